@@ -1,0 +1,72 @@
+-- headwater's bookkeeping at the destination. Created at the first start; every statement can be run again.
+
+CREATE SCHEMA IF NOT EXISTS headwater;
+COMMENT ON SCHEMA headwater IS 'Bookkeeping of the headwater replicator: do not change by hand';
+
+-- Cold facts: what this destination is fed from. One row, from before the slot exists until teardown.
+CREATE TABLE IF NOT EXISTS headwater.stream (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    -- creating: the slot is being made and filled; whatever bears its name is ours. live: position is valid.
+    state text NOT NULL CHECK (state IN ('creating', 'live')),
+    -- Drawn anew for every slot; names its staging schema.
+    generation text NOT NULL,
+    slot text NOT NULL,
+    publication text NOT NULL,
+    system_identifier text NOT NULL,
+    timeline integer NOT NULL,
+    source_database text NOT NULL,
+    -- The slot's consistent point, once it is live.
+    consistent_point pg_lsn,
+    -- Why the copy may have gaps, until a resnapshot of all tables has closed them.
+    gap text,
+    bookkeeping_version integer NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CHECK (state = 'creating' OR consistent_point IS NOT NULL)
+);
+
+-- The hot fact: everything of the live tables with end_lsn <= position is here. One row, without an index: it is found by
+-- its ctid, so that an old snapshot elsewhere (pg_dump, a report) does not make each update search dead versions.
+CREATE TABLE IF NOT EXISTS headwater.position (
+    position pg_lsn NOT NULL
+) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0);
+
+-- The tables that are kept equal.
+CREATE TABLE IF NOT EXISTS headwater.tables (
+    schema_name text NOT NULL,
+    table_name text NOT NULL,
+    -- The table's OID at the source, and here.
+    source_id oid NOT NULL,
+    destination_id oid NOT NULL,
+    -- staging: being copied beside the live table. live: followed from snapshot_position on.
+    state text NOT NULL CHECK (state IN ('staging', 'live')),
+    snapshot_position pg_lsn,
+    PRIMARY KEY (schema_name, table_name),
+    CHECK (state = 'staging' OR snapshot_position IS NOT NULL)
+);
+
+-- Moves the position from previous to next, first in each transaction that applies changes. Raises when it is not
+-- previous: then another instance has written, or a transaction before this one has failed.
+CREATE OR REPLACE FUNCTION headwater.advance(previous pg_lsn, next pg_lsn) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    moved tid;
+BEGIN
+    UPDATE headwater.position AS p SET position = next
+    WHERE p.ctid = pg_catalog.current_setting('headwater.position_ctid')::tid AND p.position = previous
+    RETURNING p.ctid INTO moved;
+    IF moved IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'HW001',
+            MESSAGE = pg_catalog.format('stored position is not %s', previous);
+    END IF;
+    PERFORM pg_catalog.set_config('headwater.position_ctid', moved::text, false);
+END
+$$;
+
+-- Raises; called when a statement touched another number of rows than the changes that it carries out.
+CREATE OR REPLACE FUNCTION headwater.expect(found bigint, expected bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'HW002',
+        MESSAGE = pg_catalog.format('%s rows found where %s were expected', found, expected);
+END
+$$;

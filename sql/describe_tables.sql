@@ -1,0 +1,129 @@
+-- Everything headwater needs to know of the tables named by $1 (schemas) and $2 (names), one JSON object a table.
+-- Read by session::describe into plan::schema::TableDefinition, on both ends, PostgreSQL 14 to 18. Columns of catalogs
+-- that older majors lack are reached through to_jsonb, where they are simply absent.
+SELECT pg_catalog.jsonb_build_object(
+    'id', c.oid::pg_catalog.int8,
+    'schema', n.nspname,
+    'name', c.relname,
+    'kind', c.relkind,
+    'persistence', c.relpersistence,
+    'replica_identity', c.relreplident,
+    'row_security', c.relrowsecurity,
+    'is_partition', c.relispartition,
+    'has_children', EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid),
+    'comment', pg_catalog.obj_description(c.oid, 'pg_class'),
+    'options', c.reloptions,
+    'bytes', CASE WHEN c.relkind = 'p'
+        THEN (SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(t.relid)), 0)::pg_catalog.int8
+              FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)
+        ELSE pg_catalog.pg_table_size(c.oid) END,
+    'columns', COALESCE((
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'number', a.attnum,
+            'name', a.attname,
+            'type_id', a.atttypid::pg_catalog.int8,
+            'type_modifier', a.atttypmod,
+            'not_null', a.attnotnull,
+            'identity', NULLIF(a.attidentity, ''),
+            'generated', NULLIF(a.attgenerated, ''),
+            'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+            'missing_value', CASE WHEN a.atthasmissing THEN a.attmissingval::pg_catalog.text END,
+            'collation', CASE WHEN a.attcollation <> t.typcollation AND a.attcollation <> 0 THEN
+                pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,
+            'sequence', pg_catalog.pg_get_serial_sequence(
+                pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname),
+            'comment', pg_catalog.col_description(c.oid, a.attnum)
+        ) ORDER BY a.attnum)
+        FROM pg_catalog.pg_attribute a
+        JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+        LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
+        LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
+    'indexes', COALESCE((
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'id', i.indexrelid::pg_catalog.int8,
+            'name', ic.relname,
+            'method', am.amname,
+            'unique', i.indisunique,
+            'primary', i.indisprimary,
+            'exclusion', i.indisexclusion,
+            'replica_identity', i.indisreplident,
+            'immediate', i.indimmediate,
+            'valid', i.indisvalid,
+            'nulls_not_distinct', COALESCE((pg_catalog.to_jsonb(i) ->> 'indnullsnotdistinct')::pg_catalog.bool, false),
+            'predicate', pg_catalog.pg_get_expr(i.indpred, i.indrelid),
+            'options', ic.reloptions,
+            'parts', (
+                SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                    'column', ia.attname,
+                    'expression', CASE WHEN k.attnum = 0 THEN pg_catalog.pg_get_indexdef(i.indexrelid, k.place::pg_catalog.int4, false) END,
+                    'included', k.place > i.indnkeyatts,
+                    'descending', COALESCE((i.indoption)[k.place - 1] & 1 = 1, false),
+                    'nulls_first', COALESCE((i.indoption)[k.place - 1] & 2 = 2, false),
+                    'operator_class', CASE WHEN k.place <= i.indnkeyatts AND NOT oc.opcdefault THEN
+                        pg_catalog.jsonb_build_object('schema', ocn.nspname, 'name', oc.opcname) END,
+                    'collation', CASE WHEN k.place <= i.indnkeyatts AND (i.indcollation)[k.place - 1] <> 0
+                                       AND (i.indcollation)[k.place - 1] <> COALESCE(ia.attcollation, 0) THEN
+                        pg_catalog.jsonb_build_object('schema', icon.nspname, 'name', ico.collname) END,
+                    'equality', (
+                        SELECT pg_catalog.jsonb_build_object('schema', opn.nspname, 'name', op.oprname)
+                        FROM pg_catalog.pg_amop ao
+                        JOIN pg_catalog.pg_operator op ON op.oid = ao.amopopr
+                        JOIN pg_catalog.pg_namespace opn ON opn.oid = op.oprnamespace
+                        WHERE ao.amopfamily = oc.opcfamily AND ao.amopmethod = 403 AND ao.amopstrategy = 3
+                          AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype)
+                ) ORDER BY k.place)
+                FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (attnum, place)
+                LEFT JOIN pg_catalog.pg_attribute ia ON ia.attrelid = i.indrelid AND ia.attnum = k.attnum
+                LEFT JOIN pg_catalog.pg_opclass oc ON oc.oid = (i.indclass)[k.place - 1]
+                LEFT JOIN pg_catalog.pg_namespace ocn ON ocn.oid = oc.opcnamespace
+                LEFT JOIN pg_catalog.pg_collation ico ON ico.oid = (i.indcollation)[k.place - 1]
+                LEFT JOIN pg_catalog.pg_namespace icon ON icon.oid = ico.collnamespace)
+        ) ORDER BY i.indisprimary DESC, ic.relname)
+        FROM pg_catalog.pg_index i
+        JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
+        JOIN pg_catalog.pg_am am ON am.oid = ic.relam
+        WHERE i.indrelid = c.oid AND i.indislive), '[]'),
+    'constraints', COALESCE((
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', k.conname,
+            'kind', k.contype,
+            'index', NULLIF(k.conindid, 0)::pg_catalog.int8,
+            'deferrable', k.condeferrable,
+            'deferred', k.condeferred,
+            'validated', k.convalidated,
+            'expression', CASE WHEN k.contype = 'c' THEN pg_catalog.pg_get_expr(k.conbin, k.conrelid) END,
+            'columns', (SELECT pg_catalog.jsonb_agg(ka.attname ORDER BY u.place)
+                FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u (attnum, place)
+                JOIN pg_catalog.pg_attribute ka ON ka.attrelid = k.conrelid AND ka.attnum = u.attnum),
+            'references', CASE WHEN k.contype = 'f' THEN pg_catalog.jsonb_build_object(
+                'table_id', k.confrelid::pg_catalog.int8,
+                'schema', fn.nspname, 'name', fc.relname,
+                'on_delete', k.confdeltype, 'on_update', k.confupdtype, 'match', k.confmatchtype,
+                'columns', (SELECT pg_catalog.jsonb_agg(fa.attname ORDER BY u.place)
+                    FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS u (attnum, place)
+                    JOIN pg_catalog.pg_attribute fa ON fa.attrelid = k.confrelid AND fa.attnum = u.attnum)) END
+        ) ORDER BY k.contype, k.conname)
+        FROM pg_catalog.pg_constraint k
+        LEFT JOIN pg_catalog.pg_class fc ON fc.oid = k.confrelid
+        LEFT JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
+        WHERE k.conrelid = c.oid AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND k.conparentid = 0), '[]'),
+    'referenced_by', COALESCE((
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', k.conname, 'schema', rn.nspname, 'table', rc.relname,
+            'on_delete', k.confdeltype, 'on_update', k.confupdtype) ORDER BY rn.nspname, rc.relname, k.conname)
+        FROM pg_catalog.pg_constraint k
+        JOIN pg_catalog.pg_class rc ON rc.oid = k.conrelid
+        JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
+        WHERE k.confrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0), '[]'),
+    'triggers', COALESCE((
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('name', g.tgname, 'enabled', g.tgenabled) ORDER BY g.tgname)
+        FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal), '[]')
+)::pg_catalog.text
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (schema_name, table_name) -- its form takes no schema
+    ON n.nspname = wanted.schema_name AND c.relname = wanted.table_name
+WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')
+ORDER BY n.nspname, c.relname

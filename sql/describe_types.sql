@@ -1,0 +1,54 @@
+-- The types with the OIDs $1 and every type that they are made of, one JSON object a type.
+-- Read by session::describe into plan::schema::TypeDefinition, on both ends, PostgreSQL 14 to 18.
+WITH RECURSIVE used (id) AS (
+    SELECT pg_catalog.unnest($1::pg_catalog.oid[])
+    UNION
+    SELECT part.id
+    FROM used
+    JOIN pg_catalog.pg_type t ON t.oid = used.id
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typbasetype <> 0
+        UNION ALL SELECT t.typelem WHERE t.typelem <> 0
+        UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
+            WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+    ) AS part (id)
+)
+SELECT pg_catalog.jsonb_build_object(
+    'id', t.oid::pg_catalog.int8,
+    'schema', n.nspname,
+    'name', t.typname,
+    'kind', t.typtype,
+    'category', t.typcategory,
+    'base', NULLIF(t.typbasetype, 0)::pg_catalog.int8,
+    'base_modifier', t.typtypmod,
+    'element', CASE WHEN t.typsubscript::pg_catalog.oid = 'pg_catalog.array_subscript_handler'::pg_catalog.regproc
+        THEN NULLIF(t.typelem, 0)::pg_catalog.int8 END,
+    'array', NULLIF(t.typarray, 0)::pg_catalog.int8,
+    'delimiter', t.typdelim,
+    'not_null', t.typnotnull,
+    'has_binary', t.typsend <> 0 AND t.typreceive <> 0,
+    'labels', (SELECT pg_catalog.jsonb_agg(e.enumlabel ORDER BY e.enumsortorder)
+        FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid),
+    'attributes', CASE WHEN t.typtype = 'c' THEN (
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', a.attname, 'type_id', a.atttypid::pg_catalog.int8, 'type_modifier', a.atttypmod) ORDER BY a.attnum)
+        FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END,
+    'checks', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', k.conname, 'expression', pg_catalog.pg_get_expr(k.conbin, 0)) ORDER BY k.conname)
+        FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'c'),
+    'equality', (
+        SELECT pg_catalog.jsonb_build_object('schema', opn.nspname, 'name', op.oprname)
+        FROM pg_catalog.pg_opclass oc
+        JOIN pg_catalog.pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopmethod = oc.opcmethod AND ao.amopstrategy = 3
+            AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
+        JOIN pg_catalog.pg_operator op ON op.oid = ao.amopopr
+        JOIN pg_catalog.pg_namespace opn ON opn.oid = op.oprnamespace
+        WHERE oc.opcintype = t.oid AND oc.opcmethod = 403 AND oc.opcdefault),
+    'extension', (SELECT x.extname FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension x ON x.oid = d.refobjid
+        WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid AND d.deptype = 'e'
+          AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass LIMIT 1)
+)::pg_catalog.text
+FROM used
+JOIN pg_catalog.pg_type t ON t.oid = used.id
+JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace

@@ -1,0 +1,59 @@
+//! What the operator types.
+//!
+//! Room 14, I/O, the last one. In come arguments, the configuration file and the environment; out come a running
+//! service, a report, and an exit code: 0 asked to stop, 1 an operator must act, 2 usage or configuration. The only
+//! room that prints.
+
+mod cli;
+pub mod demo;
+mod display;
+mod run;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Arguments, Command};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what it was asked.
+    Done,
+    /// An operator must act.
+    OperatorMustAct,
+    /// The arguments or the configuration are wrong.
+    Usage,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::OperatorMustAct => 1,
+            Exit::Usage => 2,
+        })
+    }
+}
+
+/// Parses the process's arguments and does what they say.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            display::error(&format!("cannot start the runtime: {error}"));
+            return Exit::OperatorMustAct.into();
+        }
+    };
+    let exit = runtime.block_on(async {
+        match arguments.command {
+            Command::Run(options) => run::run(&arguments.config, &options).await,
+        }
+    });
+    // Whatever still runs has nothing left to do that anybody waits for.
+    runtime.shutdown_background();
+    exit.into()
+}

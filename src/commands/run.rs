@@ -1,0 +1,87 @@
+//! `headwater run`: the service.
+//!
+//! Configuration, logs, HTTP, then the pipeline until SIGTERM or SIGINT; says at its end which ending it was. A
+//! second signal ends it at once: everything it does is safe to break off.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::cli::{LogStyle, RunArguments};
+use super::{Exit, display, settings};
+use crate::fault::{Fault, report};
+use crate::pipeline::{self, RunOptions};
+use crate::telemetry::{self, LogFormat, State, Telemetry, start_logging};
+
+/// Runs the service.
+pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => Arc::new(config),
+        Err(exit) => return exit,
+    };
+    start_logging(match options.log_format {
+        LogStyle::Human => LogFormat::Human,
+        LogStyle::Json => LogFormat::Json,
+    });
+    let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
+    let (stop, stopping) = watch::channel(false);
+    if let Err(error) = stop_on_signals(stop) {
+        display::error(&format!("cannot listen for signals: {error}"));
+        return Exit::OperatorMustAct;
+    }
+    tracing::info!(
+        "headwater {} copies {} tables from {} to {}",
+        env!("CARGO_PKG_VERSION"),
+        config.tables.len(),
+        config.source.url,
+        config.destination.url
+    );
+    if let Some(address) = config.http.listen {
+        match telemetry::serve(address, Arc::clone(&telemetry), stopping.clone()).await {
+            Ok(bound) => tracing::info!("metrics, health and status at http://{bound}/"),
+            Err(error) => {
+                display::error(&error.to_string());
+                return Exit::OperatorMustAct;
+            }
+        }
+    }
+    let shown = tokio::spawn(display::show_snapshots(Arc::clone(&telemetry)));
+    let options = RunOptions { resnapshot: options.resnapshot };
+    let ended = pipeline::run(config, options, Arc::clone(&telemetry), stopping).await;
+    shown.abort();
+    telemetry.set_state(State::Stopped, None);
+    match ended {
+        Ok(()) => Exit::Done,
+        Err(fault) => {
+            tell(&fault);
+            Exit::OperatorMustAct
+        }
+    }
+}
+
+/// Prints why the service ended.
+fn tell(fault: &Fault) {
+    display::error(&report(fault).lines());
+}
+
+/// Turns the first SIGTERM or SIGINT into a stop, and the second into an end.
+fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.send_replace(true);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    Ok(())
+}

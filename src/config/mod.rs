@@ -1,0 +1,316 @@
+//! Settings: TOML, environment and flags into a valid [`Config`], or into a list of everything that is wrong.
+//!
+//! Room 2, pure: the file's text and the environment are arguments. `commands` reads them and calls [`Config::parse`];
+//! every other room takes the typed parts of the [`Config`] that come out.
+//!
+//! ```text
+//! headwater.toml ─┐
+//! HEADWATER_… ────┼─▶ values by key (file.rs) ─▶ typed settings (values.rs) ─▶ Config
+//! defaults ───────┘              └──────────── every Problem found ─────────▶ exit 2
+//! ```
+//!
+//! Invariants: a [`Config`] that exists is valid in itself; every problem is reported at once, with its line, its key
+//! and the nearest known name; no message contains a password. One table, [`SETTINGS`], holds every key with its
+//! default and its explanation; parser, environment names and docs/configuration.md are all made from it.
+
+mod connection;
+mod file;
+mod settings;
+mod values;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use connection::{
+    ChannelBinding, ConnectionSettings, Host, RootCertificates, Secret, SslMode, SslNegotiation, TargetSession,
+};
+pub use settings::{SETTINGS, Setting, reference};
+
+use crate::pg::{Ident, QualifiedName, SlotName};
+
+/// What to do when a row at the destination is not what the source's change expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnConflict {
+    /// Roll back, wait, and say which row.
+    Stop,
+    /// Make the row as the source has it, and count.
+    SourceWins,
+}
+
+/// What to do when a table changes its columns at the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaChanges {
+    /// Follow what is additive and loses nothing.
+    Follow,
+    /// Halt with the SQL to run.
+    Stop,
+}
+
+/// How a TRUNCATE is carried out at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TruncateMode {
+    /// By TRUNCATE: quick, but readers wait for the commit.
+    Truncate,
+    /// By DELETE: slower, and readers never wait.
+    Delete,
+}
+
+/// What to do when the slot or its history is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSlotLost {
+    /// End, and leave the decision to the operator.
+    Stop,
+    /// Make a new slot and reconcile all tables with a new snapshot.
+    Resnapshot,
+}
+
+/// Which of the source's transactions are wanted, by their replication origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// All.
+    Any,
+    /// Only those that were not replicated to the source from elsewhere.
+    None,
+}
+
+/// Whether a destination commit waits for its WAL to be flushed: `synchronous_commit` of the writing session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SynchronousCommit {
+    /// Do not wait; the ledger holds the feedback back until the WAL is flushed.
+    Off,
+    /// Wait for the local flush.
+    Local,
+    /// Wait for the local flush and that of synchronous standbys.
+    On,
+    /// Wait until synchronous standbys have written it.
+    RemoteWrite,
+    /// Wait until synchronous standbys have applied it.
+    RemoteApply,
+}
+
+impl SynchronousCommit {
+    /// The setting's value, as PostgreSQL spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SynchronousCommit::Off => "off",
+            SynchronousCommit::Local => "local",
+            SynchronousCommit::On => "on",
+            SynchronousCommit::RemoteWrite => "remote_write",
+            SynchronousCommit::RemoteApply => "remote_apply",
+        }
+    }
+}
+
+/// `[source]`
+#[derive(Clone, Debug)]
+pub struct SourceSettings {
+    /// Where the source is.
+    pub url: ConnectionSettings,
+    /// Our replication slot there.
+    pub slot: SlotName,
+    /// The publication that holds the tables.
+    pub publication: Ident,
+    /// A source that says nothing for so long is reconnected.
+    pub timeout: Duration,
+    /// How often a heartbeat is written, if at all.
+    pub heartbeat_every: Option<Duration>,
+}
+
+/// `[destination]`
+#[derive(Clone, Debug)]
+pub struct DestinationSettings {
+    /// Where the destination is.
+    pub url: ConnectionSettings,
+    /// Whether commits wait for their flush.
+    pub synchronous_commit: SynchronousCommit,
+    /// How long a statement waits for a lock.
+    pub lock_timeout: Duration,
+    /// How long an answer may take before the destination counts as unreachable.
+    pub timeout: Duration,
+}
+
+/// `[apply]`
+#[derive(Clone, Copy, Debug)]
+pub struct ApplySettings {
+    /// Most changes of one destination transaction that is not a single source transaction.
+    pub batch_rows_max: usize,
+    /// Most bytes of one, as received.
+    pub batch_bytes_max: usize,
+}
+
+/// `[spool]`
+#[derive(Clone, Debug)]
+pub struct SpoolSettings {
+    /// Where in-progress transactions go that memory does not hold.
+    pub dir: PathBuf,
+    /// How much of them memory holds, in bytes.
+    pub memory_bytes_max: u64,
+    /// How much of them the directory holds, in bytes.
+    pub bytes_max: u64,
+}
+
+/// `[snapshot]`
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotSettings {
+    /// Parallel readers; `None`: what both servers and this machine bear.
+    pub workers: Option<usize>,
+    /// Most bytes read from the source per second.
+    pub max_rate: Option<u64>,
+    /// After this long the snapshot is reported as holding back the source's vacuum and WAL.
+    pub max_duration: Option<Duration>,
+}
+
+/// `[http]`
+#[derive(Clone, Copy, Debug)]
+pub struct HttpSettings {
+    /// Where metrics, health and the status page are served, if at all.
+    pub listen: Option<SocketAddr>,
+    /// More lag than this makes /readyz red.
+    pub ready_lag_max: Duration,
+}
+
+/// All settings, valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The tables to keep equal, each once.
+    pub tables: Vec<QualifiedName>,
+    /// On a row that is not what a change expects.
+    pub on_conflict: OnConflict,
+    /// On changed columns.
+    pub schema_changes: SchemaChanges,
+    /// On TRUNCATE.
+    pub truncate: TruncateMode,
+    /// On a lost slot or history.
+    pub on_slot_lost: OnSlotLost,
+    /// Which transactions are wanted.
+    pub origin: Origin,
+    /// A leader that is silent for so long is replaced.
+    pub leader_timeout: Duration,
+    /// How long the stream may be held for a fence.
+    pub fence_timeout: Duration,
+    /// How often the running service verifies, if at all.
+    pub verify_every: Option<Duration>,
+    /// `[source]`
+    pub source: SourceSettings,
+    /// `[destination]`
+    pub destination: DestinationSettings,
+    /// `[apply]`
+    pub apply: ApplySettings,
+    /// `[spool]`
+    pub spool: SpoolSettings,
+    /// `[snapshot]`
+    pub snapshot: SnapshotSettings,
+    /// `[http]`
+    pub http: HttpSettings,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The built-in default.
+    Default,
+    /// A line of the configuration file, counted from 1.
+    File {
+        /// The file's name as the operator gave it.
+        name: String,
+        /// The line.
+        line: usize,
+    },
+    /// An environment variable.
+    Environment {
+        /// Its name.
+        variable: String,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Default => f.write_str("default"),
+            Place::File { name, line } => write!(f, "{name}:{line}"),
+            Place::Environment { variable } => f.write_str(variable),
+        }
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where.
+    pub place: Place,
+    /// The key, as `section.key`; empty when the file itself cannot be read as TOML.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.place, self.key.as_str()) {
+            (Place::Default, key) => write!(f, "{key}: {}", self.message),
+            (place, "") => write!(f, "{place}: {}", self.message),
+            (place, key) => write!(f, "{place}: {key}: {}", self.message),
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration, in the order of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// The process's environment, as the pure rooms see it.
+pub type Environment = std::collections::BTreeMap<String, String>;
+
+/// A configuration file's name and text.
+#[derive(Clone, Copy, Debug)]
+pub struct FileText<'a> {
+    /// The name as the operator gave it.
+    pub name: &'a str,
+    /// What it holds.
+    pub text: &'a str,
+}
+
+impl Config {
+    /// Reads settings from the file, overridden by `HEADWATER_…` variables, over the defaults.
+    ///
+    /// # Errors
+    /// [`Problems`] holds every one that was found, not only the first.
+    pub fn parse(file: Option<FileText<'_>>, environment: &Environment) -> Result<Config, Problems> {
+        let (values, mut problems) = file::collect(file, environment);
+        let config = values::typed(&values, environment, &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            Some(_) | None => {
+                problems.sort_by_key(|problem| match &problem.place {
+                    Place::File { line, .. } => (0, *line),
+                    Place::Environment { .. } => (1, 0),
+                    Place::Default => (2, 0),
+                });
+                Err(Problems(problems))
+            }
+        }
+    }
+}
+
+/// Variables that look like misspelt settings, each with the setting that was probably meant.
+///
+/// Not an error: an orchestrator may put variables of its own (`HEADWATER_SERVICE_HOST`) beside ours.
+pub fn misspelt_variables(environment: &Environment) -> Vec<(String, String)> {
+    file::misspelt_variables(environment)
+}

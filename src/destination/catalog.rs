@@ -1,0 +1,65 @@
+//! The destination's tables as they are now.
+//!
+//! Read by `pipeline` at every start, and again when a relation changes; handed to `plan` as data. Nothing is cached
+//! beyond that: the catalog is the truth, also after an operator's ALTER TABLE.
+
+use std::collections::BTreeMap;
+
+use super::error::DestinationError;
+use crate::pg::{QualifiedName, TypeId};
+use crate::plan::schema::{TableDefinition, Types};
+use crate::session::{SqlClient, describe_tables, describe_types};
+
+/// A destination table, and whether it has rows.
+#[derive(Clone, Debug)]
+pub struct DestinationTable {
+    /// What it is.
+    pub definition: TableDefinition,
+}
+
+/// The tables of the set that exist at the destination, and their types.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// The tables by name.
+    pub tables: BTreeMap<QualifiedName, DestinationTable>,
+    /// The types that their columns have.
+    pub types: Types,
+}
+
+impl Catalog {
+    /// Reads the tables among `names` that exist.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn read(client: &SqlClient, names: &[QualifiedName]) -> Result<Catalog, DestinationError> {
+        let definitions = describe_tables(client, names).await?;
+        let mut ids: Vec<TypeId> =
+            definitions.iter().flat_map(|table| table.columns.iter().map(|column| column.type_id)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let types = describe_types(client, &ids).await?;
+        let tables =
+            definitions.into_iter().map(|definition| (definition.name(), DestinationTable { definition })).collect();
+        Ok(Catalog { tables, types })
+    }
+
+    /// The table of a name, if it exists.
+    pub fn table(&self, name: &QualifiedName) -> Option<&TableDefinition> {
+        self.tables.get(name).map(|table| &table.definition)
+    }
+
+    /// Roughly how many rows a table has: its exact number up to `most`, otherwise the planner's estimate.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn count_rows(client: &SqlClient, name: &QualifiedName, most: i64) -> Result<i64, DestinationError> {
+        let table = name.sql();
+        let sql = format!(
+            "SELECT CASE WHEN n < $1 THEN n
+                 ELSE pg_catalog.greatest(n, (SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $2::text::regclass)) END
+             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {table} LIMIT $1) AS some) AS counted"
+        );
+        let sql = sql.replace("pg_catalog.greatest", "GREATEST");
+        Ok(client.query_one("counting rows", &sql, &[&most, &table]).await?.get(0))
+    }
+}

@@ -1,0 +1,137 @@
+//! What can go wrong at the destination.
+//!
+//! Goes to `fault`, which decides what now.
+
+use std::fmt;
+
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::plan::target::BindError;
+use crate::session::{SessionError, SqlState};
+
+/// How a row at the destination was not what a change expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ConflictKind {
+    /// An insert, or a changed key, meets a row that exists; or another unique key does.
+    UniqueViolation,
+    /// An update's row is missing.
+    MissingRow,
+    /// A foreign key.
+    ForeignKeyViolation,
+    /// A check.
+    CheckViolation,
+    /// A NULL where none may be.
+    NotNullViolation,
+    /// An exclusion constraint.
+    ExclusionViolation,
+    /// A value that its column does not take.
+    DataException,
+    /// Anything else that the destination refused about a row.
+    Other,
+}
+
+impl ConflictKind {
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ConflictKind::UniqueViolation => "unique_violation",
+            ConflictKind::MissingRow => "missing_row",
+            ConflictKind::ForeignKeyViolation => "foreign_key_violation",
+            ConflictKind::CheckViolation => "check_violation",
+            ConflictKind::NotNullViolation => "not_null_violation",
+            ConflictKind::ExclusionViolation => "exclusion_violation",
+            ConflictKind::DataException => "data_exception",
+            ConflictKind::Other => "other",
+        }
+    }
+
+    /// What an error inside a batch says about a row; `None` when it says nothing about one.
+    pub fn of(code: SqlState) -> Option<ConflictKind> {
+        Some(match code.as_str() {
+            "23505" => ConflictKind::UniqueViolation,
+            "HW002" => ConflictKind::MissingRow,
+            "23503" | "23001" => ConflictKind::ForeignKeyViolation,
+            "23514" => ConflictKind::CheckViolation,
+            "23502" => ConflictKind::NotNullViolation,
+            "23P01" => ConflictKind::ExclusionViolation,
+            "44000" | "P0001" | "428C9" => ConflictKind::Other,
+            _ => match code.class() {
+                "22" => ConflictKind::DataException,
+                "23" => ConflictKind::Other,
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// A change that the destination's rows do not allow. Names the row by its key's columns, never by its values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// What kind.
+    pub kind: ConflictKind,
+    /// The table, when the failing change is known.
+    pub table: Option<QualifiedName>,
+    /// What the change does: insert, update, delete, truncate.
+    pub operation: Option<&'static str>,
+    /// The columns by which the change finds its row.
+    pub key: Vec<Ident>,
+    /// The violated constraint or the column concerned, in the server's words.
+    pub constraint: Option<String>,
+    /// The server's words.
+    pub message: String,
+    /// The SQLSTATE.
+    pub code: SqlState,
+    /// The source transaction's commit_lsn.
+    pub commit_lsn: Lsn,
+    /// The source transaction's end_lsn, when it is known: the name by which it can be skipped.
+    pub end_lsn: Option<Lsn>,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.table, self.operation) {
+            (Some(table), Some(operation)) => write!(f, "conflict: {operation} on table {table}")?,
+            (Some(table), None) => write!(f, "conflict on table {table}")?,
+            (None, _) => f.write_str("conflict at commit")?,
+        }
+        if !self.key.is_empty() {
+            let key: Vec<String> = self.key.iter().map(Ident::to_string).collect();
+            write!(f, " (key {})", key.join(", "))?;
+        }
+        write!(f, ": {} (SQLSTATE {}), in the source transaction", self.message, self.code)?;
+        match self.end_lsn {
+            Some(end_lsn) => write!(f, " with end_lsn {end_lsn}"),
+            None => write!(f, " with commit_lsn {}", self.commit_lsn),
+        }
+    }
+}
+
+/// What went wrong at the destination.
+#[derive(Debug, thiserror::Error)]
+pub enum DestinationError {
+    /// The session.
+    #[error("destination: {0}")]
+    Session(#[from] SessionError),
+    /// Something that an operator must mend.
+    #[error("{0}")]
+    Refused(ErrorReport),
+    /// The stored position is not the one that this instance wrote: another one leads.
+    #[error("the stored position is {found}, not {expected}: another instance has written")]
+    PositionMoved {
+        /// What this instance stored last.
+        expected: Lsn,
+        /// What is stored.
+        found: Lsn,
+    },
+    /// A change that the destination's rows do not allow.
+    #[error("{0}")]
+    Conflict(Box<Conflict>),
+    /// A relation that does not fit its table any more.
+    #[error("schema change: {0}")]
+    Bind(#[from] BindError),
+    /// An update or delete without an identity.
+    #[error(transparent)]
+    NoIdentity(#[from] crate::plan::statement::NoIdentity),
+    /// Staged rows are not those that were sent.
+    #[error("staging was lost: {0}")]
+    StagingLost(String),
+}

@@ -1,0 +1,316 @@
+//! Who may write: the writing session, its advisory lock, and what becomes of a leader that froze.
+//!
+//! `pipeline` opens a [`Candidate`] and polls it; the one that gets the lock becomes the [`Leader`] and applies. The
+//! lock decides who tries; the conditional position update alone decides who commits, so two leaders for a moment are
+//! a nuisance, not a danger.
+//!
+//! A frozen leader (SIGSTOP, a stalled machine) keeps its TCP connections alive through its kernel. So the writing
+//! session sets idle_session_timeout and idle_in_transaction_session_timeout to `leader_timeout`, and a live leader
+//! pings three times as often. One gap is left: frozen in the middle of a flight, the session is *active*, waiting
+//! for our bytes, and no timeout of the server's runs. A candidate that sees it so for twice `leader_timeout` ends it
+//! (same role: allowed).
+//!
+//! Bound: a candidate asks once a second, never inside a waiting statement, which would hold a snapshot open.
+
+use std::time::Duration;
+
+use super::error::DestinationError;
+use crate::config::{ConnectionSettings, SynchronousCommit};
+use crate::pg::{ErrorReport, Lsn, SlotName};
+use crate::session::{Flight, FlightAnswer, SessionError, SqlClient, SqlState, StatementAnswer, WritingSession};
+
+/// How the writing session is set up.
+#[derive(Clone, Debug)]
+pub struct WritingSettings {
+    /// Where, and as whom.
+    pub connection: ConnectionSettings,
+    /// The slot: part of the lock's key.
+    pub slot: SlotName,
+    /// Silence after which the server ends the session.
+    pub leader_timeout: Duration,
+    /// How long a statement waits for a lock.
+    pub lock_timeout: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// `synchronous_commit` of the session.
+    pub synchronous_commit: SynchronousCommit,
+}
+
+/// `session_replication_role` of the writing session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicationRole {
+    /// Foreign keys and ordinary triggers do not act.
+    Replica,
+    /// They do: the role may not set session_replication_role.
+    Origin,
+}
+
+/// A writing session that does not hold the lock.
+pub struct Candidate {
+    session: WritingSession,
+    settings: WritingSettings,
+    key: i64,
+}
+
+/// The writing session that holds the lock.
+pub struct Leader {
+    pub(super) session: WritingSession,
+    pub(super) settings: WritingSettings,
+    role: ReplicationRole,
+    wal_block_bytes: u64,
+}
+
+const DOING: &str = "becoming the writer";
+
+impl Candidate {
+    /// Opens the writing session.
+    ///
+    /// # Errors
+    /// [`DestinationError`]; a transaction pooler in between is refused.
+    pub async fn connect(settings: &WritingSettings) -> Result<Candidate, DestinationError> {
+        let millis = |duration: Duration| duration.as_millis().to_string();
+        let purpose = format!("{} writing", settings.slot);
+        let session = WritingSession::connect(
+            &settings.connection,
+            &purpose,
+            &[
+                ("search_path", String::new()),
+                ("synchronous_commit", settings.synchronous_commit.as_str().to_owned()),
+                ("lock_timeout", millis(settings.lock_timeout)),
+                ("statement_timeout", "0".to_owned()),
+                ("idle_session_timeout", millis(settings.leader_timeout)),
+                ("idle_in_transaction_session_timeout", millis(settings.leader_timeout)),
+                ("client_connection_check_interval", "1000".to_owned()),
+                ("row_security", "off".to_owned()),
+                ("lc_monetary", "C".to_owned()),
+                ("xmloption", "content".to_owned()),
+                // Statements are prepared once and their parameters say nothing about the best plan; compiling them to
+                // machine code takes longer than running them.
+                ("plan_cache_mode", "force_generic_plan".to_owned()),
+                ("jit", "off".to_owned()),
+            ],
+        )
+        .await
+        .map_err(refuse_pooler)?;
+        let mut candidate = Candidate { session, settings: settings.clone(), key: lock_key(&settings.slot) };
+        candidate.check_no_pooler().await?;
+        Ok(candidate)
+    }
+
+    /// Between us and the server somebody may hand our session to others: then no lock and no setting of ours would
+    /// hold.
+    async fn check_no_pooler(&mut self) -> Result<(), DestinationError> {
+        let row = self.ask("SELECT pg_catalog.pg_backend_pid()").await?;
+        let process_id = row.first().and_then(|pid| pid.as_deref()?.parse::<u32>().ok());
+        if process_id == Some(self.session.process_id()) {
+            return Ok(());
+        }
+        Err(DestinationError::Refused(pooler_report()))
+    }
+
+    async fn ask(&mut self, sql: &str) -> Result<Vec<Option<String>>, DestinationError> {
+        let mut flight = Flight::new();
+        flight.query(sql);
+        let answer = self.session.round_trip(DOING, flight, self.settings.timeout).await?;
+        Ok(one_row(answer))
+    }
+
+    /// Tries to take the lock: `Ok(Ok(leader))` when it was free.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn try_lead(mut self) -> Result<Result<Leader, Candidate>, DestinationError> {
+        let row = self.ask(&format!("SELECT pg_catalog.pg_try_advisory_lock({})", self.key)).await?;
+        if row.first().and_then(|got| got.as_deref()) != Some("t") {
+            return Ok(Err(self));
+        }
+        let role = self.take_replica_role().await?;
+        let row = self.ask("SELECT pg_catalog.current_setting('wal_block_size')").await?;
+        let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok()).unwrap_or(8192);
+        Ok(Ok(Leader { session: self.session, settings: self.settings, role, wal_block_bytes }))
+    }
+
+    async fn take_replica_role(&mut self) -> Result<ReplicationRole, DestinationError> {
+        match self.ask("SELECT pg_catalog.set_config('session_replication_role', 'replica', false)").await {
+            Ok(_) => Ok(ReplicationRole::Replica),
+            Err(DestinationError::Session(error)) if error.code() == Some(SqlState::new(b"42501")) => {
+                Ok(ReplicationRole::Origin)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the session.
+    pub async fn close(self) {
+        self.session.close().await;
+    }
+}
+
+impl Leader {
+    /// Whether foreign keys and triggers act on what this session writes.
+    pub fn role(&self) -> ReplicationRole {
+        self.role
+    }
+
+    /// The destination's `wal_block_size`, in bytes.
+    pub fn wal_block_bytes(&self) -> u64 {
+        self.wal_block_bytes
+    }
+
+    /// The stored position, found again by its ctid from here on.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost or there is no position.
+    pub async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
+        let mut flight = Flight::new();
+        flight.query(READ_POSITION);
+        let row = one_row(self.session.round_trip("reading the position", flight, self.settings.timeout).await?);
+        position_in(&row)
+    }
+
+    /// Pings three times within `leader_timeout`, for as long as nothing else uses the session.
+    ///
+    /// Ends only with an error; may be dropped at any time, if [`Leader::settle`] follows.
+    pub async fn keep_alive(&mut self) -> DestinationError {
+        loop {
+            tokio::time::sleep(self.settings.leader_timeout / 3).await;
+            let pinged = self.session.round_trip("pinging the destination", Flight::new(), self.settings.timeout).await;
+            if let Err(error) = pinged {
+                return error.into();
+            }
+        }
+    }
+
+    /// Takes in the answer to a ping that was given up waiting for.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn settle(&mut self) -> Result<(), DestinationError> {
+        while self.session.under_way() > 0 {
+            let answer = tokio::time::timeout(self.settings.timeout, self.session.answer()).await;
+            let doing = "pinging the destination";
+            answer.map_err(|_| SessionError::Timeout { doing, within: self.settings.timeout })??;
+        }
+        Ok(())
+    }
+
+    /// Ends the session, and with it the leadership.
+    pub async fn close(self) {
+        self.session.close().await;
+    }
+}
+
+/// Reads the position and remembers its ctid for `headwater.advance`.
+pub(super) const READ_POSITION: &str = "SELECT position, pg_catalog.set_config('headwater.position_ctid', ctid::pg_catalog.text, false) \
+     FROM headwater.position";
+
+pub(super) fn position_in(row: &[Option<String>]) -> Result<Lsn, DestinationError> {
+    row.first().and_then(|position| position.as_deref()?.parse().ok()).ok_or_else(|| {
+        DestinationError::Refused(
+            ErrorReport::new("headwater.position at the destination holds no position")
+                .hint("Restore the bookkeeping, or run headwater teardown and start over with --resnapshot."),
+        )
+    })
+}
+
+pub(super) fn one_row(answer: FlightAnswer) -> Vec<Option<String>> {
+    answer
+        .answers
+        .into_iter()
+        .find_map(|answer| match answer {
+            StatementAnswer::Row(row) => row,
+            StatementAnswer::Count(_) => None,
+        })
+        .unwrap_or_default()
+}
+
+/// The advisory lock's key: FNV-1a of a name that no other program takes. The lock is the database's own already.
+fn lock_key(slot: &SlotName) -> i64 {
+    let hash = format!("headwater/{slot}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    i64::from_be_bytes(hash.to_be_bytes())
+}
+
+/// What a candidate sees of the session that holds the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its server process.
+    pub process_id: i32,
+    /// The statement that it is in, by its start; a new statement is progress.
+    pub statement_started: String,
+    /// It is inside a statement and waits for bytes from its client.
+    pub waits_for_client: bool,
+}
+
+/// The session that holds the lock, if any.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn holder(client: &SqlClient, slot: &SlotName) -> Result<Option<Holder>, DestinationError> {
+    let sql = "SELECT a.pid, COALESCE(a.query_start::text, ''),
+                      a.state = 'active' AND a.wait_event = 'ClientRead'
+               FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+                 AND (l.classid::bigint << 32) | l.objid::bigint = $1";
+    let row = client.query_opt("looking for the leader", sql, &[&lock_key(slot)]).await?;
+    Ok(row.map(|row| Holder {
+        process_id: row.get(0),
+        statement_started: row.get(1),
+        waits_for_client: row.get::<_, Option<bool>>(2).unwrap_or(false),
+    }))
+}
+
+/// Ends a session of our own role.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn terminate(client: &SqlClient, process_id: i32) -> Result<(), DestinationError> {
+    client.query("ending a session", "SELECT pg_catalog.pg_terminate_backend($1)", &[&process_id]).await?;
+    Ok(())
+}
+
+/// Ends what an earlier leader may have left running: its staging and publishing sessions.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn terminate_leftovers(client: &SqlClient, slot: &SlotName) -> Result<u64, DestinationError> {
+    let sql = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+               WHERE datname = pg_catalog.current_database() AND usename = current_user
+                 AND pid <> pg_catalog.pg_backend_pid()
+                 AND (application_name LIKE '%' || $1 || ' staging' OR application_name LIKE '%' || $1 || ' publishing')";
+    let slot = slot.as_str().replace('_', "\\_");
+    let rows = client.query("ending an earlier leader's sessions", sql, &[&slot]).await?;
+    Ok(u64::try_from(rows.len()).unwrap_or(0))
+}
+
+fn pooler_report() -> ErrorReport {
+    ErrorReport::new("destination.url leads through a connection pooler")
+        .detail(
+            "headwater needs sessions of its own: its advisory lock, prepared statements and settings live in them.",
+        )
+        .hint("Give the address of the PostgreSQL server itself.")
+}
+
+/// pgbouncer refuses settings that it does not know in the startup message.
+fn refuse_pooler(error: SessionError) -> DestinationError {
+    match error.server() {
+        Some(server) if server.message.contains("unsupported startup parameter") => {
+            DestinationError::Refused(pooler_report())
+        }
+        Some(_) | None => DestinationError::Session(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slot_has_a_lock_of_its_own_and_always_the_same() {
+        let key = |name: &str| lock_key(&name.parse().unwrap());
+        assert_eq!(key("headwater"), key("headwater"));
+        assert_ne!(key("headwater"), key("headwater_2"));
+    }
+}

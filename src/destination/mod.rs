@@ -1,0 +1,35 @@
+//! The destination: its catalog, its tables, the rows, and the position among them.
+//!
+//! Room 11, I/O. In come `plan`'s work (from `pipeline::apply_loop`) and, for a snapshot, table definitions and rows;
+//! out go committed transactions and the position that they stand for. It knows nothing of the source but what those
+//! carry.
+//!
+//! ```text
+//! bookkeeping ── what this destination is fed from, and how far        (headwater.stream, .position, .tables)
+//! catalog ────── the tables as they are here
+//! leadership ─── who may write: one advisory lock, one conditional position
+//! apply ──────── work into flights, answers into progress
+//! schema, staging, publish ── a snapshot, from missing tables to one visible instant
+//! ```
+//!
+//! Invariants: the position moves in the transaction that its rows are in (I3), first, and only from where this
+//! instance left it; a destination commit holds whole source transactions (I2).
+
+mod apply;
+mod bookkeeping;
+mod catalog;
+mod error;
+mod leadership;
+mod publish;
+mod schema;
+mod staging;
+
+pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, misfit_report};
+pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState};
+pub use catalog::{Catalog, DestinationTable};
+pub use error::{Conflict, ConflictKind, DestinationError};
+pub use leadership::{
+    Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, terminate, terminate_leftovers,
+};
+pub use publish::{Publication, PublishOutcome};
+pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

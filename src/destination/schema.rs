@@ -1,0 +1,174 @@
+//! Types and tables that the destination lacks, created from the source's catalog.
+//!
+//! Serves `staging`. In come the source's definitions; out go created types and the names under which the destination
+//! knows each of the source's types. A type is found by its name: built-in ones exist, enums, domains and composites
+//! are created, those of an extension are the operator's affair (CREATE EXTENSION runs code of the extension's
+//! choice).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::error::DestinationError;
+use crate::pg::{ErrorReport, Ident, TypeId, quote_literal};
+use crate::plan::expression::{Expressions, Purpose};
+use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
+use crate::session::SqlClient;
+
+/// How the destination writes the source's types.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ResolvedTypes {
+    /// By the source's OID and type modifier.
+    names: BTreeMap<(TypeId, i32), String>,
+}
+
+impl ResolvedTypes {
+    /// The type of a source's column, as SQL of the destination.
+    pub(super) fn sql(&self, column: &ColumnDefinition) -> String {
+        self.names.get(&(column.type_id, column.type_modifier)).cloned().unwrap_or_default()
+    }
+}
+
+/// Reads which of pg_catalog's functions have an immutable variant at the destination, and no volatile one.
+///
+/// # Errors
+/// [`DestinationError`].
+pub(super) async fn expressions(client: &SqlClient) -> Result<Expressions, DestinationError> {
+    let sql = "SELECT proname::text FROM pg_catalog.pg_proc
+               WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f'
+               GROUP BY proname
+               HAVING pg_catalog.bool_or(provolatile = 'i') AND NOT pg_catalog.bool_or(provolatile = 'v')";
+    let rows = client.query("listing immutable functions", sql, &[]).await?;
+    Ok(Expressions::new(rows.iter().map(|row| row.get(0))))
+}
+
+/// Creates the schemas, types that `columns` need and the destination lacks, and resolves all of them.
+///
+/// # Errors
+/// [`DestinationError`]: a type of an extension is missing (with the statement that installs it), or may not be
+/// created.
+pub(super) async fn resolve_types(
+    client: &SqlClient,
+    source_types: &Types,
+    columns: &[&ColumnDefinition],
+    expressions: &Expressions,
+) -> Result<ResolvedTypes, DestinationError> {
+    let mut created = BTreeSet::new();
+    for column in columns {
+        create_type(client, source_types, column.type_id, expressions, &mut created).await?;
+    }
+    let mut resolved = ResolvedTypes::default();
+    let wanted: BTreeSet<(TypeId, i32)> = columns.iter().map(|column| (column.type_id, column.type_modifier)).collect();
+    for (id, modifier) in wanted {
+        let name = type_name(source_types, id);
+        let sql = "SELECT pg_catalog.format_type(pg_catalog.to_regtype($1), $2)";
+        let row = client.query_one("resolving a type", sql, &[&name, &modifier]).await?;
+        let Some(text) = row.get::<_, Option<String>>(0) else { return Err(missing_type(source_types, id)) };
+        resolved.names.insert((id, modifier), text);
+    }
+    Ok(resolved)
+}
+
+/// A source type's name as SQL; an array's is its element's with brackets.
+fn type_name(types: &Types, id: TypeId) -> String {
+    match types.get(&id) {
+        Some(definition) => match definition.element {
+            Some(element) => format!("{}[]", type_name(types, element)),
+            None => definition.qualified_name().sql(),
+        },
+        None => String::new(),
+    }
+}
+
+fn missing_type(types: &Types, id: TypeId) -> DestinationError {
+    let definition = types.get(&id);
+    let name = definition.map_or_else(|| id.to_string(), |definition| definition.qualified_name().to_string());
+    let report = ErrorReport::new(format!("type {name} does not exist at the destination"));
+    DestinationError::Refused(match definition.and_then(|definition| definition.extension.as_deref()) {
+        Some(extension) => report.hint(format!(
+            "Run at the destination:\nCREATE EXTENSION {} SCHEMA {};",
+            Ident::new(extension),
+            definition.map_or_else(String::new, |definition| definition.schema.to_string())
+        )),
+        None => report.hint("Create the type at the destination, as it is at the source."),
+    })
+}
+
+/// Creates a type, after those that it is made of.
+fn create_type<'a>(
+    client: &'a SqlClient,
+    types: &'a Types,
+    id: TypeId,
+    expressions: &'a Expressions,
+    created: &'a mut BTreeSet<TypeId>,
+) -> std::pin::Pin<Box<dyn Future<Output = Result<(), DestinationError>> + Send + 'a>> {
+    Box::pin(async move {
+        if id.is_built_in() || !created.insert(id) {
+            return Ok(());
+        }
+        let Some(definition) = types.get(&id) else { return Err(missing_type(types, id)) };
+        let parts = definition.base.into_iter().chain(definition.element);
+        let attributes = definition.attributes.iter().flatten().map(|attribute| attribute.type_id);
+        for part in parts.chain(attributes) {
+            create_type(client, types, part, expressions, created).await?;
+        }
+        let name = type_name(types, id);
+        let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
+        let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0);
+        if exists || definition.element.is_some() {
+            return Ok(());
+        }
+        if definition.extension.is_some() {
+            return Err(missing_type(types, id));
+        }
+        let statement = creation(types, definition, expressions).ok_or_else(|| missing_type(types, id))?;
+        let schema = definition.schema.sql();
+        let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}; {statement}");
+        client.batch("creating a type", &statement).await?;
+        Ok(())
+    })
+}
+
+fn creation(types: &Types, definition: &TypeDefinition, expressions: &Expressions) -> Option<String> {
+    let name = definition.qualified_name().sql();
+    match definition.kind {
+        TypeKind::Enum => {
+            let labels: Vec<String> = definition.labels.iter().flatten().map(|label| quote_literal(label)).collect();
+            Some(format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", ")))
+        }
+        TypeKind::Domain => {
+            let base = with_modifier(types, definition.base?, definition.base_modifier);
+            let mut sql = format!("CREATE DOMAIN {name} AS {base}");
+            if definition.not_null {
+                sql.push_str(" NOT NULL");
+            }
+            // A check that is not understood is left out: the source has already checked every value.
+            for check in definition.checks.iter().flatten() {
+                if expressions.accepts(&check.expression, Purpose::Immutable) {
+                    sql.push_str(&format!(" CONSTRAINT {} CHECK ({})", check.name.sql(), check.expression));
+                }
+            }
+            Some(sql)
+        }
+        TypeKind::Composite => {
+            let attributes: Vec<String> = definition
+                .attributes
+                .iter()
+                .flatten()
+                .map(|a| format!("{} {}", a.name.sql(), with_modifier(types, a.type_id, a.type_modifier)))
+                .collect();
+            Some(format!("CREATE TYPE {name} AS ({})", attributes.join(", ")))
+        }
+        TypeKind::Base | TypeKind::Multirange | TypeKind::Pseudo | TypeKind::Range => None,
+    }
+}
+
+/// A type with its modifier, for the few built-in types whose modifier has a meaning in a domain or composite.
+fn with_modifier(types: &Types, id: TypeId, modifier: i32) -> String {
+    let name = type_name(types, id);
+    match (id.0, modifier) {
+        (_, -1) => name,
+        (1042 | 1043, modifier) => format!("{name}({})", modifier - 4),
+        (1700, modifier) => format!("{name}({}, {})", ((modifier - 4) >> 16) & 0xFFFF, (modifier - 4) & 0x7FF),
+        (1083 | 1114 | 1184 | 1266 | 1560 | 1562, modifier) => format!("{name}({modifier})"),
+        _ => name,
+    }
+}

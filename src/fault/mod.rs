@@ -1,0 +1,308 @@
+//! Any room's error into what now: retry, halt, resnapshot, end.
+//!
+//! Room 12, pure. In comes a [`Fault`] from `pipeline`, with what the process has achieved so far; out goes a
+//! [`Decision`] with its reason. This is the one home of failures: an exhaustive match, so that a new error gets a
+//! policy that somebody chose.
+//!
+//! | decision | what happens | examples |
+//! |---|---|---|
+//! | retry | state connecting, back-off, set up anew from the stored position | a lost link, a restart, a deadlock |
+//! | halt | state waiting, /readyz red, the same back-off; goes on by itself once mended | a conflict, disk full, a missing column |
+//! | resnapshot | a new slot, all tables reconciled | a lost slot with `on_slot_lost = "resnapshot"` |
+//! | end | exit 1 | a wrong password at start, bytes that are not understood |
+
+mod backoff;
+
+use crate::config::OnSlotLost;
+use crate::destination::{Conflict, DestinationError};
+use crate::pg::ErrorReport;
+use crate::session::{CopyError, ServerError, SessionError};
+use crate::source::SourceError;
+use crate::transaction::TransactionError;
+
+pub use backoff::Backoff;
+
+/// What went wrong, wherever it did.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// At the source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// At the destination.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// Something that only an operator can mend, found by neither end alone.
+    #[error("{0}")]
+    Refused(ErrorReport),
+    /// The monitor found the stream's ground gone: the publication, say.
+    #[error("{0}")]
+    Halted(ErrorReport),
+}
+
+impl From<CopyError> for Fault {
+    fn from(error: CopyError) -> Fault {
+        match error {
+            CopyError::Source(error) => Fault::Source(SourceError::Session(error)),
+            CopyError::Destination(error) => Fault::Destination(DestinationError::Session(error)),
+        }
+    }
+}
+
+/// What the process has achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It has not streamed yet: somebody is probably watching the start.
+    Starting,
+    /// It has been streaming: what worked before may work again.
+    Running,
+}
+
+/// What to do about a fault. The reason is the `reason` label of `headwater_restarts_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Set everything up anew.
+    Retry(&'static str),
+    /// The same, but say that it may need an operator.
+    Halt(&'static str),
+    /// Make a new slot and reconcile all tables.
+    Resnapshot,
+    /// Give up: exit 1.
+    End,
+}
+
+/// What to do about `fault`.
+pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision {
+    // What an operator must mend ends a start, where somebody is watching, and is waited for later on.
+    let operator = |reason| match phase {
+        Phase::Starting => Decision::End,
+        Phase::Running => Decision::Halt(reason),
+    };
+    match fault {
+        Fault::Source(error) => match error {
+            SourceError::Session(error) => session(error, "source_lost", &operator),
+            SourceError::Refused(_) => operator("source_refused"),
+            SourceError::SlotLost(_) | SourceError::HistoryLost(_) => match on_slot_lost {
+                OnSlotLost::Stop => Decision::End,
+                OnSlotLost::Resnapshot => Decision::Resnapshot,
+            },
+            SourceError::Gap(_) => operator("publication_gap"),
+            SourceError::SlotInUse { .. } => operator("slot_in_use"),
+            // A link that stalls, or a server that shuts down: both come back.
+            SourceError::Silent(_) => Decision::Retry("source_silent"),
+            SourceError::Ended => Decision::Retry("source_lost"),
+            // Bytes that are not understood are never skipped, and would be the same again (I10).
+            SourceError::Wire(_) => Decision::End,
+            SourceError::Transaction(error) => match error {
+                TransactionError::Replaced { .. } => Decision::Halt("table_replaced"),
+                TransactionError::Misplaced { .. }
+                | TransactionError::UnknownRelation(_)
+                | TransactionError::ColumnCount { .. }
+                | TransactionError::CommitMismatch { .. } => Decision::End,
+            },
+            // Rows read before and after are not of one moment: begin the snapshot again.
+            SourceError::SnapshotLost(_) => Decision::Retry("snapshot_lost"),
+        },
+        Fault::Destination(error) => match error {
+            DestinationError::Session(error) => session(error, "destination_lost", &operator),
+            DestinationError::Refused(_) => operator("destination_refused"),
+            // Another instance leads: stand by behind its lock.
+            DestinationError::PositionMoved { .. } => Decision::Retry("position_moved"),
+            DestinationError::Conflict(_) => Decision::Halt("conflict"),
+            DestinationError::Bind(_) => Decision::Halt("schema_change"),
+            DestinationError::NoIdentity(_) => Decision::Halt("no_identity"),
+            DestinationError::StagingLost(_) => Decision::Retry("staging_lost"),
+        },
+        Fault::Refused(_) => operator("refused"),
+        Fault::Halted(_) => Decision::Halt("publication"),
+    }
+}
+
+fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static str) -> Decision) -> Decision {
+    match error {
+        // Servers restart and links are cut: waited for, at the first start too.
+        SessionError::Unreachable { .. } | SessionError::Lost { .. } | SessionError::Timeout { .. } => {
+            Decision::Retry(lost)
+        }
+        SessionError::Tls { .. } => operator("tls"),
+        SessionError::Authentication { .. } => operator("authentication"),
+        SessionError::File { .. } => operator("file"),
+        // An answer that the protocol does not know will not get better.
+        SessionError::Protocol { .. } => Decision::End,
+        SessionError::Server { error, .. } => server(error, lost, operator),
+    }
+}
+
+/// By SQLSTATE class (errcodes appendix, 18).
+fn server(error: &ServerError, lost: &'static str, operator: &dyn Fn(&'static str) -> Decision) -> Decision {
+    match error.code.as_str() {
+        // The slot's previous walsender is still there, or a lock is held: both pass.
+        "55006" => return Decision::Retry("slot_in_use"),
+        "55P03" => return Decision::Retry("lock_timeout"),
+        // The position moved under a statement of ours.
+        "HW001" => return Decision::Retry("position_moved"),
+        // Somebody cancelled a statement, or a timeout that we do not own ended it.
+        "57014" => return Decision::Retry("canceled"),
+        "53100" => return Decision::Halt("disk_full"),
+        "25006" => return Decision::Halt("read_only"),
+        _ => {}
+    }
+    match error.code.class() {
+        // 08 connection exception, 57 operator intervention (shutdown, starting up).
+        "08" | "57" => Decision::Retry(lost),
+        // 40 deadlock and serialization failure: the same transaction will do next time.
+        "40" => Decision::Retry("deadlock"),
+        // 53 insufficient resources (too many connections, out of memory).
+        "53" => Decision::Halt("resources"),
+        // 55 object not in prerequisite state: a slot that cannot be used, a publication that is gone.
+        "55" => Decision::Halt("not_in_state"),
+        // 58 system error: the server's disk or files.
+        "58" => Decision::Halt("system_error"),
+        // 25 invalid transaction state: a server timeout ended our transaction.
+        "25" => Decision::Retry("transaction_timeout"),
+        // 28 wrong password or role, 3D no such database, 42 missing privilege or object, 0A not supported there.
+        "28" | "3D" | "42" | "0A" | "3F" => operator("refused"),
+        // 22, 23: a row's matter that reached us outside of a batch (publishing, say).
+        "22" | "23" => Decision::Halt("constraint"),
+        // XX internal error, and all that is not known: stop, say it, try again.
+        _ => Decision::Halt("server_error"),
+    }
+}
+
+/// What to tell the operator.
+pub fn report(fault: &Fault) -> ErrorReport {
+    match fault {
+        Fault::Refused(report)
+        | Fault::Halted(report)
+        | Fault::Source(
+            SourceError::Refused(report)
+            | SourceError::SlotLost(report)
+            | SourceError::HistoryLost(report)
+            | SourceError::Gap(report),
+        )
+        | Fault::Destination(DestinationError::Refused(report)) => report.clone(),
+        Fault::Source(SourceError::Session(error)) => session_report("source", error),
+        Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
+        Fault::Destination(DestinationError::Conflict(conflict)) => conflict_report(conflict),
+        Fault::Source(SourceError::Transaction(error @ TransactionError::Replaced { table, .. })) => {
+            ErrorReport::new(error.to_string())
+                .hint(format!("Reconcile it with a new snapshot: headwater run --resnapshot={table}"))
+        }
+        Fault::Source(error @ SourceError::SlotInUse { .. }) => ErrorReport::new(error.to_string())
+            .detail("It belongs to another role, or did not end when it was asked to.")
+            .hint("End that session, or choose another name for source.slot."),
+        Fault::Destination(DestinationError::Bind(error)) => ErrorReport::new(error.to_string())
+            .hint("Change the table at the destination accordingly; headwater then goes on by itself."),
+        Fault::Source(
+            SourceError::Silent(_)
+            | SourceError::Ended
+            | SourceError::Wire(_)
+            | SourceError::Transaction(_)
+            | SourceError::SnapshotLost(_),
+        )
+        | Fault::Destination(
+            DestinationError::PositionMoved { .. } | DestinationError::NoIdentity(_) | DestinationError::StagingLost(_),
+        ) => ErrorReport::new(fault.to_string()),
+    }
+}
+
+fn session_report(end: &str, error: &SessionError) -> ErrorReport {
+    let report = ErrorReport::new(format!("{end}: {error}"));
+    let Some(server) = error.server() else {
+        return match error {
+            SessionError::Tls { .. } => report.hint(format!("See sslmode and sslrootcert in {end}.url.")),
+            SessionError::Authentication { .. } => report.hint(format!(
+                "Give the password in {end}.url, PGPASSWORD or ~/.pgpass; see pg_hba.conf at the {end}."
+            )),
+            SessionError::Unreachable { .. }
+            | SessionError::File { .. }
+            | SessionError::Server { .. }
+            | SessionError::Lost { .. }
+            | SessionError::Timeout { .. }
+            | SessionError::Protocol { .. } => report,
+        };
+    };
+    let report = match &server.detail {
+        Some(detail) => report.detail(detail.clone()),
+        None => report,
+    };
+    let hint = match (server.code.as_str(), &server.hint) {
+        ("28P01", _) => Some(format!("Give the right password in {end}.url, PGPASSWORD or ~/.pgpass.")),
+        ("28000", _) if server.message.contains("replication") || server.message.contains("walsender") => {
+            Some("Run at the source as a superuser:\nALTER ROLE … REPLICATION;".to_owned())
+        }
+        ("28000", _) => Some(format!("Allow this role, database and address in pg_hba.conf at the {end}.")),
+        ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
+        ("53300", _) if end == "source" => Some("Raise max_wal_senders or max_connections at the source.".to_owned()),
+        (_, hint) => hint.clone(),
+    };
+    match hint {
+        Some(hint) => report.hint(hint),
+        None => report,
+    }
+}
+
+fn conflict_report(conflict: &Conflict) -> ErrorReport {
+    let report = ErrorReport::new(conflict.to_string());
+    let report = match &conflict.constraint {
+        Some(constraint) => report.detail(format!("Constraint or column: {constraint}.")),
+        None => report,
+    };
+    report.hint(match conflict.end_lsn {
+        Some(end_lsn) => format!(
+            "Mend the row at the destination and headwater goes on by itself; or set on_conflict = \"source-wins\"; or leave the \
+             transaction out: headwater skip --end-lsn {end_lsn}"
+        ),
+        None => "Mend the row at the destination and headwater goes on by itself; or set on_conflict = \"source-wins\".".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SqlState;
+
+    fn server_fault(code: &str) -> Fault {
+        let error = ServerError {
+            code: SqlState::parse(code),
+            fatal: false,
+            message: "m".into(),
+            detail: None,
+            hint: None,
+            schema: None,
+            table: None,
+            column: None,
+            constraint: None,
+        };
+        Fault::Destination(DestinationError::Session(SessionError::Server { doing: "x", error: Box::new(error) }))
+    }
+
+    #[test]
+    fn what_passes_is_retried_and_what_needs_an_operator_is_said() {
+        for (code, decision) in [
+            ("57P01", Decision::Retry("destination_lost")),
+            ("57P03", Decision::Retry("destination_lost")),
+            ("40P01", Decision::Retry("deadlock")),
+            ("55P03", Decision::Retry("lock_timeout")),
+            ("53100", Decision::Halt("disk_full")),
+            ("42501", Decision::Halt("refused")),
+            ("28P01", Decision::Halt("refused")),
+            ("XX000", Decision::Halt("server_error")),
+            ("99999", Decision::Halt("server_error")),
+        ] {
+            assert_eq!(decide(&server_fault(code), Phase::Running, OnSlotLost::Stop), decision, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_password_ends_a_start_and_is_waited_for_later() {
+        assert_eq!(decide(&server_fault("28P01"), Phase::Starting, OnSlotLost::Stop), Decision::End);
+        assert_eq!(decide(&server_fault("28P01"), Phase::Running, OnSlotLost::Stop), Decision::Halt("refused"));
+    }
+
+    #[test]
+    fn a_lost_slot_is_what_the_operator_chose() {
+        let lost = Fault::Source(SourceError::SlotLost(ErrorReport::new("gone")));
+        assert_eq!(decide(&lost, Phase::Running, OnSlotLost::Stop), Decision::End);
+        assert_eq!(decide(&lost, Phase::Running, OnSlotLost::Resnapshot), Decision::Resnapshot);
+    }
+}

@@ -1,0 +1,41 @@
+//! headwater keeps a set of local PostgreSQL tables equal to the same tables of another PostgreSQL database.
+//!
+//! It takes one full snapshot in foreign-key order, shows it to readers in one instant, then follows the source's
+//! logical replication stream (pgoutput) and applies every insert, update, delete and truncate transactionally, for ever.
+//!
+//! # The data's way
+//!
+//! ```text
+//!         source PostgreSQL                                          destination PostgreSQL
+//!              │  ▲                                                        ▲
+//!     CopyData │  │ StandbyStatusUpdate                    position + rows │ one flight, one transaction
+//!              ▼  │                                                        │
+//!   source::stream ── wire ── transaction ──── Step ────▶ plan::Batcher ── plan ── destination::apply
+//!   task 1: owns the socket, the relation    bounded       task 2: owns the batch and the
+//!   cache and what is confirmed              channel       writing session
+//!              ▲                                                        │
+//!              └───────── watch: position, stored and flushed ◀─────────┘
+//! ```
+//!
+//! Two tasks, two channels, one ring. Forward go whole source transactions (large ones in pieces), backward goes one
+//! position that only grows, and task 1 confirms nothing else. The monitor and the HTTP server stand beside the ring
+//! and never inside it.
+//!
+//! # The rooms
+//!
+//! The order of the lines below is the reading order and the dependency order: a room imports only rooms above it. A
+//! room is pure (no clock, socket, file, log or async) or does I/O, never both. tests/house.rs keeps it so.
+
+pub mod pg;
+pub mod config;
+pub mod wire;
+pub mod transaction;
+pub mod plan;
+pub mod progress;
+pub mod telemetry;
+pub mod session;
+pub mod source;
+pub mod destination;
+pub mod fault;
+pub mod pipeline;
+pub mod commands;

@@ -1,0 +1,24 @@
+//! PostgreSQL's nouns as types: positions, names, relations, tuples, timestamps.
+//!
+//! Room 1, pure. Nothing comes in but text and bytes that other rooms have read; out go values that cannot be
+//! confused with one another. Every later room speaks in these words, spelled as PostgreSQL spells them: an [`Lsn`]
+//! is not a number, a [`RelationId`] is not a [`TypeId`], and an [`Ident`] is the only way a name gets into SQL.
+//!
+//! Invariants: a value of these types is well-formed by construction (parse, don't validate), and its text form is
+//! PostgreSQL's own.
+
+mod ident;
+mod lsn;
+mod relation;
+mod report;
+mod slot_name;
+mod time;
+mod tuple;
+
+pub use ident::{Ident, IdentError, QualifiedName, quote_literal};
+pub use lsn::{Lsn, ParseLsnError};
+pub use relation::{Column, Relation, RelationId, ReplicaIdentity, TypeId};
+pub use report::ErrorReport;
+pub use slot_name::{SlotName, SlotNameError};
+pub use time::PgTimestamp;
+pub use tuple::{Columns, Datum, MalformedTuple, Tuple};

@@ -1,0 +1,310 @@
+//! Task 2 of the ring: steps in, batches to the destination, positions back.
+//!
+//! It only receives, calls and forwards: what forms a batch is `plan`'s to say, how it is written `destination`'s,
+//! what may be confirmed `progress`'s.
+//!
+//! ```text
+//! StepReceiver ─▶ Batcher ─▶ Applier ═ flights ═▶ destination
+//!                               │ answers
+//!                    Ledger ◀───┘──▶ watch: stored, flushed ─▶ task 1
+//! ```
+//!
+//! It ends when the steps end (the stream broke off: what is whole is still applied), when it is asked to stop (what is
+//! under way is still answered), or with the destination's error.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::destination::{Applied, Applier, DestinationError};
+use crate::pg::{Lsn, Relation};
+use crate::plan::{BatchLimits, Batcher, Work};
+use crate::progress::{IdleAdvance, Ledger};
+use crate::source::{Confirmed, StepReceiver};
+use crate::telemetry::{Operation, State, Telemetry};
+use crate::transaction::{Change, Heartbeat};
+
+use super::monitor::Instance;
+
+/// Bounds of the loop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) batch_rows_max: usize,
+    pub(super) batch_bytes_max: usize,
+    /// The server ends our session after so long a silence.
+    pub(super) leader_timeout: Duration,
+    /// Where the source's WAL ended when the stream began: from there on it is no longer catching up.
+    pub(super) catch_up_to: Lsn,
+}
+
+/// The destination's WAL positions are asked for at most so often; confirming less often costs the source a little WAL.
+const READ_WAL_EVERY: Duration = Duration::from_millis(50);
+/// How long to wait for answers that are under way once stopping.
+const ANSWERS_MAX: Duration = Duration::from_secs(3);
+/// How long to wait for the destination's flush once stopping: its walwriter runs every 200 ms.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+/// The loop's state.
+pub(super) struct ApplyLoop<'a> {
+    applier: Applier,
+    steps: StepReceiver,
+    batcher: Batcher,
+    ledger: Ledger,
+    idle: IdleAdvance,
+    confirmed: watch::Sender<Confirmed>,
+    telemetry: &'a Telemetry,
+    limits: Limits,
+    instance: Instance,
+    began: Instant,
+    read_wal_at: Instant,
+    sent_at: Instant,
+    steps_ended: bool,
+    made_progress: bool,
+}
+
+impl<'a> ApplyLoop<'a> {
+    pub(super) fn new(
+        applier: Applier,
+        steps: StepReceiver,
+        ledger: Ledger,
+        confirmed: watch::Sender<Confirmed>,
+        telemetry: &'a Telemetry,
+        limits: Limits,
+        instance: Instance,
+    ) -> ApplyLoop<'a> {
+        let began = Instant::now();
+        ApplyLoop {
+            applier,
+            steps,
+            batcher: Batcher::new(BatchLimits { rows_max: limits.batch_rows_max, bytes_max: limits.batch_bytes_max }),
+            ledger,
+            idle: IdleAdvance::new(Duration::ZERO),
+            confirmed,
+            telemetry,
+            limits,
+            instance,
+            began,
+            read_wal_at: began,
+            sent_at: began,
+            steps_ended: false,
+            made_progress: false,
+        }
+    }
+
+    /// Whether anything was stored.
+    pub(super) fn made_progress(&self) -> bool {
+        self.made_progress
+    }
+
+    /// Runs until the steps end, or `stop` resolves, or something fails.
+    pub(super) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), DestinationError> {
+        let mut stop = pin!(stop);
+        loop {
+            self.feed().await?;
+            let idle = !self.applier.is_busy();
+            if self.steps_ended && idle && self.batcher.is_empty() {
+                return self.applier.abandon_large().await;
+            }
+            let pause = self.pause();
+            tokio::select! {
+                answered = self.applier.answered(), if !idle => {
+                    if let Some(applied) = self.applier.conclude(answered?).await? {
+                        self.applied(applied);
+                    } else {
+                        self.telemetry.batch_retried();
+                    }
+                }
+                step = self.steps.next(), if !self.steps_ended && self.batcher.has_room() => match step {
+                    Some(step) => {
+                        self.batcher.push(step);
+                        while self.batcher.has_room() && let Some(step) = self.steps.ready() {
+                            self.batcher.push(step);
+                        }
+                    }
+                    None => self.steps_ended = true,
+                },
+                () = &mut stop => return self.finish().await,
+                () = tokio::time::sleep(pause) => self.tick().await?,
+            }
+        }
+    }
+
+    /// Hands the destination as much work as it takes.
+    async fn feed(&mut self) -> Result<(), DestinationError> {
+        while self.applier.has_room() {
+            let Some(work) = self.batcher.next_work() else { break };
+            if let Work::Reached(position) = work {
+                self.idle.reached(position);
+                self.telemetry.reached(position);
+                self.caught_up_at(position);
+                continue;
+            }
+            let read_wal = self.ledger_wants_reading();
+            self.sent_at = Instant::now();
+            self.applier.submit(work, read_wal).await?;
+        }
+        let nothing_to_do = !self.applier.is_busy() && self.batcher.is_empty() && !self.applier.in_large_transaction();
+        if nothing_to_do && let Some(position) = self.idle.due(self.applier.stored(), self.began.elapsed()) {
+            self.sent_at = Instant::now();
+            self.applier.submit(Work::Reached(position), false).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the next flight should bring the destination's WAL positions; counts as asked.
+    fn ledger_wants_reading(&mut self) -> bool {
+        // A commit that is about to be sent will want one, too.
+        let due = self.read_wal_at.elapsed() >= READ_WAL_EVERY;
+        if due {
+            self.read_wal_at = Instant::now();
+        }
+        due
+    }
+
+    fn ping_every(&self) -> Duration {
+        self.limits.leader_timeout / 3
+    }
+
+    /// How long nothing needs to be done.
+    fn pause(&self) -> Duration {
+        let ping = self.ping_every().saturating_sub(self.sent_at.elapsed());
+        let read =
+            if self.ledger.wants_reading() { READ_WAL_EVERY.saturating_sub(self.read_wal_at.elapsed()) } else { ping };
+        // An idle position becomes due without anybody's call.
+        ping.min(read).clamp(Duration::from_millis(1), Duration::from_millis(500))
+    }
+
+    async fn tick(&mut self) -> Result<(), DestinationError> {
+        let idle = !self.applier.is_busy();
+        let read_wal = self.ledger.wants_reading() && self.read_wal_at.elapsed() >= READ_WAL_EVERY;
+        if idle && (read_wal || self.sent_at.elapsed() >= self.ping_every()) {
+            self.read_wal_at = Instant::now();
+            self.sent_at = Instant::now();
+            self.applier.ping(read_wal).await?;
+        }
+        Ok(())
+    }
+
+    /// Draws the conclusions from an answer.
+    fn applied(&mut self, applied: Applied) {
+        let Applied { work, position, durable, missing_deletes, wal, took } = applied;
+        if let Some(position) = position {
+            if durable {
+                self.ledger.store_durably(position);
+            } else {
+                self.ledger.store(position);
+            }
+            self.made_progress = true;
+            self.idle.stored(self.began.elapsed());
+            self.telemetry.stored(position);
+            self.caught_up_at(position);
+        }
+        if let Some(reading) = wal {
+            self.ledger.read(reading);
+        }
+        self.confirm();
+        match work {
+            Some(Work::Batch(batch)) => {
+                let transactions = u64::try_from(batch.members.len()).unwrap_or(0);
+                self.telemetry.batch_applied(transactions, &count(&batch.changes), missing_deletes, took);
+                for heartbeat in batch.members.iter().filter_map(|member| member.heartbeat.as_ref()) {
+                    self.heartbeat(heartbeat);
+                }
+            }
+            Some(Work::PieceOfLarge(piece)) => {
+                self.telemetry.batch_applied(0, &count(&piece.changes), missing_deletes, took);
+            }
+            Some(Work::CommitLarge { heartbeat, .. }) => {
+                self.telemetry.batch_applied(1, &[], 0, took);
+                if let Some(heartbeat) = &heartbeat {
+                    self.heartbeat(heartbeat);
+                }
+            }
+            Some(Work::BeginLarge(_) | Work::Reached(_)) | None => {}
+        }
+    }
+
+    fn heartbeat(&self, heartbeat: &Heartbeat) {
+        if let Some(took) = self.instance.since(heartbeat) {
+            self.telemetry.heartbeat_returned(took);
+        }
+    }
+
+    fn caught_up_at(&self, position: Lsn) {
+        if position >= self.limits.catch_up_to && self.telemetry.state() == State::CatchingUp {
+            self.telemetry.set_state(State::Streaming, None);
+        }
+    }
+
+    fn confirm(&self) {
+        let now = Confirmed { stored: self.ledger.stored(), flushed: self.ledger.flushed() };
+        self.confirmed.send_if_modified(|last| {
+            let moved = *last != now;
+            *last = now;
+            moved
+        });
+        self.telemetry.confirmed(now.flushed);
+    }
+
+    /// Stopping: what is under way is still answered, and what is stored is still confirmed.
+    async fn finish(&mut self) -> Result<(), DestinationError> {
+        let answering = async {
+            while self.applier.is_busy() {
+                let answered = self.applier.answered().await?;
+                if let Some(applied) = self.applier.conclude(answered).await? {
+                    self.applied(applied);
+                }
+            }
+            self.applier.abandon_large().await
+        };
+        match tokio::time::timeout(ANSWERS_MAX, answering).await {
+            Ok(answered) => answered?,
+            // The server rolls back what is under way when our session ends.
+            Err(_) => return Ok(()),
+        }
+        let flushing = async {
+            while self.ledger.wants_reading() {
+                self.applier.ping(true).await?;
+                let answered = self.applier.answered().await?;
+                if let Some(applied) = self.applier.conclude(answered).await? {
+                    self.applied(applied);
+                }
+                tokio::time::sleep(READ_WAL_EVERY).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(FLUSH_MAX, flushing).await.unwrap_or(Ok(()))
+    }
+
+    /// Ends the writing session, and with it the way back.
+    pub(super) async fn close(self) {
+        self.applier.into_leader().close().await;
+    }
+}
+
+/// Changes by table and operation.
+fn count(changes: &[Change]) -> Vec<(String, Operation, u64)> {
+    let mut counts: Vec<(&Relation, Operation, u64)> = Vec::new();
+    for change in changes {
+        match change {
+            Change::Insert { relation, .. } => add(&mut counts, relation, Operation::Insert),
+            Change::Update { relation, .. } => add(&mut counts, relation, Operation::Update),
+            Change::Delete { relation, .. } => add(&mut counts, relation, Operation::Delete),
+            Change::Truncate { relations, .. } => {
+                relations.iter().for_each(|relation| add(&mut counts, relation, Operation::Truncate));
+            }
+        }
+    }
+    counts.into_iter().map(|(relation, operation, count)| (relation.name.unquoted(), operation, count)).collect()
+}
+
+/// Few tables and four operations: looking from the last one on finds it at once.
+fn add<'a>(counts: &mut Vec<(&'a Relation, Operation, u64)>, relation: &'a Relation, operation: Operation) {
+    let known = counts.iter_mut().rev().find(|(known, of, _)| std::ptr::eq(*known, relation) && *of == operation);
+    match known {
+        Some((_, _, count)) => *count += 1,
+        None => counts.push((relation, operation, 1)),
+    }
+}

@@ -1,0 +1,395 @@
+//! One attempt: lead, prepare, snapshot if needed, stream until something ends it.
+//!
+//! Run by `pipeline::run` again and again. What one attempt leaves to the next is little: whether the process has ever
+//! streamed, and whether a resnapshot is still owed. Everything else is read anew from both servers.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::apply_loop::{ApplyLoop, Limits};
+use super::monitor::{Ground, Monitor, Watched};
+use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
+use super::{RunOptions, snapshot};
+use crate::config::{Config, Origin, SynchronousCommit};
+use crate::destination::{
+    Applier, ApplierSettings, Bookkeeping, Candidate, DestinationError, Followed, Holder, Leader, ReplicationRole,
+    TableState, WritingSettings, holder, sweep, terminate, terminate_leftovers,
+};
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Lsn};
+use crate::plan::fit::Transfer;
+use crate::progress::Ledger;
+use crate::session::StreamOptions;
+use crate::source::{Confirmed, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream};
+use crate::telemetry::{State, Telemetry};
+use crate::transaction::Assembler;
+use crate::wire::Decoder;
+
+/// How often a candidate asks for the lock.
+const STANDBY_POLL: Duration = Duration::from_secs(1);
+
+/// Logical messages with this prefix are our heartbeats.
+pub(super) const HEARTBEAT_PREFIX: &str = "headwater";
+
+/// What attempts share.
+pub(super) struct Attempt {
+    config: Arc<Config>,
+    telemetry: Arc<Telemetry>,
+    stop: watch::Receiver<bool>,
+    addresses: Addresses,
+    monitor: Monitor,
+    /// All tables are to be copied anew.
+    resnapshot: bool,
+    /// The lost slot is to be replaced by a new one.
+    replace_slot: bool,
+    has_streamed: bool,
+    made_progress: bool,
+}
+
+impl Attempt {
+    pub(super) fn new(
+        config: Arc<Config>,
+        telemetry: Arc<Telemetry>,
+        stop: watch::Receiver<bool>,
+        options: RunOptions,
+        monitor: Monitor,
+    ) -> Attempt {
+        let addresses = Addresses::new(&config);
+        let RunOptions { resnapshot } = options;
+        Attempt {
+            config,
+            telemetry,
+            stop,
+            addresses,
+            monitor,
+            resnapshot,
+            replace_slot: false,
+            has_streamed: false,
+            made_progress: false,
+        }
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    pub(super) fn has_streamed(&self) -> bool {
+        self.has_streamed
+    }
+
+    pub(super) fn made_progress(&self) -> bool {
+        self.made_progress
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Resolves once the process is asked to stop.
+    pub(super) fn stopped(&self) -> impl Future<Output = ()> + use<> {
+        let mut stop = self.stop.clone();
+        async move { while !*stop.borrow_and_update() && stop.changed().await.is_ok() {} }
+    }
+
+    /// The slot is lost: the next attempt makes a new one and copies all tables.
+    pub(super) fn start_over(&mut self) {
+        self.replace_slot = true;
+    }
+
+    /// Lives until it is asked to stop (`Ok`) or something fails.
+    pub(super) async fn run(&mut self) -> Result<(), Fault> {
+        self.made_progress = false;
+        let stopped = self.stopped();
+        let led = tokio::select! {
+            led = self.lead() => led?,
+            () = stopped => return Ok(()),
+        };
+        let (bookkeeping, mut leader) = led;
+        let stopped = self.stopped();
+        let prepared = tokio::select! {
+            prepared = while_leading(&mut leader, self.prepare(&bookkeeping)) => prepared?,
+            () = stopped => return Ok(()),
+        };
+        let prepared = match prepared.start {
+            Start::Stream { .. } => prepared,
+            Start::Snapshot { live } => {
+                let replace_slot = self.replace_slot;
+                let copying = snapshot::snapshot(
+                    snapshot::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
+                    &bookkeeping,
+                    prepared,
+                    live && !replace_slot,
+                    self.stopped(),
+                );
+                if while_leading(&mut leader, copying).await? == snapshot::Ending::Stopped {
+                    return Ok(());
+                }
+                self.resnapshot = false;
+                self.replace_slot = false;
+                self.made_progress = true;
+                while_leading(&mut leader, self.prepare(&bookkeeping)).await?
+            }
+        };
+        let Start::Stream { position } = prepared.start else {
+            return Err(Fault::Refused(ErrorReport::new("the snapshot was published, but no position is stored")));
+        };
+        self.stream(bookkeeping, leader, prepared, position).await
+    }
+
+    async fn prepare(&self, bookkeeping: &Bookkeeping) -> Result<Prepared, Fault> {
+        let config = &self.config;
+        prepare(config, &self.addresses, bookkeeping, &self.telemetry, self.resnapshot || self.replace_slot).await
+    }
+
+    /// Opens the destination and waits for the lock.
+    async fn lead(&mut self) -> Result<(Bookkeeping, Leader), Fault> {
+        let config = &self.config;
+        let bookkeeping = Bookkeeping::connect(&self.addresses.destination).await?;
+        let settings = WritingSettings {
+            connection: config.destination.url.clone(),
+            slot: config.source.slot.clone(),
+            leader_timeout: config.leader_timeout,
+            lock_timeout: config.destination.lock_timeout,
+            timeout: config.destination.timeout,
+            synchronous_commit: config.destination.synchronous_commit,
+        };
+        let mut candidate = Candidate::connect(&settings).await?;
+        let mut frozen = FrozenLeader::default();
+        let leader = loop {
+            match candidate.try_lead().await? {
+                Ok(leader) => break leader,
+                Err(still) => candidate = still,
+            }
+            self.telemetry.set_state(State::Standby, None);
+            let held_by = holder(bookkeeping.client(), &config.source.slot).await?;
+            if let Some(process_id) = frozen.observe(held_by, Instant::now(), 2 * config.leader_timeout) {
+                let text =
+                    format!("the leader's session (process {process_id}) is frozen in the middle of a flight: ended");
+                self.telemetry.event("takeover", text);
+                terminate(bookkeeping.client(), process_id).await?;
+            }
+            tokio::time::sleep(STANDBY_POLL).await;
+        };
+        if self.telemetry.state() == State::Standby {
+            self.telemetry.event("takeover", "this instance leads now");
+        }
+        terminate_leftovers(bookkeeping.client(), &config.source.slot).await?;
+        // Staging of an earlier attempt belongs to nobody now.
+        sweep(bookkeeping.client()).await?;
+        if leader.role() == ReplicationRole::Origin {
+            tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
+        }
+        Ok((bookkeeping, leader))
+    }
+
+    /// Streams until something ends it.
+    async fn stream(
+        &mut self,
+        bookkeeping: Bookkeeping,
+        mut leader: Leader,
+        mut prepared: Prepared,
+        position: Lsn,
+    ) -> Result<(), Fault> {
+        let config = Arc::clone(&self.config);
+        let telemetry = Arc::clone(&self.telemetry);
+        while_leading(&mut leader, free_slot(&prepared, &config)).await?;
+        // The position is read under the lock, by the session that will advance it.
+        let held = leader.read_position().await?;
+        if held != position {
+            return Err(DestinationError::PositionMoved { expected: position, found: held }.into());
+        }
+        let confirmed_before = prepared.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+        let timeline = prepared.identification.timeline;
+        if prepared.stream.as_ref().is_some_and(|stream| stream.timeline != timeline) {
+            bookkeeping.set_timeline(timeline).await?;
+        }
+        let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
+        let followed = followed(&bookkeeping).await?;
+        let watched = Watched::new(&prepared, config.source.publication.clone());
+
+        let options = StreamOptions {
+            protocol_version: 1,
+            publication: config.source.publication.clone(),
+            binary: prepared.transfer == Transfer::Binary,
+            streaming: false,
+            origin_none: config.origin == Origin::None && prepared.server.version >= 160_000,
+        };
+        let started = prepared.replication.start(&config.source.slot, position, &options).await;
+        started.map_err(SourceError::Session)?;
+
+        telemetry.stream_begins(position, prepared.source_catalog.tables.iter().map(|t| t.definition.name()));
+        telemetry.set_state(State::CatchingUp, None);
+        self.has_streamed = true;
+        let piece_bytes_max = config.apply.batch_bytes_max;
+        let assembler =
+            Assembler::new(prepared.source_catalog.table_set(), piece_bytes_max, HEARTBEAT_PREFIX, position);
+        // As much again as the batch being filled: the source is read on while the destination is busy.
+        let (steps, receiver) = step_channel(2 * piece_bytes_max);
+        let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: position, flushed: ledger.flushed() });
+        let (stop_stream, stream_stop) = watch::channel(false);
+        let reporting = Arc::clone(&telemetry);
+        let task = StreamTask {
+            session: prepared.replication,
+            decoder: Decoder::new(false),
+            assembler,
+            steps,
+            confirmed: confirmed_receiver,
+            settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
+            stop: stream_stop,
+        };
+        let reading = tokio::spawn(stream(task, move |report| match report {
+            StreamReport::Heard { source, local } => reporting.heard(source, local),
+            StreamReport::Received { end_lsn, committed_at } => reporting.received(end_lsn, committed_at),
+        }));
+        let applier = Applier::new(
+            leader,
+            position,
+            ApplierSettings {
+                truncate: config.truncate,
+                commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
+                transfer: prepared.transfer,
+                timeout: config.destination.timeout,
+            },
+            prepared.destination_catalog,
+            prepared.source_catalog.types,
+            followed,
+        );
+        let limits = Limits {
+            batch_rows_max: config.apply.batch_rows_max,
+            batch_bytes_max: config.apply.batch_bytes_max,
+            leader_timeout: config.leader_timeout,
+            catch_up_to: prepared.identification.flushed_lsn,
+        };
+        let mut ground = self.monitor.watch(watched);
+        let mut applying =
+            ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, self.monitor.instance());
+        let applied = tokio::select! {
+            applied = applying.run(self.stopped()) => applied.map_err(Fault::from),
+            lost = ground_lost(&mut ground) => Err(lost),
+        };
+        self.made_progress |= applying.made_progress();
+        // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
+        applying.close().await;
+        self.monitor.unwatch();
+        let _ = stop_stream.send(true);
+        let read = tokio::time::timeout(STREAM_END_MAX, reading).await;
+        telemetry.stream_ends();
+        if let Err(Fault::Source(SourceError::Gap(_))) = &applied {
+            bookkeeping.set_gap("has not held all tables all the time").await?;
+        }
+        applied?;
+        match read {
+            Ok(Ok(Err(error))) if !self.is_stopping() => Err(error.into()),
+            Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(()),
+            // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
+            Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
+            Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+/// How long the stream may take to end once nobody listens.
+const STREAM_END_MAX: Duration = Duration::from_secs(4);
+
+/// Does `work` while the leader's session is kept alive beside it.
+async fn while_leading<T, E>(leader: &mut Leader, work: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
+where
+    Fault: From<E>,
+{
+    let mut work = pin!(work);
+    let done = tokio::select! {
+        done = &mut work => done,
+        lost = leader.keep_alive() => return Err(lost.into()),
+    };
+    leader.settle().await?;
+    Ok(done?)
+}
+
+/// Resolves when the monitor finds the stream's ground gone.
+async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
+    loop {
+        match &*ground.borrow_and_update() {
+            Ground::Firm => {}
+            Ground::Gone { report, gap: false } => return Fault::Halted(report.clone()),
+            Ground::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
+            Ground::DestinationSilent(within) => {
+                let doing = "asking the destination for a sign of life";
+                let error = crate::session::SessionError::Timeout { doing, within: *within };
+                return Fault::Destination(DestinationError::Session(error));
+            }
+        }
+        if ground.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn followed(bookkeeping: &Bookkeeping) -> Result<HashMap<crate::pg::RelationId, Followed>, DestinationError> {
+    let tables = bookkeeping.tables().await?;
+    Ok(tables
+        .into_iter()
+        .filter_map(|table| match table.state {
+            TableState::Live { snapshot_position } => {
+                Some((table.source_id, Followed { name: table.name, snapshot_position }))
+            }
+            TableState::Staging => None,
+        })
+        .collect())
+}
+
+/// Finds a leader that froze in the middle of a flight: for too long it is in one statement and waits for its client.
+#[derive(Default)]
+struct FrozenLeader {
+    since: Option<(Instant, Holder)>,
+}
+
+impl FrozenLeader {
+    /// The process to end, if any.
+    fn observe(&mut self, holder: Option<Holder>, now: Instant, patience: Duration) -> Option<i32> {
+        let stuck = holder.filter(|holder| holder.waits_for_client);
+        match (&self.since, stuck) {
+            (Some((since, known)), Some(holder)) if *known == holder => {
+                (now.duration_since(*since) > patience).then_some(holder.process_id)
+            }
+            (_, Some(holder)) => {
+                self.since = Some((now, holder));
+                None
+            }
+            (_, None) => {
+                self.since = None;
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_frozen_when_one_statement_waits_for_its_client_for_too_long() {
+        let holder = |statement: &str, waits| {
+            Some(Holder { process_id: 7, statement_started: statement.to_owned(), waits_for_client: waits })
+        };
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let patience = Duration::from_secs(10);
+        let mut frozen = FrozenLeader::default();
+        assert_eq!(frozen.observe(holder("a", true), at(0), patience), None);
+        assert_eq!(frozen.observe(holder("a", true), at(9), patience), None);
+        assert_eq!(frozen.observe(holder("b", true), at(11), patience), None, "another statement is progress");
+        assert_eq!(frozen.observe(holder("b", false), at(15), patience), None);
+        assert_eq!(frozen.observe(holder("b", true), at(20), patience), None);
+        assert_eq!(frozen.observe(holder("b", true), at(31), patience), Some(7));
+    }
+}

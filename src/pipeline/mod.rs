@@ -1,0 +1,92 @@
+//! The ring and everything around it: from two addresses to a copy that stays equal.
+//!
+//! Room 13, I/O. In come settings and a wish to stop; nothing goes out but what the destination and telemetry show.
+//! It wires `source` and `destination`, which do not know each other, and turns faults into new attempts.
+//!
+//! ```text
+//! run ─▶ attempt ─┬─ lead: the writing session, its lock (or stand by)
+//!   ▲             ├─ prepare: both ends checked, nothing changed yet
+//!   │ fault       ├─ snapshot: where there is no position yet, or one is asked for
+//!   └─ decide ◀───┴─ stream: task 1 source::stream ══ steps ═▶ task 2 apply_loop, positions back
+//!                    monitor beside it
+//! ```
+//!
+//! An attempt takes its steps in this order because each needs the one before: who writes is decided before anything
+//! is written; both ends are checked before the first change; the bookkeeping's row is committed before the slot
+//! exists; the position is read after the lock is held and before the slot is asked to stream (lock, position, slot).
+//!
+//! Invariants: a restart is always safe, at any point (I5); what an attempt learned dies with it, except what the
+//! bookkeeping holds.
+
+mod apply_loop;
+mod attempt;
+mod monitor;
+mod prepare;
+mod snapshot;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
+use crate::telemetry::{State, Telemetry};
+use attempt::Attempt;
+use monitor::Monitor;
+
+/// What the operator asked for at start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Reconcile all tables with a new snapshot.
+    pub resnapshot: bool,
+}
+
+/// An attempt that lasted so long was not a failure to start.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// Keeps the destination equal to the source until `stop` becomes true.
+///
+/// # Errors
+/// [`Fault`] when an operator must act; what can be waited for is waited for.
+pub async fn run(
+    config: Arc<Config>,
+    options: RunOptions,
+    telemetry: Arc<Telemetry>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Fault> {
+    let monitor = Monitor::start(Arc::clone(&config), Arc::clone(&telemetry));
+    let mut attempt = Attempt::new(config, telemetry, stop, options, monitor);
+    let mut backoff = Backoff::default();
+    loop {
+        let began = Instant::now();
+        let Err(fault) = attempt.run().await else { return Ok(()) };
+        if attempt.is_stopping() {
+            // What broke while stopping was going to end anyway.
+            return Ok(());
+        }
+        let phase = if attempt.has_streamed() { Phase::Running } else { Phase::Starting };
+        if attempt.made_progress() || began.elapsed() > SETTLED_AFTER {
+            backoff.reset();
+        }
+        let (state, reason) = match decide(&fault, phase, attempt.config().on_slot_lost) {
+            Decision::End => return Err(fault),
+            Decision::Resnapshot => {
+                attempt
+                    .telemetry()
+                    .event("snapshot", format!("{}: reconciling all tables with a new snapshot", report(&fault)));
+                attempt.start_over();
+                (State::Connecting, "slot_lost")
+            }
+            Decision::Retry(reason) => (State::Connecting, reason),
+            Decision::Halt(reason) => (State::Waiting, reason),
+        };
+        attempt.telemetry().restart(reason);
+        attempt.telemetry().set_state(state, Some(report(&fault)));
+        let wait = backoff.wait(fastrand::f64());
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = attempt.stopped() => return Ok(()),
+        }
+    }
+}

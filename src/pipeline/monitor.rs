@@ -1,0 +1,414 @@
+//! The monitor: how far the source is, how the slot fares, whether the stream's ground still holds, and the heartbeat.
+//!
+//! Stands beside the ring, never in it, on sessions of its own that it opens again when they break. It lives as long
+//! as the process, so lag goes on rising while the destination is down. What ends a stream it tells by [`Ground`];
+//! everything else goes to telemetry.
+//!
+//! Bounds: each question has the session's; the questions are a few a second.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::attempt::HEARTBEAT_PREFIX;
+use super::prepare::Prepared;
+use crate::config::Config;
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
+use crate::session::{SessionError, Sql, SqlClient, SqlState};
+use crate::source::find_slot;
+use crate::telemetry::{SlotHealth, Telemetry};
+use crate::transaction::Heartbeat;
+
+const SOURCE_EVERY: Duration = Duration::from_secs(1);
+const SLOT_EVERY: Duration = Duration::from_secs(5);
+const PUBLICATION_EVERY: Duration = Duration::from_secs(10);
+const DESTINATION_EVERY: Duration = Duration::from_secs(10);
+/// A consumer that is connected and confirms nothing keeps the source from shutting down.
+const DESTINATION_SILENT_MAX: Duration = Duration::from_secs(30);
+const QUERY_MAX: Duration = Duration::from_secs(10);
+
+/// Whether what the stream stands on is still there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ground {
+    /// It is.
+    Firm,
+    /// It is not, and an operator must act.
+    Gone {
+        /// What is to be done.
+        report: ErrorReport,
+        /// Changes were not sent: the copy has gaps now.
+        gap: bool,
+    },
+    /// The destination has not answered for so long.
+    DestinationSilent(Duration),
+}
+
+/// What the monitor compares with while a stream runs.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    publication: Ident,
+    /// The walsender's process.
+    process_id: u32,
+    tables: Vec<WatchedTable>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WatchedTable {
+    name: QualifiedName,
+    id: RelationId,
+    columns: Vec<String>,
+    row_filter: Option<String>,
+}
+
+impl Watched {
+    pub(super) fn new(prepared: &Prepared, publication: Ident) -> Watched {
+        let tables = prepared.source_catalog.tables.iter().map(|table| {
+            let mut columns: Vec<String> = table.columns.iter().map(|column| column.as_str().to_owned()).collect();
+            columns.sort();
+            WatchedTable {
+                name: table.definition.name(),
+                id: table.definition.relation_id(),
+                columns,
+                row_filter: table.row_filter.clone(),
+            }
+        });
+        Watched { publication, process_id: prepared.replication.process_id(), tables: tables.collect() }
+    }
+}
+
+/// This process, as heartbeats name it: a random number, and times since it began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instance {
+    id: u64,
+    began: Instant,
+}
+
+impl Instance {
+    fn heartbeat(&self) -> String {
+        format!("{:016x} {}", self.id, self.began.elapsed().as_micros())
+    }
+
+    /// How long ago a heartbeat of this process was written.
+    pub(super) fn since(&self, heartbeat: &Heartbeat) -> Option<Duration> {
+        let text = std::str::from_utf8(&heartbeat.content).ok()?;
+        let (id, micros) = text.split_once(' ')?;
+        let ours = u64::from_str_radix(id, 16).ok()? == self.id;
+        let sent = Duration::from_micros(micros.parse().ok()?);
+        ours.then(|| self.began.elapsed().saturating_sub(sent))
+    }
+}
+
+/// A handle on the running monitor. Dropping it ends it.
+pub(super) struct Monitor {
+    watched: Arc<Mutex<Option<Watched>>>,
+    ground: watch::Sender<Ground>,
+    instance: Instance,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Monitor {
+    /// Starts watching both servers.
+    pub(super) fn start(config: Arc<Config>, telemetry: Arc<Telemetry>) -> Monitor {
+        let watched = Arc::new(Mutex::new(None));
+        let (ground, _) = watch::channel(Ground::Firm);
+        let instance = Instance { id: fastrand::u64(..), began: Instant::now() };
+        let source = SourceWatch {
+            config: Arc::clone(&config),
+            telemetry,
+            watched: Arc::clone(&watched),
+            ground: ground.clone(),
+            instance,
+            slot_rate: WalRate::default(),
+            heartbeats: config.source.heartbeat_every.is_some(),
+        };
+        let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
+        let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination)];
+        Monitor { watched, ground, instance, tasks }
+    }
+
+    pub(super) fn instance(&self) -> Instance {
+        self.instance
+    }
+
+    /// From now on a stream stands on this.
+    pub(super) fn watch(&self, watched: Watched) -> watch::Receiver<Ground> {
+        self.ground.send_replace(Ground::Firm);
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Some(watched);
+        self.ground.subscribe()
+    }
+
+    /// The stream has ended.
+    pub(super) fn unwatch(&self) {
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+struct SourceWatch {
+    config: Arc<Config>,
+    telemetry: Arc<Telemetry>,
+    watched: Arc<Mutex<Option<Watched>>>,
+    ground: watch::Sender<Ground>,
+    instance: Instance,
+    slot_rate: WalRate,
+    heartbeats: bool,
+}
+
+impl SourceWatch {
+    async fn run(mut self) {
+        loop {
+            // Its failures are the ring's, which reports them; here they only mean: later.
+            let _ = self.session().await;
+            tokio::time::sleep(SOURCE_EVERY).await;
+        }
+    }
+
+    async fn session(&mut self) -> Result<(), SessionError> {
+        let sql = Sql { connection: self.config.source.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+        let client = sql.connect().await?;
+        client.batch("setting up the monitor", "SET synchronous_commit = off").await?;
+        let mut slot_due = Instant::now();
+        let mut publication_due = Instant::now() + PUBLICATION_EVERY;
+        let mut heartbeat_due = Instant::now();
+        loop {
+            let now = Instant::now();
+            self.ask_position(&client).await?;
+            if now >= slot_due {
+                slot_due = now + SLOT_EVERY;
+                self.ask_slot(&client).await?;
+            }
+            let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(watched) = watched {
+                if now >= publication_due {
+                    publication_due = now + PUBLICATION_EVERY;
+                    let ground = look_at_ground(&client, &watched).await?;
+                    if ground != Ground::Firm {
+                        self.ground.send_replace(ground);
+                    }
+                }
+                if let Some(every) = self.config.source.heartbeat_every.filter(|_| self.heartbeats)
+                    && now >= heartbeat_due
+                {
+                    heartbeat_due = now + every;
+                    self.send_heartbeat(&client).await?;
+                }
+            }
+            let heartbeat_in = heartbeat_due.saturating_duration_since(Instant::now());
+            tokio::time::sleep(SOURCE_EVERY.min(heartbeat_in.max(Duration::from_millis(50)))).await;
+        }
+    }
+
+    async fn ask_position(&self, client: &SqlClient) -> Result<(), SessionError> {
+        // pg_last_wal_replay_lsn() keeps its last value after a promotion, so it is asked on a standby only.
+        let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                           ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
+        let row = client.query_one("asking how far the source is", sql, &[]).await?;
+        if let Some(position) = row.get::<_, Option<&str>>(0).and_then(|text| text.parse::<Lsn>().ok()) {
+            self.telemetry.source_at(position);
+        }
+        Ok(())
+    }
+
+    async fn ask_slot(&mut self, client: &SqlClient) -> Result<(), SessionError> {
+        let Ok(Some(slot)) = find_slot(client, &self.config.source.slot).await else { return Ok(()) };
+        let retained = slot.retained_wal_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+        let safe = slot.safe_wal_size.map(|bytes| u64::try_from(bytes).unwrap_or(0));
+        let rate = self.slot_rate.observe(retained, Instant::now());
+        self.telemetry.slot(SlotHealth {
+            wal_status: slot.wal_status,
+            retained_wal_bytes: retained,
+            safe_wal_bytes: safe,
+            seconds_until_lost: safe.map(|safe| if rate > 0.0 { safe as f64 / rate } else { f64::INFINITY }),
+        });
+        Ok(())
+    }
+
+    async fn send_heartbeat(&mut self, client: &SqlClient) -> Result<(), SessionError> {
+        let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)";
+        self.telemetry.heartbeat_sent();
+        match client.query("writing a heartbeat", sql, &[&HEARTBEAT_PREFIX, &self.instance.heartbeat()]).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let code = error.code();
+                if code == Some(SqlState::new(b"25006")) || code == Some(SqlState::new(b"42501")) {
+                    self.heartbeats = false;
+                    self.telemetry
+                        .event("heartbeat", format!("no heartbeats: {error}; lag is told by keepalives alone"));
+                    return Ok(());
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// How fast the WAL that a slot keeps grows.
+#[derive(Default)]
+struct WalRate {
+    last: Option<(u64, Instant)>,
+    bytes_per_second: f64,
+}
+
+impl WalRate {
+    /// The smoothed rate, in bytes per second; a slot that moves on has none.
+    fn observe(&mut self, retained: u64, now: Instant) -> f64 {
+        if let Some((before, at)) = self.last.replace((retained, now)) {
+            let seconds = now.duration_since(at).as_secs_f64().max(0.001);
+            let rate = retained.saturating_sub(before) as f64 / seconds;
+            self.bytes_per_second = if rate > 0.0 { 0.7 * self.bytes_per_second + 0.3 * rate } else { rate };
+        }
+        self.bytes_per_second
+    }
+}
+
+/// Compares the publication, its tables and our own standing with what the stream was started on.
+async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground, SessionError> {
+    let gap = |report| Ground::Gone { report, gap: true };
+    let no_gap = |report| Ground::Gone { report, gap: false };
+    let doing = "looking at the publication";
+    let sql = "SELECT sync_state::text FROM pg_catalog.pg_stat_replication WHERE pid = $1 AND sync_state <> 'async'";
+    let process_id = i32::try_from(watched.process_id).unwrap_or(0);
+    if let Some(row) = client.query_opt("looking at our walsender", sql, &[&process_id]).await? {
+        return Ok(no_gap(
+            ErrorReport::new("headwater has become a synchronous standby of the source")
+                .detail(format!(
+                    "Its sync_state is {}: every COMMIT there would wait for headwater.",
+                    row.get::<_, &str>(0)
+                ))
+                .hint("Name the real standbys in synchronous_standby_names instead of '*'."),
+        ));
+    }
+    let sql = "SELECT t.schemaname::text, t.tablename::text, c.oid,
+                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames') ORDER BY 1),
+                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames'
+               FROM pg_catalog.pg_publication_tables t
+               JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+               JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+               WHERE t.pubname = $1::text";
+    let rows = client.query(doing, sql, &[&watched.publication.as_str()]).await?;
+    if rows.is_empty() {
+        let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)";
+        let exists: bool = client.query_one(doing, sql, &[&watched.publication.as_str()]).await?.get(0);
+        if !exists {
+            return Ok(gap(publication_gone(watched)));
+        }
+    }
+    for table in &watched.tables {
+        let row = rows.iter().find(|row| row.get::<_, u32>(2) == table.id.0);
+        let Some(row) = row else {
+            let replaced = rows.iter().any(|row| {
+                row.get::<_, &str>(0) == table.name.schema.as_str() && row.get::<_, &str>(1) == table.name.name.as_str()
+            });
+            return Ok(gap(if replaced { table_replaced(table) } else { table_left(watched, table) }));
+        };
+        let lists_columns: bool = row.get(5);
+        let row_filter: Option<String> = row.get(4);
+        if row_filter != table.row_filter || (lists_columns && !covers(&row.get::<_, Vec<String>>(3), &table.columns)) {
+            return Ok(gap(ErrorReport::new(format!(
+                "publication {} sends other rows or columns of table {} than when the stream began",
+                watched.publication, table.name
+            ))
+            .hint("Put it back, or start once with --resnapshot to follow what it sends now.")));
+        }
+    }
+    Ok(Ground::Firm)
+}
+
+/// Columns may be added: the stream tells of them itself.
+fn covers(now: &[String], then: &[String]) -> bool {
+    then.iter().all(|column| now.contains(column))
+}
+
+fn publication_gone(watched: &Watched) -> ErrorReport {
+    let tables: Vec<String> = watched.tables.iter().map(|table| table.name.to_string()).collect();
+    ErrorReport::new(format!("publication {} does not exist at the source any more", watched.publication))
+        .detail("What was written since it was dropped is not sent.")
+        .hint(format!(
+            "Run at the source as the owner of the tables:\nCREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = \
+             true);\nthen start headwater once with --resnapshot: what was written in between was not sent.",
+            watched.publication,
+            tables.join(", ")
+        ))
+}
+
+fn table_left(watched: &Watched, table: &WatchedTable) -> ErrorReport {
+    ErrorReport::new(format!("table {} has left publication {} at the source", table.name, watched.publication))
+        .detail("What is written to it is not sent.")
+        .hint(format!(
+            "Run at the source as its owner:\nALTER PUBLICATION {} ADD TABLE {};\nthen start headwater once with --resnapshot: what \
+             was written in between was not sent.",
+            watched.publication, table.name
+        ))
+}
+
+fn table_replaced(table: &WatchedTable) -> ErrorReport {
+    ErrorReport::new(format!("table {} was dropped and created anew at the source", table.name))
+        .hint("Start headwater once with --resnapshot to reconcile it.")
+}
+
+async fn watch_destination(config: Arc<Config>, watched: Arc<Mutex<Option<Watched>>>, ground: watch::Sender<Ground>) {
+    let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+    let mut client: Option<SqlClient> = None;
+    let mut answered_at = Instant::now();
+    loop {
+        tokio::time::sleep(DESTINATION_EVERY).await;
+        let streaming = watched.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !streaming {
+            client = None;
+            answered_at = Instant::now();
+            continue;
+        }
+        if client.is_none() {
+            client = sql.connect().await.ok();
+        }
+        let alive = match &client {
+            Some(client) => client.query("asking for a sign of life", "SELECT 1", &[]).await.is_ok(),
+            None => false,
+        };
+        if alive {
+            answered_at = Instant::now();
+        } else {
+            client = None;
+        }
+        if answered_at.elapsed() >= DESTINATION_SILENT_MAX {
+            ground.send_replace(Ground::DestinationSilent(DESTINATION_SILENT_MAX));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_of_another_process_is_not_ours() {
+        let ours = Instance { id: 7, began: Instant::now() };
+        let other = Instance { id: 8, began: Instant::now() };
+        let heartbeat = Heartbeat { content: ours.heartbeat().into_bytes() };
+        assert!(ours.since(&heartbeat).is_some());
+        assert!(other.since(&heartbeat).is_none());
+        assert!(ours.since(&Heartbeat { content: b"rubbish".to_vec() }).is_none());
+    }
+
+    #[test]
+    fn the_rate_of_wal_is_smoothed_and_gone_when_the_slot_moves_on() {
+        let began = Instant::now();
+        let mut rate = WalRate::default();
+        assert_eq!(rate.observe(0, began), 0.0);
+        for second in 1..50 {
+            rate.observe(second * 1000, began + Duration::from_secs(second));
+        }
+        let steady = rate.observe(50_000, began + Duration::from_secs(50));
+        assert!((990.0..=1010.0).contains(&steady), "{steady}");
+        assert_eq!(rate.observe(10, began + Duration::from_secs(51)), 0.0);
+    }
+}

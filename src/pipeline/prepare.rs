@@ -1,0 +1,291 @@
+//! Both ends, checked and compared, before anything is changed.
+//!
+//! First part of an attempt. In come the bookkeeping and the settings; out goes a [`Prepared`]: open sessions, both
+//! catalogs, the format in which values travel, and what to do: stream from a position, or snapshot first. Every
+//! refusal is a report that an operator can act on; the destination is written to by nobody here, the source only by
+//! creating a publication that is missing.
+
+use std::collections::BTreeSet;
+
+use crate::config::Config;
+use crate::destination::{Bookkeeping, Catalog, DestinationError, Stream, StreamState, TableRecord, misfit_report};
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::plan::fit::{self, End, Transfer};
+use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification};
+use crate::source::{
+    Slot, SourceCatalog, SourceError, SourceServer, StoredHistory, check_history, ensure_publication, find_slot,
+    gap_report, release_slot, same_database, slot_unknown_report,
+};
+use crate::telemetry::Telemetry;
+
+/// What to do, now that both ends are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Copy everything first.
+    Snapshot {
+        /// A stream is there: the copy is made beside it, and its slot stays.
+        live: bool,
+    },
+    /// Stream on.
+    Stream {
+        /// From here.
+        position: Lsn,
+    },
+}
+
+/// Both ends.
+pub(super) struct Prepared {
+    pub(super) source: SqlClient,
+    pub(super) server: SourceServer,
+    pub(super) replication: ReplicationSession,
+    pub(super) identification: SystemIdentification,
+    pub(super) source_catalog: SourceCatalog,
+    pub(super) destination_catalog: Catalog,
+    pub(super) slot: Option<Slot>,
+    pub(super) transfer: Transfer,
+    pub(super) stream: Option<Stream>,
+    pub(super) start: Start,
+}
+
+/// How the sessions of an attempt are opened.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses {
+    pub(super) source: Sql,
+    pub(super) destination: Sql,
+}
+
+/// How long a catalog query may take: far longer than any does.
+const QUERY_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl Addresses {
+    pub(super) fn new(config: &Config) -> Addresses {
+        Addresses {
+            source: Sql { connection: config.source.url.clone(), purpose: "control", timeout: QUERY_MAX },
+            destination: Sql { connection: config.destination.url.clone(), purpose: "bookkeeping", timeout: QUERY_MAX },
+        }
+    }
+}
+
+/// Opens a replication session.
+pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Result<ReplicationSession, Fault> {
+    let purpose = format!("{} {purpose}", config.source.slot);
+    let timeout = config.source.timeout;
+    let session = ReplicationSession::connect(&config.source.url, &purpose, timeout, timeout).await;
+    Ok(session.map_err(SourceError::Session)?)
+}
+
+/// Checks both ends and decides what to do. `agreed`: the operator has agreed to reconciling tables that have rows;
+/// `resnapshot`: all tables are to be copied anew.
+pub(super) async fn prepare(
+    config: &Config,
+    addresses: &Addresses,
+    bookkeeping: &Bookkeeping,
+    telemetry: &Telemetry,
+    resnapshot: bool,
+) -> Result<Prepared, Fault> {
+    let stream = bookkeeping.stream().await?;
+    let source = addresses.source.connect().await.map_err(SourceError::Session)?;
+    let slot = find_slot(&source, &config.source.slot).await?;
+    let server = SourceServer::check(&source, slot.is_some()).await?;
+    let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
+    server.check_not_synchronous(&application_name)?;
+    let mut source_catalog = SourceCatalog::read(&source, &config.tables).await?;
+
+    let mut replication = connect_replication(config, "streaming").await?;
+    let identification = replication.identify_system().await.map_err(SourceError::Session)?;
+    let urls = (&config.source.url, &config.destination.url);
+    same_database(&identification, bookkeeping.client(), urls).await?;
+
+    if let Some(stream) = &stream {
+        check_configured(config, stream)?;
+    }
+    let live = matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. }));
+    if stream.is_none()
+        && let Some(slot) = &slot
+    {
+        return Err(Fault::Refused(slot_unknown_report(slot)));
+    }
+    let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    if stream.is_none() && !resnapshot {
+        check_empty(bookkeeping.client(), &destination_catalog).await?;
+    }
+    let publication = &config.source.publication;
+    let followed = live && !resnapshot;
+    if followed && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref()) {
+        return Err(SourceError::Gap(gap_report(publication, gap, &source_catalog)).into());
+    }
+    match ensure_publication(&source, publication, &mut source_catalog, followed).await {
+        Ok(told) => told.into_iter().for_each(|told| telemetry.event("publication", told)),
+        Err(SourceError::Gap(report)) => {
+            bookkeeping.set_gap("has not held all tables all the time").await?;
+            return Err(SourceError::Gap(report).into());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let transfer = check_fit(&source_catalog, &destination_catalog)?;
+
+    let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
+        (true, Some(position)) => {
+            let stored = stored_history(stream.as_ref(), position);
+            if let Some(stored) = stored {
+                check_history(&mut replication, &identification, slot.as_ref(), &stored).await?;
+            }
+            check_tables(&bookkeeping.tables().await?, &source_catalog)?;
+            if resnapshot { Start::Snapshot { live: true } } else { Start::Stream { position } }
+        }
+        (_, _) => Start::Snapshot { live: false },
+    };
+    Ok(Prepared {
+        source,
+        server,
+        replication,
+        identification,
+        source_catalog,
+        destination_catalog,
+        slot,
+        transfer,
+        stream,
+        start,
+    })
+}
+
+async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
+    if live { bookkeeping.position().await } else { Ok(None) }
+}
+
+fn stored_history(stream: Option<&Stream>, position: Lsn) -> Option<StoredHistory<'_>> {
+    stream.map(|stream| StoredHistory {
+        slot: &stream.slot,
+        system_identifier: &stream.system_identifier,
+        timeline: stream.timeline,
+        database: &stream.source_database,
+        position,
+    })
+}
+
+/// The configuration must name the stream that feeds this destination.
+fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
+    let differs = |key: &str, stored: &str, configured: &str| {
+        Fault::Refused(
+            ErrorReport::new(format!("this destination is fed through {key} {stored}, but the configuration names {configured}"))
+                .hint(format!(
+                    "Set source.{key} = \"{stored}\"; or, to feed it anew, run headwater teardown with the old configuration first."
+                )),
+        )
+    };
+    if stream.slot != config.source.slot {
+        return Err(differs("slot", stream.slot.as_str(), config.source.slot.as_str()));
+    }
+    if stream.publication != config.source.publication {
+        return Err(differs("publication", stream.publication.as_str(), config.source.publication.as_str()));
+    }
+    Ok(())
+}
+
+/// Nobody's rows are deleted by a typing error: tables with rows need the operator's word.
+async fn check_empty(client: &SqlClient, catalog: &Catalog) -> Result<(), Fault> {
+    const COUNTED_MAX: i64 = 100_000;
+    let mut full = Vec::new();
+    for name in catalog.tables.keys() {
+        match Catalog::count_rows(client, name, COUNTED_MAX).await? {
+            0 => {}
+            rows if rows < COUNTED_MAX => full.push(format!("{name} has {rows} rows")),
+            rows => full.push(format!("{name} has about {rows} rows")),
+        }
+    }
+    if full.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::Refused(
+        ErrorReport::new("destination tables already have rows")
+            .detail(format!("Table {}.", full.join("; table ")))
+            .hint(
+                "If they are to become equal to the source's, start once with --resnapshot: rows that the source lacks are then \
+                 deleted, differing ones updated, missing ones inserted.",
+            ),
+    ))
+}
+
+/// Compares every table that exists at the destination, and decides the format for the whole stream.
+fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, Fault> {
+    let mut transfer = Transfer::Binary;
+    let mut reports: Vec<ErrorReport> = Vec::new();
+    for table in &source.tables {
+        let from = End { table: &table.definition, types: &source.types };
+        // A table that is missing will be created with the source's own types.
+        let to = match destination.table(&table.definition.name()) {
+            Some(existing) => End { table: existing, types: &destination.types },
+            None => from,
+        };
+        match fit::table_fit(from, &table.published(), to) {
+            Ok(format) => transfer = transfer.max(format),
+            Err(misfits) => reports.push(misfit_report(&table.definition.name(), &misfits)),
+        }
+    }
+    match reports.as_slice() {
+        [] => Ok(transfer),
+        [report] => Err(Fault::Refused(report.clone())),
+        reports => {
+            let join =
+                |part: fn(&ErrorReport) -> Option<&str>| reports.iter().filter_map(part).collect::<Vec<_>>().join("\n");
+            Err(Fault::Refused(
+                ErrorReport::new(format!("{} tables at the destination do not fit the source", reports.len()))
+                    .detail(
+                        reports
+                            .iter()
+                            .map(|r| format!("{}: {}", r.message, r.detail.as_deref().unwrap_or_default()))
+                            .collect::<Vec<_>>()
+                            .join("\n"),
+                    )
+                    .hint(join(|report| report.hint.as_deref())),
+            ))
+        }
+    }
+}
+
+/// The set that is followed must be the configured one, and its tables the same ones as ever.
+fn check_tables(followed: &[TableRecord], source: &SourceCatalog) -> Result<(), Fault> {
+    let configured: BTreeSet<QualifiedName> = source.tables.iter().map(|table| table.definition.name()).collect();
+    let known: BTreeSet<QualifiedName> = followed.iter().map(|table| table.name.clone()).collect();
+    let names = |tables: &mut dyn Iterator<Item = &QualifiedName>| {
+        tables.map(QualifiedName::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let added = names(&mut configured.difference(&known));
+    let removed = names(&mut known.difference(&configured));
+    if !added.is_empty() || !removed.is_empty() {
+        let mut detail = Vec::new();
+        if !added.is_empty() {
+            detail.push(format!("Configured but not followed: {added}."));
+        }
+        if !removed.is_empty() {
+            detail.push(format!("Followed but not configured: {removed}."));
+        }
+        return Err(Fault::Refused(
+            ErrorReport::new("this destination was fed with another table set")
+                .detail(detail.join(" "))
+                .hint("Correct tables in the configuration, or start once with --resnapshot to follow the new set."),
+        ));
+    }
+    for table in followed {
+        let Some(now) = source.table(&table.name) else { continue };
+        if now.definition.relation_id() != table.source_id {
+            return Err(Fault::Refused(
+                ErrorReport::new(format!(
+                    "table {} was dropped and created anew at the source (OID {}, now {})",
+                    table.name, table.source_id, now.definition.id
+                ))
+                .hint("Start once with --resnapshot to reconcile it."),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that nobody else streams from the slot.
+pub(super) async fn free_slot(prepared: &Prepared, config: &Config) -> Result<(), Fault> {
+    if prepared.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
+        release_slot(&prepared.source, &config.source.slot).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! Transactions into batches, and batches into what the destination is to execute.
+//!
+//! Room 5, pure. In come [`crate::transaction::Step`]s from the channel; out goes work for `destination::apply`:
+//! batches with the position that they stand for, and for each change the statement that carries it out.
+//!
+//! ```text
+//! Step ─▶ batch::Batcher ─▶ Work ─▶ statement::Statements ─▶ (SQL, parameters) ─▶ destination::apply
+//!                                        ▲
+//!                 schema, target: the destination's catalog as data
+//! ```
+//!
+//! Here also: whether a table fits its source (`fit`), the order in which foreign keys let tables be filled (`order`),
+//! and all SQL that is generated (`sql`), for every room that needs some; names get into it as `Ident`s only.
+//!
+//! Invariants: a batch holds whole source transactions (I2), in their order (I1); *applying the plan to a database
+//! equals applying the changes one by one*.
+
+mod batch;
+pub mod expression;
+pub mod fit;
+pub mod order;
+pub mod schema;
+pub mod sql;
+pub mod statement;
+pub mod target;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use batch::{Batch, BatchLimits, Batcher, Member, Work};

@@ -1,0 +1,130 @@
+//! Statements that carry out one change.
+//!
+//! Parameters are numbered in the order in which `plan::statement` gives their values. Row counts are checked in the
+//! server, because COMMIT is already on its way when the answer comes: `headwater.expect` raises when they differ.
+
+use crate::pg::{Ident, QualifiedName};
+use crate::plan::target::{Target, TargetColumn};
+
+/// Inserts a row of all stored columns.
+pub fn insert_row(target: &Target) -> String {
+    let columns = stored(target);
+    let table = target.table.sql();
+    if columns.is_empty() {
+        return format!("INSERT INTO {table} DEFAULT VALUES");
+    }
+    let names = join(columns.iter().map(|column| column.name.sql()));
+    let values = join((1..=columns.len()).map(|n| format!("${n}")));
+    format!("INSERT INTO {table} ({names}){} VALUES ({values})", overriding(target))
+}
+
+/// Updates the columns at `set` of the one row whose columns at `key` have the values behind them.
+pub fn update_row(target: &Target, set: &[usize], key: &[usize]) -> String {
+    let assignments = assignments(target, set);
+    let found = key_condition(target, key, set.len());
+    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found}", only(target)))
+}
+
+/// Updates one of the rows that equal the old values at all stored columns, which come behind the values of `set`.
+pub fn update_whole_row(target: &Target, set: &[usize]) -> String {
+    let assignments = assignments(target, set);
+    let found = whole_row(target, set.len());
+    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found}", only(target)))
+}
+
+/// Deletes the row with this key.
+pub fn delete_row(target: &Target, key: &[usize]) -> String {
+    format!("DELETE FROM {} WHERE {}", only(target), key_condition(target, key, 0))
+}
+
+/// Deletes one of the rows that equal the old values at all stored columns.
+pub fn delete_whole_row(target: &Target) -> String {
+    format!("DELETE FROM {} WHERE {}", only(target), whole_row(target, 0))
+}
+
+/// Empties tables together. RESTRICT, as in native replication: what the source's CASCADE reached is named.
+pub fn truncate(targets: &[&Target], restart_identity: bool) -> String {
+    let tables = join(targets.iter().map(|target| only(target)));
+    let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
+    format!("TRUNCATE {tables}{identity}")
+}
+
+/// Empties a table without making its readers wait.
+pub fn delete_all(target: &Target) -> String {
+    format!("DELETE FROM {}", only(target))
+}
+
+fn stored(target: &Target) -> Vec<&TargetColumn> {
+    target.columns.iter().flatten().collect()
+}
+
+/// The table itself, without tables that inherit from it: their rows come as their own. Partitions hold the rows of a
+/// partitioned table, which cannot be named with ONLY.
+fn only(target: &Target) -> String {
+    let only = if target.partitioned { "" } else { "ONLY " };
+    format!("{only}{}", target.table.sql())
+}
+
+fn overriding(target: &Target) -> &'static str {
+    if target.overrides_identity { " OVERRIDING SYSTEM VALUE" } else { "" }
+}
+
+fn assignments(target: &Target, set: &[usize]) -> String {
+    let columns = set.iter().filter_map(|place| target.column(*place));
+    join(columns.zip(1..).map(|(column, n)| format!("{} = ${n}", column.name.sql())))
+}
+
+fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> String {
+    let columns = key.iter().filter_map(|place| target.column(*place));
+    let conditions = columns
+        .zip(parameters_before + 1..)
+        .map(|(column, n)| format!("{} {} ${n}", column.name.sql(), equals(column.equality.as_ref())));
+    conditions.collect::<Vec<_>>().join(" AND ")
+}
+
+/// `OPERATOR(schema.=)`
+fn equals(operator: Option<&QualifiedName>) -> String {
+    let (schema, name) =
+        operator.map_or(("pg_catalog", "="), |operator| (operator.schema.as_str(), operator.name.as_str()));
+    format!("OPERATOR({}.{name})", Ident::new(schema).sql())
+}
+
+/// Finds exactly one row among those that equal the old one: the one with the identical image first, because equality
+/// by operator also holds for 1.0 and 1.00.
+fn whole_row(target: &Target, parameters_before: usize) -> String {
+    let columns = stored(target);
+    let parameter = |at: usize| format!("${}", parameters_before + 1 + at);
+    let equal = columns.iter().enumerate().map(|(at, column)| {
+        let (name, value) = (column.name.sql(), parameter(at));
+        match &column.equality {
+            Some(operator) => {
+                let equals = equals(Some(operator));
+                format!("({name} {equals} {value} OR ({name} IS NULL AND {value} IS NULL))")
+            }
+            None => format!("ROW({name}) OPERATOR(pg_catalog.*=) ROW({value})"),
+        }
+    });
+    let equal = equal.collect::<Vec<_>>().join(" AND ");
+    let equal = if equal.is_empty() { "true".to_owned() } else { equal };
+    let names = join(columns.iter().map(|column| column.name.sql()));
+    let values = join((0..columns.len()).map(parameter));
+    let order = if columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ORDER BY (ROW({names}) OPERATOR(pg_catalog.*=) ROW({values})) DESC")
+    };
+    // In a partitioned table ctids repeat from partition to partition.
+    format!("(tableoid, ctid) = (SELECT tableoid, ctid FROM {} WHERE {equal}{order} LIMIT 1)", only(target))
+}
+
+/// Raises unless the statement touches exactly one row.
+fn expecting_one(statement: &str) -> String {
+    format!(
+        "WITH changed AS ({statement} RETURNING 1) SELECT CASE WHEN pg_catalog.count(*) = 1 THEN NULL \
+         ELSE headwater.expect(pg_catalog.count(*), 1) END FROM changed"
+    )
+}
+
+fn join(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(", ")
+}

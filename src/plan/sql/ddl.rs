@@ -1,0 +1,310 @@
+//! Statements that create a table like the source's.
+//!
+//! Built from the catalog's facts, never from a table's own DDL text: names are quoted, types are those that the
+//! destination has resolved, expressions are those that [`crate::plan::expression`] accepts. What is left out is
+//! returned as sentences for the operator.
+//!
+//! Differences on purpose: identity columns are BY DEFAULT, because no UPDATE can set one that is ALWAYS; foreign
+//! keys are NO ACTION DEFERRABLE, because the source's cascades arrive as rows (`cutover` puts both back); a
+//! partitioned table becomes an ordinary one.
+
+use crate::pg::{Ident, QualifiedName, quote_literal};
+use crate::plan::expression::{Expressions, Purpose};
+use crate::plan::schema::{
+    ColumnDefinition, ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, GeneratedColumn,
+    IndexDefinition, IndexPart, TableDefinition,
+};
+
+/// What is needed to write a table's DDL for one destination.
+pub struct Creation<'a> {
+    /// The source's table.
+    pub table: &'a TableDefinition,
+    /// The schema in which it is created: a staging schema, or its own.
+    pub schema: &'a Ident,
+    /// Each column's type as the destination writes it.
+    pub type_sql: &'a dyn Fn(&ColumnDefinition) -> String,
+    /// Which expressions may be taken over.
+    pub expressions: &'a Expressions,
+    /// The published columns; others are not created.
+    pub columns: &'a [Ident],
+}
+
+/// Statements, and what they leave out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statements {
+    /// To be run in this order.
+    pub sql: Vec<String>,
+    /// What of the source's table is not taken over, each a sentence without its full stop.
+    pub left_out: Vec<String>,
+}
+
+impl Creation<'_> {
+    fn name(&self) -> String {
+        QualifiedName { schema: self.schema.clone(), name: self.table.table.clone() }.sql()
+    }
+
+    fn has(&self, column: &Ident) -> bool {
+        self.columns.contains(column)
+    }
+
+    /// CREATE TABLE with columns, defaults and checks, and the sequences that its defaults draw from.
+    pub fn create(&self) -> Statements {
+        let mut statements = Statements::default();
+        let mut lines = Vec::new();
+        let mut owned = Vec::new();
+        for column in &self.table.columns {
+            let generated = column.generated.is_some();
+            if !self.has(&column.name) && !generated {
+                continue;
+            }
+            if let Some(line) = self.column(column, &mut statements, &mut owned) {
+                lines.push(line);
+            }
+        }
+        for constraint in &self.table.constraints {
+            let Some(expression) = &constraint.expression else { continue };
+            let all_here = constraint.columns.iter().flatten().all(|column| self.has(column));
+            if all_here && self.expressions.accepts(expression, Purpose::Immutable) {
+                lines.push(format!("CONSTRAINT {} CHECK ({expression})", constraint.name.sql()));
+            } else {
+                statements.left_out.push(format!("check constraint {}", constraint.name));
+            }
+        }
+        let name = self.name();
+        statements.sql.push(format!("CREATE TABLE {name} ({})", lines.join(", ")));
+        statements.sql.extend(owned);
+        if let Some(comment) = &self.table.comment {
+            statements.sql.push(format!("COMMENT ON TABLE {name} IS {}", quote_literal(comment)));
+        }
+        for column in &self.table.columns {
+            if let (true, Some(comment)) = (self.has(&column.name), &column.comment) {
+                let comment = quote_literal(comment);
+                statements.sql.push(format!("COMMENT ON COLUMN {name}.{} IS {comment}", column.name.sql()));
+            }
+        }
+        statements
+    }
+
+    fn column(
+        &self,
+        column: &ColumnDefinition,
+        statements: &mut Statements,
+        owned: &mut Vec<String>,
+    ) -> Option<String> {
+        let name = column.name.sql();
+        let mut line = format!("{name} {}", (self.type_sql)(column));
+        if let Some(collation) = &column.collation {
+            line.push_str(&format!(" COLLATE {}", collation.sql()));
+        }
+        match (&column.generated, &column.default) {
+            (Some(kind), Some(expression)) if self.expressions.accepts(expression, Purpose::Immutable) => {
+                let kind = match kind {
+                    GeneratedColumn::Stored => "STORED",
+                    GeneratedColumn::Virtual => "VIRTUAL",
+                };
+                line.push_str(&format!(" GENERATED ALWAYS AS ({expression}) {kind}"));
+            }
+            (Some(_), _) if self.has(&column.name) => {
+                statements.left_out.push(format!("the expression of generated column {}", column.name));
+            }
+            (Some(_), _) => {
+                statements.left_out.push(format!("generated column {}", column.name));
+                return None;
+            }
+            (None, _) if column.identity.is_some() => line.push_str(" GENERATED BY DEFAULT AS IDENTITY"),
+            (None, Some(expression)) if expression.starts_with("nextval(") => {
+                if let Some(sequence) = self.own_sequence(column) {
+                    let sequence = QualifiedName { schema: self.schema.clone(), name: sequence }.sql();
+                    statements.sql.push(format!("CREATE SEQUENCE {sequence}"));
+                    line.push_str(&format!(
+                        " DEFAULT pg_catalog.nextval({}::pg_catalog.regclass)",
+                        quote_literal(&sequence)
+                    ));
+                    owned.push(format!("ALTER SEQUENCE {sequence} OWNED BY {}.{name}", self.name()));
+                } else {
+                    statements.left_out.push(format!("the default of column {} (its sequence is shared)", column.name));
+                }
+            }
+            (None, Some(expression)) if self.expressions.accepts(expression, Purpose::Default) => {
+                line.push_str(&format!(" DEFAULT {expression}"));
+            }
+            (None, Some(_)) => statements.left_out.push(format!("the default of column {}", column.name)),
+            (None, None) => {}
+        }
+        if column.not_null {
+            line.push_str(" NOT NULL");
+        }
+        Some(line)
+    }
+
+    /// The name of the sequence that the column owns and draws its default from.
+    fn own_sequence(&self, column: &ColumnDefinition) -> Option<Ident> {
+        let sequence: QualifiedName = column.sequence.as_deref()?.parse().ok()?;
+        Some(sequence.name)
+    }
+
+    /// Primary key, unique constraints and indexes, to be run once the rows are there.
+    pub fn indexes(&self) -> Statements {
+        let mut statements = Statements::default();
+        for index in self.table.indexes.iter().filter(|index| index.valid) {
+            let constraint = self.table.constraints.iter().find(|constraint| {
+                constraint.index == Some(index.id)
+                    && matches!(
+                        constraint.kind,
+                        ConstraintKind::PrimaryKey | ConstraintKind::Unique | ConstraintKind::Exclusion
+                    )
+            });
+            if index.exclusion {
+                statements.left_out.push(format!("exclusion constraint {}", index.name));
+                continue;
+            }
+            match self.index(index, constraint) {
+                Some(sql) => statements.sql.push(sql),
+                None => statements.left_out.push(format!("index {}", index.name)),
+            }
+        }
+        statements
+    }
+
+    fn index(&self, index: &IndexDefinition, constraint: Option<&ConstraintDefinition>) -> Option<String> {
+        let part = |part: &IndexPart| -> Option<String> {
+            let mut sql = match (&part.column, &part.expression) {
+                (Some(column), _) if self.table.column(column).is_some() => column.sql(),
+                (None, Some(expression)) if self.expressions.accepts(expression, Purpose::Immutable) => {
+                    format!("({expression})")
+                }
+                (_, _) => return None,
+            };
+            // In a constraint's column list there is room for names only.
+            if constraint.is_none() && !part.included {
+                if let Some(collation) = part.collation.as_ref().filter(|_| part.column.is_some()) {
+                    sql.push_str(&format!(" COLLATE {}", collation.sql()));
+                }
+                if let Some(class) = &part.operator_class {
+                    sql.push_str(&format!(" {}", class.sql()));
+                }
+                if index.method.as_str() == "btree" {
+                    sql.push_str(if part.descending { " DESC" } else { "" });
+                    sql.push_str(if part.nulls_first { " NULLS FIRST" } else { " NULLS LAST" });
+                }
+            }
+            Some(sql)
+        };
+        let parts = |included: bool| -> Option<String> {
+            let parts: Option<Vec<String>> =
+                index.parts.iter().filter(|part| part.included == included).map(part).collect();
+            parts.map(|parts| parts.join(", "))
+        };
+        let key = parts(false)?;
+        let include = match parts(true)?.as_str() {
+            "" => String::new(),
+            columns => format!(" INCLUDE ({columns})"),
+        };
+        let nulls = if index.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
+        let options = storage_options(index.options.as_deref());
+        let table = self.name();
+        let name = index.name.sql();
+        if let Some(constraint) = constraint {
+            let kind = if index.primary { "PRIMARY KEY".to_owned() } else { format!("UNIQUE{nulls}") };
+            let deferrable = match (constraint.deferrable, constraint.deferred) {
+                (true, true) => " DEFERRABLE INITIALLY DEFERRED",
+                (true, false) => " DEFERRABLE",
+                (false, _) => "",
+            };
+            return Some(format!(
+                "ALTER TABLE {table} ADD CONSTRAINT {name} {kind} ({key}){include}{options}{deferrable}"
+            ));
+        }
+        let unique = if index.unique { "UNIQUE " } else { "" };
+        let predicate = match &index.predicate {
+            Some(predicate) if self.expressions.accepts(predicate, Purpose::Immutable) => format!(" WHERE {predicate}"),
+            Some(_) => return None,
+            None => String::new(),
+        };
+        let method = index.method.sql();
+        Some(format!(
+            "CREATE {unique}INDEX {name} ON {table} USING {method} ({key}){include}{nulls}{options}{predicate}"
+        ))
+    }
+}
+
+/// `WITH (fillfactor='70')`; storage parameters of index methods are names and plain values.
+fn storage_options(options: Option<&[String]>) -> String {
+    let options: Vec<String> = options
+        .into_iter()
+        .flatten()
+        .filter_map(|option| option.split_once('='))
+        .map(|(name, value)| format!("{} = {}", Ident::new(name).sql(), quote_literal(value)))
+        .collect();
+    if options.is_empty() { String::new() } else { format!(" WITH ({})", options.join(", ")) }
+}
+
+/// Adds a foreign key as the destination has them: NO ACTION DEFERRABLE.
+pub fn add_foreign_key(
+    table: &QualifiedName,
+    constraint: &ConstraintDefinition,
+    target: &ForeignKeyTarget,
+    parent: &QualifiedName,
+) -> String {
+    let names = |columns: &[Ident]| columns.iter().map(Ident::sql).collect::<Vec<_>>().join(", ");
+    let matching = if target.matching == 'f' { " MATCH FULL" } else { "" };
+    let deferred = if constraint.deferred { " INITIALLY DEFERRED" } else { "" };
+    let validated = if constraint.validated { "" } else { " NOT VALID" };
+    format!(
+        "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}){matching} ON DELETE {} ON UPDATE {} \
+         DEFERRABLE{deferred}{validated}",
+        table.sql(),
+        constraint.name.sql(),
+        names(constraint.columns.as_deref().unwrap_or_default()),
+        parent.sql(),
+        names(&target.columns),
+        ForeignKeyAction::NoAction.as_sql(),
+        ForeignKeyAction::NoAction.as_sql(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::TypeId;
+    use crate::plan::testing::{Column, table};
+
+    #[test]
+    fn a_table_is_created_with_what_is_understood_and_reports_the_rest() {
+        let mut source = table(
+            "to\"pics",
+            &[Column::new("id", 23).not_null(), Column::new("title", 25), Column::new("sum", 23), Column::new("x", 23)],
+        );
+        if let [id, title, sum, x] = source.columns.as_mut_slice() {
+            id.default = Some("nextval('topics_id_seq'::regclass)".into());
+            id.sequence = Some("public.topics_id_seq".into());
+            title.default = Some("'new'::text".into());
+            title.comment = Some("it's".into());
+            sum.generated = Some(GeneratedColumn::Stored);
+            sum.default = Some("(id + 1)".into());
+            x.default = Some("evil()".into());
+        }
+        let expressions = Expressions::new([]);
+        let columns: Vec<Ident> = ["id", "title", "x"].map(Ident::new).into();
+        let creation = Creation {
+            table: &source,
+            schema: &Ident::new("hw"),
+            type_sql: &|column| if column.type_id == TypeId(23) { "integer".into() } else { "text".into() },
+            expressions: &expressions,
+            columns: &columns,
+        };
+        let statements = creation.create();
+        assert_eq!(
+            statements.sql,
+            [
+                "CREATE SEQUENCE \"hw\".\"topics_id_seq\"",
+                "CREATE TABLE \"hw\".\"to\"\"pics\" (\"id\" integer DEFAULT \
+                 pg_catalog.nextval('\"hw\".\"topics_id_seq\"'::pg_catalog.regclass) NOT NULL, \
+                 \"title\" text DEFAULT 'new'::text, \"sum\" integer GENERATED ALWAYS AS ((id + 1)) STORED, \"x\" integer)",
+                "ALTER SEQUENCE \"hw\".\"topics_id_seq\" OWNED BY \"hw\".\"to\"\"pics\".\"id\"",
+                "COMMENT ON COLUMN \"hw\".\"to\"\"pics\".\"title\" IS 'it''s'",
+            ]
+        );
+        assert_eq!(statements.left_out, ["the default of column x"]);
+    }
+}

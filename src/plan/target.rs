@@ -1,0 +1,185 @@
+//! A source relation bound to its destination table: which column goes where, and how a row is found again.
+//!
+//! Made whenever `destination::apply` meets a relation that it has not seen; used by `statement` for SQL and
+//! parameters. Columns are matched by name, because the Relation message carries no numbers and orders differ.
+
+use std::sync::Arc;
+
+use crate::pg::{Ident, QualifiedName, Relation, ReplicaIdentity, TypeId};
+use crate::plan::schema::{ColumnDefinition, IdentityColumn, TableDefinition, TableKind, Types};
+
+/// A published column at its destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetColumn {
+    /// The name, on both sides.
+    pub name: Ident,
+    /// The type at the destination.
+    pub type_id: TypeId,
+    /// The array of that type, if it has one that `unnest` takes apart into single values.
+    pub array: Option<TypeId>,
+    /// What separates values in a text array of the type.
+    pub delimiter: char,
+    /// The operator that finds equal values; `None` for types without equality.
+    pub equality: Option<QualifiedName>,
+    /// GENERATED ALWAYS AS IDENTITY: no UPDATE can set it.
+    pub identity_always: bool,
+}
+
+/// How an old row is found at the destination. Numbers are places in the relation's columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetIdentity {
+    /// By a key that no two rows share.
+    Key(Vec<usize>),
+    /// By all its values; rows may repeat, and exactly one of them is meant.
+    WholeRow,
+    /// Not at all: only inserts and truncates can come.
+    None,
+}
+
+/// A relation and its table.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The relation, as the source described it.
+    pub relation: Arc<Relation>,
+    /// The table at the destination.
+    pub table: QualifiedName,
+    /// Its OID there.
+    pub table_id: u32,
+    /// A partitioned table: rows live in its partitions.
+    pub partitioned: bool,
+    /// Each of the relation's columns at the destination; `None` where the destination generates the value itself.
+    pub columns: Vec<Option<TargetColumn>>,
+    /// How old rows are found.
+    pub identity: TargetIdentity,
+    /// The table has GENERATED ALWAYS identity columns, so INSERT must override them.
+    pub overrides_identity: bool,
+}
+
+/// A relation that cannot be bound to its table.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// The source has a column that the destination lacks.
+    #[error("table {table} has no column {column} at the destination")]
+    MissingColumn {
+        /// The table.
+        table: QualifiedName,
+        /// The column.
+        column: Ident,
+    },
+    /// The source renamed the table.
+    #[error("table {table} is now called {renamed} at the source")]
+    Renamed {
+        /// The table at the destination.
+        table: QualifiedName,
+        /// Its name at the source.
+        renamed: QualifiedName,
+    },
+}
+
+impl Target {
+    /// Binds `relation` to `table`.
+    ///
+    /// # Errors
+    /// [`BindError`] when the table cannot take the relation's rows. Types are not compared here: see `fit`.
+    pub fn bind(relation: &Arc<Relation>, table: &TableDefinition, types: &Types) -> Result<Target, BindError> {
+        let name = table.name();
+        if relation.name != name {
+            return Err(BindError::Renamed { table: name, renamed: relation.name.clone() });
+        }
+        let mut columns = Vec::with_capacity(relation.columns.len());
+        for column in &relation.columns {
+            let Some(definition) = table.column(&column.name) else {
+                return Err(BindError::MissingColumn { table: name, column: column.name.clone() });
+            };
+            columns.push(definition.generated.is_none().then(|| target_column(definition, table, types)));
+        }
+        Ok(Target {
+            identity: identity(relation, table, &columns),
+            relation: Arc::clone(relation),
+            table: name,
+            table_id: table.id,
+            partitioned: table.kind == TableKind::Partitioned,
+            overrides_identity: table.columns.iter().any(|c| c.identity == Some(IdentityColumn::Always)),
+            columns,
+        })
+    }
+
+    /// The places of the columns that the destination stores.
+    pub fn stored_columns(&self) -> impl Iterator<Item = usize> {
+        self.columns.iter().enumerate().filter(|(_, column)| column.is_some()).map(|(place, _)| place)
+    }
+
+    /// The column at a place, unless the destination generates it.
+    pub fn column(&self, place: usize) -> Option<&TargetColumn> {
+        self.columns.get(place).and_then(Option::as_ref)
+    }
+}
+
+fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: &Types) -> TargetColumn {
+    let found = types.get(&definition.type_id);
+    // A key's own index knows best which operator finds equal values in it; then the type's default class; then the
+    // polymorphic operators of pg_catalog, which serve enums, arrays, ranges and whatever is coercible to text.
+    let of_index = table
+        .indexes
+        .iter()
+        .filter(|index| index.unique)
+        .flat_map(|index| &index.parts)
+        .find(|part| part.column.as_ref() == Some(&definition.name))
+        .and_then(|part| part.equality.clone());
+    let of_type = || found.and_then(|found| found.equality.clone());
+    let of_catalog = || {
+        let without = found.is_some_and(|found| found.id.is_built_in() && NO_EQUALITY.contains(&found.id.0));
+        (!without).then(|| QualifiedName::new("pg_catalog", "="))
+    };
+    // unnest takes an array of arrays apart down to its elements, so only columns that are no arrays can go that way.
+    let is_array = found.is_some_and(|found| found.element.is_some() || base_is_array(found.base, types));
+    TargetColumn {
+        name: definition.name.clone(),
+        type_id: definition.type_id,
+        array: found.and_then(|found| found.array).filter(|_| !is_array),
+        delimiter: found.map_or(',', |found| found.delimiter),
+        equality: of_index.or_else(of_type).or_else(of_catalog),
+        identity_always: definition.identity == Some(IdentityColumn::Always),
+    }
+}
+
+fn base_is_array(base: Option<TypeId>, types: &Types) -> bool {
+    let base = base.and_then(|id| types.get(&id));
+    base.is_some_and(|base| base.element.is_some() || base_is_array(base.base, types))
+}
+
+/// Built-in types without an equality of their value: json, xml, point, box (compares areas), lseg, path, polygon,
+/// line, circle (areas).
+const NO_EQUALITY: [u32; 9] = [114, 142, 600, 603, 601, 602, 604, 628, 718];
+
+fn identity(relation: &Relation, table: &TableDefinition, columns: &[Option<TargetColumn>]) -> TargetIdentity {
+    let flagged: Vec<usize> =
+        relation.columns.iter().enumerate().filter(|(_, column)| column.in_identity).map(|(place, _)| place).collect();
+    match relation.replica_identity {
+        ReplicaIdentity::Nothing => TargetIdentity::None,
+        ReplicaIdentity::Default | ReplicaIdentity::Index if flagged.is_empty() => TargetIdentity::None,
+        ReplicaIdentity::Default | ReplicaIdentity::Index => TargetIdentity::Key(flagged),
+        ReplicaIdentity::Full => unique_key(relation, table, columns).unwrap_or(TargetIdentity::WholeRow),
+    }
+}
+
+/// A key of the destination's over published NOT NULL columns: with the whole old row at hand it finds the row by
+/// index.
+fn unique_key(
+    relation: &Relation,
+    table: &TableDefinition,
+    columns: &[Option<TargetColumn>],
+) -> Option<TargetIdentity> {
+    let place = |name: &&Ident| {
+        let place = relation.columns.iter().position(|column| column.name == **name)?;
+        let not_null = table.column(name)?.not_null;
+        (not_null && columns.get(place)?.is_some()).then_some(place)
+    };
+    table
+        .indexes
+        .iter()
+        .filter(|index| index.immediate)
+        .filter_map(|index| index.unique_columns())
+        .find_map(|key| key.iter().map(place).collect())
+        .map(TargetIdentity::Key)
+}

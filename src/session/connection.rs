@@ -1,0 +1,319 @@
+//! One authenticated connection: frames in, bytes out, both ways at once.
+//!
+//! Stands on the byte stream that `connect` opened and `startup` authenticated; under `replication`, `writing` and
+//! `copy`. A frame's body is a slice of the read buffer. Reading and writing are driven together, because a client that
+//! only writes while the server only answers blocks both for ever (pgcopydb#823).
+//!
+//! Cancel-safe: all state is in [`Connection`], so a caller may drop any of these futures at an await and call again.
+//!
+//! Bounds: a frame is at most [`FRAME_BYTES_MAX`], which is PostgreSQL's own limit for a message
+//! (`PQ_LARGE_MESSAGE_LIMIT` and MaxAllocSize, 14 to 18), and at most 64 KiB before the server has proved who we are
+//! to it. Memory grows with what has arrived, not with what a length claims. What is outgoing is bounded by the
+//! callers: a flight, a piece of COPY.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use super::error::{ServerError, SessionError};
+use super::startup::{self, Startup};
+use crate::config::{ConnectionSettings, Host};
+
+/// A byte stream to a server: TCP or Unix socket, with or without TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub(super) type BoxedStream = Box<dyn Stream>;
+
+/// Longest frame: 1 GiB.
+const FRAME_BYTES_MAX: usize = 1 << 30;
+/// Longest frame before authentication: as much as any honest server needs, and no more.
+const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
+/// What is read at once. One allocation of this size carries the values of many rows.
+const READ_BYTES: usize = 128 << 10;
+
+/// One backend message.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// The message's type.
+    pub tag: u8,
+    /// Its body, without tag and length.
+    pub body: Bytes,
+}
+
+/// An open connection to a server.
+pub struct Connection {
+    stream: BoxedStream,
+    host: Host,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+    unflushed: bool,
+    frame_bytes_max: usize,
+    parameters: BTreeMap<String, String>,
+    process_id: u32,
+}
+
+impl Connection {
+    pub(super) fn new(stream: BoxedStream, host: Host) -> Connection {
+        Connection {
+            stream,
+            host,
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            unflushed: false,
+            frame_bytes_max: FRAME_BYTES_MAX_UNAUTHENTICATED,
+            parameters: BTreeMap::new(),
+            process_id: 0,
+        }
+    }
+
+    /// Opens and authenticates a connection for COPY, with `settings` of the server's.
+    ///
+    /// # Errors
+    /// [`SessionError`] says why no host would do.
+    pub async fn open(
+        connection: &ConnectionSettings,
+        purpose: &str,
+        settings: &[(&str, String)],
+    ) -> Result<Connection, SessionError> {
+        startup::open(connection, &Startup { replication: false, purpose, settings }).await
+    }
+
+    pub(super) fn authenticated(&mut self) {
+        self.frame_bytes_max = FRAME_BYTES_MAX;
+    }
+
+    pub(super) fn set_process_id(&mut self, process_id: u32) {
+        self.process_id = process_id;
+    }
+
+    /// The server process that serves this connection.
+    pub fn process_id(&self) -> u32 {
+        self.process_id
+    }
+
+    /// The host that answered.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// A setting that the server reports by itself, as of now (ParameterStatus).
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// The bytes that the next drive sends. Append only.
+    pub(super) fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// Bytes that are not handed to the operating system yet.
+    pub(super) fn outgoing_bytes(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Appends bytes that are already framed.
+    pub(super) fn send(&mut self, framed: &[u8]) {
+        self.outgoing.extend_from_slice(framed);
+    }
+
+    /// A frame that has already arrived, other than the notices and settings that may come at any time.
+    pub(super) fn ready_frame(&mut self, doing: &'static str) -> Result<Option<Frame>, SessionError> {
+        while let Some(header) = self.incoming.first_chunk::<5>() {
+            let [tag, length @ ..] = *header;
+            let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+            if length < 4 || length > self.frame_bytes_max {
+                return Err(SessionError::protocol(doing, format!("a message that claims to be {length} bytes long")));
+            }
+            if self.incoming.len() <= length {
+                return Ok(None);
+            }
+            let mut body = self.incoming.split_to(length + 1).freeze();
+            body.advance(5);
+            match tag {
+                b'N' | b'A' => {}
+                b'S' => {
+                    let mut texts = body.split(|b| *b == 0).map(|text| String::from_utf8_lossy(text).into_owned());
+                    if let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+                        self.parameters.insert(name, value);
+                    }
+                }
+                tag => return Ok(Some(Frame { tag, body })),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next frame; what is outgoing is sent meanwhile.
+    pub(super) async fn next_frame(&mut self, doing: &'static str) -> Result<Frame, SessionError> {
+        loop {
+            if let Some(frame) = self.ready_frame(doing)? {
+                return Ok(frame);
+            }
+            self.receive(doing).await?;
+        }
+    }
+
+    /// Bytes that have arrived and were not taken yet, for callers that pass frames on in part.
+    pub(super) fn incoming(&mut self) -> &mut BytesMut {
+        &mut self.incoming
+    }
+
+    /// Waits until more has arrived; what is outgoing is sent meanwhile.
+    pub(super) async fn receive(&mut self, doing: &'static str) -> Result<(), SessionError> {
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                return Poll::Ready(Err(error));
+            }
+            self.poll_receive(cx)
+        });
+        match read.await.map_err(|error| SessionError::lost(doing, error))? {
+            0 => Err(SessionError::closed(doing)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next frame, as an error when it is an ErrorResponse.
+    pub(super) async fn next_answer(&mut self, doing: &'static str) -> Result<Frame, SessionError> {
+        let frame = self.next_frame(doing).await?;
+        match frame.tag {
+            b'E' => Err(SessionError::from_server(doing, ServerError::read(&frame.body))),
+            _ => Ok(frame),
+        }
+    }
+
+    /// Sends until at most `left` bytes are outgoing; takes in what arrives meanwhile, up to `READ_BYTES`.
+    pub(super) async fn send_down_to(&mut self, left: usize, doing: &'static str) -> Result<(), SessionError> {
+        poll_fn(|cx| {
+            loop {
+                let before = self.outgoing.len();
+                if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                if self.outgoing.len() <= left && !(left == 0 && self.unflushed) {
+                    return Poll::Ready(Ok(()));
+                }
+                // The server may wait for us to read what it has to say before it reads on.
+                let received = self.incoming.len() < READ_BYTES && self.poll_receive(cx)?.is_ready();
+                if !received && self.outgoing.len() == before {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+        .map_err(|error| SessionError::lost(doing, error))
+    }
+
+    /// Sends everything that is outgoing.
+    pub(super) async fn flush(&mut self, doing: &'static str) -> Result<(), SessionError> {
+        self.send_down_to(0, doing).await
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.outgoing) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(sent)) => {
+                    self.outgoing.advance(sent);
+                    self.unflushed = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                poll @ (Poll::Pending | Poll::Ready(Err(_))) => return poll,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // Grows with what has arrived: doubling keeps a long frame linear without trusting its claimed length.
+        self.incoming.reserve(READ_BYTES);
+        pin!(self.stream.read_buf(&mut self.incoming)).poll(cx)
+    }
+
+    /// Runs SQL by the simple protocol and returns the rows of its last statement as text.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the server's error, a lost connection, or no answer `within` the bound.
+    pub async fn simple_query(
+        &mut self,
+        sql: &str,
+        doing: &'static str,
+        within: Duration,
+    ) -> Result<Vec<Vec<Option<String>>>, SessionError> {
+        frontend::query(sql, &mut self.outgoing).map_err(|error| SessionError::lost(doing, error))?;
+        bounded(within, doing, self.read_rows(doing)).await
+    }
+
+    async fn read_rows(&mut self, doing: &'static str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
+        let mut rows = Vec::new();
+        let mut error = None;
+        loop {
+            let frame = self.next_frame(doing).await?;
+            match frame.tag {
+                b'T' => rows.clear(),
+                b'D' => {
+                    rows.push(read_row(&frame.body).ok_or_else(|| SessionError::protocol(doing, "malformed DataRow"))?)
+                }
+                b'C' | b'I' => {}
+                b'E' => {
+                    let server = ServerError::read(&frame.body);
+                    let fatal = server.fatal;
+                    error.get_or_insert(SessionError::from_server(doing, server));
+                    if fatal {
+                        break;
+                    }
+                }
+                b'Z' => break,
+                tag => return Err(SessionError::protocol(doing, format!("message {}", tag.escape_ascii()))),
+            }
+        }
+        error.map_or(Ok(rows), Err)
+    }
+
+    /// Says goodbye. The server ends the session whether or not it hears it.
+    pub async fn close(mut self) {
+        frontend::terminate(&mut self.outgoing);
+        // A second is plenty for five bytes; a peer that does not take them is gone anyway.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.flush("closing")).await;
+    }
+}
+
+/// Bounds a wait.
+pub(super) async fn bounded<T>(
+    within: Duration,
+    doing: &'static str,
+    work: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    tokio::time::timeout(within, work).await.unwrap_or(Err(SessionError::Timeout { doing, within }))
+}
+
+/// The values of a DataRow in text format.
+pub(super) fn read_row(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut values = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        rest = after;
+        match i32::from_be_bytes(*length) {
+            -1 => values.push(None),
+            length => {
+                let (value, after) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+                values.push(Some(String::from_utf8_lossy(value).into_owned()));
+                rest = after;
+            }
+        }
+    }
+    rest.is_empty().then_some(values)
+}

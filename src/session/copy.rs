@@ -1,0 +1,213 @@
+//! COPY out of one server and into another, byte for byte.
+//!
+//! Serves the snapshot: `pipeline` pairs a [`CopyOut`] at the source with a [`CopyIn`] at the destination and calls
+//! [`CopyOut::transfer`] until it is done. CopyData has the same frame in both directions, so frames are passed on as
+//! they come, in whole or in part: the cost per row is a look at its header, and a row of 500 MB needs no more memory
+//! than the pipe holds.
+//!
+//! Bounds: at most [`READ_AHEAD_BYTES`] wait for the destination; when it is slow, reading from the source waits.
+
+use std::time::Duration;
+
+use bytes::Buf;
+use postgres_protocol::message::frontend;
+
+use super::connection::{Connection, bounded};
+use super::error::{ServerError, SessionError};
+
+/// What may wait in memory for the destination: a few reads, so that neither side stands still for the other.
+const READ_AHEAD_BYTES: usize = 512 << 10;
+
+const READING: &str = "reading rows from the source";
+const WRITING: &str = "writing rows to the destination";
+
+/// A COPY … TO STDOUT that is running.
+pub struct CopyOut<'a> {
+    connection: &'a mut Connection,
+    /// Bytes of the current CopyData that have not come yet.
+    frame_left: usize,
+    timeout: Duration,
+}
+
+/// A COPY … FROM STDIN that is running.
+pub struct CopyIn<'a> {
+    connection: &'a mut Connection,
+    timeout: Duration,
+}
+
+/// Which side a transfer failed on.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The source.
+    #[error(transparent)]
+    Source(SessionError),
+    /// The destination.
+    #[error(transparent)]
+    Destination(SessionError),
+}
+
+/// What one step of a transfer moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transferred {
+    /// CopyData messages begun: rows, and for the binary format up to two more for header and trailer.
+    pub messages: u64,
+    /// Bytes, with framing.
+    pub bytes: u64,
+    /// The source has sent everything.
+    pub done: bool,
+}
+
+impl<'a> CopyOut<'a> {
+    /// Starts `sql`, a COPY … TO STDOUT.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the server's refusal, or no answer within `timeout`, which bounds every later wait too.
+    pub async fn start(
+        connection: &'a mut Connection,
+        sql: &str,
+        timeout: Duration,
+    ) -> Result<CopyOut<'a>, SessionError> {
+        begin(connection, sql, b'H', READING, timeout).await?;
+        Ok(CopyOut { connection, frame_left: 0, timeout })
+    }
+
+    /// Moves what has arrived, waiting for at least something.
+    ///
+    /// # Errors
+    /// [`CopyError`] tells the side. Neither connection can be used afterwards.
+    pub async fn transfer(&mut self, into: &mut CopyIn<'_>) -> Result<Transferred, CopyError> {
+        let mut moved = self.pass_on(into)?;
+        while moved == Transferred::default() {
+            let received = bounded(self.timeout, READING, self.connection.receive(READING));
+            received.await.map_err(CopyError::Source)?;
+            moved = self.pass_on(into)?;
+        }
+        let sent = bounded(into.timeout, WRITING, into.connection.send_down_to(READ_AHEAD_BYTES, WRITING));
+        sent.await.map_err(CopyError::Destination)?;
+        // A destination that has refused the data says so at once, not after gigabytes.
+        if let Some(frame) = into.connection.ready_frame(WRITING).map_err(CopyError::Destination)? {
+            return Err(CopyError::Destination(refusal(&frame.body, frame.tag)));
+        }
+        Ok(moved)
+    }
+
+    /// Passes on what has arrived already.
+    fn pass_on(&mut self, into: &mut CopyIn<'_>) -> Result<Transferred, CopyError> {
+        let mut moved = Transferred::default();
+        while !moved.done {
+            if self.frame_left > 0 {
+                let available = self.connection.incoming().len().min(self.frame_left);
+                if available == 0 {
+                    break;
+                }
+                into.connection.send(self.connection.incoming().get(..available).unwrap_or_default());
+                self.connection.incoming().advance(available);
+                self.frame_left -= available;
+                moved.bytes += u64::try_from(available).unwrap_or(0);
+                continue;
+            }
+            match self.connection.incoming().first_chunk::<5>() {
+                Some([b'd', length @ ..]) => {
+                    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+                    if !(4..=1 << 30).contains(&length) {
+                        return Err(CopyError::Source(SessionError::protocol(READING, "a CopyData of absurd length")));
+                    }
+                    self.frame_left = length + 1;
+                    moved.messages += 1;
+                }
+                Some(_) => match self.connection.ready_frame(READING).map_err(CopyError::Source)? {
+                    Some(frame) if frame.tag == b'c' => moved.done = true,
+                    Some(frame) if frame.tag == b'E' => {
+                        let error = ServerError::read(&frame.body);
+                        return Err(CopyError::Source(SessionError::from_server(READING, error)));
+                    }
+                    Some(frame) => {
+                        let what = format!("message {}", frame.tag.escape_ascii());
+                        return Err(CopyError::Source(SessionError::protocol(READING, what)));
+                    }
+                    None => break,
+                },
+                None => break,
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Takes the source's word that the COPY ended well.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn finish(self) -> Result<(), SessionError> {
+        end(self.connection, READING, self.timeout).await.map(|_| ())
+    }
+}
+
+impl<'a> CopyIn<'a> {
+    /// Starts `sql`, a COPY … FROM STDIN.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the server's refusal, or no answer within `timeout`, which bounds every later wait too.
+    pub async fn start(
+        connection: &'a mut Connection,
+        sql: &str,
+        timeout: Duration,
+    ) -> Result<CopyIn<'a>, SessionError> {
+        begin(connection, sql, b'G', WRITING, timeout).await?;
+        Ok(CopyIn { connection, timeout })
+    }
+
+    /// Ends the data and returns how many rows the destination took.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the server's refusal of the data, or a broken connection.
+    pub async fn finish(self) -> Result<u64, SessionError> {
+        frontend::copy_done(self.connection.outgoing());
+        end(self.connection, WRITING, self.timeout).await
+    }
+}
+
+async fn begin(
+    connection: &mut Connection,
+    sql: &str,
+    expected: u8,
+    doing: &'static str,
+    timeout: Duration,
+) -> Result<(), SessionError> {
+    frontend::query(sql, connection.outgoing()).map_err(|error| SessionError::lost(doing, error))?;
+    let frame = bounded(timeout, doing, connection.next_frame(doing)).await?;
+    if frame.tag == expected { Ok(()) } else { Err(refused(connection, &frame.body, frame.tag, doing).await) }
+}
+
+/// After a refusal of the COPY itself the connection is in order again once its ReadyForQuery has come.
+async fn refused(connection: &mut Connection, body: &[u8], tag: u8, doing: &'static str) -> SessionError {
+    if tag != b'E' {
+        return SessionError::protocol(doing, format!("message {}", tag.escape_ascii()));
+    }
+    let error = ServerError::read(body);
+    if !error.fatal {
+        // Its outcome is the next user's to find out.
+        let _ = bounded(Duration::from_secs(5), doing, connection.next_frame(doing)).await;
+    }
+    SessionError::from_server(doing, error)
+}
+
+fn refusal(body: &[u8], tag: u8) -> SessionError {
+    match tag {
+        b'E' => SessionError::from_server(WRITING, ServerError::read(body)),
+        tag => SessionError::protocol(WRITING, format!("message {}", tag.escape_ascii())),
+    }
+}
+
+/// Reads CommandComplete and ReadyForQuery; returns the row count of the former.
+async fn end(connection: &mut Connection, doing: &'static str, timeout: Duration) -> Result<u64, SessionError> {
+    let mut rows = 0;
+    loop {
+        let frame = bounded(timeout, doing, connection.next_answer(doing)).await?;
+        match frame.tag {
+            b'c' => {}
+            b'C' => rows = super::flight::rows_in_tag(&frame.body),
+            b'Z' => return Ok(rows),
+            tag => return Err(SessionError::protocol(doing, format!("message {}", tag.escape_ascii()))),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! What can go wrong on a session, with the server's own words where it had any, and never a row's value.
+//!
+//! Comes from every file of this room; goes to `fault`, which decides what now, and to the operator. A server's error
+//! keeps its SQLSTATE, object names, detail and hint, because those are what an operator needs; but some messages and
+//! most details of classes 22, 23 and P0 quote the row (`Key (id)=(7) already exists`), so these parts are left out
+//! here, at the only door through which they could come in (I9).
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+/// A five-character SQLSTATE.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SqlState([u8; 5]);
+
+impl SqlState {
+    /// An error whose code the server did not send.
+    pub const UNKNOWN: SqlState = SqlState(*b"XX000");
+
+    /// From a five-character code.
+    pub const fn new(code: &[u8; 5]) -> SqlState {
+        SqlState(*code)
+    }
+
+    /// From the text of a server's error; anything odd becomes [`SqlState::UNKNOWN`].
+    pub fn parse(code: &str) -> SqlState {
+        let ok = |code: &[u8; 5]| code.iter().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+        code.as_bytes()
+            .first_chunk::<5>()
+            .filter(|c| code.len() == 5 && ok(c))
+            .map_or(SqlState::UNKNOWN, |c| SqlState(*c))
+    }
+
+    /// The code's text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("XX000")
+    }
+
+    /// The class: the code's first two characters.
+    pub fn class(&self) -> &str {
+        self.as_str().get(..2).unwrap_or("XX")
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An error that the server reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerError {
+    /// The SQLSTATE.
+    pub code: SqlState,
+    /// FATAL or PANIC: the server ended the session with it.
+    pub fatal: bool,
+    /// The server's message, unless it may quote a row.
+    pub message: String,
+    /// The server's detail, unless it may quote a row.
+    pub detail: Option<String>,
+    /// The server's hint.
+    pub hint: Option<String>,
+    /// The schema of the object concerned.
+    pub schema: Option<String>,
+    /// The table concerned.
+    pub table: Option<String>,
+    /// The column concerned.
+    pub column: Option<String>,
+    /// The constraint concerned.
+    pub constraint: Option<String>,
+}
+
+/// An error's fields as a server sends them, before what may quote a row is left out.
+#[derive(Default)]
+pub(super) struct RawServerError {
+    pub(super) severity: String,
+    pub(super) code: String,
+    pub(super) message: String,
+    pub(super) detail: Option<String>,
+    pub(super) hint: Option<String>,
+    pub(super) schema: Option<String>,
+    pub(super) table: Option<String>,
+    pub(super) column: Option<String>,
+    pub(super) constraint: Option<String>,
+}
+
+impl RawServerError {
+    pub(super) fn without_values(self) -> ServerError {
+        let code = SqlState::parse(&self.code);
+        let (message, detail) = match code.class() {
+            // Data exceptions quote the value in the message: `invalid input syntax for type integer: "…"`.
+            "22" => (data_exception(code).to_owned(), None),
+            // Violated constraints name it in the message and quote the row in the detail.
+            "23" => (self.message, None),
+            // RAISE in somebody's trigger or function may quote anything.
+            "P0" => {
+                ("an exception was raised in a function or trigger (its text is in the server's log)".to_owned(), None)
+            }
+            _ => (self.message, self.detail),
+        };
+        ServerError {
+            code,
+            fatal: matches!(self.severity.as_str(), "FATAL" | "PANIC"),
+            message,
+            detail,
+            hint: self.hint,
+            schema: self.schema,
+            table: self.table,
+            column: self.column,
+            constraint: self.constraint,
+        }
+    }
+}
+
+/// The condition names of class 22 that replicated values can meet (errcodes appendix).
+fn data_exception(code: SqlState) -> &'static str {
+    match code.as_str() {
+        "22001" => "value too long for its column",
+        "22003" => "numeric value out of range",
+        "22007" => "invalid datetime format",
+        "22008" => "datetime field overflow",
+        "22021" => "character not in repertoire",
+        "22P02" => "invalid text representation",
+        "22P03" => "invalid binary representation",
+        "22P04" => "bad copy file format",
+        "22P05" => "untranslatable character",
+        "22012" => "division by zero",
+        "2200M" | "2200N" => "invalid XML",
+        _ => "data exception",
+    }
+}
+
+impl ServerError {
+    /// Reads the body of an ErrorResponse: fields of a type byte and a NUL-terminated string.
+    pub(super) fn read(body: &[u8]) -> ServerError {
+        let mut raw = RawServerError::default();
+        for field in body.split(|b| *b == 0) {
+            let Some((kind, value)) = field.split_first() else { break };
+            let value = String::from_utf8_lossy(value).into_owned();
+            match kind {
+                // V is the severity that is never translated; S comes first and is overwritten.
+                b'S' | b'V' => raw.severity = value,
+                b'C' => raw.code = value,
+                b'M' => raw.message = value,
+                b'D' => raw.detail = Some(value),
+                b'H' => raw.hint = Some(value),
+                b's' => raw.schema = Some(value),
+                b't' => raw.table = Some(value),
+                b'c' => raw.column = Some(value),
+                b'n' => raw.constraint = Some(value),
+                // W is the context (`COPY t, line 1, column x: "…"`) and quotes rows; the rest is of no use here.
+                _ => {}
+            }
+        }
+        raw.without_values()
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (SQLSTATE {})", self.message, self.code)
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+/// What went wrong on a session, and while doing what.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No host could be reached; the reasons, one per host.
+    #[error("cannot connect to {target}: {reasons}")]
+    Unreachable {
+        /// `user@host/database`.
+        target: String,
+        /// Each host's reason.
+        reasons: String,
+    },
+    /// TLS was refused, or the certificate is not trusted.
+    #[error("TLS with {host}: {reason}")]
+    Tls {
+        /// The host.
+        host: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The server wants to be told who we are in a way that we cannot, or we lack what it asks for.
+    #[error("authentication with {host}: {reason}")]
+    Authentication {
+        /// The host.
+        host: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A certificate, key or password file cannot be used.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The server reported an error.
+    #[error("{doing}: {error}")]
+    Server {
+        /// What was being done.
+        doing: &'static str,
+        /// The server's words.
+        error: Box<ServerError>,
+    },
+    /// The connection broke.
+    #[error("{doing}: connection lost: {error}")]
+    Lost {
+        /// What was being done.
+        doing: &'static str,
+        /// The operating system's words.
+        error: io::Error,
+    },
+    /// No answer within the bound.
+    #[error("{doing}: no answer within {}", humantime::format_duration(*.within))]
+    Timeout {
+        /// What was being done.
+        doing: &'static str,
+        /// The bound.
+        within: Duration,
+    },
+    /// The server answered something that the protocol does not allow here.
+    #[error("{doing}: unexpected answer from the server: {what}")]
+    Protocol {
+        /// What was being done.
+        doing: &'static str,
+        /// What came.
+        what: String,
+    },
+}
+
+impl SessionError {
+    /// The server's error, when it is one.
+    pub fn server(&self) -> Option<&ServerError> {
+        match self {
+            SessionError::Server { error, .. } => Some(error),
+            SessionError::Unreachable { .. }
+            | SessionError::Tls { .. }
+            | SessionError::Authentication { .. }
+            | SessionError::File { .. }
+            | SessionError::Lost { .. }
+            | SessionError::Timeout { .. }
+            | SessionError::Protocol { .. } => None,
+        }
+    }
+
+    /// The SQLSTATE, when the server reported one.
+    pub fn code(&self) -> Option<SqlState> {
+        self.server().map(|error| error.code)
+    }
+
+    pub(super) fn lost(doing: &'static str, error: io::Error) -> SessionError {
+        SessionError::Lost { doing, error }
+    }
+
+    pub(super) fn closed(doing: &'static str) -> SessionError {
+        SessionError::Lost { doing, error: io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it") }
+    }
+
+    pub(super) fn protocol(doing: &'static str, what: impl Into<String>) -> SessionError {
+        SessionError::Protocol { doing, what: what.into() }
+    }
+
+    pub(super) fn from_server(doing: &'static str, error: ServerError) -> SessionError {
+        SessionError::Server { doing, error: Box::new(error) }
+    }
+
+    pub(super) fn from_sql(doing: &'static str, error: &tokio_postgres::Error) -> SessionError {
+        if let Some(db) = error.as_db_error() {
+            let raw = RawServerError {
+                severity: db.parsed_severity().map_or_else(|| db.severity().to_owned(), |s| s.to_string()),
+                code: db.code().code().to_owned(),
+                message: db.message().to_owned(),
+                detail: db.detail().map(str::to_owned),
+                hint: db.hint().map(str::to_owned),
+                schema: db.schema().map(str::to_owned),
+                table: db.table().map(str::to_owned),
+                column: db.column().map(str::to_owned),
+                constraint: db.constraint().map(str::to_owned),
+            };
+            return SessionError::from_server(doing, raw.without_values());
+        }
+        let source = std::error::Error::source(error);
+        if let Some(io) = source.and_then(|source| source.downcast_ref::<io::Error>()) {
+            return SessionError::lost(doing, io::Error::new(io.kind(), io.to_string()));
+        }
+        if error.is_closed() {
+            return SessionError::closed(doing);
+        }
+        // Display of tokio-postgres's own errors names its stage (`error deserializing column 3`), no values.
+        SessionError::protocol(doing, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(code: &str, message: &str, detail: &str) -> String {
+        let raw = RawServerError {
+            code: code.into(),
+            message: message.into(),
+            detail: Some(detail.into()),
+            constraint: Some("messages_pkey".into()),
+            ..RawServerError::default()
+        };
+        format!("{:?}", raw.without_values())
+    }
+
+    #[test]
+    fn no_row_value_gets_in() {
+        let unique =
+            shown("23505", "duplicate key value violates unique constraint \"messages_pkey\"", "Key (id)=(s3cret)");
+        assert!(unique.contains("messages_pkey") && !unique.contains("s3cret"), "{unique}");
+        let syntax = shown("22P02", "invalid input syntax for type integer: \"s3cret\"", "s3cret");
+        assert!(!syntax.contains("s3cret") && syntax.contains("22P02"), "{syntax}");
+        let raised = shown("P0001", "row s3cret is bad", "s3cret");
+        assert!(!raised.contains("s3cret"), "{raised}");
+        let lock = shown("55P03", "canceling statement due to lock timeout", "kept");
+        assert!(lock.contains("lock timeout") && lock.contains("kept"), "{lock}");
+    }
+
+    #[test]
+    fn an_error_response_is_read_field_by_field() {
+        let error = ServerError::read(b"SFEHLER\0VFATAL\0C57P01\0Mterminating\0Hwait\0Wrow s3cret\0nfk\0\0");
+        assert!(error.fatal);
+        assert_eq!((error.code.as_str(), error.message.as_str()), ("57P01", "terminating"));
+        assert_eq!((error.hint.as_deref(), error.constraint.as_deref()), (Some("wait"), Some("fk")));
+        assert!(!format!("{error:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn an_odd_code_is_an_unknown_error() {
+        assert_eq!(SqlState::parse("23505").class(), "23");
+        for odd in ["", "2350", "235055", "ab\u{e9}"] {
+            assert_eq!(SqlState::parse(odd), SqlState::UNKNOWN, "{odd}");
+        }
+    }
+}

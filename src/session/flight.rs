@@ -1,0 +1,342 @@
+//! The flight: everything of one destination transaction in one go, with exactly one Sync, at its end.
+//!
+//! Written by `destination::apply`, sent by [`super::WritingSession`]. BEGIN, the position, the rows (COPY as
+//! Execute, CopyData, CopyDone), COMMIT: extended-protocol messages back to back. Any error, BEGIN's too, makes the
+//! server skip to the Sync, so that nothing can commit by itself. With a Sync per statement a cancelled BEGIN let a
+//! batch commit row by row (seen: 7 torn batches of 4,398; with one Sync none).
+//!
+//! The answer names the statement that failed by its number, so that the caller can tell which change it was.
+
+use bytes::{BufMut, BytesMut};
+
+use super::error::ServerError;
+use crate::pg::TypeId;
+
+/// What the caller wants to know of a statement's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expectation {
+    /// Only that it went well.
+    Nothing,
+    /// How many rows it touched.
+    Count,
+    /// The row that it returns.
+    Row,
+    /// That its tag says COMMIT.
+    Commit,
+}
+
+/// How a parameter or a column is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Text.
+    Text,
+    /// Binary.
+    Binary,
+}
+
+impl Format {
+    const fn code(self) -> u16 {
+        match self {
+            Format::Text => 0,
+            Format::Binary => 1,
+        }
+    }
+}
+
+/// Messages of one flight, as they will be sent.
+#[derive(Default)]
+pub struct Flight {
+    pub(super) bytes: BytesMut,
+    pub(super) expectations: Vec<Expectation>,
+}
+
+/// The values of a Bind being written.
+pub struct Parameters<'a> {
+    out: &'a mut BytesMut,
+}
+
+impl Parameters<'_> {
+    /// The next value; `None` is NULL.
+    #[inline]
+    pub fn put(&mut self, value: Option<&[u8]>) {
+        match value {
+            Some(value) => {
+                self.out.put_i32(length(value.len()));
+                self.out.extend_from_slice(value);
+            }
+            None => self.out.put_i32(-1),
+        }
+    }
+
+    /// The next value, written by `write`; its length is filled in afterwards.
+    pub fn put_with(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let at = self.out.len();
+        self.out.put_i32(0);
+        write(self.out);
+        let written = self.out.len() - at - 4;
+        patch(self.out, at, length(written));
+    }
+}
+
+impl Flight {
+    /// An empty flight.
+    pub fn new() -> Flight {
+        Flight::default()
+    }
+
+    /// How many bytes it has, as sent.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// How many statements it executes so far: the number of the next one.
+    pub fn statements(&self) -> usize {
+        self.expectations.len()
+    }
+
+    /// Prepares `sql` as `name` for the session.
+    pub fn parse(&mut self, name: &str, sql: &str, types: &[TypeId]) {
+        self.message(b'P', |out| {
+            put_str(out, name);
+            put_str(out, sql);
+            out.put_u16(count(types.len()));
+            for id in types {
+                out.put_u32(id.0);
+            }
+        });
+    }
+
+    /// Executes `sql`, which takes no parameters and whose result nobody wants.
+    pub fn run(&mut self, sql: &str) {
+        self.run_expecting(sql, Expectation::Nothing);
+    }
+
+    /// Executes a prepared statement with the parameters that `write` puts.
+    pub fn execute(
+        &mut self,
+        name: &str,
+        formats: &[Format],
+        parameters: usize,
+        write: impl FnOnce(&mut Parameters<'_>),
+    ) {
+        self.bind(name, formats, parameters, write);
+        self.execute_bound(Expectation::Nothing);
+    }
+
+    /// The same; the answer will hold the number of rows touched.
+    pub fn execute_counted(
+        &mut self,
+        name: &str,
+        formats: &[Format],
+        parameters: usize,
+        write: impl FnOnce(&mut Parameters<'_>),
+    ) {
+        self.bind(name, formats, parameters, write);
+        self.execute_bound(Expectation::Count);
+    }
+
+    /// Executes `sql` without parameters; the answer will hold the row that it returns, as text.
+    pub fn query(&mut self, sql: &str) {
+        self.run_expecting(sql, Expectation::Row);
+    }
+
+    /// Executes a prepared `COPY … FROM STDIN` with the data that `write` appends, cut into CopyData messages.
+    pub fn copy(&mut self, name: &str, write: impl FnOnce(&mut CopyData<'_>)) {
+        self.bind(name, &[], 0, |_| {});
+        self.execute_bound(Expectation::Count);
+        let mut data = CopyData { out: &mut self.bytes, at: 0 };
+        data.open();
+        write(&mut data);
+        data.close();
+        self.message(b'c', |_| {});
+    }
+
+    /// COMMIT; the answer tells whether it did.
+    pub fn commit(&mut self) {
+        self.run_expecting("COMMIT", Expectation::Commit);
+    }
+
+    /// Ends the flight. Nothing is added behind it.
+    pub(super) fn sync(&mut self) {
+        self.message(b'S', |_| {});
+    }
+
+    fn run_expecting(&mut self, sql: &str, expectation: Expectation) {
+        self.parse("", sql, &[]);
+        self.bind("", &[], 0, |_| {});
+        self.execute_bound(expectation);
+    }
+
+    fn bind(&mut self, name: &str, formats: &[Format], parameters: usize, write: impl FnOnce(&mut Parameters<'_>)) {
+        self.message(b'B', |out| {
+            out.put_u8(0);
+            put_str(out, name);
+            // One format for all parameters is said once.
+            let uniform = formats.first().filter(|first| formats.iter().all(|format| format == *first));
+            match uniform {
+                Some(format) => {
+                    out.put_u16(1);
+                    out.put_u16(format.code());
+                }
+                None => {
+                    out.put_u16(count(formats.len()));
+                    for format in formats {
+                        out.put_u16(format.code());
+                    }
+                }
+            }
+            out.put_u16(count(parameters));
+            write(&mut Parameters { out });
+            out.put_u16(0);
+        });
+    }
+
+    fn execute_bound(&mut self, expectation: Expectation) {
+        self.message(b'E', |out| {
+            out.put_u8(0);
+            out.put_u32(0);
+        });
+        self.expectations.push(expectation);
+    }
+
+    #[inline]
+    fn message(&mut self, tag: u8, write: impl FnOnce(&mut BytesMut)) {
+        self.bytes.put_u8(tag);
+        let at = self.bytes.len();
+        self.bytes.put_i32(0);
+        write(&mut self.bytes);
+        let written = self.bytes.len() - at;
+        patch(&mut self.bytes, at, length(written));
+    }
+}
+
+/// COPY data being written: rows are appended, messages are cut between them.
+pub struct CopyData<'a> {
+    out: &'a mut BytesMut,
+    at: usize,
+}
+
+/// A CopyData message is closed once it has so many bytes: the server holds one message in memory at a time.
+const COPY_MESSAGE_BYTES: usize = 64 << 10;
+
+impl CopyData<'_> {
+    /// Appends one row, or the format's header or trailer, to `out` as `write` does.
+    #[inline]
+    pub fn row(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        write(self.out);
+        if self.out.len() - self.at > COPY_MESSAGE_BYTES {
+            self.close();
+            self.open();
+        }
+    }
+
+    fn open(&mut self) {
+        self.out.put_u8(b'd');
+        self.at = self.out.len();
+        self.out.put_i32(0);
+    }
+
+    fn close(&mut self) {
+        let written = self.out.len() - self.at;
+        patch(self.out, self.at, length(written));
+    }
+}
+
+/// What became of one statement, where the caller wanted to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StatementAnswer {
+    /// The rows that it touched.
+    Count(u64),
+    /// The row that it returned, if any.
+    Row(Option<Vec<Option<String>>>),
+}
+
+/// What became of a flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlightAnswer {
+    /// The answers that were wanted, in order, up to the failure if there is one.
+    pub answers: Vec<StatementAnswer>,
+    /// COMMIT was answered with COMMIT.
+    pub committed: bool,
+    /// The first error and the number of the statement that failed. BEGIN is statement 0.
+    pub failure: Option<(usize, ServerError)>,
+    /// The session is inside a transaction now (open or failed).
+    pub in_transaction: bool,
+}
+
+/// The row count at the end of a command tag: `INSERT 0 5`, `COPY 7`; 0 when there is none.
+pub(super) fn rows_in_tag(body: &[u8]) -> u64 {
+    let tag = body.strip_suffix(&[0]).unwrap_or(body);
+    let digits = tag.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    let number = tag.get(tag.len() - digits..).unwrap_or_default();
+    std::str::from_utf8(number).ok().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn put_str(out: &mut BytesMut, text: &str) {
+    out.extend_from_slice(text.as_bytes());
+    out.put_u8(0);
+}
+
+fn patch(out: &mut BytesMut, at: usize, value: i32) {
+    if let Some(place) = out.get_mut(at..at + 4) {
+        place.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+/// A length field. Values and flights stay far below 2 GiB: a value is part of a received message of at most 1 GiB,
+/// and batches are bounded.
+fn length(bytes: usize) -> i32 {
+    i32::try_from(bytes).expect("a message is shorter than 2 GiB")
+}
+
+/// A count field. Statements have at most as many parameters as a table has columns in its rows (1,600 at most).
+fn count(items: usize) -> u16 {
+    u16::try_from(items).expect("a statement has at most 65,535 parameters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flight_has_exactly_one_sync_at_its_end() {
+        let mut flight = Flight::new();
+        flight.run("BEGIN");
+        flight.parse("h1", "INSERT INTO t VALUES ($1)", &[TypeId(23)]);
+        flight.execute("h1", &[Format::Binary], 1, |values| values.put(Some(&[0, 0, 0, 7])));
+        flight.parse("h2", "COPY t FROM STDIN", &[]);
+        flight.copy("h2", |data| data.row(|out| out.extend_from_slice(b"1\n")));
+        flight.commit();
+        flight.sync();
+        let mut rest = &flight.bytes[..];
+        let mut tags = Vec::new();
+        while let Some((tag, after)) = rest.split_first() {
+            tags.push(*tag);
+            let length = u32::from_be_bytes(after[..4].try_into().unwrap());
+            rest = &after[usize::try_from(length).unwrap()..];
+        }
+        assert_eq!(tags, b"PBEPBEPBEdcPBES");
+        assert_eq!(flight.statements(), 4);
+    }
+
+    #[test]
+    fn copy_data_is_cut_between_rows() {
+        let mut flight = Flight::new();
+        flight.copy("c", |data| {
+            for _ in 0..5 {
+                data.row(|out| out.extend_from_slice(&[b'x'; 40 << 10]));
+            }
+        });
+        let messages = flight.bytes.windows(1).filter(|w| w[0] == b'd').count();
+        assert_eq!(messages, 3, "two rows, two rows, one row");
+    }
+
+    #[test]
+    fn row_counts_come_from_the_tag() {
+        for (tag, rows) in
+            [(&b"INSERT 0 5\0"[..], 5), (b"COPY 70\0", 70), (b"BEGIN\0", 0), (b"DELETE 0\0", 0), (b"", 0)]
+        {
+            assert_eq!(rows_in_tag(tag), rows);
+        }
+    }
+}

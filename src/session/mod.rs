@@ -1,0 +1,42 @@
+//! Sessions with a server: an address, a password and TLS become a connected stream, and what runs on it.
+//!
+//! Room 9, I/O. In come [`crate::config::ConnectionSettings`]; out go three kinds of session:
+//!
+//! ```text
+//!                      ┌─ sql::connect ─────▶ tokio_postgres::Client   catalog, bookkeeping, snapshot control
+//! connect ─ TLS ─ auth ┼─ ReplicationSession  CopyBoth with the source's walsender
+//!                      ├─ WritingSession      flights to the destination, one transaction each
+//!                      └─ Connection          COPY out of one server and into another
+//! ```
+//!
+//! The last three are ours, on postgres-protocol: tokio-postgres knows no CopyBoth, sends a Sync with every statement
+//! (so that a cancelled BEGIN lets a batch commit row by row) and waits before COPY data. `Bytes` all the way: what is
+//! received is sliced, never copied.
+//!
+//! Invariants: no answer is waited for without a bound; no error carries a password or a row's value; what the other
+//! side claims of its lengths is bounded before memory is taken for it. tokio-postgres, postgres-protocol and rustls
+//! are used in this room only.
+
+mod connect;
+mod connection;
+mod copy;
+mod describe;
+mod error;
+mod flight;
+mod password_file;
+mod replication;
+mod sql;
+mod startup;
+mod tls;
+mod writing;
+
+pub use connection::{Connection, Frame};
+pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
+pub use describe::{describe_tables, describe_types};
+pub use error::{ServerError, SessionError, SqlState};
+pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
+pub use replication::{
+    CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
+};
+pub use sql::{Sql, SqlClient};
+pub use writing::WritingSession;

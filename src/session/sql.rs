@@ -1,0 +1,256 @@
+//! Ordinary SQL sessions: tokio-postgres over our own streams.
+//!
+//! Serves catalog queries, bookkeeping, snapshot control and whatever the commands ask, on both sides. Hosts, TLS and
+//! passwords are `connect`'s, so that these sessions and our own reach the same server in the same way;
+//! tokio-postgres is handed a stream on which TLS, if any, is already in force.
+//!
+//! Bounds: every statement through [`SqlClient`] has one; a statement that exceeds it ends the session.
+
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as TokioSslMode};
+use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, Row};
+
+use super::connect::{self, Opened};
+use super::error::SessionError;
+use super::password_file;
+use super::startup::accepts;
+use crate::config::{ChannelBinding, ConnectionSettings};
+
+/// How a SQL session is opened.
+#[derive(Clone, Debug)]
+pub struct Sql {
+    /// Where, and as whom.
+    pub connection: ConnectionSettings,
+    /// What the session is for, behind application_name.
+    pub purpose: &'static str,
+    /// The bound of every statement.
+    pub timeout: Duration,
+}
+
+impl Sql {
+    /// Opens the session with the first host that will do.
+    ///
+    /// The session sees only pg_catalog without a schema, gives text in fixed formats, and is not ended by the
+    /// server's timeouts for idle sessions and statements: ours is in force. The server notices within a second when we
+    /// are gone, also in the middle of a statement.
+    ///
+    /// # Errors
+    /// [`SessionError`] says why no host would do.
+    pub async fn connect(&self) -> Result<SqlClient, SessionError> {
+        let client = connect::first_host(&self.connection, |opened| self.start(opened)).await?;
+        client
+            .batch(
+                "setting up a session",
+                "SELECT pg_catalog.set_config('search_path', '', false);
+                 SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = UTC; SET extra_float_digits = 3;
+                 SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0;
+                 SET row_security = off; SET client_connection_check_interval = '1s';
+                 SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
+                 WHERE name IN ('transaction_timeout', 'idle_session_timeout');",
+            )
+            .await?;
+        Ok(client)
+    }
+
+    async fn start(&self, opened: Opened) -> Result<SqlClient, SessionError> {
+        let Opened { stream, host, encrypted, channel_binding } = opened;
+        let settings = &self.connection;
+        let mut config = Config::new();
+        config
+            .user(&settings.user)
+            .dbname(&settings.database)
+            .application_name(format!("{} {}", settings.application_name, self.purpose))
+            .channel_binding(match settings.channel_binding {
+                ChannelBinding::Disable => TokioChannelBinding::Disable,
+                ChannelBinding::Prefer => TokioChannelBinding::Prefer,
+                ChannelBinding::Require => TokioChannelBinding::Require,
+            });
+        if let Some(password) = password_file::password_for(settings, &host)? {
+            config.password(password.reveal());
+        }
+        if let Some(options) = &settings.options {
+            config.options(options);
+        }
+        // TLS is already in force: "direct" makes tokio-postgres take the stream over without a request of its own.
+        config.ssl_mode(if encrypted { TokioSslMode::Require } else { TokioSslMode::Disable });
+        config.ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
+        let connecting = config.connect_raw(stream, Negotiated { channel_binding });
+        let (client, connection) = connecting.await.map_err(|error| {
+            let error = SessionError::from_sql("connecting", &error);
+            // What tokio-postgres finds wrong by itself at this stage concerns the authentication.
+            if let SessionError::Protocol { what, .. } = error {
+                return SessionError::Authentication { host: host.to_string(), reason: what };
+            }
+            error
+        })?;
+        let setting = |name| connection.parameter(name).map(str::to_owned);
+        let writable = setting("in_hot_standby").as_deref() != Some("on")
+            && setting("default_transaction_read_only").as_deref() != Some("on");
+        accepts(settings, writable)?;
+        let (owner, dropped) = oneshot::channel();
+        tokio::spawn(async move {
+            let mut connection = pin!(connection);
+            // Its error, if any, reaches whoever waits for an answer.
+            tokio::select! {
+                _ = &mut connection => {}
+                Err(_) = dropped => {
+                    // Without a client it says goodbye and ends, unless the server does not take it.
+                    let _ = tokio::time::timeout(GOODBYE_MAX, connection).await;
+                }
+            }
+        });
+        Ok(SqlClient { client, timeout: self.timeout, _owner: owner })
+    }
+}
+
+/// How long a session that nobody needs may take to end.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// An open SQL session. Dropping it ends the session.
+pub struct SqlClient {
+    client: tokio_postgres::Client,
+    timeout: Duration,
+    _owner: oneshot::Sender<()>,
+}
+
+impl SqlClient {
+    /// Runs one statement with parameters and returns its rows.
+    ///
+    /// # Errors
+    /// [`SessionError`], saying what was being `doing`.
+    pub async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, SessionError> {
+        self.bounded(doing, self.client.query(sql, parameters)).await
+    }
+
+    /// Runs a statement that returns exactly one row.
+    ///
+    /// # Errors
+    /// [`SessionError`]; also when there is no row, or more than one.
+    pub async fn query_one(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, SessionError> {
+        self.bounded(doing, self.client.query_one(sql, parameters)).await
+    }
+
+    /// Runs a statement that returns at most one row.
+    ///
+    /// # Errors
+    /// [`SessionError`]; also when there is more than one row.
+    pub async fn query_opt(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, SessionError> {
+        self.bounded(doing, self.client.query_opt(sql, parameters)).await
+    }
+
+    /// Runs one statement and returns how many rows it touched.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn execute(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, SessionError> {
+        self.bounded(doing, self.client.execute(sql, parameters)).await
+    }
+
+    /// Runs several statements without parameters, in one implicit transaction unless they say otherwise.
+    ///
+    /// # Errors
+    /// [`SessionError`] of the first that fails; the others are not run.
+    pub async fn batch(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {
+        self.bounded(doing, self.client.batch_execute(sql)).await
+    }
+
+    /// The same session with another bound, for statements that honestly take long.
+    pub fn with_timeout(mut self, timeout: Duration) -> SqlClient {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Whether the session is known to have ended.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    async fn bounded<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, SessionError> {
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(result) => result.map_err(|error| SessionError::from_sql(doing, &error)),
+            Err(_) => Err(SessionError::Timeout { doing, within: self.timeout }),
+        }
+    }
+}
+
+/// A stream on which TLS is already in force, in the shape in which tokio-postgres asks for it.
+struct Negotiated {
+    channel_binding: Option<Vec<u8>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsConnect<S> for Negotiated {
+    type Stream = NegotiatedStream<S>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<NegotiatedStream<S>>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        ready(Ok(NegotiatedStream { stream, channel_binding: self.channel_binding }))
+    }
+}
+
+struct NegotiatedStream<S> {
+    stream: S,
+    channel_binding: Option<Vec<u8>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for NegotiatedStream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for NegotiatedStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for NegotiatedStream<S> {
+    fn channel_binding(&self) -> BindingData {
+        match &self.channel_binding {
+            Some(binding) => BindingData::tls_server_end_point(binding.clone()),
+            None => BindingData::none(),
+        }
+    }
+}

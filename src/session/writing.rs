@@ -1,0 +1,163 @@
+//! The writing session: flights out, their answers in, several at a time.
+//!
+//! Stands between `destination::apply`, which writes flights and reads answers, and the destination server. The next
+//! flight is sent before the previous one is answered; answers come in the order of the flights. Sending and receiving
+//! are driven together by [`WritingSession::answer`], so neither side can block the other.
+//!
+//! A frozen leader must lose its session: the session sets idle_session_timeout and
+//! idle_in_transaction_session_timeout, and the caller pings by an empty flight. (TCP keepalives do not help: a
+//! stopped process's kernel answers them.)
+//!
+//! Bounds: how many flights are under way is the caller's choice; how long an answer takes is bounded by the caller
+//! too, who alone knows what an honest batch may need.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::connection::{Connection, read_row};
+use super::error::{ServerError, SessionError};
+use super::flight::{Expectation, Flight, FlightAnswer, StatementAnswer, rows_in_tag};
+use super::startup::{self, Startup};
+use crate::config::ConnectionSettings;
+
+const WRITING: &str = "writing to the destination";
+
+/// A session that writes by flights.
+pub struct WritingSession {
+    connection: Connection,
+    under_way: VecDeque<Vec<Expectation>>,
+    current: Progress,
+}
+
+/// How far the oldest flight's answers have been read.
+#[derive(Default)]
+struct Progress {
+    statement: usize,
+    row: Option<Vec<Option<String>>>,
+    answers: Vec<StatementAnswer>,
+    committed: bool,
+    failure: Option<(usize, ServerError)>,
+}
+
+impl WritingSession {
+    /// Opens the session with `settings` of the server's.
+    ///
+    /// # Errors
+    /// [`SessionError`] says why no host would do.
+    pub async fn connect(
+        connection: &ConnectionSettings,
+        purpose: &str,
+        settings: &[(&str, String)],
+    ) -> Result<WritingSession, SessionError> {
+        let startup = Startup { replication: false, purpose, settings };
+        let connection = startup::open(connection, &startup).await?;
+        Ok(WritingSession { connection, under_way: VecDeque::new(), current: Progress::default() })
+    }
+
+    /// The server process of this session.
+    pub fn process_id(&self) -> u32 {
+        self.connection.process_id()
+    }
+
+    /// Flights that are sent or queued and not answered.
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// Ends a flight with its Sync and queues it; [`WritingSession::answer`] sends it.
+    pub fn send(&mut self, mut flight: Flight) {
+        flight.sync();
+        let outgoing = self.connection.outgoing();
+        if outgoing.is_empty() {
+            *outgoing = flight.bytes;
+        } else {
+            outgoing.extend_from_slice(&flight.bytes);
+        }
+        self.under_way.push_back(flight.expectations);
+    }
+
+    /// Starts to send what is queued, as far as the socket takes it at once.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the connection is broken.
+    pub async fn push(&mut self) -> Result<(), SessionError> {
+        self.connection.send_down_to(usize::MAX, WRITING).await
+    }
+
+    /// The oldest flight's answer. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the session is lost; what became of the flights under way is then unknown. A failed flight
+    /// is no error here: see [`FlightAnswer::failure`].
+    ///
+    /// # Panics
+    /// When no flight is under way.
+    pub async fn answer(&mut self) -> Result<FlightAnswer, SessionError> {
+        assert!(!self.under_way.is_empty(), "an answer is awaited only for a flight that was sent");
+        loop {
+            let frame = self.connection.next_frame(WRITING).await?;
+            match frame.tag {
+                // ParseComplete, BindComplete, CloseComplete, NoData, RowDescription, CopyInResponse: nothing to learn.
+                b'1' | b'2' | b'3' | b'n' | b'T' | b't' | b'G' => {}
+                b'C' | b'I' | b's' => self.statement_done(&frame.body),
+                b'D' => {
+                    let row = read_row(&frame.body);
+                    self.current.row = Some(row.ok_or_else(|| SessionError::protocol(WRITING, "malformed DataRow"))?);
+                }
+                b'E' => {
+                    let error = ServerError::read(&frame.body);
+                    if error.fatal {
+                        return Err(SessionError::from_server(WRITING, error));
+                    }
+                    let failed = (self.current.statement, error);
+                    self.current.failure.get_or_insert(failed);
+                }
+                b'Z' => {
+                    self.under_way.pop_front();
+                    let Progress { statement: _, row: _, answers, committed, failure } =
+                        std::mem::take(&mut self.current);
+                    let in_transaction = frame.body.first() != Some(&b'I');
+                    return Ok(FlightAnswer { answers, committed, failure, in_transaction });
+                }
+                tag => return Err(SessionError::protocol(WRITING, format!("message {}", tag.escape_ascii()))),
+            }
+        }
+    }
+
+    fn statement_done(&mut self, tag: &[u8]) {
+        let expectations = self.under_way.front();
+        let expectation = expectations.and_then(|all| all.get(self.current.statement));
+        match expectation.unwrap_or(&Expectation::Nothing) {
+            Expectation::Nothing => {}
+            Expectation::Count => self.current.answers.push(StatementAnswer::Count(rows_in_tag(tag))),
+            Expectation::Row => self.current.answers.push(StatementAnswer::Row(self.current.row.take())),
+            // After an error inside, a COMMIT is answered ROLLBACK, without an error.
+            Expectation::Commit => self.current.committed = tag.starts_with(b"COMMIT\0"),
+        }
+        self.current.row = None;
+        self.current.statement += 1;
+    }
+
+    /// Sends one flight and waits for its answer, with none other under way.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the session is lost, the flight failed, or no answer came `within` the bound.
+    pub async fn round_trip(
+        &mut self,
+        doing: &'static str,
+        flight: Flight,
+        within: Duration,
+    ) -> Result<FlightAnswer, SessionError> {
+        self.send(flight);
+        let answer = super::connection::bounded(within, doing, self.answer()).await?;
+        match answer.failure {
+            Some((_, error)) => Err(SessionError::from_server(doing, error)),
+            None => Ok(answer),
+        }
+    }
+
+    /// Ends the session; a transaction that is still open is rolled back by the server.
+    pub async fn close(self) {
+        self.connection.close().await;
+    }
+}

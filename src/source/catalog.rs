@@ -1,0 +1,181 @@
+//! The source's tables of the set, and what the publication sends of each.
+//!
+//! Read by `pipeline` at every start. A configured table that does not exist is an operator's matter; so is one that
+//! cannot be published, or that policies would show us only in part.
+
+use std::collections::BTreeMap;
+
+use super::error::SourceError;
+use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
+use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
+use crate::plan::schema::{ColumnDefinition, Identity, TableDefinition, TableKind, Types};
+use crate::session::{SqlClient, describe_tables, describe_types};
+use crate::transaction::TableSet;
+
+/// A table of the set.
+#[derive(Clone, Debug)]
+pub struct SourceTable {
+    /// What it is.
+    pub definition: TableDefinition,
+    /// The columns that the publication sends.
+    pub columns: Vec<Ident>,
+    /// The rows that the publication sends, as SQL; `None` for all.
+    pub row_filter: Option<String>,
+}
+
+impl SourceTable {
+    /// The definitions of the columns that are sent.
+    pub fn published(&self) -> Vec<&ColumnDefinition> {
+        self.definition.columns.iter().filter(|column| self.columns.contains(&column.name)).collect()
+    }
+}
+
+/// All tables of the set, parents first.
+#[derive(Clone, Debug)]
+pub struct SourceCatalog {
+    /// The tables.
+    pub tables: Vec<SourceTable>,
+    /// Their types.
+    pub types: Types,
+    /// The groups of tables whose foreign keys form a circle.
+    pub cycles: Vec<Vec<QualifiedName>>,
+}
+
+impl SourceCatalog {
+    /// Reads the tables and checks that they can be copied and followed by our role.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] names every table that is missing, not a table, not permanent, not readable, or under
+    /// row-level security.
+    pub async fn read(client: &SqlClient, names: &[QualifiedName]) -> Result<SourceCatalog, SourceError> {
+        let definitions = describe_tables(client, names).await?;
+        let missing: Vec<String> = names
+            .iter()
+            .filter(|name| !definitions.iter().any(|table| table.name() == **name))
+            .map(QualifiedName::to_string)
+            .collect();
+        if !missing.is_empty() {
+            return Err(SourceError::Refused(
+                ErrorReport::new(format!("{} not found at the source", tables_named(&missing)))
+                    .detail("They do not exist, or the role lacks USAGE on their schema.".to_owned())
+                    .hint("Correct tables in the configuration."),
+            ));
+        }
+        for table in &definitions {
+            check_kind(table)?;
+        }
+        check_readable(client, &definitions).await?;
+        let mut ids: Vec<TypeId> =
+            definitions.iter().flat_map(|table| table.columns.iter().map(|column| column.type_id)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let types = describe_types(client, &ids).await?;
+        let references =
+            definitions.iter().flat_map(|table| table.foreign_keys().map(|(_, target)| (table.name(), target.table())));
+        let ForeignKeyOrder { tables: order, cycles } =
+            foreign_key_order(definitions.iter().map(TableDefinition::name), references);
+        let mut by_name: BTreeMap<QualifiedName, TableDefinition> =
+            definitions.into_iter().map(|table| (table.name(), table)).collect();
+        let tables = order
+            .iter()
+            .filter_map(|name| by_name.remove(name))
+            .map(|definition| SourceTable {
+                columns: definition
+                    .columns
+                    .iter()
+                    .filter(|column| column.generated.is_none())
+                    .map(|column| column.name.clone())
+                    .collect(),
+                definition,
+                row_filter: None,
+            })
+            .collect();
+        Ok(SourceCatalog { tables, types, cycles })
+    }
+
+    /// The tables by their OIDs, for the assembler.
+    pub fn table_set(&self) -> TableSet {
+        TableSet::new(self.tables.iter().map(|table| (table.definition.relation_id(), table.definition.name())))
+    }
+
+    /// The table of a name.
+    pub fn table(&self, name: &QualifiedName) -> Option<&SourceTable> {
+        self.tables.iter().find(|table| table.definition.name() == *name)
+    }
+}
+
+fn tables_named(names: &[String]) -> String {
+    match names {
+        [name] => format!("table {name}"),
+        names => format!("tables {}", names.join(", ")),
+    }
+}
+
+fn check_kind(table: &TableDefinition) -> Result<(), SourceError> {
+    let name = table.name();
+    match table.kind {
+        TableKind::Ordinary | TableKind::Partitioned => {}
+        TableKind::Foreign | TableKind::View | TableKind::MaterializedView => {
+            return Err(SourceError::Refused(
+                ErrorReport::new(format!("{name} is a {}, which cannot be replicated", table.kind))
+                    .hint("Name the tables that it reads from."),
+            ));
+        }
+    }
+    if table.persistence != 'p' {
+        return Err(SourceError::Refused(
+            ErrorReport::new(format!(
+                "table {name} is unlogged or temporary at the source, so its changes are not in the WAL"
+            ))
+            .hint(format!("Run at the source:\nALTER TABLE {name} SET LOGGED;")),
+        ));
+    }
+    Ok(())
+}
+
+async fn check_readable(client: &SqlClient, tables: &[TableDefinition]) -> Result<(), SourceError> {
+    let ids: Vec<u32> = tables.iter().map(|table| table.id).collect();
+    let sql = "SELECT c.oid, pg_catalog.has_table_privilege(c.oid, 'SELECT') OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT'),
+                      c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
+                          AND (c.relforcerowsecurity OR NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')),
+                      current_user::text
+               FROM pg_catalog.pg_class c, pg_catalog.pg_roles r
+               WHERE c.oid = ANY ($1) AND r.rolname = current_user";
+    for row in client.query("checking privileges at the source", sql, &[&ids]).await? {
+        let id: u32 = row.get(0);
+        let Some(table) = tables.iter().find(|table| table.id == id) else { continue };
+        let (name, role) = (table.name(), Ident::new(row.get::<_, &str>(3)));
+        if !row.get::<_, bool>(1) {
+            return Err(SourceError::Refused(
+                ErrorReport::new(format!("role {role} may not read table {name} at the source"))
+                    .hint(format!("Run at the source as the table's owner:\nGRANT SELECT ON {name} TO {role};")),
+            ));
+        }
+        if row.get::<_, bool>(2) {
+            return Err(SourceError::Refused(
+                ErrorReport::new(format!("row-level security of table {name} would hide rows from role {role}"))
+                    .detail("The copy would be smaller than the table without anybody noticing.")
+                    .hint(format!("Run at the source as a superuser:\nALTER ROLE {role} BYPASSRLS;")),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What to say of a table that we would have to publish, but that has nothing to identify its rows by.
+pub(super) fn no_identity_report(table: &TableDefinition) -> ErrorReport {
+    let name = table.name();
+    let reason = match table.identity_columns() {
+        Identity::None if table.indexes.iter().any(|index| index.primary) => "Its primary key is deferrable.",
+        Identity::None | Identity::Key(_) | Identity::WholeRow => "It has no primary key.",
+    };
+    ErrorReport::new(format!("table {name} has no replica identity at the source"))
+        .detail(format!(
+            "{reason} Once it is published, the source application's own UPDATE and DELETE on it would fail with \"cannot update \
+             table because it does not have a replica identity and publishes updates\"."
+        ))
+        .hint(format!(
+            "Give it a primary key, or run at the source (updates and deletes then log the whole old row):\n\
+             ALTER TABLE {name} REPLICA IDENTITY FULL;"
+        ))
+}

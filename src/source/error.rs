@@ -1,0 +1,62 @@
+//! What can go wrong at the source.
+//!
+//! Goes to `fault`, which decides what now.
+
+use std::time::Duration;
+
+use crate::pg::ErrorReport;
+use crate::session::{SessionError, StreamError};
+use crate::transaction::TransactionError;
+use crate::wire::WireError;
+
+/// What went wrong at the source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The session.
+    #[error("source: {0}")]
+    Session(#[from] SessionError),
+    /// Something that an operator must mend.
+    #[error("{0}")]
+    Refused(ErrorReport),
+    /// The slot is gone or invalidated.
+    #[error("{0}")]
+    SlotLost(ErrorReport),
+    /// The source does not hold the history that leads to the stored position.
+    #[error("{0}")]
+    HistoryLost(ErrorReport),
+    /// The publication has not held all tables all the time: changes were not sent.
+    #[error("{0}")]
+    Gap(ErrorReport),
+    /// Another session streams from the slot.
+    #[error("replication slot {slot} is in use by process {process_id} at the source")]
+    SlotInUse {
+        /// The slot.
+        slot: String,
+        /// The server process that uses it.
+        process_id: i32,
+    },
+    /// The source has said nothing for too long.
+    #[error("the source has said nothing for {}", humantime::format_duration(*.0))]
+    Silent(Duration),
+    /// The source ended the stream: it is shutting down.
+    #[error("the source ended the stream")]
+    Ended,
+    /// Bytes that are not understood.
+    #[error("source: {0}")]
+    Wire(#[from] WireError),
+    /// Messages that do not fit together, or a table that is another one now.
+    #[error("source: {0}")]
+    Transaction(#[from] TransactionError),
+    /// The snapshot's holder was lost: what was read before and what is read after are not one snapshot.
+    #[error("the snapshot was lost: {0}")]
+    SnapshotLost(SessionError),
+}
+
+impl From<StreamError> for SourceError {
+    fn from(error: StreamError) -> SourceError {
+        match error {
+            StreamError::Session(error) => SourceError::Session(error),
+            StreamError::Wire(error) => SourceError::Wire(error),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The source: what it must be like, its slot and publication, its snapshot, its stream.
+//!
+//! Room 10, I/O. In come settings and the destination's stored position; out go table definitions, rows under a
+//! settled snapshot, and [`crate::transaction::Step`]s, for `pipeline` to pass on. It knows nothing of the
+//! destination but positions.
+//!
+//! ```text
+//! preflight ─ publication ─ slot ─┬─ snapshot: locks, slot, settled, exported again ─▶ readers
+//!                                 └─ stream: messages ─▶ steps,  positions ─▶ status updates
+//! ```
+//!
+//! Invariants: nothing is confirmed that the destination has not stored and flushed (I4); the source is not hurt: never
+//! a synchronous standby, locks bounded, a table without replica identity is never added to a publication.
+
+mod catalog;
+mod error;
+mod preflight;
+mod publication;
+mod slot;
+mod snapshot;
+mod stream;
+
+pub use catalog::{SourceCatalog, SourceTable};
+pub use error::SourceError;
+pub use preflight::{SourceServer, same_database};
+pub use publication::{ensure_publication, gap_report};
+pub use slot::{Slot, StoredHistory, check_history, find_slot, release_slot, slot_unknown_report};
+pub use snapshot::{HeldSnapshot, TableLocks, hold_snapshot, settled};
+pub use stream::{Confirmed, StepReceiver, Steps, StreamReport, StreamSettings, StreamTask, step_channel, stream};

@@ -1,0 +1,225 @@
+//! The publication: found as it is and honoured, or created where it is missing and we may.
+//!
+//! It must exist before the slot's consistent point: PostgreSQL 18 sends nothing, without an error, for one that did
+//! not exist there. Row filters and column lists of an existing publication hold for snapshot, stream and verify
+//! alike; a publication that leaves out updates, deletes or truncates would let the copy drift, and is refused.
+
+use std::collections::BTreeMap;
+
+use super::catalog::{SourceCatalog, no_identity_report};
+use super::error::SourceError;
+use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::plan::schema::{Identity, TableDefinition};
+use crate::session::{SqlClient, SqlState};
+
+const DOING: &str = "looking at the publication";
+
+/// Makes sure that the publication holds every table of the set, and takes over its column lists and row filters.
+///
+/// Returns what was changed and what is worth telling, in sentences. With `followed`, a stream has been relying on
+/// the publication: then what is missing from it now has not been sent for a while, and adding it would only hide
+/// that.
+///
+/// # Errors
+/// [`SourceError::Refused`] with the statement for the owner to run, when something is missing that we may not create;
+/// [`SourceError::Gap`] when it is missing although it was followed.
+pub async fn ensure_publication(
+    client: &SqlClient,
+    publication: &Ident,
+    catalog: &mut SourceCatalog,
+    followed: bool,
+) -> Result<Vec<String>, SourceError> {
+    let mut told = Vec::new();
+    let sql = "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
+               FROM pg_catalog.pg_publication WHERE pubname = $1::text";
+    match client.query_opt(DOING, sql, &[&publication.as_str()]).await? {
+        None if followed => return Err(SourceError::Gap(gap_report(publication, "does not exist any more", catalog))),
+        None => {
+            let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
+            create(client, publication, &tables).await?;
+            told.push(format!("created publication {publication}"));
+        }
+        Some(row) => {
+            let operations = ["insert", "update", "delete", "truncate"];
+            let left_out: Vec<&str> =
+                operations.iter().zip(1..).filter(|(_, at)| !row.get::<_, bool>(*at)).map(|(name, _)| *name).collect();
+            if !left_out.is_empty() {
+                return Err(SourceError::Refused(
+                    ErrorReport::new(format!("publication {publication} leaves out {}", left_out.join(", ")))
+                        .detail("The copy would drift away from the source.")
+                        .hint(format!(
+                            "Run at the source as its owner:\nALTER PUBLICATION {publication} \
+                             SET (publish = 'insert, update, delete, truncate');"
+                        )),
+                ));
+            }
+            let via_root: bool = row.get(5);
+            add_missing(client, publication, catalog, via_root, followed, &mut told).await?;
+        }
+    }
+    take_over_lists(client, publication, catalog, &mut told).await?;
+    Ok(told)
+}
+
+/// What to say when changes were not sent for a while.
+pub fn gap_report(publication: &Ident, problem: &str, catalog: &SourceCatalog) -> ErrorReport {
+    let tables: Vec<String> = catalog.tables.iter().map(|table| table.definition.name().to_string()).collect();
+    ErrorReport::new(format!("publication {publication} {problem}"))
+        .detail("What was written meanwhile was not sent, so the copy has gaps.")
+        .hint(format!(
+            "Make sure that the publication holds all tables; run at the source as their owner:\nALTER PUBLICATION {publication} SET \
+             TABLE {};\nor, where it is gone:\nCREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = \
+             true);\nThen start headwater once with --resnapshot, which finds what is missing.",
+            tables.join(", "),
+            tables.join(", ")
+        ))
+}
+
+async fn create(client: &SqlClient, publication: &Ident, tables: &[&TableDefinition]) -> Result<(), SourceError> {
+    check_identities(tables)?;
+    let shown = |quoted: bool| {
+        let name = |name: &QualifiedName| if quoted { name.sql() } else { name.to_string() };
+        let tables: Vec<String> = tables.iter().map(|table| name(&table.name())).collect();
+        let publication = if quoted { publication.sql() } else { publication.to_string() };
+        format!(
+            "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
+            tables.join(", ")
+        )
+    };
+    match client.batch("creating the publication", &shown(true)).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.code() == Some(SqlState::new(b"42501")) => Err(SourceError::Refused(
+            ErrorReport::new(format!(
+                "publication {publication} does not exist at the source, and our role may not create it"
+            ))
+            .hint(format!(
+                "Run at the source as the owner of the tables, with CREATE on the database:\n{};",
+                shown(false)
+            )),
+        )),
+        // A standby cannot create it, and two instances may start at the same moment.
+        Err(error) if error.code() == Some(SqlState::new(b"42710")) => Ok(()),
+        Err(error) if error.code() == Some(SqlState::new(b"25006")) => Err(SourceError::Refused(
+            ErrorReport::new(format!("publication {publication} does not exist, and the source is a standby"))
+                .hint(format!("Run at the primary:\n{};", shown(false))),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check_identities(tables: &[&TableDefinition]) -> Result<(), SourceError> {
+    match tables.iter().find(|table| table.identity_columns() == Identity::None) {
+        Some(table) => Err(SourceError::Refused(no_identity_report(table))),
+        None => Ok(()),
+    }
+}
+
+async fn published(client: &SqlClient, publication: &Ident) -> Result<Vec<QualifiedName>, SourceError> {
+    let sql = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1::text";
+    let rows = client.query(DOING, sql, &[&publication.as_str()]).await?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
+async fn add_missing(
+    client: &SqlClient,
+    publication: &Ident,
+    catalog: &SourceCatalog,
+    via_root: bool,
+    followed: bool,
+    told: &mut Vec<String>,
+) -> Result<(), SourceError> {
+    let held = published(client, publication).await?;
+    let missing: Vec<&TableDefinition> =
+        catalog.tables.iter().map(|table| &table.definition).filter(|table| !held.contains(&table.name())).collect();
+    for table in catalog.tables.iter().map(|table| &table.definition) {
+        // The owner's publication holds it already, so the source lives with it: only inserts can come.
+        if held.contains(&table.name()) && table.identity_columns() == Identity::None {
+            told.push(format!(
+                "table {} has no replica identity: its updates and deletes fail at the source, so only inserts can come",
+                table.name()
+            ));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = missing.iter().map(|table| table.name().to_string()).collect();
+    if followed {
+        let problem = format!("does not hold {} any more", names.join(", "));
+        return Err(SourceError::Gap(gap_report(publication, &problem, catalog)));
+    }
+    let partitioned = missing.iter().any(|table| table.kind == crate::plan::schema::TableKind::Partitioned);
+    if partitioned && !via_root {
+        return Err(SourceError::Refused(
+            ErrorReport::new(format!("publication {publication} publishes partitions, not the partitioned table {}", names.join(", ")))
+                .hint(format!(
+                    "Run at the source as its owner:\nALTER PUBLICATION {publication} SET (publish_via_partition_root = true);"
+                )),
+        ));
+    }
+    check_identities(&missing)?;
+    let quoted: Vec<String> = missing.iter().map(|table| table.name().sql()).collect();
+    let statement = format!("ALTER PUBLICATION {} ADD TABLE {}", publication.sql(), quoted.join(", "));
+    match client.batch("adding tables to the publication", &statement).await {
+        Ok(()) => {
+            told.push(format!("added {} to publication {publication}", names.join(", ")));
+            Ok(())
+        }
+        Err(error)
+            if matches!(error.code().map(|c| c.as_str().to_owned()).as_deref(), Some("42501" | "25006" | "42710")) =>
+        {
+            Err(SourceError::Refused(
+                ErrorReport::new(format!("publication {publication} does not hold {}", names.join(", "))).hint(
+                    format!(
+                        "Run at the source as its owner:\nALTER PUBLICATION {publication} ADD TABLE {};",
+                        names.join(", ")
+                    ),
+                ),
+            ))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Column lists and row filters (15 and later) of an existing publication.
+async fn take_over_lists(
+    client: &SqlClient,
+    publication: &Ident,
+    catalog: &mut SourceCatalog,
+    told: &mut Vec<String>,
+) -> Result<(), SourceError> {
+    let sql = "SELECT t.schemaname::text, t.tablename::text,
+                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames')),
+                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames'
+               FROM pg_catalog.pg_publication_tables t WHERE t.pubname = $1::text";
+    let rows = client.query(DOING, sql, &[&publication.as_str()]).await?;
+    let mut lists: BTreeMap<QualifiedName, (Option<Vec<String>>, Option<String>)> = BTreeMap::new();
+    for row in rows {
+        let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let columns = row.get::<_, bool>(4).then(|| row.get::<_, Vec<String>>(2));
+        lists.insert(name, (columns, row.get(3)));
+    }
+    for table in &mut catalog.tables {
+        let name = table.definition.name();
+        let Some((columns, row_filter)) = lists.remove(&name) else {
+            return Err(SourceError::Refused(ErrorReport::new(format!(
+                "publication {publication} does not hold {name}"
+            ))));
+        };
+        if let Some(columns) = columns {
+            let all: Vec<&Ident> = table.definition.columns.iter().map(|column| &column.name).collect();
+            let sent: Vec<Ident> =
+                all.into_iter().filter(|column| columns.iter().any(|name| name == column.as_str())).cloned().collect();
+            let hidden = table.columns.iter().filter(|column| !sent.contains(column)).count();
+            if hidden > 0 {
+                told.push(format!("publication {publication} leaves out {hidden} columns of table {name}"));
+            }
+            table.columns = sent;
+        }
+        if let Some(filter) = &row_filter {
+            told.push(format!("publication {publication} sends only rows of table {name} where {filter}"));
+        }
+        table.row_filter = row_filter;
+    }
+    Ok(())
+}

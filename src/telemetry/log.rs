@@ -1,0 +1,33 @@
+//! Log lines: for people on a terminal, or JSON.
+//!
+//! Started once by `commands`. The level is `info` unless `RUST_LOG` says otherwise; only our own room is shown below
+//! `warn`, so a library's chatter does not bury a state change. Lines go to standard error, for standard output
+//! belongs to the commands' results.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging for the whole process. A second call changes nothing.
+pub fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .parse_lossy(std::env::var("RUST_LOG").unwrap_or_else(|_| "headwater=info".to_owned()));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let started = match format {
+        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    // Tests start it several times in one process.
+    let _ = started;
+}

@@ -1,0 +1,184 @@
+//! The metrics of the operator's surface, by their names.
+//!
+//! Held by [`super::Telemetry`], which sets and counts; read by the HTTP server. Names, units and labels are a
+//! contract: dashboards and alerts of others use them as they stand here.
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// What a change does; the `operation` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operation {
+    /// INSERT
+    Insert,
+    /// UPDATE
+    Update,
+    /// DELETE
+    Delete,
+    /// TRUNCATE
+    Truncate,
+}
+
+impl Operation {
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Operation::Insert => "insert",
+            Operation::Update => "update",
+            Operation::Delete => "delete",
+            Operation::Truncate => "truncate",
+        }
+    }
+}
+
+/// Every metric.
+pub(super) struct Metrics {
+    registry: Registry,
+    pub(super) lag_bytes: IntGauge,
+    pub(super) lag_seconds: Gauge,
+    pub(super) heartbeat_lag_seconds: Gauge,
+    pub(super) last_progress_age_seconds: Gauge,
+    pub(super) transactions_applied: IntCounter,
+    pub(super) rows_applied: IntCounterVec,
+    pub(super) batch_rows: Histogram,
+    pub(super) apply_duration: Histogram,
+    pub(super) snapshot_rows: IntCounterVec,
+    pub(super) snapshot_progress: GaugeVec,
+    pub(super) snapshot_duration: Gauge,
+    pub(super) state: IntGaugeVec,
+    pub(super) slot_retained_wal_bytes: IntGauge,
+    pub(super) slot_seconds_until_lost: Gauge,
+    pub(super) conflicts: IntCounterVec,
+    pub(super) missing_deletes: IntCounter,
+    pub(super) batch_retries: IntCounter,
+    pub(super) restarts: IntCounterVec,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Metrics {
+        let registry = Registry::new();
+        let gauge = |name: &str, help: &str| keep(&registry, Gauge::new(name, help));
+        let int_gauge = |name: &str, help: &str| keep(&registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| keep(&registry, IntCounter::new(name, help));
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            keep(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let build_info = keep(
+            &registry,
+            IntGaugeVec::new(Opts::new("headwater_build_info", "Always 1; the label names the version"), &["version"]),
+        );
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Metrics {
+            lag_bytes: int_gauge(
+                "headwater_replication_lag_bytes",
+                "Source WAL that the destination does not reflect yet, in bytes",
+            ),
+            lag_seconds: gauge(
+                "headwater_replication_lag_seconds",
+                "Age of the oldest source commit that is not applied yet, in seconds; 0 when there is none",
+            ),
+            heartbeat_lag_seconds: gauge(
+                "headwater_heartbeat_lag_seconds",
+                "Time from writing a heartbeat at the source to its commit at the destination, in seconds; grows while one is on its way",
+            ),
+            last_progress_age_seconds: gauge(
+                "headwater_last_progress_age_seconds",
+                "Time since the position last moved, or was last known to need no move, in seconds",
+            ),
+            transactions_applied: counter(
+                "headwater_transactions_applied_total",
+                "Source transactions committed at the destination",
+            ),
+            rows_applied: counters(
+                "headwater_rows_applied_total",
+                "Row changes committed at the destination (for truncate: tables)",
+                &["table", "operation"],
+            ),
+            batch_rows: keep(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("headwater_batch_rows", "Row changes per destination transaction")
+                        .buckets(vec![1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0]),
+                ),
+            ),
+            apply_duration: keep(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "headwater_apply_duration_seconds",
+                        "Time from sending a batch to the destination to the answer to its COMMIT, in seconds",
+                    )
+                    .buckets(vec![
+                        0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+                    ]),
+                ),
+            ),
+            snapshot_rows: counters("headwater_snapshot_rows_total", "Rows copied by snapshots", &["table"]),
+            snapshot_progress: keep(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "headwater_snapshot_progress_ratio",
+                        "How much of the table the current or last snapshot has copied, 0 to 1",
+                    ),
+                    &["table"],
+                ),
+            ),
+            snapshot_duration: gauge(
+                "headwater_snapshot_duration_seconds",
+                "How long the current snapshot has taken, or the last one took, in seconds",
+            ),
+            state: keep(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("headwater_state", "1 for the state that headwater is in, 0 for the others"),
+                    &["state"],
+                ),
+            ),
+            slot_retained_wal_bytes: int_gauge(
+                "headwater_slot_retained_wal_bytes",
+                "WAL that the source keeps for the replication slot, in bytes",
+            ),
+            slot_seconds_until_lost: gauge(
+                "headwater_slot_seconds_until_lost",
+                "Time until the source invalidates the slot if nothing moves, at the recent rate of WAL, in seconds; +Inf without a limit",
+            ),
+            conflicts: counters(
+                "headwater_conflicts_total",
+                "Changes that the destination's rows did not allow",
+                &["table", "kind"],
+            ),
+            missing_deletes: counter(
+                "headwater_missing_deletes_total",
+                "Deletes whose row was already gone at the destination (no conflict)",
+            ),
+            batch_retries: counter(
+                "headwater_batch_retries_total",
+                "Batches that met a constraint and were done again in smaller steps",
+            ),
+            restarts: counters(
+                "headwater_restarts_total",
+                "Times that the stream was set up anew after a failure",
+                &["reason"],
+            ),
+            registry,
+        }
+    }
+
+    /// All metrics in Prometheus's text format.
+    pub(super) fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        // Writing into memory cannot fail, and the families were checked when they were registered.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        text
+    }
+}
+
+/// Registers a metric. The names above are fixed and distinct, which the first test run shows.
+fn keep<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("a metric's name and labels are valid");
+    registry.register(Box::new(metric.clone())).expect("a metric's name is registered once");
+    metric
+}

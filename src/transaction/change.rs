@@ -1,0 +1,123 @@
+//! What leaves this room: changes, transactions, steps.
+//!
+//! A change holds its rows as they arrived ([`Tuple`]s share the read buffer) and its relation as it was then.
+
+use std::sync::Arc;
+
+use crate::pg::{Lsn, Relation, Tuple};
+use crate::wire::{Begin, Commit, OldTuple};
+
+/// One change of a row, or a truncate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A new row.
+    Insert {
+        /// The table.
+        relation: Arc<Relation>,
+        /// The row.
+        new: Tuple,
+    },
+    /// A changed row.
+    Update {
+        /// The table.
+        relation: Arc<Relation>,
+        /// The old row's identity; `None` when it did not change.
+        old: Option<OldTuple>,
+        /// The new row; unchanged TOAST values are not in it.
+        new: Tuple,
+    },
+    /// A row that is gone.
+    Delete {
+        /// The table.
+        relation: Arc<Relation>,
+        /// Its identity.
+        old: OldTuple,
+    },
+    /// Tables that were emptied together.
+    Truncate {
+        /// The tables, those of our set only.
+        relations: Vec<Arc<Relation>>,
+        /// Sequences owned by their columns begin anew.
+        restart_identity: bool,
+    },
+}
+
+/// What a change costs beside its rows' bytes: its place in a list, its share of an allocation.
+const CHANGE_OVERHEAD_BYTES: usize = 128;
+
+impl Change {
+    /// What the change weighs in a bounded buffer, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        CHANGE_OVERHEAD_BYTES
+            + match self {
+                Change::Insert { new, .. } => new.size_bytes(),
+                Change::Update { old, new, .. } => {
+                    new.size_bytes() + old.as_ref().map_or(0, |old| old.tuple().size_bytes())
+                }
+                Change::Delete { old, .. } => old.tuple().size_bytes(),
+                Change::Truncate { relations, .. } => relations.len() * size_of::<Arc<Relation>>(),
+            }
+    }
+}
+
+/// A heartbeat of ours that came back inside a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// What was written into it.
+    pub content: Vec<u8>,
+}
+
+/// A committed source transaction, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// Its first message.
+    pub begin: Begin,
+    /// Its last message.
+    pub commit: Commit,
+    /// Its changes to tables of our set, in order.
+    pub changes: Vec<Change>,
+    /// What they weigh, in bytes.
+    pub size_bytes: usize,
+    /// A heartbeat in it.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// A part of a transaction that is larger than a piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its changes, in order.
+    pub changes: Vec<Change>,
+    /// What they weigh, in bytes.
+    pub size_bytes: usize,
+}
+
+/// What goes forward through the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A whole transaction.
+    Transaction(Transaction),
+    /// A transaction larger than a piece begins.
+    Begin(Begin),
+    /// The next part of it.
+    Piece(Piece),
+    /// It ends.
+    Commit {
+        /// Its commit.
+        commit: Commit,
+        /// A heartbeat in it.
+        heartbeat: Option<Heartbeat>,
+    },
+    /// Everything up to here has been seen, and nothing of it is for us.
+    Reached(Lsn),
+}
+
+impl Step {
+    /// What the step weighs in a bounded channel, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Step::Transaction(transaction) => size_of::<Transaction>() + transaction.size_bytes,
+            Step::Piece(piece) => size_of::<Piece>() + piece.size_bytes,
+            Step::Begin(_) | Step::Commit { .. } | Step::Reached(_) => size_of::<Step>(),
+        }
+    }
+}

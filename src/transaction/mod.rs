@@ -1,0 +1,25 @@
+//! Messages into committed transactions.
+//!
+//! Room 4, pure. In come pgoutput's messages, in the order of the stream, from `source::stream`; out go [`Step`]s for
+//! `plan`: whole transactions, or for those larger than a piece their begin, pieces and commit.
+//!
+//! ```text
+//!                 Begin                    Commit
+//!   outside ──────────────▶ transaction ───────────▶ outside          Step::Transaction
+//!                               │ larger than a piece
+//!                               ▼
+//!                        large transaction ────────▶ outside          Step::Begin, Piece…, Commit
+//! ```
+//!
+//! Invariants: source transactions come out in the order of their commits (I1), because the stream has that order; a
+//! change is never in a step before the Relation that describes it; every message has its place or ends the run
+//! (I10); at most one piece is held here (I8).
+//!
+//! The relation cache lives here and is replaced entry by entry: a Relation holds from its message on. Changes
+//! share their relation by `Arc`, so that a later Relation does not change what an earlier change meant.
+
+mod assembler;
+mod change;
+
+pub use assembler::{Assembler, TableSet, TransactionError};
+pub use change::{Change, Heartbeat, Piece, Step, Transaction};

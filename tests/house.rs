@@ -1,0 +1,158 @@
+//! The rules of the house, read off the source: who may import whom, who may touch a clock, and how files begin.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The rooms in their order, and whether they are pure.
+const ROOMS: &[(&str, bool)] = &[
+    ("pg", true),
+    ("config", true),
+    ("wire", true),
+    ("transaction", true),
+    ("plan", true),
+    ("progress", true),
+    ("telemetry", false),
+    ("spool", false),
+    ("session", false),
+    ("source", false),
+    ("destination", false),
+    ("fault", true),
+    ("pipeline", false),
+    ("commands", false),
+];
+
+/// What a pure room never says outside of comments: clocks, sockets, files, logs, async.
+const IMPURE: &[&str] = &[
+    "tokio",
+    "tracing",
+    "std::fs",
+    "std::env",
+    "TcpStream",
+    "UnixStream",
+    "Instant",
+    "SystemTime",
+    "async fn",
+    ".await",
+];
+
+struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    fn room(&self) -> Option<usize> {
+        let room = self.path.strip_prefix("src").ok()?.components().next()?.as_os_str().to_str()?.to_owned();
+        let room = room.strip_suffix(".rs").unwrap_or(&room);
+        ROOMS.iter().position(|(name, _)| *name == room)
+    }
+
+    /// Lines of code, without comments and string contents' worth of them.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text.lines().enumerate().map(|(number, line)| (number + 1, line.split("//").next().unwrap_or_default()))
+    }
+}
+
+fn sources(dir: &str) -> Vec<Source> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::from(dir)];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+            let path = entry.expect("a directory entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source file");
+                found.push(Source { path, text });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources below {dir}");
+    found
+}
+
+fn report(what: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_room_imports_only_rooms_above_it() {
+    let mut wrong = Vec::new();
+    for source in sources("src") {
+        let Some(here) = source.room() else { continue };
+        for (number, line) in source.code() {
+            for (there, (name, _)) in ROOMS.iter().enumerate() {
+                if there > here && line.contains(&format!("crate::{name}")) {
+                    wrong.push(format!("{}:{number}: {line}", source.path.display()));
+                }
+            }
+            let (source_room, destination_room) = ("source", "destination");
+            let room = ROOMS[here].0;
+            if room == destination_room && line.contains(&format!("crate::{source_room}::")) {
+                wrong.push(format!("{}:{number}: destination imports source", source.path.display()));
+            }
+        }
+    }
+    report("imports of rooms below", wrong);
+}
+
+#[test]
+fn the_mod_lines_stand_in_the_order_of_the_rooms() {
+    let text = fs::read_to_string("src/lib.rs").expect("src/lib.rs");
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let expected: Vec<&str> =
+        ROOMS.iter().map(|(name, _)| *name).filter(|name| Path::new("src").join(name).exists()).collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn pure_rooms_touch_no_clock_socket_file_or_log() {
+    let mut wrong = Vec::new();
+    for source in sources("src") {
+        let Some((_, true)) = source.room().map(|room| ROOMS[room]) else { continue };
+        for (number, line) in source.code() {
+            if IMPURE.iter().any(|word| line.contains(word)) {
+                wrong.push(format!("{}:{number}: {line}", source.path.display()));
+            }
+        }
+    }
+    report("impure lines in pure rooms", wrong);
+}
+
+#[test]
+fn the_protocol_crates_are_used_in_session_only() {
+    let crates = ["postgres_protocol", "rustls", "tokio_rustls", "x509_cert"];
+    let mut wrong = Vec::new();
+    for source in sources("src") {
+        if source.room().is_some_and(|room| ROOMS[room].0 == "session") {
+            continue;
+        }
+        for (number, line) in source.code() {
+            if crates.iter().any(|name| line.contains(&format!("{name}::"))) {
+                wrong.push(format!("{}:{number}: {line}", source.path.display()));
+            }
+        }
+    }
+    report("protocol crates outside session", wrong);
+}
+
+#[test]
+fn every_file_opens_with_a_header() {
+    let all = sources("src").into_iter().chain(sources("tests"));
+    let headless = all.filter(|source| !source.text.starts_with("//!")).map(|source| source.path.display().to_string());
+    report("files without a header", headless.collect());
+}
+
+#[test]
+fn lines_are_of_a_width_that_can_be_read() {
+    // rustfmt breaks code at 120; strings and tables may run a little further.
+    let mut wide = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        for (number, line) in source.text.lines().enumerate() {
+            if line.chars().count() > 140 {
+                wide.push(format!("{}:{}: {} characters", source.path.display(), number + 1, line.chars().count()));
+            }
+        }
+    }
+    report("lines over 140 characters", wide);
+}

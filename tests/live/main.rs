@@ -1,0 +1,10 @@
+//! headwater between real PostgreSQL servers, with faults.
+//!
+//! One binary, so that its tests share two clusters. Each test's name is the promise that it keeps.
+
+#![allow(unreachable_pub, reason = "one binary: nothing of it is anybody else's")]
+#![allow(clippy::print_stdout, reason = "what a failed test prints is for its reader")]
+
+mod support;
+
+mod basics;

@@ -1,0 +1,106 @@
+//! A pair of databases for one test, one on each cluster, with a slot and a publication of their own.
+
+use headwater::commands::demo::Cluster;
+use headwater::session::SqlClient;
+
+use super::{compare, destination, eventually, source};
+
+/// A test's databases.
+pub struct Database {
+    pub name: String,
+    pub source: SqlClient,
+    pub destination: SqlClient,
+    pub source_url: String,
+    pub destination_url: String,
+    /// The tables, as configured.
+    pub tables: Vec<String>,
+}
+
+impl Database {
+    /// Databases on the shared clusters; `schema` is run at the source.
+    pub async fn new(name: &str, tables: &[&str], schema: &str) -> Database {
+        Database::on(source().await, destination().await, name, tables, schema).await
+    }
+
+    /// Databases on these clusters.
+    pub async fn on(from: &Cluster, to: &Cluster, name: &str, tables: &[&str], schema: &str) -> Database {
+        let name = format!("{name}_{:06x}", fastrand::u32(..0x100_0000));
+        for cluster in [from, to] {
+            let admin = cluster.connect("postgres").await.expect("the cluster answers");
+            admin.batch("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
+        }
+        let database = Database {
+            source: from.connect(&name).await.expect("the new source database"),
+            destination: to.connect(&name).await.expect("the new destination database"),
+            source_url: from.url(&name),
+            destination_url: to.url(&name),
+            tables: tables.iter().map(|table| (*table).to_owned()).collect(),
+            name,
+        };
+        database.at_destination("SET search_path = public").await;
+        database.at_source("SET search_path = public").await;
+        database.at_source(schema).await;
+        database
+    }
+
+    /// Runs SQL at the source.
+    pub async fn at_source(&self, sql: &str) {
+        run(&self.source, sql).await;
+    }
+
+    /// Runs SQL at the destination.
+    pub async fn at_destination(&self, sql: &str) {
+        run(&self.destination, sql).await;
+    }
+
+    /// One value from the destination, as text.
+    pub async fn destination_value(&self, sql: &str) -> Option<String> {
+        value(&self.destination, sql).await
+    }
+
+    /// One value from the source, as text.
+    pub async fn source_value(&self, sql: &str) -> Option<String> {
+        value(&self.source, sql).await
+    }
+
+    /// Waits until the destination holds everything that is committed at the source now.
+    pub async fn caught_up(&self) {
+        let now = self.source_value("SELECT pg_current_wal_lsn()::text").await.expect("a position");
+        // Something must come after it, or an idle source would say so only after seconds.
+        self.at_source("SELECT pg_logical_emit_message(true, 'test', 'caught up?')").await;
+        let sql = format!("SELECT (position >= '{now}')::text FROM headwater.position");
+        eventually(&format!("the destination's position has reached {now}"), || async {
+            (value_if_any(&self.destination, &sql).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+    }
+
+    /// Compares all tables by content.
+    pub async fn assert_equal(&self) {
+        compare::assert_equal(&self.source, &self.destination, &self.tables).await;
+    }
+
+    /// Waits until everything is there, then compares.
+    pub async fn assert_catches_up(&self) {
+        self.caught_up().await;
+        self.assert_equal().await;
+    }
+}
+
+async fn run(client: &SqlClient, sql: &str) {
+    if let Err(error) = client.batch("a test's statement", sql).await {
+        panic!("{error} ({:?}) in:\n{sql}", error.server());
+    }
+}
+
+async fn value_if_any(client: &SqlClient, sql: &str) -> Option<String> {
+    let row = client.query_opt("a test's question", sql, &[]).await.ok()??;
+    row.get(0)
+}
+
+async fn value(client: &SqlClient, sql: &str) -> Option<String> {
+    match client.query_one("a test's question", sql, &[]).await {
+        Ok(row) => row.get(0),
+        Err(error) => panic!("{error} in:\n{sql}"),
+    }
+}

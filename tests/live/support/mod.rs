@@ -1,0 +1,106 @@
+//! Real clusters, real processes, and the means to break them.
+//!
+//! The tests of this binary share two clusters, a source and a destination, each test with databases of its own; tests that
+//! stop or crash a server start their own. Every wait is for a named event and bounded; there are no sleeps.
+
+#![allow(dead_code, reason = "not every test uses everything")]
+
+pub mod compare;
+pub mod database;
+pub mod service;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use headwater::commands::demo::{Cluster, installed_bin};
+use tokio::sync::OnceCell;
+
+pub use database::Database;
+pub use service::Setup;
+
+/// What every source needs, and what makes tests quick.
+pub const SOURCE: &[(&str, &str)] = &[
+    ("wal_level", "logical"),
+    ("max_replication_slots", "60"),
+    ("max_wal_senders", "60"),
+    ("max_connections", "300"),
+    ("fsync", "off"),
+    ("autovacuum", "off"),
+    ("log_min_messages", "warning"),
+];
+
+/// What makes tests quick.
+pub const DESTINATION: &[(&str, &str)] =
+    &[("max_connections", "300"), ("fsync", "off"), ("autovacuum", "off"), ("log_min_messages", "warning")];
+
+/// The server programs of one end: HEADWATER_TEST_SOURCE_BIN, HEADWATER_TEST_DESTINATION_BIN, or what is installed.
+pub fn bin(end: &str) -> PathBuf {
+    match std::env::var_os(format!("HEADWATER_TEST_{end}_BIN")) {
+        Some(bin) => PathBuf::from(bin),
+        None => installed_bin().expect("PostgreSQL's server programs are installed (apt-get install postgresql)"),
+    }
+}
+
+/// Where clusters are made.
+pub fn parent() -> PathBuf {
+    let parent = std::env::temp_dir().join("headwater-tests");
+    std::fs::create_dir_all(&parent).expect("a directory for clusters");
+    parent
+}
+
+/// A source cluster of one's own.
+pub async fn new_source(settings: &[(&str, &str)]) -> Cluster {
+    let settings: Vec<_> = SOURCE.iter().chain(settings).copied().collect();
+    Cluster::start_new(&bin("SOURCE"), &parent(), "source", &settings, &[]).await.expect("a source cluster")
+}
+
+/// A destination cluster of one's own.
+pub async fn new_destination(settings: &[(&str, &str)]) -> Cluster {
+    let settings: Vec<_> = DESTINATION.iter().chain(settings).copied().collect();
+    let cluster = Cluster::start_new(&bin("DESTINATION"), &parent(), "destination", &settings, &[]).await;
+    cluster.expect("a destination cluster")
+}
+
+static SOURCE_CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+static DESTINATION_CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+
+/// The shared source. It lives until the process ends; its keeper then removes it.
+pub async fn source() -> &'static Cluster {
+    SOURCE_CLUSTER.get_or_init(|| new_source(&[])).await
+}
+
+/// The shared destination.
+pub async fn destination() -> &'static Cluster {
+    DESTINATION_CLUSTER.get_or_init(|| new_destination(&[])).await
+}
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks `question` until it answers, and returns the answer.
+pub async fn eventually<T, F>(what: &str, mut question: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = question().await {
+            return answer;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The binary under test.
+pub fn headwater() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_headwater"))
+}
+
+/// The seed of a randomized test: HEADWATER_SEED, or a new one. Printed, so that a failure can be replayed.
+pub fn seed(test: &str) -> u64 {
+    let seed = std::env::var("HEADWATER_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..) >> 16);
+    println!("{test}: HEADWATER_SEED={seed}");
+    seed
+}

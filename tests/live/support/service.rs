@@ -1,0 +1,244 @@
+//! headwater itself, as a process of its own.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Database, PATIENCE, eventually, headwater};
+
+/// How a service is configured and started.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub source_url: String,
+    pub destination_url: String,
+    pub slot: String,
+    pub tables: Vec<String>,
+    /// Lines before the first section.
+    pub settings: Vec<String>,
+    /// Lines of `[source]` and `[destination]`.
+    pub source: Vec<String>,
+    pub destination: Vec<String>,
+    /// Sections of their own.
+    pub sections: Vec<String>,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// The usual configuration for a test's databases.
+    pub fn of(database: &Database) -> Setup {
+        Setup {
+            source_url: database.source_url.clone(),
+            destination_url: database.destination_url.clone(),
+            slot: database.name.clone(),
+            tables: database.tables.clone(),
+            settings: Vec::new(),
+            source: Vec::new(),
+            destination: Vec::new(),
+            sections: Vec::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// With a line before the first section.
+    pub fn setting(mut self, line: &str) -> Setup {
+        self.settings.push(line.to_owned());
+        self
+    }
+
+    /// With a line of `[source]`.
+    pub fn source(mut self, line: &str) -> Setup {
+        self.source.push(line.to_owned());
+        self
+    }
+
+    /// With a line of `[destination]`.
+    pub fn destination(mut self, line: &str) -> Setup {
+        self.destination.push(line.to_owned());
+        self
+    }
+
+    /// With a section, header and lines.
+    pub fn section(mut self, text: &str) -> Setup {
+        self.sections.push(text.to_owned());
+        self
+    }
+
+    /// With an argument of `run`.
+    pub fn argument(mut self, argument: &str) -> Setup {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Dies at a failpoint.
+    pub fn failing_at(mut self, point: &str) -> Setup {
+        self.environment.push(("HEADWATER_FAILPOINT".to_owned(), point.to_owned()));
+        self
+    }
+
+    fn configuration(&self, port: u16) -> String {
+        let tables: Vec<String> = self.tables.iter().map(|table| format!("{table:?}")).collect();
+        format!(
+            "tables = [{}]\n{}\n[source]\nurl = {:?}\nslot = {:?}\npublication = {:?}\n{}\n[destination]\nurl = {:?}\n{}\n\
+             [http]\nlisten = \"127.0.0.1:{port}\"\n{}\n",
+            tables.join(", "),
+            self.settings.join("\n"),
+            self.source_url,
+            self.slot,
+            self.slot,
+            self.source.join("\n"),
+            self.destination_url,
+            self.destination.join("\n"),
+            self.sections.join("\n"),
+        )
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> Service {
+        let port =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let dir = std::env::temp_dir().join("headwater-tests");
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let stem = dir.join(format!("{}-{:08x}", self.slot, fastrand::u32(..)));
+        let (config, log) = (stem.with_extension("toml"), stem.with_extension("log"));
+        let mut file = std::fs::File::create(&config).expect("a configuration file");
+        file.write_all(self.configuration(port).as_bytes()).expect("a configuration");
+        let output = std::fs::File::create(&log).expect("a log file");
+        let mut command = Command::new(headwater());
+        command.arg("run").arg("--config").arg(&config).args(&self.arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.env_remove("PGPASSWORD").env("RUST_LOG", "headwater=debug");
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log file")).stderr(output);
+        Service { child: command.spawn().expect("headwater starts"), port, config, log }
+    }
+}
+
+/// A running headwater. Dropping it kills it.
+pub struct Service {
+    child: Child,
+    port: u16,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("---- headwater's log\n{}", self.log());
+        } else {
+            let _ = std::fs::remove_file(&self.log);
+        }
+        let _ = std::fs::remove_file(&self.config);
+    }
+}
+
+impl Service {
+    /// Its process.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Sends a signal: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.process_id().to_string()).status();
+        assert!(status.expect("kill runs").success(), "signal {name}");
+    }
+
+    /// Kills it as `kill -9` does, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        self.child.wait().expect("its end");
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("its state") {
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "headwater does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Asks it to stop, and asserts that it does so within 10 seconds, with exit code 0.
+    pub async fn stop(mut self) {
+        self.signal("TERM");
+        let began = Instant::now();
+        let status = self.ended().await;
+        assert_eq!(status.code(), Some(0), "exit code after SIGTERM");
+        assert!(began.elapsed() < Duration::from_secs(10), "stopping took {:?}", began.elapsed());
+    }
+
+    /// Waits until it ends by itself with this exit code, and returns what it has printed.
+    pub async fn ends_with(mut self, code: i32) -> String {
+        let status = self.ended().await;
+        assert_eq!(status.code(), Some(code), "exit code; it printed:\n{}", self.log());
+        self.log()
+    }
+
+    /// GETs a path; the status code and the body.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let code = answer.split(' ').nth(1)?.parse().ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        Some((code, body.to_owned()))
+    }
+
+    /// What /status says.
+    pub async fn status(&self) -> Option<Value> {
+        serde_json::from_str(&self.get("/status").await?.1).ok()
+    }
+
+    /// Waits until it is in a state.
+    pub async fn is(&self, state: &str) {
+        eventually(&format!("headwater is {state}"), || async {
+            (self.status().await?.get("state")?.as_str()? == state).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it streams.
+    pub async fn streams(&self) {
+        self.is("streaming").await;
+    }
+
+    /// Waits until its log has a line with this text.
+    pub async fn says(&self, text: &str) {
+        eventually(&format!("headwater says {text:?}"), || async { self.log().contains(text).then_some(()) }).await;
+    }
+
+    /// A metric's value, by its name with labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// Its resident memory, in bytes: the most that it ever had.
+    pub fn resident_max_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id())).expect("its /proc entry");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
+        let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+        kilobytes * 1024
+    }
+}
