@@ -148,11 +148,13 @@ fn lines_are_of_a_width_that_can_be_read() {
     // rustfmt breaks code at 120; strings and tables may run a little further.
     let mut wide = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")) {
+        // Tests hold whole SQL scripts as strings.
+        let most = if source.path.starts_with("tests") { 165 } else { 140 };
         for (number, line) in source.text.lines().enumerate() {
-            if line.chars().count() > 140 {
+            if line.chars().count() > most {
                 wide.push(format!("{}:{}: {} characters", source.path.display(), number + 1, line.chars().count()));
             }
         }
     }
-    report("lines over 140 characters", wide);
+    report("lines that are too long", wide);
 }

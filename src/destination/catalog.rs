@@ -57,7 +57,7 @@ impl Catalog {
         let sql = format!(
             "SELECT CASE WHEN n < $1 THEN n
                  ELSE pg_catalog.greatest(n, (SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $2::text::regclass)) END
-             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {table} LIMIT $1) AS some) AS counted"
+             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {table} LIMIT $1) AS sample) AS counted"
         );
         let sql = sql.replace("pg_catalog.greatest", "GREATEST");
         Ok(client.query_one("counting rows", &sql, &[&most, &table]).await?.get(0))

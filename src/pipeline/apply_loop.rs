@@ -233,6 +233,7 @@ impl<'a> ApplyLoop<'a> {
     }
 
     fn caught_up_at(&self, position: Lsn) {
+        self.telemetry.resumed();
         if position >= self.limits.catch_up_to && self.telemetry.state() == State::CatchingUp {
             self.telemetry.set_state(State::Streaming, None);
         }

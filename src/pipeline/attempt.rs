@@ -227,7 +227,9 @@ impl Attempt {
         started.map_err(SourceError::Session)?;
 
         telemetry.stream_begins(position, prepared.source_catalog.tables.iter().map(|t| t.definition.name()));
-        telemetry.set_state(State::CatchingUp, None);
+        if !telemetry.is_held_up() {
+            telemetry.set_state(State::CatchingUp, None);
+        }
         self.has_streamed = true;
         let piece_bytes_max = config.apply.batch_bytes_max;
         let assembler =

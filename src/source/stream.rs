@@ -163,6 +163,7 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
     let mut silence = Silence::new(began.elapsed(), settings.timeout);
     let mut waiting: Option<Step> = None;
     let mut receiver_gone = false;
+    let mut greeted = false;
 
     while !*stop.borrow() && !receiver_gone {
         // Whatever has arrived is taken without asking the runtime.
@@ -179,7 +180,9 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
             // It is we who are not listening.
             silence.heard(now);
         }
-        let ask = silence.check(now)?;
+        // The first update asks for a keepalive, so that an idle source says at once how far it is.
+        let ask = silence.check(now)? || !greeted;
+        greeted = true;
         if ask || feedback.due_in(now).is_zero() {
             let (written, flushed, applied) = feedback.take(now);
             session.queue_status(&StandbyStatusUpdate {

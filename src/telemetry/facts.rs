@@ -240,7 +240,6 @@ impl Telemetry {
     /// Enters a state; one log line per change of state or reason, not per attempt.
     pub fn set_state(&self, state: State, reason: Option<ErrorReport>) {
         let mut inner = self.inner();
-        inner.streaming = matches!(state, State::CatchingUp | State::Streaming);
         if inner.state == state && inner.reason == reason {
             return;
         }
@@ -265,6 +264,20 @@ impl Telemetry {
         }
     }
 
+    /// Something was achieved after a fault: what held us up is over.
+    pub fn resumed(&self) {
+        let held_up = matches!(self.inner().state, State::Waiting | State::Connecting);
+        if held_up {
+            self.set_state(State::CatchingUp, None);
+        }
+    }
+
+    /// Whether a fault holds us up that is not known to be over. Attempts that may fail in the same way are not told.
+    pub fn is_held_up(&self) -> bool {
+        let inner = self.inner();
+        matches!(inner.state, State::Waiting | State::Connecting) && inner.reason.is_some()
+    }
+
     /// The state.
     pub fn state(&self) -> State {
         self.inner().state
@@ -281,6 +294,7 @@ impl Telemetry {
     pub fn stream_begins(&self, position: Lsn, tables: impl IntoIterator<Item = QualifiedName>) {
         let now = self.now();
         let mut inner = self.inner();
+        inner.streaming = true;
         if inner.position == Lsn::INVALID {
             inner.lag = Lag::new(position, now);
         }

@@ -8,3 +8,7 @@
 mod support;
 
 mod basics;
+mod crash;
+mod idle;
+mod prefix;
+mod shapes;

@@ -215,7 +215,7 @@ impl Cluster {
     pub fn process_id(&self) -> Option<u32> {
         let text = std::fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         let process_id: u32 = text.lines().next()?.trim().parse().ok()?;
-        Path::new(&format!("/proc/{process_id}")).exists().then_some(process_id)
+        lives(process_id).then_some(process_id)
     }
 
     /// Stops the server and waits until it has ended; its directory stays.
@@ -230,7 +230,7 @@ impl Cluster {
         };
         Command::new("kill").arg(signal).arg(process_id.to_string()).stderr(Stdio::null()).status()?;
         let began = Instant::now();
-        while Path::new(&format!("/proc/{process_id}")).exists() {
+        while lives(process_id) {
             if began.elapsed() > PATIENCE {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not stop"));
             }
@@ -285,6 +285,13 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// Whether a process runs. One that has ended may wait for its parent, the keeper, to take notice.
+fn lives(process_id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process_id}/stat")).unwrap_or_default();
+    // The state is the first field behind the program's name, which is in parentheses.
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }
 
 /// A port that nobody listens on. Somebody may take it before the server does; then it says so.

@@ -101,7 +101,7 @@ fn whole_row(target: &Target, parameters_before: usize) -> String {
                 let equals = equals(Some(operator));
                 format!("({name} {equals} {value} OR ({name} IS NULL AND {value} IS NULL))")
             }
-            None => format!("ROW({name}) OPERATOR(pg_catalog.*=) ROW({value})"),
+            None => format!("{} OPERATOR(pg_catalog.*=) {}", record(&name), record(&value)),
         }
     });
     let equal = equal.collect::<Vec<_>>().join(" AND ");
@@ -111,10 +111,16 @@ fn whole_row(target: &Target, parameters_before: usize) -> String {
     let order = if columns.is_empty() {
         String::new()
     } else {
-        format!(" ORDER BY (ROW({names}) OPERATOR(pg_catalog.*=) ROW({values})) DESC")
+        format!(" ORDER BY ({} OPERATOR(pg_catalog.*=) {}) DESC", record(&names), record(&values))
     };
     // In a partitioned table ctids repeat from partition to partition.
     format!("(tableoid, ctid) = (SELECT tableoid, ctid FROM {} WHERE {equal}{order} LIMIT 1)", only(target))
+}
+
+/// A record of these expressions. Without the cast two rows would be compared column by column, by an operator that
+/// columns do not have.
+pub(super) fn record(expressions: &str) -> String {
+    format!("ROW({expressions})::pg_catalog.record")
 }
 
 /// Raises unless the statement touches exactly one row.

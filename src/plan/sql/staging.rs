@@ -5,6 +5,7 @@
 //! point and xml can be compared at all. Without a key, tables are compared as multisets of whole rows, by their
 //! text: every type has one, and within one session equal images have equal texts.
 
+use super::apply::record;
 use crate::pg::{Ident, QualifiedName};
 use crate::plan::fit::Transfer;
 
@@ -83,7 +84,7 @@ impl Matching {
     }
 
     fn image(&self, of: &str) -> String {
-        format!("ROW({})", list(self.columns.iter().map(|column| format!("{of}.{}", column.sql()))))
+        record(&list(self.columns.iter().map(|column| format!("{of}.{}", column.sql()))))
     }
 
     fn text(&self, of: &str) -> String {
@@ -231,8 +232,9 @@ mod tests {
         assert_eq!(
             matching.update_different(&staging, &live).unwrap(),
             "UPDATE ONLY \"public\".\"t\" AS l SET \"id\" = s.\"id\", \"body\" = s.\"body\" FROM \"hw\".\"t\" AS s \
-             WHERE s.\"id\" OPERATOR(\"pg_catalog\".=) l.\"id\" AND ROW(l.\"id\", l.\"body\") OPERATOR(pg_catalog.*<>) \
-             ROW(s.\"id\", s.\"body\")"
+             WHERE s.\"id\" OPERATOR(\"pg_catalog\".=) l.\"id\" AND \
+             ROW(l.\"id\", l.\"body\")::pg_catalog.record OPERATOR(pg_catalog.*<>) \
+             ROW(s.\"id\", s.\"body\")::pg_catalog.record"
         );
     }
 }

@@ -8,6 +8,7 @@
 pub mod compare;
 pub mod database;
 pub mod service;
+pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
