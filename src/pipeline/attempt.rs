@@ -122,12 +122,11 @@ impl Attempt {
         let prepared = match prepared.start {
             Start::Stream { .. } => prepared,
             Start::Snapshot { live } => {
-                let replace_slot = self.replace_slot;
                 let copying = snapshot::snapshot(
                     snapshot::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
                     &bookkeeping,
                     prepared,
-                    live && !replace_slot,
+                    live,
                     self.stopped(),
                 );
                 if while_leading(&mut leader, copying).await? == snapshot::Ending::Stopped {

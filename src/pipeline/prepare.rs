@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use crate::config::Config;
 use crate::destination::{Bookkeeping, Catalog, DestinationError, Stream, StreamState, TableRecord, misfit_report};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::fit::{self, End, Transfer};
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification};
 use crate::source::{
@@ -72,7 +72,28 @@ pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Resul
     let purpose = format!("{} {purpose}", config.source.slot);
     let timeout = config.source.timeout;
     let session = ReplicationSession::connect(&config.source.url, &purpose, timeout, timeout).await;
-    Ok(session.map_err(SourceError::Session)?)
+    session.map_err(|error| {
+        let role = Ident::new(config.source.url.user.as_str());
+        let message = error.server().map(|server| server.message.clone()).unwrap_or_default();
+        let refused = match error.code().map(|code| code.as_str().to_owned()).as_deref() {
+            Some("42501" | "28000") if message.contains("walsender") || message.contains("replication") => {
+                ErrorReport::new(format!(
+                    "role {role} may not replicate: it lacks the REPLICATION attribute at the source"
+                ))
+                .hint(format!("Run at the source as a superuser:\nALTER ROLE {role} REPLICATION;"))
+            }
+            Some("53300") if message.contains("max_wal_senders") => ErrorReport::new(
+                "all walsenders at the source are taken",
+            )
+            .detail(format!("The source says: {message}."))
+            .hint(
+                "End a replication connection that nobody needs, or run at the source as a superuser and restart it:\n\
+                     ALTER SYSTEM SET max_wal_senders = 20;",
+            ),
+            _ => return SourceError::Session(error).into(),
+        };
+        SourceError::Refused(refused).into()
+    })
 }
 
 /// Checks both ends and decides what to do. `agreed`: the operator has agreed to reconciling tables that have rows;
@@ -86,6 +107,8 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, Fault> {
     let stream = bookkeeping.stream().await?;
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
+    let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
+    source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let slot = find_slot(&source, &config.source.slot).await?;
     let server = SourceServer::check(&source, slot.is_some()).await?;
     let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
@@ -110,6 +133,31 @@ pub(super) async fn prepare(
     if stream.is_none() && !resnapshot {
         check_empty(bookkeeping.client(), &destination_catalog).await?;
     }
+    let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
+        (true, Some(position)) => {
+            let history = match stored_history(stream.as_ref(), position) {
+                Some(stored) => check_history(&mut replication, &identification, slot.as_ref(), &stored).await,
+                None => Ok(()),
+            };
+            match (history, resnapshot) {
+                (Ok(()), false) => {
+                    check_tables(&bookkeeping.tables().await?, &source_catalog)?;
+                    Start::Stream { position }
+                }
+                (Ok(()), true) => Start::Snapshot { live: true },
+                // A new snapshot needs no history. But on another cluster a slot of our name is not ours.
+                (Err(SourceError::SlotLost(_) | SourceError::HistoryLost(_)), true) => {
+                    let same = stream.as_ref().is_some_and(|s| s.system_identifier == identification.system_identifier);
+                    if let Some(slot) = slot.as_ref().filter(|_| !same) {
+                        return Err(Fault::Refused(slot_unknown_report(slot)));
+                    }
+                    Start::Snapshot { live: false }
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
+        (_, _) => Start::Snapshot { live: false },
+    };
     let publication = &config.source.publication;
     let followed = live && !resnapshot;
     if followed && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref()) {
@@ -124,18 +172,6 @@ pub(super) async fn prepare(
         Err(error) => return Err(error.into()),
     }
     let transfer = check_fit(&source_catalog, &destination_catalog)?;
-
-    let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
-        (true, Some(position)) => {
-            let stored = stored_history(stream.as_ref(), position);
-            if let Some(stored) = stored {
-                check_history(&mut replication, &identification, slot.as_ref(), &stored).await?;
-            }
-            check_tables(&bookkeeping.tables().await?, &source_catalog)?;
-            if resnapshot { Start::Snapshot { live: true } } else { Start::Stream { position } }
-        }
-        (_, _) => Start::Snapshot { live: false },
-    };
     Ok(Prepared {
         source,
         server,

@@ -293,7 +293,8 @@ impl ReplicationSession {
 fn streamed(frame: &Frame) -> Result<StreamedMessage, StreamError> {
     match frame.tag {
         b'd' => Ok(StreamedMessage::Message(ReplicationMessage::read(&frame.body)?)),
-        b'c' => Ok(StreamedMessage::Done),
+        // A walsender that shuts down ends the COPY with a CommandComplete and no CopyDone (WalSndDone).
+        b'c' | b'C' => Ok(StreamedMessage::Done),
         b'E' => Err(SessionError::from_server(STREAMING, ServerError::read(&frame.body)).into()),
         tag => Err(SessionError::protocol(STREAMING, format!("message {}", tag.escape_ascii())).into()),
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::error::SourceError;
+use super::snapshot::explain_lock;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
 use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
 use crate::plan::schema::{ColumnDefinition, Identity, TableDefinition, TableKind, Types};
@@ -48,7 +49,11 @@ impl SourceCatalog {
     /// [`SourceError::Refused`] names every table that is missing, not a table, not permanent, not readable, or under
     /// row-level security.
     pub async fn read(client: &SqlClient, names: &[QualifiedName]) -> Result<SourceCatalog, SourceError> {
-        let definitions = describe_tables(client, names).await?;
+        // Sizes are not to be had of a table that somebody holds in ACCESS EXCLUSIVE mode.
+        let definitions = match describe_tables(client, names).await {
+            Ok(definitions) => definitions,
+            Err(error) => return Err(explain_lock(client, error, names).await),
+        };
         let missing: Vec<String> = names
             .iter()
             .filter(|name| !definitions.iter().any(|table| table.name() == **name))

@@ -61,7 +61,8 @@ impl TableLocks {
             let name = table.name();
             let statement = format!("SAVEPOINT t{number}; LOCK TABLE {} IN ACCESS SHARE MODE", name.sql());
             if let Err(error) = client.batch("locking the tables of the snapshot", &statement).await {
-                return Err(explain(sql, error, &name).await);
+                client.batch("unlocking the tables of the snapshot", "ROLLBACK").await?;
+                return Err(explain_lock(&client, error, &[name]).await);
             }
             taken.push(name);
         }
@@ -94,27 +95,27 @@ impl TableLocks {
     }
 }
 
-/// Names who holds a lock that was not to be had.
-async fn explain(sql: &Sql, error: SessionError, table: &QualifiedName) -> SourceError {
+/// Makes a lock that was not to be had into a report of who holds it; `client` must be in no transaction.
+pub(super) async fn explain_lock(client: &SqlClient, error: SessionError, tables: &[QualifiedName]) -> SourceError {
     if error.code() != Some(SqlState::new(b"55P03")) {
         return error.into();
     }
-    let holders = async {
-        let client = sql.connect().await.ok()?;
-        let query = "SELECT pg_catalog.string_agg(DISTINCT l.pid::text, ', ') FROM pg_catalog.pg_locks l
-                     WHERE l.relation = $1::text::regclass AND l.mode = 'AccessExclusiveLock' AND l.granted";
-        client
-            .query_one("looking for the lock's holder", query, &[&table.sql()])
-            .await
-            .ok()?
-            .get::<_, Option<String>>(0)
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let query = "SELECT n.nspname::text, c.relname::text, l.pid FROM pg_catalog.pg_locks l
+                 JOIN pg_catalog.pg_class c ON c.oid = l.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE l.relation = ANY (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
+                   AND l.mode = 'AccessExclusiveLock' AND l.granted LIMIT 1";
+    let holder = client.query_opt("looking for the lock's holder", query, &[&names]).await;
+    let report = match holder {
+        Ok(Some(row)) => {
+            let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+            let process_id: i32 = row.get(2);
+            ErrorReport::new(format!("table {table} is locked at the source"))
+                .detail(format!("A snapshot needs ACCESS SHARE on it. Process {process_id} holds ACCESS EXCLUSIVE."))
+        }
+        Ok(None) | Err(_) => ErrorReport::new("a table of the set was locked at the source"),
     };
-    let holders = holders.await.unwrap_or_else(|| "unknown".to_owned());
-    SourceError::Refused(
-        ErrorReport::new(format!("table {table} is locked at the source"))
-            .detail(format!("A snapshot needs ACCESS SHARE on it. Process {holders} holds ACCESS EXCLUSIVE."))
-            .hint("Wait for that session's transaction, or end it."),
-    )
+    SourceError::Refused(report.hint("Wait for that session's transaction, or end it."))
 }
 
 /// The session that keeps a settled snapshot alive and lends it to readers.

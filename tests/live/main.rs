@@ -9,6 +9,9 @@ mod support;
 
 mod basics;
 mod crash;
+mod errors;
 mod idle;
+mod leadership;
+mod links;
 mod prefix;
 mod shapes;

@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod database;
+pub mod proxy;
 pub mod service;
 pub mod workload;
 

@@ -1,0 +1,198 @@
+//! Links that are cut, stalled and slow; servers that restart; and the source, which must not be hurt by any of it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use headwater::commands::demo::StopMode;
+
+use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::{Database, Setup, destination, eventually, new_destination, new_source, seed, source, workload};
+
+async fn with_load<T>(database: &Database, seed: u64, then: impl Future<Output = T>) -> T {
+    let done = AtomicBool::new(false);
+    let mut rng = Rng::with_seed(seed);
+    let load = workload::run(&database.source, &mut rng, || done.load(Ordering::Relaxed));
+    let work = async {
+        let result = then.await;
+        done.store(true, Ordering::Relaxed);
+        result
+    };
+    tokio::join!(load, work).1
+}
+
+async fn pause(millis: u64) {
+    let until = Instant::now() + Duration::from_millis(millis);
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
+    let seed = seed("cut_stalled_and_slow_links");
+    let database = Database::new("links", workload::TABLES, workload::SCHEMA).await;
+    let (to_source, to_destination) =
+        (Proxy::to(source().await.port()).await, Proxy::to(destination().await.port()).await);
+    let mut setup = Setup::of(&database)
+        .source("timeout = \"2s\"")
+        .destination("timeout = \"3s\"")
+        .setting("leader_timeout = \"2s\"");
+    setup.source_url = to_source.url(&database.name);
+    setup.destination_url = to_destination.url(&database.name);
+    let service = setup.start();
+    service.streams().await;
+    let mut rng = Rng::with_seed(seed);
+    with_load(&database, seed, async {
+        for _ in 0..12 {
+            let proxy = if rng.bool() { &to_source } else { &to_destination };
+            match rng.u32(..4) {
+                0 => proxy.cut_once(),
+                1 => {
+                    proxy.set(Mode::Cut);
+                    pause(rng.u64(100..800)).await;
+                }
+                2 => {
+                    proxy.set(Mode::Stalled);
+                    pause(rng.u64(100..5000)).await;
+                }
+                _ => {
+                    proxy.set(Mode::Delayed(rng.u64(1..30)));
+                    pause(rng.u64(100..1500)).await;
+                }
+            }
+            proxy.set(Mode::Open);
+            pause(rng.u64(50..600)).await;
+        }
+    })
+    .await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_of_either_server_are_waited_for_with_one_line_a_change() {
+    let (mut source, mut destination) = (new_source(&[]).await, new_destination(&[]).await);
+    let mut database = Database::on(&source, &destination, "restarts", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    for round in 0..2 {
+        source.stop(StopMode::Fast).await.unwrap();
+        service.is("connecting").await;
+        pause(3000).await;
+        source.start().await.unwrap();
+        database.source = source.connect(&database.name).await.unwrap();
+        database.at_source("SET search_path = public").await;
+        service.streams().await;
+        destination.stop(StopMode::Fast).await.unwrap();
+        service.is("connecting").await;
+        destination.start().await.unwrap();
+        database.destination = destination.connect(&database.name).await.unwrap();
+        database.at_destination("SET search_path = public").await;
+        service.streams().await;
+        database.at_source(&format!("UPDATE messages SET score = {round} WHERE id < 50")).await;
+        database.assert_catches_up().await;
+    }
+    // Lost, cannot connect, (starting up,) back: not one line per attempt.
+    let log = service.log();
+    let warnings = log.matches(" WARN ").count();
+    assert!(warnings <= 14, "{warnings} warnings for four restarts:\n{log}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_are_not_there_yet_are_waited_for_at_the_first_start() {
+    let (mut source, destination) = (new_source(&[]).await, destination().await);
+    let mut database = Database::on(&source, destination, "later", FORUM, FORUM_SCHEMA).await;
+    source.stop(StopMode::Fast).await.unwrap();
+    let service = Setup::of(&database).start();
+    service.says("cannot connect").await;
+    source.start().await.unwrap();
+    service.streams().await;
+    database.source = source.connect(&database.name).await.unwrap();
+    database.at_source("SET search_path = public").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_is_answered_while_the_destination_is_busy() {
+    let source = new_source(&[]).await;
+    let database = Database::on(&source, destination().await, "busy", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).source("timeout = \"3s\"").start();
+    service.streams().await;
+    // A local lock holds the apply up for longer than the walsender's patience.
+    let local = destination().await.connect(&database.name).await.unwrap();
+    local.batch("a local lock", "BEGIN; LOCK TABLE public.messages IN EXCLUSIVE MODE").await.unwrap();
+    let walsender = format!("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    let before = database.source_value(&walsender).await;
+    database.at_source("UPDATE messages SET body = 'x' WHERE id < 3000").await;
+    pause(8000).await;
+    assert_eq!(database.source_value(&walsender).await, before, "the same walsender, never ended by its timeout");
+    local.batch("the lock goes", "ROLLBACK").await.unwrap();
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_destination_does_not_keep_the_source_from_shutting_down() {
+    let mut source = new_source(&[]).await;
+    let database = Database::on(&source, destination().await, "silent", FORUM, FORUM_SCHEMA).await;
+    let to_destination = Proxy::to(destination().await.port()).await;
+    let mut setup = Setup::of(&database);
+    setup.destination_url = to_destination.url(&database.name);
+    let service = setup.start();
+    service.streams().await;
+    to_destination.set(Mode::Stalled);
+    database.at_source("UPDATE messages SET body = 'x' WHERE id < 100").await;
+    // Connected and not confirming, it would hold up a fast shutdown; after 30 s it is not connected any more.
+    let walsender = format!("SELECT active::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    eventually("the replication session is closed", || async {
+        (database.source_value(&walsender).await.as_deref() == Some("false")).then_some(())
+    })
+    .await;
+    source.stop(StopMode::Fast).await.unwrap();
+    source.start().await.unwrap();
+    to_destination.set(Mode::Open);
+    let database = Database { source: source.connect(&database.name).await.unwrap(), ..database };
+    database.at_source("SET search_path = public").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_locked_at_the_source_is_named_with_its_holder() {
+    let database = Database::new("locked", FORUM, FORUM_SCHEMA).await;
+    let holder = source().await.connect(&database.name).await.unwrap();
+    holder.batch("a lock", "BEGIN; LOCK TABLE public.topics IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let setup = Setup::of(&database).destination("lock_timeout = \"500ms\"");
+    // The catalog can be read; the lock is what the snapshot needs.
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("table public.topics is locked at the source"), "{output}");
+    assert!(output.contains("holds ACCESS EXCLUSIVE"), "{output}");
+    holder.batch("the lock goes", "ROLLBACK").await.unwrap();
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_cannot_be_rewritten_between_the_slot_and_its_first_read() {
+    let database = Database::new("rewrite", FORUM, FORUM_SCHEMA).await;
+    // Slow enough that the ALTER falls into the copy of messages.
+    let service = Setup::of(&database).section("[snapshot]\nmax_rate = \"300kB\"\nworkers = 1").start();
+    service.is("snapshot").await;
+    eventually("the copy has begun", || async {
+        (service.metric("headwater_snapshot_rows_total{table=\"public.messages\"}").await? > 10.0).then_some(())
+    })
+    .await;
+    // It rewrites the table: read afterwards under the older snapshot, it would look empty. So it waits for the copy.
+    let began = Instant::now();
+    database.at_source("ALTER TABLE sections ADD COLUMN r float8 DEFAULT random()").await;
+    let waited = began.elapsed();
+    assert!(waited > Duration::from_millis(500), "the ALTER did not wait for the copy ({waited:?})");
+    service.says("published").await;
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM sections").await.as_deref(), Some("10"));
+}

@@ -1,0 +1,126 @@
+//! A TCP proxy between headwater and a server: it can cut, stall, delay and half-close.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What the proxy does with bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Passes them on.
+    Open,
+    /// Keeps connections open and passes nothing on, in either direction: a stalled link.
+    Stalled,
+    /// Passes each piece on after so many milliseconds.
+    Delayed(u64),
+    /// Closes every connection, and every new one.
+    Cut,
+}
+
+/// A running proxy. Dropping it cuts all connections.
+pub struct Proxy {
+    pub port: u16,
+    mode: Arc<watch::Sender<Mode>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.mode.send_replace(Mode::Cut);
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    /// Starts a proxy to a server on this machine.
+    pub async fn to(server_port: u16) -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let (mode, _) = watch::channel(Mode::Open);
+        let mode = Arc::new(mode);
+        let shared = Arc::clone(&mode);
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let mode = shared.subscribe();
+                if *mode.borrow() == Mode::Cut {
+                    continue;
+                }
+                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server_port));
+                if let Ok(server) = TcpStream::connect(address).await {
+                    tokio::spawn(connect(client, server, mode));
+                }
+            }
+        });
+        Proxy { port, mode, task }
+    }
+
+    /// From now on.
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    /// Closes all connections once; new ones are passed on.
+    pub fn cut_once(&self) {
+        self.mode.send_replace(Mode::Cut);
+        self.mode.send_replace(Mode::Open);
+    }
+
+    /// A URL of the proxy for a database, as a superuser.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+async fn connect(client: TcpStream, server: TcpStream, mode: watch::Receiver<Mode>) {
+    let (client_read, client_write) = client.into_split();
+    let (server_read, server_write) = server.into_split();
+    tokio::select! {
+        () = pass(client_read, server_write, mode.clone()) => {}
+        () = pass(server_read, client_write, mode) => {}
+    }
+}
+
+async fn pass(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let now = *mode.borrow_and_update();
+        match now {
+            Mode::Cut => return,
+            Mode::Stalled => {
+                if mode.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Mode::Open | Mode::Delayed(_) => {}
+        }
+        let length = tokio::select! {
+            // Two changes in quick succession count as the first: a cut that was only once is still a cut.
+            changed = mode.changed() => {
+                if changed.is_err() || now == Mode::Open && *mode.borrow() == Mode::Open {
+                    return;
+                }
+                continue;
+            }
+            length = from.read(&mut buffer) => match length {
+                Ok(length) if length > 0 => length,
+                Ok(_) | Err(_) => return,
+            },
+        };
+        if let Mode::Delayed(millis) = now {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
