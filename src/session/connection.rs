@@ -37,6 +37,8 @@ const FRAME_BYTES_MAX: usize = 1 << 30;
 const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
 /// What is read at once. One allocation of this size carries the values of many rows.
 const READ_BYTES: usize = 128 << 10;
+/// Room for less than this is not worth a system call.
+const READ_BYTES_LEAST: usize = 8 << 10;
 
 /// One backend message.
 #[derive(Clone, Debug)]
@@ -237,8 +239,11 @@ impl Connection {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Grows with what has arrived: doubling keeps a long frame linear without trusting its claimed length.
-        self.incoming.reserve(READ_BYTES);
+        // Used up before more is taken: rows hold on to the whole allocation that they came in. A long frame doubles it,
+        // as far as it has arrived, without trusting its claimed length.
+        if self.incoming.capacity() - self.incoming.len() < READ_BYTES_LEAST {
+            self.incoming.reserve(READ_BYTES);
+        }
         pin!(self.stream.read_buf(&mut self.incoming)).poll(cx)
     }
 

@@ -298,8 +298,9 @@ impl SessionError {
         if error.is_closed() {
             return SessionError::closed(doing);
         }
-        // Display of tokio-postgres's own errors names its stage (`error deserializing column 3`), no values.
-        SessionError::protocol(doing, error.to_string())
+        // tokio-postgres's own errors name their stage (`error deserializing column 3`) and cause, no values.
+        let cause = source.map(|cause| format!(": {cause}")).unwrap_or_default();
+        SessionError::protocol(doing, format!("{error}{cause}"))
     }
 }
 

@@ -22,7 +22,7 @@ use tokio_postgres::{Config, Row};
 use super::connect::{self, Opened};
 use super::error::SessionError;
 use super::password_file;
-use super::startup::accepts;
+use super::startup::{PASSWORD_MISSING, UNBOUND, accepts};
 use crate::config::{ChannelBinding, ConnectionSettings};
 
 /// How a SQL session is opened.
@@ -88,7 +88,7 @@ impl Sql {
             let error = SessionError::from_sql("connecting", &error);
             // What tokio-postgres finds wrong by itself at this stage concerns the authentication.
             if let SessionError::Protocol { what, .. } = error {
-                return SessionError::Authentication { host: host.to_string(), reason: what };
+                return SessionError::Authentication { host: host.to_string(), reason: in_our_words(what) };
             }
             error
         })?;
@@ -203,6 +203,17 @@ impl SqlClient {
             Ok(result) => result.map_err(|error| SessionError::from_sql(doing, &error)),
             Err(_) => Err(SessionError::Timeout { doing, within: self.timeout }),
         }
+    }
+}
+
+/// The same words for the same trouble, whichever kind of session meets it.
+fn in_our_words(what: String) -> String {
+    if what.contains("password missing") {
+        PASSWORD_MISSING.to_owned()
+    } else if what.contains("did not use channel binding") {
+        UNBOUND.to_owned()
+    } else {
+        what
     }
 }
 

@@ -17,6 +17,12 @@ use crate::config::{ChannelBinding, ConnectionSettings, Secret, TargetSession};
 
 const DOING: &str = "connecting";
 
+/// The server let us in without proving that nobody stands in between.
+pub(super) const UNBOUND: &str = "channel_binding=require, but the server did not ask for it";
+
+/// The server wants to know something that we do not.
+pub(super) const PASSWORD_MISSING: &str = "the server asks for a password, and none was given";
+
 /// Settings that a session is started with, beside those of the connection string.
 pub(super) struct Startup<'a> {
     /// Speak the replication protocol (`replication=database`).
@@ -98,7 +104,7 @@ async fn authenticate(
 ) -> Result<(), SessionError> {
     let host = connection.host().to_string();
     let failed = |reason: &str| SessionError::Authentication { host: host.clone(), reason: reason.to_owned() };
-    let needed = || password.ok_or_else(|| failed("the server asks for a password, and none was given"));
+    let needed = || password.ok_or_else(|| failed(PASSWORD_MISSING));
     let require_binding = settings.channel_binding == ChannelBinding::Require;
     let mut bound = false;
     loop {
@@ -112,7 +118,7 @@ async fn authenticate(
             .ok_or_else(|| SessionError::protocol(DOING, "malformed authentication request"))?;
         match u32::from_be_bytes(*method) {
             0 if require_binding && !bound => {
-                return Err(failed("channel_binding=require, but the server did not ask for it"));
+                return Err(failed(UNBOUND));
             }
             0 => {
                 connection.authenticated();

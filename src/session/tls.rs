@@ -94,27 +94,26 @@ impl TlsClient {
     }
 }
 
-/// rustls's words, and what to do where that is known.
+/// What is wrong with the server's certificate, in an operator's words where they are known, and rustls's.
 fn explain(error: &std::io::Error) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    let CertificateProblem(advice) = match tls {
-        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => CertificateProblem(
-            "the server's certificate is not trusted: sslrootcert holds no certificate that vouches for it",
-        ),
+    let advice = match tls {
+        // A root of the right name and another key vouches for nothing either.
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            "the server's certificate is not trusted: sslrootcert holds no certificate that vouches for it"
+        }
         Some(Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => CertificateProblem(
-            "the server's certificate is for another name: connect by the name that it holds, or use sslmode=verify-ca",
-        ),
+        )) => {
+            "the server's certificate is for another name: connect by the name that it holds, or use sslmode=verify-ca"
+        }
         Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            CertificateProblem("the server's certificate has expired")
+            "the server's certificate has expired"
         }
         _ => return error.to_string(),
     };
     format!("{advice} ({error})")
 }
-
-struct CertificateProblem(&'static str);
 
 fn load_roots(roots: &RootCertificates) -> Result<RootCertStore, SessionError> {
     let mut store = RootCertStore::empty();

@@ -113,8 +113,8 @@ impl Setup {
         let output = std::fs::File::create(&log).expect("a log file");
         let mut command = Command::new(headwater());
         command.arg("run").arg("--config").arg(&config).args(&self.arguments);
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env_remove("PGPASSWORD").env("RUST_LOG", "headwater=debug");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log file")).stderr(output);
         Service { child: command.spawn().expect("headwater starts"), port, config, log }
     }

@@ -1,0 +1,210 @@
+//! Who we are and whom we trust: password methods, TLS strengths, password files.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use headwater::commands::demo::{Cluster, StopMode};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::support::{Database, Setup, destination, new_source, parent};
+
+const ONE: &[&str] = &["t"];
+const ONE_SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x');";
+
+/// Certificates of one authority: a server's for `localhost`, a client's for the role `replicator`.
+struct Certificates {
+    dir: PathBuf,
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Certificates {
+    fn new() -> Certificates {
+        let dir = parent().join(format!("certificates-{:08x}", fastrand::u32(..)));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(dir.join("root.crt"), authority.pem()).unwrap();
+        let stranger = CertifiedIssuer::self_signed(
+            {
+                let mut params = CertificateParams::new(Vec::new()).unwrap();
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params
+            },
+            KeyPair::generate().unwrap(),
+        )
+        .unwrap();
+        std::fs::write(dir.join("stranger.crt"), stranger.pem()).unwrap();
+        for (file, name) in [("server", "localhost"), ("client", "replicator")] {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            let certificate = params.signed_by(&key, &authority).unwrap();
+            std::fs::write(dir.join(format!("{file}.crt")), certificate.pem()).unwrap();
+            let path = dir.join(format!("{file}.key"));
+            std::fs::write(&path, key.serialize_pem()).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        Certificates { dir }
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.dir.join(file).display().to_string()
+    }
+
+    /// Copies the server's files to where the server may read them.
+    fn install(&self, cluster: &Cluster) {
+        let data = cluster.dir().join("data");
+        for file in ["server.crt", "server.key", "root.crt"] {
+            let to = data.join(file);
+            std::fs::copy(self.dir.join(file), &to).unwrap();
+            give_to_owner_of(&data, &to);
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+}
+
+fn give_to_owner_of(of: &Path, path: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(of).unwrap();
+    // Fails for an ordinary user, who owns both already.
+    let _ = std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()));
+}
+
+/// Restarts a cluster with these lines before its own in pg_hba.conf.
+async fn with_hba(cluster: &mut Cluster, lines: &str) {
+    let path = cluster.dir().join("data/pg_hba.conf");
+    let own = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{lines}\n{own}")).unwrap();
+    cluster.stop(StopMode::Fast).await.unwrap();
+    cluster.start().await.unwrap();
+}
+
+/// Runs until it streams, then stops.
+async fn works(setup: &Setup, what: &str) {
+    let service = setup.start();
+    service.streams().await;
+    assert!(!service.log().contains("hunter2"), "{what}: the password is in the log");
+    service.stop().await;
+}
+
+/// Runs and ends with exit 1 and these words.
+async fn fails(setup: &Setup, words: &[&str]) {
+    let output = setup.start().ends_with(1).await;
+    for word in words {
+        assert!(output.contains(word), "no {word:?} in\n{output}");
+    }
+    assert!(!output.contains("hunter2") && !output.contains("wrong-one"), "a password is in\n{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trust_password_md5_and_scram_are_spoken() {
+    let mut source = new_source(&[]).await;
+    let mut lines = Vec::new();
+    let admin = source.connect("postgres").await.unwrap();
+    for (role, method, encryption) in [
+        ("by_scram", "scram-sha-256", "scram-sha-256"),
+        ("by_md5", "md5", "md5"),
+        ("by_password", "password", "scram-sha-256"),
+    ] {
+        lines.push(format!("host all {role} 127.0.0.1/32 {method}"));
+        let sql = format!(
+            "SET password_encryption = '{encryption}'; CREATE ROLE {role} LOGIN REPLICATION SUPERUSER PASSWORD 'hunter2'"
+        );
+        admin.batch("a role", &sql).await.unwrap();
+    }
+    drop(admin);
+    with_hba(&mut source, &lines.join("\n")).await;
+    for role in ["by_scram", "by_md5", "by_password"] {
+        let database = Database::on(&source, destination().await, role, ONE, ONE_SCHEMA).await;
+        let mut setup = Setup::of(&database);
+        let url = |login: &str| source.tcp_url(&database.name).replace("postgres@", &format!("{login}@"));
+        setup.source_url = url(&format!("{role}:wrong-one"));
+        fails(&setup, &["password authentication failed", "HINT:", "source.url"]).await;
+        setup.source_url = url(role);
+        fails(&setup, &["asks for a password", "PGPASSWORD"]).await;
+        setup.source_url = url(&format!("{role}:hunter2"));
+        works(&setup, role).await;
+        // The same password from the environment, and from a password file.
+        setup.source_url = url(role);
+        let mut by_environment = setup.clone();
+        by_environment.environment.push(("PGPASSWORD".to_owned(), "hunter2".to_owned()));
+        works(&by_environment, role).await;
+        let file = parent().join(format!("pgpass-{}", database.name));
+        std::fs::write(&file, format!("# comment\n127.0.0.1:{}:*:{role}:hunter2\n", source.port())).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let mut by_file = setup.clone();
+        by_file.environment.push(("PGPASSFILE".to_owned(), file.display().to_string()));
+        fails(&by_file, &["others can read this password file"]).await;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        works(&by_file, role).await;
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_sslmode_means_what_it_means_in_libpq() {
+    let certificates = Certificates::new();
+    let mut source = new_source(&[]).await;
+    certificates.install(&source);
+    for (name, value) in
+        [("ssl", "on"), ("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key"), ("ssl_ca_file", "root.crt")]
+    {
+        source.set(name, value);
+    }
+    let admin = source.connect("postgres").await.unwrap();
+    let roles = "CREATE ROLE replicator LOGIN REPLICATION SUPERUSER PASSWORD 'hunter2'; CREATE ROLE plain LOGIN SUPERUSER REPLICATION";
+    admin.batch("roles", roles).await.unwrap();
+    drop(admin);
+    with_hba(
+        &mut source,
+        "hostssl all replicator 127.0.0.1/32 scram-sha-256 clientcert=verify-full\nhostnossl all plain 127.0.0.1/32 reject\n\
+         hostssl all plain 127.0.0.1/32 trust",
+    )
+    .await;
+    let database = Database::on(&source, destination().await, "tls", ONE, ONE_SCHEMA).await;
+    let url = |host: &str, login: &str, parameters: &str| {
+        format!("postgresql://{login}@{host}:{}/{}?{parameters}", source.port(), database.name)
+    };
+    let root = format!("sslrootcert={}", certificates.path("root.crt"));
+    let stranger = format!("sslrootcert={}", certificates.path("stranger.crt"));
+    let with = |url: String| Setup { source_url: url, ..Setup::of(&database) };
+
+    for parameters in ["sslmode=prefer", "sslmode=require", "sslmode=allow", ""] {
+        works(&with(url("127.0.0.1", "plain", parameters)), parameters).await;
+    }
+    fails(&with(url("127.0.0.1", "plain", "sslmode=disable")), &["pg_hba.conf"]).await;
+    works(&with(url("127.0.0.1", "plain", &format!("sslmode=verify-ca&{root}"))), "verify-ca").await;
+    works(&with(url("localhost", "plain", &format!("sslmode=verify-full&{root}"))), "verify-full").await;
+    // The certificate is for localhost, not for the address.
+    fails(&with(url("127.0.0.1", "plain", &format!("sslmode=verify-full&{root}"))), &["TLS with", "for another name"])
+        .await;
+    for mode in ["require", "verify-ca", "verify-full"] {
+        // A root makes even `require` verify.
+        let setup = with(url("localhost", "plain", &format!("sslmode={mode}&{stranger}")));
+        fails(&setup, &["TLS with", "not trusted", "sslrootcert"]).await;
+    }
+    fails(&with(url("localhost", "plain", "sslmode=verify-full")), &["sslrootcert", "verification"]).await;
+    fails(&with(url("localhost", "plain", "sslmode=verify-full&sslrootcert=/nonexistent")), &["/nonexistent"]).await;
+
+    // A client certificate, and SCRAM bound to the channel.
+    let client = format!("sslcert={}&sslkey={}", certificates.path("client.crt"), certificates.path("client.key"));
+    let login = "replicator:hunter2";
+    works(&with(url("localhost", login, &format!("sslmode=verify-full&{root}&{client}"))), "client certificate").await;
+    let bound = format!("sslmode=verify-full&{root}&{client}&channel_binding=require");
+    works(&with(url("localhost", login, &bound)), "channel binding").await;
+    fails(&with(url("localhost", login, &format!("sslmode=verify-full&{root}"))), &["client certificate"]).await;
+    fails(&with(url("localhost", "plain", "sslmode=require&channel_binding=require")), &["channel_binding=require"])
+        .await;
+
+    // A server without TLS.
+    let mut setup = Setup::of(&database);
+    let without = Database::new("notls", ONE, ONE_SCHEMA).await;
+    setup.source_url = format!("{}?sslmode=require", crate::support::source().await.tcp_url(&without.name));
+    fails(&setup, &["the server does not offer TLS"]).await;
+}
