@@ -34,3 +34,13 @@ demo: setup ## Copy and follow a forum between two throw-away clusters (DEMO_SEC
 
 clean: ## Remove what was built
 	$(CARGO) clean
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := decode replication config expression
+
+fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which is installed where missing
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
+	@mkdir -p fuzz/corpus/decode && cp tests/golden/*.bin fuzz/corpus/decode/
+	@for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 || exit 1; \
+	done

@@ -10,6 +10,7 @@ mod support;
 mod basics;
 mod crash;
 mod errors;
+mod golden;
 mod idle;
 mod large;
 mod leadership;
