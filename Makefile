@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check fmt lint docs test test-matrix demo bench fuzz stress-settle clean
+.PHONY: help setup build release check fmt lint docs test test-matrix demo bench fuzz golden simulate stress-settle clean
 
 CARGO ?= cargo
 
@@ -44,3 +44,20 @@ fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which i
 	@for target in $(FUZZ_TARGETS); do \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 || exit 1; \
 	done
+
+test-matrix: setup ## Run the live tests with servers 14 to 18 on either side (servers from npm; about an hour)
+	@tests/matrix
+
+SETTLE_ROUNDS ?= 300
+
+stress-settle: setup ## Look for rows lost by unsettled snapshots, SETTLE_ROUNDS (300) rounds on every major
+	@HEADWATER_ROUNDS=$(SETTLE_ROUNDS) PAIRS="14:15 15:15 16:15 17:15 18:15" tests/matrix settle
+
+golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
+	@for major in 14 15 16 17 18; do \
+		HEADWATER_RECORD=$(CURDIR)/tests/golden HEADWATER_TEST_SOURCE_BIN=$$(tests/servers $$major) \
+			$(CARGO) test --quiet --test live -- golden || exit 1; \
+	done
+
+simulate: ## Run 100,000 schedules of the simulated ring
+	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

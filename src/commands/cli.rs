@@ -25,6 +25,15 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Keep the destination equal to the source, until asked to stop.
     Run(RunArguments),
+    /// Watch it work: two throw-away clusters, a forum that is written to, and headwater between them.
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArguments {
+    /// End by itself after so many seconds; otherwise Ctrl-C ends it.
+    #[arg(long, value_name = "SECONDS", env = "DEMO_SECONDS")]
+    pub(super) seconds: Option<u64>,
 }
 
 #[derive(Debug, Args)]

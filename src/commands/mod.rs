@@ -53,6 +53,7 @@ pub fn main() -> ExitCode {
     let exit = runtime.block_on(async {
         match arguments.command {
             Command::Run(options) => run::run(&arguments.config, &options).await,
+            Command::Demo(options) => demo::demo(options.seconds).await,
         }
     });
     // Whatever still runs has nothing left to do that anybody waits for.

@@ -197,14 +197,16 @@ impl Staging {
             .collect();
         let types: ResolvedTypes = schema::resolve_types(client, source_types, &wanted, expressions).await?;
         check_names_free(client, &table.source).await?;
-        let creation = Creation {
-            table: &table.source,
-            schema: &self.schema,
-            type_sql: &|column| types.sql(column),
-            expressions,
-            columns: &table.columns,
+        let (create, indexes) = {
+            let creation = Creation {
+                table: &table.source,
+                schema: &self.schema,
+                type_sql: &|column| types.sql(column),
+                expressions,
+                columns: &table.columns,
+            };
+            (creation.create(), creation.indexes())
         };
-        let (create, indexes) = (creation.create(), creation.indexes());
         for statement in &create.sql {
             client.batch("creating a table", statement).await?;
         }

@@ -27,8 +27,8 @@ use super::startup::{self, Startup};
 use crate::config::{ConnectionSettings, Host};
 
 /// A byte stream to a server: TCP or Unix socket, with or without TLS.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 pub(super) type BoxedStream = Box<dyn Stream>;
 
 /// Longest frame: 1 GiB.

@@ -342,6 +342,10 @@ impl Telemetry {
     pub fn source_at(&self, flush_lsn: Lsn) {
         let now = self.now();
         let mut inner = self.inner();
+        if inner.source_flush_lsn == Lsn::INVALID && inner.position == Lsn::INVALID {
+            // Before there is a position, what is written from now on is what will be missing.
+            inner.lag = Lag::new(flush_lsn, now);
+        }
         inner.source_flush_lsn = inner.source_flush_lsn.max(flush_lsn);
         inner.lag.source_at(flush_lsn, now);
     }

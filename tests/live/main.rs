@@ -17,5 +17,6 @@ mod leadership;
 mod links;
 mod prefix;
 mod security;
+mod settle;
 mod shapes;
 mod stopping;
