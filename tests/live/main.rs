@@ -2,6 +2,7 @@
 //!
 //! One binary, so that its tests share two clusters. Each test's name is the promise that it keeps.
 
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a panic is how a test fails")]
 #![allow(unreachable_pub, reason = "one binary: nothing of it is anybody else's")]
 #![allow(clippy::print_stdout, reason = "what a failed test prints is for its reader")]
 
