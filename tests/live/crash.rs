@@ -1,6 +1,5 @@
 //! Whoever dies, at whatever point: the next start yields the same rows. One test at least for each row of the crash table.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -8,19 +7,6 @@ use headwater::commands::demo::StopMode;
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, new_destination, new_source, seed, workload};
-
-/// Runs the random workload on two sessions while `then` runs.
-async fn under_load<T>(database: &Database, seed: u64, then: impl Future<Output = T>) -> T {
-    let done = AtomicBool::new(false);
-    let mut rng = Rng::with_seed(seed);
-    let load = workload::run(&database.source, &mut rng, || done.load(Ordering::Relaxed));
-    let work = async {
-        let result = then.await;
-        done.store(true, Ordering::Relaxed);
-        result
-    };
-    tokio::join!(load, work).1
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dying_at_any_point_of_a_snapshot_is_mended_by_the_next_start() {
@@ -65,7 +51,7 @@ async fn dying_at_any_point_of_the_stream_loses_and_doubles_nothing() {
         "apply.flight_answered:17",
     ]) {
         let mut dying = Setup::of(&database).failing_at(point).start();
-        let status = under_load(&database, seed + round, dying.ended()).await;
+        let status = workload::while_running(&database, seed + round, dying.ended()).await;
         assert_eq!(status.code(), None, "{point}: it was to die by a signal");
     }
     let service = Setup::of(&database).start();
@@ -79,7 +65,7 @@ async fn twenty_kills_under_load_lose_and_double_nothing() {
     let seed = seed("twenty_kills_under_load");
     let database = Database::new("kills", workload::TABLES, workload::SCHEMA).await;
     let mut rng = Rng::with_seed(seed);
-    under_load(&database, seed, async {
+    workload::while_running(&database, seed, async {
         for _ in 0..20 {
             let mut service = Setup::of(&database).start();
             // Sometimes in the middle of the snapshot, mostly in the middle of the stream.
@@ -133,7 +119,7 @@ async fn a_crash_of_the_destination_before_its_wal_is_flushed_loses_nothing() {
     let service = Setup::of(&database).start();
     service.streams().await;
     for round in 0..3 {
-        under_load(&database, seed + round, async {
+        workload::while_running(&database, seed + round, async {
             let before = service.metric("headwater_transactions_applied_total").await.unwrap();
             eventually("some more transactions are applied", || async {
                 (service.metric("headwater_transactions_applied_total").await? > before + 50.0).then_some(())
@@ -143,14 +129,13 @@ async fn a_crash_of_the_destination_before_its_wal_is_flushed_loses_nothing() {
         })
         .await;
         destination.start().await.unwrap();
-        database.destination = destination.connect(&database.name).await.unwrap();
+        database.reconnect_destination(&destination).await;
         // What was confirmed to the source is here: otherwise it would be lost for ever.
         let confirmed =
             format!("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
         let confirmed = database.source_value(&confirmed).await.unwrap();
         let position = format!("SELECT (position >= '{confirmed}')::text FROM headwater.position");
         assert_eq!(database.destination_value(&position).await.as_deref(), Some("true"));
-        database.at_destination("SET search_path = public").await;
     }
     database.assert_catches_up().await;
     service.stop().await;
@@ -164,7 +149,7 @@ async fn a_crash_of_the_source_makes_its_slot_step_back_and_doubles_nothing() {
     let service = Setup::of(&database).start();
     service.streams().await;
     for round in 0..3 {
-        under_load(&database, seed + round, async {
+        workload::while_running(&database, seed + round, async {
             let before = service.metric("headwater_transactions_applied_total").await.unwrap();
             eventually("some more transactions are applied", || async {
                 (service.metric("headwater_transactions_applied_total").await? > before + 50.0).then_some(())
@@ -174,8 +159,7 @@ async fn a_crash_of_the_source_makes_its_slot_step_back_and_doubles_nothing() {
         })
         .await;
         source.start().await.unwrap();
-        database.source = source.connect(&database.name).await.unwrap();
-        database.at_source("SET search_path = public").await;
+        database.reconnect_source(&source).await;
     }
     database.assert_catches_up().await;
     service.stop().await;
@@ -188,7 +172,7 @@ async fn both_servers_crash_at_once_and_both_sides_are_equal_again() {
     let mut database = Database::on(&source, &destination, "bothcrash", workload::TABLES, workload::SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;
-    under_load(&database, seed, async {
+    workload::while_running(&database, seed, async {
         eventually("some transactions are applied", || async {
             (service.metric("headwater_transactions_applied_total").await? > 50.0).then_some(())
         })
@@ -200,10 +184,8 @@ async fn both_servers_crash_at_once_and_both_sides_are_equal_again() {
     .await;
     let (source_up, destination_up) = tokio::join!(source.start(), destination.start());
     source_up.and(destination_up).unwrap();
-    database.source = source.connect(&database.name).await.unwrap();
-    database.destination = destination.connect(&database.name).await.unwrap();
-    database.at_source("SET search_path = public").await;
-    database.at_destination("SET search_path = public").await;
+    database.reconnect_source(&source).await;
+    database.reconnect_destination(&destination).await;
     database.assert_catches_up().await;
     service.stop().await;
 }

@@ -81,9 +81,8 @@ async fn lag_rises_while_the_destination_is_down_and_falls_to_0_afterwards() {
     assert!(reason.contains("destination"), "{reason}");
     assert_eq!(service.get("/healthz").await.unwrap().0, 200, "the process is alive");
     destination.start().await.unwrap();
-    database.destination = destination.connect(&database.name).await.unwrap();
+    database.reconnect_destination(&destination).await;
     service.streams().await;
-    database.at_destination("SET search_path = public").await;
     database.assert_catches_up().await;
     eventually("lag is 0 again", || async {
         let bytes = service.metric("headwater_replication_lag_bytes").await?;

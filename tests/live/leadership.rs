@@ -1,23 +1,8 @@
 //! Who may write: one leader, whoever else stands by; a frozen leader cannot write when it wakes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fastrand::Rng;
-
 use crate::support::{Database, Setup, eventually, seed, workload};
-
-async fn with_load<T>(database: &Database, seed: u64, then: impl Future<Output = T>) -> T {
-    let done = AtomicBool::new(false);
-    let mut rng = Rng::with_seed(seed);
-    let load = workload::run(&database.source, &mut rng, || done.load(Ordering::Relaxed));
-    let work = async {
-        let result = then.await;
-        done.store(true, Ordering::Relaxed);
-        result
-    };
-    tokio::join!(load, work).1
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_instance_stands_by_and_takes_over_when_the_leader_is_killed() {
@@ -27,7 +12,7 @@ async fn a_second_instance_stands_by_and_takes_over_when_the_leader_is_killed() 
     leader.streams().await;
     let mut next = Setup::of(&database).start();
     next.is("standby").await;
-    with_load(&database, seed, async {
+    workload::while_running(&database, seed, async {
         for _ in 0..3 {
             leader.kill();
             let began = Instant::now();
@@ -54,7 +39,7 @@ async fn a_frozen_leader_is_replaced_and_cannot_write_when_it_wakes() {
     frozen.streams().await;
     let next = setup.start();
     next.is("standby").await;
-    with_load(&database, seed, async {
+    workload::while_running(&database, seed, async {
         frozen.signal("STOP");
         let began = Instant::now();
         next.streams().await;

@@ -1,6 +1,5 @@
 //! Links that are cut, stalled and slow; servers that restart; and the source, which must not be hurt by any of it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -9,18 +8,6 @@ use headwater::commands::demo::StopMode;
 use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{Database, Setup, destination, eventually, new_destination, new_source, seed, source, workload};
-
-async fn with_load<T>(database: &Database, seed: u64, then: impl Future<Output = T>) -> T {
-    let done = AtomicBool::new(false);
-    let mut rng = Rng::with_seed(seed);
-    let load = workload::run(&database.source, &mut rng, || done.load(Ordering::Relaxed));
-    let work = async {
-        let result = then.await;
-        done.store(true, Ordering::Relaxed);
-        result
-    };
-    tokio::join!(load, work).1
-}
 
 async fn pause(millis: u64) {
     let until = Instant::now() + Duration::from_millis(millis);
@@ -44,7 +31,7 @@ async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
     let service = setup.start();
     service.streams().await;
     let mut rng = Rng::with_seed(seed);
-    with_load(&database, seed, async {
+    workload::while_running(&database, seed, async {
         for _ in 0..12 {
             let proxy = if rng.bool() { &to_source } else { &to_destination };
             match rng.u32(..4) {
@@ -82,14 +69,12 @@ async fn restarts_of_either_server_are_waited_for_with_one_line_a_change() {
         service.is("connecting").await;
         pause(3000).await;
         source.start().await.unwrap();
-        database.source = source.connect(&database.name).await.unwrap();
-        database.at_source("SET search_path = public").await;
+        database.reconnect_source(&source).await;
         service.streams().await;
         destination.stop(StopMode::Fast).await.unwrap();
         service.is("connecting").await;
         destination.start().await.unwrap();
-        database.destination = destination.connect(&database.name).await.unwrap();
-        database.at_destination("SET search_path = public").await;
+        database.reconnect_destination(&destination).await;
         service.streams().await;
         database.at_source(&format!("UPDATE messages SET score = {round} WHERE id < 50")).await;
         database.assert_catches_up().await;
@@ -110,8 +95,7 @@ async fn servers_that_are_not_there_yet_are_waited_for_at_the_first_start() {
     service.says("cannot connect").await;
     source.start().await.unwrap();
     service.streams().await;
-    database.source = source.connect(&database.name).await.unwrap();
-    database.at_source("SET search_path = public").await;
+    database.reconnect_source(&source).await;
     database.assert_catches_up().await;
     service.stop().await;
 }
@@ -138,7 +122,7 @@ async fn the_source_is_answered_while_the_destination_is_busy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_destination_does_not_keep_the_source_from_shutting_down() {
     let mut source = new_source(&[]).await;
-    let database = Database::on(&source, destination().await, "silent", FORUM, FORUM_SCHEMA).await;
+    let mut database = Database::on(&source, destination().await, "silent", FORUM, FORUM_SCHEMA).await;
     let to_destination = Proxy::to(destination().await.port()).await;
     let mut setup = Setup::of(&database);
     setup.destination_url = to_destination.url(&database.name);
@@ -155,8 +139,7 @@ async fn a_silent_destination_does_not_keep_the_source_from_shutting_down() {
     source.stop(StopMode::Fast).await.unwrap();
     source.start().await.unwrap();
     to_destination.set(Mode::Open);
-    let database = Database { source: source.connect(&database.name).await.unwrap(), ..database };
-    database.at_source("SET search_path = public").await;
+    database.reconnect_source(&source).await;
     service.streams().await;
     database.assert_catches_up().await;
     service.stop().await;

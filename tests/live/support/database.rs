@@ -43,6 +43,18 @@ impl Database {
         database
     }
 
+    /// Opens the source's session again, after its server was restarted.
+    pub async fn reconnect_source(&mut self, cluster: &Cluster) {
+        self.source = cluster.connect(&self.name).await.expect("the source answers again");
+        self.at_source("SET search_path = public").await;
+    }
+
+    /// Opens the destination's session again, after its server was restarted.
+    pub async fn reconnect_destination(&mut self, cluster: &Cluster) {
+        self.destination = cluster.connect(&self.name).await.expect("the destination answers again");
+        self.at_destination("SET search_path = public").await;
+    }
+
     /// Runs SQL at the source.
     pub async fn at_source(&self, sql: &str) {
         run(&self.source, sql).await;

@@ -3,8 +3,12 @@
 //! Tables: the forum of `basics`, and `pairs` with a composite key and a unique column whose values change hands. Sessions
 //! work side by side; conflicts between them (deadlocks, unique violations) are rolled back, as an application would.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use fastrand::Rng;
 use headwater::session::SqlClient;
+
+use super::Database;
 
 pub const TABLES: &[&str] = &["public.sections", "public.topics", "public.messages", "public.pairs", "public.notes"];
 
@@ -21,6 +25,19 @@ pub const SCHEMA: &str = "
     INSERT INTO messages SELECT i, 1 + i % 100, md5(i::text), i, repeat(md5(i::text), 100) FROM generate_series(1, 1000) i;
     INSERT INTO pairs SELECT i, i % 7, i, 'v' FROM generate_series(1, 100) i;
     INSERT INTO notes SELECT 'note', i % 5 FROM generate_series(1, 50) i;";
+
+/// Runs the random workload on the database's source session while `then` runs.
+pub async fn while_running<T>(database: &Database, seed: u64, then: impl Future<Output = T>) -> T {
+    let done = AtomicBool::new(false);
+    let mut rng = Rng::with_seed(seed);
+    let load = run(&database.source, &mut rng, || done.load(Ordering::Relaxed));
+    let work = async {
+        let result = then.await;
+        done.store(true, Ordering::Relaxed);
+        result
+    };
+    tokio::join!(load, work).1
+}
 
 /// Makes random transactions on one session until `enough` says so; returns how many committed.
 pub async fn run(client: &SqlClient, rng: &mut Rng, mut enough: impl FnMut() -> bool) -> u64 {
