@@ -1,0 +1,83 @@
+//! Relations bound to their tables, and the statements prepared for them.
+//!
+//! Asked by everything that writes into a flight, at the first change of a relation and whenever its description is
+//! another one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId};
+use crate::plan::fit::{self, End};
+use crate::plan::statement::Shape;
+use crate::plan::target::{Target, TargetIdentity};
+
+use super::super::error::DestinationError;
+use super::Applier;
+
+/// A relation, its table, and the statements prepared for it.
+pub(super) struct Bound {
+    pub(super) relation: Arc<Relation>,
+    pub(super) target: Arc<Target>,
+    pub(super) statements: HashMap<Shape, Prepared>,
+}
+
+#[derive(Clone)]
+pub(super) struct Prepared {
+    pub(super) name: String,
+    pub(super) parameters: usize,
+}
+
+impl Applier {
+    /// Makes sure that the relation is bound to its table as the stream describes it now.
+    pub(super) fn bind(&mut self, relation: &Arc<Relation>) -> Result<(), DestinationError> {
+        if let Some(bound) = self.bound.get_mut(&relation.id) {
+            if Arc::ptr_eq(&bound.relation, relation) {
+                return Ok(());
+            }
+            if bound.relation == *relation {
+                bound.relation = Arc::clone(relation);
+                return Ok(());
+            }
+        }
+        let name = self.followed.get(&relation.id).map(|table| table.name.clone());
+        let name = name.unwrap_or_else(|| relation.name.clone());
+        let Some(table) = self.catalog.table(&name) else {
+            return Err(DestinationError::Refused(
+                ErrorReport::new(format!("table {name} does not exist at the destination"))
+                    .hint("Run headwater with --resnapshot to create and fill it."),
+            ));
+        };
+        let end = End { table, types: &self.catalog.types };
+        let fits = fit::relation_fit(relation, &self.source_types, end);
+        match fits {
+            Ok(transfer) if transfer <= self.settings.transfer => {}
+            Ok(_) => {
+                return Err(DestinationError::Refused(ErrorReport::new(format!(
+                    "table {name} has changed so that its values must travel as text"
+                ))));
+            }
+            Err(misfits) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
+        }
+        let target = Target::bind(relation, table, &self.catalog.types)?;
+        let bound = Bound { relation: Arc::clone(relation), target: Arc::new(target), statements: HashMap::new() };
+        self.bound.insert(relation.id, bound);
+        Ok(())
+    }
+
+    /// The identity by which rows of a relation are found, for messages.
+    pub fn identity_of(&self, relation: RelationId) -> Option<&TargetIdentity> {
+        self.bound.get(&relation).map(|bound| &bound.target.identity)
+    }
+}
+
+/// All misfits of a table in one report, with the statements that mend them.
+pub fn misfit_report(table: &QualifiedName, misfits: &[fit::Misfit]) -> ErrorReport {
+    let problems: Vec<&str> = misfits.iter().map(|misfit| misfit.problem.as_str()).collect();
+    let remedies: Vec<&str> = misfits.iter().filter_map(|misfit| misfit.remedy.as_deref()).collect();
+    let report = ErrorReport::new(format!("table {table} at the destination does not fit the source"))
+        .detail(format!("{}.", problems.join(";\n")));
+    if remedies.is_empty() {
+        return report.hint("Drop the table and let headwater create it, or change it by hand.");
+    }
+    report.hint(format!("Run at the destination:\n{}", remedies.join("\n")))
+}

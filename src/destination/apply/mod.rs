@@ -1,0 +1,378 @@
+//! Work into flights, answers into progress.
+//!
+//! Driven by `pipeline::apply_loop`: [`Applier::submit`] writes a flight for each piece of work,
+//! [`Applier::answered`] and [`Applier::conclude`] tell what became of the oldest. Two flights are under way at most:
+//! the next is sent before the previous one is answered.
+//!
+//! ```text
+//! a batch:            BEGIN · advance(p, end_lsn) · rows … · COMMIT · Sync
+//! a large one:        BEGIN · advance(p, p) · Sync   rows … · Sync   …   advance(p, end_lsn) · COMMIT · Sync
+//!                                             └ sent only once the server says that it is inside a transaction
+//! an idle position:   BEGIN · SET LOCAL synchronous_commit = on · advance(p, wal_end) · COMMIT · Sync
+//! ```
+//!
+//! After an error: wait for the last outstanding Sync, ROLLBACK, read the position, decide. A batch that met a row's
+//! error is done again one source transaction at a time, so that those before it are applied and the one that fails is
+//! known; only then is it a conflict. Originals are kept until COMMIT is answered with COMMIT.
+//!
+//! Invariants: the position is advanced first, from where this instance left it (I3); what is between BEGIN and
+//! COMMIT is whole source transactions (I2).
+
+mod bind;
+mod retry;
+mod rows;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::catalog::Catalog;
+use super::error::DestinationError;
+use super::leadership::Leader;
+use crate::config::TruncateMode;
+use crate::pg::{Lsn, QualifiedName, RelationId};
+use crate::plan::Work;
+use crate::plan::fit::Transfer;
+use crate::plan::schema::Types;
+use crate::progress::WalReading;
+use crate::session::{Flight, FlightAnswer, Format, SessionError, StatementAnswer};
+use crate::telemetry::failpoint;
+
+pub use bind::misfit_report;
+
+use bind::Bound;
+
+/// Flights under way at most: one being executed, the next one already there when it is done.
+const FLIGHTS_MAX: usize = 2;
+
+const READ_WAL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
+
+/// How changes are applied.
+#[derive(Clone, Debug)]
+pub struct ApplierSettings {
+    /// How a TRUNCATE is carried out.
+    pub truncate: TruncateMode,
+    /// COMMIT's answer means that it is durable.
+    pub commits_are_durable: bool,
+    /// The format in which values arrive.
+    pub transfer: Transfer,
+    /// How long an answer may take.
+    pub timeout: Duration,
+}
+
+/// A table that is followed.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// Its name at the destination.
+    pub name: QualifiedName,
+    /// Changes with commit_lsn below this are in its snapshot.
+    pub snapshot_position: Lsn,
+}
+
+/// What became of a piece of work.
+#[derive(Debug)]
+pub struct Applied {
+    /// The work, with its originals; `None` for a ping.
+    pub work: Option<Work>,
+    /// The position that is stored now, when the work committed.
+    pub position: Option<Lsn>,
+    /// That position is durable.
+    pub durable: bool,
+    /// Deletes that found no row.
+    pub missing_deletes: u64,
+    /// The destination's WAL positions, when they were asked for.
+    pub wal: Option<WalReading>,
+    /// From sending to the answer.
+    pub took: Duration,
+}
+
+/// Applies work through the leader's session.
+pub struct Applier {
+    leader: Leader,
+    settings: ApplierSettings,
+    catalog: Catalog,
+    source_types: Types,
+    followed: HashMap<RelationId, Followed>,
+    /// Every table's snapshot position is at or before this.
+    snapshots_end: Lsn,
+    bound: HashMap<RelationId, Bound>,
+    prepared: usize,
+    advance_prepared: bool,
+    /// The position once everything that was sent has committed.
+    sent: Lsn,
+    /// The position that is known to be stored.
+    stored: Lsn,
+    under_way: VecDeque<Sent>,
+    /// Work that goes first: batches that are done again, one source transaction at a time.
+    again: VecDeque<Work>,
+    large: Option<Large>,
+    formats: Vec<Format>,
+}
+
+/// A flight that is not answered.
+struct Sent {
+    cargo: Cargo,
+    /// The position that its COMMIT stores.
+    commits: Option<Lsn>,
+    durable: bool,
+    sent_at: Instant,
+}
+
+/// A flight with its answer, from which no conclusions were drawn yet.
+pub struct Answered {
+    sent: Sent,
+    answer: FlightAnswer,
+}
+
+enum Cargo {
+    Work(Work),
+    Ping,
+}
+
+/// The source transaction that is being applied in pieces.
+#[derive(Clone, Copy)]
+struct Large {
+    final_lsn: Lsn,
+    /// The server has said that it is inside the transaction.
+    open: bool,
+}
+
+impl Applier {
+    /// An applier for a leader at the position that it has read.
+    pub fn new(
+        leader: Leader,
+        position: Lsn,
+        settings: ApplierSettings,
+        catalog: Catalog,
+        source_types: Types,
+        followed: HashMap<RelationId, Followed>,
+    ) -> Applier {
+        let snapshots_end = followed.values().map(|table| table.snapshot_position).max().unwrap_or_default();
+        Applier {
+            leader,
+            settings,
+            catalog,
+            source_types,
+            followed,
+            snapshots_end,
+            bound: HashMap::new(),
+            prepared: 0,
+            advance_prepared: false,
+            sent: position,
+            stored: position,
+            under_way: VecDeque::new(),
+            again: VecDeque::new(),
+            large: None,
+            formats: Vec::new(),
+        }
+    }
+
+    /// The position that is known to be stored.
+    pub fn stored(&self) -> Lsn {
+        self.stored
+    }
+
+    /// The position once everything that was sent has committed.
+    pub fn sent(&self) -> Lsn {
+        self.sent
+    }
+
+    /// Whether another piece of work may be submitted now.
+    pub fn has_room(&self) -> bool {
+        self.under_way.len() < FLIGHTS_MAX && self.again.is_empty() && self.large.is_none_or(|large| large.open)
+    }
+
+    /// Whether an answer is awaited.
+    pub fn is_busy(&self) -> bool {
+        !self.under_way.is_empty() || !self.again.is_empty()
+    }
+
+    /// Whether a source transaction is applied in part.
+    pub fn in_large_transaction(&self) -> bool {
+        self.large.is_some()
+    }
+
+    /// Writes and sends the flight for a piece of work. With `read_wal` the answer brings the destination's WAL
+    /// positions, read after the commit.
+    ///
+    /// # Errors
+    /// [`DestinationError`]: a relation does not fit its table, or the session is lost.
+    pub async fn submit(&mut self, work: Work, read_wal: bool) -> Result<(), DestinationError> {
+        let mut flight = Flight::new();
+        let mut commits = None;
+        let mut durable = self.settings.commits_are_durable;
+        match &work {
+            Work::Batch(batch) => {
+                let end_lsn = batch.end_lsn();
+                flight.run("BEGIN");
+                self.advance(&mut flight, self.sent, end_lsn);
+                self.write_batch(&mut flight, batch)?;
+                flight.commit();
+                commits = Some(end_lsn);
+            }
+            Work::BeginLarge(begin) => {
+                assert!(self.large.is_none(), "a transaction begins only after the previous one has ended");
+                flight.run("BEGIN");
+                self.advance(&mut flight, self.sent, self.sent);
+                self.large = Some(Large { final_lsn: begin.final_lsn, open: false });
+            }
+            Work::PieceOfLarge(piece) => {
+                let large = self.large.expect("a piece comes between its transaction's begin and commit");
+                self.write_changes(&mut flight, &piece.changes, large.final_lsn)?;
+            }
+            Work::CommitLarge { commit, .. } => {
+                self.advance(&mut flight, self.sent, commit.end_lsn);
+                flight.commit();
+                commits = Some(commit.end_lsn);
+                self.large = None;
+            }
+            Work::Reached(position) => {
+                flight.run("BEGIN");
+                flight.run("SET LOCAL synchronous_commit = on");
+                self.advance(&mut flight, self.sent, *position);
+                flight.commit();
+                commits = Some(*position);
+                durable = true;
+            }
+        }
+        if read_wal && commits.is_some() {
+            flight.query(READ_WAL);
+        }
+        self.sent = commits.unwrap_or(self.sent);
+        self.send(Cargo::Work(work), flight, commits, durable).await
+    }
+
+    /// Sends an empty flight, so that the server does not take us for frozen. With `read_wal` the answer brings the
+    /// destination's WAL positions.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn ping(&mut self, read_wal: bool) -> Result<(), DestinationError> {
+        let mut flight = Flight::new();
+        if read_wal {
+            flight.query(READ_WAL);
+        }
+        self.send(Cargo::Ping, flight, None, false).await
+    }
+
+    async fn send(
+        &mut self,
+        cargo: Cargo,
+        flight: Flight,
+        commits: Option<Lsn>,
+        durable: bool,
+    ) -> Result<(), DestinationError> {
+        self.leader.session.send(flight);
+        self.under_way.push_back(Sent { cargo, commits, durable, sent_at: Instant::now() });
+        self.leader.session.push().await?;
+        failpoint::reached("apply.flight_sent");
+        Ok(())
+    }
+
+    /// Waits until the oldest flight is answered. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost or no answer came in time.
+    ///
+    /// # Panics
+    /// When nothing is awaited.
+    pub async fn answered(&mut self) -> Result<Answered, DestinationError> {
+        let sent_at = self.under_way.front().expect("an answer is awaited only for a flight that was sent").sent_at;
+        let left = self.settings.timeout.saturating_sub(sent_at.elapsed());
+        let answer = match tokio::time::timeout(left, self.leader.session.answer()).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                let doing = "waiting for the destination's answer";
+                return Err(SessionError::Timeout { doing, within: self.settings.timeout }.into());
+            }
+        };
+        failpoint::reached("apply.flight_answered");
+        let sent = self.under_way.pop_front().expect("the flight that was answered");
+        Ok(Answered { sent, answer })
+    }
+
+    /// Draws the conclusions from an answer: `None` when the work failed and is being done again. Not cancel-safe.
+    ///
+    /// # Errors
+    /// [`DestinationError::Conflict`] for a row that the destination does not allow, after everything before it has
+    /// been applied; [`DestinationError::PositionMoved`] when another instance writes; or the session is lost.
+    pub async fn conclude(&mut self, answered: Answered) -> Result<Option<Applied>, DestinationError> {
+        let Answered { sent, answer } = answered;
+        match answer.failure {
+            Some((statement, error)) => {
+                self.failed(sent, statement, error).await?;
+                Ok(None)
+            }
+            None => {
+                let applied = self.succeeded(sent, answer)?;
+                if self.under_way.is_empty() {
+                    self.resend_next().await?;
+                }
+                Ok(Some(applied))
+            }
+        }
+    }
+
+    fn succeeded(&mut self, sent: Sent, answer: FlightAnswer) -> Result<Applied, DestinationError> {
+        if sent.commits.is_some() && !answer.committed {
+            // The transaction had failed before, so COMMIT was answered with ROLLBACK.
+            return Err(SessionError::Protocol {
+                doing: "committing",
+                what: "COMMIT was not answered with COMMIT".to_owned(),
+            }
+            .into());
+        }
+        if let Cargo::Work(Work::BeginLarge(_)) = &sent.cargo
+            && let Some(large) = &mut self.large
+        {
+            large.open = answer.in_transaction;
+        }
+        let mut missing_deletes = 0;
+        let mut wal = None;
+        for answer in answer.answers {
+            match answer {
+                StatementAnswer::Count(0) => missing_deletes += 1,
+                StatementAnswer::Count(_) => {}
+                StatementAnswer::Row(row) => wal = row.and_then(|row| wal_reading(&row)),
+            }
+        }
+        if let Some(position) = sent.commits {
+            self.stored = position;
+        }
+        Ok(Applied {
+            work: match sent.cargo {
+                Cargo::Work(work) => Some(work),
+                Cargo::Ping => None,
+            },
+            position: sent.commits,
+            durable: sent.durable,
+            missing_deletes,
+            wal,
+            took: sent.sent_at.elapsed(),
+        })
+    }
+
+    /// Leaves a transaction that was applied in part, if there is one.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost; the server then rolls back by itself.
+    pub async fn abandon_large(&mut self) -> Result<(), DestinationError> {
+        if self.large.is_some() {
+            self.roll_back().await?;
+            self.sent = self.stored;
+        }
+        Ok(())
+    }
+
+    /// Gives the leader's session back.
+    pub fn into_leader(self) -> Leader {
+        self.leader
+    }
+}
+
+fn wal_reading(row: &[Option<String>]) -> Option<WalReading> {
+    let [insert_lsn, flush_lsn] = row else { return None };
+    Some(WalReading {
+        insert_lsn: insert_lsn.as_deref()?.parse().ok()?,
+        flush_lsn: flush_lsn.as_deref()?.parse().ok()?,
+    })
+}

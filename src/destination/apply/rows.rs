@@ -1,0 +1,150 @@
+//! Changes one by one, in the order in which they came: a prepared statement for each.
+//!
+//! Writes into the flight that `apply` sends. Statements are prepared once for each table and shape and then only
+//! bound.
+
+use std::sync::Arc;
+
+use crate::config::TruncateMode;
+use crate::pg::{Datum, Lsn, Relation, RelationId, TypeId};
+use crate::plan::Batch;
+use crate::plan::sql::apply as sql;
+use crate::plan::statement::{self, Shape};
+use crate::plan::target::Target;
+use crate::session::{Flight, Format};
+use crate::transaction::Change;
+
+use super::super::error::DestinationError;
+use super::Applier;
+use super::bind::Prepared;
+
+/// Prepared statements kept at most; beyond that all are forgotten and prepared anew as needed.
+const PREPARED_MAX: usize = 2000;
+/// pg_lsn
+const PG_LSN: TypeId = TypeId(3220);
+
+impl Applier {
+    pub(super) fn advance(&mut self, flight: &mut Flight, previous: Lsn, next: Lsn) {
+        if !self.advance_prepared {
+            flight.parse("advance", "SELECT headwater.advance($1, $2)", &[PG_LSN, PG_LSN]);
+            self.advance_prepared = true;
+        }
+        flight.execute("advance", &[Format::Binary], 2, |values| {
+            values.put(Some(&previous.as_u64().to_be_bytes()));
+            values.put(Some(&next.as_u64().to_be_bytes()));
+        });
+    }
+
+    pub(super) fn write_batch(&mut self, flight: &mut Flight, batch: &Batch) -> Result<(), DestinationError> {
+        let mut begin = 0;
+        for member in &batch.members {
+            let changes = batch.changes.get(begin..member.changes_end).unwrap_or_default();
+            self.write_changes(flight, changes, member.commit.commit_lsn)?;
+            begin = member.changes_end;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_changes(
+        &mut self,
+        flight: &mut Flight,
+        changes: &[Change],
+        commit_lsn: Lsn,
+    ) -> Result<(), DestinationError> {
+        for change in changes {
+            match change {
+                Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                    if self.is_live(relation.id, commit_lsn) {
+                        self.write_row(flight, relation, change)?;
+                    }
+                }
+                Change::Truncate { relations, restart_identity } => {
+                    let mut targets = Vec::new();
+                    for relation in relations {
+                        if self.is_live(relation.id, commit_lsn) {
+                            self.bind(relation)?;
+                            targets.extend(self.bound.get(&relation.id).map(|bound| Arc::clone(&bound.target)));
+                        }
+                    }
+                    self.write_truncate(flight, &targets, *restart_identity);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a change of a transaction belongs to what is followed, and not to the table's snapshot.
+    fn is_live(&self, relation: RelationId, commit_lsn: Lsn) -> bool {
+        match self.followed.get(&relation) {
+            Some(_) if commit_lsn >= self.snapshots_end => true,
+            Some(table) => commit_lsn >= table.snapshot_position,
+            None => false,
+        }
+    }
+
+    fn write_truncate(&mut self, flight: &mut Flight, targets: &[Arc<Target>], restart_identity: bool) {
+        if targets.is_empty() {
+            return;
+        }
+        match self.settings.truncate {
+            TruncateMode::Truncate => {
+                let targets: Vec<&Target> = targets.iter().map(Arc::as_ref).collect();
+                flight.run(&sql::truncate(&targets, restart_identity));
+            }
+            TruncateMode::Delete => {
+                for target in targets {
+                    flight.run(&sql::delete_all(target));
+                }
+            }
+        }
+    }
+
+    fn write_row(
+        &mut self,
+        flight: &mut Flight,
+        relation: &Arc<Relation>,
+        change: &Change,
+    ) -> Result<(), DestinationError> {
+        self.bind(relation)?;
+        if self.prepared >= PREPARED_MAX {
+            flight.run("DEALLOCATE ALL");
+            self.forget_prepared();
+        }
+        let Some(bound) = self.bound.get_mut(&relation.id) else { return Ok(()) };
+        let target = Arc::clone(&bound.target);
+        let Some(shape) = statement::shape(&target, change)? else { return Ok(()) };
+        let prepared = match bound.statements.get(&shape) {
+            Some(prepared) => prepared.clone(),
+            None => {
+                self.prepared += 1;
+                let types = statement::parameter_types(&target, &shape);
+                let prepared = Prepared { name: format!("s{}", self.prepared), parameters: types.len() };
+                flight.parse(&prepared.name, &statement::sql(&target, &shape), &types);
+                bound.statements.insert(shape.clone(), prepared.clone());
+                prepared
+            }
+        };
+        self.formats.clear();
+        statement::parameters(&target, &shape, change, |value| {
+            self.formats.push(if matches!(value, Datum::Text(_)) { Format::Text } else { Format::Binary });
+        });
+        let write = |values: &mut crate::session::Parameters<'_>| {
+            statement::parameters(&target, &shape, change, |value| values.put(value.bytes()));
+        };
+        match shape {
+            Shape::Delete => flight.execute_counted(&prepared.name, &self.formats, prepared.parameters, write),
+            Shape::Insert | Shape::Update { .. } => {
+                flight.execute(&prepared.name, &self.formats, prepared.parameters, write);
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_prepared(&mut self) {
+        for bound in self.bound.values_mut() {
+            bound.statements.clear();
+        }
+        self.prepared = 0;
+        self.advance_prepared = false;
+    }
+}
