@@ -9,6 +9,9 @@
 //!                    Ledger ◀───┘──▶ watch: stored, flushed ─▶ task 1
 //! ```
 //!
+//! Its [`Gate`] tells it to go on, to hold, or to run to a fence: a transaction that has begun is finished first, and
+//! while it stands still the session is kept alive and steps are still received, as many as the batcher has room for.
+//!
 //! It ends when the steps end (the stream broke off: what is whole is still applied), when it is asked to stop (what is
 //! under way is still answered), or with the destination's error.
 
@@ -26,6 +29,7 @@ use crate::source::{Confirmed, StepReceiver};
 use crate::telemetry::{Operation, State, Telemetry};
 use crate::transaction::{Change, Heartbeat};
 
+use super::control::{Command, Gate};
 use super::monitor::Instance;
 
 /// Bounds of the loop.
@@ -46,6 +50,15 @@ const ANSWERS_MAX: Duration = Duration::from_secs(3);
 /// How long to wait for the destination's flush once stopping: its walwriter runs every 200 ms.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
+/// What stands beside the ring and reaches into it.
+#[derive(Debug)]
+pub(super) struct Beside {
+    /// Who may make the loop stand still.
+    pub(super) gate: Gate,
+    /// This process, as heartbeats name it.
+    pub(super) instance: Instance,
+}
+
 /// The loop's state.
 pub(super) struct ApplyLoop<'a> {
     applier: Applier,
@@ -56,6 +69,7 @@ pub(super) struct ApplyLoop<'a> {
     confirmed: watch::Sender<Confirmed>,
     telemetry: &'a Telemetry,
     limits: Limits,
+    gate: Gate,
     instance: Instance,
     began: Instant,
     read_wal_at: Instant,
@@ -72,9 +86,10 @@ impl<'a> ApplyLoop<'a> {
         confirmed: watch::Sender<Confirmed>,
         telemetry: &'a Telemetry,
         limits: Limits,
-        instance: Instance,
+        beside: Beside,
     ) -> ApplyLoop<'a> {
         let began = Instant::now();
+        let Beside { gate, instance } = beside;
         ApplyLoop {
             applier,
             steps,
@@ -84,6 +99,7 @@ impl<'a> ApplyLoop<'a> {
             confirmed,
             telemetry,
             limits,
+            gate,
             instance,
             began,
             read_wal_at: began,
@@ -126,6 +142,7 @@ impl<'a> ApplyLoop<'a> {
                     None => self.steps_ended = true,
                 },
                 () = &mut stop => return self.finish().await,
+                () = self.gate.changed() => {}
                 () = tokio::time::sleep(pause) => self.tick().await?,
             }
         }
@@ -133,7 +150,13 @@ impl<'a> ApplyLoop<'a> {
 
     /// Hands the destination as much work as it takes.
     async fn feed(&mut self) -> Result<(), DestinationError> {
-        while self.applier.has_room() {
+        let command = self.gate.command();
+        self.batcher.set_fence(match command {
+            Command::RunTo { point, .. } => Some(point),
+            Command::GoOn | Command::Hold { .. } => None,
+        });
+        let holds = matches!(command, Command::Hold { .. });
+        while self.applier.has_room() && (!holds || self.applier.in_large_transaction()) {
             let Some(work) = self.batcher.next_work() else { break };
             if let Work::Reached(position) = work {
                 self.idle.reached(position);
@@ -145,12 +168,26 @@ impl<'a> ApplyLoop<'a> {
             self.sent_at = Instant::now();
             self.applier.submit(work, read_wal).await?;
         }
-        let nothing_to_do = !self.applier.is_busy() && self.batcher.is_empty() && !self.applier.in_large_transaction();
+        let stands = !self.applier.is_busy() && !self.applier.in_large_transaction();
+        match command {
+            Command::Hold { .. } if stands => self.gate.stands(command, self.applier.stored()),
+            Command::RunTo { point, .. } if stands && self.has_reached(point) => {
+                self.gate.stands(command, self.applier.stored());
+            }
+            Command::GoOn | Command::Hold { .. } | Command::RunTo { .. } => {}
+        }
+        let nothing_to_do = stands && self.batcher.is_empty() && command == Command::GoOn;
         if nothing_to_do && let Some(position) = self.idle.due(self.applier.stored(), self.began.elapsed()) {
             self.sent_at = Instant::now();
             self.applier.submit(Work::Reached(position), false).await?;
         }
         Ok(())
+    }
+
+    /// Whether every transaction with commit_lsn before `point` has been handed out: one behind it has come, or the
+    /// stream has nothing for us up to there.
+    fn has_reached(&self, point: Lsn) -> bool {
+        self.batcher.at_fence() || self.idle.position() >= point || self.applier.stored() >= point
     }
 
     /// Whether the next flight should bring the destination's WAL positions; counts as asked.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::apply_loop::{ApplyLoop, Limits};
+use super::apply_loop::{ApplyLoop, Beside, Limits};
+use super::control::control;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::{RunOptions, snapshot};
@@ -271,8 +272,10 @@ impl Attempt {
             catch_up_to: prepared.identification.flushed_lsn,
         };
         let mut ground = self.monitor.watch(watched);
-        let mut applying =
-            ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, self.monitor.instance());
+        // Whoever needs apply to stand still for a moment takes a turn through this.
+        let (_control, gate) = control();
+        let beside = Beside { gate, instance: self.monitor.instance() };
+        let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
         let applied = tokio::select! {
             applied = applying.run(self.stopped()) => applied.map_err(Fault::from),
             lost = ground_lost(&mut ground) => Err(lost),

@@ -20,6 +20,8 @@
 
 mod apply_loop;
 mod attempt;
+#[allow(dead_code, reason = "the turns are taken by fences")]
+mod control;
 mod monitor;
 mod prepare;
 mod snapshot;

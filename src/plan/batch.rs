@@ -109,12 +109,14 @@ pub struct Batcher {
     queue: VecDeque<Step>,
     queued_rows: usize,
     queued_bytes: usize,
+    /// Nothing that committed at or behind this is handed out.
+    fence: Option<Lsn>,
 }
 
 impl Batcher {
     /// An empty batcher.
     pub fn new(limits: BatchLimits) -> Batcher {
-        Batcher { limits, queue: VecDeque::new(), queued_rows: 0, queued_bytes: 0 }
+        Batcher { limits, queue: VecDeque::new(), queued_rows: 0, queued_bytes: 0, fence: None }
     }
 
     /// Whether another step may be pushed. One is always taken when nothing is queued, whatever its size.
@@ -139,6 +141,26 @@ impl Batcher {
         self.queue.is_empty()
     }
 
+    /// From now on only transactions with commit_lsn before `fence` are handed out; `None`: all of them.
+    pub fn set_fence(&mut self, fence: Option<Lsn>) {
+        self.fence = fence;
+    }
+
+    /// Whether what comes next committed at or behind the fence.
+    pub fn at_fence(&self) -> bool {
+        self.queue.front().is_some_and(|step| self.is_behind_fence(step))
+    }
+
+    fn is_behind_fence(&self, step: &Step) -> bool {
+        let final_lsn = match step {
+            Step::Transaction(transaction) => transaction.begin.final_lsn,
+            Step::Begin(begin) => begin.final_lsn,
+            // What belongs to a transaction that has begun goes with it; a position is no transaction.
+            Step::Piece(_) | Step::Commit { .. } | Step::Reached(_) => return false,
+        };
+        self.fence.is_some_and(|fence| final_lsn >= fence)
+    }
+
     /// What to do next, with everything that has arrived.
     pub fn next_work(&mut self) -> Option<Work> {
         let mut batch = Batch::default();
@@ -149,6 +171,9 @@ impl Batcher {
                 continue;
             }
             let Step::Transaction(transaction) = step else { break };
+            if self.is_behind_fence(step) {
+                break;
+            }
             let alone = transaction.changes.iter().any(|change| matches!(change, Change::Truncate { .. }));
             let full = batch.changes.len() + transaction.changes.len() > self.limits.rows_max
                 || batch.size_bytes + transaction.size_bytes > self.limits.bytes_max;
@@ -164,6 +189,9 @@ impl Batcher {
         }
         if !batch.members.is_empty() {
             return Some(Work::Batch(batch));
+        }
+        if self.at_fence() {
+            return None;
         }
         Some(match self.pop()? {
             Step::Begin(begin) => Work::BeginLarge(begin),
@@ -285,6 +313,42 @@ mod tests {
         batcher.push(Step::Reached(Lsn::new(25)));
         batcher.push(Step::Reached(Lsn::new(27)));
         assert_eq!(ends(&mut batcher), [vec![10, 20], vec![27]]);
+    }
+
+    #[test]
+    fn a_fence_lets_pass_what_committed_before_it_and_nothing_else() {
+        let mut batcher = batcher(100);
+        for end in [10, 20, 30] {
+            batcher.push(transaction(end, vec![insert()]));
+        }
+        // The second commits at 19: a fence there keeps it back, one behind it lets it pass.
+        batcher.set_fence(Some(Lsn::new(19)));
+        assert!(!batcher.at_fence());
+        assert_eq!(ends(&mut batcher), [vec![10]]);
+        assert!(batcher.at_fence());
+        batcher.push(Step::Reached(Lsn::new(35)));
+        assert_eq!(batcher.next_work(), None, "a position behind it does not pass either");
+        batcher.set_fence(Some(Lsn::new(20)));
+        assert_eq!(ends(&mut batcher), [vec![20]]);
+        batcher.set_fence(None);
+        assert!(!batcher.at_fence());
+        assert_eq!(ends(&mut batcher), [vec![30], vec![35]]);
+    }
+
+    #[test]
+    fn a_fence_stops_before_a_large_transaction_and_never_inside_one() {
+        let begin =
+            |lsn| Step::Begin(Begin { final_lsn: Lsn::new(lsn), committed_at: PgTimestamp::from_micros(0), xid: 1 });
+        let piece = || Step::Piece(crate::transaction::Piece { changes: vec![insert()], size_bytes: 1 });
+        let mut batcher = batcher(100);
+        batcher.push(begin(50));
+        batcher.push(piece());
+        batcher.set_fence(Some(Lsn::new(50)));
+        assert_eq!(batcher.next_work(), None);
+        batcher.set_fence(None);
+        assert!(matches!(batcher.next_work(), Some(Work::BeginLarge(_))));
+        batcher.set_fence(Some(Lsn::new(50)));
+        assert!(matches!(batcher.next_work(), Some(Work::PieceOfLarge(_))), "it has begun");
     }
 
     #[test]
