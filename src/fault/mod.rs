@@ -227,9 +227,6 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
     };
     let hint = match (server.code.as_str(), &server.hint) {
         ("28P01", _) => Some(format!("Give the right password in {end}.url, PGPASSWORD or ~/.pgpass.")),
-        ("28000", _) if server.message.contains("replication") || server.message.contains("walsender") => {
-            Some("Run at the source as a superuser:\nALTER ROLE … REPLICATION;".to_owned())
-        }
         ("28000", _) => Some(format!("Allow this role, database and address in pg_hba.conf at the {end}.")),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
         ("53300", _) if end == "source" => Some("Raise max_wal_senders or max_connections at the source.".to_owned()),

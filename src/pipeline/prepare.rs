@@ -76,12 +76,12 @@ pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Resul
         let role = Ident::new(config.source.url.user.as_str());
         let message = error.server().map(|server| server.message.clone()).unwrap_or_default();
         let refused = match error.code().map(|code| code.as_str().to_owned()).as_deref() {
-            Some("42501" | "28000") if message.contains("walsender") || message.contains("replication") => {
-                ErrorReport::new(format!(
-                    "role {role} may not replicate: it lacks the REPLICATION attribute at the source"
-                ))
-                .hint(format!("Run at the source as a superuser:\nALTER ROLE {role} REPLICATION;"))
-            }
+            // The same role has an ordinary session in the same database: only the attribute can be missing. The
+            // message's words differ between majors and languages.
+            Some("42501") => ErrorReport::new(format!(
+                "role {role} may not replicate: it lacks the REPLICATION attribute at the source"
+            ))
+            .hint(format!("Run at the source as a superuser:\nALTER ROLE {role} REPLICATION;")),
             Some("53300") if message.contains("max_wal_senders") => ErrorReport::new(
                 "all walsenders at the source are taken",
             )
