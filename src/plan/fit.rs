@@ -197,10 +197,10 @@ pub fn same_type(source: SidedType<'_>, destination: SidedType<'_>) -> bool {
 }
 
 /// The reg* types, and arrays of them, are OIDs that mean nothing on another server; xml's binary form names an
-/// encoding.
-const TEXT_ONLY: [u32; 24] = [
+/// encoding; an empty tsquery is sent in a form that tsqueryrecv refuses (tried on 15 to 18).
+const TEXT_ONLY: [u32; 26] = [
     24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191, 1008, 2207, 2208, 2209, 2210, 2211, 3735, 3770,
-    4090, 4097, 4192, 142, 143,
+    4090, 4097, 4192, 142, 143, 3615, 3645,
 ];
 
 /// Whether the source's binary values are the destination's. The types are known to be the same.

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use crate::pg::{Ident, QualifiedName, Relation, ReplicaIdentity, TypeId};
-use crate::plan::schema::{ColumnDefinition, IdentityColumn, TableDefinition, TableKind, Types};
+use crate::plan::schema::{
+    ColumnDefinition, IdentityColumn, TableDefinition, TableKind, TypeDefinition, TypeKind, Types,
+};
 
 /// A published column at its destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +119,7 @@ impl Target {
 
 fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: &Types) -> TargetColumn {
     let found = types.get(&definition.type_id);
-    // A key's own index knows best which operator finds equal values in it; then the type's default class; then the
-    // polymorphic operators of pg_catalog, which serve enums, arrays, ranges and whatever is coercible to text.
+    // A key's own index knows best which operator finds equal values in it; then the type.
     let of_index = table
         .indexes
         .iter()
@@ -126,11 +127,6 @@ fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: 
         .flat_map(|index| &index.parts)
         .find(|part| part.column.as_ref() == Some(&definition.name))
         .and_then(|part| part.equality.clone());
-    let of_type = || found.and_then(|found| found.equality.clone());
-    let of_catalog = || {
-        let without = found.is_some_and(|found| found.id.is_built_in() && NO_EQUALITY.contains(&found.id.0));
-        (!without).then(|| QualifiedName::new("pg_catalog", "="))
-    };
     // unnest takes an array of arrays apart down to its elements, so only columns that are no arrays can go that way.
     let is_array = found.is_some_and(|found| found.element.is_some() || base_is_array(found.base, types));
     TargetColumn {
@@ -138,7 +134,10 @@ fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: 
         type_id: definition.type_id,
         array: found.and_then(|found| found.array).filter(|_| !is_array),
         delimiter: found.map_or(',', |found| found.delimiter),
-        equality: of_index.or_else(of_type).or_else(of_catalog),
+        equality: match is_polymorphic_domain(definition.type_id, types) {
+            true => None,
+            false => of_index.or_else(|| equality(definition.type_id, types)),
+        },
         identity_always: definition.identity == Some(IdentityColumn::Always),
     }
 }
@@ -148,9 +147,44 @@ fn base_is_array(base: Option<TypeId>, types: &Types) -> bool {
     base.is_some_and(|base| base.element.is_some() || base_is_array(base.base, types))
 }
 
-/// Built-in types without an equality of their value: json, xml, point, box (compares areas), lseg, path, polygon,
-/// line, circle (areas).
-const NO_EQUALITY: [u32; 9] = [114, 142, 600, 603, 601, 602, 604, 628, 718];
+/// varchar and cidr: no operator class of their own, they are compared as text and inet.
+const COMPARED_AS_ANOTHER: [u32; 2] = [1043, 650];
+
+/// The operator that finds equal values of a type: of its default B-tree class, or the polymorphic one of pg_catalog that
+/// serves enums, ranges, and arrays and composites of what has one. Types without (json, xml, jsonpath, point, box, tid, …)
+/// are compared by their image.
+fn equality(id: TypeId, types: &Types) -> Option<QualifiedName> {
+    let polymorphic = || Some(QualifiedName::new("pg_catalog", "="));
+    let found = types.get(&id)?;
+    if found.equality.is_some() {
+        return found.equality.clone();
+    }
+    if let Some(element) = found.element {
+        return equality(element, types).and_then(|_| polymorphic());
+    }
+    match found.kind {
+        TypeKind::Domain => equality(found.base?, types),
+        TypeKind::Enum | TypeKind::Range | TypeKind::Multirange => polymorphic(),
+        TypeKind::Composite => {
+            let mut attributes = found.attributes.iter().flatten();
+            attributes.all(|attribute| equality(attribute.type_id, types).is_some()).then(polymorphic)?
+        }
+        TypeKind::Base if COMPARED_AS_ANOTHER.contains(&found.id.0) => polymorphic(),
+        TypeKind::Base | TypeKind::Pseudo => None,
+    }
+}
+
+/// Polymorphic operators do not take a domain for what it is over.
+fn is_polymorphic_domain(id: TypeId, types: &Types) -> bool {
+    let is_polymorphic = |found: &TypeDefinition| {
+        found.element.is_some()
+            || matches!(found.kind, TypeKind::Enum | TypeKind::Range | TypeKind::Multirange | TypeKind::Composite)
+    };
+    match types.get(&id).and_then(|found| types.get(&found.base?)) {
+        Some(base) => is_polymorphic(base) || is_polymorphic_domain(base.id, types),
+        None => false,
+    }
+}
 
 fn identity(relation: &Relation, table: &TableDefinition, columns: &[Option<TargetColumn>]) -> TargetIdentity {
     let flagged: Vec<usize> =

@@ -33,6 +33,10 @@ pub(super) struct Startup<'a> {
     pub(super) settings: &'a [(&'a str, String)],
 }
 
+/// What decides how text values are read, whatever the database's or role's own settings: an unquoted NULL in an array is a
+/// null, xml need not be a document.
+const TEXT_AS_WRITTEN: [(&str, &str); 2] = [("array_nulls", "on"), ("xmloption", "content")];
+
 /// Opens and authenticates a connection with the first host that will do.
 pub(super) async fn open(settings: &ConnectionSettings, startup: &Startup<'_>) -> Result<Connection, SessionError> {
     connect::first_host(settings, |opened| start(settings, startup, opened)).await
@@ -59,6 +63,7 @@ async fn start(
     if let Some(options) = &settings.options {
         parameters.push(("options", options));
     }
+    parameters.extend(TEXT_AS_WRITTEN);
     parameters.extend(startup.settings.iter().map(|(name, value)| (*name, value.as_str())));
     frontend::startup_message(parameters, connection.outgoing()).map_err(|error| SessionError::lost(DOING, error))?;
 

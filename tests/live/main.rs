@@ -21,3 +21,4 @@ mod security;
 mod settle;
 mod shapes;
 mod stopping;
+mod types;

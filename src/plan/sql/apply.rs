@@ -3,7 +3,7 @@
 //! Parameters are numbered in the order in which `plan::statement` gives their values. Row counts are checked in the
 //! server, because COMMIT is already on its way when the answer comes: `headwater.expect` raises when they differ.
 
-use crate::pg::{Ident, QualifiedName};
+use crate::pg::QualifiedName;
 use crate::plan::target::{Target, TargetColumn};
 
 /// Inserts a row of all stored columns.
@@ -76,17 +76,21 @@ fn assignments(target: &Target, set: &[usize]) -> String {
 
 fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> String {
     let columns = key.iter().filter_map(|place| target.column(*place));
-    let conditions = columns
-        .zip(parameters_before + 1..)
-        .map(|(column, n)| format!("{} {} ${n}", column.name.sql(), equals(column.equality.as_ref())));
+    let conditions = columns.zip(parameters_before + 1..).map(|(column, n)| match &column.equality {
+        Some(operator) => format!("{} {} ${n}", column.name.sql(), equals(operator)),
+        None => same_image(&column.name.sql(), &format!("${n}")),
+    });
     conditions.collect::<Vec<_>>().join(" AND ")
 }
 
 /// `OPERATOR(schema.=)`
-fn equals(operator: Option<&QualifiedName>) -> String {
-    let (schema, name) =
-        operator.map_or(("pg_catalog", "="), |operator| (operator.schema.as_str(), operator.name.as_str()));
-    format!("OPERATOR({}.{name})", Ident::new(schema).sql())
+fn equals(operator: &QualifiedName) -> String {
+    format!("OPERATOR({}.{})", operator.schema.sql(), operator.name.as_str())
+}
+
+/// For types without an operator: their bytes are the same.
+fn same_image(left: &str, right: &str) -> String {
+    format!("{} OPERATOR(pg_catalog.*=) {}", record(left), record(right))
 }
 
 /// Finds exactly one row among those that equal the old one: the one with the identical image first, because equality
@@ -98,10 +102,10 @@ fn whole_row(target: &Target, parameters_before: usize) -> String {
         let (name, value) = (column.name.sql(), parameter(at));
         match &column.equality {
             Some(operator) => {
-                let equals = equals(Some(operator));
+                let equals = equals(operator);
                 format!("({name} {equals} {value} OR ({name} IS NULL AND {value} IS NULL))")
             }
-            None => format!("{} OPERATOR(pg_catalog.*=) {}", record(&name), record(&value)),
+            None => same_image(&name, &value),
         }
     });
     let equal = equal.collect::<Vec<_>>().join(" AND ");

@@ -29,14 +29,8 @@ impl Database {
             let admin = cluster.connect("postgres").await.expect("the cluster answers");
             admin.batch("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
         }
-        let database = Database {
-            source: from.connect(&name).await.expect("the new source database"),
-            destination: to.connect(&name).await.expect("the new destination database"),
-            source_url: from.url(&name),
-            destination_url: to.url(&name),
-            tables: tables.iter().map(|table| (*table).to_owned()).collect(),
-            name,
-        };
+        let mut database = Database::opened(from, to, &name).await;
+        database.tables = tables.iter().map(|table| (*table).to_owned()).collect();
         database.at_destination("SET search_path = public").await;
         database.at_source("SET search_path = public").await;
         database.at_source(schema).await;
@@ -53,6 +47,22 @@ impl Database {
     pub async fn reconnect_destination(&mut self, cluster: &Cluster) {
         self.destination = cluster.connect(&self.name).await.expect("the destination answers again");
         self.at_destination("SET search_path = public").await;
+    }
+
+    /// Databases of this name that are there already on the shared clusters.
+    pub async fn existing(name: &str) -> Database {
+        Database::opened(source().await, destination().await, name).await
+    }
+
+    async fn opened(from: &Cluster, to: &Cluster, name: &str) -> Database {
+        Database {
+            source: from.connect(name).await.expect("the new source database"),
+            destination: to.connect(name).await.expect("the new destination database"),
+            source_url: from.url(name),
+            destination_url: to.url(name),
+            tables: Vec::new(),
+            name: name.to_owned(),
+        }
     }
 
     /// Runs SQL at the source.
