@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check fmt docs test test-matrix demo bench fuzz golden simulate stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-matrix demo bench fuzz golden simulate stress-settle clean
 
 CARGO ?= cargo
 
@@ -31,6 +31,10 @@ test: setup ## Run all tests (needs PostgreSQL's server packages)
 
 demo: setup ## Copy and follow a forum between two throw-away clusters (DEMO_SECONDS=20 bounds it)
 	$(CARGO) run --release --quiet -- demo
+
+deny: ## Check the dependencies' licences and sources; needs cargo-deny, which is installed where missing
+	@command -v cargo-deny >/dev/null || $(CARGO) install --quiet --locked cargo-deny
+	cargo deny --log-level error check licenses bans sources
 
 docs: ## Write the pages that are printed from the code
 	HEADWATER_WRITE_DOCS=1 $(CARGO) test --quiet --test docs -- printed_from
