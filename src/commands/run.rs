@@ -13,7 +13,7 @@ use super::cli::{LogStyle, RunArguments};
 use super::{Exit, display, settings};
 use crate::fault::{Fault, report};
 use crate::pipeline::{self, RunOptions};
-use crate::telemetry::{self, LogFormat, State, Telemetry, start_logging};
+use crate::telemetry::{self, LogFormat, Route, State, Telemetry, start_logging};
 
 /// Runs the service.
 pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit {
@@ -26,6 +26,12 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         LogStyle::Json => LogFormat::Json,
     });
     let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
+    telemetry.set_route(Route {
+        source: config.source.url.to_string(),
+        destination: config.destination.url.to_string(),
+        slot: config.source.slot.to_string(),
+        publication: config.source.publication.as_str().to_owned(),
+    });
     let (stop, stopping) = watch::channel(false);
     if let Err(error) = stop_on_signals(stop) {
         display::error(&format!("cannot listen for signals: {error}"));

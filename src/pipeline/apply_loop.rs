@@ -160,7 +160,7 @@ impl<'a> ApplyLoop<'a> {
             let Some(work) = self.batcher.next_work() else { break };
             if let Work::Reached(position) = work {
                 self.idle.reached(position);
-                self.telemetry.reached(position);
+                self.telemetry.reached(position, !self.applier.is_busy());
                 self.caught_up_at(position);
                 continue;
             }

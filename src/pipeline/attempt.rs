@@ -250,7 +250,7 @@ impl Attempt {
         };
         let reading = tokio::spawn(stream(task, move |report| match report {
             StreamReport::Heard { source, local } => reporting.heard(source, local),
-            StreamReport::Received { end_lsn, committed_at } => reporting.received(end_lsn, committed_at),
+            StreamReport::Received { final_lsn, committed_at } => reporting.received(final_lsn, committed_at),
         }));
         let applier = Applier::new(
             leader,

@@ -122,6 +122,9 @@ impl Monitor {
         let watched = Arc::new(Mutex::new(None));
         let (ground, _) = watch::channel(Ground::Firm);
         let instance = Instance { id: fastrand::u64(..), began: Instant::now() };
+        if config.source.heartbeat_every.is_none() {
+            telemetry.heartbeats_off(Some("source.heartbeat_every is off"));
+        }
         let source = SourceWatch {
             config: Arc::clone(&config),
             telemetry,
@@ -129,7 +132,6 @@ impl Monitor {
             ground: ground.clone(),
             instance,
             slot_rate: WalRate::default(),
-            heartbeats: config.source.heartbeat_every.is_some(),
         };
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
         let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination)];
@@ -160,7 +162,6 @@ struct SourceWatch {
     ground: watch::Sender<Ground>,
     instance: Instance,
     slot_rate: WalRate,
-    heartbeats: bool,
 }
 
 impl SourceWatch {
@@ -168,6 +169,7 @@ impl SourceWatch {
         loop {
             // Its failures are the ring's, which reports them; here they only mean: later.
             let _ = self.session().await;
+            self.heartbeat_missed();
             tokio::time::sleep(SOURCE_EVERY).await;
         }
     }
@@ -181,45 +183,54 @@ impl SourceWatch {
         let mut heartbeat_due = Instant::now();
         loop {
             let now = Instant::now();
-            self.ask_position(&client).await?;
+            let in_recovery = self.ask_position(&client).await?;
             if now >= slot_due {
-                slot_due = now + SLOT_EVERY;
-                self.ask_slot(&client).await?;
+                let found = self.ask_slot(&client).await?;
+                // One that is being made is shown as soon as it is there.
+                slot_due = now + if found { SLOT_EVERY } else { SOURCE_EVERY };
             }
             let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(watched) = watched {
-                if now >= publication_due {
-                    publication_due = now + PUBLICATION_EVERY;
-                    let ground = look_at_ground(&client, &watched).await?;
-                    if ground != Ground::Firm {
-                        self.ground.send_replace(ground);
-                    }
+            if let Some(watched) = watched.filter(|_| now >= publication_due) {
+                publication_due = now + PUBLICATION_EVERY;
+                let ground = look_at_ground(&client, &watched).await?;
+                if ground != Ground::Firm {
+                    self.ground.send_replace(ground);
                 }
-                if let Some(every) = self.config.source.heartbeat_every.filter(|_| self.heartbeats)
-                    && now >= heartbeat_due
-                {
-                    heartbeat_due = now + every;
-                    self.send_heartbeat(&client).await?;
-                }
+            }
+            if let Some(every) = self.config.source.heartbeat_every
+                && now >= heartbeat_due
+                && self.telemetry.expects_heartbeats()
+            {
+                heartbeat_due = now + every;
+                self.send_heartbeat(&client, in_recovery).await?;
             }
             let heartbeat_in = heartbeat_due.saturating_duration_since(Instant::now());
             tokio::time::sleep(SOURCE_EVERY.min(heartbeat_in.max(Duration::from_millis(50)))).await;
         }
     }
 
-    async fn ask_position(&self, client: &SqlClient) -> Result<(), SessionError> {
+    /// Tells how far the source is; returns whether it is a standby.
+    async fn ask_position(&self, client: &SqlClient) -> Result<bool, SessionError> {
         // pg_last_wal_replay_lsn() keeps its last value after a promotion, so it is asked on a standby only.
         let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
-                           ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
+                           ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text, pg_catalog.pg_is_in_recovery()";
         let row = client.query_one("asking how far the source is", sql, &[]).await?;
         if let Some(position) = row.get::<_, Option<&str>>(0).and_then(|text| text.parse::<Lsn>().ok()) {
             self.telemetry.source_at(position);
         }
-        Ok(())
+        Ok(row.get(1))
     }
 
-    async fn ask_slot(&mut self, client: &SqlClient) -> Result<(), SessionError> {
-        let Ok(Some(slot)) = find_slot(client, &self.config.source.slot).await else { return Ok(()) };
+    /// Tells how the slot fares; returns whether there is one.
+    async fn ask_slot(&mut self, client: &SqlClient) -> Result<bool, SessionError> {
+        let slot = match find_slot(client, &self.config.source.slot).await {
+            Ok(Some(slot)) => slot,
+            Ok(None) => {
+                self.telemetry.no_slot();
+                return Ok(false);
+            }
+            Err(_) => return Ok(false),
+        };
         let retained = slot.retained_wal_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
         let safe = slot.safe_wal_size.map(|bytes| u64::try_from(bytes).unwrap_or(0));
         let rate = self.slot_rate.observe(retained, Instant::now());
@@ -229,24 +240,37 @@ impl SourceWatch {
             safe_wal_bytes: safe,
             seconds_until_lost: safe.map(|safe| if rate > 0.0 { safe as f64 / rate } else { f64::INFINITY }),
         });
-        Ok(())
+        Ok(true)
     }
 
-    async fn send_heartbeat(&mut self, client: &SqlClient) -> Result<(), SessionError> {
+    async fn send_heartbeat(&mut self, client: &SqlClient, in_recovery: bool) -> Result<(), SessionError> {
+        if in_recovery {
+            // A standby writes no WAL; it may be promoted, so this is asked every time.
+            self.telemetry.heartbeats_off(Some("the source is a standby, where nothing can be written"));
+            return Ok(());
+        }
         let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)";
         self.telemetry.heartbeat_sent();
         match client.query("writing a heartbeat", sql, &[&HEARTBEAT_PREFIX, &self.instance.heartbeat()]).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.telemetry.heartbeats_off(None);
+                Ok(())
+            }
             Err(error) => {
-                let code = error.code();
-                if code == Some(SqlState::new(b"25006")) || code == Some(SqlState::new(b"42501")) {
-                    self.heartbeats = false;
-                    self.telemetry
-                        .event("heartbeat", format!("no heartbeats: {error}; lag is told by keepalives alone"));
+                let refused = [b"25006", b"42501"].iter().any(|code| error.code() == Some(SqlState::new(code)));
+                if refused {
+                    self.telemetry.heartbeats_off(Some(&error.to_string()));
                     return Ok(());
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// The source does not answer: what is due cannot come back either.
+    fn heartbeat_missed(&self) {
+        if self.config.source.heartbeat_every.is_some() && self.telemetry.expects_heartbeats() {
+            self.telemetry.heartbeat_sent();
         }
     }
 }

@@ -49,7 +49,7 @@ pub enum CopyError {
 /// What one step of a transfer moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transferred {
-    /// CopyData messages begun: rows, and for the binary format up to two more for header and trailer.
+    /// CopyData messages begun that carry a row: the binary format's header comes with the first one, its trailer alone.
     pub messages: u64,
     /// Bytes, with framing.
     pub bytes: u64,
@@ -112,8 +112,11 @@ impl<'a> CopyOut<'a> {
                     if !(4..=1 << 30).contains(&length) {
                         return Err(CopyError::Source(SessionError::protocol(READING, "a CopyData of absurd length")));
                     }
+                    match carries_row(self.connection.incoming(), length) {
+                        Some(carries) => moved.messages += u64::from(carries),
+                        None => break,
+                    }
                     self.frame_left = length + 1;
-                    moved.messages += 1;
                 }
                 Some(_) => match self.connection.ready_frame(READING).map_err(CopyError::Source)? {
                     Some(frame) if frame.tag == b'c' => moved.done = true,
@@ -140,6 +143,23 @@ impl<'a> CopyOut<'a> {
     pub async fn finish(self) -> Result<(), SessionError> {
         end(self.connection, READING, self.timeout).await.map(|_| ())
     }
+}
+
+/// Whether the CopyData message at the start of `incoming` carries a row; `None`: too little of it is here.
+///
+/// Only messages of two lengths may carry none: the binary format's trailer, and its header with the trailer behind it,
+/// which is how an empty table is sent (copyto.c, 14 to 18). No row of either format looks like them.
+fn carries_row(incoming: &[u8], length: usize) -> Option<bool> {
+    const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0";
+    const HEADER_BYTES: usize = HEADER.len() + 8;
+    const TRAILER: &[u8] = &[0xff, 0xff];
+    let body_bytes = length - 4;
+    if body_bytes != TRAILER.len() && body_bytes != HEADER_BYTES + TRAILER.len() {
+        return Some(true);
+    }
+    let body = incoming.get(5..5 + body_bytes)?;
+    let alone = body.len() == TRAILER.len() || body.starts_with(HEADER);
+    Some(!(alone && body.ends_with(TRAILER)))
 }
 
 impl<'a> CopyIn<'a> {
@@ -209,5 +229,37 @@ async fn end(connection: &mut Connection, doing: &'static str, timeout: Duration
             b'Z' => return Ok(rows),
             tag => return Err(SessionError::protocol(doing, format!("message {}", tag.escape_ascii()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(body: &[u8]) -> Vec<u8> {
+        let mut message = vec![b'd'];
+        message.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+        message.extend_from_slice(body);
+        message
+    }
+
+    #[test]
+    fn only_rows_are_counted_as_rows() {
+        let header = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+        let empty = [header.as_slice(), b"\xff\xff"].concat();
+        let first_without_columns = [header.as_slice(), b"\0\0"].concat();
+        for (body, carries) in [
+            (b"\xff\xff".as_slice(), false),
+            (&empty, false),
+            (&first_without_columns, true),
+            (b"\0\0", true),
+            (b"7\n", true),
+            (b"twenty bytes of text\n", true),
+            (b"\0\x01\0\0\0\x04\0\0\0\x07", true),
+        ] {
+            let message = message(body);
+            assert_eq!(carries_row(&message, body.len() + 4), Some(carries), "{body:?}");
+        }
+        assert_eq!(carries_row(&message(b"\xff\xff")[..6], 6), None, "the rest decides");
     }
 }

@@ -112,11 +112,11 @@ pub enum StreamReport {
         /// Ours.
         local: PgTimestamp,
     },
-    /// A commit was received.
+    /// A transaction has begun to arrive: it is committed at the source.
     Received {
-        /// Its end_lsn.
-        end_lsn: Lsn,
-        /// Its time, on the source's clock.
+        /// Its commit_lsn.
+        final_lsn: Lsn,
+        /// When it committed, on the source's clock.
         committed_at: PgTimestamp,
     },
 }
@@ -287,9 +287,9 @@ fn take_in(
     match message {
         StreamedMessage::Message(ReplicationMessage::XLogData(data)) => {
             let message = decoder.read(&data.data)?;
-            if let crate::wire::Message::Commit(commit) = &message {
+            if let crate::wire::Message::Begin(begin) = &message {
                 report(StreamReport::Heard { source: data.sent_at, local: clock() });
-                report(StreamReport::Received { end_lsn: commit.end_lsn, committed_at: commit.committed_at });
+                report(StreamReport::Received { final_lsn: begin.final_lsn, committed_at: begin.committed_at });
             }
             assembler.message(message)?;
         }

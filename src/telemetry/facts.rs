@@ -7,14 +7,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use prometheus::core::{Atomic, GenericGaugeVec};
+
+use super::history::{History, Sample};
+use super::log::is_json;
 use super::metrics::{Metrics, Operation};
+use super::view::{Event, Route, SlotHealth, StatusView, TableProgress, Verified};
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName};
 use crate::progress::{ClockOffset, Lag};
 
 /// What headwater is doing; exactly one at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Reaching both servers and checking them.
@@ -58,109 +63,9 @@ impl State {
     }
 }
 
-/// Something worth remembering.
-#[derive(Clone, Debug, Serialize)]
-pub struct Event {
-    /// When, RFC 3339.
-    pub at: String,
-    /// What kind: state, restart, conflict, schema, takeover, snapshot.
-    pub kind: &'static str,
-    /// What.
-    pub text: String,
-}
-
-/// A table's numbers.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct TableProgress {
-    /// Rows inserted since the process began.
-    pub inserts: u64,
-    /// Rows updated.
-    pub updates: u64,
-    /// Rows deleted.
-    pub deletes: u64,
-    /// Times truncated.
-    pub truncates: u64,
-    /// Rows copied by the current or last snapshot.
-    pub snapshot_rows: u64,
-    /// Bytes copied by it.
-    pub snapshot_bytes: u64,
-    /// Bytes expected, from the table's size on disk.
-    pub snapshot_bytes_expected: u64,
-    /// It is copied completely.
-    pub snapshot_done: bool,
-}
-
-impl TableProgress {
-    /// How much is copied, 0 to 1.
-    pub fn snapshot_ratio(&self) -> f64 {
-        if self.snapshot_done {
-            return 1.0;
-        }
-        if self.snapshot_bytes_expected == 0 {
-            return 0.0;
-        }
-        // Sizes on disk and on the wire differ, so the estimate may overshoot: it is 1 only when it is done.
-        (self.snapshot_bytes as f64 / self.snapshot_bytes_expected as f64).min(0.99)
-    }
-}
-
-/// The slot's health.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct SlotHealth {
-    /// `wal_status`
-    pub wal_status: String,
-    /// WAL that is kept for it, in bytes.
-    pub retained_wal_bytes: u64,
-    /// Bytes of WAL until it is in danger; `None` without a limit.
-    pub safe_wal_bytes: Option<u64>,
-    /// Seconds until it is lost at the recent rate; `None` without a limit.
-    pub seconds_until_lost: Option<f64>,
-}
-
-/// What /status tells.
-#[derive(Clone, Debug, Serialize)]
-pub struct StatusView {
-    /// The state.
-    pub state: State,
-    /// Why it is in it, in words.
-    pub reason: Option<String>,
-    /// What to do, where something is to be done.
-    pub hint: Option<String>,
-    /// How long it has been in it, in seconds.
-    pub state_seconds: f64,
-    /// Ready: streaming and within the lag threshold.
-    pub ready: bool,
-    /// The position that is stored at the destination.
-    pub position: Lsn,
-    /// The position that is durable there and confirmed to the source.
-    pub confirmed: Lsn,
-    /// How far the source's WAL is flushed.
-    pub source_flush_lsn: Lsn,
-    /// Source WAL that is not reflected, in bytes.
-    pub lag_bytes: u64,
-    /// Age of the oldest unapplied source commit, in seconds.
-    pub lag_seconds: f64,
-    /// Round trip of the last heartbeat, in seconds.
-    pub heartbeat_lag_seconds: Option<f64>,
-    /// Time since the last progress, in seconds.
-    pub last_progress_age_seconds: f64,
-    /// Source transactions applied since the process began.
-    pub transactions_applied: u64,
-    /// The replication slot.
-    pub slot: Option<SlotHealth>,
-    /// The tables by name.
-    pub tables: BTreeMap<String, TableProgress>,
-    /// Since when the snapshot runs, in seconds; `None` when none does.
-    pub snapshot_seconds: Option<f64>,
-    /// What happened lately, newest first.
-    pub events: Vec<Event>,
-    /// headwater's version.
-    pub version: &'static str,
-    /// Process uptime in seconds.
-    pub uptime_seconds: f64,
-}
-
 const EVENTS_MAX: usize = 100;
+/// At one in five seconds, more than an hour; those behind the first ones only make the queue shorter later.
+const HEARTBEATS_MAX: usize = 1024;
 
 struct Inner {
     state: State,
@@ -173,9 +78,17 @@ struct Inner {
     confirmed: Lsn,
     source_flush_lsn: Lsn,
     progressed_at: Instant,
-    heartbeat_sent_at: Option<Instant>,
+    /// Heartbeats that were written, or due, and have not come back; oldest first.
+    heartbeats_on_their_way: VecDeque<Instant>,
     heartbeat_lag: Option<Duration>,
+    heartbeat_off: Option<String>,
     transactions: u64,
+    rows: u64,
+    rows_copied: u64,
+    spool_bytes: u64,
+    verified: Option<Verified>,
+    route: Route,
+    history: History,
     tables: BTreeMap<String, TableProgress>,
     slot: Option<SlotHealth>,
     snapshot_began: Option<Instant>,
@@ -209,9 +122,16 @@ impl Telemetry {
                 confirmed: Lsn::INVALID,
                 source_flush_lsn: Lsn::INVALID,
                 progressed_at: began,
-                heartbeat_sent_at: None,
+                heartbeats_on_their_way: VecDeque::new(),
                 heartbeat_lag: None,
+                heartbeat_off: None,
                 transactions: 0,
+                rows: 0,
+                rows_copied: 0,
+                spool_bytes: 0,
+                verified: None,
+                route: Route::default(),
+                history: History::default(),
                 tables: BTreeMap::new(),
                 slot: None,
                 snapshot_began: None,
@@ -248,6 +168,11 @@ impl Telemetry {
         }
         inner.state = state;
         inner.reason.clone_from(&reason);
+        if state == State::Standby {
+            // The leader's heartbeats are the leader's to measure.
+            inner.heartbeats_on_their_way.clear();
+            inner.heartbeat_lag = None;
+        }
         let text = match &reason {
             Some(reason) => format!("{}: {}", state.as_str(), reason.message),
             None => state.as_str().to_owned(),
@@ -255,13 +180,7 @@ impl Telemetry {
         remember(&mut inner, "state", text);
         drop(inner);
         self.show_state(state);
-        match reason {
-            Some(reason) if state == State::Waiting => {
-                tracing::error!(state = state.as_str(), "{}", reason.lines());
-            }
-            Some(reason) => tracing::warn!(state = state.as_str(), "{}", reason.lines()),
-            None => tracing::info!(state = state.as_str(), "{}", sentence(state)),
-        }
+        tell(state, reason.as_ref());
     }
 
     /// Something was achieved after a fault: what held us up is over.
@@ -295,10 +214,14 @@ impl Telemetry {
         let now = self.now();
         let mut inner = self.inner();
         inner.streaming = true;
-        if inner.position == Lsn::INVALID {
+        if inner.position == Lsn::INVALID || position < inner.position {
+            // The first one, or that of another source: positions of the old one mean nothing here.
             inner.lag = Lag::new(position, now);
+            inner.position = position;
+            inner.source_flush_lsn = Lsn::INVALID;
+            inner.confirmed = Lsn::INVALID;
         }
-        inner.position = inner.position.max(position);
+        inner.position = position;
         inner.lag.stored(position, now);
         for table in tables {
             let name = table.unquoted();
@@ -314,8 +237,6 @@ impl Telemetry {
     pub fn stream_ends(&self) {
         let mut inner = self.inner();
         inner.streaming = false;
-        inner.lag.restarted();
-        inner.heartbeat_sent_at = None;
     }
 
     /// A message came, with the source's clock at sending and ours at receipt.
@@ -324,17 +245,17 @@ impl Telemetry {
         self.inner().offset.observe(source, local, now);
     }
 
-    /// A commit was received.
-    pub fn received(&self, end_lsn: Lsn, committed_at: PgTimestamp) {
+    /// A transaction's Begin was received, with its commit's position and time.
+    pub fn received(&self, final_lsn: Lsn, committed_at: PgTimestamp) {
         let now = self.now();
-        self.inner().lag.received(end_lsn, committed_at, now);
+        self.inner().lag.received(final_lsn, committed_at, now);
     }
 
-    /// The stream has passed this position with nothing for us in it.
-    pub fn reached(&self, position: Lsn) {
+    /// The stream has passed this position; `nothing_under_way`: and all that came before it for us is stored.
+    pub fn reached(&self, position: Lsn, nothing_under_way: bool) {
         let now = self.now();
         let mut inner = self.inner();
-        inner.lag.reached(position, now);
+        inner.lag.reached(position, nothing_under_way, now);
         inner.progressed_at = Instant::now();
     }
 
@@ -381,10 +302,14 @@ impl Telemetry {
         let mut total = 0;
         let mut inner = self.inner();
         inner.transactions += transactions;
+        inner.progressed_at = Instant::now();
         for (table, operation, count) in rows {
             total += count;
             self.metrics.rows_applied.with_label_values(&[table.as_str(), operation.as_str()]).inc_by(*count);
-            let progress = inner.tables.entry(table.clone()).or_default();
+            if !inner.tables.contains_key(table) {
+                inner.tables.insert(table.clone(), TableProgress::default());
+            }
+            let Some(progress) = inner.tables.get_mut(table) else { continue };
             match operation {
                 Operation::Insert => progress.inserts += count,
                 Operation::Update => progress.updates += count,
@@ -392,11 +317,18 @@ impl Telemetry {
                 Operation::Truncate => progress.truncates += count,
             }
         }
+        inner.rows += total;
         drop(inner);
         self.metrics.transactions_applied.inc_by(transactions);
         self.metrics.missing_deletes.inc_by(missing_deletes);
         self.metrics.batch_rows.observe(total as f64);
         self.metrics.apply_duration.observe(took.as_secs_f64());
+        tracing::debug!(
+            transactions_applied = transactions,
+            batch_rows = total,
+            apply_duration_seconds = took.as_secs_f64(),
+            "applied a batch"
+        );
     }
 
     /// A batch met a constraint and is done again in smaller steps.
@@ -404,16 +336,51 @@ impl Telemetry {
         self.metrics.batch_retries.inc();
     }
 
-    /// A heartbeat was written at the source.
+    /// A heartbeat was written at the source, or was due and could not be.
     pub fn heartbeat_sent(&self) {
-        self.inner().heartbeat_sent_at.get_or_insert_with(Instant::now);
+        let mut inner = self.inner();
+        if inner.heartbeats_on_their_way.len() < HEARTBEATS_MAX {
+            inner.heartbeats_on_their_way.push_back(Instant::now());
+        }
     }
 
     /// A heartbeat was committed at the destination, `took` after it was written.
     pub fn heartbeat_returned(&self, took: Duration) {
         let mut inner = self.inner();
         inner.heartbeat_lag = Some(took);
-        inner.heartbeat_sent_at = None;
+        // It was counted before it was written, and whatever was counted before it is over with it.
+        let Some(written) = Instant::now().checked_sub(took) else { return };
+        while inner.heartbeats_on_their_way.front().is_some_and(|sent| *sent <= written) {
+            inner.heartbeats_on_their_way.pop_front();
+        }
+    }
+
+    /// There are no heartbeats, and why; or there are again.
+    pub fn heartbeats_off(&self, reason: Option<&str>) {
+        let mut inner = self.inner();
+        if inner.heartbeat_off.as_deref() == reason {
+            return;
+        }
+        inner.heartbeat_off = reason.map(str::to_owned);
+        inner.heartbeats_on_their_way.clear();
+        inner.heartbeat_lag = None;
+        drop(inner);
+        match reason {
+            Some(reason) => {
+                self.event("heartbeat", format!("no heartbeats: {reason}; lag is told by keepalives alone"))
+            }
+            None => self.event("heartbeat", "heartbeats are written again"),
+        }
+    }
+
+    /// Whether a heartbeat that is written now should come back to this process some time.
+    pub fn expects_heartbeats(&self) -> bool {
+        let inner = self.inner();
+        let followed = match inner.state {
+            State::Connecting | State::CatchingUp | State::Streaming | State::Waiting => true,
+            State::Snapshot | State::Standby | State::Stopped => false,
+        };
+        followed && inner.position != Lsn::INVALID
     }
 
     /// A conflict was met.
@@ -431,15 +398,69 @@ impl Telemetry {
     /// The slot's health was read.
     pub fn slot(&self, health: SlotHealth) {
         let retained = i64::try_from(health.retained_wal_bytes).unwrap_or(i64::MAX);
-        self.metrics.slot_retained_wal_bytes.set(retained);
-        self.metrics.slot_seconds_until_lost.set(health.seconds_until_lost.unwrap_or(f64::INFINITY));
+        self.metrics.slot_retained_wal_bytes.with_label_values::<&str>(&[]).set(retained);
+        let until_lost = health.seconds_until_lost.unwrap_or(f64::INFINITY);
+        self.metrics.slot_seconds_until_lost.with_label_values::<&str>(&[]).set(until_lost);
         self.inner().slot = Some(health);
+    }
+
+    /// There is no slot.
+    pub fn no_slot(&self) {
+        self.metrics.slot_retained_wal_bytes.reset();
+        self.metrics.slot_seconds_until_lost.reset();
+        self.inner().slot = None;
+    }
+
+    /// In-progress transactions take so much memory and disk now.
+    pub fn spooled(&self, bytes: u64) {
+        self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.inner().spool_bytes = bytes;
+    }
+
+    /// A verification has ended, and found so many rows that differ.
+    pub fn verified(&self, mismatched_rows: u64) {
+        let mismatched = i64::try_from(mismatched_rows).unwrap_or(i64::MAX);
+        self.metrics.verify_mismatched_rows.with_label_values::<&str>(&[]).set(mismatched);
+        self.inner().verified = Some(Verified { at: wall_clock(), mismatched_rows });
+        self.event("verify", format!("{mismatched_rows} rows differ"));
+    }
+
+    /// Which two databases this is about.
+    pub fn set_route(&self, route: Route) {
+        self.inner().route = route;
+    }
+
+    /// Keeps this second's numbers for the chart.
+    pub fn sample(&self) {
+        let status = self.status();
+        let mut inner = self.inner();
+        let rows_copied = inner.rows_copied;
+        inner.history.push(Sample {
+            at: status.uptime_seconds,
+            lag_seconds: status.lag_seconds,
+            lag_bytes: status.lag_bytes,
+            heartbeat_lag_seconds: status.heartbeat_lag_seconds,
+            rows_applied: status.rows_applied,
+            rows_copied,
+        });
+    }
+
+    /// The last quarter of an hour.
+    pub(super) fn history(&self) -> History {
+        self.inner().history.clone()
+    }
+
+    /// The last sample.
+    pub(super) fn last_sample(&self) -> Option<Sample> {
+        self.inner().history.last()
     }
 
     /// A snapshot begins, of tables with these sizes in bytes.
     pub fn snapshot_begins(&self, tables: impl IntoIterator<Item = (QualifiedName, u64)>) {
         let mut inner = self.inner();
         inner.snapshot_began = Some(Instant::now());
+        // What is behind the snapshot's position will not be streamed.
+        inner.heartbeats_on_their_way.clear();
         for (table, bytes) in tables {
             let name = table.unquoted();
             self.metrics.snapshot_progress.with_label_values(&[name.as_str()]).set(0.0);
@@ -456,6 +477,8 @@ impl Telemetry {
         let name = table.unquoted();
         self.metrics.snapshot_rows.with_label_values(&[name.as_str()]).inc_by(rows);
         let mut inner = self.inner();
+        inner.rows_copied += rows;
+        inner.progressed_at = Instant::now();
         let progress = inner.tables.entry(name.clone()).or_default();
         progress.snapshot_rows += rows;
         progress.snapshot_bytes += bytes;
@@ -484,20 +507,7 @@ impl Telemetry {
     /// # Errors
     /// The reason, in words.
     pub fn ready(&self) -> Result<(), String> {
-        let status = self.status();
-        if status.ready {
-            return Ok(());
-        }
-        Err(match (status.state, status.reason) {
-            (State::Streaming | State::CatchingUp, _) => format!(
-                "{}: {:.1} s behind the source (at most {:.1} s)",
-                status.state.as_str(),
-                status.lag_seconds,
-                self.ready_lag_max.as_secs_f64()
-            ),
-            (state, Some(reason)) => format!("{}: {reason}", state.as_str()),
-            (state, None) => state.as_str().to_owned(),
-        })
+        self.status().not_ready_because.map_or(Ok(()), Err)
     }
 
     /// Everything, as of now.
@@ -506,42 +516,95 @@ impl Telemetry {
         let inner = self.inner();
         let source_now = inner.offset.source_time(local_clock());
         let lag = inner.lag.age(inner.streaming, source_now, now);
-        let waiting_heartbeat = inner.heartbeat_sent_at.map(|sent| sent.elapsed());
+        let waiting_heartbeat = inner.heartbeats_on_their_way.front().map(Instant::elapsed);
         let heartbeat = inner.heartbeat_lag.max(waiting_heartbeat);
+        let leads = inner.state != State::Standby;
+        let not_ready_because = self.not_ready_because(&inner, lag);
+        let reason = inner.reason.as_ref();
         StatusView {
             state: inner.state,
-            reason: inner.reason.as_ref().map(|reason| reason.message.clone()),
-            hint: inner.reason.as_ref().and_then(|reason| reason.hint.clone()),
+            reason: reason.map(|reason| reason.message.clone()),
+            detail: reason.and_then(|reason| reason.detail.clone()),
+            hint: reason.and_then(|reason| reason.hint.clone()),
             state_seconds: inner.state_since.elapsed().as_secs_f64(),
-            ready: inner.state == State::Streaming && lag <= self.ready_lag_max,
+            ready: not_ready_because.is_none(),
+            not_ready_because,
+            ready_lag_max_seconds: self.ready_lag_max.as_secs_f64(),
+            route: inner.route.clone(),
             position: inner.position,
             confirmed: inner.confirmed,
             source_flush_lsn: inner.source_flush_lsn,
-            lag_bytes: inner.lag.bytes(),
-            lag_seconds: lag.as_secs_f64(),
+            lag_bytes: leads.then(|| inner.lag.bytes()),
+            lag_seconds: leads.then_some(lag.as_secs_f64()),
             heartbeat_lag_seconds: heartbeat.map(|lag| lag.as_secs_f64()),
-            last_progress_age_seconds: inner.progressed_at.elapsed().as_secs_f64(),
+            heartbeat_off: inner.heartbeat_off.clone(),
+            last_progress_age_seconds: leads.then(|| inner.progressed_at.elapsed().as_secs_f64()),
             transactions_applied: inner.transactions,
+            rows_applied: inner.rows,
             slot: inner.slot.clone(),
             tables: inner.tables.clone(),
             snapshot_seconds: inner.snapshot_began.map(|began| began.elapsed().as_secs_f64()),
+            spool_bytes: inner.spool_bytes,
+            verified: inner.verified.clone(),
             events: inner.events.iter().cloned().collect(),
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.as_secs_f64(),
+        }
+    }
+
+    fn not_ready_because(&self, inner: &Inner, lag: Duration) -> Option<String> {
+        let state = inner.state.as_str();
+        match (inner.state, &inner.reason) {
+            (State::Streaming, _) if lag <= self.ready_lag_max => None,
+            (State::Streaming | State::CatchingUp, _) => Some(format!(
+                "{state}: {:.1} s behind the source (at most {:.1} s)",
+                lag.as_secs_f64(),
+                self.ready_lag_max.as_secs_f64()
+            )),
+            (State::Standby, _) => Some(format!("{state}: another instance leads")),
+            (_, Some(reason)) => Some(format!("{state}: {reason}")),
+            (_, None) => Some(state.to_owned()),
         }
     }
 
     /// All metrics in Prometheus's text format, as of now.
     pub fn render_metrics(&self) -> Vec<u8> {
         let status = self.status();
-        self.metrics.lag_bytes.set(i64::try_from(status.lag_bytes).unwrap_or(i64::MAX));
-        self.metrics.lag_seconds.set(status.lag_seconds);
-        self.metrics.heartbeat_lag_seconds.set(status.heartbeat_lag_seconds.unwrap_or(0.0));
-        self.metrics.last_progress_age_seconds.set(status.last_progress_age_seconds);
+        let bytes = status.lag_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        show(&self.metrics.lag_bytes, bytes);
+        show(&self.metrics.lag_seconds, status.lag_seconds);
+        show(&self.metrics.heartbeat_lag_seconds, status.heartbeat_lag_seconds);
+        show(&self.metrics.last_progress_age_seconds, status.last_progress_age_seconds);
         if let Some(seconds) = status.snapshot_seconds {
             self.metrics.snapshot_duration.set(seconds);
         }
         self.metrics.render()
+    }
+}
+
+/// Sets a gauge, or takes it away where there is nothing to say: an absent number is no lie, a 0 would be one.
+fn show<P: Atomic>(gauge: &GenericGaugeVec<P>, value: Option<P::T>) {
+    match value {
+        Some(value) => gauge.with_label_values::<&str>(&[]).set(value),
+        None => gauge.reset(),
+    }
+}
+
+/// One log line per change of state.
+fn tell(state: State, reason: Option<&ErrorReport>) {
+    let name = state.as_str();
+    match reason {
+        Some(reason) if is_json() => {
+            let (detail, hint) = (reason.detail.as_deref(), reason.hint.as_deref());
+            if state == State::Waiting {
+                tracing::error!(state = name, detail, hint, "{reason}");
+            } else {
+                tracing::warn!(state = name, detail, hint, "{reason}");
+            }
+        }
+        Some(reason) if state == State::Waiting => tracing::error!(state = name, "{}", reason.lines()),
+        Some(reason) => tracing::warn!(state = name, "{}", reason.lines()),
+        None => tracing::info!(state = name, "{}", sentence(state)),
     }
 }
 
@@ -558,9 +621,12 @@ fn sentence(state: State) -> &'static str {
 }
 
 fn remember(inner: &mut Inner, kind: &'static str, text: String) {
-    let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    inner.events.push_front(Event { at, kind, text });
+    inner.events.push_front(Event { at: wall_clock(), kind: kind.to_owned(), text });
     inner.events.truncate(EVENTS_MAX);
+}
+
+fn wall_clock() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 fn local_clock() -> PgTimestamp {
@@ -581,6 +647,16 @@ mod tests {
         telemetry.snapshot_copied(&QualifiedName::new("public", "t"), 1, 1);
         telemetry.conflict("public.t", "missing_row");
         telemetry.restart("source_lost");
+        let absent = String::from_utf8(telemetry.render_metrics()).unwrap();
+        for name in
+            ["heartbeat_lag_seconds", "slot_retained_wal_bytes", "slot_seconds_until_lost", "verify_mismatched_rows"]
+        {
+            assert!(!absent.contains(&format!("headwater_{name} ")), "{name} before anything is known of it");
+        }
+        telemetry.heartbeat_returned(Duration::from_millis(3));
+        telemetry.slot(SlotHealth::default());
+        telemetry.spooled(1);
+        telemetry.verified(0);
         let text = String::from_utf8(telemetry.render_metrics()).unwrap();
         let ones = text.lines().filter(|line| line.starts_with("headwater_state{") && line.ends_with(" 1")).count();
         assert_eq!(ones, 1, "{text}");
@@ -601,9 +677,45 @@ mod tests {
             "headwater_conflicts_total{kind=\"missing_row\",table=\"public.t\"}",
             "headwater_restarts_total{reason=\"source_lost\"}",
             "headwater_build_info",
+            "headwater_spool_bytes 1",
+            "headwater_verify_mismatched_rows 0",
+            "headwater_slot_seconds_until_lost inf",
         ] {
             assert!(text.contains(name), "no {name} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_standby_shows_no_lag_of_its_own() {
+        let telemetry = Telemetry::new(Duration::from_secs(60));
+        telemetry.source_at(Lsn::new(100));
+        telemetry.heartbeat_sent();
+        telemetry.set_state(State::Standby, None);
+        telemetry.source_at(Lsn::new(900));
+        let text = String::from_utf8(telemetry.render_metrics()).unwrap();
+        for name in
+            ["replication_lag_bytes", "replication_lag_seconds", "heartbeat_lag_seconds", "last_progress_age_seconds"]
+        {
+            assert!(!text.contains(&format!("\nheadwater_{name} ")), "{name} is the leader's:\n{text}");
+        }
+        assert!(!telemetry.expects_heartbeats());
+        assert_eq!(telemetry.ready(), Err("standby: another instance leads".to_owned()));
+    }
+
+    #[test]
+    fn a_heartbeat_counts_until_it_or_a_later_one_is_back() {
+        let telemetry = Telemetry::new(Duration::from_secs(60));
+        let lag = || telemetry.status().heartbeat_lag_seconds;
+        assert_eq!(lag(), None);
+        telemetry.heartbeat_sent();
+        telemetry.heartbeat_sent();
+        let waited = lag().unwrap();
+        assert!(lag().unwrap() > waited, "it grows while one is on its way");
+        telemetry.heartbeat_returned(Duration::ZERO);
+        assert_eq!(lag(), Some(0.0), "both were written before the one that came back");
+        telemetry.heartbeat_sent();
+        telemetry.heartbeat_returned(Duration::from_secs(5));
+        assert!(telemetry.inner().heartbeats_on_their_way.len() == 1, "an older one says nothing of a later one");
     }
 
     #[test]
@@ -614,6 +726,7 @@ mod tests {
         assert_eq!(telemetry.ready(), Err("waiting: disk full".to_owned()));
         telemetry.set_state(State::Streaming, None);
         assert_eq!(telemetry.ready(), Ok(()));
+        telemetry.stream_begins(Lsn::new(1), []);
         telemetry.received(Lsn::new(9), local_clock().shifted_by(-90_000_000));
         let reason = telemetry.ready().unwrap_err();
         assert!(reason.contains("behind the source (at most 60.0 s)"), "{reason}");

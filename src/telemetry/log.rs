@@ -5,6 +5,7 @@
 //! belongs to the commands' results.
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -18,6 +19,13 @@ pub enum LogFormat {
     Json,
 }
 
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether lines are JSON: then detail and hint are fields, not lines of the message.
+pub(super) fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
 /// Starts logging for the whole process. A second call changes nothing.
 pub fn start_logging(format: LogFormat) {
     let filter = EnvFilter::builder()
@@ -28,6 +36,7 @@ pub fn start_logging(format: LogFormat) {
         LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     // Tests start it several times in one process.
     let _ = started;
 }

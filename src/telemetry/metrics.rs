@@ -36,10 +36,11 @@ impl Operation {
 /// Every metric.
 pub(super) struct Metrics {
     registry: Registry,
-    pub(super) lag_bytes: IntGauge,
-    pub(super) lag_seconds: Gauge,
-    pub(super) heartbeat_lag_seconds: Gauge,
-    pub(super) last_progress_age_seconds: Gauge,
+    // Vectors without labels have a series only while there is something to say.
+    pub(super) lag_bytes: IntGaugeVec,
+    pub(super) lag_seconds: GaugeVec,
+    pub(super) heartbeat_lag_seconds: GaugeVec,
+    pub(super) last_progress_age_seconds: GaugeVec,
     pub(super) transactions_applied: IntCounter,
     pub(super) rows_applied: IntCounterVec,
     pub(super) batch_rows: Histogram,
@@ -48,8 +49,10 @@ pub(super) struct Metrics {
     pub(super) snapshot_progress: GaugeVec,
     pub(super) snapshot_duration: Gauge,
     pub(super) state: IntGaugeVec,
-    pub(super) slot_retained_wal_bytes: IntGauge,
-    pub(super) slot_seconds_until_lost: Gauge,
+    pub(super) slot_retained_wal_bytes: IntGaugeVec,
+    pub(super) slot_seconds_until_lost: GaugeVec,
+    pub(super) spool_bytes: IntGauge,
+    pub(super) verify_mismatched_rows: IntGaugeVec,
     pub(super) conflicts: IntCounterVec,
     pub(super) missing_deletes: IntCounter,
     pub(super) batch_retries: IntCounter,
@@ -61,6 +64,8 @@ impl Metrics {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| keep(&registry, Gauge::new(name, help));
         let int_gauge = |name: &str, help: &str| keep(&registry, IntGauge::new(name, help));
+        let at_times = |name: &str, help: &str| keep(&registry, GaugeVec::new(Opts::new(name, help), &[]));
+        let int_at_times = |name: &str, help: &str| keep(&registry, IntGaugeVec::new(Opts::new(name, help), &[]));
         let counter = |name: &str, help: &str| keep(&registry, IntCounter::new(name, help));
         let counters = |name: &str, help: &str, labels: &[&str]| {
             keep(&registry, IntCounterVec::new(Opts::new(name, help), labels))
@@ -71,21 +76,21 @@ impl Metrics {
         );
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Metrics {
-            lag_bytes: int_gauge(
+            lag_bytes: int_at_times(
                 "headwater_replication_lag_bytes",
-                "Source WAL that the destination does not reflect yet, in bytes",
+                "Source WAL that the destination does not reflect yet, in bytes; absent on a standby",
             ),
-            lag_seconds: gauge(
+            lag_seconds: at_times(
                 "headwater_replication_lag_seconds",
-                "Age of the oldest source commit that is not applied yet, in seconds; 0 when there is none",
+                "Age of the oldest source commit that is not applied yet, in seconds; 0 when there is none, absent on a standby",
             ),
-            heartbeat_lag_seconds: gauge(
+            heartbeat_lag_seconds: at_times(
                 "headwater_heartbeat_lag_seconds",
                 "Time from writing a heartbeat at the source to its commit at the destination, in seconds; grows while one is on its way",
             ),
-            last_progress_age_seconds: gauge(
+            last_progress_age_seconds: at_times(
                 "headwater_last_progress_age_seconds",
-                "Time since the position last moved, or was last known to need no move, in seconds",
+                "Time since something was applied or copied, or was last known to need neither, in seconds; absent on a standby",
             ),
             transactions_applied: counter(
                 "headwater_transactions_applied_total",
@@ -137,13 +142,21 @@ impl Metrics {
                     &["state"],
                 ),
             ),
-            slot_retained_wal_bytes: int_gauge(
+            slot_retained_wal_bytes: int_at_times(
                 "headwater_slot_retained_wal_bytes",
                 "WAL that the source keeps for the replication slot, in bytes",
             ),
-            slot_seconds_until_lost: gauge(
+            slot_seconds_until_lost: at_times(
                 "headwater_slot_seconds_until_lost",
                 "Time until the source invalidates the slot if nothing moves, at the recent rate of WAL, in seconds; +Inf without a limit",
+            ),
+            spool_bytes: int_gauge(
+                "headwater_spool_bytes",
+                "Transactions still in progress at the source that are kept in memory and files, in bytes",
+            ),
+            verify_mismatched_rows: int_at_times(
+                "headwater_verify_mismatched_rows",
+                "Rows that differed in the last verification; absent before the first one",
             ),
             conflicts: counters(
                 "headwater_conflicts_total",

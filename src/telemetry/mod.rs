@@ -1,19 +1,23 @@
 //! Facts into what people and machines see: metrics, health, status, logs.
 //!
 //! Room 7, I/O. In come facts from every I/O room (a commit was received, a batch was stored, the state is now …);
-//! out go /metrics, /healthz, /readyz and /status over HTTP, and log lines. Nothing here decides anything, and
-//! nothing served over HTTP changes anything.
+//! out go /metrics, /healthz, /readyz, /status and the status page over HTTP, and log lines. Nothing here decides
+//! anything, and nothing served over HTTP changes anything.
 //!
 //! Invariants: no row value and no password in any output (I9); label sets are bounded by the table set and by our
 //! own enums; lag is computed when it is asked for, so it goes on rising while everything else stands still.
 
 mod facts;
 pub mod failpoint;
+mod history;
 mod http;
 mod log;
 mod metrics;
+mod page;
+mod view;
 
-pub use facts::{Event, SlotHealth, State, StatusView, TableProgress, Telemetry};
+pub use facts::{State, Telemetry};
 pub use http::{HttpError, serve};
 pub use log::{LogFormat, start_logging};
 pub use metrics::Operation;
+pub use view::{Event, Route, SlotHealth, StatusView, TableProgress, Verified};

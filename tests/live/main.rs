@@ -16,6 +16,8 @@ mod idle;
 mod large;
 mod leadership;
 mod links;
+mod metrics;
+mod page;
 mod prefix;
 mod security;
 mod settle;

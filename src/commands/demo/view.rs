@@ -79,8 +79,8 @@ impl View {
             format!("  speed      {speed}"),
             format!(
                 "  lag        {:>9} bytes, {:.3} s{}",
-                status.lag_bytes,
-                status.lag_seconds,
+                status.lag_bytes.unwrap_or(0),
+                status.lag_seconds.unwrap_or(0.0),
                 status.heartbeat_lag_seconds.map(|h| format!(", heartbeat {:.1} ms", h * 1000.0)).unwrap_or_default()
             ),
             String::new(),
@@ -116,8 +116,8 @@ impl View {
         super::say(&format!(
             "{:<11} {rate:>6.0} rows/s  lag {:>7} bytes {:.3} s  {}, {}, {} (destination/source)",
             status.state.as_str(),
-            status.lag_bytes,
-            status.lag_seconds,
+            status.lag_bytes.unwrap_or(0),
+            status.lag_seconds.unwrap_or(0.0),
             both(0),
             both(1),
             both(2)

@@ -5,10 +5,12 @@
 
 #![allow(dead_code, reason = "not every test uses everything")]
 
+pub mod browser;
 pub mod compare;
 pub mod database;
 pub mod proxy;
 pub mod service;
+pub mod tools;
 pub mod workload;
 
 use std::path::{Path, PathBuf};

@@ -147,6 +147,16 @@ impl Service {
         self.child.id()
     }
 
+    /// Where its pages are.
+    pub fn http_url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.port)
+    }
+
+    /// Its configuration file.
+    pub fn configuration_file(&self) -> &std::path::Path {
+        &self.config
+    }
+
     /// What it has printed.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
