@@ -70,3 +70,29 @@ BEGIN
         MESSAGE = pg_catalog.format('%s rows found where %s were expected', found, expected);
 END
 $$;
+
+-- Source transactions that an operator wants left out, each by one of its two names: what it is to be done with is done
+-- when it comes.
+CREATE TABLE IF NOT EXISTS headwater.skip (
+    commit_lsn pg_lsn UNIQUE,
+    end_lsn pg_lsn UNIQUE,
+    requested_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    requested_by text NOT NULL DEFAULT current_user,
+    CHECK ((commit_lsn IS NULL) <> (end_lsn IS NULL))
+);
+
+-- Source transactions that were left out, whole, in the order of their parts: large ones have several.
+CREATE TABLE IF NOT EXISTS headwater.dead_letter (
+    commit_lsn pg_lsn NOT NULL,
+    part integer NOT NULL,
+    -- Known once the whole transaction is here.
+    end_lsn pg_lsn,
+    committed_at timestamptz NOT NULL,
+    xid bigint NOT NULL,
+    changes bigint NOT NULL,
+    tables text[] NOT NULL,
+    -- MessagePack; read it with headwater dead-letter show.
+    letter bytea NOT NULL,
+    moved_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (commit_lsn, part)
+);

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::destination::Wanted;
+use crate::pg::Lsn;
+
 /// Keeps local PostgreSQL tables equal to those of another PostgreSQL database.
 ///
 /// headwater takes one full snapshot in foreign-key order, shows it in one instant, then follows the source's logical
@@ -25,8 +28,66 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Keep the destination equal to the source, until asked to stop.
     Run(RunArguments),
+    /// Leave a source transaction out that the destination cannot take: it goes to headwater.dead_letter instead.
+    Skip(TransactionArguments),
+    /// See the transactions that were left out.
+    #[command(subcommand)]
+    DeadLetter(DeadLetterCommand),
+    /// Apply a transaction that was left out, to the rows as they are now, and remove it from headwater.dead_letter.
+    Replay(ReplayArguments),
     /// Watch it work: two throw-away clusters, a forum that is written to, and headwater between them.
     Demo(DemoArguments),
+}
+
+/// A source transaction by one of its names.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct TransactionArguments {
+    /// The transaction's end_lsn, as the service names it.
+    #[arg(long, value_name = "LSN")]
+    pub(super) end_lsn: Option<Lsn>,
+
+    /// The transaction's commit_lsn; the service gives it for large transactions, whose end it has not seen.
+    #[arg(long, value_name = "LSN")]
+    pub(super) commit_lsn: Option<Lsn>,
+}
+
+impl TransactionArguments {
+    /// Which transaction is meant; clap lets through exactly one of the two.
+    pub(super) fn wanted(&self) -> Wanted {
+        match (self.end_lsn, self.commit_lsn) {
+            (Some(end_lsn), _) => Wanted::EndLsn(end_lsn),
+            (None, commit_lsn) => Wanted::CommitLsn(commit_lsn.unwrap_or_default()),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLetterCommand {
+    /// List them, oldest first.
+    List,
+    /// Show the changes of one.
+    Show(ShowArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ShowArguments {
+    #[command(flatten)]
+    pub(super) transaction: TransactionArguments,
+
+    /// Show the values of rows, too.
+    #[arg(long)]
+    pub(super) values: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReplayArguments {
+    #[command(flatten)]
+    pub(super) transaction: TransactionArguments,
+
+    /// Overwrite rows that are there, and insert rows that an update misses.
+    #[arg(long)]
+    pub(super) source_wins: bool,
 }
 
 #[derive(Debug, Args)]

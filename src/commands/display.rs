@@ -29,6 +29,12 @@ pub(super) fn line(text: &str) {
     eprintln!("{text}");
 }
 
+/// Prints a line of a result. Nobody reading it any more is no error.
+pub(super) fn result(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
 const BARS_EVERY: Duration = Duration::from_millis(200);
 const LINES_EVERY: Duration = Duration::from_secs(10);
 

@@ -5,10 +5,13 @@
 //! room that prints.
 
 mod cli;
+mod dead_letter;
 pub mod demo;
 mod display;
+mod replay;
 mod run;
 mod settings;
+mod skip;
 
 use std::process::ExitCode;
 
@@ -53,6 +56,9 @@ pub fn main() -> ExitCode {
     let exit = runtime.block_on(async {
         match arguments.command {
             Command::Run(options) => run::run(&arguments.config, &options).await,
+            Command::Skip(options) => skip::skip(&arguments.config, &options).await,
+            Command::DeadLetter(command) => dead_letter::dead_letter(&arguments.config, &command).await,
+            Command::Replay(options) => replay::replay(&arguments.config, &options).await,
             Command::Demo(options) => demo::demo(options.seconds).await,
         }
     });

@@ -3,10 +3,13 @@
 //! The I/O half of `config`, which is pure. Used by every command that needs settings.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::Exit;
 use super::display;
-use crate::config::{Config, Environment, FileText, Problem, misspelt_variables};
+use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, misspelt_variables};
+use crate::destination::WritingSettings;
+use crate::session::Sql;
 
 /// Reads the configuration. What is wrong with it is printed, all at once.
 pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
@@ -35,4 +38,25 @@ pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
         }
         Exit::Usage
     })
+}
+
+/// How long a statement of a command may take.
+const STATEMENT_MAX: Duration = Duration::from_secs(60);
+
+/// Ordinary sessions at the destination.
+pub(super) fn destination(config: &Config) -> Sql {
+    Sql { connection: config.destination.url.clone(), purpose: "command", timeout: STATEMENT_MAX }
+}
+
+/// A writing session at the destination beside the service's own.
+pub(super) fn writing(config: &Config) -> WritingSettings {
+    WritingSettings {
+        connection: config.destination.url.clone(),
+        slot: config.source.slot.clone(),
+        // It leads nothing, so nobody waits for its silence.
+        leader_timeout: config.destination.timeout,
+        lock_timeout: config.destination.lock_timeout,
+        timeout: config.destination.timeout,
+        synchronous_commit: SynchronousCommit::On,
+    }
 }

@@ -106,7 +106,8 @@ impl Bookkeeping {
     /// [`DestinationError`]; also when a newer headwater wrote the bookkeeping.
     pub async fn stream(&self) -> Result<Option<Stream>, DestinationError> {
         let doing = "reading headwater.stream";
-        if !self.exists().await? {
+        let sql = "SELECT pg_catalog.to_regclass('headwater.stream') IS NOT NULL";
+        if !self.client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
             return Ok(None);
         }
         let sql = "SELECT state, generation, slot, publication, system_identifier, timeline, source_database,
@@ -141,8 +142,9 @@ impl Bookkeeping {
     }
 
     async fn exists(&self) -> Result<bool, DestinationError> {
-        // The last object of the script, which runs in one transaction.
-        let sql = "SELECT pg_catalog.to_regprocedure('headwater.expect(bigint, bigint)') IS NOT NULL";
+        // Each version's last object; the script runs in one transaction.
+        let sql = "SELECT pg_catalog.to_regprocedure('headwater.expect(bigint, bigint)') IS NOT NULL
+                          AND pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL";
         Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))
     }
 

@@ -25,6 +25,8 @@ pub enum ConflictKind {
     ExclusionViolation,
     /// A value that its column does not take.
     DataException,
+    /// The role may not write the row: privileges, or row-level security.
+    PermissionDenied,
     /// Anything else that the destination refused about a row.
     Other,
 }
@@ -40,6 +42,7 @@ impl ConflictKind {
             ConflictKind::NotNullViolation => "not_null_violation",
             ConflictKind::ExclusionViolation => "exclusion_violation",
             ConflictKind::DataException => "data_exception",
+            ConflictKind::PermissionDenied => "permission_denied",
             ConflictKind::Other => "other",
         }
     }
@@ -53,10 +56,15 @@ impl ConflictKind {
             "23514" => ConflictKind::CheckViolation,
             "23502" => ConflictKind::NotNullViolation,
             "23P01" => ConflictKind::ExclusionViolation,
-            "44000" | "P0001" | "428C9" => ConflictKind::Other,
+            "42501" => ConflictKind::PermissionDenied,
+            // 44000 WITH CHECK OPTION, P0001 a trigger's exception, 428C9 a generated column; 27000 a trigger that
+            // changed the row.
+            "44000" | "P0001" | "428C9" | "27000" => ConflictKind::Other,
             _ => match code.class() {
                 "22" => ConflictKind::DataException,
                 "23" => ConflictKind::Other,
+                // 54 program limit exceeded: a row too large for an index of the destination's.
+                "54" => ConflictKind::Other,
                 _ => return None,
             },
         })
@@ -82,8 +90,10 @@ pub struct Conflict {
     pub code: SqlState,
     /// The source transaction's commit_lsn.
     pub commit_lsn: Lsn,
-    /// The source transaction's end_lsn, when it is known: the name by which it can be skipped.
+    /// The source transaction's end_lsn; one that comes in pieces is known by its commit_lsn only.
     pub end_lsn: Option<Lsn>,
+    /// The next attempt lets its rows win.
+    pub will_win: bool,
 }
 
 impl fmt::Display for Conflict {

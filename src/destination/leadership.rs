@@ -130,6 +130,12 @@ impl Candidate {
         Ok(Ok(Leader { session: self.session, settings: self.settings, role, wal_block_bytes }))
     }
 
+    /// The session as it is, for somebody who writes without leading.
+    pub(super) async fn into_session(mut self) -> Result<(WritingSession, ReplicationRole), DestinationError> {
+        let role = self.take_replica_role().await?;
+        Ok((self.session, role))
+    }
+
     async fn take_replica_role(&mut self) -> Result<ReplicationRole, DestinationError> {
         match self.ask("SELECT pg_catalog.set_config('session_replication_role', 'replica', false)").await {
             Ok(_) => Ok(ReplicationRole::Replica),

@@ -9,6 +9,7 @@
 //! catalog ────── the tables as they are here
 //! leadership ─── who may write: one advisory lock, one conditional position
 //! apply ──────── work into flights, answers into progress
+//! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out
 //! schema, staging, publish ── a snapshot, from missing tables to one visible instant
 //! ```
 //!
@@ -18,18 +19,26 @@
 mod apply;
 mod bookkeeping;
 mod catalog;
+mod conflict;
+mod dead_letter;
 mod error;
 mod leadership;
+mod letter_text;
 mod publish;
+mod replay;
 mod schema;
 mod staging;
 
 pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, misfit_report};
 pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState};
 pub use catalog::{Catalog, DestinationTable};
+pub use conflict::{Conflicts, Repair};
+pub use dead_letter::{DeadLetter, Wanted, dead_letters, parts, read_part, request_skip, skips};
 pub use error::{Conflict, ConflictKind, DestinationError};
 pub use leadership::{
     Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, terminate, terminate_leftovers,
 };
+pub use letter_text::{describe, describe_with_values};
 pub use publish::{Publication, PublishOutcome};
+pub use replay::{Replayed, replay};
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

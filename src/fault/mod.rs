@@ -12,9 +12,10 @@
 //! | end | exit 1 | a wrong password at start, bytes that are not understood |
 
 mod backoff;
+mod conflict;
 
 use crate::config::OnSlotLost;
-use crate::destination::{Conflict, DestinationError};
+use crate::destination::DestinationError;
 use crate::pg::ErrorReport;
 use crate::session::{CopyError, ServerError, SessionError};
 use crate::source::SourceError;
@@ -107,6 +108,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Refused(_) => operator("destination_refused"),
             // Another instance leads: stand by behind its lock.
             DestinationError::PositionMoved { .. } => Decision::Retry("position_moved"),
+            // The source's rows win in the next attempt, which gets the transaction anew.
+            DestinationError::Conflict(conflict) if conflict.will_win => Decision::Retry("conflict"),
             DestinationError::Conflict(_) => Decision::Halt("conflict"),
             DestinationError::Bind(_) => Decision::Halt("schema_change"),
             DestinationError::NoIdentity(_) => Decision::Halt("no_identity"),
@@ -182,7 +185,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
         | Fault::Destination(DestinationError::Refused(report)) => report.clone(),
         Fault::Source(SourceError::Session(error)) => session_report("source", error),
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
-        Fault::Destination(DestinationError::Conflict(conflict)) => conflict_report(conflict),
+        Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
         Fault::Source(SourceError::Transaction(error @ TransactionError::Replaced { table, .. })) => {
             ErrorReport::new(error.to_string())
                 .hint(format!("Reconcile it with a new snapshot: headwater run --resnapshot={table}"))
@@ -236,21 +239,6 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         Some(hint) => report.hint(hint),
         None => report,
     }
-}
-
-fn conflict_report(conflict: &Conflict) -> ErrorReport {
-    let report = ErrorReport::new(conflict.to_string());
-    let report = match &conflict.constraint {
-        Some(constraint) => report.detail(format!("Constraint or column: {constraint}.")),
-        None => report,
-    };
-    report.hint(match conflict.end_lsn {
-        Some(end_lsn) => format!(
-            "Mend the row at the destination and headwater goes on by itself; or set on_conflict = \"source-wins\"; or leave the \
-             transaction out: headwater skip --end-lsn {end_lsn}"
-        ),
-        None => "Mend the row at the destination and headwater goes on by itself; or set on_conflict = \"source-wins\".".to_owned(),
-    })
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub(super) struct Limits {
     pub(super) leader_timeout: Duration,
     /// Where the source's WAL ended when the stream began: from there on it is no longer catching up.
     pub(super) catch_up_to: Lsn,
+    /// The commit_lsn of a transaction that could not be applied: up to there nothing is resolved.
+    pub(super) held_up_at: Lsn,
 }
 
 /// The destination's WAL positions are asked for at most so often; confirming less often costs the source a little WAL.
@@ -161,7 +163,9 @@ impl<'a> ApplyLoop<'a> {
             if let Work::Reached(position) = work {
                 self.idle.reached(position);
                 self.telemetry.reached(position, !self.applier.is_busy());
-                self.caught_up_at(position);
+                if !self.applier.is_busy() {
+                    self.caught_up_at(position);
+                }
                 continue;
             }
             let read_wal = self.ledger_wants_reading();
@@ -226,7 +230,7 @@ impl<'a> ApplyLoop<'a> {
 
     /// Draws the conclusions from an answer.
     fn applied(&mut self, applied: Applied) {
-        let Applied { work, position, durable, missing_deletes, wal, took } = applied;
+        let Applied { work, position, durable, missing_deletes, repairs, left_out, wal, took } = applied;
         if let Some(position) = position {
             if durable {
                 self.ledger.store_durably(position);
@@ -242,6 +246,13 @@ impl<'a> ApplyLoop<'a> {
             self.ledger.read(reading);
         }
         self.confirm();
+        for repair in repairs {
+            self.telemetry.conflict(&repair.table.unquoted(), repair.kind.as_str(), repair.rows);
+        }
+        if left_out {
+            self.left_out(work.as_ref());
+            return;
+        }
         match work {
             Some(Work::Batch(batch)) => {
                 let transactions = u64::try_from(batch.members.len()).unwrap_or(0);
@@ -263,6 +274,25 @@ impl<'a> ApplyLoop<'a> {
         }
     }
 
+    /// What is in headwater.dead_letter is applied nowhere.
+    fn left_out(&self, work: Option<&Work>) {
+        let commit = match work {
+            Some(Work::Batch(batch)) => batch.members.first().map(|member| member.commit),
+            Some(Work::CommitLarge { commit, .. }) => Some(*commit),
+            Some(Work::PieceOfLarge(_) | Work::BeginLarge(_) | Work::Reached(_)) | None => None,
+        };
+        if let Some(commit) = commit {
+            self.telemetry.event(
+                "conflict",
+                format!(
+                    "the source transaction with end_lsn {} was left out, as asked: it is in headwater.dead_letter; see \
+                     headwater dead-letter show --end-lsn {}",
+                    commit.end_lsn, commit.end_lsn
+                ),
+            );
+        }
+    }
+
     fn heartbeat(&self, heartbeat: &Heartbeat) {
         if let Some(took) = self.instance.since(heartbeat) {
             self.telemetry.heartbeat_returned(took);
@@ -270,7 +300,9 @@ impl<'a> ApplyLoop<'a> {
     }
 
     fn caught_up_at(&self, position: Lsn) {
-        self.telemetry.resumed();
+        if position > self.limits.held_up_at {
+            self.telemetry.resumed();
+        }
         if position >= self.limits.catch_up_to && self.telemetry.state() == State::CatchingUp {
             self.telemetry.set_state(State::Streaming, None);
         }

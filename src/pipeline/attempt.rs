@@ -18,11 +18,11 @@ use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::{RunOptions, snapshot};
 use crate::config::{Config, Origin, SynchronousCommit};
 use crate::destination::{
-    Applier, ApplierSettings, Bookkeeping, Candidate, DestinationError, Followed, Holder, Leader, ReplicationRole,
-    TableState, WritingSettings, holder, sweep, terminate, terminate_leftovers,
+    Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader,
+    ReplicationRole, TableState, WritingSettings, holder, skips, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Lsn};
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::plan::fit::Transfer;
 use crate::progress::Ledger;
 use crate::session::StreamOptions;
@@ -50,6 +50,8 @@ pub(super) struct Attempt {
     replace_slot: bool,
     has_streamed: bool,
     made_progress: bool,
+    /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
+    conflict: Option<(Lsn, bool)>,
 }
 
 impl Attempt {
@@ -72,6 +74,7 @@ impl Attempt {
             replace_slot: false,
             has_streamed: false,
             made_progress: false,
+            conflict: None,
         }
     }
 
@@ -104,6 +107,16 @@ impl Attempt {
     /// The slot is lost: the next attempt makes a new one and copies all tables.
     pub(super) fn start_over(&mut self) {
         self.replace_slot = true;
+    }
+
+    /// Counts a conflict, once however often it is tried again, and remembers what the next attempt is to do about it.
+    pub(super) fn note(&mut self, fault: &Fault) {
+        let Fault::Destination(DestinationError::Conflict(conflict)) = fault else { return };
+        if self.conflict.is_none_or(|(commit_lsn, _)| commit_lsn != conflict.commit_lsn) {
+            let table = conflict.table.as_ref().map(QualifiedName::unquoted).unwrap_or_default();
+            self.telemetry.conflict(&table, conflict.kind.as_str(), 1);
+        }
+        self.conflict = Some((conflict.commit_lsn, conflict.will_win));
     }
 
     /// Lives until it is asked to stop (`Ok`) or something fails.
@@ -212,9 +225,18 @@ impl Attempt {
         if prepared.stream.as_ref().is_some_and(|stream| stream.timeline != timeline) {
             bookkeeping.set_timeline(timeline).await?;
         }
+        // An earlier version may have made it, with less in it.
+        bookkeeping.ensure().await?;
         let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
         let watched = Watched::new(&prepared, config.source.publication.clone());
+
+        let conflicts = Conflicts {
+            on_conflict: config.on_conflict,
+            skips: skips(bookkeeping.client()).await?,
+            winning: self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn)),
+            source_tables: prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect(),
+        };
 
         let options = StreamOptions {
             protocol_version: 1,
@@ -264,12 +286,14 @@ impl Attempt {
             prepared.destination_catalog,
             prepared.source_catalog.types,
             followed,
+            conflicts,
         );
         let limits = Limits {
             batch_rows_max: config.apply.batch_rows_max,
             batch_bytes_max: config.apply.batch_bytes_max,
             leader_timeout: config.leader_timeout,
             catch_up_to: prepared.identification.flushed_lsn,
+            held_up_at: self.conflict.map(|(commit_lsn, _)| commit_lsn).unwrap_or_default(),
         };
         let mut ground = self.monitor.watch(watched);
         // Whoever needs apply to stand still for a moment takes a turn through this.

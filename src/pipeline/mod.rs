@@ -67,6 +67,7 @@ pub async fn run(
             // What broke while stopping was going to end anyway.
             return Ok(());
         }
+        attempt.note(&fault);
         let phase = if attempt.has_streamed() { Phase::Running } else { Phase::Starting };
         if attempt.made_progress() || began.elapsed() > SETTLED_AFTER {
             backoff.reset();

@@ -16,6 +16,7 @@
 //! equals applying the changes one by one*.
 
 mod batch;
+pub mod conflict;
 pub mod expression;
 pub mod fit;
 pub mod order;

@@ -89,20 +89,29 @@ pub(super) struct RawServerError {
     pub(super) table: Option<String>,
     pub(super) column: Option<String>,
     pub(super) constraint: Option<String>,
+    /// The server's function that reported it.
+    pub(super) routine: Option<String>,
 }
 
+/// The server's function behind PL/pgSQL's RAISE.
+const RAISE: &str = "exec_stmt_raise";
+
 impl RawServerError {
-    pub(super) fn without_values(self) -> ServerError {
+    pub(super) fn without_values(mut self) -> ServerError {
         let code = SqlState::parse(&self.code);
+        // RAISE takes any SQLSTATE, and any text and names. Those of class HW are our own functions'.
+        let raised = self.routine.as_deref() == Some(RAISE) && code.class() != "HW";
+        if raised || code.class() == "P0" {
+            (self.hint, self.schema, self.table, self.column, self.constraint) = (None, None, None, None, None);
+        }
         let (message, detail) = match code.class() {
+            _ if raised => (RAISED.to_owned(), None),
             // Data exceptions quote the value in the message: `invalid input syntax for type integer: "…"`.
             "22" => (data_exception(code).to_owned(), None),
             // Violated constraints name it in the message and quote the row in the detail.
             "23" => (self.message, None),
             // RAISE in somebody's trigger or function may quote anything.
-            "P0" => {
-                ("an exception was raised in a function or trigger (its text is in the server's log)".to_owned(), None)
-            }
+            "P0" => (RAISED.to_owned(), None),
             _ => (self.message, self.detail),
         };
         ServerError {
@@ -118,6 +127,8 @@ impl RawServerError {
         }
     }
 }
+
+const RAISED: &str = "an exception was raised in a function or trigger (its text is in the server's log)";
 
 /// The condition names of class 22 that replicated values can meet (errcodes appendix).
 fn data_exception(code: SqlState) -> &'static str {
@@ -155,6 +166,7 @@ impl ServerError {
                 b't' => raw.table = Some(value),
                 b'c' => raw.column = Some(value),
                 b'n' => raw.constraint = Some(value),
+                b'R' => raw.routine = Some(value),
                 // W is the context (`COPY t, line 1, column x: "…"`) and quotes rows; the rest is of no use here.
                 _ => {}
             }
@@ -288,6 +300,7 @@ impl SessionError {
                 table: db.table().map(str::to_owned),
                 column: db.column().map(str::to_owned),
                 constraint: db.constraint().map(str::to_owned),
+                routine: db.routine().map(str::to_owned),
             };
             return SessionError::from_server(doing, raw.without_values());
         }
@@ -328,6 +341,11 @@ mod tests {
         assert!(!syntax.contains("s3cret") && syntax.contains("22P02"), "{syntax}");
         let raised = shown("P0001", "row s3cret is bad", "s3cret");
         assert!(!raised.contains("s3cret"), "{raised}");
+        for code in ["23514", "ABC01", "40P01"] {
+            let fields = format!("SERROR\0C{code}\0Mrow s3cret\0Ds3cret\0Hs3cret\0ns3cret\0Rexec_stmt_raise\0\0");
+            let raised = format!("{:?}", ServerError::read(fields.as_bytes()));
+            assert!(!raised.contains("s3cret") && raised.contains(code), "RAISE takes any SQLSTATE: {raised}");
+        }
         let lock = shown("55P03", "canceling statement due to lock timeout", "kept");
         assert!(lock.contains("lock timeout") && lock.contains("kept"), "{lock}");
     }

@@ -135,6 +135,18 @@ impl Flight {
         self.execute_bound(Expectation::Count);
     }
 
+    /// The same; the answer will hold the row that it returns, as text.
+    pub fn execute_returning(
+        &mut self,
+        name: &str,
+        formats: &[Format],
+        parameters: usize,
+        write: impl FnOnce(&mut Parameters<'_>),
+    ) {
+        self.bind(name, formats, parameters, write);
+        self.execute_bound(Expectation::Row);
+    }
+
     /// Executes `sql` without parameters; the answer will hold the row that it returns, as text.
     pub fn query(&mut self, sql: &str) {
         self.run_expecting(sql, Expectation::Row);

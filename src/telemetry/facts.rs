@@ -383,10 +383,10 @@ impl Telemetry {
         followed && inner.position != Lsn::INVALID
     }
 
-    /// A conflict was met.
-    pub fn conflict(&self, table: &str, kind: &str) {
-        self.metrics.conflicts.with_label_values(&[table, kind]).inc();
-        remember(&mut self.inner(), "conflict", format!("{kind} on {table}"));
+    /// Conflicts were met, of so many rows.
+    pub fn conflict(&self, table: &str, kind: &str, rows: u64) {
+        self.metrics.conflicts.with_label_values(&[table, kind]).inc_by(rows);
+        remember(&mut self.inner(), "conflict", format!("{kind} on {table}: {rows} rows"));
     }
 
     /// The stream is set up anew.
@@ -645,7 +645,7 @@ mod tests {
         telemetry.stream_begins(Lsn::new(1), [QualifiedName::new("public", "t")]);
         telemetry.snapshot_begins([(QualifiedName::new("public", "t"), 5)]);
         telemetry.snapshot_copied(&QualifiedName::new("public", "t"), 1, 1);
-        telemetry.conflict("public.t", "missing_row");
+        telemetry.conflict("public.t", "missing_row", 1);
         telemetry.restart("source_lost");
         let absent = String::from_utf8(telemetry.render_metrics()).unwrap();
         for name in

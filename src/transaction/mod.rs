@@ -20,6 +20,10 @@
 
 mod assembler;
 mod change;
+mod letter;
+mod record;
 
 pub use assembler::{Assembler, TableSet, TransactionError};
 pub use change::{Change, Heartbeat, Piece, Step, Transaction};
+pub use letter::{LetterError, read_letter, write_letter};
+pub use record::{RecordError, read_changes, write_change};

@@ -9,6 +9,7 @@
 mod support;
 
 mod basics;
+mod conflicts;
 mod crash;
 mod errors;
 mod golden;

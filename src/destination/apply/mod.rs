@@ -19,6 +19,7 @@
 //! COMMIT is whole source transactions (I2).
 
 mod bind;
+mod manner;
 mod retry;
 mod rows;
 
@@ -26,6 +27,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::catalog::Catalog;
+use super::conflict::{Conflicts, Manner, Repair, Winning};
 use super::error::DestinationError;
 use super::leadership::Leader;
 use crate::config::TruncateMode;
@@ -36,6 +38,7 @@ use crate::plan::schema::Types;
 use crate::progress::WalReading;
 use crate::session::{Flight, FlightAnswer, Format, SessionError, StatementAnswer};
 use crate::telemetry::failpoint;
+use crate::wire::Begin;
 
 pub use bind::misfit_report;
 
@@ -79,6 +82,10 @@ pub struct Applied {
     pub durable: bool,
     /// Deletes that found no row.
     pub missing_deletes: u64,
+    /// Rows that were in conflict, where the source's have won.
+    pub repairs: Vec<Repair>,
+    /// The work was left out: it is in headwater.dead_letter.
+    pub left_out: bool,
     /// The destination's WAL positions, when they were asked for.
     pub wal: Option<WalReading>,
     /// From sending to the answer.
@@ -106,6 +113,11 @@ pub struct Applier {
     again: VecDeque<Work>,
     large: Option<Large>,
     formats: Vec<Format>,
+    conflicts: Conflicts,
+    /// While a flight is written in which the source's rows win.
+    winning: Option<Winning>,
+    /// The number of the first statement of each change, while a flight is written.
+    marks: Vec<usize>,
 }
 
 /// A flight that is not answered.
@@ -115,6 +127,12 @@ struct Sent {
     commits: Option<Lsn>,
     durable: bool,
     sent_at: Instant,
+    /// The number of the first statement of each change.
+    marks: Vec<usize>,
+    winning: Option<Winning>,
+    left_out: bool,
+    /// The commit_lsn of the transaction in pieces that it belongs to.
+    large: Lsn,
 }
 
 /// A flight with its answer, from which no conclusions were drawn yet.
@@ -131,7 +149,10 @@ enum Cargo {
 /// The source transaction that is being applied in pieces.
 #[derive(Clone, Copy)]
 struct Large {
-    final_lsn: Lsn,
+    begin: Begin,
+    manner: Manner,
+    /// Parts that were written as dead letters.
+    parts: u32,
     /// The server has said that it is inside the transaction.
     open: bool,
 }
@@ -145,6 +166,7 @@ impl Applier {
         catalog: Catalog,
         source_types: Types,
         followed: HashMap<RelationId, Followed>,
+        conflicts: Conflicts,
     ) -> Applier {
         let snapshots_end = followed.values().map(|table| table.snapshot_position).max().unwrap_or_default();
         Applier {
@@ -163,6 +185,9 @@ impl Applier {
             again: VecDeque::new(),
             large: None,
             formats: Vec::new(),
+            conflicts,
+            winning: None,
+            marks: Vec::new(),
         }
     }
 
@@ -197,15 +222,18 @@ impl Applier {
     /// # Errors
     /// [`DestinationError`]: a relation does not fit its table, or the session is lost.
     pub async fn submit(&mut self, work: Work, read_wal: bool) -> Result<(), DestinationError> {
+        let work = self.set_aside(work);
         let mut flight = Flight::new();
         let mut commits = None;
+        let mut left_out = false;
         let mut durable = self.settings.commits_are_durable;
         match &work {
             Work::Batch(batch) => {
                 let end_lsn = batch.end_lsn();
                 flight.run("BEGIN");
                 self.advance(&mut flight, self.sent, end_lsn);
-                self.write_batch(&mut flight, batch)?;
+                left_out = self.write_in_manner(&mut flight, batch)?;
+                self.marks.push(flight.statements());
                 flight.commit();
                 commits = Some(end_lsn);
             }
@@ -213,17 +241,17 @@ impl Applier {
                 assert!(self.large.is_none(), "a transaction begins only after the previous one has ended");
                 flight.run("BEGIN");
                 self.advance(&mut flight, self.sent, self.sent);
-                self.large = Some(Large { final_lsn: begin.final_lsn, open: false });
+                self.begin_large(begin);
             }
             Work::PieceOfLarge(piece) => {
-                let large = self.large.expect("a piece comes between its transaction's begin and commit");
-                self.write_changes(&mut flight, &piece.changes, large.final_lsn)?;
+                left_out = self.write_piece(&mut flight, piece)?;
+                self.marks.push(flight.statements());
             }
             Work::CommitLarge { commit, .. } => {
                 self.advance(&mut flight, self.sent, commit.end_lsn);
+                left_out = self.end_large(&mut flight, commit);
                 flight.commit();
                 commits = Some(commit.end_lsn);
-                self.large = None;
             }
             Work::Reached(position) => {
                 flight.run("BEGIN");
@@ -238,7 +266,7 @@ impl Applier {
             flight.query(READ_WAL);
         }
         self.sent = commits.unwrap_or(self.sent);
-        self.send(Cargo::Work(work), flight, commits, durable).await
+        self.send(Cargo::Work(work), flight, commits, (durable, left_out)).await
     }
 
     /// Sends an empty flight, so that the server does not take us for frozen. With `read_wal` the answer brings the
@@ -251,7 +279,7 @@ impl Applier {
         if read_wal {
             flight.query(READ_WAL);
         }
-        self.send(Cargo::Ping, flight, None, false).await
+        self.send(Cargo::Ping, flight, None, (false, false)).await
     }
 
     async fn send(
@@ -259,10 +287,12 @@ impl Applier {
         cargo: Cargo,
         flight: Flight,
         commits: Option<Lsn>,
-        durable: bool,
+        (durable, left_out): (bool, bool),
     ) -> Result<(), DestinationError> {
         self.leader.session.send(flight);
-        self.under_way.push_back(Sent { cargo, commits, durable, sent_at: Instant::now() });
+        let (marks, winning) = (std::mem::take(&mut self.marks), self.winning.take());
+        let (sent_at, large) = (Instant::now(), self.large_commit_lsn());
+        self.under_way.push_back(Sent { cargo, commits, durable, sent_at, marks, winning, left_out, large });
         self.leader.session.push().await?;
         failpoint::reached("apply.flight_sent");
         Ok(())
@@ -326,15 +356,18 @@ impl Applier {
         {
             large.open = answer.in_transaction;
         }
-        let mut missing_deletes = 0;
+        let mut counts = Vec::new();
         let mut wal = None;
         for answer in answer.answers {
             match answer {
-                StatementAnswer::Count(0) => missing_deletes += 1,
-                StatementAnswer::Count(_) => {}
+                StatementAnswer::Count(count) => counts.push(count),
                 StatementAnswer::Row(row) => wal = row.and_then(|row| wal_reading(&row)),
             }
         }
+        let (repairs, missing_deletes) = match sent.winning {
+            Some(winning) => winning.conclude(counts.into_iter()),
+            None => (Vec::new(), counts.iter().map(|count| u64::from(*count == 0)).sum()),
+        };
         if let Some(position) = sent.commits {
             self.stored = position;
         }
@@ -346,6 +379,8 @@ impl Applier {
             position: sent.commits,
             durable: sent.durable,
             missing_deletes,
+            repairs,
+            left_out: sent.left_out,
             wal,
             took: sent.sent_at.elapsed(),
         })

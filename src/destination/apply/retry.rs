@@ -3,9 +3,9 @@
 //! Asked by `apply` when an answer names a failure. The transaction is left, the position read; then the batch goes
 //! again one source transaction at a time, or the error goes to `fault` as a conflict that names the change.
 
-use crate::config::TruncateMode;
-use crate::pg::Lsn;
+use crate::pg::{Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
 use crate::plan::Work;
+use crate::plan::schema::TableDefinition;
 use crate::session::{Flight, ServerError, SessionError};
 use crate::transaction::Change;
 
@@ -37,7 +37,22 @@ impl Applier {
             (work @ Work::Batch(_), _) if moved => self.again.push_back(work),
             (Work::Batch(batch), Some(_)) if several => self.again.extend(batch.split().map(Work::Batch)),
             (work, Some(kind)) => {
-                return Err(DestinationError::Conflict(Box::new(self.conflict(&work, statement, kind, error))));
+                let mut conflict = self.conflict((&work, &sent.marks, sent.large), statement, kind, error);
+                let wins = self.conflicts.may_win(&conflict);
+                match work {
+                    Work::Batch(_) if wins => {
+                        self.conflicts.winning = Some(conflict.commit_lsn);
+                        self.again.push_back(work);
+                    }
+                    Work::Batch(_)
+                    | Work::BeginLarge(_)
+                    | Work::PieceOfLarge(_)
+                    | Work::CommitLarge { .. }
+                    | Work::Reached(_) => {
+                        conflict.will_win = wins;
+                        return Err(DestinationError::Conflict(Box::new(conflict)));
+                    }
+                }
             }
             (_, None) => return Err(SessionError::Server { doing: "applying changes", error: Box::new(error) }.into()),
         }
@@ -87,16 +102,23 @@ impl Applier {
         Ok(())
     }
 
-    fn conflict(&self, work: &Work, statement: usize, kind: ConflictKind, error: ServerError) -> Conflict {
-        let change = self.change_of(work, statement);
+    fn conflict(
+        &self,
+        (work, marks, large): (&Work, &[usize], Lsn),
+        statement: usize,
+        kind: ConflictKind,
+        error: ServerError,
+    ) -> Conflict {
+        let change = change_of(work, marks, statement);
         let (commit_lsn, end_lsn) = match work {
             Work::Batch(batch) => batch
                 .members
                 .first()
                 .map_or((Lsn::INVALID, None), |member| (member.commit.commit_lsn, Some(member.commit.end_lsn))),
-            Work::CommitLarge { commit, .. } => (commit.commit_lsn, Some(commit.end_lsn)),
+            // Its begin did not tell the end_lsn, so that is no name by which the next attempt would know it.
+            Work::CommitLarge { commit, .. } => (commit.commit_lsn, None),
             Work::BeginLarge(begin) => (begin.final_lsn, None),
-            Work::PieceOfLarge(_) => (self.large.map_or(Lsn::INVALID, |large| large.final_lsn), None),
+            Work::PieceOfLarge(_) => (large, None),
             Work::Reached(_) => (Lsn::INVALID, None),
         };
         let (relation, operation) = match change {
@@ -106,7 +128,9 @@ impl Applier {
             Some(Change::Truncate { relations, .. }) => (relations.first(), Some("truncate")),
             None => (None, None),
         };
-        let key = relation.into_iter().flat_map(|relation| &relation.columns);
+        // What is checked at COMMIT belongs to no statement, but its table is named.
+        let named = || Some(QualifiedName::new(error.schema.as_deref()?, error.table.as_deref()?));
+        let table = relation.map(|relation| relation.name.clone()).or_else(named);
         let message = match kind {
             ConflictKind::MissingRow => "the row to update does not exist".to_owned(),
             ConflictKind::UniqueViolation
@@ -115,45 +139,61 @@ impl Applier {
             | ConflictKind::NotNullViolation
             | ConflictKind::ExclusionViolation
             | ConflictKind::DataException
+            | ConflictKind::PermissionDenied
             | ConflictKind::Other => error.message,
         };
+        let here = table.as_ref().and_then(|table| self.catalog.table(table));
         Conflict {
             kind,
-            table: relation.map(|relation| relation.name.clone()),
             operation,
-            key: key.filter(|column| column.in_identity).map(|column| column.name.clone()).collect(),
-            constraint: error.constraint.or(error.column),
+            key: relation.map(|relation| key_columns(relation, here)).unwrap_or_default(),
+            constraint: error.constraint.map(|name| with_columns(name, here)).or(error.column),
+            table,
             message,
             code: error.code,
             commit_lsn,
             end_lsn,
+            will_win: false,
         }
     }
+}
 
-    /// The change that a statement of a flight carried out, counted as they were written.
-    fn change_of<'a>(&self, work: &'a Work, statement: usize) -> Option<&'a Change> {
-        // BEGIN and advance come before the first change of a batch; pieces begin with theirs.
-        let (changes, before) = match work {
-            Work::Batch(batch) => (&batch.changes, 2),
-            Work::PieceOfLarge(piece) => (&piece.changes, 0),
-            Work::BeginLarge(_) | Work::CommitLarge { .. } | Work::Reached(_) => return None,
-        };
-        let mut left = statement.checked_sub(before)?;
-        for change in changes {
-            let statements = match change {
-                Change::Truncate { relations, .. } => match self.settings.truncate {
-                    TruncateMode::Truncate => 1,
-                    TruncateMode::Delete => relations.len(),
-                },
-                // Which changes take no statement depends on their target, which is forgotten by now; they are so rare
-                // that a neighbour may be named instead.
-                Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. } => 1,
-            };
-            if left < statements {
-                return Some(change);
-            }
-            left -= statements;
-        }
-        None
+/// The change that a statement of a flight carried out. `marks` are the numbers of each change's first statement, and of
+/// the first one behind them.
+fn change_of<'a>(work: &'a Work, marks: &[usize], statement: usize) -> Option<&'a Change> {
+    let changes = match work {
+        Work::Batch(batch) => &batch.changes,
+        Work::PieceOfLarge(piece) => &piece.changes,
+        Work::BeginLarge(_) | Work::CommitLarge { .. } | Work::Reached(_) => return None,
+    };
+    // Changes that take no statement share their mark with the next one that does.
+    let at = marks.partition_point(|mark| *mark <= statement).checked_sub(1)?;
+    changes.get(at)
+}
+
+/// The columns by which a row is known: the replica identity, or where that is the whole row, the primary key.
+fn key_columns(relation: &Relation, here: Option<&TableDefinition>) -> Vec<Ident> {
+    if relation.replica_identity == ReplicaIdentity::Full {
+        let primary = here.and_then(|table| table.indexes.iter().find(|index| index.primary));
+        return primary.map(|index| index.key_columns().cloned().collect()).unwrap_or_default();
     }
+    relation.columns.iter().filter(|column| column.in_identity).map(|column| column.name.clone()).collect()
+}
+
+/// A constraint's name with its columns, where the catalog knows them.
+fn with_columns(name: String, here: Option<&TableDefinition>) -> String {
+    let of_index = |table: &TableDefinition| {
+        let index = table.indexes.iter().find(|index| index.name.as_str() == name)?;
+        Some(index.key_columns().cloned().collect::<Vec<_>>())
+    };
+    let of_constraint = |table: &TableDefinition| {
+        table.constraints.iter().find(|constraint| constraint.name.as_str() == name)?.columns.clone()
+    };
+    let columns = here.and_then(|table| of_constraint(table).or_else(|| of_index(table))).unwrap_or_default();
+    let name = Ident::new(name);
+    if columns.is_empty() {
+        return name.to_string();
+    }
+    let columns: Vec<String> = columns.iter().map(Ident::to_string).collect();
+    format!("{name} ({})", columns.join(", "))
 }

@@ -52,6 +52,7 @@ impl Applier {
         commit_lsn: Lsn,
     ) -> Result<(), DestinationError> {
         for change in changes {
+            self.marks.push(flight.statements());
             match change {
                 Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
                     if self.is_live(relation.id, commit_lsn) {
@@ -106,6 +107,9 @@ impl Applier {
         change: &Change,
     ) -> Result<(), DestinationError> {
         self.bind(relation)?;
+        if self.winning.is_some() {
+            return self.write_winning(flight, relation, change);
+        }
         if self.prepared >= PREPARED_MAX {
             flight.run("DEALLOCATE ALL");
             self.forget_prepared();

@@ -54,27 +54,32 @@ pub fn delete_all(target: &Target) -> String {
     format!("DELETE FROM {}", only(target))
 }
 
-fn stored(target: &Target) -> Vec<&TargetColumn> {
+pub(super) fn stored(target: &Target) -> Vec<&TargetColumn> {
     target.columns.iter().flatten().collect()
 }
 
 /// The table itself, without tables that inherit from it: their rows come as their own. Partitions hold the rows of a
 /// partitioned table, which cannot be named with ONLY.
-fn only(target: &Target) -> String {
+pub(super) fn only(target: &Target) -> String {
     let only = if target.partitioned { "" } else { "ONLY " };
     format!("{only}{}", target.table.sql())
 }
 
-fn overriding(target: &Target) -> &'static str {
+pub(super) fn overriding(target: &Target) -> &'static str {
     if target.overrides_identity { " OVERRIDING SYSTEM VALUE" } else { "" }
 }
 
 fn assignments(target: &Target, set: &[usize]) -> String {
-    let columns = set.iter().filter_map(|place| target.column(*place));
-    join(columns.zip(1..).map(|(column, n)| format!("{} = ${n}", column.name.sql())))
+    assignments_at(target, set, |place| set.iter().position(|other| *other == place).map(|at| format!("${}", at + 1)))
 }
 
-fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> String {
+/// Each column at `set` becomes the parameter at its place.
+pub(super) fn assignments_at(target: &Target, set: &[usize], parameter: impl Fn(usize) -> Option<String>) -> String {
+    let one = |place: &usize| Some(format!("{} = {}", target.column(*place)?.name.sql(), parameter(*place)?));
+    join(set.iter().filter_map(one))
+}
+
+pub(super) fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> String {
     let columns = key.iter().filter_map(|place| target.column(*place));
     let conditions = columns.zip(parameters_before + 1..).map(|(column, n)| match &column.equality {
         Some(operator) => format!("{} {} ${n}", column.name.sql(), equals(operator)),
@@ -84,18 +89,18 @@ fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> St
 }
 
 /// `OPERATOR(schema.=)`
-fn equals(operator: &QualifiedName) -> String {
+pub(super) fn equals(operator: &QualifiedName) -> String {
     format!("OPERATOR({}.{})", operator.schema.sql(), operator.name.as_str())
 }
 
 /// For types without an operator: their bytes are the same.
-fn same_image(left: &str, right: &str) -> String {
+pub(super) fn same_image(left: &str, right: &str) -> String {
     format!("{} OPERATOR(pg_catalog.*=) {}", record(left), record(right))
 }
 
 /// Finds exactly one row among those that equal the old one: the one with the identical image first, because equality
 /// by operator also holds for 1.0 and 1.00.
-fn whole_row(target: &Target, parameters_before: usize) -> String {
+pub(super) fn whole_row(target: &Target, parameters_before: usize) -> String {
     let columns = stored(target);
     let parameter = |at: usize| format!("${}", parameters_before + 1 + at);
     let equal = columns.iter().enumerate().map(|(at, column)| {
@@ -135,6 +140,6 @@ fn expecting_one(statement: &str) -> String {
     )
 }
 
-fn join(items: impl Iterator<Item = String>) -> String {
+pub(super) fn join(items: impl Iterator<Item = String>) -> String {
     items.collect::<Vec<_>>().join(", ")
 }

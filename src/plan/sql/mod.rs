@@ -5,5 +5,6 @@
 //! search_path.
 
 pub mod apply;
+pub mod conflict;
 pub mod ddl;
 pub mod staging;

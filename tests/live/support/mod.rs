@@ -20,7 +20,7 @@ use headwater::commands::demo::{Cluster, installed_bin};
 use tokio::sync::OnceCell;
 
 pub use database::Database;
-pub use service::Setup;
+pub use service::{Service, Setup};
 
 /// What every source needs, and what makes tests quick.
 pub const SOURCE: &[(&str, &str)] = &[

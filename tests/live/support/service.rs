@@ -202,6 +202,16 @@ impl Service {
         self.log()
     }
 
+    /// Runs another command with the same configuration; its exit code and what it printed.
+    pub async fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = tokio::process::Command::new(headwater());
+        command.args(arguments).arg("--config").arg(&self.config).env_remove("PGPASSWORD").stdin(Stdio::null());
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("a command ends");
+        let output = output.expect("a command runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// GETs a path; the status code and the body.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.ok()?;

@@ -1,0 +1,74 @@
+//! `headwater dead-letter`: the transactions that were left out, and what they hold.
+//!
+//! Reads headwater.dead_letter and prints; changes nothing. Values are shown when they are asked for.
+
+use std::path::PathBuf;
+
+use super::cli::{DeadLetterCommand, ShowArguments};
+use super::{Exit, display, settings};
+use crate::config::Config;
+use crate::destination::{DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, read_part};
+use crate::fault::{Fault, report};
+use crate::pg::ErrorReport;
+use crate::session::SqlClient;
+
+/// Lists dead letters, or shows one.
+pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterCommand) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let shown = async {
+        let client = settings::destination(&config).connect().await.map_err(DestinationError::Session)?;
+        match command {
+            DeadLetterCommand::List => list(&client).await,
+            DeadLetterCommand::Show(options) => show(&config, &client, options).await,
+        }
+    };
+    match shown.await {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            display::error(&report(&Fault::Destination(error)).lines());
+            Exit::OperatorMustAct
+        }
+    }
+}
+
+async fn list(client: &SqlClient) -> Result<(), DestinationError> {
+    let letters = dead_letters(client).await?;
+    if letters.is_empty() {
+        display::result("no transaction was left out");
+    }
+    for letter in letters {
+        display::result(&format!(
+            "end_lsn {}, commit_lsn {}, committed {}, left out {}: {} changes of {}",
+            letter.end_lsn,
+            letter.commit_lsn,
+            letter.committed_at,
+            letter.moved_at,
+            letter.changes,
+            letter.tables.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+async fn show(config: &Config, client: &SqlClient, options: &ShowArguments) -> Result<(), DestinationError> {
+    let wanted: Wanted = options.transaction.wanted();
+    let parts = parts(client, wanted).await?;
+    if parts == 0 {
+        return Err(DestinationError::Refused(
+            ErrorReport::new(format!("there is no dead letter with {wanted}"))
+                .hint("See what there is: headwater dead-letter list"),
+        ));
+    }
+    for part in 1..=parts {
+        let changes = read_part(client, wanted, part).await?;
+        let lines = match options.values {
+            true => describe_with_values(&settings::writing(config), &changes).await?,
+            false => describe(&changes),
+        };
+        lines.iter().for_each(|line| display::result(line));
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! `headwater replay`: applies a transaction that was left out, once what stood in its way is mended.
+//!
+//! All or nothing, in one destination transaction that also removes the dead letter. The service may go on running
+//! beside it.
+
+use std::path::PathBuf;
+
+use super::cli::ReplayArguments;
+use super::{Exit, display, settings};
+use crate::destination;
+use crate::fault::{Fault, report};
+
+/// Applies a dead letter.
+pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let wanted = options.transaction.wanted();
+    let (sql, writing) = (settings::destination(&config), settings::writing(&config));
+    match destination::replay(&sql, &writing, wanted, config.truncate, options.source_wins).await {
+        Ok(replayed) => {
+            display::result(&format!(
+                "{} changes of the source transaction with {wanted} were applied; it is no dead letter any more",
+                replayed.changes
+            ));
+            if replayed.missing_deletes > 0 {
+                display::result(&format!("{} rows to delete were gone already", replayed.missing_deletes));
+            }
+            for repair in &replayed.repairs {
+                let what = repair.kind.as_str();
+                display::result(&format!(
+                    "{}: {} rows had a conflict ({what}) and were made equal",
+                    repair.table, repair.rows
+                ));
+            }
+            Exit::Done
+        }
+        Err(error) => {
+            display::error(&report(&Fault::Destination(error)).lines());
+            Exit::OperatorMustAct
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `headwater skip`: leaves a source transaction out that the destination cannot take.
+//!
+//! Writes the operator's wish; the running service, which meets the transaction again and again, moves it to
+//! headwater.dead_letter at its next attempt. Nothing is skipped that was not named.
+
+use std::path::PathBuf;
+
+use super::cli::TransactionArguments;
+use super::{Exit, display, settings};
+use crate::destination::{DestinationError, request_skip};
+use crate::fault::{Fault, report};
+
+/// Asks for a transaction to be left out.
+pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let wanted = options.wanted();
+    let asked = async {
+        let client = settings::destination(&config).connect().await.map_err(DestinationError::Session)?;
+        request_skip(&client, wanted).await
+    };
+    match asked.await {
+        Ok(()) => {
+            display::result(&format!(
+                "the source transaction with {wanted} will be left out and kept in headwater.dead_letter when headwater meets it"
+            ));
+            Exit::Done
+        }
+        Err(error) => {
+            display::error(&report(&Fault::Destination(error)).lines());
+            Exit::OperatorMustAct
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What becomes of a source transaction that meets a conflict: it stops, the source's rows win, or it is left out.
+//!
+//! Asked by `apply` in two moments: when work is about to be written ([`Conflicts::manner`]), and when a batch of one
+//! transaction has failed row by row ([`Conflicts::may_win`]).
+//!
+//! ```text
+//!             a batch fails on a row ──▶ again, one transaction at a time ──▶ this one fails
+//!                                                                               │
+//!      on_conflict = "source-wins", not tried yet ──▶ again, its rows winning ◀─┤
+//!      otherwise ─────────▶ conflict: halt; the next attempt asks headwater.skip ┘
+//! ```
+//!
+//! A transaction that comes in pieces cannot be done again from here: its conflict ends the attempt, and the next one
+//! gets it from the source anew and knows ([`Conflicts::winning`]) that its rows are to win.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::dead_letter::Wanted;
+use super::error::{Conflict, ConflictKind, DestinationError};
+use super::leadership::ReplicationRole;
+use crate::config::OnConflict;
+use crate::pg::{Datum, Lsn, QualifiedName};
+use crate::plan::conflict::{Effect, Statement, may_remove_rows, shared_uniques, winning};
+use crate::plan::schema::TableDefinition;
+use crate::plan::target::Target;
+use crate::session::{Flight, Format};
+use crate::transaction::Change;
+
+/// How a source transaction is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// As it is.
+    Plain,
+    /// So that its rows win.
+    Winning,
+    /// Not at all: as a dead letter.
+    LeftOut,
+}
+
+/// What is to be done about conflicts, and which transactions have met one.
+#[derive(Clone, Debug)]
+pub struct Conflicts {
+    /// The operator's choice.
+    pub on_conflict: OnConflict,
+    /// Transactions that the operator wants left out.
+    pub skips: BTreeSet<Wanted>,
+    /// The commit_lsn of the transaction whose rows are to win.
+    pub winning: Option<Lsn>,
+    /// The tables as they are at the source, whose unique keys tell which rows cannot be there.
+    pub source_tables: Vec<TableDefinition>,
+}
+
+impl Conflicts {
+    /// Nothing has happened yet.
+    pub fn of_source(on_conflict: OnConflict, source_tables: Vec<TableDefinition>) -> Conflicts {
+        Conflicts { on_conflict, skips: BTreeSet::new(), winning: None, source_tables }
+    }
+
+    /// How to write a transaction. `end_lsn` is unknown while one comes in pieces.
+    pub(super) fn manner(&self, commit_lsn: Lsn, end_lsn: Option<Lsn>) -> Manner {
+        if self.wants_out(commit_lsn, end_lsn) {
+            Manner::LeftOut
+        } else if self.winning == Some(commit_lsn) {
+            Manner::Winning
+        } else {
+            Manner::Plain
+        }
+    }
+
+    /// Whether the operator wants it left out.
+    pub(super) fn wants_out(&self, commit_lsn: Lsn, end_lsn: Option<Lsn>) -> bool {
+        !self.skips.is_empty()
+            && (self.skips.contains(&Wanted::CommitLsn(commit_lsn))
+                || end_lsn.is_some_and(|end_lsn| self.skips.contains(&Wanted::EndLsn(end_lsn))))
+    }
+
+    /// Whether a transaction that failed as it is may be tried again with its rows winning.
+    pub(super) fn may_win(&self, conflict: &Conflict) -> bool {
+        let of_rows = match conflict.kind {
+            ConflictKind::UniqueViolation | ConflictKind::MissingRow => true,
+            // What the row itself violates, it violates again.
+            ConflictKind::ForeignKeyViolation
+            | ConflictKind::CheckViolation
+            | ConflictKind::NotNullViolation
+            | ConflictKind::ExclusionViolation
+            | ConflictKind::DataException
+            | ConflictKind::PermissionDenied
+            | ConflictKind::Other => false,
+        };
+        of_rows && self.on_conflict == OnConflict::SourceWins && self.winning != Some(conflict.commit_lsn)
+    }
+}
+
+/// Rows that were not as the source's transaction expected, and are now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Repair {
+    /// The table.
+    pub table: QualifiedName,
+    /// What they were in conflict with.
+    pub kind: ConflictKind,
+    /// How many.
+    pub rows: u64,
+}
+
+/// A flight in which the source's rows win: what its row counts will say, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Winning {
+    counted: Vec<(QualifiedName, Effect)>,
+}
+
+impl Winning {
+    /// Writes the statements of a row's change.
+    pub(super) fn write(
+        &mut self,
+        flight: &mut Flight,
+        target: &Target,
+        (here, conflicts): (&TableDefinition, &Conflicts),
+        role: ReplicationRole,
+        change: &Change,
+    ) -> Result<(), DestinationError> {
+        let there = conflicts.source_tables.iter().find(|table| table.name() == target.table);
+        let uniques = match there {
+            Some(there) if may_remove_rows(here, role == ReplicationRole::Origin) => shared_uniques(there, here),
+            Some(_) | None => Vec::new(),
+        };
+        for statement in winning(target, &uniques, change)? {
+            self.execute(flight, target, &statement);
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, flight: &mut Flight, target: &Target, statement: &Statement<'_>) {
+        // Repairs are rare: nothing is kept prepared for them.
+        flight.parse("", &statement.sql, &statement.types);
+        let format = |value: &Datum<'_>| if matches!(value, Datum::Text(_)) { Format::Text } else { Format::Binary };
+        let formats: Vec<Format> = statement.values.iter().map(format).collect();
+        flight.execute_counted("", &formats, statement.values.len(), |values| {
+            statement.values.iter().for_each(|value| values.put(value.bytes()));
+        });
+        self.counted.push((target.table.clone(), statement.effect));
+    }
+
+    /// What the row counts say: repairs, and deletes that found no row.
+    pub(super) fn conclude(self, counts: impl Iterator<Item = u64>) -> (Vec<Repair>, u64) {
+        let mut repaired: BTreeMap<(QualifiedName, ConflictKind), u64> = BTreeMap::new();
+        let mut missing_deletes = 0;
+        for ((table, effect), count) in self.counted.into_iter().zip(counts) {
+            let (kind, rows) = match effect {
+                Effect::Nothing => continue,
+                Effect::Deletes => {
+                    missing_deletes += u64::from(count == 0);
+                    continue;
+                }
+                Effect::RemovesRivals => (ConflictKind::UniqueViolation, count),
+                Effect::Overwrites => (ConflictKind::UniqueViolation, u64::from(count == 0)),
+                Effect::Restores => (ConflictKind::MissingRow, count),
+            };
+            if rows > 0 {
+                *repaired.entry((table, kind)).or_default() += rows;
+            }
+        }
+        (repaired.into_iter().map(|((table, kind), rows)| Repair { table, kind, rows }).collect(), missing_deletes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SqlState;
+
+    fn conflicts(on_conflict: OnConflict) -> Conflicts {
+        Conflicts::of_source(on_conflict, Vec::new())
+    }
+
+    fn conflict(kind: ConflictKind) -> Conflict {
+        Conflict {
+            kind,
+            table: None,
+            operation: None,
+            key: Vec::new(),
+            constraint: None,
+            message: String::new(),
+            code: SqlState::UNKNOWN,
+            commit_lsn: Lsn::new(7),
+            end_lsn: None,
+            will_win: false,
+        }
+    }
+
+    #[test]
+    fn rows_win_once_and_only_where_the_operator_said_so() {
+        let mut chosen = conflicts(OnConflict::SourceWins);
+        assert!(chosen.may_win(&conflict(ConflictKind::UniqueViolation)));
+        assert!(!chosen.may_win(&conflict(ConflictKind::CheckViolation)), "the row violates it again");
+        assert!(!conflicts(OnConflict::Stop).may_win(&conflict(ConflictKind::UniqueViolation)));
+        chosen.winning = Some(Lsn::new(7));
+        assert!(!chosen.may_win(&conflict(ConflictKind::UniqueViolation)), "it failed although it won");
+        assert_eq!(chosen.manner(Lsn::new(7), None), Manner::Winning);
+        assert_eq!(chosen.manner(Lsn::new(8), None), Manner::Plain);
+    }
+
+    #[test]
+    fn the_two_names_of_a_transaction_are_not_mixed_up() {
+        let mut stop = conflicts(OnConflict::Stop);
+        stop.skips.insert(Wanted::EndLsn(Lsn::new(7)));
+        assert_eq!(stop.manner(Lsn::new(6), Some(Lsn::new(7))), Manner::LeftOut);
+        assert_eq!(stop.manner(Lsn::new(7), Some(Lsn::new(8))), Manner::Plain, "this one's commit_lsn is 7");
+        stop.skips.insert(Wanted::CommitLsn(Lsn::new(7)));
+        assert_eq!(stop.manner(Lsn::new(7), None), Manner::LeftOut);
+    }
+
+    #[test]
+    fn row_counts_tell_what_was_repaired() {
+        let table = QualifiedName::new("public", "t");
+        let effects = [
+            Effect::RemovesRivals,
+            Effect::Overwrites,
+            Effect::Overwrites,
+            Effect::Restores,
+            Effect::Deletes,
+            Effect::Nothing,
+        ];
+        let winning = Winning { counted: effects.map(|effect| (table.clone(), effect)).to_vec() };
+        let (repairs, missing_deletes) = winning.conclude([2, 0, 1, 1, 0, 1].into_iter());
+        let of = |kind, rows| Repair { table: table.clone(), kind, rows };
+        assert_eq!(repairs, [of(ConflictKind::UniqueViolation, 3), of(ConflictKind::MissingRow, 1)]);
+        assert_eq!(missing_deletes, 1);
+    }
+}

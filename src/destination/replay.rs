@@ -1,0 +1,250 @@
+//! A dead letter applied after all: its changes one by one, in one transaction that also removes it.
+//!
+//! Called by the command `replay`, beside a running service or without one. It has a writing session of its own, set
+//! up as the leader's, but neither its lock nor its position: what it writes stands for no place in the stream. The
+//! destination has gone on since the transaction was left out, so what the operator gets is what these changes do to
+//! the rows as they are now.
+//!
+//! All or nothing: any error leaves destination and dead letter as they were.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::catalog::Catalog;
+use super::conflict::{Conflicts, Repair, Winning};
+use super::dead_letter::{Wanted, parts, read_part, remove};
+use super::error::DestinationError;
+use super::leadership::{Candidate, ReplicationRole, WritingSettings};
+use crate::config::{OnConflict, TruncateMode};
+use crate::pg::{Datum, ErrorReport, QualifiedName, Relation};
+use crate::plan::sql::apply as sql;
+use crate::plan::statement;
+use crate::plan::target::Target;
+use crate::session::{Flight, FlightAnswer, Format, Sql, StatementAnswer, WritingSession};
+use crate::transaction::Change;
+use crate::wire::OldTuple;
+
+/// What a replay did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Changes that were applied.
+    pub changes: u64,
+    /// Deletes that found no row.
+    pub missing_deletes: u64,
+    /// Rows that were in conflict, where those of the letter have won.
+    pub repairs: Vec<Repair>,
+}
+
+/// Applies a dead letter and removes it. With `wins` its rows win over those that are there.
+///
+/// # Errors
+/// [`DestinationError`]; nothing is changed then.
+pub async fn replay(
+    sql: &Sql,
+    settings: &WritingSettings,
+    wanted: Wanted,
+    truncate: TruncateMode,
+    wins: bool,
+) -> Result<Replayed, DestinationError> {
+    let client = sql.connect().await?;
+    let parts = parts(&client, wanted).await?;
+    if parts == 0 {
+        return Err(DestinationError::Refused(
+            ErrorReport::new(format!("there is no dead letter with {wanted}"))
+                .hint("See what there is: headwater dead-letter list"),
+        ));
+    }
+    let (session, role) = Candidate::connect(settings).await?.into_session().await?;
+    let mut replay = Replay {
+        session,
+        role,
+        settings: settings.clone(),
+        truncate,
+        wins,
+        catalog: Catalog::default(),
+        targets: HashMap::new(),
+        done: Replayed::default(),
+    };
+    let mut flight = Flight::new();
+    flight.run("BEGIN");
+    replay.send(flight).await?;
+    for part in 1..=parts {
+        let changes = read_part(&client, wanted, part).await?;
+        replay.learn(&client, &changes).await?;
+        replay.apply(&changes).await?;
+    }
+    let mut flight = Flight::new();
+    flight.run(&remove(wanted));
+    flight.commit();
+    let answer = replay.send(flight).await?;
+    replay.session.close().await;
+    if !answer.committed {
+        return Err(DestinationError::Refused(ErrorReport::new("the dead letter's transaction was rolled back")));
+    }
+    Ok(replay.done)
+}
+
+struct Replay {
+    session: WritingSession,
+    role: ReplicationRole,
+    settings: WritingSettings,
+    truncate: TruncateMode,
+    wins: bool,
+    catalog: Catalog,
+    targets: HashMap<Arc<Relation>, Arc<Target>>,
+    done: Replayed,
+}
+
+/// Changes sent at once at most: a flight is held in memory.
+const CHANGES_AT_ONCE: usize = 1000;
+
+impl Replay {
+    async fn send(&mut self, flight: Flight) -> Result<FlightAnswer, DestinationError> {
+        Ok(self.session.round_trip("replaying a dead letter", flight, self.settings.timeout).await?)
+    }
+
+    /// Binds the relations of some changes to the tables as they are now.
+    async fn learn(&mut self, client: &crate::session::SqlClient, changes: &[Change]) -> Result<(), DestinationError> {
+        let mut relations: Vec<&Arc<Relation>> = Vec::new();
+        for change in changes {
+            match change {
+                Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                    relations.push(relation);
+                }
+                Change::Truncate { relations: several, .. } => relations.extend(several),
+            }
+        }
+        let unknown: BTreeSet<&QualifiedName> =
+            relations.iter().map(|relation| &relation.name).filter(|name| self.catalog.table(name).is_none()).collect();
+        if !unknown.is_empty() {
+            let mut names: Vec<QualifiedName> = unknown.into_iter().cloned().collect();
+            names.extend(self.catalog.tables.keys().cloned());
+            self.catalog = Catalog::read(client, &names).await?;
+        }
+        for relation in relations {
+            if self.targets.contains_key(relation) {
+                continue;
+            }
+            let Some(table) = self.catalog.table(&relation.name) else {
+                return Err(DestinationError::Refused(ErrorReport::new(format!(
+                    "table {} of the dead letter does not exist at the destination any more",
+                    relation.name
+                ))));
+            };
+            let target = Target::bind(relation, table, &self.catalog.types)?;
+            self.targets.insert(Arc::clone(relation), Arc::new(target));
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, changes: &[Change]) -> Result<(), DestinationError> {
+        for some in changes.chunks(CHANGES_AT_ONCE) {
+            let mut flight = Flight::new();
+            let mut winning = Winning::default();
+            let mut marks = Vec::new();
+            for change in some {
+                marks.push(flight.statements());
+                self.write(&mut flight, &mut winning, change)?;
+            }
+            self.session.send(flight);
+            let waiting = tokio::time::timeout(self.settings.timeout, self.session.answer()).await;
+            let answer = waiting.map_err(|_| crate::session::SessionError::Timeout {
+                doing: "replaying a dead letter",
+                within: self.settings.timeout,
+            })??;
+            if let Some((statement, error)) = answer.failure {
+                let at = marks.partition_point(|mark| *mark <= statement).saturating_sub(1);
+                return Err(failed(some.get(at), &error));
+            }
+            let counts = answer.answers.into_iter().filter_map(|answer| match answer {
+                StatementAnswer::Count(count) => Some(count),
+                StatementAnswer::Row(_) => None,
+            });
+            if self.wins {
+                let (repairs, missing_deletes) = winning.conclude(counts);
+                self.done.repairs.extend(repairs);
+                self.done.missing_deletes += missing_deletes;
+            } else {
+                self.done.missing_deletes += counts.map(|count| u64::from(count == 0)).sum::<u64>();
+            }
+            self.done.changes += u64::try_from(some.len()).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn write(&self, flight: &mut Flight, winning: &mut Winning, change: &Change) -> Result<(), DestinationError> {
+        let target = |relation: &Arc<Relation>| self.targets.get(relation).map(Arc::as_ref);
+        match change {
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                let Some(target) = target(relation) else { return Ok(()) };
+                check_types(target, change)?;
+                if self.wins
+                    && let Some(here) = self.catalog.table(&target.table)
+                {
+                    // What the source's table is like now nobody knows here: rows are found by their key alone.
+                    let conflicts = Conflicts::of_source(OnConflict::SourceWins, Vec::new());
+                    return winning.write(flight, target, (here, &conflicts), self.role, change);
+                }
+                let Some(shape) = statement::shape(target, change)? else { return Ok(()) };
+                let mut values = Vec::new();
+                statement::parameters(target, &shape, change, |value| values.push(value));
+                let is_text = |value: &Datum<'_>| matches!(value, Datum::Text(_));
+                let formats: Vec<Format> =
+                    values.iter().map(|value| if is_text(value) { Format::Text } else { Format::Binary }).collect();
+                flight.parse("", &statement::sql(target, &shape), &statement::parameter_types(target, &shape));
+                let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
+                match shape {
+                    statement::Shape::Delete => flight.execute_counted("", &formats, values.len(), put),
+                    statement::Shape::Insert | statement::Shape::Update { .. } => {
+                        flight.execute("", &formats, values.len(), put);
+                    }
+                }
+            }
+            Change::Truncate { relations, restart_identity } => {
+                let targets: Vec<&Target> = relations.iter().filter_map(target).collect();
+                match self.truncate {
+                    TruncateMode::Truncate => flight.run(&sql::truncate(&targets, *restart_identity)),
+                    TruncateMode::Delete => targets.iter().for_each(|target| flight.run(&sql::delete_all(target))),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A binary value means something to its own type only; text is read anew.
+fn check_types(target: &Target, change: &Change) -> Result<(), DestinationError> {
+    let tuple = match change {
+        Change::Insert { new, .. } | Change::Update { new, .. } => new,
+        Change::Delete { old, .. } => OldTuple::tuple(old),
+        Change::Truncate { .. } => return Ok(()),
+    };
+    for ((place, value), column) in tuple.columns().enumerate().zip(&target.relation.columns) {
+        let Some(here) = target.column(place) else { continue };
+        let built_in = column.type_id.is_built_in() || here.type_id.is_built_in();
+        if matches!(value, Datum::Binary(_)) && built_in && column.type_id != here.type_id {
+            return Err(DestinationError::Refused(ErrorReport::new(format!(
+                "column {} of table {} has another type now than in the dead letter",
+                column.name, target.table
+            ))));
+        }
+    }
+    Ok(())
+}
+
+/// What to tell of a change that the destination refuses.
+fn failed(change: Option<&Change>, error: &crate::session::ServerError) -> DestinationError {
+    let what = match change {
+        Some(Change::Insert { relation, .. }) => format!("the insert into {}", relation.name),
+        Some(Change::Update { relation, .. }) => format!("an update of {}", relation.name),
+        Some(Change::Delete { relation, .. }) => format!("a delete from {}", relation.name),
+        Some(Change::Truncate { .. }) | None => "a truncate".to_owned(),
+    };
+    let message = if error.code.as_str() == "HW002" { "its row does not exist" } else { error.message.as_str() };
+    let report = ErrorReport::new(format!("the dead letter cannot be replayed: {what} fails: {message}"));
+    let report = match &error.constraint {
+        Some(constraint) => report.detail(format!("Constraint: {constraint}. Nothing was changed.")),
+        None => report.detail("Nothing was changed."),
+    };
+    DestinationError::Refused(report.hint("Mend the rows at the destination, or add --source-wins."))
+}

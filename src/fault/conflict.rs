@@ -1,0 +1,110 @@
+//! What to tell the operator of a conflict: what stands in the way, and every way out of it.
+//!
+//! Asked by `report`. The message is the manual of a bad night: it names the table, the constraint, the key's columns
+//! and the transaction, never a value; and since headwater tries again by itself, mending the row is all there is to
+//! do.
+
+use crate::destination::{Conflict, ConflictKind};
+use crate::pg::{ErrorReport, Lsn};
+
+/// The report of a conflict.
+pub(super) fn report(conflict: &Conflict) -> ErrorReport {
+    let report = ErrorReport::new(conflict.to_string());
+    let report = match &conflict.constraint {
+        Some(constraint) => report.detail(format!("Constraint or column: {constraint}.")),
+        None => report,
+    };
+    let mut ways = vec![mend(conflict)];
+    if matches!(conflict.kind, ConflictKind::UniqueViolation | ConflictKind::MissingRow) {
+        ways.push("Or set on_conflict = \"source-wins\".".to_owned());
+    }
+    if conflict.commit_lsn == Lsn::INVALID {
+        return report.hint(ways.join("\n"));
+    }
+    ways.push(match conflict.end_lsn {
+        Some(end_lsn) => format!("Or leave the transaction out: headwater skip --end-lsn {end_lsn}"),
+        None => format!("Or leave the transaction out: headwater skip --commit-lsn {}", conflict.commit_lsn),
+    });
+    report.hint(ways.join("\n"))
+}
+
+/// The way to make the transaction possible.
+fn mend(conflict: &Conflict) -> String {
+    let table = conflict.table.as_ref().map_or("…".to_owned(), ToString::to_string);
+    let on = "headwater then goes on by itself.";
+    let constraint = conflict.constraint.as_deref().map(|named| named.split(" (").next().unwrap_or(named));
+    match conflict.kind {
+        ConflictKind::UniqueViolation | ConflictKind::ExclusionViolation => format!(
+            "A row that was changed at the destination is in the way. Delete it there, or give it other values; {on}"
+        ),
+        ConflictKind::MissingRow => {
+            format!("The row was deleted at the destination. Insert it there again, as the source had it; {on}")
+        }
+        ConflictKind::ForeignKeyViolation => format!(
+            "A row that the source has is missing at the destination, or one that only the destination has refers to it. \
+             Insert or delete it there; {on}"
+        ),
+        ConflictKind::CheckViolation => format!(
+            "The source does not have this constraint, or had it otherwise. Run at the destination:\n\
+             ALTER TABLE {table} DROP CONSTRAINT {};\n{on}",
+            constraint.unwrap_or("…")
+        ),
+        ConflictKind::NotNullViolation => format!(
+            "The source allows NULL there, or lacks the column. Run at the destination:\n\
+             ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL;\nor give the column a default; {on}",
+            constraint.unwrap_or("…")
+        ),
+        ConflictKind::DataException => format!(
+            "A column of the destination does not take the source's value. Give the columns of {table} the source's types \
+             with ALTER TABLE; {on}"
+        ),
+        ConflictKind::PermissionDenied => format!(
+            "Run at the destination as the owner of the table:\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {table} TO …;\n\
+             and where row-level security is enabled, give the role BYPASSRLS or a policy; {on}"
+        ),
+        ConflictKind::Other => format!("Change what refuses the row at the destination; {on}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{Ident, QualifiedName};
+    use crate::session::SqlState;
+
+    fn shown(kind: ConflictKind, end_lsn: Option<Lsn>) -> String {
+        report(&Conflict {
+            kind,
+            table: Some(QualifiedName::new("public", "messages")),
+            operation: Some("insert"),
+            key: vec![Ident::new("id")],
+            constraint: Some("messages_pkey (id)".into()),
+            message: "duplicate key value violates unique constraint \"messages_pkey\"".into(),
+            code: SqlState::new(b"23505"),
+            commit_lsn: Lsn::new(0x10),
+            end_lsn,
+            will_win: false,
+        })
+        .lines()
+    }
+
+    #[test]
+    fn a_conflict_names_table_key_constraint_position_and_every_way_out() {
+        let text = shown(ConflictKind::UniqueViolation, Some(Lsn::new(0x18)));
+        for part in [
+            "insert on table public.messages (key id)",
+            "messages_pkey (id)",
+            "end_lsn 0/18",
+            "headwater skip --end-lsn 0/18",
+            "on_conflict = \"source-wins\"",
+            "goes on by itself",
+        ] {
+            assert!(text.contains(part), "{part} in:\n{text}");
+        }
+        let large = shown(ConflictKind::CheckViolation, None);
+        assert!(large.contains("headwater skip --commit-lsn 0/10"), "{large}");
+        assert!(large.contains("ALTER TABLE public.messages DROP CONSTRAINT messages_pkey;"), "{large}");
+        assert!(!large.contains("source-wins"), "it would not help:\n{large}");
+    }
+}
