@@ -110,7 +110,7 @@ pub(super) async fn prepare(
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
     source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let slot = find_slot(&source, &config.source.slot).await?;
-    let server = SourceServer::check(&source, slot.is_some()).await?;
+    let server = SourceServer::check(&source, slot.is_none() || resnapshot).await?;
     let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
     server.check_not_synchronous(&application_name)?;
     let mut source_catalog = SourceCatalog::read(&source, &config.tables).await?;

@@ -68,7 +68,10 @@ pub(super) async fn snapshot(
     live: bool,
     stop: impl Future<Output = ()>,
 ) -> Result<Ending, Fault> {
-    ends.telemetry.set_state(State::Snapshot, None);
+    // What held up an earlier attempt is over once the slot is there, not before.
+    if !ends.telemetry.is_held_up() {
+        ends.telemetry.set_state(State::Snapshot, None);
+    }
     let sizes = prepared.source_catalog.tables.iter().map(|table| (table.definition.name(), table.definition.bytes));
     ends.telemetry.snapshot_begins(sizes);
     let ended = {
@@ -143,6 +146,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, liv
 
     let taken = take_snapshot(ends, &prepared, live).await?;
     let TakenSnapshot { locks, slot_session, held, consistent_point } = taken;
+    telemetry.set_state(State::Snapshot, None);
     failpoint::reached("snapshot.slot_created");
     let staged = copy(ends, &prepared, bookkeeping.client(), &held, &generation).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.

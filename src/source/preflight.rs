@@ -27,11 +27,11 @@ pub struct SourceServer {
 impl SourceServer {
     /// Asks the server and checks what does not depend on tables.
     ///
-    /// `slot_exists`: our slot is there already, so none needs to be free.
+    /// `needs_slot`: one more replication slot will be asked for, for the stream or for a snapshot.
     ///
     /// # Errors
     /// [`SourceError::Refused`] names the setting and how to change it.
-    pub async fn check(client: &SqlClient, slot_exists: bool) -> Result<SourceServer, SourceError> {
+    pub async fn check(client: &SqlClient, needs_slot: bool) -> Result<SourceServer, SourceError> {
         let sql = "SELECT pg_catalog.current_setting('server_version_num')::int, current_user::text,
                           pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('wal_level'),
                           pg_catalog.current_setting('synchronous_standby_names'),
@@ -62,7 +62,7 @@ impl SourceServer {
             ));
         }
         let (slots_max, slots): (i64, i64) = (row.get(5), row.get(6));
-        if !slot_exists && slots >= slots_max {
+        if needs_slot && slots >= slots_max {
             return Err(refused(
                 ErrorReport::new(format!("all {slots_max} replication slots at the source are taken")).hint(format!(
                     "Drop a slot that nobody needs, or run at the source as a superuser and restart it:\n\

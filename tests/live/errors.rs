@@ -56,6 +56,14 @@ async fn a_slot_and_a_walsender_must_be_free() {
     let output = Setup::of(&database).start().ends_with(1).await;
     says(&output, &["all 1 replication slots at the source are taken", "HINT:", "max_replication_slots"]);
 
+    // A resnapshot needs one more, a temporary one.
+    database.at_source("SELECT pg_drop_replication_slot('taken')").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    service.stop().await;
+    let output = Setup::of(&database).argument("--resnapshot").start().ends_with(1).await;
+    says(&output, &["all 1 replication slots at the source are taken", "HINT:", "max_replication_slots"]);
+
     let source = new_source(&[("max_wal_senders", "0")]).await;
     let database = Database::on(&source, destination().await, "nosender", ONE, ONE_SCHEMA).await;
     let output = Setup::of(&database).start().ends_with(1).await;

@@ -1,11 +1,16 @@
 //! A pair of databases for one test, one on each cluster, with a slot and a publication of their own.
 
+use std::sync::{Mutex, PoisonError};
+
 use headwater::commands::demo::Cluster;
 use headwater::session::SqlClient;
 
 use super::{compare, destination, eventually, source};
 
-/// A test's databases.
+/// Databases whose tests are over: their slots are dropped before the next one needs one, or the source would run out of them.
+static OVER: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A test's databases. Their slots go after the test.
 pub struct Database {
     pub name: String,
     pub source: SqlClient,
@@ -14,6 +19,32 @@ pub struct Database {
     pub destination_url: String,
     /// The tables, as configured.
     pub tables: Vec<String>,
+    pub over: Over,
+}
+
+/// Says that the test is over when it is dropped.
+pub struct Over(String);
+
+impl Over {
+    /// For the databases of this name.
+    pub fn of(name: &str) -> Over {
+        Over(name.to_owned())
+    }
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        OVER.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.0));
+    }
+}
+
+/// Drops what slots are left of tests that are over. One that is still in use goes later, or with its cluster.
+async fn drop_slots(admin: &SqlClient) {
+    let over = OVER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let sql =
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = ANY ($1) AND NOT active";
+    // Somebody else may have dropped it in the same moment.
+    let _ = admin.query("dropping slots", sql, &[&over]).await;
 }
 
 impl Database {
@@ -27,6 +58,7 @@ impl Database {
         let name = format!("{name}_{:06x}", fastrand::u32(..0x100_0000));
         for cluster in [from, to] {
             let admin = cluster.connect("postgres").await.expect("the cluster answers");
+            drop_slots(&admin).await;
             admin.batch("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
         }
         let mut database = Database::opened(from, to, &name).await;
@@ -61,6 +93,7 @@ impl Database {
             source_url: from.url(name),
             destination_url: to.url(name),
             tables: Vec::new(),
+            over: Over::of(name),
             name: name.to_owned(),
         }
     }
