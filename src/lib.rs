@@ -33,6 +33,7 @@ pub mod transaction;
 pub mod plan;
 pub mod progress;
 pub mod telemetry;
+pub mod spool;
 pub mod session;
 pub mod source;
 pub mod destination;

@@ -10,6 +10,9 @@
 //! - I5: once the crashes end, both sides become equal;
 //! - I6: the slot passes WAL that is not for us.
 //!
+//! Some transactions arrive before they commit, in blocks between others, with subtransactions and whole transactions that
+//! are rolled back; the spool is a map that is lost with its process.
+//!
 //! `HEADWATER_SEED=n` replays one schedule; `HEADWATER_SCHEDULES=n` runs so many.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,8 +25,8 @@ use headwater::pg::{
 };
 use headwater::plan::{BatchLimits, Batcher, Work};
 use headwater::progress::{Feedback, IdleAdvance, Ledger, WalReading};
-use headwater::transaction::{Assembler, Change, TableSet};
-use headwater::wire::{Begin, Commit, Message, OldTuple};
+use headwater::transaction::{Assembler, Change, Output, Replay, SpoolOrder, TableSet};
+use headwater::wire::{Abort, Begin, Commit, Message, OldTuple};
 
 type Rows = BTreeMap<u8, u8>;
 
@@ -121,9 +124,8 @@ impl Source {
         let from = from.max(self.confirmed);
         let mut sent = VecDeque::new();
         sent.push_back(Sent::Keepalive(from.saturating_sub(100)));
-        for transaction in self.log.iter().filter(|t| t.commit_lsn >= from) {
-            sent.extend(messages(transaction));
-        }
+        let first = self.log.partition_point(|t| t.commit_lsn < from);
+        sent.extend(interleaved(self.log.get(first..).unwrap_or_default()));
         sent
     }
 }
@@ -134,22 +136,78 @@ enum Sent {
     Keepalive(u64),
 }
 
-fn messages(transaction: &Committed) -> Vec<Sent> {
+/// What a walsender sends of these transactions: some at their commits, some before, in blocks between others.
+///
+/// How a transaction comes is drawn from its position, so that it comes differently in another session.
+fn interleaved(log: &[Committed]) -> Vec<Sent> {
+    // Each transaction's messages stand in its slot; blocks of streams also in slots before their own.
+    let mut slots: Vec<Vec<Message>> = vec![Vec::new(); log.len()];
+    for (at, transaction) in log.iter().enumerate() {
+        let mut rng = Rng::with_seed(transaction.end_lsn ^ (log.len() as u64) << 40);
+        if rng.u8(..3) > 0 {
+            slots[at].extend(at_commit(transaction));
+            continue;
+        }
+        let xid = u32::try_from(transaction.end_lsn).expect("a small position");
+        if rng.u8(..4) == 0 {
+            // A stream of somebody who rolls back in the end.
+            let doomed = xid + 1_000_000;
+            let mut noise = vec![Message::Relation { xid: Some(doomed), relation: relation() }];
+            noise.extend((0..20).map(|key| inserted(doomed, key)));
+            slots[at].extend(block(doomed, true, noise));
+            slots[at].push(Message::StreamAbort(Abort { xid: doomed, subxid: doomed }));
+        }
+        let mut place = rng.usize(at.saturating_sub(5)..=at);
+        let mut first = true;
+        let mut rest = transaction.actions.as_slice();
+        let mut subxid = xid + 2_000_000;
+        while first || !rest.is_empty() {
+            let (now, later) = rest.split_at(rng.usize(0..=rest.len()));
+            let mut messages = vec![Message::Relation { xid: Some(xid), relation: relation() }];
+            let kept = if rng.bool() { xid } else { subxid };
+            messages.extend(now.iter().map(|action| change(Some(kept), *action)));
+            let rolled_back = (subxid + 1, rng.u8(..6));
+            messages.extend((0..rolled_back.1).map(|key| inserted(rolled_back.0, key)));
+            slots[place].extend(block(xid, first, messages));
+            if rolled_back.1 > 0 {
+                slots[place].push(Message::StreamAbort(Abort { xid, subxid: rolled_back.0 }));
+            }
+            (rest, first, subxid) = (later, false, subxid + 2);
+            place = rng.usize(place..=at);
+        }
+        let (commit_lsn, end_lsn) = (Lsn::new(transaction.commit_lsn), Lsn::new(transaction.end_lsn));
+        let commit = Commit { commit_lsn, end_lsn, committed_at: PgTimestamp::from_micros(0) };
+        slots[at].push(Message::StreamCommit { xid, commit });
+    }
+    slots.into_iter().flatten().map(Sent::Message).collect()
+}
+
+fn block(xid: u32, first: bool, messages: Vec<Message>) -> impl Iterator<Item = Message> {
+    std::iter::once(Message::StreamStart { xid, first }).chain(messages).chain([Message::StreamStop])
+}
+
+fn inserted(xid: u32, key: u8) -> Message {
+    change(Some(xid), Action::Insert(key, 0))
+}
+
+fn change(xid: Option<u32>, action: Action) -> Message {
+    match action {
+        Action::Insert(key, value) => Message::Insert { xid, relation: TABLE, new: tuple(key, Some(value)) },
+        Action::Update(key, value) => Message::Update { xid, relation: TABLE, old: None, new: tuple(key, Some(value)) },
+        Action::Delete(key) => Message::Delete { xid, relation: TABLE, old: OldTuple::Key(tuple(key, None)) },
+    }
+}
+
+fn at_commit(transaction: &Committed) -> Vec<Message> {
     let at = PgTimestamp::from_micros(0);
     let (commit_lsn, end_lsn) = (Lsn::new(transaction.commit_lsn), Lsn::new(transaction.end_lsn));
     let mut messages = vec![
         Message::Begin(Begin { final_lsn: commit_lsn, committed_at: at, xid: 1 }),
         Message::Relation { xid: None, relation: relation() },
     ];
-    messages.extend(transaction.actions.iter().map(|action| match *action {
-        Action::Insert(key, value) => Message::Insert { xid: None, relation: TABLE, new: tuple(key, Some(value)) },
-        Action::Update(key, value) => {
-            Message::Update { xid: None, relation: TABLE, old: None, new: tuple(key, Some(value)) }
-        }
-        Action::Delete(key) => Message::Delete { xid: None, relation: TABLE, old: OldTuple::Key(tuple(key, None)) },
-    }));
+    messages.extend(transaction.actions.iter().map(|action| change(None, *action)));
     messages.push(Message::Commit(Commit { commit_lsn, end_lsn, committed_at: at }));
-    messages.into_iter().map(Sent::Message).collect()
+    messages
 }
 
 /// A flight on its way to the destination.
@@ -274,6 +332,8 @@ struct Life {
     /// How far into the source's log the walsender has got.
     sent_transactions: usize,
     assembler: Assembler,
+    spool: BTreeMap<u32, Vec<u8>>,
+    replay: Option<Box<Replay>>,
     batcher: Batcher,
     ledger: Ledger,
     feedback: Feedback,
@@ -300,7 +360,9 @@ impl Life {
         Life {
             incoming: source.stream(position),
             sent_transactions: source.log.len(),
-            assembler: Assembler::new(tables, PIECE_BYTES, "hw", at),
+            assembler: Assembler::new(tables, PIECE_BYTES, "hw", at).with_streams(),
+            spool: BTreeMap::new(),
+            replay: None,
             batcher: Batcher::new(BatchLimits { rows_max: 30, bytes_max: 20_000 }),
             ledger: Ledger::resume(at, Lsn::new(source.confirmed), BLOCK),
             feedback: Feedback::new(Duration::from_secs(60), Lsn::new(source.confirmed), at, Duration::ZERO),
@@ -317,19 +379,47 @@ impl Life {
 
     fn receive(&mut self, source: &Source) {
         // New commits, and keepalives between them when the walsender has nothing else to say.
-        while self.sent_transactions < source.log.len() {
-            self.incoming.extend(messages(&source.log[self.sent_transactions]));
-            self.sent_transactions += 1;
+        if self.sent_transactions < source.log.len() {
+            self.incoming.extend(interleaved(&source.log[self.sent_transactions..]));
+            self.sent_transactions = source.log.len();
         }
-        match self.incoming.pop_front() {
-            Some(Sent::Message(message)) => self.assembler.message(message).expect("a message in its place"),
-            Some(Sent::Keepalive(wal_end)) => self.assembler.keepalive(Lsn::new(wal_end)),
-            None => self.assembler.keepalive(Lsn::new(source.wal_end)),
+        // While one is read back nothing more is read.
+        if self.replay.is_none() {
+            match self.incoming.pop_front() {
+                Some(Sent::Message(message)) => self.assembler.message(message).expect("a message in its place"),
+                Some(Sent::Keepalive(wal_end)) => self.assembler.keepalive(Lsn::new(wal_end)),
+                None => self.assembler.keepalive(Lsn::new(source.wal_end)),
+            }
         }
-        while self.batcher.has_room()
-            && let Some(step) = self.assembler.poll()
-        {
-            self.batcher.push(step);
+        while self.batcher.has_room() {
+            if let Some(replay) = &mut self.replay {
+                match replay.poll() {
+                    Some(step) => self.batcher.push(step),
+                    None => self.replay = None,
+                }
+                continue;
+            }
+            match self.assembler.poll() {
+                Some(Output::Step(step)) => self.batcher.push(step),
+                Some(Output::Spool(order)) => self.spool(order),
+                None => break,
+            }
+        }
+    }
+
+    fn spool(&mut self, order: SpoolOrder) {
+        match order {
+            SpoolOrder::Append { xid, records } => self.spool.entry(xid).or_default().extend_from_slice(&records),
+            SpoolOrder::Cut { xid, at } => {
+                let stream = self.spool.get_mut(&xid).expect("a stream that was begun");
+                stream.truncate(usize::try_from(at).expect("a place in memory"));
+            }
+            SpoolOrder::Discard { xid } => drop(self.spool.remove(&xid).expect("a stream that was begun")),
+            SpoolOrder::Replay(mut replay) => {
+                let records = self.spool.remove(&replay.xid()).expect("a stream that was begun");
+                replay.chunk(&Bytes::from(records)).and_then(|()| replay.end()).expect("what was spooled");
+                self.replay = Some(replay);
+            }
         }
     }
 

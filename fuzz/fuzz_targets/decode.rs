@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     let mut rest = Bytes::copy_from_slice(data);
     let mut decoder = Decoder::new(false);
     let tables = TableSet::new([(RelationId(16384), QualifiedName::new("public", "t"))]);
-    let mut assembler = Assembler::new(tables, 4096, "headwater", Lsn::INVALID);
+    let mut assembler = Assembler::new(tables, 4096, "headwater", Lsn::INVALID).with_streams();
     while rest.len() > 4 {
         let length = rest.split_to(4);
         let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]) as usize;

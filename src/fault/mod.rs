@@ -19,6 +19,7 @@ use crate::destination::DestinationError;
 use crate::pg::ErrorReport;
 use crate::session::{CopyError, ServerError, SessionError};
 use crate::source::SourceError;
+use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
 
 pub use backoff::Backoff;
@@ -98,8 +99,11 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
                 TransactionError::Misplaced { .. }
                 | TransactionError::UnknownRelation(_)
                 | TransactionError::ColumnCount { .. }
+                | TransactionError::Record { .. }
                 | TransactionError::CommitMismatch { .. } => Decision::End,
             },
+            // Nothing is lost: the source sends everything again that had not committed, next time at its commit.
+            SourceError::Spool(_) => Decision::Retry("spool"),
             // Rows read before and after are not of one moment: begin the snapshot again.
             SourceError::SnapshotLost(_) => Decision::Retry("snapshot_lost"),
         },
@@ -193,6 +197,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Source(error @ SourceError::SlotInUse { .. }) => ErrorReport::new(error.to_string())
             .detail("It belongs to another role, or did not end when it was asked to.")
             .hint("End that session, or choose another name for source.slot."),
+        Fault::Source(SourceError::Spool(error)) => spool_report(error),
         Fault::Destination(DestinationError::Bind(error)) => ErrorReport::new(error.to_string())
             .hint("Change the table at the destination accordingly; headwater then goes on by itself."),
         Fault::Source(
@@ -205,6 +210,21 @@ pub fn report(fault: &Fault) -> ErrorReport {
         | Fault::Destination(
             DestinationError::PositionMoved { .. } | DestinationError::NoIdentity(_) | DestinationError::StagingLost(_),
         ) => ErrorReport::new(fault.to_string()),
+    }
+}
+
+/// What to tell the operator of a spool that cannot keep transactions in progress.
+pub fn spool_report(error: &SpoolError) -> ErrorReport {
+    let report = ErrorReport::new(error.to_string()).detail(
+        "Nothing is lost: the source is asked to keep large transactions until they commit, and to send them again then.",
+    );
+    match error {
+        SpoolError::File { .. } => {
+            report.hint("See spool.dir: it must exist or be creatable, be writable, and have room.")
+        }
+        SpoolError::Full { .. } => report.hint("Raise spool.bytes_max, if the disk has room for it."),
+        SpoolError::Damaged { .. } => report.hint("Check the disk below spool.dir."),
+        SpoolError::Gone => report,
     }
 }
 

@@ -15,17 +15,15 @@ use super::apply_loop::{ApplyLoop, Beside, Limits};
 use super::control::control;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
-use super::{RunOptions, snapshot};
-use crate::config::{Config, Origin, SynchronousCommit};
+use super::{RunOptions, snapshot, streaming};
+use crate::config::{Config, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader,
     ReplicationRole, TableState, WritingSettings, holder, skips, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
-use crate::plan::fit::Transfer;
 use crate::progress::Ledger;
-use crate::session::StreamOptions;
 use crate::source::{Confirmed, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream};
 use crate::telemetry::{State, Telemetry};
 use crate::transaction::Assembler;
@@ -48,6 +46,8 @@ pub(super) struct Attempt {
     resnapshot: bool,
     /// The lost slot is to be replaced by a new one.
     replace_slot: bool,
+    /// The spool has failed: the next stream does without.
+    spool_failed: bool,
     has_streamed: bool,
     made_progress: bool,
     /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
@@ -72,6 +72,7 @@ impl Attempt {
             monitor,
             resnapshot,
             replace_slot: false,
+            spool_failed: false,
             has_streamed: false,
             made_progress: false,
             conflict: None,
@@ -238,13 +239,9 @@ impl Attempt {
             source_tables: prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect(),
         };
 
-        let options = StreamOptions {
-            protocol_version: 1,
-            publication: config.source.publication.clone(),
-            binary: prepared.transfer == Transfer::Binary,
-            streaming: false,
-            origin_none: config.origin == Origin::None && prepared.server.version >= 160_000,
-        };
+        let mut options = streaming::options(&config, prepared.server.version, prepared.transfer);
+        options.streaming &= !std::mem::take(&mut self.spool_failed);
+        let spool = streaming::open_spool(&config, &telemetry, &mut options).await;
         let started = prepared.replication.start(&config.source.slot, position, &options).await;
         started.map_err(SourceError::Session)?;
 
@@ -256,6 +253,7 @@ impl Attempt {
         let piece_bytes_max = config.apply.batch_bytes_max;
         let assembler =
             Assembler::new(prepared.source_catalog.table_set(), piece_bytes_max, HEARTBEAT_PREFIX, position);
+        let assembler = streaming::assembler(assembler, &config, &options);
         // As much again as the batch being filled: the source is read on while the destination is busy.
         let (steps, receiver) = step_channel(2 * piece_bytes_max);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: position, flushed: ledger.flushed() });
@@ -266,6 +264,7 @@ impl Attempt {
             decoder: Decoder::new(false),
             assembler,
             steps,
+            spool,
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
             stop: stream_stop,
@@ -316,7 +315,10 @@ impl Attempt {
         }
         applied?;
         match read {
-            Ok(Ok(Err(error))) if !self.is_stopping() => Err(error.into()),
+            Ok(Ok(Err(error))) if !self.is_stopping() => {
+                self.spool_failed = matches!(error, SourceError::Spool(_));
+                Err(error.into())
+            }
             Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(()),
             // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
             Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),

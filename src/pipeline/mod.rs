@@ -25,6 +25,7 @@ mod control;
 mod monitor;
 mod prepare;
 mod snapshot;
+mod streaming;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

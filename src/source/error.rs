@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::pg::ErrorReport;
 use crate::session::{SessionError, StreamError};
+use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
 use crate::wire::WireError;
 
@@ -47,6 +48,9 @@ pub enum SourceError {
     /// Messages that do not fit together, or a table that is another one now.
     #[error("source: {0}")]
     Transaction(#[from] TransactionError),
+    /// The spool cannot keep transactions that are still in progress.
+    #[error("{0}")]
+    Spool(#[from] SpoolError),
     /// The snapshot's holder was lost: what was read before and what is read after are not one snapshot.
     #[error("the snapshot was lost: {0}")]
     SnapshotLost(SessionError),

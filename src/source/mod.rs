@@ -14,10 +14,12 @@
 
 mod catalog;
 mod error;
+mod outlet;
 mod preflight;
 mod publication;
 mod slot;
 mod snapshot;
+mod steps;
 mod stream;
 
 pub use catalog::{SourceCatalog, SourceTable};
@@ -26,4 +28,5 @@ pub use preflight::{SourceServer, same_database};
 pub use publication::{ensure_publication, gap_report};
 pub use slot::{Slot, StoredHistory, check_history, find_slot, release_slot, slot_unknown_report};
 pub use snapshot::{HeldSnapshot, TableLocks, hold_snapshot, settled};
-pub use stream::{Confirmed, StepReceiver, Steps, StreamReport, StreamSettings, StreamTask, step_channel, stream};
+pub use steps::{StepReceiver, Steps, step_channel};
+pub use stream::{Confirmed, StreamReport, StreamSettings, StreamTask, stream};

@@ -4,32 +4,32 @@
 //! and the watch on which the destination's progress comes back.
 //!
 //! ```text
-//!  walsender ──▶ session ──▶ Decoder ──▶ Assembler ──▶ Steps (bounded) ──▶ task 2
-//!      ▲                                                                     │
-//!      └── StandbyStatusUpdate ◀── Feedback ◀── watch: stored, flushed ◀─────┘
+//!  walsender ──▶ session ──▶ Decoder ──▶ Assembler ──▶ Outlet ──▶ Steps (bounded) ──▶ task 2
+//!      ▲                                                 ║ spool                         │
+//!      └── StandbyStatusUpdate ◀── Feedback ◀── watch: stored, flushed ◀─────────────────┘
 //! ```
 //!
-//! While the channel is full it does not read, but goes on sending status updates, so the source never takes a busy
-//! destination for a dead one. It only receives, calls and forwards; what to confirm and when is `progress`'s to say.
+//! While the outlet waits (the channel or the spool is full) it does not read, but goes on sending status updates, so
+//! the source never takes a busy destination for a dead one. It only receives, calls and forwards; what to confirm and
+//! when is `progress`'s to say.
 //!
-//! Bounds: [`Steps`] holds so many steps and bytes; full means wait. A source that says nothing for `timeout` is
-//! given up; it is asked for a sign of life at half of it.
+//! Bounds: those of the outlet; full means wait. A source that says nothing for `timeout` is given up; it is asked for a
+//! sign of life at half of it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::watch;
 
 use super::error::SourceError;
+use super::outlet::Outlet;
+use super::steps::Steps;
 use crate::pg::{Lsn, PgTimestamp};
 use crate::progress::Feedback;
 use crate::session::{ReplicationSession, StreamedMessage};
+use crate::spool::Spool;
 use crate::telemetry::failpoint;
-use crate::transaction::{Assembler, Step};
-use crate::wire::{Decoder, ReplicationMessage, StandbyStatusUpdate};
-
-/// Steps in the channel at most, whatever their size.
-const STEPS_MAX: usize = 4096;
+use crate::transaction::Assembler;
+use crate::wire::{Decoder, Message, ReplicationMessage, StandbyStatusUpdate};
 
 /// What the destination has reached: task 1 confirms nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,68 +38,6 @@ pub struct Confirmed {
     pub stored: Lsn,
     /// Stored and durable.
     pub flushed: Lsn,
-}
-
-/// The sending end of the step channel: bounded in steps and in bytes.
-pub struct Steps {
-    steps: mpsc::Sender<(Step, OwnedSemaphorePermit)>,
-    bytes: Arc<Semaphore>,
-    bytes_max: u32,
-}
-
-/// The receiving end. A step's bytes are free again once it is taken.
-pub struct StepReceiver {
-    steps: mpsc::Receiver<(Step, OwnedSemaphorePermit)>,
-}
-
-/// A channel that holds at most so many bytes of steps; a larger step passes alone.
-pub fn step_channel(bytes_max: usize) -> (Steps, StepReceiver) {
-    let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX >> 4).min(u32::MAX >> 4);
-    let (sender, receiver) = mpsc::channel(STEPS_MAX);
-    let bytes = Arc::new(Semaphore::new(usize::try_from(bytes_max).unwrap_or(Semaphore::MAX_PERMITS)));
-    (Steps { steps: sender, bytes, bytes_max }, StepReceiver { steps: receiver })
-}
-
-impl Steps {
-    fn weight(&self, step: &Step) -> u32 {
-        u32::try_from(step.size_bytes()).unwrap_or(u32::MAX).min(self.bytes_max)
-    }
-
-    /// Sends without waiting; gives the step back when there is no room. `Err(None)`: the receiver is gone.
-    fn try_send(&self, step: Step) -> Result<(), Option<Step>> {
-        let Ok(permit) = Arc::clone(&self.bytes).try_acquire_many_owned(self.weight(&step)) else {
-            return Err(Some(step));
-        };
-        self.steps.try_send((step, permit)).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full((step, _)) => Some(step),
-            mpsc::error::TrySendError::Closed(_) => None,
-        })
-    }
-
-    /// Waits for room for `step`. `None`: the receiver is gone.
-    async fn room_for(&self, step: &Step) -> Option<Room> {
-        let permit = Arc::clone(&self.bytes).acquire_many_owned(self.weight(step)).await.ok()?;
-        let slot = self.steps.clone().reserve_owned().await.ok()?;
-        Some(Room { slot, permit })
-    }
-}
-
-/// A place in the channel.
-struct Room {
-    slot: mpsc::OwnedPermit<(Step, OwnedSemaphorePermit)>,
-    permit: OwnedSemaphorePermit,
-}
-
-impl StepReceiver {
-    /// The next step; `None` when the stream has ended and everything was taken. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Step> {
-        self.steps.recv().await.map(|(step, _)| step)
-    }
-
-    /// The next step if it is already there.
-    pub fn ready(&mut self) -> Option<Step> {
-        self.steps.try_recv().ok().map(|(step, _)| step)
-    }
 }
 
 /// What the stream tells beside its steps, for lag and metrics.
@@ -140,6 +78,8 @@ pub struct StreamTask {
     pub assembler: Assembler,
     /// Where steps go.
     pub steps: Steps,
+    /// Where transactions go that arrive before they commit; `None`: streaming was not asked for.
+    pub spool: Option<Spool>,
     /// Where the destination's progress comes from.
     pub confirmed: watch::Receiver<Confirmed>,
     /// How the stream is read.
@@ -156,27 +96,26 @@ pub struct StreamTask {
 /// # Errors
 /// [`SourceError`] says why the stream broke off. Everything that was sent into `steps` is good.
 pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> Result<(), SourceError> {
-    let StreamTask { mut session, mut decoder, mut assembler, steps, mut confirmed, settings, mut stop } = task;
+    let StreamTask { mut session, mut decoder, mut assembler, steps, spool, mut confirmed, settings, mut stop } = task;
+    let mut outlet = Outlet::new(steps, spool);
     let began = Instant::now();
     let start = *confirmed.borrow_and_update();
     let mut feedback = Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed());
     let mut silence = Silence::new(began.elapsed(), settings.timeout);
-    let mut waiting: Option<Step> = None;
-    let mut receiver_gone = false;
     let mut greeted = false;
 
-    while !*stop.borrow() && !receiver_gone {
+    while !*stop.borrow() && !outlet.is_gone() {
         // Whatever has arrived is taken without asking the runtime.
-        while waiting.is_none()
+        while outlet.is_clear()
             && let Some(message) = session.ready()?
         {
             silence.heard(began.elapsed());
             take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-            receiver_gone |= forward(&mut assembler, &steps, &mut waiting);
+            outlet.forward(&mut assembler)?;
         }
         let now = began.elapsed();
         feedback.received(assembler.received());
-        if waiting.is_some() {
+        if !outlet.is_clear() {
             // It is we who are not listening.
             silence.heard(now);
         }
@@ -195,34 +134,32 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
             failpoint::reached("stream.feedback_sent");
         }
         let nap = feedback.due_in(now).min(silence.check_in(now)).max(Duration::from_millis(1));
+        let clear = outlet.is_clear();
         tokio::select! {
             _ = stop.changed() => {}
             changed = confirmed.changed() => {
                 if changed.is_err() {
-                    receiver_gone = true;
+                    break;
                 } else {
                     let reached = *confirmed.borrow_and_update();
                     feedback.progressed(reached.stored, reached.flushed);
                 }
             }
-            room = room_for(&steps, &waiting), if waiting.is_some() => match (room, waiting.take()) {
-                (Some(room), Some(step)) => {
-                    room.slot.send((step, room.permit));
-                    receiver_gone |= forward(&mut assembler, &steps, &mut waiting);
-                }
-                (_, _) => receiver_gone = true,
-            },
-            turn = turn(&mut session, waiting.is_none()) => {
+            moved = outlet.progress(), if !clear => {
+                moved?;
+                outlet.forward(&mut assembler)?;
+            }
+            turn = turn(&mut session, clear) => {
                 if let Some(message) = turn? {
                     silence.heard(began.elapsed());
                     take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-                    receiver_gone |= forward(&mut assembler, &steps, &mut waiting);
+                    outlet.forward(&mut assembler)?;
                 }
             }
             () = tokio::time::sleep(nap) => {}
         }
     }
-    drop(steps);
+    outlet.close().await;
     finish(session, confirmed, feedback, began).await
 }
 
@@ -256,27 +193,6 @@ async fn turn(session: &mut ReplicationSession, reading: bool) -> Result<Option<
     Ok(None)
 }
 
-async fn room_for(steps: &Steps, waiting: &Option<Step>) -> Option<Room> {
-    match waiting {
-        Some(step) => steps.room_for(step).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Sends what the assembler has ready; what finds no room waits. Returns whether the receiver is gone.
-fn forward(assembler: &mut Assembler, steps: &Steps, waiting: &mut Option<Step>) -> bool {
-    while waiting.is_none()
-        && let Some(step) = assembler.poll()
-    {
-        match steps.try_send(step) {
-            Ok(()) => {}
-            Err(Some(step)) => *waiting = Some(step),
-            Err(None) => return true,
-        }
-    }
-    false
-}
-
 fn take_in(
     message: StreamedMessage,
     decoder: &mut Decoder,
@@ -287,9 +203,16 @@ fn take_in(
     match message {
         StreamedMessage::Message(ReplicationMessage::XLogData(data)) => {
             let message = decoder.read(&data.data)?;
-            if let crate::wire::Message::Begin(begin) = &message {
+            let mut committed = None;
+            if let Message::Begin(begin) = &message {
+                committed = Some((begin.final_lsn, begin.committed_at));
+            } else if let Message::StreamCommit { commit, .. } = &message {
+                // A transaction in progress counts only from here on.
+                committed = Some((commit.commit_lsn, commit.committed_at));
+            }
+            if let Some((final_lsn, committed_at)) = committed {
                 report(StreamReport::Heard { source: data.sent_at, local: clock() });
-                report(StreamReport::Received { final_lsn: begin.final_lsn, committed_at: begin.committed_at });
+                report(StreamReport::Received { final_lsn, committed_at });
             }
             assembler.message(message)?;
         }
@@ -360,22 +283,5 @@ mod tests {
         silence.heard(at(40));
         assert!(!silence.check(at(69)).unwrap());
         assert!(matches!(silence.check(at(100)), Err(SourceError::Silent(_))));
-    }
-
-    #[tokio::test]
-    async fn a_full_channel_makes_the_sender_wait_and_loses_nothing() {
-        let step = |position| Step::Reached(Lsn::new(position));
-        let (steps, mut receiver) = step_channel(2 * step(0).size_bytes());
-        assert!(steps.try_send(step(1)).is_ok());
-        assert!(steps.try_send(step(2)).is_ok());
-        let refused = steps.try_send(step(3)).unwrap_err().unwrap();
-        assert_eq!(refused, step(3));
-        assert_eq!(receiver.next().await, Some(step(1)));
-        let room = steps.room_for(&refused).await.unwrap();
-        room.slot.send((refused, room.permit));
-        drop(steps);
-        assert_eq!(receiver.ready(), Some(step(2)));
-        assert_eq!(receiver.next().await, Some(step(3)));
-        assert_eq!(receiver.next().await, None);
     }
 }

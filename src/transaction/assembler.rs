@@ -1,42 +1,22 @@
-//! The assembler: one message in, at most two steps out.
+//! The assembler: one message in, at most a few steps or orders out.
 //!
 //! Stands between `wire::Decoder` and the channel to `plan`. Events go in by [`Assembler::message`] and
 //! [`Assembler::keepalive`], work comes out of [`Assembler::poll`]. Which relations are wanted is decided once, at
-//! their Relation message; changes to others are dropped there and then.
+//! their Relation message; changes to others are dropped there and then. Changes of transactions that are still in
+//! progress leave as records for `spool`; at Stream Commit a [`Replay`] asks for them back.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::change::{Change, Heartbeat, Piece, Step, Transaction};
+use bytes::{Bytes, BytesMut};
+
+use super::change::{Change, Heartbeat, Output, Piece, Step, Transaction};
+use super::record::RecordError;
+use super::relations::{RelationCache, TableSet};
+use super::replay::Replay;
+use super::streams::{InProgress, SpoolOrder};
 use crate::pg::{Lsn, QualifiedName, Relation, RelationId};
-use crate::wire::{Begin, Commit, Message};
-
-/// The tables that are kept equal, by their OIDs at the source.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableSet {
-    by_id: BTreeMap<RelationId, QualifiedName>,
-}
-
-impl TableSet {
-    /// A set of tables with the names under which they are configured.
-    pub fn new(tables: impl IntoIterator<Item = (RelationId, QualifiedName)>) -> TableSet {
-        TableSet { by_id: tables.into_iter().collect() }
-    }
-
-    /// The name under which a table is configured, if it is in the set.
-    pub fn name(&self, id: RelationId) -> Option<&QualifiedName> {
-        self.by_id.get(&id)
-    }
-
-    /// The tables, by OID.
-    pub fn iter(&self) -> impl Iterator<Item = (RelationId, &QualifiedName)> {
-        self.by_id.iter().map(|(id, name)| (*id, name))
-    }
-
-    fn id(&self, name: &QualifiedName) -> Option<RelationId> {
-        self.by_id.iter().find(|(_, known)| *known == name).map(|(id, _)| *id)
-    }
-}
+use crate::wire::{Abort, Begin, Commit, LogicalMessage, Message};
 
 /// A message that does not fit what came before it, or a table that is not the one it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,25 +62,41 @@ pub enum TransactionError {
         /// The OID that it has now.
         new: RelationId,
     },
+    /// What came back from the spool is not what went into it.
+    #[error("transaction {xid} (commit {commit_lsn}): {source}")]
+    Record {
+        /// The source transaction.
+        xid: u32,
+        /// Its commit_lsn.
+        commit_lsn: Lsn,
+        /// What is wrong.
+        source: RecordError,
+    },
 }
 
-/// Assembles one replication session's messages into steps.
+/// Records of one stream are handed to the spool in chunks of about this size: large enough for a file, small in memory.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Assembles one replication session's messages into steps and orders.
 #[derive(Debug)]
 pub struct Assembler {
     tables: TableSet,
     piece_bytes_max: usize,
     heartbeat_prefix: &'static str,
-    relations: HashMap<RelationId, Known>,
+    /// Transactions that were replicated to the source from elsewhere are left out.
+    origin_none: bool,
+    relations: RelationCache,
     open: Option<Open>,
-    steps: VecDeque<Step>,
+    /// Transactions in progress, by their top-level xid; `None`: streaming was not asked for.
+    streams: Option<HashMap<u32, InProgress>>,
+    /// The stream between its Stream Start and its Stream Stop.
+    current: Option<u32>,
+    /// Records of the current stream that are not given to the spool yet.
+    records: BytesMut,
+    outputs: VecDeque<Output>,
     received: Lsn,
-}
-
-#[derive(Debug)]
-enum Known {
-    Wanted(Arc<Relation>),
-    /// Published, but not in the set.
-    Unwanted,
+    /// How many messages have come.
+    heard: u64,
 }
 
 /// The transaction between its Begin and its Commit.
@@ -112,6 +108,8 @@ struct Open {
     heartbeat: Option<Heartbeat>,
     /// Its begin has already left as a step.
     large: bool,
+    /// It was replicated to the source from elsewhere, and such are not wanted.
+    foreign: bool,
 }
 
 impl Assembler {
@@ -129,11 +127,30 @@ impl Assembler {
             tables,
             piece_bytes_max,
             heartbeat_prefix,
-            relations: HashMap::new(),
+            origin_none: false,
+            relations: RelationCache::default(),
             open: None,
-            steps: VecDeque::new(),
+            streams: None,
+            current: None,
+            records: BytesMut::new(),
+            outputs: VecDeque::new(),
             received: resumed_from,
+            heard: 0,
         }
+    }
+
+    /// Streaming was asked for: transactions may arrive before they commit.
+    #[must_use]
+    pub fn with_streams(mut self) -> Assembler {
+        self.streams = Some(HashMap::new());
+        self
+    }
+
+    /// Leaves out transactions that were replicated to the source from elsewhere, where the source does not (before 16).
+    #[must_use]
+    pub fn without_foreign_origins(mut self) -> Assembler {
+        self.origin_none = true;
+        self
     }
 
     /// How far the stream has been received: the end of the last transaction or the last keepalive.
@@ -146,130 +163,165 @@ impl Assembler {
     /// # Errors
     /// [`TransactionError`]; the session cannot be continued then.
     pub fn message(&mut self, message: Message) -> Result<(), TransactionError> {
+        self.heard += 1;
         match message {
-            Message::Insert { xid: _, relation, new } => {
-                if let Some(relation) = self.wanted(relation)? {
+            Message::Insert { xid, relation, new } => {
+                if let Some(relation) = self.wanted(xid, relation)? {
                     self.check_columns(&relation, new.len())?;
-                    self.change(Change::Insert { relation, new })?;
+                    self.change(xid, Change::Insert { relation, new })?;
                 }
             }
-            Message::Update { xid: _, relation, old, new } => {
-                if let Some(relation) = self.wanted(relation)? {
+            Message::Update { xid, relation, old, new } => {
+                if let Some(relation) = self.wanted(xid, relation)? {
                     self.check_columns(&relation, new.len())?;
                     if let Some(old) = &old {
                         self.check_columns(&relation, old.tuple().len())?;
                     }
-                    self.change(Change::Update { relation, old, new })?;
+                    self.change(xid, Change::Update { relation, old, new })?;
                 }
             }
-            Message::Delete { xid: _, relation, old } => {
-                if let Some(relation) = self.wanted(relation)? {
+            Message::Delete { xid, relation, old } => {
+                if let Some(relation) = self.wanted(xid, relation)? {
                     self.check_columns(&relation, old.tuple().len())?;
-                    self.change(Change::Delete { relation, old })?;
+                    self.change(xid, Change::Delete { relation, old })?;
                 }
             }
-            Message::Truncate { xid: _, truncate } => {
+            Message::Truncate { xid, truncate } => {
                 let mut relations = Vec::new();
                 for id in truncate.relations {
-                    relations.extend(self.wanted(id)?);
+                    relations.extend(self.wanted(xid, id)?);
                 }
                 if !relations.is_empty() {
                     // CASCADE is resolved at the source: the message names every published table that it reached.
-                    self.change(Change::Truncate { relations, restart_identity: truncate.restart_identity })?;
+                    self.change(xid, Change::Truncate { relations, restart_identity: truncate.restart_identity })?;
                 }
             }
             Message::Begin(begin) => {
                 if self.open.is_some() {
                     return Err(TransactionError::Misplaced { message: "Begin", place: "inside a transaction" });
                 }
-                self.open = Some(Open { begin, changes: Vec::new(), size_bytes: 0, heartbeat: None, large: false });
+                self.open = Some(Open {
+                    begin,
+                    changes: Vec::new(),
+                    size_bytes: 0,
+                    heartbeat: None,
+                    large: false,
+                    foreign: false,
+                });
             }
             Message::Commit(commit) => self.commit(commit)?,
-            Message::Relation { xid: _, relation } => self.relation(relation)?,
-            Message::Logical { xid: _, message } => {
-                if message.prefix == self.heartbeat_prefix
-                    && let Some(open) = &mut self.open
-                {
-                    open.heartbeat = Some(Heartbeat { content: message.content.to_vec() });
-                }
-            }
-            // Types are matched by the catalogs of both ends; origins are filtered by the source itself.
-            Message::Type { .. } | Message::Origin { .. } => {}
-            Message::StreamStart { .. } => return Err(unasked("Stream Start")),
-            Message::StreamStop => return Err(unasked("Stream Stop")),
-            Message::StreamCommit { .. } => return Err(unasked("Stream Commit")),
-            Message::StreamAbort(_) => return Err(unasked("Stream Abort")),
+            Message::Relation { xid, relation } => self.relation(xid, relation)?,
+            Message::Logical { xid, message } => self.logical(xid, &message),
+            // Types are matched by the catalogs of both ends.
+            Message::Type { .. } => {}
+            Message::Origin { .. } => self.origin(),
+            Message::StreamStart { xid, first } => self.stream_start(xid, first)?,
+            Message::StreamStop => self.stream_stop()?,
+            Message::StreamCommit { xid, commit } => self.stream_commit(xid, commit)?,
+            Message::StreamAbort(abort) => self.stream_abort(abort)?,
         }
         Ok(())
     }
 
-    /// Takes in a keepalive: outside of a transaction everything up to its `wal_end` has been seen.
+    /// Takes in a keepalive: outside of a transaction everything that committed up to its `wal_end` has been seen.
+    ///
+    /// Transactions in progress do not matter: they commit behind it, and the source sends them again from their first change
+    /// to a session that resumes there.
     pub fn keepalive(&mut self, wal_end: Lsn) {
         // After a restart keepalives may begin below what was confirmed; inside a transaction they say nothing of it.
-        if self.open.is_none() && wal_end > self.received {
+        if self.open.is_none() && self.current.is_none() && wal_end > self.received {
             self.received = wal_end;
             self.reached(wal_end);
         }
     }
 
-    /// The next step, if one is ready.
-    pub fn poll(&mut self) -> Option<Step> {
-        self.steps.pop_front()
+    /// The next step or order, if one is ready.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn step(&mut self, step: Step) {
+        self.outputs.push_back(Output::Step(step));
     }
 
     fn commit(&mut self, commit: Commit) -> Result<(), TransactionError> {
         let Some(open) = self.open.take() else {
             return Err(TransactionError::Misplaced { message: "Commit", place: "outside a transaction" });
         };
-        let Open { begin, changes, size_bytes, heartbeat, large } = open;
+        let Open { begin, changes, size_bytes, heartbeat, large, foreign: _ } = open;
         if begin.final_lsn != commit.commit_lsn {
             return Err(TransactionError::CommitMismatch { final_lsn: begin.final_lsn, commit_lsn: commit.commit_lsn });
         }
         self.received = self.received.max(commit.end_lsn);
         if large {
             if !changes.is_empty() {
-                self.steps.push_back(Step::Piece(Piece { changes, size_bytes }));
+                self.step(Step::Piece(Piece { changes, size_bytes }));
             }
-            self.steps.push_back(Step::Commit { commit, heartbeat });
+            self.step(Step::Commit { commit, heartbeat });
         } else if changes.is_empty() && heartbeat.is_none() {
             self.reached(commit.end_lsn);
         } else {
-            self.steps.push_back(Step::Transaction(Transaction { begin, commit, changes, size_bytes, heartbeat }));
+            self.step(Step::Transaction(Transaction { begin, commit, changes, size_bytes, heartbeat }));
         }
         Ok(())
     }
 
     /// Only the newest of several in a row is kept.
     fn reached(&mut self, position: Lsn) {
-        match self.steps.back_mut() {
-            Some(Step::Reached(last)) => *last = (*last).max(position),
-            Some(_) | None => self.steps.push_back(Step::Reached(position)),
+        match self.outputs.back_mut() {
+            Some(Output::Step(Step::Reached(last))) => *last = (*last).max(position),
+            Some(_) | None => self.step(Step::Reached(position)),
         }
     }
 
-    fn relation(&mut self, relation: Relation) -> Result<(), TransactionError> {
-        let known = match self.tables.name(relation.id) {
-            Some(_) => match self.relations.remove(&relation.id) {
-                // The same description again: changes keep sharing one relation.
-                Some(Known::Wanted(known)) if *known == relation => Known::Wanted(known),
-                Some(_) | None => Known::Wanted(Arc::new(relation.clone())),
-            },
-            None => {
-                if let Some(old) = self.tables.id(&relation.name) {
-                    return Err(TransactionError::Replaced { table: relation.name, old, new: relation.id });
-                }
-                Known::Unwanted
+    fn relation(&mut self, xid: Option<u32>, relation: Relation) -> Result<(), TransactionError> {
+        match self.stream(xid)? {
+            Some(top) => {
+                let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&top));
+                stream.ok_or(NO_STREAM)?.learn(relation, self.heard, &self.tables, &self.relations)
             }
-        };
-        self.relations.insert(relation.id, known);
-        Ok(())
+            None => self.relations.learn(relation, self.heard, &self.tables, None).map(|_| ()),
+        }
     }
 
-    fn wanted(&self, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
-        match self.relations.get(&id) {
-            Some(Known::Wanted(relation)) => Ok(Some(Arc::clone(relation))),
-            Some(Known::Unwanted) => Ok(None),
-            None => Err(TransactionError::UnknownRelation(id)),
+    fn wanted(&self, xid: Option<u32>, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
+        match self.stream(xid)? {
+            Some(top) => {
+                self.streams.as_ref().and_then(|streams| streams.get(&top)).ok_or(NO_STREAM)?.relations.wanted(id)
+            }
+            None => self.relations.wanted(id),
+        }
+    }
+
+    fn logical(&mut self, xid: Option<u32>, message: &LogicalMessage) {
+        if message.prefix != self.heartbeat_prefix {
+            return;
+        }
+        let heartbeat = Heartbeat { content: message.content.to_vec() };
+        match (xid, self.current) {
+            (Some(subxid), Some(top)) => {
+                if let Some(stream) = self.streams.as_mut().and_then(|streams| streams.get_mut(&top)) {
+                    stream.heartbeat(top, subxid, heartbeat);
+                }
+            }
+            (_, _) => {
+                if let Some(open) = &mut self.open {
+                    open.heartbeat = Some(heartbeat);
+                }
+            }
+        }
+    }
+
+    /// The transaction was replicated to the source from elsewhere; the message precedes its changes.
+    fn origin(&mut self) {
+        if !self.origin_none {
+            return;
+        }
+        if let Some(open) = &mut self.open {
+            open.foreign = true;
+        }
+        if let Some(stream) = self.current.and_then(|top| self.streams.as_mut()?.get_mut(&top)) {
+            stream.foreign = true;
         }
     }
 
@@ -285,28 +337,151 @@ impl Assembler {
         })
     }
 
-    fn change(&mut self, change: Change) -> Result<(), TransactionError> {
+    fn change(&mut self, xid: Option<u32>, change: Change) -> Result<(), TransactionError> {
+        if let (Some(subxid), Some(top)) = (xid, self.stream(xid)?) {
+            return self.stream_change(top, subxid, &change);
+        }
         let Some(open) = &mut self.open else {
             return Err(TransactionError::Misplaced { message: "change", place: "outside a transaction" });
         };
+        if open.foreign {
+            return Ok(());
+        }
         open.size_bytes += change.size_bytes();
         open.changes.push(change);
         if open.size_bytes >= self.piece_bytes_max {
-            if !open.large {
-                open.large = true;
-                self.steps.push_back(Step::Begin(open.begin));
-            }
+            let begin = (!std::mem::replace(&mut open.large, true)).then_some(open.begin);
             let changes = std::mem::take(&mut open.changes);
             let size_bytes = std::mem::take(&mut open.size_bytes);
-            self.steps.push_back(Step::Piece(Piece { changes, size_bytes }));
+            if let Some(begin) = begin {
+                self.step(Step::Begin(begin));
+            }
+            self.step(Step::Piece(Piece { changes, size_bytes }));
         }
+        Ok(())
+    }
+
+    /// The stream that a message with this xid belongs to; `None`: it stands outside of streams.
+    fn stream(&self, xid: Option<u32>) -> Result<Option<u32>, TransactionError> {
+        match (xid, self.current) {
+            (Some(_), Some(top)) => Ok(Some(top)),
+            (None, None) => Ok(None),
+            (Some(_), None) => {
+                Err(TransactionError::Misplaced { message: "change with an xid", place: "outside a stream" })
+            }
+            (None, Some(_)) => {
+                Err(TransactionError::Misplaced { message: "change without an xid", place: "inside a stream" })
+            }
+        }
+    }
+
+    fn stream_start(&mut self, xid: u32, first: bool) -> Result<(), TransactionError> {
+        let misplaced = |place| TransactionError::Misplaced { message: "Stream Start", place };
+        let Some(streams) = &mut self.streams else { return Err(misplaced(UNASKED)) };
+        if self.open.is_some() || self.current.is_some() {
+            return Err(misplaced("inside a transaction"));
+        }
+        match (first, streams.contains_key(&xid)) {
+            (true, false) => {
+                streams.insert(xid, InProgress::default());
+            }
+            (false, true) => {}
+            (true, true) => return Err(misplaced("for a stream that has begun already")),
+            (false, false) => return Err(misplaced("for a stream that has not begun")),
+        }
+        self.current = Some(xid);
+        Ok(())
+    }
+
+    fn stream_stop(&mut self) -> Result<(), TransactionError> {
+        let Some(xid) = self.current.take() else {
+            return Err(TransactionError::Misplaced { message: "Stream Stop", place: "outside a stream" });
+        };
+        self.spool_records(xid);
+        Ok(())
+    }
+
+    fn stream_change(&mut self, xid: u32, subxid: u32, change: &Change) -> Result<(), TransactionError> {
+        let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&xid)).ok_or(NO_STREAM)?;
+        if stream.foreign {
+            return Ok(());
+        }
+        stream.write(xid, subxid, change, &mut self.records);
+        if self.records.len() >= CHUNK_BYTES {
+            self.spool_records(xid);
+        }
+        Ok(())
+    }
+
+    fn spool_records(&mut self, xid: u32) {
+        if self.records.is_empty() {
+            return;
+        }
+        // An allocation of just this size: what is kept for long must not weigh more than it says.
+        let records = Bytes::copy_from_slice(&self.records);
+        self.records.clear();
+        if let Some(stream) = self.streams.as_mut().and_then(|streams| streams.get_mut(&xid)) {
+            stream.spooled = true;
+        }
+        self.outputs.push_back(Output::Spool(SpoolOrder::Append { xid, records }));
+    }
+
+    /// The streams, for a message that ends one or a part of one.
+    fn streams_between(&mut self, message: &'static str) -> Result<&mut HashMap<u32, InProgress>, TransactionError> {
+        let misplaced = |place| TransactionError::Misplaced { message, place };
+        if self.open.is_some() || self.current.is_some() {
+            return Err(misplaced("inside a transaction"));
+        }
+        self.streams.as_mut().ok_or(misplaced(UNASKED))
+    }
+
+    fn stream_commit(&mut self, xid: u32, commit: Commit) -> Result<(), TransactionError> {
+        let message = "Stream Commit";
+        let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
+        let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
+        self.received = self.received.max(commit.end_lsn);
+        // pgoutput counts what the stream has told of relations as told to the session.
+        self.relations.merge(std::mem::take(&mut stream.relations));
+        let heartbeat = stream.take_heartbeat();
+        let begin = Begin { final_lsn: commit.commit_lsn, committed_at: commit.committed_at, xid };
+        if stream.end > 0 {
+            let most = self.piece_bytes_max;
+            let replay = Replay::new(begin, commit, heartbeat, stream.numbered, most, stream.end);
+            self.outputs.push_back(Output::Spool(SpoolOrder::Replay(Box::new(replay))));
+            return Ok(());
+        }
+        if stream.spooled {
+            self.outputs.push_back(Output::Spool(SpoolOrder::Discard { xid }));
+        }
+        if heartbeat.is_some() {
+            let changes = Vec::new();
+            self.step(Step::Transaction(Transaction { begin, commit, changes, size_bytes: 0, heartbeat }));
+        } else {
+            self.reached(commit.end_lsn);
+        }
+        Ok(())
+    }
+
+    fn stream_abort(&mut self, abort: Abort) -> Result<(), TransactionError> {
+        let message = "Stream Abort";
+        let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
+        let Abort { xid, subxid } = abort;
+        let streams = self.streams_between(message)?;
+        let order = if subxid == xid {
+            let stream = streams.remove(&xid).ok_or(unknown)?;
+            stream.spooled.then_some(SpoolOrder::Discard { xid })
+        } else {
+            let stream = streams.get_mut(&xid).ok_or(unknown)?;
+            stream.cut(subxid).map(|at| SpoolOrder::Cut { xid, at })
+        };
+        self.outputs.extend(order.map(Output::Spool));
         Ok(())
     }
 }
 
-fn unasked(message: &'static str) -> TransactionError {
-    TransactionError::Misplaced { message, place: "although streaming was not asked for" }
-}
+const UNASKED: &str = "although streaming was not asked for";
+/// Between Stream Start and Stream Stop its stream is known.
+const NO_STREAM: TransactionError = TransactionError::Misplaced { message: "change", place: "outside a stream" };
 
 #[cfg(test)]
 mod tests {
@@ -356,7 +531,9 @@ mod tests {
         for message in messages {
             assembler.message(message).unwrap();
         }
-        std::iter::from_fn(|| assembler.poll()).collect()
+        std::iter::from_fn(|| assembler.poll())
+            .map(|output| if let Output::Step(step) = output { step } else { panic!("{output:?}") })
+            .collect()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::streams::SpoolOrder;
 use crate::pg::{Lsn, Relation, Tuple};
 use crate::wire::{Begin, Commit, OldTuple};
 
@@ -109,6 +110,15 @@ pub enum Step {
     },
     /// Everything up to here has been seen, and nothing of it is for us.
     Reached(Lsn),
+}
+
+/// What the assembler hands out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// For the channel to `plan`.
+    Step(Step),
+    /// For `spool`: it concerns a transaction that arrives before it commits.
+    Spool(SpoolOrder),
 }
 
 impl Step {

@@ -11,19 +11,29 @@
 //!                        large transaction ────────▶ outside          Step::Begin, Piece…, Commit
 //! ```
 //!
+//! A transaction that is still in progress arrives in parts between others (protocol 2 and later). Its changes leave as
+//! records for `spool` and come back at its commit; streams.rs and replay.rs draw that.
+//!
 //! Invariants: source transactions come out in the order of their commits (I1), because the stream has that order; a
 //! change is never in a step before the Relation that describes it; every message has its place or ends the run
 //! (I10); at most one piece is held here (I8).
 //!
 //! The relation cache lives here and is replaced entry by entry: a Relation holds from its message on. Changes
-//! share their relation by `Arc`, so that a later Relation does not change what an earlier change meant.
+//! share their relation by `Arc`, so that a later Relation does not change what an earlier change meant. Each stream has
+//! an overlay of it, merged at its commit and dropped when it is rolled back.
 
 mod assembler;
 mod change;
 mod letter;
 mod record;
+mod relations;
+mod replay;
+mod streams;
 
-pub use assembler::{Assembler, TableSet, TransactionError};
-pub use change::{Change, Heartbeat, Piece, Step, Transaction};
+pub use assembler::{Assembler, TransactionError};
+pub use change::{Change, Heartbeat, Output, Piece, Step, Transaction};
 pub use letter::{LetterError, read_letter, write_letter};
 pub use record::{RecordError, read_changes, write_change};
+pub use relations::TableSet;
+pub use replay::Replay;
+pub use streams::SpoolOrder;

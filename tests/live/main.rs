@@ -24,4 +24,5 @@ mod security;
 mod settle;
 mod shapes;
 mod stopping;
+mod streams;
 mod types;

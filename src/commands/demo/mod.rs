@@ -120,12 +120,12 @@ async fn play(dir: &Path, seconds: Option<u64>) -> Result<bool, DemoError> {
     let seed = fastrand::u64(..);
     say("filling a forum at the source: 20 sections, 2,000 topics, 200,000 messages …");
     forum::fill(&stage.source.connect(DATABASE).await?, seed, |_| {}).await?;
-    watch_it(&stage, seconds, seed).await
+    watch_it(&stage, dir, seconds, seed).await
 }
 
 /// Runs headwater and the writer until the time is up, then compares.
-async fn watch_it(stage: &Stage, seconds: Option<u64>, seed: u64) -> Result<bool, DemoError> {
-    let config = Arc::new(configuration(stage)?);
+async fn watch_it(stage: &Stage, dir: &Path, seconds: Option<u64>, seed: u64) -> Result<bool, DemoError> {
+    let config = Arc::new(configuration(stage, dir)?);
     let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
     let (stop, stopping) = watch::channel(false);
     let listen = config.http.listen.ok_or_else(|| DemoError::Other("no address to listen on".to_owned()))?;
@@ -173,11 +173,12 @@ async fn watch_it(stage: &Stage, seconds: Option<u64>, seed: u64) -> Result<bool
     Ok(equal)
 }
 
-fn configuration(stage: &Stage) -> Result<Config, DemoError> {
+fn configuration(stage: &Stage, dir: &Path) -> Result<Config, DemoError> {
     let text = format!(
-        "[source]\nurl = {:?}\nheartbeat_every = \"1s\"\n[destination]\nurl = {:?}\n",
+        "[source]\nurl = {:?}\nheartbeat_every = \"1s\"\n[destination]\nurl = {:?}\n[spool]\ndir = {:?}\n",
         stage.source.url(DATABASE),
-        stage.destination.url(DATABASE)
+        stage.destination.url(DATABASE),
+        dir.join("spool")
     );
     Config::parse(Some(FileText { name: "demo", text: &text }), &Environment::new())
         .map_err(|problems| DemoError::Other(problems.to_string()))

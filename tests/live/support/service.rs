@@ -84,10 +84,15 @@ impl Setup {
     }
 
     fn configuration(&self, port: u16) -> String {
+        // All services of a test run share one, as several instances on a machine do.
+        let spool = match self.sections.iter().any(|section| section.contains("[spool]")) {
+            true => String::new(),
+            false => format!("[spool]\ndir = {:?}\n", std::env::temp_dir().join("headwater-tests").join("spool")),
+        };
         let tables: Vec<String> = self.tables.iter().map(|table| format!("{table:?}")).collect();
         format!(
             "tables = [{}]\n{}\n[source]\nurl = {:?}\nslot = {:?}\npublication = {:?}\n{}\n[destination]\nurl = {:?}\n{}\n\
-             [http]\nlisten = \"127.0.0.1:{port}\"\n{}\n",
+             [http]\nlisten = \"127.0.0.1:{port}\"\n{spool}{}\n",
             tables.join(", "),
             self.settings.join("\n"),
             self.source_url,

@@ -1,0 +1,122 @@
+//! The outlet: what the assembler hands out, to where it belongs, in order.
+//!
+//! Held by `stream`. Steps go into the step channel; changes of transactions in progress go to the spool, and when one
+//! commits it is read back from there, step by step. While anything of that waits for room, nothing after it goes out and
+//! nothing more is read from the source; [`Outlet::progress`] is what to await then.
+//!
+//! Bounds: one step or order waits here, or one transaction is read back, a piece at a time.
+
+use super::error::SourceError;
+use super::steps::Steps;
+use crate::spool::{Chunks, Spool, SpoolError, Waiting};
+use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, TransactionError};
+
+pub(super) struct Outlet {
+    steps: Steps,
+    spool: Option<Spool>,
+    step: Option<Step>,
+    order: Option<Waiting>,
+    /// What is read back, and where from while there is more.
+    replay: Option<(Box<Replay>, Option<Chunks>)>,
+    gone: bool,
+}
+
+impl Outlet {
+    /// An outlet into a step channel, and to a spool if streaming was asked for.
+    pub(super) fn new(steps: Steps, spool: Option<Spool>) -> Outlet {
+        Outlet { steps, spool, step: None, order: None, replay: None, gone: false }
+    }
+
+    /// Whether nothing waits: more may be read from the source.
+    pub(super) fn is_clear(&self) -> bool {
+        self.step.is_none() && self.order.is_none() && self.replay.is_none()
+    }
+
+    /// Whether nobody takes steps any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Passes on what the assembler has ready, as far as there is room.
+    pub(super) fn forward(&mut self, assembler: &mut Assembler) -> Result<(), SourceError> {
+        while self.is_clear()
+            && let Some(output) = assembler.poll()
+        {
+            match output {
+                Output::Step(step) => self.send(step),
+                Output::Spool(order) => self.spool(order)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, step: Step) {
+        match self.steps.try_send(step) {
+            Ok(()) => {}
+            Err(Some(step)) => self.step = Some(step),
+            Err(None) => self.gone = true,
+        }
+    }
+
+    fn spool(&mut self, order: SpoolOrder) -> Result<(), SourceError> {
+        let Some(spool) = &mut self.spool else {
+            // The assembler refuses streams that were not asked for, and no spool means that none were.
+            let place = "although streaming was not asked for";
+            return Err(TransactionError::Misplaced { message: "Stream", place }.into());
+        };
+        self.order = match order {
+            SpoolOrder::Append { xid, records } => spool.append(xid, records)?,
+            SpoolOrder::Cut { xid, at } => spool.cut(xid, at)?,
+            SpoolOrder::Discard { xid } => spool.discard(xid)?,
+            SpoolOrder::Replay(replay) => {
+                let (chunks, order) = spool.read(replay.xid())?;
+                self.replay = Some((replay, Some(chunks)));
+                order
+            }
+        };
+        Ok(())
+    }
+
+    /// Waits until what comes first has gone on. Cancel-safe.
+    pub(super) async fn progress(&mut self) -> Result<(), SourceError> {
+        if let Some(step) = &self.step {
+            match (self.steps.room_for(step).await, self.step.take()) {
+                (Some(room), Some(step)) => room.send(step),
+                (_, _) => self.gone = true,
+            }
+            return Ok(());
+        }
+        let Some(spool) = &mut self.spool else { return Ok(()) };
+        if self.order.is_some() {
+            return Ok(spool.give(&mut self.order).await?);
+        }
+        let Some((replay, chunks)) = &mut self.replay else { return Ok(()) };
+        if let Some(step) = replay.poll() {
+            self.send(step);
+            return Ok(());
+        }
+        let Some(more) = chunks else {
+            self.replay = None;
+            return Ok(());
+        };
+        match more.next().await {
+            Ok(Some(chunk)) => replay.chunk(&chunk)?,
+            Ok(None) => {
+                replay.end()?;
+                *chunks = None;
+            }
+            Err(SpoolError::Gone) => return Err(spool.failure().into()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Closes the step channel, and ends the spool.
+    pub(super) async fn close(self) {
+        // Its thread may be waiting for us to take a chunk.
+        drop((self.steps, self.replay));
+        if let Some(spool) = self.spool {
+            spool.close().await;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The relation cache: which relations the stream has described, and which of them are wanted.
+//!
+//! Filled by the assembler from Relation messages; asked for every change. There is one for the session and one more,
+//! an overlay, for each in-progress stream: pgoutput describes a relation anew in each of them, and counts it as known to
+//! the session once that stream has committed (18.4 `cleanup_rel_sync_cache`; the same since 14).
+//!
+//! Invariant: an entry holds from its message on. So when an overlay is merged, the entry that was heard last wins: a
+//! table that was altered and described outside while the stream was open keeps its newer description.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::assembler::TransactionError;
+use crate::pg::{QualifiedName, Relation, RelationId};
+
+/// The tables that are kept equal, by their OIDs at the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableSet {
+    by_id: BTreeMap<RelationId, QualifiedName>,
+}
+
+impl TableSet {
+    /// A set of tables with the names under which they are configured.
+    pub fn new(tables: impl IntoIterator<Item = (RelationId, QualifiedName)>) -> TableSet {
+        TableSet { by_id: tables.into_iter().collect() }
+    }
+
+    /// The name under which a table is configured, if it is in the set.
+    pub fn name(&self, id: RelationId) -> Option<&QualifiedName> {
+        self.by_id.get(&id)
+    }
+
+    /// The tables, by OID.
+    pub fn iter(&self) -> impl Iterator<Item = (RelationId, &QualifiedName)> {
+        self.by_id.iter().map(|(id, name)| (*id, name))
+    }
+
+    fn id(&self, name: &QualifiedName) -> Option<RelationId> {
+        self.by_id.iter().find(|(_, known)| *known == name).map(|(id, _)| *id)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Known {
+    Wanted(Arc<Relation>),
+    /// Published, but not in the set.
+    Unwanted,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    known: Known,
+    /// The number of the message that said so.
+    heard: u64,
+}
+
+/// Relations as they were described last.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RelationCache {
+    entries: HashMap<RelationId, Entry>,
+}
+
+impl RelationCache {
+    /// Takes in a description, the message with the number `heard`. One that `shared` holds already is not held twice.
+    ///
+    /// Returns the relation when it is wanted and was not described in just this way here before.
+    pub(super) fn learn(
+        &mut self,
+        relation: Relation,
+        heard: u64,
+        tables: &TableSet,
+        shared: Option<&RelationCache>,
+    ) -> Result<Option<Arc<Relation>>, TransactionError> {
+        if tables.name(relation.id).is_none() {
+            if let Some(old) = tables.id(&relation.name) {
+                return Err(TransactionError::Replaced { table: relation.name, old, new: relation.id });
+            }
+            self.entries.insert(relation.id, Entry { known: Known::Unwanted, heard });
+            return Ok(None);
+        }
+        let id = relation.id;
+        if let Some(Entry { known: Known::Wanted(known), heard: last }) = self.entries.get_mut(&id)
+            && **known == relation
+        {
+            // The same description again: changes keep sharing one relation.
+            *last = heard;
+            return Ok(None);
+        }
+        let relation = match shared.and_then(|shared| shared.entries.get(&id)) {
+            Some(Entry { known: Known::Wanted(known), .. }) if **known == relation => Arc::clone(known),
+            Some(_) | None => Arc::new(relation),
+        };
+        self.entries.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard });
+        Ok(Some(relation))
+    }
+
+    /// The relation of a change, if it is wanted.
+    pub(super) fn wanted(&self, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
+        match self.entries.get(&id) {
+            Some(Entry { known: Known::Wanted(relation), .. }) => Ok(Some(Arc::clone(relation))),
+            Some(Entry { known: Known::Unwanted, .. }) => Ok(None),
+            None => Err(TransactionError::UnknownRelation(id)),
+        }
+    }
+
+    /// What a committed stream has learned holds for the session, unless the session has heard of it since.
+    pub(super) fn merge(&mut self, overlay: RelationCache) {
+        for (id, entry) in overlay.entries {
+            if self.entries.get(&id).is_none_or(|known| known.heard < entry.heard) {
+                self.entries.insert(id, entry);
+            }
+        }
+    }
+}
