@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check deny fmt docs test test-matrix demo bench fuzz golden simulate stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-matrix demo bench fuzz golden simulate soak stress-settle clean
 
 CARGO ?= cargo
 
@@ -65,6 +65,11 @@ golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
 		HEADWATER_RECORD=$(CURDIR)/tests/golden HEADWATER_TEST_SOURCE_BIN=$$(tests/servers $$major) \
 			$(CARGO) test --quiet --test live -- golden || exit 1; \
 	done
+
+SOAK_SECONDS ?= 1800
+
+soak: setup ## Every fault by chance under load for SOAK_SECONDS (1800); HEADWATER_SEED replays their order
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --quiet --test live -- faults:: --nocapture
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

@@ -12,6 +12,7 @@ mod basics;
 mod conflicts;
 mod crash;
 mod errors;
+mod faults;
 mod golden;
 mod idle;
 mod large;

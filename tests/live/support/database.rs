@@ -1,9 +1,11 @@
 //! A pair of databases for one test, one on each cluster, with a slot and a publication of their own.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use headwater::commands::demo::Cluster;
-use headwater::session::SqlClient;
+use headwater::config::{ConnectionSettings, Environment};
+use headwater::session::{Sql, SqlClient};
 
 use super::{compare, destination, eventually, source};
 
@@ -140,6 +142,15 @@ impl Database {
         self.caught_up().await;
         self.assert_equal().await;
     }
+}
+
+/// A session at this address, if somebody answers there.
+pub async fn connect(url: &str) -> Option<SqlClient> {
+    let connection = ConnectionSettings::parse(url, &Environment::new()).expect("an address");
+    let sql = Sql { connection, purpose: "observer", timeout: Duration::from_secs(60) };
+    let client = sql.connect().await.ok()?;
+    client.batch("setting up a session", "SET search_path = public").await.ok()?;
+    Some(client)
 }
 
 async fn run(client: &SqlClient, sql: &str) {

@@ -18,6 +18,8 @@ pub enum Mode {
     Stalled,
     /// Passes each piece on after so many milliseconds.
     Delayed(u64),
+    /// Ends the server's side of every connection and leaves the client's open: half of it goes on.
+    HalfClosed,
     /// Closes every connection, and every new one.
     Cut,
 }
@@ -80,8 +82,8 @@ async fn connect(client: TcpStream, server: TcpStream, mode: watch::Receiver<Mod
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
     tokio::select! {
-        () = pass(client_read, server_write, mode.clone()) => {}
-        () = pass(server_read, client_write, mode) => {}
+        () = pass(client_read, server_write, mode.clone(), true) => {}
+        () = pass(server_read, client_write, mode, false) => {}
     }
 }
 
@@ -89,19 +91,25 @@ async fn pass(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
+    towards_server: bool,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let now = *mode.borrow_and_update();
         match now {
             Mode::Cut => return,
+            Mode::HalfClosed if towards_server => {
+                // The server reads the end of it and still answers; its client is not told.
+                let _ = to.shutdown().await;
+                return std::future::pending().await;
+            }
             Mode::Stalled => {
                 if mode.changed().await.is_err() {
                     return;
                 }
                 continue;
             }
-            Mode::Open | Mode::Delayed(_) => {}
+            Mode::Open | Mode::Delayed(_) | Mode::HalfClosed => {}
         }
         let length = tokio::select! {
             // Two changes in quick succession count as the first: a cut that was only once is still a cut.

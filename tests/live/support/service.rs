@@ -83,6 +83,12 @@ impl Setup {
         self
     }
 
+    /// Logs what an operator sees, no more.
+    pub fn quiet(mut self) -> Setup {
+        self.environment.push(("RUST_LOG".to_owned(), "headwater=info".to_owned()));
+        self
+    }
+
     fn configuration(&self, port: u16) -> String {
         // All services of a test run share one, as several instances on a machine do.
         let spool = match self.sections.iter().any(|section| section.contains("[spool]")) {
