@@ -44,6 +44,13 @@ CREATE TABLE IF NOT EXISTS headwater.tables (
     CHECK (state = 'staging' OR snapshot_position IS NOT NULL)
 );
 
+-- What each of the source's tables looked like at the position: columns by their numbers, so that a change is recognised
+-- whenever it is noticed.
+CREATE TABLE IF NOT EXISTS headwater.shapes (
+    source_id oid PRIMARY KEY,
+    shape json NOT NULL
+);
+
 -- Moves the position from previous to next, first in each transaction that applies changes. Raises when it is not
 -- previous: then another instance has written, or a transaction before this one has failed.
 CREATE OR REPLACE FUNCTION headwater.advance(previous pg_lsn, next pg_lsn) RETURNS void

@@ -7,6 +7,12 @@ SELECT pg_catalog.jsonb_build_object(
     'name', c.relname,
     'kind', c.relkind,
     'persistence', c.relpersistence,
+    'attributes', c.relnatts,
+    -- Which files hold the rows: a rewrite gives them others.
+    'storage', CASE WHEN c.relkind = 'p'
+        THEN (SELECT pg_catalog.md5(pg_catalog.string_agg(l.oid::pg_catalog.text || ' ' || l.relfilenode::pg_catalog.text, ',' ORDER BY l.oid))
+              FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_class l ON l.oid = t.relid WHERE t.isleaf)
+        ELSE c.relfilenode::pg_catalog.text END,
     'replica_identity', c.relreplident,
     'row_security', c.relrowsecurity,
     'is_partition', c.relispartition,
@@ -27,7 +33,14 @@ SELECT pg_catalog.jsonb_build_object(
             'identity', NULLIF(a.attidentity, ''),
             'generated', NULLIF(a.attgenerated, ''),
             'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-            'missing_value', CASE WHEN a.atthasmissing THEN a.attmissingval::pg_catalog.text END,
+            -- Of a partitioned table the partitions tell, if all of them tell the same.
+            'missing_value', CASE WHEN a.atthasmissing THEN a.attmissingval::pg_catalog.text
+                WHEN c.relkind = 'p' THEN (
+                    SELECT CASE WHEN pg_catalog.count(DISTINCT l.attmissingval::pg_catalog.text) = 1
+                                 AND pg_catalog.bool_and(l.atthasmissing) THEN pg_catalog.min(l.attmissingval::pg_catalog.text) END
+                    FROM pg_catalog.pg_partition_tree(c.oid) p
+                    JOIN pg_catalog.pg_attribute l ON l.attrelid = p.relid AND l.attname = a.attname AND NOT l.attisdropped
+                    WHERE p.isleaf) END,
             'collation', CASE WHEN a.attcollation <> t.typcollation AND a.attcollation <> 0 THEN
                 pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,
             'sequence', pg_catalog.pg_get_serial_sequence(

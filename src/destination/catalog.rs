@@ -48,6 +48,12 @@ impl Catalog {
         self.tables.get(name).map(|table| &table.definition)
     }
 
+    /// Takes in a table that has changed, and its types.
+    pub(super) fn replace(&mut self, definition: TableDefinition, types: Types) {
+        self.types.extend(types);
+        self.tables.insert(definition.name(), DestinationTable { definition });
+    }
+
     /// Roughly how many rows a table has: its exact number up to `most`, otherwise the planner's estimate.
     ///
     /// # Errors

@@ -135,6 +135,12 @@ pub enum DestinationError {
     /// A change that the destination's rows do not allow.
     #[error("{0}")]
     Conflict(Box<Conflict>),
+    /// A row has an enum's label that was added at the source and is not here yet.
+    #[error("an enum has got a label at the source: it is added, and the stream started again")]
+    LabelMissing,
+    /// A table has changed so that values must travel as text from now on.
+    #[error("table {0} has changed so that its values must travel as text: the stream is started again")]
+    FormatChanged(QualifiedName),
     /// A relation that does not fit its table any more.
     #[error("schema change: {0}")]
     Bind(#[from] BindError),

@@ -27,6 +27,7 @@ mod letter_text;
 mod publish;
 mod replay;
 mod schema;
+mod shapes;
 mod staging;
 
 pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, misfit_report};
@@ -41,4 +42,5 @@ pub use leadership::{
 pub use letter_text::{describe, describe_with_values};
 pub use publish::{Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
+pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

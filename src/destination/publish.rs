@@ -11,8 +11,11 @@ use std::collections::BTreeMap;
 
 use super::error::DestinationError;
 use super::leadership::ReplicationRole;
+use super::shapes;
 use super::staging::{Mode, StagedTable, Staging};
 use crate::pg::{ErrorReport, Lsn, QualifiedName, quote_literal};
+use crate::plan::schema::Types;
+use crate::plan::shape::Shape;
 use crate::plan::sql::ddl;
 use crate::plan::sql::staging as sql;
 use crate::session::SqlClient;
@@ -176,7 +179,9 @@ impl Publication<'_> {
 
     async fn write_bookkeeping(&self, client: &SqlClient) -> Result<(), DestinationError> {
         let point = self.consistent_point.to_string();
-        client.batch(DOING, "DELETE FROM headwater.tables; DELETE FROM headwater.position").await?;
+        client
+            .batch(DOING, "DELETE FROM headwater.tables; DELETE FROM headwater.shapes; DELETE FROM headwater.position")
+            .await?;
         for table in &self.staging.tables {
             let live = quote_literal(&table.live.sql());
             let sql = format!(
@@ -185,6 +190,8 @@ impl Publication<'_> {
             );
             let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
             client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &point]).await?;
+            let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
+            client.batch(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
         }
         client.execute(DOING, "INSERT INTO headwater.position (position) VALUES ($1::text::pg_lsn)", &[&point]).await?;
         let updated = client

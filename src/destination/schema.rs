@@ -21,22 +21,29 @@ pub(super) struct ResolvedTypes {
 }
 
 impl ResolvedTypes {
+    /// What the destination has answered, by the source's OID and type modifier.
+    pub(super) fn new(names: impl Iterator<Item = ((TypeId, i32), String)>) -> ResolvedTypes {
+        ResolvedTypes { names: names.collect() }
+    }
+
     /// The type of a source's column, as SQL of the destination.
     pub(super) fn sql(&self, column: &ColumnDefinition) -> String {
         self.names.get(&(column.type_id, column.type_modifier)).cloned().unwrap_or_default()
     }
 }
 
+/// Lists them: the names of pg_catalog's functions that expressions may call.
+pub(super) const EXPRESSIONS: &str = "SELECT proname::text FROM pg_catalog.pg_proc
+    WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f'
+    GROUP BY proname
+    HAVING pg_catalog.bool_or(provolatile = 'i') AND NOT pg_catalog.bool_or(provolatile = 'v')";
+
 /// Reads which of pg_catalog's functions have an immutable variant at the destination, and no volatile one.
 ///
 /// # Errors
 /// [`DestinationError`].
 pub(super) async fn expressions(client: &SqlClient) -> Result<Expressions, DestinationError> {
-    let sql = "SELECT proname::text FROM pg_catalog.pg_proc
-               WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f'
-               GROUP BY proname
-               HAVING pg_catalog.bool_or(provolatile = 'i') AND NOT pg_catalog.bool_or(provolatile = 'v')";
-    let rows = client.query("listing immutable functions", sql, &[]).await?;
+    let rows = client.query("listing immutable functions", EXPRESSIONS, &[]).await?;
     Ok(Expressions::new(rows.iter().map(|row| row.get(0))))
 }
 
@@ -51,9 +58,13 @@ pub(super) async fn resolve_types(
     columns: &[&ColumnDefinition],
     expressions: &Expressions,
 ) -> Result<ResolvedTypes, DestinationError> {
-    let mut created = BTreeSet::new();
-    for column in columns {
-        create_type(client, source_types, column.type_id, expressions, &mut created).await?;
+    for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
+        let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
+        let name = type_name(source_types, id);
+        let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0);
+        if !exists {
+            client.batch("creating a type", &type_creation(source_types, id, expressions)?.join("; ")).await?;
+        }
     }
     let mut resolved = ResolvedTypes::default();
     let wanted: BTreeSet<(TypeId, i32)> = columns.iter().map(|column| (column.type_id, column.type_modifier)).collect();
@@ -68,7 +79,7 @@ pub(super) async fn resolve_types(
 }
 
 /// A source type's name as SQL; an array's is its element's with brackets.
-fn type_name(types: &Types, id: TypeId) -> String {
+pub(super) fn type_name(types: &Types, id: TypeId) -> String {
     match types.get(&id) {
         Some(definition) => match definition.element {
             Some(element) => format!("{}[]", type_name(types, element)),
@@ -78,7 +89,7 @@ fn type_name(types: &Types, id: TypeId) -> String {
     }
 }
 
-fn missing_type(types: &Types, id: TypeId) -> DestinationError {
+pub(super) fn missing_type(types: &Types, id: TypeId) -> DestinationError {
     let definition = types.get(&id);
     let name = definition.map_or_else(|| id.to_string(), |definition| definition.qualified_name().to_string());
     let report = ErrorReport::new(format!("type {name} does not exist at the destination"));
@@ -92,39 +103,49 @@ fn missing_type(types: &Types, id: TypeId) -> DestinationError {
     })
 }
 
-/// Creates a type, after those that it is made of.
-fn create_type<'a>(
-    client: &'a SqlClient,
-    types: &'a Types,
-    id: TypeId,
-    expressions: &'a Expressions,
-    created: &'a mut BTreeSet<TypeId>,
-) -> std::pin::Pin<Box<dyn Future<Output = Result<(), DestinationError>> + Send + 'a>> {
-    Box::pin(async move {
-        if id.is_built_in() || !created.insert(id) {
+/// The user types that `ids` need, each after those that it is made of.
+///
+/// # Errors
+/// [`DestinationError`] when the source did not describe one of them.
+pub(super) fn needed_types(types: &Types, ids: impl Iterator<Item = TypeId>) -> Result<Vec<TypeId>, DestinationError> {
+    fn add(types: &Types, id: TypeId, needed: &mut Vec<TypeId>) -> Result<(), DestinationError> {
+        if id.is_built_in() || needed.contains(&id) {
             return Ok(());
         }
         let Some(definition) = types.get(&id) else { return Err(missing_type(types, id)) };
         let parts = definition.base.into_iter().chain(definition.element);
         let attributes = definition.attributes.iter().flatten().map(|attribute| attribute.type_id);
         for part in parts.chain(attributes) {
-            create_type(client, types, part, expressions, created).await?;
+            add(types, part, needed)?;
         }
-        let name = type_name(types, id);
-        let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
-        let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0);
-        if exists || definition.element.is_some() {
-            return Ok(());
-        }
-        if definition.extension.is_some() {
-            return Err(missing_type(types, id));
-        }
-        let statement = creation(types, definition, expressions).ok_or_else(|| missing_type(types, id))?;
-        let schema = definition.schema.sql();
-        let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}; {statement}");
-        client.batch("creating a type", &statement).await?;
+        needed.push(id);
         Ok(())
-    })
+    }
+    let mut needed = Vec::new();
+    for id in ids {
+        add(types, id, &mut needed)?;
+    }
+    Ok(needed)
+}
+
+/// The statements that create a type which the destination lacks; none for an array, which comes with its element.
+///
+/// # Errors
+/// [`DestinationError`]: the type is of an extension, or of a kind that is not created.
+pub(super) fn type_creation(
+    types: &Types,
+    id: TypeId,
+    expressions: &Expressions,
+) -> Result<Vec<String>, DestinationError> {
+    let Some(definition) = types.get(&id) else { return Err(missing_type(types, id)) };
+    if definition.element.is_some() {
+        return Ok(Vec::new());
+    }
+    if definition.extension.is_some() {
+        return Err(missing_type(types, id));
+    }
+    let statement = creation(types, definition, expressions).ok_or_else(|| missing_type(types, id))?;
+    Ok(vec![format!("CREATE SCHEMA IF NOT EXISTS {}", definition.schema.sql()), statement])
 }
 
 fn creation(types: &Types, definition: &TypeDefinition, expressions: &Expressions) -> Option<String> {

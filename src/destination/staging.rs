@@ -57,6 +57,8 @@ pub enum Mode {
 pub struct StagedTable {
     /// The table as the source has it.
     pub source: TableDefinition,
+    /// The columns that the publication sends, generated ones too where it does.
+    pub published: Vec<Ident>,
     /// Where it belongs.
     pub live: QualifiedName,
     /// Where its rows wait.
@@ -153,6 +155,7 @@ impl Staging {
         live: &TableDefinition,
     ) -> Result<(), DestinationError> {
         let name = live.name();
+        let published = table.columns.clone();
         let columns: Vec<Ident> = table
             .columns
             .into_iter()
@@ -171,6 +174,7 @@ impl Staging {
                 partitioned: live.kind == TableKind::Partitioned,
             },
             source: table.source,
+            published,
             live: name,
             staging,
             mode: if rows == 0 { Mode::Fill } else { Mode::Reconcile },
@@ -215,10 +219,12 @@ impl Staging {
         self.creations.insert(name.clone(), (indexes.sql, table.columns.clone()));
         let staging = self.staging_name(&table.source, true);
         let stored = |column: &Ident| table.source.column(column).is_some_and(|column| column.generated.is_none());
+        let published = table.columns.clone();
         let columns: Vec<Ident> = table.columns.into_iter().filter(stored).collect();
         self.tables.push(StagedTable {
             matching: Matching { key: Vec::new(), columns: columns.clone(), fixed: Vec::new(), partitioned: false },
             source: table.source,
+            published,
             live: name,
             staging,
             mode: Mode::Move,

@@ -116,6 +116,10 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Conflict(conflict) if conflict.will_win => Decision::Retry("conflict"),
             DestinationError::Conflict(_) => Decision::Halt("conflict"),
             DestinationError::Bind(_) => Decision::Halt("schema_change"),
+            // Labels are added before the stream starts again.
+            DestinationError::LabelMissing => Decision::Retry("label_missing"),
+            // The format is chosen anew when the stream starts.
+            DestinationError::FormatChanged(_) => Decision::Retry("format_changed"),
             DestinationError::NoIdentity(_) => Decision::Halt("no_identity"),
             DestinationError::StagingLost(_) => Decision::Retry("staging_lost"),
         },
@@ -208,7 +212,11 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | SourceError::SnapshotLost(_),
         )
         | Fault::Destination(
-            DestinationError::PositionMoved { .. } | DestinationError::NoIdentity(_) | DestinationError::StagingLost(_),
+            DestinationError::PositionMoved { .. }
+            | DestinationError::LabelMissing
+            | DestinationError::FormatChanged(_)
+            | DestinationError::NoIdentity(_)
+            | DestinationError::StagingLost(_),
         ) => ErrorReport::new(fault.to_string()),
     }
 }

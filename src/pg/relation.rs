@@ -100,3 +100,13 @@ pub struct Relation {
     /// The published columns, in tuple order.
     pub columns: Vec<Column>,
 }
+
+/// What the source's catalog says of a table, in the words of sql/describe_tables.sql and sql/describe_types.sql: the
+/// relation carries no numbers, defaults or indexes. Read where it is needed, by `session`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Description {
+    /// The table: one JSON object.
+    pub table: String,
+    /// The types of its columns: a JSON array of objects.
+    pub types: String,
+}

@@ -246,6 +246,9 @@ impl<'a> ApplyLoop<'a> {
             self.ledger.read(reading);
         }
         self.confirm();
+        for told in self.applier.take_told() {
+            self.telemetry.event("schema", told);
+        }
         for repair in repairs {
             self.telemetry.conflict(&repair.table.unquoted(), repair.kind.as_str(), repair.rows);
         }
@@ -270,7 +273,7 @@ impl<'a> ApplyLoop<'a> {
                     self.heartbeat(heartbeat);
                 }
             }
-            Some(Work::BeginLarge(_) | Work::Reached(_)) | None => {}
+            Some(Work::BeginLarge(_) | Work::ChangeSchema(_) | Work::Reached(_)) | None => {}
         }
     }
 
@@ -279,7 +282,7 @@ impl<'a> ApplyLoop<'a> {
         let commit = match work {
             Some(Work::Batch(batch)) => batch.members.first().map(|member| member.commit),
             Some(Work::CommitLarge { commit, .. }) => Some(*commit),
-            Some(Work::PieceOfLarge(_) | Work::BeginLarge(_) | Work::Reached(_)) | None => None,
+            Some(Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::BeginLarge(_) | Work::Reached(_)) | None => None,
         };
         if let Some(commit) = commit {
             self.telemetry.event(

@@ -13,18 +13,22 @@ use tokio::sync::watch;
 
 use super::apply_loop::{ApplyLoop, Beside, Limits};
 use super::control::control;
+use super::labels::labels_are_missing;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::{RunOptions, snapshot, streaming};
-use crate::config::{Config, SynchronousCommit};
+use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader,
-    ReplicationRole, TableState, WritingSettings, holder, skips, sweep, terminate, terminate_leftovers,
+    ReplicationRole, TableState, WritingSettings, holder, shapes, skips, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::progress::Ledger;
-use crate::source::{Confirmed, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream};
+use crate::session::{Sql, SqlState};
+use crate::source::{
+    Confirmed, Describer, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream,
+};
 use crate::telemetry::{State, Telemetry};
 use crate::transaction::Assembler;
 use crate::wire::Decoder;
@@ -230,6 +234,11 @@ impl Attempt {
         bookkeeping.ensure().await?;
         let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
+        let shapes = shapes(bookkeeping.client()).await?;
+        let enums = (
+            prepared.source_catalog.types.keys().copied().collect::<Vec<_>>(),
+            prepared.destination_catalog.types.keys().copied().collect::<Vec<_>>(),
+        );
         let watched = Watched::new(&prepared, config.source.publication.clone());
 
         let conflicts = Conflicts {
@@ -263,6 +272,7 @@ impl Attempt {
             session: prepared.replication,
             decoder: Decoder::new(false),
             assembler,
+            describer: Describer::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes),
             steps,
             spool,
             confirmed: confirmed_receiver,
@@ -280,6 +290,7 @@ impl Attempt {
                 truncate: config.truncate,
                 commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
                 transfer: prepared.transfer,
+                follow_schema_changes: config.schema_changes == SchemaChanges::Follow,
                 timeout: config.destination.timeout,
             },
             prepared.destination_catalog,
@@ -313,6 +324,12 @@ impl Attempt {
         if let Err(Fault::Source(SourceError::Gap(_))) = &applied {
             bookkeeping.set_gap("has not held all tables all the time").await?;
         }
+        if let Err(Fault::Destination(DestinationError::Conflict(conflict))) = &applied
+            && conflict.code == SqlState::new(INVALID_TEXT)
+            && labels_are_missing(&prepared.source, bookkeeping.client(), (&enums.0, &enums.1)).await?
+        {
+            return Err(DestinationError::LabelMissing.into());
+        }
         applied?;
         match read {
             Ok(Ok(Err(error))) if !self.is_stopping() => {
@@ -326,6 +343,9 @@ impl Attempt {
         }
     }
 }
+
+/// invalid_text_representation: what a value that is no label of its enum raises, in either format.
+const INVALID_TEXT: &[u8; 5] = b"22P02";
 
 /// How long the stream may take to end once nobody listens.
 const STREAM_END_MAX: Duration = Duration::from_secs(4);

@@ -20,6 +20,7 @@
 
 mod apply_loop;
 mod attempt;
+mod labels;
 #[allow(dead_code, reason = "the turns are taken by fences")]
 mod control;
 mod monitor;

@@ -313,7 +313,9 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     }
     let sql = "SELECT t.schemaname::text, t.tablename::text, c.oid,
                       ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames') ORDER BY 1),
-                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames'
+                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
+                      ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+                            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
                FROM pg_catalog.pg_publication_tables t
                JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
                JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -336,7 +338,8 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
         };
         let lists_columns: bool = row.get(5);
         let row_filter: Option<String> = row.get(4);
-        if row_filter != table.row_filter || (lists_columns && !covers(&row.get::<_, Vec<String>>(3), &table.columns)) {
+        let (sent, live): (Vec<String>, Vec<String>) = (row.get(3), row.get(6));
+        if row_filter != table.row_filter || (lists_columns && !covers(&sent, &live, &table.columns)) {
             return Ok(gap(ErrorReport::new(format!(
                 "publication {} sends other rows or columns of table {} than when the stream began",
                 watched.publication, table.name
@@ -347,9 +350,9 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     Ok(Ground::Firm)
 }
 
-/// Columns may be added: the stream tells of them itself.
-fn covers(now: &[String], then: &[String]) -> bool {
-    then.iter().all(|column| now.contains(column))
+/// Columns may be added, renamed and dropped: the stream tells of that itself. But what is still there must be sent.
+fn covers(now: &[String], live: &[String], then: &[String]) -> bool {
+    then.iter().all(|column| now.contains(column) || !live.contains(column))
 }
 
 fn publication_gone(watched: &Watched) -> ErrorReport {

@@ -7,15 +7,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::Config;
+use super::labels::follow_labels;
+use crate::config::{Config, SchemaChanges};
 use crate::destination::{Bookkeeping, Catalog, DestinationError, Stream, StreamState, TableRecord, misfit_report};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::fit::{self, End, Transfer};
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification};
 use crate::source::{
-    Slot, SourceCatalog, SourceError, SourceServer, StoredHistory, check_history, ensure_publication, find_slot,
-    gap_report, release_slot, same_database, slot_unknown_report,
+    Slot, SourceCatalog, SourceError, SourceServer, SourceTable, StoredHistory, check_history, ensure_publication,
+    find_slot, gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
 
@@ -171,7 +172,18 @@ pub(super) async fn prepare(
         }
         Err(error) => return Err(error.into()),
     }
-    let transfer = check_fit(&source_catalog, &destination_catalog)?;
+    let transfer = match start {
+        Start::Snapshot { .. } => check_fit(&source_catalog, &destination_catalog)?,
+        Start::Stream { .. } => {
+            let follow = config.schema_changes == SchemaChanges::Follow;
+            let types = (&source_catalog.types, &destination_catalog.types);
+            for told in follow_labels(bookkeeping.client(), types.0, types.1, follow).await? {
+                telemetry.event("schema", told);
+            }
+            // Whether it fits is told relation by relation: the source may be ahead of the stream.
+            stream_format(&source_catalog, &destination_catalog)
+        }
+    };
     Ok(Prepared {
         source,
         server,
@@ -278,6 +290,16 @@ fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, 
             ))
         }
     }
+}
+
+fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
+    let format = |table: &SourceTable| {
+        let from = End { table: &table.definition, types: &source.types };
+        let here = destination.table(&table.definition.name());
+        let to = here.map_or(from, |existing| End { table: existing, types: &destination.types });
+        fit::stream_format(from, &table.published(), to)
+    };
+    source.tables.iter().map(format).max().unwrap_or(Transfer::Binary)
 }
 
 /// The set that is followed must be the configured one, and its tables the same ones as ever.

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use crate::pg::{Lsn, PgTimestamp};
-use crate::transaction::{Change, Heartbeat, Piece, Step, Transaction};
+use crate::transaction::{Change, Heartbeat, Piece, SchemaChange, Step, Transaction};
 use crate::wire::{Begin, Commit};
 
 /// How much goes into one batch.
@@ -91,6 +91,8 @@ pub enum Work {
     BeginLarge(Begin),
     /// Apply the next piece of it.
     PieceOfLarge(Piece),
+    /// In it a table changes: bring the destination's to the same state before the pieces that follow.
+    ChangeSchema(SchemaChange),
     /// Commit it.
     CommitLarge {
         /// Its commit.
@@ -156,7 +158,7 @@ impl Batcher {
             Step::Transaction(transaction) => transaction.begin.final_lsn,
             Step::Begin(begin) => begin.final_lsn,
             // What belongs to a transaction that has begun goes with it; a position is no transaction.
-            Step::Piece(_) | Step::Commit { .. } | Step::Reached(_) => return false,
+            Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => return false,
         };
         self.fence.is_some_and(|fence| final_lsn >= fence)
     }
@@ -196,6 +198,7 @@ impl Batcher {
         Some(match self.pop()? {
             Step::Begin(begin) => Work::BeginLarge(begin),
             Step::Piece(piece) => Work::PieceOfLarge(piece),
+            Step::Schema(change) => Work::ChangeSchema(change),
             Step::Commit { commit, heartbeat } => Work::CommitLarge { commit, heartbeat },
             Step::Reached(position) => Work::Reached(position),
             Step::Transaction(transaction) => {
@@ -218,7 +221,7 @@ fn rows(step: &Step) -> usize {
     match step {
         Step::Transaction(transaction) => transaction.changes.len(),
         Step::Piece(piece) => piece.changes.len(),
-        Step::Begin(_) | Step::Commit { .. } | Step::Reached(_) => 0,
+        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => 0,
     }
 }
 
@@ -269,7 +272,9 @@ mod tests {
             .map(|work| match &work {
                 Work::Batch(batch) => batch.members.iter().map(|m| m.commit.end_lsn.as_u64()).collect(),
                 Work::Reached(position) => vec![position.as_u64()],
-                Work::BeginLarge(_) | Work::PieceOfLarge(_) | Work::CommitLarge { .. } => panic!("{work:?}"),
+                Work::BeginLarge(_) | Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::CommitLarge { .. } => {
+                    panic!("{work:?}")
+                }
             })
             .collect()
     }

@@ -8,7 +8,7 @@
 //! that differ between servers; extensions may differ in version; the reg* types are OIDs. Text is understood by
 //! every server.
 
-use crate::pg::{Ident, QualifiedName, Relation, TypeId};
+use crate::pg::{Column, Ident, QualifiedName, Relation, TypeId};
 use crate::plan::schema::{ColumnDefinition, GeneratedColumn, TableDefinition, TypeDefinition, TypeKind, Types};
 
 /// The format in which values travel.
@@ -112,6 +112,35 @@ pub fn relation_fit(relation: &Relation, source_types: &Types, destination: End<
         }
     }
     if misfits.is_empty() { Ok(transfer) } else { Err(misfits) }
+}
+
+/// The format for a stream of a table: binary if everything that is published can travel so now. What does not fit yet,
+/// because the stream has not come to it, travels as text; what is missing yet will be created with the source's type.
+pub fn stream_format(source: End<'_>, published: &[&ColumnDefinition], destination: End<'_>) -> Transfer {
+    let name = destination.table.name();
+    let format = |from: &&ColumnDefinition| {
+        let of = (&Published::from(*from), source.types);
+        let to = destination.table.column(&from.name).map_or((*from, source.types), |to| (to, destination.types));
+        column_fit(&name, of, to).unwrap_or(Transfer::Text)
+    };
+    published.iter().map(format).max().unwrap_or(Transfer::Binary)
+}
+
+/// Whether a destination's column takes what a relation's column brings.
+pub(super) fn column_takes(
+    column: &Column,
+    source_types: &Types,
+    to: &ColumnDefinition,
+    destination_types: &Types,
+) -> bool {
+    let from = Published {
+        name: &column.name,
+        type_id: column.type_id,
+        type_modifier: column.type_modifier,
+        generated: to.generated.is_some(),
+    };
+    let nowhere = QualifiedName::new("", "");
+    column_fit(&nowhere, (&from, source_types), (to, destination_types)).is_ok()
 }
 
 fn missing(table: &QualifiedName, column: &Published<'_>, types: &Types) -> Misfit {
@@ -235,7 +264,7 @@ const NUMERIC: u32 = 1700;
 const WITH_PRECISION: [u32; 4] = [1114, 1184, 1083, 1266];
 
 /// Whether every value of the source's modifier is a value of the destination's, unchanged.
-fn modifier_fits(definition: &TypeDefinition, from: i32, to: i32) -> bool {
+pub(super) fn modifier_fits(definition: &TypeDefinition, from: i32, to: i32) -> bool {
     if from == to || to == -1 {
         return true;
     }
@@ -252,18 +281,25 @@ fn modifier_fits(definition: &TypeDefinition, from: i32, to: i32) -> bool {
 }
 
 /// Types that hold every value of another with the same meaning, read from its text.
-fn widens(from: TypeId, to: TypeId) -> bool {
+pub(super) fn widens(from: TypeId, to: TypeId) -> bool {
     const INT2: u32 = 21;
     const INT4: u32 = 23;
     const INT8: u32 = 20;
+    const FLOAT4: u32 = 700;
+    const FLOAT8: u32 = 701;
     matches!(
         (from.0, to.0),
-        (INT2, INT4 | INT8 | NUMERIC) | (INT4, INT8 | NUMERIC) | (INT8, NUMERIC) | (VARCHAR, TEXT) | (TEXT, VARCHAR)
+        (INT2, INT4 | INT8 | NUMERIC)
+            | (INT4, INT8 | NUMERIC)
+            | (INT8, NUMERIC)
+            | (VARCHAR, TEXT)
+            | (TEXT, VARCHAR)
+            | (FLOAT4, FLOAT8)
     )
 }
 
 /// A type as SQL, for people to read and run.
-fn type_sql(id: TypeId, modifier: i32, types: &Types) -> Option<String> {
+pub(super) fn type_sql(id: TypeId, modifier: i32, types: &Types) -> Option<String> {
     let definition = types.get(&id)?;
     let name = match (definition.element, definition.id.is_built_in()) {
         (Some(element), _) => return type_sql(element, modifier, types).map(|sql| format!("{sql}[]")),

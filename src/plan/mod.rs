@@ -9,18 +9,21 @@
 //!                 schema, target: the destination's catalog as data
 //! ```
 //!
-//! Here also: whether a table fits its source (`fit`), the order in which foreign keys let tables be filled (`order`),
-//! and all SQL that is generated (`sql`), for every room that needs some; names get into it as `Ident`s only.
+//! Here also: whether a table fits its source (`fit`), what it needs when the source's has changed (`shape`,
+//! `evolution`), the order in which foreign keys let tables be filled (`order`), and all SQL that is generated (`sql`),
+//! for every room that needs some; names get into it as `Ident`s only.
 //!
 //! Invariants: a batch holds whole source transactions (I2), in their order (I1); *applying the plan to a database
 //! equals applying the changes one by one*.
 
 mod batch;
 pub mod conflict;
+pub mod evolution;
 pub mod expression;
 pub mod fit;
 pub mod order;
 pub mod schema;
+pub mod shape;
 pub mod sql;
 pub mod statement;
 pub mod target;

@@ -303,6 +303,10 @@ pub struct TableDefinition {
     pub kind: TableKind,
     /// `relpersistence`: p permanent, u unlogged, t temporary.
     pub persistence: char,
+    /// `relnatts`: the highest number that a column has or had.
+    pub attributes: i16,
+    /// Which files hold the rows: others after a rewrite.
+    pub storage: Option<String>,
     /// `relreplident`
     #[serde(deserialize_with = "replica_identity")]
     pub replica_identity: ReplicaIdentity,

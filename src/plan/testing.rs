@@ -50,6 +50,8 @@ pub(crate) fn table(name: &str, columns: &[Column]) -> TableDefinition {
         table: Ident::new(name),
         kind: TableKind::Ordinary,
         persistence: 'p',
+        attributes: i16::try_from(columns.len()).unwrap_or(i16::MAX),
+        storage: Some("1".to_owned()),
         replica_identity: ReplicaIdentity::Default,
         row_security: false,
         is_partition: false,

@@ -7,7 +7,7 @@
 
 use super::error::SessionError;
 use super::sql::SqlClient;
-use crate::pg::{QualifiedName, TypeId};
+use crate::pg::{Description, QualifiedName, RelationId, TypeId, quote_literal};
 use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
 
 const TABLES: &str = include_str!("../../sql/describe_tables.sql");
@@ -36,6 +36,80 @@ pub async fn describe_types(client: &SqlClient, ids: &[TypeId]) -> Result<Types,
     Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
 }
 
+/// A table and its types as the catalog describes them, in text, for whoever reads it elsewhere.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Option<Description>, SessionError> {
+    let doing = "describing a table";
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
+    let Some(row) = client.query_opt(doing, sql, &[&id.0]).await? else { return Ok(None) };
+    let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+    let schemas = [name.schema.as_str()];
+    let tables = [name.name.as_str()];
+    // How large it is nobody asks here, and whoever asks waits for locks.
+    let tables_sql =
+        TABLES.replace("pg_catalog.pg_table_size(c.oid)", "0").replace("pg_catalog.pg_table_size(t.relid)", "0");
+    let Some(row) = client.query_opt(doing, &tables_sql, &[&schemas.as_slice(), &tables.as_slice()]).await? else {
+        return Ok(None);
+    };
+    let table: String = row.get(0);
+    let definition: TableDefinition = parse(doing, &table)?;
+    if definition.id != id.0 {
+        return Ok(None);
+    }
+    let mut ids: Vec<u32> = definition.columns.iter().map(|column| column.type_id.0).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let types = client.query(doing, TYPES, &[&ids]).await?;
+    let types: Vec<&str> = types.iter().map(|row| row.get(0)).collect();
+    Ok(Some(Description { table, types: format!("[{}]", types.join(",")) }))
+}
+
+/// Reads a description.
+///
+/// # Errors
+/// [`SessionError`] when it is none.
+pub fn read_description(description: &Description) -> Result<(TableDefinition, Types), SessionError> {
+    let doing = "reading a table's description";
+    let types: Vec<TypeDefinition> = parse(doing, &description.types)?;
+    Ok((parse(doing, &description.table)?, types.into_iter().map(|definition| (definition.id, definition)).collect()))
+}
+
+/// The question for a table, for a session that takes no parameters; the answer is a row of one text, for
+/// [`read_table`].
+pub fn ask_table(name: &QualifiedName) -> String {
+    let list = |name: &str| format!("ARRAY[{}]", quote_literal(name));
+    TABLES.replace("$1", &list(name.schema.as_str())).replace("$2", &list(name.name.as_str()))
+}
+
+/// The question for types, as [`ask_table`]; the answer is for [`read_types`].
+pub fn ask_types(ids: &[TypeId]) -> String {
+    let ids: Vec<String> = ids.iter().map(TypeId::to_string).collect();
+    let types = TYPES.replace("$1", &format!("ARRAY[{}]", ids.join(", ")));
+    format!(
+        "SELECT pg_catalog.json_agg(described.line::pg_catalog.json)::pg_catalog.text FROM ({types}) AS described (line)"
+    )
+}
+
+/// Reads the answer to [`ask_table`].
+///
+/// # Errors
+/// [`SessionError`] when it is none.
+pub fn read_table(text: &str) -> Result<TableDefinition, SessionError> {
+    parse("describing tables", text)
+}
+
+/// Reads the answer to [`ask_types`].
+///
+/// # Errors
+/// [`SessionError`] when it is none.
+pub fn read_types(text: &str) -> Result<Types, SessionError> {
+    let types: Vec<TypeDefinition> = parse("describing types", text)?;
+    Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
+}
+
 async fn describe<T: serde::de::DeserializeOwned>(
     client: &SqlClient,
     doing: &'static str,
@@ -44,9 +118,10 @@ async fn describe<T: serde::de::DeserializeOwned>(
 ) -> Result<Vec<T>, SessionError> {
     let rows = client.query(doing, sql, parameters).await?;
     rows.iter()
-        .map(|row| {
-            let text: &str = row.try_get(0).map_err(|_| SessionError::protocol(doing, "not a text"))?;
-            serde_json::from_str(text).map_err(|error| SessionError::protocol(doing, error.to_string()))
-        })
+        .map(|row| parse(doing, row.try_get(0).map_err(|_| SessionError::protocol(doing, "not a text"))?))
         .collect()
+}
+
+fn parse<T: serde::de::DeserializeOwned>(doing: &'static str, text: &str) -> Result<T, SessionError> {
+    serde_json::from_str(text).map_err(|error| SessionError::protocol(doing, error.to_string()))
 }

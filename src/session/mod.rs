@@ -32,7 +32,9 @@ mod writing;
 
 pub use connection::{Connection, Frame};
 pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
-pub use describe::{describe_tables, describe_types};
+pub use describe::{
+    ask_table, ask_types, describe_relation, describe_tables, describe_types, read_description, read_table, read_types,
+};
 pub use error::{ServerError, SessionError, SqlState};
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
 pub use replication::{

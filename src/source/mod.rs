@@ -13,6 +13,7 @@
 //! a synchronous standby, locks bounded, a table without replica identity is never added to a publication.
 
 mod catalog;
+mod describe;
 mod error;
 mod outlet;
 mod preflight;
@@ -23,6 +24,7 @@ mod steps;
 mod stream;
 
 pub use catalog::{SourceCatalog, SourceTable};
+pub use describe::Describer;
 pub use error::SourceError;
 pub use preflight::{SourceServer, same_database};
 pub use publication::{ensure_publication, gap_report};

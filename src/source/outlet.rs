@@ -1,17 +1,19 @@
 //! The outlet: what the assembler hands out, to where it belongs, in order.
 //!
-//! Held by `stream`. Steps go into the step channel; changes of transactions in progress go to the spool, and when one
-//! commits it is read back from there, step by step. While anything of that waits for room, nothing after it goes out and
-//! nothing more is read from the source; [`Outlet::progress`] is what to await then.
+//! Held by `stream`. Steps go through the describer, which completes them, into the step channel; changes of transactions
+//! in progress go to the spool, and when one commits it is read back from there, step by step. While anything of that waits
+//! for room, nothing after it goes out and nothing more is read from the source; [`Outlet::progress`] is what to await then.
 //!
-//! Bounds: one step or order waits here, or one transaction is read back, a piece at a time.
+//! Bounds: one step or order waits here and one step in the describer, or one transaction is read back, a piece at a time.
 
+use super::describe::Describer;
 use super::error::SourceError;
 use super::steps::Steps;
 use crate::spool::{Chunks, Spool, SpoolError, Waiting};
 use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, TransactionError};
 
 pub(super) struct Outlet {
+    describer: Describer,
     steps: Steps,
     spool: Option<Spool>,
     step: Option<Step>,
@@ -23,13 +25,13 @@ pub(super) struct Outlet {
 
 impl Outlet {
     /// An outlet into a step channel, and to a spool if streaming was asked for.
-    pub(super) fn new(steps: Steps, spool: Option<Spool>) -> Outlet {
-        Outlet { steps, spool, step: None, order: None, replay: None, gone: false }
+    pub(super) fn new(describer: Describer, steps: Steps, spool: Option<Spool>) -> Outlet {
+        Outlet { describer, steps, spool, step: None, order: None, replay: None, gone: false }
     }
 
     /// Whether nothing waits: more may be read from the source.
     pub(super) fn is_clear(&self) -> bool {
-        self.step.is_none() && self.order.is_none() && self.replay.is_none()
+        self.step.is_none() && self.order.is_none() && self.replay.is_none() && self.describer.is_clear()
     }
 
     /// Whether nobody takes steps any more.
@@ -51,10 +53,20 @@ impl Outlet {
     }
 
     fn send(&mut self, step: Step) {
-        match self.steps.try_send(step) {
-            Ok(()) => {}
-            Err(Some(step)) => self.step = Some(step),
-            Err(None) => self.gone = true,
+        self.describer.push(step);
+        self.send_complete();
+    }
+
+    /// Sends what the describer has completed, as far as there is room.
+    fn send_complete(&mut self) {
+        while self.step.is_none()
+            && let Some(step) = self.describer.poll()
+        {
+            match self.steps.try_send(step) {
+                Ok(()) => {}
+                Err(Some(step)) => self.step = Some(step),
+                Err(None) => self.gone = true,
+            }
         }
     }
 
@@ -84,6 +96,12 @@ impl Outlet {
                 (Some(room), Some(step)) => room.send(step),
                 (_, _) => self.gone = true,
             }
+            self.send_complete();
+            return Ok(());
+        }
+        if !self.describer.is_clear() {
+            self.describer.answered().await?;
+            self.send_complete();
             return Ok(());
         }
         let Some(spool) = &mut self.spool else { return Ok(()) };

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use super::describe::Describer;
 use super::error::SourceError;
 use super::outlet::Outlet;
 use super::steps::Steps;
@@ -76,6 +77,8 @@ pub struct StreamTask {
     pub decoder: Decoder,
     /// Assembles them.
     pub assembler: Assembler,
+    /// Completes steps with what the catalog says of tables that have changed.
+    pub describer: Describer,
     /// Where steps go.
     pub steps: Steps,
     /// Where transactions go that arrive before they commit; `None`: streaming was not asked for.
@@ -96,8 +99,18 @@ pub struct StreamTask {
 /// # Errors
 /// [`SourceError`] says why the stream broke off. Everything that was sent into `steps` is good.
 pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> Result<(), SourceError> {
-    let StreamTask { mut session, mut decoder, mut assembler, steps, spool, mut confirmed, settings, mut stop } = task;
-    let mut outlet = Outlet::new(steps, spool);
+    let StreamTask {
+        mut session,
+        mut decoder,
+        mut assembler,
+        describer,
+        steps,
+        spool,
+        mut confirmed,
+        settings,
+        mut stop,
+    } = task;
+    let mut outlet = Outlet::new(describer, steps, spool);
     let began = Instant::now();
     let start = *confirmed.borrow_and_update();
     let mut feedback = Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed());

@@ -605,7 +605,8 @@ mod tests {
             .iter()
             .map(|change| if let Change::Insert { relation, .. } = change { relation } else { panic!() })
             .collect();
-        assert!(Arc::ptr_eq(relations[0], relations[1]), "the same description is shared");
+        assert_eq!(relations[0], relations[1], "the same description again");
+        assert!(!Arc::ptr_eq(relations[0], relations[1]), "but it was told anew, and the catalog may tell more");
         assert_eq!(relations[2].columns[0].name, Ident::new("key"));
         assert_eq!(relations[0].columns[0].name, Ident::new("id"));
     }

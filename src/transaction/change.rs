@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::streams::SpoolOrder;
-use crate::pg::{Lsn, Relation, Tuple};
+use crate::pg::{Description, Lsn, Relation, Tuple};
 use crate::wire::{Begin, Commit, OldTuple};
 
 /// One change of a row, or a truncate.
@@ -92,6 +92,15 @@ pub struct Piece {
     pub size_bytes: usize,
 }
 
+/// A table that the stream describes in another way than before, between the changes of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaChange {
+    /// The table as the changes behind this have it.
+    pub relation: Arc<Relation>,
+    /// What the source's catalog says of it: at that time, or a little later.
+    pub description: Description,
+}
+
 /// What goes forward through the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -101,6 +110,8 @@ pub enum Step {
     Begin(Begin),
     /// The next part of it.
     Piece(Piece),
+    /// In it a table changes; only between its begin and its commit.
+    Schema(SchemaChange),
     /// It ends.
     Commit {
         /// Its commit.
@@ -127,6 +138,9 @@ impl Step {
         match self {
             Step::Transaction(transaction) => size_of::<Transaction>() + transaction.size_bytes,
             Step::Piece(piece) => size_of::<Piece>() + piece.size_bytes,
+            Step::Schema(change) => {
+                size_of::<SchemaChange>() + change.description.table.len() + change.description.types.len()
+            }
             Step::Begin(_) | Step::Commit { .. } | Step::Reached(_) => size_of::<Step>(),
         }
     }

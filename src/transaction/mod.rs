@@ -31,7 +31,7 @@ mod replay;
 mod streams;
 
 pub use assembler::{Assembler, TransactionError};
-pub use change::{Change, Heartbeat, Output, Piece, Step, Transaction};
+pub use change::{Change, Heartbeat, Output, Piece, SchemaChange, Step, Transaction};
 pub use letter::{LetterError, read_letter, write_letter};
 pub use record::{RecordError, read_changes, write_change};
 pub use relations::TableSet;

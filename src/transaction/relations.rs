@@ -82,8 +82,12 @@ impl RelationCache {
         if let Some(Entry { known: Known::Wanted(known), heard: last }) = self.entries.get_mut(&id)
             && **known == relation
         {
-            // The same description again: changes keep sharing one relation.
+            // The same description again. Outside of streams, which describe everything anew, that means that something has
+            // changed which it does not tell: whoever asks the catalog sees that it is another one.
             *last = heard;
+            if shared.is_none() {
+                *known = Arc::new(relation);
+            }
             return Ok(None);
         }
         let relation = match shared.and_then(|shared| shared.entries.get(&id)) {

@@ -244,7 +244,7 @@ mod tests {
                     Step::Piece(piece) => {
                         transactions.last_mut().unwrap().extend(piece.changes.iter().map(value));
                     }
-                    Step::Commit { .. } | Step::Reached(_) => {}
+                    Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => {}
                 }
             }
             transactions

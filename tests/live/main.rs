@@ -11,6 +11,7 @@ mod support;
 mod basics;
 mod conflicts;
 mod crash;
+mod ddl;
 mod errors;
 mod faults;
 mod golden;

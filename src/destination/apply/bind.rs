@@ -51,11 +51,7 @@ impl Applier {
         let fits = fit::relation_fit(relation, &self.source_types, end);
         match fits {
             Ok(transfer) if transfer <= self.settings.transfer => {}
-            Ok(_) => {
-                return Err(DestinationError::Refused(ErrorReport::new(format!(
-                    "table {name} has changed so that its values must travel as text"
-                ))));
-            }
+            Ok(_) => return Err(DestinationError::FormatChanged(name)),
             Err(misfits) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         }
         let target = Target::bind(relation, table, &self.catalog.types)?;

@@ -8,6 +8,7 @@
 //! a batch:            BEGIN · advance(p, end_lsn) · rows … · COMMIT · Sync
 //! a large one:        BEGIN · advance(p, p) · Sync   rows … · Sync   …   advance(p, end_lsn) · COMMIT · Sync
 //!                                             └ sent only once the server says that it is inside a transaction
+//! a changed table:    between two pieces of a large one, once those before are answered: see `evolve`
 //! an idle position:   BEGIN · SET LOCAL synchronous_commit = on · advance(p, wal_end) · COMMIT · Sync
 //! ```
 //!
@@ -20,6 +21,7 @@
 
 mod bind;
 mod manner;
+mod evolve;
 mod retry;
 mod rows;
 
@@ -33,11 +35,13 @@ use super::leadership::Leader;
 use crate::config::TruncateMode;
 use crate::pg::{Lsn, QualifiedName, RelationId};
 use crate::plan::Work;
+use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
 use crate::plan::schema::Types;
 use crate::progress::WalReading;
 use crate::session::{Flight, FlightAnswer, Format, SessionError, StatementAnswer};
 use crate::telemetry::failpoint;
+use crate::transaction::SchemaChange;
 use crate::wire::Begin;
 
 pub use bind::misfit_report;
@@ -58,6 +62,8 @@ pub struct ApplierSettings {
     pub commits_are_durable: bool,
     /// The format in which values arrive.
     pub transfer: Transfer,
+    /// Changes of the source's tables are followed; otherwise they stop the stream until they are made here.
+    pub follow_schema_changes: bool,
     /// How long an answer may take.
     pub timeout: Duration,
 }
@@ -112,6 +118,13 @@ pub struct Applier {
     /// Work that goes first: batches that are done again, one source transaction at a time.
     again: VecDeque<Work>,
     large: Option<Large>,
+    /// A schema change that waits until nothing is under way.
+    schema_change: Option<SchemaChange>,
+    /// A followed schema change has changed the catalog.
+    changed: bool,
+    /// What expressions of the source may call here, once it was asked for.
+    expressions: Option<Expressions>,
+    told: Vec<String>,
     formats: Vec<Format>,
     conflicts: Conflicts,
     /// While a flight is written in which the source's rows win.
@@ -184,6 +197,10 @@ impl Applier {
             under_way: VecDeque::new(),
             again: VecDeque::new(),
             large: None,
+            schema_change: None,
+            changed: false,
+            expressions: None,
+            told: Vec::new(),
             formats: Vec::new(),
             conflicts,
             winning: None,
@@ -203,7 +220,10 @@ impl Applier {
 
     /// Whether another piece of work may be submitted now.
     pub fn has_room(&self) -> bool {
-        self.under_way.len() < FLIGHTS_MAX && self.again.is_empty() && self.large.is_none_or(|large| large.open)
+        self.under_way.len() < FLIGHTS_MAX
+            && self.again.is_empty()
+            && self.schema_change.is_none()
+            && self.large.is_none_or(|large| large.open)
     }
 
     /// Whether an answer is awaited.
@@ -223,6 +243,10 @@ impl Applier {
     /// [`DestinationError`]: a relation does not fit its table, or the session is lost.
     pub async fn submit(&mut self, work: Work, read_wal: bool) -> Result<(), DestinationError> {
         let work = self.set_aside(work);
+        if let Work::ChangeSchema(change) = work {
+            self.schema_change = Some(change);
+            return self.follow_waiting().await;
+        }
         let mut flight = Flight::new();
         let mut commits = None;
         let mut left_out = false;
@@ -247,6 +271,7 @@ impl Applier {
                 left_out = self.write_piece(&mut flight, piece)?;
                 self.marks.push(flight.statements());
             }
+            Work::ChangeSchema(_) => {}
             Work::CommitLarge { commit, .. } => {
                 self.advance(&mut flight, self.sent, commit.end_lsn);
                 left_out = self.end_large(&mut flight, commit);
@@ -337,6 +362,7 @@ impl Applier {
                 if self.under_way.is_empty() {
                     self.resend_next().await?;
                 }
+                self.follow_waiting().await?;
                 Ok(Some(applied))
             }
         }

@@ -47,6 +47,7 @@ impl Applier {
                     Work::Batch(_)
                     | Work::BeginLarge(_)
                     | Work::PieceOfLarge(_)
+                    | Work::ChangeSchema(_)
                     | Work::CommitLarge { .. }
                     | Work::Reached(_) => {
                         conflict.will_win = wins;
@@ -119,7 +120,7 @@ impl Applier {
             Work::CommitLarge { commit, .. } => (commit.commit_lsn, None),
             Work::BeginLarge(begin) => (begin.final_lsn, None),
             Work::PieceOfLarge(_) => (large, None),
-            Work::Reached(_) => (Lsn::INVALID, None),
+            Work::ChangeSchema(_) | Work::Reached(_) => (Lsn::INVALID, None),
         };
         let (relation, operation) = match change {
             Some(Change::Insert { relation, .. }) => (Some(relation), Some("insert")),
@@ -164,7 +165,7 @@ fn change_of<'a>(work: &'a Work, marks: &[usize], statement: usize) -> Option<&'
     let changes = match work {
         Work::Batch(batch) => &batch.changes,
         Work::PieceOfLarge(piece) => &piece.changes,
-        Work::BeginLarge(_) | Work::CommitLarge { .. } | Work::Reached(_) => return None,
+        Work::BeginLarge(_) | Work::ChangeSchema(_) | Work::CommitLarge { .. } | Work::Reached(_) => return None,
     };
     // Changes that take no statement share their mark with the next one that does.
     let at = marks.partition_point(|mark| *mark <= statement).checked_sub(1)?;

@@ -75,7 +75,7 @@ impl Applier {
     }
 
     /// Whether a change of a transaction belongs to what is followed, and not to the table's snapshot.
-    fn is_live(&self, relation: RelationId, commit_lsn: Lsn) -> bool {
+    pub(super) fn is_live(&self, relation: RelationId, commit_lsn: Lsn) -> bool {
         match self.followed.get(&relation) {
             Some(_) if commit_lsn >= self.snapshots_end => true,
             Some(table) => commit_lsn >= table.snapshot_position,

@@ -143,17 +143,26 @@ impl Creation<'_> {
         Some(sequence.name)
     }
 
+    /// One index, or the constraint that it enforces; `None` where it holds what is not understood.
+    pub fn index_of(&self, index: &IndexDefinition) -> Option<String> {
+        self.index(index, self.constraint_of(index)).filter(|_| !index.exclusion)
+    }
+
+    fn constraint_of(&self, index: &IndexDefinition) -> Option<&ConstraintDefinition> {
+        self.table.constraints.iter().find(|constraint| {
+            constraint.index == Some(index.id)
+                && matches!(
+                    constraint.kind,
+                    ConstraintKind::PrimaryKey | ConstraintKind::Unique | ConstraintKind::Exclusion
+                )
+        })
+    }
+
     /// Primary key, unique constraints and indexes, to be run once the rows are there.
     pub fn indexes(&self) -> Statements {
         let mut statements = Statements::default();
         for index in self.table.indexes.iter().filter(|index| index.valid) {
-            let constraint = self.table.constraints.iter().find(|constraint| {
-                constraint.index == Some(index.id)
-                    && matches!(
-                        constraint.kind,
-                        ConstraintKind::PrimaryKey | ConstraintKind::Unique | ConstraintKind::Exclusion
-                    )
-            });
+            let constraint = self.constraint_of(index);
             if index.exclusion {
                 statements.left_out.push(format!("exclusion constraint {}", index.name));
                 continue;

@@ -7,4 +7,5 @@
 pub mod apply;
 pub mod conflict;
 pub mod ddl;
+pub mod evolve;
 pub mod staging;

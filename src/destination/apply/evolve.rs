@@ -1,0 +1,257 @@
+//! A table that the stream describes in another way than before: the destination's is brought to the same state.
+//!
+//! Done between two pieces of a large transaction, once everything before is answered: in the stream's order and inside
+//! the source transaction's own transaction. What to do is [`crate::plan::evolution`]'s to say; here the writing session is
+//! asked for the table as it is now, and the statements are run, one at a time.
+//!
+//! What the rows may not allow yet (NOT NULL, a unique index) is tried behind a savepoint: the catalog may be ahead of the
+//! stream. What failed is not remembered, so it is tried again when the table is described next.
+
+use std::time::Duration;
+
+use super::super::error::DestinationError;
+use super::super::leadership::one_row;
+use super::super::schema::{EXPRESSIONS, ResolvedTypes, missing_type, needed_types, type_creation, type_name};
+use super::super::shapes;
+use super::Applier;
+use super::bind::misfit_report;
+use crate::pg::{ErrorReport, QualifiedName, quote_literal};
+use crate::plan::evolution::{Change, Evolution, Obstacle};
+use crate::plan::expression::Expressions;
+use crate::plan::fit::End;
+use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
+use crate::plan::shape::Shape;
+use crate::plan::sql::ddl::Creation;
+use crate::session::{Flight, SessionError, ask_table, ask_types, read_description, read_table, read_types};
+use crate::transaction::SchemaChange;
+
+const DOING: &str = "following a schema change";
+
+/// A table that is rewritten, or gets an index, takes honest hours.
+const STATEMENT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+impl Applier {
+    /// What schema changes were followed since this was asked last, for the log.
+    pub fn take_told(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Follows the schema change that waits, once nothing is under way.
+    pub(super) async fn follow_waiting(&mut self) -> Result<(), DestinationError> {
+        if self.under_way.is_empty()
+            && let Some(change) = self.schema_change.take()
+        {
+            self.follow(change).await?;
+        }
+        Ok(())
+    }
+
+    async fn follow(&mut self, change: SchemaChange) -> Result<(), DestinationError> {
+        let SchemaChange { relation, description } = change;
+        if !self.is_live(relation.id, self.large_commit_lsn()) {
+            return Ok(());
+        }
+        let Some(followed) = self.followed.get(&relation.id) else { return Ok(()) };
+        let name = followed.name.clone();
+        let (source, source_types) = read_description(&description)?;
+        let Some((table, types)) = self.read_table(&name).await? else {
+            // For `bind` to report, with its hint.
+            return Ok(());
+        };
+        let published = |column: &crate::pg::Ident| relation.columns.iter().any(|c| c.name == *column);
+        let known = match self.ask(&shapes::ask(relation.id)).await?.into_iter().next().flatten() {
+            Some(text) => shapes::parse(&text)?,
+            // A bookkeeping of before shapes: what is there now counts as known, and `bind` compares.
+            None => Shape::of(&source, &source_types, published),
+        };
+        self.source_types.extend(source_types.iter().map(|(id, definition)| (*id, definition.clone())));
+
+        let expressions = self.expressions().await?;
+        let columns: Vec<&ColumnDefinition> = source.columns.iter().filter(|column| published(&column.name)).collect();
+        let resolved = self.resolve(&source_types, &columns, &expressions).await?;
+        let names: Vec<_> = columns.iter().map(|column| column.name.clone()).collect();
+        let followed = {
+            let creation = Creation {
+                table: &source,
+                schema: &name.schema,
+                type_sql: &|column| resolved.sql(column),
+                expressions: &expressions,
+                columns: &names,
+            };
+            Change {
+                known: &known,
+                relation: &relation,
+                source: End { table: &source, types: &source_types },
+                destination: End { table: &table, types: &types },
+                creation: &creation,
+            }
+            .follow()
+        };
+        let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
+        self.run(&name, evolution, shape, relation.id).await?;
+        if self.changed {
+            self.changed = false;
+            self.read_again(&name).await?;
+        }
+        self.bound.remove(&relation.id);
+        Ok(())
+    }
+
+    async fn run(
+        &mut self,
+        name: &QualifiedName,
+        evolution: Evolution,
+        mut shape: Shape,
+        id: crate::pg::RelationId,
+    ) -> Result<(), DestinationError> {
+        let Evolution { statements, fills, mut attempts, told } = evolution;
+        if !self.settings.follow_schema_changes {
+            if !statements.is_empty() {
+                return Err(DestinationError::Refused(stopped_report(name, &told, &statements)));
+            }
+            // Rows fit without these.
+            attempts.clear();
+        }
+        for statement in statements.iter().chain(&fills) {
+            self.statement(statement).await.map_err(|error| unfollowed(name, statement, error))?;
+        }
+        self.changed |= !statements.is_empty() || !attempts.is_empty();
+        self.told.extend(told.into_iter().map(|told| format!("table {name}: {told}")));
+        for attempt in &attempts {
+            let mut flight = Flight::new();
+            flight.run("SAVEPOINT headwater_attempt");
+            flight.run(&attempt.statement);
+            flight.run("RELEASE SAVEPOINT headwater_attempt");
+            match self.leader.session.round_trip(DOING, flight, STATEMENT_MAX).await {
+                Ok(_) => self.told.push(format!("table {name}: {}", attempt.told)),
+                Err(error) if error.server().is_some() => {
+                    self.statement("ROLLBACK TO SAVEPOINT headwater_attempt").await?;
+                    attempt.undo.apply(&mut shape);
+                    self.told.push(format!("table {name}: not yet possible: {}: {error}", attempt.told));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.statement(&shapes::remember(id, &shape)).await?)
+    }
+
+    async fn statement(&mut self, sql: &str) -> Result<(), SessionError> {
+        let mut flight = Flight::new();
+        flight.run(sql);
+        self.leader.session.round_trip(DOING, flight, STATEMENT_MAX).await.map(|_| ())
+    }
+
+    async fn ask(&mut self, sql: &str) -> Result<Vec<Option<String>>, DestinationError> {
+        let mut flight = Flight::new();
+        flight.query(sql);
+        Ok(one_row(self.leader.session.round_trip(DOING, flight, self.settings.timeout).await?))
+    }
+
+    /// The table as this session sees it now, with its types.
+    async fn read_table(&mut self, name: &QualifiedName) -> Result<Option<(TableDefinition, Types)>, DestinationError> {
+        let Some(text) = self.ask(&ask_table(name)).await?.into_iter().next().flatten() else { return Ok(None) };
+        let table = read_table(&text)?;
+        let ids: Vec<_> = table.columns.iter().map(|column| column.type_id).collect();
+        let types = match self.ask(&ask_types(&ids)).await?.into_iter().next().flatten() {
+            Some(text) => read_types(&text)?,
+            None => Types::new(),
+        };
+        Ok(Some((table, types)))
+    }
+
+    async fn read_again(&mut self, name: &QualifiedName) -> Result<(), DestinationError> {
+        if let Some((table, types)) = self.read_table(name).await? {
+            self.catalog.replace(table, types);
+        }
+        Ok(())
+    }
+
+    async fn expressions(&mut self) -> Result<Expressions, DestinationError> {
+        if let Some(known) = &self.expressions {
+            return Ok(known.clone());
+        }
+        let sql = format!("SELECT pg_catalog.string_agg(listed.name, ' ') FROM ({EXPRESSIONS}) AS listed (name)");
+        let names = self.ask(&sql).await?.into_iter().next().flatten().unwrap_or_default();
+        let expressions = Expressions::new(names.split(' ').map(str::to_owned));
+        self.expressions = Some(expressions.clone());
+        Ok(expressions)
+    }
+
+    /// Creates the types that the destination lacks, and asks how it writes each column's.
+    async fn resolve(
+        &mut self,
+        types: &Types,
+        columns: &[&ColumnDefinition],
+        expressions: &Expressions,
+    ) -> Result<ResolvedTypes, DestinationError> {
+        for id in needed_types(types, columns.iter().map(|column| column.type_id))? {
+            let name = quote_literal(&type_name(types, id));
+            let sql = format!("SELECT pg_catalog.to_regtype({name}) IS NOT NULL");
+            if self.ask(&sql).await?.first().and_then(|found| found.as_deref()) == Some("t") {
+                continue;
+            }
+            let statements = type_creation(types, id, expressions)?;
+            if !self.settings.follow_schema_changes && !statements.is_empty() {
+                return Err(missing_type(types, id));
+            }
+            for statement in statements {
+                self.statement(&statement).await?;
+                self.changed = true;
+            }
+        }
+        let mut resolved = Vec::new();
+        for column in columns {
+            let name = quote_literal(&type_name(types, column.type_id));
+            let sql = format!("SELECT pg_catalog.format_type(pg_catalog.to_regtype({name}), {})", column.type_modifier);
+            match self.ask(&sql).await?.into_iter().next().flatten() {
+                Some(text) => resolved.push(((column.type_id, column.type_modifier), text)),
+                None => return Err(missing_type(types, column.type_id)),
+            }
+        }
+        Ok(ResolvedTypes::new(resolved.into_iter()))
+    }
+}
+
+fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationError {
+    DestinationError::Refused(match obstacle {
+        Obstacle::Misfits(misfits) => {
+            let report = misfit_report(table, &misfits);
+            ErrorReport {
+                message: format!("table {table} has changed at the source in a way that cannot be followed"),
+                ..report
+            }
+        }
+        Obstacle::Copy(reason) => {
+            ErrorReport::new(format!("table {table} has changed at the source in a way that the stream does not tell"))
+                .detail(format!("{reason}.", reason = capitalized(&reason)))
+                .hint(format!("Copy it anew: headwater run --resnapshot={table}"))
+        }
+    })
+}
+
+fn stopped_report(table: &QualifiedName, told: &[String], statements: &[String]) -> ErrorReport {
+    let told = if told.is_empty() { "its columns or keys have changed".to_owned() } else { told.join("; ") };
+    let statements: Vec<String> = statements.iter().map(|statement| format!("{statement};")).collect();
+    ErrorReport::new(format!("table {table} has changed at the source, and schema_changes = \"stop\""))
+        .detail(format!("At the source: {told}."))
+        .hint(format!("Run at the destination, or set schema_changes = \"follow\":\n{}", statements.join("\n")))
+}
+
+/// A statement that the destination refused: it is the operator's to run, or to make possible.
+fn unfollowed(table: &QualifiedName, statement: &str, error: SessionError) -> DestinationError {
+    match error.server() {
+        // What passes by itself is for `fault` to know.
+        Some(server) if !matches!(server.code.class(), "08" | "40" | "53" | "55" | "57" | "58") => {
+            DestinationError::Refused(
+                ErrorReport::new(format!("table {table} could not be changed as it was at the source: {error}"))
+                    .hint(format!("Make this possible at the destination, or run it there:\n{statement};")),
+            )
+        }
+        Some(_) | None => error.into(),
+    }
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}

@@ -1,0 +1,46 @@
+//! What is remembered of the source's tables, with the position.
+//!
+//! Written when a snapshot is published and whenever a table's change has been followed, in the same transaction; read
+//! when a stream begins, and before a change is followed. One JSON document a table: a [`Shape`].
+
+use std::collections::HashMap;
+
+use super::error::DestinationError;
+use crate::pg::{ErrorReport, RelationId, quote_literal};
+use crate::plan::shape::Shape;
+use crate::session::SqlClient;
+
+/// Reads what is remembered of all tables.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn shapes(client: &SqlClient) -> Result<HashMap<RelationId, Shape>, DestinationError> {
+    let sql = "SELECT source_id, shape::text FROM headwater.shapes";
+    let rows = client.query("reading headwater.shapes", sql, &[]).await?;
+    rows.iter().map(|row| Ok((RelationId(row.get(0)), parse(row.get(1))?))).collect()
+}
+
+/// Asks for one table's.
+pub(super) fn ask(id: RelationId) -> String {
+    format!("SELECT shape::text FROM headwater.shapes WHERE source_id = {id}")
+}
+
+/// Reads one.
+pub(super) fn parse(text: &str) -> Result<Shape, DestinationError> {
+    serde_json::from_str(text).map_err(|_| {
+        DestinationError::Refused(
+            ErrorReport::new("headwater.shapes at the destination holds a value that headwater did not write")
+                .hint("Restore it, or start once with --resnapshot."),
+        )
+    })
+}
+
+/// Remembers one.
+pub(super) fn remember(id: RelationId, shape: &Shape) -> String {
+    let shape = serde_json::to_string(shape).unwrap_or_default();
+    format!(
+        "INSERT INTO headwater.shapes (source_id, shape) VALUES ({id}, {}) \
+         ON CONFLICT (source_id) DO UPDATE SET shape = EXCLUDED.shape",
+        quote_literal(&shape)
+    )
+}

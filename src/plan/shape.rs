@@ -1,0 +1,103 @@
+//! What is remembered of a source table between two descriptions of it.
+//!
+//! Stored at the destination with the position, so that a change of the table that happened while nobody looked is still
+//! recognised: columns are the same as before when their numbers are, whatever they are called now. Compared by `source`
+//! with what the catalog says when the stream describes the table, and by [`super::evolution`] to decide what to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::schema::{TableDefinition, Types};
+use crate::pg::{Ident, QualifiedName, Relation, TypeId};
+
+/// A published column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShapeColumn {
+    /// `attnum`: what stays the same when a column is renamed.
+    pub number: i16,
+    /// The name.
+    pub name: Ident,
+    /// The type, by the source's OID.
+    pub type_id: TypeId,
+    /// `atttypmod`
+    pub type_modifier: i32,
+    /// NOT NULL
+    pub not_null: bool,
+}
+
+/// A source table as far as its destination follows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// The name.
+    pub name: QualifiedName,
+    /// Columns up to this number have been seen, dropped ones too (`relnatts`).
+    pub attributes: i16,
+    /// Which files hold the rows: others after a rewrite.
+    pub storage: String,
+    /// The published columns, in the order of the relation's tuples.
+    pub columns: Vec<ShapeColumn>,
+    /// Names of the unique indexes.
+    pub unique: BTreeSet<Ident>,
+    /// The labels of each enum that the columns use.
+    pub labels: BTreeMap<String, Vec<String>>,
+}
+
+impl Shape {
+    /// The shape of a table of which these columns are published.
+    pub fn of(table: &TableDefinition, types: &Types, published: impl Fn(&Ident) -> bool) -> Shape {
+        let columns = table.columns.iter().filter(|column| published(&column.name));
+        Shape {
+            name: table.name(),
+            attributes: table.attributes,
+            storage: table.storage.clone().unwrap_or_default(),
+            columns: columns
+                .map(|column| ShapeColumn {
+                    number: column.number,
+                    name: column.name.clone(),
+                    type_id: column.type_id,
+                    type_modifier: column.type_modifier,
+                    not_null: column.not_null,
+                })
+                .collect(),
+            unique: table
+                .indexes
+                .iter()
+                .filter(|index| index.unique && index.valid)
+                .map(|index| index.name.clone())
+                .collect(),
+            labels: types
+                .values()
+                .filter_map(|found| Some((found.qualified_name().to_string(), found.labels.clone()?)))
+                .collect(),
+        }
+    }
+
+    /// Whether a relation has just these columns.
+    pub fn describes(&self, relation: &Relation) -> bool {
+        self.name == relation.name
+            && self.columns.len() == relation.columns.len()
+            && self.columns.iter().zip(&relation.columns).all(|(known, column)| {
+                known.name == column.name
+                    && known.type_id == column.type_id
+                    && known.type_modifier == column.type_modifier
+            })
+    }
+
+    /// This shape without the promises that it makes beyond `before`: NOT NULL and unique indexes, which the rows of the
+    /// stream may not keep yet.
+    #[must_use]
+    pub fn without_new_promises(mut self, before: Option<&Shape>) -> Shape {
+        let Some(before) = before else { return self };
+        for column in &mut self.columns {
+            column.not_null &= before.column(column.number).is_none_or(|known| known.not_null);
+        }
+        self.unique.retain(|name| before.unique.contains(name));
+        self
+    }
+
+    /// The column with a number.
+    pub fn column(&self, number: i16) -> Option<&ShapeColumn> {
+        self.columns.iter().find(|column| column.number == number)
+    }
+}

@@ -1,0 +1,146 @@
+//! Statements that change a destination table as its source was changed.
+//!
+//! Names are quoted, types are what the destination has resolved, values are literals; an expression of the source is
+//! used as a default only where [`crate::plan::expression`] accepts it.
+
+use crate::pg::{Ident, QualifiedName, quote_literal};
+use crate::plan::expression::{Expressions, Purpose};
+use crate::plan::schema::{ColumnDefinition, GeneratedColumn};
+use crate::plan::sql::apply::record;
+
+/// Renames a table, and moves it where its schema is another one now.
+pub fn rename_table(from: &QualifiedName, to: &QualifiedName, statements: &mut Vec<String>) {
+    let mut at = from.clone();
+    if at.schema != to.schema {
+        statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", to.schema.sql()));
+        statements.push(format!("ALTER TABLE {} SET SCHEMA {}", at.sql(), to.schema.sql()));
+        at.schema = to.schema.clone();
+    }
+    if at.name != to.name {
+        statements.push(format!("ALTER TABLE {} RENAME TO {}", at.sql(), to.name.sql()));
+    }
+}
+
+/// Renames a column.
+pub fn rename_column(table: &QualifiedName, from: &Ident, to: &Ident) -> String {
+    format!("ALTER TABLE {} RENAME COLUMN {} TO {}", table.sql(), from.sql(), to.sql())
+}
+
+/// Gives a column another type.
+pub fn alter_type(table: &QualifiedName, column: &Ident, wanted: &str) -> String {
+    format!("ALTER TABLE {} ALTER COLUMN {} TYPE {wanted}", table.sql(), column.sql())
+}
+
+/// Forbids NULLs.
+pub fn set_not_null(table: &QualifiedName, column: &Ident) -> String {
+    format!("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL", table.sql(), column.sql())
+}
+
+/// Allows NULLs.
+pub fn drop_not_null(table: &QualifiedName, column: &Ident) -> String {
+    format!("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL", table.sql(), column.sql())
+}
+
+/// What rows hold that are older than the column; `None` for NULL.
+pub fn missing_value(column: &ColumnDefinition, wanted: &str) -> Option<String> {
+    let value = only_element(column.missing_value.as_deref()?)?;
+    Some(format!("{}::{wanted}", quote_literal(&value).trim_start()))
+}
+
+/// The text of an array's only element (array_out: in braces, quoted where it holds anything special).
+fn only_element(array: &str) -> Option<String> {
+    let inner = array.strip_prefix('{')?.strip_suffix('}')?;
+    let Some(quoted) = inner.strip_prefix('"') else { return Some(inner.to_owned()) };
+    let mut value = String::with_capacity(quoted.len());
+    let mut chars = quoted.strip_suffix('"')?.chars();
+    while let Some(c) = chars.next() {
+        value.push(if c == '\\' { chars.next()? } else { c });
+    }
+    Some(value)
+}
+
+/// Adds a column. Old rows get what the source's have; without a rewrite, since that is a constant.
+pub fn add_column(
+    table: &QualifiedName,
+    column: &ColumnDefinition,
+    wanted: &str,
+    expressions: &Expressions,
+) -> Vec<String> {
+    let (table, name) = (table.sql(), column.name.sql());
+    let mut add = format!("ALTER TABLE {table} ADD COLUMN {name} {wanted}");
+    if let Some(collation) = &column.collation {
+        add.push_str(&format!(" COLLATE {}", collation.sql()));
+    }
+    let value = missing_value(column, wanted);
+    let default = column.default.as_deref();
+    if let Some(kind) = &column.generated {
+        // Without its expression it is an ordinary column, and takes the values that are sent.
+        if let Some(expression) = default.filter(|expression| expressions.accepts(expression, Purpose::Immutable)) {
+            let kind = match kind {
+                GeneratedColumn::Stored => "STORED",
+                GeneratedColumn::Virtual => "VIRTUAL",
+            };
+            add.push_str(&format!(" GENERATED ALWAYS AS ({expression}) {kind}"));
+        }
+        return vec![add];
+    }
+    let mut statements = Vec::new();
+    if let Some(value) = &value {
+        add.push_str(&format!(" DEFAULT {value}"));
+        // Without a value to put in, rows that are to come may bring it before anything forbids NULLs.
+        add.push_str(if column.not_null { " NOT NULL" } else { "" });
+    }
+    statements.push(add);
+    match default.filter(|expression| expressions.accepts(expression, Purpose::Default)) {
+        Some(expression) => {
+            statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT {expression}"));
+        }
+        None if value.is_some() => statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT")),
+        None => {}
+    }
+    statements
+}
+
+/// Adds a label to an enum: behind another one, before another one, or as its only one.
+pub fn add_label(name: &QualifiedName, label: &str, after: Option<&String>, before: Option<&String>) -> String {
+    let place = match (after, before) {
+        (Some(after), _) => format!(" AFTER {}", quote_literal(after)),
+        (None, Some(before)) => format!(" BEFORE {}", quote_literal(before)),
+        (None, None) => String::new(),
+    };
+    format!("ALTER TYPE {} ADD VALUE IF NOT EXISTS {}{place}", name.sql(), quote_literal(label))
+}
+
+/// Gives a label another name.
+pub fn rename_label(name: &QualifiedName, from: &str, to: &str) -> String {
+    format!("ALTER TYPE {} RENAME VALUE {} TO {}", name.sql(), quote_literal(from), quote_literal(to))
+}
+
+/// Sets a column that is there already to what the source's old rows hold in it.
+pub fn reset(table: &QualifiedName, column: &Ident, value: Option<&str>, wanted: &str) -> String {
+    let (table, column) = (table.sql(), column.sql());
+    let value = value.map_or_else(|| format!("CAST(NULL AS {wanted})"), str::to_owned);
+    let (here, there) = (record(&column), record(&value));
+    format!("UPDATE {table} SET {column} = {value} WHERE {here} OPERATOR(pg_catalog.*<>) {there}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_only_element_of_an_array_is_its_text() {
+        for (array, element) in [
+            ("{3}", "3"),
+            ("{it's}", "it's"),
+            (r#"{"a \"b\" \\ c"}"#, r#"a "b" \ c"#),
+            (r#"{"{1,NULL,3}"}"#, "{1,NULL,3}"),
+            (r#"{""}"#, ""),
+        ] {
+            assert_eq!(only_element(array).as_deref(), Some(element), "{array}");
+        }
+        for none in ["", "3", "{\"open}", "{\"a\\\"}"] {
+            assert_eq!(only_element(none), None, "{none}");
+        }
+    }
+}

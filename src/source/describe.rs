@@ -1,0 +1,222 @@
+//! Steps on their way out, completed with what the source's catalog says of tables that have changed.
+//!
+//! Stands between the assembler and the step channel. Whenever the changes of a step come with a new description of their
+//! relation, the catalog is asked; if the table is not what it was, the step is cut there and a [`Step::Schema`] put in
+//! between. So source and destination never meet, and everything goes on in the stream's order.
+//!
+//! A Relation message comes after every change of the table and, without any, after whatever made the source forget that it
+//! had sent one (VACUUM, ANALYZE): then the catalog's answer is the known one, and nothing happens.
+//!
+//! The walsender may send a commit a moment before others see it. An answer that knows neither the new description nor the
+//! old one is asked for again, for [`SETTLE_MAX`]; then the catalog is ahead of the stream.
+//!
+//! Bounds: one step is held here, and at most one question is out.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::error::SourceError;
+use crate::pg::{Relation, RelationId};
+use crate::plan::schema::TableDefinition;
+use crate::plan::shape::Shape;
+use crate::session::{SessionError, Sql, describe_relation, read_description};
+use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
+
+/// How long the catalog may take to show what the stream already tells.
+const SETTLE_MAX: Duration = Duration::from_secs(3);
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What becomes of a question.
+type Answer = Result<Option<(SchemaChange, Shape)>, SessionError>;
+
+/// Completes steps.
+pub struct Describer {
+    sql: Sql,
+    /// The tables as they are remembered, and as they were described since.
+    shapes: HashMap<RelationId, Shape>,
+    /// The relations by which each table's changes came last.
+    seen: HashMap<RelationId, Arc<Relation>>,
+    held: Option<Step>,
+    /// Where the held step is cut.
+    cuts: Vec<(usize, SchemaChange)>,
+    asking: Option<(usize, Arc<Relation>, JoinHandle<Answer>)>,
+    ready: VecDeque<Step>,
+}
+
+impl Drop for Describer {
+    fn drop(&mut self) {
+        if let Some((_, _, asking)) = &self.asking {
+            asking.abort();
+        }
+    }
+}
+
+impl Describer {
+    /// A describer that knows these shapes and asks through sessions of its own.
+    pub fn new(sql: Sql, shapes: HashMap<RelationId, Shape>) -> Describer {
+        Describer {
+            sql,
+            shapes,
+            seen: HashMap::new(),
+            held: None,
+            cuts: Vec::new(),
+            asking: None,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Whether the next step may be given.
+    pub(super) fn is_clear(&self) -> bool {
+        self.held.is_none() && self.ready.is_empty()
+    }
+
+    /// Takes the next step; only when clear.
+    pub(super) fn push(&mut self, step: Step) {
+        debug_assert!(self.is_clear(), "one step at a time");
+        self.held = Some(step);
+        self.go_on();
+    }
+
+    /// The next complete step.
+    pub(super) fn poll(&mut self) -> Option<Step> {
+        self.ready.pop_front()
+    }
+
+    /// Waits for the answer that the held step needs; pending when it needs none. Cancel-safe.
+    pub(super) async fn answered(&mut self) -> Result<(), SourceError> {
+        let Some((place, relation, asking)) = &mut self.asking else { return std::future::pending().await };
+        let answer = match asking.await {
+            Ok(answer) => answer?,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => None,
+        };
+        if let Some((change, shape)) = answer {
+            self.shapes.insert(relation.id, shape);
+            self.cuts.push((*place, change));
+        }
+        self.seen.insert(relation.id, Arc::clone(relation));
+        self.asking = None;
+        self.go_on();
+        Ok(())
+    }
+
+    /// Looks for the next relation that was not seen; without one the held step is complete.
+    fn go_on(&mut self) {
+        let changes = match &self.held {
+            Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
+            Some(Step::Piece(piece)) => piece.changes.as_slice(),
+            Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_)) | None => &[],
+        };
+        let from = self.cuts.last().map_or(0, |(place, _)| *place);
+        let mut last: Option<&Arc<Relation>> = None;
+        let mut unseen = None;
+        'changes: for (place, change) in changes.iter().enumerate().skip(from) {
+            for relation in relations(change) {
+                // Runs of one table are the rule.
+                if last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
+                    continue;
+                }
+                if !self.seen.get(&relation.id).is_some_and(|seen| Arc::ptr_eq(seen, relation)) {
+                    unseen = Some((place, Arc::clone(relation)));
+                    break 'changes;
+                }
+                last = Some(relation);
+            }
+        }
+        match unseen {
+            Some((place, relation)) => {
+                let known = self.shapes.get(&relation.id).cloned();
+                let asking = tokio::spawn(ask(self.sql.clone(), Arc::clone(&relation), known));
+                self.asking = Some((place, relation, asking));
+            }
+            None => self.release(),
+        }
+    }
+
+    /// Hands the held step on, cut where tables have changed.
+    fn release(&mut self) {
+        let cuts = std::mem::take(&mut self.cuts);
+        match self.held.take() {
+            Some(Step::Transaction(transaction)) if !cuts.is_empty() => {
+                let Transaction { begin, commit, changes, size_bytes: _, heartbeat } = transaction;
+                self.ready.push_back(Step::Begin(begin));
+                self.cut(changes, cuts);
+                self.ready.push_back(Step::Commit { commit, heartbeat });
+            }
+            Some(Step::Piece(piece)) if !cuts.is_empty() => self.cut(piece.changes, cuts),
+            step => self.ready.extend(step),
+        }
+    }
+
+    fn cut(&mut self, changes: Vec<Change>, cuts: Vec<(usize, SchemaChange)>) {
+        let mut changes = changes.into_iter();
+        let mut taken = 0;
+        for (place, change) in cuts {
+            self.piece(changes.by_ref().take(place - taken).collect());
+            taken = place;
+            self.ready.push_back(Step::Schema(change));
+        }
+        self.piece(changes.collect());
+    }
+
+    fn piece(&mut self, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            let size_bytes = changes.iter().map(Change::size_bytes).sum();
+            self.ready.push_back(Step::Piece(Piece { changes, size_bytes }));
+        }
+    }
+}
+
+fn relations(change: &Change) -> &[Arc<Relation>] {
+    match change {
+        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+            std::slice::from_ref(relation)
+        }
+        Change::Truncate { relations, .. } => relations,
+    }
+}
+
+/// Asks the catalog for a relation; `None` when the table is what it was.
+async fn ask(sql: Sql, relation: Arc<Relation>, known: Option<Shape>) -> Answer {
+    let client = sql.connect().await?;
+    let began = Instant::now();
+    loop {
+        let description = describe_relation(&client, relation.id).await?;
+        let late = began.elapsed() >= SETTLE_MAX;
+        let Some(description) = description else {
+            if late {
+                // Dropped since. What the stream still brings is what was known.
+                return Ok(None);
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+            continue;
+        };
+        let (table, types) = read_description(&description)?;
+        let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
+        if shape.describes(&relation) {
+            let change = SchemaChange { relation, description };
+            // A promise that the rows do not keep yet is made again when the table is described next.
+            return Ok((known.as_ref() != Some(&shape)).then(|| (change, shape.without_new_promises(known.as_ref()))));
+        }
+        let as_before = known.as_ref().is_some_and(|known| known.describes(&relation));
+        if as_before && !is_renamed_or_replaced(&table, known.as_ref()) {
+            // The catalog is ahead: what it tells comes later in the stream, too.
+            return Ok(None);
+        }
+        if late {
+            let known = known.unwrap_or(shape);
+            return Ok(Some((SchemaChange { relation, description }, known)));
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Whether a column that is known by name has another number now.
+fn is_renamed_or_replaced(table: &TableDefinition, known: Option<&Shape>) -> bool {
+    known.is_some_and(|known| {
+        known.columns.iter().any(|known| table.column(&known.name).is_some_and(|column| column.number != known.number))
+    })
+}
