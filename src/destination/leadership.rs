@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
+use super::origin::{Marking, mark};
 use crate::config::{ConnectionSettings, SynchronousCommit};
 use crate::pg::{ErrorReport, Lsn, SlotName};
 use crate::session::{Flight, FlightAnswer, SessionError, SqlClient, SqlState, StatementAnswer, WritingSession};
@@ -57,6 +58,7 @@ pub struct Leader {
     pub(super) session: WritingSession,
     pub(super) settings: WritingSettings,
     role: ReplicationRole,
+    marking: Marking,
     wal_block_bytes: u64,
 }
 
@@ -125,9 +127,10 @@ impl Candidate {
             return Ok(Err(self));
         }
         let role = self.take_replica_role().await?;
+        let marking = mark(&mut self.session, &self.settings.slot, self.settings.timeout).await?;
         let row = self.ask("SELECT pg_catalog.current_setting('wal_block_size')").await?;
         let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok()).unwrap_or(8192);
-        Ok(Ok(Leader { session: self.session, settings: self.settings, role, wal_block_bytes }))
+        Ok(Ok(Leader { session: self.session, settings: self.settings, role, marking, wal_block_bytes }))
     }
 
     /// The session as it is, for somebody who writes without leading.
@@ -156,6 +159,11 @@ impl Leader {
     /// Whether foreign keys and triggers act on what this session writes.
     pub fn role(&self) -> ReplicationRole {
         self.role
+    }
+
+    /// Whether what this session writes is marked as replicated.
+    pub fn marking(&self) -> &Marking {
+        &self.marking
     }
 
     /// The destination's `wal_block_size`, in bytes.

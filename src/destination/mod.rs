@@ -24,9 +24,11 @@ mod dead_letter;
 mod error;
 mod leadership;
 mod letter_text;
+mod origin;
 mod publish;
 mod replay;
 mod schema;
+mod sequences;
 mod shapes;
 mod staging;
 
@@ -40,7 +42,9 @@ pub use leadership::{
     Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, terminate, terminate_leftovers,
 };
 pub use letter_text::{describe, describe_with_values};
+pub use origin::Marking;
 pub use publish::{Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
+pub use sequences::follow_sequences;
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

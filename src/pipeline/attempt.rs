@@ -16,10 +16,11 @@ use super::control::control;
 use super::labels::labels_are_missing;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
+use super::sequences::Sequences;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
-    Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader,
+    Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader, Marking,
     ReplicationRole, TableState, WritingSettings, holder, shapes, skips, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
@@ -206,6 +207,10 @@ impl Attempt {
         if leader.role() == ReplicationRole::Origin {
             tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
         }
+        match leader.marking() {
+            Marking::Origin(name) => tracing::debug!("what is applied is marked with replication origin {name}"),
+            Marking::None(why) => tracing::debug!("what is applied is not marked with a replication origin: {why}"),
+        }
         Ok((bookkeeping, leader))
     }
 
@@ -305,6 +310,8 @@ impl Attempt {
             catch_up_to: prepared.identification.flushed_lsn,
             held_up_at: self.conflict.map(|(commit_lsn, _)| commit_lsn).unwrap_or_default(),
         };
+        let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
+        let sequences = Sequences::start(self.addresses.clone(), followed, Arc::clone(&telemetry));
         let mut ground = self.monitor.watch(watched);
         // Whoever needs apply to stand still for a moment takes a turn through this.
         let (_control, gate) = control();
@@ -321,6 +328,9 @@ impl Attempt {
         let _ = stop_stream.send(true);
         let read = tokio::time::timeout(STREAM_END_MAX, reading).await;
         telemetry.stream_ends();
+        if self.is_stopping() {
+            sequences.finish().await;
+        }
         if let Err(Fault::Source(SourceError::Gap(_))) = &applied {
             bookkeeping.set_gap("has not held all tables all the time").await?;
         }

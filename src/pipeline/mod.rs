@@ -25,6 +25,7 @@ mod labels;
 mod control;
 mod monitor;
 mod prepare;
+pub mod sequences;
 mod snapshot;
 mod streaming;
 

@@ -23,6 +23,7 @@ pub mod expression;
 pub mod fit;
 pub mod order;
 pub mod schema;
+pub mod sequences;
 pub mod shape;
 pub mod sql;
 pub mod statement;

@@ -110,7 +110,7 @@ pub fn read_types(text: &str) -> Result<Types, SessionError> {
     Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
 }
 
-async fn describe<T: serde::de::DeserializeOwned>(
+pub(super) async fn describe<T: serde::de::DeserializeOwned>(
     client: &SqlClient,
     doing: &'static str,
     sql: &str,

@@ -25,6 +25,7 @@ mod error;
 mod flight;
 mod password_file;
 mod replication;
+mod sequences;
 mod sql;
 mod startup;
 mod tls;
@@ -40,5 +41,6 @@ pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAn
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };
+pub use sequences::read_sequences;
 pub use sql::{Sql, SqlClient};
 pub use writing::WritingSession;

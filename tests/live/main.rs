@@ -23,6 +23,7 @@ mod metrics;
 mod page;
 mod prefix;
 mod security;
+mod sequences;
 mod settle;
 mod shapes;
 mod stopping;

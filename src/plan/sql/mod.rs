@@ -8,4 +8,5 @@ pub mod apply;
 pub mod conflict;
 pub mod ddl;
 pub mod evolve;
+pub mod sequences;
 pub mod staging;

@@ -1,0 +1,82 @@
+//! Marks what we apply with a replication origin, where the role may.
+//!
+//! Called once by `leadership`, for the session that has just become the leader's. What a marked session commits is known as
+//! replicated: a subscription or another headwater that follows this database with `origin = "none"` leaves it out, which
+//! cuts loops. The position is not kept there: an origin's progress needs privileges and is not saved by a transaction
+//! without an xid.
+//!
+//! An origin is active in one session at a time. The previous leader's session may take a moment to let go of it after its
+//! lock is free; that is waited for, at most [`RELEASE_MAX`].
+
+use std::time::Duration;
+
+use super::error::DestinationError;
+use super::leadership::one_row;
+use crate::pg::{SlotName, quote_literal};
+use crate::session::{Flight, SessionError, WritingSession};
+
+const DOING: &str = "marking what is applied with a replication origin";
+const RELEASE_MAX: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// Whether what is applied is marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Marking {
+    /// With the origin of this name.
+    Origin(String),
+    /// It is not, and this is why.
+    None(String),
+}
+
+/// Marks a session.
+pub(super) async fn mark(
+    session: &mut WritingSession,
+    slot: &SlotName,
+    timeout: Duration,
+) -> Result<Marking, DestinationError> {
+    let name = format!("headwater_{slot}");
+    let origin = quote_literal(&name);
+    let known = match ask(session, &format!("SELECT pg_catalog.pg_replication_origin_oid({origin})"), timeout).await {
+        Ok(row) => row.first().is_some_and(Option::is_some),
+        Err(error) => return unmarked(error),
+    };
+    if !known {
+        let created = ask(session, &format!("SELECT pg_catalog.pg_replication_origin_create({origin})"), timeout).await;
+        match created {
+            Ok(_) => {}
+            // Made by somebody else between the two questions: it is there.
+            Err(error) if code(&error) == "23505" => {}
+            Err(error) => return unmarked(error),
+        }
+    }
+    let mut waited = Duration::ZERO;
+    loop {
+        let sql = format!("SELECT pg_catalog.pg_replication_origin_session_setup({origin})");
+        match ask(session, &sql, timeout).await {
+            Ok(_) => return Ok(Marking::Origin(name)),
+            Err(error) if code(&error) == "55006" && waited < RELEASE_MAX => {
+                tokio::time::sleep(ASK_EVERY).await;
+                waited += ASK_EVERY;
+            }
+            Err(error) => return unmarked(error),
+        }
+    }
+}
+
+/// A refusal of the server's is no error: nothing is marked then. A lost session is one.
+fn unmarked(error: SessionError) -> Result<Marking, DestinationError> {
+    match error.server() {
+        Some(server) if !server.fatal => Ok(Marking::None(server.message.clone())),
+        Some(_) | None => Err(error.into()),
+    }
+}
+
+fn code(error: &SessionError) -> String {
+    error.code().map(|code| code.as_str().to_owned()).unwrap_or_default()
+}
+
+async fn ask(session: &mut WritingSession, sql: &str, timeout: Duration) -> Result<Vec<Option<String>>, SessionError> {
+    let mut flight = Flight::new();
+    flight.query(sql);
+    Ok(one_row(session.round_trip(DOING, flight, timeout).await?))
+}

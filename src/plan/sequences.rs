@@ -1,0 +1,201 @@
+//! Sequences owned by replicated columns: which of them to move, and where to.
+//!
+//! Logical replication does not carry sequences. So `pipeline` reads both ends' now and then, and asks here. A destination's
+//! sequence belongs to a source's when both are owned by the same column of the same table, whatever their names; it is
+//! moved forward only, in its own direction, so that no value is ever given out twice at the destination.
+
+use serde::Deserialize;
+
+use crate::pg::{ErrorReport, Ident, QualifiedName};
+
+/// A sequence and the column that owns it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct OwnedSequence {
+    /// The column's table.
+    pub table: QualifiedName,
+    /// The column.
+    pub column: Ident,
+    /// The sequence.
+    pub name: QualifiedName,
+    /// It counts up.
+    pub ascending: bool,
+    /// The least value that it may have.
+    pub least: i64,
+    /// The greatest.
+    pub most: i64,
+    /// Our role may read it.
+    pub readable: bool,
+    /// Our role may set it.
+    pub movable: bool,
+}
+
+/// Where a sequence stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceState {
+    /// The value last given out, or the first one to be.
+    pub last_value: i64,
+    /// `last_value` was given out.
+    pub is_called: bool,
+}
+
+impl SequenceState {
+    /// Whether a sequence that stands here has given out more than one that stands there.
+    fn is_ahead_of(self, other: SequenceState, ascending: bool) -> bool {
+        let (here, there) = (self.last_value, other.last_value);
+        let further = if ascending { here > there } else { here < there };
+        further || (here == there && self.is_called && !other.is_called)
+    }
+}
+
+/// A destination's sequence and where it is to stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The sequence at the destination.
+    pub name: QualifiedName,
+    /// It counts up.
+    pub ascending: bool,
+    /// Where the source's stands.
+    pub to: SequenceState,
+}
+
+/// What to do about the destination's sequences, and what cannot be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// To be moved.
+    pub moves: Vec<Move>,
+    /// For the operator.
+    pub reports: Vec<ErrorReport>,
+}
+
+/// A sequence with its state, where it could be read.
+pub type Standing = (OwnedSequence, Option<SequenceState>);
+
+/// Compares both ends.
+pub fn moves(source: &[Standing], destination: &[Standing]) -> Moves {
+    let mut moves = Moves::default();
+    for (from, there) in source {
+        let owned = |to: &&Standing| to.0.table == from.table && to.0.column == from.column;
+        let Some((to, here)) = destination.iter().find(owned) else { continue };
+        let Some(there) = there else {
+            moves.reports.push(unreadable("source", "SELECT", from));
+            continue;
+        };
+        let Some(here) = here else {
+            moves.reports.push(unreadable("destination", "SELECT", to));
+            continue;
+        };
+        if from.ascending != to.ascending {
+            moves.reports.push(
+                ErrorReport::new(format!("sequence {} at the destination counts the other way", to.name)).detail(
+                    format!(
+                        "Column {} of table {} draws from it; at the source it draws from {}.",
+                        to.column, to.table, from.name
+                    ),
+                ),
+            );
+            continue;
+        }
+        if !there.is_ahead_of(*here, to.ascending) {
+            continue;
+        }
+        if !(to.least..=to.most).contains(&there.last_value) {
+            moves.reports.push(
+                ErrorReport::new(format!(
+                    "sequence {} at the destination cannot follow: it ends before the source's",
+                    to.name
+                ))
+                .hint(format!(
+                    "Run at the destination:\nALTER SEQUENCE {} MINVALUE {} MAXVALUE {};",
+                    to.name, from.least, from.most
+                )),
+            );
+            continue;
+        }
+        if !to.movable {
+            moves.reports.push(unreadable("destination", "UPDATE", to));
+            continue;
+        }
+        moves.moves.push(Move { name: to.name.clone(), ascending: to.ascending, to: *there });
+    }
+    moves
+}
+
+fn unreadable(end: &str, privilege: &str, sequence: &OwnedSequence) -> ErrorReport {
+    ErrorReport::new(format!(
+        "sequence {} is not followed: our role lacks {privilege} on it at the {end}",
+        sequence.name
+    ))
+    .detail(format!("Column {} of table {} draws from it.", sequence.column, sequence.table))
+    .hint(format!("Run at the {end} as its owner:\nGRANT {privilege} ON SEQUENCE {} TO …;", sequence.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(name: &str) -> OwnedSequence {
+        OwnedSequence {
+            table: QualifiedName::new("public", "t"),
+            column: Ident::new("id"),
+            name: QualifiedName::new("public", name),
+            ascending: true,
+            least: 1,
+            most: 1000,
+            readable: true,
+            movable: true,
+        }
+    }
+
+    fn at(last_value: i64, is_called: bool) -> Option<SequenceState> {
+        Some(SequenceState { last_value, is_called })
+    }
+
+    #[test]
+    fn a_sequence_is_moved_forward_in_its_own_direction_and_never_back() {
+        for (ascending, source, destination, moved) in [
+            (true, at(7, true), at(1, false), true),
+            (true, at(7, true), at(7, true), false),
+            (true, at(7, true), at(7, false), true),
+            (true, at(7, false), at(7, true), false),
+            (true, at(7, true), at(8, false), false),
+            (true, at(7, false), at(3, true), true),
+            (false, at(7, true), at(9, true), true),
+            (false, at(9, true), at(7, true), false),
+            (false, at(7, true), at(7, false), true),
+        ] {
+            let from = OwnedSequence { ascending, ..sequence("a") };
+            let to = OwnedSequence { ascending, ..sequence("b") };
+            let found = moves(&[(from, source)], &[(to, destination)]);
+            let expected =
+                moved.then(|| Move { name: QualifiedName::new("public", "b"), ascending, to: source.unwrap() });
+            assert_eq!(found.moves, expected.into_iter().collect::<Vec<_>>(), "{ascending} {source:?} {destination:?}");
+            assert!(found.reports.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_follow_is_said_with_the_remedy() {
+        let told = |from: OwnedSequence, there, to: OwnedSequence, here| {
+            let found = moves(&[(from, there)], &[(to, here)]);
+            assert!(found.moves.is_empty());
+            let [report] = found.reports.as_slice() else { panic!("{found:?}") };
+            report.lines()
+        };
+        let text = told(sequence("a"), None, sequence("b"), at(1, true));
+        assert!(text.contains("GRANT SELECT ON SEQUENCE public.a"), "{text}");
+        let fixed = OwnedSequence { movable: false, ..sequence("b") };
+        let text = told(sequence("a"), at(5, true), fixed, at(1, true));
+        assert!(text.contains("GRANT UPDATE ON SEQUENCE public.b"), "{text}");
+        let wide = OwnedSequence { most: i64::MAX, ..sequence("a") };
+        let text = told(wide, at(5000, true), sequence("b"), at(1, true));
+        assert!(text.contains("ALTER SEQUENCE public.b MINVALUE 1 MAXVALUE 9223372036854775807"), "{text}");
+        let down = OwnedSequence { ascending: false, ..sequence("b") };
+        let text = told(sequence("a"), at(5, true), down, at(1, true));
+        assert!(text.contains("counts the other way"), "{text}");
+    }
+
+    #[test]
+    fn a_column_without_a_sequence_at_the_destination_needs_none() {
+        assert_eq!(moves(&[(sequence("a"), at(5, true))], &[]), Moves::default());
+    }
+}

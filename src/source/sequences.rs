@@ -1,0 +1,16 @@
+//! The source's sequences that replicated columns own.
+//!
+//! Asked by `pipeline::sequences` now and then; they are in no stream.
+
+use super::error::SourceError;
+use crate::pg::QualifiedName;
+use crate::plan::sequences::Standing;
+use crate::session::{SqlClient, read_sequences};
+
+/// Where they stand.
+///
+/// # Errors
+/// [`SourceError`].
+pub async fn source_sequences(client: &SqlClient, tables: &[QualifiedName]) -> Result<Vec<Standing>, SourceError> {
+    Ok(read_sequences(client, tables).await?)
+}
