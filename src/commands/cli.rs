@@ -35,6 +35,10 @@ pub(super) enum Command {
     DeadLetter(DeadLetterCommand),
     /// Apply a transaction that was left out, to the rows as they are now, and remove it from headwater.dead_letter.
     Replay(ReplayArguments),
+    /// Show how fresh the copy is, as the status page does; also when the service is down.
+    Status(StatusArguments),
+    /// Say what blocks progress right now, and what to do about it.
+    Explain,
     /// Watch it work: two throw-away clusters, a forum that is written to, and headwater between them.
     Demo(DemoArguments),
 }
@@ -88,6 +92,17 @@ pub(super) struct ReplayArguments {
     /// Overwrite rows that are there, and insert rows that an update misses.
     #[arg(long)]
     pub(super) source_wins: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {
+    /// Go on showing it, every second, until Ctrl-C.
+    #[arg(long, short)]
+    pub(super) watch: bool,
+
+    /// As JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,10 +8,14 @@ mod cli;
 mod dead_letter;
 pub mod demo;
 mod display;
+mod explain;
+mod observe;
 mod replay;
 mod run;
 mod settings;
 mod skip;
+mod status;
+mod words;
 
 use std::process::ExitCode;
 
@@ -59,6 +63,8 @@ pub fn main() -> ExitCode {
             Command::Skip(options) => skip::skip(&arguments.config, &options).await,
             Command::DeadLetter(command) => dead_letter::dead_letter(&arguments.config, &command).await,
             Command::Replay(options) => replay::replay(&arguments.config, &options).await,
+            Command::Status(options) => status::status(arguments.config.as_deref(), &options).await,
+            Command::Explain => explain::explain(arguments.config.as_deref()).await,
             Command::Demo(options) => demo::demo(options.seconds).await,
         }
     });

@@ -620,8 +620,17 @@ fn sentence(state: State) -> &'static str {
     }
 }
 
+/// Keeps an event. What happens again and again while nothing is achieved is one event: an hour's outage must not push
+/// out what came before it.
 fn remember(inner: &mut Inner, kind: &'static str, text: String) {
-    inner.events.push_front(Event { at: wall_clock(), kind: kind.to_owned(), text });
+    let streamed = |event: &Event| event.kind == "state" && event.text == State::Streaming.as_str();
+    let again = inner
+        .events
+        .iter()
+        .take_while(|event| !streamed(event))
+        .position(|event| event.kind == kind && event.text == text && kind != "takeover");
+    let times = again.and_then(|place| inner.events.remove(place)).map_or(1, |event| event.times.saturating_add(1));
+    inner.events.push_front(Event { at: wall_clock(), kind: kind.to_owned(), text, times });
     inner.events.truncate(EVENTS_MAX);
 }
 
@@ -700,6 +709,29 @@ mod tests {
         }
         assert!(!telemetry.expects_heartbeats());
         assert_eq!(telemetry.ready(), Err("standby: another instance leads".to_owned()));
+    }
+
+    #[test]
+    fn an_outage_of_an_hour_is_a_few_events_and_two_outages_are_two() {
+        let telemetry = Telemetry::new(Duration::from_secs(60));
+        telemetry.event("snapshot", "published");
+        for _ in 0..2 {
+            telemetry.set_state(State::Streaming, None);
+            for attempt in 0..500 {
+                telemetry.restart("destination_lost");
+                let message = if attempt % 2 == 0 { "refused" } else { "no such host" };
+                telemetry.set_state(State::Connecting, Some(ErrorReport::new(message)));
+            }
+        }
+        let events = telemetry.status().events;
+        let told: Vec<_> = events.iter().map(|event| (event.text.as_str(), event.times)).collect();
+        let outage = [
+            ("connecting: no such host", 250),
+            ("destination_lost", 500),
+            ("connecting: refused", 250),
+            ("streaming", 1),
+        ];
+        assert_eq!(told, [&outage[..], &outage[..], &[("published", 1)]].concat());
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Event {
     pub kind: String,
     /// What.
     pub text: String,
+    /// How often, since headwater last streamed; `at` is the last time.
+    pub times: u32,
 }
 
 /// A table's numbers.

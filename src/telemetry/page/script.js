@@ -170,8 +170,8 @@
       case "catching_up": return ["warn", `Catching up: ${words(bytes(s.lag_bytes ?? 0))} to go`, `The oldest missing commit is ${behind} old.${catchUp()}`];
       case "snapshot": { const c = copied(s); return ["quiet", `Copying the tables: ${Math.floor(c.ratio * 100)} %`, "Readers see the tables as they were until all of them are here."]; }
       case "standby": return ["quiet", "Standing by", "Another instance leads; this one takes over when it ends."];
-      case "connecting": return s.reason ? ["bad", "Not connected: trying again", ""] : ["quiet", "Connecting", ""];
-      case "waiting": return ["bad", "Held up: nothing is applied", ""];
+      case "connecting": return s.reason ? ["bad", "Not connected: trying again", "It goes on by itself as soon as that is over."] : ["quiet", "Connecting", ""];
+      case "waiting": return ["bad", "Held up: nothing is applied", "It is tried again and again, and goes on by itself once that is mended."];
       case "stopped": return ["quiet", "headwater has stopped", ""];
       default: return ["quiet", s.state, ""];
     }
@@ -220,7 +220,7 @@
     shownEvents = key;
     const made = s.events.slice(0, all ? undefined : 8).map((event) => {
       const tone = event.kind === "state" && /^(waiting|connecting: )/.test(event.text) ? "bad" : TONES[event.kind] ?? "none";
-      return el("li", {}, el("time", { datetime: event.at, title: event.at }, clock(event.at)), el("span", { class: "kind", "data-tone": tone }, event.kind), el("span", { class: "text" }, event.text));
+      return el("li", {}, el("time", { datetime: event.at, title: event.at }, clock(event.at)), el("span", { class: "kind", "data-tone": tone }, event.kind), el("span", { class: "text" }, event.times > 1 ? `${event.text} (${number.format(event.times)} times, the last one then)` : event.text));
     });
     if (made.length) at("events").replaceChildren(...made);
     at("more").hidden = s.events.length <= 8;

@@ -1,0 +1,287 @@
+//! `headwater explain`: what blocks progress right now, in words.
+//!
+//! Asks the running service for its own reason, then both servers for what only they know: who holds a lock that we
+//! wait for, who waits for ours, which transaction delays the slot, what the walsender waits for. Nothing here changes
+//! anything. Other sessions' statements are shown without the values in them. Exit code 0: nothing blocks; 1: something
+//! does.
+
+#![allow(clippy::print_stdout, reason = "the explanation is the command's result")]
+
+use std::path::Path;
+
+use super::observe::{self, AtSource};
+use super::status::{named, verdict};
+use super::words::{duration, size, without_values};
+use super::{Exit, settings};
+use crate::config::Config;
+use crate::session::{SessionError, SqlClient};
+use crate::telemetry::{State, StatusView};
+
+/// Something that blocks, or would be worth knowing.
+struct Finding {
+    what: String,
+    detail: Vec<String>,
+    todo: Option<String>,
+    blocks: bool,
+}
+
+impl Finding {
+    fn blocking(what: impl Into<String>) -> Finding {
+        Finding { what: what.into(), detail: Vec::new(), todo: None, blocks: true }
+    }
+
+    fn notable(what: impl Into<String>) -> Finding {
+        Finding { blocks: false, ..Finding::blocking(what) }
+    }
+
+    fn detail(mut self, detail: impl Into<String>) -> Finding {
+        self.detail.push(detail.into());
+        self
+    }
+
+    fn todo(mut self, todo: impl Into<String>) -> Finding {
+        self.todo = Some(todo.into());
+        self
+    }
+}
+
+/// A transaction at the source that is older than this is worth a word: the slot keeps WAL from its beginning on.
+const LONG_TRANSACTION: &str = "1 minute";
+/// Statements are shown up to here.
+const STATEMENT_SHOWN: usize = 300;
+
+/// Explains.
+pub(super) async fn explain(path: Option<&Path>) -> Exit {
+    let config = match settings::load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let service = observe::service(&config).await;
+    let mut findings = vec![of_service(&service)];
+    let (destination, source) = tokio::join!(at_destination(&config), at_source(&config));
+    findings.extend(destination);
+    findings.extend(source);
+    let mut text = String::new();
+    let blocking = findings.iter().filter(|finding| finding.blocks).count();
+    for finding in &findings {
+        // Writing into a String cannot fail.
+        let _ = named(&mut text, if finding.blocks { "BLOCKS" } else { "seen" }, &finding.what);
+        for line in &finding.detail {
+            let _ = named(&mut text, "", line);
+        }
+        if let Some(todo) = &finding.todo {
+            let _ = named(&mut text, "  what to do", todo);
+        }
+    }
+    if blocking == 0 {
+        text.push_str("\nNothing that can be seen from here blocks progress.\n");
+    }
+    print!("{text}");
+    if blocking == 0 { Exit::Done } else { Exit::OperatorMustAct }
+}
+
+fn of_service(service: &Result<StatusView, String>) -> Finding {
+    let status = match service {
+        Ok(status) => status,
+        Err(reason) => {
+            return Finding::blocking("headwater is not running here, or cannot be asked")
+                .detail(reason.clone())
+                .todo("headwater run --config FILE, or: systemctl start headwater");
+        }
+    };
+    let (good, sentence) = verdict(status);
+    let waits = status.reason.is_some() || (!good && status.state == State::Streaming);
+    let mut finding = if waits { Finding::blocking(sentence) } else { Finding::notable(sentence) };
+    for line in [&status.reason, &status.detail].into_iter().flatten() {
+        finding = finding.detail(line.clone());
+    }
+    match &status.hint {
+        Some(hint) => finding.todo(hint.clone()),
+        None => finding,
+    }
+}
+
+async fn at_destination(config: &Config) -> Vec<Finding> {
+    let client = match observe::connect(&config.destination.url).await {
+        Ok(client) => client,
+        Err(error) => return vec![unreachable("destination", &error)],
+    };
+    let mut findings = Vec::new();
+    match observe::destination(config).await {
+        Ok(seen) => {
+            if seen.leader_process.is_none() {
+                findings
+                    .push(Finding::blocking("no instance holds the lock at the destination: nobody applies anything"));
+            }
+            if let Some(gap) = seen.gap {
+                findings.push(
+                    Finding::blocking(format!("the copy has gaps: its publication {gap}"))
+                        .todo("Start headwater once with --resnapshot."),
+                );
+            }
+        }
+        Err(error) => findings.push(unreachable("destination", &error)),
+    }
+    findings.extend(locks(&client, "destination", &config.destination.url.application_name).await);
+    findings
+}
+
+async fn at_source(config: &Config) -> Vec<Finding> {
+    let client = match observe::connect(&config.source.url).await {
+        Ok(client) => client,
+        Err(error) => return vec![unreachable("source", &error)],
+    };
+    let mut findings = Vec::new();
+    match observe::source(config).await {
+        Ok(seen) => findings.extend(of_slot(config, &seen)),
+        Err(error) => findings.push(unreachable("source", &error)),
+    }
+    findings.extend(locks(&client, "source", &config.source.url.application_name).await);
+    findings.extend(walsender(&client, config).await.unwrap_or_default());
+    findings.extend(long_transaction(&client).await.unwrap_or_default());
+    findings
+}
+
+fn unreachable(end: &str, error: &str) -> Finding {
+    Finding::blocking(format!("the {end} cannot be looked at")).detail(error.to_owned())
+}
+
+fn of_slot(config: &Config, seen: &AtSource) -> Option<Finding> {
+    let name = &config.source.slot;
+    let Some(slot) = &seen.slot else {
+        return Some(Finding::notable(format!(
+            "slot {name} does not exist at the source (the first start creates it)"
+        )));
+    };
+    let kept = size(slot.retained_wal_bytes);
+    if let Some(reason) = &slot.invalidation_reason {
+        let finding = Finding::blocking(format!("slot {name} was invalidated by the source ({reason})"));
+        return Some(finding.todo("Start headwater once with --resnapshot, or set on_slot_lost = \"resnapshot\"."));
+    }
+    match slot.wal_status.as_str() {
+        "lost" => Some(
+            Finding::blocking(format!("slot {name} is lost: the source has removed WAL that it needs"))
+                .todo("Start headwater once with --resnapshot, or set on_slot_lost = \"resnapshot\"."),
+        ),
+        "unreserved" => Some(
+            Finding::blocking(format!("slot {name} is about to be lost: it keeps {kept} of WAL, more than the source allows"))
+                .todo("Run at the source as a superuser:\nALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();"),
+        ),
+        _ => Some(Finding::notable(format!("slot {name} keeps {kept} of WAL at the source ({})", slot.wal_status))),
+    }
+}
+
+/// Who holds a lock that a session of ours waits for, and who waits for ours.
+async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Finding> {
+    // A lock's relation is ours to know; another session's statement needs pg_read_all_stats.
+    let sql = "SELECT w.pid, COALESCE(w.application_name, ''), COALESCE(w.wait_event_type || '/' || w.wait_event, ''),
+                      b.pid, COALESCE(b.usename::text, '?'), COALESCE(b.application_name, ''),
+                      COALESCE(pg_catalog.host(b.client_addr), 'this machine'), COALESCE(b.state, '?'),
+                      EXTRACT(epoch FROM pg_catalog.clock_timestamp() - b.xact_start)::float8,
+                      COALESCE(b.query, ''),
+                      (SELECT l.mode || ' on ' || CASE WHEN c.oid IS NULL THEN 'a ' || l.locktype
+                                                   ELSE pg_catalog.format('%I.%I', n.nspname, c.relname) END
+                       FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
+                       LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                       WHERE l.pid = w.pid AND NOT l.granted LIMIT 1),
+                      w.usename = current_user AND w.application_name LIKE $1
+               FROM pg_catalog.pg_stat_activity w
+               CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) AS blocking(pid)
+               JOIN pg_catalog.pg_stat_activity b ON b.pid = blocking.pid
+               WHERE w.wait_event_type = 'Lock'
+                 AND ((w.usename = current_user AND w.application_name LIKE $1)
+                      OR (b.usename = current_user AND b.application_name LIKE $1))
+               ORDER BY b.xact_start NULLS LAST LIMIT 20";
+    let ours = format!("{} %", application_name.replace('%', "\\%").replace('_', "\\_"));
+    let rows = match client.query("looking at locks", sql, &[&ours]).await {
+        Ok(rows) => rows,
+        Err(error) => return vec![Finding::notable(format!("the {end}'s locks cannot be looked at: {error}"))],
+    };
+    let mut findings = Vec::new();
+    for row in rows {
+        let (waiting, waiting_name): (i32, &str) = (row.get(0), row.get(1));
+        let (holding, user): (i32, &str) = (row.get(3), row.get(4));
+        let (name, from, state): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
+        let open =
+            row.get::<_, Option<f64>>(8).map_or(String::new(), |s| format!(", in a transaction for {}", duration(s)));
+        let lock = row.get::<_, Option<&str>>(10).unwrap_or("a lock");
+        let holder = format!("process {holding} ({name}, user {user}, from {from}), {state}{open}");
+        let statement = shown(row.get(9));
+        let we_wait: bool = row.get::<_, Option<bool>>(11).unwrap_or(false);
+        findings.push(if we_wait {
+            Finding::blocking(format!("{end}: headwater's process {waiting} ({waiting_name}) waits for {lock}"))
+                .detail(format!("held by {holder}"))
+                .detail(format!("its last statement: {statement}"))
+                .todo(format!("Let it end; or run at the {end}:\nSELECT pg_terminate_backend({holding});"))
+        } else {
+            Finding::notable(format!(
+                "{end}: process {waiting} ({waiting_name}) waits for {lock}, held by headwater's {holder}"
+            ))
+            .detail(
+                "It goes on when headwater's transaction ends: while tables are copied, that is the end of the copy.",
+            )
+        });
+    }
+    findings
+}
+
+fn shown(statement: &str) -> String {
+    let text = without_values(statement);
+    match text.char_indices().nth(STATEMENT_SHOWN) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None if text.is_empty() => "not shown to this role (GRANT pg_read_all_stats shows it)".to_owned(),
+        None => text,
+    }
+}
+
+/// What the walsender is doing.
+async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, SessionError> {
+    let sql = "SELECT a.pid, COALESCE(r.state, '?'), COALESCE(a.wait_event, ''), COALESCE(r.sent_lsn::text, '?'),
+                      pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                          ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sent_lsn)::bigint
+               FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+               LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = a.pid
+               WHERE s.slot_name = $1::text";
+    let row = client.query_opt("looking at the walsender", sql, &[&config.source.slot.as_str()]).await?;
+    let Some(row) = row else { return Ok(vec![Finding::notable("no walsender uses the slot")]) };
+    let (process, state, event, sent): (i32, &str, &str, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
+    let behind = row.get::<_, Option<i64>>(4).and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+    let meaning = match event {
+        // The names differ between majors (WalSenderWaitForWAL until 17).
+        "WalSenderWaitForWAL" | "WalSenderWaitForWal" => "it has sent everything and waits for new WAL",
+        "WalSenderMain" => "it has sent everything and waits",
+        "WalSenderWriteData" | "ClientWrite" => "it waits for headwater to read: the destination is the slower end",
+        "ReorderBufferWrite" | "ReorderBufferRead" | "LogicalChangesWrite" | "LogicalChangesRead" => {
+            "it spills a large transaction to the source's disk (logical_decoding_work_mem)"
+        }
+        "WalRead" | "WALRead" => "it reads old WAL from the source's disk",
+        "" => "it is decoding",
+        other => other,
+    };
+    Ok(vec![Finding::notable(format!(
+        "the walsender (process {process}) is {state}, has sent up to {sent}, {} behind the source: {meaning}",
+        size(behind)
+    ))])
+}
+
+/// The oldest transaction at the source that writes: nothing of it can be sent before it ends, and WAL is kept from its
+/// beginning on.
+async fn long_transaction(client: &SqlClient) -> Result<Vec<Finding>, SessionError> {
+    let sql = "SELECT pid, COALESCE(usename::text, '?'), COALESCE(application_name, ''), COALESCE(state, '?'),
+                      EXTRACT(epoch FROM pg_catalog.clock_timestamp() - xact_start)::float8, COALESCE(query, '')
+               FROM pg_catalog.pg_stat_activity
+               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
+                 AND xact_start < pg_catalog.clock_timestamp() - $1::text::interval
+               ORDER BY xact_start LIMIT 1";
+    let row = client.query_opt("looking for long transactions", sql, &[&LONG_TRANSACTION]).await?;
+    let Some(row) = row else { return Ok(Vec::new()) };
+    let (process, user, name, state): (i32, &str, &str, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
+    let age = duration(row.get::<_, Option<f64>>(4).unwrap_or(0.0));
+    Ok(vec![
+        Finding::notable(format!(
+            "source: process {process} ({name}, user {user}, {state}) has been in a transaction for {age}"
+        ))
+        .detail(format!("its last statement: {}", shown(row.get(5))))
+        .detail("Until it ends, the slot keeps WAL from its beginning on, and no new slot or fence can be made."),
+    ])
+}

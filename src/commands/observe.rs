@@ -1,0 +1,181 @@
+//! What can be seen of a service from outside: its own /status, and what both servers hold of it.
+//!
+//! Used by `status` and `explain`, which print it. Nothing here changes anything. Bounds: the service is given
+//! [`SERVICE_MAX`] and [`ANSWER_BYTES_MAX`]; each server its connect_timeout, at most [`CONNECT_MAX`], and
+//! [`QUERY_MAX`] a question.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::config::{Config, ConnectionSettings};
+use crate::destination::{Bookkeeping, StreamState, TableState, holder};
+use crate::pg::Lsn;
+use crate::session::{Sql, SqlClient};
+use crate::source::find_slot;
+use crate::telemetry::StatusView;
+
+const SERVICE_MAX: Duration = Duration::from_secs(3);
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+const QUERY_MAX: Duration = Duration::from_secs(10);
+
+/// The status that the running service tells; otherwise why there is none.
+pub(super) async fn service(config: &Config) -> Result<StatusView, String> {
+    let Some(listen) = config.http.listen else {
+        return Err("http.listen is off: the service cannot be asked".to_owned());
+    };
+    let asked = tokio::time::timeout(SERVICE_MAX, get(reachable(listen), "/status")).await;
+    let body = match asked {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => return Err(format!("nothing answers at {listen} (http.listen): {error}")),
+        Err(_) => return Err(format!("{listen} (http.listen) does not answer within {SERVICE_MAX:?}")),
+    };
+    let status: StatusView = serde_json::from_str(&body)
+        .map_err(|_| format!("what answers at {listen} (http.listen) is not this headwater"))?;
+    let ours = (config.source.slot.as_str(), config.destination.url.to_string());
+    if (status.route.slot.as_str(), status.route.destination.clone()) != ours {
+        return Err(format!(
+            "at {listen} (http.listen) answers another headwater: slot {}, destination {}",
+            status.route.slot, status.route.destination
+        ));
+    }
+    Ok(status)
+}
+
+/// An address that is listened on, as one that can be connected to.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) => Ok(body.to_owned()),
+        None => Err(std::io::Error::other("not an HTTP answer")),
+    }
+}
+
+/// What the destination holds.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct AtDestination {
+    /// A snapshot was begun and not published, or the position is valid; `None`: nothing was ever fed here.
+    pub(super) state: Option<&'static str>,
+    /// The position.
+    pub(super) position: Option<Lsn>,
+    /// Why the copy may have gaps.
+    pub(super) gap: Option<String>,
+    /// The tables that are followed.
+    pub(super) tables: Vec<String>,
+    /// The server process of the instance that leads.
+    pub(super) leader_process: Option<i32>,
+    /// Where it is connected from.
+    pub(super) leader_from: Option<String>,
+}
+
+/// What the source holds.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct AtSource {
+    /// How far its WAL is.
+    pub(super) flush_lsn: Option<Lsn>,
+    /// The slot, if there is one.
+    pub(super) slot: Option<SlotSeen>,
+}
+
+/// The slot.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct SlotSeen {
+    /// `wal_status`
+    pub(super) wal_status: String,
+    /// What was confirmed.
+    pub(super) confirmed_flush_lsn: Option<Lsn>,
+    /// WAL kept for it.
+    pub(super) retained_wal_bytes: u64,
+    /// WAL until it is in danger.
+    pub(super) safe_wal_bytes: Option<u64>,
+    /// The walsender that uses it.
+    pub(super) active_process: Option<i32>,
+    /// Why it was invalidated.
+    pub(super) invalidation_reason: Option<String>,
+}
+
+/// A session for looking, on either side.
+pub(super) async fn connect(url: &ConnectionSettings) -> Result<SqlClient, String> {
+    let mut connection = url.clone();
+    connection.connect_timeout = connection.connect_timeout.min(CONNECT_MAX);
+    let sql = Sql { connection, purpose: "status", timeout: QUERY_MAX };
+    sql.connect().await.map_err(|error| error.to_string())
+}
+
+/// Looks at the destination.
+pub(super) async fn destination(config: &Config) -> Result<AtDestination, String> {
+    let mut connection = config.destination.url.clone();
+    connection.connect_timeout = connection.connect_timeout.min(CONNECT_MAX);
+    let sql = Sql { connection, purpose: "status", timeout: QUERY_MAX };
+    let bookkeeping = Bookkeeping::connect(&sql).await.map_err(|error| error.to_string())?;
+    look_at_destination(config, &bookkeeping).await.map_err(|error| error.to_string())
+}
+
+async fn look_at_destination(
+    config: &Config,
+    bookkeeping: &Bookkeeping,
+) -> Result<AtDestination, crate::destination::DestinationError> {
+    let holder = holder(bookkeeping.client(), &config.source.slot).await?;
+    let mut seen = AtDestination {
+        state: None,
+        position: None,
+        gap: None,
+        tables: Vec::new(),
+        leader_process: holder.as_ref().map(|holder| holder.process_id),
+        leader_from: None,
+    };
+    if let Some(process_id) = seen.leader_process {
+        let sql = "SELECT COALESCE(host(client_addr), 'this machine') FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+        let row = bookkeeping.client().query_opt("looking at the leader", sql, &[&process_id]).await?;
+        seen.leader_from = row.and_then(|row| row.get(0));
+    }
+    let Some(stream) = bookkeeping.stream().await? else { return Ok(seen) };
+    seen.gap = stream.gap;
+    seen.state = Some(match stream.state {
+        StreamState::Creating => "creating",
+        StreamState::Live { .. } => "live",
+    });
+    seen.position = bookkeeping.position().await?;
+    let live = bookkeeping.tables().await?.into_iter().filter(|table| matches!(table.state, TableState::Live { .. }));
+    seen.tables = live.map(|table| table.name.to_string()).collect();
+    Ok(seen)
+}
+
+/// Looks at the source.
+pub(super) async fn source(config: &Config) -> Result<AtSource, String> {
+    let client = connect(&config.source.url).await?;
+    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                       ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
+    let row = client.query_one("asking how far the source is", sql, &[]).await.map_err(|error| error.to_string())?;
+    let flush_lsn = row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok());
+    let slot = find_slot(&client, &config.source.slot).await.map_err(|error| error.to_string())?;
+    Ok(AtSource {
+        flush_lsn,
+        slot: slot.map(|slot| SlotSeen {
+            wal_status: slot.wal_status,
+            confirmed_flush_lsn: slot.confirmed_flush_lsn,
+            retained_wal_bytes: slot.retained_wal_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+            safe_wal_bytes: slot.safe_wal_size.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
+            active_process: slot.active_pid,
+            invalidation_reason: slot.invalidation_reason,
+        }),
+    })
+}

@@ -1,0 +1,339 @@
+//! `headwater status`: the same as the status page, in the terminal; also when the service is down.
+//!
+//! Asks the running service first. Where none answers, the destination's bookkeeping and the source's slot tell where
+//! the copy stands. Exit code 0: the service streams within the lag threshold, or stands by; 1: it does not.
+
+#![allow(clippy::print_stdout, reason = "the status is the command's result")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::cli::StatusArguments;
+use super::observe::{self, AtDestination, AtSource};
+use super::words::{count, duration, size};
+use super::{Exit, settings};
+use crate::config::Config;
+use crate::pg::Lsn;
+use crate::telemetry::{State, StatusView};
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+const EVENTS_SHOWN: usize = 8;
+
+/// What is known, from whoever could be asked.
+#[derive(Serialize)]
+struct Seen {
+    /// The service answers.
+    running: bool,
+    /// What it says.
+    status: Option<StatusView>,
+    /// Why it could not be asked.
+    not_asked_because: Option<String>,
+    /// What the destination holds, where the service does not answer.
+    #[serde(serialize_with = "plainly")]
+    destination: Option<Result<AtDestination, String>>,
+    /// The same of the source.
+    #[serde(serialize_with = "plainly")]
+    source: Option<Result<AtSource, String>>,
+}
+
+/// What was seen, or `{"error": …}`, or null.
+fn plainly<T: Serialize, S: Serializer>(seen: &Option<Result<T, String>>, serializer: S) -> Result<S::Ok, S::Error> {
+    match seen {
+        Some(Ok(seen)) => seen.serialize(serializer),
+        Some(Err(error)) => BTreeMap::from([("error", error)]).serialize(serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Shows the status.
+pub(super) async fn status(path: Option<&Path>, arguments: &StatusArguments) -> Exit {
+    let config = match settings::load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let on_terminal = std::io::stdout().is_terminal();
+    loop {
+        let seen = look(&config).await;
+        let text = if arguments.json {
+            serde_json::to_string_pretty(&seen).unwrap_or_default() + "\n"
+        } else {
+            render(&config, &seen, on_terminal)
+        };
+        let mut out = std::io::stdout().lock();
+        // Over what was there, then clear what is left: the picture does not flicker.
+        let text = if arguments.watch && on_terminal {
+            format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+        } else {
+            text
+        };
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            // Nobody reads any more.
+            return Exit::Done;
+        }
+        if !arguments.watch {
+            return if is_well(&seen) { Exit::Done } else { Exit::OperatorMustAct };
+        }
+        drop(out);
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+async fn look(config: &Config) -> Seen {
+    match observe::service(config).await {
+        Ok(status) => {
+            Seen { running: true, status: Some(status), not_asked_because: None, destination: None, source: None }
+        }
+        Err(reason) => {
+            let (destination, source) = tokio::join!(observe::destination(config), observe::source(config));
+            Seen {
+                running: false,
+                status: None,
+                not_asked_because: Some(reason),
+                destination: Some(destination),
+                source: Some(source),
+            }
+        }
+    }
+}
+
+fn is_well(seen: &Seen) -> bool {
+    seen.status.as_ref().is_some_and(|status| status.ready || status.state == State::Standby)
+}
+
+/// What an operator must know first, in one sentence, and whether it is good.
+pub(super) fn verdict(status: &StatusView) -> (bool, String) {
+    let behind = duration(status.lag_seconds.unwrap_or(0.0));
+    match status.state {
+        State::Streaming if !status.ready => (
+            false,
+            format!("The copy is {behind} behind, more than the {} allowed.", duration(status.ready_lag_max_seconds)),
+        ),
+        State::Streaming if status.lag_seconds.unwrap_or(0.0) < 1.0 => (true, "The copy is fresh.".to_owned()),
+        State::Streaming => (true, format!("The copy is {behind} behind.")),
+        State::CatchingUp => (
+            false,
+            format!(
+                "Catching up: {} to go, the oldest missing commit is {behind} old.",
+                size(status.lag_bytes.unwrap_or(0))
+            ),
+        ),
+        State::Snapshot => (false, "Copying the tables.".to_owned()),
+        State::Standby => (true, "Standing by: another instance leads.".to_owned()),
+        State::Connecting if status.reason.is_none() => (false, "Connecting.".to_owned()),
+        State::Connecting => (false, "Not connected: trying again.".to_owned()),
+        State::Waiting => (false, "Held up: nothing is applied.".to_owned()),
+        State::Stopped => (false, "headwater has stopped.".to_owned()),
+    }
+}
+
+fn render(config: &Config, seen: &Seen, colours: bool) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = match &seen.status {
+        Some(status) => running(&mut text, status, colours),
+        None => from_servers(&mut text, config, seen, colours),
+    };
+    text
+}
+
+fn headline(text: &mut String, good: bool, sentence: &str, colours: bool) -> std::fmt::Result {
+    match (colours, good) {
+        (true, true) => writeln!(text, "\x1b[1;32m{sentence}\x1b[0m"),
+        (true, false) => writeln!(text, "\x1b[1;31m{sentence}\x1b[0m"),
+        (false, _) => writeln!(text, "{sentence}"),
+    }
+}
+
+/// A text of several lines behind a name.
+pub(super) fn named(text: &mut String, name: &str, lines: &str) -> std::fmt::Result {
+    for (number, line) in lines.lines().enumerate() {
+        writeln!(text, "{:<13} {line}", if number == 0 { name } else { "" })?;
+    }
+    Ok(())
+}
+
+fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::Result {
+    let (good, sentence) = verdict(status);
+    headline(text, good, &sentence, colours)?;
+    for (name, what) in [("reason", &status.reason), ("detail", &status.detail), ("what to do", &status.hint)] {
+        if let Some(what) = what {
+            named(text, name, what)?;
+        }
+    }
+    let state = format!("{} for {}", status.state.as_str(), duration(status.state_seconds));
+    named(text, "state", &state)?;
+    named(text, "from", &status.route.source)?;
+    named(text, "to", &status.route.destination)?;
+    if let (Some(seconds), Some(bytes)) = (status.lag_seconds, status.lag_bytes) {
+        let heartbeat = match (status.heartbeat_lag_seconds, &status.heartbeat_off) {
+            (Some(seconds), _) => format!("heartbeat {}", duration(seconds)),
+            (None, Some(reason)) => format!("no heartbeats: {reason}"),
+            (None, None) => "no heartbeat yet".to_owned(),
+        };
+        named(text, "lag", &format!("{}, {}, {heartbeat}", duration(seconds), size(bytes)))?;
+    }
+    let position = format!(
+        "{} stored, {} durable and confirmed, source at {}",
+        status.position, status.confirmed, status.source_flush_lsn
+    );
+    named(text, "position", &position)?;
+    let slot = match &status.slot {
+        None => format!("{}: none at the source", status.route.slot),
+        Some(slot) => {
+            let safe = slot
+                .safe_wal_bytes
+                .map_or("no limit".to_owned(), |safe| format!("{} until it is in danger", size(safe)));
+            let lost = slot
+                .seconds_until_lost
+                .map_or(String::new(), |left| format!(", lost in {} at this rate", duration(left)));
+            let kept = size(slot.retained_wal_bytes);
+            format!("{}: {}, keeps {kept} of WAL, {safe}{lost}", status.route.slot, slot.wal_status)
+        }
+    };
+    named(text, "slot", &slot)?;
+    let applied = format!("{} rows in {} transactions", count(status.rows_applied), count(status.transactions_applied));
+    named(text, "applied", &format!("{applied}, since the process began {} ago", duration(status.uptime_seconds)))?;
+    if status.spool_bytes > 0 {
+        named(
+            text,
+            "in progress",
+            &format!("{} of transactions that are not committed yet", size(status.spool_bytes)),
+        )?;
+    }
+    if let Some(verified) = &status.verified {
+        named(text, "verified", &format!("{}: {} rows differ", verified.at, count(verified.mismatched_rows)))?;
+    }
+    tables(text, status)?;
+    if !status.events.is_empty() {
+        writeln!(text, "\nevents")?;
+        for event in status.events.iter().take(EVENTS_SHOWN) {
+            let times = if event.times > 1 { format!(" ({} times)", event.times) } else { String::new() };
+            let lines = event.text.replace('\n', " ");
+            writeln!(text, "  {}  {:<10} {lines}{times}", event.at, event.kind)?;
+        }
+    }
+    Ok(())
+}
+
+fn tables(text: &mut String, status: &StatusView) -> std::fmt::Result {
+    if status.tables.is_empty() {
+        return Ok(());
+    }
+    let width = status.tables.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(6);
+    writeln!(
+        text,
+        "\n{:<width$}  {:>16} {:>13} {:>13} {:>13} {:>9}",
+        "tables", "copied", "inserted", "updated", "deleted", "truncated"
+    )?;
+    for (name, table) in &status.tables {
+        let copied = match (table.snapshot_done, status.snapshot_seconds) {
+            (true, _) => count(table.snapshot_rows),
+            (false, Some(_)) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
+            (false, None) => "earlier".to_owned(),
+        };
+        writeln!(
+            text,
+            "{name:<width$}  {copied:>16} {:>13} {:>13} {:>13} {:>9}",
+            count(table.inserts),
+            count(table.updates),
+            count(table.deletes),
+            count(table.truncates)
+        )?;
+    }
+    Ok(())
+}
+
+/// Where the copy stands, without the service's help.
+fn from_servers(text: &mut String, config: &Config, seen: &Seen, colours: bool) -> std::fmt::Result {
+    let leader = seen.destination.as_ref().and_then(|seen| seen.as_ref().ok()).and_then(|seen| seen.leader_process);
+    let sentence = match (leader, &seen.destination) {
+        (Some(_), _) => "headwater does not answer here; an instance elsewhere leads.",
+        (None, Some(Ok(_))) => "headwater is not running: nobody applies anything.",
+        (None, _) => "headwater does not answer.",
+    };
+    headline(text, leader.is_some(), sentence, colours)?;
+    if let Some(reason) = &seen.not_asked_because {
+        named(text, "service", reason)?;
+    }
+    let mut position = None;
+    named(text, "destination", &config.destination.url.to_string())?;
+    match &seen.destination {
+        Some(Ok(there)) => {
+            position = there.position;
+            for line in destination_lines(there) {
+                named(text, "", &line)?;
+            }
+        }
+        Some(Err(error)) => named(text, "", error)?,
+        None => {}
+    }
+    named(text, "source", &config.source.url.to_string())?;
+    match &seen.source {
+        Some(Ok(there)) => {
+            for line in source_lines(config, there, position) {
+                named(text, "", &line)?;
+            }
+        }
+        Some(Err(error)) => named(text, "", error)?,
+        None => {}
+    }
+    Ok(())
+}
+
+fn destination_lines(there: &AtDestination) -> Vec<String> {
+    let mut lines = Vec::new();
+    match (there.state, there.position) {
+        (None, _) => lines.push("was never fed: there is no bookkeeping".to_owned()),
+        (Some("live"), Some(position)) => lines.push(format!("stands at {position}")),
+        (Some(_), _) => {
+            lines.push("a snapshot was begun and is not published; the next start begins it anew".to_owned())
+        }
+    }
+    if let Some(gap) = &there.gap {
+        lines.push(format!("the copy has gaps: its publication {gap}; start once with --resnapshot"));
+    }
+    if !there.tables.is_empty() {
+        lines.push(format!("follows {}", there.tables.join(", ")));
+    }
+    lines.push(match there.leader_process {
+        Some(process) => {
+            format!(
+                "process {process}, connected from {}, leads",
+                there.leader_from.as_deref().unwrap_or("an unknown address")
+            )
+        }
+        None => "no instance holds the lock".to_owned(),
+    });
+    lines
+}
+
+fn source_lines(config: &Config, there: &AtSource, position: Option<Lsn>) -> Vec<String> {
+    let mut lines = Vec::new();
+    match (there.flush_lsn, position) {
+        (Some(flush_lsn), Some(position)) => {
+            let missing = size(flush_lsn.bytes_since(position));
+            lines.push(format!("is at {flush_lsn}: at most {missing} of WAL are not at the destination"));
+        }
+        (Some(flush_lsn), None) => lines.push(format!("is at {flush_lsn}")),
+        (None, _) => {}
+    }
+    let name = &config.source.slot;
+    lines.push(match &there.slot {
+        None => format!("slot {name} does not exist"),
+        Some(slot) => {
+            let user =
+                slot.active_process.map_or("nobody uses it".to_owned(), |process| format!("process {process} uses it"));
+            let lost =
+                slot.invalidation_reason.as_ref().map_or(String::new(), |reason| format!(", invalidated ({reason})"));
+            let confirmed = slot.confirmed_flush_lsn.map_or("nothing".to_owned(), |lsn| lsn.to_string());
+            let kept = size(slot.retained_wal_bytes);
+            format!("slot {name}: {}{lost}, {user}, confirmed {confirmed}, keeps {kept} of WAL", slot.wal_status)
+        }
+    });
+    lines
+}
