@@ -60,6 +60,11 @@ SETTLE_ROUNDS ?= 300
 stress-settle: setup ## Look for rows lost by unsettled snapshots, SETTLE_ROUNDS (300) rounds on every major
 	@HEADWATER_ROUNDS=$(SETTLE_ROUNDS) PAIRS="14:15 15:15 16:15 17:15 18:15" tests/matrix settle
 
+BENCH_OUT ?= docs/benchmarks.md
+
+bench: setup ## Measure drains, latency, CPU, WAL and memory beside native replication (BENCH_SCALE=0.05 BENCH_ITEMS=B1 for a look)
+	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_ITEMS)$(BENCH_PEERS)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench drain
+
 golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
 	@for major in 14 15 16 17 18; do \
 		HEADWATER_RECORD=$(CURDIR)/tests/golden HEADWATER_TEST_SOURCE_BIN=$$(tests/servers $$major) \
