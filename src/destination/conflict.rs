@@ -46,6 +46,8 @@ pub struct Conflicts {
     pub skips: BTreeSet<Wanted>,
     /// The commit_lsn of the transaction whose rows are to win.
     pub winning: Option<Lsn>,
+    /// The commit_lsn of a transaction in pieces that is to be applied change by change, because its sets were refused.
+    pub in_order: Option<Lsn>,
     /// The tables as they are at the source, whose unique keys tell which rows cannot be there.
     pub source_tables: Vec<TableDefinition>,
 }
@@ -53,7 +55,7 @@ pub struct Conflicts {
 impl Conflicts {
     /// Nothing has happened yet.
     pub fn of_source(on_conflict: OnConflict, source_tables: Vec<TableDefinition>) -> Conflicts {
-        Conflicts { on_conflict, skips: BTreeSet::new(), winning: None, source_tables }
+        Conflicts { on_conflict, skips: BTreeSet::new(), winning: None, in_order: None, source_tables }
     }
 
     /// How to write a transaction. `end_lsn` is unknown while one comes in pieces.

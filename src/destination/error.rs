@@ -141,6 +141,15 @@ pub enum DestinationError {
     /// A table has changed so that values must travel as text from now on.
     #[error("table {0} has changed so that its values must travel as text: the stream is started again")]
     FormatChanged(QualifiedName),
+    /// A transaction in pieces met a row's error in sets. That may be the sets' doing: in their original order its
+    /// changes may be allowed.
+    #[error("the transaction with commit_lsn {commit_lsn} is applied again, change by change: {message}")]
+    SetsRefused {
+        /// The transaction.
+        commit_lsn: Lsn,
+        /// The server's words.
+        message: String,
+    },
     /// A relation that does not fit its table any more.
     #[error("schema change: {0}")]
     Bind(#[from] BindError),

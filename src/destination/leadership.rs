@@ -90,6 +90,10 @@ impl Candidate {
                 // machine code takes longer than running them.
                 ("plan_cache_mode", "force_generic_plan".to_owned()),
                 ("jit", "off".to_owned()),
+                // Rows are found by their key's index. A plan made while the table was small would be kept when it has grown.
+                ("enable_seqscan", "off".to_owned()),
+                ("enable_hashjoin", "off".to_owned()),
+                ("enable_mergejoin", "off".to_owned()),
             ],
         )
         .await

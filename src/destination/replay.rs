@@ -187,7 +187,8 @@ impl Replay {
                 }
                 let Some(shape) = statement::shape(target, change)? else { return Ok(()) };
                 let mut values = Vec::new();
-                statement::parameters(target, &shape, change, |value| values.push(value));
+                let (key, image) = statement::key_and_image(change);
+                statement::row_parameters(target, &shape, key, image, |value| values.push(value));
                 let is_text = |value: &Datum<'_>| matches!(value, Datum::Text(_));
                 let formats: Vec<Format> =
                     values.iter().map(|value| if is_text(value) { Format::Text } else { Format::Binary }).collect();

@@ -115,6 +115,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             // The source's rows win in the next attempt, which gets the transaction anew.
             DestinationError::Conflict(conflict) if conflict.will_win => Decision::Retry("conflict"),
             DestinationError::Conflict(_) => Decision::Halt("conflict"),
+            // The next attempt gets the transaction anew, and applies it in its original order.
+            DestinationError::SetsRefused { .. } => Decision::Retry("sets_refused"),
             DestinationError::Bind(_) => Decision::Halt("schema_change"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
@@ -216,7 +218,8 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | DestinationError::LabelMissing
             | DestinationError::FormatChanged(_)
             | DestinationError::NoIdentity(_)
-            | DestinationError::StagingLost(_),
+            | DestinationError::StagingLost(_)
+            | DestinationError::SetsRefused { .. },
         ) => ErrorReport::new(fault.to_string()),
     }
 }

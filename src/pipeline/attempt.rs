@@ -57,6 +57,8 @@ pub(super) struct Attempt {
     made_progress: bool,
     /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
     conflict: Option<(Lsn, bool)>,
+    /// The commit_lsn of the last transaction in pieces whose sets were refused.
+    in_order: Option<Lsn>,
 }
 
 impl Attempt {
@@ -81,6 +83,7 @@ impl Attempt {
             has_streamed: false,
             made_progress: false,
             conflict: None,
+            in_order: None,
         }
     }
 
@@ -117,6 +120,10 @@ impl Attempt {
 
     /// Counts a conflict, once however often it is tried again, and remembers what the next attempt is to do about it.
     pub(super) fn note(&mut self, fault: &Fault) {
+        if let Fault::Destination(DestinationError::SetsRefused { commit_lsn, .. }) = fault {
+            self.in_order = Some(*commit_lsn);
+            self.telemetry.batch_retried();
+        }
         let Fault::Destination(DestinationError::Conflict(conflict)) = fault else { return };
         if self.conflict.is_none_or(|(commit_lsn, _)| commit_lsn != conflict.commit_lsn) {
             let table = conflict.table.as_ref().map(QualifiedName::unquoted).unwrap_or_default();
@@ -249,6 +256,7 @@ impl Attempt {
         let conflicts = Conflicts {
             on_conflict: config.on_conflict,
             skips: skips(bookkeeping.client()).await?,
+            in_order: self.in_order,
             winning: self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn)),
             source_tables: prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect(),
         };

@@ -144,7 +144,8 @@ pub fn winning<'a>(target: &Target, uniques: &[Unique], change: &'a Change) -> R
 
 fn plain<'a>(target: &Target, shape: &Shape, change: &'a Change, effect: Effect) -> Statement<'a> {
     let mut values = Vec::new();
-    statement::parameters(target, shape, change, |value| values.push(value));
+    let (key, image) = statement::key_and_image(change);
+    statement::row_parameters(target, shape, key, image, |value| values.push(value));
     Statement { sql: statement::sql(target, shape), types: statement::parameter_types(target, shape), values, effect }
 }
 

@@ -4,9 +4,9 @@
 //! batches with the position that they stand for, and for each change the statement that carries it out.
 //!
 //! ```text
-//! Step ─▶ batch::Batcher ─▶ Work ─▶ statement::Statements ─▶ (SQL, parameters) ─▶ destination::apply
-//!                                        ▲
-//!                 schema, target: the destination's catalog as data
+//! Step ─▶ batch::Batcher ─▶ Work ─▶ net ─┬─▶ sets ───────┬─▶ (SQL, parameters, COPY data) ─▶ destination::apply
+//!                                    ▲   └─▶ statement ──┘
+//!                 schema, target, reaction: the destination's catalog as data
 //! ```
 //!
 //! Here also: whether a table fits its source (`fit`), what it needs when the source's has changed (`shape`,
@@ -21,10 +21,15 @@ pub mod conflict;
 pub mod evolution;
 pub mod expression;
 pub mod fit;
+mod merge;
+pub mod net;
 pub mod order;
+pub mod pace;
+mod reaction;
 pub mod schema;
 pub mod sequences;
 pub mod shape;
+pub mod sets;
 pub mod sql;
 pub mod statement;
 pub mod target;

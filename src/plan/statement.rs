@@ -40,7 +40,9 @@ pub struct NoIdentity {
 pub fn shape(target: &Target, change: &Change) -> Result<Option<Shape>, NoIdentity> {
     let shape = match change {
         Change::Insert { .. } => Shape::Insert,
-        Change::Update { old, new, .. } => Shape::Update { set: columns_to_set(target, old.as_ref(), new)? },
+        Change::Update { old, new, .. } => {
+            Shape::Update { set: columns_to_set(target, old.as_ref().map(OldTuple::tuple), new) }
+        }
         Change::Delete { .. } => Shape::Delete,
         Change::Truncate { .. } => return Ok(None),
     };
@@ -51,35 +53,49 @@ pub fn shape(target: &Target, change: &Change) -> Result<Option<Shape>, NoIdenti
     }
 }
 
-/// The columns that the update changes, as far as the message tells.
-fn columns_to_set(target: &Target, old: Option<&OldTuple>, new: &Tuple) -> Result<Vec<usize>, NoIdentity> {
+/// The columns that an update changes, as far as its messages tell: `old` has the row's key where that may have changed.
+pub fn columns_to_set(target: &Target, old: Option<&Tuple>, new: &Tuple) -> Vec<usize> {
     let key: &[usize] = match &target.identity {
         TargetIdentity::Key(key) => key,
         TargetIdentity::WholeRow | TargetIdentity::None => &[],
     };
-    // Without an old key in the message the key did not change.
-    let key_may_change = old.is_some();
     let mut set = Vec::new();
     for (place, value) in new.columns().enumerate() {
         let Some(column) = target.column(place) else { continue };
         let in_key = key.contains(&place);
-        let unchanged = value == Datum::UnchangedToast || (in_key && !key_may_change);
+        // Without an old key in the message the key did not change.
+        let unchanged = value == Datum::UnchangedToast || (in_key && old.is_none());
         // Nobody can update a GENERATED ALWAYS identity, at the source neither: it differs only where the key says so.
         let fixed = column.identity_always && !(in_key && key_changed(old, new, place));
         if !unchanged && !fixed {
             set.push(place);
         }
     }
-    if set.is_empty() {
-        // The row must still be there: its key is set to itself.
+    or_key(target, set)
+}
+
+/// The same for a row whose values all came and whose key did not change.
+pub fn columns_to_set_when_complete(target: &Target) -> Vec<usize> {
+    let key: &[usize] = match &target.identity {
+        TargetIdentity::Key(key) => key,
+        TargetIdentity::WholeRow | TargetIdentity::None => &[],
+    };
+    let settable = |place: &usize| target.column(*place).is_some_and(|column| !column.identity_always);
+    let set = target.stored_columns().filter(|place| !key.contains(place) && settable(place)).collect();
+    or_key(target, set)
+}
+
+/// The row must still be there: where nothing is set, its key is set to itself.
+fn or_key(target: &Target, mut set: Vec<usize>) -> Vec<usize> {
+    if let (true, TargetIdentity::Key(key)) = (set.is_empty(), &target.identity) {
         set.extend(key.iter().copied().filter(|place| target.column(*place).is_some_and(|c| !c.identity_always)));
         set.sort_unstable();
     }
-    Ok(set)
+    set
 }
 
-fn key_changed(old: Option<&OldTuple>, new: &Tuple, place: usize) -> bool {
-    old.is_some_and(|old| old.tuple().columns().nth(place) != new.columns().nth(place))
+fn key_changed(old: Option<&Tuple>, new: &Tuple, place: usize) -> bool {
+    old.is_some_and(|old| old.columns().nth(place) != new.columns().nth(place))
 }
 
 /// The statement of a shape.
@@ -110,24 +126,41 @@ pub fn parameter_types(target: &Target, shape: &Shape) -> Vec<TypeId> {
     set.iter().chain(&key).filter_map(|place| target.column(*place)).map(|column| column.type_id).collect()
 }
 
-/// Gives the values of a change of that shape to `put`, in the order of its parameters.
-pub fn parameters<'a>(target: &Target, shape: &Shape, change: &'a Change, mut put: impl FnMut(Datum<'a>)) {
-    match (shape, change) {
-        (Shape::Insert, Change::Insert { new, .. }) => stored_values(target, new, &mut put),
-        (Shape::Update { set }, Change::Update { old, new, .. }) => {
+/// The tuple that identifies a change's row, and the row as it is to be.
+///
+/// # Panics
+/// For a truncate, which has no row.
+pub fn key_and_image(change: &Change) -> (&Tuple, &Tuple) {
+    match change {
+        Change::Insert { new, .. } => (new, new),
+        Change::Update { old, new, .. } => (old.as_ref().map_or(new, OldTuple::tuple), new),
+        Change::Delete { old, .. } => (old.tuple(), old.tuple()),
+        Change::Truncate { .. } => panic!("a truncate has no row"),
+    }
+}
+
+/// Gives the values of a statement of that shape to `put`, in the order of its parameters, for a row that is found by
+/// the values in `key` and is to be as `image`.
+pub fn row_parameters<'a>(
+    target: &Target,
+    shape: &Shape,
+    key: &'a Tuple,
+    image: &'a Tuple,
+    mut put: impl FnMut(Datum<'a>),
+) {
+    match shape {
+        Shape::Insert => stored_values(target, image, &mut put),
+        Shape::Update { set } => {
             // `set` ascends, so one pass over the row finds all of it.
             let mut wanted = set.iter().peekable();
-            for (place, value) in new.columns().enumerate() {
+            for (place, value) in image.columns().enumerate() {
                 if wanted.next_if_eq(&&place).is_some() {
                     put(value);
                 }
             }
-            row_values(target, old.as_ref().map_or(new, OldTuple::tuple), &mut put);
+            row_values(target, key, &mut put);
         }
-        (Shape::Delete, Change::Delete { old, .. }) => row_values(target, old.tuple(), &mut put),
-        (Shape::Insert | Shape::Update { .. } | Shape::Delete, _) => {
-            unreachable!("a shape is used with the change that it was made for")
-        }
+        Shape::Delete => row_values(target, key, &mut put),
     }
 }
 

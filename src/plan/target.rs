@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::pg::{Ident, QualifiedName, Relation, ReplicaIdentity, TypeId};
+use crate::plan::reaction::Reaction;
 use crate::plan::schema::{
     ColumnDefinition, IdentityColumn, TableDefinition, TableKind, TypeDefinition, TypeKind, Types,
 };
@@ -23,6 +24,8 @@ pub struct TargetColumn {
     pub delimiter: char,
     /// The operator that finds equal values; `None` for types without equality.
     pub equality: Option<QualifiedName>,
+    /// Values that the operator finds equal have the same bytes. Not so of 1.0 and 1.00.
+    pub equal_when_identical: bool,
     /// GENERATED ALWAYS AS IDENTITY: no UPDATE can set it.
     pub identity_always: bool,
 }
@@ -55,6 +58,8 @@ pub struct Target {
     pub identity: TargetIdentity,
     /// The table has GENERATED ALWAYS identity columns, so INSERT must override them.
     pub overrides_identity: bool,
+    /// What the destination does by itself when the table's rows change.
+    pub reaction: Reaction,
 }
 
 /// A relation that cannot be bound to its table.
@@ -103,6 +108,7 @@ impl Target {
             partitioned: table.kind == TableKind::Partitioned,
             overrides_identity: table.columns.iter().any(|c| c.identity == Some(IdentityColumn::Always)),
             columns,
+            reaction: Reaction::of(table),
         })
     }
 
@@ -138,6 +144,7 @@ fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: 
             true => None,
             false => of_index.or_else(|| equality(definition.type_id, types)),
         },
+        equal_when_identical: equal_when_identical(definition, table, types),
         identity_always: definition.identity == Some(IdentityColumn::Always),
     }
 }
@@ -183,6 +190,44 @@ fn is_polymorphic_domain(id: TypeId, types: &Types) -> bool {
     match types.get(&id).and_then(|found| types.get(&found.base?)) {
         Some(base) => is_polymorphic(base) || is_polymorphic_domain(base.id, types),
         None => false,
+    }
+}
+
+/// Built-in types of which equal values always have the same bytes, in text and in binary: bool, bytea, "char", name,
+/// int8, int2, int4, text, oid, cidr, macaddr8, macaddr, inet, varchar, date, time, timestamp, timestamptz, timetz, bit,
+/// varbit, uuid, pg_lsn.
+const SAME_BYTES: [u32; 23] = [
+    16, 17, 18, 19, 20, 21, 23, 25, 26, 650, 774, 829, 869, 1043, 1082, 1083, 1114, 1184, 1266, 1560, 1562, 2950, 3220,
+];
+const BPCHAR: u32 = 1042;
+const NUMERIC: u32 = 1700;
+/// Types with a collation, under which different texts may be equal.
+const TEXTS: [u32; 4] = [19, 25, 1043, BPCHAR];
+
+/// Whether values of a column that are equal for its operator have the same bytes.
+fn equal_when_identical(definition: &ColumnDefinition, table: &TableDefinition, types: &Types) -> bool {
+    let Some(found) = types.get(&definition.type_id) else { return false };
+    let (base, modifier) = match (found.kind, found.base) {
+        (TypeKind::Enum, _) => return true,
+        (TypeKind::Domain, Some(base)) => (base, found.base_modifier),
+        (TypeKind::Domain, None) => return false,
+        (TypeKind::Base, _) => (definition.type_id, definition.type_modifier),
+        (TypeKind::Composite | TypeKind::Multirange | TypeKind::Pseudo | TypeKind::Range, _) => return false,
+    };
+    if TEXTS.contains(&base.0) {
+        // Collations of pg_catalog are deterministic, and so is every database's own; a domain may bring another one.
+        let of_index = table.indexes.iter().flat_map(|index| &index.parts);
+        let of_index = of_index.filter(|part| part.column.as_ref() == Some(&definition.name));
+        let mut collations = of_index.filter_map(|part| part.collation.as_ref()).chain(&definition.collation);
+        let deterministic = collations.all(|collation| collation.schema.as_str() == "pg_catalog");
+        if !deterministic || found.kind == TypeKind::Domain {
+            return false;
+        }
+    }
+    match base.0 {
+        // With a length or a scale all values are padded to it; without one trailing blanks and zeros vary.
+        BPCHAR | NUMERIC => modifier != -1,
+        id => SAME_BYTES.contains(&id),
     }
 }
 

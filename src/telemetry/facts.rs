@@ -245,6 +245,11 @@ impl Telemetry {
         self.inner().offset.observe(source, local, now);
     }
 
+    /// The source's clock now, as far as its messages tell; rather behind than ahead.
+    pub fn source_now(&self) -> PgTimestamp {
+        self.inner().offset.source_time(local_clock())
+    }
+
     /// A transaction's Begin was received, with its commit's position and time.
     pub fn received(&self, final_lsn: Lsn, committed_at: PgTimestamp) {
         let now = self.now();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId};
 use crate::plan::fit::{self, End};
+use crate::plan::sets::Way;
 use crate::plan::statement::Shape;
 use crate::plan::target::{Target, TargetIdentity};
 
@@ -18,12 +19,26 @@ use super::Applier;
 pub(super) struct Bound {
     pub(super) relation: Arc<Relation>,
     pub(super) target: Arc<Target>,
+    /// For single rows.
     pub(super) statements: HashMap<Shape, Prepared>,
+    /// For sets of them.
+    pub(super) sets: HashMap<SetStatement, Prepared>,
+}
+
+/// What a statement does to a set of rows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum SetStatement {
+    /// Deletes them.
+    Delete,
+    /// Updates the columns at these places.
+    Update(Vec<usize>),
+    /// Inserts them.
+    Copy(Way),
 }
 
 #[derive(Clone)]
 pub(super) struct Prepared {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     pub(super) parameters: usize,
 }
 
@@ -55,7 +70,12 @@ impl Applier {
             Err(misfits) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         }
         let target = Target::bind(relation, table, &self.catalog.types)?;
-        let bound = Bound { relation: Arc::clone(relation), target: Arc::new(target), statements: HashMap::new() };
+        let bound = Bound {
+            relation: Arc::clone(relation),
+            target: Arc::new(target),
+            statements: HashMap::new(),
+            sets: HashMap::new(),
+        };
         self.bound.insert(relation.id, bound);
         Ok(())
     }

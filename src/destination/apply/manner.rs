@@ -14,12 +14,12 @@ use crate::wire::{Begin, Commit};
 use super::super::conflict::{Manner, Winning};
 use super::super::dead_letter::{self, Letter};
 use super::super::error::DestinationError;
-use super::{Applier, Large};
+use super::{Applier, Form, Large};
 
 impl Applier {
     /// Takes a batch apart when it holds a transaction that is to be left out: what comes back goes first, the rest
     /// waits in line.
-    pub(super) fn set_aside(&mut self, work: Work) -> Work {
+    pub(super) fn set_aside(&mut self, work: Work, form: Form) -> Work {
         let Work::Batch(batch) = work else { return work };
         let wanted = |batch: &Batch| {
             let mut commits = batch.members.iter().map(|member| member.commit);
@@ -31,13 +31,18 @@ impl Applier {
         let mut parts: Vec<Batch> = batch.split().collect();
         let first = parts.remove(0);
         for part in parts.into_iter().rev() {
-            self.again.push_front(Work::Batch(part));
+            self.again.push_front((Work::Batch(part), form));
         }
         Work::Batch(first)
     }
 
     /// Writes a batch in its manner; true when it is left out.
-    pub(super) fn write_in_manner(&mut self, flight: &mut Flight, batch: &Batch) -> Result<bool, DestinationError> {
+    pub(super) fn write_in_manner(
+        &mut self,
+        flight: &mut Flight,
+        batch: &Batch,
+        form: Form,
+    ) -> Result<bool, DestinationError> {
         if let [member] = batch.members.as_slice() {
             let commit = member.commit;
             match self.conflicts.manner(commit.commit_lsn, Some(commit.end_lsn)) {
@@ -58,7 +63,10 @@ impl Applier {
                 }
             }
         }
-        self.write_batch(flight, batch)?;
+        match form {
+            Form::Net if self.winning.is_none() => self.write_batch_net(flight, batch)?,
+            Form::Net | Form::InOrder => self.write_batch(flight, batch)?,
+        }
         Ok(false)
     }
 
@@ -89,7 +97,11 @@ impl Applier {
                 return Ok(true);
             }
         }
-        self.write_changes(flight, &piece.changes, begin.final_lsn)?;
+        if self.winning.is_none() && self.conflicts.in_order != Some(begin.final_lsn) {
+            self.write_changes_net(flight, &piece.changes, begin.final_lsn)?;
+        } else {
+            self.write_changes(flight, &piece.changes, begin.final_lsn)?;
+        }
         Ok(false)
     }
 

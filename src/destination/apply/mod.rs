@@ -12,9 +12,10 @@
 //! an idle position:   BEGIN · SET LOCAL synchronous_commit = on · advance(p, wal_end) · COMMIT · Sync
 //! ```
 //!
-//! After an error: wait for the last outstanding Sync, ROLLBACK, read the position, decide. A batch that met a row's
-//! error is done again one source transaction at a time, so that those before it are applied and the one that fails is
-//! known; only then is it a conflict. Originals are kept until COMMIT is answered with COMMIT.
+//! Changes go by their net effect, in sets. After an error: wait for the last outstanding Sync, ROLLBACK, read the
+//! position, decide. A batch that met a row's error is done again change by change, in the original order, then one
+//! source transaction at a time, so that those before it are applied and the one that fails is known; only then is it a
+//! conflict. Originals are kept until COMMIT is answered with COMMIT.
 //!
 //! Invariants: the position is advanced first, from where this instance left it (I3); what is between BEGIN and
 //! COMMIT is whole source transactions (I2).
@@ -24,6 +25,7 @@ mod manner;
 mod evolve;
 mod retry;
 mod rows;
+mod sets;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -31,12 +33,13 @@ use std::time::{Duration, Instant};
 use super::catalog::Catalog;
 use super::conflict::{Conflicts, Manner, Repair, Winning};
 use super::error::DestinationError;
-use super::leadership::Leader;
+use super::leadership::{Leader, ReplicationRole};
 use crate::config::TruncateMode;
 use crate::pg::{Lsn, QualifiedName, RelationId};
 use crate::plan::Work;
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
+use crate::plan::net::Net;
 use crate::plan::schema::Types;
 use crate::progress::WalReading;
 use crate::session::{Flight, FlightAnswer, Format, SessionError, StatementAnswer};
@@ -115,8 +118,8 @@ pub struct Applier {
     /// The position that is known to be stored.
     stored: Lsn,
     under_way: VecDeque<Sent>,
-    /// Work that goes first: batches that are done again, one source transaction at a time.
-    again: VecDeque<Work>,
+    /// Work that goes first: what failed and what was under way behind it, done again.
+    again: VecDeque<(Work, Form)>,
     large: Option<Large>,
     /// A schema change that waits until nothing is under way.
     schema_change: Option<SchemaChange>,
@@ -131,6 +134,21 @@ pub struct Applier {
     winning: Option<Winning>,
     /// The number of the first statement of each change, while a flight is written.
     marks: Vec<usize>,
+    /// Foreign keys and ordinary triggers act on what this session writes.
+    foreign_keys_act: bool,
+    /// Gathers a flight's changes; empty between flights.
+    net: Net,
+    /// The rows that the counted statements of the flight being written are to touch.
+    expected_counts: Vec<u64>,
+}
+
+/// How a piece of work is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// By its net effect, in sets.
+    Net,
+    /// Change by change, as they came.
+    InOrder,
 }
 
 /// A flight that is not answered.
@@ -146,6 +164,7 @@ struct Sent {
     left_out: bool,
     /// The commit_lsn of the transaction in pieces that it belongs to.
     large: Lsn,
+    expected_counts: Vec<u64>,
 }
 
 /// A flight with its answer, from which no conclusions were drawn yet.
@@ -155,7 +174,7 @@ pub struct Answered {
 }
 
 enum Cargo {
-    Work(Work),
+    Work(Work, Form),
     Ping,
 }
 
@@ -181,6 +200,7 @@ impl Applier {
         followed: HashMap<RelationId, Followed>,
         conflicts: Conflicts,
     ) -> Applier {
+        let foreign_keys_act = leader.role() == ReplicationRole::Origin;
         let snapshots_end = followed.values().map(|table| table.snapshot_position).max().unwrap_or_default();
         Applier {
             leader,
@@ -205,6 +225,9 @@ impl Applier {
             conflicts,
             winning: None,
             marks: Vec::new(),
+            foreign_keys_act,
+            net: Net::default(),
+            expected_counts: Vec::new(),
         }
     }
 
@@ -242,7 +265,11 @@ impl Applier {
     /// # Errors
     /// [`DestinationError`]: a relation does not fit its table, or the session is lost.
     pub async fn submit(&mut self, work: Work, read_wal: bool) -> Result<(), DestinationError> {
-        let work = self.set_aside(work);
+        self.submit_as(work, Form::Net, read_wal).await
+    }
+
+    async fn submit_as(&mut self, work: Work, form: Form, read_wal: bool) -> Result<(), DestinationError> {
+        let work = self.set_aside(work, form);
         if let Work::ChangeSchema(change) = work {
             self.schema_change = Some(change);
             return self.follow_waiting().await;
@@ -256,7 +283,7 @@ impl Applier {
                 let end_lsn = batch.end_lsn();
                 flight.run("BEGIN");
                 self.advance(&mut flight, self.sent, end_lsn);
-                left_out = self.write_in_manner(&mut flight, batch)?;
+                left_out = self.write_in_manner(&mut flight, batch, form)?;
                 self.marks.push(flight.statements());
                 flight.commit();
                 commits = Some(end_lsn);
@@ -291,7 +318,7 @@ impl Applier {
             flight.query(READ_WAL);
         }
         self.sent = commits.unwrap_or(self.sent);
-        self.send(Cargo::Work(work), flight, commits, (durable, left_out)).await
+        self.send(Cargo::Work(work, form), flight, commits, (durable, left_out)).await
     }
 
     /// Sends an empty flight, so that the server does not take us for frozen. With `read_wal` the answer brings the
@@ -317,7 +344,9 @@ impl Applier {
         self.leader.session.send(flight);
         let (marks, winning) = (std::mem::take(&mut self.marks), self.winning.take());
         let (sent_at, large) = (Instant::now(), self.large_commit_lsn());
-        self.under_way.push_back(Sent { cargo, commits, durable, sent_at, marks, winning, left_out, large });
+        let expected_counts = std::mem::take(&mut self.expected_counts);
+        let sent = Sent { cargo, commits, durable, sent_at, marks, winning, left_out, large, expected_counts };
+        self.under_way.push_back(sent);
         self.leader.session.push().await?;
         failpoint::reached("apply.flight_sent");
         Ok(())
@@ -377,7 +406,7 @@ impl Applier {
             }
             .into());
         }
-        if let Cargo::Work(Work::BeginLarge(_)) = &sent.cargo
+        if let Cargo::Work(Work::BeginLarge(_), _) = &sent.cargo
             && let Some(large) = &mut self.large
         {
             large.open = answer.in_transaction;
@@ -392,14 +421,19 @@ impl Applier {
         }
         let (repairs, missing_deletes) = match sent.winning {
             Some(winning) => winning.conclude(counts.into_iter()),
-            None => (Vec::new(), counts.iter().map(|count| u64::from(*count == 0)).sum()),
+            // Only deletes may find fewer rows than they name: updates raise, COPY counts what it was given.
+            None => {
+                let missing =
+                    counts.iter().zip(&sent.expected_counts).map(|(found, named)| named.saturating_sub(*found));
+                (Vec::new(), missing.sum())
+            }
         };
         if let Some(position) = sent.commits {
             self.stored = position;
         }
         Ok(Applied {
             work: match sent.cargo {
-                Cargo::Work(work) => Some(work),
+                Cargo::Work(work, _) => Some(work),
                 Cargo::Ping => None,
             },
             position: sent.commits,

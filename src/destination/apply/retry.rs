@@ -1,7 +1,7 @@
 //! What a flight's error means, and how its work is done again.
 //!
 //! Asked by `apply` when an answer names a failure. The transaction is left, the position read; then the batch goes
-//! again one source transaction at a time, or the error goes to `fault` as a conflict that names the change.
+//! again change by change, or the error goes to `fault` as a conflict that names the change.
 
 use crate::pg::{Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
 use crate::plan::Work;
@@ -9,9 +9,10 @@ use crate::plan::schema::TableDefinition;
 use crate::session::{Flight, ServerError, SessionError};
 use crate::transaction::Change;
 
+use super::super::conflict::Manner;
 use super::super::error::{Conflict, ConflictKind, DestinationError};
 use super::super::leadership::{READ_POSITION, one_row, position_in};
-use super::{Applier, Cargo, Sent};
+use super::{Applier, Cargo, Form, Sent};
 
 impl Applier {
     /// A flight failed: those behind it fail too, at their first statement. Nothing of them is stored.
@@ -27,22 +28,34 @@ impl Applier {
             return Err(DestinationError::PositionMoved { expected: self.stored, found });
         }
         let kind = ConflictKind::of(error.code);
-        let several = matches!(&sent.cargo, Cargo::Work(Work::Batch(batch)) if batch.members.len() > 1);
+        let several = matches!(&sent.cargo, Cargo::Work(Work::Batch(batch), _) if batch.members.len() > 1);
         // The position is as it should be, so its row has only moved (VACUUM FULL): its new ctid was just read.
         let moved = error.code.as_str() == "HW001";
-        let Cargo::Work(work) = sent.cargo else {
+        let Cargo::Work(work, form) = sent.cargo else {
             return Err(SessionError::Server { doing: "pinging the destination", error: Box::new(error) }.into());
         };
         match (work, kind) {
-            (work @ Work::Batch(_), _) if moved => self.again.push_back(work),
-            (Work::Batch(batch), Some(_)) if several => self.again.extend(batch.split().map(Work::Batch)),
+            (work @ Work::Batch(_), _) if moved => self.again.push_back((work, form)),
+            // Sets may meet constraints that the original order does not.
+            (work @ Work::Batch(_), Some(_)) if form == Form::Net => {
+                self.again.push_back((work, Form::InOrder));
+            }
+            (Work::Batch(batch), Some(_)) if several => {
+                self.again.extend(batch.split().map(|batch| (Work::Batch(batch), Form::InOrder)));
+            }
+            (Work::PieceOfLarge(_), Some(_)) if self.went_in_sets(sent.large) => {
+                return Err(DestinationError::SetsRefused { commit_lsn: sent.large, message: error.message });
+            }
+            (Work::CommitLarge { commit, .. }, Some(_)) if self.went_in_sets(commit.commit_lsn) => {
+                return Err(DestinationError::SetsRefused { commit_lsn: commit.commit_lsn, message: error.message });
+            }
             (work, Some(kind)) => {
                 let mut conflict = self.conflict((&work, &sent.marks, sent.large), statement, kind, error);
                 let wins = self.conflicts.may_win(&conflict);
                 match work {
                     Work::Batch(_) if wins => {
                         self.conflicts.winning = Some(conflict.commit_lsn);
-                        self.again.push_back(work);
+                        self.again.push_back((work, Form::InOrder));
                     }
                     Work::Batch(_)
                     | Work::BeginLarge(_)
@@ -61,16 +74,22 @@ impl Applier {
         self.resend_next().await
     }
 
+    /// Whether a transaction in pieces was applied by its net effect.
+    fn went_in_sets(&self, commit_lsn: Lsn) -> bool {
+        let plain = self.conflicts.manner(commit_lsn, None) == Manner::Plain;
+        plain && self.conflicts.in_order != Some(commit_lsn)
+    }
+
     /// Waits for the last outstanding Sync and leaves the transaction; returns the work that was under way.
-    pub(super) async fn roll_back(&mut self) -> Result<Vec<Work>, DestinationError> {
+    pub(super) async fn roll_back(&mut self) -> Result<Vec<(Work, Form)>, DestinationError> {
         let mut followers = Vec::new();
         while let Some(follower) = self.under_way.pop_front() {
             tokio::time::timeout(self.settings.timeout, self.leader.session.answer()).await.map_err(|_| {
                 let doing = "waiting for the destination's answer";
                 SessionError::Timeout { doing, within: self.settings.timeout }
             })??;
-            if let Cargo::Work(work) = follower.cargo {
-                followers.push(work);
+            if let Cargo::Work(work, form) = follower.cargo {
+                followers.push((work, form));
             }
         }
         followers.extend(self.again.drain(..));
@@ -96,9 +115,9 @@ impl Applier {
 
     /// Sends the next of what is done again, one flight at a time.
     pub(super) async fn resend_next(&mut self) -> Result<(), DestinationError> {
-        if let Some(work) = self.again.pop_front() {
+        if let Some((work, form)) = self.again.pop_front() {
             // Only batches can be done again: a large transaction's failure ends the run.
-            self.submit(work, false).await?;
+            self.submit_as(work, form, false).await?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::config::TruncateMode;
-use crate::pg::{Datum, Lsn, Relation, RelationId, TypeId};
+use crate::pg::{Lsn, Relation, RelationId, TypeId};
 use crate::plan::Batch;
 use crate::plan::sql::apply as sql;
 use crate::plan::statement::{self, Shape};
@@ -100,7 +100,7 @@ impl Applier {
         }
     }
 
-    fn write_row(
+    pub(super) fn write_row(
         &mut self,
         flight: &mut Flight,
         relation: &Arc<Relation>,
@@ -110,43 +110,44 @@ impl Applier {
         if self.winning.is_some() {
             return self.write_winning(flight, relation, change);
         }
+        let Some(bound) = self.bound.get(&relation.id) else { return Ok(()) };
+        let target = Arc::clone(&bound.target);
+        let Some(shape) = statement::shape(&target, change)? else { return Ok(()) };
+        let prepared = self.prepare_row(flight, &target, &shape);
+        let (key, image) = statement::key_and_image(change);
+        self.write_prepared(flight, &target, &prepared, &shape, (key, image));
+        Ok(())
+    }
+
+    /// The prepared statement of a shape.
+    pub(super) fn prepare_row(&mut self, flight: &mut Flight, target: &Target, shape: &Shape) -> Prepared {
+        let known = self.bound.get(&target.relation.id).and_then(|bound| bound.statements.get(shape));
+        if let Some(known) = known {
+            return known.clone();
+        }
+        let types = statement::parameter_types(target, shape);
+        let prepared = self.new_prepared(flight, types.len());
+        flight.parse(&prepared.name, &statement::sql(target, shape), &types);
+        if let Some(bound) = self.bound.get_mut(&target.relation.id) {
+            bound.statements.insert(shape.clone(), prepared.clone());
+        }
+        prepared
+    }
+
+    /// A new name; when there are too many, all statements are forgotten first.
+    pub(super) fn new_prepared(&mut self, flight: &mut Flight, parameters: usize) -> Prepared {
         if self.prepared >= PREPARED_MAX {
             flight.run("DEALLOCATE ALL");
             self.forget_prepared();
         }
-        let Some(bound) = self.bound.get_mut(&relation.id) else { return Ok(()) };
-        let target = Arc::clone(&bound.target);
-        let Some(shape) = statement::shape(&target, change)? else { return Ok(()) };
-        let prepared = match bound.statements.get(&shape) {
-            Some(prepared) => prepared.clone(),
-            None => {
-                self.prepared += 1;
-                let types = statement::parameter_types(&target, &shape);
-                let prepared = Prepared { name: format!("s{}", self.prepared), parameters: types.len() };
-                flight.parse(&prepared.name, &statement::sql(&target, &shape), &types);
-                bound.statements.insert(shape.clone(), prepared.clone());
-                prepared
-            }
-        };
-        self.formats.clear();
-        statement::parameters(&target, &shape, change, |value| {
-            self.formats.push(if matches!(value, Datum::Text(_)) { Format::Text } else { Format::Binary });
-        });
-        let write = |values: &mut crate::session::Parameters<'_>| {
-            statement::parameters(&target, &shape, change, |value| values.put(value.bytes()));
-        };
-        match shape {
-            Shape::Delete => flight.execute_counted(&prepared.name, &self.formats, prepared.parameters, write),
-            Shape::Insert | Shape::Update { .. } => {
-                flight.execute(&prepared.name, &self.formats, prepared.parameters, write);
-            }
-        }
-        Ok(())
+        self.prepared += 1;
+        Prepared { name: Arc::from(format!("s{}", self.prepared)), parameters }
     }
 
     fn forget_prepared(&mut self) {
         for bound in self.bound.values_mut() {
             bound.statements.clear();
+            bound.sets.clear();
         }
         self.prepared = 0;
         self.advance_prepared = false;

@@ -1,4 +1,4 @@
-//! Statements that carry out one change.
+//! Statements that carry out one change, or a set of them.
 //!
 //! Parameters are numbered in the order in which `plan::statement` gives their values. Row counts are checked in the
 //! server, because COMMIT is already on its way when the answer comes: `headwater.expect` raises when they differ.
@@ -40,6 +40,53 @@ pub fn delete_row(target: &Target, key: &[usize]) -> String {
 /// Deletes one of the rows that equal the old values at all stored columns.
 pub fn delete_whole_row(target: &Target) -> String {
     format!("DELETE FROM {} WHERE {}", only(target), whole_row(target, 0))
+}
+
+/// COPY of all stored columns.
+pub fn copy_rows(target: &Target, binary: bool) -> String {
+    let names = join(stored(target).iter().map(|column| column.name.sql()));
+    let format = if binary { " (FORMAT binary)" } else { "" };
+    format!("COPY {} ({names}) FROM STDIN{format}", target.table.sql())
+}
+
+/// Deletes the rows with these keys: an array for each column of the key.
+pub fn delete_set(target: &Target, key: &[usize]) -> String {
+    if let [place] = key
+        && let Some(column) = target.column(*place)
+    {
+        // Sets are for keys whose columns have an operator (`sets::way`).
+        let equals = column.equality.as_ref().map(equals).unwrap_or_default();
+        return format!("DELETE FROM {} WHERE {} {equals} ANY ($1)", only(target), column.name.sql());
+    }
+    let (rows, found) = unnested(target, &[], key);
+    format!("DELETE FROM {} AS t USING {rows} WHERE {found}", only(target))
+}
+
+/// Updates the columns at `set` of the rows with these keys: an array for each column to set, one for each of the key,
+/// then the number of rows.
+pub fn update_set(target: &Target, set: &[usize], key: &[usize]) -> String {
+    let columns = set.iter().filter_map(|place| target.column(*place));
+    let assignments = join(columns.zip(1..).map(|(column, n)| format!("{} = k.c{n}", column.name.sql())));
+    let (rows, found) = unnested(target, set, key);
+    let statement = format!("UPDATE {} AS t SET {assignments} FROM {rows} WHERE {found}", only(target));
+    expecting(&statement, &format!("${}", set.len() + key.len() + 1))
+}
+
+/// Arrays as rows `k` with columns c1, c2, …, and the condition that joins them to `t` by the key.
+fn unnested(target: &Target, set: &[usize], key: &[usize]) -> (String, String) {
+    let count = set.len() + key.len();
+    let arrays = join((1..=count).map(|n| format!("${n}")));
+    let names = join((1..=count).map(|n| format!("c{n}")));
+    let columns = key.iter().filter_map(|place| target.column(*place));
+    let conditions: Vec<String> = columns
+        .zip(set.len() + 1..)
+        .map(|(column, n)| match &column.equality {
+            Some(operator) => format!("t.{} {} k.c{n}", column.name.sql(), equals(operator)),
+            None => same_image(&format!("t.{}", column.name.sql()), &format!("k.c{n}")),
+        })
+        .collect();
+    // Only the bare word takes several arrays side by side (parse_clause.c); it always means pg_catalog's function.
+    (format!("unnest({arrays}) AS k ({names})"), conditions.join(" AND "))
 }
 
 /// Empties tables together. RESTRICT, as in native replication: what the source's CASCADE reached is named.
@@ -134,9 +181,14 @@ pub(super) fn record(expressions: &str) -> String {
 
 /// Raises unless the statement touches exactly one row.
 fn expecting_one(statement: &str) -> String {
+    expecting(statement, "1")
+}
+
+/// Raises unless the statement touches so many rows.
+fn expecting(statement: &str, rows: &str) -> String {
     format!(
-        "WITH changed AS ({statement} RETURNING 1) SELECT CASE WHEN pg_catalog.count(*) = 1 THEN NULL \
-         ELSE headwater.expect(pg_catalog.count(*), 1) END FROM changed"
+        "WITH changed AS ({statement} RETURNING 1) SELECT CASE WHEN pg_catalog.count(*) = {rows} THEN NULL \
+         ELSE headwater.expect(pg_catalog.count(*), {rows}) END FROM changed"
     )
 }
 
