@@ -103,3 +103,19 @@ CREATE TABLE IF NOT EXISTS headwater.dead_letter (
     moved_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (commit_lsn, part)
 );
+
+-- Snapshots that were asked for. A request is written before anything is done about it, and settled in the transaction
+-- that publishes it.
+CREATE TABLE IF NOT EXISTS headwater.resnapshots (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- NULL: all tables.
+    tables text[],
+    origin text NOT NULL CHECK (origin IN ('start', 'command', 'added')),
+    state text NOT NULL DEFAULT 'requested' CHECK (state IN ('requested', 'done', 'failed')),
+    -- Why it failed, or what keeps it up.
+    message text,
+    -- The command line that asked, until the service is stopped in good order: what it asked for is done once.
+    invocation text,
+    requested_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    finished_at timestamptz
+);

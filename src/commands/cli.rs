@@ -39,6 +39,8 @@ pub(super) enum Command {
     Status(StatusArguments),
     /// Say what blocks progress right now, and what to do about it.
     Explain,
+    /// Ask the running service to copy all tables, or these, anew and to reconcile what differs, without a restart.
+    Resnapshot(ResnapshotArguments),
     /// Watch it work: two throw-away clusters, a forum that is written to, and headwater between them.
     Demo(DemoArguments),
 }
@@ -113,10 +115,23 @@ pub(super) struct DemoArguments {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct RunArguments {
-    /// First reconcile all tables with a new snapshot; agrees to changing tables that already have rows.
+pub(super) struct ResnapshotArguments {
+    /// The tables; without any, all that are configured.
+    #[arg(value_name = "TABLE")]
+    pub(super) tables: Vec<String>,
+
+    /// Only ask: do not wait until it is done.
     #[arg(long)]
-    pub(super) resnapshot: bool,
+    pub(super) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// Copy all tables, or these, anew and reconcile what differs; agrees to changing tables that already have rows.
+    ///
+    /// It is done once, also when a supervisor starts the same command line again after a crash.
+    #[arg(long, value_name = "TABLE,…", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(super) resnapshot: Option<String>,
 
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogStyle::Human, env = "HEADWATER_LOG_FORMAT")]

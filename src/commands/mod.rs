@@ -11,6 +11,7 @@ mod display;
 mod explain;
 mod observe;
 mod replay;
+mod resnapshot;
 mod run;
 mod settings;
 mod skip;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
             Command::Replay(options) => replay::replay(&arguments.config, &options).await,
             Command::Status(options) => status::status(arguments.config.as_deref(), &options).await,
             Command::Explain => explain::explain(arguments.config.as_deref()).await,
+            Command::Resnapshot(options) => resnapshot::resnapshot(&arguments.config, &options).await,
             Command::Demo(options) => demo::demo(options.seconds).await,
         }
     });

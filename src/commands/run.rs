@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::cli::{LogStyle, RunArguments};
-use super::{Exit, display, settings};
+use super::{Exit, display, resnapshot, settings};
 use crate::fault::{Fault, report};
 use crate::pipeline::{self, RunOptions};
 use crate::telemetry::{self, LogFormat, Route, State, Telemetry, start_logging};
@@ -20,6 +20,13 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     let config = match settings::load(path.as_deref()) {
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
+    };
+    let resnapshot = match &options.resnapshot {
+        Some(tables) => match resnapshot::scope(&config, tables.split(',').filter(|name| !name.trim().is_empty())) {
+            Ok(scope) => Some(scope),
+            Err(exit) => return exit,
+        },
+        None => None,
     };
     start_logging(match options.log_format {
         LogStyle::Human => LogFormat::Human,
@@ -54,8 +61,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         }
     }
     let shown = tokio::spawn(display::show_snapshots(Arc::clone(&telemetry)));
-    let options = RunOptions { resnapshot: options.resnapshot };
-    let ended = pipeline::run(config, options, Arc::clone(&telemetry), stopping).await;
+    let ended = pipeline::run(config, RunOptions { resnapshot }, Arc::clone(&telemetry), stopping).await;
     shown.abort();
     telemetry.set_state(State::Stopped, None);
     match ended {

@@ -9,6 +9,7 @@ use super::Exit;
 use super::display;
 use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, misspelt_variables};
 use crate::destination::WritingSettings;
+use crate::pg::Ident;
 use crate::session::Sql;
 
 /// Reads the configuration. What is wrong with it is printed, all at once.
@@ -53,6 +54,7 @@ pub(super) fn writing(config: &Config) -> WritingSettings {
     WritingSettings {
         connection: config.destination.url.clone(),
         slot: config.source.slot.clone(),
+        positions: Ident::new("headwater"),
         // It leads nothing, so nobody waits for its silence.
         leader_timeout: config.destination.timeout,
         lock_timeout: config.destination.lock_timeout,

@@ -145,7 +145,8 @@ impl Bookkeeping {
         // Each version's last object; the script runs in one transaction.
         let sql = "SELECT pg_catalog.to_regprocedure('headwater.expect(bigint, bigint)') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL
-                          AND pg_catalog.to_regclass('headwater.shapes') IS NOT NULL";
+                          AND pg_catalog.to_regclass('headwater.shapes') IS NOT NULL
+                          AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL";
         Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))
     }
 

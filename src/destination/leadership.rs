@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::error::DestinationError;
 use super::origin::{Marking, mark};
 use crate::config::{ConnectionSettings, SynchronousCommit};
-use crate::pg::{ErrorReport, Lsn, SlotName};
+use crate::pg::{ErrorReport, Ident, Lsn, SlotName};
 use crate::session::{Flight, FlightAnswer, SessionError, SqlClient, SqlState, StatementAnswer, WritingSession};
 
 /// How the writing session is set up.
@@ -27,6 +27,8 @@ pub struct WritingSettings {
     pub connection: ConnectionSettings,
     /// The slot: part of the lock's key.
     pub slot: SlotName,
+    /// The schema that holds the position and `advance`: headwater, or one of staging's.
+    pub positions: Ident,
     /// Silence after which the server ends the session.
     pub leader_timeout: Duration,
     /// How long a statement waits for a lock.
@@ -181,7 +183,7 @@ impl Leader {
     /// [`DestinationError`] when the session is lost or there is no position.
     pub async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
         let mut flight = Flight::new();
-        flight.query(READ_POSITION);
+        flight.query(&self.settings.read_position());
         let row = one_row(self.session.round_trip("reading the position", flight, self.settings.timeout).await?);
         position_in(&row)
     }
@@ -218,9 +220,20 @@ impl Leader {
     }
 }
 
-/// Reads the position and remembers its ctid for `headwater.advance`.
-pub(super) const READ_POSITION: &str = "SELECT position, pg_catalog.set_config('headwater.position_ctid', ctid::pg_catalog.text, false) \
-     FROM headwater.position";
+impl WritingSettings {
+    /// Reads the position and remembers its ctid for `advance`.
+    pub(super) fn read_position(&self) -> String {
+        format!(
+            "SELECT position, pg_catalog.set_config('headwater.position_ctid', ctid::pg_catalog.text, false) FROM {}.position",
+            self.positions.sql()
+        )
+    }
+
+    /// Moves the position from $1 to $2.
+    pub(super) fn advance(&self) -> String {
+        format!("SELECT {}.advance($1, $2)", self.positions.sql())
+    }
+}
 
 pub(super) fn position_in(row: &[Option<String>]) -> Result<Lsn, DestinationError> {
     row.first().and_then(|position| position.as_deref()?.parse().ok()).ok_or_else(|| {

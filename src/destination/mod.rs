@@ -10,7 +10,8 @@
 //! leadership ─── who may write: one advisory lock, one conditional position
 //! apply ──────── work into flights, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out
-//! schema, staging, publish ── a snapshot, from missing tables to one visible instant
+//! schema, staging, build, compare, publish ── a snapshot, from missing tables to one visible instant
+//! resnapshots ── snapshots that were asked for and are not made yet
 //! ```
 //!
 //! Invariants: the position moves in the transaction that its rows are in (I3), first, and only from where this
@@ -18,8 +19,10 @@
 
 mod apply;
 mod bookkeeping;
+mod build;
 mod catalog;
 mod conflict;
+mod compare;
 mod dead_letter;
 mod error;
 mod leadership;
@@ -27,6 +30,7 @@ mod letter_text;
 mod origin;
 mod publish;
 mod replay;
+mod resnapshots;
 mod schema;
 mod sequences;
 mod shapes;
@@ -35,6 +39,7 @@ mod staging;
 pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, misfit_report};
 pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState};
 pub use catalog::{Catalog, DestinationTable};
+pub use compare::{Comparison, Differences};
 pub use conflict::{Conflicts, Repair};
 pub use dead_letter::{DeadLetter, Wanted, dead_letters, parts, read_part, request_skip, skips};
 pub use error::{Conflict, ConflictKind, DestinationError};
@@ -43,8 +48,9 @@ pub use leadership::{
 };
 pub use letter_text::{describe, describe_with_values};
 pub use origin::Marking;
-pub use publish::{Publication, PublishOutcome};
+pub use publish::{Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
+pub use resnapshots::{Origin, Request, RequestState, Scope};
 pub use sequences::follow_sequences;
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

@@ -9,31 +9,52 @@
 
 use std::collections::BTreeMap;
 
+use super::compare::Differences;
 use super::error::DestinationError;
 use super::leadership::ReplicationRole;
+use super::resnapshots::FULFIL;
 use super::shapes;
 use super::staging::{Mode, StagedTable, Staging};
-use crate::pg::{ErrorReport, Lsn, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, quote_literal};
 use crate::plan::schema::Types;
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl;
 use crate::plan::sql::staging as sql;
-use crate::session::SqlClient;
+use crate::session::{SqlClient, SqlState};
 use crate::telemetry::failpoint;
+
+/// Where the position stands, and where it will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// No stream is running: all tables are published at the snapshot's consistent point, which becomes the position.
+    Beginning {
+        /// The position that the bookkeeping must still hold, where there is one already.
+        live_position: Option<Lsn>,
+        /// The position from here on.
+        consistent_point: Lsn,
+    },
+    /// The stream is held here, and staging has been brought to the same position, which stays.
+    Held {
+        /// The position.
+        position: Lsn,
+    },
+}
 
 /// What is to be published.
 #[derive(Clone, Debug)]
 pub struct Publication<'a> {
     /// The rows.
     pub staging: &'a Staging,
-    /// Rows sent into staging, by table.
-    pub sent: &'a BTreeMap<QualifiedName, u64>,
+    /// Rows sent into staging, by table, where nothing was changed there since.
+    pub sent: Option<&'a BTreeMap<QualifiedName, u64>>,
+    /// The keys of the rows that differ, where they are listed.
+    pub differences: &'a Differences,
     /// The generation that the bookkeeping must still hold.
     pub generation: &'a str,
-    /// The position that the bookkeeping must still hold, when a stream is live.
-    pub live_position: Option<Lsn>,
-    /// Where the snapshot was taken: the position from here on.
-    pub consistent_point: Lsn,
+    /// Where the position stands, and where it will.
+    pub place: Place,
+    /// Requests that are fulfilled by this.
+    pub requests: &'a [i64],
     /// How long to wait for locks.
     pub lock_timeout_millis: u128,
 }
@@ -73,11 +94,15 @@ impl Publication<'_> {
             .await?;
         self.take_turn(client).await?;
         // Before the first write: what was staged is what will be published.
-        self.staging.check(client, self.sent).await?;
-        if replica_role(client).await? == ReplicationRole::Origin {
+        self.staging.check_alive(client).await?;
+        if let Some(sent) = self.sent {
+            self.staging.check_counts(client, sent).await?;
+        }
+        let role = replica_role(client).await?;
+        if role == ReplicationRole::Origin {
             client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await?;
         }
-        let outcome = self.move_rows(client).await?;
+        let outcome = self.move_rows(client, role).await?;
         self.write_bookkeeping(client).await?;
         failpoint::reached("publish.before_commit");
         client.batch("committing the snapshot", "COMMIT").await?;
@@ -85,17 +110,21 @@ impl Publication<'_> {
         Ok(outcome)
     }
 
-    /// The bookkeeping must still be as it was when the snapshot began; its row is locked, so no other instance
-    /// publishes too.
+    /// The bookkeeping must still be as it was when the snapshot began. Its rows are locked: no other instance publishes
+    /// too, and none moves the position before this commits.
     async fn take_turn(&self, client: &SqlClient) -> Result<(), DestinationError> {
-        let sql = "SELECT state, generation, (SELECT position::text FROM headwater.position) FROM headwater.stream FOR UPDATE";
+        let sql = "SELECT position::text FROM headwater.position FOR UPDATE";
+        let position: Option<Lsn> =
+            client.query_opt(DOING, sql, &[]).await?.and_then(|row| row.get::<_, &str>(0).parse().ok());
+        let sql = "SELECT state, generation FROM headwater.stream FOR UPDATE";
         let row = client.query_opt(DOING, sql, &[]).await?;
         let ours = row.is_some_and(|row| {
             let (state, generation): (&str, &str) = (row.get(0), row.get(1));
-            let position: Option<&str> = row.get(2);
-            let waiting = match self.live_position {
-                None => state == "creating",
-                Some(live) => state == "live" && position.and_then(|text| text.parse().ok()) == Some(live),
+            let waiting = match self.place {
+                Place::Beginning { live_position: None, .. } => state == "creating",
+                Place::Beginning { live_position: Some(held), .. } | Place::Held { position: held } => {
+                    state == "live" && position == Some(held)
+                }
             };
             waiting && generation == self.generation
         });
@@ -105,20 +134,19 @@ impl Publication<'_> {
         Err(DestinationError::StagingLost("another instance has gone on meanwhile".to_owned()))
     }
 
-    async fn move_rows(&self, client: &SqlClient) -> Result<PublishOutcome, DestinationError> {
+    async fn move_rows(&self, client: &SqlClient, role: ReplicationRole) -> Result<PublishOutcome, DestinationError> {
         let mut outcome = PublishOutcome::default();
         let tables = &self.staging.tables;
         let reconciled = |table: &&StagedTable| table.mode == Mode::Reconcile;
+        let listed = |table: &StagedTable| self.differences.of(&table.live).cloned();
         for table in tables.iter().rev().filter(reconciled) {
-            let statement = table.matching.delete_extra(&table.staging, &table.live);
+            let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table).as_ref());
             outcome.reconciled.entry(table.live.clone()).or_default().0 =
                 client.execute(DOING, &statement, &[]).await?;
         }
-        for table in tables.iter().filter(reconciled) {
-            if let Some(statement) = table.matching.update_different(&table.staging, &table.live) {
-                outcome.reconciled.entry(table.live.clone()).or_default().1 =
-                    client.execute(DOING, &statement, &[]).await?;
-            }
+        for (number, table) in tables.iter().enumerate().filter(|(_, table)| reconciled(table)) {
+            outcome.reconciled.entry(table.live.clone()).or_default().1 =
+                self.update(client, role, (number, table)).await?;
         }
         for table in tables {
             match table.mode {
@@ -129,7 +157,7 @@ impl Publication<'_> {
                     client.execute(DOING, &statement, &[]).await?;
                 }
                 Mode::Reconcile => {
-                    let statement = table.matching.insert_missing(&table.staging, &table.live);
+                    let statement = table.matching.insert_missing(&table.staging, &table.live, listed(table).as_ref());
                     outcome.reconciled.entry(table.live.clone()).or_default().2 =
                         client.execute(DOING, &statement, &[]).await?;
                 }
@@ -137,12 +165,44 @@ impl Publication<'_> {
         }
         for (table, constraint, target) in self.staging.new_foreign_keys() {
             let parent = target.table();
-            let onto_existing = self.staging.tables.iter().any(|t| t.live == parent && t.mode != Mode::Move);
-            if onto_existing {
+            if self.staging.exists(&parent) {
                 client.batch(DOING, &ddl::add_foreign_key(&table.live, constraint, target, &parent)).await?;
             }
         }
         Ok(outcome)
+    }
+
+    /// Updates what differs; when unique values change hands among the rows, by exchanging them all at once.
+    async fn update(
+        &self,
+        client: &SqlClient,
+        role: ReplicationRole,
+        (number, table): (usize, &StagedTable),
+    ) -> Result<u64, DestinationError> {
+        let listed = self.differences.of(&table.live);
+        let Some(statement) = table.matching.update_different(&table.staging, &table.live, listed) else {
+            return Ok(0);
+        };
+        client.batch(DOING, "SAVEPOINT headwater_update").await?;
+        let error = match client.execute(DOING, &statement, &[]).await {
+            Ok(updated) => {
+                client.batch(DOING, "RELEASE SAVEPOINT headwater_update").await?;
+                return Ok(updated);
+            }
+            Err(error) => error,
+        };
+        let exchange = [b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code)));
+        // Where foreign keys act, deleting a row would take its local children along.
+        if !exchange || role == ReplicationRole::Origin {
+            return Err(error.into());
+        }
+        client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await?;
+        let aside = QualifiedName { schema: self.staging.schema.clone(), name: Ident::new(format!("a{number}")) };
+        let [set_aside, delete, insert] =
+            table.matching.exchange_different(&table.staging, &table.live, listed, &aside, &table.stored);
+        client.batch(DOING, &set_aside).await?;
+        client.execute(DOING, &delete, &[]).await?;
+        Ok(client.execute(DOING, &insert, &[]).await?)
     }
 
     async fn move_table(&self, client: &SqlClient, table: &StagedTable) -> Result<(), DestinationError> {
@@ -178,31 +238,43 @@ impl Publication<'_> {
     }
 
     async fn write_bookkeeping(&self, client: &SqlClient) -> Result<(), DestinationError> {
-        let point = self.consistent_point.to_string();
-        client
-            .batch(DOING, "DELETE FROM headwater.tables; DELETE FROM headwater.shapes; DELETE FROM headwater.position")
-            .await?;
+        let point = match self.place {
+            Place::Beginning { consistent_point, .. } => consistent_point,
+            Place::Held { position } => position,
+        };
+        let text = point.to_string();
+        if let Place::Beginning { .. } = self.place {
+            client
+                .batch(
+                    DOING,
+                    "DELETE FROM headwater.tables; DELETE FROM headwater.shapes; DELETE FROM headwater.position",
+                )
+                .await?;
+        }
         for table in &self.staging.tables {
             let live = quote_literal(&table.live.sql());
             let sql = format!(
-                "INSERT INTO headwater.tables (schema_name, table_name, source_id, destination_id, state, snapshot_position)
-                 VALUES ($1, $2, $3, {live}::pg_catalog.regclass, 'live', $4::text::pg_lsn)"
+                "INSERT INTO headwater.tables AS t (schema_name, table_name, source_id, destination_id, state, snapshot_position)
+                 VALUES ($1, $2, $3, {live}::pg_catalog.regclass, 'live', $4::text::pg_lsn)
+                 ON CONFLICT (schema_name, table_name) DO UPDATE SET source_id = EXCLUDED.source_id,
+                     destination_id = EXCLUDED.destination_id, state = 'live', snapshot_position = EXCLUDED.snapshot_position"
             );
             let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
-            client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &point]).await?;
+            client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
             let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
             client.batch(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
         }
-        client.execute(DOING, "INSERT INTO headwater.position (position) VALUES ($1::text::pg_lsn)", &[&point]).await?;
-        let updated = client
-            .execute(
-                DOING,
-                "UPDATE headwater.stream SET state = 'live', consistent_point = $1::text::pg_lsn, gap = NULL WHERE generation = $2",
-                &[&point, &self.generation],
-            )
-            .await?;
-        if updated != 1 {
-            return Err(DestinationError::Refused(ErrorReport::new("headwater.stream has lost its row")));
+        if let Place::Beginning { .. } = self.place {
+            let sql = "INSERT INTO headwater.position (position) VALUES ($1::text::pg_lsn)";
+            client.execute(DOING, sql, &[&text]).await?;
+            let sql = "UPDATE headwater.stream SET state = 'live', consistent_point = $1::text::pg_lsn, gap = NULL WHERE generation = $2";
+            if client.execute(DOING, sql, &[&text, &self.generation]).await? != 1 {
+                return Err(DestinationError::Refused(ErrorReport::new("headwater.stream has lost its row")));
+            }
+        }
+        if !self.requests.is_empty() {
+            let requests = self.requests.to_vec();
+            client.execute(DOING, FULFIL, &[&requests]).await?;
         }
         Ok(())
     }

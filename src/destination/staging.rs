@@ -9,19 +9,20 @@
 //! | empty | fill | plain columns, unlogged |
 //! | has rows | reconcile | plain columns, unlogged, and an index on the key |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::catalog::Catalog;
 use super::error::DestinationError;
 use super::schema::{self, ResolvedTypes};
-use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
 use crate::plan::schema::{
-    ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, IdentityColumn, TableDefinition, TableKind, Types,
+    ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, Identity, IdentityColumn, TableDefinition, TableKind,
+    Types,
 };
-use crate::plan::sql::ddl::{self, Creation};
+use crate::plan::sql::ddl::{Creation, Indexes};
 use crate::plan::sql::staging::{self as sql, Matching, Route};
 use crate::session::SqlClient;
 
@@ -71,6 +72,8 @@ pub struct StagedTable {
     pub row_filter: Option<String>,
     /// How rows are recognised when reconciling.
     pub matching: Matching,
+    /// The live table's columns that are not generated, local ones too.
+    pub stored: Vec<Ident>,
     /// The live table has GENERATED ALWAYS identity columns.
     pub overrides_identity: bool,
 }
@@ -85,15 +88,19 @@ impl StagedTable {
 /// All tables' staging.
 #[derive(Clone, Debug)]
 pub struct Staging {
-    /// The schema that holds it.
+    /// The schema that holds what is filled or reconciled, and the mark of life.
     pub schema: Ident,
     /// The tables, parents first.
     pub tables: Vec<StagedTable>,
-    /// When the server was started: a restart empties unlogged tables.
-    pub server_started: String,
     /// What of the source's tables is not taken over.
     pub left_out: Vec<String>,
-    creations: BTreeMap<QualifiedName, (Vec<String>, Vec<Ident>)>,
+    /// When the server was started: a restart empties unlogged tables.
+    server_started: String,
+    /// Tables that will be moved to one schema wait in one, so that their names and their indexes' cannot meet others'.
+    moving: BTreeMap<Ident, Ident>,
+    /// Tables of the set that exist already.
+    existing: BTreeSet<QualifiedName>,
+    indexes: BTreeMap<QualifiedName, Indexes>,
 }
 
 /// Drops staging of earlier attempts.
@@ -113,6 +120,10 @@ pub async fn sweep(client: &SqlClient) -> Result<u64, DestinationError> {
 
 const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
 
+/// An unlogged table with one row. When one server process crashes, all are restarted without a new start time; the row
+/// is gone then, as all rows of unlogged tables are.
+const MARK_OF_LIFE: &str = "headwater alive";
+
 impl Staging {
     /// Creates the staging schema and a staging table for each of `tables`, which come parents first.
     ///
@@ -128,9 +139,18 @@ impl Staging {
         let expressions = schema::expressions(client).await?;
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
-        client.batch("creating the staging schema", &format!("CREATE SCHEMA {}", schema.sql())).await?;
-        let mut staging =
-            Staging { schema, tables: Vec::new(), server_started, left_out: Vec::new(), creations: BTreeMap::new() };
+        let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) }.sql();
+        let create = format!("CREATE SCHEMA {}; CREATE UNLOGGED TABLE {mark} AS SELECT true AS alive", schema.sql());
+        client.batch("creating the staging schema", &create).await?;
+        let mut staging = Staging {
+            schema,
+            tables: Vec::new(),
+            left_out: Vec::new(),
+            server_started,
+            moving: BTreeMap::new(),
+            existing: catalog.tables.keys().cloned().collect(),
+            indexes: BTreeMap::new(),
+        };
         for table in tables {
             let name = table.source.name();
             match catalog.table(&name) {
@@ -141,11 +161,15 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Staging tables of two schemas may bear one name, so they are numbered; a table that is moved keeps its own.
-    fn staging_name(&self, table: &TableDefinition, moved: bool) -> QualifiedName {
-        let number = self.tables.len();
-        let name = if moved { table.table.clone() } else { Ident::new(format!("t{number}")) };
-        QualifiedName { schema: self.schema.clone(), name }
+    /// The schema in which tables wait that will be moved to `schema`.
+    async fn waiting_room(&mut self, client: &SqlClient, schema: &Ident) -> Result<Ident, DestinationError> {
+        if let Some(known) = self.moving.get(schema) {
+            return Ok(known.clone());
+        }
+        let room = Ident::new(format!("{}_{}", self.schema.as_str(), self.moving.len()));
+        client.batch("creating the staging schema", &format!("CREATE SCHEMA {}", room.sql())).await?;
+        self.moving.insert(schema.clone(), room.clone());
+        Ok(room)
     }
 
     async fn prepare_plain(
@@ -156,23 +180,19 @@ impl Staging {
     ) -> Result<(), DestinationError> {
         let name = live.name();
         let published = table.columns.clone();
-        let columns: Vec<Ident> = table
-            .columns
-            .into_iter()
-            .filter(|column| live.column(column).is_some_and(|column| column.generated.is_none()))
-            .collect();
-        let staging = self.staging_name(live, false);
-        client.batch("creating a staging table", &sql::create_plain(&staging, &name, &columns)).await?;
+        let held: Vec<Ident> = table.columns.into_iter().filter(|column| live.column(column).is_some()).collect();
+        let stored = |column: &&Ident| live.column(column).is_some_and(|column| column.generated.is_none());
+        let columns: Vec<Ident> = held.iter().filter(stored).cloned().collect();
+        let staging =
+            QualifiedName { schema: self.schema.clone(), name: Ident::new(format!("t{}", self.tables.len())) };
+        // The stream also brings what the live table generates by itself.
+        client.batch("creating a staging table", &sql::create_plain(&staging, &name, &held)).await?;
         let rows = Catalog::count_rows(client, &name, 1).await?;
         let always = |column: &&ColumnDefinition| column.identity == Some(IdentityColumn::Always);
         let fixed: Vec<Ident> = live.columns.iter().filter(always).map(|column| column.name.clone()).collect();
         self.tables.push(StagedTable {
-            matching: Matching {
-                key: matching_key(live, &columns),
-                columns: columns.clone(),
-                fixed: fixed.clone(),
-                partitioned: live.kind == TableKind::Partitioned,
-            },
+            matching: matching(&table.source, live, &columns, &fixed),
+            stored: live.columns.iter().filter(|c| c.generated.is_none()).map(|c| c.name.clone()).collect(),
             source: table.source,
             published,
             live: name,
@@ -201,10 +221,11 @@ impl Staging {
             .collect();
         let types: ResolvedTypes = schema::resolve_types(client, source_types, &wanted, expressions).await?;
         check_names_free(client, &table.source).await?;
+        let room = self.waiting_room(client, &name.schema).await?;
         let (create, indexes) = {
             let creation = Creation {
                 table: &table.source,
-                schema: &self.schema,
+                schema: &room,
                 type_sql: &|column| types.sql(column),
                 expressions,
                 columns: &table.columns,
@@ -214,15 +235,23 @@ impl Staging {
         for statement in &create.sql {
             client.batch("creating a table", statement).await?;
         }
-        let missing = create.left_out.into_iter().chain(indexes.left_out);
+        let missing = create.left_out.iter().chain(&indexes.left_out);
         self.left_out.extend(missing.map(|what| format!("table {name}: {what} was not taken over")));
-        self.creations.insert(name.clone(), (indexes.sql, table.columns.clone()));
-        let staging = self.staging_name(&table.source, true);
+        self.indexes.insert(name.clone(), indexes);
+        let staging = QualifiedName { schema: room, name: name.name.clone() };
         let stored = |column: &Ident| table.source.column(column).is_some_and(|column| column.generated.is_none());
         let published = table.columns.clone();
         let columns: Vec<Ident> = table.columns.into_iter().filter(stored).collect();
         self.tables.push(StagedTable {
-            matching: Matching { key: Vec::new(), columns: columns.clone(), fixed: Vec::new(), partitioned: false },
+            matching: Matching {
+                key: Vec::new(),
+                unique: false,
+                lookup: Vec::new(),
+                columns: columns.clone(),
+                fixed: Vec::new(),
+                partitioned: false,
+            },
+            stored: columns.clone(),
             source: table.source,
             published,
             live: name,
@@ -235,39 +264,27 @@ impl Staging {
         Ok(())
     }
 
-    /// Builds what the loaded rows need: indexes and keys of new tables, foreign keys among them, an index on the key
-    /// of what will be reconciled, and statistics.
+    /// Gives staging a position of its own, from which the stream can be applied to it.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn finish(&self, client: &SqlClient) -> Result<(), DestinationError> {
-        for table in &self.tables {
-            match table.mode {
-                Mode::Move => {
-                    let statements = self.creations.get(&table.live).map(|(indexes, _)| indexes.as_slice());
-                    for statement in statements.unwrap_or_default() {
-                        client.batch("building an index", statement).await?;
-                    }
-                }
-                Mode::Reconcile => {
-                    if let Some(statement) = table.matching.index(&table.staging) {
-                        client.batch("building an index", &statement).await?;
-                    }
-                }
-                Mode::Fill => {}
-            }
-            client.batch("analyzing a staging table", &sql::analyze(&table.staging)).await?;
-        }
-        for (table, constraint, target) in self.new_foreign_keys() {
-            if let Some(parent) = self.moved(&target.table()) {
-                let statement = ddl::add_foreign_key(&table.staging, constraint, target, &parent.staging);
-                client.batch("adding a foreign key", &statement).await?;
-            }
-        }
-        Ok(())
+    pub async fn track(&self, client: &SqlClient, from: Lsn) -> Result<(), DestinationError> {
+        let bookkeeping = include_str!("../../sql/bookkeeping.sql");
+        let begin = bookkeeping.find("CREATE OR REPLACE FUNCTION headwater.advance(").unwrap_or_default();
+        let function = bookkeeping.get(begin..).unwrap_or_default();
+        let function = function.split_inclusive("$$;").next().unwrap_or_default();
+        let schema = self.schema.sql();
+        let function = function
+            .replace("headwater.advance(", &format!("{schema}.advance("))
+            .replace("UPDATE headwater.position ", &format!("UPDATE {schema}.position "));
+        let table = format!(
+            "CREATE UNLOGGED TABLE {schema}.position (position pg_catalog.pg_lsn NOT NULL) WITH (fillfactor = 10);
+             INSERT INTO {schema}.position VALUES ('{from}')"
+        );
+        Ok(client.batch("giving staging a position", &format!("{table}; {function}")).await?)
     }
 
-    /// The foreign keys that new tables get: those within the set.
+    /// The foreign keys that new tables get: those whose other table is of the set, or was before.
     pub fn new_foreign_keys(&self) -> impl Iterator<Item = (&StagedTable, &ConstraintDefinition, &ForeignKeyTarget)> {
         self.tables
             .iter()
@@ -280,25 +297,54 @@ impl Staging {
         self.tables.iter().find(|table| table.live == *name && table.mode == Mode::Move)
     }
 
+    /// Whether a table of the set exists already.
+    pub fn exists(&self, name: &QualifiedName) -> bool {
+        self.existing.contains(name)
+    }
+
+    /// The indexes that a new table gets.
+    pub(super) fn indexes(&self, table: &StagedTable) -> Option<&Indexes> {
+        self.indexes.get(&table.live)
+    }
+
     /// Drops staging and everything in it.
     ///
     /// # Errors
     /// [`DestinationError`].
     pub async fn drop(&self, client: &SqlClient) -> Result<(), DestinationError> {
-        let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.schema.sql());
-        Ok(client.batch("dropping staging", &statement).await?)
+        for schema in self.moving.values().chain([&self.schema]) {
+            let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", schema.sql());
+            client.batch("dropping staging", &statement).await?;
+        }
+        Ok(())
     }
 
-    /// Checks that staging still holds what was sent: the server was not restarted, and no table has another number
-    /// of rows.
+    /// Checks that no crash has touched staging: the server was not restarted, and the mark of life is still there.
     ///
     /// # Errors
     /// [`DestinationError::StagingLost`].
-    pub async fn check(&self, client: &SqlClient, sent: &BTreeMap<QualifiedName, u64>) -> Result<(), DestinationError> {
+    pub async fn check_alive(&self, client: &SqlClient) -> Result<(), DestinationError> {
         let started: String = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         if started != self.server_started {
             return Err(DestinationError::StagingLost("the destination was restarted meanwhile".to_owned()));
         }
+        let mark = QualifiedName { schema: self.schema.clone(), name: Ident::new(MARK_OF_LIFE) };
+        let rows: i64 = client.query_one("looking for the mark of life", &sql::count(&mark), &[]).await?.get(0);
+        if rows != 1 {
+            return Err(DestinationError::StagingLost("the destination has crashed meanwhile".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Checks that staging holds as many rows as were sent.
+    ///
+    /// # Errors
+    /// [`DestinationError::StagingLost`].
+    pub async fn check_counts(
+        &self,
+        client: &SqlClient,
+        sent: &BTreeMap<QualifiedName, u64>,
+    ) -> Result<(), DestinationError> {
         for table in &self.tables {
             let count: i64 = client.query_one("counting staged rows", &sql::count(&table.staging), &[]).await?.get(0);
             let expected = sent.get(&table.live).copied().unwrap_or(0);
@@ -313,21 +359,42 @@ impl Staging {
     }
 }
 
-/// The key by which live rows are recognised: the primary key, or another unique key over NOT NULL columns.
-fn matching_key(live: &TableDefinition, columns: &[Ident]) -> Vec<(Ident, QualifiedName)> {
-    let usable = live.indexes.iter().find(|index| {
-        index.unique_columns().is_some_and(|key| {
-            key.iter().all(|name| columns.contains(name) && live.column(name).is_some_and(|column| column.not_null))
-        })
+/// How rows of staging and of the live table are recognised: by a unique key of the live table over NOT NULL columns;
+/// the one that the stream finds rows by if it can be, then the primary key.
+fn matching(source: &TableDefinition, live: &TableDefinition, columns: &[Ident], fixed: &[Ident]) -> Matching {
+    let identity: Vec<&Ident> = match source.identity_columns() {
+        Identity::Key(key) => key,
+        Identity::WholeRow | Identity::None => Vec::new(),
+    };
+    let same = |a: &[&Ident], b: &[&Ident]| a.len() == b.len() && a.iter().all(|column| b.contains(column));
+    let usable = live.indexes.iter().filter_map(|index| {
+        let key = index.unique_columns()?;
+        let all_here =
+            key.iter().all(|name| columns.contains(name) && live.column(name).is_some_and(|column| column.not_null));
+        all_here.then_some((index, key))
     });
-    let Some(index) = usable else { return Vec::new() };
-    let parts = index.parts.iter().filter(|part| !part.included);
-    parts
-        .filter_map(|part| {
-            let equality = part.equality.clone().unwrap_or_else(|| QualifiedName::new("pg_catalog", "="));
-            Some((part.column.clone()?, equality))
-        })
-        .collect()
+    let chosen = usable.min_by_key(|(index, key)| (!same(key, &identity), !index.primary));
+    let unique = chosen.as_ref().is_some_and(|(_, key)| {
+        source.indexes.iter().any(|index| index.unique_columns().is_some_and(|columns| same(&columns, key)))
+    });
+    let key = chosen.map_or_else(Vec::new, |(index, _)| {
+        let parts = index.parts.iter().filter(|part| !part.included);
+        parts
+            .filter_map(|part| {
+                let equality = part.equality.clone().unwrap_or_else(|| QualifiedName::new("pg_catalog", "="));
+                Some((part.column.clone()?, equality))
+            })
+            .collect()
+    });
+    let found_by = identity.into_iter().filter(|column| key.is_empty() && columns.contains(column));
+    Matching {
+        lookup: found_by.cloned().collect(),
+        unique,
+        key,
+        columns: columns.to_vec(),
+        fixed: fixed.to_vec(),
+        partitioned: live.kind == TableKind::Partitioned,
+    }
 }
 
 /// A new table's name, and those of its indexes and sequences, must be free in its schema before rows are copied for

@@ -1,7 +1,7 @@
 //! One attempt: lead, prepare, snapshot if needed, stream until something ends it.
 //!
 //! Run by `pipeline::run` again and again. What one attempt leaves to the next is little: whether the process has ever
-//! streamed, and whether a resnapshot is still owed. Everything else is read anew from both servers.
+//! streamed, and whether the command line still asks for a snapshot. Everything else is read anew from both servers.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::apply_loop::{ApplyLoop, Beside, Limits};
+use super::asked::{Asked, ask_for_added, asked};
 use super::control::control;
 use super::labels::labels_are_missing;
 use super::monitor::{Ground, Monitor, Watched};
@@ -21,10 +22,10 @@ use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader, Marking,
-    ReplicationRole, TableState, WritingSettings, holder, shapes, skips, sweep, terminate, terminate_leftovers,
+    ReplicationRole, Scope, TableState, WritingSettings, holder, shapes, skips, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::progress::Ledger;
 use crate::session::{Sql, SqlState};
 use crate::source::{
@@ -40,6 +41,18 @@ const STANDBY_POLL: Duration = Duration::from_secs(1);
 /// Logical messages with this prefix are our heartbeats.
 pub(super) const HEARTBEAT_PREFIX: &str = "headwater";
 
+/// How an attempt ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lived {
+    /// The process is to stop.
+    UntilStopped,
+    /// Other tables are followed from now on.
+    ToBeSetUpAnew,
+}
+
+/// How long the destination may take to hear of the end.
+const END_MAX: Duration = Duration::from_secs(2);
+
 /// What attempts share.
 pub(super) struct Attempt {
     config: Arc<Config>,
@@ -47,8 +60,10 @@ pub(super) struct Attempt {
     stop: watch::Receiver<bool>,
     addresses: Addresses,
     monitor: Monitor,
-    /// All tables are to be copied anew.
-    resnapshot: bool,
+    /// What the command line wants copied, until the bookkeeping knows of it.
+    flag: Option<Scope>,
+    /// The command line wants something copied.
+    flagged: bool,
     /// The lost slot is to be replaced by a new one.
     replace_slot: bool,
     /// The spool has failed: the next stream does without.
@@ -77,7 +92,8 @@ impl Attempt {
             stop,
             addresses,
             monitor,
-            resnapshot,
+            flagged: resnapshot.is_some(),
+            flag: resnapshot,
             replace_slot: false,
             spool_failed: false,
             has_streamed: false,
@@ -132,48 +148,68 @@ impl Attempt {
         self.conflict = Some((conflict.commit_lsn, conflict.will_win));
     }
 
-    /// Lives until it is asked to stop (`Ok`) or something fails.
-    pub(super) async fn run(&mut self) -> Result<(), Fault> {
+    /// The service ends because it was asked to: what its command line asked for is done with, and the next one's wish is
+    /// another.
+    pub(super) async fn stopped_in_order(&self) {
+        if !self.flagged {
+            return;
+        }
+        let ending = async { Bookkeeping::connect(&self.addresses.destination).await?.end_invocation().await };
+        if !matches!(tokio::time::timeout(END_MAX, ending).await, Ok(Ok(()))) {
+            tracing::warn!(
+                "the destination could not be told that --resnapshot is done with: the next start with it asks for nothing"
+            );
+        }
+    }
+
+    /// Lives until it is asked to stop, or must be set up anew, or something fails.
+    pub(super) async fn run(&mut self) -> Result<Lived, Fault> {
         self.made_progress = false;
         let stopped = self.stopped();
         let led = tokio::select! {
             led = self.lead() => led?,
-            () = stopped => return Ok(()),
+            () = stopped => return Ok(Lived::UntilStopped),
         };
         let (bookkeeping, mut leader) = led;
         let stopped = self.stopped();
+        let mut asked = while_leading(&mut leader, asked(&bookkeeping, &mut self.flag, &self.telemetry)).await?;
+        if self.replace_slot {
+            asked = asked.everything();
+        }
         let prepared = tokio::select! {
-            prepared = while_leading(&mut leader, self.prepare(&bookkeeping)) => prepared?,
-            () = stopped => return Ok(()),
+            prepared = while_leading(&mut leader, self.prepare(&bookkeeping, &asked)) => prepared?,
+            () = stopped => return Ok(Lived::UntilStopped),
         };
         let prepared = match prepared.start {
             Start::Stream { .. } => prepared,
             Start::Snapshot { live } => {
+                let kind = snapshot::Kind { live, invocation: asked.invocation.take() };
                 let copying = snapshot::snapshot(
                     snapshot::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
                     &bookkeeping,
                     prepared,
-                    live,
+                    &kind,
                     self.stopped(),
                 );
                 if while_leading(&mut leader, copying).await? == snapshot::Ending::Stopped {
-                    return Ok(());
+                    return Ok(Lived::UntilStopped);
                 }
-                self.resnapshot = false;
+                self.flag = None;
                 self.replace_slot = false;
                 self.made_progress = true;
-                while_leading(&mut leader, self.prepare(&bookkeeping)).await?
+                asked = Asked::default();
+                while_leading(&mut leader, self.prepare(&bookkeeping, &asked)).await?
             }
         };
         let Start::Stream { position } = prepared.start else {
             return Err(Fault::Refused(ErrorReport::new("the snapshot was published, but no position is stored")));
         };
+        while_leading(&mut leader, ask_for_added(&bookkeeping, &asked, &prepared.added)).await?;
         self.stream(bookkeeping, leader, prepared, position).await
     }
 
-    async fn prepare(&self, bookkeeping: &Bookkeeping) -> Result<Prepared, Fault> {
-        let config = &self.config;
-        prepare(config, &self.addresses, bookkeeping, &self.telemetry, self.resnapshot || self.replace_slot).await
+    async fn prepare(&self, bookkeeping: &Bookkeeping, asked: &Asked) -> Result<Prepared, Fault> {
+        prepare(&self.config, &self.addresses, bookkeeping, &self.telemetry, asked).await
     }
 
     /// Opens the destination and waits for the lock.
@@ -183,6 +219,7 @@ impl Attempt {
         let settings = WritingSettings {
             connection: config.destination.url.clone(),
             slot: config.source.slot.clone(),
+            positions: Ident::new("headwater"),
             leader_timeout: config.leader_timeout,
             lock_timeout: config.destination.lock_timeout,
             timeout: config.destination.timeout,
@@ -228,7 +265,7 @@ impl Attempt {
         mut leader: Leader,
         mut prepared: Prepared,
         position: Lsn,
-    ) -> Result<(), Fault> {
+    ) -> Result<Lived, Fault> {
         let config = Arc::clone(&self.config);
         let telemetry = Arc::clone(&self.telemetry);
         while_leading(&mut leader, free_slot(&prepared, &config)).await?;
@@ -322,12 +359,16 @@ impl Attempt {
         let sequences = Sequences::start(self.addresses.clone(), followed, Arc::clone(&telemetry));
         let mut ground = self.monitor.watch(watched);
         // Whoever needs apply to stand still for a moment takes a turn through this.
-        let (_control, gate) = control();
+        let (control, gate) = control();
+        let ends = snapshot::Ends { config: &config, addresses: &self.addresses, telemetry: &telemetry };
+        let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();
         let beside = Beside { gate, instance: self.monitor.instance() };
         let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
         let applied = tokio::select! {
-            applied = applying.run(self.stopped()) => applied.map_err(Fault::from),
+            applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Lived::UntilStopped),
             lost = ground_lost(&mut ground) => Err(lost),
+            // It holds until the loop runs no more.
+            _held = snapshot::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
         };
         self.made_progress |= applying.made_progress();
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
@@ -348,13 +389,15 @@ impl Attempt {
         {
             return Err(DestinationError::LabelMissing.into());
         }
-        applied?;
+        if applied? == Lived::ToBeSetUpAnew {
+            return Ok(Lived::ToBeSetUpAnew);
+        }
         match read {
             Ok(Ok(Err(error))) if !self.is_stopping() => {
                 self.spool_failed = matches!(error, SourceError::Spool(_));
                 Err(error.into())
             }
-            Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(()),
+            Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(Lived::UntilStopped),
             // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
             Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
             Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),

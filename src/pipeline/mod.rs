@@ -19,6 +19,7 @@
 //! bookkeeping holds.
 
 mod apply_loop;
+mod asked;
 mod attempt;
 mod labels;
 #[allow(dead_code, reason = "the turns are taken by fences")]
@@ -35,16 +36,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::Config;
+pub use crate::destination::Scope;
 use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::telemetry::{State, Telemetry};
-use attempt::Attempt;
+use attempt::{Attempt, Lived};
 use monitor::Monitor;
 
 /// What the operator asked for at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunOptions {
-    /// Reconcile all tables with a new snapshot.
-    pub resnapshot: bool,
+    /// Copy tables anew, and reconcile what differs.
+    pub resnapshot: Option<Scope>,
 }
 
 /// An attempt that lasted so long was not a failure to start.
@@ -65,7 +67,14 @@ pub async fn run(
     let mut backoff = Backoff::default();
     loop {
         let began = Instant::now();
-        let Err(fault) = attempt.run().await else { return Ok(()) };
+        let fault = match attempt.run().await {
+            Ok(Lived::UntilStopped) => {
+                attempt.stopped_in_order().await;
+                return Ok(());
+            }
+            Ok(Lived::ToBeSetUpAnew) => continue,
+            Err(fault) => fault,
+        };
         if attempt.is_stopping() {
             // What broke while stopping was going to end anyway.
             return Ok(());

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeSet;
 
+use super::asked::Asked;
 use super::labels::follow_labels;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{Bookkeeping, Catalog, DestinationError, Stream, StreamState, TableRecord, misfit_report};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
 use crate::plan::fit::{self, End, Transfer};
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification};
 use crate::source::{
@@ -47,6 +48,8 @@ pub(super) struct Prepared {
     pub(super) transfer: Transfer,
     pub(super) stream: Option<Stream>,
     pub(super) start: Start,
+    /// Configured tables that are not followed yet.
+    pub(super) added: Vec<QualifiedName>,
 }
 
 /// How the sessions of an attempt are opened.
@@ -54,6 +57,7 @@ pub(super) struct Prepared {
 pub(super) struct Addresses {
     pub(super) source: Sql,
     pub(super) destination: Sql,
+    slot: SlotName,
 }
 
 /// How long a catalog query may take: far longer than any does.
@@ -64,7 +68,14 @@ impl Addresses {
         Addresses {
             source: Sql { connection: config.source.url.clone(), purpose: "control", timeout: QUERY_MAX },
             destination: Sql { connection: config.destination.url.clone(), purpose: "bookkeeping", timeout: QUERY_MAX },
+            slot: config.source.slot.clone(),
         }
+    }
+
+    /// The destination for a session whose name tells the slot, so that a later leader finds what an earlier one left.
+    pub(super) fn destination_for(&self, purpose: &'static str) -> Sql {
+        let connection = self.destination.connection.with_application_suffix(self.slot.as_str());
+        Sql { connection, purpose, ..self.destination.clone() }
     }
 }
 
@@ -97,21 +108,20 @@ pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Resul
     })
 }
 
-/// Checks both ends and decides what to do. `agreed`: the operator has agreed to reconciling tables that have rows;
-/// `resnapshot`: all tables are to be copied anew.
+/// Checks both ends and decides what to do, with the snapshots in mind that are asked for.
 pub(super) async fn prepare(
     config: &Config,
     addresses: &Addresses,
     bookkeeping: &Bookkeeping,
     telemetry: &Telemetry,
-    resnapshot: bool,
+    asked: &Asked,
 ) -> Result<Prepared, Fault> {
     let stream = bookkeeping.stream().await?;
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
     source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let slot = find_slot(&source, &config.source.slot).await?;
-    let server = SourceServer::check(&source, slot.is_none() || resnapshot).await?;
+    let server = SourceServer::check(&source, slot.is_none() || asked.all).await?;
     let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
     server.check_not_synchronous(&application_name)?;
     let mut source_catalog = SourceCatalog::read(&source, &config.tables).await?;
@@ -131,18 +141,22 @@ pub(super) async fn prepare(
         return Err(Fault::Refused(slot_unknown_report(slot)));
     }
     let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    if stream.is_none() && !resnapshot {
-        check_empty(bookkeeping.client(), &destination_catalog).await?;
+    if stream.is_none() {
+        check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
     }
+    let known = if live { bookkeeping.tables().await? } else { Vec::new() };
+    let mut added = Vec::new();
     let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
         (true, Some(position)) => {
             let history = match stored_history(stream.as_ref(), position) {
                 Some(stored) => check_history(&mut replication, &identification, slot.as_ref(), &stored).await,
                 None => Ok(()),
             };
-            match (history, resnapshot) {
+            match (history, asked.all) {
                 (Ok(()), false) => {
-                    check_tables(&bookkeeping.tables().await?, &source_catalog)?;
+                    added = check_tables(&known, &source_catalog, asked)?;
+                    let existing = added.iter().filter(|name| destination_catalog.table(name).is_some());
+                    check_empty(bookkeeping.client(), existing.filter(|name| !asked.covers(name))).await?;
                     Start::Stream { position }
                 }
                 (Ok(()), true) => Start::Snapshot { live: true },
@@ -160,11 +174,16 @@ pub(super) async fn prepare(
         (_, _) => Start::Snapshot { live: false },
     };
     let publication = &config.source.publication;
-    let followed = live && !resnapshot;
-    if followed && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref()) {
+    // What is copied anyway may have missed something.
+    let followed: BTreeSet<QualifiedName> =
+        known.iter().map(|table| table.name.clone()).filter(|name| !asked.all && !asked.covers(name)).collect();
+    if live
+        && !asked.all
+        && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
+    {
         return Err(SourceError::Gap(gap_report(publication, gap, &source_catalog)).into());
     }
-    match ensure_publication(&source, publication, &mut source_catalog, followed).await {
+    match ensure_publication(&source, publication, &mut source_catalog, &followed).await {
         Ok(told) => told.into_iter().for_each(|told| telemetry.event("publication", told)),
         Err(SourceError::Gap(report)) => {
             bookkeeping.set_gap("has not held all tables all the time").await?;
@@ -195,6 +214,7 @@ pub(super) async fn prepare(
         transfer,
         stream,
         start,
+        added,
     })
 }
 
@@ -232,10 +252,10 @@ fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
 }
 
 /// Nobody's rows are deleted by a typing error: tables with rows need the operator's word.
-async fn check_empty(client: &SqlClient, catalog: &Catalog) -> Result<(), Fault> {
+async fn check_empty(client: &SqlClient, tables: impl Iterator<Item = &QualifiedName>) -> Result<(), Fault> {
     const COUNTED_MAX: i64 = 100_000;
     let mut full = Vec::new();
-    for name in catalog.tables.keys() {
+    for name in tables {
         match Catalog::count_rows(client, name, COUNTED_MAX).await? {
             0 => {}
             rows if rows < COUNTED_MAX => full.push(format!("{name} has {rows} rows")),
@@ -256,7 +276,7 @@ async fn check_empty(client: &SqlClient, catalog: &Catalog) -> Result<(), Fault>
 }
 
 /// Compares every table that exists at the destination, and decides the format for the whole stream.
-fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, Fault> {
+pub(super) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, Fault> {
     let mut transfer = Transfer::Binary;
     let mut reports: Vec<ErrorReport> = Vec::new();
     for table in &source.tables {
@@ -302,42 +322,35 @@ fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
     source.tables.iter().map(format).max().unwrap_or(Transfer::Binary)
 }
 
-/// The set that is followed must be the configured one, and its tables the same ones as ever.
-fn check_tables(followed: &[TableRecord], source: &SourceCatalog) -> Result<(), Fault> {
+/// What is followed must be configured, and its tables the same ones as ever, unless they are to be copied anew. Returns
+/// what is configured but not followed yet.
+fn check_tables(followed: &[TableRecord], source: &SourceCatalog, asked: &Asked) -> Result<Vec<QualifiedName>, Fault> {
     let configured: BTreeSet<QualifiedName> = source.tables.iter().map(|table| table.definition.name()).collect();
     let known: BTreeSet<QualifiedName> = followed.iter().map(|table| table.name.clone()).collect();
     let names = |tables: &mut dyn Iterator<Item = &QualifiedName>| {
         tables.map(QualifiedName::to_string).collect::<Vec<_>>().join(", ")
     };
-    let added = names(&mut configured.difference(&known));
     let removed = names(&mut known.difference(&configured));
-    if !added.is_empty() || !removed.is_empty() {
-        let mut detail = Vec::new();
-        if !added.is_empty() {
-            detail.push(format!("Configured but not followed: {added}."));
-        }
-        if !removed.is_empty() {
-            detail.push(format!("Followed but not configured: {removed}."));
-        }
+    if !removed.is_empty() {
         return Err(Fault::Refused(
             ErrorReport::new("this destination was fed with another table set")
-                .detail(detail.join(" "))
+                .detail(format!("Followed but not configured: {removed}."))
                 .hint("Correct tables in the configuration, or start once with --resnapshot to follow the new set."),
         ));
     }
     for table in followed {
         let Some(now) = source.table(&table.name) else { continue };
-        if now.definition.relation_id() != table.source_id {
+        if now.definition.relation_id() != table.source_id && !asked.covers(&table.name) {
             return Err(Fault::Refused(
                 ErrorReport::new(format!(
                     "table {} was dropped and created anew at the source (OID {}, now {})",
                     table.name, table.source_id, now.definition.id
                 ))
-                .hint("Start once with --resnapshot to reconcile it."),
+                .hint(format!("Start once with --resnapshot={} to reconcile it.", table.name)),
             ));
         }
     }
-    Ok(())
+    Ok(configured.difference(&known).cloned().collect())
 }
 
 /// Makes sure that nobody else streams from the slot.

@@ -114,6 +114,8 @@ impl ReplicationSession {
                 ("statement_timeout", "0".to_owned()),
                 ("lock_timeout", "0".to_owned()),
                 ("idle_in_transaction_session_timeout", "0".to_owned()),
+                // Between its slot and its stream a session waits for a whole copy.
+                ("idle_session_timeout", "0".to_owned()),
             ],
         };
         Ok(ReplicationSession { connection: startup::open(settings, &startup).await?, timeout })

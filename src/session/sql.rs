@@ -189,6 +189,18 @@ impl SqlClient {
         self
     }
 
+    /// How many more sessions the server takes, beside those that are open and those that it keeps for superusers.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn free_sessions(&self) -> Result<usize, SessionError> {
+        let sql = "SELECT pg_catalog.current_setting('max_connections')::bigint
+                          - pg_catalog.current_setting('superuser_reserved_connections')::bigint - pg_catalog.count(*)
+                   FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'";
+        let free: i64 = self.query_one("counting sessions", sql, &[]).await?.get(0);
+        Ok(usize::try_from(free).unwrap_or(0))
+    }
+
     /// Whether the session is known to have ended.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()

@@ -4,7 +4,7 @@
 //! not exist there. Row filters and column lists of an existing publication hold for snapshot, stream and verify
 //! alike; a publication that leaves out updates, deletes or truncates would let the copy drift, and is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::catalog::{SourceCatalog, no_identity_report};
 use super::error::SourceError;
@@ -16,9 +16,8 @@ const DOING: &str = "looking at the publication";
 
 /// Makes sure that the publication holds every table of the set, and takes over its column lists and row filters.
 ///
-/// Returns what was changed and what is worth telling, in sentences. With `followed`, a stream has been relying on
-/// the publication: then what is missing from it now has not been sent for a while, and adding it would only hide
-/// that.
+/// Returns what was changed and what is worth telling, in sentences. A stream has been relying on the publication for the
+/// tables in `followed`: what is missing of them now has not been sent for a while, and adding it would only hide that.
 ///
 /// # Errors
 /// [`SourceError::Refused`] with the statement for the owner to run, when something is missing that we may not create;
@@ -27,13 +26,15 @@ pub async fn ensure_publication(
     client: &SqlClient,
     publication: &Ident,
     catalog: &mut SourceCatalog,
-    followed: bool,
+    followed: &BTreeSet<QualifiedName>,
 ) -> Result<Vec<String>, SourceError> {
     let mut told = Vec::new();
     let sql = "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
                FROM pg_catalog.pg_publication WHERE pubname = $1::text";
     match client.query_opt(DOING, sql, &[&publication.as_str()]).await? {
-        None if followed => return Err(SourceError::Gap(gap_report(publication, "does not exist any more", catalog))),
+        None if !followed.is_empty() => {
+            return Err(SourceError::Gap(gap_report(publication, "does not exist any more", catalog)));
+        }
         None => {
             let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
             create(client, publication, &tables).await?;
@@ -125,7 +126,7 @@ async fn add_missing(
     publication: &Ident,
     catalog: &SourceCatalog,
     via_root: bool,
-    followed: bool,
+    followed: &BTreeSet<QualifiedName>,
     told: &mut Vec<String>,
 ) -> Result<(), SourceError> {
     let held = published(client, publication).await?;
@@ -144,8 +145,14 @@ async fn add_missing(
         return Ok(());
     }
     let names: Vec<String> = missing.iter().map(|table| table.name().to_string()).collect();
-    if followed {
-        let problem = format!("does not hold {} any more", names.join(", "));
+    let gone: Vec<String> = missing
+        .iter()
+        .map(|table| table.name())
+        .filter(|name| followed.contains(name))
+        .map(|name| name.to_string())
+        .collect();
+    if !gone.is_empty() {
+        let problem = format!("does not hold {} any more", gone.join(", "));
         return Err(SourceError::Gap(gap_report(publication, &problem, catalog)));
     }
     let partitioned = missing.iter().any(|table| table.kind == crate::plan::schema::TableKind::Partitioned);

@@ -60,7 +60,15 @@ impl TableLocks {
         for (number, table) in tables.iter().enumerate() {
             let name = table.name();
             let statement = format!("SAVEPOINT t{number}; LOCK TABLE {} IN ACCESS SHARE MODE", name.sql());
-            if let Err(error) = client.batch("locking the tables of the snapshot", &statement).await {
+            let mut locked = client.batch("locking the tables of the snapshot", &statement).await;
+            if let Err(error) = &locked
+                && error.code() == Some(SqlState::new(b"42501"))
+            {
+                // LOCK needs a privilege on the whole table; who may read some columns takes the same lock by reading none.
+                let statement = format!("ROLLBACK TO SAVEPOINT t{number}; SELECT FROM {} LIMIT 0", name.sql());
+                locked = client.batch("locking the tables of the snapshot", &statement).await;
+            }
+            if let Err(error) = locked {
                 client.batch("unlocking the tables of the snapshot", "ROLLBACK").await?;
                 return Err(explain_lock(&client, error, &[name]).await);
             }

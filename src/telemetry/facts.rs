@@ -209,6 +209,13 @@ impl Telemetry {
         remember(&mut self.inner(), kind, text);
     }
 
+    /// The same for what an operator should look at.
+    pub fn warning(&self, kind: &'static str, text: impl Into<String>) {
+        let text = text.into();
+        tracing::warn!(event = kind, "{text}");
+        remember(&mut self.inner(), kind, text);
+    }
+
     /// The stream begins at a stored position.
     pub fn stream_begins(&self, position: Lsn, tables: impl IntoIterator<Item = QualifiedName>) {
         let now = self.now();
@@ -492,6 +499,24 @@ impl Telemetry {
         self.metrics.snapshot_progress.with_label_values(&[name.as_str()]).set(ratio);
     }
 
+    /// Rows that were copied are copied again: their connection was lost.
+    pub fn snapshot_taken_back(&self, table: &QualifiedName, rows: u64, bytes: u64) {
+        let name = table.unquoted();
+        let mut inner = self.inner();
+        let progress = inner.tables.entry(name.clone()).or_default();
+        progress.snapshot_rows = progress.snapshot_rows.saturating_sub(rows);
+        progress.snapshot_bytes = progress.snapshot_bytes.saturating_sub(bytes);
+        let ratio = progress.snapshot_ratio();
+        drop(inner);
+        self.metrics.snapshot_progress.with_label_values(&[name.as_str()]).set(ratio);
+    }
+
+    /// What a snapshot that is being copied holds back at the source.
+    pub fn snapshot_holds(&self, transactions: u64, wal_bytes: u64) {
+        self.metrics.snapshot_held_transactions.set(i64::try_from(transactions).unwrap_or(i64::MAX));
+        self.metrics.snapshot_held_wal_bytes.set(i64::try_from(wal_bytes).unwrap_or(i64::MAX));
+    }
+
     /// A table is copied completely.
     pub fn snapshot_table_done(&self, table: &QualifiedName) {
         let name = table.unquoted();
@@ -505,6 +530,8 @@ impl Telemetry {
         if let Some(began) = inner.snapshot_began.take() {
             self.metrics.snapshot_duration.set(began.elapsed().as_secs_f64());
         }
+        drop(inner);
+        self.snapshot_holds(0, 0);
     }
 
     /// Whether everything is as it should be; otherwise why not.

@@ -48,6 +48,8 @@ pub(super) struct Metrics {
     pub(super) snapshot_rows: IntCounterVec,
     pub(super) snapshot_progress: GaugeVec,
     pub(super) snapshot_duration: Gauge,
+    pub(super) snapshot_held_transactions: IntGauge,
+    pub(super) snapshot_held_wal_bytes: IntGauge,
     pub(super) state: IntGaugeVec,
     pub(super) slot_retained_wal_bytes: IntGaugeVec,
     pub(super) slot_seconds_until_lost: GaugeVec,
@@ -134,6 +136,14 @@ impl Metrics {
             snapshot_duration: gauge(
                 "headwater_snapshot_duration_seconds",
                 "How long the current snapshot has taken, or the last one took, in seconds",
+            ),
+            snapshot_held_transactions: int_gauge(
+                "headwater_snapshot_held_transactions",
+                "Source transactions since the snapshot that is being copied: rows that they removed wait for vacuum",
+            ),
+            snapshot_held_wal_bytes: int_gauge(
+                "headwater_snapshot_held_wal_bytes",
+                "WAL that the source keeps for the snapshot that is being copied, in bytes",
             ),
             state: keep(
                 &registry,

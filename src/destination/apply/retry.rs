@@ -11,7 +11,7 @@ use crate::transaction::Change;
 
 use super::super::conflict::Manner;
 use super::super::error::{Conflict, ConflictKind, DestinationError};
-use super::super::leadership::{READ_POSITION, one_row, position_in};
+use super::super::leadership::{one_row, position_in};
 use super::{Applier, Cargo, Form, Sent};
 
 impl Applier {
@@ -106,7 +106,7 @@ impl Applier {
 
     async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
         let mut flight = Flight::new();
-        flight.query(READ_POSITION);
+        flight.query(&self.leader.settings.read_position());
         let answer = self.leader.session.round_trip("reading the position", flight, self.settings.timeout).await?;
         let found = position_in(&one_row(answer))?;
         self.sent = self.stored;

@@ -26,7 +26,7 @@ const PG_LSN: TypeId = TypeId(3220);
 impl Applier {
     pub(super) fn advance(&mut self, flight: &mut Flight, previous: Lsn, next: Lsn) {
         if !self.advance_prepared {
-            flight.parse("advance", "SELECT headwater.advance($1, $2)", &[PG_LSN, PG_LSN]);
+            flight.parse("advance", &self.leader.settings.advance(), &[PG_LSN, PG_LSN]);
             self.advance_prepared = true;
         }
         flight.execute("advance", &[Format::Binary], 2, |values| {

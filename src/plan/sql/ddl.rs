@@ -29,6 +29,23 @@ pub struct Creation<'a> {
     pub columns: &'a [Ident],
 }
 
+/// A primary key or unique constraint, out of the index that was built for it, or with it.
+struct AddConstraint {
+    using_index: String,
+    whole: String,
+}
+
+/// How indexes and keys come about once the rows are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Indexes {
+    /// Builds: they read the table, and may run side by side, also those of one table.
+    pub builds: Vec<String>,
+    /// Then, one after another: what is built becomes primary key and unique constraints. They take no time.
+    pub attaches: Vec<String>,
+    /// What of the source's indexes is not taken over.
+    pub left_out: Vec<String>,
+}
+
 /// Statements, and what they leave out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statements {
@@ -145,7 +162,8 @@ impl Creation<'_> {
 
     /// One index, or the constraint that it enforces; `None` where it holds what is not understood.
     pub fn index_of(&self, index: &IndexDefinition) -> Option<String> {
-        self.index(index, self.constraint_of(index)).filter(|_| !index.exclusion)
+        let (build, attach) = self.index(index, self.constraint_of(index)).filter(|_| !index.exclusion)?;
+        Some(attach.map_or(build, |constraint| constraint.whole))
     }
 
     fn constraint_of(&self, index: &IndexDefinition) -> Option<&ConstraintDefinition> {
@@ -158,9 +176,9 @@ impl Creation<'_> {
         })
     }
 
-    /// Primary key, unique constraints and indexes, to be run once the rows are there.
-    pub fn indexes(&self) -> Statements {
-        let mut statements = Statements::default();
+    /// Primary key, unique constraints and indexes, to be made once the rows are there.
+    pub fn indexes(&self) -> Indexes {
+        let mut statements = Indexes::default();
         for index in self.table.indexes.iter().filter(|index| index.valid) {
             let constraint = self.constraint_of(index);
             if index.exclusion {
@@ -168,14 +186,22 @@ impl Creation<'_> {
                 continue;
             }
             match self.index(index, constraint) {
-                Some(sql) => statements.sql.push(sql),
+                Some((build, attach)) => {
+                    statements.builds.push(build);
+                    statements.attaches.extend(attach.map(|constraint| constraint.using_index));
+                }
                 None => statements.left_out.push(format!("index {}", index.name)),
             }
         }
         statements
     }
 
-    fn index(&self, index: &IndexDefinition, constraint: Option<&ConstraintDefinition>) -> Option<String> {
+    /// The statement that builds an index, and the one that makes it a constraint.
+    fn index(
+        &self,
+        index: &IndexDefinition,
+        constraint: Option<&ConstraintDefinition>,
+    ) -> Option<(String, Option<AddConstraint>)> {
         let part = |part: &IndexPart| -> Option<String> {
             let mut sql = match (&part.column, &part.expression) {
                 (Some(column), _) if self.table.column(column).is_some() => column.sql(),
@@ -184,8 +210,7 @@ impl Creation<'_> {
                 }
                 (_, _) => return None,
             };
-            // In a constraint's column list there is room for names only.
-            if constraint.is_none() && !part.included {
+            if !part.included {
                 if let Some(collation) = part.collation.as_ref().filter(|_| part.column.is_some()) {
                     sql.push_str(&format!(" COLLATE {}", collation.sql()));
                 }
@@ -213,17 +238,21 @@ impl Creation<'_> {
         let options = storage_options(index.options.as_deref());
         let table = self.name();
         let name = index.name.sql();
-        if let Some(constraint) = constraint {
-            let kind = if index.primary { "PRIMARY KEY".to_owned() } else { format!("UNIQUE{nulls}") };
+        let attach = constraint.map(|constraint| {
+            let kind = if index.primary { "PRIMARY KEY" } else { "UNIQUE" };
             let deferrable = match (constraint.deferrable, constraint.deferred) {
                 (true, true) => " DEFERRABLE INITIALLY DEFERRED",
                 (true, false) => " DEFERRABLE",
                 (false, _) => "",
             };
-            return Some(format!(
-                "ALTER TABLE {table} ADD CONSTRAINT {name} {kind} ({key}){include}{options}{deferrable}"
-            ));
-        }
+            let distinct = if index.primary { "" } else { nulls };
+            let names: Vec<String> = index.key_columns().map(Ident::sql).collect();
+            let add = format!("ALTER TABLE {table} ADD CONSTRAINT {name} {kind}");
+            AddConstraint {
+                using_index: format!("{add} USING INDEX {name}{deferrable}"),
+                whole: format!("{add}{distinct} ({}){include}{options}{deferrable}", names.join(", ")),
+            }
+        });
         let unique = if index.unique { "UNIQUE " } else { "" };
         let predicate = match &index.predicate {
             Some(predicate) if self.expressions.accepts(predicate, Purpose::Immutable) => format!(" WHERE {predicate}"),
@@ -231,9 +260,10 @@ impl Creation<'_> {
             None => String::new(),
         };
         let method = index.method.sql();
-        Some(format!(
+        let build = format!(
             "CREATE {unique}INDEX {name} ON {table} USING {method} ({key}){include}{nulls}{options}{predicate}"
-        ))
+        );
+        Some((build, attach))
     }
 }
 
@@ -270,6 +300,20 @@ pub fn add_foreign_key(
         ForeignKeyAction::NoAction.as_sql(),
         ForeignKeyAction::NoAction.as_sql(),
     )
+}
+
+/// The same constraint, for now without looking at the rows.
+pub fn unvalidated(add_constraint: &str) -> String {
+    if add_constraint.ends_with(" NOT VALID") {
+        add_constraint.to_owned()
+    } else {
+        format!("{add_constraint} NOT VALID")
+    }
+}
+
+/// Looks at the rows of a constraint that was added without.
+pub fn validate_constraint(table: &QualifiedName, constraint: &Ident) -> String {
+    format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", table.sql(), constraint.sql())
 }
 
 #[cfg(test)]

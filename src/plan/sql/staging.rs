@@ -31,17 +31,63 @@ impl Route {
     }
 }
 
-/// Copies the table's rows out of the source: those of a row filter, of a range of pages, or all.
+/// Some of a table's pages, from the first to before `end`; without an end, also those that are added later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRange {
+    /// The first page.
+    pub first: u32,
+    /// The page behind the last one.
+    pub end: Option<u32>,
+}
+
+impl PageRange {
+    /// A table of so many pages in ranges of `most` at most. A small table is one range.
+    pub fn split(pages: u32, most: u32) -> Vec<PageRange> {
+        let most = most.max(1);
+        let mut ranges: Vec<PageRange> = (0..pages.div_ceil(most).max(1))
+            .map(|number| PageRange { first: number * most, end: Some((number + 1).saturating_mul(most)) })
+            .collect();
+        // Rows that the snapshot sees are on the pages that were counted after it; an open end costs nothing.
+        if let Some(last) = ranges.last_mut() {
+            last.end = None;
+        }
+        ranges
+    }
+
+    /// All pages.
+    pub fn is_whole(self) -> bool {
+        self.first == 0 && self.end.is_none()
+    }
+
+    /// A condition that a TID range scan reads (14 and later); `None` for all pages.
+    fn condition(self) -> Option<String> {
+        let from = (self.first > 0).then(|| format!("ctid >= '({},0)'::pg_catalog.tid", self.first));
+        let to = self.end.map(|end| format!("ctid < '({end},0)'::pg_catalog.tid"));
+        match (from, to) {
+            (Some(from), Some(to)) => Some(format!("{from} AND {to}")),
+            (from, to) => from.or(to),
+        }
+    }
+}
+
+/// Copies rows out of the source: those of a row filter, of a range of pages, or all.
 ///
-/// `whole_tree`: rows of partitions belong to the table. `condition` is SQL of the source's own catalog (a row
-/// filter) or ours (a ctid range).
-pub fn copy_out(table: &QualifiedName, route: &Route, whole_tree: bool, condition: Option<&str>) -> String {
+/// `whole_tree`: rows of partitions belong to the table. `row_filter` is SQL of the source's own catalog.
+pub fn copy_out(
+    table: &QualifiedName,
+    route: &Route,
+    whole_tree: bool,
+    row_filter: Option<&str>,
+    pages: PageRange,
+) -> String {
     let format = route.format();
-    if condition.is_none() && !whole_tree && !route.columns.is_empty() {
+    let conditions: Vec<String> =
+        row_filter.map(|filter| format!("({filter})")).into_iter().chain(pages.condition()).collect();
+    if conditions.is_empty() && !whole_tree && !route.columns.is_empty() {
         return format!("COPY {} ({}) TO STDOUT ({format})", table.sql(), route.names());
     }
     let only = if whole_tree { "" } else { "ONLY " };
-    let condition = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+    let condition = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
     format!("COPY (SELECT {} FROM {only}{}{condition}) TO STDOUT ({format})", route.names(), table.sql())
 }
 
@@ -68,6 +114,10 @@ pub struct Matching {
     pub key: Vec<(Ident, QualifiedName)>,
     /// Columns that reconciling compares and writes, key included.
     pub columns: Vec<Ident>,
+    /// The key is unique at the source too, so staging can have it as its primary key.
+    pub unique: bool,
+    /// Without a key: the columns by which the stream finds rows of staging.
+    pub lookup: Vec<Ident>,
     /// Columns of it that no UPDATE can set (GENERATED ALWAYS AS IDENTITY).
     pub fixed: Vec<Ident>,
     /// The live table is partitioned.
@@ -95,21 +145,56 @@ impl Matching {
         if self.partitioned { "" } else { "ONLY " }
     }
 
-    /// An index on staging's key: reconciling looks every live row up in it.
+    /// An index on staging's key, by which the stream and reconciling find its rows.
     pub fn index(&self, staging: &QualifiedName) -> Option<String> {
+        let key = list(self.key.iter().map(|(column, _)| column.sql()));
+        let lookup = list(self.lookup.iter().map(Ident::sql));
+        match (key.as_str(), lookup.as_str(), self.unique) {
+            ("", "", _) => None,
+            ("", columns, _) | (columns, _, false) => Some(format!("CREATE INDEX ON {} ({columns})", staging.sql())),
+            (columns, _, true) => Some(format!("ALTER TABLE {} ADD PRIMARY KEY ({columns})", staging.sql())),
+        }
+    }
+
+    /// Lists the keys of the rows that differ: those that only one side has, and those whose images are not equal.
+    /// Without a key there is no such list.
+    pub fn differences(&self, staging: &QualifiedName, live: &QualifiedName, into: &QualifiedName) -> Option<String> {
         if self.key.is_empty() {
             return None;
         }
-        let key = list(self.key.iter().map(|(column, _)| column.sql()));
-        Some(format!("CREATE INDEX ON {} ({key})", staging.sql()))
+        let (staging, live, only, same) = (staging.sql(), live.sql(), self.only(), self.same_key("s", "l"));
+        let key = |of: &str| list(self.key.iter().map(|(column, _)| format!("{of}.{}", column.sql())));
+        Some(format!(
+            "CREATE UNLOGGED TABLE {} AS \
+             SELECT {} FROM {only}{live} AS l LEFT JOIN {staging} AS s ON {same} \
+             WHERE s.ctid IS NULL OR {} OPERATOR(pg_catalog.*<>) {} \
+             UNION ALL SELECT {} FROM {staging} AS s WHERE NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})",
+            into.sql(),
+            key("l"),
+            self.image("l"),
+            self.image("s"),
+            key("s"),
+        ))
     }
 
-    /// Deletes the live rows that staging lacks.
-    pub fn delete_extra(&self, staging: &QualifiedName, live: &QualifiedName) -> String {
+    /// Deletes the live rows that staging lacks: those among `differences`, where they are listed.
+    pub fn delete_extra(
+        &self,
+        staging: &QualifiedName,
+        live: &QualifiedName,
+        differences: Option<&QualifiedName>,
+    ) -> String {
         let (staging, live, only) = (staging.sql(), live.sql(), self.only());
         if !self.key.is_empty() {
             let same = self.same_key("s", "l");
-            return format!("DELETE FROM {only}{live} AS l WHERE NOT EXISTS (SELECT FROM {staging} AS s WHERE {same})");
+            let lacking = format!("NOT EXISTS (SELECT FROM {staging} AS s WHERE {same})");
+            return match differences {
+                Some(listed) => {
+                    let (listed, same) = (listed.sql(), self.same_key("d", "l"));
+                    format!("DELETE FROM {only}{live} AS l USING {listed} AS d WHERE {same} AND {lacking}")
+                }
+                None => format!("DELETE FROM {only}{live} AS l WHERE {lacking}"),
+            };
         }
         // Equal rows are numbered on both sides: the live rows whose number staging does not reach are too many.
         let (mine, theirs) = (self.text("l"), self.text("s"));
@@ -122,8 +207,24 @@ impl Matching {
         )
     }
 
+    /// The rows to be updated: FROM and WHERE, of live rows l and staged rows s.
+    fn different(&self, staging: &QualifiedName, differences: Option<&QualifiedName>) -> (String, String) {
+        let images = format!("{} OPERATOR(pg_catalog.*<>) {}", self.image("l"), self.image("s"));
+        let (mut from, mut condition) = (format!("{} AS s", staging.sql()), self.same_key("s", "l"));
+        if let Some(listed) = differences {
+            from.push_str(&format!(", {} AS d", listed.sql()));
+            condition.push_str(&format!(" AND {} AND {}", self.same_key("d", "l"), self.same_key("s", "d")));
+        }
+        (from, format!("{condition} AND {images}"))
+    }
+
     /// Updates the live rows that differ from staging's.
-    pub fn update_different(&self, staging: &QualifiedName, live: &QualifiedName) -> Option<String> {
+    pub fn update_different(
+        &self,
+        staging: &QualifiedName,
+        live: &QualifiedName,
+        differences: Option<&QualifiedName>,
+    ) -> Option<String> {
         let set: Vec<String> = self
             .columns
             .iter()
@@ -133,29 +234,60 @@ impl Matching {
         if self.key.is_empty() || set.is_empty() {
             return None;
         }
-        Some(format!(
-            "UPDATE {}{} AS l SET {} FROM {} AS s WHERE {} AND {} OPERATOR(pg_catalog.*<>) {}",
-            self.only(),
-            live.sql(),
-            set.join(", "),
-            staging.sql(),
-            self.same_key("s", "l"),
-            self.image("l"),
-            self.image("s")
-        ))
+        let (from, condition) = self.different(staging, differences);
+        let set = set.join(", ");
+        Some(format!("UPDATE {}{} AS l SET {set} FROM {from} WHERE {condition}", self.only(), live.sql()))
+    }
+
+    /// The same where unique values change hands among the rows that are updated, so that no order of updating them one
+    /// by one will do: they are set aside with all that they hold, deleted, and inserted again. `all` are the live
+    /// table's columns that are not generated.
+    pub fn exchange_different(
+        &self,
+        staging: &QualifiedName,
+        live: &QualifiedName,
+        differences: Option<&QualifiedName>,
+        aside: &QualifiedName,
+        all: &[Ident],
+    ) -> [String; 3] {
+        let (from, condition) = self.different(staging, differences);
+        let (only, live, aside) = (self.only(), live.sql(), aside.sql());
+        let kept = list(all.iter().map(|column| format!("l.{}", column.sql())));
+        let names = list(all.iter().map(Ident::sql));
+        let values = list(all.iter().map(|column| {
+            let of = if self.columns.contains(column) { "s" } else { "l" };
+            format!("{of}.{}", column.sql())
+        }));
+        let same = self.same_key("s", "l");
+        let gone = self.same_key("a", "l");
+        [
+            format!("CREATE UNLOGGED TABLE {aside} AS SELECT {kept} FROM {only}{live} AS l, {from} WHERE {condition}"),
+            format!("DELETE FROM {only}{live} AS l USING {aside} AS a WHERE {gone}"),
+            format!(
+                "INSERT INTO {live} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {aside} AS l, {} AS s WHERE {same}",
+                staging.sql()
+            ),
+        ]
     }
 
     /// Inserts the rows that the live table lacks.
-    pub fn insert_missing(&self, staging: &QualifiedName, live: &QualifiedName) -> String {
+    pub fn insert_missing(
+        &self,
+        staging: &QualifiedName,
+        live: &QualifiedName,
+        differences: Option<&QualifiedName>,
+    ) -> String {
         let names = list(self.columns.iter().map(Ident::sql));
         let values = list(self.columns.iter().map(|column| format!("s.{}", column.sql())));
         let overriding = if self.fixed.is_empty() { "" } else { " OVERRIDING SYSTEM VALUE" };
         let (staging, live, only) = (staging.sql(), live.sql(), self.only());
         if !self.key.is_empty() {
             let same = self.same_key("s", "l");
+            let listed = differences.map(|listed| (format!(", {} AS d", listed.sql()), self.same_key("s", "d")));
+            let (from, and) = listed.map_or_else(Default::default, |(from, same)| (from, format!("{same} AND ")));
             return format!(
-                "INSERT INTO {live} ({names}){overriding} SELECT {values} FROM {staging} AS s \
-                 WHERE NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})"
+                "INSERT INTO {live} ({names}){overriding} SELECT {values} FROM {staging} AS s{from} \
+                 WHERE {and}NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})"
             );
         }
         let (mine, theirs) = (self.text("l"), self.text("s"));
@@ -203,19 +335,36 @@ mod tests {
         Route { columns: columns.iter().map(|c| Ident::new(*c)).collect(), transfer: Transfer::Binary }
     }
 
+    const ALL: PageRange = PageRange { first: 0, end: None };
+
+    #[test]
+    fn pages_are_split_without_a_gap_and_the_last_range_is_open() {
+        let range = |first, end| PageRange { first, end };
+        assert_eq!(PageRange::split(0, 100), [ALL], "an empty table is one range");
+        assert_eq!(PageRange::split(1, 100), [ALL]);
+        assert_eq!(PageRange::split(100, 100), [ALL]);
+        assert_eq!(PageRange::split(101, 100), [range(0, Some(100)), range(100, None)]);
+        let table = QualifiedName::new("public", "messages");
+        assert_eq!(
+            copy_out(&table, &route(&["id"]), false, Some("id > 5 OR id < 2"), range(100, Some(200))),
+            "COPY (SELECT \"id\" FROM ONLY \"public\".\"messages\" WHERE (id > 5 OR id < 2) AND \
+             ctid >= '(100,0)'::pg_catalog.tid AND ctid < '(200,0)'::pg_catalog.tid) TO STDOUT (FORMAT binary)"
+        );
+    }
+
     #[test]
     fn a_plain_copy_names_the_table_and_a_filtered_one_selects() {
         let table = QualifiedName::new("public", "messages");
         assert_eq!(
-            copy_out(&table, &route(&["id", "body"]), false, None),
+            copy_out(&table, &route(&["id", "body"]), false, None, ALL),
             "COPY \"public\".\"messages\" (\"id\", \"body\") TO STDOUT (FORMAT binary)"
         );
         assert_eq!(
-            copy_out(&table, &route(&["id"]), true, Some("(id > 5)")),
+            copy_out(&table, &route(&["id"]), true, Some("id > 5"), ALL),
             "COPY (SELECT \"id\" FROM \"public\".\"messages\" WHERE (id > 5)) TO STDOUT (FORMAT binary)"
         );
         assert_eq!(
-            copy_out(&table, &route(&[]), false, None),
+            copy_out(&table, &route(&[]), false, None, ALL),
             "COPY (SELECT  FROM ONLY \"public\".\"messages\") TO STDOUT (FORMAT binary)"
         );
     }
@@ -225,12 +374,14 @@ mod tests {
         let matching = Matching {
             key: vec![(Ident::new("id"), QualifiedName::new("pg_catalog", "="))],
             columns: vec![Ident::new("id"), Ident::new("body")],
+            unique: true,
+            lookup: Vec::new(),
             fixed: Vec::new(),
             partitioned: false,
         };
         let (staging, live) = (QualifiedName::new("hw", "t"), QualifiedName::new("public", "t"));
         assert_eq!(
-            matching.update_different(&staging, &live).unwrap(),
+            matching.update_different(&staging, &live, None).unwrap(),
             "UPDATE ONLY \"public\".\"t\" AS l SET \"id\" = s.\"id\", \"body\" = s.\"body\" FROM \"hw\".\"t\" AS s \
              WHERE s.\"id\" OPERATOR(\"pg_catalog\".=) l.\"id\" AND \
              ROW(l.\"id\", l.\"body\")::pg_catalog.record OPERATOR(pg_catalog.*<>) \

@@ -1,0 +1,109 @@
+//! `headwater resnapshot`: asks the running service to copy tables anew, and waits until it has.
+//!
+//! The request is a row in the destination's bookkeeping, which whoever leads looks for. So it needs no way to the
+//! service but the database, is not lost when the service stops, and can be watched from anywhere. Ctrl-C ends the
+//! waiting, not the request.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::cli::ResnapshotArguments;
+use super::{Exit, display, settings};
+use crate::config::Config;
+use crate::destination::{Bookkeeping, DestinationError, Origin, RequestState, Scope, holder};
+use crate::fault::{Fault, report};
+use crate::pg::QualifiedName;
+use crate::session::Sql;
+
+/// How often the request is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// How long a statement may take: far longer than any of these does.
+const STATEMENT_MAX: Duration = Duration::from_secs(60);
+
+/// Table names as typed, which must be configured.
+pub(super) fn scope<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Scope, Exit> {
+    let mut tables = Vec::new();
+    for name in names {
+        match name.trim().parse::<QualifiedName>() {
+            Ok(table) if config.tables.contains(&table) => tables.push(table),
+            Ok(table) => {
+                let configured: Vec<String> = config.tables.iter().map(QualifiedName::to_string).collect();
+                display::error(&format!("table {table} is not configured"));
+                display::line(&format!("detail: These tables are: {}.", configured.join(", ")));
+                return Err(Exit::Usage);
+            }
+            Err(error) => {
+                display::error(&format!("{name:?} is not a table's name: {error}"));
+                return Err(Exit::Usage);
+            }
+        }
+    }
+    tables.sort_unstable();
+    tables.dedup();
+    Ok(if tables.is_empty() { Scope::All } else { Scope::Tables(tables) })
+}
+
+/// Asks, and waits.
+pub(super) async fn resnapshot(path: &Option<PathBuf>, options: &ResnapshotArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let scope = match scope(&config, options.tables.iter().map(String::as_str)) {
+        Ok(scope) => scope,
+        Err(exit) => return exit,
+    };
+    match ask(&config, &scope, options.no_wait).await {
+        Ok(exit) => exit,
+        Err(error) => {
+            display::error(&report(&Fault::Destination(error)).lines());
+            Exit::OperatorMustAct
+        }
+    }
+}
+
+async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, DestinationError> {
+    let connection = config.destination.url.clone();
+    let destination = Sql { connection, purpose: "asking", timeout: STATEMENT_MAX };
+    let bookkeeping = Bookkeeping::connect(&destination).await?;
+    if bookkeeping.stream().await?.is_none() || !bookkeeping.takes_requests().await? {
+        display::error("this destination is not fed by a headwater that could be asked");
+        display::line("hint: Start headwater run: it makes the first snapshot by itself.");
+        return Ok(Exit::OperatorMustAct);
+    }
+    let leads = holder(bookkeeping.client(), &config.source.slot).await?.is_some();
+    let request = bookkeeping.request(scope, Origin::Command, None).await?;
+    display::line(&format!("asked for a new snapshot of {scope} (request {request})"));
+    if !leads {
+        display::warning("no instance runs: the next one that does takes the request up");
+        return Ok(Exit::Done);
+    }
+    if no_wait {
+        return Ok(Exit::Done);
+    }
+    let mut told = None;
+    loop {
+        match bookkeeping.request_state(request).await? {
+            Some(RequestState::Done) => {
+                display::line(&format!("{scope}: published"));
+                return Ok(Exit::Done);
+            }
+            Some(RequestState::Failed(reason)) => {
+                display::error(&format!("the snapshot of {scope} was given up: {reason}"));
+                display::line("detail: The old data is still there.");
+                return Ok(Exit::OperatorMustAct);
+            }
+            Some(RequestState::Requested(reason)) => {
+                if let Some(reason) = reason.filter(|reason| told.as_ref() != Some(reason)) {
+                    display::warning(&format!("it is tried again: {reason}"));
+                    told = Some(reason);
+                }
+            }
+            None => {
+                display::error(&format!("request {request} is gone from headwater.resnapshots"));
+                return Ok(Exit::OperatorMustAct);
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,119 @@
+//! Finishing what is staged: indexes, keys, foreign keys and statistics, tables side by side.
+//!
+//! Called by `pipeline::snapshot` between the load and the publish. Building an index in one go after the load costs a
+//! third of keeping it up to date row by row. The sessions' maintenance settings are raised: they are ours alone.
+//!
+//! ```text
+//! side by side   CREATE INDEX …                    all tables, all indexes, the largest table's first
+//! in order       … ADD CONSTRAINT … USING INDEX    no time
+//! in order       … ADD FOREIGN KEY … NOT VALID     no time, among the new tables
+//! side by side   … VALIDATE CONSTRAINT, ANALYZE    table by table
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinSet;
+
+use super::error::DestinationError;
+use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
+use crate::plan::sql::ddl;
+use crate::plan::sql::staging as sql;
+use crate::session::{Sql, SqlClient};
+
+/// Statements that one session runs one after another.
+type Job = Vec<(&'static str, String)>;
+
+impl Staging {
+    /// Builds what the loaded rows need, with so many sessions: indexes and keys of new tables, foreign keys among them,
+    /// an index on the key of what will be reconciled, and statistics.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn finish(&self, destination: &Sql, sessions: usize) -> Result<(), DestinationError> {
+        let mut by_size: Vec<&StagedTable> = self.tables.iter().collect();
+        by_size.sort_by_key(|table| std::cmp::Reverse(table.source.bytes));
+        let mut builds: Vec<Job> = Vec::new();
+        for table in &by_size {
+            let statements: Vec<String> = match table.mode {
+                Mode::Move => self.indexes(table).map(|indexes| indexes.builds.clone()).unwrap_or_default(),
+                Mode::Fill | Mode::Reconcile => table.matching.index(&table.staging).into_iter().collect(),
+            };
+            builds.extend(statements.into_iter().map(|statement| vec![("building an index", statement)]));
+        }
+        side_by_side(destination, builds, sessions).await?;
+
+        let client = maintenance_session(destination, 1).await?;
+        for table in &self.tables {
+            let attaches = self.indexes(table).map(|indexes| indexes.attaches.as_slice()).unwrap_or_default();
+            for statement in attaches {
+                client.batch("adding a key", statement).await?;
+            }
+        }
+        for (table, constraint, target) in self.new_foreign_keys() {
+            if let Some(parent) = self.moved(&target.table()) {
+                let statement = ddl::add_foreign_key(&table.staging, constraint, target, &parent.staging);
+                client.batch("adding a foreign key", &ddl::unvalidated(&statement)).await?;
+            }
+        }
+        let mut jobs: Vec<Job> = Vec::new();
+        for table in &by_size {
+            let mut job = Job::new();
+            for (owner, constraint, target) in self.new_foreign_keys() {
+                if owner.live == table.live && constraint.validated && self.moved(&target.table()).is_some() {
+                    let statement = ddl::validate_constraint(&table.staging, &constraint.name);
+                    job.push(("validating a foreign key", statement));
+                }
+            }
+            job.push(("analyzing a staging table", sql::analyze(&table.staging)));
+            jobs.push(job);
+        }
+        side_by_side(destination, jobs, sessions).await
+    }
+}
+
+/// Runs jobs in order with so many sessions at a time.
+async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Result<(), DestinationError> {
+    let sessions = sessions.min(jobs.len());
+    let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
+    let mut running: JoinSet<Result<(), DestinationError>> = JoinSet::new();
+    for _ in 0..sessions {
+        let (queue, destination) = (Arc::clone(&queue), destination.clone());
+        running.spawn(async move {
+            let client = maintenance_session(&destination, sessions).await?;
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(job) = next else { return Ok(()) };
+                for (doing, statement) in job {
+                    client.batch(doing, &statement).await?;
+                }
+            }
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        match done {
+            Ok(done) => done?,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// All sessions together use at most as much memory as the server's shared buffers, and never less each than the server
+/// gives anyway.
+async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<SqlClient, DestinationError> {
+    let client = destination.connect().await?.with_timeout(STATEMENT_MAX);
+    let sql = format!(
+        "SET synchronous_commit = off;
+         SELECT pg_catalog.set_config('maintenance_work_mem', GREATEST(own, LEAST(shared, 1048576) / {sessions}) || 'kB', false),
+                pg_catalog.set_config('max_parallel_maintenance_workers', GREATEST(1, parallel / {sessions})::text, false)
+         FROM (SELECT pg_catalog.max(setting::bigint) FILTER (WHERE name = 'maintenance_work_mem') AS own,
+                      pg_catalog.max(setting::bigint * 8) FILTER (WHERE name = 'shared_buffers') AS shared,
+                      pg_catalog.max(setting::bigint) FILTER (WHERE name = 'max_parallel_workers') AS parallel
+               FROM pg_catalog.pg_settings) AS settings",
+        sessions = sessions.max(1)
+    );
+    client.batch("setting up a session", &sql).await?;
+    Ok(client)
+}

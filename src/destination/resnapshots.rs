@@ -1,0 +1,247 @@
+//! Snapshots that were asked for: by a command line, by `headwater resnapshot`, or by a table that was added.
+//!
+//! A request is a row of headwater.resnapshots, written before anything is done about it and fulfilled in the
+//! transaction that publishes it. So a request that was interrupted is found by the next start, and one that was
+//! fulfilled is not repeated when a supervisor starts the same command line again after a crash: its invocation is on
+//! record until the service is stopped in good order.
+//!
+//! ```text
+//! (no row) ──request──▶ requested ──publish──▶ done
+//!                           └──────fail──────▶ failed
+//! ```
+
+use super::bookkeeping::Bookkeeping;
+use super::error::DestinationError;
+use crate::pg::QualifiedName;
+
+/// Rows of settled requests that are kept, for whoever looks.
+const KEPT: i64 = 100;
+
+/// Which tables a snapshot is to be made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the set.
+    All,
+    /// These.
+    Tables(Vec<QualifiedName>),
+}
+
+impl Scope {
+    /// Whether a table is meant.
+    pub fn contains(&self, table: &QualifiedName) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Tables(tables) => tables.contains(table),
+        }
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Scope) -> Scope {
+        match (self, other) {
+            (Scope::Tables(mut tables), Scope::Tables(more)) => {
+                tables.extend(more);
+                tables.sort_unstable();
+                tables.dedup();
+                Scope::Tables(tables)
+            }
+            (Scope::All, _) | (_, Scope::All) => Scope::All,
+        }
+    }
+
+    fn to_rows(&self) -> Option<Vec<String>> {
+        match self {
+            Scope::All => None,
+            Scope::Tables(tables) => Some(tables.iter().map(QualifiedName::sql).collect()),
+        }
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Scope::All => f.write_str("all tables"),
+            Scope::Tables(tables) => {
+                let names: Vec<String> = tables.iter().map(QualifiedName::to_string).collect();
+                write!(f, "{}", names.join(", "))
+            }
+        }
+    }
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `headwater run --resnapshot`
+    Start,
+    /// `headwater resnapshot`
+    Command,
+    /// A table was added to the configuration.
+    Added,
+}
+
+impl Origin {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Origin::Start => "start",
+            Origin::Command => "command",
+            Origin::Added => "added",
+        }
+    }
+}
+
+/// A request that is not settled yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Its number.
+    pub id: i64,
+    /// What is to be copied anew.
+    pub scope: Scope,
+    /// Who asked.
+    pub origin: Origin,
+}
+
+/// How far a request has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestState {
+    /// Not settled; what has kept it up so far, if anything.
+    Requested(Option<String>),
+    /// Published.
+    Done,
+    /// Given up, with the reason.
+    Failed(String),
+}
+
+const DOING: &str = "writing headwater.resnapshots";
+const READING: &str = "reading headwater.resnapshots";
+
+/// Settles requests; run inside the publishing transaction.
+pub(super) const FULFIL: &str = "UPDATE headwater.resnapshots SET state = 'done', message = NULL, \
+     finished_at = pg_catalog.clock_timestamp() WHERE id = ANY ($1) AND state = 'requested'";
+
+impl Bookkeeping {
+    /// Whether requests can be written: the bookkeeping is there, and recent enough.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn takes_requests(&self) -> Result<bool, DestinationError> {
+        let sql = "SELECT pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL";
+        Ok(self.client().query_one(READING, sql, &[]).await?.get(0))
+    }
+
+    /// Asks for a snapshot; returns the request's number. With an `invocation`, at most one request bears it.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn request(
+        &self,
+        scope: &Scope,
+        origin: Origin,
+        invocation: Option<&str>,
+    ) -> Result<i64, DestinationError> {
+        let sql = "INSERT INTO headwater.resnapshots (tables, origin, invocation) VALUES ($1, $2, $3) RETURNING id";
+        let row = self.client().query_one(DOING, sql, &[&scope.to_rows(), &origin.as_str(), &invocation]).await?;
+        Ok(row.get(0))
+    }
+
+    /// The requests that are not settled.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn requests(&self) -> Result<Vec<Request>, DestinationError> {
+        let sql = "SELECT id, tables, origin FROM headwater.resnapshots WHERE state = 'requested' ORDER BY id";
+        let rows = self.client().query(READING, sql, &[]).await?;
+        let requests = rows.iter().map(|row| {
+            let tables: Option<Vec<String>> = row.get(1);
+            let parsed = tables.map(|tables| tables.iter().filter_map(|name| name.parse().ok()).collect());
+            let origin = match row.get::<_, &str>(2) {
+                "start" => Origin::Start,
+                "added" => Origin::Added,
+                _ => Origin::Command,
+            };
+            Request { id: row.get(0), scope: parsed.map_or(Scope::All, Scope::Tables), origin }
+        });
+        Ok(requests.collect())
+    }
+
+    /// How far a request has come; `None` when there is no such request.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn request_state(&self, id: i64) -> Result<Option<RequestState>, DestinationError> {
+        let sql = "SELECT state, message FROM headwater.resnapshots WHERE id = $1";
+        let row = self.client().query_opt(READING, sql, &[&id]).await?;
+        Ok(row.map(|row| {
+            let message: Option<String> = row.get(1);
+            match row.get::<_, &str>(0) {
+                "done" => RequestState::Done,
+                "failed" => RequestState::Failed(message.unwrap_or_default()),
+                _ => RequestState::Requested(message),
+            }
+        }))
+    }
+
+    /// The request that bears an invocation.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn request_of(&self, invocation: &str) -> Result<Option<RequestState>, DestinationError> {
+        let sql = "SELECT id FROM headwater.resnapshots WHERE invocation = $1 ORDER BY id DESC LIMIT 1";
+        match self.client().query_opt(READING, sql, &[&invocation]).await? {
+            Some(row) => self.request_state(row.get(0)).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What keeps requests up; they stay asked for.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn note_requests(&self, ids: &[i64], message: &str) -> Result<(), DestinationError> {
+        let sql = "UPDATE headwater.resnapshots SET message = $2 WHERE id = ANY ($1) AND state = 'requested'";
+        self.client().execute(DOING, sql, &[&ids.to_vec(), &message]).await?;
+        Ok(())
+    }
+
+    /// Gives requests up.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn fail_requests(&self, ids: &[i64], message: &str) -> Result<(), DestinationError> {
+        let sql = "UPDATE headwater.resnapshots SET state = 'failed', message = $2, finished_at = pg_catalog.clock_timestamp()
+                   WHERE id = ANY ($1) AND state = 'requested'";
+        self.client().execute(DOING, sql, &[&ids.to_vec(), &message]).await?;
+        Ok(())
+    }
+
+    /// The service stops in good order: the next command line is another one, whatever it says.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn end_invocation(&self) -> Result<(), DestinationError> {
+        if !self.takes_requests().await? {
+            return Ok(());
+        }
+        let sql =
+            "UPDATE headwater.resnapshots SET invocation = NULL WHERE invocation IS NOT NULL AND state <> 'requested'";
+        self.client().execute(DOING, sql, &[]).await?;
+        let sql = "DELETE FROM headwater.resnapshots WHERE state <> 'requested' AND id <= (SELECT pg_catalog.max(id) FROM \
+                   headwater.resnapshots) - $1";
+        self.client().execute(DOING, sql, &[&KEPT]).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_scopes_together_mean_every_table_of_either() {
+        let name = |name: &str| QualifiedName::new("public", name);
+        let some = |names: &[&str]| Scope::Tables(names.iter().map(|n| name(n)).collect());
+        assert_eq!(some(&["b"]).and(some(&["a", "b"])), some(&["a", "b"]));
+        assert_eq!(some(&["b"]).and(Scope::All), Scope::All);
+        assert!(Scope::All.contains(&name("x")) && !some(&["b"]).contains(&name("a")));
+    }
+}

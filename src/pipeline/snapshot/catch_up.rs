@@ -1,0 +1,321 @@
+//! Staging follows the source too: the temporary slot's stream, applied to staging instead of the live tables.
+//!
+//! Used by `handover` once everything is copied. It is the ring once more in small: the same stream task, assembler,
+//! batcher and applier, with a position of its own in the staging schema. It stops wherever it is told to, by the
+//! batcher's fence: after [`CatchUp::advance_to`] staging holds every transaction with commit_lsn before that point and
+//! none other. So it can be brought to exactly the position at which the live tables stand.
+//!
+//! ```text
+//! temporary slot ══▶ source::stream ══ steps ══▶ fence ── renamed ──▶ Applier ──▶ staging
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{Ends, Staged, Tables};
+use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
+use crate::destination::{
+    Applier, ApplierSettings, Candidate, Catalog, Conflicts, DestinationError, Followed, StagedTable, Staging,
+    WritingSettings,
+};
+use crate::fault::Fault;
+use crate::pg::{Datum, Ident, Lsn, QualifiedName, Relation, RelationId, SlotName};
+use crate::pipeline::attempt::HEARTBEAT_PREFIX;
+use crate::pipeline::streaming;
+use crate::plan::schema::{Identity, Types};
+use crate::plan::shape::Shape;
+use crate::plan::{BatchLimits, Batcher, Work};
+use crate::session::{ReplicationSession, Sql, SqlClient};
+use crate::source::{
+    Confirmed, Describer, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask, step_channel, stream,
+};
+use crate::transaction::{Assembler, Change, Step, TableSet};
+use crate::wire::{Decoder, OldTuple};
+
+/// The staging session is in nobody's way and guards nothing: it may be idle for as long as a comparison takes.
+const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A staged table, as the stream meets it.
+struct InStaging {
+    staging: QualifiedName,
+    /// The key by which it is compared with the live table.
+    key: Vec<Ident>,
+    /// Whether an update without an old key leaves that key alone.
+    key_is_identity: bool,
+}
+
+/// Staging on its way to the live tables' position.
+pub(super) struct CatchUp {
+    applier: Applier,
+    steps: StepReceiver,
+    steps_ended: bool,
+    batcher: Batcher,
+    confirmed: watch::Sender<Confirmed>,
+    reading: JoinHandle<Result<(), SourceError>>,
+    /// Kept for as long as the stream is to be read.
+    stop: watch::Sender<bool>,
+    tables: HashMap<RelationId, InStaging>,
+    renamed: HashMap<RelationId, (Arc<Relation>, Arc<Relation>)>,
+    /// The stream has nothing for us up to here.
+    reached: Lsn,
+    rekeyed: BTreeSet<QualifiedName>,
+}
+
+impl Drop for CatchUp {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl CatchUp {
+    /// Starts the temporary slot's stream at its consistent point. The slot goes with `session`.
+    pub(super) async fn begin(
+        ends: Ends<'_>,
+        client: &SqlClient,
+        server: &SourceServer,
+        tables: &Tables<'_>,
+        (slot, session, staged): (&SlotName, ReplicationSession, &Staged),
+    ) -> Result<CatchUp, Fault> {
+        let Ends { config, .. } = ends;
+        let from = staged.consistent_point;
+        staged.staging.track(client, from).await?;
+        let settings = WritingSettings {
+            connection: config.destination.url.clone(),
+            // A lock of its own, which nobody else wants.
+            slot: slot.clone(),
+            positions: staged.staging.schema.clone(),
+            leader_timeout: IDLE_MAX,
+            lock_timeout: config.destination.lock_timeout,
+            timeout: config.destination.timeout,
+            synchronous_commit: SynchronousCommit::Off,
+        };
+        let Ok(mut leader) = Candidate::connect(&settings).await?.try_lead().await? else {
+            return Err(DestinationError::StagingLost("its lock is taken".to_owned()).into());
+        };
+        let position = leader.read_position().await?;
+        let names: Vec<QualifiedName> = staged.staging.tables.iter().map(|table| table.staging.clone()).collect();
+        let catalog = Catalog::read(client, &names).await?;
+        let applier = Applier::new(
+            leader,
+            position,
+            ApplierSettings {
+                truncate: TruncateMode::Truncate,
+                // Nothing is confirmed on the strength of it that would be missed: staging goes with a crash.
+                commits_are_durable: true,
+                follow_schema_changes: false,
+                transfer: tables.transfer,
+                timeout: config.destination.timeout,
+            },
+            catalog,
+            tables.source.types.clone(),
+            followed(&staged.staging, from),
+            // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
+            Conflicts::of_source(OnConflict::Stop, Vec::new()),
+        );
+        let mut options = streaming::options(config, server.version, tables.transfer);
+        // There is one spool, and it is the live stream's. A large transaction comes here when it has committed.
+        options.streaming = false;
+        let mut session = session;
+        session.start(slot, from, &options).await.map_err(SourceError::Session)?;
+        let set = staged.staging.tables.iter().map(|table| (table.source.relation_id(), table.live.clone()));
+        let bytes_max = config.apply.batch_bytes_max;
+        let (steps, receiver) = step_channel(2 * bytes_max);
+        let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: from, flushed: from });
+        let (stop_stream, stop) = watch::channel(false);
+        let shapes = staged.staging.tables.iter().map(|table| {
+            let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
+            (table.source.relation_id(), shape)
+        });
+        let shapes = shapes.collect();
+        let assembler = Assembler::new(TableSet::new(set), bytes_max, HEARTBEAT_PREFIX, from);
+        let task = StreamTask {
+            session,
+            decoder: Decoder::new(false),
+            assembler: streaming::assembler(assembler, config, &options),
+            steps,
+            spool: None,
+            describer: Describer::new(Sql { purpose: "describing", ..ends.addresses.source.clone() }, shapes),
+            confirmed: confirmed_receiver,
+            settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
+            stop,
+        };
+        let limits = BatchLimits { rows_max: config.apply.batch_rows_max, bytes_max };
+        Ok(CatchUp {
+            applier,
+            steps: receiver,
+            steps_ended: false,
+            batcher: Batcher::new(limits),
+            confirmed,
+            reading: tokio::spawn(stream(task, |_| {})),
+            stop: stop_stream,
+            tables: staged.staging.tables.iter().map(|table| (table.source.relation_id(), follow(table))).collect(),
+            renamed: HashMap::new(),
+            reached: from,
+            rekeyed: BTreeSet::new(),
+        })
+    }
+
+    /// Applies every transaction with commit_lsn before `point`, and none other. Not cancel-safe: what is given up here
+    /// has lost its staging.
+    pub(super) async fn advance_to(&mut self, point: Lsn) -> Result<(), Fault> {
+        self.batcher.set_fence(Some(point));
+        loop {
+            while self.applier.has_room()
+                && let Some(work) = self.batcher.next_work()
+            {
+                match work {
+                    Work::Reached(position) => self.reached = self.reached.max(position),
+                    work @ (Work::Batch(_)
+                    | Work::BeginLarge(_)
+                    | Work::PieceOfLarge(_)
+                    | Work::ChangeSchema(_)
+                    | Work::CommitLarge { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
+                }
+            }
+            let idle = !self.applier.is_busy() && !self.applier.in_large_transaction();
+            let nothing_before = self.batcher.at_fence() || self.reached.max(self.applier.stored()) >= point;
+            if idle && nothing_before && (self.batcher.is_empty() || self.batcher.at_fence()) {
+                return Ok(());
+            }
+            if self.steps_ended && idle {
+                return Err(self.broken_off().await);
+            }
+            tokio::select! {
+                answered = self.applier.answered(), if self.applier.is_busy() => {
+                    let applied = self.applier.conclude(answered.map_err(lost)?).await.map_err(lost)?;
+                    if let Some(position) = applied.and_then(|applied| applied.position) {
+                        self.confirmed.send_replace(Confirmed { stored: position, flushed: position });
+                    }
+                }
+                step = self.steps.next(), if !self.steps_ended && self.batcher.has_room() => match step {
+                    Some(step) => self.take(step)?,
+                    None => self.steps_ended = true,
+                },
+            }
+        }
+    }
+
+    /// The tables whose keys the stream has changed since the last time this was asked.
+    pub(super) fn take_rekeyed(&mut self) -> BTreeSet<QualifiedName> {
+        std::mem::take(&mut self.rekeyed)
+    }
+
+    /// Ends both sessions, and with them the temporary slot.
+    pub(super) async fn close(mut self) {
+        self.stop.send_replace(true);
+        // The way back is closed too: then the stream ends in good order.
+        self.confirmed = watch::channel(Confirmed { stored: Lsn::INVALID, flushed: Lsn::INVALID }).0;
+        let _ = tokio::time::timeout(Duration::from_secs(4), &mut self.reading).await;
+    }
+
+    async fn broken_off(&mut self) -> Fault {
+        match (&mut self.reading).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) | Err(_) => SourceError::Ended.into(),
+        }
+    }
+
+    fn take(&mut self, mut step: Step) -> Result<(), Fault> {
+        match &mut step {
+            Step::Transaction(transaction) => transaction.changes.iter_mut().for_each(|change| self.rename(change)),
+            Step::Piece(piece) => piece.changes.iter_mut().for_each(|change| self.rename(change)),
+            // What was copied has another shape now: it is copied again, in the new one.
+            Step::Schema(change) => {
+                let what = format!("table {} was changed at the source meanwhile", change.relation.name);
+                return Err(DestinationError::StagingLost(what).into());
+            }
+            Step::Begin(_) | Step::Commit { .. } | Step::Reached(_) => {}
+        }
+        self.batcher.push(step);
+        Ok(())
+    }
+
+    /// Makes a change one of staging's.
+    fn rename(&mut self, change: &mut Change) {
+        match change {
+            Change::Insert { relation, .. } | Change::Delete { relation, .. } => *relation = self.staged(relation),
+            Change::Update { relation, old, new } => {
+                if let Some(table) = self.tables.get(&relation.id)
+                    && changes_key(table, relation, old.as_ref(), new)
+                {
+                    self.rekeyed.insert(relation.name.clone());
+                }
+                *relation = self.staged(relation);
+            }
+            Change::Truncate { relations, .. } => {
+                for relation in relations {
+                    *relation = self.staged(relation);
+                }
+            }
+        }
+    }
+
+    fn staged(&mut self, relation: &Arc<Relation>) -> Arc<Relation> {
+        if let Some((known, renamed)) = self.renamed.get(&relation.id)
+            && Arc::ptr_eq(known, relation)
+        {
+            return Arc::clone(renamed);
+        }
+        let Some(table) = self.tables.get(&relation.id) else { return Arc::clone(relation) };
+        let renamed = Arc::new(Relation { name: table.staging.clone(), ..(**relation).clone() });
+        self.renamed.insert(relation.id, (Arc::clone(relation), Arc::clone(&renamed)));
+        renamed
+    }
+}
+
+fn followed(staging: &Staging, from: Lsn) -> HashMap<RelationId, Followed> {
+    let tables = staging
+        .tables
+        .iter()
+        .map(|table| (table.source.relation_id(), Followed { name: table.staging.clone(), snapshot_position: from }));
+    tables.collect()
+}
+
+fn follow(table: &StagedTable) -> InStaging {
+    let key: Vec<Ident> = table.matching.key.iter().map(|(column, _)| column.clone()).collect();
+    let key_is_identity = match table.source.identity_columns() {
+        Identity::Key(identity) => {
+            identity.len() == key.len() && identity.into_iter().all(|column| key.contains(column))
+        }
+        Identity::WholeRow | Identity::None => false,
+    };
+    InStaging { staging: table.staging.clone(), key, key_is_identity }
+}
+
+/// Whether an update may have given a row another key.
+fn changes_key(table: &InStaging, relation: &Relation, old: Option<&OldTuple>, new: &crate::pg::Tuple) -> bool {
+    match old {
+        None => !table.key_is_identity,
+        Some(OldTuple::Key(_)) => true,
+        Some(OldTuple::Row(old)) => {
+            let values = relation.columns.iter().zip(old.columns().zip(new.columns()));
+            values
+                .filter(|(column, _)| table.key.contains(&column.name))
+                .any(|(_, (old, new))| new != Datum::UnchangedToast && old != new)
+        }
+    }
+}
+
+/// What goes wrong with staging's rows is no conflict of the live tables'.
+fn lost(error: DestinationError) -> Fault {
+    match error {
+        DestinationError::Conflict(conflict) => {
+            DestinationError::StagingLost(format!("the stream does not fit what is staged: {conflict}")).into()
+        }
+        DestinationError::PositionMoved { .. } => {
+            DestinationError::StagingLost("its position is gone: the destination has crashed".to_owned()).into()
+        }
+        error @ (DestinationError::Session(_)
+        | DestinationError::Refused(_)
+        | DestinationError::Bind(_)
+        | DestinationError::NoIdentity(_)
+        | DestinationError::LabelMissing
+        | DestinationError::FormatChanged(_)
+        | DestinationError::SetsRefused { .. }
+        | DestinationError::StagingLost(_)) => error.into(),
+    }
+}

@@ -1,0 +1,341 @@
+//! Parallel copying: pieces of all tables from one queue, N readers under one snapshot, each feeding a staging table.
+//!
+//! Called by `super` once staging exists; `source::pieces` says what there is to read, `session::copy` moves the bytes.
+//!
+//! ```text
+//! pieces, the largest table's first ──▶ reader 1: COPY out ══▶ COPY in ──▶ staging
+//!                                   └─▶ reader N: COPY out ══▶ COPY in ──▶ staging
+//!              beside them: the snapshot's holder is asked every second whether it lives
+//! ```
+//!
+//! A reader that loses its connection to the source takes its piece again under the same snapshot, on new connections:
+//! the piece's COPY was one transaction at the destination and is rolled back, so no row comes twice. Without its holder
+//! the snapshot is gone, and everything starts over. A connection to the destination that is lost may have committed
+//! what it does not answer any more; so that starts over too.
+//!
+//! Bounds: `snapshot.workers` pieces at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
+//! together; a piece is retried [`RETRIES_MAX`] times.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::Ends;
+use super::guard::keep_holder;
+use crate::config::Config;
+use crate::destination::{DestinationError, Staging};
+use crate::fault::Fault;
+use crate::pg::QualifiedName;
+use crate::plan::sql::staging as sql;
+use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
+use crate::source::{HeldSnapshot, SourceError, pieces};
+use crate::telemetry::{Telemetry, failpoint};
+
+/// How often in a row one piece may lose its connection to the source.
+const RETRIES_MAX: u32 = 10;
+
+/// A part of a table that one reader copies at a time.
+#[derive(Clone, Debug)]
+struct Task {
+    /// Its table's place in the staging's list.
+    table: usize,
+    copy_out: String,
+    copy_in: String,
+}
+
+/// What the readers share.
+struct Shared {
+    queue: Mutex<VecDeque<Task>>,
+    tables: Vec<QualifiedName>,
+    /// Pieces of each table that are not copied yet.
+    left: Mutex<Vec<usize>>,
+    sent: Mutex<BTreeMap<QualifiedName, u64>>,
+    snapshot_name: String,
+    config: Arc<Config>,
+    telemetry: Arc<Telemetry>,
+    rate: Mutex<Rate>,
+}
+
+/// Copies all tables into staging and returns how many rows of each the destination has taken.
+pub(super) async fn copy(
+    ends: Ends<'_>,
+    staging: &Staging,
+    held: &HeldSnapshot,
+    slot: &str,
+    destination: &SqlClient,
+) -> Result<BTreeMap<QualifiedName, u64>, Fault> {
+    let Ends { config, telemetry, .. } = ends;
+    let mut left = vec![0; staging.tables.len()];
+    let mut tasks = Vec::new();
+    for (number, table) in staging.tables.iter().enumerate() {
+        let found = pieces(held.client(), &table.source).await?;
+        if let Some(left) = left.get_mut(number) {
+            *left = found.len();
+        }
+        if found.is_empty() {
+            telemetry.snapshot_table_done(&table.live);
+        }
+        let bytes: u64 = found.iter().map(|piece| piece.bytes).sum();
+        tasks.extend(found.into_iter().map(|piece| {
+            let filter = table.row_filter.as_deref();
+            let copy_out = sql::copy_out(&piece.relation, &table.route, piece.whole_tree, filter, piece.pages);
+            (bytes, Task { table: number, copy_out, copy_in: sql::copy_in(&table.staging, &table.route) })
+        }));
+    }
+    // The largest table first, so that no reader is left alone with it at the end.
+    tasks.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let workers = workers(config, held.client(), destination, tasks.len()).await?;
+    tracing::debug!("{} pieces, {workers} readers", tasks.len());
+    let shared = Arc::new(Shared {
+        queue: Mutex::new(tasks.into_iter().map(|(_, task)| task).collect()),
+        tables: staging.tables.iter().map(|table| table.live.clone()).collect(),
+        left: Mutex::new(left),
+        sent: Mutex::new(staging.tables.iter().map(|table| (table.live.clone(), 0)).collect()),
+        snapshot_name: held.snapshot_name.clone(),
+        config: Arc::clone(config),
+        telemetry: Arc::clone(telemetry),
+        rate: Mutex::new(Rate::new(config.snapshot.max_rate, Instant::now())),
+    });
+    // Dropping the set ends the readers, and with them their connections.
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        running.spawn(work_off(Arc::clone(&shared)));
+    }
+    let working = async {
+        while let Some(done) = running.join_next().await {
+            match done {
+                Ok(done) => done?,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        Ok::<(), Fault>(())
+    };
+    tokio::select! {
+        worked = working => worked?,
+        lost = keep_holder(ends, held, slot) => return Err(lost),
+    }
+    let sent = shared.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(sent)
+}
+
+/// What is configured; otherwise what both servers and this machine bear: a core each, at most 8, and at most half of the
+/// sessions that each server has left.
+async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, pieces: usize) -> Result<usize, Fault> {
+    let wanted = match config.snapshot.workers {
+        Some(workers) => workers,
+        None => {
+            let cores = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+            let free_source = source.free_sessions().await.map_err(SourceError::Session)?;
+            let free_destination = destination.free_sessions().await.map_err(DestinationError::Session)?;
+            cores.min(free_source / 2).min(free_destination / 2)
+        }
+    };
+    Ok(wanted.min(pieces).max(1))
+}
+
+/// A reader's two connections.
+struct Pipe {
+    reader: Connection,
+    writer: Connection,
+}
+
+impl Pipe {
+    async fn open(config: &Config) -> Result<Pipe, Fault> {
+        let purpose = |what: &str| format!("{} {what}", config.source.slot);
+        let mut settings: Vec<(&str, String)> = [
+            ("datestyle", "ISO"),
+            ("intervalstyle", "postgres"),
+            ("extra_float_digits", "3"),
+            ("timezone", "UTC"),
+            ("lc_monetary", "C"),
+            ("search_path", ""),
+            ("row_security", "off"),
+            ("client_connection_check_interval", "1000"),
+            ("statement_timeout", "0"),
+            ("lock_timeout", "0"),
+            ("idle_in_transaction_session_timeout", "0"),
+            ("idle_session_timeout", "0"),
+        ]
+        .map(|(name, value)| (name, value.to_owned()))
+        .into();
+        let timeout = config.destination.timeout;
+        let reader = Connection::open(&config.source.url, &purpose("snapshot"), &settings).await;
+        let mut reader = reader.map_err(SourceError::Session)?;
+        reader.simple_query(UNLIMITED, "setting up a reader", timeout).await.map_err(SourceError::Session)?;
+        // What is published is flushed with the publish's own commit, and staging that a crash has touched is not
+        // published.
+        settings.push(("synchronous_commit", "off".to_owned()));
+        let writer = Connection::open(&config.destination.url, &purpose("staging"), &settings).await;
+        let mut writer = writer.map_err(DestinationError::Session)?;
+        writer.simple_query(UNLIMITED, "setting up a session", timeout).await.map_err(DestinationError::Session)?;
+        Ok(Pipe { reader, writer })
+    }
+}
+
+/// transaction_timeout (17 and later) cannot be named where it does not exist.
+const UNLIMITED: &str =
+    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+
+/// One reader: takes pieces from the queue until it is empty.
+async fn work_off(shared: Arc<Shared>) -> Result<(), Fault> {
+    let mut pipe: Option<Pipe> = None;
+    let mut retries = 0;
+    let mut again: Option<Task> = None;
+    loop {
+        let next = || shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(task) = again.take().or_else(next) else { break };
+        let fault = match copy_task(&shared, &mut pipe, &task).await {
+            Ok(()) => {
+                retries = 0;
+                continue;
+            }
+            Err(fault) => fault,
+        };
+        pipe = None;
+        retries += 1;
+        if retries > RETRIES_MAX || !is_lost_source(&fault) {
+            return Err(fault);
+        }
+        tracing::warn!("a reader's connection to the source was lost, its piece is read again: {fault}");
+        // Longer than a server needs to come back to its senses, shorter than anybody's patience.
+        tokio::time::sleep(Duration::from_millis(100 << retries.min(5))).await;
+        again = Some(task);
+    }
+    if let Some(Pipe { reader, writer }) = pipe {
+        reader.close().await;
+        writer.close().await;
+    }
+    Ok(())
+}
+
+/// Whether another connection to the source may do better. Whether the snapshot still lives it finds out by itself.
+fn is_lost_source(fault: &Fault) -> bool {
+    match fault {
+        Fault::Source(SourceError::Session(error)) => match error {
+            SessionError::Lost { .. } | SessionError::Unreachable { .. } | SessionError::Timeout { .. } => true,
+            // Ended by an administrator or a timeout of the server's, or out of connections.
+            SessionError::Server { error, .. } => error.fatal || matches!(error.code.class(), "57" | "08" | "25"),
+            SessionError::Tls { .. }
+            | SessionError::Authentication { .. }
+            | SessionError::File { .. }
+            | SessionError::Protocol { .. } => false,
+        },
+        Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) => false,
+    }
+}
+
+/// Copies one piece. What a failed attempt has counted is taken back.
+async fn copy_task(shared: &Shared, pipe: &mut Option<Pipe>, task: &Task) -> Result<(), Fault> {
+    let Some(table) = shared.tables.get(task.table) else { return Ok(()) };
+    let Pipe { reader, writer } = match pipe {
+        Some(pipe) => pipe,
+        none => none.insert(Pipe::open(&shared.config).await?),
+    };
+    let mut counted = (0, 0);
+    let copied = transfer(shared, reader, writer, (table, task), &mut counted).await;
+    let rows = match copied {
+        Ok(rows) => rows,
+        Err(fault) => {
+            shared.telemetry.snapshot_taken_back(table, counted.0, counted.1);
+            return Err(fault);
+        }
+    };
+    if let Some(sent) = shared.sent.lock().unwrap_or_else(PoisonError::into_inner).get_mut(table) {
+        *sent += rows;
+    }
+    let mut left = shared.left.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(left) = left.get_mut(task.table) {
+        *left -= 1;
+        if *left == 0 {
+            shared.telemetry.snapshot_table_done(table);
+        }
+    }
+    Ok(())
+}
+
+async fn transfer(
+    shared: &Shared,
+    reader: &mut Connection,
+    writer: &mut Connection,
+    (table, task): (&QualifiedName, &Task),
+    counted: &mut (u64, u64),
+) -> Result<u64, Fault> {
+    let timeout = shared.config.destination.timeout;
+    let source = |error: SessionError| Fault::Source(SourceError::Session(error));
+    let destination = |error: SessionError| Fault::Destination(DestinationError::Session(error));
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'",
+        shared.snapshot_name.replace('\'', "''")
+    );
+    reader.simple_query(&begin, "importing the snapshot", timeout).await.map_err(|error| {
+        // Refused, not lost: then the snapshot is not there any more.
+        let gone = error.server().is_some_and(|server| !server.fatal);
+        if gone { SourceError::SnapshotLost(error) } else { SourceError::Session(error) }
+    })?;
+    // The reader first: when it fails, nothing has begun at the destination.
+    let mut outgoing = CopyOut::start(reader, &task.copy_out, timeout).await.map_err(source)?;
+    let mut incoming = CopyIn::start(writer, &task.copy_in, timeout).await.map_err(destination)?;
+    loop {
+        let moved = outgoing.transfer(&mut incoming).await.map_err(|error| match error {
+            CopyError::Source(error) => source(error),
+            CopyError::Destination(error) => destination(error),
+        })?;
+        shared.telemetry.snapshot_copied(table, moved.messages, moved.bytes);
+        counted.0 += moved.messages;
+        counted.1 += moved.bytes;
+        failpoint::reached("snapshot.copying");
+        let wait = shared.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(moved.bytes, Instant::now());
+        if moved.done {
+            break;
+        }
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+    // The source must have said that all was well before the destination is told that this was all.
+    outgoing.finish().await.map_err(source)?;
+    let rows = incoming.finish().await.map_err(destination)?;
+    // Should the connection be lost from here on, the next piece finds out.
+    let _ = reader.simple_query("COMMIT", "ending a read", timeout).await;
+    Ok(rows)
+}
+
+/// Spends at most so many bytes a second, over all readers.
+#[derive(Debug)]
+struct Rate {
+    bytes_per_second: Option<u64>,
+    /// When everything spent so far will have been earned.
+    earned_at: Instant,
+}
+
+impl Rate {
+    fn new(bytes_per_second: Option<u64>, now: Instant) -> Rate {
+        Rate { bytes_per_second, earned_at: now }
+    }
+
+    /// How long to wait after having spent `bytes`.
+    fn spend(&mut self, bytes: u64, now: Instant) -> Duration {
+        let Some(rate) = self.bytes_per_second else { return Duration::ZERO };
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.earned_at = self.earned_at.max(now) + cost;
+        self.earned_at.duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_over_all_that_is_spent() {
+        let now = Instant::now();
+        let mut rate = Rate::new(Some(1000), now);
+        assert_eq!(rate.spend(500, now), Duration::from_millis(500));
+        assert_eq!(rate.spend(500, now), Duration::from_secs(1));
+        assert_eq!(rate.spend(0, now + Duration::from_secs(5)), Duration::ZERO, "nothing is owed later on");
+        assert_eq!(Rate::new(None, now).spend(u64::MAX, now), Duration::ZERO);
+    }
+}

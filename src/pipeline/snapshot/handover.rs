@@ -1,0 +1,271 @@
+//! The hand-over: tables are copied anew, or for the first time, while the stream goes on.
+//!
+//! Stands beside the ring, for as long as one stream lasts. It looks for requests in the bookkeeping and fulfils them:
+//!
+//! ```text
+//! source      C ─ slot, snapshot      temporary slot's stream from C on
+//!               │                       │
+//! staging       └─ copied ─ indexed ────┴─ to D1 ─┬────── to D2, D3, … ────────── to D ─┐
+//!                                                 │ list what differs                   │ publish: what is listed
+//! live     ═══════ the stream goes on ═══════ held at D1 ═══ goes on ══════════ held at D ╪══ goes on
+//! ```
+//!
+//! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the rows that differ
+//! are listed while the stream goes on. From D1 on both sides take the same changes, so the list stays good for D;
+//! except for a table in which keys were changed meanwhile, which is compared whole at the end. One transaction then
+//! makes the listed rows equal. So the stream is held for the last few transactions and for what differs, and not for
+//! the size of the tables.
+//!
+//! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
+//! again; one that only an operator can mend is given up. What the stream itself needs is asked for anew when a
+//! table's OID is not the one that it follows: then the stream is set up again, from the position.
+//!
+//! Bounds: one hand-over at a time; a hold waits at most `fence_timeout` for staging; [`ROUNDS_MAX`] rounds.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::catch_up::CatchUp;
+use super::{Ends, Tables, after, begin_showing, finish, publish, stage, temporary_slot};
+use crate::config::OnSlotLost;
+use crate::destination::{
+    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Place, Publication, Request, Scope, sweep,
+};
+use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
+use crate::pg::{Lsn, QualifiedName};
+use crate::pipeline::control::{Control, Held};
+use crate::pipeline::prepare::check_fit;
+use crate::session::SessionError;
+use crate::source::{SourceCatalog, SourceError, SourceServer, ensure_publication};
+use crate::telemetry::failpoint;
+
+/// How often requests are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Staging has caught up when a round takes no longer.
+const CAUGHT_UP: Duration = Duration::from_millis(300);
+/// Rounds in which staging may try to catch up: with a source that writes faster than staging follows it never does.
+const ROUNDS_MAX: u32 = 1000;
+/// How often a hold is tried for staging that does not reach the position in time.
+const HOLDS_MAX: u32 = 5;
+
+/// The tables that a request was fulfilled for are not followed yet by the stream that runs, so it must be set up anew.
+/// Until then it is held: it would pass over their changes.
+#[derive(Debug)]
+pub(in crate::pipeline) struct SetUpAnew {
+    _held: Held,
+}
+
+/// Fulfils requests until one needs the stream to be set up anew.
+pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> SetUpAnew {
+    let mut backoff = Backoff::default();
+    let mut bookkeeping: Option<Bookkeeping> = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        // Whatever is wrong with the destination, the apply loop meets it too, and says so.
+        let client = match bookkeeping.take() {
+            Some(client) => client,
+            None => match Bookkeeping::connect(&ends.addresses.destination).await {
+                Ok(client) => client,
+                Err(_) => continue,
+            },
+        };
+        let Ok(requests) = client.requests().await else { continue };
+        if requests.is_empty() {
+            bookkeeping = Some(client);
+            continue;
+        }
+        let scope = wanted(ends, &requests);
+        let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
+        ends.telemetry.event("snapshot", format!("copying {scope} anew while the stream goes on"));
+        let ended = hand_over(ends, control, &client, (&scope, &ids, generation)).await;
+        ends.telemetry.snapshot_ends();
+        match ended {
+            Ok(Some(again)) => return again,
+            Ok(None) => {
+                backoff.reset();
+                bookkeeping = Some(client);
+            }
+            Err(fault) => {
+                let again = settle_failure(ends, &client, &ids, (&scope, &fault)).await;
+                // Staging of this attempt is nobody's. The next attempt sweeps too.
+                let _ = sweep(client.client()).await;
+                if again {
+                    tokio::time::sleep(backoff.wait(fastrand::f64())).await;
+                }
+            }
+        }
+    }
+}
+
+/// What the requests together ask for; all of the set when they name all of it.
+fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
+    let scope = requests.iter().map(|request| request.scope.clone()).reduce(Scope::and);
+    match scope {
+        Some(scope) if ends.config.tables.iter().all(|table| scope.contains(table)) => Scope::All,
+        Some(scope) => scope,
+        None => Scope::All,
+    }
+}
+
+/// Says that the old data serves, and whether the requests are taken up again.
+async fn settle_failure(ends: Ends<'_>, client: &Bookkeeping, ids: &[i64], (scope, fault): (&Scope, &Fault)) -> bool {
+    let reason = report(fault);
+    let (again, what) = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
+        Decision::Retry(_) | Decision::Halt(_) => (true, "is tried again"),
+        Decision::End | Decision::Resnapshot => (false, "is given up"),
+    };
+    let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
+    ends.telemetry.warning("snapshot", text);
+    let noted = if again {
+        client.note_requests(ids, &reason.lines()).await
+    } else {
+        client.fail_requests(ids, &reason.lines()).await
+    };
+    if let Err(error) = noted {
+        tracing::debug!("the failure could not be noted: {error}");
+    }
+    again
+}
+
+async fn hand_over(
+    ends: Ends<'_>,
+    control: &Control,
+    bookkeeping: &Bookkeeping,
+    (scope, requests, generation): (&Scope, &[i64], &str),
+) -> Result<Option<SetUpAnew>, Fault> {
+    let config = ends.config;
+    let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
+    let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
+    source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+    let server = SourceServer::check(&source, true).await?;
+    let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
+    let mut source_catalog = SourceCatalog::read(&source, &names).await?;
+    let followed = bookkeeping.tables().await?;
+    // What the publication lacks of these tables is no gap: all of them are copied.
+    let others: BTreeSet<QualifiedName> =
+        followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name)).collect();
+    let told = ensure_publication(&source, &config.source.publication, &mut source_catalog, &others).await?;
+    told.into_iter().for_each(|told| ends.telemetry.event("publication", told));
+    let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let transfer = check_fit(&source_catalog, &destination_catalog)?;
+    let is_followed =
+        |table: &QualifiedName, id| followed.iter().any(|known| known.name == *table && known.source_id == id);
+    let anew = source_catalog
+        .tables
+        .iter()
+        .any(|table| !is_followed(&table.definition.name(), table.definition.relation_id()));
+
+    begin_showing(ends, &source_catalog);
+    let tables = Tables { source: &source_catalog, destination: &destination_catalog, transfer, alone: false };
+    let slot = temporary_slot()?;
+    let name = format!("{generation}_again");
+    let mut staged = stage(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
+    let session = staged.slot_session.take().ok_or(SourceError::Ended)?;
+    finish(ends, bookkeeping.client(), &staged.staging).await?;
+    // Before the stream changes them: as many rows as were sent.
+    staged.staging.check_counts(bookkeeping.client(), &staged.sent).await?;
+
+    let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, session, &staged)).await?;
+    failpoint::reached("handover.catching_up");
+    catch_up_with(bookkeeping, &mut catch_up, None).await?;
+    let mut differences = Differences::default();
+    if staged.staging.tables.iter().any(|table| table.mode == Mode::Reconcile && !table.matching.key.is_empty()) {
+        let held = hold(ends, control, &mut catch_up).await?;
+        let comparison = Comparison::begin(&ends.addresses.destination_for("staging")).await?;
+        // From here on both take the same changes.
+        catch_up.take_rekeyed();
+        drop(held);
+        let mut comparing = std::pin::pin!(comparison.run(&staged.staging));
+        loop {
+            // Staging follows meanwhile, so that there is little left to do at the end.
+            let position = position(bookkeeping).await?;
+            catch_up.advance_to(position).await?;
+            tokio::select! {
+                compared = &mut comparing => {
+                    differences = compared?;
+                    break;
+                }
+                () = tokio::time::sleep(CAUGHT_UP) => {}
+            }
+        }
+        failpoint::reached("handover.compared");
+        catch_up_with(bookkeeping, &mut catch_up, None).await?;
+    }
+
+    let held_at = Instant::now();
+    let held = hold(ends, control, &mut catch_up).await?;
+    for table in catch_up.take_rekeyed() {
+        let rekeyed = staged.staging.tables.iter().find(|staged| staged.staging == table || staged.live == table);
+        if let Some(rekeyed) = rekeyed {
+            differences.forget(&rekeyed.live);
+        }
+    }
+    failpoint::reached("handover.held");
+    let publication = Publication {
+        staging: &staged.staging,
+        sent: None,
+        differences: &differences,
+        generation,
+        place: Place::Held { position: held.position() },
+        requests,
+        lock_timeout_millis: config.destination.lock_timeout.as_millis(),
+    };
+    publish(ends, &publication).await?;
+    let position = held.position();
+    let anew = if anew {
+        Some(SetUpAnew { _held: held })
+    } else {
+        drop(held);
+        None
+    };
+    let held_for = held_at.elapsed();
+    ends.telemetry.event(
+        "snapshot",
+        format!("published {scope} at {position}; the stream was held for {} ms", held_for.as_millis()),
+    );
+    catch_up.close().await;
+    after(ends, staged.staging, &differences).await?;
+    Ok(anew)
+}
+
+async fn position(bookkeeping: &Bookkeeping) -> Result<Lsn, Fault> {
+    let position = bookkeeping.position().await?;
+    Ok(position.ok_or_else(|| DestinationError::StagingLost("the position is gone".to_owned()))?)
+}
+
+/// Rounds, each to where the live tables stand, until one is short.
+async fn catch_up_with(bookkeeping: &Bookkeeping, catch_up: &mut CatchUp, rounds: Option<u32>) -> Result<(), Fault> {
+    for _ in 0..rounds.unwrap_or(ROUNDS_MAX) {
+        let began = Instant::now();
+        let position = position(bookkeeping).await?;
+        catch_up.advance_to(position).await?;
+        if began.elapsed() <= CAUGHT_UP {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Holds the stream, and brings staging to exactly where it stands.
+async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp) -> Result<Held, Fault> {
+    let most = ends.config.fence_timeout;
+    for _ in 0..HOLDS_MAX {
+        // A long transaction that is being applied is finished first, and lets nobody wait but us.
+        let Ok(held) = tokio::time::timeout(most, control.hold()).await else { continue };
+        let held = held.map_err(|_| SourceError::Ended)?;
+        let mut reaching = std::pin::pin!(catch_up.advance_to(held.position()));
+        match tokio::time::timeout(most, &mut reaching).await {
+            Ok(reached) => {
+                reached?;
+                return Ok(held);
+            }
+            Err(_) => {
+                // The stream goes on, and staging goes on to where it was to be.
+                drop(held);
+                reaching.await?;
+            }
+        }
+    }
+    let doing = "bringing staging to the position";
+    Err(DestinationError::Session(SessionError::Timeout { doing, within: most * HOLDS_MAX }).into())
+}

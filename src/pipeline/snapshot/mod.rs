@@ -1,0 +1,421 @@
+//! A snapshot: locks, slot, settled snapshot, parallel copy into staging, one publish.
+//!
+//! Second part of an attempt, where there is no position yet or a new copy of all tables is asked for. The steps, and
+//! what a crash after each leaves for the next start:
+//!
+//! | step | a crash here leaves |
+//! |---|---|
+//! | row `creating` committed (only without a live stream) | the row: whatever slot has our name is ours, dropped |
+//! | ACCESS SHARE on all tables | nothing: it goes with the session |
+//! | slot created, snapshot settled and exported again | the row and the slot (a temporary slot goes with its session) |
+//! | staging created and filled (`copy`) | staging of an old generation, swept |
+//! | source let go, indexes built, differences listed | the same |
+//! | published | a live position: stream on |
+//!
+//! With a live stream that does not run yet the copy is made under a temporary slot, and publishing moves the position
+//! forward to its consistent point; the permanent slot then streams on from there. Until then the old data serves.
+//! Beside a stream that runs, `handover` takes the same steps up to the publish.
+//!
+//! Bounds: `snapshot.workers` copies at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
+//! together.
+
+mod catch_up;
+mod copy;
+mod guard;
+pub(super) mod handover;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::prepare::{Addresses, Prepared, connect_replication};
+use crate::config::Config;
+use crate::destination::{
+    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Place, Publication, STATEMENT_MAX,
+    Scope, Staging, Stream, StreamState, TableToCopy, sweep,
+};
+use crate::fault::Fault;
+use crate::pg::{Lsn, QualifiedName, SlotName};
+use crate::plan::fit::Transfer;
+use crate::plan::sql::staging as sql;
+use crate::session::{ReplicationSession, SlotSnapshot, SqlClient};
+use crate::source::{HeldSnapshot, SourceCatalog, SourceError, TableLocks, hold_snapshot, release_slot};
+use crate::telemetry::{State, Telemetry, failpoint};
+
+/// What a snapshot needs of its surroundings.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<'a> {
+    pub(super) config: &'a Arc<Config>,
+    pub(super) addresses: &'a Addresses,
+    pub(super) telemetry: &'a Arc<Telemetry>,
+}
+
+/// How a snapshot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// It is published.
+    Published,
+    /// It was given up because the process is to stop; nothing is left behind.
+    Stopped,
+}
+
+/// Which snapshot is made.
+#[derive(Clone, Debug)]
+pub(super) struct Kind {
+    /// A stream is there, and its slot stays.
+    pub(super) live: bool,
+    /// The command line that asked for it, and what it asked for.
+    pub(super) invocation: Option<(String, Scope)>,
+}
+
+/// What is copied.
+pub(super) struct Tables<'a> {
+    pub(super) source: &'a SourceCatalog,
+    pub(super) destination: &'a Catalog,
+    pub(super) transfer: Transfer,
+    /// No stream runs beside it.
+    pub(super) alone: bool,
+}
+
+/// What was copied, with the source let go again except for the slot's session.
+pub(super) struct Staged {
+    pub(super) staging: Staging,
+    /// Rows of each table.
+    pub(super) sent: BTreeMap<QualifiedName, u64>,
+    pub(super) slot_session: Option<ReplicationSession>,
+    pub(super) consistent_point: Lsn,
+}
+
+/// How long to wait for locks on the tables and for running transactions before saying what is being waited for.
+const SLOT_MAX: Duration = Duration::from_secs(600);
+/// How long cleaning up may take when stopping.
+const CLEAN_UP_MAX: Duration = Duration::from_secs(5);
+
+/// Makes a snapshot of all tables and publishes it.
+pub(super) async fn snapshot(
+    ends: Ends<'_>,
+    bookkeeping: &Bookkeeping,
+    prepared: Prepared,
+    kind: &Kind,
+    stop: impl Future<Output = ()>,
+) -> Result<Ending, Fault> {
+    // What held up an earlier attempt is over once the slot is there, not before.
+    if !ends.telemetry.is_held_up() {
+        ends.telemetry.set_state(State::Snapshot, None);
+    }
+    begin_showing(ends, &prepared.source_catalog);
+    let ended = {
+        let mut work = pin!(work(ends, bookkeeping, prepared, kind));
+        tokio::select! {
+            worked = &mut work => worked.map(|()| Ending::Published),
+            () = stop => Ok(Ending::Stopped),
+        }
+    };
+    ends.telemetry.snapshot_ends();
+    if !matches!(ended, Ok(Ending::Published)) {
+        let cleaned = tokio::time::timeout(CLEAN_UP_MAX, clean_up(ends, bookkeeping, kind.live)).await;
+        if !matches!(cleaned, Ok(Ok(()))) {
+            tracing::warn!("the snapshot's staging or slot could not be removed; the next start does it");
+        }
+        if kind.live {
+            tracing::warn!(
+                "the resnapshot was not finished: the old data is still there, and the next start takes it up again"
+            );
+        }
+    }
+    ended
+}
+
+fn begin_showing(ends: Ends<'_>, catalog: &SourceCatalog) {
+    let sizes = catalog.tables.iter().map(|table| (table.definition.name(), table.definition.bytes));
+    ends.telemetry.snapshot_begins(sizes);
+}
+
+/// Removes what an unfinished snapshot leaves: staging, and the slot unless it is the live one.
+async fn clean_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, live: bool) -> Result<(), Fault> {
+    sweep(bookkeeping.client()).await?;
+    if !live {
+        let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
+        drop_slot(ends.config, &source, &ends.config.source.slot).await?;
+    }
+    Ok(())
+}
+
+async fn drop_slot(config: &Config, source: &SqlClient, slot: &SlotName) -> Result<(), Fault> {
+    if crate::source::find_slot(source, slot).await?.is_none() {
+        return Ok(());
+    }
+    release_slot(source, slot).await?;
+    let mut session = connect_replication(config, "cleaning").await?;
+    session.drop_slot(slot).await.map_err(SourceError::Session)?;
+    session.close().await;
+    Ok(())
+}
+
+async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kind: &Kind) -> Result<(), Fault> {
+    let Ends { config, telemetry, addresses } = ends;
+    let generation = match (&prepared.stream, kind.live) {
+        (Some(stream), true) => stream.generation.clone(),
+        (_, _) => new_generation(),
+    };
+    bookkeeping.ensure().await?;
+    if !kind.live {
+        bookkeeping
+            .begin_stream(&Stream {
+                state: StreamState::Creating,
+                generation: generation.clone(),
+                slot: config.source.slot.clone(),
+                publication: config.source.publication.clone(),
+                system_identifier: prepared.identification.system_identifier.clone(),
+                timeline: prepared.identification.timeline,
+                source_database: prepared.identification.database.clone(),
+                gap: None,
+            })
+            .await?;
+        failpoint::reached("snapshot.row_committed");
+        // The row is there: a slot of our name is ours, from an attempt that did not get further.
+        drop_slot(config, &prepared.source, &config.source.slot).await?;
+    }
+    if let Some((invocation, scope)) = &kind.invocation
+        && bookkeeping.request_of(invocation).await?.is_none()
+    {
+        bookkeeping.request(scope, Origin::Start, Some(invocation)).await?;
+    }
+    // Whatever part of the set was asked for: all of it is in this snapshot.
+    let requests: Vec<i64> = bookkeeping.requests().await?.iter().map(|request| request.id).collect();
+
+    let slot = if kind.live { temporary_slot()? } else { config.source.slot.clone() };
+    let tables = Tables {
+        source: &prepared.source_catalog,
+        destination: &prepared.destination_catalog,
+        transfer: prepared.transfer,
+        alone: true,
+    };
+    let mut staged =
+        stage(ends, &prepared.source, bookkeeping.client(), &tables, (&slot, kind.live, &generation)).await?;
+    if let Some(session) = staged.slot_session.take() {
+        session.close().await;
+    }
+    finish(ends, bookkeeping.client(), &staged.staging).await?;
+    let differences = Comparison::begin(&addresses.destination_for("staging")).await?.run(&staged.staging).await?;
+
+    let live_position = if kind.live { bookkeeping.position().await? } else { None };
+    let consistent_point = staged.consistent_point;
+    let publication = Publication {
+        staging: &staged.staging,
+        sent: Some(&staged.sent),
+        differences: &differences,
+        generation: &generation,
+        place: Place::Beginning { live_position, consistent_point },
+        requests: &requests,
+        lock_timeout_millis: config.destination.lock_timeout.as_millis(),
+    };
+    publish(ends, &publication).await?;
+    let rows: u64 = staged.sent.values().sum();
+    let count = staged.staging.tables.len();
+    telemetry.event("snapshot", format!("published {rows} rows of {count} tables at {consistent_point}"));
+    after(ends, staged.staging, &differences).await
+}
+
+fn new_generation() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+/// A name for a slot that goes with its session.
+fn temporary_slot() -> Result<SlotName, Fault> {
+    let name = format!("headwater_{:016x}", fastrand::u64(..));
+    name.parse().map_err(|_| Fault::Refused(crate::pg::ErrorReport::new("a temporary slot's name is not one")))
+}
+
+/// Locks, slot, snapshot, copy. `temporary`: the slot goes with its session, which is handed on.
+async fn stage(
+    ends: Ends<'_>,
+    source: &SqlClient,
+    destination: &SqlClient,
+    tables: &Tables<'_>,
+    (slot, temporary, generation): (&SlotName, bool, &str),
+) -> Result<Staged, Fault> {
+    for cycle in &tables.source.cycles {
+        let names: Vec<String> = cycle.iter().map(QualifiedName::to_string).collect();
+        let text = format!("foreign keys of {} form a circle: they are checked at the end", names.join(", "));
+        ends.telemetry.event("snapshot", text);
+    }
+    let kind = if temporary { SlotSnapshot::ExportTemporary } else { SlotSnapshot::ExportPermanent };
+    let TakenSnapshot { locks, slot_session, held, consistent_point } =
+        take_snapshot(ends, source, tables.source, (slot, kind)).await?;
+    if tables.alone {
+        ends.telemetry.set_state(State::Snapshot, None);
+    }
+    failpoint::reached("snapshot.slot_created");
+    let staging = create_staging(ends, destination, tables, generation).await?;
+    let sent = copy::copy(ends, &staging, &held, slot.as_str(), destination).await;
+    // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
+    held.release().await?;
+    let sent = sent?;
+    failpoint::reached("snapshot.staged");
+    locks.release().await?;
+    Ok(Staged { staging, sent, slot_session: Some(slot_session), consistent_point })
+}
+
+struct TakenSnapshot {
+    locks: TableLocks,
+    slot_session: ReplicationSession,
+    held: HeldSnapshot,
+    consistent_point: Lsn,
+}
+
+/// Locks, then the slot, then the settled snapshot.
+async fn take_snapshot(
+    ends: Ends<'_>,
+    source: &SqlClient,
+    catalog: &SourceCatalog,
+    (slot, kind): (&SlotName, SlotSnapshot),
+) -> Result<TakenSnapshot, Fault> {
+    let Ends { config, addresses, telemetry } = ends;
+    let tables: Vec<_> = catalog.tables.iter().map(|table| &table.definition).collect();
+    let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
+    telemetry.event(
+        "snapshot",
+        format!(
+            "{} tables are locked in ACCESS SHARE mode at the source: ALTER TABLE and the like wait for the copy",
+            tables.len()
+        ),
+    );
+    let mut slot_session = connect_replication(config, "snapshot").await?;
+    let created = {
+        let creating = slot_session.create_slot(slot, kind, SLOT_MAX);
+        let mut creating = pin!(creating);
+        loop {
+            tokio::select! {
+                created = &mut creating => break created.map_err(SourceError::Session)?,
+                () = tokio::time::sleep(Duration::from_secs(10)) => tell_what_blocks(source, telemetry).await,
+            }
+        }
+    };
+    let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
+    Ok(TakenSnapshot { locks, slot_session, held, consistent_point: created.consistent_point })
+}
+
+/// A slot waits for every transaction that was running when it was asked for.
+async fn tell_what_blocks(source: &SqlClient, telemetry: &Telemetry) {
+    let sql = "SELECT pid, pg_catalog.date_trunc('second', pg_catalog.now() - xact_start)::text FROM pg_catalog.pg_stat_activity
+               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() ORDER BY xact_start LIMIT 3";
+    if let Ok(rows) = source.query("looking for long transactions", sql, &[]).await {
+        let running: Vec<String> = rows
+            .iter()
+            .map(|row| {
+                format!("process {} (for {})", row.get::<_, i32>(0), row.get::<_, Option<&str>>(1).unwrap_or("?"))
+            })
+            .collect();
+        if !running.is_empty() {
+            telemetry.event(
+                "snapshot",
+                format!("the slot waits for running transactions at the source: {}", running.join(", ")),
+            );
+        }
+    }
+}
+
+/// Staging for all tables, after that of earlier attempts is swept.
+async fn create_staging(
+    ends: Ends<'_>,
+    client: &SqlClient,
+    tables: &Tables<'_>,
+    generation: &str,
+) -> Result<Staging, Fault> {
+    sweep(client).await?;
+    let copied = tables.source.tables.iter().map(|table| TableToCopy {
+        source: table.definition.clone(),
+        columns: table.columns.clone(),
+        transfer: tables.transfer,
+        row_filter: table.row_filter.clone(),
+    });
+    let staging =
+        Staging::prepare(client, generation, copied.collect(), &tables.source.types, tables.destination).await?;
+    for table in &staging.tables {
+        let how = match table.mode {
+            Mode::Move => "will be created",
+            Mode::Fill => "is empty and will be filled",
+            Mode::Reconcile => "has rows and will be reconciled",
+        };
+        ends.telemetry.event("snapshot", format!("table {} {how}", table.live));
+    }
+    Ok(staging)
+}
+
+/// Indexes, keys and statistics of what is staged.
+async fn finish(ends: Ends<'_>, client: &SqlClient, staging: &Staging) -> Result<(), Fault> {
+    let sessions = match ends.config.snapshot.workers {
+        Some(workers) => workers,
+        None => {
+            let cores = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+            cores.min(client.free_sessions().await.map_err(DestinationError::Session)? / 2).max(1)
+        }
+    };
+    staging.finish(&ends.addresses.destination_for("staging"), sessions).await?;
+    failpoint::reached("snapshot.finished");
+    for left_out in &staging.left_out {
+        ends.telemetry.event("snapshot", left_out.clone());
+    }
+    Ok(())
+}
+
+/// Publishes, and says what it has written.
+async fn publish(ends: Ends<'_>, publication: &Publication<'_>) -> Result<(), Fault> {
+    let sql = ends.addresses.destination_for("publishing");
+    let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
+    tell_large_differences(ends, &client, publication).await?;
+    let outcome = publication.run(&client).await?;
+    failpoint::reached("snapshot.published");
+    for (table, (deleted, updated, inserted)) in &outcome.reconciled {
+        let text = format!("table {table} reconciled: {deleted} rows deleted, {updated} updated, {inserted} inserted");
+        ends.telemetry.event("snapshot", text);
+    }
+    Ok(())
+}
+
+/// Whoever has mistaken the source hears of it before the rows are gone.
+async fn tell_large_differences(
+    ends: Ends<'_>,
+    client: &SqlClient,
+    publication: &Publication<'_>,
+) -> Result<(), Fault> {
+    for table in publication.staging.tables.iter().filter(|table| table.mode == Mode::Reconcile) {
+        let Some(differing) = publication.differences.count(client, &table.live).await? else { continue };
+        let has = Catalog::count_rows(client, &table.live, 1000).await?;
+        if differing > 0 && differing.saturating_mul(2) > has {
+            let text = format!(
+                "about {differing} rows of table {} differ from the source, which is more than half of its {has}",
+                table.live
+            );
+            ends.telemetry.event("snapshot", text);
+        }
+    }
+    Ok(())
+}
+
+/// Statistics of what was filled and reconciled, and the staging's end.
+async fn after(ends: Ends<'_>, staging: Staging, differences: &Differences) -> Result<(), Fault> {
+    let sql = ends.addresses.destination_for("staging");
+    let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
+    let mut stale = Vec::new();
+    for table in &staging.tables {
+        // A moved table brings its statistics along; one that was equal already has its own.
+        let unchanged = differences.count(&client, &table.live).await? == Some(0);
+        if table.mode != Mode::Move && !unchanged {
+            stale.push(table.live.clone());
+        }
+    }
+    staging.drop(&client).await?;
+    // Nobody waits for it: statistics are a convenience, autovacuum gathers them too.
+    tokio::spawn(async move {
+        for table in stale {
+            if let Err(error) = client.batch("analyzing a table", &sql::analyze(&table)).await {
+                tracing::warn!("table {table} could not be analyzed: {error}");
+            }
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! What a snapshot reads: each table in pieces that readers take from one queue.
+//!
+//! Asked by `pipeline::snapshot` under the settled snapshot; the pieces' COPY statements are `plan`'s. A large table is
+//! split into ranges of pages (ctid), a small one is one piece. The rows of a partitioned table are its partitions',
+//! which are read one by one where our role may; otherwise through their root, which needs no privilege on them.
+//!
+//! The tables are locked since before the slot, so no page that the snapshot's rows lie on can go away: VACUUM may free
+//! rows, but neither truncate nor rewrite the table.
+
+use super::error::SourceError;
+use crate::pg::QualifiedName;
+use crate::plan::schema::{TableDefinition, TableKind};
+use crate::plan::sql::staging::PageRange;
+use crate::session::SqlClient;
+
+/// Pages of a piece at most: 32 MB, a second or less of reading. What a lost connection costs is a piece.
+const PIECE_PAGES: u32 = 4096;
+
+/// What one reader copies at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The table, or one of its partitions.
+    pub relation: QualifiedName,
+    /// Rows of partitions belong to it.
+    pub whole_tree: bool,
+    /// Its pages.
+    pub pages: PageRange,
+    /// How much is to be read, in bytes on disk.
+    pub bytes: u64,
+}
+
+const PAGES: &str = "
+    SELECT n.nspname::text, c.relname::text,
+           c.relkind = 'r' AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
+               AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND (c.oid = $1 OR NOT c.relrowsecurity),
+           pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::bigint,
+           pg_catalog.current_setting('block_size')::bigint
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) t WHERE t.isleaf)
+       OR (c.oid = $1 AND c.relkind = 'r')
+    ORDER BY 1, 2";
+
+/// A table's pieces, as large as it is now.
+///
+/// # Errors
+/// [`SourceError`].
+pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<Piece>, SourceError> {
+    let rows = client.query("measuring a table", PAGES, &[&table.id]).await?;
+    let whole = Piece {
+        relation: table.name(),
+        whole_tree: table.kind == TableKind::Partitioned,
+        pages: PageRange { first: 0, end: None },
+        bytes: table.bytes,
+    };
+    // Without a privilege on the whole table its ctid cannot be read; without one on a partition, the partition.
+    if !rows.iter().all(|row| row.get::<_, Option<bool>>(2) == Some(true)) {
+        return Ok(vec![whole]);
+    }
+    let mut pieces = Vec::new();
+    for row in &rows {
+        let relation = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        // Sizes are NULL for what was dropped meanwhile; it has no rows to read then, and reading it says so.
+        let pages = row.get::<_, Option<i64>>(3).and_then(|pages| u32::try_from(pages).ok()).unwrap_or(0);
+        let block_bytes = u64::try_from(row.get::<_, i64>(4)).unwrap_or(8192);
+        pieces.extend(PageRange::split(pages, PIECE_PAGES).into_iter().map(|range| Piece {
+            relation: relation.clone(),
+            whole_tree: false,
+            bytes: u64::from(range.end.unwrap_or(pages).saturating_sub(range.first)) * block_bytes,
+            pages: range,
+        }));
+    }
+    Ok(pieces)
+}
