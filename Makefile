@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check deny fmt docs test test-matrix demo bench fuzz golden simulate soak stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-matrix demo bench bench-snapshot fuzz golden simulate soak stress-settle clean
 
 CARGO ?= cargo
 
@@ -64,6 +64,9 @@ BENCH_OUT ?= docs/benchmarks.md
 
 bench: setup ## Measure drains, latency, CPU, WAL and memory beside native replication (BENCH_SCALE=0.05 BENCH_ITEMS=B1 for a look)
 	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_ITEMS)$(BENCH_PEERS)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench drain
+
+bench-snapshot: setup ## Measure the first copy and the resync beside native, pgcopydb and the limit (BENCH_SCALE=0.05 for a look)
+	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_PEERS)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench snapshot
 
 golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
 	@for major in 14 15 16 17 18; do \
