@@ -13,11 +13,12 @@
 
 mod backoff;
 mod conflict;
+mod sqlstate;
 
 use crate::config::OnSlotLost;
 use crate::destination::DestinationError;
 use crate::pg::ErrorReport;
-use crate::session::{CopyError, ServerError, SessionError};
+use crate::session::{CopyError, SessionError};
 use crate::source::SourceError;
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
@@ -91,6 +92,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             SourceError::SlotInUse { .. } => operator("slot_in_use"),
             // A link that stalls, or a server that shuts down: both come back.
             SourceError::Silent(_) => Decision::Retry("source_silent"),
+            // A standby replays on; until then it cannot send what comes after the position.
+            SourceError::Behind { .. } => Decision::Retry("source_behind"),
             SourceError::Ended => Decision::Retry("source_lost"),
             // Bytes that are not understood are never skipped, and would be the same again (I10).
             SourceError::Wire(_) => Decision::End,
@@ -141,43 +144,7 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
         SessionError::File { .. } => operator("file"),
         // An answer that the protocol does not know will not get better.
         SessionError::Protocol { .. } => Decision::End,
-        SessionError::Server { error, .. } => server(error, lost, operator),
-    }
-}
-
-/// By SQLSTATE class (errcodes appendix, 18).
-fn server(error: &ServerError, lost: &'static str, operator: &dyn Fn(&'static str) -> Decision) -> Decision {
-    match error.code.as_str() {
-        // The slot's previous walsender is still there, or a lock is held: both pass.
-        "55006" => return Decision::Retry("slot_in_use"),
-        "55P03" => return Decision::Retry("lock_timeout"),
-        // The position moved under a statement of ours.
-        "HW001" => return Decision::Retry("position_moved"),
-        // Somebody cancelled a statement, or a timeout that we do not own ended it.
-        "57014" => return Decision::Retry("canceled"),
-        "53100" => return Decision::Halt("disk_full"),
-        "25006" => return Decision::Halt("read_only"),
-        _ => {}
-    }
-    match error.code.class() {
-        // 08 connection exception, 57 operator intervention (shutdown, starting up).
-        "08" | "57" => Decision::Retry(lost),
-        // 40 deadlock and serialization failure: the same transaction will do next time.
-        "40" => Decision::Retry("deadlock"),
-        // 53 insufficient resources (too many connections, out of memory).
-        "53" => Decision::Halt("resources"),
-        // 55 object not in prerequisite state: a slot that cannot be used, a publication that is gone.
-        "55" => Decision::Halt("not_in_state"),
-        // 58 system error: the server's disk or files.
-        "58" => Decision::Halt("system_error"),
-        // 25 invalid transaction state: a server timeout ended our transaction.
-        "25" => Decision::Retry("transaction_timeout"),
-        // 28 wrong password or role, 3D no such database, 42 missing privilege or object, 0A not supported there.
-        "28" | "3D" | "42" | "0A" | "3F" => operator("refused"),
-        // 22, 23: a row's matter that reached us outside of a batch (publishing, say).
-        "22" | "23" => Decision::Halt("constraint"),
-        // XX internal error, and all that is not known: stop, say it, try again.
-        _ => Decision::Halt("server_error"),
+        SessionError::Server { error, .. } => sqlstate::decide(error.code, lost, operator),
     }
 }
 
@@ -204,6 +171,9 @@ pub fn report(fault: &Fault) -> ErrorReport {
             .detail("It belongs to another role, or did not end when it was asked to.")
             .hint("End that session, or choose another name for source.slot."),
         Fault::Source(SourceError::Spool(error)) => spool_report(error),
+        Fault::Source(error @ SourceError::Behind { .. }) => ErrorReport::new(error.to_string())
+            .detail("The destination was fed by a server that was ahead of this one. It is waited for.")
+            .hint("See whether the standby still replays: pg_stat_wal_receiver, and its log."),
         Fault::Destination(DestinationError::Bind(error)) => ErrorReport::new(error.to_string())
             .hint("Change the table at the destination accordingly; headwater then goes on by itself."),
         Fault::Source(
@@ -275,7 +245,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::SqlState;
+    use crate::session::{ServerError, SqlState};
 
     fn server_fault(code: &str) -> Fault {
         let error = ServerError {

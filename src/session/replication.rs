@@ -39,6 +39,13 @@ pub struct SystemIdentification {
     pub database: String,
 }
 
+/// From 17 on a slot can be synchronized to standbys.
+fn has_failover_slots(server_version: Option<&str>) -> bool {
+    let major =
+        server_version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
+    major.is_some_and(|major| major >= 17)
+}
+
 /// What becomes of the snapshot at a slot's consistent point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotSnapshot {
@@ -126,6 +133,11 @@ impl ReplicationSession {
         self.connection.process_id()
     }
 
+    /// Whether the server is a standby.
+    pub fn in_recovery(&self) -> bool {
+        self.connection.parameter("in_hot_standby") == Some("on")
+    }
+
     /// IDENTIFY_SYSTEM.
     ///
     /// # Errors
@@ -188,7 +200,15 @@ impl ReplicationSession {
         };
         // Without EXPORT_SNAPSHOT older minors could start from a snapshot that another slot had saved. This form is
         // understood from 14 to 18.
-        let sql = format!("CREATE_REPLICATION_SLOT {slot}{temporary} LOGICAL pgoutput EXPORT_SNAPSHOT");
+        let sql = match (snapshot, has_failover_slots(self.connection.parameter("server_version"))) {
+            // A slot that a standby may hold ready for the day on which it becomes the primary.
+            (SlotSnapshot::ExportPermanent, true) if !self.in_recovery() => {
+                format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER true)")
+            }
+            (SlotSnapshot::ExportPermanent | SlotSnapshot::ExportTemporary, _) => {
+                format!("CREATE_REPLICATION_SLOT {slot}{temporary} LOGICAL pgoutput EXPORT_SNAPSHOT")
+            }
+        };
         let rows = self.connection.simple_query(&sql, doing, within).await?;
         let [_name, point, snapshot_name, _plugin] = one_row(rows, doing)?;
         Ok(CreatedSlot {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::pg::ErrorReport;
+use crate::pg::{ErrorReport, Lsn};
 use crate::session::{SessionError, StreamError};
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
@@ -35,6 +35,14 @@ pub enum SourceError {
         slot: String,
         /// The server process that uses it.
         process_id: i32,
+    },
+    /// The source is a standby that has not replayed up to the position.
+    #[error("the source, a standby, has replayed up to {replayed} only, and the destination is at {position}")]
+    Behind {
+        /// How far it is.
+        replayed: Lsn,
+        /// How far the destination is.
+        position: Lsn,
     },
     /// The source has said nothing for too long.
     #[error("the source has said nothing for {}", humantime::format_duration(*.0))]

@@ -137,6 +137,7 @@ pub async fn check_history(
         ));
     }
     check_timeline(session, identification, stored).await?;
+    check_end(identification, session.in_recovery(), stored)?;
     let Some(slot) = slot else {
         return Err(SourceError::SlotLost(
             ErrorReport::new(format!("replication slot {} does not exist at the source any more", stored.slot))
@@ -203,6 +204,29 @@ async fn check_timeline(
         )));
     }
     Ok(())
+}
+
+/// The position was the source's once: a source whose WAL ends before it is another, or an older one.
+fn check_end(
+    identification: &SystemIdentification,
+    in_recovery: bool,
+    stored: &StoredHistory<'_>,
+) -> Result<(), SourceError> {
+    let ends = identification.flushed_lsn;
+    if stored.position <= ends {
+        return Ok(());
+    }
+    if in_recovery {
+        return Err(SourceError::Behind { replayed: ends, position: stored.position });
+    }
+    Err(SourceError::HistoryLost(
+        ErrorReport::new(format!("the source's WAL ends at {ends}, before the destination's position {}", stored.position))
+            .detail(
+                "The source was restored from an older state, or failed over to a standby that had not received everything: what \
+                 was committed between is only at the destination.",
+            )
+            .hint(RESYNC_HINT),
+    ))
 }
 
 fn check_slot(slot: &Slot, stored: &StoredHistory<'_>) -> Result<(), SourceError> {
@@ -285,6 +309,27 @@ mod tests {
         assert!(check(&slot(100), 100).is_ok());
         assert!(check(&slot(99), 100).is_ok(), "stepped back after a crash: resent and skipped");
         assert!(matches!(check(&slot(101), 100), Err(SourceError::HistoryLost(_))));
+    }
+
+    #[test]
+    fn a_source_that_ends_before_the_position_is_an_older_one_unless_it_still_replays() {
+        let identification = SystemIdentification {
+            system_identifier: "1".into(),
+            timeline: 1,
+            flushed_lsn: Lsn::new(99),
+            database: "forum".into(),
+        };
+        let slot = "hw".parse().unwrap();
+        let stored = |position| StoredHistory {
+            slot: &slot,
+            system_identifier: "1",
+            timeline: 1,
+            database: "forum",
+            position: Lsn::new(position),
+        };
+        assert!(check_end(&identification, false, &stored(99)).is_ok());
+        assert!(matches!(check_end(&identification, false, &stored(100)), Err(SourceError::HistoryLost(_))));
+        assert!(matches!(check_end(&identification, true, &stored(100)), Err(SourceError::Behind { .. })));
     }
 
     #[test]

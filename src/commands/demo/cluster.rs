@@ -136,6 +136,38 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// A copy of this cluster, which must be stopped, below `parent`; not started. With `standby` it starts as a standby.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn copy(&self, parent: &Path, name: &str, settings: &[(&str, &str)], standby: bool) -> io::Result<Cluster> {
+        let dir = parent.join(format!("{name}-{:08x}", fastrand::u32(..)));
+        std::fs::create_dir_all(&dir)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
+        Owner::give(self.owner, &dir)?;
+        let copied = Command::new("cp").arg("-a").arg(self.data()).arg(&dir).status()?;
+        if !copied.success() {
+            return Err(io::Error::other("the cluster's files could not be copied"));
+        }
+        let own = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let own: Vec<(String, String)> = own.collect();
+        let inherited = self.settings.iter().filter(|(name, _)| own.iter().all(|(other, _)| other != name)).cloned();
+        let copy = Cluster {
+            bin: self.bin.clone(),
+            port: free_port()?,
+            settings: inherited.chain(own.clone()).collect(),
+            dir,
+            owner: self.owner,
+            keeper: None,
+        };
+        if standby {
+            let signal = copy.data().join("standby.signal");
+            std::fs::write(&signal, "")?;
+            Owner::give(self.owner, &signal)?;
+        }
+        Ok(copy)
+    }
+
     fn program(&self, name: &str) -> Command {
         self.as_owner(Command::new(self.bin.join(name)))
     }

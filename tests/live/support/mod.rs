@@ -45,6 +45,23 @@ pub fn bin(end: &str) -> PathBuf {
     }
 }
 
+/// The server programs of a major, fetched when they are not there; `None`, and a line, when they cannot be.
+pub fn bin_of(major: u32) -> Option<PathBuf> {
+    let output =
+        std::process::Command::new("tests/servers").arg(major.to_string()).output().expect("tests/servers runs");
+    if !output.status.success() {
+        println!("not run: servers of {major} cannot be fetched: {}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// A source cluster of one's own of a major.
+pub async fn new_source_of(bin: &Path, settings: &[(&str, &str)]) -> Cluster {
+    let settings: Vec<_> = SOURCE.iter().chain(settings).copied().collect();
+    Cluster::start_new(bin, &parent(), "source", &settings, &[]).await.expect("a source cluster")
+}
+
 /// Where clusters are made.
 pub fn parent() -> PathBuf {
     let parent = std::env::temp_dir().join("headwater-tests");
@@ -54,8 +71,7 @@ pub fn parent() -> PathBuf {
 
 /// A source cluster of one's own.
 pub async fn new_source(settings: &[(&str, &str)]) -> Cluster {
-    let settings: Vec<_> = SOURCE.iter().chain(settings).copied().collect();
-    Cluster::start_new(&bin("SOURCE"), &parent(), "source", &settings, &[]).await.expect("a source cluster")
+    new_source_of(&bin("SOURCE"), settings).await
 }
 
 /// A destination cluster of one's own.

@@ -1,0 +1,133 @@
+//! The source fails over: headwater goes on against the promoted standby, or reads from a standby from the beginning.
+
+use headwater::commands::demo::{Cluster, StopMode};
+
+use crate::support::{Database, Setup, bin_of, destination, eventually, new_source_of, parent, seed, workload};
+
+/// A primary and a standby that follows it, both of this major and with these settings of the standby's.
+async fn pair(major: u32, primary: &[(&str, &str)], standby: &[(&str, &str)]) -> Option<(Cluster, Cluster)> {
+    let mut first = new_source_of(&bin_of(major)?, primary).await;
+    let admin = first.connect("postgres").await.unwrap();
+    admin.batch("a slot", "SELECT pg_create_physical_replication_slot('physical', true)").await.unwrap();
+    drop(admin);
+    first.stop(StopMode::Fast).await.unwrap();
+    let address = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", first.port());
+    let own = [
+        ("primary_conninfo", address.as_str()),
+        ("primary_slot_name", "physical"),
+        ("hot_standby_feedback", "on"),
+        ("wal_receiver_status_interval", "1s"),
+        // Nobody follows it, so it must wait for nobody once it is the primary.
+        ("synchronized_standby_slots", ""),
+    ];
+    let own = own.iter().filter(|(name, _)| major >= 17 || *name != "synchronized_standby_slots");
+    let settings: Vec<_> = own.chain(standby).copied().collect();
+    let mut second = first.copy(&parent(), "standby", &settings, true).unwrap();
+    first.start().await.unwrap();
+    second.start().await.unwrap();
+    Some((first, second))
+}
+
+async fn goes_on_after_a_failover(major: u32) {
+    let seed = seed(&format!("goes_on_after_a_failover of {major}"));
+    // The logical walsender sends nothing that the standby has not received.
+    let waits = [("synchronized_standby_slots", "physical")];
+    let Some((mut first, second)) = pair(major, &waits, &[("sync_replication_slots", "on")]).await else { return };
+    let mut database = Database::on(&first, destination().await, "failover", workload::TABLES, workload::SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = format!(
+        "postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/{}?target_session_attrs=read-write",
+        first.port(),
+        second.port(),
+        database.name
+    );
+    let service = setup.start();
+    service.streams().await;
+    let slot = format!("SELECT failover::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    assert_eq!(database.source_value(&slot).await.as_deref(), Some("true"));
+
+    workload::while_running(&database, seed, async {
+        let at_standby = second.connect("postgres").await.unwrap();
+        let synced = format!(
+            "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name = '{}' AND synced AND NOT temporary AND \
+             invalidation_reason IS NULL",
+            database.name
+        );
+        eventually("the slot is held ready at the standby", || async {
+            at_standby.query_opt("looking", &synced, &[]).await.ok()?
+        })
+        .await;
+        first.stop(StopMode::Immediate).await.unwrap();
+        at_standby.batch("promoting", "SELECT pg_promote()").await.unwrap();
+    })
+    .await;
+    database.reconnect_source(&second).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    workload::while_running(&database, seed + 1, async {
+        let before = service.metric("headwater_transactions_applied_total").await.unwrap_or(0.0);
+        eventually("the promoted server's transactions are applied", || async {
+            (service.metric("headwater_transactions_applied_total").await? > before + 30.0).then_some(())
+        })
+        .await;
+    })
+    .await;
+    database.assert_catches_up().await;
+    let timeline = database.destination_value("SELECT timeline::text FROM headwater.stream").await;
+    println!("major {major}: goes on against the promoted standby, timeline {}", timeline.as_deref().unwrap_or("?"));
+    assert_eq!(timeline.as_deref(), Some("2"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_standby_of_17_is_followed_through_a_list_of_hosts() {
+    goes_on_after_a_failover(17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_standby_of_18_is_followed_through_a_list_of_hosts() {
+    goes_on_after_a_failover(18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_can_be_the_source() {
+    let Some((first, second)) = pair(16, &[], &[]).await else { return };
+    let mut database = Database::on(&first, destination().await, "standby", workload::TABLES, workload::SCHEMA).await;
+    let tables = workload::TABLES.join(", ");
+    database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE {tables}", database.name)).await;
+    let behind = database.source_value("SELECT pg_current_wal_lsn()::text").await.unwrap();
+    let at_standby = second.connect("postgres").await.unwrap();
+    let replayed = format!("SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{behind}'");
+    eventually("the standby has replayed", || async { at_standby.query_opt("looking", &replayed, &[]).await.ok()? })
+        .await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = second.url(&database.name);
+    let service = setup.start();
+    // A slot there waits for the primary to log its running transactions.
+    service.says("pg_log_standby_snapshot()").await;
+    eventually("it streams", || async {
+        database.at_source("SELECT pg_log_standby_snapshot()").await;
+        (service.status().await?.get("state")?.as_str()? == "streaming").then_some(())
+    })
+    .await;
+    database.at_source("UPDATE messages SET score = 7 WHERE id < 100; DELETE FROM topics WHERE id = 3").await;
+    database.assert_catches_up().await;
+
+    // A standby that loses rows of the catalog that the slot needs loses the slot.
+    at_standby.batch("alone", "ALTER SYSTEM SET hot_standby_feedback = off; SELECT pg_reload_conf()").await.unwrap();
+    service.stop().await;
+    let reason = format!("SELECT conflicting::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    eventually("the slot is invalidated", || async {
+        database
+            .at_source(
+                "CREATE TABLE gone (id int); DROP TABLE gone; VACUUM pg_class; VACUUM pg_attribute; VACUUM pg_type",
+            )
+            .await;
+        let row = at_standby.query_opt("looking", &reason, &[]).await.ok()??;
+        (row.get::<_, Option<&str>>(0) == Some("true")).then_some(())
+    })
+    .await;
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("was invalidated by the source") && output.contains("hot_standby_feedback"), "{output}");
+    database.tables.clear();
+}

@@ -1,0 +1,224 @@
+//! A slot or a history that is lost: recognised at once with its cause, never started anew in silence; and mended when asked.
+
+use headwater::commands::demo::{Cluster, StopMode};
+
+use crate::support::{
+    Database, Setup, bin_of, destination, eventually, new_source, new_source_of, parent, source, workload,
+};
+
+const TABLES: &[&str] = &["public.t", "public.u"];
+const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, t int REFERENCES t);
+    INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i; INSERT INTO u SELECT i, i FROM generate_series(1, 500) i;";
+/// What the stream then does not tell: every kind of change.
+const MEANWHILE: &str = "DELETE FROM u WHERE id < 50; DELETE FROM t WHERE id < 50; UPDATE t SET n = -n WHERE id > 900;
+    INSERT INTO t SELECT i, i FROM generate_series(2001, 2100) i; INSERT INTO u VALUES (2001, 2001)";
+
+/// A database that was followed and is not any more.
+async fn followed(name: &str, from: &Cluster) -> Database {
+    let database = Database::on(from, destination().await, name, TABLES, SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("UPDATE t SET n = n + 1 WHERE id = 1000").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    database
+}
+
+/// Ends with the cause, touches nothing, and with `on_slot_lost = "resnapshot"` goes on.
+async fn is_told_then_mended(database: &Database, says: &[&str]) {
+    let before = database.destination_value("SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM t").await;
+    let output = Setup::of(database).start().ends_with(1).await;
+    for text in says.iter().chain(&["--resnapshot", "on_slot_lost = \"resnapshot\""]) {
+        assert!(output.contains(text), "{text:?} is not in:\n{output}");
+    }
+    let after = database.destination_value("SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM t").await;
+    assert_eq!(before, after, "nothing was touched");
+
+    let service = Setup::of(database).setting("on_slot_lost = \"resnapshot\"").start();
+    let mut fewest = i64::MAX;
+    eventually("it streams again", || {
+        let (service, database) = (&service, &database);
+        async move {
+            // Readers are neither held up nor shown anything in between.
+            let count = database.destination_value("SELECT count(*)::text FROM t").await?.parse::<i64>().ok()?;
+            let state = service.status().await?.get("state")?.as_str()?.to_owned();
+            Some((count, state == "streaming"))
+        }
+    })
+    .await;
+    loop {
+        let count = database.destination_value("SELECT count(*)::text FROM t").await.unwrap();
+        fewest = fewest.min(count.parse().unwrap());
+        if service.status().await.is_some_and(|status| status["state"] == "streaming") {
+            break;
+        }
+    }
+    assert!(fewest >= 1000, "a reader saw {fewest} rows");
+    database.assert_catches_up().await;
+    database.at_source("UPDATE t SET n = 7 WHERE id = 500").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_slot_is_never_replaced_in_silence() {
+    let database = followed("dropped", source().await).await;
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
+    database.at_source(MEANWHILE).await;
+    is_told_then_mended(&database, &["does not exist at the source any more", "The destination stands at"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_lost_under_the_running_service_is_mended_by_it() {
+    let database = Database::on(source().await, destination().await, "lostrunning", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"").start();
+    service.streams().await;
+    let drop = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{0}' AND active_pid > 0;
+         SELECT pg_drop_replication_slot('{0}')",
+        database.name
+    );
+    eventually("the slot is dropped", || async { database.source.batch("dropping", &drop).await.ok() }).await;
+    database.at_source(MEANWHILE).await;
+    service.says("reconciling all tables with a new snapshot").await;
+    database.caught_up().await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    assert_eq!(service.metric("headwater_restarts_total{reason=\"slot_lost\"}").await, Some(1.0));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_whose_wal_was_removed_is_told_with_the_setting_that_did_it() {
+    let source =
+        new_source(&[("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")]).await;
+    let database = followed("walremoved", &source).await;
+    database.at_source(MEANWHILE).await;
+    for _ in 0..6 {
+        database.at_source("SELECT pg_logical_emit_message(true, 'x', 'x'); SELECT pg_switch_wal(); CHECKPOINT").await;
+    }
+    let lost = format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    assert_eq!(database.source_value(&lost).await.as_deref(), Some("lost"));
+    is_told_then_mended(&database, &["was invalidated by the source (wal_removed)", "max_slot_wal_keep_size"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_slot_has_left_is_told_before_it_is_lost() {
+    let source = new_source(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let database = Database::on(&source, destination().await, "leaves", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    // A local lock holds the apply up, so the slot stands still while the source writes on.
+    let local = destination().await.connect(&database.name).await.unwrap();
+    local.batch("locking", "BEGIN; LOCK TABLE public.t IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    database.at_source("UPDATE t SET n = 0").await;
+    eventually("seconds are told", || async {
+        database.at_source("SELECT pg_logical_emit_message(false, 'x', repeat('x', 200000))").await;
+        let left = service.metric("headwater_slot_seconds_until_lost").await?;
+        (left > 0.0 && left < 100_000.0).then_some(())
+    })
+    .await;
+    local.batch("unlocking", "ROLLBACK").await.unwrap();
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_idle_for_too_long_is_told_with_the_setting_that_did_it() {
+    let Some(bin) = bin_of(18) else { return };
+    let source = new_source_of(&bin, &[("idle_replication_slot_timeout", "1s")]).await;
+    let database = followed("idletimeout", &source).await;
+    database.at_source(MEANWHILE).await;
+    let lost = format!("SELECT invalidation_reason FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    eventually("the slot is invalidated", || async {
+        database.at_source("SELECT pg_logical_emit_message(true, 'x', 'x'); CHECKPOINT").await;
+        database.source_value(&lost).await
+    })
+    .await;
+    is_told_then_mended(&database, &["was invalidated by the source (idle_timeout)", "idle_replication_slot_timeout"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_restored_from_an_older_state_is_lost_history() {
+    let mut source = new_source(&[]).await;
+    let mut database = followed("restored", &source).await;
+    source.stop(StopMode::Fast).await.unwrap();
+    let mut yesterday = source.copy(&parent(), "yesterday", &[], false).unwrap();
+    source.start().await.unwrap();
+    database.reconnect_source(&source).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("INSERT INTO t SELECT i, i FROM generate_series(3001, 9000) i").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    source.stop(StopMode::Fast).await.unwrap();
+
+    yesterday.start().await.unwrap();
+    database.source_url = yesterday.url(&database.name);
+    database.reconnect_source(&yesterday).await;
+    is_told_then_mended(&database, &["the source's WAL ends at", "before the destination's position"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_that_left_before_the_position_is_lost_history() {
+    let mut source = new_source(&[]).await;
+    let mut database = followed("timeline", &source).await;
+    source.stop(StopMode::Fast).await.unwrap();
+    // A standby that has received nothing since.
+    let mut standby =
+        source.copy(&parent(), "standby", &[("primary_conninfo", "host=127.0.0.1 port=1")], true).unwrap();
+    source.start().await.unwrap();
+    database.reconnect_source(&source).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("INSERT INTO t SELECT i, i FROM generate_series(3001, 9000) i").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    source.stop(StopMode::Fast).await.unwrap();
+
+    standby.start().await.unwrap();
+    database.source_url = standby.url(&database.name);
+    let admin = standby.connect("postgres").await.unwrap();
+    admin.batch("promoting", "SELECT pg_promote()").await.unwrap();
+    database.reconnect_source(&standby).await;
+    is_told_then_mended(&database, &["the source is on timeline 2", "before the destination's position"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_went_back_is_lost_history_and_mended_with_its_deletes() {
+    let seed = crate::support::seed("a_destination_that_went_back");
+    let mut here = crate::support::new_destination(&[]).await;
+    let mut database = Database::on(source().await, &here, "wentback", workload::TABLES, workload::SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    // Yesterday's backup, or an asynchronous standby that had not received everything.
+    here.stop(StopMode::Fast).await.unwrap();
+    let mut yesterday = here.copy(&parent(), "backup", &[], false).unwrap();
+    here.start().await.unwrap();
+    database.reconnect_destination(&here).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let applied = async {
+        eventually("some transactions are applied", || async {
+            (service.metric("headwater_transactions_applied_total").await? > 50.0).then_some(())
+        })
+        .await;
+    };
+    workload::while_running(&database, seed, applied).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    here.stop(StopMode::Fast).await.unwrap();
+
+    yesterday.start().await.unwrap();
+    database.destination_url = yesterday.url(&database.name);
+    database.reconnect_destination(&yesterday).await;
+    let output = Setup::of(&database).start().ends_with(1).await;
+    assert!(output.contains("ahead of the destination's position"), "{output}");
+    let service = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"").start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
