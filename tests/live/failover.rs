@@ -2,7 +2,9 @@
 
 use headwater::commands::demo::{Cluster, StopMode};
 
-use crate::support::{Database, Setup, bin_of, destination, eventually, new_source_of, parent, seed, workload};
+use crate::support::{
+    Database, Service, Setup, bin_of, destination, eventually, new_source_of, parent, seed, workload,
+};
 
 /// A primary and a standby that follows it, both of this major and with these settings of the standby's.
 async fn pair(major: u32, primary: &[(&str, &str)], standby: &[(&str, &str)]) -> Option<(Cluster, Cluster)> {
@@ -28,6 +30,15 @@ async fn pair(major: u32, primary: &[(&str, &str)], standby: &[(&str, &str)]) ->
     Some((first, second))
 }
 
+async fn applies_more(service: &Service, transactions: f64) {
+    let applied = "headwater_transactions_applied_total";
+    let before = service.metric(applied).await.unwrap_or(0.0);
+    eventually("some more transactions are applied", || async {
+        (service.metric(applied).await? > before + transactions).then_some(())
+    })
+    .await;
+}
+
 async fn goes_on_after_a_failover(major: u32) {
     let seed = seed(&format!("goes_on_after_a_failover of {major}"));
     // The logical walsender sends nothing that the standby has not received.
@@ -46,30 +57,29 @@ async fn goes_on_after_a_failover(major: u32) {
     let slot = format!("SELECT failover::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
     assert_eq!(database.source_value(&slot).await.as_deref(), Some("true"));
 
+    let at_standby = second.connect("postgres").await.unwrap();
+    let synced = format!(
+        "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name = '{}' AND synced AND NOT temporary AND \
+         invalidation_reason IS NULL",
+        database.name
+    );
+    eventually("the slot is held ready at the standby", || async {
+        // The slot's synchronization follows what is confirmed.
+        database.at_source("UPDATE sections SET place = place + 1 WHERE id = 1").await;
+        at_standby.query_opt("looking", &synced, &[]).await.ok()?
+    })
+    .await;
     workload::while_running(&database, seed, async {
-        let at_standby = second.connect("postgres").await.unwrap();
-        let synced = format!(
-            "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name = '{}' AND synced AND NOT temporary AND \
-             invalidation_reason IS NULL",
-            database.name
-        );
-        eventually("the slot is held ready at the standby", || async {
-            at_standby.query_opt("looking", &synced, &[]).await.ok()?
-        })
-        .await;
+        applies_more(&service, 30.0).await;
         first.stop(StopMode::Immediate).await.unwrap();
         at_standby.batch("promoting", "SELECT pg_promote()").await.unwrap();
     })
     .await;
     database.reconnect_source(&second).await;
-    service.streams().await;
     database.assert_catches_up().await;
+    service.streams().await;
     workload::while_running(&database, seed + 1, async {
-        let before = service.metric("headwater_transactions_applied_total").await.unwrap_or(0.0);
-        eventually("the promoted server's transactions are applied", || async {
-            (service.metric("headwater_transactions_applied_total").await? > before + 30.0).then_some(())
-        })
-        .await;
+        applies_more(&service, 30.0).await;
     })
     .await;
     database.assert_catches_up().await;
@@ -91,7 +101,7 @@ async fn a_promoted_standby_of_18_is_followed_through_a_list_of_hosts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_can_be_the_source() {
-    let Some((first, second)) = pair(16, &[], &[]).await else { return };
+    let Some((first, mut second)) = pair(16, &[], &[]).await else { return };
     let mut database = Database::on(&first, destination().await, "standby", workload::TABLES, workload::SCHEMA).await;
     let tables = workload::TABLES.join(", ");
     database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE {tables}", database.name)).await;
@@ -103,26 +113,32 @@ async fn a_standby_can_be_the_source() {
     let mut setup = Setup::of(&database);
     setup.source_url = second.url(&database.name);
     let service = setup.start();
-    // A slot there waits for the primary to log its running transactions.
-    service.says("pg_log_standby_snapshot()").await;
+    // A slot there waits for the primary to log its running transactions, which it may do by itself.
+    eventually("it waits, and says for what, or streams already", || async {
+        let streams = service.status().await?["state"] == "streaming";
+        (streams || service.log().contains("pg_log_standby_snapshot()")).then_some(())
+    })
+    .await;
     eventually("it streams", || async {
         database.at_source("SELECT pg_log_standby_snapshot()").await;
-        (service.status().await?.get("state")?.as_str()? == "streaming").then_some(())
+        (service.status().await?["state"] == "streaming").then_some(())
     })
     .await;
     database.at_source("UPDATE messages SET score = 7 WHERE id < 100; DELETE FROM topics WHERE id = 3").await;
     database.assert_catches_up().await;
 
     // A standby that loses rows of the catalog that the slot needs loses the slot.
-    at_standby.batch("alone", "ALTER SYSTEM SET hot_standby_feedback = off; SELECT pg_reload_conf()").await.unwrap();
     service.stop().await;
+    drop(at_standby);
+    second.stop(StopMode::Fast).await.unwrap();
+    second.set("hot_standby_feedback", "off");
+    second.start().await.unwrap();
+    let at_standby = second.connect("postgres").await.unwrap();
     let reason = format!("SELECT conflicting::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
     eventually("the slot is invalidated", || async {
-        database
-            .at_source(
-                "CREATE TABLE gone (id int); DROP TABLE gone; VACUUM pg_class; VACUUM pg_attribute; VACUUM pg_type",
-            )
-            .await;
+        for statement in ["CREATE TABLE gone (id int)", "DROP TABLE gone", "VACUUM pg_class", "VACUUM pg_attribute"] {
+            database.at_source(statement).await;
+        }
         let row = at_standby.query_opt("looking", &reason, &[]).await.ok()??;
         (row.get::<_, Option<&str>>(0) == Some("true")).then_some(())
     })

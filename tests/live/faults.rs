@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Database, Service, Setup, new_destination, new_source, seed, workload};
+use crate::support::{Database, Service, Setup, eventually, new_destination, new_source, seed, workload};
 
 const SCHEMA: &str = "
     CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL);
@@ -154,20 +154,16 @@ impl Sweep {
                 "headwater frozen"
             }
             3 => {
-                let next = self.setup.start();
-                next.is("standby").await;
-                self.service.kill();
-                self.service = next;
+                let mut leader = self.with_a_standby().await;
+                leader.kill();
                 "leader killed, standby takes over"
             }
             4 => {
-                let next = self.setup.start();
-                next.is("standby").await;
-                self.service.signal("STOP");
+                let mut leader = self.with_a_standby().await;
+                leader.signal("STOP");
                 self.pause(4000..9000).await;
-                self.service.signal("CONT");
-                self.service.kill();
-                self.service = next;
+                leader.signal("CONT");
+                leader.kill();
                 "leader frozen, standby takes over"
             }
             5 => {
@@ -247,6 +243,18 @@ impl Sweep {
                 "checkpoints and rewrites"
             }
         }
+    }
+
+    /// Starts another instance; afterwards the service is the one that stands by. Which one leads a fault just before
+    /// may have changed.
+    async fn with_a_standby(&mut self) -> Service {
+        let next = self.setup.start();
+        let next_stands_by = eventually("one of two instances stands by", || async {
+            let (old, new) = (self.service.status().await?, next.status().await?);
+            (new["state"] == "standby").then_some(true).or((old["state"] == "standby").then_some(false))
+        })
+        .await;
+        if next_stands_by { std::mem::replace(&mut self.service, next) } else { next }
     }
 
     async fn link(&mut self, mode: Mode, millis: std::ops::Range<u64>, name: &'static str) -> &'static str {

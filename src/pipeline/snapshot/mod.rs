@@ -300,6 +300,16 @@ async fn take_snapshot(
 
 /// A slot waits for every transaction that was running when it was asked for.
 async fn tell_what_blocks(source: &SqlClient, telemetry: &Telemetry) {
+    let standby = source.query_one("asking for the role", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+    if standby.is_ok_and(|row| row.get(0)) {
+        // logicaldecoding-explanation: a standby learns of running transactions from its primary only.
+        telemetry.event(
+            "snapshot",
+            "the slot at the standby waits until its primary logs which transactions run there, as it does from time to time; to \
+             have it done now, run at the primary: SELECT pg_log_standby_snapshot()",
+        );
+        return;
+    }
     let sql = "SELECT pid, pg_catalog.date_trunc('second', pg_catalog.now() - xact_start)::text FROM pg_catalog.pg_stat_activity
                WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() ORDER BY xact_start LIMIT 3";
     if let Ok(rows) = source.query("looking for long transactions", sql, &[]).await {
