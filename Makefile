@@ -43,7 +43,7 @@ clean: ## Remove what was built
 	$(CARGO) clean
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := decode replication config expression
+FUZZ_TARGETS := decode replication config expression record
 
 fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which is installed where missing
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
@@ -78,6 +78,12 @@ SOAK_SECONDS ?= 1800
 
 soak: setup ## Every fault by chance under load for SOAK_SECONDS (1800); HEADWATER_SEED replays their order
 	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --quiet --test live -- faults:: --nocapture
+
+.PHONY: large
+LARGE_ROWS ?= 5000000
+
+large: setup ## Apply one transaction of LARGE_ROWS (5,000,000) rows, streamed and at its commit; memory is bounded
+	@HEADWATER_LARGE_ROWS=$(LARGE_ROWS) $(CARGO) test --release --quiet --test live -- large --nocapture --test-threads 1
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture
