@@ -171,7 +171,7 @@ pub const SETTINGS: &[Setting] = &[
         "spool.bytes_max",
         "size",
         Some("16GB"),
-        "How much of them the directory holds. When it is full, reading from the source waits.",
+        "How much of them the directory holds. When it is full, large transactions are left to the source until they commit.",
     ),
     setting(
         "snapshot.workers",

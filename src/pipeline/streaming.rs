@@ -1,6 +1,6 @@
 //! How the source is asked to stream: which protocol, whether large transactions come before they commit, which origins.
 //!
-//! Asked by `attempt` before START_REPLICATION. Measured: docs/decisions says why streaming is asked for wherever the
+//! Asked by `attempt` before START_REPLICATION. docs/decisions/0010-streaming.md says why streaming is asked for wherever the
 //! source knows it.
 //!
 //! | source | protocol | in-progress streams | `origin = "none"` |
