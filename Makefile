@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build release check deny fmt docs test test-matrix demo bench bench-snapshot fuzz golden simulate soak stress-settle clean
+.PHONY: setup-tools package deb deploy-check
 
 CARGO ?= cargo
 
@@ -26,7 +27,10 @@ check: ## Format, lints and documentation, warnings as errors
 	$(CARGO) clippy --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --no-deps --lib --quiet
 
-test: setup ## Run all tests (needs PostgreSQL's server packages)
+setup-tools: ## Get what some tests run beside the servers: Prometheus, Chromium, libfaketime
+	@deploy/setup-tools
+
+test: setup setup-tools ## Run all tests (needs PostgreSQL's server packages)
 	$(CARGO) test --quiet
 
 demo: setup ## Copy and follow a forum between two throw-away clusters (DEMO_SECONDS=20 bounds it)
@@ -38,6 +42,20 @@ deny: ## Check the dependencies' licences and sources; needs cargo-deny, which i
 
 docs: ## Write the pages that are printed from the code
 	HEADWATER_WRITE_DOCS=1 $(CARGO) test --quiet --test docs -- printed_from
+
+package: release ## Make what a package installs beside the binary: manual pages and completions, in target/package
+	@mkdir -p target/package/completions
+	@target/release/headwater man target/package/man
+	@target/release/headwater completions bash > target/package/completions/headwater.bash
+	@target/release/headwater completions zsh > target/package/completions/_headwater
+	@target/release/headwater completions fish > target/package/completions/headwater.fish
+
+deb: package ## Build the Debian package; needs cargo-deb, which is installed where missing
+	@command -v cargo-deb >/dev/null || $(CARGO) install --quiet --locked cargo-deb
+	cargo deb --no-build
+
+deploy-check: ## Check the unit, the alerts, the manifests and the compose file with their own tools and schemas
+	@deploy/check
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -41,6 +41,11 @@ pub(super) enum Command {
     Explain,
     /// Ask the running service to copy all tables, or these, anew and to reconcile what differs, without a restart.
     Resnapshot(ResnapshotArguments),
+    /// Print the completions for a shell, to be sourced or installed.
+    Completions(CompletionsArguments),
+    /// Write the manual pages into a directory.
+    #[command(hide = true)]
+    Man(ManArguments),
     /// Watch it work: two throw-away clusters, a forum that is written to, and headwater between them.
     Demo(DemoArguments),
 }
@@ -94,6 +99,18 @@ pub(super) struct ReplayArguments {
     /// Overwrite rows that are there, and insert rows that an update misses.
     #[arg(long)]
     pub(super) source_wins: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArguments {
+    /// Which shell.
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ManArguments {
+    /// The directory, created where it is missing.
+    pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ pub mod demo;
 mod display;
 mod explain;
 mod observe;
+mod pages;
 mod replay;
 mod resnapshot;
 mod run;
@@ -67,6 +68,8 @@ pub fn main() -> ExitCode {
             Command::Status(options) => status::status(arguments.config.as_deref(), &options).await,
             Command::Explain => explain::explain(arguments.config.as_deref()).await,
             Command::Resnapshot(options) => resnapshot::resnapshot(&arguments.config, &options).await,
+            Command::Completions(options) => pages::completions(options.shell),
+            Command::Man(options) => pages::man(&options.dir),
             Command::Demo(options) => demo::demo(options.seconds).await,
         }
     });

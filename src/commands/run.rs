@@ -60,22 +60,30 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
             }
         }
     }
+    telemetry::notify_service_manager(Arc::clone(&telemetry), stopping.clone());
     let shown = tokio::spawn(display::show_snapshots(Arc::clone(&telemetry)));
+    let log_format = options.log_format;
     let ended = pipeline::run(config, RunOptions { resnapshot }, Arc::clone(&telemetry), stopping).await;
     shown.abort();
     telemetry.set_state(State::Stopped, None);
     match ended {
         Ok(()) => Exit::Done,
         Err(fault) => {
-            tell(&fault);
+            tell(&fault, log_format);
             Exit::OperatorMustAct
         }
     }
 }
 
-/// Prints why the service ended.
-fn tell(fault: &Fault) {
-    display::error(&report(fault).lines());
+/// Says why the service ended.
+fn tell(fault: &Fault, log_format: LogStyle) {
+    let report = report(fault);
+    match log_format {
+        LogStyle::Human => display::error(&report.lines()),
+        LogStyle::Json => {
+            tracing::error!(detail = report.detail.as_deref(), hint = report.hint.as_deref(), "{report}");
+        }
+    }
 }
 
 /// Turns the first SIGTERM or SIGINT into a stop, and the second into an end.

@@ -14,10 +14,12 @@ mod http;
 mod log;
 mod metrics;
 mod page;
+mod systemd;
 mod view;
 
 pub use facts::{State, Telemetry};
 pub use http::{HttpError, serve};
 pub use log::{LogFormat, start_logging};
 pub use metrics::Operation;
+pub use systemd::notify_service_manager;
 pub use view::{Event, Route, SlotHealth, StatusView, TableProgress, Verified};

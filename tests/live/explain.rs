@@ -63,7 +63,7 @@ async fn a_conflict_is_explained_with_its_table_and_its_remedy() {
     database.at_destination("DELETE FROM messages WHERE id = 7").await;
     database.at_source("UPDATE messages SET body = 'SECRET' WHERE id = 7").await;
     service.is("waiting").await;
-    let output = explains(&service, 1, &["BLOCKS", "public.messages", "what to do", "Mend the row"]).await;
+    let output = explains(&service, 1, &["BLOCKS", "public.messages", "what to do", "Insert it there again"]).await;
     assert!(!output.contains("SECRET"), "{output}");
     service.stop().await;
 }

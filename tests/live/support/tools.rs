@@ -8,22 +8,26 @@ use std::process::{Command, Stdio};
 /// The program of a name, or `None` after saying that the test is left out.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.exists());
+    let dirs = std::env::split_paths(&path).chain([unpacked().join("usr/bin")]);
+    let found = dirs.map(|dir| dir.join(name)).find(|file| file.exists());
     if found.is_none() {
-        println!("left out: {name} is not installed (deploy/setup installs it where there is a package)");
+        println!("left out: {name} is not installed (make setup-tools gets it where there is a package)");
     }
     found
+}
+
+/// Where deploy/setup-tools unpacks.
+fn unpacked() -> PathBuf {
+    std::path::absolute("target/tools").unwrap_or_default()
 }
 
 /// The library that fakes clocks, or `None` after saying that the test is left out.
 pub fn faketime() -> Option<PathBuf> {
     let machine = std::env::consts::ARCH;
-    let found = [format!("/usr/lib/{machine}-linux-gnu/faketime"), "/usr/lib/faketime".to_owned()]
-        .iter()
-        .map(|dir| Path::new(dir).join("libfaketime.so.1"))
-        .find(|file| file.exists());
+    let library = format!("usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1");
+    let found = [Path::new("/").join(&library), unpacked().join(&library)].into_iter().find(|file| file.exists());
     if found.is_none() {
-        println!("left out: libfaketime is not installed (deploy/setup installs it where there is a package)");
+        println!("left out: libfaketime is not installed (make setup-tools gets it where there is a package)");
     }
     found
 }
