@@ -89,6 +89,8 @@ async fn the_page_tells_the_story_of_a_snapshot_an_outage_and_recovery_without_r
     service.stop().await;
     browser.shows("#link", "not connected").await;
     browser.shows("#offline", "keeps trying").await;
+    browser.shows("#headline", "headwater does not answer").await;
+    browser.shows("#since", "Before that: the copy is fresh.").await;
     browser.size(1200, 900).await;
     browser.picture("stopped-light").await;
 }

@@ -301,7 +301,13 @@
     at("link").dataset.link = "lost";
     put(at("link-text"), "not connected");
     document.body.classList.toggle("stale", heard !== null);
-    show(at("offline"), heard ? `headwater has not answered since ${heard.toLocaleTimeString()}: what is shown is from then. The page keeps trying.` : "headwater does not answer. The page keeps trying.");
+    // What was fresh then need not be fresh now: the verdict must not say so.
+    at("verdict").dataset.tone = "bad";
+    at("sign").setAttribute("d", SIGNS.bad);
+    put(at("headline"), "headwater does not answer");
+    put(at("since"), status ? `Before that: ${verdict(status)[1].toLowerCase()}.` : "");
+    document.title = "⚠ headwater does not answer";
+    show(at("offline"), heard ? `What is shown is from ${heard.toLocaleTimeString()}. The page keeps trying.` : "The page keeps trying.");
   };
   const open = () => {
     const stream = new EventSource("/events");
