@@ -41,6 +41,16 @@ pub(super) enum Command {
     Explain,
     /// Ask the running service to copy all tables, or these, anew and to reconcile what differs, without a restart.
     Resnapshot(ResnapshotArguments),
+    /// See whether everything is as `run` needs it; nothing is changed.
+    Check(CheckArguments),
+    /// Write a first configuration, and print the privileges that it needs, after looking at both databases.
+    Init(InitArguments),
+    /// Compare both sides, row for row, while both are being written.
+    Verify(VerifyArguments),
+    /// Prove that the destination may take over: drained, equal, sequences brought over.
+    Cutover(CutoverArguments),
+    /// Remove slot, publication and bookkeeping; the rows stay.
+    Teardown(TeardownArguments),
     /// Print the completions for a shell, to be sourced or installed.
     Completions(CompletionsArguments),
     /// Write the manual pages into a directory.
@@ -129,6 +139,77 @@ pub(super) struct DemoArguments {
     /// End by itself after so many seconds; otherwise Ctrl-C ends it.
     #[arg(long, value_name = "SECONDS", env = "DEMO_SECONDS")]
     pub(super) seconds: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InitArguments {
+    /// Where the source is, as postgresql://user@host/database.
+    #[arg(value_name = "SOURCE_URL")]
+    pub(super) source: String,
+
+    /// Where the destination is.
+    #[arg(value_name = "DESTINATION_URL")]
+    pub(super) destination: String,
+
+    /// The file to write; one that is there is never written over.
+    #[arg(long, short, value_name = "FILE", default_value = "headwater.toml")]
+    pub(super) output: PathBuf,
+
+    /// Propose this table, and those that its foreign keys need; may be given several times. Default: all.
+    #[arg(long, value_name = "TABLE")]
+    pub(super) table: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CutoverArguments {
+    /// Sessions on each side of the comparison. Default: as many as this machine has cores, at most 4.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(super) workers: Option<u8>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TeardownArguments {
+    /// Only say what would be removed.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// Print an array of objects.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArguments {
+    /// Compare this table only; may be given several times.
+    #[arg(long, value_name = "TABLE")]
+    pub(super) table: Vec<String>,
+
+    /// Sessions on each side. Default: as many as this machine has cores, at most 4.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(super) workers: Option<u8>,
+
+    /// Most bytes read a second on each side, as 50MB.
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_rate: Option<String>,
+
+    /// Name the columns that differ.
+    #[arg(long)]
+    pub(super) show_columns: bool,
+
+    /// Put the differing rows right, at a second fence.
+    #[arg(long)]
+    pub(super) repair: bool,
+
+    /// Without a running service: apply what is missing up to the fence first.
+    #[arg(long)]
+    pub(super) catch_up: bool,
+
+    /// Keys printed of each table at most.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(super) limit: usize,
 }
 
 #[derive(Debug, Args)]

@@ -4,10 +4,13 @@
 //! service, a report, and an exit code: 0 asked to stop, 1 an operator must act, 2 usage or configuration. The only
 //! room that prints.
 
+mod check;
 mod cli;
+mod cutover;
 mod dead_letter;
 pub mod demo;
 mod display;
+mod init;
 mod explain;
 mod observe;
 mod pages;
@@ -18,6 +21,8 @@ mod settings;
 mod skip;
 mod status;
 mod words;
+mod teardown;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -70,6 +75,11 @@ pub fn main() -> ExitCode {
             Command::Resnapshot(options) => resnapshot::resnapshot(&arguments.config, &options).await,
             Command::Completions(options) => pages::completions(options.shell),
             Command::Man(options) => pages::man(&options.dir),
+            Command::Check(options) => check::run(&arguments.config, &options).await,
+            Command::Cutover(options) => cutover::run(&arguments.config, &options).await,
+            Command::Teardown(options) => teardown::run(&arguments.config, &options).await,
+            Command::Init(options) => init::run(&options).await,
+            Command::Verify(options) => verify::run(&arguments.config, &options).await,
             Command::Demo(options) => demo::demo(options.seconds).await,
         }
     });

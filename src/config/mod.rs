@@ -27,6 +27,7 @@ pub use connection::{
     ChannelBinding, ConnectionSettings, Host, RootCertificates, Secret, SslMode, SslNegotiation, TargetSession,
 };
 pub use settings::{SETTINGS, Setting, reference};
+pub use values::parse_rate;
 
 use crate::pg::{Ident, QualifiedName, SlotName};
 

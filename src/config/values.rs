@@ -248,6 +248,11 @@ impl Reader<'_> {
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Bytes from `8MB`, `64 kB`, `1GB/s` or a plain number; units are powers of 1024, as in PostgreSQL's settings.
+/// A size, or bytes per second, as the configuration writes them: `50MB`.
+pub fn parse_rate(text: &str) -> Option<u64> {
+    parse_size(text.strip_suffix("/s").unwrap_or(text)).filter(|size| *size > 0)
+}
+
 fn parse_size(text: &str) -> Option<u64> {
     let text = text.strip_suffix("/s").unwrap_or(text);
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(text.len());

@@ -7,6 +7,7 @@
 //! ```text
 //! bookkeeping ── what this destination is fed from, and how far        (headwater.stream, .position, .tables)
 //! catalog ────── the tables as they are here
+//! fences ─────── requests for one state of both ends, and this end's half of it
 //! leadership ─── who may write: one advisory lock, one conditional position
 //! apply ──────── work into flights, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out
@@ -25,9 +26,11 @@ mod conflict;
 mod compare;
 mod dead_letter;
 mod error;
+mod fences;
 mod leadership;
 mod letter_text;
 mod origin;
+mod preflight;
 mod publish;
 mod replay;
 mod resnapshots;
@@ -43,11 +46,17 @@ pub use compare::{Comparison, Differences};
 pub use conflict::{Conflicts, Repair};
 pub use dead_letter::{DeadLetter, Wanted, dead_letters, parts, read_part, request_skip, skips};
 pub use error::{Conflict, ConflictKind, DestinationError};
+pub use fences::{
+    FenceAnswer, FenceKind, HeldDestination, MadeFence, RepairOutcome, answer_failed, answer_made, answer_repaired,
+    ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,
+    next_fence_request, withdraw_fence,
+};
 pub use leadership::{
     Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, terminate, terminate_leftovers,
 };
 pub use letter_text::{describe, describe_with_values};
 pub use origin::Marking;
+pub use preflight::DestinationServer;
 pub use publish::{Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
 pub use resnapshots::{Origin, Request, RequestState, Scope};

@@ -18,6 +18,7 @@ use super::labels::labels_are_missing;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::sequences::Sequences;
+use super::verify::service::FenceService;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
@@ -364,11 +365,18 @@ impl Attempt {
         let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();
         let beside = Beside { gate, instance: self.monitor.instance() };
         let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
+        let fences = FenceService {
+            config: &config,
+            addresses: &self.addresses,
+            control: control.clone(),
+            telemetry: &telemetry,
+        };
         let applied = tokio::select! {
             applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Lived::UntilStopped),
             lost = ground_lost(&mut ground) => Err(lost),
             // It holds until the loop runs no more.
             _held = snapshot::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
+            () = fences.run() => Ok(Lived::UntilStopped),
         };
         self.made_progress |= applying.made_progress();
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.

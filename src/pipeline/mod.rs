@@ -8,7 +8,7 @@
 //!   ▲             ├─ prepare: both ends checked, nothing changed yet
 //!   │ fault       ├─ snapshot: where there is no position yet, or one is asked for
 //!   └─ decide ◀───┴─ stream: task 1 source::stream ══ steps ═▶ task 2 apply_loop, positions back
-//!                    monitor beside it
+//!                    monitor beside it, and fences: apply stands still for a moment
 //! ```
 //!
 //! An attempt takes its steps in this order because each needs the one before: who writes is decided before anything
@@ -21,14 +21,19 @@
 mod apply_loop;
 mod asked;
 mod attempt;
-mod labels;
-#[allow(dead_code, reason = "the turns are taken by fences")]
+mod check;
 mod control;
+mod cutover;
+mod fence;
+mod labels;
 mod monitor;
 mod prepare;
+mod propose;
 pub mod sequences;
 mod snapshot;
 mod streaming;
+mod teardown;
+mod verify;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +45,12 @@ pub use crate::destination::Scope;
 use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::telemetry::{State, Telemetry};
 use attempt::{Attempt, Lived};
+pub use check::{About, Finding, Standing, run as check};
+pub use cutover::{Cutover, run as cutover};
 use monitor::Monitor;
+pub use propose::{Proposal, ProposedTable, propose};
+pub use teardown::{Removal, run as teardown};
+pub use verify::{TableVerdict, Verdict, VerifyOptions, VerifyProgress, run as verify};
 
 /// What the operator asked for at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use std::collections::BTreeSet;
 use super::asked::Asked;
 use super::labels::follow_labels;
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Bookkeeping, Catalog, DestinationError, Stream, StreamState, TableRecord, misfit_report};
+use crate::destination::{
+    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, misfit_report,
+};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
 use crate::plan::fit::{self, End, Transfer};
@@ -140,6 +142,7 @@ pub(super) async fn prepare(
     {
         return Err(Fault::Refused(slot_unknown_report(slot)));
     }
+    DestinationServer::check(bookkeeping.client(), &config.tables).await?;
     let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     if stream.is_none() {
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
@@ -222,7 +225,7 @@ async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<O
     if live { bookkeeping.position().await } else { Ok(None) }
 }
 
-fn stored_history(stream: Option<&Stream>, position: Lsn) -> Option<StoredHistory<'_>> {
+pub(super) fn stored_history(stream: Option<&Stream>, position: Lsn) -> Option<StoredHistory<'_>> {
     stream.map(|stream| StoredHistory {
         slot: &stream.slot,
         system_identifier: &stream.system_identifier,
@@ -233,7 +236,7 @@ fn stored_history(stream: Option<&Stream>, position: Lsn) -> Option<StoredHistor
 }
 
 /// The configuration must name the stream that feeds this destination.
-fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
+pub(super) fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
     let differs = |key: &str, stored: &str, configured: &str| {
         Fault::Refused(
             ErrorReport::new(format!("this destination is fed through {key} {stored}, but the configuration names {configured}"))
@@ -252,7 +255,7 @@ fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
 }
 
 /// Nobody's rows are deleted by a typing error: tables with rows need the operator's word.
-async fn check_empty(client: &SqlClient, tables: impl Iterator<Item = &QualifiedName>) -> Result<(), Fault> {
+pub(super) async fn check_empty(client: &SqlClient, tables: impl Iterator<Item = &QualifiedName>) -> Result<(), Fault> {
     const COUNTED_MAX: i64 = 100_000;
     let mut full = Vec::new();
     for name in tables {
@@ -324,7 +327,11 @@ fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
 
 /// What is followed must be configured, and its tables the same ones as ever, unless they are to be copied anew. Returns
 /// what is configured but not followed yet.
-fn check_tables(followed: &[TableRecord], source: &SourceCatalog, asked: &Asked) -> Result<Vec<QualifiedName>, Fault> {
+pub(super) fn check_tables(
+    followed: &[TableRecord],
+    source: &SourceCatalog,
+    asked: &Asked,
+) -> Result<Vec<QualifiedName>, Fault> {
     let configured: BTreeSet<QualifiedName> = source.tables.iter().map(|table| table.definition.name()).collect();
     let known: BTreeSet<QualifiedName> = followed.iter().map(|table| table.name.clone()).collect();
     let names = |tables: &mut dyn Iterator<Item = &QualifiedName>| {

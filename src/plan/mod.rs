@@ -33,6 +33,7 @@ pub mod sets;
 pub mod sql;
 pub mod statement;
 pub mod target;
+pub mod verify;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -345,6 +345,11 @@ impl TableDefinition {
         RelationId(self.id)
     }
 
+    /// Its rows are its partitions'.
+    pub fn is_tree(&self) -> bool {
+        self.kind == TableKind::Partitioned
+    }
+
     /// The column of a name.
     pub fn column(&self, name: &Ident) -> Option<&ColumnDefinition> {
         self.columns.iter().find(|column| column.name == *name)

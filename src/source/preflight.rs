@@ -32,6 +32,21 @@ impl SourceServer {
     /// # Errors
     /// [`SourceError::Refused`] names the setting and how to change it.
     pub async fn check(client: &SqlClient, needs_slot: bool) -> Result<SourceServer, SourceError> {
+        let (server, problems) = SourceServer::examine(client, needs_slot).await?;
+        match problems.into_iter().next() {
+            Some(problem) => Err(refused(problem)),
+            None => Ok(server),
+        }
+    }
+
+    /// The same, listing all that an operator must mend.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the server does not answer.
+    pub async fn examine(
+        client: &SqlClient,
+        needs_slot: bool,
+    ) -> Result<(SourceServer, Vec<ErrorReport>), SourceError> {
         let sql = "SELECT pg_catalog.current_setting('server_version_num')::int, current_user::text,
                           pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('wal_level'),
                           pg_catalog.current_setting('synchronous_standby_names'),
@@ -48,36 +63,35 @@ impl SourceServer {
             in_recovery: row.get(2),
             synchronous_standby_names: row.get(4),
         };
+        let mut problems = Vec::new();
         let version: &str = row.get(8);
         if server.version < VERSION_MIN {
-            return Err(refused(ErrorReport::new(format!(
-                "the source is PostgreSQL {version}, headwater needs 14 or later"
-            ))));
+            problems.push(ErrorReport::new(format!("the source is PostgreSQL {version}, headwater needs 14 or later")));
         }
         let wal_level: &str = row.get::<_, Option<&str>>(9).unwrap_or(row.get(3));
         if wal_level != "logical" {
-            return Err(refused(
+            problems.push(
                 ErrorReport::new(format!("wal_level is {wal_level} at the source, headwater needs logical"))
                     .hint("Run at the source as a superuser, then restart it:\nALTER SYSTEM SET wal_level = logical;"),
-            ));
+            );
         }
         let (slots_max, slots): (i64, i64) = (row.get(5), row.get(6));
         if needs_slot && slots >= slots_max {
-            return Err(refused(
-                ErrorReport::new(format!("all {slots_max} replication slots at the source are taken")).hint(format!(
+            problems.push(ErrorReport::new(format!("all {slots_max} replication slots at the source are taken")).hint(
+                format!(
                     "Drop a slot that nobody needs, or run at the source as a superuser and restart it:\n\
                      ALTER SYSTEM SET max_replication_slots = {};",
                     slots_max.saturating_add(4)
-                )),
+                ),
             ));
         }
         if row.get::<_, i64>(7) == 0 {
-            return Err(refused(
-                ErrorReport::new("max_wal_senders is 0 at the source")
-                    .hint("Run at the source as a superuser, then restart it:\nALTER SYSTEM SET max_wal_senders = 10;"),
-            ));
+            problems
+                .push(ErrorReport::new("max_wal_senders is 0 at the source").hint(
+                    "Run at the source as a superuser, then restart it:\nALTER SYSTEM SET max_wal_senders = 10;",
+                ));
         }
-        Ok(server)
+        Ok((server, problems))
     }
 
     /// Refuses to become a synchronous standby: then every COMMIT at the source would wait for us.

@@ -8,11 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::catalog::{SourceCatalog, no_identity_report};
 use super::error::SourceError;
-use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
 use crate::plan::schema::{Identity, TableDefinition};
 use crate::session::{SqlClient, SqlState};
 
 const DOING: &str = "looking at the publication";
+
+/// The comment on a publication that headwater created: teardown drops no other.
+pub const PUBLICATION_COMMENT: &str = "Created by headwater";
 
 /// Makes sure that the publication holds every table of the set, and takes over its column lists and row filters.
 ///
@@ -87,7 +90,8 @@ async fn create(client: &SqlClient, publication: &Ident, tables: &[&TableDefinit
             tables.join(", ")
         )
     };
-    match client.batch("creating the publication", &shown(true)).await {
+    let comment = format!("COMMENT ON PUBLICATION {} IS {}", publication.sql(), quote_literal(PUBLICATION_COMMENT));
+    match client.batch("creating the publication", &format!("{}; {comment}", shown(true))).await {
         Ok(()) => Ok(()),
         Err(error) if error.code() == Some(SqlState::new(b"42501")) => Err(SourceError::Refused(
             ErrorReport::new(format!(

@@ -430,11 +430,12 @@ impl Telemetry {
     }
 
     /// A verification has ended, and found so many rows that differ.
-    pub fn verified(&self, mismatched_rows: u64) {
+    pub fn verified(&self, consistent_point: Lsn, mismatched_rows: u64) {
+        let point = i64::try_from(consistent_point.as_u64()).unwrap_or(i64::MAX);
+        self.metrics.last_verified_position.set(point);
         let mismatched = i64::try_from(mismatched_rows).unwrap_or(i64::MAX);
         self.metrics.verify_mismatched_rows.with_label_values::<&str>(&[]).set(mismatched);
         self.inner().verified = Some(Verified { at: wall_clock(), mismatched_rows });
-        self.event("verify", format!("{mismatched_rows} rows differ"));
     }
 
     /// Which two databases this is about.
@@ -697,7 +698,7 @@ mod tests {
         telemetry.heartbeat_returned(Duration::from_millis(3));
         telemetry.slot(SlotHealth::default());
         telemetry.spooled(1);
-        telemetry.verified(0);
+        telemetry.verified(Lsn::new(1), 0);
         let text = String::from_utf8(telemetry.render_metrics()).unwrap();
         let ones = text.lines().filter(|line| line.starts_with("headwater_state{") && line.ends_with(" 1")).count();
         assert_eq!(ones, 1, "{text}");

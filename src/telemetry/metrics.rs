@@ -59,6 +59,7 @@ pub(super) struct Metrics {
     pub(super) missing_deletes: IntCounter,
     pub(super) batch_retries: IntCounter,
     pub(super) restarts: IntCounterVec,
+    pub(super) last_verified_position: IntGauge,
 }
 
 impl Metrics {
@@ -180,6 +181,10 @@ impl Metrics {
             batch_retries: counter(
                 "headwater_batch_retries_total",
                 "Batches that met a constraint and were done again in smaller steps",
+            ),
+            last_verified_position: int_gauge(
+                "headwater_last_verified_position",
+                "Consistent point of the last verify, in bytes of the source's WAL; 0 before the first",
             ),
             restarts: counters(
                 "headwater_restarts_total",

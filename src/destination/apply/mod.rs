@@ -283,6 +283,7 @@ impl Applier {
                 let end_lsn = batch.end_lsn();
                 flight.run("BEGIN");
                 self.advance(&mut flight, self.sent, end_lsn);
+                self.defer_foreign_keys(&mut flight);
                 left_out = self.write_in_manner(&mut flight, batch, form)?;
                 self.marks.push(flight.statements());
                 flight.commit();
@@ -292,6 +293,7 @@ impl Applier {
                 assert!(self.large.is_none(), "a transaction begins only after the previous one has ended");
                 flight.run("BEGIN");
                 self.advance(&mut flight, self.sent, self.sent);
+                self.defer_foreign_keys(&mut flight);
                 self.begin_large(begin);
             }
             Work::PieceOfLarge(piece) => {
@@ -319,6 +321,14 @@ impl Applier {
         }
         self.sent = commits.unwrap_or(self.sent);
         self.send(Cargo::Work(work, form), flight, commits, (durable, left_out)).await
+    }
+
+    /// Where foreign keys act, they are checked at the end of the transaction: the source's cascades arrive as rows, the
+    /// parent's delete before its children's.
+    fn defer_foreign_keys(&self, flight: &mut Flight) {
+        if self.foreign_keys_act {
+            flight.run("SET CONSTRAINTS ALL DEFERRED");
+        }
     }
 
     /// Sends an empty flight, so that the server does not take us for frozen. With `read_wal` the answer brings the

@@ -10,3 +10,4 @@ pub mod ddl;
 pub mod evolve;
 pub mod sequences;
 pub mod staging;
+pub mod verify;

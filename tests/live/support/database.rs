@@ -132,6 +132,16 @@ impl Database {
         .await;
     }
 
+    /// The same, once a service that was just started has a position.
+    pub async fn caught_up_when_there(&self) {
+        let sql = "SELECT (to_regclass('headwater.position') IS NOT NULL)::text";
+        eventually("there is bookkeeping", || async {
+            (value_if_any(&self.destination, sql).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+        self.caught_up().await;
+    }
+
     /// Compares all tables by content.
     pub async fn assert_equal(&self) {
         compare::assert_equal(&self.source, &self.destination, &self.tables).await;

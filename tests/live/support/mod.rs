@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 pub mod browser;
+pub mod command;
 pub mod compare;
 pub mod database;
 pub mod proxy;

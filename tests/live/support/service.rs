@@ -89,7 +89,7 @@ impl Setup {
         self
     }
 
-    fn configuration(&self, port: u16) -> String {
+    pub(super) fn configuration(&self, port: u16) -> String {
         // All services of a test run share one, as several instances on a machine do.
         let spool = match self.sections.iter().any(|section| section.contains("[spool]")) {
             true => String::new(),

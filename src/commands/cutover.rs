@@ -1,0 +1,54 @@
+//! `headwater cutover`: may the destination take over now, and from where on.
+//!
+//! Exit 0 when it may: both sides are equal, the sequences are over, and nobody has written at the source since. It
+//! stops nothing; the operator does, with what is printed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::cli::CutoverArguments;
+use super::{Exit, display, settings, verify};
+use crate::fault::report;
+use crate::pipeline::{VerifyOptions, VerifyProgress, cutover};
+
+/// Drains, verifies, brings sequences over, reports.
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => Arc::new(config),
+        Err(exit) => return exit,
+    };
+    let options = VerifyOptions { workers: arguments.workers.map(usize::from), ..VerifyOptions::default() };
+    let progress = Arc::new(VerifyProgress::default());
+    let shown = tokio::spawn(verify::show(Arc::clone(&progress)));
+    let ended = cutover(&config, &options, &progress, &mut display::line).await;
+    shown.abort();
+    let cutover = match ended {
+        Ok(cutover) => cutover,
+        Err(fault) => {
+            display::error(&report(&fault).lines());
+            return Exit::OperatorMustAct;
+        }
+    };
+    verify::print(&cutover.verdict, 1000);
+    if !cutover.verdict.is_equal() {
+        display::error("the sides differ: repair first (headwater verify --repair), then cut over again");
+        return Exit::OperatorMustAct;
+    }
+    display::result(&format!("sequences moved forward: {}", cutover.sequences));
+    for report in &cutover.reports {
+        display::warning(&report.lines());
+    }
+    display::result(&format!(
+        "the destination may be written: it holds everything up to {}, and the source was not written to since",
+        cutover.position
+    ));
+    display::result("next: stop headwater run, then let the applications write here");
+    if !cutover.foreign_keys.is_empty() {
+        display::result("once it has stopped, give the foreign keys their actions back:");
+        for statement in &cutover.foreign_keys {
+            display::result(&format!("    {statement}"));
+        }
+    }
+    display::result("undo: until something is written here, go on writing at the source; headwater run carries on");
+    if cutover.reports.is_empty() { Exit::Done } else { Exit::OperatorMustAct }
+}

@@ -1,0 +1,37 @@
+//! `headwater teardown`: removes what headwater has made on both sides, except rows.
+//!
+//! Says of each thing what became of it; exit 0 when nothing is left, 1 when something is, with the SQL that removes it.
+
+use std::path::PathBuf;
+
+use super::cli::TeardownArguments;
+use super::{Exit, display, settings};
+use crate::fault::report;
+use crate::pipeline::{Removal, teardown};
+
+/// Removes, or says what would be removed.
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let removals = match teardown(&config, arguments.dry_run).await {
+        Ok(removals) => removals,
+        Err(fault) => {
+            display::error(&report(&fault).lines());
+            return Exit::OperatorMustAct;
+        }
+    };
+    let removed = if arguments.dry_run { "would remove" } else { "removed" };
+    for removal in &removals {
+        match removal {
+            Removal::Removed(what) => display::result(&format!("{removed}: {what}")),
+            Removal::Kept(what) => display::result(&format!("kept: {what}")),
+            Removal::Left { what, sql } => {
+                display::result(&format!("left: {what}\n    {}", sql.replace('\n', "\n    ")));
+            }
+        }
+    }
+    let left = removals.iter().any(|removal| matches!(removal, Removal::Left { .. }));
+    if left { Exit::OperatorMustAct } else { Exit::Done }
+}

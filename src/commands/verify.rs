@@ -1,0 +1,162 @@
+//! `headwater verify`: are both sides equal, and if not, in which rows.
+//!
+//! Prints one line per table and one per key that differs on standard output, progress on standard error; exit 0 when
+//! all tables are equal, 1 when a row differs or nothing could be compared. Keys are printed here and nowhere else:
+//! this is the answer that was asked for, not a log.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::cli::VerifyArguments;
+use super::{Exit, display, settings};
+use crate::config::parse_rate;
+use crate::fault::report;
+use crate::pg::{Ident, QualifiedName};
+use crate::pipeline::{TableVerdict, Verdict, VerifyOptions, VerifyProgress, verify};
+use crate::plan::verify::Key;
+
+/// Compares, prints, and repairs if asked to.
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> Exit {
+    let config = match settings::load(path.as_deref()) {
+        Ok(config) => Arc::new(config),
+        Err(exit) => return exit,
+    };
+    let options = match options(arguments) {
+        Ok(options) => options,
+        Err(problem) => {
+            display::error(&problem);
+            return Exit::Usage;
+        }
+    };
+    let progress = Arc::new(VerifyProgress::default());
+    let shown = tokio::spawn(show(Arc::clone(&progress)));
+    let verified = verify(&config, &options, &progress, &mut display::line).await;
+    shown.abort();
+    match verified {
+        Ok(verdict) => {
+            print(&verdict, arguments.limit);
+            if verdict.is_equal() || verdict.repaired.is_some() { Exit::Done } else { Exit::OperatorMustAct }
+        }
+        Err(fault) => {
+            display::error(&report(&fault).lines());
+            Exit::OperatorMustAct
+        }
+    }
+}
+
+fn options(arguments: &VerifyArguments) -> Result<VerifyOptions, String> {
+    let VerifyArguments { table, workers, max_rate, show_columns, repair, catch_up, limit: _ } = arguments;
+    let tables: Result<Vec<QualifiedName>, String> =
+        table.iter().map(|name| name.parse().map_err(|error| format!("--table {name}: {error}"))).collect();
+    let max_rate = match max_rate {
+        Some(text) => Some(parse_rate(text).ok_or_else(|| format!("--max-rate {text}: give a size, as 50MB"))?),
+        None => None,
+    };
+    Ok(VerifyOptions {
+        tables: tables?,
+        workers: workers.map(usize::from),
+        max_rate,
+        columns: *show_columns,
+        repair: *repair,
+        catch_up: *catch_up,
+    })
+}
+
+pub(super) async fn show(progress: Arc<VerifyProgress>) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let bar = ProgressBar::new(0);
+    let style =
+        ProgressStyle::with_template("comparing [{bar:30}] {percent:>3} %  {bytes} of {total_bytes}, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    loop {
+        bar.set_length(progress.bytes_total.load(Ordering::Relaxed));
+        bar.set_position(progress.bytes_done.load(Ordering::Relaxed));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+pub(super) fn print(verdict: &Verdict, limit: usize) {
+    let took = Duration::from_millis(u64::try_from(verdict.took.as_millis()).unwrap_or(u64::MAX));
+    let took = humantime::format_duration(took);
+    let rows: u64 = verdict.tables.iter().map(|table| table.source_rows).sum();
+    let mut tables: Vec<&TableVerdict> = verdict.tables.iter().collect();
+    tables.sort_by(|a, b| a.table.cmp(&b.table));
+    for table in tables {
+        print_table(table, limit);
+    }
+    let result = if verdict.is_equal() { "equal".to_owned() } else { format!("{} rows differ", verdict.rows()) };
+    if verdict.at_fence {
+        display::result(&format!(
+            "{result}: both sides compared at {}, {rows} rows in {took}",
+            verdict.consistent_point
+        ));
+    } else {
+        display::result(&format!(
+            "{result}: the source at {} compared with the destination at {}, {rows} rows in {took}; what was not applied yet \
+             counts as a difference (--catch-up applies it first)",
+            verdict.consistent_point, verdict.destination_position
+        ));
+    }
+    if let Some(outcome) = verdict.repaired {
+        display::result(&format!(
+            "repaired: {} rows deleted, {} updated, {} inserted",
+            outcome.deleted, outcome.updated, outcome.inserted
+        ));
+    }
+}
+
+fn print_table(table: &TableVerdict, limit: usize) {
+    let name = &table.table;
+    let found = &table.differences;
+    if found.is_empty() {
+        display::result(&format!("table {name}: equal, {} rows", table.source_rows));
+    } else {
+        let missing = found.missing.len() + usize::try_from(found.unkeyed_missing).unwrap_or(usize::MAX);
+        let extra = found.extra.len() + usize::try_from(found.unkeyed_extra).unwrap_or(usize::MAX);
+        let least = if found.more { "at least " } else { "" };
+        display::result(&format!(
+            "table {name}: {least}{missing} rows missing, {extra} extra, {} differing ({} rows at the source, {} here)",
+            found.differing.len(),
+            table.source_rows,
+            table.destination_rows
+        ));
+    }
+    if !table.not_compared.is_empty() {
+        let names: Vec<String> = table.not_compared.iter().map(Ident::to_string).collect();
+        display::result(&format!("  not compared, because only the source has them: {}", names.join(", ")));
+    }
+    let lines = found
+        .missing
+        .iter()
+        .map(|key| (key, "missing", None))
+        .chain(found.extra.iter().map(|key| (key, "extra", None)))
+        .chain(found.differing.iter().map(|key| {
+            let columns = table.columns.iter().find(|(differing, _)| differing == key).map(|(_, columns)| columns);
+            (key, "differs", columns)
+        }));
+    let all = found.missing.len() + found.extra.len() + found.differing.len();
+    for (key, what, columns) in lines.take(limit) {
+        let mut line = format!("  {what:7}  {}", key_text(&table.key, key));
+        if let Some(columns) = columns {
+            let names: Vec<String> = columns.iter().map(Ident::to_string).collect();
+            line.push_str(&format!(": {}", names.join(", ")));
+        }
+        display::result(&line);
+    }
+    if all > limit {
+        display::result(&format!("  … and {} more (--limit)", all - limit));
+    }
+}
+
+/// `(id)=(7)`, as PostgreSQL shows keys.
+fn key_text(columns: &[Ident], key: &Key) -> String {
+    let names: Vec<String> = columns.iter().map(Ident::to_string).collect();
+    format!("({})=({})", names.join(", "), key.join(", "))
+}

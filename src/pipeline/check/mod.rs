@@ -1,0 +1,173 @@
+//! Check: everything that `run` requires, and what an operator should know besides, without changing anything.
+//!
+//! Beside the ring: it needs no running service and starts none. The requirements are asked by the same functions that
+//! a start uses, so the words are the same; here none of them ends the list. What would be changed by a start (a
+//! publication that is created) is tried in a transaction that is rolled back.
+//!
+//! ```text
+//! source ─▶ connection, server, role, publication and tables, transactions, slot
+//! destination ─▶ connection, server, role, tables, bookkeeping
+//! both ─▶ columns, types, foreign keys, encodings, clocks, history
+//! here ─▶ the spool's directory
+//! ```
+//!
+//! A side that cannot be reached is one failure; what needs it is left out.
+
+mod both;
+mod destination;
+mod here;
+mod source;
+
+use std::sync::Arc;
+
+use super::prepare::Addresses;
+use crate::config::Config;
+use crate::fault::{Fault, report};
+use crate::pg::ErrorReport;
+
+/// How a requirement stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// As it should be.
+    Ok,
+    /// It works, but an operator should know.
+    Warning,
+    /// `run` would refuse, or halt.
+    Failed,
+}
+
+impl Standing {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Standing::Ok => "ok",
+            Standing::Warning => "warning",
+            Standing::Failed => "failed",
+        }
+    }
+}
+
+/// Which side a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+    /// Both together.
+    Both,
+    /// This machine.
+    Here,
+}
+
+impl About {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            About::Source => "source",
+            About::Destination => "destination",
+            About::Both => "both",
+            About::Here => "here",
+        }
+    }
+}
+
+/// One line of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whom it concerns.
+    pub about: About,
+    /// What was looked at.
+    pub what: &'static str,
+    /// How it stands.
+    pub standing: Standing,
+    /// What was found, and what mends it.
+    pub report: ErrorReport,
+}
+
+/// The list, as it grows.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn push(&mut self, about: About, what: &'static str, standing: Standing, report: ErrorReport) {
+        self.0.push(Finding { about, what, standing, report });
+    }
+
+    fn ok(&mut self, about: About, what: &'static str, text: impl Into<String>) {
+        self.push(about, what, Standing::Ok, ErrorReport::new(text));
+    }
+
+    fn warn(&mut self, about: About, what: &'static str, report: ErrorReport) {
+        self.push(about, what, Standing::Warning, report);
+    }
+
+    fn fail(&mut self, about: About, what: &'static str, report: ErrorReport) {
+        self.push(about, what, Standing::Failed, report);
+    }
+
+    /// A failure of whatever kind, in the words that a start would use.
+    fn fault<E>(&mut self, about: About, what: &'static str, error: E)
+    where
+        Fault: From<E>,
+    {
+        self.fail(about, what, report(&Fault::from(error)));
+    }
+
+    /// The requirement, or what is wrong with it.
+    fn take<T, E>(&mut self, about: About, what: &'static str, result: Result<T, E>) -> Option<T>
+    where
+        Fault: From<E>,
+    {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fault(about, what, error);
+                None
+            }
+        }
+    }
+}
+
+/// Looks at both sides; changes nothing.
+pub async fn run(config: &Arc<Config>) -> Vec<Finding> {
+    let addresses = Addresses::new(config);
+    let mut findings = Findings::default();
+    let destination = destination::look(config, &addresses, &mut findings).await;
+    let source = source::look(config, &addresses, destination.as_ref(), &mut findings).await;
+    if let (Some(source), Some(destination)) = (source, destination) {
+        both::look(config, source, &destination, &mut findings).await;
+    }
+    here::look(config, &mut findings).await;
+    // A stable order: by side, as they were found.
+    findings.0.sort_by_key(|finding| match finding.about {
+        About::Source => 0,
+        About::Destination => 1,
+        About::Both => 2,
+        About::Here => 3,
+    });
+    findings.0
+}
+
+/// How a session is encrypted, and whether it should be.
+async fn connection(client: &crate::session::SqlClient) -> Result<(String, bool), crate::session::SessionError> {
+    let sql = "SELECT s.ssl, s.version, s.cipher, pg_catalog.inet_server_addr() IS NULL,
+                      COALESCE(pg_catalog.inet_server_addr() <<= '127.0.0.0/8' OR pg_catalog.inet_server_addr() = '::1', true),
+                      pg_catalog.current_setting('server_version'), current_user::text
+               FROM pg_catalog.pg_stat_ssl s WHERE s.pid = pg_catalog.pg_backend_pid()";
+    let row = client.query_one("asking how we are connected", sql, &[]).await?;
+    let (ssl, socket, local): (bool, bool, bool) = (row.get(0), row.get(3), row.get(4));
+    let text = |at: usize| row.get::<_, Option<String>>(at).unwrap_or_default();
+    let how = match (ssl, socket) {
+        (true, _) => format!("{} with {}", text(1), text(2)),
+        (false, true) => "over a Unix socket".to_owned(),
+        (false, false) => "without TLS".to_owned(),
+    };
+    Ok((format!("PostgreSQL {}, role {}, {how}", text(5), text(6)), ssl || socket || local))
+}
+
+fn unencrypted(key: &str) -> ErrorReport {
+    ErrorReport::new("the connection leaves this machine without TLS")
+        .detail("Passwords and rows can be read on their way.")
+        .hint(format!("Add sslmode=verify-full and sslrootcert to {key}."))
+}

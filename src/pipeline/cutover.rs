@@ -1,0 +1,186 @@
+//! Cut-over: everything that is at the source is here, proven, and the sequences follow; from which position on the
+//! destination may be written.
+//!
+//! Beside a running service, which goes on; nothing is changed but sequences, which only move forward. So until somebody
+//! writes at the destination, the way back is to go on writing at the source.
+//!
+//! ```text
+//! nobody writes ─▶ drained to W ─▶ verified at a fence ─▶ sequences ─▶ nobody has written since ─▶ position
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fence::sql_for;
+use super::prepare::Addresses;
+use super::sequences::follow;
+use super::verify::{Verdict, VerifyOptions, VerifyProgress};
+use crate::config::Config;
+use crate::destination::{Bookkeeping, Catalog, DestinationError, StreamState, holder};
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::plan::schema::ForeignKeyAction;
+use crate::session::{SessionError, SqlClient};
+use crate::source::{SourceCatalog, SourceError};
+
+/// How a cut-over stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cutover {
+    /// What verify found.
+    pub verdict: Verdict,
+    /// Sequences that were moved forward.
+    pub sequences: usize,
+    /// Sequences that could not be, and why.
+    pub reports: Vec<ErrorReport>,
+    /// The destination holds everything that was committed at the source up to here.
+    pub position: Lsn,
+    /// Statements that give foreign keys the source's actions back, for when the service has stopped.
+    pub foreign_keys: Vec<String>,
+}
+
+/// How long draining may take.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Drains, verifies, brings the sequences over.
+///
+/// # Errors
+/// [`Fault`]: no service runs, the source is still written to, it does not drain, or a side does not answer.
+pub async fn run(
+    config: &Arc<Config>,
+    options: &VerifyOptions,
+    progress: &Arc<VerifyProgress>,
+    tell: &mut (dyn FnMut(&str) + Send),
+) -> Result<Cutover, Fault> {
+    let addresses = Addresses::new(config);
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    let live = matches!(bookkeeping.stream().await?, Some(stream) if matches!(stream.state, StreamState::Live { .. }));
+    if !live || holder(bookkeeping.client(), &config.source.slot).await?.is_none() {
+        return Err(Fault::Refused(
+            ErrorReport::new("no service runs: what was written last at the source may not be here")
+                .hint("Start headwater run, wait until it streams, and cut over then."),
+        ));
+    }
+    let source = sql_for(&addresses.source, "cutover").connect().await.map_err(SourceError::Session)?;
+    nobody_writes(&source, &config.tables).await?;
+    tell("draining: waiting until everything that is committed at the source is here");
+    drain(&source, &bookkeeping).await?;
+    let before = written(&source, &config.tables).await.map_err(SourceError::Session)?;
+    tell("verifying");
+    let verdict = super::verify::run(config, options, progress, tell).await?;
+    if !verdict.is_equal() {
+        let position = bookkeeping.position().await?.unwrap_or(Lsn::INVALID);
+        return Ok(Cutover { verdict, sequences: 0, reports: Vec::new(), position, foreign_keys: Vec::new() });
+    }
+    tell("bringing the sequences over");
+    let (sequences, reports) = follow(&source, bookkeeping.client(), &config.tables).await?;
+    nobody_writes(&source, &config.tables).await?;
+    let position = drain(&source, &bookkeeping).await?;
+    if written(&source, &config.tables).await.map_err(SourceError::Session)? != before {
+        return Err(still_written("its tables were written to while both sides were compared"));
+    }
+    let catalog = SourceCatalog::read(&source, &config.tables).await?;
+    let here = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    Ok(Cutover { verdict, sequences, reports, position, foreign_keys: foreign_keys(&catalog, &here) })
+}
+
+fn still_written(detail: &str) -> Fault {
+    Fault::Refused(
+        ErrorReport::new("the source is still written to")
+            .detail(format!("{}{}.", detail.get(..1).unwrap_or_default().to_uppercase(), detail.get(1..).unwrap_or_default()))
+            .hint(
+                "Stop what writes there, for instance by running at the source as the database's owner:\n\
+                 ALTER DATABASE … SET default_transaction_read_only = on;\nand ending the sessions that are open; then cut over again.",
+            ),
+    )
+}
+
+/// No open transaction has written, or is about to write, to the tables.
+async fn nobody_writes(source: &SqlClient, tables: &[QualifiedName]) -> Result<(), Fault> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let sql = "SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l
+               WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+                 AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+                 AND l.relation IN (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
+               LIMIT 5";
+    let rows = source.query("looking for writers", sql, &[&names]).await.map_err(SourceError::Session)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let pids: Vec<String> = rows.iter().map(|row| row.get::<_, i32>(0).to_string()).collect();
+    Err(still_written(&format!("processes in a transaction that writes to its tables: {}", pids.join(", "))))
+}
+
+/// Rows written to the tables so far, as the source's statistics count them.
+async fn written(source: &SqlClient, tables: &[QualifiedName]) -> Result<i64, SessionError> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    // Sessions report what they did within a second of being idle.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    source.batch("counting writes", "SELECT pg_catalog.pg_stat_clear_snapshot()").await?;
+    let sql = "SELECT COALESCE(pg_catalog.sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
+               FROM pg_catalog.pg_stat_all_tables
+               WHERE relid IN (SELECT COALESCE(p.relid, t.id) FROM (SELECT pg_catalog.to_regclass(name) AS id
+                   FROM pg_catalog.unnest($1::text[]) AS name) AS t
+                   LEFT JOIN LATERAL pg_catalog.pg_partition_tree(t.id) AS p ON true)";
+    Ok(source.query_one("counting writes", sql, &[&names]).await?.get(0))
+}
+
+/// Waits until everything that is committed at the source now is here; returns the position.
+async fn drain(source: &SqlClient, bookkeeping: &Bookkeeping) -> Result<Lsn, Fault> {
+    let sql = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
+    let row = source.query_one("asking how far the source is", sql, &[]).await.map_err(SourceError::Session)?;
+    let until: Lsn = row.get::<_, &str>(0).parse().unwrap_or(Lsn::INVALID);
+    // An idle stream says only now and then how far it is; a message behind it makes it say so at once.
+    let message = "SELECT pg_catalog.pg_logical_emit_message(true, 'headwater', 'cutover')";
+    source.query("writing a message", message, &[]).await.map_err(SourceError::Session)?;
+    let began = Instant::now();
+    loop {
+        let position = bookkeeping.position().await?.unwrap_or(Lsn::INVALID);
+        if position >= until {
+            return Ok(position);
+        }
+        if began.elapsed() > DRAIN_MAX {
+            return Err(DestinationError::Refused(
+                ErrorReport::new(format!("the destination is at {position}, and has not reached {until}"))
+                    .hint("Look at headwater's /status: it must stream, and catch up."),
+            )
+            .into());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// headwater's own foreign keys are NO ACTION: the source's cascades arrived as rows. From now on they must act.
+fn foreign_keys(source: &SourceCatalog, destination: &Catalog) -> Vec<String> {
+    let mut statements = Vec::new();
+    for table in &source.tables {
+        let name = table.definition.name();
+        let Some(here) = destination.table(&name) else { continue };
+        for (constraint, target) in table.definition.foreign_keys() {
+            let own = here.foreign_keys().find(|(own, _)| own.name == constraint.name);
+            let Some((_, found)) = own else { continue };
+            if found.on_delete == target.on_delete && found.on_update == target.on_update {
+                continue;
+            }
+            let columns = constraint.columns.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let theirs = target.columns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let action = |on: &str, action: ForeignKeyAction| match action {
+                ForeignKeyAction::NoAction => String::new(),
+                ForeignKeyAction::Restrict
+                | ForeignKeyAction::Cascade
+                | ForeignKeyAction::SetNull
+                | ForeignKeyAction::SetDefault => format!(" ON {on} {}", action.as_sql()),
+            };
+            let full = if target.matching == 'f' { " MATCH FULL" } else { "" };
+            statements.push(format!(
+                "ALTER TABLE {name} DROP CONSTRAINT {0}, ADD CONSTRAINT {0} FOREIGN KEY ({columns}) REFERENCES {1} ({theirs}){full}{2}{3};",
+                constraint.name,
+                target.table(),
+                action("DELETE", target.on_delete),
+                action("UPDATE", target.on_update),
+            ));
+        }
+    }
+    statements
+}

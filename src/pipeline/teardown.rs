@@ -1,0 +1,218 @@
+//! Teardown: the slot, the publication that headwater created, and the bookkeeping go; the rows stay.
+//!
+//! Beside the ring, under its lock: it refuses while an instance runs. The source comes first, so that a teardown that is
+//! interrupted still finds its record, and can be repeated. With one side out of reach the other is torn down, and what
+//! is left is said, with the SQL that removes it.
+//!
+//! What is not known to be ours stays: a slot that the bookkeeping does not name, a slot of another cluster, a publication
+//! without our comment.
+
+use crate::config::Config;
+use crate::destination::{Bookkeeping, Candidate, DestinationError, Leader, Stream, WritingSettings, holder, sweep};
+use crate::fault::{Fault, report};
+use crate::pg::{ErrorReport, Ident, quote_literal};
+use crate::pipeline::prepare::{Addresses, connect_replication};
+use crate::session::SqlClient;
+use crate::source::{PUBLICATION_COMMENT, SourceError, find_slot, release_slot};
+
+/// What became of one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone; with a dry run, it would be.
+    Removed(String),
+    /// It was not there, or is not ours.
+    Kept(String),
+    /// It is still there, and this removes it.
+    Left {
+        /// What, and why.
+        what: String,
+        /// The statement to run.
+        sql: String,
+    },
+}
+
+/// Removes what headwater has made on both sides, except rows. `dry_run`: only says so.
+///
+/// # Errors
+/// [`Fault`]: an instance runs, or both sides are out of reach.
+pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> {
+    let addresses = Addresses::new(config);
+    let mut removals = Vec::new();
+    let here = destination(config, &addresses).await;
+    let there = addresses.source.connect().await.map_err(|error| Fault::from(SourceError::Session(error)));
+    let stream = match &here {
+        Ok((bookkeeping, _)) => Some(bookkeeping.stream().await?),
+        Err(fault) if is_refusal(fault) => return Err(Fault::Refused(report(fault))),
+        Err(_) => None,
+    };
+    match &there {
+        Ok(client) => source(config, client, stream.as_ref(), dry_run, &mut removals).await?,
+        Err(fault) => removals.push(Removal::Left {
+            what: format!(
+                "slot {} and publication {} at the source, which is out of reach: {}",
+                config.source.slot,
+                config.source.publication,
+                report(fault)
+            ),
+            sql: format!(
+                "SELECT pg_drop_replication_slot({0}) FROM pg_replication_slots WHERE slot_name = {0};\n\
+                 DROP PUBLICATION IF EXISTS {1};",
+                quote_literal(config.source.slot.as_str()),
+                config.source.publication
+            ),
+        }),
+    }
+    match here {
+        Ok((bookkeeping, leader)) => {
+            remove_bookkeeping(bookkeeping.client(), stream.flatten().is_some(), dry_run, &mut removals).await?;
+            leader.close().await;
+        }
+        Err(fault) => {
+            if there.is_err() {
+                return Err(fault);
+            }
+            removals.push(Removal::Left {
+                what: format!("the bookkeeping at the destination, which is out of reach: {}", report(&fault)),
+                sql: "DROP SCHEMA IF EXISTS headwater CASCADE;".to_owned(),
+            });
+        }
+    }
+    Ok(removals)
+}
+
+/// The destination, with the lock taken.
+async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Leader), Fault> {
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    let settings = WritingSettings {
+        connection: config.destination.url.clone(),
+        slot: config.source.slot.clone(),
+        // Nobody pings while the source is being asked.
+        leader_timeout: config.source.timeout.max(config.leader_timeout) * 4,
+        lock_timeout: config.destination.lock_timeout,
+        timeout: config.destination.timeout,
+        synchronous_commit: config.destination.synchronous_commit,
+        positions: Ident::new("headwater"),
+    };
+    match Candidate::connect(&settings).await?.try_lead().await? {
+        Ok(leader) => Ok((bookkeeping, leader)),
+        Err(candidate) => {
+            let holder = holder(bookkeeping.client(), &config.source.slot).await?;
+            candidate.close().await;
+            let process = holder.map(|holder| format!(" (process {} at the destination)", holder.process_id));
+            Err(Fault::Refused(
+                ErrorReport::new(format!("an instance runs{}", process.unwrap_or_default()))
+                    .hint("Stop every headwater run of this slot first."),
+            ))
+        }
+    }
+}
+
+fn is_refusal(fault: &Fault) -> bool {
+    matches!(fault, Fault::Refused(_) | Fault::Destination(DestinationError::Refused(_)))
+}
+
+async fn source(
+    config: &Config,
+    client: &SqlClient,
+    stream: Option<&Option<Stream>>,
+    dry_run: bool,
+    removals: &mut Vec<Removal>,
+) -> Result<(), Fault> {
+    let slot = &config.source.slot;
+    let drop_slot = format!("SELECT pg_drop_replication_slot({});", quote_literal(slot.as_str()));
+    match (find_slot(client, slot).await?, stream) {
+        (None, _) => removals.push(Removal::Kept(format!("slot {slot} does not exist at the source"))),
+        (Some(_), None) => removals.push(Removal::Left {
+            what: format!("slot {slot} at the source: whether it is ours is written at the destination"),
+            sql: drop_slot,
+        }),
+        (Some(_), Some(None)) => removals.push(Removal::Left {
+            what: format!("slot {slot} at the source: this destination has no record of it"),
+            sql: drop_slot,
+        }),
+        (Some(_), Some(Some(stream))) => {
+            let identified = match connect_replication(config, "teardown").await {
+                Ok(mut session) => session.identify_system().await.map_err(|error| SourceError::Session(error).into()),
+                Err(fault) => Err(fault),
+            };
+            let system = identified?.system_identifier;
+            if stream.slot != *slot || stream.system_identifier != system {
+                removals.push(Removal::Left {
+                    what: format!(
+                        "slot {slot} at the source: the record names slot {} of the cluster with system identifier {}",
+                        stream.slot, stream.system_identifier
+                    ),
+                    sql: drop_slot,
+                });
+            } else {
+                if !dry_run {
+                    release_slot(client, slot).await?;
+                    let sql = "SELECT pg_catalog.pg_drop_replication_slot($1::text)";
+                    let dropped = client.query("dropping the replication slot", sql, &[&slot.as_str()]).await;
+                    dropped.map_err(SourceError::Session)?;
+                }
+                removals.push(Removal::Removed(format!("slot {slot} at the source")));
+            }
+        }
+    }
+    publication(config, client, dry_run, removals).await.map_err(|error| SourceError::Session(error).into())
+}
+
+async fn publication(
+    config: &Config,
+    client: &SqlClient,
+    dry_run: bool,
+    removals: &mut Vec<Removal>,
+) -> Result<(), crate::session::SessionError> {
+    let publication = &config.source.publication;
+    let sql = "SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication WHERE pubname = $1::text";
+    let found = client.query_opt("looking at the publication", sql, &[&publication.as_str()]).await?;
+    match found.map(|row| row.get::<_, Option<String>>(0)) {
+        None => removals.push(Removal::Kept(format!("publication {publication} does not exist at the source"))),
+        Some(comment) if comment.as_deref() != Some(PUBLICATION_COMMENT) => removals
+            .push(Removal::Kept(format!("publication {publication} at the source, which headwater did not create"))),
+        Some(_) => {
+            if !dry_run {
+                client.batch("dropping the publication", &format!("DROP PUBLICATION {}", publication.sql())).await?;
+            }
+            removals.push(Removal::Removed(format!("publication {publication} at the source")));
+        }
+    }
+    Ok(())
+}
+
+async fn remove_bookkeeping(
+    client: &SqlClient,
+    recorded: bool,
+    dry_run: bool,
+    removals: &mut Vec<Removal>,
+) -> Result<(), Fault> {
+    let doing = "dropping the bookkeeping";
+    let session = |error| Fault::from(DestinationError::Session(error));
+    let sql = "SELECT pg_catalog.to_regnamespace('headwater') IS NOT NULL,
+                      pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL";
+    let row = client.query_one(doing, sql, &[]).await.map_err(session)?;
+    let (exists, letters): (bool, bool) = (row.get(0), row.get(1));
+    if !exists {
+        removals.push(Removal::Kept("there is no bookkeeping at the destination".to_owned()));
+        return Ok(());
+    }
+    let mut what = "the bookkeeping at the destination (schema headwater)".to_owned();
+    if !recorded {
+        what.push_str(", which had no record of a slot");
+    }
+    if letters {
+        let sql = "SELECT pg_catalog.count(*) FROM headwater.dead_letter";
+        let count: i64 = client.query_one(doing, sql, &[]).await.map_err(session)?.get(0);
+        if count > 0 {
+            what.push_str(&format!(", with {count} rows of headwater.dead_letter"));
+        }
+    }
+    if !dry_run {
+        sweep(client).await?;
+        client.batch(doing, "DROP SCHEMA headwater CASCADE").await.map_err(session)?;
+    }
+    removals.push(Removal::Removed(what));
+    removals.push(Removal::Kept("the tables and their rows stay as they are".to_owned()));
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! The three passes of a comparison, under the two snapshots of a fence.
+//!
+//! Sums of everything first: where they agree, which is nearly always, each table was read once. Only tables that
+//! differ are read again, by buckets, and a third time for the rows of the buckets that differ.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::parts::Parts;
+use super::tables::{Compared, all_parts, connect, key_parts, read_tables};
+use super::workers::{Answer, Reading, Side, Task, Workers};
+use super::{Ends, FENCES_MAX, Maker, TableVerdict, Verdict, sql_for};
+use crate::destination::STATEMENT_MAX;
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, quote_literal};
+use crate::pipeline::fence::Fence;
+use crate::plan::sql::verify as sql;
+use crate::plan::verify::{
+    BUCKETS, Differences, HashedRow, Key, Sum, differences, differing_buckets, listed_buckets, page_ranges,
+};
+use crate::session::SqlClient;
+
+/// What one statement reads at most: long enough to be worth a round trip, short enough to show progress and to lock
+/// a table only for a moment.
+const RANGE_BYTES: u64 = 32 << 20;
+const RANGE_BYTES_MIN: u64 = 1 << 20;
+/// Keys in one statement.
+const KEYS_MAX: usize = 1000;
+
+/// Keys to repair, by table.
+pub(in crate::pipeline) type Keys = Vec<(QualifiedName, Vec<Key>)>;
+
+/// Compares at a fence; at another one, the tables that were truncated or rewritten meanwhile.
+pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Verdict, Keys), Fault> {
+    let (source, destination) = connect(ends).await?;
+    let mut left = read_tables(ends, &source, &destination, None).await?;
+    let mut verdict: Option<Verdict> = None;
+    for _ in 0..FENCES_MAX {
+        let there = all_parts(&source, Side::Source, &left).await?;
+        let here = all_parts(&destination, Side::Destination, &left).await?;
+        let (fence, at_fence) = maker.make(ends).await?;
+        let position = fence.destination.position.unwrap_or(Lsn::INVALID);
+        let verdict = verdict.get_or_insert_with(|| Verdict {
+            consistent_point: fence.consistent_point,
+            destination_position: position,
+            at_fence,
+            tables: Vec::new(),
+            repaired: None,
+            took: std::time::Duration::ZERO,
+        });
+        let comparison = Comparison { ends, fence: &fence, tables: &left, there: &there, here: &here };
+        let compared = comparison.run().await?;
+        if !fence.is_held() {
+            return Err(Fault::Refused(ErrorReport::new(
+                "a snapshot of the fence was lost while tables were compared",
+            )));
+        }
+        drop(fence);
+        let there_now = all_parts(&source, Side::Source, &left).await?;
+        let here_now = all_parts(&destination, Side::Destination, &left).await?;
+        let mut again = Vec::new();
+        for (at, (table, result)) in left.into_iter().zip(compared).enumerate() {
+            let files = |parts: &[Option<Parts>]| parts.get(at).cloned().flatten().map(|parts| parts.files);
+            let same = files(&there) == files(&there_now) && files(&here) == files(&here_now);
+            match result {
+                Some(result) if same => verdict.tables.push(result),
+                Some(_) | None => again.push(table),
+            }
+        }
+        left = again;
+        if left.is_empty() {
+            let keys =
+                verdict.tables.iter().map(|table| (table.table.clone(), table.differences.keys().cloned().collect()));
+            let keys: Keys = keys.filter(|(_, keys): &(_, Vec<Key>)| !keys.is_empty()).collect();
+            return Ok((verdict.clone(), keys));
+        }
+    }
+    let names: Vec<String> = left.iter().map(|table| table.name.to_string()).collect();
+    Err(Fault::Refused(
+        ErrorReport::new(format!(
+            "table {} was truncated, rewritten or dropped at each of {FENCES_MAX} attempts",
+            names.join(", ")
+        ))
+        .hint("Verify the others by --table, and these when they stay what they are for a while."),
+    ))
+}
+
+struct Comparison<'a> {
+    ends: Ends<'a>,
+    fence: &'a Fence,
+    tables: &'a [Compared],
+    there: &'a [Option<Parts>],
+    here: &'a [Option<Parts>],
+}
+
+impl Comparison<'_> {
+    /// A verdict for each table; `None` for one that does not exist any more on a side.
+    async fn run(&self) -> Result<Vec<Option<TableVerdict>>, Fault> {
+        let workers = self.workers();
+        let all: Vec<usize> = (0..self.tables.len()).filter(|at| self.exists(*at)).collect();
+        let sums = self.sums(&workers, &all).await?;
+        let sum = |at: usize, side: Side| sums.get(&(at, side)).copied().unwrap_or_default();
+        let differ: Vec<usize> =
+            all.iter().copied().filter(|at| sum(*at, Side::Source) != sum(*at, Side::Destination)).collect();
+        let mut found = self.differences(&workers, &differ).await?;
+        let mut verdicts = Vec::new();
+        for (at, table) in self.tables.iter().enumerate() {
+            if !self.exists(at) {
+                verdicts.push(None);
+                continue;
+            }
+            let differences = found.remove(&at).unwrap_or_default();
+            let columns = if self.ends.options.columns && !differences.differing.is_empty() {
+                self.differing_columns(table, &differences.differing).await?
+            } else {
+                Vec::new()
+            };
+            verdicts.push(Some(TableVerdict {
+                table: table.name.clone(),
+                source_rows: sum(at, Side::Source).rows,
+                destination_rows: sum(at, Side::Destination).rows,
+                differences,
+                key: table.key_names(),
+                columns,
+                not_compared: table.not_compared.clone(),
+            }));
+        }
+        Ok(verdicts)
+    }
+
+    fn workers(&self) -> Workers {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let reading = |side: Side| match side {
+            Side::Source => Reading {
+                sql: sql_for(&self.ends.addresses.source, "verifying"),
+                snapshot_name: self.fence.source.snapshot_name.clone(),
+            },
+            Side::Destination => Reading {
+                sql: sql_for(&self.ends.addresses.destination, "verifying"),
+                snapshot_name: self.fence.destination.snapshot_name.clone(),
+            },
+        };
+        Workers {
+            source: reading(Side::Source),
+            destination: reading(Side::Destination),
+            count: self.ends.options.workers.unwrap_or(cores.min(4)).max(1),
+            max_rate: self.ends.options.max_rate,
+            progress: Arc::clone(self.ends.progress),
+        }
+    }
+
+    fn parts(&self, at: usize, side: Side) -> Option<&Parts> {
+        let parts = match side {
+            Side::Source => self.there,
+            Side::Destination => self.here,
+        };
+        parts.get(at).and_then(Option::as_ref)
+    }
+
+    fn exists(&self, at: usize) -> bool {
+        self.parts(at, Side::Source).is_some() && self.parts(at, Side::Destination).is_some()
+    }
+
+    /// One task for each range of pages of these tables, on both sides.
+    fn tasks(&self, tables: &[usize], statement: impl Fn(usize, &Compared, &sql::Part<'_>) -> String) -> Vec<Task> {
+        let range_bytes = match self.ends.options.max_rate {
+            Some(rate) => RANGE_BYTES.min(rate.max(RANGE_BYTES_MIN)),
+            None => RANGE_BYTES,
+        };
+        let mut tasks = Vec::new();
+        for at in tables {
+            let Some(table) = self.tables.get(*at) else { continue };
+            for side in [Side::Source, Side::Destination] {
+                for part in self.parts(*at, side).into_iter().flat_map(|parts| &parts.parts) {
+                    let page_bytes = part.bytes.checked_div(part.pages).unwrap_or(8192).max(8192);
+                    let ranges = page_ranges(part.pages, range_bytes / page_bytes);
+                    let bytes = part.bytes / u64::try_from(ranges.len()).unwrap_or(1).max(1);
+                    for pages in ranges {
+                        let part = sql::Part {
+                            table: &part.name,
+                            whole_tree: part.whole_tree,
+                            row_filter: table.row_filter(side),
+                            pages,
+                        };
+                        tasks.push(Task { side, table: *at, sql: statement(*at, table, &part), bytes });
+                    }
+                }
+            }
+        }
+        self.ends.progress.expect(tasks.iter().map(|task| task.bytes).sum());
+        tasks
+    }
+
+    async fn sums(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<(usize, Side), Sum>, Fault> {
+        let tasks = self.tasks(tables, |_, table, part| sql::sums(part, &table.hashing));
+        let mut sums: BTreeMap<(usize, Side), Sum> = BTreeMap::new();
+        workers
+            .run(tasks, |table, side, answer| {
+                for row in answer {
+                    let sum = Sum::parse(field(&row, 0), field(&row, 1)).ok_or_else(misread)?;
+                    sums.entry((table, side)).or_default().add(sum);
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(sums)
+    }
+
+    async fn differences(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<usize, Differences>, Fault> {
+        if tables.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let tasks = self.tasks(tables, |_, table, part| sql::bucket_sums(part, &table.hashing, BUCKETS));
+        let mut buckets: BTreeMap<(usize, Side), BTreeMap<u64, Sum>> = BTreeMap::new();
+        workers
+            .run(tasks, |table, side, answer| {
+                for row in answer {
+                    let bucket: u64 = field(&row, 0).parse().map_err(|_| misread())?;
+                    let sum = Sum::parse(field(&row, 1), field(&row, 2)).ok_or_else(misread)?;
+                    buckets.entry((table, side)).or_default().entry(bucket).or_default().add(sum);
+                }
+                Ok(())
+            })
+            .await?;
+        let mut listed: BTreeMap<usize, (Vec<u64>, bool)> = BTreeMap::new();
+        for at in tables {
+            let mut of = |side| buckets.remove(&(*at, side)).unwrap_or_default();
+            listed.insert(*at, listed_buckets(&differing_buckets(&of(Side::Source), &of(Side::Destination))));
+        }
+        let tasks = self.tasks(tables, |at, table, part| {
+            let wanted = listed.get(&at).map(|(wanted, _)| wanted.as_slice()).unwrap_or_default();
+            sql::rows_in_buckets(part, &table.hashing, &table.key_names(), BUCKETS, wanted)
+        });
+        let mut rows: BTreeMap<(usize, Side), Vec<HashedRow>> = BTreeMap::new();
+        workers
+            .run(tasks, |table, side, answer: Answer| {
+                for row in answer {
+                    let hash: i64 = field(&row, 0).parse().map_err(|_| misread())?;
+                    let key = row.into_iter().skip(1).map(Option::unwrap_or_default).collect();
+                    rows.entry((table, side)).or_default().push(HashedRow { key, hash });
+                }
+                Ok(())
+            })
+            .await?;
+        let mut found = BTreeMap::new();
+        for at in tables {
+            let keyed = self.tables.get(*at).is_some_and(|table| !table.key.is_empty());
+            let mut of = |side| rows.remove(&(*at, side)).unwrap_or_default();
+            let mut differences = differences(of(Side::Source), of(Side::Destination), keyed);
+            differences.more = listed.get(at).is_some_and(|(_, more)| *more);
+            if differences.is_empty() {
+                // The sums differ, so rows do; if none is found, the servers were asked two different questions.
+                return Err(misread());
+            }
+            found.insert(*at, differences);
+        }
+        Ok(found)
+    }
+
+    /// Which columns differ in the rows with these keys.
+    async fn differing_columns(&self, table: &Compared, keys: &[Key]) -> Result<Vec<(Key, Vec<Ident>)>, Fault> {
+        let source = self.under_snapshot(Side::Source).await?;
+        let destination = self.under_snapshot(Side::Destination).await?;
+        let mut found = Vec::new();
+        for keys in keys.chunks(KEYS_MAX) {
+            let there = hashes(&source, Side::Source, table, keys).await?;
+            let here = hashes(&destination, Side::Destination, table, keys).await?;
+            for (at, key) in keys.iter().enumerate() {
+                let (Some(there), Some(here)) = (there.get(&at), here.get(&at)) else { continue };
+                let columns = table.hashing.columns.iter().zip(there.iter().zip(here));
+                let differ = columns.filter(|(_, (there, here))| there != here).map(|((name, _), _)| name.clone());
+                found.push((key.clone(), differ.collect()));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn under_snapshot(&self, side: Side) -> Result<SqlClient, Fault> {
+        let (address, snapshot_name) = match side {
+            Side::Source => (&self.ends.addresses.source, &self.fence.source.snapshot_name),
+            Side::Destination => (&self.ends.addresses.destination, &self.fence.destination.snapshot_name),
+        };
+        let fault = |error| side.fault(error);
+        let client = sql_for(address, "verifying").connect().await.map_err(fault)?.with_timeout(STATEMENT_MAX);
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            quote_literal(snapshot_name)
+        );
+        client.batch("importing the snapshot", &begin).await.map_err(fault)?;
+        Ok(client)
+    }
+}
+
+/// For each key that has a row, by its place: the hash of each column.
+async fn hashes(
+    client: &SqlClient,
+    side: Side,
+    table: &Compared,
+    keys: &[Key],
+) -> Result<BTreeMap<usize, Vec<i64>>, Fault> {
+    let key = key_parts(client, side, table).await?;
+    let definition = table.definition(side);
+    let statement = sql::column_hashes(&definition.name(), definition.is_tree(), &key, &table.hashing);
+    let json = serde_json::to_string(keys).unwrap_or_default();
+    let rows = client.query("comparing columns", &statement, &[&json]).await.map_err(|error| side.fault(error))?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| Some((usize::try_from(row.get::<_, i64>(0) - 1).ok()?, row.get::<_, Vec<i64>>(1))))
+        .collect())
+}
+
+fn field(row: &[Option<String>], at: usize) -> &str {
+    row.get(at).and_then(Option::as_deref).unwrap_or_default()
+}
+
+fn misread() -> Fault {
+    Fault::Refused(ErrorReport::new("the servers' answers to a comparison do not fit together"))
+}

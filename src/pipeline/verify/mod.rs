@@ -1,0 +1,344 @@
+//! Verify: whether the destination equals the source, exactly, while both are being written.
+//!
+//! Both sides are read under the two snapshots of a [`super::fence`], so they are the same state or they differ; there
+//! is no quiet period, no re-check loop and no false alarm. The comparison is [`crate::plan::verify`]'s: sums of
+//! hashes, computed by the servers over ranges of pages, drilled down to keys where they differ.
+//!
+//! ```text
+//! look at both tables' files ─▶ fence ─▶ compare ─▶ look at the files again ─▶ verdict
+//!      ▲                                                      │ another file: TRUNCATE or a rewrite in between, which
+//!      └──────────────── that table once more ◀───────────────┘ no snapshot protects from (they are not MVCC-safe)
+//! ```
+//!
+//! No lock is held on any table for longer than one range of pages is read; so neither the source's own DDL nor the
+//! apply of a TRUNCATE waits for a verify.
+//!
+//! Who makes the fence: the instance that leads, asked through the bookkeeping ([`run`]) or by itself
+//! (`verify_every`, [`service`]). When none leads, the source at C is compared with the destination as it stands, and
+//! what was not applied yet counts as a difference.
+//!
+//! Bounds: `workers` sessions a side; one range of pages a statement; [`crate::plan::verify::ROWS_MAX`] rows listed.
+
+mod compare;
+mod parts;
+pub(super) mod repair;
+pub(super) mod service;
+mod tables;
+mod workers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::control::Control;
+use super::fence::{self, Fence, NoFence, sql_for};
+use super::prepare::Addresses;
+use super::{RunOptions, run as run_service};
+use crate::config::Config;
+use crate::destination::{
+    Bookkeeping, FenceAnswer, FenceKind, RepairOutcome, StreamState, ask_for_fence, beat, ensure_fence_requests,
+    holder, withdraw_fence,
+};
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::plan::verify::{Differences, Key};
+use crate::session::SqlClient;
+use crate::telemetry::Telemetry;
+
+/// What the operator asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// These tables only; all when empty.
+    pub tables: Vec<QualifiedName>,
+    /// Sessions a side; `None`: as many as this machine has cores, at most 4.
+    pub workers: Option<usize>,
+    /// Most bytes read a second, on each side.
+    pub max_rate: Option<u64>,
+    /// Name the columns that differ.
+    pub columns: bool,
+    /// Put the differing rows right, at a second fence.
+    pub repair: bool,
+    /// Without a running service: apply up to the fence first.
+    pub catch_up: bool,
+}
+
+/// How far a verify is; read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct VerifyProgress {
+    /// Bytes of both sides' tables that are to be read, as far as known.
+    pub bytes_total: AtomicU64,
+    /// Bytes read.
+    pub bytes_done: AtomicU64,
+}
+
+impl VerifyProgress {
+    fn expect(&self, bytes: u64) {
+        self.bytes_total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A table's comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableVerdict {
+    /// The table.
+    pub table: QualifiedName,
+    /// Rows at the source.
+    pub source_rows: u64,
+    /// Rows at the destination.
+    pub destination_rows: u64,
+    /// How they differ.
+    pub differences: Differences,
+    /// The columns of the key; empty for a table without one.
+    pub key: Vec<Ident>,
+    /// Which columns differ, for keys whose rows do, when asked for.
+    pub columns: Vec<(Key, Vec<Ident>)>,
+    /// Columns that only one side has, so that they were not compared.
+    pub not_compared: Vec<Ident>,
+}
+
+/// What a verify has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The source's state: every transaction with commit_lsn before this.
+    pub consistent_point: Lsn,
+    /// The destination's stored position in the state that was compared.
+    pub destination_position: Lsn,
+    /// Both states are the same one; otherwise what was not applied yet counts as a difference.
+    pub at_fence: bool,
+    /// The tables.
+    pub tables: Vec<TableVerdict>,
+    /// What a repair wrote.
+    pub repaired: Option<RepairOutcome>,
+    /// From the fence on.
+    pub took: Duration,
+}
+
+impl Verdict {
+    /// Rows that differ, as far as they are listed.
+    pub fn rows(&self) -> u64 {
+        self.tables.iter().map(|table| table.differences.rows()).sum()
+    }
+
+    /// Whether both sides are equal.
+    pub fn is_equal(&self) -> bool {
+        self.tables.iter().all(|table| table.differences.is_empty())
+    }
+}
+
+/// Hears what is being waited for.
+type Tell<'a> = dyn FnMut(&str) + Send + 'a;
+
+/// Who makes a fence.
+enum Maker<'a> {
+    /// The instance that leads, asked through the bookkeeping.
+    Leader { client: &'a SqlClient, tell: &'a mut Tell<'a> },
+    /// This instance, which leads.
+    Ourselves(&'a Control),
+    /// Nobody leads: the destination is taken as it stands.
+    WithoutLeader,
+}
+
+impl Maker<'_> {
+    /// A fence, and whether it is one.
+    async fn make(&mut self, ends: Ends<'_>) -> Result<(Fence, bool), Fault> {
+        match self {
+            Maker::Leader { client, tell } => Ok((ask(ends, client, *tell).await?, true)),
+            Maker::Ourselves(control) => match fence::make(ends.config, ends.addresses, control).await {
+                Ok(fence) => Ok((fence, true)),
+                Err(NoFence::Later(report)) => Err(Fault::Refused(report)),
+                Err(NoFence::StreamEnded) => Err(Fault::Refused(ErrorReport::new("the stream broke off"))),
+            },
+            Maker::WithoutLeader => Ok((fence::without_leader(ends.config, ends.addresses).await?, false)),
+        }
+    }
+}
+
+/// What a comparison needs of its surroundings.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    config: &'a Config,
+    addresses: &'a Addresses,
+    options: &'a VerifyOptions,
+    progress: &'a Arc<VerifyProgress>,
+}
+
+/// Fences for tables that were rewritten while they were read.
+const FENCES_MAX: usize = 5;
+/// How often a waiting request is looked at, and its heartbeat renewed.
+const BEAT_EVERY: Duration = Duration::from_millis(100);
+/// How long to wait for the leader to make a fence.
+const FENCE_MAX: Duration = Duration::from_secs(900);
+
+/// Compares both sides; `tell` hears what is being waited for.
+///
+/// # Errors
+/// [`Fault`]: a side is not reachable, nothing is followed yet, or no fence could be made.
+pub async fn run(
+    config: &Arc<Config>,
+    options: &VerifyOptions,
+    progress: &Arc<VerifyProgress>,
+    tell: &mut (dyn FnMut(&str) + Send),
+) -> Result<Verdict, Fault> {
+    let addresses = Addresses::new(config);
+    let ends = Ends { config, addresses: &addresses, options, progress };
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    match bookkeeping.stream().await? {
+        Some(stream) if matches!(stream.state, StreamState::Live { .. }) => {}
+        Some(_) | None => {
+            return Err(Fault::Refused(
+                ErrorReport::new("nothing is followed yet: there is no snapshot to verify")
+                    .hint("Start headwater run, and wait until it streams."),
+            ));
+        }
+    }
+    let client = bookkeeping.client();
+    let leads = holder(client, &config.source.slot).await?.is_some();
+    if !leads && options.catch_up {
+        tell("no service runs: catching up");
+        return catch_up(ends, &bookkeeping, tell).await;
+    }
+    if leads {
+        return at_fences(ends, client, tell).await;
+    }
+    if options.repair {
+        return Err(Fault::Refused(
+            ErrorReport::new("a repair needs a fence, and no service runs that could make one")
+                .hint("Start headwater run, or add --catch-up."),
+        ));
+    }
+    tell("no service runs: comparing with the destination as it stands");
+    let began = Instant::now();
+    let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
+    Ok(Verdict { took: began.elapsed(), ..verdict })
+}
+
+/// Runs the service inside this process for as long as the verify takes.
+async fn catch_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
+    let telemetry = Arc::new(Telemetry::new(ends.config.http.ready_lag_max));
+    let (stop, stopping) = watch::channel(false);
+    let service = run_service(Arc::new(ends.config.clone()), RunOptions::default(), telemetry, stopping);
+    let mut service = std::pin::pin!(service);
+    let verified = tokio::select! {
+        verified = at_fences(ends, bookkeeping.client(), tell) => verified,
+        ended = &mut service => {
+            return match ended {
+                Err(fault) => Err(fault),
+                Ok(()) => Err(Fault::Refused(ErrorReport::new("the service ended before the fence was made"))),
+            };
+        }
+    };
+    stop.send_replace(true);
+    service.await?;
+    verified
+}
+
+/// Compares at a fence that the leader makes, as often as tables were rewritten meanwhile; then repairs, if asked to.
+async fn at_fences(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
+    ensure_fence_requests(client).await?;
+    let began = Instant::now();
+    let (mut verdict, keys) = compare::compare(ends, Maker::Leader { client, tell }).await?;
+    verdict.took = began.elapsed();
+    if ends.options.repair && !verdict.is_equal() {
+        let unkeyed: Vec<String> = verdict
+            .tables
+            .iter()
+            .filter(|table| table.key.is_empty() && !table.differences.is_empty())
+            .map(|table| table.table.to_string())
+            .collect();
+        if !unkeyed.is_empty() {
+            return Err(Fault::Refused(
+                ErrorReport::new(format!(
+                    "rows of table {} have no key by which they could be repaired",
+                    unkeyed.join(", ")
+                ))
+                .hint("Reconcile it with a new snapshot: headwater run --resnapshot."),
+            ));
+        }
+        tell("repairing at a second fence");
+        verdict.repaired = Some(ask_for_repair(client, &keys, tell).await?);
+    }
+    Ok(verdict)
+}
+
+/// Asks the leader for a fence and takes it over.
+async fn ask(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
+    let id = request_id();
+    ask_for_fence(client, &id, FenceKind::Verify, &[]).await?;
+    let taken = async {
+        match answer(client, &id, tell).await? {
+            FenceAnswer::Made(made) => fence::take_over(ends.addresses, &made).await,
+            other @ (FenceAnswer::Waiting(_)
+            | FenceAnswer::Repaired(_)
+            | FenceAnswer::Refused(_)
+            | FenceAnswer::Dropped) => Err(unexpected(&other)),
+        }
+    };
+    let taken = taken.await;
+    withdraw_fence(client, &id).await?;
+    taken
+}
+
+async fn ask_for_repair(
+    client: &SqlClient,
+    keys: &[(QualifiedName, Vec<Key>)],
+    tell: &mut Tell<'_>,
+) -> Result<RepairOutcome, Fault> {
+    let id = request_id();
+    ask_for_fence(client, &id, FenceKind::Repair, keys).await?;
+    let repaired = match answer(client, &id, tell).await {
+        Ok(FenceAnswer::Repaired(outcome)) => Ok(outcome),
+        Ok(other) => Err(unexpected(&other)),
+        Err(fault) => Err(fault),
+    };
+    withdraw_fence(client, &id).await?;
+    repaired
+}
+
+fn request_id() -> String {
+    format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+}
+
+fn unexpected(answer: &FenceAnswer) -> Fault {
+    Fault::Refused(match answer {
+        FenceAnswer::Refused(report) => report.clone(),
+        FenceAnswer::Waiting(_) | FenceAnswer::Made(_) | FenceAnswer::Repaired(_) | FenceAnswer::Dropped => {
+            ErrorReport::new("the request for a fence was dropped by the service")
+                .hint("This process was too slow to renew it; try again.")
+        }
+    })
+}
+
+/// Waits for an answer that is one, and tells why it takes long.
+async fn answer(client: &SqlClient, id: &str, tell: &mut Tell<'_>) -> Result<FenceAnswer, Fault> {
+    let began = Instant::now();
+    let mut told: Option<ErrorReport> = None;
+    loop {
+        match beat(client, id).await? {
+            FenceAnswer::Waiting(report) => {
+                if began.elapsed() > FENCE_MAX {
+                    let waited = humantime::format_duration(FENCE_MAX);
+                    let without = ErrorReport::new(format!("the running service has made no fence within {waited}"))
+                        .hint("Look at its log and /status: a fence needs a service that streams.");
+                    return Err(Fault::Refused(report.unwrap_or(without)));
+                }
+                if report.is_some() && report != told {
+                    if let Some(report) = &report {
+                        tell(&report.lines());
+                    }
+                    told = report;
+                }
+            }
+            answer @ (FenceAnswer::Made(_)
+            | FenceAnswer::Repaired(_)
+            | FenceAnswer::Refused(_)
+            | FenceAnswer::Dropped) => return Ok(answer),
+        }
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
+}

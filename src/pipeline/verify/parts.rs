@@ -1,0 +1,65 @@
+//! A table's files: the table itself or its partitions, how large they are, and whether they are still the same.
+//!
+//! TRUNCATE and table rewrites are not MVCC-safe: under an older snapshot the table looks empty afterwards. They give
+//! the table another file, so a table whose files are the same before the fence and after the last read was read as it
+//! was at the fence.
+
+use crate::pg::QualifiedName;
+use crate::plan::schema::{TableDefinition, TableKind};
+use crate::session::{SessionError, SqlClient};
+
+/// A table or partition that holds rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) name: QualifiedName,
+    /// Reads the rows of partitions too: where the partitions cannot be read one by one.
+    pub(super) whole_tree: bool,
+    pub(super) pages: u64,
+    /// With TOAST.
+    pub(super) bytes: u64,
+}
+
+/// A table's parts, and what tells whether they are still the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Parts {
+    pub(super) parts: Vec<Part>,
+    /// OID and file of each table and partition.
+    pub(super) files: Vec<(u32, Option<u32>)>,
+}
+
+/// Reads a table's parts; `None` when it does not exist any more.
+pub(super) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> Result<Option<Parts>, SessionError> {
+    let doing = "looking at a table's files";
+    let partitioned = table.kind == TableKind::Partitioned;
+    let sql = "SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.pg_relation_filenode(c.oid),
+                      COALESCE(pg_catalog.pg_relation_size(c.oid), 0) / pg_catalog.current_setting('block_size')::bigint,
+                      COALESCE(pg_catalog.pg_table_size(c.oid), 0),
+                      pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.oid = $1 AND NOT $2
+                  OR $2 AND c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf)
+               ORDER BY c.oid";
+    let rows = client.query(doing, sql, &[&table.id, &partitioned]).await?;
+    if rows.is_empty() && !partitioned {
+        return Ok(None);
+    }
+    let number = |value: i64| u64::try_from(value).unwrap_or(0);
+    let files = rows.iter().map(|row| (row.get::<_, u32>(2), row.get::<_, Option<u32>>(3))).collect();
+    let one_by_one = rows.iter().all(|row| row.get::<_, bool>(6));
+    let parts = if one_by_one {
+        rows.iter()
+            .map(|row| Part {
+                name: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
+                whole_tree: false,
+                pages: number(row.get(4)),
+                bytes: number(row.get(5)),
+            })
+            .collect()
+    } else {
+        // Reading through the root needs its privileges only, but page numbers mean nothing there.
+        let bytes = rows.iter().map(|row| number(row.get(5))).sum();
+        vec![Part { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
+    };
+    Ok(Some(Parts { parts, files }))
+}

@@ -1,0 +1,155 @@
+//! Repair: the rows that differ, put right at a fence at which apply stands still.
+//!
+//! Done by whoever leads, asked through the bookkeeping. The keys come from a verify; what their rows are *now* is
+//! read anew under the fence's snapshot of the source, so that nothing that was applied in between is undone. One
+//! destination transaction deletes what the source lacks (children first), updates what differs and inserts what is
+//! missing (parents first). It holds the position's row, so that no other instance can apply before it has committed.
+//!
+//! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::compare::Keys;
+use super::tables::{Compared, column_types, key_parts, read_tables};
+use super::workers::Side;
+use super::{Ends, VerifyOptions, VerifyProgress, sql_for};
+use crate::config::Config;
+use crate::destination::{DestinationError, RepairOutcome, STATEMENT_MAX};
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Ident, Lsn};
+use crate::pipeline::control::Held;
+use crate::pipeline::fence::Fence;
+use crate::pipeline::prepare::Addresses;
+use crate::plan::schema::{IdentityColumn, TableKind};
+use crate::plan::sql::verify::{Repaired, rows_by_key};
+use crate::plan::verify::Key;
+use crate::session::{SqlClient, SqlState};
+
+/// Keys read and written at a time.
+const KEYS_MAX: usize = 500;
+
+const DOING: &str = "repairing rows";
+
+/// A table's part of a repair.
+struct Work {
+    table: Compared,
+    repaired: Repaired,
+    /// Keys that the source has no row for.
+    gone: Vec<Key>,
+    /// The source's rows, as texts.
+    rows: Vec<Vec<Option<String>>>,
+}
+
+/// Reconciles the rows with these keys.
+pub(in crate::pipeline) async fn repair(
+    config: &Config,
+    addresses: &Addresses,
+    fence: &Fence,
+    held: &Held,
+    keys: &Keys,
+) -> Result<RepairOutcome, Fault> {
+    let (options, progress) = (VerifyOptions::default(), VerifyProgress::default().into());
+    let ends = Ends { config, addresses, options: &options, progress: &progress };
+    let client = sql_for(&addresses.destination, "repairing").connect().await.map_err(DestinationError::Session)?;
+    let client = client.with_timeout(STATEMENT_MAX);
+    let source = fence.source.client();
+    let names: Vec<_> = keys.iter().map(|(name, _)| name.clone()).collect();
+    let mut work = Vec::new();
+    // Parents first, as the catalog gives them.
+    for table in read_tables(ends, source, &client, Some(&names)).await? {
+        let keys = keys.iter().find(|(name, _)| *name == table.name).map(|(_, keys)| keys.as_slice());
+        work.push(read_rows(source, &client, table, keys.unwrap_or_default()).await?);
+    }
+    let done = write(config, &client, held.position(), &work).await;
+    if done.is_err() {
+        // The session may be gone; then the server rolls back by itself.
+        let _ = client.batch("rolling back", "ROLLBACK").await;
+    }
+    done
+}
+
+/// The rows as the source has them at the fence.
+async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys: &[Key]) -> Result<Work, Fault> {
+    let key = key_parts(client, Side::Destination, &table).await?;
+    let key_there = key_parts(source, Side::Source, &table).await?;
+    let types: BTreeMap<Ident, String> = column_types(client, Side::Destination, &table.destination).await?;
+    let definition = |name: &Ident| table.destination.column(name);
+    let columns: Vec<(Ident, String)> = table
+        .hashing
+        .columns
+        .iter()
+        .map(|(name, _)| name)
+        .filter(|name| definition(name).is_some_and(|column| column.generated.is_none()))
+        .filter_map(|name| Some((name.clone(), types.get(name)?.clone())))
+        .collect();
+    let fixed = columns
+        .iter()
+        .filter(|(name, _)| definition(name).and_then(|column| column.identity) == Some(IdentityColumn::Always))
+        .map(|(name, _)| name.clone())
+        .collect();
+    let names: Vec<Ident> = columns.iter().map(|(name, _)| name.clone()).collect();
+    let statement =
+        rows_by_key(&table.source.name(), table.source.is_tree(), table.row_filter.as_deref(), &key_there, &names);
+    let (mut gone, mut rows) = (Vec::new(), Vec::new());
+    for keys in keys.chunks(KEYS_MAX) {
+        let json = serde_json::to_string(keys).unwrap_or_default();
+        let answer = source.query(DOING, &statement, &[&json]).await.map_err(|error| Side::Source.fault(error))?;
+        let mut found = vec![false; keys.len()];
+        for row in answer {
+            let place = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+            if let Some(found) = found.get_mut(place) {
+                *found = true;
+                rows.push(row.get::<_, Vec<Option<String>>>(1));
+            }
+        }
+        gone.extend(keys.iter().zip(found).filter(|(_, found)| !found).map(|(key, _)| key.clone()));
+    }
+    let whole_tree = table.destination.kind == TableKind::Partitioned;
+    let repaired = Repaired { table: table.name.clone(), whole_tree, key, columns, fixed };
+    Ok(Work { table, repaired, gone, rows })
+}
+
+async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]) -> Result<RepairOutcome, Fault> {
+    let fault = |error| Side::Destination.fault(error);
+    // Foreign keys and triggers of the destination do not act on what is the source's, where we may say so.
+    let role = client.batch(DOING, "SET session_replication_role = replica").await;
+    let replica = match role {
+        Ok(()) => true,
+        Err(error) if error.code() == Some(SqlState::new(b"42501")) => false,
+        Err(error) => return Err(fault(error)),
+    };
+    let begin = format!(
+        "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {}",
+        config.destination.lock_timeout.as_millis()
+    );
+    client.batch(DOING, &begin).await.map_err(fault)?;
+    if !replica {
+        client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await.map_err(fault)?;
+    }
+    let sql = "SELECT position::text FROM headwater.position FOR UPDATE";
+    let found: Option<Lsn> = client.query_one(DOING, sql, &[]).await.map_err(fault)?.get::<_, &str>(0).parse().ok();
+    if found != Some(position) {
+        return Err(Fault::Refused(ErrorReport::new("another instance has gone on while rows were being repaired")));
+    }
+    let mut outcome = RepairOutcome::default();
+    for part in work.iter().rev() {
+        for keys in part.gone.chunks(KEYS_MAX) {
+            let json = serde_json::to_string(keys).unwrap_or_default();
+            outcome.deleted += client.execute(DOING, &part.repaired.delete(), &[&json]).await.map_err(fault)?;
+        }
+    }
+    for part in work {
+        for rows in part.rows.chunks(KEYS_MAX) {
+            let json = serde_json::to_string(rows).unwrap_or_default();
+            if let Some(update) = part.repaired.update() {
+                outcome.updated += client.execute(DOING, &update, &[&json]).await.map_err(fault)?;
+            }
+            outcome.inserted += client.execute(DOING, &part.repaired.insert(), &[&json]).await.map_err(fault)?;
+        }
+    }
+    client.batch(DOING, "COMMIT").await.map_err(fault)?;
+    for part in work {
+        tracing::debug!("repaired table {}: {} keys read", part.table.name, part.gone.len() + part.rows.len());
+    }
+    Ok(outcome)
+}

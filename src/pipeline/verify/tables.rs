@@ -1,0 +1,176 @@
+//! The tables that are compared, as both catalogs describe them, and how their rows are hashed.
+//!
+//! Columns are matched by name; one that only one side has is reported, not compared. The hash is PostgreSQL's own
+//! where both servers give the same for the same text, and an MD5 over UTF-8 otherwise (other encodings, another byte
+//! order).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Ends;
+use super::parts::{Parts, read_parts};
+use super::workers::Side;
+use crate::destination::Catalog;
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::plan::schema::TableDefinition;
+use crate::plan::sql::verify::{HashFunction, Hashing, KeyPart};
+use crate::plan::verify::{KeyColumn, comparison_key};
+use crate::session::SqlClient;
+use crate::source::{SourceCatalog, SourceError, ensure_publication};
+
+/// A table that is compared.
+#[derive(Clone, Debug)]
+pub(in crate::pipeline) struct Compared {
+    pub(super) name: QualifiedName,
+    pub(super) source: TableDefinition,
+    pub(super) destination: TableDefinition,
+    pub(super) row_filter: Option<String>,
+    pub(super) hashing: Hashing,
+    pub(super) key: Vec<KeyColumn>,
+    pub(super) not_compared: Vec<Ident>,
+}
+
+impl Compared {
+    pub(super) fn definition(&self, side: Side) -> &TableDefinition {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
+
+    /// Only the source's rows are chosen by the publication: what else the destination holds is too much.
+    pub(super) fn row_filter(&self, side: Side) -> Option<&str> {
+        match side {
+            Side::Source => self.row_filter.as_deref(),
+            Side::Destination => None,
+        }
+    }
+
+    pub(super) fn key_names(&self) -> Vec<Ident> {
+        self.key.iter().map(|column| column.name.clone()).collect()
+    }
+}
+
+/// Both catalogs, read before the fence.
+pub(super) async fn read_tables(
+    ends: Ends<'_>,
+    source: &SqlClient,
+    destination: &SqlClient,
+    only: Option<&[QualifiedName]>,
+) -> Result<Vec<Compared>, Fault> {
+    let configured = &ends.config.tables;
+    let wanted = only.unwrap_or(&ends.options.tables);
+    if let Some(unknown) = wanted.iter().find(|table| !configured.contains(table)) {
+        return Err(Fault::Refused(
+            ErrorReport::new(format!("table {unknown} is not configured"))
+                .hint("Name one of the tables of the configuration."),
+        ));
+    }
+    let names: &[QualifiedName] = if wanted.is_empty() { configured } else { wanted };
+    let mut catalog = SourceCatalog::read(source, names).await?;
+    // Followed: nothing of the publication is changed, only read.
+    let followed: BTreeSet<QualifiedName> = names.iter().cloned().collect();
+    ensure_publication(source, &ends.config.source.publication, &mut catalog, &followed).await?;
+    let here = Catalog::read(destination, names).await?;
+    let function = hash_function(source, destination).await?;
+    // Drawn anew, so that no value can hold it by intent.
+    let separator = format!("\u{1}{:016x}", fastrand::u64(..));
+    let mut compared = Vec::new();
+    for table in catalog.tables {
+        let name = table.definition.name();
+        let Some(target) = here.table(&name) else {
+            return Err(Fault::Refused(ErrorReport::new(format!("table {name} does not exist at the destination"))));
+        };
+        let mut columns: BTreeMap<Ident, bool> = BTreeMap::new();
+        let mut not_compared = Vec::new();
+        for column in table.published() {
+            match target.column(&column.name) {
+                Some(other) => {
+                    columns.insert(column.name.clone(), !(column.not_null && other.not_null));
+                }
+                None => not_compared.push(column.name.clone()),
+            }
+        }
+        let names: Vec<Ident> = columns.keys().cloned().collect();
+        let key = comparison_key(target, &names);
+        let hashing = Hashing { columns: columns.into_iter().collect(), separator: separator.clone(), function };
+        compared.push(Compared {
+            name,
+            key,
+            hashing,
+            not_compared,
+            row_filter: table.row_filter,
+            source: table.definition,
+            destination: target.clone(),
+        });
+    }
+    Ok(compared)
+}
+
+/// PostgreSQL's own hash, where both servers compute the same of the same characters.
+async fn hash_function(source: &SqlClient, destination: &SqlClient) -> Result<HashFunction, Fault> {
+    let sql = "SELECT pg_catalog.current_setting('server_encoding'),
+                      pg_catalog.hashtextextended(pg_catalog.repeat('headwater', 5) COLLATE \"C\", 7)";
+    let mut found = Vec::new();
+    for (side, client) in [(Side::Source, source), (Side::Destination, destination)] {
+        let row = client.query_one("comparing the servers' hashes", sql, &[]).await;
+        let row = row.map_err(|error| side.fault(error))?;
+        found.push((row.get::<_, String>(0), row.get::<_, i64>(1)));
+    }
+    Ok(if found.first() == found.last() { HashFunction::Native } else { HashFunction::Md5 })
+}
+
+/// The parts of every table on one side; `None` for a table that does not exist any more.
+pub(super) async fn all_parts(
+    client: &SqlClient,
+    side: Side,
+    tables: &[Compared],
+) -> Result<Vec<Option<Parts>>, Fault> {
+    let mut all = Vec::new();
+    for table in tables {
+        all.push(read_parts(client, table.definition(side)).await.map_err(|error| side.fault(error))?);
+    }
+    Ok(all)
+}
+
+/// A key as one server's SQL finds it.
+pub(in crate::pipeline) async fn key_parts(
+    client: &SqlClient,
+    side: Side,
+    table: &Compared,
+) -> Result<Vec<KeyPart>, Fault> {
+    let types = column_types(client, side, table.definition(side)).await?;
+    let key = comparison_key(table.definition(side), &table.key_names());
+    Ok(table
+        .key
+        .iter()
+        .map(|column| KeyPart {
+            name: column.name.clone(),
+            type_sql: types.get(&column.name).cloned().unwrap_or_else(|| "text".to_owned()),
+            // Each side's own operator, where it has an index like the other's.
+            equality: key
+                .iter()
+                .find(|own| own.name == column.name)
+                .map_or_else(|| column.equality.clone(), |own| own.equality.clone()),
+        })
+        .collect())
+}
+
+/// Every column's type as SQL.
+pub(in crate::pipeline) async fn column_types(
+    client: &SqlClient,
+    side: Side,
+    table: &TableDefinition,
+) -> Result<BTreeMap<Ident, String>, Fault> {
+    let sql = "SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute
+               WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped";
+    let rows = client.query("reading column types", sql, &[&table.id]).await.map_err(|error| side.fault(error))?;
+    Ok(rows.iter().map(|row| (Ident::new(row.get::<_, &str>(0)), row.get::<_, String>(1))).collect())
+}
+
+/// Both sides' sessions for questions about catalogs.
+pub(super) async fn connect(ends: Ends<'_>) -> Result<(SqlClient, SqlClient), Fault> {
+    let source = super::sql_for(&ends.addresses.source, "verifying").connect().await.map_err(SourceError::Session)?;
+    let destination = super::sql_for(&ends.addresses.destination, "verifying").connect().await;
+    Ok((source, destination.map_err(|error| Side::Destination.fault(error))?))
+}

@@ -1,0 +1,256 @@
+//! Comparing two states of a table: what is read of each, and what the answers mean.
+//!
+//! Asked by `pipeline::verify`, which has both servers compute hashes under snapshots of one state; pure. The SQL is
+//! in [`crate::plan::sql::verify`].
+//!
+//! ```text
+//! pass 1  sums       count(*) and sum(hash) of every range of pages, both sides      equal sums: equal tables
+//! pass 2  buckets    the same by bucket of the hash, only of tables that differ      equal buckets are done
+//! pass 3  rows       hash and key of every row in the buckets that differ            matched by key, here
+//! ```
+//!
+//! A row's hash is 64 bits over the text of all its columns; a set's is the sum of its rows' hashes, whatever their
+//! order, with duplicates counted. So the two sides need not agree on pages, orders or collations, and ranges are
+//! ranges of *hashes*, not of keys: a bucket means the same on both sides.
+//!
+//! Bounds: [`BUCKETS`] sums a table, at most [`ROWS_MAX`] rows listed of each; what is beyond is counted, not listed.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::pg::{Ident, QualifiedName};
+use crate::plan::schema::TableDefinition;
+
+/// Buckets of a table's rows: enough to leave few rows in each, few enough to be grouped in memory.
+pub const BUCKETS: u64 = 1 << 14;
+
+/// Rows listed of one table and side: more differences than these are a matter for a new snapshot.
+pub const ROWS_MAX: u64 = 200_000;
+
+/// A set of rows: how many, and the sum of their hashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Rows.
+    pub rows: u64,
+    /// The sum of their hashes: 2⁶³ rows of 2⁶³ each fit.
+    pub hashes: i128,
+}
+
+impl Sum {
+    /// Both sets together.
+    pub fn add(&mut self, other: Sum) {
+        self.rows += other.rows;
+        self.hashes += other.hashes;
+    }
+
+    /// From a count and a numeric, as text.
+    pub fn parse(rows: &str, hashes: &str) -> Option<Sum> {
+        Some(Sum { rows: rows.parse().ok()?, hashes: hashes.parse().ok()? })
+    }
+}
+
+/// A table's ranges of pages, of at most `pages_max` each. The last has no end, so that pages beyond `pages`, which may
+/// have been added since they were counted, are read too.
+pub fn page_ranges(pages: u64, pages_max: u64) -> Vec<Range<Option<u64>>> {
+    let pages_max = pages_max.max(1);
+    let mut ranges = Vec::new();
+    let mut begin = 0;
+    while begin + pages_max < pages {
+        ranges.push(Some(begin)..Some(begin + pages_max));
+        begin += pages_max;
+    }
+    ranges.push((begin > 0).then_some(begin)..None);
+    ranges
+}
+
+/// The buckets whose sums differ, with the rows in them on the fuller side.
+pub fn differing_buckets(source: &BTreeMap<u64, Sum>, destination: &BTreeMap<u64, Sum>) -> Vec<(u64, u64)> {
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    let both: std::collections::BTreeSet<u64> = source.keys().chain(destination.keys()).copied().collect();
+    for bucket in both {
+        let there = source.get(&bucket).copied().unwrap_or_default();
+        let here = destination.get(&bucket).copied().unwrap_or_default();
+        if there != here {
+            found.push((bucket, there.rows.max(here.rows)));
+        }
+    }
+    found
+}
+
+/// As many of the buckets as hold at most [`ROWS_MAX`] rows, and whether others are left.
+pub fn listed_buckets(differing: &[(u64, u64)]) -> (Vec<u64>, bool) {
+    let mut listed = Vec::new();
+    let mut total = 0;
+    for (bucket, rows) in differing {
+        total += rows;
+        if total > ROWS_MAX && !listed.is_empty() {
+            return (listed, true);
+        }
+        listed.push(*bucket);
+    }
+    (listed, false)
+}
+
+/// A key's values as text, in the order of its columns.
+pub type Key = Vec<String>;
+
+/// A row of a bucket that differs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HashedRow {
+    /// Its key; empty for a table without one.
+    pub key: Key,
+    /// Its hash.
+    pub hash: i64,
+}
+
+/// How two states of a table differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Keys of rows that only the source has.
+    pub missing: Vec<Key>,
+    /// Keys of rows that only the destination has.
+    pub extra: Vec<Key>,
+    /// Keys of rows that both have, with other values.
+    pub differing: Vec<Key>,
+    /// Rows without a key that only the source has.
+    pub unkeyed_missing: u64,
+    /// Rows without a key that only the destination has.
+    pub unkeyed_extra: u64,
+    /// There are more than are listed.
+    pub more: bool,
+}
+
+impl Differences {
+    /// How many rows differ, as far as they are listed.
+    pub fn rows(&self) -> u64 {
+        let keyed = self.missing.len() + self.extra.len() + self.differing.len();
+        u64::try_from(keyed).unwrap_or(u64::MAX) + self.unkeyed_missing + self.unkeyed_extra
+    }
+
+    /// Whether the states are equal.
+    pub fn is_empty(&self) -> bool {
+        self.rows() == 0 && !self.more
+    }
+
+    /// Every key of it, each once.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.missing.iter().chain(&self.extra).chain(&self.differing)
+    }
+}
+
+/// Matches the rows of buckets that differ. `keyed`: rows have keys that no two rows of a side share.
+pub fn differences(source: Vec<HashedRow>, destination: Vec<HashedRow>, keyed: bool) -> Differences {
+    let mut net: BTreeMap<HashedRow, i64> = BTreeMap::new();
+    for row in source {
+        *net.entry(row).or_default() += 1;
+    }
+    for row in destination {
+        *net.entry(row).or_default() -= 1;
+    }
+    let mut found = Differences::default();
+    let mut sides: BTreeMap<Key, (bool, bool)> = BTreeMap::new();
+    for (row, count) in net {
+        match (count, keyed) {
+            (0, _) => {}
+            (count, false) if count > 0 => found.unkeyed_missing += count.unsigned_abs(),
+            (count, false) => found.unkeyed_extra += count.unsigned_abs(),
+            (count, true) => {
+                let side = sides.entry(row.key).or_default();
+                if count > 0 { side.0 = true } else { side.1 = true }
+            }
+        }
+    }
+    for (key, side) in sides {
+        match side {
+            (true, true) => found.differing.push(key),
+            (true, false) => found.missing.push(key),
+            (false, _) => found.extra.push(key),
+        }
+    }
+    found
+}
+
+/// A column of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyColumn {
+    /// Its name.
+    pub name: Ident,
+    /// The operator that finds equal values.
+    pub equality: QualifiedName,
+}
+
+/// The key by which a table's rows are named: a unique index of `table` over NOT NULL columns among `columns`, the
+/// primary key first; empty when there is none.
+pub fn comparison_key(table: &TableDefinition, columns: &[Ident]) -> Vec<KeyColumn> {
+    let usable = |name: &&Ident| columns.contains(name) && table.column(name).is_some_and(|column| column.not_null);
+    let index = table
+        .indexes
+        .iter()
+        .find(|index| index.unique_columns().is_some_and(|key| !key.is_empty() && key.iter().all(usable)));
+    let parts = index.into_iter().flat_map(|index| &index.parts).filter(|part| !part.included);
+    parts
+        .filter_map(|part| {
+            let equality = part.equality.clone().unwrap_or_else(|| QualifiedName::new("pg_catalog", "="));
+            Some(KeyColumn { name: part.column.clone()?, equality })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(key: &str, hash: i64) -> HashedRow {
+        HashedRow { key: vec![key.to_owned()], hash }
+    }
+
+    #[test]
+    fn ranges_of_pages_leave_no_page_out() {
+        assert_eq!(page_ranges(0, 10), [None..None]);
+        assert_eq!(page_ranges(10, 10), [None..None]);
+        assert_eq!(page_ranges(25, 10), [Some(0)..Some(10), Some(10)..Some(20), Some(20)..None]);
+        assert_eq!(page_ranges(3, 0), [Some(0)..Some(1), Some(1)..Some(2), Some(2)..None]);
+    }
+
+    #[test]
+    fn rows_are_missing_extra_or_differing_by_their_keys() {
+        let source = vec![row("1", 10), row("2", 20), row("3", 30)];
+        let destination = vec![row("1", 10), row("3", 31), row("4", 40)];
+        let found = differences(source, destination, true);
+        assert_eq!(found.missing, [["2"]]);
+        assert_eq!(found.extra, [["4"]]);
+        assert_eq!(found.differing, [["3"]]);
+        assert_eq!(found.rows(), 3);
+        assert!(differences(vec![row("1", 1)], vec![row("1", 1)], true).is_empty());
+    }
+
+    #[test]
+    fn rows_without_a_key_are_counted_with_their_duplicates() {
+        let row = |hash| HashedRow { key: Vec::new(), hash };
+        let found = differences(vec![row(1), row(1), row(1), row(2)], vec![row(1), row(3), row(3)], false);
+        assert_eq!((found.unkeyed_missing, found.unkeyed_extra), (3, 2));
+        assert!(found.keys().next().is_none());
+    }
+
+    #[test]
+    fn two_equal_rows_do_not_cancel_each_other_out() {
+        let mut twice = Sum { rows: 2, hashes: 2 * 77 };
+        let other = Sum { rows: 2, hashes: 2 * 78 };
+        assert_ne!(twice, other, "as they would with XOR");
+        twice.add(Sum::parse("1", "-77").unwrap());
+        assert_eq!(twice, Sum { rows: 3, hashes: 77 });
+        assert_eq!(Sum::parse("x", "1"), None);
+    }
+
+    #[test]
+    fn buckets_that_differ_on_either_side_are_found_and_listed_within_bounds() {
+        let sum = |rows, hashes| Sum { rows, hashes };
+        let source = BTreeMap::from([(1, sum(2, 5)), (2, sum(1, 9)), (3, sum(4, 4))]);
+        let destination = BTreeMap::from([(1, sum(2, 5)), (3, sum(5, 4)), (9, sum(1, 1))]);
+        let differing = differing_buckets(&source, &destination);
+        assert_eq!(differing, [(2, 1), (3, 5), (9, 1)]);
+        assert_eq!(listed_buckets(&differing), (vec![2, 3, 9], false));
+        assert_eq!(listed_buckets(&[(1, ROWS_MAX), (2, 1)]), (vec![1], true));
+        assert_eq!(listed_buckets(&[(1, ROWS_MAX * 2)]), (vec![1], false), "one is always listed");
+    }
+}

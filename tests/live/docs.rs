@@ -1,0 +1,170 @@
+//! What the documentation tells people to run does run: statements verbatim (roles get names of their own), commands with the
+//! flags that they show.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::{Database, Setup, headwater};
+
+/// Blocks of fenced code: language, text, and the comment above that says where to run it.
+fn blocks(page: &str) -> Vec<(String, String, Option<String>)> {
+    let mut found = Vec::new();
+    let mut lines = page.lines();
+    let mut mark = None;
+    while let Some(line) = lines.next() {
+        if let Some(where_to) = line.strip_prefix("<!-- run: ") {
+            mark = Some(where_to.trim_end_matches(" -->").to_owned());
+        } else if let Some(language) = line.trim_start().strip_prefix("```") {
+            let text: Vec<&str> = lines.by_ref().take_while(|line| line.trim_start() != "```").collect();
+            found.push((language.to_owned(), text.join("\n"), mark.take()));
+        }
+    }
+    found
+}
+
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).expect("docs");
+    let docs = docs.map(|entry| entry.expect("an entry").path());
+    docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .chain([root.join("README.md")])
+        .collect()
+}
+
+fn help(command: &str) -> Option<String> {
+    let output = std::process::Command::new(headwater())
+        .args(command.split(' '))
+        .arg("--help")
+        .output()
+        .expect("headwater starts");
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn every_command_in_the_documentation_exists_with_its_flags() {
+    let mut helps: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).expect("a page");
+        let in_blocks = blocks(&text).into_iter().filter(|(language, ..)| language == "sh" || language == "console");
+        let in_blocks = in_blocks.flat_map(|(_, text, _)| text.lines().map(str::to_owned).collect::<Vec<_>>());
+        // Commands in running text, too.
+        let inline = text.split('`').skip(1).step_by(2).map(|line| (line.to_owned(), false));
+        for (line, is_command) in in_blocks.map(|line| (line, true)).chain(inline) {
+            let line = line.trim_start_matches("$ ").split('#').next().unwrap_or_default().to_owned();
+            let mut words = line.split_whitespace();
+            if words.next() != Some("headwater") {
+                continue;
+            }
+            let Some(command) = words.next().filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+            else {
+                continue;
+            };
+            if command.starts_with('-') {
+                continue;
+            }
+            // A command of a command, as dead-letter show.
+            let inner = words
+                .next()
+                .map(|word| format!("{command} {word}"))
+                .filter(|both| both.chars().all(|c| c.is_ascii_lowercase() || c == ' ') || command == "dead-letter")
+                .filter(|both| !both.contains(" -") && help(both).is_some());
+            let command = inner.as_deref().unwrap_or(command);
+            let help = helps.entry(command.to_owned()).or_insert_with(|| help(command));
+            let Some(help) = help else {
+                // Running text may also say what headwater is, or would be.
+                assert!(!is_command && !line.contains("--"), "{}: no command {command:?} in {line:?}", page.display());
+                continue;
+            };
+            for flag in line.split_whitespace().filter(|word| word.starts_with("--")) {
+                let flag = flag.split('=').next().unwrap_or(flag).trim_end_matches([';', ',', '.']);
+                let flag = flag.split('[').next().unwrap_or(flag);
+                assert!(help.contains(flag), "{}: {command} has no {flag}: {line:?}", page.display());
+            }
+            seen.insert(command.to_owned());
+        }
+    }
+    for command in ["run", "check", "verify", "teardown", "cutover", "init"] {
+        assert!(seen.contains(command), "no page tells of headwater {command}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself_and_completions_know_them_all() {
+    for command in ["run", "check", "init", "verify", "cutover", "teardown", "completions", "demo"] {
+        let text = help(command).unwrap_or_else(|| panic!("headwater {command} --help"));
+        assert!(text.lines().next().is_some_and(|line| line.len() > 10), "{command} says nothing of itself:\n{text}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let output =
+            std::process::Command::new(headwater()).args(["completions", shell]).output().expect("headwater starts");
+        assert!(output.status.success());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("teardown") && text.contains("max-rate"), "{shell}");
+    }
+}
+
+/// The page's statements for one side, with role, publication and database of this test.
+fn statements(page: &str, side: &str, database: &Database) -> String {
+    let marked = blocks(page).into_iter().filter(|(_, _, mark)| mark.as_deref() == Some(side));
+    let text: Vec<String> = marked.map(|(_, text, _)| text).collect();
+    assert!(!text.is_empty(), "no statements to run at the {side}");
+    text.join("\n")
+        .replace("headwater_reader", &format!("reader_{}", database.name))
+        .replace("headwater_writer", &format!("writer_{}", database.name))
+        .replace("PUBLICATION headwater ", &format!("PUBLICATION {} ", database.name))
+        .replace("DATABASE forum ", &format!("DATABASE {} ", database.name))
+}
+
+async fn under_roles(name: &str, optional: bool) {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/roles.md")).expect("docs/roles.md");
+    let database = Database::new(name, FORUM, FORUM_SCHEMA).await;
+    database.at_source(&statements(&page, "source", &database)).await;
+    database.at_destination(&statements(&page, "destination", &database)).await;
+    if optional {
+        database.at_destination(&statements(&page, "destination, optional", &database)).await;
+    }
+    let mut setup = Setup::of(&database);
+    setup.source_url = setup.source_url.replace("postgres@", &format!("reader_{}@", database.name));
+    setup.destination_url = setup.destination_url.replace("postgres@", &format!("writer_{}@", database.name));
+    let says = if optional { "replica: foreign keys" } else { "origin: foreign keys" };
+    setup.command(&["check"]).await.exits(0).says(&[says]);
+    let service = setup.start();
+    service.streams().await;
+    database
+        .at_source(
+            "BEGIN; INSERT INTO sections (name, place) VALUES ('new', 1); UPDATE messages SET topic_id = 2 WHERE topic_id = 1;
+             DELETE FROM topics WHERE id = 1; INSERT INTO messages SELECT i, 2, 'b', 1, true FROM generate_series(9001, 9200) i; COMMIT;
+             DELETE FROM sections WHERE name = 'section 5'; UPDATE topics SET title = 'new' WHERE id = 2",
+        )
+        .await;
+    database.assert_catches_up().await;
+    setup.command(&["verify"]).await.exits(0);
+    database
+        .at_destination("DELETE FROM messages WHERE id = 9003; UPDATE sections SET place = 77 WHERE name = 'new'")
+        .await;
+    setup.command(&["verify", "--repair"]).await.exits(0).says(&["1 updated, 1 inserted"]);
+    setup.command(&["cutover"]).await.says(&["the destination may be written"]);
+    service.stop().await;
+    let again = setup.clone().argument("--resnapshot").start();
+    again.streams().await;
+    database.assert_equal().await;
+    again.stop().await;
+    setup.command(&["teardown"]).await.exits(0).says(&[
+        "removed: slot",
+        "which headwater did not create",
+        "removed: the bookkeeping",
+    ]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_works_under_the_documented_roles() {
+    under_roles("roles", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_works_where_session_replication_role_may_not_be_set() {
+    under_roles("origin", false).await;
+}
