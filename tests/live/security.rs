@@ -208,3 +208,90 @@ async fn every_sslmode_means_what_it_means_in_libpq() {
     setup.source_url = format!("{}?sslmode=require", crate::support::source().await.tcp_url(&without.name));
     fails(&setup, &["the server does not offer TLS"]).await;
 }
+
+/// A source that speaks TLS with these certificates; `ordinary` is its role.
+async fn tls_source(bin: &Path, certificates: &Certificates) -> Cluster {
+    let mut settings = crate::support::SOURCE.to_vec();
+    settings.extend([("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key"), ("ssl_ca_file", "root.crt")]);
+    let mut source = Cluster::start_new(bin, &parent(), "source", &settings, &[]).await.unwrap();
+    certificates.install(&source);
+    source.set("ssl", "on");
+    let admin = source.connect("postgres").await.unwrap();
+    let role = "CREATE ROLE ordinary LOGIN SUPERUSER REPLICATION PASSWORD 'hunter2'";
+    admin.batch("a role", role).await.unwrap();
+    drop(admin);
+    with_hba(
+        &mut source,
+        "hostssl all ordinary 127.0.0.1/32 scram-sha-256\nhostnossl all ordinary 127.0.0.1/32 reject",
+    )
+    .await;
+    source
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_systems_roots_are_trusted_when_they_are_asked_for_and_only_then() {
+    let certificates = Certificates::new();
+    let source = tls_source(&crate::support::bin("SOURCE"), &certificates).await;
+    let database = Database::on(&source, destination().await, "system", ONE, ONE_SCHEMA).await;
+    let url = |host: &str, parameters: &str| {
+        format!("postgresql://ordinary:hunter2@{host}:{}/{}?{parameters}", source.port(), database.name)
+    };
+    // Where the system's roots are, SSL_CERT_FILE says, for every program of this machine.
+    let with = |url: String, roots: &str| {
+        let mut setup = Setup { source_url: url, ..Setup::of(&database) };
+        setup.environment.push(("SSL_CERT_FILE".to_owned(), certificates.path(roots)));
+        setup
+    };
+    works(&with(url("localhost", "sslrootcert=system"), "root.crt"), "system").await;
+    works(&with(url("localhost", "sslmode=verify-full&sslrootcert=system"), "root.crt"), "system").await;
+    fails(&with(url("localhost", "sslrootcert=system"), "stranger.crt"), &["TLS with", "not trusted"]).await;
+    fails(&with(url("127.0.0.1", "sslrootcert=system"), "root.crt"), &["TLS with", "for another name"]).await;
+    // A check says the same, and how the connection is encrypted.
+    let good = with(url("localhost", "sslrootcert=system&channel_binding=require"), "root.crt");
+    good.command(&["check"]).await.exits(0).says(&["TLSv1.3 with"]);
+    let bad = with(url("localhost", "sslrootcert=system"), "stranger.crt");
+    bad.command(&["check"]).await.exits(1).says(&["source       connection", "failed", "not trusted"]);
+    // Weaker modes would not look at the name: refused as libpq does, before anything is connected.
+    with(url("localhost", "sslmode=require&sslrootcert=system"), "root.crt").start().ends_with(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_begun_at_once_where_the_server_knows_how() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers");
+    let found = std::process::Command::new(script).arg("17").output();
+    let Some(bin) = found.ok().filter(|output| output.status.success()) else {
+        println!("left out: no server of major 17 could be fetched");
+        return;
+    };
+    let bin = PathBuf::from(String::from_utf8_lossy(&bin.stdout).trim());
+    let certificates = Certificates::new();
+    let source = tls_source(&bin, &certificates).await;
+    let database = Database::on(&source, destination().await, "direct", ONE, ONE_SCHEMA).await;
+    let root = certificates.path("root.crt");
+    let url = |parameters: &str| {
+        format!(
+            "postgresql://ordinary:hunter2@localhost:{}/{}?sslrootcert={root}&{parameters}",
+            source.port(),
+            database.name
+        )
+    };
+    let with = |url: String| Setup { source_url: url, ..Setup::of(&database) };
+    works(&with(url("sslmode=verify-full&sslnegotiation=direct")), "direct").await;
+    works(&with(url("sslmode=verify-full&sslnegotiation=direct&channel_binding=require")), "direct, bound").await;
+    works(&with(url("sslmode=verify-full")), "negotiated").await;
+    with(url("sslmode=prefer&sslnegotiation=direct")).start().ends_with(2).await;
+    // A server of before 17 takes it for rubbish.
+    let older = tls_source(&crate::support::bin("SOURCE"), &certificates).await;
+    let version = older.connect("postgres").await.unwrap();
+    let row = version.query_one("its version", "SELECT current_setting('server_version_num')::int", &[]).await.unwrap();
+    if row.get::<_, i32>(0) < 170_000 {
+        let old = Database::on(&older, destination().await, "olddirect", ONE, ONE_SCHEMA).await;
+        let url = format!(
+            "postgresql://ordinary:hunter2@localhost:{}/{}?sslrootcert={root}&sslmode=verify-full&sslnegotiation=direct",
+            older.port(),
+            old.name
+        );
+        let setup = Setup { source_url: url, ..Setup::of(&old) };
+        setup.command(&["check"]).await.exits(1).says(&["source       connection", "failed"]);
+    }
+}
