@@ -203,7 +203,6 @@ impl<'a> ApplyLoop<'a> {
         match self.batcher.oldest_commit() {
             Some(committed_at) if !self.steps_ended => wait_for_more(Queued {
                 rows: self.batcher.queued_rows(),
-                busy: self.applier.is_busy(),
                 age: self.telemetry.source_now().since(committed_at),
                 waited: self.queued_at.elapsed(),
             }),
@@ -236,11 +235,7 @@ impl<'a> ApplyLoop<'a> {
         let ping = self.ping_every().saturating_sub(self.sent_at.elapsed());
         let read =
             if self.ledger.wants_reading() { READ_WAL_EVERY.saturating_sub(self.read_wal_at.elapsed()) } else { ping };
-        let more = match (self.applier.is_busy(), self.batcher.is_empty()) {
-            // It is the answer that ends the wait.
-            (true, _) | (_, true) => ping,
-            (false, false) => self.wait_for_more().max(Duration::from_millis(1)),
-        };
+        let more = if self.batcher.is_empty() { ping } else { self.wait_for_more().max(Duration::from_millis(1)) };
         // An idle position becomes due without anybody's call.
         ping.min(read).min(more).clamp(Duration::from_millis(1), Duration::from_millis(500))
     }

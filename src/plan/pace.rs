@@ -20,24 +20,16 @@ const WAIT_MAX: Duration = Duration::from_millis(20);
 pub struct Queued {
     /// Row changes that have arrived.
     pub rows: usize,
-    /// A flight is under way: the server would not begin with another one yet.
-    pub busy: bool,
     /// How long ago the oldest of them was committed at the source.
     pub age: Duration,
     /// How long it has been here.
     pub waited: Duration,
 }
 
-/// How long to wait for more; zero means that it goes now. While a flight is under way its answer ends the wait.
+/// How long to wait for more; zero means that it goes now.
 pub fn wait_for_more(queued: Queued) -> Duration {
-    let Queued { rows, busy, age, waited } = queued;
-    if rows >= ROWS_ENOUGH {
-        return Duration::ZERO;
-    }
-    if busy {
-        return WAIT_MAX;
-    }
-    if age < FRESH {
+    let Queued { rows, age, waited } = queued;
+    if rows >= ROWS_ENOUGH || age < FRESH {
         return Duration::ZERO;
     }
     (age / 10).min(WAIT_MAX).saturating_sub(waited)
@@ -49,26 +41,26 @@ mod tests {
 
     const MILLI: Duration = Duration::from_millis(1);
 
-    fn queued(rows: usize, busy: bool, age: Duration, waited: Duration) -> Duration {
-        wait_for_more(Queued { rows, busy, age, waited })
+    fn queued(rows: usize, age: Duration, waited: Duration) -> Duration {
+        wait_for_more(Queued { rows, age, waited })
     }
 
     #[test]
     fn a_fresh_transaction_goes_at_once() {
-        assert_eq!(queued(1, false, MILLI, Duration::ZERO), Duration::ZERO);
+        assert_eq!(queued(1, MILLI, Duration::ZERO), Duration::ZERO);
     }
 
     #[test]
     fn what_is_late_waits_a_tenth_of_its_age_and_no_longer() {
-        assert_eq!(queued(1, false, 100 * MILLI, Duration::ZERO), 10 * MILLI);
-        assert_eq!(queued(1, false, 100 * MILLI, 7 * MILLI), 3 * MILLI);
-        assert_eq!(queued(1, false, 100 * MILLI, 11 * MILLI), Duration::ZERO);
-        assert_eq!(queued(1, false, 3_600_000 * MILLI, Duration::ZERO), 20 * MILLI);
+        assert_eq!(queued(1, 100 * MILLI, Duration::ZERO), 10 * MILLI);
+        assert_eq!(queued(1, 100 * MILLI, 7 * MILLI), 3 * MILLI);
+        assert_eq!(queued(1, 100 * MILLI, 11 * MILLI), Duration::ZERO);
+        assert_eq!(queued(1, 3_600_000 * MILLI, Duration::ZERO), 20 * MILLI);
     }
 
     #[test]
-    fn enough_rows_go_whatever_is_under_way_and_fewer_wait_for_its_answer() {
-        assert_eq!(queued(2_000, true, 100 * MILLI, Duration::ZERO), Duration::ZERO);
-        assert!(queued(1_999, true, MILLI, Duration::ZERO) > Duration::ZERO);
+    fn enough_rows_go_however_late_they_are() {
+        assert_eq!(queued(2_000, 100 * MILLI, Duration::ZERO), Duration::ZERO);
+        assert!(queued(1_999, 100 * MILLI, Duration::ZERO) > Duration::ZERO);
     }
 }

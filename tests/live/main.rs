@@ -29,6 +29,7 @@ mod lost;
 mod logs;
 mod metrics;
 mod page;
+mod plan;
 mod prefix;
 mod resnapshot;
 mod prometheus;

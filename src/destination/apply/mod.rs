@@ -281,7 +281,7 @@ impl Applier {
         match &work {
             Work::Batch(batch) => {
                 let end_lsn = batch.end_lsn();
-                flight.run("BEGIN");
+                self.begin(&mut flight);
                 self.advance(&mut flight, self.sent, end_lsn);
                 self.defer_foreign_keys(&mut flight);
                 left_out = self.write_in_manner(&mut flight, batch, form)?;
@@ -291,7 +291,7 @@ impl Applier {
             }
             Work::BeginLarge(begin) => {
                 assert!(self.large.is_none(), "a transaction begins only after the previous one has ended");
-                flight.run("BEGIN");
+                self.begin(&mut flight);
                 self.advance(&mut flight, self.sent, self.sent);
                 self.defer_foreign_keys(&mut flight);
                 self.begin_large(begin);

@@ -24,6 +24,15 @@ const PREPARED_MAX: usize = 2000;
 const PG_LSN: TypeId = TypeId(3220);
 
 impl Applier {
+    /// Begins a transaction that applies changes.
+    pub(super) fn begin(&self, flight: &mut Flight) {
+        flight.run("BEGIN");
+        if self.foreign_keys_act {
+            // The source's cascades come as rows behind their parents, so a parent goes before its children do.
+            flight.run("SET CONSTRAINTS ALL DEFERRED");
+        }
+    }
+
     pub(super) fn advance(&mut self, flight: &mut Flight, previous: Lsn, next: Lsn) {
         if !self.advance_prepared {
             flight.parse("advance", &self.leader.settings.advance(), &[PG_LSN, PG_LSN]);
