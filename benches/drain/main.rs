@@ -120,7 +120,10 @@ async fn run(bin: PathBuf, dir: PathBuf, scale: f64, rounds: usize) {
     let text = report.markdown();
     println!("\n{text}");
     if let Some(out) = variable("BENCH_OUT") {
-        std::fs::write(Path::new(&out), report.page()).unwrap();
+        // The section of `make bench-snapshot` on the same page is kept.
+        let old = std::fs::read_to_string(&out).unwrap_or_default();
+        let kept = old.find("<!-- make bench-snapshot -->").and_then(|begin| old.get(begin..)).unwrap_or_default();
+        std::fs::write(Path::new(&out), format!("{}\n{kept}", report.page())).unwrap();
     }
 }
 
