@@ -5,7 +5,7 @@
 //! counts from the peer's start until everything is visible, with keys and indexes; then row counts are compared.
 //!
 //! The limit is what one session can do at best, in one transaction: COPY BINARY out of one psql into another, then
-//! keys and indexes. Set BENCH_SCALE=0.05 for a short look, BENCH_PEERS and BENCH_ROUNDS for a part; BENCH_OUT names the
+//! keys and indexes. Set BENCH_SCALE=0.05 for a short look, BENCH_PEERS (names with ; between them) and BENCH_ROUNDS for a part; BENCH_OUT names the
 //! page whose section is written.
 
 #![allow(missing_docs, unreachable_pub, reason = "a program, not a library")]
@@ -68,7 +68,7 @@ async fn main() {
         bench.make_forum().await;
         let peers: Vec<Peer> = Peer::all()
             .into_iter()
-            .filter(|peer| wanted.as_ref().is_none_or(|wanted| wanted.split(',').any(|name| name == peer.name())))
+            .filter(|peer| wanted.as_ref().is_none_or(|wanted| wanted.split(';').any(|name| name == peer.name())))
             .collect();
         let mut figures: Vec<(Peer, Vec<Figure>)> = peers.iter().map(|peer| (*peer, Vec::new())).collect();
         for round in 1..=rounds {
