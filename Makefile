@@ -61,7 +61,7 @@ clean: ## Remove what was built
 	$(CARGO) clean
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := decode replication config expression record
+FUZZ_TARGETS := decode replication config expression record letter
 
 fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which is installed where missing
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz

@@ -43,6 +43,7 @@ mod status;
 mod stopping;
 mod systemd;
 mod teardown;
+mod takeover;
 mod streams;
 mod verify;
 mod types;
