@@ -23,6 +23,14 @@ SELECT pg_catalog.jsonb_build_object(
         THEN (SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(t.relid)), 0)::pg_catalog.int8
               FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)
         ELSE pg_catalog.pg_table_size(c.oid) END,
+    'partitions', CASE WHEN c.relkind = 'p' THEN (
+        -- ATTACH leaves the system columns as they were when the table was created; a partition that was created as one has
+        -- brought no rows.
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'id', h.inhrelid::pg_catalog.int8,
+            'attached', h.xmin <> (SELECT s.xmin FROM pg_catalog.pg_attribute s WHERE s.attrelid = h.inhrelid AND s.attnum = -1)
+        ) ORDER BY h.inhrelid)
+        FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.relid) END,
     'columns', COALESCE((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'number', a.attnum,

@@ -112,6 +112,12 @@ impl Change<'_> {
     /// [`Obstacle`].
     pub fn follow(&self) -> Result<(Evolution, Shape), Obstacle> {
         let resolved = self.resolve().map_err(Obstacle::Copy)?;
+        let now = self.source.table.partitions.iter().flatten();
+        let brought = now.clone().any(|now| now.attached && !self.known.partitions.contains(&now.id));
+        let taken = self.known.partitions.iter().any(|known| !now.clone().any(|now| now.id == *known));
+        if brought || taken {
+            return Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
+        }
         let mut evolution = Evolution::default();
         let mut misfits = Vec::new();
         if self.relation.name != self.known.name {
@@ -158,6 +164,7 @@ impl Change<'_> {
             // A rewrite that the stream has not come to yet must still be noticed then.
             attributes: if current { now.attributes } else { self.known.attributes.max(highest) },
             storage: if current { now.storage } else { self.known.storage.clone() },
+            partitions: now.partitions,
             unique: now.unique,
             labels: now.labels,
         }

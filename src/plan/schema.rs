@@ -289,6 +289,15 @@ pub struct TriggerDefinition {
     pub enabled: char,
 }
 
+/// A partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Partition {
+    /// Its OID on this server.
+    pub id: u32,
+    /// It was a table before, and may have brought rows that no stream has told of.
+    pub attached: bool,
+}
+
 /// A table, with everything that belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct TableDefinition {
@@ -322,6 +331,8 @@ pub struct TableDefinition {
     pub options: Option<Vec<String>>,
     /// Bytes on disk, TOAST included.
     pub bytes: u64,
+    /// The partitions of a partitioned table, on all levels.
+    pub partitions: Option<Vec<Partition>>,
     /// The columns that are not dropped, by number.
     pub columns: Vec<ColumnDefinition>,
     /// The indexes, the primary key's first.

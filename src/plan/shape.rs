@@ -35,6 +35,9 @@ pub struct Shape {
     pub attributes: i16,
     /// Which files hold the rows: others after a rewrite.
     pub storage: String,
+    /// The partitions, by their OIDs.
+    #[serde(default)]
+    pub partitions: BTreeSet<u32>,
     /// The published columns, in the order of the relation's tuples.
     pub columns: Vec<ShapeColumn>,
     /// Names of the unique indexes.
@@ -51,6 +54,7 @@ impl Shape {
             name: table.name(),
             attributes: table.attributes,
             storage: table.storage.clone().unwrap_or_default(),
+            partitions: table.partitions.iter().flatten().map(|partition| partition.id).collect(),
             columns: columns
                 .map(|column| ShapeColumn {
                     number: column.number,

@@ -59,6 +59,7 @@ pub(crate) fn table(name: &str, columns: &[Column]) -> TableDefinition {
         comment: None,
         options: None,
         bytes: 0,
+        partitions: None,
         indexes: key.into_iter().map(|key| unique_index(&format!("{name}_pkey"), &[key], true)).collect(),
         columns,
         constraints: Vec::new(),

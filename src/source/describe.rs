@@ -40,6 +40,8 @@ pub struct Describer {
     /// The relations by which each table's changes came last.
     seen: HashMap<RelationId, Arc<Relation>>,
     held: Option<Step>,
+    /// Changes of it up to here need nothing more.
+    looked_at: usize,
     /// Where the held step is cut.
     cuts: Vec<(usize, SchemaChange)>,
     asking: Option<(usize, Arc<Relation>, JoinHandle<Answer>)>,
@@ -62,6 +64,7 @@ impl Describer {
             shapes,
             seen: HashMap::new(),
             held: None,
+            looked_at: 0,
             cuts: Vec::new(),
             asking: None,
             ready: VecDeque::new(),
@@ -77,6 +80,7 @@ impl Describer {
     pub(super) fn push(&mut self, step: Step) {
         debug_assert!(self.is_clear(), "one step at a time");
         self.held = Some(step);
+        self.looked_at = 0;
         self.go_on();
     }
 
@@ -93,40 +97,27 @@ impl Describer {
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
             Err(_) => None,
         };
-        if let Some((change, shape)) = answer {
-            self.shapes.insert(relation.id, shape);
-            self.cuts.push((*place, change));
-        }
-        self.seen.insert(relation.id, Arc::clone(relation));
+        let (place, relation) = (*place, Arc::clone(relation));
         self.asking = None;
+        let change = answer.map(|(change, shape)| {
+            self.shapes.insert(relation.id, shape);
+            change
+        });
+        self.learn(place, &relation, change);
         self.go_on();
         Ok(())
     }
 
-    /// Looks for the next relation that was not seen; without one the held step is complete.
+    /// Takes in what is known now of a relation.
+    fn learn(&mut self, place: usize, relation: &Arc<Relation>, change: Option<SchemaChange>) {
+        self.looked_at = place;
+        self.cuts.extend(change.map(|change| (place, change)));
+        self.seen.insert(relation.id, Arc::clone(relation));
+    }
+
+    /// Asks for the next relation that was not seen; without one the held step is complete.
     fn go_on(&mut self) {
-        let changes = match &self.held {
-            Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
-            Some(Step::Piece(piece)) => piece.changes.as_slice(),
-            Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_)) | None => &[],
-        };
-        let from = self.cuts.last().map_or(0, |(place, _)| *place);
-        let mut last: Option<&Arc<Relation>> = None;
-        let mut unseen = None;
-        'changes: for (place, change) in changes.iter().enumerate().skip(from) {
-            for relation in relations(change) {
-                // Runs of one table are the rule.
-                if last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
-                    continue;
-                }
-                if !self.seen.get(&relation.id).is_some_and(|seen| Arc::ptr_eq(seen, relation)) {
-                    unseen = Some((place, Arc::clone(relation)));
-                    break 'changes;
-                }
-                last = Some(relation);
-            }
-        }
-        match unseen {
+        match self.next_unseen() {
             Some((place, relation)) => {
                 let known = self.shapes.get(&relation.id).cloned();
                 let asking = tokio::spawn(ask(self.sql.clone(), Arc::clone(&relation), known));
@@ -134,6 +125,28 @@ impl Describer {
             }
             None => self.release(),
         }
+    }
+
+    fn next_unseen(&self) -> Option<(usize, Arc<Relation>)> {
+        let changes = match &self.held {
+            Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
+            Some(Step::Piece(piece)) => piece.changes.as_slice(),
+            Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_)) | None => &[],
+        };
+        let mut last: Option<&Arc<Relation>> = None;
+        for (place, change) in changes.iter().enumerate().skip(self.looked_at) {
+            for relation in relations(change) {
+                // Runs of one table are the rule.
+                if last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
+                    continue;
+                }
+                if !self.seen.get(&relation.id).is_some_and(|seen| Arc::ptr_eq(seen, relation)) {
+                    return Some((place, Arc::clone(relation)));
+                }
+                last = Some(relation);
+            }
+        }
+        None
     }
 
     /// Hands the held step on, cut where tables have changed.
@@ -219,4 +232,97 @@ fn is_renamed_or_replaced(table: &TableDefinition, known: Option<&Shape>) -> boo
     known.is_some_and(|known| {
         known.columns.iter().any(|known| table.column(&known.name).is_some_and(|column| column.number != known.number))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::pg::{Column, Description, Ident, Lsn, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
+    use crate::wire::{Begin, Commit};
+
+    fn relation(id: u32) -> Arc<Relation> {
+        let column = Column { name: Ident::new("id"), in_identity: true, type_id: TypeId(23), type_modifier: -1 };
+        Arc::new(Relation {
+            id: RelationId(id),
+            name: QualifiedName::new("public", "t"),
+            replica_identity: ReplicaIdentity::Default,
+            columns: vec![column],
+        })
+    }
+
+    fn insert(relation: &Arc<Relation>) -> Change {
+        let new = Tuple::new(1, Bytes::from_static(b"t\0\0\0\x011")).unwrap();
+        Change::Insert { relation: Arc::clone(relation), new }
+    }
+
+    fn transaction(changes: Vec<Change>) -> Step {
+        let at = PgTimestamp::from_micros(0);
+        Step::Transaction(Transaction {
+            begin: Begin { final_lsn: Lsn::new(10), committed_at: at, xid: 1 },
+            commit: Commit { commit_lsn: Lsn::new(10), end_lsn: Lsn::new(20), committed_at: at },
+            size_bytes: changes.iter().map(Change::size_bytes).sum(),
+            changes,
+            heartbeat: None,
+        })
+    }
+
+    /// A describer that asks nobody: the answers are given by the test.
+    struct Asked {
+        describer: Describer,
+        questions: Vec<(usize, RelationId)>,
+    }
+
+    impl Asked {
+        fn push(&mut self, step: Step, mut changed: impl FnMut(usize) -> bool) -> Vec<Step> {
+            self.describer.held = Some(step);
+            self.describer.looked_at = 0;
+            while let Some((place, relation)) = self.describer.next_unseen() {
+                self.questions.push((place, relation.id));
+                assert!(self.questions.len() < 100, "asked for ever");
+                let description = Description { table: String::new(), types: String::new() };
+                let change = SchemaChange { relation: Arc::clone(&relation), description };
+                self.describer.learn(place, &relation, changed(place).then_some(change));
+            }
+            self.describer.release();
+            std::iter::from_fn(|| self.describer.poll()).collect()
+        }
+    }
+
+    fn asked() -> Asked {
+        let sql = Sql {
+            connection: crate::config::ConnectionSettings::default(),
+            purpose: "testing",
+            timeout: Duration::from_secs(1),
+        };
+        Asked { describer: Describer::new(sql, HashMap::new()), questions: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn every_description_is_asked_for_once_also_when_two_of_a_table_take_turns() {
+        let mut asked = asked();
+        let (first, again, other) = (relation(1), relation(1), relation(2));
+        let changes = [&first, &other, &again, &other, &again].map(insert);
+        let steps = asked.push(transaction(changes.to_vec()), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1)), (1, RelationId(2)), (2, RelationId(1))]);
+        assert!(matches!(steps.as_slice(), [Step::Transaction(_)]), "nothing has changed");
+        asked.push(transaction(vec![insert(&again), insert(&other)]), |_| false);
+        assert_eq!(asked.questions.len(), 3, "known by now");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_is_cut_where_a_table_changes() {
+        let mut asked = asked();
+        let (first, again) = (relation(1), relation(1));
+        let changes = [&first, &first, &again].map(insert);
+        let steps = asked.push(transaction(changes.to_vec()), |place| place > 0);
+        let [Step::Begin(_), Step::Piece(before), Step::Schema(change), Step::Piece(after), Step::Commit { .. }] =
+            steps.as_slice()
+        else {
+            panic!("{steps:?}")
+        };
+        assert_eq!((before.changes.len(), after.changes.len()), (2, 1));
+        assert!(Arc::ptr_eq(&change.relation, &again));
+    }
 }

@@ -46,4 +46,6 @@ mod teardown;
 mod takeover;
 mod streams;
 mod verify;
+mod tables;
+mod truncate;
 mod types;

@@ -3,7 +3,9 @@
 //! Asked by `apply` when an answer names a failure. The transaction is left, the position read; then the batch goes
 //! again change by change, or the error goes to `fault` as a conflict that names the change.
 
-use crate::pg::{Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
+use std::sync::Arc;
+
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
 use crate::plan::Work;
 use crate::plan::schema::TableDefinition;
 use crate::session::{Flight, ServerError, SessionError};
@@ -67,6 +69,14 @@ impl Applier {
                         return Err(DestinationError::Conflict(Box::new(conflict)));
                     }
                 }
+            }
+            (work, None) if error.code.as_str() == FEATURE_NOT_SUPPORTED => {
+                return Err(match change_of(&work, &sent.marks, statement) {
+                    Some(Change::Truncate { relations, .. }) => truncate_refused(relations, &error),
+                    Some(Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. }) | None => {
+                        SessionError::Server { doing: "applying changes", error: Box::new(error) }.into()
+                    }
+                });
             }
             (_, None) => return Err(SessionError::Server { doing: "applying changes", error: Box::new(error) }.into()),
         }
@@ -176,6 +186,23 @@ impl Applier {
             will_win: false,
         }
     }
+}
+
+/// feature_not_supported: what TRUNCATE raises when a table that it does not name has a foreign key onto one that it does.
+const FEATURE_NOT_SUPPORTED: &str = "0A000";
+
+fn truncate_refused(relations: &[Arc<Relation>], error: &ServerError) -> DestinationError {
+    let names: Vec<String> = relations.iter().map(|relation| relation.name.to_string()).collect();
+    let report =
+        ErrorReport::new(format!("truncate of table {} is not possible here: {}", names.join(", "), error.message));
+    let report = match &error.detail {
+        Some(detail) => report.detail(detail.clone()),
+        None => report,
+    };
+    DestinationError::Refused(report.hint(
+        "A table outside of the set has a foreign key onto a table that was truncated at the source. Drop that foreign key, \
+         or set truncate = \"delete\".",
+    ))
 }
 
 /// The change that a statement of a flight carried out. `marks` are the numbers of each change's first statement, and of
