@@ -125,3 +125,14 @@ pub(super) async fn describe<T: serde::de::DeserializeOwned>(
 fn parse<T: serde::de::DeserializeOwned>(doing: &'static str, text: &str) -> Result<T, SessionError> {
     serde_json::from_str(text).map_err(|error| SessionError::protocol(doing, error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_understood_by_servers_of_every_encoding() {
+        assert!(TABLES.is_ascii(), "sql/describe_tables.sql");
+        assert!(TYPES.is_ascii(), "sql/describe_types.sql");
+    }
+}

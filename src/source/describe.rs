@@ -22,15 +22,21 @@ use super::error::SourceError;
 use crate::pg::{Relation, RelationId};
 use crate::plan::schema::TableDefinition;
 use crate::plan::shape::Shape;
-use crate::session::{SessionError, Sql, describe_relation, read_description};
+use crate::session::{SessionError, Sql, SqlClient, describe_relation, read_description};
 use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
 
 /// How long the catalog may take to show what the stream already tells.
 const SETTLE_MAX: Duration = Duration::from_secs(3);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
+/// A session that was not used for so long may be gone without anybody having said so.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(30);
+
 /// What becomes of a question.
 type Answer = Result<Option<(SchemaChange, Shape)>, SessionError>;
+
+/// A question that is out: where in the held step, about what, and what becomes of it and of its session.
+type Asking = (usize, Arc<Relation>, JoinHandle<(Answer, Option<SqlClient>)>);
 
 /// Completes steps.
 pub struct Describer {
@@ -44,7 +50,9 @@ pub struct Describer {
     looked_at: usize,
     /// Where the held step is cut.
     cuts: Vec<(usize, SchemaChange)>,
-    asking: Option<(usize, Arc<Relation>, JoinHandle<Answer>)>,
+    asking: Option<Asking>,
+    /// The session of the last question, and when that was.
+    session: Option<(SqlClient, Instant)>,
     ready: VecDeque<Step>,
 }
 
@@ -67,6 +75,7 @@ impl Describer {
             looked_at: 0,
             cuts: Vec::new(),
             asking: None,
+            session: None,
             ready: VecDeque::new(),
         }
     }
@@ -93,7 +102,10 @@ impl Describer {
     pub(super) async fn answered(&mut self) -> Result<(), SourceError> {
         let Some((place, relation, asking)) = &mut self.asking else { return std::future::pending().await };
         let answer = match asking.await {
-            Ok(answer) => answer?,
+            Ok((answer, session)) => {
+                self.session = session.map(|session| (session, Instant::now()));
+                answer?
+            }
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
             Err(_) => None,
         };
@@ -120,7 +132,19 @@ impl Describer {
         match self.next_unseen() {
             Some((place, relation)) => {
                 let known = self.shapes.get(&relation.id).cloned();
-                let asking = tokio::spawn(ask(self.sql.clone(), Arc::clone(&relation), known));
+                let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
+                let session = self.session.take().filter(fresh).map(|(session, _)| session);
+                let (sql, about) = (self.sql.clone(), Arc::clone(&relation));
+                let asking = tokio::spawn(async move {
+                    let session = match session.filter(|session| !session.is_closed()) {
+                        Some(session) => session,
+                        None => match sql.connect().await {
+                            Ok(session) => session,
+                            Err(error) => return (Err(error), None),
+                        },
+                    };
+                    (ask(&session, about, known).await, Some(session))
+                });
                 self.asking = Some((place, relation, asking));
             }
             None => self.release(),
@@ -193,11 +217,10 @@ fn relations(change: &Change) -> &[Arc<Relation>] {
 }
 
 /// Asks the catalog for a relation; `None` when the table is what it was.
-async fn ask(sql: Sql, relation: Arc<Relation>, known: Option<Shape>) -> Answer {
-    let client = sql.connect().await?;
+async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) -> Answer {
     let began = Instant::now();
     loop {
-        let description = describe_relation(&client, relation.id).await?;
+        let description = describe_relation(client, relation.id).await?;
         let late = began.elapsed() >= SETTLE_MAX;
         let Some(description) = description else {
             if late {

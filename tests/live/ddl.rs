@@ -285,3 +285,16 @@ async fn a_rewrite_that_fills_a_column_is_not_guessed() {
     .await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_table_halts_with_the_ways_out() {
+    let database = Database::new("ddltable", &["t"], FORUM).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("ALTER TABLE t RENAME TO u; UPDATE u SET a = 'after' WHERE id = 1").await;
+    service.says("table public.t is now called public.u at the source").await;
+    service.says("ALTER TABLE public.t RENAME TO u;").await;
+    database.at_source("ALTER TABLE u RENAME TO t").await;
+    database.at_source("UPDATE t SET a = 'later' WHERE id = 2").await;
+    service.stop().await;
+}

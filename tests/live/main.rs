@@ -16,6 +16,7 @@ mod cutover;
 mod docs;
 mod ddl;
 mod errors;
+mod evolving;
 mod failover;
 mod faults;
 mod explain;

@@ -221,6 +221,13 @@ fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationErro
                 ..report
             }
         }
+        Obstacle::Renamed(renamed) => ErrorReport::new(format!("table {table} is now called {renamed} at the source"))
+            .detail("The configuration and the destination know it by its old name.")
+            .hint(format!(
+                "Call it {table} again at the source. Or keep the new name: run the following at the destination, put {renamed} \
+                 into tables, and start once with --resnapshot, which writes only what differs:\n{};",
+                rename(table, &renamed)
+            )),
         Obstacle::Copy(reason) => {
             ErrorReport::new(format!("table {table} has changed at the source in a way that the stream does not tell"))
                 .detail(format!("{reason}.", reason = capitalized(&reason)))
@@ -249,6 +256,13 @@ fn unfollowed(table: &QualifiedName, statement: &str, error: SessionError) -> De
         }
         Some(_) | None => error.into(),
     }
+}
+
+fn rename(from: &QualifiedName, to: &QualifiedName) -> String {
+    if from.schema == to.schema {
+        return format!("ALTER TABLE {from} RENAME TO {}", to.name);
+    }
+    format!("ALTER TABLE {from} SET SCHEMA {}", to.schema)
 }
 
 fn capitalized(text: &str) -> String {

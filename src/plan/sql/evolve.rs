@@ -8,19 +8,6 @@ use crate::plan::expression::{Expressions, Purpose};
 use crate::plan::schema::{ColumnDefinition, GeneratedColumn};
 use crate::plan::sql::apply::record;
 
-/// Renames a table, and moves it where its schema is another one now.
-pub fn rename_table(from: &QualifiedName, to: &QualifiedName, statements: &mut Vec<String>) {
-    let mut at = from.clone();
-    if at.schema != to.schema {
-        statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", to.schema.sql()));
-        statements.push(format!("ALTER TABLE {} SET SCHEMA {}", at.sql(), to.schema.sql()));
-        at.schema = to.schema.clone();
-    }
-    if at.name != to.name {
-        statements.push(format!("ALTER TABLE {} RENAME TO {}", at.sql(), to.name.sql()));
-    }
-}
-
 /// Renames a column.
 pub fn rename_column(table: &QualifiedName, from: &Ident, to: &Ident) -> String {
     format!("ALTER TABLE {} RENAME COLUMN {} TO {}", table.sql(), from.sql(), to.sql())

@@ -1,0 +1,161 @@
+//! Random schema changes among random writes, from a seed: after each transaction both sides have the same columns and rows.
+
+use fastrand::Rng;
+
+use crate::support::{Database, Setup, seed};
+
+/// What the test knows of a column at the source.
+#[derive(Clone, Debug)]
+struct Column {
+    name: String,
+    /// `varchar(length)`; otherwise an int.
+    length: Option<u32>,
+    not_null: bool,
+    /// A schema change of this transaction has touched it. The catalog tells only what becomes of it in the end.
+    touched: bool,
+}
+
+struct Table {
+    name: &'static str,
+    columns: Vec<Column>,
+    names: u32,
+}
+
+impl Table {
+    fn new(name: &'static str) -> Table {
+        let column = |name: &str, length| Column { name: name.to_owned(), length, not_null: false, touched: false };
+        Table { name, columns: vec![column("v", Some(10)), column("n", None)], names: 0 }
+    }
+
+    fn new_name(&mut self) -> String {
+        self.names += 1;
+        // A name that must be quoted, now and then.
+        if self.names.is_multiple_of(3) { format!("\"C {}\"", self.names) } else { format!("c{}", self.names) }
+    }
+
+    fn value(column: &Column, rng: &mut Rng) -> String {
+        match column.length {
+            _ if !column.not_null && rng.u32(..5) == 0 => "NULL".to_owned(),
+            Some(length) => format!("'{}'", "xyz".repeat(5).get(..rng.usize(..length.min(15) as usize)).unwrap_or("")),
+            None => rng.i32(..).to_string(),
+        }
+    }
+
+    fn write(&self, rng: &mut Rng) -> String {
+        let (name, id) = (self.name, rng.u32(..60));
+        let columns: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        match rng.u32(..10) {
+            0..4 => {
+                let values: Vec<String> = self.columns.iter().map(|column| Table::value(column, rng)).collect();
+                let (columns, values) = (columns.join(", "), values.join(", "));
+                let comma = if columns.is_empty() { "" } else { ", " };
+                format!("INSERT INTO {name} (id{comma}{columns}) VALUES ({id}{comma}{values}) ON CONFLICT DO NOTHING")
+            }
+            4..8 if !self.columns.is_empty() => {
+                let column = rng.choice(&self.columns).expect("a column");
+                let value = Table::value(column, rng);
+                format!("UPDATE {name} SET {} = {value} WHERE id BETWEEN {id} AND {id} + 5", column.name)
+            }
+            4..9 => format!("UPDATE {name} SET id = id + 1000 WHERE id = {id}"),
+            _ => format!("DELETE FROM {name} WHERE id = {id}"),
+        }
+    }
+
+    /// A schema change; `None` when there is nothing to change that this transaction has not touched.
+    fn change(&mut self, rng: &mut Rng) -> Option<String> {
+        let table = self.name;
+        let free: Vec<usize> = (0..self.columns.len()).filter(|at| !self.columns[*at].touched).collect();
+        let kind = rng.u32(..10);
+        if kind < 4 || free.is_empty() {
+            let name = self.new_name();
+            let length = rng.bool().then(|| rng.u32(3..12));
+            let kind = length.map_or("int".to_owned(), |length| format!("varchar({length})"));
+            let default = match (length, rng.u32(..3)) {
+                (_, 0) => None,
+                (Some(_), _) => Some("'d'"),
+                (None, _) => Some("7"),
+            };
+            let not_null = default.is_some() && rng.bool();
+            self.columns.push(Column { name: name.clone(), length, not_null, touched: true });
+            let default = default.map(|default| format!(" DEFAULT {default}")).unwrap_or_default();
+            let not_null = if not_null { " NOT NULL" } else { "" };
+            return Some(format!("ALTER TABLE {table} ADD COLUMN {name} {kind}{default}{not_null}"));
+        }
+        let at = *rng.choice(&free)?;
+        if kind == 4 && self.columns.len() > 2 {
+            let dropped = self.columns.remove(at);
+            return Some(format!("ALTER TABLE {table} DROP COLUMN {}", dropped.name));
+        }
+        let new_name = self.new_name();
+        let column = &mut self.columns[at];
+        column.touched = true;
+        let name = column.name.clone();
+        Some(match (kind, column.length, column.not_null) {
+            (5 | 6, _, _) => {
+                column.name = new_name.clone();
+                format!("ALTER TABLE {table} RENAME COLUMN {name} TO {new_name}")
+            }
+            (7, Some(length), _) => {
+                column.length = Some(length + 5);
+                format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE varchar({})", length + 5)
+            }
+            (8, _, true) => {
+                column.not_null = false;
+                format!("ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL")
+            }
+            (_, _, _) => format!("CREATE UNIQUE INDEX ON {table} (id, {name})"),
+        })
+    }
+
+    fn rows(&self) -> String {
+        let columns: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        let comma = if columns.is_empty() { "" } else { ", " };
+        format!("SELECT string_agg(ROW(id{comma}{})::text, ';' ORDER BY id) FROM {}", columns.join(", "), self.name)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_schema_changes_among_random_writes_are_followed() {
+    let seed = seed("random_schema_changes");
+    let mut rng = Rng::with_seed(seed);
+    let database = Database::new(
+        "evolving",
+        &["one", "two"],
+        "CREATE TABLE one (id int PRIMARY KEY, v varchar(10), n int); CREATE TABLE two (id int PRIMARY KEY, v varchar(10), n int);
+         INSERT INTO one SELECT i, 'v', i FROM generate_series(1, 50) i; INSERT INTO two SELECT i, 'v', i FROM generate_series(1, 50) i;",
+    )
+    .await;
+    let mut tables = [Table::new("one"), Table::new("two")];
+    let mut service = Setup::of(&database).start();
+    service.streams().await;
+    for round in 0..40 {
+        let mut script = vec!["BEGIN".to_owned()];
+        for _ in 0..rng.usize(1..12) {
+            let table = &mut tables[rng.usize(..2)];
+            match rng.u32(..10) {
+                0..3 => script.extend(table.change(&mut rng)),
+                // What is rolled back leaves nothing behind.
+                3 => script.push(format!("SAVEPOINT s; {}; ROLLBACK TO s", table.write(&mut rng))),
+                _ => script.push(table.write(&mut rng)),
+            }
+        }
+        script.push("COMMIT".to_owned());
+        let script = script.join(";\n");
+        database.at_source(&script).await;
+        // Whatever the transaction ended with, each table is described once more.
+        database.at_source("UPDATE one SET id = id WHERE id = 5; INSERT INTO two (id) VALUES (9999) ON CONFLICT DO NOTHING; DELETE FROM two WHERE id = 9999").await;
+        database.caught_up().await;
+        for table in &mut tables {
+            let rows = table.rows();
+            let (there, here) = (database.source_value(&rows).await, database.destination_value(&rows).await);
+            assert_eq!(there, here, "table {} after round {round} of seed {seed}:\n{script}", table.name);
+            table.columns.iter_mut().for_each(|column| column.touched = false);
+        }
+        if round % 13 == 12 {
+            service.kill();
+            service = Setup::of(&database).start();
+            service.streams().await;
+        }
+    }
+    service.stop().await;
+}
