@@ -26,13 +26,16 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Ok(()) => {}
             Err(error) => findings.fault(BOTH, "databases", error),
         }
-        // Read after the slot: a service that runs moves both, the position first.
+        // Read after the slot, and before the end of the source's WAL: a service that runs moves all three.
         let position = match destination.position {
             Some(before) => destination.bookkeeping.position().await.ok().flatten().or(Some(before)),
             None => None,
         };
         let stored = position.and_then(|position| stored_history(destination.stream.as_ref(), position));
         if let Some(stored) = stored {
+            if let Ok(now) = session.identify_system().await {
+                *identification = now;
+            }
             match check_history(session, identification, slot.as_ref(), &stored).await {
                 Ok(()) => findings.ok(BOTH, "history", format!("the source leads on from {}", stored.position)),
                 Err(error) => findings.fault(BOTH, "history", error),
