@@ -98,7 +98,7 @@ impl Setup {
         let tables: Vec<String> = self.tables.iter().map(|table| format!("{table:?}")).collect();
         format!(
             "tables = [{}]\n{}\n[source]\nurl = {:?}\nslot = {:?}\npublication = {:?}\n{}\n[destination]\nurl = {:?}\n{}\n\
-             [http]\nlisten = \"127.0.0.1:{port}\"\n{spool}{}\n",
+             {spool}[http]\nlisten = \"127.0.0.1:{port}\"\n{}\n",
             tables.join(", "),
             self.settings.join("\n"),
             self.source_url,
