@@ -373,3 +373,48 @@ async fn a_snapshot_that_an_operator_must_mend_is_given_up_and_the_stream_goes_o
     database.assert_catches_up().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_lags_behind_the_snapshot_is_waited_for() {
+    let database = Database::new("lags", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).section("[apply]\nbatch_rows_max = 1").start();
+    service.streams().await;
+    database.caught_up().await;
+    // Apply waits for this lock, while the source and the copy go on.
+    let blocker = crate::support::destination().await.connect(&database.name).await.unwrap();
+    blocker.batch("blocking", "BEGIN; LOCK TABLE public.sections IN SHARE MODE").await.unwrap();
+    database.at_source("UPDATE sections SET place = place + 1 WHERE id = 1").await;
+    eventually("apply waits for the lock", || async {
+        let sql =
+            "SELECT (count(*) > 0)::text FROM pg_locks WHERE NOT granted AND relation = 'public.sections'::regclass";
+        (database.destination_value(sql).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    for id in 700_000..700_050 {
+        database
+            .at_source(&format!(
+                "INSERT INTO messages (id, topic_id, body) VALUES ({id}, 2, 'new'); DELETE FROM messages WHERE id = {}",
+                id - 699_000
+            ))
+            .await;
+    }
+    let asking = resnapshot(&database, &["messages"]);
+    let releasing = async {
+        service.says("table public.messages has rows and will be reconciled").await;
+        eventually("the copy is finished", || async {
+            (service.metric("headwater_snapshot_progress_ratio{table=\"public.messages\"}").await? == 1.0).then_some(())
+        })
+        .await;
+        blocker.batch("going on", "COMMIT").await.unwrap();
+    };
+    let (output, ()) = tokio::join!(asking, releasing);
+    assert!(output.status.success(), "{}", printed(&output));
+    assert!(
+        service.log().contains("table public.messages reconciled: 0 rows deleted, 0 updated, 0 inserted"),
+        "{}",
+        service.log()
+    );
+    database.assert_catches_up().await;
+    assert_eq!(service.metric("headwater_restarts_total{reason=\"conflict\"}").await, None);
+    service.stop().await;
+}

@@ -10,6 +10,8 @@
 //! live     ═══════ the stream goes on ═══════ held at D1 ═══ goes on ══════════ held at D ╪══ goes on
 //! ```
 //!
+//! Nothing of this begins before the live tables have reached C: a stream that lags is waited for.
+//!
 //! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the rows that differ
 //! are listed while the stream goes on. From D1 on both sides take the same changes, so the list stays good for D;
 //! except for a table in which keys were changed meanwhile, which is compared whole at the end. One transaction then
@@ -167,6 +169,7 @@ async fn hand_over(
 
     let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, session, &staged)).await?;
     failpoint::reached("handover.catching_up");
+    pass(ends, control, staged.consistent_point).await?;
     catch_up_with(bookkeeping, &mut catch_up, None).await?;
     let mut differences = Differences::default();
     if staged.staging.tables.iter().any(|table| table.mode == Mode::Reconcile && !table.matching.key.is_empty()) {
@@ -226,6 +229,22 @@ async fn hand_over(
     catch_up.close().await;
     after(ends, staged.staging, &differences).await?;
     Ok(anew)
+}
+
+/// Waits until the live tables have reached the snapshot. While the stream lags, staging is the newer side, and cannot go
+/// back: published then, the stream would do once more what is there already.
+async fn pass(ends: Ends<'_>, control: &Control, consistent_point: Lsn) -> Result<(), Fault> {
+    loop {
+        let passing = async {
+            let mut held = control.hold().await?;
+            held.run_to(consistent_point).await
+        };
+        // Whoever else wants a turn gets it in between.
+        if let Ok(passed) = tokio::time::timeout(ends.config.fence_timeout, passing).await {
+            return Ok(passed.map_err(|_| SourceError::Ended)?);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn position(bookkeeping: &Bookkeeping) -> Result<Lsn, Fault> {
