@@ -5,14 +5,16 @@
 //! between. So source and destination never meet, and everything goes on in the stream's order.
 //!
 //! A Relation message comes after every change of the table and, without any, after whatever made the source forget that it
-//! had sent one (VACUUM, ANALYZE): then the catalog's answer is the known one, and nothing happens.
+//! had sent one (VACUUM, ANALYZE): then the catalog's answer is the known one, and nothing happens. After a TRUNCATE it comes
+//! too, and says the same as ever: then nobody is asked, since no row is left that could differ, and an application that
+//! truncates all the time would otherwise be followed at the speed of questions.
 //!
 //! The walsender may send a commit a moment before others see it. An answer that knows neither the new description nor the
 //! old one is asked for again, for [`SETTLE_MAX`]; then the catalog is ahead of the stream.
 //!
 //! Bounds: one step is held here, and at most one question is out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +47,8 @@ pub struct Describer {
     shapes: HashMap<RelationId, Shape>,
     /// The relations by which each table's changes came last.
     seen: HashMap<RelationId, Arc<Relation>>,
+    /// Tables that were truncated since, and whose next description is therefore no news by itself.
+    truncated: HashSet<RelationId>,
     held: Option<Step>,
     /// Changes of it up to here need nothing more.
     looked_at: usize,
@@ -71,6 +75,7 @@ impl Describer {
             sql,
             shapes,
             seen: HashMap::new(),
+            truncated: HashSet::new(),
             held: None,
             looked_at: 0,
             cuts: Vec::new(),
@@ -151,23 +156,31 @@ impl Describer {
         }
     }
 
-    fn next_unseen(&self) -> Option<(usize, Arc<Relation>)> {
-        let changes = match &self.held {
+    fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
+        let Describer { held, looked_at, seen, truncated, .. } = self;
+        let changes = match held {
             Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
             Some(Step::Piece(piece)) => piece.changes.as_slice(),
             Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_)) | None => &[],
         };
         let mut last: Option<&Arc<Relation>> = None;
-        for (place, change) in changes.iter().enumerate().skip(self.looked_at) {
+        for (place, change) in changes.iter().enumerate().skip(*looked_at) {
             for relation in relations(change) {
                 // Runs of one table are the rule.
                 if last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
                     continue;
                 }
-                if !self.seen.get(&relation.id).is_some_and(|seen| Arc::ptr_eq(seen, relation)) {
-                    return Some((place, Arc::clone(relation)));
+                match seen.get(&relation.id) {
+                    Some(known) if Arc::ptr_eq(known, relation) => {}
+                    Some(known) if truncated.remove(&relation.id) && **known == **relation => {
+                        seen.insert(relation.id, Arc::clone(relation));
+                    }
+                    Some(_) | None => return Some((place, Arc::clone(relation))),
                 }
                 last = Some(relation);
+            }
+            if let Change::Truncate { relations, .. } = change {
+                truncated.extend(relations.iter().map(|relation| relation.id));
             }
         }
         None
@@ -332,6 +345,25 @@ mod tests {
         assert!(matches!(steps.as_slice(), [Step::Transaction(_)]), "nothing has changed");
         asked.push(transaction(vec![insert(&again), insert(&other)]), |_| false);
         assert_eq!(asked.questions.len(), 3, "known by now");
+    }
+
+    #[tokio::test]
+    async fn what_a_truncate_makes_the_source_repeat_is_no_question() {
+        let mut asked = asked();
+        let truncate = |relation: &Arc<Relation>| Change::Truncate {
+            relations: vec![Arc::clone(relation)],
+            restart_identity: false,
+        };
+        let (first, second, third) = (relation(1), relation(1), relation(1));
+        asked.push(transaction(vec![insert(&first), truncate(&first), insert(&second), truncate(&second)]), |_| false);
+        asked.push(transaction(vec![truncate(&third)]), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1))]);
+        let mut altered = Relation::clone(&first);
+        altered.columns.clear();
+        asked.push(transaction(vec![insert(&Arc::new(altered))]), |_| false);
+        assert_eq!(asked.questions.len(), 2, "another description is a question");
+        asked.push(transaction(vec![insert(&relation(1))]), |_| false);
+        assert_eq!(asked.questions.len(), 3, "without a truncate so is the same one");
     }
 
     #[tokio::test]
