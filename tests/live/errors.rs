@@ -359,7 +359,7 @@ async fn a_destination_role_that_may_not_create_is_told_the_grant() {
     let mut setup = Setup::of(&database);
     setup.destination_url = setup.destination_url.replace("postgres@", &format!("{role}@"));
     let output = setup.start().ends_with(1).await;
-    says(&output, &["may not create the schema headwater", "HINT:", "GRANT CREATE ON DATABASE"]);
+    says(&output, &["may not create schemas at the destination", "HINT:", "GRANT CREATE ON DATABASE"]);
     database.at_destination(&hinted_sql(&output)).await;
     database.at_destination(&format!("GRANT CREATE ON SCHEMA public TO {role}")).await;
     let service = setup.start();
