@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check deny fmt docs test test-matrix demo bench bench-snapshot fuzz golden simulate soak stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-failover test-matrix demo bench bench-snapshot fuzz golden simulate soak stress-settle clean
 .PHONY: setup-tools package deb deploy-check
 
 CARGO ?= cargo
@@ -30,8 +30,11 @@ check: ## Format, lints and documentation, warnings as errors
 setup-tools: ## Get what some tests run beside the servers: Prometheus, Chromium, libfaketime
 	@deploy/setup-tools
 
-test: setup setup-tools ## Run all tests (needs PostgreSQL's server packages)
-	$(CARGO) test --quiet
+test: setup setup-tools ## Run the tests (installs PostgreSQL's server packages where missing)
+	$(CARGO) test --quiet -- --skip failover::
+
+test-failover: setup ## Promoted standbys and decoding from a standby (servers 16 to 18 from npm)
+	$(CARGO) test --quiet --test live -- failover::
 
 demo: setup ## Copy and follow a forum between two throw-away clusters (DEMO_SECONDS=20 bounds it)
 	$(CARGO) run --release --quiet -- demo
