@@ -109,6 +109,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             SourceError::Spool(_) => Decision::Retry("spool"),
             // Rows read before and after are not of one moment: begin the snapshot again.
             SourceError::SnapshotLost(_) => Decision::Retry("snapshot_lost"),
+            // The other session has its turn, and the next attempt waits behind it.
+            SourceError::InTheWay { .. } => Decision::Retry("source_locked"),
         },
         Fault::Destination(error) => match error {
             DestinationError::Session(error) => session(error, "destination_lost", &operator),
@@ -181,7 +183,8 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | SourceError::Ended
             | SourceError::Wire(_)
             | SourceError::Transaction(_)
-            | SourceError::SnapshotLost(_),
+            | SourceError::SnapshotLost(_)
+            | SourceError::InTheWay { .. },
         )
         | Fault::Destination(
             DestinationError::PositionMoved { .. }

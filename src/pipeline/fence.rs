@@ -25,7 +25,7 @@ use crate::destination::{DestinationError, HeldDestination, MadeFence, hold_dest
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Lsn, SlotName};
 use crate::session::{ReplicationSession, SessionError, SlotSnapshot, Sql, SqlClient};
-use crate::source::{HeldSnapshot, SourceError, hold_snapshot};
+use crate::source::{HeldSnapshot, SourceError, hold_snapshot, running_transactions};
 
 /// Both snapshots, for as long as this lives.
 pub(super) struct Fence {
@@ -185,15 +185,7 @@ async fn nudge(observer: &SqlClient) {
 
 /// A slot took too long: says whom it waits for, and ends the session, which would create it all the same.
 async fn give_up(config: &Config, observer: &SqlClient, slot_session: ReplicationSession) -> ErrorReport {
-    let sql = "SELECT a.pid, pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - a.xact_start)::text
-               FROM pg_catalog.pg_stat_activity a
-               WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid() ORDER BY a.xact_start LIMIT 3";
-    let running = observer.query("looking for long transactions", sql, &[]).await;
-    let running: Vec<String> = running
-        .unwrap_or_default()
-        .iter()
-        .map(|row| format!("process {} (for {})", row.get::<_, i32>(0), row.get::<_, Option<&str>>(1).unwrap_or("?")))
-        .collect();
+    let running = running_transactions(observer).await.unwrap_or_default();
     let process_id = i32::try_from(slot_session.process_id()).unwrap_or(0);
     let sql = "SELECT pg_catalog.pg_terminate_backend($1)";
     if let Err(error) = observer.query("giving up a slot", sql, &[&process_id]).await {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::pg::{ErrorReport, Lsn};
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::session::{SessionError, StreamError};
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
@@ -59,9 +59,21 @@ pub enum SourceError {
     /// The spool cannot keep transactions that are still in progress.
     #[error("{0}")]
     Spool(#[from] SpoolError),
+    /// A table that a snapshot has locked is waited for, and the snapshot cannot go on either.
+    #[error("{} waits for table {table}, which the snapshot has locked: the snapshot lets it go, and begins again", waiting(*.process_id))]
+    InTheWay {
+        /// The table.
+        table: QualifiedName,
+        /// The server process that waits, where it is known.
+        process_id: Option<i32>,
+    },
     /// The snapshot's holder was lost: what was read before and what is read after are not one snapshot.
     #[error("the snapshot was lost: {0}")]
     SnapshotLost(SessionError),
+}
+
+fn waiting(process_id: Option<i32>) -> String {
+    process_id.map_or_else(|| "another session at the source".to_owned(), |id| format!("process {id} at the source"))
 }
 
 impl From<StreamError> for SourceError {

@@ -1,6 +1,6 @@
 //! What a snapshot reads: each table in pieces that readers take from one queue.
 //!
-//! Asked by `pipeline::snapshot` under the settled snapshot; the pieces' COPY statements are `plan`'s. A large table is
+//! Asked by `pipeline::snapshot` on the session that locks the tables; the pieces' COPY statements are `plan`'s. A large table is
 //! split into ranges of pages (ctid), a small one is one piece. The rows of a partitioned table are its partitions',
 //! which are read one by one where our role may; otherwise through their root, which needs no privilege on them.
 //!
@@ -15,6 +15,8 @@ use crate::session::SqlClient;
 
 /// Pages of a piece at most: 32 MB, a second or less of reading. What a lost connection costs is a piece.
 const PIECE_PAGES: u32 = 4096;
+/// The same in bytes, with pages of the usual size.
+pub const PIECE_BYTES: u64 = PIECE_PAGES as u64 * 8192;
 
 /// What one reader copies at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]

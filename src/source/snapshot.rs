@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! TableLocks::take          ACCESS SHARE on every table, in a transaction without an xid
+//!   readers lock them, too
 //! create_slot               waits for running transactions; exports a snapshot that dies at the next command on that session
 //! hold_snapshot             imports it, waits until it has settled, exports it again
 //!   readers import the second export
@@ -14,7 +15,8 @@
 //!
 //! **Why locks first.** A table that is rewritten (ALTER TABLE … ADD COLUMN … DEFAULT random()) between slot and
 //! first read looks empty under the older snapshot, and the stream never mends it (seen on 15 and 18: 0 of 1,000
-//! rows).
+//! rows). Everybody who asks one of the tables anything afterwards holds such a lock since before the slot: in the
+//! queue behind ACCESS EXCLUSIVE it would wait for a session that waits for us.
 //!
 //! **Why settle.** The exported snapshot can name a transaction as committed a moment before its commit is in CLOG
 //! and it has left the list of running ones. Whoever reads a row of it in that moment takes it for aborted, loses the
@@ -37,12 +39,10 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 /// ACCESS SHARE on the tables of a snapshot, held by a session of its own.
 pub struct TableLocks {
     client: SqlClient,
-    /// In the order in which they were taken: largest first.
-    tables: Vec<QualifiedName>,
 }
 
 impl TableLocks {
-    /// Locks every table, the largest first, each behind a savepoint, so that the small ones can be let go first.
+    /// Locks every table, the largest first.
     ///
     /// # Errors
     /// [`SourceError::Refused`] when another session holds a table for longer than `lock_timeout`, naming it.
@@ -56,7 +56,6 @@ impl TableLocks {
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
         client.batch("locking the tables of the snapshot", &begin).await?;
-        let mut taken = Vec::new();
         for (number, table) in tables.iter().enumerate() {
             let name = table.name();
             let statement = format!("SAVEPOINT t{number}; LOCK TABLE {} IN ACCESS SHARE MODE", name.sql());
@@ -72,26 +71,27 @@ impl TableLocks {
                 client.batch("unlocking the tables of the snapshot", "ROLLBACK").await?;
                 return Err(explain_lock(&client, error, &[name]).await);
             }
-            taken.push(name);
         }
-        Ok(TableLocks { client, tables: taken })
+        Ok(TableLocks { client })
     }
 
-    /// Whether the locks are still held.
-    pub fn are_held(&self) -> bool {
-        !self.client.is_closed()
+    /// The session, for questions about the tables: any other one would queue up behind whoever waits for them.
+    pub fn client(&self) -> &SqlClient {
+        &self.client
     }
 
-    /// Lets go of `table` and of every smaller one.
+    /// A session that waits for one of the tables, with its process.
     ///
     /// # Errors
     /// [`SourceError`] when the session is lost, and with it all locks.
-    pub async fn release_down_to(&mut self, table: &QualifiedName) -> Result<(), SourceError> {
-        if let Some(at) = self.tables.iter().position(|locked| locked == table) {
-            self.client.batch("unlocking a table", &format!("ROLLBACK TO SAVEPOINT t{at}")).await?;
-            self.tables.truncate(at);
-        }
-        Ok(())
+    pub async fn waited_for(&self) -> Result<Option<(QualifiedName, i32)>, SourceError> {
+        let sql = "SELECT n.nspname::text, c.relname::text, w.pid FROM pg_catalog.pg_locks o
+                   JOIN pg_catalog.pg_locks w ON w.database = o.database AND w.relation = o.relation AND NOT w.granted
+                   JOIN pg_catalog.pg_class c ON c.oid = o.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                   WHERE o.pid = pg_catalog.pg_backend_pid() AND o.locktype = 'relation' AND o.mode = 'AccessShareLock'
+                     AND n.nspname <> 'pg_catalog' LIMIT 1";
+        let row = self.client.query_opt("looking for whoever waits for the tables", sql, &[]).await?;
+        Ok(row.map(|row| (QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2))))
     }
 
     /// Lets go of all.
@@ -101,6 +101,25 @@ impl TableLocks {
     pub async fn release(self) -> Result<(), SourceError> {
         Ok(self.client.batch("unlocking the tables of the snapshot", "COMMIT").await?)
     }
+}
+
+/// The oldest transactions that a slot has to wait for, in words; for as long as which a role with pg_read_all_stats learns.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn running_transactions(client: &SqlClient) -> Result<Vec<String>, SessionError> {
+    // A transaction that has an xid holds a lock on it, which everybody may see.
+    let sql = "SELECT l.pid, pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - pg_catalog.min(a.xact_start))::text
+               FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+               WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+                 AND l.pid IS NOT NULL AND l.pid <> pg_catalog.pg_backend_pid()
+               GROUP BY l.pid ORDER BY pg_catalog.min(a.xact_start) LIMIT 3";
+    let rows = client.query("looking for long transactions", sql, &[]).await?;
+    let running = rows.iter().map(|row| match row.get::<_, Option<&str>>(1) {
+        Some(age) => format!("process {} (for {age})", row.get::<_, i32>(0)),
+        None => format!("process {}", row.get::<_, i32>(0)),
+    });
+    Ok(running.collect())
 }
 
 /// Makes a lock that was not to be had into a report of who holds it; `client` must be in no transaction.

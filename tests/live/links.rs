@@ -179,3 +179,46 @@ async fn a_table_cannot_be_rewritten_between_the_slot_and_its_first_read() {
     service.says("published").await;
     assert_eq!(database.destination_value("SELECT count(*)::text FROM sections").await.as_deref(), Some("10"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_altered_while_the_slot_waits_is_let_go_and_read_as_it_is_then() {
+    // A server of its own: who waits for a slot here would wait for this transaction, too.
+    let cluster = new_source(&[]).await;
+    let database = Database::on(&cluster, destination().await, "letgo", FORUM, FORUM_SCHEMA).await;
+    let long = cluster.connect(&database.name).await.expect("a session");
+    // The slot waits for this one, and meanwhile somebody wants a table that the snapshot has locked already.
+    long.batch("test", "CREATE TABLE public.elsewhere (i int)").await.expect("a table");
+    long.batch("test", "BEGIN; INSERT INTO public.elsewhere VALUES (1)").await.expect("a long transaction");
+    let service = Setup::of(&database).start();
+    service.says("are locked in ACCESS SHARE mode").await;
+    database.at_source("ALTER TABLE sections ADD COLUMN r float8 DEFAULT random()").await;
+    long.batch("test", "COMMIT").await.expect("the end of the long transaction");
+    service.is("streaming").await;
+    service.says("waits for table public.sections, which the snapshot has locked").await;
+    let filled = "SELECT count(r)::text FROM sections";
+    assert_eq!(database.destination_value(filled).await.as_deref(), Some("10"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_lost_while_its_table_is_waited_for_does_not_wait_behind_that() {
+    let database = Database::new("behind", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).section("[snapshot]\nmax_rate = \"300kB\"\nworkers = 1").start();
+    eventually("the copy has begun", || async {
+        (service.metric("headwater_snapshot_rows_total{table=\"public.messages\"}").await? > 10.0).then_some(())
+    })
+    .await;
+    let other = source().await.connect(&database.name).await.expect("a session");
+    let waiting = database.at_source("ALTER TABLE messages ADD COLUMN r float8 DEFAULT random()");
+    let cutting = async {
+        let waits = "SELECT FROM pg_locks WHERE relation = 'public.messages'::regclass AND NOT granted";
+        eventually("the ALTER waits", || async { other.query_opt("test", waits, &[]).await.ok().flatten() }).await;
+        let reader = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                      WHERE datname = current_database() AND query LIKE 'COPY%'";
+        assert_eq!(other.query("test", reader, &[]).await.expect("readers").len(), 1, "one reader is ended");
+    };
+    tokio::join!(waiting, cutting);
+    service.is("streaming").await;
+    database.assert_catches_up().await;
+    let empty = "SELECT count(*)::text FROM messages WHERE r IS NULL";
+    assert_eq!(database.destination_value(empty).await.as_deref(), Some("0"));
+}

@@ -24,13 +24,15 @@ use tokio::task::JoinSet;
 
 use super::Ends;
 use super::guard::keep_holder;
+use super::readers::{Pipe, in_the_way};
 use crate::config::Config;
 use crate::destination::{DestinationError, Staging};
 use crate::fault::Fault;
 use crate::pg::QualifiedName;
+use crate::plan::schema::TableDefinition;
 use crate::plan::sql::staging as sql;
-use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
-use crate::source::{HeldSnapshot, SourceError, pieces};
+use crate::session::{CopyError, CopyIn, CopyOut, SessionError, SqlClient};
+use crate::source::{HeldSnapshot, PIECE_BYTES, SourceError, TableLocks, pieces};
 use crate::telemetry::{Telemetry, failpoint};
 
 /// How often in a row one piece may lose its connection to the source.
@@ -58,19 +60,37 @@ struct Shared {
     rate: Mutex<Rate>,
 }
 
+/// Opens as many readers as there will be work for, each holding all tables.
+pub(super) async fn open_readers(
+    config: &Config,
+    source: &SqlClient,
+    destination: &SqlClient,
+    tables: &[&TableDefinition],
+) -> Result<Vec<Pipe>, Fault> {
+    let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
+    // A few more than there will be, if the tables are partitioned: every leaf is a piece at least.
+    let pieces: u64 = tables.iter().map(|table| table.bytes.div_ceil(PIECE_BYTES).max(1)).sum();
+    let workers = workers(config, source, destination, usize::try_from(pieces).unwrap_or(usize::MAX)).await?;
+    let mut readers = Vec::new();
+    for _ in 0..workers {
+        readers.push(Pipe::open(config, &names).await?);
+    }
+    Ok(readers)
+}
+
 /// Copies all tables into staging and returns how many rows of each the destination has taken.
 pub(super) async fn copy(
     ends: Ends<'_>,
     staging: &Staging,
-    held: &HeldSnapshot,
+    (held, locks): (&HeldSnapshot, &TableLocks),
     slot: &str,
-    destination: &SqlClient,
+    readers: Vec<Pipe>,
 ) -> Result<BTreeMap<QualifiedName, u64>, Fault> {
     let Ends { config, telemetry, .. } = ends;
     let mut left = vec![0; staging.tables.len()];
     let mut tasks = Vec::new();
     for (number, table) in staging.tables.iter().enumerate() {
-        let found = pieces(held.client(), &table.source).await?;
+        let found = pieces(locks.client(), &table.source).await?;
         if let Some(left) = left.get_mut(number) {
             *left = found.len();
         }
@@ -86,8 +106,7 @@ pub(super) async fn copy(
     }
     // The largest table first, so that no reader is left alone with it at the end.
     tasks.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-    let workers = workers(config, held.client(), destination, tasks.len()).await?;
-    tracing::debug!("{} pieces, {workers} readers", tasks.len());
+    tracing::debug!("{} pieces, {} readers", tasks.len(), readers.len());
     let shared = Arc::new(Shared {
         queue: Mutex::new(tasks.into_iter().map(|(_, task)| task).collect()),
         tables: staging.tables.iter().map(|table| table.live.clone()).collect(),
@@ -100,8 +119,8 @@ pub(super) async fn copy(
     });
     // Dropping the set ends the readers, and with them their connections.
     let mut running = JoinSet::new();
-    for _ in 0..workers {
-        running.spawn(work_off(Arc::clone(&shared)));
+    for pipe in readers {
+        running.spawn(work_off(Arc::clone(&shared), pipe));
     }
     let working = async {
         while let Some(done) = running.join_next().await {
@@ -136,52 +155,9 @@ async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, p
     Ok(wanted.min(pieces).max(1))
 }
 
-/// A reader's two connections.
-struct Pipe {
-    reader: Connection,
-    writer: Connection,
-}
-
-impl Pipe {
-    async fn open(config: &Config) -> Result<Pipe, Fault> {
-        let purpose = |what: &str| format!("{} {what}", config.source.slot);
-        let mut settings: Vec<(&str, String)> = [
-            ("datestyle", "ISO"),
-            ("intervalstyle", "postgres"),
-            ("extra_float_digits", "3"),
-            ("timezone", "UTC"),
-            ("lc_monetary", "C"),
-            ("search_path", ""),
-            ("row_security", "off"),
-            ("client_connection_check_interval", "1000"),
-            ("statement_timeout", "0"),
-            ("lock_timeout", "0"),
-            ("idle_in_transaction_session_timeout", "0"),
-            ("idle_session_timeout", "0"),
-        ]
-        .map(|(name, value)| (name, value.to_owned()))
-        .into();
-        let timeout = config.destination.timeout;
-        let reader = Connection::open(&config.source.url, &purpose("snapshot"), &settings).await;
-        let mut reader = reader.map_err(SourceError::Session)?;
-        reader.simple_query(UNLIMITED, "setting up a reader", timeout).await.map_err(SourceError::Session)?;
-        // What is published is flushed with the publish's own commit, and staging that a crash has touched is not
-        // published.
-        settings.push(("synchronous_commit", "off".to_owned()));
-        let writer = Connection::open(&config.destination.url, &purpose("staging"), &settings).await;
-        let mut writer = writer.map_err(DestinationError::Session)?;
-        writer.simple_query(UNLIMITED, "setting up a session", timeout).await.map_err(DestinationError::Session)?;
-        Ok(Pipe { reader, writer })
-    }
-}
-
-/// transaction_timeout (17 and later) cannot be named where it does not exist.
-const UNLIMITED: &str =
-    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
-
 /// One reader: takes pieces from the queue until it is empty.
-async fn work_off(shared: Arc<Shared>) -> Result<(), Fault> {
-    let mut pipe: Option<Pipe> = None;
+async fn work_off(shared: Arc<Shared>, pipe: Pipe) -> Result<(), Fault> {
+    let mut pipe = Some(pipe);
     let mut retries = 0;
     let mut again: Option<Task> = None;
     loop {
@@ -204,9 +180,8 @@ async fn work_off(shared: Arc<Shared>) -> Result<(), Fault> {
         tokio::time::sleep(Duration::from_millis(100 << retries.min(5))).await;
         again = Some(task);
     }
-    if let Some(Pipe { reader, writer }) = pipe {
-        reader.close().await;
-        writer.close().await;
+    if let Some(pipe) = pipe {
+        pipe.close().await;
     }
     Ok(())
 }
@@ -230,12 +205,12 @@ fn is_lost_source(fault: &Fault) -> bool {
 /// Copies one piece. What a failed attempt has counted is taken back.
 async fn copy_task(shared: &Shared, pipe: &mut Option<Pipe>, task: &Task) -> Result<(), Fault> {
     let Some(table) = shared.tables.get(task.table) else { return Ok(()) };
-    let Pipe { reader, writer } = match pipe {
+    let pipe = match pipe {
         Some(pipe) => pipe,
-        none => none.insert(Pipe::open(&shared.config).await?),
+        none => none.insert(Pipe::open(&shared.config, &shared.tables).await?),
     };
     let mut counted = (0, 0);
-    let copied = transfer(shared, reader, writer, (table, task), &mut counted).await;
+    let copied = transfer(shared, pipe, (table, task), &mut counted).await;
     let rows = match copied {
         Ok(rows) => rows,
         Err(fault) => {
@@ -258,26 +233,18 @@ async fn copy_task(shared: &Shared, pipe: &mut Option<Pipe>, task: &Task) -> Res
 
 async fn transfer(
     shared: &Shared,
-    reader: &mut Connection,
-    writer: &mut Connection,
+    pipe: &mut Pipe,
     (table, task): (&QualifiedName, &Task),
     counted: &mut (u64, u64),
 ) -> Result<u64, Fault> {
     let timeout = shared.config.destination.timeout;
     let source = |error: SessionError| Fault::Source(SourceError::Session(error));
     let destination = |error: SessionError| Fault::Destination(DestinationError::Session(error));
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'",
-        shared.snapshot_name.replace('\'', "''")
-    );
-    reader.simple_query(&begin, "importing the snapshot", timeout).await.map_err(|error| {
-        // Refused, not lost: then the snapshot is not there any more.
-        let gone = error.server().is_some_and(|server| !server.fatal);
-        if gone { SourceError::SnapshotLost(error) } else { SourceError::Session(error) }
-    })?;
+    pipe.take_snapshot(&shared.snapshot_name, timeout).await?;
     // The reader first: when it fails, nothing has begun at the destination.
-    let mut outgoing = CopyOut::start(reader, &task.copy_out, timeout).await.map_err(source)?;
-    let mut incoming = CopyIn::start(writer, &task.copy_in, timeout).await.map_err(destination)?;
+    let outgoing = CopyOut::start(&mut pipe.reader, &task.copy_out, timeout).await;
+    let mut outgoing = outgoing.map_err(|error| in_the_way(error, table))?;
+    let mut incoming = CopyIn::start(&mut pipe.writer, &task.copy_in, timeout).await.map_err(destination)?;
     loop {
         let moved = outgoing.transfer(&mut incoming).await.map_err(|error| match error {
             CopyError::Source(error) => source(error),
@@ -298,8 +265,6 @@ async fn transfer(
     // The source must have said that all was well before the destination is told that this was all.
     outgoing.finish().await.map_err(source)?;
     let rows = incoming.finish().await.map_err(destination)?;
-    // Should the connection be lost from here on, the next piece finds out.
-    let _ = reader.simple_query("COMMIT", "ending a read", timeout).await;
     Ok(rows)
 }
 

@@ -6,7 +6,7 @@
 //! | step | a crash here leaves |
 //! |---|---|
 //! | row `creating` committed (only without a live stream) | the row: whatever slot has our name is ours, dropped |
-//! | ACCESS SHARE on all tables | nothing: it goes with the session |
+//! | ACCESS SHARE on all tables, by every reader | nothing: it goes with the sessions |
 //! | slot created, snapshot settled and exported again | the row and the slot (a temporary slot goes with its session) |
 //! | staging created and filled (`copy`) | staging of an old generation, swept |
 //! | source let go, indexes built, differences listed | the same |
@@ -23,6 +23,7 @@ mod catch_up;
 mod copy;
 mod guard;
 pub(super) mod handover;
+mod readers;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -30,6 +31,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::readers::{Pipe, stand_in_the_way};
 use super::prepare::{Addresses, Prepared, connect_replication};
 use crate::config::Config;
 use crate::destination::{
@@ -41,7 +43,9 @@ use crate::pg::{Lsn, QualifiedName, SlotName};
 use crate::plan::fit::Transfer;
 use crate::plan::sql::staging as sql;
 use crate::session::{ReplicationSession, SlotSnapshot, SqlClient};
-use crate::source::{HeldSnapshot, SourceCatalog, SourceError, TableLocks, hold_snapshot, release_slot};
+use crate::source::{
+    HeldSnapshot, SourceCatalog, SourceError, TableLocks, hold_snapshot, release_slot, running_transactions,
+};
 use crate::telemetry::{State, Telemetry, failpoint};
 
 /// What a snapshot needs of its surroundings.
@@ -90,6 +94,8 @@ pub(super) struct Staged {
 
 /// How long to wait for locks on the tables and for running transactions before saying what is being waited for.
 const SLOT_MAX: Duration = Duration::from_secs(600);
+/// How often to say what a slot waits for.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long cleaning up may take when stopping.
 const CLEAN_UP_MAX: Duration = Duration::from_secs(5);
 
@@ -243,14 +249,14 @@ async fn stage(
         ends.telemetry.event("snapshot", text);
     }
     let kind = if temporary { SlotSnapshot::ExportTemporary } else { SlotSnapshot::ExportPermanent };
-    let TakenSnapshot { locks, slot_session, held, consistent_point } =
-        take_snapshot(ends, source, tables.source, (slot, kind)).await?;
+    let TakenSnapshot { locks, readers, slot_session, held, consistent_point } =
+        take_snapshot(ends, (source, destination), tables.source, (slot, kind)).await?;
     if tables.alone {
         ends.telemetry.set_state(State::Snapshot, None);
     }
     failpoint::reached("snapshot.slot_created");
     let staging = create_staging(ends, destination, tables, generation).await?;
-    let sent = copy::copy(ends, &staging, &held, slot.as_str(), destination).await;
+    let sent = copy::copy(ends, &staging, (&held, &locks), slot.as_str(), readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
     held.release().await?;
     let sent = sent?;
@@ -261,6 +267,7 @@ async fn stage(
 
 struct TakenSnapshot {
     locks: TableLocks,
+    readers: Vec<Pipe>,
     slot_session: ReplicationSession,
     held: HeldSnapshot,
     consistent_point: Lsn,
@@ -269,7 +276,7 @@ struct TakenSnapshot {
 /// Locks, then the slot, then the settled snapshot.
 async fn take_snapshot(
     ends: Ends<'_>,
-    source: &SqlClient,
+    (source, destination): (&SqlClient, &SqlClient),
     catalog: &SourceCatalog,
     (slot, kind): (&SlotName, SlotSnapshot),
 ) -> Result<TakenSnapshot, Fault> {
@@ -283,19 +290,34 @@ async fn take_snapshot(
             tables.len()
         ),
     );
+    let readers = copy::open_readers(config, source, destination, &tables).await?;
     let mut slot_session = connect_replication(config, "snapshot").await?;
+    let slot_process = slot_session.process_id();
     let created = {
-        let creating = slot_session.create_slot(slot, kind, SLOT_MAX);
-        let mut creating = pin!(creating);
+        let mut creating = pin!(slot_session.create_slot(slot, kind, SLOT_MAX));
+        let mut in_the_way = pin!(stand_in_the_way(&locks));
         loop {
             tokio::select! {
                 created = &mut creating => break created.map_err(SourceError::Session)?,
-                () = tokio::time::sleep(Duration::from_secs(10)) => tell_what_blocks(source, telemetry).await,
+                error = &mut in_the_way => {
+                    end_waiting(source, slot_process).await;
+                    return Err(error.into());
+                }
+                () = tokio::time::sleep(TELL_EVERY) => tell_what_blocks(source, telemetry).await,
             }
         }
     };
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
-    Ok(TakenSnapshot { locks, slot_session, held, consistent_point: created.consistent_point })
+    Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point: created.consistent_point })
+}
+
+/// A session that waits for a slot does not notice that it was left: it would create the slot all the same.
+async fn end_waiting(source: &SqlClient, process_id: u32) {
+    let process_id = i32::try_from(process_id).unwrap_or(0);
+    let sql = "SELECT pg_catalog.pg_terminate_backend($1)";
+    if let Err(error) = source.query("giving up a slot", sql, &[&process_id]).await {
+        tracing::warn!("the session that waits for a slot could not be ended: {error}");
+    }
 }
 
 /// A slot waits for every transaction that was running when it was asked for.
@@ -310,21 +332,11 @@ async fn tell_what_blocks(source: &SqlClient, telemetry: &Telemetry) {
         );
         return;
     }
-    let sql = "SELECT pid, pg_catalog.date_trunc('second', pg_catalog.now() - xact_start)::text FROM pg_catalog.pg_stat_activity
-               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() ORDER BY xact_start LIMIT 3";
-    if let Ok(rows) = source.query("looking for long transactions", sql, &[]).await {
-        let running: Vec<String> = rows
-            .iter()
-            .map(|row| {
-                format!("process {} (for {})", row.get::<_, i32>(0), row.get::<_, Option<&str>>(1).unwrap_or("?"))
-            })
-            .collect();
-        if !running.is_empty() {
-            telemetry.event(
-                "snapshot",
-                format!("the slot waits for running transactions at the source: {}", running.join(", ")),
-            );
-        }
+    if let Ok(running) = running_transactions(source).await
+        && !running.is_empty()
+    {
+        let running = running.join(", ");
+        telemetry.event("snapshot", format!("the slot waits for running transactions at the source: {running}"));
     }
 }
 
