@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS headwater.tables (
     -- The table's OID at the source, and here.
     source_id oid NOT NULL,
     destination_id oid NOT NULL,
-    -- staging: being copied beside the live table. live: followed from snapshot_position on.
+    -- live: followed from snapshot_position on. staging: not followed until a copy is published; the old rows serve.
     state text NOT NULL CHECK (state IN ('staging', 'live')),
     snapshot_position pg_lsn,
     PRIMARY KEY (schema_name, table_name),
@@ -110,7 +110,7 @@ CREATE TABLE IF NOT EXISTS headwater.resnapshots (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     -- NULL: all tables.
     tables text[],
-    origin text NOT NULL CHECK (origin IN ('start', 'command', 'added')),
+    origin text NOT NULL CONSTRAINT resnapshots_asked_by CHECK (origin IN ('start', 'command', 'added', 'changed')),
     state text NOT NULL DEFAULT 'requested' CHECK (state IN ('requested', 'done', 'failed')),
     -- Why it failed, or what keeps it up.
     message text,
@@ -119,3 +119,5 @@ CREATE TABLE IF NOT EXISTS headwater.resnapshots (
     requested_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     finished_at timestamptz
 );
+-- An earlier version knew fewer of them.
+ALTER TABLE headwater.resnapshots DROP CONSTRAINT IF EXISTS resnapshots_origin_check;

@@ -58,7 +58,7 @@ pub struct Stream {
 /// Whether a table is followed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableState {
-    /// Being copied beside the live table.
+    /// Not followed: a copy is to replace its rows, which serve until then.
     Staging,
     /// Followed from here on.
     Live {
@@ -146,7 +146,9 @@ impl Bookkeeping {
         let sql = "SELECT pg_catalog.to_regprocedure('headwater.expect(bigint, bigint)') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.shapes') IS NOT NULL
-                          AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL";
+                          AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
+                          AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conname = 'resnapshots_origin_check'
+                                          AND conrelid = pg_catalog.to_regclass('headwater.resnapshots'))";
         Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))
     }
 

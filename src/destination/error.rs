@@ -141,6 +141,14 @@ pub enum DestinationError {
     /// A table has changed so that values must travel as text from now on.
     #[error("table {0} has changed so that its values must travel as text: the stream is started again")]
     FormatChanged(QualifiedName),
+    /// A table has changed in a way that the stream does not tell: only a copy has its rows.
+    #[error("table {table} has changed at the source in a way that the stream does not tell: {reason}")]
+    NeedsCopy {
+        /// The table.
+        table: QualifiedName,
+        /// What has changed, as a sentence without its full stop.
+        reason: String,
+    },
     /// A transaction in pieces met a row's error in sets. That may be the sets' doing: in their original order its
     /// changes may be allowed.
     #[error("the transaction with commit_lsn {commit_lsn} is applied again, change by change: {message}")]

@@ -262,8 +262,21 @@ impl Publication<'_> {
             let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
             client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
             let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
+            // What the destination's own table does not promise yet is followed when the stream describes it next.
+            let shape = match table.mode {
+                Mode::Move => shape,
+                Mode::Fill | Mode::Reconcile => {
+                    let known = client.query_opt(DOING, &shapes::ask(table.source.relation_id()), &[]).await?;
+                    let known = known.map(|row| shapes::parse(row.get(0))).transpose()?;
+                    shape.without_new_promises(known.as_ref())
+                }
+            };
             client.batch(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
         }
+        // Of a table that was dropped and created anew the old one is forgotten.
+        let sql = "DELETE FROM headwater.shapes s
+                   WHERE NOT EXISTS (SELECT FROM headwater.tables t WHERE t.source_id = s.source_id)";
+        client.batch(DOING, sql).await?;
         if let Place::Beginning { .. } = self.place {
             let sql = "INSERT INTO headwater.position (position) VALUES ($1::text::pg_lsn)";
             client.execute(DOING, sql, &[&text]).await?;

@@ -1,4 +1,5 @@
-//! Snapshots that were asked for: by a command line, by `headwater resnapshot`, or by a table that was added.
+//! Snapshots that were asked for: by a command line, by `headwater resnapshot`, by a table that was added, or by one that
+//! has changed in a way that the stream does not tell.
 //!
 //! A request is a row of headwater.resnapshots, written before anything is done about it and fulfilled in the
 //! transaction that publishes it. So a request that was interrupted is found by the next start, and one that was
@@ -78,6 +79,8 @@ pub enum Origin {
     Command,
     /// A table was added to the configuration.
     Added,
+    /// A table has changed at the source in a way that the stream does not tell.
+    Changed,
 }
 
 impl Origin {
@@ -86,6 +89,7 @@ impl Origin {
             Origin::Start => "start",
             Origin::Command => "command",
             Origin::Added => "added",
+            Origin::Changed => "changed",
         }
     }
 }
@@ -157,11 +161,61 @@ impl Bookkeeping {
             let origin = match row.get::<_, &str>(2) {
                 "start" => Origin::Start,
                 "added" => Origin::Added,
+                "changed" => Origin::Changed,
                 _ => Origin::Command,
             };
             Request { id: row.get(0), scope: parsed.map_or(Scope::All, Scope::Tables), origin }
         });
         Ok(requests.collect())
+    }
+
+    /// Sets a table aside: from now on it is not followed, its rows stay as they are, and a copy is asked for unless one is.
+    /// One transaction; on a table that is set aside already it does nothing. With `only_asked` a copy must be asked for.
+    ///
+    /// Whoever does so need not lead. At worst a table is copied once more that was just published: that is asked for in the
+    /// same transaction, and a stream that follows it meanwhile is set up anew when the copy is published.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn set_aside(&self, table: &QualifiedName, only_asked: bool) -> Result<bool, DestinationError> {
+        self.client().batch(DOING, "BEGIN").await?;
+        let done = self.set_aside_inside(table, only_asked).await;
+        let end = if matches!(done, Ok(true)) { "COMMIT" } else { "ROLLBACK" };
+        let ended = self.client().batch(DOING, end).await;
+        let done = done?;
+        ended?;
+        Ok(done)
+    }
+
+    async fn set_aside_inside(&self, table: &QualifiedName, only_asked: bool) -> Result<bool, DestinationError> {
+        let asked = self.requests().await?.iter().any(|request| request.scope.contains(table));
+        if only_asked && !asked {
+            return Ok(false);
+        }
+        let sql = "UPDATE headwater.tables SET state = 'staging', snapshot_position = NULL
+                   WHERE schema_name = $1 AND table_name = $2 AND state = 'live'";
+        let (schema, name) = (table.schema.as_str(), table.name.as_str());
+        if self.client().execute(DOING, sql, &[&schema, &name]).await? == 0 {
+            return Ok(false);
+        }
+        if !asked {
+            self.request(&Scope::Tables(vec![table.clone()]), Origin::Changed, None).await?;
+        }
+        Ok(true)
+    }
+
+    /// A foreign key between a table and another that is followed, if there is one here.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn foreign_key_of(&self, table: &QualifiedName) -> Result<Option<String>, DestinationError> {
+        let sql = "SELECT c.conname::text FROM pg_catalog.pg_constraint c
+                   WHERE c.contype = 'f' AND c.conrelid <> c.confrelid
+                     AND pg_catalog.to_regclass($1) IN (c.conrelid, c.confrelid)
+                     AND EXISTS (SELECT FROM headwater.tables t WHERE t.destination_id IN (c.conrelid, c.confrelid)
+                                 AND t.destination_id <> pg_catalog.to_regclass($1))
+                   ORDER BY c.conname LIMIT 1";
+        Ok(self.client().query_opt(READING, sql, &[&table.sql()]).await?.map(|row| row.get(0)))
     }
 
     /// How far a request has come; `None` when there is no such request.

@@ -98,7 +98,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             // Bytes that are not understood are never skipped, and would be the same again (I10).
             SourceError::Wire(_) => Decision::End,
             SourceError::Transaction(error) => match error {
-                TransactionError::Replaced { .. } => Decision::Halt("table_replaced"),
+                TransactionError::Replaced { .. } => operator("table_replaced"),
                 TransactionError::Misplaced { .. }
                 | TransactionError::UnknownRelation(_)
                 | TransactionError::ColumnCount { .. }
@@ -122,7 +122,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Conflict(_) => Decision::Halt("conflict"),
             // The next attempt gets the transaction anew, and applies it in its original order.
             DestinationError::SetsRefused { .. } => Decision::Retry("sets_refused"),
-            DestinationError::Bind(_) => Decision::Halt("schema_change"),
+            DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } => Decision::Halt("schema_change"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
             // The format is chosen anew when the stream starts.
@@ -166,8 +166,12 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
         Fault::Source(SourceError::Transaction(error @ TransactionError::Replaced { table, .. })) => {
-            ErrorReport::new(error.to_string())
-                .hint(format!("Reconcile it with a new snapshot: headwater run --resnapshot={table}"))
+            ErrorReport::new(error.to_string()).hint(format!("Copy it anew: headwater run --resnapshot={table}"))
+        }
+        Fault::Destination(DestinationError::NeedsCopy { table, reason }) => {
+            ErrorReport::new(format!("table {table} has changed at the source in a way that the stream does not tell"))
+                .detail(format!("{}.", capitalized(reason)))
+                .hint(format!("Copy it anew: headwater run --resnapshot={table}"))
         }
         Fault::Source(error @ SourceError::SlotInUse { .. }) => ErrorReport::new(error.to_string())
             .detail("It belongs to another role, or did not end when it was asked to.")
@@ -195,6 +199,11 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | DestinationError::SetsRefused { .. },
         ) => ErrorReport::new(fault.to_string()),
     }
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// What to tell the operator of a spool that cannot keep transactions in progress.

@@ -81,15 +81,18 @@ pub(super) async fn asked(
     Ok(asked)
 }
 
-/// Asks for tables that were added to the configuration, unless somebody has asked for them already.
-pub(super) async fn ask_for_added(
+/// Asks for tables that were added to the configuration, and for those that are set aside, unless somebody has asked for
+/// them already.
+pub(super) async fn ask_for_missing(
     bookkeeping: &Bookkeeping,
     asked: &Asked,
-    added: &[QualifiedName],
+    (added, aside): (&[QualifiedName], &[QualifiedName]),
 ) -> Result<(), DestinationError> {
-    let missing: Vec<QualifiedName> = added.iter().filter(|table| !asked.covers(table)).cloned().collect();
-    if !missing.is_empty() {
-        bookkeeping.request(&Scope::Tables(missing), Origin::Added, None).await?;
+    for (tables, origin) in [(added, Origin::Added), (aside, Origin::Changed)] {
+        let missing: Vec<QualifiedName> = tables.iter().filter(|table| !asked.covers(table)).cloned().collect();
+        if !missing.is_empty() {
+            bookkeeping.request(&Scope::Tables(missing), origin, None).await?;
+        }
     }
     Ok(())
 }

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::apply_loop::{ApplyLoop, Beside, Limits};
-use super::asked::{Asked, ask_for_added, asked};
+use super::asked::{Asked, ask_for_missing, asked};
 use super::control::control;
 use super::labels::labels_are_missing;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::sequences::Sequences;
+use super::set_aside::set_aside;
 use super::verify::service::FenceService;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
@@ -33,7 +34,7 @@ use crate::source::{
     Confirmed, Describer, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream,
 };
 use crate::telemetry::{State, Telemetry};
-use crate::transaction::Assembler;
+use crate::transaction::{Assembler, TransactionError};
 use crate::wire::Decoder;
 
 /// How often a candidate asks for the lock.
@@ -67,6 +68,8 @@ pub(super) struct Attempt {
     flagged: bool,
     /// The lost slot is to be replaced by a new one.
     replace_slot: bool,
+    /// What the writing session writes is checked by foreign keys.
+    foreign_keys_act: bool,
     /// The spool has failed: the next stream does without.
     spool_failed: bool,
     has_streamed: bool,
@@ -96,6 +99,7 @@ impl Attempt {
             flagged: resnapshot.is_some(),
             flag: resnapshot,
             replace_slot: false,
+            foreign_keys_act: false,
             spool_failed: false,
             has_streamed: false,
             made_progress: false,
@@ -165,6 +169,16 @@ impl Attempt {
 
     /// Lives until it is asked to stop, or must be set up anew, or something fails.
     pub(super) async fn run(&mut self) -> Result<Lived, Fault> {
+        match self.lead_and_stream().await {
+            Err(fault) if !self.is_stopping() => {
+                let what = (fault, self.foreign_keys_act);
+                set_aside(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Lived::ToBeSetUpAnew)
+            }
+            lived => lived,
+        }
+    }
+
+    async fn lead_and_stream(&mut self) -> Result<Lived, Fault> {
         self.made_progress = false;
         let stopped = self.stopped();
         let led = tokio::select! {
@@ -205,7 +219,7 @@ impl Attempt {
         let Start::Stream { position } = prepared.start else {
             return Err(Fault::Refused(ErrorReport::new("the snapshot was published, but no position is stored")));
         };
-        while_leading(&mut leader, ask_for_added(&bookkeeping, &asked, &prepared.added)).await?;
+        while_leading(&mut leader, ask_for_missing(&bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
         self.stream(bookkeeping, leader, prepared, position).await
     }
 
@@ -249,7 +263,8 @@ impl Attempt {
         terminate_leftovers(bookkeeping.client(), &config.source.slot).await?;
         // Staging of an earlier attempt belongs to nobody now.
         sweep(bookkeeping.client()).await?;
-        if leader.role() == ReplicationRole::Origin {
+        self.foreign_keys_act = leader.role() == ReplicationRole::Origin;
+        if self.foreign_keys_act {
             tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
         }
         match leader.marking() {
@@ -305,14 +320,16 @@ impl Attempt {
         let started = prepared.replication.start(&config.source.slot, position, &options).await;
         started.map_err(SourceError::Session)?;
 
+        telemetry.stands_still(&prepared.aside);
         telemetry.stream_begins(position, prepared.source_catalog.tables.iter().map(|t| t.definition.name()));
         if !telemetry.is_held_up() {
             telemetry.set_state(State::CatchingUp, None);
         }
         self.has_streamed = true;
         let piece_bytes_max = config.apply.batch_bytes_max;
-        let assembler =
-            Assembler::new(prepared.source_catalog.table_set(), piece_bytes_max, HEARTBEAT_PREFIX, position);
+        let tables = prepared.source_catalog.table_set();
+        let tables = tables.passing_over(prepared.added.iter().chain(&prepared.aside).cloned());
+        let assembler = Assembler::new(tables, piece_bytes_max, HEARTBEAT_PREFIX, position);
         let assembler = streaming::assembler(assembler, &config, &options);
         // As much again as the batch being filled: the source is read on while the destination is busy.
         let (steps, receiver) = step_channel(2 * piece_bytes_max);
@@ -440,6 +457,10 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
             Ground::Firm => {}
             Ground::Gone { report, gap: false } => return Fault::Halted(report.clone()),
             Ground::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
+            Ground::Replaced { table, old, new } => {
+                let replaced = TransactionError::Replaced { table: table.clone(), old: *old, new: *new };
+                return Fault::Source(SourceError::Transaction(replaced));
+            }
             Ground::DestinationSilent(within) => {
                 let doing = "asking the destination for a sign of life";
                 let error = crate::session::SessionError::Timeout { doing, within: *within };

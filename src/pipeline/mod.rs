@@ -30,6 +30,7 @@ mod monitor;
 mod prepare;
 mod propose;
 pub mod sequences;
+mod set_aside;
 mod snapshot;
 mod streaming;
 mod teardown;

@@ -41,6 +41,15 @@ pub(super) enum Ground {
         /// Changes were not sent: the copy has gaps now.
         gap: bool,
     },
+    /// Another table bears the name of one that is followed.
+    Replaced {
+        /// The table.
+        table: QualifiedName,
+        /// Its OID.
+        old: RelationId,
+        /// The other's.
+        new: RelationId,
+    },
     /// The destination has not answered for so long.
     DestinationSilent(Duration),
 }
@@ -331,10 +340,15 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     for table in &watched.tables {
         let row = rows.iter().find(|row| row.get::<_, u32>(2) == table.id.0);
         let Some(row) = row else {
-            let replaced = rows.iter().any(|row| {
-                row.get::<_, &str>(0) == table.name.schema.as_str() && row.get::<_, &str>(1) == table.name.name.as_str()
+            // DROP TABLE takes a table out of a publication; one that is created anew is in it only where it names no tables.
+            let sql = "SELECT pg_catalog.to_regclass($1)::oid";
+            let now: Option<u32> = client.query_one(doing, sql, &[&table.name.sql()]).await?.get(0);
+            return Ok(match now {
+                Some(new) if new != table.id.0 => {
+                    Ground::Replaced { table: table.name.clone(), old: table.id, new: RelationId(new) }
+                }
+                Some(_) | None => gap(table_left(watched, table)),
             });
-            return Ok(gap(if replaced { table_replaced(table) } else { table_left(watched, table) }));
         };
         let lists_columns: bool = row.get(5);
         let row_filter: Option<String> = row.get(4);
@@ -375,11 +389,6 @@ fn table_left(watched: &Watched, table: &WatchedTable) -> ErrorReport {
              was written in between was not sent.",
             watched.publication, table.name
         ))
-}
-
-fn table_replaced(table: &WatchedTable) -> ErrorReport {
-    ErrorReport::new(format!("table {} was dropped and created anew at the source", table.name))
-        .hint("Start headwater once with --resnapshot to reconcile it.")
 }
 
 async fn watch_destination(config: Arc<Config>, watched: Arc<Mutex<Option<Watched>>>, ground: watch::Sender<Ground>) {

@@ -9,9 +9,11 @@ use std::collections::BTreeSet;
 
 use super::asked::Asked;
 use super::labels::follow_labels;
+use super::set_aside::aside;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, misfit_report,
+    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState,
+    misfit_report,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
@@ -22,6 +24,7 @@ use crate::source::{
     find_slot, gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
+use crate::transaction::TransactionError;
 
 /// What to do, now that both ends are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub(super) struct Prepared {
     pub(super) start: Start,
     /// Configured tables that are not followed yet.
     pub(super) added: Vec<QualifiedName>,
+    /// Tables that are set aside until a copy is published.
+    pub(super) aside: Vec<QualifiedName>,
 }
 
 /// How the sessions of an attempt are opened.
@@ -179,7 +184,7 @@ pub(super) async fn prepare(
     let publication = &config.source.publication;
     // What is copied anyway may have missed something.
     let followed: BTreeSet<QualifiedName> =
-        known.iter().map(|table| table.name.clone()).filter(|name| !asked.all && !asked.covers(name)).collect();
+        live_names(&known).filter(|name| !asked.all && !asked.covers(name)).cloned().collect();
     if live
         && !asked.all
         && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
@@ -218,6 +223,7 @@ pub(super) async fn prepare(
         stream,
         start,
         added,
+        aside: aside(&known),
     })
 }
 
@@ -325,6 +331,11 @@ fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
     source.tables.iter().map(format).max().unwrap_or(Transfer::Binary)
 }
 
+/// The tables that are followed.
+fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &QualifiedName> {
+    known.iter().filter(|table| table.state != TableState::Staging).map(|table| &table.name)
+}
+
 /// What is followed must be configured, and its tables the same ones as ever, unless they are to be copied anew. Returns
 /// what is configured but not followed yet.
 pub(super) fn check_tables(
@@ -347,14 +358,10 @@ pub(super) fn check_tables(
     }
     for table in followed {
         let Some(now) = source.table(&table.name) else { continue };
-        if now.definition.relation_id() != table.source_id && !asked.covers(&table.name) {
-            return Err(Fault::Refused(
-                ErrorReport::new(format!(
-                    "table {} was dropped and created anew at the source (OID {}, now {})",
-                    table.name, table.source_id, now.definition.id
-                ))
-                .hint(format!("Start once with --resnapshot={} to reconcile it.", table.name)),
-            ));
+        let new = now.definition.relation_id();
+        if new != table.source_id && table.state != TableState::Staging && !asked.covers(&table.name) {
+            let replaced = TransactionError::Replaced { table: table.name.clone(), old: table.source_id, new };
+            return Err(SourceError::Transaction(replaced).into());
         }
     }
     Ok(configured.difference(&known).cloned().collect())

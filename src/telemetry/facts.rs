@@ -92,6 +92,8 @@ struct Inner {
     tables: BTreeMap<String, TableProgress>,
     slot: Option<SlotHealth>,
     snapshot_began: Option<Instant>,
+    /// Tables that are set aside until a copy is published.
+    standing_still: Vec<QualifiedName>,
     events: VecDeque<Event>,
 }
 
@@ -135,6 +137,7 @@ impl Telemetry {
                 tables: BTreeMap::new(),
                 slot: None,
                 snapshot_began: None,
+                standing_still: Vec::new(),
                 events: VecDeque::new(),
             }),
         };
@@ -214,6 +217,11 @@ impl Telemetry {
         let text = text.into();
         tracing::warn!(event = kind, "{text}");
         remember(&mut self.inner(), kind, text);
+    }
+
+    /// These tables are set aside, and no others: the stream that begins passes over their changes.
+    pub fn stands_still(&self, tables: &[QualifiedName]) {
+        self.inner().standing_still = tables.to_vec();
     }
 
     /// The stream begins at a stored position.
@@ -588,7 +596,10 @@ impl Telemetry {
     fn not_ready_because(&self, inner: &Inner, lag: Duration) -> Option<String> {
         let state = inner.state.as_str();
         match (inner.state, &inner.reason) {
-            (State::Streaming, _) if lag <= self.ready_lag_max => None,
+            (State::Streaming, _) if lag <= self.ready_lag_max => {
+                let table = inner.standing_still.first()?;
+                Some(format!("{state}: table {table} stands still until it is copied anew"))
+            }
             (State::Streaming | State::CatchingUp, _) => Some(format!(
                 "{state}: {:.1} s behind the source (at most {:.1} s)",
                 lag.as_secs_f64(),

@@ -7,7 +7,7 @@
 //! Invariant: an entry holds from its message on. So when an overlay is merged, the entry that was heard last wins: a
 //! table that was altered and described outside while the stream was open keeps its newer description.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::assembler::TransactionError;
@@ -17,12 +17,20 @@ use crate::pg::{QualifiedName, Relation, RelationId};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableSet {
     by_id: BTreeMap<RelationId, QualifiedName>,
+    passed_over: BTreeSet<QualifiedName>,
 }
 
 impl TableSet {
     /// A set of tables with the names under which they are configured.
     pub fn new(tables: impl IntoIterator<Item = (RelationId, QualifiedName)>) -> TableSet {
-        TableSet { by_id: tables.into_iter().collect() }
+        TableSet { by_id: tables.into_iter().collect(), passed_over: BTreeSet::new() }
+    }
+
+    /// The same set, in which these tables are not followed yet: the stream may still bring others that bore their names
+    /// before, and these are no obstacle.
+    #[must_use]
+    pub fn passing_over(self, names: impl IntoIterator<Item = QualifiedName>) -> TableSet {
+        TableSet { passed_over: names.into_iter().collect(), ..self }
     }
 
     /// The name under which a table is configured, if it is in the set.
@@ -72,7 +80,9 @@ impl RelationCache {
         shared: Option<&RelationCache>,
     ) -> Result<Option<Arc<Relation>>, TransactionError> {
         if tables.name(relation.id).is_none() {
-            if let Some(old) = tables.id(&relation.name) {
+            if let Some(old) = tables.id(&relation.name)
+                && !tables.passed_over.contains(&relation.name)
+            {
                 return Err(TransactionError::Replaced { table: relation.name, old, new: relation.id });
             }
             self.entries.insert(relation.id, Entry { known: Known::Unwanted, heard });

@@ -1,5 +1,6 @@
 //! Schema changes at the source while it is followed.
 
+use crate::set_aside::all_live;
 use crate::support::{Database, Setup, eventually};
 
 const FORUM: &str = "
@@ -268,9 +269,9 @@ async fn schema_changes_stop_means_that_the_operator_makes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rewrite_that_fills_a_column_is_not_guessed() {
+async fn a_rewrite_that_fills_a_column_is_not_guessed_where_changes_are_the_operators() {
     let database = Database::new("ddlvolatile", &["t"], FORUM).await;
-    let service = Setup::of(&database).start();
+    let service = Setup::of(&database).setting("schema_changes = \"stop\"").start();
     service.streams().await;
     database
         .at_source("ALTER TABLE t ADD COLUMN r float8 DEFAULT random(); UPDATE t SET a = 'after' WHERE id = 1")
@@ -283,6 +284,14 @@ async fn a_rewrite_that_fills_a_column_is_not_guessed() {
         (database.destination_value(sql).await.as_deref() == Some("a1")).then_some(())
     })
     .await;
+    assert_eq!(service.get("/readyz").await.map(|(status, _)| status), Some(503));
+    service.stop().await;
+    // The way out that is printed.
+    let service = Setup::of(&database).setting("schema_changes = \"stop\"").argument("--resnapshot=public.t").start();
+    service.streams().await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await);
     service.stop().await;
 }
 

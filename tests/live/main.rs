@@ -38,6 +38,7 @@ mod reading;
 mod security;
 mod sequences;
 mod settle;
+mod set_aside;
 mod shapes;
 mod snapshot;
 mod status;

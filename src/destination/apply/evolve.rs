@@ -228,11 +228,7 @@ fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationErro
                  into tables, and start once with --resnapshot, which writes only what differs:\n{};",
                 rename(table, &renamed)
             )),
-        Obstacle::Copy(reason) => {
-            ErrorReport::new(format!("table {table} has changed at the source in a way that the stream does not tell"))
-                .detail(format!("{reason}.", reason = capitalized(&reason)))
-                .hint(format!("Copy it anew: headwater run --resnapshot={table}"))
-        }
+        Obstacle::Copy(reason) => return DestinationError::NeedsCopy { table: table.clone(), reason },
     })
 }
 
@@ -263,9 +259,4 @@ fn rename(from: &QualifiedName, to: &QualifiedName) -> String {
         return format!("ALTER TABLE {from} RENAME TO {}", to.name);
     }
     format!("ALTER TABLE {from} SET SCHEMA {}", to.schema)
-}
-
-fn capitalized(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }

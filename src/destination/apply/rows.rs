@@ -70,13 +70,16 @@ impl Applier {
                 }
                 Change::Truncate { relations, restart_identity } => {
                     let mut targets = Vec::new();
+                    let whole = relations.iter().all(|relation| self.is_live(relation.id, commit_lsn));
                     for relation in relations {
                         if self.is_live(relation.id, commit_lsn) {
                             self.bind(relation)?;
                             targets.extend(self.bound.get(&relation.id).map(|bound| Arc::clone(&bound.target)));
                         }
                     }
-                    self.write_truncate(flight, &targets, *restart_identity);
+                    // TRUNCATE refuses a table without those that refer to it.
+                    let mode = if whole { self.settings.truncate } else { TruncateMode::Delete };
+                    Self::write_truncate(flight, mode, &targets, *restart_identity);
                 }
             }
         }
@@ -92,11 +95,11 @@ impl Applier {
         }
     }
 
-    fn write_truncate(&mut self, flight: &mut Flight, targets: &[Arc<Target>], restart_identity: bool) {
+    fn write_truncate(flight: &mut Flight, mode: TruncateMode, targets: &[Arc<Target>], restart_identity: bool) {
         if targets.is_empty() {
             return;
         }
-        match self.settings.truncate {
+        match mode {
             TruncateMode::Truncate => {
                 let targets: Vec<&Target> = targets.iter().map(Arc::as_ref).collect();
                 flight.run(&sql::truncate(&targets, restart_identity));

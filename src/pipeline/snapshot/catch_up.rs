@@ -315,6 +315,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::NoIdentity(_)
         | DestinationError::LabelMissing
         | DestinationError::FormatChanged(_)
+        | DestinationError::NeedsCopy { .. }
         | DestinationError::SetsRefused { .. }
         | DestinationError::StagingLost(_)) => error.into(),
     }

@@ -19,8 +19,10 @@
 //! the size of the tables.
 //!
 //! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
-//! again; one that only an operator can mend is given up. What the stream itself needs is asked for anew when a
-//! table's OID is not the one that it follows: then the stream is set up again, from the position.
+//! again; one that only an operator can mend is given up, unless a table is set aside ([`crate::pipeline::set_aside`]),
+//! which nothing else brings back. Such a table gets the source's columns first, as far as that loses nothing. What the
+//! stream itself needs is asked for anew when it does not follow a table yet, or under another OID: then the stream is set
+//! up again, from the position.
 //!
 //! Bounds: one hand-over at a time; a hold waits at most `fence_timeout` for staging; [`ROUNDS_MAX`] rounds.
 
@@ -31,12 +33,14 @@ use super::catch_up::CatchUp;
 use super::{Ends, Tables, after, begin_showing, finish, publish, stage, temporary_slot};
 use crate::config::OnSlotLost;
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Place, Publication, Request, Scope, sweep,
+    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Original, Place, Publication,
+    Request, Scope, reshape, sweep,
 };
 use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::control::{Control, Held};
 use crate::pipeline::prepare::check_fit;
+use crate::pipeline::set_aside::aside;
 use crate::session::SessionError;
 use crate::source::{SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::telemetry::failpoint;
@@ -88,7 +92,7 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
                 bookkeeping = Some(client);
             }
             Err(fault) => {
-                let again = settle_failure(ends, &client, &ids, (&scope, &fault)).await;
+                let again = settle_failure(ends, &client, &requests, (&scope, &fault)).await;
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
                 let _ = sweep(client.client()).await;
                 if again {
@@ -110,12 +114,22 @@ fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
 }
 
 /// Says that the old data serves, and whether the requests are taken up again.
-async fn settle_failure(ends: Ends<'_>, client: &Bookkeeping, ids: &[i64], (scope, fault): (&Scope, &Fault)) -> bool {
+async fn settle_failure(
+    ends: Ends<'_>,
+    client: &Bookkeeping,
+    requests: &[Request],
+    (scope, fault): (&Scope, &Fault),
+) -> bool {
     let reason = report(fault);
+    // Nobody but a copy brings a table back that is set aside.
+    let needed = requests.iter().any(|request| request.origin == Origin::Changed);
     let (again, what) = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
         Decision::Retry(_) | Decision::Halt(_) => (true, "is tried again"),
+        Decision::End | Decision::Resnapshot if needed => (true, "is tried again"),
         Decision::End | Decision::Resnapshot => (false, "is given up"),
     };
+    let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
+    let ids = ids.as_slice();
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
     ends.telemetry.warning("snapshot", text);
     let noted = if again {
@@ -148,10 +162,22 @@ async fn hand_over(
         followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name)).collect();
     let told = ensure_publication(&source, &config.source.publication, &mut source_catalog, &others).await?;
     told.into_iter().for_each(|told| ends.telemetry.event("publication", told));
-    let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let aside = aside(&followed);
+    for table in source_catalog.tables.iter().filter(|table| aside.contains(&table.definition.name())) {
+        let original = Original { table: &table.definition, columns: &table.columns, types: &source_catalog.types };
+        let lock_timeout = config.destination.lock_timeout;
+        let told = reshape(bookkeeping.client(), original, &destination_catalog, lock_timeout).await?;
+        told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+    }
+    if !aside.is_empty() {
+        destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    }
     let transfer = check_fit(&source_catalog, &destination_catalog)?;
-    let is_followed =
-        |table: &QualifiedName, id| followed.iter().any(|known| known.name == *table && known.source_id == id);
+    let is_followed = |table: &QualifiedName, id| {
+        let mut known = followed.iter().filter(|known| !aside.contains(&known.name));
+        known.any(|known| known.name == *table && known.source_id == id)
+    };
     let anew = source_catalog
         .tables
         .iter()

@@ -1,0 +1,128 @@
+//! A table that is about to be copied anew gets the columns that the source's has now.
+//!
+//! Called by `pipeline::snapshot::handover` for tables that are set aside, before anything is staged. What to do is
+//! [`crate::plan::evolution`]'s to say; here it is done, in one transaction together with what is remembered of the source's
+//! table. Only what loses nothing is done: the old rows serve until the copy is published. A crash leaves the table as it
+//! was, or as it is to be: doing it again finds nothing to do.
+
+use std::time::Duration;
+
+use super::apply::misfit_report;
+use super::catalog::Catalog;
+use super::error::DestinationError;
+use super::schema::{expressions, resolve_types};
+use super::shapes;
+use crate::pg::{Column, ErrorReport, Ident, Relation};
+use crate::plan::evolution::{Change, Evolution, Obstacle};
+use crate::plan::fit::End;
+use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
+use crate::plan::shape::Shape;
+use crate::plan::sql::ddl::Creation;
+use crate::session::{SqlClient, SqlState};
+
+const DOING: &str = "bringing a table to the source's shape";
+
+/// The source's table as it is now.
+#[derive(Clone, Copy, Debug)]
+pub struct Original<'a> {
+    /// The table.
+    pub table: &'a TableDefinition,
+    /// Its published columns.
+    pub columns: &'a [Ident],
+    /// What its columns are made of.
+    pub types: &'a Types,
+}
+
+/// Brings the destination's table to the source's shape; returns what was done, in sentences. A table that does not exist
+/// is created by the copy.
+///
+/// # Errors
+/// [`DestinationError`]: what would lose values is the operator's, with the statement; or the session is lost.
+pub async fn reshape(
+    client: &SqlClient,
+    original: Original<'_>,
+    here: &Catalog,
+    lock_timeout: Duration,
+) -> Result<Vec<String>, DestinationError> {
+    let name = original.table.name();
+    let Some(table) = here.table(&name) else { return Ok(Vec::new()) };
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
+    client.batch(DOING, &begin).await?;
+    let done = inside(client, original, End { table, types: &here.types }).await;
+    let ended = client.batch(DOING, if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    let told = done?;
+    ended?;
+    Ok(told.into_iter().map(|told| format!("table {name}: {told}")).collect())
+}
+
+async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Result<Vec<String>, DestinationError> {
+    let Original { table, columns, types } = original;
+    let name = table.name();
+    let id = table.relation_id();
+    let known = match client.query_opt(DOING, &shapes::ask(id), &[]).await? {
+        Some(row) => shapes::parse(row.get(0))?,
+        None => by_name(original, here.table),
+    };
+    let allowed = expressions(client).await?;
+    let published: Vec<&ColumnDefinition> =
+        table.columns.iter().filter(|column| columns.contains(&column.name)).collect();
+    let resolved = resolve_types(client, types, &published, &allowed).await?;
+    let relation = Relation {
+        id,
+        name: name.clone(),
+        replica_identity: table.replica_identity,
+        columns: published.iter().map(|column| described(column)).collect(),
+    };
+    let evolution = {
+        let creation = Creation {
+            table,
+            schema: &name.schema,
+            type_sql: &|column| resolved.sql(column),
+            expressions: &allowed,
+            columns,
+        };
+        let source = End { table, types };
+        Change { known: &known, relation: &relation, source, destination: here, creation: &creation }.reshape()
+    };
+    let (Evolution { statements, told, .. }, shape) = match evolution {
+        Ok(evolution) => evolution,
+        Err(Obstacle::Misfits(misfits)) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
+        Err(Obstacle::Copy(reason)) => return Err(DestinationError::NeedsCopy { table: name, reason }),
+        Err(Obstacle::Renamed(renamed)) => {
+            return Err(DestinationError::StagingLost(format!("table {name} is now called {renamed}")));
+        }
+    };
+    for statement in &statements {
+        client.batch(DOING, statement).await.map_err(|error| match error.code() {
+            // What passes by itself is for `fault` to know.
+            Some(code) if !passes(code) => DestinationError::Refused(
+                ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}"))
+                    .hint(format!("Make this possible at the destination, or run it there:\n{statement};")),
+            ),
+            Some(_) | None => error.into(),
+        })?;
+    }
+    client.batch(DOING, &shapes::remember(id, &shape)).await?;
+    Ok(told)
+}
+
+/// Connections, serialization, resources, locks, operators at work, the system.
+fn passes(code: SqlState) -> bool {
+    matches!(code.class(), "08" | "40" | "53" | "55" | "57" | "58")
+}
+
+fn described(column: &ColumnDefinition) -> Column {
+    let ColumnDefinition { name, type_id, type_modifier, .. } = column;
+    Column { name: name.clone(), in_identity: false, type_id: *type_id, type_modifier: *type_modifier }
+}
+
+/// What is known of a table that was never seen: its columns are those of the same names here.
+fn by_name(original: Original<'_>, here: &TableDefinition) -> Shape {
+    let Original { table, columns, types } = original;
+    let mut shape = Shape::of(table, types, |name| columns.contains(name) && here.column(name).is_some());
+    for column in &mut shape.columns {
+        column.not_null &= here.column(&column.name).is_some_and(|here| here.not_null);
+    }
+    shape.unique.retain(|name| here.indexes.iter().any(|index| index.unique && index.name == *name));
+    shape
+}

@@ -1,0 +1,77 @@
+//! A table that the stream cannot keep equal any more is set aside, so that the others stream on, until a copy has replaced it.
+//!
+//! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns one table's rows: it was changed in
+//! a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or another table bears its name now
+//! ([`TransactionError::Replaced`]).
+//!
+//! ```text
+//!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
+//!    ▲                                                                              │ hand-over: slot at C, copied
+//!    └── stream set up anew from D ◀── published at D, in the same transaction ◀─────┘ under it, brought to D
+//! ```
+//!
+//! Why no row is lost or doubled: a change is applied if its table is live and its commit_lsn is not below the table's snapshot
+//! position. The transaction with the fault was rolled back whole, so at P the table equals the source as all others do. From
+//! then on it is not live: its changes are passed over and its rows stay as they were, also while the stream goes on to D. The
+//! copy holds every transaction with commit_lsn < D and none other, and is published while the stream stands at D; the stream
+//! that begins there applies those with commit_lsn >= D. The other tables never notice more than a stream that is set up anew.
+//!
+//! What a crash leaves is in the bookkeeping: the table set aside with the request for its copy, in one transaction, or
+//! neither; the next start comes to the same fault, or to the hand-over. Not until the copy is published is this instance
+//! ready, since the table's rows are older than the others'.
+
+use super::prepare::Addresses;
+use crate::config::{Config, SchemaChanges};
+use crate::destination::{Bookkeeping, DestinationError, TableRecord, TableState};
+use crate::fault::{Fault, report};
+use crate::pg::{ErrorReport, QualifiedName};
+use crate::source::SourceError;
+use crate::telemetry::{Telemetry, failpoint};
+use crate::transaction::TransactionError;
+
+/// The table whose rows a fault is about, and none other's.
+fn concerned(fault: &Fault) -> Option<&QualifiedName> {
+    match fault {
+        Fault::Destination(DestinationError::NeedsCopy { table, .. })
+        | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => Some(table),
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => None,
+    }
+}
+
+/// Sets aside the table that a fault is about; the fault comes back when there is none, or when it is the operator's matter.
+pub(super) async fn set_aside(
+    config: &Config,
+    addresses: &Addresses,
+    telemetry: &Telemetry,
+    (fault, foreign_keys_act): (Fault, bool),
+) -> Result<(), Fault> {
+    let Some(table) = concerned(&fault) else { return Err(fault) };
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    if foreign_keys_act && let Some(foreign_key) = bookkeeping.foreign_key_of(table).await? {
+        return Err(Fault::Halted(held_by_foreign_key(report(&fault), &foreign_key)));
+    }
+    // An operator who wants to make changes himself asks for the copy himself, too.
+    let only_asked = config.schema_changes == SchemaChanges::Stop;
+    if !bookkeeping.set_aside(table, only_asked).await? {
+        return Err(fault);
+    }
+    telemetry.warning("schema", format!("{fault}; it is copied anew, while the others stream on"));
+    failpoint::reached("schema.set_aside");
+    Ok(())
+}
+
+/// Rows that refer to a table that stands still would be refused.
+fn held_by_foreign_key(report: ErrorReport, foreign_key: &str) -> ErrorReport {
+    let because = format!(
+        "It is not copied by itself: our role may not set session_replication_role, so foreign key {foreign_key} would refuse \
+         rows of the other tables meanwhile."
+    );
+    let detail = report.detail.as_deref().map_or(because.clone(), |detail| format!("{detail} {because}"));
+    ErrorReport::new(report.message).detail(detail).hint("Copy all tables anew: headwater run --resnapshot")
+}
+
+/// The tables that are set aside.
+pub(super) fn aside(tables: &[TableRecord]) -> Vec<QualifiedName> {
+    let aside = tables.iter().filter(|table| table.state == TableState::Staging);
+    aside.map(|table| table.name.clone()).collect()
+}

@@ -1,0 +1,272 @@
+//! What a destination table needs when its source table has changed.
+//!
+//! Asked by `destination::apply` when the stream describes a table in another way than before. In come the shape that was
+//! remembered, the relation as the stream describes it, the source's catalog and the destination's; out go the statements
+//! that bring the destination's table to the same state, in the stream's order, or the obstacle.
+//!
+//! The catalog may be ahead of the stream, and the relation carries no numbers. So a column of the relation is looked up in
+//! the catalog by name and type; its number then tells whether it is new, renamed, or the same. What the catalog cannot tell
+//! (a column that it does not know any more, one that was dropped and added again in between, rows that a rewrite has filled)
+//! makes the table need a new copy; then the destination's table is only brought to the shape of the catalog
+//! ([`Change::reshape`]), since the copy brings every row. The source is never trusted with SQL: names are quoted, types are
+//! resolved by the destination, what old rows hold in a new column travels as a value.
+//!
+//! | at the source | here |
+//! |---|---|
+//! | column added | added; old rows get the value that the source has stored for them |
+//! | column dropped | stays, without NOT NULL |
+//! | column renamed | renamed |
+//! | type or modifier widened | the same |
+//! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
+
+mod labels;
+mod steps;
+
+use std::collections::BTreeSet;
+
+use super::fit::{End, Misfit};
+use super::schema::ColumnDefinition;
+use super::shape::{Shape, ShapeColumn};
+use super::sql::ddl::Creation;
+use crate::pg::{Column, Ident, QualifiedName, Relation};
+
+pub use labels::{Labels, labels};
+
+/// A change of a source table, and what it meets.
+pub struct Change<'a> {
+    /// What was remembered of the source's table.
+    pub known: &'a Shape,
+    /// The table as the stream describes it.
+    pub relation: &'a Relation,
+    /// The source's catalog, now or a little later.
+    pub source: End<'a>,
+    /// The destination's table.
+    pub destination: End<'a>,
+    /// Writes SQL for a table like the source's.
+    pub creation: &'a Creation<'a>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evolution {
+    /// Statements without which the rows to come do not fit.
+    pub statements: Vec<String>,
+    /// Statements that put the source's values into columns that were here before.
+    pub fills: Vec<String>,
+    /// Statements that the rows may not allow yet, because the catalog is ahead: each is tried.
+    pub attempts: Vec<Attempt>,
+    /// What was done, for the operator: sentences without their full stop.
+    pub told: Vec<String>,
+}
+
+/// A statement that may fail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The statement.
+    pub statement: String,
+    /// What it does, for the operator.
+    pub told: String,
+    /// What is remembered when it fails, so that it is tried again at the table's next description.
+    pub undo: Undo,
+}
+
+/// What is not remembered after an attempt has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// The column is NOT NULL.
+    NotNull(i16),
+    /// The unique index is there.
+    Unique(Ident),
+}
+
+impl Undo {
+    /// Takes it out of what is remembered.
+    pub fn apply(&self, shape: &mut Shape) {
+        match self {
+            Undo::NotNull(number) => {
+                let column = shape.columns.iter_mut().find(|column| column.number == *number);
+                column.into_iter().for_each(|column| column.not_null = false);
+            }
+            Undo::Unique(name) => {
+                shape.unique.remove(name);
+            }
+        }
+    }
+}
+
+/// Why a change cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The destination's table must be changed by hand.
+    Misfits(Vec<Misfit>),
+    /// Only a new copy has the rows: why.
+    Copy(String),
+    /// The table has another name: the configuration knows it by the old one.
+    Renamed(QualifiedName),
+}
+
+/// Where the rows of a changed table come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    /// The stream tells of those that change; the others are here.
+    Stream,
+    /// All of them are copied anew.
+    Copy,
+}
+
+/// A column of the relation, with its number, and its definition where the catalog knows it.
+struct Resolved<'a> {
+    column: &'a Column,
+    number: i16,
+    definition: Option<&'a ColumnDefinition>,
+}
+
+impl Change<'_> {
+    /// Decides what to do, and what to remember afterwards.
+    ///
+    /// # Errors
+    /// [`Obstacle`].
+    pub fn follow(&self) -> Result<(Evolution, Shape), Obstacle> {
+        let resolved = self.resolve().map_err(Obstacle::Copy)?;
+        let now = self.source.table.partitions.iter().flatten();
+        let brought = now.clone().any(|now| now.attached && !self.known.partitions.contains(&now.id));
+        let taken = self.known.partitions.iter().any(|known| !now.clone().any(|now| now.id == *known));
+        if brought || taken {
+            return Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
+        }
+        if self.relation.name != self.known.name {
+            return Err(Obstacle::Renamed(self.relation.name.clone()));
+        }
+        let mut evolution = Evolution::default();
+        let mut misfits = Vec::new();
+        self.rename_columns(&resolved, &mut evolution, &mut misfits);
+        self.let_go_of_dropped(&resolved, &mut evolution, &mut misfits);
+        for resolved in &resolved {
+            match self.known.column(resolved.number) {
+                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits),
+                None => self.add(resolved, Rows::Stream, &mut evolution, &mut misfits)?,
+            }
+        }
+        self.add_unique_indexes(&mut evolution);
+        if misfits.is_empty() { Ok((evolution, self.shape(&resolved))) } else { Err(Obstacle::Misfits(misfits)) }
+    }
+
+    /// Decides how a table that is copied anew takes the source's rows, and what to remember of it. Here the relation is the
+    /// catalog's own. What the rows of before may not allow (NOT NULL, unique indexes) is not promised yet: it is followed
+    /// when the stream describes the table next.
+    ///
+    /// # Errors
+    /// [`Obstacle::Misfits`].
+    pub fn reshape(&self) -> Result<(Evolution, Shape), Obstacle> {
+        let columns = self.relation.columns.iter();
+        let resolved: Vec<Resolved<'_>> = columns
+            .filter_map(|column| {
+                let definition = self.source.table.column(&column.name)?;
+                Some(Resolved { column, number: definition.number, definition: Some(definition) })
+            })
+            .collect();
+        let mut evolution = Evolution::default();
+        let mut misfits = Vec::new();
+        self.rename_columns(&resolved, &mut evolution, &mut misfits);
+        self.let_go_of_dropped(&resolved, &mut evolution, &mut misfits);
+        for resolved in &resolved {
+            match self.known.column(resolved.number) {
+                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits),
+                None => self.add(resolved, Rows::Copy, &mut evolution, &mut misfits)?,
+            }
+        }
+        evolution.attempts.clear();
+        if !misfits.is_empty() {
+            return Err(Obstacle::Misfits(misfits));
+        }
+        let mut shape = Shape::of(self.source.table, self.source.types, |name| {
+            resolved.iter().any(|resolved| resolved.column.name == *name)
+        });
+        for column in &mut shape.columns {
+            column.not_null &= self.known.column(column.number).is_some_and(|known| known.not_null);
+        }
+        Ok((evolution, shape.without_new_promises(Some(self.known))))
+    }
+
+    /// Whether the catalog shows the table just as the stream describes it: it has no column that is new and does not come.
+    fn is_current(&self, resolved: &[Resolved<'_>]) -> bool {
+        let comes = |column: &ColumnDefinition| self.relation.columns.iter().any(|c| c.name == column.name);
+        let mut columns = self.source.table.columns.iter();
+        columns.all(|column| comes(column) || column.number <= self.known.attributes || column.generated.is_some())
+            && resolved.iter().all(|column| column.definition.is_some())
+    }
+
+    fn shape(&self, resolved: &[Resolved<'_>]) -> Shape {
+        let now = Shape::of(self.source.table, self.source.types, |_| false);
+        let highest = resolved.iter().map(|column| column.number).max().unwrap_or(0);
+        let current = self.is_current(resolved);
+        let column = |resolved: &Resolved<'_>| ShapeColumn {
+            number: resolved.number,
+            name: resolved.column.name.clone(),
+            type_id: resolved.column.type_id,
+            type_modifier: resolved.column.type_modifier,
+            not_null: match (resolved.definition, self.known.column(resolved.number)) {
+                (Some(definition), _) => definition.not_null,
+                (None, known) => known.is_some_and(|known| known.not_null),
+            },
+        };
+        Shape {
+            name: self.relation.name.clone(),
+            columns: resolved.iter().map(column).collect(),
+            // A rewrite that the stream has not come to yet must still be noticed then.
+            attributes: if current { now.attributes } else { self.known.attributes.max(highest) },
+            storage: if current { now.storage } else { self.known.storage.clone() },
+            partitions: now.partitions,
+            unique: now.unique,
+            labels: now.labels,
+        }
+    }
+
+    fn resolve(&self) -> Result<Vec<Resolved<'_>>, String> {
+        let live = |column: &Column| self.source.table.column(&column.name).filter(|live| same(live, column));
+        // A relation's columns come in the order of their numbers: so names that have changed hands are recognised.
+        let current = self.relation.columns.iter().all(|column| live(column).is_some())
+            && self.relation.columns.iter().filter_map(live).is_sorted_by(|a, b| a.number < b.number);
+        let mut found = Vec::new();
+        for column in &self.relation.columns {
+            let live = live(column);
+            let known = self.known.columns.iter().find(|known| {
+                known.name == column.name
+                    && known.type_id == column.type_id
+                    && known.type_modifier == column.type_modifier
+            });
+            let number = match (live, known) {
+                (Some(live), Some(known)) if live.number != known.number => {
+                    if live.number > self.known.attributes {
+                        return Err(format!("column {} was dropped and added again", column.name));
+                    }
+                    if current { live.number } else { known.number }
+                }
+                (Some(live), _) => live.number,
+                (None, Some(known)) => known.number,
+                (None, None) => {
+                    return Err(format!("column {} has changed again since", column.name));
+                }
+            };
+            found.push(Resolved { column, number, definition: live.filter(|live| live.number == number) });
+        }
+        if !found.is_sorted_by(|a, b| a.number < b.number) {
+            return Err("columns were renamed more than once".to_owned());
+        }
+        // Between the columns that were known and a new one there must be no other that is gone already: then the new one
+        // may be another than the stream means.
+        let highest = found.iter().map(|column| column.number).max().unwrap_or(0);
+        let live: BTreeSet<i16> = self.source.table.columns.iter().map(|column| column.number).collect();
+        if (self.known.attributes + 1..=highest).any(|number| !live.contains(&number)) {
+            return Err("columns were added and dropped again".to_owned());
+        }
+        Ok(found)
+    }
+}
+
+fn same(definition: &ColumnDefinition, column: &Column) -> bool {
+    definition.type_id == column.type_id && definition.type_modifier == column.type_modifier
+}
+
+#[cfg(test)]
+mod tests;

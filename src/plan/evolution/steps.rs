@@ -1,0 +1,262 @@
+//! The steps of an evolution, each for one kind of difference.
+//!
+//! Called by [`Change::follow`] and [`Change::reshape`] once every column of the relation has its number. What fits nowhere
+//! becomes a [`Misfit`] with the statement that mends it.
+
+use std::collections::BTreeSet;
+
+use super::{Attempt, Change, Evolution, Obstacle, Resolved, Rows, Undo};
+use crate::pg::{Column, Ident};
+use crate::plan::fit::{self, Misfit};
+use crate::plan::schema::{ColumnDefinition, IndexDefinition};
+use crate::plan::shape::ShapeColumn;
+use crate::plan::sql::evolve as sql;
+
+impl Change<'_> {
+    /// Renames in two steps where names change hands.
+    pub(super) fn rename_columns(
+        &self,
+        resolved: &[Resolved<'_>],
+        evolution: &mut Evolution,
+        misfits: &mut Vec<Misfit>,
+    ) {
+        let table = self.destination.table;
+        let mut renames = Vec::new();
+        for column in resolved {
+            let Some(known) = self.known.column(column.number) else { continue };
+            let (old, new) = (&known.name, &column.column.name);
+            // The operator may have been first.
+            if old != new && table.column(old).is_some() {
+                renames.push((old, new));
+            }
+        }
+        let leaving: BTreeSet<&Ident> = renames.iter().map(|(old, _)| *old).collect();
+        let mut second = Vec::new();
+        for (old, new) in renames {
+            if table.column(new).is_some() && !leaving.contains(new) {
+                let name = table.name();
+                misfits.push(Misfit {
+                    problem: format!(
+                        "column {old} is now called {new} at the source, but here another column is called so"
+                    ),
+                    remedy: Some(format!("ALTER TABLE {name} RENAME COLUMN {new} TO another_name;")),
+                });
+                continue;
+            }
+            if table.column(new).is_some() {
+                let between = Ident::new(format!("headwater renames {}", second.len()));
+                evolution.statements.push(sql::rename_column(&self.relation.name, old, &between));
+                second.push(sql::rename_column(&self.relation.name, &between, new));
+            } else {
+                second.push(sql::rename_column(&self.relation.name, old, new));
+            }
+            evolution.told.push(format!("column {old} is now called {new}"));
+        }
+        evolution.statements.extend(second);
+    }
+
+    /// Columns that do not come any more stay, and must not ask for values.
+    pub(super) fn let_go_of_dropped(
+        &self,
+        resolved: &[Resolved<'_>],
+        evolution: &mut Evolution,
+        misfits: &mut Vec<Misfit>,
+    ) {
+        let table = self.destination.table;
+        for known in &self.known.columns {
+            if resolved.iter().any(|column| column.number == known.number) {
+                continue;
+            }
+            let Some(here) = table.column(&known.name) else { continue };
+            let taken = resolved.iter().any(|column| column.column.name == known.name);
+            let filled = here.default.is_some() || here.identity.is_some() || here.generated.is_some();
+            let name = &known.name;
+            let key = table.indexes.iter().find(|index| index.primary && index.key_columns().any(|key| key == name));
+            match key {
+                Some(key) if !taken => {
+                    misfits.push(Misfit {
+                        problem: format!(
+                            "column {name} was dropped at the source, and is part of the primary key here"
+                        ),
+                        remedy: Some(format!(
+                            "ALTER TABLE {0} DROP CONSTRAINT {1};\nALTER TABLE {0} ALTER COLUMN {name} DROP NOT NULL;",
+                            table.name(),
+                            key.name
+                        )),
+                    });
+                    continue;
+                }
+                Some(_) | None => {}
+            }
+            if here.not_null && !filled && !taken {
+                evolution.statements.push(sql::drop_not_null(&self.relation.name, name));
+            }
+            evolution.told.push(format!("column {name} was dropped at the source; it stays here"));
+        }
+    }
+
+    /// The destination's column of one that was known: under its new name once it is renamed.
+    fn here(&self, known: &ShapeColumn, column: &Column) -> Option<&ColumnDefinition> {
+        let table = self.destination.table;
+        table.column(&known.name).or_else(|| table.column(&column.name))
+    }
+
+    pub(super) fn keep(
+        &self,
+        known: &ShapeColumn,
+        resolved: &Resolved<'_>,
+        evolution: &mut Evolution,
+        misfits: &mut Vec<Misfit>,
+    ) {
+        let Resolved { column, number, definition } = resolved;
+        // A column that the operator has dropped here is for `fit` to report.
+        let Some(here) = self.here(known, column) else { return };
+        let name = &column.name;
+        if (known.type_id, known.type_modifier) != (column.type_id, column.type_modifier)
+            && !fit::column_takes(column, self.source.types, here, self.destination.types)
+        {
+            let wanted = definition.map(|definition| (self.creation.type_sql)(definition));
+            let types = [self.source.types, self.destination.types];
+            let shown = |id, modifier| {
+                types
+                    .iter()
+                    .find_map(|types| fit::type_sql(id, modifier, types))
+                    .unwrap_or_else(|| "another type".to_owned())
+            };
+            let (before, after) =
+                (shown(known.type_id, known.type_modifier), shown(column.type_id, column.type_modifier));
+            match wanted {
+                Some(wanted) if self.widened(known, column) => {
+                    evolution.statements.push(sql::alter_type(&self.relation.name, name, &wanted));
+                    evolution.told.push(format!("column {name} was {before} and is now {after}"));
+                }
+                Some(_) | None => misfits.push(Misfit {
+                    problem: format!("column {name} was {before} and is now {after} at the source"),
+                    remedy: Some(format!(
+                        "ALTER TABLE {} ALTER COLUMN {name} TYPE {after} USING {name}::{after};",
+                        self.relation.name
+                    )),
+                }),
+            }
+        }
+        let Some(definition) = definition else { return };
+        if definition.not_null == known.not_null || here.not_null == definition.not_null {
+            return;
+        }
+        if definition.not_null {
+            evolution.attempts.push(Attempt {
+                statement: sql::set_not_null(&self.relation.name, name),
+                told: format!("column {name} is now NOT NULL"),
+                undo: Undo::NotNull(*number),
+            });
+            return;
+        }
+        let in_key = |index: &IndexDefinition| index.primary && index.key_columns().any(|key| key == name);
+        if here.identity.is_none() && !self.destination.table.indexes.iter().any(in_key) {
+            evolution.statements.push(sql::drop_not_null(&self.relation.name, name));
+            evolution.told.push(format!("column {name} is no longer NOT NULL"));
+        }
+    }
+
+    /// Whether every value of before is one of the new type, with the same meaning.
+    fn widened(&self, known: &ShapeColumn, column: &Column) -> bool {
+        match self.source.types.get(&column.type_id) {
+            Some(definition) if known.type_id == column.type_id => {
+                fit::modifier_fits(definition, known.type_modifier, column.type_modifier)
+            }
+            Some(_) | None => fit::widens(known.type_id, column.type_id) && column.type_modifier == -1,
+        }
+    }
+
+    pub(super) fn add(
+        &self,
+        resolved: &Resolved<'_>,
+        rows: Rows,
+        evolution: &mut Evolution,
+        misfits: &mut Vec<Misfit>,
+    ) -> Result<(), Obstacle> {
+        let Some(definition) = resolved.definition else { return Ok(()) };
+        let name = &definition.name;
+        let rewritten = self.known.storage != self.source.table.storage.as_deref().unwrap_or_default();
+        if rows == Rows::Stream && definition.generated.is_none() && definition.missing_value.is_none() && rewritten {
+            return Err(Obstacle::Copy(format!(
+                "column {name} was added and the table rewritten, so its old rows hold values that did not come through the stream"
+            )));
+        }
+        let table = &self.relation.name;
+        let wanted = (self.creation.type_sql)(definition);
+        // A column of this name that is renamed makes room for it.
+        let mut leaving = self.known.columns.iter().filter(|known| known.name == *name);
+        let leaves = leaving.any(|known| self.is_renamed(known));
+        let Some(here) = self.destination.table.column(name).filter(|_| !leaves) else {
+            evolution.statements.extend(sql::add_column(table, definition, &wanted, self.creation.expressions));
+            evolution.told.push(format!("column {name} was added"));
+            return Ok(());
+        };
+        // Prepared by the operator; or it stayed when a column of this name was dropped.
+        if !fit::column_takes(resolved.column, self.source.types, here, self.destination.types) {
+            misfits.push(Misfit {
+                problem: format!(
+                    "column {name} was added at the source, and here is another one of that name and another type"
+                ),
+                remedy: Some(format!("ALTER TABLE {table} RENAME COLUMN {name} TO another_name;")),
+            });
+            return Ok(());
+        }
+        if here.generated.is_none() {
+            let value = sql::missing_value(definition, &wanted);
+            let brings_null = match rows {
+                Rows::Stream => value.is_none(),
+                Rows::Copy => !definition.not_null,
+            };
+            if brings_null && here.not_null {
+                evolution.statements.push(sql::drop_not_null(table, name));
+            }
+            if rows == Rows::Stream {
+                evolution.fills.push(sql::reset(table, name, value.as_deref(), &wanted));
+            }
+        }
+        evolution.told.push(format!("column {name} was added; the one that is here takes its values"));
+        Ok(())
+    }
+
+    /// Whether a known column still comes, under another name.
+    fn is_renamed(&self, known: &ShapeColumn) -> bool {
+        let mut live = self.source.table.columns.iter().filter(|column| column.number == known.number);
+        live.any(|live| live.name != known.name && self.relation.columns.iter().any(|column| column.name == live.name))
+    }
+
+    /// New unique indexes, unless the destination has one over the same columns.
+    pub(super) fn add_unique_indexes(&self, evolution: &mut Evolution) {
+        let here: Vec<BTreeSet<Ident>> = self.destination.table.indexes.iter().filter_map(unique_set).collect();
+        let before_renames = |name: &Ident| -> Ident {
+            let number = self.source.table.column(name).map(|column| column.number);
+            let known = number.and_then(|number| self.known.column(number));
+            known.map_or_else(|| name.clone(), |known| known.name.clone())
+        };
+        for index in &self.source.table.indexes {
+            if !index.unique || !index.valid || self.known.unique.contains(&index.name) {
+                continue;
+            }
+            let known_here = unique_set(index)
+                .is_some_and(|columns| here.contains(&columns.iter().map(before_renames).collect::<BTreeSet<_>>()));
+            let all_come = index.parts.iter().all(|part| {
+                part.column.as_ref().is_none_or(|name| self.relation.columns.iter().any(|column| column.name == *name))
+            });
+            if known_here || !all_come {
+                continue;
+            }
+            if let Some(statement) = self.creation.index_of(index) {
+                evolution.attempts.push(Attempt {
+                    statement,
+                    told: format!("unique index {} was created", index.name),
+                    undo: Undo::Unique(index.name.clone()),
+                });
+            }
+        }
+    }
+}
+
+fn unique_set(index: &IndexDefinition) -> Option<BTreeSet<Ident>> {
+    index.unique_columns().map(|columns| columns.into_iter().cloned().collect())
+}

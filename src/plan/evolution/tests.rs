@@ -1,0 +1,238 @@
+//! What follows from a source table's change, by small tables.
+
+use super::*;
+use crate::pg::RelationId;
+use crate::plan::expression::Expressions;
+use crate::plan::fit;
+use crate::plan::schema::TableDefinition;
+use crate::plan::testing::{Column as Of, table, types};
+
+const INT: u32 = 23;
+const BIGINT: u32 = 20;
+const TEXT: u32 = 25;
+const VARCHAR: u32 = 1043;
+
+fn relation(table: &TableDefinition, columns: &[&str]) -> Relation {
+    let find = |name: &&str| table.columns.iter().find(|column| column.name.as_str() == *name).expect("a column");
+    let column = |name: &&str| {
+        let ColumnDefinition { name, type_id, type_modifier, .. } = find(name);
+        Column { name: name.clone(), in_identity: false, type_id: *type_id, type_modifier: *type_modifier }
+    };
+    Relation {
+        id: RelationId(table.id),
+        name: table.name(),
+        replica_identity: table.replica_identity,
+        columns: columns.iter().map(column).collect(),
+    }
+}
+
+/// A table with these columns under these numbers.
+fn numbered(columns: &[(i16, Of)]) -> TableDefinition {
+    let definitions: Vec<Of> = columns.iter().map(|(_, column)| column.clone()).collect();
+    let mut table = table("t", &definitions);
+    for (column, (number, _)) in table.columns.iter_mut().zip(columns) {
+        column.number = *number;
+    }
+    table.attributes = columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
+    table
+}
+
+fn start() -> TableDefinition {
+    numbered(&[(1, Of::new("id", INT).not_null()), (2, Of::new("a", TEXT)), (3, Of::new("b", INT).not_null())])
+}
+
+/// What follows when the table was as at the start, the stream describes these columns of `described`, and the catalog
+/// holds `now`.
+fn follow_described(
+    described: &TableDefinition,
+    columns: &[&str],
+    now: &TableDefinition,
+) -> Result<(Evolution, Shape), Obstacle> {
+    let (types, expressions) = (types(), Expressions::new([]));
+    let (before, here) = (start(), start());
+    let names: Vec<Ident> = columns.iter().map(|name| Ident::new(*name)).collect();
+    let creation = Creation {
+        table: now,
+        schema: &Ident::new("public"),
+        type_sql: &|column| {
+            fit::type_sql(column.type_id, column.type_modifier, &crate::plan::testing::types()).unwrap()
+        },
+        expressions: &expressions,
+        columns: &names,
+    };
+    let known = Shape::of(&before, &types, |_| true);
+    Change {
+        known: &known,
+        relation: &relation(described, columns),
+        source: End { table: now, types: &types },
+        destination: End { table: &here, types: &types },
+        creation: &creation,
+    }
+    .follow()
+}
+
+fn follow(columns: &[&str], now: &TableDefinition) -> Result<(Evolution, Shape), Obstacle> {
+    follow_described(now, columns, now)
+}
+
+fn statements(columns: &[&str], now: &TableDefinition) -> Vec<String> {
+    follow(columns, now).unwrap().0.statements
+}
+
+fn id() -> (i16, Of) {
+    (1, Of::new("id", INT).not_null())
+}
+
+fn a() -> (i16, Of) {
+    (2, Of::new("a", TEXT))
+}
+
+fn b() -> (i16, Of) {
+    (3, Of::new("b", INT).not_null())
+}
+
+#[test]
+fn nothing_follows_from_the_same_table() {
+    let (evolution, shape) = follow(&["id", "a", "b"], &start()).unwrap();
+    assert_eq!(evolution, Evolution::default());
+    assert_eq!(shape, Shape::of(&start(), &types(), |_| true));
+}
+
+#[test]
+fn an_added_column_gets_what_old_rows_hold() {
+    let mut now = numbered(&[id(), a(), b(), (4, Of::new("c", TEXT).not_null()), (5, Of::new("d", INT))]);
+    now.columns[3].missing_value = Some("{it's}".to_owned());
+    assert_eq!(
+        statements(&["id", "a", "b", "c", "d"], &now),
+        [
+            "ALTER TABLE \"public\".\"t\" ADD COLUMN \"c\" text DEFAULT 'it''s'::text NOT NULL",
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"c\" DROP DEFAULT",
+            "ALTER TABLE \"public\".\"t\" ADD COLUMN \"d\" int4",
+        ]
+    );
+}
+
+#[test]
+fn a_rename_is_told_from_a_drop_and_an_addition_by_the_number() {
+    assert_eq!(
+        statements(&["id", "x", "b"], &numbered(&[id(), (2, Of::new("x", TEXT)), b()])),
+        ["ALTER TABLE \"public\".\"t\" RENAME COLUMN \"a\" TO \"x\""]
+    );
+    assert_eq!(
+        statements(&["id", "b", "x"], &numbered(&[id(), b(), (4, Of::new("x", TEXT))])),
+        ["ALTER TABLE \"public\".\"t\" ADD COLUMN \"x\" text"]
+    );
+}
+
+#[test]
+fn names_that_change_hands_are_renamed_by_way_of_another() {
+    let now = numbered(&[id(), (2, Of::new("b", TEXT)), (3, Of::new("a", INT).not_null())]);
+    assert_eq!(
+        statements(&["id", "b", "a"], &now),
+        [
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"a\" TO \"headwater renames 0\"",
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"b\" TO \"headwater renames 1\"",
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"headwater renames 0\" TO \"b\"",
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"headwater renames 1\" TO \"a\"",
+        ]
+    );
+}
+
+#[test]
+fn a_dropped_column_stays_and_a_key_that_is_dropped_is_the_operators() {
+    assert_eq!(
+        statements(&["id", "a"], &numbered(&[id(), a()])),
+        ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" DROP NOT NULL"]
+    );
+    let Err(Obstacle::Misfits(misfits)) = follow(&["a", "b"], &numbered(&[a(), b()])) else { panic!() };
+    assert!(misfits[0].remedy.as_ref().is_some_and(|sql| sql.contains("DROP CONSTRAINT t_pkey")), "{misfits:?}");
+}
+
+#[test]
+fn a_wider_type_is_followed_and_another_one_is_not() {
+    let wide = numbered(&[id(), a(), (3, Of::new("b", BIGINT).not_null())]);
+    assert_eq!(statements(&["id", "a", "b"], &wide), ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE int8"]);
+    let other = numbered(&[id(), a(), (3, Of::new("b", TEXT).not_null())]);
+    let Err(Obstacle::Misfits(misfits)) = follow(&["id", "a", "b"], &other) else { panic!() };
+    assert_eq!(misfits[0].remedy.as_deref(), Some("ALTER TABLE public.t ALTER COLUMN b TYPE text USING b::text;"));
+    // What takes every value already needs nothing.
+    let narrow = numbered(&[id(), (2, Of::new("a", VARCHAR).modifier(24)), b()]);
+    assert_eq!(statements(&["id", "a", "b"], &narrow), Vec::<String>::new());
+}
+
+#[test]
+fn what_only_a_copy_can_tell_is_not_guessed() {
+    let copy = |columns: &[&str], now: &TableDefinition| match follow(columns, now) {
+        Err(Obstacle::Copy(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    let again = numbered(&[id(), b(), (4, Of::new("a", TEXT))]);
+    assert_eq!(copy(&["id", "b", "a"], &again), "column a was dropped and added again");
+    let gap = numbered(&[id(), a(), b(), (5, Of::new("c", TEXT))]);
+    assert_eq!(copy(&["id", "a", "b", "c"], &gap), "columns were added and dropped again");
+    let mut rewritten = numbered(&[id(), a(), b(), (4, Of::new("c", TEXT))]);
+    rewritten.storage = Some("2".to_owned());
+    assert!(copy(&["id", "a", "b", "c"], &rewritten).contains("the table rewritten"));
+    let mut parted = start();
+    parted.partitions = Some(vec![crate::plan::schema::Partition { id: 9, attached: true }]);
+    assert!(copy(&["id", "a", "b"], &parted).contains("attached"));
+}
+
+#[test]
+fn a_catalog_that_is_ahead_tells_only_what_the_stream_has_come_to() {
+    let described = numbered(&[id(), a(), b(), (4, Of::new("c", TEXT))]);
+    let mut ahead = numbered(&[id(), a(), b(), (4, Of::new("c", TEXT)), (5, Of::new("d", INT))]);
+    ahead.columns[3].missing_value = Some("{x}".to_owned());
+    ahead.storage = Some("2".to_owned());
+    let (evolution, shape) = follow_described(&described, &["id", "a", "b", "c"], &ahead).unwrap();
+    assert_eq!(evolution.statements.len(), 2, "{evolution:?}");
+    assert_eq!((shape.attributes, shape.columns.len()), (4, 4));
+    assert_eq!(shape.storage, "1", "the rewrite is noticed with the column that it filled");
+}
+
+#[test]
+fn a_table_that_is_copied_anew_gets_the_columns_alone() {
+    let (types, expressions) = (types(), Expressions::new([]));
+    let reshape = |now: &TableDefinition| {
+        let names: Vec<Ident> = now.columns.iter().map(|column| column.name.clone()).collect();
+        let columns: Vec<&str> = names.iter().map(Ident::as_str).collect();
+        let creation = Creation {
+            table: now,
+            schema: &Ident::new("public"),
+            type_sql: &|column| fit::type_sql(column.type_id, column.type_modifier, &types).unwrap(),
+            expressions: &expressions,
+            columns: &names,
+        };
+        let (before, here) = (start(), start());
+        Change {
+            known: &Shape::of(&before, &types, |_| true),
+            relation: &relation(now, &columns),
+            source: End { table: now, types: &types },
+            destination: End { table: &here, types: &types },
+            creation: &creation,
+        }
+        .reshape()
+    };
+    let mut now = numbered(&[id(), (2, Of::new("x", TEXT)), b(), (4, Of::new("c", INT).not_null())]);
+    now.storage = Some("2".to_owned());
+    let (evolution, shape) = reshape(&now).unwrap();
+    assert_eq!(
+        evolution.statements,
+        [
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"a\" TO \"x\"",
+            "ALTER TABLE \"public\".\"t\" ADD COLUMN \"c\" int4",
+        ]
+    );
+    assert_eq!((evolution.fills.len(), evolution.attempts.len()), (0, 0));
+    let promised: Vec<bool> = shape.columns.iter().map(|column| column.not_null).collect();
+    assert_eq!(promised, [true, false, true, false], "what the old rows do not keep is promised later");
+    // Dropped and added again: the column that is here takes the copy's values, NULL too.
+    let again = numbered(&[id(), a(), (4, Of::new("b", INT))]);
+    assert_eq!(
+        reshape(&again).unwrap().0.statements,
+        ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" DROP NOT NULL"]
+    );
+    // Another type would lose what is here.
+    let other = numbered(&[id(), a(), (4, Of::new("b", TEXT))]);
+    assert!(matches!(reshape(&other), Err(Obstacle::Misfits(_))));
+}

@@ -1,0 +1,300 @@
+//! Tables that only a copy mends: each by itself, while the others stream on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::{Database, Service, Setup, eventually};
+
+const TABLES: &[&str] = &["t", "other"];
+
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1);
+    INSERT INTO t SELECT i, 'a' || i, i FROM generate_series(1, 1000) i;
+    CREATE TABLE other (id int PRIMARY KEY, v bigint NOT NULL);
+    INSERT INTO other SELECT i, 0 FROM generate_series(1, 10) i;";
+
+/// A column as both ends should have it: name, type, NOT NULL.
+const COLUMNS: &str =
+    "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull, ', ' ORDER BY attname)
+    FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0 AND NOT attisdropped";
+
+/// Waits until every table is followed, and no copy is asked for.
+pub async fn all_live(database: &Database) {
+    eventually("every table is followed", || async {
+        let sql = "SELECT (NOT EXISTS (SELECT FROM headwater.tables WHERE state <> 'live')
+                   AND NOT EXISTS (SELECT FROM headwater.resnapshots WHERE state = 'requested'))::text";
+        (database.destination_value(sql).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+}
+
+async fn started(name: &str) -> (Database, Service) {
+    let database = Database::new(name, TABLES, SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    (database, service)
+}
+
+/// Waits until the change has been met and the copy is there, then compares.
+async fn mended(database: &Database) {
+    database.caught_up().await;
+    all_live(database).await;
+    database.assert_catches_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_stream_does_not_tell_is_copied_and_both_ends_have_the_same_columns() {
+    let (database, service) = started("asideall").await;
+    let changes: &[&[&str]] = &[
+        &["ALTER TABLE t ADD COLUMN r float8 NOT NULL DEFAULT random()"],
+        &["ALTER TABLE t ADD COLUMN c int DEFAULT 5", "VACUUM FULL t"],
+        &["ALTER TABLE t DROP COLUMN a; ALTER TABLE t ADD COLUMN a text; UPDATE t SET a = 'again' WHERE id < 500"],
+        &["ALTER TABLE t ADD COLUMN s int; ALTER TABLE t DROP COLUMN s; ALTER TABLE t ADD COLUMN q bigserial"],
+        &["CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN feeling AS mood CHECK (VALUE <> 'sad');
+           ALTER TABLE t ADD COLUMN f feeling NOT NULL DEFAULT 'ok'; ALTER TABLE t RENAME COLUMN r TO ratio"],
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        for statement in *change {
+            database.at_source(statement).await;
+        }
+        database.at_source("UPDATE t SET n = n + 1 WHERE id % 10 = 7; UPDATE other SET v = v + 1").await;
+        mended(&database).await;
+        // What the old rows did not keep yet comes with the table's next change.
+        database.at_source("UPDATE t SET n = n + 1 WHERE id = 3").await;
+        database.assert_catches_up().await;
+        assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await, "{change:?}");
+        let copied = service.log().matches("it is copied anew, while the others stream on").count();
+        assert_eq!(copied, number + 1, "{change:?}: {}", service.log());
+        assert_eq!(service.get("/readyz").await.map(|(status, _)| status), Some(200));
+    }
+    let log = service.log();
+    assert!(log.contains("copying public.t anew while the stream goes on"), "{log}");
+    assert!(!log.contains("table public.other has rows and will be reconciled"), "no other table is copied: {log}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_others_stream_on_prefix_by_prefix_while_the_table_stands_still() {
+    let tables = &["t", "other", "journal"];
+    let schema = format!("{SCHEMA} CREATE TABLE journal (n bigint PRIMARY KEY)");
+    let database = Database::new("asideload", tables, &schema).await;
+    let service = Setup::of(&database).section("[snapshot]\nmax_rate = \"40kB\"\nworkers = 1").start();
+    service.streams().await;
+    database.at_source("INSERT INTO t SELECT i, repeat('x', 200), 1 FROM generate_series(1001, 2000) i").await;
+    database.caught_up().await;
+    let done = AtomicBool::new(false);
+    let writer = crate::support::source().await.connect(&database.name).await.unwrap();
+    let writing = async {
+        let mut number = 0_i64;
+        while !done.load(Ordering::Relaxed) {
+            number += 1;
+            let script = format!(
+                "BEGIN; UPDATE public.other SET v = {number}; INSERT INTO public.t (id, a) VALUES ({}, 'new');
+                 UPDATE public.t SET a = 'changed {number}', id = id + 100000 WHERE id = {};
+                 DELETE FROM public.t WHERE id = {}; INSERT INTO public.journal VALUES ({number}); COMMIT",
+                10_000 + number,
+                number % 1000,
+                9_990 + number
+            );
+            writer.batch("writing", &script).await.unwrap();
+        }
+        number
+    };
+    let reader = crate::support::destination().await.connect(&database.name).await.unwrap();
+    let changing = async {
+        database
+            .at_source(
+                "BEGIN; UPDATE t SET a = 'before' WHERE id = 2000; ALTER TABLE t ADD COLUMN r float8 DEFAULT random();
+                 UPDATE t SET a = 'after' WHERE id = 2000; COMMIT",
+            )
+            .await;
+        service.says("table public.t has rows and will be reconciled").await;
+        // Both at once, as one reader sees them: the others are whole transactions, the table is as it was before the change.
+        let state = "SELECT (SELECT max(v) FROM public.other), (SELECT min(v) FROM public.other), (SELECT count(*) FROM public.journal),
+                            (SELECT COALESCE(max(n), 0) FROM public.journal), (SELECT a FROM public.t WHERE id = 2000),
+                            (SELECT state FROM headwater.tables WHERE table_name = 't'),
+                            (SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM public.t)";
+        let (mut first, mut still, mut states) = (None, None, 0);
+        loop {
+            let row = reader.query_one("reading a state", state, &[]).await.unwrap();
+            let (max, min, count, newest): (i64, i64, i64, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+            assert_eq!((min, count, newest), (max, max, max), "a state that the source was never in");
+            if row.get::<_, &str>(5) == "live" {
+                break;
+            }
+            assert_eq!(row.get::<_, &str>(4).len(), 200, "half a transaction is here");
+            assert_eq!(&*still.get_or_insert(row.get::<_, String>(6)), &row.get::<_, String>(6), "it stands still");
+            states += i64::from(first.replace(max) != Some(max));
+        }
+        assert!(states > 20, "the others stood still, too: {states} states were seen");
+        all_live(&database).await;
+        done.store(true, Ordering::Relaxed);
+    };
+    let (written, ()) = tokio::join!(writing, changing);
+    println!("{written} transactions");
+    database.assert_catches_up().await;
+    assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await);
+    assert_eq!(service.metric("headwater_restarts_total{reason=\"conflict\"}").await, None);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_dropped_and_created_anew_is_copied_by_itself() {
+    let (database, service) = started("asidedrop").await;
+    // The publication loses the table: the monitor notices.
+    database
+        .at_source(
+            "UPDATE t SET a = 'of the old one'; DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1);
+             INSERT INTO t VALUES (1, 'fresh', 2); UPDATE other SET v = 1",
+        )
+        .await;
+    service.says("was dropped and created anew at the source").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    // Another table takes the name, and the old one is there under another.
+    database
+        .at_source(
+            "CREATE TABLE next (LIKE t INCLUDING ALL, extra int DEFAULT 3); INSERT INTO next SELECT i, 'next', 1 FROM generate_series(1, 50) i;
+             BEGIN; ALTER TABLE t RENAME TO gone; ALTER TABLE next RENAME TO t; COMMIT; UPDATE gone SET a = 'nobody''s'",
+        )
+        .await;
+    eventually("the new one is here", || async {
+        (database.destination_value("SELECT count(*)::text FROM t").await.as_deref() == Some("50")).then_some(())
+    })
+    .await;
+    all_live(&database).await;
+    database.at_source("UPDATE t SET a = 'streamed' WHERE id = 7; DELETE FROM t WHERE id = 8").await;
+    database.assert_catches_up().await;
+    assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await);
+    let gap = database.destination_value("SELECT gap FROM headwater.stream").await;
+    assert_eq!(gap, None, "nothing is missing");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_of_a_known_name_in_the_stream_is_no_obstacle_for_the_others() {
+    let database = Database::new("asidename", TABLES, SCHEMA).await;
+    database.at_source(&format!("CREATE PUBLICATION {} FOR ALL TABLES", database.name)).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    service.stop().await;
+    // The stream brings the old one, the new one, and the one after that.
+    database.at_source("UPDATE t SET a = 'old'; UPDATE other SET v = 1").await;
+    for round in 0..2 {
+        database
+            .at_source(&format!(
+                "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1); INSERT INTO t VALUES ({round}, 'new', 1);
+                 UPDATE other SET v = v + 1"
+            ))
+            .await;
+    }
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    mended(&database).await;
+    database
+        .at_source("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1); INSERT INTO t VALUES (9, 'newest', 1)")
+        .await;
+    service.says("was dropped and created anew at the source").await;
+    mended(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
+    for point in [
+        "schema.set_aside",
+        "snapshot.slot_created",
+        "snapshot.staged",
+        "snapshot.finished",
+        "handover.catching_up",
+        "handover.compared",
+        "handover.held",
+        "publish.before_commit",
+        "publish.committed",
+        "snapshot.published",
+    ] {
+        let database = Database::new("asidedies", TABLES, SCHEMA).await;
+        let service = Setup::of(&database).start();
+        service.streams().await;
+        database.caught_up().await;
+        service.stop().await;
+        let mut dying = Setup::of(&database).failing_at(point).start();
+        database
+            .at_source("ALTER TABLE t ADD COLUMN r float8 DEFAULT random(); UPDATE t SET a = 'after' WHERE id < 20; UPDATE other SET v = 7")
+            .await;
+        let status = dying.ended().await;
+        assert_eq!(status.code(), None, "{point}: it was to die by a signal");
+        database
+            .at_source("UPDATE t SET r = 0 WHERE id = 5; DELETE FROM t WHERE id = 6; INSERT INTO t (id) VALUES (-1)")
+            .await;
+        let service = Setup::of(&database).start();
+        service.streams().await;
+        mended(&database).await;
+        assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await, "{point}");
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_others_stream() {
+    let schema = format!("{SCHEMA} ALTER TABLE t ADD COLUMN o int REFERENCES other; UPDATE t SET o = 1 + id % 10;");
+    let database = Database::new("asidemisfit", TABLES, &schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source(
+            "ALTER TABLE t DROP COLUMN n; ALTER TABLE t ADD COLUMN n text DEFAULT random()::text; UPDATE t SET a = 'x' WHERE id = 1",
+        )
+        .await;
+    service.says("ALTER TABLE public.t RENAME COLUMN n TO another_name;").await;
+    database.at_source("UPDATE other SET v = 5; TRUNCATE other, t; INSERT INTO other VALUES (1, 1)").await;
+    database.caught_up().await;
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM other").await.as_deref(), Some("1"));
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("1000"));
+    let (status, reason) = service.get("/readyz").await.expect("an answer");
+    assert_eq!((status, reason.contains("table public.t stands still")), (503, true), "{reason}");
+    // A restart does not forget it.
+    service.stop().await;
+    let service = Setup::of(&database).start();
+    service.says("ALTER TABLE public.t RENAME COLUMN n TO another_name;").await;
+    database.at_destination("ALTER TABLE public.t RENAME COLUMN n TO another_name; ALTER TABLE t ALTER COLUMN another_name DROP NOT NULL").await;
+    database.at_source("INSERT INTO t (id, a) VALUES (1, 'y'), (2, NULL)").await;
+    all_live(&database).await;
+    database.caught_up().await;
+    let rows = "SELECT string_agg(concat_ws(' ', id, a, n), ',' ORDER BY id) FROM t";
+    assert_eq!(database.destination_value(rows).await, database.source_value(rows).await);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_foreign_keys_act_the_table_is_not_left_behind() {
+    let database = Database::new(
+        "asidekeys",
+        &["p", "c"],
+        "CREATE TABLE p (id int PRIMARY KEY, v text); CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p);
+         INSERT INTO p SELECT i, 'v' FROM generate_series(1, 10) i; INSERT INTO c SELECT i, i FROM generate_series(1, 10) i",
+    )
+    .await;
+    let role = format!("bound_{:08x}", fastrand::u32(..));
+    database
+        .at_destination(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role}; GRANT ALL ON SCHEMA public TO {role}",
+            database.name
+        ))
+        .await;
+    let mut setup = Setup::of(&database);
+    setup.destination_url = setup.destination_url.replacen("postgres@", &format!("{role}@"), 1);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("ALTER TABLE p ADD COLUMN r float8 DEFAULT random(); INSERT INTO p (id) VALUES (11); INSERT INTO c VALUES (11, 11)").await;
+    service.says("would refuse rows of the other tables meanwhile").await;
+    service.says("Copy all tables anew: headwater run --resnapshot").await;
+    service.is("waiting").await;
+    service.stop().await;
+    database.at_destination("ALTER TABLE p ADD COLUMN r float8").await;
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
