@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check deny fmt docs test test-failover test-matrix demo bench bench-snapshot fuzz golden simulate soak stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-roles test-failover test-matrix demo bench bench-snapshot bench-verify fuzz golden simulate soak stress-settle clean
 .PHONY: setup-tools package deb deploy-check
 
 CARGO ?= cargo
@@ -32,6 +32,15 @@ setup-tools: ## Get what some tests run beside the servers: Prometheus, Chromium
 
 test: setup setup-tools ## Run the tests (installs PostgreSQL's server packages where missing)
 	$(CARGO) test --quiet -- --skip failover::
+	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- $(ROLES_TESTS)
+	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- $(ROLES_TESTS)
+
+# What make test runs under least-privilege roles, too.
+ROLES_TESTS := basics:: check:: sequences:: teardown:: verify::
+
+test-roles: setup setup-tools ## Run the live tests under the roles of docs/roles.md, with session_replication_role and without
+	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- --skip failover::
+	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- --skip failover::
 
 test-failover: setup ## Promoted standbys and decoding from a standby (servers 16 to 18 from npm)
 	$(CARGO) test --quiet --test live -- failover::
@@ -88,6 +97,9 @@ bench: setup ## Measure drains, latency, CPU, WAL and memory beside native repli
 
 bench-snapshot: setup ## Measure the first copy and the resync beside native, pgcopydb and the limit (BENCH_SCALE=0.05 for a look)
 	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_PEERS)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench snapshot
+
+bench-verify: setup ## Measure what verify compares in a second, beside COPY of the same tables (BENCH_SCALE=0.05 for a look)
+	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench verify
 
 golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
 	@for major in 14 15 16 17 18; do \
