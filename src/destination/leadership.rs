@@ -123,13 +123,21 @@ impl Candidate {
         Ok(one_row(answer))
     }
 
+    /// Tries to take the lock, for somebody who keeps others from leading and writes nothing; whether it was free.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn try_lock(&mut self) -> Result<bool, DestinationError> {
+        let row = self.ask(&format!("SELECT pg_catalog.pg_try_advisory_lock({})", self.key)).await?;
+        Ok(row.first().and_then(|got| got.as_deref()) == Some("t"))
+    }
+
     /// Tries to take the lock: `Ok(Ok(leader))` when it was free.
     ///
     /// # Errors
     /// [`DestinationError`] when the session is lost.
     pub async fn try_lead(mut self) -> Result<Result<Leader, Candidate>, DestinationError> {
-        let row = self.ask(&format!("SELECT pg_catalog.pg_try_advisory_lock({})", self.key)).await?;
-        if row.first().and_then(|got| got.as_deref()) != Some("t") {
+        if !self.try_lock().await? {
             return Ok(Err(self));
         }
         let role = self.take_replica_role().await?;

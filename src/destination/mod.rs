@@ -56,7 +56,7 @@ pub use leadership::{
     Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, terminate, terminate_leftovers,
 };
 pub use letter_text::{describe, describe_with_values};
-pub use origin::Marking;
+pub use origin::{Marking, OriginEnd, drop_origin};
 pub use preflight::DestinationServer;
 pub use publish::{Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};

@@ -3,7 +3,7 @@
 //! Called once by `leadership`, for the session that has just become the leader's. What a marked session commits is known as
 //! replicated: a subscription or another headwater that follows this database with `origin = "none"` leaves it out, which
 //! cuts loops. The position is not kept there: an origin's progress needs privileges and is not saved by a transaction
-//! without an xid.
+//! without an xid. `teardown` drops the origin again ([`drop_origin`]).
 //!
 //! An origin is active in one session at a time. The previous leader's session may take a moment to let go of it after its
 //! lock is free; that is waited for, at most [`RELEASE_MAX`].
@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::error::DestinationError;
 use super::leadership::one_row;
 use crate::pg::{SlotName, quote_literal};
-use crate::session::{Flight, SessionError, WritingSession};
+use crate::session::{Flight, SessionError, SqlClient, WritingSession};
 
 const DOING: &str = "marking what is applied with a replication origin";
 const RELEASE_MAX: Duration = Duration::from_secs(5);
@@ -28,13 +28,17 @@ pub enum Marking {
     None(String),
 }
 
+fn origin_name(slot: &SlotName) -> String {
+    format!("headwater_{slot}")
+}
+
 /// Marks a session.
 pub(super) async fn mark(
     session: &mut WritingSession,
     slot: &SlotName,
     timeout: Duration,
 ) -> Result<Marking, DestinationError> {
-    let name = format!("headwater_{slot}");
+    let name = origin_name(slot);
     let origin = quote_literal(&name);
     let known = match ask(session, &format!("SELECT pg_catalog.pg_replication_origin_oid({origin})"), timeout).await {
         Ok(row) => row.first().is_some_and(Option::is_some),
@@ -60,6 +64,44 @@ pub(super) async fn mark(
             }
             Err(error) => return unmarked(error),
         }
+    }
+}
+
+/// What became of an origin that is no longer needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginEnd {
+    /// There is none.
+    Absent,
+    /// It is gone; with a dry run, it would be.
+    Dropped(String),
+    /// A session uses it: origins are the cluster's, and a slot of this name feeds another of its databases, too.
+    InUse(String),
+    /// The server did not let us; its reason.
+    Refused(String, String),
+}
+
+/// Drops the origin that [`mark`] made for this slot. Nothing is lost with it: the position is not kept there.
+///
+/// # Errors
+/// [`SessionError`] when the session is lost.
+pub async fn drop_origin(client: &SqlClient, slot: &SlotName, dry_run: bool) -> Result<OriginEnd, SessionError> {
+    const DOING: &str = "dropping the replication origin";
+    let name = origin_name(slot);
+    let sql = "SELECT true FROM pg_catalog.pg_replication_origin WHERE roname = $1::text";
+    if client.query_opt(DOING, sql, &[&name]).await?.is_none() {
+        return Ok(OriginEnd::Absent);
+    }
+    if dry_run {
+        return Ok(OriginEnd::Dropped(name));
+    }
+    let sql = format!("SELECT pg_catalog.pg_replication_origin_drop({})", quote_literal(&name));
+    match client.batch(DOING, &sql).await {
+        Ok(()) => Ok(OriginEnd::Dropped(name)),
+        Err(error) if code(&error) == "55006" => Ok(OriginEnd::InUse(name)),
+        Err(error) => match error.server() {
+            Some(server) if !server.fatal => Ok(OriginEnd::Refused(name, server.message.clone())),
+            Some(_) | None => Err(error),
+        },
     }
 }
 

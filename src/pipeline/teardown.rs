@@ -1,4 +1,4 @@
-//! Teardown: the slot, the publication that headwater created, and the bookkeeping go; the rows stay.
+//! Teardown: the slot, the publication that headwater created, the replication origin and the bookkeeping go; the rows stay.
 //!
 //! Beside the ring, under its lock: it refuses while an instance runs. The source comes first, so that a teardown that is
 //! interrupted still finds its record, and can be repeated. With one side out of reach the other is torn down, and what
@@ -8,7 +8,9 @@
 //! without our comment.
 
 use crate::config::Config;
-use crate::destination::{Bookkeeping, Candidate, DestinationError, Leader, Stream, WritingSettings, holder, sweep};
+use crate::destination::{
+    Bookkeeping, Candidate, DestinationError, OriginEnd, Stream, WritingSettings, drop_origin, holder, sweep,
+};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, quote_literal};
 use crate::pipeline::prepare::{Addresses, connect_replication};
@@ -63,9 +65,9 @@ pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> 
         }),
     }
     match here {
-        Ok((bookkeeping, leader)) => {
-            remove_bookkeeping(bookkeeping.client(), stream.flatten().is_some(), dry_run, &mut removals).await?;
-            leader.close().await;
+        Ok((bookkeeping, candidate)) => {
+            remove_bookkeeping(bookkeeping.client(), stream.flatten().as_ref(), dry_run, &mut removals).await?;
+            candidate.close().await;
         }
         Err(fault) => {
             if there.is_err() {
@@ -81,7 +83,7 @@ pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> 
 }
 
 /// The destination, with the lock taken.
-async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Leader), Fault> {
+async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Candidate), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     let settings = WritingSettings {
         connection: config.destination.url.clone(),
@@ -93,18 +95,17 @@ async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeep
         synchronous_commit: config.destination.synchronous_commit,
         positions: Ident::new("headwater"),
     };
-    match Candidate::connect(&settings).await?.try_lead().await? {
-        Ok(leader) => Ok((bookkeeping, leader)),
-        Err(candidate) => {
-            let holder = holder(bookkeeping.client(), &config.source.slot).await?;
-            candidate.close().await;
-            let process = holder.map(|holder| format!(" (process {} at the destination)", holder.process_id));
-            Err(Fault::Refused(
-                ErrorReport::new(format!("an instance runs{}", process.unwrap_or_default()))
-                    .hint("Stop every headwater run of this slot first."),
-            ))
-        }
+    let mut candidate = Candidate::connect(&settings).await?;
+    if candidate.try_lock().await? {
+        return Ok((bookkeeping, candidate));
     }
+    let holder = holder(bookkeeping.client(), &config.source.slot).await?;
+    candidate.close().await;
+    let process = holder.map(|holder| format!(" (process {} at the destination)", holder.process_id));
+    Err(Fault::Refused(
+        ErrorReport::new(format!("an instance runs{}", process.unwrap_or_default()))
+            .hint("Stop every headwater run of this slot first."),
+    ))
 }
 
 fn is_refusal(fault: &Fault) -> bool {
@@ -183,7 +184,7 @@ async fn publication(
 
 async fn remove_bookkeeping(
     client: &SqlClient,
-    recorded: bool,
+    stream: Option<&Stream>,
     dry_run: bool,
     removals: &mut Vec<Removal>,
 ) -> Result<(), Fault> {
@@ -198,7 +199,22 @@ async fn remove_bookkeeping(
         return Ok(());
     }
     let mut what = "the bookkeeping at the destination (schema headwater)".to_owned();
-    if !recorded {
+    if let Some(stream) = stream {
+        // Before its record: a teardown that is interrupted finds it again.
+        match drop_origin(client, &stream.slot, dry_run).await.map_err(session)? {
+            OriginEnd::Absent => {}
+            OriginEnd::Dropped(name) => {
+                removals.push(Removal::Removed(format!("replication origin {name} at the destination")));
+            }
+            OriginEnd::InUse(name) => removals.push(Removal::Kept(format!(
+                "replication origin {name} at the destination is in use: another database there is fed by a slot of this name"
+            ))),
+            OriginEnd::Refused(name, why) => removals.push(Removal::Left {
+                sql: format!("SELECT pg_replication_origin_drop({});", quote_literal(&name)),
+                what: format!("replication origin {name} at the destination: {why}"),
+            }),
+        }
+    } else {
         what.push_str(", which had no record of a slot");
     }
     if letters {

@@ -40,7 +40,7 @@ fn fix(finding: &Value) -> String {
 
 /// A pair of databases with an ordinary role on either side, to which everything is granted that check asks for.
 async fn granted(name: &str) -> (Database, Setup, String) {
-    let database = Database::new(name, TABLES, SCHEMA).await;
+    let database = Database::of_superuser(name, TABLES, SCHEMA).await;
     let role = format!("r_{}", database.name);
     database
         .at_source(&format!(

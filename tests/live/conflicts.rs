@@ -127,7 +127,7 @@ async fn every_conflict_stops_is_told_without_values_and_goes_on_once_it_is_mend
 
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_keys_policies_and_privileges_stop_a_role_that_they_bind() {
-    let database = Database::new("bound", TABLES, SCHEMA).await;
+    let database = Database::of_superuser("bound", TABLES, SCHEMA).await;
     let role = format!("bound_{:08x}", fastrand::u32(..));
     database
         .at_destination(&format!(

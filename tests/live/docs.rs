@@ -5,23 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::roles::{as_role, blocks, reader, statements, writer};
 use crate::support::{Database, Setup, headwater};
-
-/// Blocks of fenced code: language, text, and the comment above that says where to run it.
-fn blocks(page: &str) -> Vec<(String, String, Option<String>)> {
-    let mut found = Vec::new();
-    let mut lines = page.lines();
-    let mut mark = None;
-    while let Some(line) = lines.next() {
-        if let Some(where_to) = line.strip_prefix("<!-- run: ") {
-            mark = Some(where_to.trim_end_matches(" -->").to_owned());
-        } else if let Some(language) = line.trim_start().strip_prefix("```") {
-            let text: Vec<&str> = lines.by_ref().take_while(|line| line.trim_start() != "```").collect();
-            found.push((language.to_owned(), text.join("\n"), mark.take()));
-        }
-    }
-    found
-}
 
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -105,30 +90,16 @@ fn every_command_explains_itself_and_completions_know_them_all() {
     }
 }
 
-/// The page's statements for one side, with role, publication and database of this test.
-fn statements(page: &str, side: &str, database: &Database) -> String {
-    let marked = blocks(page).into_iter().filter(|(_, _, mark)| mark.as_deref() == Some(side));
-    let text: Vec<String> = marked.map(|(_, text, _)| text).collect();
-    assert!(!text.is_empty(), "no statements to run at the {side}");
-    text.join("\n")
-        .replace("headwater_reader", &format!("reader_{}", database.name))
-        .replace("headwater_writer", &format!("writer_{}", database.name))
-        .replace("PUBLICATION headwater ", &format!("PUBLICATION {} ", database.name))
-        .replace("DATABASE forum ", &format!("DATABASE {} ", database.name))
-}
-
 async fn under_roles(name: &str, optional: bool) {
-    let page =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/roles.md")).expect("docs/roles.md");
-    let database = Database::new(name, FORUM, FORUM_SCHEMA).await;
-    database.at_source(&statements(&page, "source", &database)).await;
-    database.at_destination(&statements(&page, "destination", &database)).await;
+    let database = Database::of_superuser(name, FORUM, FORUM_SCHEMA).await;
+    database.at_source(&statements("source", &database.name)).await;
+    database.at_destination(&statements("destination", &database.name)).await;
     if optional {
-        database.at_destination(&statements(&page, "destination, optional", &database)).await;
+        database.at_destination(&statements("destination, optional", &database.name)).await;
     }
     let mut setup = Setup::of(&database);
-    setup.source_url = setup.source_url.replace("postgres@", &format!("reader_{}@", database.name));
-    setup.destination_url = setup.destination_url.replace("postgres@", &format!("writer_{}@", database.name));
+    setup.source_url = as_role(&setup.source_url, &reader(&database.name));
+    setup.destination_url = as_role(&setup.destination_url, &writer(&database.name));
     let says = if optional { "replica: foreign keys" } else { "origin: foreign keys" };
     setup.command(&["check"]).await.exits(0).says(&[says]);
     let service = setup.start();

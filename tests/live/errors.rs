@@ -34,7 +34,7 @@ async fn wal_level_must_be_logical() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_role_needs_replication() {
-    let database = Database::new("norepl", ONE, ONE_SCHEMA).await;
+    let database = Database::of_superuser("norepl", ONE, ONE_SCHEMA).await;
     let role = format!("r_{}", database.name);
     database.at_source(&format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON t TO {role};")).await;
     database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE t", database.name)).await;
@@ -72,7 +72,7 @@ async fn a_slot_and_a_walsender_must_be_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_that_we_may_not_create_is_asked_for_with_its_sql() {
-    let database = Database::new("nopub", FORUM, FORUM_SCHEMA).await;
+    let database = Database::of_superuser("nopub", FORUM, FORUM_SCHEMA).await;
     let role = format!("r_{}", database.name);
     database
         .at_source(&format!(
@@ -167,7 +167,7 @@ async fn a_slot_that_this_destination_knows_nothing_of_is_not_touched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_in_use_by_somebody_else_is_said() {
-    let database = Database::new("inuse", ONE, ONE_SCHEMA).await;
+    let database = Database::of_superuser("inuse", ONE, ONE_SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;
     service.stop().await;
@@ -294,7 +294,7 @@ async fn becoming_a_synchronous_standby_later_halts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_password_database_and_host_are_clear_and_show_no_password() {
-    let database = Database::new("auth", ONE, ONE_SCHEMA).await;
+    let database = Database::of_superuser("auth", ONE, ONE_SCHEMA).await;
     let mut setup = Setup::of(&database);
     setup.source_url = source().await.tcp_url("nosuchdatabase");
     let output = setup.start().ends_with(1).await;
@@ -353,7 +353,7 @@ async fn columns_that_do_not_fit_are_all_listed_with_their_alter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_role_that_may_not_create_is_told_the_grant() {
-    let database = Database::new("nocreate", ONE, ONE_SCHEMA).await;
+    let database = Database::of_superuser("nocreate", ONE, ONE_SCHEMA).await;
     let role = format!("r_{}", database.name);
     database.at_destination(&format!("CREATE ROLE {role} LOGIN")).await;
     let mut setup = Setup::of(&database);
@@ -370,7 +370,7 @@ async fn a_destination_role_that_may_not_create_is_told_the_grant() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_hidden_by_row_level_security_are_an_error_not_a_smaller_copy() {
-    let database = Database::new("rls", ONE, ONE_SCHEMA).await;
+    let database = Database::of_superuser("rls", ONE, ONE_SCHEMA).await;
     let role = format!("r_{}", database.name);
     database
         .at_source(&format!(

@@ -13,7 +13,7 @@ async fn init(arguments: &[&str]) -> (Option<i32>, String, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_init_writes_and_prints_is_all_that_a_first_start_needs() {
     let schema = format!("{FORUM_SCHEMA} CREATE TABLE keyless (v text); CREATE TABLE other (id int PRIMARY KEY);");
-    let database = Database::new("init", FORUM, &schema).await;
+    let database = Database::of_superuser("init", FORUM, &schema).await;
     let file = parent().join(format!("{}.toml", database.name));
     let path = file.display().to_string();
     let with_password = database.source_url.replace("postgres@", "postgres:hunter2@");

@@ -61,7 +61,7 @@ async fn tables_of_every_shape_are_copied_by_several_readers_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_may_read_a_partitioned_table_but_not_its_partitions_copies_it() {
-    let database = Database::new("rootonly", &["public.parted", "public.columns_only"], SHAPES).await;
+    let database = Database::of_superuser("rootonly", &["public.parted", "public.columns_only"], SHAPES).await;
     let role = format!("{}_reader", database.name);
     database
         .at_source(&format!(

@@ -1,8 +1,15 @@
 //! Teardown removes what headwater made, says what it left, and touches no row.
 
-use crate::support::{Database, Setup};
+use crate::support::roles::Roles;
+use crate::support::{Database, Setup, destination};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')";
+
+/// Whether the destination's cluster has the replication origin of this test's slot.
+async fn has_origin(database: &Database) -> bool {
+    let sql = format!("SELECT count(*)::text FROM pg_replication_origin WHERE roname = 'headwater_{}'", database.name);
+    database.destination_value(&sql).await.as_deref() == Some("1")
+}
 
 async fn slots(database: &Database) -> Option<String> {
     let sql = format!("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
@@ -17,15 +24,20 @@ async fn what_headwater_made_goes_and_the_rows_stay() {
     service.streams().await;
     setup.command(&["teardown"]).await.exits(1).says(&["an instance runs (process", "Stop every headwater run"]);
     service.stop().await;
+    // Only a role that may is asked for one.
+    let marked = Roles::wanted() != Roles::Least { replica: false };
+    assert_eq!(has_origin(&database).await, marked);
     let dry = setup.command(&["teardown", "--dry-run"]).await.exits(0);
     dry.says(&["would remove: slot", "would remove: publication", "would remove: the bookkeeping"]);
     assert_eq!(slots(&database).await.as_deref(), Some("1"), "a dry run removes nothing");
+    assert_eq!(has_origin(&database).await, marked, "a dry run removes nothing");
     setup.command(&["teardown"]).await.exits(0).says(&[
         "removed: slot",
         "removed: publication",
         "removed: the bookkeeping",
     ]);
     assert_eq!(slots(&database).await.as_deref(), Some("0"));
+    assert!(!has_origin(&database).await, "the replication origin goes");
     let publications = database.source_value("SELECT count(*)::text FROM pg_publication").await;
     assert_eq!(publications.as_deref(), Some("0"));
     let schemas = "SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'headwater%'";
@@ -33,6 +45,7 @@ async fn what_headwater_made_goes_and_the_rows_stay() {
     database.assert_equal().await;
     // Again, and then from the start.
     setup.command(&["teardown"]).await.exits(0).says(&["kept: slot", "does not exist", "there is no bookkeeping"]);
+    assert!(!has_origin(&database).await, "a teardown makes no replication origin");
     let service = setup.clone().argument("--resnapshot").start();
     service.streams().await;
     database.assert_equal().await;
@@ -87,4 +100,44 @@ async fn with_one_side_out_of_reach_the_other_is_torn_down_and_the_rest_is_named
     assert_eq!(slots(&database).await.as_deref(), Some("0"));
     let neither = Setup { source_url: nowhere("x"), destination_url: nowhere("y"), ..setup };
     neither.command(&["teardown"]).await.exits(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replication_origin_goes_unless_others_use_it_or_the_role_may_not_drop_it() {
+    let database = Database::of_superuser("origin", &["t"], SCHEMA).await;
+    let name = &database.name;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    setup.command(&["teardown", "--dry-run"]).await.exits(0).says(&["would remove: replication origin"]);
+    // A role that owns what headwater made, and may not drop origins.
+    let role = format!("owner_{name}");
+    database
+        .at_destination(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {name} TO {role};
+             ALTER SCHEMA headwater OWNER TO {role};
+             GRANT SELECT ON ALL TABLES IN SCHEMA headwater TO {role}"
+        ))
+        .await;
+    let as_owner =
+        Setup { destination_url: setup.destination_url.replace("//postgres@", &format!("//{role}@")), ..setup.clone() };
+    let finished = as_owner.command(&["teardown"]).await.exits(1);
+    let finished = finished.says(&["left: replication origin", "permission denied", "removed: the bookkeeping"]);
+    assert!(has_origin(&database).await);
+    let sql = finished.out.lines().find_map(|line| line.trim().strip_prefix("SELECT ")).expect("the statement");
+    database.at_destination(&format!("SELECT {sql}")).await;
+    assert!(!has_origin(&database).await, "what is printed removes it");
+
+    // Another database of the cluster is fed by a slot of the same name: its session holds the origin.
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    service.stop().await;
+    let other = destination().await.connect("postgres").await.unwrap();
+    let hold = format!("SELECT pg_replication_origin_session_setup('headwater_{name}')");
+    other.batch("using the origin", &hold).await.unwrap();
+    setup.command(&["teardown"]).await.exits(0).says(&["kept: replication origin", "is in use"]);
+    assert!(has_origin(&database).await);
+    other.batch("letting go", "SELECT pg_replication_origin_session_reset()").await.unwrap();
+    database.at_destination(&format!("SELECT pg_replication_origin_drop('headwater_{name}')")).await;
 }

@@ -46,7 +46,12 @@ impl Setup {
         let config = parent().join(format!("{}-{:08x}.toml", self.slot, fastrand::u32(..)));
         std::fs::write(&config, self.configuration(0)).expect("a configuration file");
         let mut command = tokio::process::Command::new(headwater());
-        command.args(arguments).arg("--config").arg(&config).env_remove("PGPASSWORD");
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(&config)
+            .env_remove("PGPASSWORD")
+            .env_remove("HEADWATER_TEST_ROLES");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(PATIENCE, command.output()).await;

@@ -7,6 +7,7 @@ use headwater::commands::demo::Cluster;
 use headwater::config::{ConnectionSettings, Environment};
 use headwater::session::{Sql, SqlClient};
 
+use super::roles::{self, Roles};
 use super::{compare, destination, eventually, source};
 
 /// Databases whose tests are over: their slots are dropped before the next one needs one, or the source would run out of them.
@@ -55,8 +56,25 @@ impl Database {
         Database::on(source().await, destination().await, name, tables, schema).await
     }
 
+    /// The same, whatever HEADWATER_TEST_ROLES says: for tests that make roles themselves.
+    pub async fn of_superuser(name: &str, tables: &[&str], schema: &str) -> Database {
+        Database::under(Roles::Superuser, source().await, destination().await, name, tables, schema).await
+    }
+
     /// Databases on these clusters.
     pub async fn on(from: &Cluster, to: &Cluster, name: &str, tables: &[&str], schema: &str) -> Database {
+        Database::under(Roles::wanted(), from, to, name, tables, schema).await
+    }
+
+    /// Databases on these clusters, for headwater in these roles.
+    pub async fn under(
+        roles: Roles,
+        from: &Cluster,
+        to: &Cluster,
+        name: &str,
+        tables: &[&str],
+        schema: &str,
+    ) -> Database {
         let name = format!("{name}_{:06x}", fastrand::u32(..0x100_0000));
         for cluster in [from, to] {
             let admin = cluster.connect("postgres").await.expect("the cluster answers");
@@ -64,11 +82,21 @@ impl Database {
             admin.batch("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
         }
         let mut database = Database::opened(from, to, &name).await;
+        if let Roles::Least { replica } = roles {
+            database.under_least_roles(replica).await;
+        }
         database.tables = tables.iter().map(|table| (*table).to_owned()).collect();
         database.at_destination("SET search_path = public").await;
         database.at_source("SET search_path = public").await;
         database.at_source(schema).await;
         database
+    }
+
+    /// From now on headwater connects as the roles of docs/roles.md. Before the schema is made.
+    async fn under_least_roles(&mut self, replica: bool) {
+        roles::make(&self.name, &self.source, &self.destination, replica).await;
+        self.source_url = roles::as_role(&self.source_url, &roles::reader(&self.name));
+        self.destination_url = roles::as_role(&self.destination_url, &roles::writer(&self.name));
     }
 
     /// Opens the source's session again, after its server was restarted.

@@ -10,6 +10,7 @@ pub mod command;
 pub mod compare;
 pub mod database;
 pub mod proxy;
+pub mod roles;
 pub mod service;
 pub mod tools;
 pub mod workload;

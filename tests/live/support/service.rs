@@ -124,7 +124,7 @@ impl Setup {
         let output = std::fs::File::create(&log).expect("a log file");
         let mut command = Command::new(headwater());
         command.arg("run").arg("--config").arg(&config).args(&self.arguments);
-        command.env_remove("PGPASSWORD").env("RUST_LOG", "headwater=debug");
+        command.env_remove("PGPASSWORD").env_remove("HEADWATER_TEST_ROLES").env("RUST_LOG", "headwater=debug");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log file")).stderr(output);
         Service { child: command.spawn().expect("headwater starts"), port, config, log }
@@ -216,7 +216,13 @@ impl Service {
     /// Runs another command with the same configuration; its exit code and what it printed.
     pub async fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let mut command = tokio::process::Command::new(headwater());
-        command.args(arguments).arg("--config").arg(&self.config).env_remove("PGPASSWORD").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(&self.config)
+            .env_remove("PGPASSWORD")
+            .env_remove("HEADWATER_TEST_ROLES")
+            .stdin(Stdio::null());
         let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("a command ends");
         let output = output.expect("a command runs");
         let text = [output.stdout, output.stderr].concat();
