@@ -57,6 +57,27 @@ SELECT pg_catalog.jsonb_build_object(
                 pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,
             'sequence', pg_catalog.pg_get_serial_sequence(
                 pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname),
+            'sequence_options', (
+                SELECT pg_catalog.jsonb_build_object(
+                    'type', pg_catalog.format_type(s.seqtypid, NULL),
+                    'start', s.seqstart,
+                    'increment', s.seqincrement,
+                    'least', s.seqmin,
+                    'most', s.seqmax,
+                    'cache', s.seqcache,
+                    'cycles', s.seqcycle)
+                FROM pg_catalog.pg_depend e
+                JOIN pg_catalog.pg_sequence s ON s.seqrelid = e.objid
+                JOIN pg_catalog.pg_class sc ON sc.oid = s.seqrelid
+                JOIN pg_catalog.pg_namespace sn ON sn.oid = sc.relnamespace
+                WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                  AND e.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                  AND e.refobjid = c.oid AND e.refobjsubid = a.attnum AND e.deptype IN ('a', 'i')
+                  -- A column may own several.
+                  AND pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(sc.relname)
+                      = pg_catalog.pg_get_serial_sequence(
+                            pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname)
+                LIMIT 1),
             'comment', pg_catalog.col_description(c.oid, a.attnum)
         ) ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute a

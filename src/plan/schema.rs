@@ -65,6 +65,38 @@ pub enum GeneratedColumn {
     Virtual,
 }
 
+/// How a sequence counts (`pg_sequence`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SequenceOptions {
+    /// smallint, integer or bigint
+    #[serde(rename = "type")]
+    pub type_name: SequenceType,
+    /// The first value.
+    pub start: i64,
+    /// From one value to the next.
+    pub increment: i64,
+    /// The least value.
+    pub least: i64,
+    /// The greatest.
+    pub most: i64,
+    /// Values that a session takes at a time.
+    pub cache: i64,
+    /// It begins again at its end.
+    pub cycles: bool,
+}
+
+/// `pg_sequence.seqtypid`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SequenceType {
+    /// smallint
+    Smallint,
+    /// integer
+    Integer,
+    /// bigint
+    Bigint,
+}
+
 /// A column.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ColumnDefinition {
@@ -90,6 +122,9 @@ pub struct ColumnDefinition {
     pub collation: Option<QualifiedName>,
     /// The sequence that the column owns, quoted as SQL.
     pub sequence: Option<String>,
+    /// How that sequence counts.
+    #[serde(default)]
+    pub sequence_options: Option<SequenceOptions>,
     /// COMMENT ON COLUMN
     pub comment: Option<String>,
 }

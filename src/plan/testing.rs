@@ -24,6 +24,7 @@ impl Column {
             missing_value: None,
             collation: None,
             sequence: None,
+            sequence_options: None,
             comment: None,
         })
     }
