@@ -3,12 +3,15 @@
 //! Called by `pipeline::snapshot` once staging is finished. Everything that takes time was done before; here tables
 //! are moved, filled or reconciled in foreign-key order and the bookkeeping is written. Readers never see a partial
 //! or empty table and are never blocked by fill and reconcile, which are ordinary DML; a move concerns tables that
-//! nobody knew before.
+//! nobody knew before. Where all tables are there and empty, staging would only be a detour: the snapshot's rows come
+//! into this transaction straight from the source.
 //!
 //! If the answer to COMMIT is lost, the bookkeeping row tells: it was one transaction.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 
+use super::catalog::Catalog;
 use super::compare::Differences;
 use super::error::DestinationError;
 use super::leadership::ReplicationRole;
@@ -82,32 +85,62 @@ impl Publication<'_> {
         result
     }
 
+    /// Publishes rows that `filling` brings into the live tables on the same session, none of which has any before.
+    ///
+    /// # Errors
+    /// The same, and what `filling` fails with. On any error nothing has changed.
+    pub async fn run_filling<E: From<DestinationError>>(
+        &self,
+        client: &SqlClient,
+        filling: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        let transaction = async {
+            self.begin(client).await?;
+            filling.await?;
+            Ok(self.commit(client).await?)
+        };
+        let result = transaction.await;
+        if result.is_err() {
+            let _ = client.batch("rolling back", "ROLLBACK").await;
+        }
+        result
+    }
+
     async fn transaction(&self, client: &SqlClient) -> Result<PublishOutcome, DestinationError> {
-        client
-            .batch(
-                DOING,
-                &format!(
-                    "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {}",
-                    self.lock_timeout_millis
-                ),
-            )
-            .await?;
+        let role = self.begin(client).await?;
+        let outcome = self.move_rows(client, role).await?;
+        self.commit(client).await?;
+        Ok(outcome)
+    }
+
+    async fn begin(&self, client: &SqlClient) -> Result<ReplicationRole, DestinationError> {
+        let begin = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = ";
+        client.batch(DOING, &format!("{begin}{}", self.lock_timeout_millis)).await?;
         self.take_turn(client).await?;
         // Before the first write: what was staged is what will be published.
         self.staging.check_alive(client).await?;
         if let Some(sent) = self.sent {
             self.staging.check_counts(client, sent).await?;
         }
+        for table in self.staging.tables.iter().filter(|table| table.mode == Mode::Fill) {
+            if Catalog::count_rows(client, &table.live, 1).await? > 0 {
+                let what = format!("table {} was empty, and has rows now", table.live);
+                return Err(DestinationError::StagingLost(what));
+            }
+        }
         let role = replica_role(client).await?;
         if role == ReplicationRole::Origin {
             client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await?;
         }
-        let outcome = self.move_rows(client, role).await?;
+        Ok(role)
+    }
+
+    async fn commit(&self, client: &SqlClient) -> Result<(), DestinationError> {
         self.write_bookkeeping(client).await?;
         failpoint::reached("publish.before_commit");
         client.batch("committing the snapshot", "COMMIT").await?;
         failpoint::reached("publish.committed");
-        Ok(outcome)
+        Ok(())
     }
 
     /// The bookkeeping must still be as it was when the snapshot began. Its rows are locked: no other instance publishes

@@ -9,14 +9,18 @@
 
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, BytesMut};
 use postgres_protocol::message::frontend;
 
 use super::connection::{Connection, bounded};
 use super::error::{ServerError, SessionError};
+use super::sql::SqlCopyIn;
 
 /// What may wait in memory for the destination: a few reads, so that neither side stands still for the other.
 const READ_AHEAD_BYTES: usize = 512 << 10;
+
+/// A frame's tag and length.
+const HEADER_BYTES: usize = 5;
 
 const READING: &str = "reading rows from the source";
 const WRITING: &str = "writing rows to the destination";
@@ -24,8 +28,9 @@ const WRITING: &str = "writing rows to the destination";
 /// A COPY … TO STDOUT that is running.
 pub struct CopyOut<'a> {
     connection: &'a mut Connection,
-    /// Bytes of the current CopyData that have not come yet.
+    /// Bytes of the current CopyData that have not come yet, and how many of them are its header's.
     frame_left: usize,
+    header_left: usize,
     timeout: Duration,
 }
 
@@ -68,7 +73,7 @@ impl<'a> CopyOut<'a> {
         timeout: Duration,
     ) -> Result<CopyOut<'a>, SessionError> {
         begin(connection, sql, b'H', READING, timeout).await?;
-        Ok(CopyOut { connection, frame_left: 0, timeout })
+        Ok(CopyOut { connection, frame_left: 0, header_left: 0, timeout })
     }
 
     /// Moves what has arrived, waiting for at least something.
@@ -76,12 +81,7 @@ impl<'a> CopyOut<'a> {
     /// # Errors
     /// [`CopyError`] tells the side. Neither connection can be used afterwards.
     pub async fn transfer(&mut self, into: &mut CopyIn<'_>) -> Result<Transferred, CopyError> {
-        let mut moved = self.pass_on(into)?;
-        while moved == Transferred::default() {
-            let received = bounded(self.timeout, READING, self.connection.receive(READING));
-            received.await.map_err(CopyError::Source)?;
-            moved = self.pass_on(into)?;
-        }
+        let moved = self.receive(|bytes, _| into.connection.send(bytes)).await?;
         let sent = bounded(into.timeout, WRITING, into.connection.send_down_to(READ_AHEAD_BYTES, WRITING));
         sent.await.map_err(CopyError::Destination)?;
         // A destination that has refused the data says so at once, not after gigabytes.
@@ -91,8 +91,33 @@ impl<'a> CopyOut<'a> {
         Ok(moved)
     }
 
-    /// Passes on what has arrived already.
-    fn pass_on(&mut self, into: &mut CopyIn<'_>) -> Result<Transferred, CopyError> {
+    /// The same into a COPY of an ordinary SQL session.
+    ///
+    /// # Errors
+    /// [`CopyError`] tells the side.
+    pub async fn transfer_into(&mut self, into: &mut SqlCopyIn<'_>) -> Result<Transferred, CopyError> {
+        let mut rows = BytesMut::new();
+        let moved =
+            self.receive(|bytes, header| rows.extend_from_slice(bytes.get(header..).unwrap_or_default())).await?;
+        if !rows.is_empty() {
+            into.send(rows.freeze()).await.map_err(CopyError::Destination)?;
+        }
+        Ok(moved)
+    }
+
+    /// Hands what has arrived to `take`, waiting for at least something.
+    async fn receive(&mut self, mut take: impl FnMut(&[u8], usize)) -> Result<Transferred, CopyError> {
+        let mut moved = self.pass_on(&mut take)?;
+        while moved == Transferred::default() {
+            let received = bounded(self.timeout, READING, self.connection.receive(READING));
+            received.await.map_err(CopyError::Source)?;
+            moved = self.pass_on(&mut take)?;
+        }
+        Ok(moved)
+    }
+
+    /// Passes on what has arrived already: bytes, and how many of them belong to a frame's header.
+    fn pass_on(&mut self, take: &mut impl FnMut(&[u8], usize)) -> Result<Transferred, CopyError> {
         let mut moved = Transferred::default();
         while !moved.done {
             if self.frame_left > 0 {
@@ -100,13 +125,15 @@ impl<'a> CopyOut<'a> {
                 if available == 0 {
                     break;
                 }
-                into.connection.send(self.connection.incoming().get(..available).unwrap_or_default());
+                let header = available.min(self.header_left);
+                take(self.connection.incoming().get(..available).unwrap_or_default(), header);
                 self.connection.incoming().advance(available);
                 self.frame_left -= available;
+                self.header_left -= header;
                 moved.bytes += u64::try_from(available).unwrap_or(0);
                 continue;
             }
-            match self.connection.incoming().first_chunk::<5>() {
+            match self.connection.incoming().first_chunk::<HEADER_BYTES>() {
                 Some([b'd', length @ ..]) => {
                     let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
                     if !(4..=1 << 30).contains(&length) {
@@ -117,6 +144,7 @@ impl<'a> CopyOut<'a> {
                         None => break,
                     }
                     self.frame_left = length + 1;
+                    self.header_left = HEADER_BYTES;
                 }
                 Some(_) => match self.connection.ready_frame(READING).map_err(CopyError::Source)? {
                     Some(frame) if frame.tag == b'c' => moved.done = true,
@@ -151,13 +179,13 @@ impl<'a> CopyOut<'a> {
 /// which is how an empty table is sent (copyto.c, 14 to 18). No row of either format looks like them.
 fn carries_row(incoming: &[u8], length: usize) -> Option<bool> {
     const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0";
-    const HEADER_BYTES: usize = HEADER.len() + 8;
+    const FILE_HEADER_BYTES: usize = HEADER.len() + 8;
     const TRAILER: &[u8] = &[0xff, 0xff];
     let body_bytes = length - 4;
-    if body_bytes != TRAILER.len() && body_bytes != HEADER_BYTES + TRAILER.len() {
+    if body_bytes != TRAILER.len() && body_bytes != FILE_HEADER_BYTES + TRAILER.len() {
         return Some(true);
     }
-    let body = incoming.get(5..5 + body_bytes)?;
+    let body = incoming.get(HEADER_BYTES..HEADER_BYTES + body_bytes)?;
     let alone = body.len() == TRAILER.len() || body.starts_with(HEADER);
     Some(!(alone && body.ends_with(TRAILER)))
 }

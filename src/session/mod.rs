@@ -42,5 +42,5 @@ pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };
 pub use sequences::read_sequences;
-pub use sql::{Sql, SqlClient};
+pub use sql::{Sql, SqlClient, SqlCopyIn};
 pub use writing::WritingSession;

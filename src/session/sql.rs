@@ -12,6 +12,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::SinkExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as TokioSslMode};
@@ -183,6 +185,15 @@ impl SqlClient {
         self.bounded(doing, self.client.batch_execute(sql)).await
     }
 
+    /// Starts a COPY … FROM STDIN.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn copy_in(&self, doing: &'static str, sql: &str) -> Result<SqlCopyIn<'_>, SessionError> {
+        let sink = self.bounded(doing, self.client.copy_in(sql)).await?;
+        Ok(SqlCopyIn { client: self, doing, sink: Box::pin(sink) })
+    }
+
     /// The same session with another bound, for statements that honestly take long.
     pub fn with_timeout(mut self, timeout: Duration) -> SqlClient {
         self.timeout = timeout;
@@ -215,6 +226,31 @@ impl SqlClient {
             Ok(result) => result.map_err(|error| SessionError::from_sql(doing, &error)),
             Err(_) => Err(SessionError::Timeout { doing, within: self.timeout }),
         }
+    }
+}
+
+/// A COPY … FROM STDIN that is running. Dropped before its end it fails, and with it the transaction.
+pub struct SqlCopyIn<'a> {
+    client: &'a SqlClient,
+    doing: &'static str,
+    sink: Pin<Box<tokio_postgres::CopyInSink<Bytes>>>,
+}
+
+impl SqlCopyIn<'_> {
+    /// Sends a part of the rows, in whatever cut; waits while the server is slower.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the server's refusal of an earlier part, too.
+    pub async fn send(&mut self, rows: Bytes) -> Result<(), SessionError> {
+        self.client.bounded(self.doing, self.sink.send(rows)).await
+    }
+
+    /// Ends the rows and returns how many there were.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn finish(mut self) -> Result<u64, SessionError> {
+        self.client.bounded(self.doing, self.sink.as_mut().finish()).await
     }
 }
 

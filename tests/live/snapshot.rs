@@ -116,6 +116,40 @@ async fn a_reader_that_loses_its_connection_reads_its_piece_again_under_the_same
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_tables_that_are_there_are_filled_at_once_though_readers_are_lost_and_we_are_killed() {
+    let database = Database::new("fill", SHAPES_TABLES, SHAPES).await;
+    database.at_source("DROP TABLE child").await;
+    database.at_destination(SHAPES).await;
+    database.at_destination(&format!("DROP TABLE child; TRUNCATE {}", SHAPES_TABLES.join(", "))).await;
+    let copied = "headwater_snapshot_rows_total{table=\"public.large\"}";
+    let seen = "SELECT count(*)::text FROM large";
+    let setup = Setup::of(&database).section("[snapshot]\nmax_rate = \"6MB\"");
+    let mut killed = setup.start();
+    eventually("some rows are copied", || async { (killed.metric(copied).await? > 1000.0).then_some(()) }).await;
+    killed.kill();
+    let service = setup.start();
+    for times in 1..=2 {
+        let enough = 1000.0 * f64::from(times);
+        eventually("some rows are copied", || async { (service.metric(copied).await? > enough).then_some(()) }).await;
+        assert_eq!(database.destination_value(seen).await.as_deref(), Some("0"), "nobody sees a part");
+        let kill = "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE datname = current_database()
+                    AND application_name LIKE '% snapshot' AND query LIKE 'COPY%' LIMIT 1";
+        eventually("the reader is ended", || async {
+            let row = database.source.query_opt("ending a reader", kill, &[]).await.unwrap();
+            (row?.get::<_, &str>(0) == "true").then_some(())
+        })
+        .await;
+    }
+    service.streams().await;
+    database.assert_catches_up().await;
+    assert!(service.log().contains("its piece is read again"), "{}", service.log());
+    assert_eq!(service.metric("headwater_restarts_total{reason=\"source_lost\"}").await, None);
+    let staging = "SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'headwater\\_staging%'";
+    assert_eq!(database.destination_value(staging).await.as_deref(), Some("0"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_whose_holder_is_lost_starts_over_by_itself_and_says_why() {
     let database = Database::new("holder", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).section("[snapshot]\nworkers = 1\nmax_rate = \"400kB\"").start();

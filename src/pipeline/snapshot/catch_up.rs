@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{Ends, Staged, Tables};
+use super::{Ends, Tables};
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
     Applier, ApplierSettings, Candidate, Catalog, Conflicts, DestinationError, Followed, StagedTable, Staging,
@@ -78,16 +78,15 @@ impl CatchUp {
         client: &SqlClient,
         server: &SourceServer,
         tables: &Tables<'_>,
-        (slot, session, staged): (&SlotName, ReplicationSession, &Staged),
+        (slot, session, staging, from): (&SlotName, ReplicationSession, &Staging, Lsn),
     ) -> Result<CatchUp, Fault> {
         let Ends { config, .. } = ends;
-        let from = staged.consistent_point;
-        staged.staging.track(client, from).await?;
+        staging.track(client, from).await?;
         let settings = WritingSettings {
             connection: config.destination.url.clone(),
             // A lock of its own, which nobody else wants.
             slot: slot.clone(),
-            positions: staged.staging.schema.clone(),
+            positions: staging.schema.clone(),
             leader_timeout: IDLE_MAX,
             lock_timeout: config.destination.lock_timeout,
             timeout: config.destination.timeout,
@@ -97,7 +96,7 @@ impl CatchUp {
             return Err(DestinationError::StagingLost("its lock is taken".to_owned()).into());
         };
         let position = leader.read_position().await?;
-        let names: Vec<QualifiedName> = staged.staging.tables.iter().map(|table| table.staging.clone()).collect();
+        let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
         let catalog = Catalog::read(client, &names).await?;
         let applier = Applier::new(
             leader,
@@ -112,7 +111,7 @@ impl CatchUp {
             },
             catalog,
             tables.source.types.clone(),
-            followed(&staged.staging, from),
+            followed(staging, from),
             // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
             Conflicts::of_source(OnConflict::Stop, Vec::new()),
         );
@@ -121,12 +120,12 @@ impl CatchUp {
         options.streaming = false;
         let mut session = session;
         session.start(slot, from, &options).await.map_err(SourceError::Session)?;
-        let set = staged.staging.tables.iter().map(|table| (table.source.relation_id(), table.live.clone()));
+        let set = staging.tables.iter().map(|table| (table.source.relation_id(), table.live.clone()));
         let bytes_max = config.apply.batch_bytes_max;
         let (steps, receiver) = step_channel(2 * bytes_max);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: from, flushed: from });
         let (stop_stream, stop) = watch::channel(false);
-        let shapes = staged.staging.tables.iter().map(|table| {
+        let shapes = staging.tables.iter().map(|table| {
             let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
             (table.source.relation_id(), shape)
         });
@@ -152,7 +151,7 @@ impl CatchUp {
             confirmed,
             reading: tokio::spawn(stream(task, |_| {})),
             stop: stop_stream,
-            tables: staged.staging.tables.iter().map(|table| (table.source.relation_id(), follow(table))).collect(),
+            tables: staging.tables.iter().map(|table| (table.source.relation_id(), follow(table))).collect(),
             renamed: HashMap::new(),
             reached: from,
             rekeyed: BTreeSet::new(),

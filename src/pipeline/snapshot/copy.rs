@@ -14,29 +14,26 @@
 //! what it does not answer any more; so that starts over too.
 //!
 //! Bounds: `snapshot.workers` pieces at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
-//! together; a piece is retried [`RETRIES_MAX`] times.
+//! together.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 
 use super::Ends;
 use super::guard::keep_holder;
-use super::readers::{Pipe, in_the_way};
+use super::readers::{RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, open_writer, pause_before_retry};
 use crate::config::Config;
 use crate::destination::{DestinationError, Staging};
 use crate::fault::Fault;
 use crate::pg::QualifiedName;
 use crate::plan::schema::TableDefinition;
 use crate::plan::sql::staging as sql;
-use crate::session::{CopyError, CopyIn, CopyOut, SessionError, SqlClient};
+use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
 use crate::source::{HeldSnapshot, PIECE_BYTES, SourceError, TableLocks, pieces};
 use crate::telemetry::{Telemetry, failpoint};
-
-/// How often in a row one piece may lose its connection to the source.
-const RETRIES_MAX: u32 = 10;
 
 /// A part of a table that one reader copies at a time.
 #[derive(Clone, Debug)]
@@ -66,14 +63,14 @@ pub(super) async fn open_readers(
     source: &SqlClient,
     destination: &SqlClient,
     tables: &[&TableDefinition],
-) -> Result<Vec<Pipe>, Fault> {
+) -> Result<Vec<Reader>, Fault> {
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
     // A few more than there will be, if the tables are partitioned: every leaf is a piece at least.
     let pieces: u64 = tables.iter().map(|table| table.bytes.div_ceil(PIECE_BYTES).max(1)).sum();
     let workers = workers(config, source, destination, usize::try_from(pieces).unwrap_or(usize::MAX)).await?;
     let mut readers = Vec::new();
     for _ in 0..workers {
-        readers.push(Pipe::open(config, &names).await?);
+        readers.push(Reader::open(config, &names).await?);
     }
     Ok(readers)
 }
@@ -84,7 +81,7 @@ pub(super) async fn copy(
     staging: &Staging,
     (held, locks): (&HeldSnapshot, &TableLocks),
     slot: &str,
-    readers: Vec<Pipe>,
+    readers: Vec<Reader>,
 ) -> Result<BTreeMap<QualifiedName, u64>, Fault> {
     let Ends { config, telemetry, .. } = ends;
     let mut left = vec![0; staging.tables.len()];
@@ -119,8 +116,8 @@ pub(super) async fn copy(
     });
     // Dropping the set ends the readers, and with them their connections.
     let mut running = JoinSet::new();
-    for pipe in readers {
-        running.spawn(work_off(Arc::clone(&shared), pipe));
+    for reader in readers {
+        running.spawn(work_off(Arc::clone(&shared), reader));
     }
     let working = async {
         while let Some(done) = running.join_next().await {
@@ -155,15 +152,22 @@ async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, p
     Ok(wanted.min(pieces).max(1))
 }
 
+/// A reader, and the session that takes its rows.
+struct Pipe {
+    reader: Reader,
+    writer: Connection,
+}
+
 /// One reader: takes pieces from the queue until it is empty.
-async fn work_off(shared: Arc<Shared>, pipe: Pipe) -> Result<(), Fault> {
-    let mut pipe = Some(pipe);
+async fn work_off(shared: Arc<Shared>, reader: Reader) -> Result<(), Fault> {
+    let mut reader = Some(reader);
+    let mut pipe: Option<Pipe> = None;
     let mut retries = 0;
     let mut again: Option<Task> = None;
     loop {
         let next = || shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(task) = again.take().or_else(next) else { break };
-        let fault = match copy_task(&shared, &mut pipe, &task).await {
+        let fault = match copy_task(&shared, &mut reader, &mut pipe, &task).await {
             Ok(()) => {
                 retries = 0;
                 continue;
@@ -176,38 +180,33 @@ async fn work_off(shared: Arc<Shared>, pipe: Pipe) -> Result<(), Fault> {
             return Err(fault);
         }
         tracing::warn!("a reader's connection to the source was lost, its piece is read again: {fault}");
-        // Longer than a server needs to come back to its senses, shorter than anybody's patience.
-        tokio::time::sleep(Duration::from_millis(100 << retries.min(5))).await;
+        tokio::time::sleep(pause_before_retry(retries)).await;
         again = Some(task);
     }
-    if let Some(pipe) = pipe {
-        pipe.close().await;
+    if let Some(Pipe { reader, writer }) = pipe {
+        reader.connection.close().await;
+        writer.close().await;
     }
     Ok(())
 }
 
-/// Whether another connection to the source may do better. Whether the snapshot still lives it finds out by itself.
-fn is_lost_source(fault: &Fault) -> bool {
-    match fault {
-        Fault::Source(SourceError::Session(error)) => match error {
-            SessionError::Lost { .. } | SessionError::Unreachable { .. } | SessionError::Timeout { .. } => true,
-            // Ended by an administrator or a timeout of the server's, or out of connections.
-            SessionError::Server { error, .. } => error.fatal || matches!(error.code.class(), "57" | "08" | "25"),
-            SessionError::Tls { .. }
-            | SessionError::Authentication { .. }
-            | SessionError::File { .. }
-            | SessionError::Protocol { .. } => false,
-        },
-        Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) => false,
-    }
-}
-
 /// Copies one piece. What a failed attempt has counted is taken back.
-async fn copy_task(shared: &Shared, pipe: &mut Option<Pipe>, task: &Task) -> Result<(), Fault> {
+async fn copy_task(
+    shared: &Shared,
+    first: &mut Option<Reader>,
+    pipe: &mut Option<Pipe>,
+    task: &Task,
+) -> Result<(), Fault> {
     let Some(table) = shared.tables.get(task.table) else { return Ok(()) };
     let pipe = match pipe {
         Some(pipe) => pipe,
-        none => none.insert(Pipe::open(&shared.config, &shared.tables).await?),
+        none => {
+            let reader = match first.take() {
+                Some(reader) => reader,
+                None => Reader::open(&shared.config, &shared.tables).await?,
+            };
+            none.insert(Pipe { reader, writer: open_writer(&shared.config).await? })
+        }
     };
     let mut counted = (0, 0);
     let copied = transfer(shared, pipe, (table, task), &mut counted).await;
@@ -240,9 +239,9 @@ async fn transfer(
     let timeout = shared.config.destination.timeout;
     let source = |error: SessionError| Fault::Source(SourceError::Session(error));
     let destination = |error: SessionError| Fault::Destination(DestinationError::Session(error));
-    pipe.take_snapshot(&shared.snapshot_name, timeout).await?;
+    pipe.reader.take_snapshot(&shared.snapshot_name, timeout).await?;
     // The reader first: when it fails, nothing has begun at the destination.
-    let outgoing = CopyOut::start(&mut pipe.reader, &task.copy_out, timeout).await;
+    let outgoing = CopyOut::start(&mut pipe.reader.connection, &task.copy_out, timeout).await;
     let mut outgoing = outgoing.map_err(|error| in_the_way(error, table))?;
     let mut incoming = CopyIn::start(&mut pipe.writer, &task.copy_in, timeout).await.map_err(destination)?;
     loop {
@@ -266,41 +265,4 @@ async fn transfer(
     outgoing.finish().await.map_err(source)?;
     let rows = incoming.finish().await.map_err(destination)?;
     Ok(rows)
-}
-
-/// Spends at most so many bytes a second, over all readers.
-#[derive(Debug)]
-struct Rate {
-    bytes_per_second: Option<u64>,
-    /// When everything spent so far will have been earned.
-    earned_at: Instant,
-}
-
-impl Rate {
-    fn new(bytes_per_second: Option<u64>, now: Instant) -> Rate {
-        Rate { bytes_per_second, earned_at: now }
-    }
-
-    /// How long to wait after having spent `bytes`.
-    fn spend(&mut self, bytes: u64, now: Instant) -> Duration {
-        let Some(rate) = self.bytes_per_second else { return Duration::ZERO };
-        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        self.earned_at = self.earned_at.max(now) + cost;
-        self.earned_at.duration_since(now)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_kept_over_all_that_is_spent() {
-        let now = Instant::now();
-        let mut rate = Rate::new(Some(1000), now);
-        assert_eq!(rate.spend(500, now), Duration::from_millis(500));
-        assert_eq!(rate.spend(500, now), Duration::from_secs(1));
-        assert_eq!(rate.spend(0, now + Duration::from_secs(5)), Duration::ZERO, "nothing is owed later on");
-        assert_eq!(Rate::new(None, now).spend(u64::MAX, now), Duration::ZERO);
-    }
 }

@@ -30,7 +30,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::catch_up::CatchUp;
-use super::{Ends, Tables, after, begin_showing, finish, publish, stage, temporary_slot};
+use super::{Ends, Staged, Tables, after, begin_showing, begin_staging, finish, load, publish, temporary_slot};
 use crate::config::OnSlotLost;
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Original, Place, Publication,
@@ -187,24 +187,26 @@ async fn hand_over(
     let tables = Tables { source: &source_catalog, destination: &destination_catalog, transfer, alone: false };
     let slot = temporary_slot()?;
     let name = format!("{generation}_again");
-    let mut staged = stage(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
-    let session = staged.slot_session.take().ok_or(SourceError::Ended)?;
-    finish(ends, bookkeeping.client(), &staged.staging).await?;
+    let (taken, staging) = begin_staging(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
+    let Staged { staging, sent, slot_session, consistent_point } = load(ends, taken, staging, slot.as_str()).await?;
+    finish(ends, bookkeeping.client(), &staging).await?;
     // Before the stream changes them: as many rows as were sent.
-    staged.staging.check_counts(bookkeeping.client(), &staged.sent).await?;
+    staging.check_counts(bookkeeping.client(), &sent).await?;
 
-    let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, session, &staged)).await?;
+    let mut catch_up =
+        CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, slot_session, &staging, consistent_point))
+            .await?;
     failpoint::reached("handover.catching_up");
-    pass(ends, control, staged.consistent_point).await?;
+    pass(ends, control, consistent_point).await?;
     catch_up_with(bookkeeping, &mut catch_up, None).await?;
     let mut differences = Differences::default();
-    if staged.staging.tables.iter().any(|table| table.mode == Mode::Reconcile && !table.matching.key.is_empty()) {
+    if staging.tables.iter().any(|table| table.mode == Mode::Reconcile && !table.matching.key.is_empty()) {
         let held = hold(ends, control, &mut catch_up).await?;
         let comparison = Comparison::begin(&ends.addresses.destination_for("staging")).await?;
         // From here on both take the same changes.
         catch_up.take_rekeyed();
         drop(held);
-        let mut comparing = std::pin::pin!(comparison.run(&staged.staging));
+        let mut comparing = std::pin::pin!(comparison.run(&staging));
         loop {
             // Staging follows meanwhile, so that there is little left to do at the end.
             let position = position(bookkeeping).await?;
@@ -224,14 +226,14 @@ async fn hand_over(
     let held_at = Instant::now();
     let held = hold(ends, control, &mut catch_up).await?;
     for table in catch_up.take_rekeyed() {
-        let rekeyed = staged.staging.tables.iter().find(|staged| staged.staging == table || staged.live == table);
+        let rekeyed = staging.tables.iter().find(|staged| staged.staging == table || staged.live == table);
         if let Some(rekeyed) = rekeyed {
             differences.forget(&rekeyed.live);
         }
     }
     failpoint::reached("handover.held");
     let publication = Publication {
-        staging: &staged.staging,
+        staging: &staging,
         sent: None,
         differences: &differences,
         generation,
@@ -253,7 +255,7 @@ async fn hand_over(
         format!("published {scope} at {position}; the stream was held for {} ms", held_for.as_millis()),
     );
     catch_up.close().await;
-    after(ends, staged.staging, &differences).await?;
+    after(ends, staging, &differences).await?;
     Ok(anew)
 }
 

@@ -9,6 +9,7 @@
 //! | ACCESS SHARE on all tables, by every reader | nothing: it goes with the sessions |
 //! | slot created, snapshot settled and exported again | the row and the slot (a temporary slot goes with its session) |
 //! | staging created and filled (`copy`) | staging of an old generation, swept |
+//! | or, all tables being there and empty: they are filled by the publish itself (`fill`) | nothing |
 //! | source let go, indexes built, differences listed | the same |
 //! | published | a live position: stream on |
 //!
@@ -21,6 +22,7 @@
 
 mod catch_up;
 mod copy;
+mod fill;
 mod guard;
 pub(super) mod handover;
 mod readers;
@@ -31,7 +33,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::readers::{Pipe, stand_in_the_way};
+use self::readers::{Reader, stand_in_the_way};
 use super::prepare::{Addresses, Prepared, connect_replication};
 use crate::config::Config;
 use crate::destination::{
@@ -88,7 +90,7 @@ pub(super) struct Staged {
     pub(super) staging: Staging,
     /// Rows of each table.
     pub(super) sent: BTreeMap<QualifiedName, u64>,
-    pub(super) slot_session: Option<ReplicationSession>,
+    pub(super) slot_session: ReplicationSession,
     pub(super) consistent_point: Lsn,
 }
 
@@ -199,30 +201,37 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         transfer: prepared.transfer,
         alone: true,
     };
-    let mut staged =
-        stage(ends, &prepared.source, bookkeeping.client(), &tables, (&slot, kind.live, &generation)).await?;
-    if let Some(session) = staged.slot_session.take() {
-        session.close().await;
-    }
-    finish(ends, bookkeeping.client(), &staged.staging).await?;
-    let differences = Comparison::begin(&addresses.destination_for("staging")).await?.run(&staged.staging).await?;
-
+    let (taken, staging) =
+        begin_staging(ends, &prepared.source, bookkeeping.client(), &tables, (&slot, kind.live, &generation)).await?;
+    let consistent_point = taken.consistent_point;
     let live_position = if kind.live { bookkeeping.position().await? } else { None };
-    let consistent_point = staged.consistent_point;
-    let publication = Publication {
-        staging: &staged.staging,
-        sent: Some(&staged.sent),
-        differences: &differences,
+    let publication = |staging, sent, differences| Publication {
+        staging,
+        sent,
+        differences,
         generation: &generation,
         place: Place::Beginning { live_position, consistent_point },
         requests: &requests,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
     };
-    publish(ends, &publication).await?;
-    let rows: u64 = staged.sent.values().sum();
-    let count = staged.staging.tables.len();
+    let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {
+        let sql = addresses.destination_for("publishing");
+        let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
+        let none = Differences::default();
+        let filled = fill::publish(ends, &publication(&staging, None, &none), taken, (slot.as_str(), &client)).await?;
+        failpoint::reached("snapshot.published");
+        (filled, staging, none)
+    } else {
+        let Staged { staging, sent, slot_session, .. } = load(ends, taken, staging, slot.as_str()).await?;
+        slot_session.close().await;
+        finish(ends, bookkeeping.client(), &staging).await?;
+        let differences = Comparison::begin(&addresses.destination_for("staging")).await?.run(&staging).await?;
+        publish(ends, &publication(&staging, Some(&sent), &differences)).await?;
+        (sent.values().sum(), staging, differences)
+    };
+    let count = staging.tables.len();
     telemetry.event("snapshot", format!("published {rows} rows of {count} tables at {consistent_point}"));
-    after(ends, staged.staging, &differences).await
+    after(ends, staging, &differences).await
 }
 
 fn new_generation() -> String {
@@ -235,39 +244,43 @@ fn temporary_slot() -> Result<SlotName, Fault> {
     name.parse().map_err(|_| Fault::Refused(crate::pg::ErrorReport::new("a temporary slot's name is not one")))
 }
 
-/// Locks, slot, snapshot, copy. `temporary`: the slot goes with its session, which is handed on.
-async fn stage(
+/// Locks, slot, snapshot, and staging tables that are empty yet. `temporary`: the slot goes with its session.
+async fn begin_staging(
     ends: Ends<'_>,
     source: &SqlClient,
     destination: &SqlClient,
     tables: &Tables<'_>,
     (slot, temporary, generation): (&SlotName, bool, &str),
-) -> Result<Staged, Fault> {
+) -> Result<(TakenSnapshot, Staging), Fault> {
     for cycle in &tables.source.cycles {
         let names: Vec<String> = cycle.iter().map(QualifiedName::to_string).collect();
         let text = format!("foreign keys of {} form a circle: they are checked at the end", names.join(", "));
         ends.telemetry.event("snapshot", text);
     }
     let kind = if temporary { SlotSnapshot::ExportTemporary } else { SlotSnapshot::ExportPermanent };
-    let TakenSnapshot { locks, readers, slot_session, held, consistent_point } =
-        take_snapshot(ends, (source, destination), tables.source, (slot, kind)).await?;
+    let taken = take_snapshot(ends, (source, destination), tables.source, (slot, kind)).await?;
     if tables.alone {
         ends.telemetry.set_state(State::Snapshot, None);
     }
     failpoint::reached("snapshot.slot_created");
-    let staging = create_staging(ends, destination, tables, generation).await?;
-    let sent = copy::copy(ends, &staging, (&held, &locks), slot.as_str(), readers).await;
+    Ok((taken, create_staging(ends, destination, tables, generation).await?))
+}
+
+/// Copies into staging, and lets the source go.
+async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str) -> Result<Staged, Fault> {
+    let TakenSnapshot { locks, readers, slot_session, held, consistent_point } = taken;
+    let sent = copy::copy(ends, &staging, (&held, &locks), slot, readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
     held.release().await?;
     let sent = sent?;
     failpoint::reached("snapshot.staged");
     locks.release().await?;
-    Ok(Staged { staging, sent, slot_session: Some(slot_session), consistent_point })
+    Ok(Staged { staging, sent, slot_session, consistent_point })
 }
 
 struct TakenSnapshot {
     locks: TableLocks,
-    readers: Vec<Pipe>,
+    readers: Vec<Reader>,
     slot_session: ReplicationSession,
     held: HeldSnapshot,
     consistent_point: Lsn,

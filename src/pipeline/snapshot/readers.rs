@@ -1,6 +1,6 @@
 //! A snapshot's readers: sessions that hold the tables before the slot is asked for, and read them under its snapshot.
 //!
-//! Opened by `super` between the tables' locks and the slot; `copy` gives them pieces. Each one holds ACCESS SHARE on
+//! Opened by `super` between the tables' locks and the slot; `copy` and `fill` give them pieces. Each one holds ACCESS SHARE on
 //! every table in the transaction in which it reads later. It must hold it from the start: a session that asks for it
 //! later waits behind whoever has asked for ACCESS EXCLUSIVE in between, and that session waits for our own locks. No
 //! server sees this circle, because we are a part of it.
@@ -12,9 +12,9 @@
 //! transaction's snapshot. Then the table is held by [`TableLocks`] alone, and a COPY that has to wait for it ends the
 //! attempt in the same way.
 //!
-//! Bounds: as many readers as `copy` has work for; a COPY waits for a lock no longer than [`WAIT_MAX`].
+//! Bounds: as many readers as `copy` has work for; a piece is retried [`RETRIES_MAX`] times; a COPY waits for a lock no longer than [`WAIT_MAX`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::destination::DestinationError;
@@ -22,6 +22,9 @@ use crate::fault::Fault;
 use crate::pg::{QualifiedName, quote_literal};
 use crate::session::{Connection, SessionError, SqlState};
 use crate::source::{SourceError, TableLocks};
+
+/// How often in a row one piece may lose its connection to the source.
+pub(super) const RETRIES_MAX: u32 = 10;
 
 /// How long a COPY may wait for its table, in milliseconds: only somebody who waits for us can be before it.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -33,31 +36,24 @@ const INSUFFICIENT_PRIVILEGE: SqlState = SqlState::new(b"42501");
 const UNLIMITED: &str =
     "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
-/// One reader: a session that reads at the source, and one that writes at the destination.
-pub(super) struct Pipe {
-    pub(super) reader: Connection,
-    pub(super) writer: Connection,
+/// A session that reads at the source, and holds the tables.
+pub(super) struct Reader {
+    pub(super) connection: Connection,
     /// The transaction has taken the snapshot.
     in_snapshot: bool,
 }
 
-impl Pipe {
-    /// Opens both sessions and locks `tables` for the reader.
-    pub(super) async fn open(config: &Config, tables: &[QualifiedName]) -> Result<Pipe, Fault> {
-        let purpose = |what: &str| format!("{} {what}", config.source.slot);
+impl Reader {
+    /// Opens the session and locks `tables`.
+    pub(super) async fn open(config: &Config, tables: &[QualifiedName]) -> Result<Reader, Fault> {
         let timeout = config.destination.timeout;
-        let lock_timeout = WAIT_MAX.as_millis().to_string();
-        let reader = Connection::open(&config.source.url, &purpose("snapshot"), &settings(&lock_timeout, None)).await;
-        let mut reader = reader.map_err(SourceError::Session)?;
-        reader.simple_query(UNLIMITED, "setting up a reader", timeout).await.map_err(SourceError::Session)?;
-        lock(&mut reader, tables, timeout).await?;
-        // What is published is flushed with the publish's own commit, and staging that a crash has touched is not
-        // published.
-        let settings = settings("0", Some(("synchronous_commit", "off")));
-        let writer = Connection::open(&config.destination.url, &purpose("staging"), &settings).await;
-        let mut writer = writer.map_err(DestinationError::Session)?;
-        writer.simple_query(UNLIMITED, "setting up a session", timeout).await.map_err(DestinationError::Session)?;
-        Ok(Pipe { reader, writer, in_snapshot: false })
+        let settings = settings(&WAIT_MAX.as_millis().to_string(), None);
+        let purpose = format!("{} snapshot", config.source.slot);
+        let connection = Connection::open(&config.source.url, &purpose, &settings).await;
+        let mut connection = connection.map_err(SourceError::Session)?;
+        connection.simple_query(UNLIMITED, "setting up a reader", timeout).await.map_err(SourceError::Session)?;
+        lock(&mut connection, tables, timeout).await?;
+        Ok(Reader { connection, in_snapshot: false })
     }
 
     /// From here on it reads under the snapshot, in the transaction that holds the locks.
@@ -66,7 +62,7 @@ impl Pipe {
             return Ok(());
         }
         let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name));
-        self.reader.simple_query(&import, "importing the snapshot", timeout).await.map_err(|error| {
+        self.connection.simple_query(&import, "importing the snapshot", timeout).await.map_err(|error| {
             // Refused, not lost: then the snapshot is not there any more.
             let gone = error.server().is_some_and(|server| !server.fatal);
             if gone { SourceError::SnapshotLost(error) } else { SourceError::Session(error) }
@@ -74,10 +70,61 @@ impl Pipe {
         self.in_snapshot = true;
         Ok(())
     }
+}
 
-    pub(super) async fn close(self) {
-        self.reader.close().await;
-        self.writer.close().await;
+/// Opens a session that writes into staging.
+pub(super) async fn open_writer(config: &Config) -> Result<Connection, Fault> {
+    // What is published is flushed with the publish's own commit, and staging that a crash has touched is not published.
+    let settings = settings("0", Some(("synchronous_commit", "off")));
+    let purpose = format!("{} staging", config.source.slot);
+    let writer = Connection::open(&config.destination.url, &purpose, &settings).await;
+    let mut writer = writer.map_err(DestinationError::Session)?;
+    let timeout = config.destination.timeout;
+    writer.simple_query(UNLIMITED, "setting up a session", timeout).await.map_err(DestinationError::Session)?;
+    Ok(writer)
+}
+
+/// Whether another connection to the source may do better. Whether the snapshot still lives it finds out by itself.
+pub(super) fn is_lost_source(fault: &Fault) -> bool {
+    match fault {
+        Fault::Source(SourceError::Session(error)) => match error {
+            SessionError::Lost { .. } | SessionError::Unreachable { .. } | SessionError::Timeout { .. } => true,
+            // Ended by an administrator or a timeout of the server's, or out of connections.
+            SessionError::Server { error, .. } => error.fatal || matches!(error.code.class(), "57" | "08" | "25"),
+            SessionError::Tls { .. }
+            | SessionError::Authentication { .. }
+            | SessionError::File { .. }
+            | SessionError::Protocol { .. } => false,
+        },
+        Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) => false,
+    }
+}
+
+/// How long to wait before a piece is read again: longer than a server needs to come back to its senses, shorter than
+/// anybody's patience.
+pub(super) fn pause_before_retry(retries: u32) -> Duration {
+    Duration::from_millis(100 << retries.min(5))
+}
+
+/// Spends at most so many bytes a second, over all readers.
+#[derive(Debug)]
+pub(super) struct Rate {
+    bytes_per_second: Option<u64>,
+    /// When everything spent so far will have been earned.
+    earned_at: Instant,
+}
+
+impl Rate {
+    pub(super) fn new(bytes_per_second: Option<u64>, now: Instant) -> Rate {
+        Rate { bytes_per_second, earned_at: now }
+    }
+
+    /// How long to wait after having spent `bytes`.
+    pub(super) fn spend(&mut self, bytes: u64, now: Instant) -> Duration {
+        let Some(rate) = self.bytes_per_second else { return Duration::ZERO };
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.earned_at = self.earned_at.max(now) + cost;
+        self.earned_at.duration_since(now)
     }
 }
 
@@ -143,5 +190,20 @@ pub(super) async fn stand_in_the_way(locks: &TableLocks) -> SourceError {
             }
             Err(error) => return error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_over_all_that_is_spent() {
+        let now = Instant::now();
+        let mut rate = Rate::new(Some(1000), now);
+        assert_eq!(rate.spend(500, now), Duration::from_millis(500));
+        assert_eq!(rate.spend(500, now), Duration::from_secs(1));
+        assert_eq!(rate.spend(0, now + Duration::from_secs(5)), Duration::ZERO, "nothing is owed later on");
+        assert_eq!(Rate::new(None, now).spend(u64::MAX, now), Duration::ZERO);
     }
 }
