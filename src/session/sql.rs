@@ -43,7 +43,8 @@ impl Sql {
     ///
     /// The session sees only pg_catalog without a schema, gives text in fixed formats, and is not ended by the
     /// server's timeouts for idle sessions and statements: ours is in force. The server notices within a second when we
-    /// are gone, also in the middle of a statement.
+    /// are gone, also in the middle of a statement. It compiles nothing: a question to the catalog takes 2 ms, and its
+    /// compilation to machine code 100.
     ///
     /// # Errors
     /// [`SessionError`] says why no host would do.
@@ -55,7 +56,7 @@ impl Sql {
                 "SELECT pg_catalog.set_config('search_path', '', false);
                  SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = UTC; SET extra_float_digits = 3;
                  SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0;
-                 SET row_security = off; SET client_connection_check_interval = '1s';
+                 SET row_security = off; SET client_connection_check_interval = '1s'; SET jit = off;
                  SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
                  WHERE name IN ('transaction_timeout', 'idle_session_timeout');",
             )

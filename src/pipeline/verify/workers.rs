@@ -117,8 +117,6 @@ struct Shared {
 async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<(usize, Side, Answer)>) -> Result<(), Fault> {
     let fault = |error| shared.side.fault(error);
     let client = shared.reading.sql.connect().await.map_err(fault)?.with_timeout(STATEMENT_MAX);
-    // Compiling to machine code takes longer than one range does.
-    client.batch("setting up a session", "SET jit = off").await.map_err(fault)?;
     loop {
         let next = shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(task) = next else { return Ok(()) };
