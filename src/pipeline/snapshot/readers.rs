@@ -12,7 +12,8 @@
 //! transaction's snapshot. Then the table is held by [`TableLocks`] alone, and a COPY that has to wait for it ends the
 //! attempt in the same way.
 //!
-//! Bounds: as many readers as `copy` has work for; a piece is retried [`RETRIES_MAX`] times; a COPY waits for a lock no longer than [`WAIT_MAX`].
+//! Bounds: as many readers as `copy` has work for; a piece is retried [`RETRIES_MAX`] times; a COPY waits for a lock
+//! no longer than [`WAIT_MAX`].
 
 use std::time::{Duration, Instant};
 
