@@ -1,0 +1,116 @@
+//! What the facts promise to whoever shows them.
+
+use super::*;
+
+#[test]
+fn exactly_one_state_is_1_and_every_metric_has_its_name() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    telemetry.set_state(State::Streaming, None);
+    telemetry.stream_begins(Lsn::new(1), [QualifiedName::new("public", "t")]);
+    telemetry.snapshot_begins([(QualifiedName::new("public", "t"), 5)]);
+    telemetry.snapshot_copied(&QualifiedName::new("public", "t"), 1, 1);
+    telemetry.conflict("public.t", "missing_row", 1);
+    telemetry.restart("source_lost");
+    let absent = String::from_utf8(telemetry.render_metrics()).unwrap();
+    for name in
+        ["heartbeat_lag_seconds", "slot_retained_wal_bytes", "slot_seconds_until_lost", "verify_mismatched_rows"]
+    {
+        assert!(!absent.contains(&format!("headwater_{name} ")), "{name} before anything is known of it");
+    }
+    telemetry.heartbeat_returned(Duration::from_millis(3));
+    telemetry.slot(SlotHealth::default());
+    telemetry.spooled(1);
+    telemetry.verified(Lsn::new(1), 0);
+    let text = String::from_utf8(telemetry.render_metrics()).unwrap();
+    let ones = text.lines().filter(|line| line.starts_with("headwater_state{") && line.ends_with(" 1")).count();
+    assert_eq!(ones, 1, "{text}");
+    for name in [
+        "headwater_replication_lag_bytes",
+        "headwater_replication_lag_seconds",
+        "headwater_heartbeat_lag_seconds",
+        "headwater_last_progress_age_seconds",
+        "headwater_transactions_applied_total",
+        "headwater_rows_applied_total{operation=\"insert\",table=\"public.t\"}",
+        "headwater_batch_rows_bucket",
+        "headwater_apply_duration_seconds_bucket",
+        "headwater_snapshot_rows_total{table=\"public.t\"}",
+        "headwater_snapshot_progress_ratio{table=\"public.t\"}",
+        "headwater_state{state=\"streaming\"}",
+        "headwater_slot_retained_wal_bytes",
+        "headwater_slot_seconds_until_lost",
+        "headwater_conflicts_total{kind=\"missing_row\",table=\"public.t\"}",
+        "headwater_restarts_total{reason=\"source_lost\"}",
+        "headwater_build_info",
+        "headwater_spool_bytes 1",
+        "headwater_verify_mismatched_rows 0",
+        "headwater_slot_seconds_until_lost inf",
+    ] {
+        assert!(text.contains(name), "no {name} in\n{text}");
+    }
+}
+
+#[test]
+fn a_standby_shows_no_lag_of_its_own() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    telemetry.source_at(Lsn::new(100));
+    telemetry.heartbeat_sent();
+    telemetry.set_state(State::Standby, None);
+    telemetry.source_at(Lsn::new(900));
+    let text = String::from_utf8(telemetry.render_metrics()).unwrap();
+    for name in
+        ["replication_lag_bytes", "replication_lag_seconds", "heartbeat_lag_seconds", "last_progress_age_seconds"]
+    {
+        assert!(!text.contains(&format!("\nheadwater_{name} ")), "{name} is the leader's:\n{text}");
+    }
+    assert!(!telemetry.expects_heartbeats());
+    assert_eq!(telemetry.ready(), Err("standby: another instance leads".to_owned()));
+}
+
+#[test]
+fn an_outage_of_an_hour_is_a_few_events_and_two_outages_are_two() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    telemetry.event("snapshot", "published");
+    for _ in 0..2 {
+        telemetry.set_state(State::Streaming, None);
+        for attempt in 0..500 {
+            telemetry.restart("destination_lost");
+            let message = if attempt % 2 == 0 { "refused" } else { "no such host" };
+            telemetry.set_state(State::Connecting, Some(ErrorReport::new(message)));
+        }
+    }
+    let events = telemetry.status().events;
+    let told: Vec<_> = events.iter().map(|event| (event.text.as_str(), event.times)).collect();
+    let outage =
+        [("connecting: no such host", 250), ("destination_lost", 500), ("connecting: refused", 250), ("streaming", 1)];
+    assert_eq!(told, [&outage[..], &outage[..], &[("published", 1)]].concat());
+}
+
+#[test]
+fn a_heartbeat_counts_until_it_or_a_later_one_is_back() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    let lag = || telemetry.status().heartbeat_lag_seconds;
+    assert_eq!(lag(), None);
+    telemetry.heartbeat_sent();
+    telemetry.heartbeat_sent();
+    let waited = lag().unwrap();
+    assert!(lag().unwrap() > waited, "it grows while one is on its way");
+    telemetry.heartbeat_returned(Duration::ZERO);
+    assert_eq!(lag(), Some(0.0), "both were written before the one that came back");
+    telemetry.heartbeat_sent();
+    telemetry.heartbeat_returned(Duration::from_secs(5));
+    assert!(telemetry.inner().heartbeats_on_their_way.len() == 1, "an older one says nothing of a later one");
+}
+
+#[test]
+fn ready_means_streaming_within_the_lag_threshold() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    assert_eq!(telemetry.ready(), Err("connecting".to_owned()));
+    telemetry.set_state(State::Waiting, Some(ErrorReport::new("disk full")));
+    assert_eq!(telemetry.ready(), Err("waiting: disk full".to_owned()));
+    telemetry.set_state(State::Streaming, None);
+    assert_eq!(telemetry.ready(), Ok(()));
+    telemetry.stream_begins(Lsn::new(1), []);
+    telemetry.received(Lsn::new(9), local_clock().shifted_by(-90_000_000));
+    let reason = telemetry.ready().unwrap_err();
+    assert!(reason.contains("behind the source (at most 60.0 s)"), "{reason}");
+}
