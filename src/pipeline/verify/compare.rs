@@ -63,8 +63,10 @@ pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Ver
             let files = |parts: &[Option<Parts>]| parts.get(at).cloned().flatten().map(|parts| parts.files);
             let same = files(&there) == files(&there_now) && files(&here) == files(&here_now);
             match result {
-                Some(result) if same => verdict.tables.push(result),
-                Some(_) | None => again.push(table),
+                Seen::Compared(result) if same => verdict.tables.push(*result),
+                // Nothing in between explains it: the servers were asked two different questions.
+                Seen::Contradicted if same => return Err(misread()),
+                Seen::Compared(_) | Seen::Contradicted | Seen::Gone => again.push(table),
             }
         }
         left = again;
@@ -85,6 +87,16 @@ pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Ver
     ))
 }
 
+/// What came of one table.
+enum Seen {
+    /// A verdict, if the table has the same files afterwards.
+    Compared(Box<TableVerdict>),
+    /// Its sums differ and no row does: it was another table on the second look, as after a TRUNCATE.
+    Contradicted,
+    /// It does not exist any more on a side.
+    Gone,
+}
+
 struct Comparison<'a> {
     ends: Ends<'a>,
     fence: &'a Fence,
@@ -94,8 +106,8 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// A verdict for each table; `None` for one that does not exist any more on a side.
-    async fn run(&self) -> Result<Vec<Option<TableVerdict>>, Fault> {
+    /// What came of each table.
+    async fn run(&self) -> Result<Vec<Seen>, Fault> {
         let workers = self.workers();
         let all: Vec<usize> = (0..self.tables.len()).filter(|at| self.exists(*at)).collect();
         let sums = self.sums(&workers, &all).await?;
@@ -106,16 +118,20 @@ impl Comparison<'_> {
         let mut verdicts = Vec::new();
         for (at, table) in self.tables.iter().enumerate() {
             if !self.exists(at) {
-                verdicts.push(None);
+                verdicts.push(Seen::Gone);
                 continue;
             }
             let differences = found.remove(&at).unwrap_or_default();
+            if differences.is_empty() && differ.contains(&at) {
+                verdicts.push(Seen::Contradicted);
+                continue;
+            }
             let columns = if self.ends.options.columns && !differences.differing.is_empty() {
                 self.differing_columns(table, &differences.differing).await?
             } else {
                 Vec::new()
             };
-            verdicts.push(Some(TableVerdict {
+            verdicts.push(Seen::Compared(Box::new(TableVerdict {
                 table: table.name.clone(),
                 source_rows: sum(at, Side::Source).rows,
                 destination_rows: sum(at, Side::Destination).rows,
@@ -123,7 +139,7 @@ impl Comparison<'_> {
                 key: table.key_names(),
                 columns,
                 not_compared: table.not_compared.clone(),
-            }));
+            })));
         }
         Ok(verdicts)
     }
@@ -248,10 +264,6 @@ impl Comparison<'_> {
             let mut of = |side| rows.remove(&(*at, side)).unwrap_or_default();
             let mut differences = differences(of(Side::Source), of(Side::Destination), keyed);
             differences.more = listed.get(at).is_some_and(|(_, more)| *more);
-            if differences.is_empty() {
-                // The sums differ, so rows do; if none is found, the servers were asked two different questions.
-                return Err(misread());
-            }
             found.insert(*at, differences);
         }
         Ok(found)
