@@ -64,7 +64,8 @@ package: release ## Make what a package installs beside the binary: manual pages
 
 deb: package ## Build the Debian package; needs cargo-deb, which is installed where missing
 	@command -v cargo-deb >/dev/null || $(CARGO) install --quiet --locked cargo-deb
-	cargo deb --no-build
+	@# Stripped here and not in the profile: benchmarks and profilers want the names.
+	cargo deb --no-build --strip
 
 deploy-check: ## Check the unit, the alerts, the manifests and the compose file with their own tools and schemas
 	@deploy/check
