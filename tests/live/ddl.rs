@@ -303,7 +303,47 @@ async fn a_renamed_table_halts_with_the_ways_out() {
     database.at_source("ALTER TABLE t RENAME TO u; UPDATE u SET a = 'after' WHERE id = 1").await;
     service.says("table public.t is now called public.u at the source").await;
     service.says("ALTER TABLE public.t RENAME TO u;").await;
+    // Calling it by its old name again is one way out.
     database.at_source("ALTER TABLE u RENAME TO t").await;
     database.at_source("UPDATE t SET a = 'later' WHERE id = 2").await;
+    database.assert_catches_up().await;
+    service.is("streaming").await;
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_table_keeps_its_new_name_by_the_statements_that_are_printed() {
+    for (name, change, renamed) in [
+        ("ddlrename", "ALTER TABLE t RENAME TO \"The New\"", "\"The New\""),
+        ("ddlmove", "CREATE SCHEMA elsewhere; ALTER TABLE t SET SCHEMA elsewhere", "elsewhere.t"),
+        (
+            "ddlboth",
+            "CREATE SCHEMA elsewhere; ALTER TABLE t SET SCHEMA elsewhere; ALTER TABLE elsewhere.t RENAME TO u",
+            "elsewhere.u",
+        ),
+    ] {
+        let mut database = Database::new(name, &["t", "other"], FORUM).await;
+        let service = Setup::of(&database).start();
+        service.streams().await;
+        database.caught_up().await;
+        let oid = database.destination_value("SELECT 't'::regclass::oid::text").await;
+        database.at_source(change).await;
+        database.at_source(&format!("UPDATE {renamed} SET a = 'after' WHERE id = 1; UPDATE other SET v = 'w'")).await;
+        service.says("start once with --resnapshot, which writes only what differs:").await;
+        let log = service.log();
+        service.stop().await;
+        let (_, printed) = log.split_once("writes only what differs:\n").expect("the way out");
+        let statements: Vec<&str> = printed.lines().map(str::trim).take_while(|line| line.contains(';')).collect();
+        let statements: Vec<&str> =
+            statements.iter().map(|line| line.rsplit_once(';').map_or(*line, |(sql, _)| sql)).collect();
+        database.at_destination(&statements.join("; ")).await;
+        database.tables[0] = renamed.to_owned();
+        let service = Setup::of(&database).argument("--resnapshot").start();
+        service.streams().await;
+        database.at_source(&format!("UPDATE {renamed} SET a = 'later' WHERE id = 2")).await;
+        database.assert_catches_up().await;
+        let now = database.destination_value(&format!("SELECT '{renamed}'::regclass::oid::text")).await;
+        assert_eq!(now, oid, "it is the same table");
+        service.stop().await;
+    }
 }

@@ -69,7 +69,12 @@ impl Applier {
             Ok(_) => return Err(DestinationError::FormatChanged(name)),
             Err(misfits) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         }
-        let target = Target::bind(relation, table, &self.catalog.types)?;
+        let target = if self.former_names.contains(&(relation.id, relation.name.clone())) {
+            let called = Relation { name: name.clone(), ..(**relation).clone() };
+            Target::bind(&Arc::new(called), table, &self.catalog.types)?
+        } else {
+            Target::bind(relation, table, &self.catalog.types)?
+        };
         let bound = Bound {
             relation: Arc::clone(relation),
             target: Arc::new(target),

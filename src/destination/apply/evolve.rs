@@ -93,6 +93,9 @@ impl Applier {
             self.changed = false;
             self.read_again(&name).await?;
         }
+        if relation.name != name {
+            self.former_names.insert((relation.id, relation.name.clone()));
+        }
         self.bound.remove(&relation.id);
         Ok(())
     }
@@ -225,7 +228,7 @@ fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationErro
             .detail("The configuration and the destination know it by its old name.")
             .hint(format!(
                 "Call it {table} again at the source. Or keep the new name: run the following at the destination, put {renamed} \
-                 into tables, and start once with --resnapshot, which writes only what differs:\n{};",
+                 into tables, and start once with --resnapshot, which writes only what differs:\n{}",
                 rename(table, &renamed)
             )),
         Obstacle::Copy(reason) => return DestinationError::NeedsCopy { table: table.clone(), reason },
@@ -254,9 +257,16 @@ fn unfollowed(table: &QualifiedName, statement: &str, error: SessionError) -> De
     }
 }
 
+/// The statements that give the destination's table its new name and schema.
 fn rename(from: &QualifiedName, to: &QualifiedName) -> String {
-    if from.schema == to.schema {
-        return format!("ALTER TABLE {from} RENAME TO {}", to.name);
+    let mut statements = Vec::new();
+    if from.schema != to.schema {
+        statements.push(format!("CREATE SCHEMA IF NOT EXISTS {};", to.schema));
+        statements.push(format!("ALTER TABLE {from} SET SCHEMA {};", to.schema));
     }
-    format!("ALTER TABLE {from} SET SCHEMA {}", to.schema)
+    if from.name != to.name {
+        let moved = QualifiedName { schema: to.schema.clone(), name: from.name.clone() };
+        statements.push(format!("ALTER TABLE {moved} RENAME TO {};", to.name));
+    }
+    statements.join("\n")
 }

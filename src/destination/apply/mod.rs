@@ -27,7 +27,7 @@ mod retry;
 mod rows;
 mod sets;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::catalog::Catalog;
@@ -111,6 +111,8 @@ pub struct Applier {
     /// Every table's snapshot position is at or before this.
     snapshots_end: Lsn,
     bound: HashMap<RelationId, Bound>,
+    /// Names that tables bore for a while, as the stream still brings them.
+    former_names: BTreeSet<(RelationId, QualifiedName)>,
     prepared: usize,
     advance_prepared: bool,
     /// The position once everything that was sent has committed.
@@ -210,6 +212,7 @@ impl Applier {
             followed,
             snapshots_end,
             bound: HashMap::new(),
+            former_names: BTreeSet::new(),
             prepared: 0,
             advance_prepared: false,
             sent: position,

@@ -134,7 +134,8 @@ impl Change<'_> {
         if brought || taken {
             return Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
         }
-        if self.relation.name != self.known.name {
+        // One that has its old name back by now was called otherwise only for a while.
+        if self.relation.name != self.known.name && self.source.table.name() != self.known.name {
             return Err(Obstacle::Renamed(self.relation.name.clone()));
         }
         let mut evolution = Evolution::default();
@@ -211,7 +212,7 @@ impl Change<'_> {
             },
         };
         Shape {
-            name: self.relation.name.clone(),
+            name: self.known.name.clone(),
             columns: resolved.iter().map(column).collect(),
             // A rewrite that the stream has not come to yet must still be noticed then.
             attributes: if current { now.attributes } else { self.known.attributes.max(highest) },

@@ -45,10 +45,10 @@ impl Change<'_> {
             }
             if table.column(new).is_some() {
                 let between = Ident::new(format!("headwater renames {}", second.len()));
-                evolution.statements.push(sql::rename_column(&self.relation.name, old, &between));
-                second.push(sql::rename_column(&self.relation.name, &between, new));
+                evolution.statements.push(sql::rename_column(&self.known.name, old, &between));
+                second.push(sql::rename_column(&self.known.name, &between, new));
             } else {
-                second.push(sql::rename_column(&self.relation.name, old, new));
+                second.push(sql::rename_column(&self.known.name, old, new));
             }
             evolution.told.push(format!("column {old} is now called {new}"));
         }
@@ -89,7 +89,7 @@ impl Change<'_> {
                 Some(_) | None => {}
             }
             if here.not_null && !filled && !taken {
-                evolution.statements.push(sql::drop_not_null(&self.relation.name, name));
+                evolution.statements.push(sql::drop_not_null(&self.known.name, name));
             }
             evolution.told.push(format!("column {name} was dropped at the source; it stays here"));
         }
@@ -127,14 +127,14 @@ impl Change<'_> {
                 (shown(known.type_id, known.type_modifier), shown(column.type_id, column.type_modifier));
             match wanted {
                 Some(wanted) if self.widened(known, column) => {
-                    evolution.statements.push(sql::alter_type(&self.relation.name, name, &wanted));
+                    evolution.statements.push(sql::alter_type(&self.known.name, name, &wanted));
                     evolution.told.push(format!("column {name} was {before} and is now {after}"));
                 }
                 Some(_) | None => misfits.push(Misfit {
                     problem: format!("column {name} was {before} and is now {after} at the source"),
                     remedy: Some(format!(
                         "ALTER TABLE {} ALTER COLUMN {name} TYPE {after} USING {name}::{after};",
-                        self.relation.name
+                        self.known.name
                     )),
                 }),
             }
@@ -145,7 +145,7 @@ impl Change<'_> {
         }
         if definition.not_null {
             evolution.attempts.push(Attempt {
-                statement: sql::set_not_null(&self.relation.name, name),
+                statement: sql::set_not_null(&self.known.name, name),
                 told: format!("column {name} is now NOT NULL"),
                 undo: Undo::NotNull(*number),
             });
@@ -153,7 +153,7 @@ impl Change<'_> {
         }
         let in_key = |index: &IndexDefinition| index.primary && index.key_columns().any(|key| key == name);
         if here.identity.is_none() && !self.destination.table.indexes.iter().any(in_key) {
-            evolution.statements.push(sql::drop_not_null(&self.relation.name, name));
+            evolution.statements.push(sql::drop_not_null(&self.known.name, name));
             evolution.told.push(format!("column {name} is no longer NOT NULL"));
         }
     }
@@ -183,7 +183,7 @@ impl Change<'_> {
                 "column {name} was added and the table rewritten, so its old rows hold values that did not come through the stream"
             )));
         }
-        let table = &self.relation.name;
+        let table = &self.known.name;
         let wanted = (self.creation.type_sql)(definition);
         // A column of this name that is renamed makes room for it.
         let mut leaving = self.known.columns.iter().filter(|known| known.name == *name);

@@ -236,3 +236,15 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
     let other = numbered(&[id(), a(), (4, Of::new("b", TEXT))]);
     assert!(matches!(reshape(&other), Err(Obstacle::Misfits(_))));
 }
+
+#[test]
+fn a_table_that_has_its_old_name_back_is_followed_under_it() {
+    let mut described = start();
+    described.table = Ident::new("u");
+    let (evolution, shape) = follow_described(&described, &["id", "a", "b"], &start()).unwrap();
+    assert_eq!((evolution, shape.name), (Evolution::default(), start().name()));
+    assert!(matches!(
+        follow_described(&described, &["id", "a", "b"], &described),
+        Err(Obstacle::Renamed(name)) if name == described.name()
+    ));
+}
