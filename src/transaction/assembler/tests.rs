@@ -1,0 +1,187 @@
+//! What comes out of the assembler, message by message.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::pg::{Column, Ident, PgTimestamp, ReplicaIdentity, Tuple, TypeId};
+use crate::wire::{LogicalMessage, OldTuple, Truncate};
+
+fn relation(id: u32, name: &str) -> Relation {
+    let column = Column { name: Ident::new("id"), in_identity: true, type_id: TypeId(23), type_modifier: -1 };
+    Relation {
+        id: RelationId(id),
+        name: QualifiedName::new("public", name),
+        replica_identity: ReplicaIdentity::Default,
+        columns: vec![column],
+    }
+}
+
+fn row(value: u8) -> Tuple {
+    Tuple::new(1, Bytes::from(vec![b't', 0, 0, 0, 1, value])).unwrap()
+}
+
+fn begin(lsn: u64) -> Message {
+    Message::Begin(Begin { final_lsn: Lsn::new(lsn), committed_at: PgTimestamp::from_micros(0), xid: 1 })
+}
+
+fn commit(lsn: u64) -> Message {
+    let (commit_lsn, end_lsn) = (Lsn::new(lsn), Lsn::new(lsn + 8));
+    Message::Commit(Commit { commit_lsn, end_lsn, committed_at: PgTimestamp::from_micros(0) })
+}
+
+fn insert(id: u32, value: u8) -> Message {
+    Message::Insert { xid: None, relation: RelationId(id), new: row(value) }
+}
+
+fn described(id: u32, name: &str) -> Message {
+    Message::Relation { xid: None, relation: relation(id, name) }
+}
+
+fn assembler(piece: usize) -> Assembler {
+    let tables = TableSet::new([(RelationId(1), QualifiedName::new("public", "t"))]);
+    Assembler::new(tables, piece, "hw", Lsn::new(10))
+}
+
+fn run(assembler: &mut Assembler, messages: Vec<Message>) -> Vec<Step> {
+    for message in messages {
+        assembler.message(message).unwrap();
+    }
+    std::iter::from_fn(|| assembler.poll())
+        .map(|output| if let Output::Step(step) = output { step } else { panic!("{output:?}") })
+        .collect()
+}
+
+#[test]
+fn a_small_transaction_comes_out_whole_at_its_commit() {
+    let mut assembler = assembler(1 << 20);
+    let steps = run(&mut assembler, vec![begin(100), described(1, "t"), insert(1, b'1'), insert(1, b'2')]);
+    assert!(steps.is_empty(), "nothing before the commit");
+    let steps = run(&mut assembler, vec![commit(100)]);
+    let [Step::Transaction(transaction)] = steps.as_slice() else { panic!("{steps:?}") };
+    assert_eq!(transaction.changes.len(), 2);
+    assert_eq!(transaction.commit.end_lsn, Lsn::new(108));
+    assert_eq!(assembler.received(), Lsn::new(108));
+}
+
+#[test]
+fn a_large_transaction_comes_out_in_pieces_that_hold_all_of_it() {
+    let mut assembler = assembler(300);
+    let mut messages = vec![begin(100), described(1, "t")];
+    messages.extend((0..10).map(|i| insert(1, b'0' + i)));
+    messages.push(commit(100));
+    let steps = run(&mut assembler, messages);
+    assert!(matches!(steps.first(), Some(Step::Begin(_))));
+    assert!(matches!(steps.last(), Some(Step::Commit { .. })));
+    let changes: usize =
+        steps.iter().map(|step| if let Step::Piece(piece) = step { piece.changes.len() } else { 0 }).sum();
+    assert_eq!((changes, steps.len()), (10, 2 + 4), "four pieces of at most three changes");
+}
+
+#[test]
+fn other_tables_are_left_out_and_their_transactions_only_move_the_position() {
+    let mut assembler = assembler(1 << 20);
+    let steps = run(&mut assembler, vec![begin(100), described(2, "other"), insert(2, b'1'), commit(100)]);
+    assert_eq!(steps, [Step::Reached(Lsn::new(108))]);
+}
+
+#[test]
+fn a_keepalive_counts_only_between_transactions_and_never_backwards() {
+    let mut assembler = assembler(1 << 20);
+    assembler.keepalive(Lsn::new(5));
+    assert_eq!(assembler.poll(), None, "below what was resumed from");
+    assembler.keepalive(Lsn::new(50));
+    assembler.keepalive(Lsn::new(60));
+    assert_eq!(run(&mut assembler, vec![begin(100)]), [Step::Reached(Lsn::new(60))], "only the newest");
+    assembler.keepalive(Lsn::new(99));
+    assert_eq!(assembler.poll(), None, "inside a transaction");
+}
+
+#[test]
+fn a_changed_relation_holds_from_its_message_on() {
+    let mut assembler = assembler(1 << 20);
+    let mut renamed = relation(1, "t");
+    renamed.columns[0].name = Ident::new("key");
+    let steps = run(
+        &mut assembler,
+        vec![
+            begin(100),
+            described(1, "t"),
+            insert(1, b'1'),
+            described(1, "t"),
+            insert(1, b'2'),
+            Message::Relation { xid: None, relation: renamed },
+            insert(1, b'3'),
+            commit(100),
+        ],
+    );
+    let [Step::Transaction(transaction)] = steps.as_slice() else { panic!("{steps:?}") };
+    let relations: Vec<_> = transaction
+        .changes
+        .iter()
+        .map(|change| if let Change::Insert { relation, .. } = change { relation } else { panic!() })
+        .collect();
+    assert_eq!(relations[0], relations[1], "the same description again");
+    assert!(!Arc::ptr_eq(relations[0], relations[1]), "but it was told anew, and the catalog may tell more");
+    assert_eq!(relations[2].columns[0].name, Ident::new("key"));
+    assert_eq!(relations[0].columns[0].name, Ident::new("id"));
+}
+
+#[test]
+fn heartbeats_of_ours_travel_with_their_transaction() {
+    let mut assembler = assembler(1 << 20);
+    let message = |prefix: &str| Message::Logical {
+        xid: None,
+        message: LogicalMessage {
+            transactional: true,
+            message_lsn: Lsn::new(99),
+            prefix: prefix.into(),
+            content: Bytes::from_static(b"7"),
+        },
+    };
+    let steps = run(&mut assembler, vec![begin(100), message("hw"), commit(100)]);
+    let [Step::Transaction(transaction)] = steps.as_slice() else { panic!("{steps:?}") };
+    assert_eq!(transaction.heartbeat, Some(Heartbeat { content: b"7".to_vec() }));
+    let steps = run(&mut assembler, vec![begin(200), message("foreign"), commit(200)]);
+    assert_eq!(steps, [Step::Reached(Lsn::new(208))]);
+}
+
+#[test]
+fn what_has_no_place_ends_the_run() {
+    let wrong_width = Message::Delete {
+        xid: None,
+        relation: RelationId(1),
+        old: OldTuple::Key(Tuple::new(2, Bytes::from_static(b"nn")).unwrap()),
+    };
+    let truncate = Truncate { relations: vec![RelationId(9)], cascade: false, restart_identity: false };
+    for messages in [
+        vec![commit(100)],
+        vec![begin(100), begin(200)],
+        vec![begin(100), commit(200)],
+        vec![begin(100), insert(1, b'1')],
+        vec![described(1, "t"), insert(1, b'1')],
+        vec![begin(100), described(1, "t"), wrong_width],
+        vec![begin(100), described(3, "t")],
+        vec![begin(100), Message::Truncate { xid: None, truncate }],
+        vec![Message::StreamStop],
+    ] {
+        let mut assembler = assembler(1 << 20);
+        let shown = format!("{messages:?}");
+        let failed = messages.into_iter().any(|message| assembler.message(message).is_err());
+        assert!(failed, "{shown}");
+    }
+}
+
+#[test]
+fn another_table_of_a_known_name_is_an_obstacle_only_where_the_name_is_followed() {
+    let others = |assembler: &mut Assembler| {
+        let messages = [begin(100), described(7, "t"), insert(7, b'1'), commit(100)];
+        messages.into_iter().try_for_each(|message| assembler.message(message))
+    };
+    let mut following = assembler(1 << 20);
+    let replaced = others(&mut following);
+    assert!(matches!(replaced, Err(TransactionError::Replaced { old: RelationId(1), new: RelationId(7), .. })));
+    let name = QualifiedName::new("public", "t");
+    let tables = TableSet::new([(RelationId(1), name.clone())]).passing_over([name]);
+    let mut passing = Assembler::new(tables, 1 << 20, "hw", Lsn::new(10));
+    assert_eq!(others(&mut passing), Ok(()));
+}

@@ -1,0 +1,146 @@
+//! In-progress streams: what the assembler knows of a transaction that arrives before it commits.
+//!
+//! ```text
+//!   Stream Start ─▶ changes, each with its (sub)transaction ─▶ Stream Stop       … again, between other transactions
+//!        │
+//!        ├─ Stream Abort of a subtransaction: its first change and all behind it are cut
+//!        ├─ Stream Abort of the whole: all is dropped, its relations too
+//!        └─ Stream Commit: all is read back in commit order; its relations hold from now on
+//! ```
+//!
+//! The changes themselves leave at once as records, by [`SpoolOrder`]s for `spool`; what stays here is small: the overlay
+//! of the relation cache, and where each subtransaction began. Cutting at the first change is exact because a session does
+//! one thing at a time: whatever it did after a savepoint that is rolled back was done under that savepoint, or under one
+//! inside it (`apply_handle_stream_abort` in worker.c relies on the same).
+//!
+//! Bound: 16 bytes a subtransaction, which the source's own reorder buffer needs several hundred for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::pg::{Relation, RelationId};
+use crate::transaction::assembler::TransactionError;
+use crate::transaction::change::{Change, Heartbeat};
+use crate::transaction::record;
+use crate::transaction::relations::{RelationCache, TableSet};
+use crate::transaction::replay::Replay;
+
+/// What `spool` is to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpoolOrder {
+    /// Keep these records of a stream, behind those that it has.
+    Append {
+        /// The stream, by its top-level transaction.
+        xid: u32,
+        /// Whole records.
+        records: Bytes,
+    },
+    /// Keep only so many bytes of a stream: the rest was rolled back.
+    Cut {
+        /// The stream.
+        xid: u32,
+        /// Where its records end now.
+        at: u64,
+    },
+    /// Forget a stream.
+    Discard {
+        /// The stream.
+        xid: u32,
+    },
+    /// Give a stream back, which has committed, and forget it.
+    Replay(Box<Replay>),
+}
+
+/// A transaction that is still in progress at the source.
+#[derive(Debug, Default)]
+pub(super) struct InProgress {
+    pub(super) relations: RelationCache,
+    /// The relations that its records name by number.
+    pub(super) numbered: Vec<Arc<Relation>>,
+    numbers: HashMap<RelationId, u32>,
+    /// Its subtransactions in the order of their first changes, and where those begin.
+    subtransactions: Vec<(u32, u64)>,
+    begins: HashMap<u32, u64>,
+    /// The subtransaction of the last change.
+    last: Option<u32>,
+    /// Where its records end.
+    pub(super) end: u64,
+    /// Something of it was given to the spool.
+    pub(super) spooled: bool,
+    /// A heartbeat in it, and where it stood.
+    heartbeat: Option<(u64, Heartbeat)>,
+    /// It was replicated to the source from elsewhere, and such are not wanted.
+    pub(super) foreign: bool,
+}
+
+impl InProgress {
+    /// Takes in a Relation message of the stream.
+    ///
+    /// It holds for the stream even when the subtransaction in which it came is rolled back: pgoutput counts it as sent to
+    /// the stream, and sends another when a rollback brings back an older shape.
+    pub(super) fn learn(
+        &mut self,
+        relation: Relation,
+        heard: u64,
+        tables: &TableSet,
+        session: &RelationCache,
+    ) -> Result<(), TransactionError> {
+        if let Some(relation) = self.relations.learn(relation, heard, tables, Some(session))? {
+            self.numbers.insert(relation.id, u32::try_from(self.numbered.len()).unwrap_or(u32::MAX));
+            self.numbered.push(relation);
+        }
+        Ok(())
+    }
+
+    /// Writes a change of a (sub)transaction as a record.
+    pub(super) fn write(&mut self, xid: u32, subxid: u32, change: &Change, out: &mut BytesMut) {
+        self.note(xid, subxid);
+        let before = out.len();
+        let numbers = &self.numbers;
+        record::write_change(change, |relation| numbers.get(&relation.id).copied().unwrap_or(u32::MAX), out);
+        self.end += u64::try_from(out.len() - before).unwrap_or(0);
+    }
+
+    pub(super) fn heartbeat(&mut self, xid: u32, subxid: u32, heartbeat: Heartbeat) {
+        self.note(xid, subxid);
+        self.heartbeat = Some((self.end, heartbeat));
+    }
+
+    /// Remembers where a subtransaction begins.
+    fn note(&mut self, xid: u32, subxid: u32) {
+        if self.last == Some(subxid) {
+            return;
+        }
+        self.last = Some(subxid);
+        if subxid != xid && !self.begins.contains_key(&subxid) {
+            self.begins.insert(subxid, self.end);
+            self.subtransactions.push((subxid, self.end));
+        }
+    }
+
+    /// A subtransaction was rolled back. Returns where the records end now, when that is not where they ended.
+    pub(super) fn cut(&mut self, subxid: u32) -> Option<u64> {
+        // A subtransaction without changes, or one that went with an outer one.
+        let at = *self.begins.get(&subxid)?;
+        while let Some((xid, begin)) = self.subtransactions.pop() {
+            self.begins.remove(&xid);
+            debug_assert!(begin >= at, "subtransactions stand in the order of their first changes");
+            if xid == subxid {
+                break;
+            }
+        }
+        self.last = None;
+        self.heartbeat.take_if(|(stood, _)| *stood >= at);
+        let end = std::mem::replace(&mut self.end, at);
+        (at < end).then_some(at)
+    }
+
+    pub(super) fn take_heartbeat(&mut self) -> Option<Heartbeat> {
+        self.heartbeat.take().map(|(_, heartbeat)| heartbeat)
+    }
+}
+
+#[cfg(test)]
+mod tests;
