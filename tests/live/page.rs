@@ -66,7 +66,7 @@ async fn the_page_tells_the_story_of_a_snapshot_an_outage_and_recovery_without_r
     browser.picture("outage-light").await;
     browser.colours("dark").await;
     browser.picture("outage-dark").await;
-    browser.size(390, 844).await;
+    browser.size(360, 800).await;
     browser.picture("outage-narrow-dark").await;
     browser.colours("light").await;
 
