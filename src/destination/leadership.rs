@@ -329,7 +329,7 @@ fn pooler_report() -> ErrorReport {
         .detail(
             "headwater needs sessions of its own: its advisory lock, prepared statements and settings live in them.",
         )
-        .hint("Give the address of the PostgreSQL server itself.")
+        .hint("Give the address of the PostgreSQL server itself as destination.url.")
 }
 
 /// pgbouncer refuses settings that it does not know in the startup message.

@@ -31,6 +31,7 @@ mod logs;
 mod metrics;
 mod page;
 mod plan;
+mod pooler;
 mod prefix;
 mod resnapshot;
 mod prometheus;
