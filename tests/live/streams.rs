@@ -4,6 +4,7 @@
 //! whether it was.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use fastrand::Rng;
 use headwater::commands::demo::Cluster;
@@ -302,6 +303,65 @@ async fn a_full_spool_leaves_large_transactions_to_the_source_and_loses_nothing(
     service.streams().await;
     service.stop().await;
     assert_eq!(spool.instances(), [""; 0]);
+}
+
+/// A file system of its own for one test's spool.
+struct Disk<'a>(&'a SpoolDir);
+
+impl Disk<'_> {
+    /// Mounts one of this size; `None` where only root may.
+    fn mount<'a>(spool: &'a SpoolDir, size: &str) -> Option<Disk<'a>> {
+        std::fs::create_dir_all(&spool.0).expect("a directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&spool.0);
+        mount.output().is_ok_and(|output| output.status.success()).then_some(Disk(spool))
+    }
+
+    fn enlarge(&self, size: &str) {
+        let enlarged = Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0.0).status();
+        assert!(enlarged.expect("mount runs").success(), "remounted");
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there_is_room() {
+    let (source, destination) = (streaming_source().await, new_destination(&[]).await);
+    let database = Database::on(&source, &destination, "nospace", TABLES, SCHEMA).await;
+    let spool = SpoolDir::new();
+    let Some(disk) = Disk::mount(&spool, "1m") else {
+        println!("only root may mount a file system that is full");
+        return;
+    };
+    let setup = Setup::of(&database).section(&spool.section("100kB", "1GB"));
+    let service = setup.start();
+    service.streams().await;
+    database.at_source(LARGE).await;
+    service.says("No space left on device").await;
+    service.says("See spool.dir: it must exist or be creatable, be writable, and have room.").await;
+    database.assert_catches_up().await;
+    service.streams().await;
+    assert!(streamed(&database).await.0 > 0, "the source has streamed first");
+    // Others find the disk free of what did not fit.
+    database.at_source("UPDATE events SET id = -id WHERE id > 100000").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    assert_eq!(spool.instances(), [""; 0]);
+    disk.enlarge("200m");
+    let (before, _) = streamed(&database).await;
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("DELETE FROM events WHERE id < 0").await;
+    database.at_source(LARGE).await;
+    database.assert_catches_up().await;
+    eventually("the source streams again", || async { (streamed(&database).await.0 > before).then_some(()) }).await;
+    assert!(!service.log().contains("No space left"), "{}", service.log());
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
