@@ -102,6 +102,9 @@ bench-snapshot: setup ## Measure the first copy and the resync beside native, pg
 bench-verify: setup ## Measure what verify compares in a second, beside COPY of the same tables (BENCH_SCALE=0.05 for a look)
 	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench verify
 
+bench-hot: ## Measure what one core decodes, folds and writes in a second (criterion; no servers)
+	$(CARGO) bench --quiet --bench hot
+
 golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
 	@for major in 14 15 16 17 18; do \
 		HEADWATER_RECORD=$(CURDIR)/tests/golden HEADWATER_TEST_SOURCE_BIN=$$(tests/servers $$major) \
