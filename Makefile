@@ -36,7 +36,7 @@ test: setup setup-tools ## Run the tests (installs PostgreSQL's server packages 
 	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- $(ROLES_TESTS)
 
 # What make test runs under least-privilege roles, too.
-ROLES_TESTS := basics:: check:: sequences:: teardown:: verify::
+ROLES_TESTS := basics:: check:: sequences:: teardown:: truncate:: verify::
 
 test-roles: setup setup-tools ## Run the live tests under the roles of docs/roles.md, with session_replication_role and without
 	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- --skip failover::

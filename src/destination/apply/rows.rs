@@ -27,10 +27,7 @@ impl Applier {
     /// Begins a transaction that applies changes.
     pub(super) fn begin(&self, flight: &mut Flight) {
         flight.run("BEGIN");
-        if self.foreign_keys_act {
-            // The source's cascades come as rows behind their parents, so a parent goes before its children do.
-            flight.run("SET CONSTRAINTS ALL DEFERRED");
-        }
+        self.defer_foreign_keys(flight);
     }
 
     pub(super) fn advance(&mut self, flight: &mut Flight, previous: Lsn, next: Lsn) {
@@ -79,7 +76,12 @@ impl Applier {
                     }
                     // TRUNCATE refuses a table without those that refer to it.
                     let mode = if whole { self.settings.truncate } else { TruncateMode::Delete };
+                    if self.foreign_keys_act && mode == TruncateMode::Truncate {
+                        // TRUNCATE refuses a table whose rows are not checked yet. At the source they were, by now.
+                        flight.run("SET CONSTRAINTS ALL IMMEDIATE");
+                    }
                     Self::write_truncate(flight, mode, &targets, *restart_identity);
+                    self.defer_foreign_keys(flight);
                 }
             }
         }
