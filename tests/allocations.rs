@@ -24,7 +24,6 @@ fn rows_of_a_transaction_are_decoded_folded_and_written_without_an_allocation_ea
         let batched = hundredths_per_row(|| batch = Some(stream::batch(&messages)));
         let batch = batch.unwrap_or_default();
         let written = hundredths_per_row(|| assert!(stream::write(&batch, &target, &mut out) > 0));
-        println!("{kind:?}: {decoded}, {batched} and {written} allocations for 100 rows");
         assert!(decoded <= 1 && batched <= 1 && written <= 1, "{kind:?}: {decoded}, {batched}, {written} for 100 rows");
     }
 }
@@ -33,6 +32,5 @@ fn rows_of_a_transaction_are_decoded_folded_and_written_without_an_allocation_ea
 fn a_transaction_of_one_row_costs_an_allocation_or_two() {
     let messages = stream::messages(Kind::Insert, ROWS, 1);
     let batched = hundredths_per_row(|| drop(stream::batch(&messages)));
-    println!("{batched} allocations for 100 transactions of one row");
     assert!(batched <= 210, "{batched} for 100 transactions of one row");
 }
