@@ -80,7 +80,7 @@ pub enum OriginEnd {
     Refused(String, String),
 }
 
-/// Drops the origin that [`mark`] made for this slot. Nothing is lost with it: the position is not kept there.
+/// Drops the origin that `mark` made for this slot. Nothing is lost with it: the position is not kept there.
 ///
 /// # Errors
 /// [`SessionError`] when the session is lost.
