@@ -183,6 +183,9 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
     );
     named(text, "position", &position)?;
     let slot = match &status.slot {
+        None if matches!(status.state, State::CatchingUp | State::Streaming) => {
+            format!("{}: in use; its health was not read yet", status.route.slot)
+        }
         None => format!("{}: none at the source", status.route.slot),
         Some(slot) => {
             let safe = slot

@@ -21,9 +21,9 @@ async fn status_tells_where_the_copy_stands_while_the_service_runs_and_when_it_i
     service.streams().await;
     database.at_source("UPDATE messages SET body = 'x' WHERE id <= 1234").await;
     database.caught_up().await;
-    let output = eventually("the service is ready", || async {
+    let output = eventually("the service is ready, and has looked at its slot", || async {
         let (code, output) = service.command(&["status"]).await;
-        (code == Some(0)).then_some(output)
+        (code == Some(0) && !output.contains("was not read yet")).then_some(output)
     })
     .await;
     says(

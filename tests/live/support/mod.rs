@@ -35,9 +35,14 @@ pub const SOURCE: &[(&str, &str)] = &[
     ("log_min_messages", "warning"),
 ];
 
-/// What makes tests quick.
-pub const DESTINATION: &[(&str, &str)] =
-    &[("max_connections", "300"), ("fsync", "off"), ("autovacuum", "off"), ("log_min_messages", "warning")];
+/// What makes tests quick. Up to 17 the number of slots is that of replication origins, too, and each test leaves one.
+pub const DESTINATION: &[(&str, &str)] = &[
+    ("max_connections", "300"),
+    ("max_replication_slots", "500"),
+    ("fsync", "off"),
+    ("autovacuum", "off"),
+    ("log_min_messages", "warning"),
+];
 
 /// The server programs of one end: HEADWATER_TEST_SOURCE_BIN, HEADWATER_TEST_DESTINATION_BIN, or what is installed.
 pub fn bin(end: &str) -> PathBuf {
