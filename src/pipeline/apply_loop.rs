@@ -23,7 +23,6 @@ use tokio::sync::watch;
 
 use crate::destination::{Applied, Applier, DestinationError};
 use crate::pg::{Lsn, Relation};
-use crate::plan::pace::{Queued, wait_for_more};
 use crate::plan::{BatchLimits, Batcher, Work};
 use crate::progress::{IdleAdvance, Ledger};
 use crate::source::{Confirmed, StepReceiver};
@@ -77,8 +76,6 @@ pub(super) struct ApplyLoop<'a> {
     began: Instant,
     read_wal_at: Instant,
     sent_at: Instant,
-    /// Since when something is queued.
-    queued_at: Instant,
     steps_ended: bool,
     made_progress: bool,
 }
@@ -109,7 +106,6 @@ impl<'a> ApplyLoop<'a> {
             began,
             read_wal_at: began,
             sent_at: began,
-            queued_at: began,
             steps_ended: false,
             made_progress: false,
         }
@@ -140,9 +136,6 @@ impl<'a> ApplyLoop<'a> {
                 }
                 step = self.steps.next(), if !self.steps_ended && self.batcher.has_room() => match step {
                     Some(step) => {
-                        if self.batcher.is_empty() {
-                            self.queued_at = Instant::now();
-                        }
                         self.batcher.push(step);
                         while self.batcher.has_room() && let Some(step) = self.steps.ready() {
                             self.batcher.push(step);
@@ -166,9 +159,6 @@ impl<'a> ApplyLoop<'a> {
         });
         let holds = matches!(command, Command::Hold { .. });
         while self.applier.has_room() && (!holds || self.applier.in_large_transaction()) {
-            if command == Command::GoOn && !self.wait_for_more().is_zero() {
-                break;
-            }
             let Some(work) = self.batcher.next_work() else { break };
             if let Work::Reached(position) = work {
                 self.idle.reached(position);
@@ -198,18 +188,6 @@ impl<'a> ApplyLoop<'a> {
         Ok(())
     }
 
-    /// How long what is queued should wait for more.
-    fn wait_for_more(&self) -> Duration {
-        match self.batcher.oldest_commit() {
-            Some(committed_at) if !self.steps_ended => wait_for_more(Queued {
-                rows: self.batcher.queued_rows(),
-                age: self.telemetry.source_now().since(committed_at),
-                waited: self.queued_at.elapsed(),
-            }),
-            Some(_) | None => Duration::ZERO,
-        }
-    }
-
     /// Whether every transaction with commit_lsn before `point` has been handed out: one behind it has come, or the
     /// stream has nothing for us up to there.
     fn has_reached(&self, point: Lsn) -> bool {
@@ -235,9 +213,8 @@ impl<'a> ApplyLoop<'a> {
         let ping = self.ping_every().saturating_sub(self.sent_at.elapsed());
         let read =
             if self.ledger.wants_reading() { READ_WAL_EVERY.saturating_sub(self.read_wal_at.elapsed()) } else { ping };
-        let more = if self.batcher.is_empty() { ping } else { self.wait_for_more().max(Duration::from_millis(1)) };
         // An idle position becomes due without anybody's call.
-        ping.min(read).min(more).clamp(Duration::from_millis(1), Duration::from_millis(500))
+        ping.min(read).clamp(Duration::from_millis(1), Duration::from_millis(500))
     }
 
     async fn tick(&mut self) -> Result<(), DestinationError> {

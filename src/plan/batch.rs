@@ -143,20 +143,6 @@ impl Batcher {
         self.queue.is_empty()
     }
 
-    /// Row changes that are queued.
-    pub fn queued_rows(&self) -> usize {
-        self.queued_rows
-    }
-
-    /// When the oldest queued transaction was committed, on the source's clock. `None` when something else is next: a
-    /// transaction in pieces, a position.
-    pub fn oldest_commit(&self) -> Option<PgTimestamp> {
-        match self.queue.iter().find(|step| !matches!(step, Step::Reached(_)))? {
-            Step::Transaction(transaction) => Some(transaction.commit.committed_at),
-            Step::Begin(_) | Step::Piece(_) | Step::Commit { .. } | Step::Reached(_) | Step::Schema(_) => None,
-        }
-    }
-
     /// From now on only transactions with commit_lsn before `fence` are handed out; `None`: all of them.
     pub fn set_fence(&mut self, fence: Option<Lsn>) {
         self.fence = fence;

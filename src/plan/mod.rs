@@ -24,7 +24,6 @@ pub mod fit;
 mod merge;
 pub mod net;
 pub mod order;
-pub mod pace;
 mod reaction;
 pub mod schema;
 pub mod sequences;
