@@ -244,10 +244,18 @@ fn check_slot(slot: &Slot, stored: &StoredHistory<'_>) -> Result<(), SourceError
             "wal_removed" => {
                 "The WAL that it needs was removed, because it fell behind by more than max_slot_wal_keep_size."
             }
-            "rows_removed" => "Catalog rows that it needs were removed on the standby (hot_standby_feedback).",
+            "rows_removed" => {
+                "Rows of the catalog that it needs were vacuumed at the standby's primary. hot_standby_feedback = on and \
+                 primary_slot_name at the standby keep them."
+            }
             "wal_level_insufficient" => "wal_level was lowered at the source's primary.",
             "idle_timeout" => "It was unused for longer than idle_replication_slot_timeout.",
-            _ => "It is in conflict with recovery.",
+            // 16 does not tell which of two.
+            _ => {
+                "It stood in the way of what the standby had to replay: rows of the catalog that it needs were vacuumed at the \
+                 primary (hot_standby_feedback = on and primary_slot_name at the standby keep them), or wal_level was lowered \
+                 there."
+            }
         };
         return Err(SourceError::SlotLost(
             ErrorReport::new(format!("replication slot {name} was invalidated by the source ({reason})"))

@@ -112,13 +112,13 @@ async fn a_standby_can_be_the_source() {
         .await;
     let mut setup = Setup::of(&database);
     setup.source_url = second.url(&database.name);
+    // A slot there waits for the primary to log its running transactions, and for those.
+    let running = first.connect(&database.name).await.unwrap();
+    running.batch("a transaction", "BEGIN; CREATE TEMP TABLE held (id int)").await.unwrap();
     let service = setup.start();
-    // A slot there waits for the primary to log its running transactions, which it may do by itself.
-    eventually("it waits, and says for what, or streams already", || async {
-        let streams = service.status().await?["state"] == "streaming";
-        (streams || service.log().contains("pg_log_standby_snapshot()")).then_some(())
-    })
-    .await;
+    service.says("run at the primary: SELECT pg_log_standby_snapshot()").await;
+    assert_eq!(service.status().await.unwrap()["state"], "snapshot");
+    running.batch("its end", "COMMIT").await.unwrap();
     eventually("it streams", || async {
         database.at_source("SELECT pg_log_standby_snapshot()").await;
         (service.status().await?["state"] == "streaming").then_some(())

@@ -340,8 +340,8 @@ async fn tell_what_blocks(source: &SqlClient, telemetry: &Telemetry) {
         // logicaldecoding-explanation: a standby learns of running transactions from its primary only.
         telemetry.event(
             "snapshot",
-            "the slot at the standby waits until its primary logs which transactions run there, as it does from time to time; to \
-             have it done now, run at the primary: SELECT pg_log_standby_snapshot()",
+            "the slot at the standby waits until its primary logs which transactions run there, as it does from time to time, and \
+             until those have ended; to have it logged now, run at the primary: SELECT pg_log_standby_snapshot()",
         );
         return;
     }
