@@ -300,6 +300,7 @@ impl Attempt {
         let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
         let shapes = shapes(bookkeeping.client()).await?;
+        prepared.remember(&shapes).await?;
         let enums = (
             prepared.source_catalog.types.keys().copied().collect::<Vec<_>>(),
             prepared.destination_catalog.types.keys().copied().collect::<Vec<_>>(),

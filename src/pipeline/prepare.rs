@@ -5,7 +5,7 @@
 //! refusal is a report that an operator can act on; the destination is written to by nobody here, the source only by
 //! creating a publication that is missing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::asked::Asked;
 use super::labels::follow_labels;
@@ -16,9 +16,10 @@ use crate::destination::{
     misfit_report,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, TypeId};
 use crate::plan::fit::{self, End, Transfer};
-use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification};
+use crate::plan::shape::Shape;
+use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
     Slot, SourceCatalog, SourceError, SourceServer, SourceTable, StoredHistory, check_history, ensure_publication,
     find_slot, gap_report, release_slot, same_database, slot_unknown_report,
@@ -57,6 +58,28 @@ pub(super) struct Prepared {
     pub(super) added: Vec<QualifiedName>,
     /// Tables that are set aside until a copy is published.
     pub(super) aside: Vec<QualifiedName>,
+}
+
+impl Prepared {
+    /// Takes in what is remembered of the tables: the catalog may be ahead of the stream, which then still brings columns of
+    /// types that no table has any more.
+    pub(super) async fn remember(&mut self, shapes: &HashMap<RelationId, Shape>) -> Result<(), Fault> {
+        let types = &mut self.source_catalog.types;
+        let columns = shapes.values().flat_map(|shape| &shape.columns);
+        let gone: BTreeSet<TypeId> =
+            columns.map(|column| column.type_id).filter(|id| !types.contains_key(id)).collect();
+        if !gone.is_empty() {
+            let gone: Vec<TypeId> = gone.into_iter().collect();
+            types.extend(describe_types(&self.source, &gone).await.map_err(SourceError::Session)?);
+        }
+        let here = |shape: &Shape| self.destination_catalog.table(&shape.name);
+        for (shape, table) in shapes.values().filter_map(|shape| Some((shape, here(shape)?))) {
+            let end = End { table, types: &self.destination_catalog.types };
+            let format = fit::remembered_format(shape, &self.source_catalog.types, end);
+            self.transfer = self.transfer.max(format);
+        }
+        Ok(())
+    }
 }
 
 /// How the sessions of an attempt are opened.

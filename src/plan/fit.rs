@@ -10,6 +10,7 @@
 
 use crate::pg::{Column, Ident, QualifiedName, Relation, TypeId};
 use crate::plan::schema::{ColumnDefinition, GeneratedColumn, TableDefinition, TypeDefinition, TypeKind, Types};
+use crate::plan::shape::{Shape, ShapeColumn};
 
 /// The format in which values travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +125,22 @@ pub fn stream_format(source: End<'_>, published: &[&ColumnDefinition], destinati
         column_fit(&name, of, to).unwrap_or(Transfer::Text)
     };
     published.iter().map(format).max().unwrap_or(Transfer::Binary)
+}
+
+/// The format for what the stream may still bring of a table as it was when it was last described: the catalog may be ahead.
+pub fn remembered_format(shape: &Shape, source_types: &Types, destination: End<'_>) -> Transfer {
+    let name = destination.table.name();
+    let format = |column: &ShapeColumn| {
+        let to = destination.table.column(&column.name)?;
+        let from = Published {
+            name: &column.name,
+            type_id: column.type_id,
+            type_modifier: column.type_modifier,
+            generated: to.generated.is_some(),
+        };
+        Some(column_fit(&name, (&from, source_types), (to, destination.types)).unwrap_or(Transfer::Text))
+    };
+    shape.columns.iter().filter_map(format).max().unwrap_or(Transfer::Binary)
 }
 
 /// Whether a destination's column takes what a relation's column brings.

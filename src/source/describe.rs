@@ -10,7 +10,8 @@
 //! truncates all the time would otherwise be followed at the speed of questions.
 //!
 //! The walsender may send a commit a moment before others see it. An answer that knows neither the new description nor the
-//! old one is asked for again, for [`SETTLE_MAX`]; then the catalog is ahead of the stream.
+//! old one is asked for again until the transaction is seen, at most for [`SETTLE_MAX`]; then the catalog is ahead of the
+//! stream. (To wait for that time whenever it is ahead would hold up a backlog with many changes in it by minutes.)
 //!
 //! Bounds: one step is held here, and at most one question is out.
 
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::error::SourceError;
+use super::snapshot::sees;
 use crate::pg::{Relation, RelationId};
 use crate::plan::schema::TableDefinition;
 use crate::plan::shape::Shape;
@@ -50,6 +52,8 @@ pub struct Describer {
     /// Tables that were truncated since, and whose next description is therefore no news by itself.
     truncated: HashSet<RelationId>,
     held: Option<Step>,
+    /// The transaction that it belongs to, by its xid.
+    transaction: u32,
     /// Changes of it up to here need nothing more.
     looked_at: usize,
     /// Where the held step is cut.
@@ -77,6 +81,7 @@ impl Describer {
             seen: HashMap::new(),
             truncated: HashSet::new(),
             held: None,
+            transaction: 0,
             looked_at: 0,
             cuts: Vec::new(),
             asking: None,
@@ -93,6 +98,10 @@ impl Describer {
     /// Takes the next step; only when clear.
     pub(super) fn push(&mut self, step: Step) {
         debug_assert!(self.is_clear(), "one step at a time");
+        match &step {
+            Step::Transaction(Transaction { begin, .. }) | Step::Begin(begin) => self.transaction = begin.xid,
+            Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => {}
+        }
         self.held = Some(step);
         self.looked_at = 0;
         self.go_on();
@@ -139,7 +148,7 @@ impl Describer {
                 let known = self.shapes.get(&relation.id).cloned();
                 let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
                 let session = self.session.take().filter(fresh).map(|(session, _)| session);
-                let (sql, about) = (self.sql.clone(), Arc::clone(&relation));
+                let (sql, about, transaction) = (self.sql.clone(), Arc::clone(&relation), self.transaction);
                 let asking = tokio::spawn(async move {
                     let session = match session.filter(|session| !session.is_closed()) {
                         Some(session) => session,
@@ -148,7 +157,7 @@ impl Describer {
                             Err(error) => return (Err(error), None),
                         },
                     };
-                    (ask(&session, about, known).await, Some(session))
+                    (ask(&session, about, known, transaction).await, Some(session))
                 });
                 self.asking = Some((place, relation, asking));
             }
@@ -229,37 +238,39 @@ fn relations(change: &Change) -> &[Arc<Relation>] {
     }
 }
 
-/// Asks the catalog for a relation; `None` when the table is what it was.
-async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) -> Answer {
+/// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
+async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, transaction: u32) -> Answer {
     let began = Instant::now();
+    // Whether the answer is as new as the transaction, or newer.
+    let mut settled = false;
     loop {
         let description = describe_relation(client, relation.id).await?;
-        let late = began.elapsed() >= SETTLE_MAX;
-        let Some(description) = description else {
-            if late {
-                // Dropped since. What the stream still brings is what was known.
+        if let Some(description) = description {
+            let (table, types) = read_description(&description)?;
+            let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
+            if shape.describes(&relation) {
+                let change = SchemaChange { relation, description };
+                // A promise that the rows do not keep yet is made again when the table is described next.
+                let shape = (known.as_ref() != Some(&shape)).then(|| shape.without_new_promises(known.as_ref()));
+                return Ok(shape.map(|shape| (change, shape)));
+            }
+            let as_before = known.as_ref().is_some_and(|known| known.describes(&relation));
+            if as_before && !is_renamed_or_replaced(&table, known.as_ref()) {
+                // The catalog is ahead: what it tells comes later in the stream, too.
                 return Ok(None);
             }
-            tokio::time::sleep(ASK_AGAIN).await;
-            continue;
-        };
-        let (table, types) = read_description(&description)?;
-        let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
-        if shape.describes(&relation) {
-            let change = SchemaChange { relation, description };
-            // A promise that the rows do not keep yet is made again when the table is described next.
-            return Ok((known.as_ref() != Some(&shape)).then(|| (change, shape.without_new_promises(known.as_ref()))));
-        }
-        let as_before = known.as_ref().is_some_and(|known| known.describes(&relation));
-        if as_before && !is_renamed_or_replaced(&table, known.as_ref()) {
-            // The catalog is ahead: what it tells comes later in the stream, too.
+            if settled {
+                let known = known.unwrap_or(shape);
+                return Ok(Some((SchemaChange { relation, description }, known)));
+            }
+        } else if settled {
+            // Dropped since. What the stream still brings is what was known.
             return Ok(None);
         }
-        if late {
-            let known = known.unwrap_or(shape);
-            return Ok(Some((SchemaChange { relation, description }, known)));
+        settled = sees(client, transaction).await? || began.elapsed() >= SETTLE_MAX;
+        if !settled {
+            tokio::time::sleep(ASK_AGAIN).await;
         }
-        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 

@@ -204,6 +204,12 @@ impl Snapshot {
         Some(Snapshot { xmax, in_progress: in_progress.ok()? })
     }
 
+    /// The transaction whose xid has these last 32 bits, of those near to the newest ones.
+    fn nearest(&self, xid: u32) -> u64 {
+        let newest = u32::try_from(self.xmax & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        self.xmax.wrapping_add_signed(i64::from(xid.wrapping_sub(newest).cast_signed()))
+    }
+
     /// Whether a transaction has committed as far as this snapshot is concerned.
     fn shows(&self, xid: u64) -> bool {
         xid < self.xmax && !self.in_progress.contains(&xid)
@@ -226,6 +232,16 @@ async fn current_snapshot(client: &SqlClient) -> Result<String, SourceError> {
     Ok(client.query_one("reading the snapshot", sql, &[]).await?.get(0))
 }
 
+/// Whether questions that this session asks from now on see a transaction that has committed, by its xid in the stream.
+///
+/// # Errors
+/// [`SessionError`].
+pub(super) async fn sees(client: &SqlClient, xid: u32) -> Result<bool, SessionError> {
+    let sql = "SELECT pg_catalog.pg_current_snapshot()::text";
+    let row = client.query_one("reading the snapshot", sql, &[]).await?;
+    Ok(Snapshot::parse(row.get(0)).is_some_and(|snapshot| snapshot.shows(snapshot.nearest(xid))))
+}
+
 async fn settle(sql: &Sql, imported: &str) -> Result<(), SourceError> {
     let observer = sql.connect().await?;
     let began = Instant::now();
@@ -243,6 +259,18 @@ async fn settle(sql: &Sql, imported: &str) -> Result<(), SourceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_is_found_by_its_xid_across_the_wraparound() {
+        let snapshot = Snapshot::parse("8589934590:8589934602:8589934591,8589934600").unwrap();
+        assert_eq!(snapshot.nearest(3), (2 << 32) + 3, "the newest epoch");
+        assert_eq!(snapshot.nearest(u32::MAX), (2 << 32) - 1, "the one before");
+        assert_eq!(snapshot.nearest(20), (2 << 32) + 20, "not begun as far as this snapshot knows");
+        let sees = |xid| snapshot.shows(snapshot.nearest(xid));
+        assert!(sees(3) && sees(u32::MAX - 5), "committed");
+        assert!(!sees(u32::MAX) && !sees(8), "running");
+        assert!(!sees(10) && !sees(20), "still to come");
+    }
 
     #[test]
     fn a_snapshot_has_settled_when_nothing_that_it_shows_is_running() {

@@ -228,6 +228,59 @@ async fn changes_made_while_headwater_was_down_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_many_changes_is_followed_without_waiting_at_each() {
+    let database = Database::new("ddlbacklog", &["t", "other"], FORUM).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    service.stop().await;
+    // At each of them the catalog is further ahead than the stream.
+    for n in 0..40 {
+        let change = format!("ALTER TABLE t ADD COLUMN c{n} int DEFAULT {n}; UPDATE t SET a = '{n}' WHERE id = {n}");
+        database.at_source(&change).await;
+    }
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await);
+    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_gone_from_the_catalog_are_still_taken_from_the_stream() {
+    let schema = format!(
+        "{FORUM} CREATE TYPE mood AS ENUM ('sad', 'ok'); ALTER TABLE t ADD COLUMN m mood DEFAULT 'ok';
+         ALTER TABLE other ADD COLUMN r regtype DEFAULT 'text'"
+    );
+    let database = Database::new("ddlgone", &["t", "other"], &schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    // The only column of its type, and the only one that travels as text.
+    database.at_source("UPDATE other SET v = 'last', r = 'int' WHERE id = 1; ALTER TABLE other DROP COLUMN v").await;
+    database.at_source("ALTER TABLE other DROP COLUMN r; INSERT INTO other VALUES (11)").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let rows = "SELECT v || ' ' || r || ' ' || (SELECT max(id) FROM other) FROM other WHERE id = 1";
+    assert_eq!(database.destination_value(rows).await.as_deref(), Some("last integer 11"));
+    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    service.stop().await;
+    // Nobody can tell any more what a type was that is gone, too.
+    database.at_source("UPDATE t SET m = 'sad' WHERE id = 1; ALTER TABLE t DROP COLUMN m; DROP TYPE mood").await;
+    database.at_source("UPDATE t SET a = 'after' WHERE id = 2").await;
+    let service = Setup::of(&database).start();
+    service.says("the type of column m is gone since; it is copied anew").await;
+    all_live(&database).await;
+    database.caught_up().await;
+    let rows = "SELECT string_agg(id || a || n, ',' ORDER BY id) FROM t";
+    assert_eq!(database.destination_value(rows).await, database.source_value(rows).await);
+    service.streams().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_followed_halts_with_the_statement_and_goes_on_by_itself() {
     let database = Database::new("ddlhalt", &["t", "other"], FORUM).await;
     let service = Setup::of(&database).start();

@@ -6,6 +6,8 @@
 //!                   └──────────────── the scheduler ──────────────────────────┘
 //! ```
 //!
+//! The source's schema changes, too: one table's columns, types, unique indexes and labels are followed with the rows.
+//!
 //! `SOAK_SECONDS` says how long (40 by default, `make soak` 1800), `HEADWATER_SEED` which faults in which order. Every
 //! transaction counts itself, writes its number down and moves money between two tables, so that the reader knows a state
 //! that the source was never in when it sees one.
@@ -21,9 +23,10 @@ use headwater::session::SqlClient;
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
+use crate::set_aside::all_live;
 use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Database, Service, Setup, eventually, new_destination, new_source, seed, workload};
+use crate::support::{Database, Service, Setup, eventually, new_destination, new_source, seed, shifting, workload};
 
 const SCHEMA: &str = "
     CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL);
@@ -41,27 +44,33 @@ const SUM: i64 = 100_000;
 fn transaction(rng: &mut Rng, writer: u32) -> String {
     let script = workload::transaction(rng);
     let Some(script) = script.strip_suffix("COMMIT") else { return script };
-    let bulk = match rng.u32(..40) {
-        0 => format!(
+    let more = match rng.u32(..80) {
+        0 | 1 => format!(
             "INSERT INTO bulk SELECT i, {writer}, md5(i::text) FROM generate_series(1, {}) i ON CONFLICT (id) DO UPDATE SET \
              writer = EXCLUDED.writer, text = md5(bulk.text); ",
             rng.u32(1..10_000)
         ),
-        1 => "DELETE FROM bulk WHERE id % 3 = 0; ".to_owned(),
-        2 => "UPDATE messages SET score = score + 1; ".to_owned(),
+        2 | 3 => "DELETE FROM bulk WHERE id % 3 = 0; ".to_owned(),
+        4 | 5 => "UPDATE messages SET score = score + 1; ".to_owned(),
+        6 => format!("SELECT shift({}); ", rng.i32(0..)),
+        7 => format!("SELECT touch({}), shift({}); SELECT touch({}); ", rng.i32(0..), rng.i32(0..), rng.i32(0..)),
+        8..20 => format!("SELECT touch({}); ", rng.i32(0..)),
         _ => String::new(),
     };
     let (from, to, amount) = (rng.u32(1..=50), rng.u32(1..=50), rng.i32(-50..50));
     // The counter's lock comes last: it makes the commit order the counting order.
     format!(
-        "{script}{bulk}UPDATE accounts SET balance = balance - {amount} WHERE id = {from}; \
+        "{script}{more}UPDATE accounts SET balance = balance - {amount} WHERE id = {from}; \
          UPDATE reserves SET balance = balance + {amount} WHERE id = {to}; UPDATE counter SET n = n + 1; \
          INSERT INTO journal SELECT n, {writer} FROM counter; COMMIT"
     )
 }
 
+/// How many transactions were answered, and how many of them changed a schema.
+type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
+
 /// Writes until it is aborted, also across the source's crashes; `gate` holds it between transactions.
-async fn write(url: String, gate: Arc<RwLock<()>>, committed: Arc<AtomicU64>, seed: u64, writer: u32) {
+async fn write(url: String, gate: Arc<RwLock<()>>, (committed, shifted): Counts, seed: u64, writer: u32) {
     let mut rng = Rng::with_seed(seed);
     let mut client: Option<SqlClient> = None;
     loop {
@@ -73,7 +82,11 @@ async fn write(url: String, gate: Arc<RwLock<()>>, committed: Arc<AtomicU64>, se
         };
         let script = transaction(&mut rng, writer);
         match session.batch("a random transaction", &script).await {
-            Ok(()) => _ = committed.fetch_add(u64::from(script.ends_with("COMMIT")), Ordering::Relaxed),
+            Ok(()) => {
+                let commits = script.ends_with("COMMIT");
+                committed.fetch_add(u64::from(commits), Ordering::Relaxed);
+                shifted.fetch_add(u64::from(commits && script.contains("shift(")), Ordering::Relaxed);
+            }
             Err(error) if error.server().is_some_and(|error| !error.fatal) => {
                 let _ = session.batch("rolling back", "ROLLBACK").await;
             }
@@ -293,6 +306,10 @@ impl Sweep {
         let position = format!("SELECT (position >= '{confirmed}')::text FROM headwater.position");
         let held = self.database.destination_value(&position).await;
         assert_eq!(held.as_deref(), Some("true"), "confirmed {confirmed} is not at the destination");
+        shifting::describe(&self.database).await;
+        self.database.caught_up().await;
+        all_live(&self.database).await;
+        shifting::tidy(&self.database).await;
         self.database.assert_catches_up().await;
     }
 }
@@ -315,9 +332,12 @@ async fn whatever_fails_in_whatever_order_both_sides_are_equal_again() {
     let lasts = Duration::from_secs(seconds);
     // A walwriter that sleeps makes unflushed commits, which a crash loses.
     let (source, destination) = (new_source(&[]).await, new_destination(&[("wal_writer_delay", "2s")]).await);
-    let tables: Vec<&str> =
-        workload::TABLES.iter().copied().chain(["counter", "journal", "accounts", "reserves", "bulk"]).collect();
-    let schema = format!("{}{SCHEMA}", workload::SCHEMA);
+    let tables: Vec<&str> = workload::TABLES
+        .iter()
+        .copied()
+        .chain(["counter", "journal", "accounts", "reserves", "bulk", shifting::TABLE])
+        .collect();
+    let schema = format!("{}{SCHEMA}{}", workload::SCHEMA, shifting::SCHEMA);
     let database = Database::on(&source, &destination, "sweep", &tables, &schema).await;
     let (to_source, to_destination) = (Proxy::to(source.port()).await, Proxy::to(destination.port()).await);
     let setup = settings(&database, &to_source, &to_destination);
@@ -326,10 +346,12 @@ async fn whatever_fails_in_whatever_order_both_sides_are_equal_again() {
 
     let (gate, committed, states) =
         (Arc::new(RwLock::new(())), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let shifted = Arc::new(AtomicU64::new(0));
     let mut tasks: Vec<JoinHandle<()>> = Vec::new();
     for writer in 0..2 {
-        let (url, gate, committed) = (database.source_url.clone(), Arc::clone(&gate), Arc::clone(&committed));
-        tasks.push(tokio::spawn(write(url, gate, committed, seed + u64::from(writer), writer)));
+        let (url, gate) = (database.source_url.clone(), Arc::clone(&gate));
+        let counts = (Arc::clone(&committed), Arc::clone(&shifted));
+        tasks.push(tokio::spawn(write(url, gate, counts, seed + u64::from(writer), writer)));
     }
     tasks.push(tokio::spawn(read(database.destination_url.clone(), Arc::clone(&states))));
 
@@ -372,7 +394,8 @@ async fn whatever_fails_in_whatever_order_both_sides_are_equal_again() {
     let (counted, known) = (there.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0), committed.load(Ordering::Relaxed));
     println!("seed {seed}: {} faults in {rounds} rounds of {:?}", faults.values().sum::<u32>(), began.elapsed());
     println!(
-        "{counted} transactions counted by the source, {known} answered; {} states read, 0 torn",
+        "{counted} transactions counted by the source, {known} answered, {} with schema changes; {} states read, 0 torn",
+        shifted.load(Ordering::Relaxed),
         states.load(Ordering::Relaxed)
     );
     println!("{counted} transactions counted by the destination: 0 lost, 0 doubled");

@@ -62,6 +62,10 @@ impl Applier {
                     .hint("Run headwater with --resnapshot to create and fill it."),
             ));
         };
+        if let Some(column) = relation.columns.iter().find(|c| !self.source_types.contains_key(&c.type_id)) {
+            let reason = format!("the type of column {} is gone since", column.name);
+            return Err(DestinationError::NeedsCopy { table: name, reason });
+        }
         let end = End { table, types: &self.catalog.types };
         let fits = fit::relation_fit(relation, &self.source_types, end);
         match fits {

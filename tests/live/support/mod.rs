@@ -12,6 +12,7 @@ pub mod database;
 pub mod proxy;
 pub mod roles;
 pub mod service;
+pub mod shifting;
 pub mod tools;
 pub mod workload;
 
@@ -63,6 +64,14 @@ pub fn bin_of(major: u32) -> Option<PathBuf> {
     Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
+/// The major of server programs.
+fn major_of(bin: &Path) -> u32 {
+    let output = std::process::Command::new(bin.join("postgres")).arg("--version").output().expect("postgres runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.rsplit("(PostgreSQL) ").next().unwrap_or_default();
+    version.split(|c: char| !c.is_ascii_digit()).next().and_then(|major| major.parse().ok()).expect("a version")
+}
+
 /// A source cluster of one's own of a major.
 pub async fn new_source_of(bin: &Path, settings: &[(&str, &str)]) -> Cluster {
     let settings: Vec<_> = SOURCE.iter().chain(settings).copied().collect();
@@ -83,8 +92,12 @@ pub async fn new_source(settings: &[(&str, &str)]) -> Cluster {
 
 /// A destination cluster of one's own.
 pub async fn new_destination(settings: &[(&str, &str)]) -> Cluster {
-    let settings: Vec<_> = DESTINATION.iter().chain(settings).copied().collect();
-    let cluster = Cluster::start_new(&bin("DESTINATION"), &parent(), "destination", &settings, &[]).await;
+    let bin = bin("DESTINATION");
+    // From 18 on the number of replication origins is one of its own.
+    let origins = [("max_active_replication_origins", "500")];
+    let origins = origins.iter().filter(|_| major_of(&bin) >= 18);
+    let settings: Vec<_> = DESTINATION.iter().chain(origins).chain(settings).copied().collect();
+    let cluster = Cluster::start_new(&bin, &parent(), "destination", &settings, &[]).await;
     cluster.expect("a destination cluster")
 }
 

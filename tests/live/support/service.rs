@@ -273,8 +273,17 @@ impl Service {
 
     /// Its resident memory, in bytes: the most that it ever had.
     pub fn resident_max_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id())).expect("its /proc entry");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("a line of that name");
         let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
         kilobytes * 1024
     }
