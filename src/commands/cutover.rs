@@ -30,6 +30,10 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
         }
     };
     verify::print(&cutover.verdict, 1000);
+    if !cutover.verdict.left_out.is_empty() {
+        display::error("not all tables could be compared: cut over again when each of them streams");
+        return Exit::OperatorMustAct;
+    }
     if !cutover.verdict.is_equal() {
         display::error("the sides differ: repair first (headwater verify --repair), then cut over again");
         return Exit::OperatorMustAct;

@@ -1,7 +1,7 @@
 //! `headwater verify`: are both sides equal, and if not, in which rows.
 //!
 //! Prints one line per table and one per key that differs on standard output, progress on standard error; exit 0 when
-//! all tables are equal, 1 when a row differs or nothing could be compared. Keys are printed here and nowhere else:
+//! all tables are equal, 1 when a row differs or a table could not be compared. Keys are printed here and nowhere else:
 //! this is the answer that was asked for, not a log.
 
 use std::io::IsTerminal;
@@ -40,7 +40,8 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
     match verified {
         Ok(verdict) => {
             print(&verdict, arguments.limit);
-            if verdict.is_equal() || verdict.repaired.is_some() { Exit::Done } else { Exit::OperatorMustAct }
+            let settled = verdict.is_equal() || verdict.repaired.is_some();
+            if settled && verdict.left_out.is_empty() { Exit::Done } else { Exit::OperatorMustAct }
         }
         Err(fault) => {
             display::error(&report(&fault).lines());
@@ -91,7 +92,15 @@ pub(super) fn print(verdict: &Verdict, limit: usize) {
     for table in tables {
         print_table(table, limit);
     }
-    let result = if verdict.is_equal() { "equal".to_owned() } else { format!("{} rows differ", verdict.rows()) };
+    for left_out in &verdict.left_out {
+        display::result(&format!("{left_out}: not compared, verify it again when that is done"));
+    }
+    let result = if verdict.is_equal() {
+        let without = if verdict.left_out.is_empty() { "" } else { ", as far as they could be compared" };
+        format!("equal{without}")
+    } else {
+        format!("{} rows differ", verdict.rows())
+    };
     if verdict.at_fence {
         display::result(&format!(
             "{result}: both sides compared at {}, {rows} rows in {took}",

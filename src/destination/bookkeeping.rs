@@ -262,26 +262,34 @@ impl Bookkeeping {
     /// # Errors
     /// [`DestinationError`].
     pub async fn tables(&self) -> Result<Vec<TableRecord>, DestinationError> {
-        let sql = "SELECT schema_name, table_name, source_id, state, snapshot_position::text
-                   FROM headwater.tables ORDER BY schema_name, table_name";
-        let rows = self.client.query("reading headwater.tables", sql, &[]).await?;
-        rows.iter()
-            .map(|row| {
-                let position: Option<&str> = row.get(4);
-                let state = match (row.get::<_, &str>(3), position) {
-                    ("live", Some(position)) => TableState::Live {
-                        snapshot_position: position.parse().map_err(|_| damaged("headwater.tables"))?,
-                    },
-                    (_, _) => TableState::Staging,
-                };
-                Ok(TableRecord {
-                    name: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
-                    source_id: RelationId(row.get(2)),
-                    state,
-                })
-            })
-            .collect()
+        table_records(&self.client).await
     }
+}
+
+/// The tables that are kept equal, as this session's snapshot shows them.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn table_records(client: &SqlClient) -> Result<Vec<TableRecord>, DestinationError> {
+    let sql = "SELECT schema_name, table_name, source_id, state, snapshot_position::text
+               FROM headwater.tables ORDER BY schema_name, table_name";
+    let rows = client.query("reading headwater.tables", sql, &[]).await?;
+    rows.iter()
+        .map(|row| {
+            let position: Option<&str> = row.get(4);
+            let state = match (row.get::<_, &str>(3), position) {
+                ("live", Some(position)) => {
+                    TableState::Live { snapshot_position: position.parse().map_err(|_| damaged("headwater.tables"))? }
+                }
+                (_, _) => TableState::Staging,
+            };
+            Ok(TableRecord {
+                name: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
+                source_id: RelationId(row.get(2)),
+                state,
+            })
+        })
+        .collect()
 }
 
 fn damaged(what: &str) -> DestinationError {

@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use super::bookkeeping::{TableRecord, table_records};
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, QualifiedName, quote_literal};
 use crate::plan::verify::Key;
@@ -281,6 +282,8 @@ pub struct HeldDestination {
     pub snapshot_name: String,
     /// The position that the snapshot shows; `None` before the first one.
     pub position: Option<Lsn>,
+    /// What is followed in the state that the snapshot shows.
+    pub tables: Vec<TableRecord>,
 }
 
 /// Takes a snapshot of the destination as it stands, or imports one, and exports it.
@@ -296,7 +299,8 @@ pub async fn hold_destination(sql: &Sql, imported: Option<&str>) -> Result<HeldD
     let snapshot_name = row.get(0);
     let row = client.query_opt(doing, "SELECT position::text FROM headwater.position", &[]).await?;
     let position = row.and_then(|row| row.get::<_, &str>(0).parse().ok());
-    Ok(HeldDestination { client, snapshot_name, position })
+    let tables = table_records(&client).await?;
+    Ok(HeldDestination { client, snapshot_name, position, tables })
 }
 
 impl HeldDestination {

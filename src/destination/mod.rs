@@ -41,7 +41,7 @@ mod shapes;
 mod staging;
 
 pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, misfit_report};
-pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState};
+pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences};
 pub use conflict::{Conflicts, Repair};

@@ -25,6 +25,11 @@ impl Asked {
         Asked { all: true, scope: Some(Scope::All), ..self }
     }
 
+    /// These tables, whoever asked for them.
+    pub(super) fn these(tables: Vec<QualifiedName>) -> Asked {
+        Asked { scope: Some(Scope::Tables(tables)), ..Asked::default() }
+    }
+
     /// Whether a table is to be copied.
     pub(super) fn covers(&self, table: &QualifiedName) -> bool {
         self.scope.as_ref().is_some_and(|scope| scope.contains(table))

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::fence::sql_for;
 use super::prepare::Addresses;
 use super::sequences::follow;
+use super::set_aside::aside;
 use super::verify::{Verdict, VerifyOptions, VerifyProgress};
 use crate::config::Config;
 use crate::destination::{Bookkeeping, Catalog, DestinationError, StreamState, holder};
@@ -61,6 +62,12 @@ pub async fn run(
                 .hint("Start headwater run, wait until it streams, and cut over then."),
         ));
     }
+    if let Some(table) = aside(&bookkeeping.tables().await?).first() {
+        return Err(Fault::Refused(
+            ErrorReport::new(format!("table {table} stands still until it is copied anew"))
+                .hint("Cut over when it is done: headwater status tells how far it is."),
+        ));
+    }
     let source = sql_for(&addresses.source, "cutover").connect().await.map_err(SourceError::Session)?;
     nobody_writes(&source, &config.tables).await?;
     tell("draining: waiting until everything that is committed at the source is here");
@@ -68,7 +75,7 @@ pub async fn run(
     let before = written(&source, &config.tables).await.map_err(SourceError::Session)?;
     tell("verifying");
     let verdict = super::verify::run(config, options, progress, tell).await?;
-    if !verdict.is_equal() {
+    if !verdict.is_proof() {
         let position = bookkeeping.position().await?.unwrap_or(Lsn::INVALID);
         return Ok(Cutover { verdict, sequences: 0, reports: Vec::new(), position, foreign_keys: Vec::new() });
     }

@@ -374,8 +374,8 @@ fn publication_gone(watched: &Watched) -> ErrorReport {
     ErrorReport::new(format!("publication {} does not exist at the source any more", watched.publication))
         .detail("What was written since it was dropped is not sent.")
         .hint(format!(
-            "Run at the source as the owner of the tables:\nCREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = \
-             true);\nthen start headwater once with --resnapshot: what was written in between was not sent.",
+            "Start headwater once with --resnapshot, which finds what is missing. Before that, run at the source as the owner of the \
+             tables:\nCREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true);",
             watched.publication,
             tables.join(", ")
         ))
@@ -385,8 +385,8 @@ fn table_left(watched: &Watched, table: &WatchedTable) -> ErrorReport {
     ErrorReport::new(format!("table {} has left publication {} at the source", table.name, watched.publication))
         .detail("What is written to it is not sent.")
         .hint(format!(
-            "Run at the source as its owner:\nALTER PUBLICATION {} ADD TABLE {};\nthen start headwater once with --resnapshot: what \
-             was written in between was not sent.",
+            "Start headwater once with --resnapshot, which finds what is missing. Before that, run at the source as its owner:\n\
+             ALTER PUBLICATION {} ADD TABLE {};",
             watched.publication, table.name
         ))
 }

@@ -21,7 +21,7 @@ use crate::plan::fit::{self, End, Transfer};
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
-    Slot, SourceCatalog, SourceError, SourceServer, SourceTable, StoredHistory, check_history, ensure_publication,
+    Gap, Slot, SourceCatalog, SourceError, SourceServer, SourceTable, StoredHistory, check_history, ensure_publication,
     find_slot, gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
@@ -114,7 +114,7 @@ pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Resul
     let purpose = format!("{} {purpose}", config.source.slot);
     let timeout = config.source.timeout;
     let session = ReplicationSession::connect(&config.source.url, &purpose, timeout, timeout).await;
-    session.map_err(|error| {
+    let mut session = session.map_err(|error| {
         let role = Ident::new(config.source.url.user.as_str());
         let message = error.server().map(|server| server.message.clone()).unwrap_or_default();
         let refused = match error.code().map(|code| code.as_str().to_owned()).as_deref() {
@@ -132,10 +132,22 @@ pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Resul
                 "End a replication connection that nobody needs, or run at the source as a superuser and restart it:\n\
                      ALTER SYSTEM SET max_wal_senders = 20;",
             ),
-            _ => return SourceError::Session(error).into(),
+            // PgBouncer refuses what it does not know in the start-up message, replication included.
+            _ if message.contains("unsupported startup parameter") => source_pooler_report(),
+            _ => return Fault::from(SourceError::Session(error)),
         };
         SourceError::Refused(refused).into()
-    })
+    })?;
+    if session.is_direct().await.map_err(SourceError::Session)? {
+        return Ok(session);
+    }
+    Err(SourceError::Refused(source_pooler_report()).into())
+}
+
+fn source_pooler_report() -> ErrorReport {
+    ErrorReport::new("source.url leads through a connection pooler")
+        .detail("The replication slot, exported snapshots and settings live in sessions, which headwater must have for itself.")
+        .hint("Give the address of the PostgreSQL server itself as source.url.")
 }
 
 /// Checks both ends and decides what to do, with the snapshots in mind that are asked for.
@@ -212,7 +224,7 @@ pub(super) async fn prepare(
         && !asked.all
         && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
     {
-        return Err(SourceError::Gap(gap_report(publication, gap, &source_catalog)).into());
+        return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
     }
     match ensure_publication(&source, publication, &mut source_catalog, &followed).await {
         Ok(told) => told.into_iter().for_each(|told| telemetry.event("publication", told)),
@@ -327,21 +339,24 @@ pub(super) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result
         [] => Ok(transfer),
         [report] => Err(Fault::Refused(report.clone())),
         reports => {
-            let join =
-                |part: fn(&ErrorReport) -> Option<&str>| reports.iter().filter_map(part).collect::<Vec<_>>().join("\n");
-            Err(Fault::Refused(
-                ErrorReport::new(format!("{} tables at the destination do not fit the source", reports.len()))
-                    .detail(
-                        reports
-                            .iter()
-                            .map(|r| format!("{}: {}", r.message, r.detail.as_deref().unwrap_or_default()))
-                            .collect::<Vec<_>>()
-                            .join("\n"),
-                    )
-                    .hint(join(|report| report.hint.as_deref())),
-            ))
+            let details: Vec<String> = reports
+                .iter()
+                .map(|report| format!("{}: {}", report.message, report.detail.as_deref().unwrap_or_default()))
+                .collect();
+            let text = format!("{} tables at the destination do not fit the source", reports.len());
+            Err(Fault::Refused(ErrorReport::new(text).detail(details.join("\n")).hint(joined_hints(reports))))
         }
     }
+}
+
+/// One hint of several: all statements after one line of words, so that they can be run as they stand.
+fn joined_hints(reports: &[ErrorReport]) -> String {
+    let hints = reports.iter().filter_map(|report| report.hint.as_deref());
+    let (with, without): (Vec<&str>, Vec<&str>) = hints.partition(|hint| hint.contains('\n'));
+    let words = with.first().and_then(|hint| hint.lines().next()).unwrap_or_default();
+    let statements = with.iter().flat_map(|hint| hint.lines().skip(1));
+    let words = without.first().map_or(words.to_owned(), |other| format!("{other} {words}"));
+    std::iter::once(words.trim_end()).chain(statements).collect::<Vec<_>>().join("\n")
 }
 
 fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
@@ -355,7 +370,7 @@ fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
 }
 
 /// The tables that are followed.
-fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &QualifiedName> {
+pub(super) fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &QualifiedName> {
     known.iter().filter(|table| table.state != TableState::Staging).map(|table| &table.name)
 }
 
@@ -379,15 +394,22 @@ pub(super) fn check_tables(
                 .hint("Correct tables in the configuration, or start once with --resnapshot to follow the new set."),
         ));
     }
-    for table in followed {
-        let Some(now) = source.table(&table.name) else { continue };
-        let new = now.definition.relation_id();
-        if new != table.source_id && table.state != TableState::Staging && !asked.covers(&table.name) {
-            let replaced = TransactionError::Replaced { table: table.name.clone(), old: table.source_id, new };
-            return Err(SourceError::Transaction(replaced).into());
-        }
+    match replaced(followed, source).find(|(table, _)| !asked.covers(&table.name)) {
+        Some((_, error)) => Err(SourceError::Transaction(error).into()),
+        None => Ok(configured.difference(&known).cloned().collect()),
     }
-    Ok(configured.difference(&known).cloned().collect())
+}
+
+/// The followed tables whose names are another table's at the source now.
+pub(super) fn replaced<'a>(
+    followed: &'a [TableRecord],
+    source: &'a SourceCatalog,
+) -> impl Iterator<Item = (&'a TableRecord, TransactionError)> {
+    followed.iter().filter(|table| table.state != TableState::Staging).filter_map(|table| {
+        let new = source.table(&table.name)?.definition.relation_id();
+        let error = TransactionError::Replaced { table: table.name.clone(), old: table.source_id, new };
+        (new != table.source_id).then_some((table, error))
+    })
 }
 
 /// Makes sure that nobody else streams from the slot.

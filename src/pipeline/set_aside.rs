@@ -47,8 +47,8 @@ pub(super) async fn set_aside(
 ) -> Result<(), Fault> {
     let Some(table) = concerned(&fault) else { return Err(fault) };
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
-    if foreign_keys_act && let Some(foreign_key) = bookkeeping.foreign_key_of(table).await? {
-        return Err(Fault::Halted(held_by_foreign_key(report(&fault), &foreign_key)));
+    if let Some(held) = held(&bookkeeping, &fault, table, foreign_keys_act).await? {
+        return Err(Fault::Halted(held));
     }
     // An operator who wants to make changes himself asks for the copy himself, too.
     let only_asked = config.schema_changes == SchemaChanges::Stop;
@@ -58,6 +58,34 @@ pub(super) async fn set_aside(
     telemetry.warning("schema", format!("{fault}; it is copied anew, while the others stream on"));
     failpoint::reached("schema.set_aside");
     Ok(())
+}
+
+/// What keeps a table from being copied by itself when this fault is met, for whoever only looks; `None`: it will be.
+pub(super) async fn obstacle(
+    config: &Config,
+    bookkeeping: &Bookkeeping,
+    fault: &Fault,
+    foreign_keys_act: bool,
+) -> Result<Option<ErrorReport>, DestinationError> {
+    let Some(table) = concerned(fault) else { return Ok(Some(report(fault))) };
+    if let Some(held) = held(bookkeeping, fault, table, foreign_keys_act).await? {
+        return Ok(Some(held));
+    }
+    let asked = bookkeeping.requests().await?.iter().any(|request| request.scope.contains(table));
+    Ok((config.schema_changes == SchemaChanges::Stop && !asked).then(|| report(fault)))
+}
+
+async fn held(
+    bookkeeping: &Bookkeeping,
+    fault: &Fault,
+    table: &QualifiedName,
+    foreign_keys_act: bool,
+) -> Result<Option<ErrorReport>, DestinationError> {
+    if !foreign_keys_act {
+        return Ok(None);
+    }
+    let foreign_key = bookkeeping.foreign_key_of(table).await?;
+    Ok(foreign_key.map(|foreign_key| held_by_foreign_key(report(fault), &foreign_key)))
 }
 
 /// Rows that refer to a table that stands still would be refused.

@@ -143,6 +143,21 @@ pub fn remembered_format(shape: &Shape, source_types: &Types, destination: End<'
     shape.columns.iter().filter_map(format).max().unwrap_or(Transfer::Binary)
 }
 
+/// The published columns whose values travel as text, with their types as SQL.
+pub fn text_columns(source: End<'_>, published: &[&ColumnDefinition], destination: End<'_>) -> Vec<(Ident, String)> {
+    let name = destination.table.name();
+    let text = |from: &&&ColumnDefinition| {
+        let of = (&Published::from(**from), source.types);
+        let to = destination.table.column(&from.name).map_or((**from, source.types), |to| (to, destination.types));
+        column_fit(&name, of, to) == Ok(Transfer::Text)
+    };
+    let shown = |from: &&ColumnDefinition| {
+        let sql = type_sql(from.type_id, from.type_modifier, source.types);
+        (from.name.clone(), sql.unwrap_or_else(|| "?".to_owned()))
+    };
+    published.iter().filter(text).map(shown).collect()
+}
+
 /// Whether a destination's column takes what a relation's column brings.
 pub(super) fn column_takes(
     column: &Column,

@@ -133,6 +133,17 @@ impl ReplicationSession {
         self.connection.process_id()
     }
 
+    /// Whether we talk to the walsender itself: a pooler in between answers with a number of its own for its process.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn is_direct(&mut self) -> Result<bool, SessionError> {
+        let doing = "asking for the walsender's process";
+        let rows = self.connection.simple_query("SELECT pg_catalog.pg_backend_pid()", doing, self.timeout).await?;
+        let [process_id] = one_row(rows, doing)?;
+        Ok(process_id.and_then(|id| id.parse().ok()) == Some(self.process_id()))
+    }
+
     /// Whether the server is a standby.
     pub fn in_recovery(&self) -> bool {
         self.connection.parameter("in_hot_standby") == Some("on")

@@ -46,30 +46,45 @@ impl SourceCatalog {
     /// Reads the tables and checks that they can be copied and followed by our role.
     ///
     /// # Errors
-    /// [`SourceError::Refused`] names every table that is missing, not a table, not permanent, not readable, or under
-    /// row-level security.
+    /// [`SourceError::Refused`] with the first thing that keeps a table from being read: see [`SourceCatalog::examine`].
     pub async fn read(client: &SqlClient, names: &[QualifiedName]) -> Result<SourceCatalog, SourceError> {
+        let (catalog, problems) = SourceCatalog::examine(client, names).await?;
+        match problems.into_iter().next() {
+            Some(problem) => Err(SourceError::Refused(problem)),
+            None => Ok(catalog),
+        }
+    }
+
+    /// The same, listing all that an operator must mend: tables that are missing, not tables, not permanent, not readable, or
+    /// under row-level security. Those that exist are in the catalog all the same.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the server does not answer, or a table is locked.
+    pub async fn examine(
+        client: &SqlClient,
+        names: &[QualifiedName],
+    ) -> Result<(SourceCatalog, Vec<ErrorReport>), SourceError> {
         // Sizes are not to be had of a table that somebody holds in ACCESS EXCLUSIVE mode.
-        let definitions = match describe_tables(client, names).await {
+        let mut definitions = match describe_tables(client, names).await {
             Ok(definitions) => definitions,
             Err(error) => return Err(explain_lock(client, error, names).await),
         };
+        let mut problems = Vec::new();
         let missing: Vec<String> = names
             .iter()
             .filter(|name| !definitions.iter().any(|table| table.name() == **name))
             .map(QualifiedName::to_string)
             .collect();
         if !missing.is_empty() {
-            return Err(SourceError::Refused(
+            problems.push(
                 ErrorReport::new(format!("{} not found at the source", tables_named(&missing)))
                     .detail("They do not exist, or the role lacks USAGE on their schema.".to_owned())
                     .hint("Correct tables in the configuration."),
-            ));
+            );
         }
-        for table in &definitions {
-            check_kind(table)?;
-        }
-        check_readable(client, &definitions).await?;
+        problems.extend(definitions.iter().filter_map(kind_problem));
+        definitions.retain(|table| matches!(table.kind, TableKind::Ordinary | TableKind::Partitioned));
+        problems.extend(read_problems(client, &definitions).await?);
         let mut ids: Vec<TypeId> =
             definitions.iter().flat_map(|table| table.columns.iter().map(|column| column.type_id)).collect();
         ids.sort_unstable();
@@ -95,7 +110,12 @@ impl SourceCatalog {
                 row_filter: None,
             })
             .collect();
-        Ok(SourceCatalog { tables, types, cycles })
+        Ok((SourceCatalog { tables, types, cycles }, problems))
+    }
+
+    /// What all tables take on disk.
+    pub fn bytes(&self) -> u64 {
+        self.tables.iter().map(|table| table.definition.bytes).sum()
     }
 
     /// The tables by their OIDs, for the assembler.
@@ -116,29 +136,24 @@ fn tables_named(names: &[String]) -> String {
     }
 }
 
-fn check_kind(table: &TableDefinition) -> Result<(), SourceError> {
+fn kind_problem(table: &TableDefinition) -> Option<ErrorReport> {
     let name = table.name();
     match table.kind {
-        TableKind::Ordinary | TableKind::Partitioned => {}
-        TableKind::Foreign | TableKind::View | TableKind::MaterializedView => {
-            return Err(SourceError::Refused(
-                ErrorReport::new(format!("{name} is a {}, which cannot be replicated", table.kind))
-                    .hint("Name the tables that it reads from."),
-            ));
-        }
-    }
-    if table.persistence != 'p' {
-        return Err(SourceError::Refused(
+        TableKind::Ordinary | TableKind::Partitioned if table.persistence == 'p' => None,
+        TableKind::Ordinary | TableKind::Partitioned => Some(
             ErrorReport::new(format!(
                 "table {name} is unlogged or temporary at the source, so its changes are not in the WAL"
             ))
             .hint(format!("Run at the source:\nALTER TABLE {name} SET LOGGED;")),
-        ));
+        ),
+        TableKind::Foreign | TableKind::View | TableKind::MaterializedView => Some(
+            ErrorReport::new(format!("{name} is a {}, which cannot be replicated", table.kind))
+                .hint("Name the tables that it reads from."),
+        ),
     }
-    Ok(())
 }
 
-async fn check_readable(client: &SqlClient, tables: &[TableDefinition]) -> Result<(), SourceError> {
+async fn read_problems(client: &SqlClient, tables: &[TableDefinition]) -> Result<Vec<ErrorReport>, SourceError> {
     let ids: Vec<u32> = tables.iter().map(|table| table.id).collect();
     let sql = "SELECT c.oid, pg_catalog.has_table_privilege(c.oid, 'SELECT') OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT'),
                       c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
@@ -146,25 +161,26 @@ async fn check_readable(client: &SqlClient, tables: &[TableDefinition]) -> Resul
                       current_user::text
                FROM pg_catalog.pg_class c, pg_catalog.pg_roles r
                WHERE c.oid = ANY ($1) AND r.rolname = current_user";
+    let mut problems = Vec::new();
     for row in client.query("checking privileges at the source", sql, &[&ids]).await? {
         let id: u32 = row.get(0);
         let Some(table) = tables.iter().find(|table| table.id == id) else { continue };
         let (name, role) = (table.name(), Ident::new(row.get::<_, &str>(3)));
         if !row.get::<_, bool>(1) {
-            return Err(SourceError::Refused(
+            problems.push(
                 ErrorReport::new(format!("role {role} may not read table {name} at the source"))
                     .hint(format!("Run at the source as the table's owner:\nGRANT SELECT ON {name} TO {role};")),
-            ));
+            );
         }
         if row.get::<_, bool>(2) {
-            return Err(SourceError::Refused(
+            problems.push(
                 ErrorReport::new(format!("row-level security of table {name} would hide rows from role {role}"))
                     .detail("The copy would be smaller than the table without anybody noticing.")
                     .hint(format!("Run at the source as a superuser:\nALTER ROLE {role} BYPASSRLS;")),
-            ));
+            );
         }
     }
-    Ok(())
+    Ok(problems)
 }
 
 /// What to say of a table that we would have to publish, but that has nothing to identify its rows by.

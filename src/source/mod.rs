@@ -30,7 +30,7 @@ pub use describe::Describer;
 pub use error::SourceError;
 pub use pieces::{PIECE_BYTES, Piece, pieces};
 pub use preflight::{SourceServer, same_database};
-pub use publication::{PUBLICATION_COMMENT, ensure_publication, gap_report};
+pub use publication::{Gap, PUBLICATION_COMMENT, ensure_publication, gap_report};
 pub use sequences::source_sequences;
 pub use slot::{Slot, StoredHistory, check_history, find_slot, release_slot, slot_unknown_report};
 pub use snapshot::{HeldSnapshot, TableLocks, hold_snapshot, running_transactions, settled};

@@ -152,7 +152,8 @@ pub async fn same_database(
     }
     Err(refused(
         ErrorReport::new(format!("source and destination are the same database, {database}"))
-            .detail(format!("source.url leads to {}, destination.url to {}.", urls.0, urls.1)),
+            .detail(format!("source.url leads to {}, destination.url to {}.", urls.0, urls.1))
+            .hint("Correct source.url or destination.url."),
     ))
 }
 

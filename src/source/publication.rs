@@ -36,7 +36,7 @@ pub async fn ensure_publication(
                FROM pg_catalog.pg_publication WHERE pubname = $1::text";
     match client.query_opt(DOING, sql, &[&publication.as_str()]).await? {
         None if !followed.is_empty() => {
-            return Err(SourceError::Gap(gap_report(publication, "does not exist any more", catalog)));
+            return Err(SourceError::Gap(gap_report(publication, &Gap::Gone, catalog)));
         }
         None => {
             let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
@@ -65,18 +65,40 @@ pub async fn ensure_publication(
     Ok(told)
 }
 
+/// How a publication has failed a stream that relied on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// It is gone.
+    Gone,
+    /// These tables are not in it.
+    Lacks(Vec<QualifiedName>),
+    /// It has failed before; whatever it holds now.
+    Before(String),
+}
+
 /// What to say when changes were not sent for a while.
-pub fn gap_report(publication: &Ident, problem: &str, catalog: &SourceCatalog) -> ErrorReport {
-    let tables: Vec<String> = catalog.tables.iter().map(|table| table.definition.name().to_string()).collect();
+pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> ErrorReport {
+    let list = |names: &[QualifiedName]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let all: Vec<QualifiedName> = catalog.tables.iter().map(|table| table.definition.name()).collect();
+    let start = "Start headwater once with --resnapshot, which finds what is missing";
+    let before = format!("{start}. Before that, run at the source as the owner of the tables:");
+    let (problem, hint) = match gap {
+        Gap::Gone => (
+            "does not exist any more".to_owned(),
+            format!(
+                "{before}\nCREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true);",
+                list(&all)
+            ),
+        ),
+        Gap::Lacks(names) => (
+            format!("does not hold {} any more", list(names)),
+            format!("{before}\nALTER PUBLICATION {publication} ADD TABLE {};", list(names)),
+        ),
+        Gap::Before(problem) => (problem.clone(), format!("{start}.")),
+    };
     ErrorReport::new(format!("publication {publication} {problem}"))
         .detail("What was written meanwhile was not sent, so the copy has gaps.")
-        .hint(format!(
-            "Make sure that the publication holds all tables; run at the source as their owner:\nALTER PUBLICATION {publication} SET \
-             TABLE {};\nor, where it is gone:\nCREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = \
-             true);\nThen start headwater once with --resnapshot, which finds what is missing.",
-            tables.join(", "),
-            tables.join(", ")
-        ))
+        .hint(hint)
 }
 
 async fn create(client: &SqlClient, publication: &Ident, tables: &[&TableDefinition]) -> Result<(), SourceError> {
@@ -149,15 +171,10 @@ async fn add_missing(
         return Ok(());
     }
     let names: Vec<String> = missing.iter().map(|table| table.name().to_string()).collect();
-    let gone: Vec<String> = missing
-        .iter()
-        .map(|table| table.name())
-        .filter(|name| followed.contains(name))
-        .map(|name| name.to_string())
-        .collect();
+    let gone: Vec<QualifiedName> =
+        missing.iter().map(|table| table.name()).filter(|name| followed.contains(name)).collect();
     if !gone.is_empty() {
-        let problem = format!("does not hold {} any more", gone.join(", "));
-        return Err(SourceError::Gap(gap_report(publication, &problem, catalog)));
+        return Err(SourceError::Gap(gap_report(publication, &Gap::Lacks(gone), catalog)));
     }
     let partitioned = missing.iter().any(|table| table.kind == crate::plan::schema::TableKind::Partitioned);
     if partitioned && !via_root {

@@ -133,16 +133,20 @@ pub(super) async fn explain_lock(client: &SqlClient, error: SessionError, tables
                  WHERE l.relation = ANY (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
                    AND l.mode = 'AccessExclusiveLock' AND l.granted LIMIT 1";
     let holder = client.query_opt("looking for the lock's holder", query, &[&names]).await;
-    let report = match holder {
+    let wait = "Wait for that session's transaction";
+    let (report, hint) = match holder {
         Ok(Some(row)) => {
             let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
             let process_id: i32 = row.get(2);
-            ErrorReport::new(format!("table {table} is locked at the source"))
-                .detail(format!("A snapshot needs ACCESS SHARE on it. Process {process_id} holds ACCESS EXCLUSIVE."))
+            let report = ErrorReport::new(format!("table {table} is locked at the source"))
+                .detail(format!("A snapshot needs ACCESS SHARE on it. Process {process_id} holds ACCESS EXCLUSIVE."));
+            (report, format!("{wait}; or run at the source:\nSELECT pg_terminate_backend({process_id});"))
         }
-        Ok(None) | Err(_) => ErrorReport::new("a table of the set was locked at the source"),
+        Ok(None) | Err(_) => {
+            (ErrorReport::new("a table of the set was locked at the source"), format!("{wait}, or end it."))
+        }
     };
-    SourceError::Refused(report.hint("Wait for that session's transaction, or end it."))
+    SourceError::Refused(report.hint(hint))
 }
 
 /// The session that keeps a settled snapshot alive and lends it to readers.

@@ -1,18 +1,21 @@
 //! Check names every requirement that is not met; each is provoked here, and mended by running what it prints, verbatim.
 
 use headwater::commands::demo::{Cluster, StopMode};
+use headwater::config::{ConnectionSettings, Environment};
+use headwater::session::ReplicationSession;
 use serde_json::Value;
 
-use crate::support::{Database, Setup, bin, destination, new_source, parent, source};
+use crate::support::roles::like;
+use crate::support::{Database, Setup, bin, destination, new_destination, new_source, parent, source};
 
-const TABLES: &[&str] = &["parent", "child"];
-const SCHEMA: &str = "
+pub const TABLES: &[&str] = &["parent", "child"];
+pub const SCHEMA: &str = "
     CREATE TABLE parent (id int PRIMARY KEY, v text);
     CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, v varchar(20));
     INSERT INTO parent VALUES (1, 'secret'); INSERT INTO child VALUES (1, 1, 'secret');";
 
 /// What check found, as objects.
-async fn findings(setup: &Setup) -> Vec<Value> {
+pub async fn findings(setup: &Setup) -> Vec<Value> {
     let finished = setup.command(&["check", "--json"]).await;
     let found: Value =
         serde_json::from_str(&finished.out).unwrap_or_else(|_| panic!("no JSON:\n{}{}", finished.out, finished.err));
@@ -24,14 +27,14 @@ async fn findings(setup: &Setup) -> Vec<Value> {
 }
 
 /// The finding with this text in its message and this standing.
-fn find<'a>(found: &'a [Value], standing: &str, text: &str) -> Option<&'a Value> {
+pub fn find<'a>(found: &'a [Value], standing: &str, text: &str) -> Option<&'a Value> {
     found.iter().find(|finding| {
         finding["standing"] == standing && finding["message"].as_str().unwrap_or_default().contains(text)
     })
 }
 
 /// The SQL that a finding's hint holds: all but its first line.
-fn fix(finding: &Value) -> String {
+pub fn fix(finding: &Value) -> String {
     let hint = finding["hint"].as_str().unwrap_or_else(|| panic!("no hint in {finding}"));
     let lines: Vec<&str> = hint.lines().skip(1).collect();
     assert!(!lines.is_empty(), "no SQL in {finding}");
@@ -39,7 +42,7 @@ fn fix(finding: &Value) -> String {
 }
 
 /// A pair of databases with an ordinary role on either side, to which everything is granted that check asks for.
-async fn granted(name: &str) -> (Database, Setup, String) {
+pub async fn granted(name: &str) -> (Database, Setup, String) {
     let database = Database::of_superuser(name, TABLES, SCHEMA).await;
     let role = format!("r_{}", database.name);
     database
@@ -269,28 +272,186 @@ async fn a_side_that_does_not_answer_is_one_failure_and_the_other_side_is_looked
     assert!(found.iter().any(|finding| finding["about"] == "destination" && finding["what"] == "privileges"));
     let mut setup = Setup::of(&database);
     setup.destination_url = source().await.tcp_url(&database.name);
-    assert!(find(&findings(&setup).await, "failed", "source and destination are the same database").is_some());
+    let found = findings(&setup).await;
+    let finding = find(&found, "failed", "source and destination are the same database").expect("a failure");
+    assert_eq!(finding["hint"], "Correct source.url or destination.url.");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_points_at_the_set_from_outside_is_named() {
-    let database = Database::new("outside", &["parent"], SCHEMA).await;
+async fn what_the_configuration_names_wrongly_is_mended_by_what_is_printed() {
+    let (database, granted, _) = granted("names").await;
+    let superuser = Setup::of(&database);
+    let failed = async |setup: &Setup, message: &str| {
+        let found = findings(setup).await;
+        find(&found, "failed", message).unwrap_or_else(|| panic!("no failure {message:?} in {found:#?}")).clone()
+    };
+    let mended = async |setup: &Setup| {
+        let found = findings(setup).await;
+        assert!(found.iter().all(|finding| finding["standing"] != "failed"), "{found:#?}");
+    };
+    database.at_source("CREATE VIEW seen AS SELECT * FROM parent").await;
+    let mut wrong = granted.clone();
+    wrong.tables = vec!["parent".to_owned(), "nowhere".to_owned(), "seen".to_owned()];
+    let finding = failed(&wrong, "table public.nowhere not found at the source").await;
+    assert_eq!(finding["hint"], "Correct tables in the configuration.");
+    let finding = failed(&wrong, "public.seen is a view, which cannot be replicated").await;
+    assert_eq!(finding["hint"], "Name the tables that it reads from.");
+    wrong.tables = vec!["parent".to_owned()];
+    mended(&wrong).await;
+
+    for (side, message) in [("source", "does not exist"), ("destination", "does not exist")] {
+        let mut wrong = granted.clone();
+        let url = if side == "source" { &mut wrong.source_url } else { &mut wrong.destination_url };
+        *url = url.replace(&format!("/{}", database.name), "/elsewhere");
+        let finding = failed(&wrong, message).await;
+        assert_eq!(finding["hint"], format!("Correct the database in {side}.url."));
+    }
+    mended(&granted).await;
+    // A slot of the name that is no logical one.
+    database.at_source(&format!("SELECT pg_create_physical_replication_slot('{}')", database.name)).await;
+    let finding = failed(&granted, "at the source is a physical slot").await;
+    assert_eq!(finding["hint"], "Choose another name for source.slot.");
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
+
+    // The bookkeeping is another role's.
+    database.at_destination("CREATE SCHEMA headwater").await;
+    let finding = failed(&granted, "schema headwater exists at the destination, but role").await;
+    assert!(finding["hint"].as_str().unwrap().starts_with("Connect as the role that created it"), "{finding}");
+    mended(&superuser).await;
+
+    // Another slot, and another publication, than the destination is fed through.
+    let service = superuser.start();
+    service.streams().await;
+    service.stop().await;
+    for key in ["slot", "publication"] {
+        let mut wrong = superuser.clone();
+        let text = wrong.configuration_text();
+        assert!(text.contains(&format!("\n{key} = {:?}", database.name)), "{text}");
+        wrong.environment.push((format!("HEADWATER_SOURCE_{}", key.to_uppercase()), "another".to_owned()));
+        let finding = failed(&wrong, &format!("this destination is fed through {key} {}", database.name)).await;
+        let hint = finding["hint"].as_str().unwrap();
+        assert!(hint.starts_with(&format!("Set source.{key} = \"{}\";", database.name)), "{hint}");
+    }
+    mended(&superuser).await;
+    let mut fewer = superuser.clone();
+    fewer.tables = vec!["parent".to_owned()];
+    let finding = failed(&fewer, "this destination was fed with another table set").await;
+    assert_eq!(finding["detail"], "Followed but not configured: public.child.");
+    let service = fewer.clone().argument("--resnapshot").start();
+    service.streams().await;
+    service.stop().await;
+    mended(&fewer).await;
+    // A newer headwater's bookkeeping.
+    database.at_destination("UPDATE headwater.stream SET bookkeeping_version = 99").await;
+    let finding = failed(&fewer, "bookkeeping").await;
+    assert!(finding["hint"].is_string(), "{finding}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_relied_on_is_mended_by_what_is_printed() {
+    let database = Database::new("relied", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let name = &database.name;
+    let resnapshot = async |hint: &str| {
+        assert!(hint.contains("--resnapshot"), "{hint}");
+        let service = setup.clone().argument("--resnapshot").start();
+        service.streams().await;
+        database.assert_catches_up().await;
+        service.stop().await;
+        assert!(findings(&setup).await.iter().all(|finding| finding["standing"] != "failed"));
+    };
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    for (sql, message) in [
+        (format!("DROP PUBLICATION {name}"), "does not exist any more"),
+        (format!("ALTER PUBLICATION {name} DROP TABLE child"), "does not hold public.child any more"),
+    ] {
+        database.at_source(&sql).await;
+        database.at_source("INSERT INTO child VALUES (7, 1, 'unsent')").await;
+        let found = findings(&setup).await;
+        let finding = find(&found, "failed", message).unwrap_or_else(|| panic!("no {message:?} in {found:#?}"));
+        database.at_source(&fix(finding)).await;
+        resnapshot(finding["hint"].as_str().unwrap()).await;
+        database.at_source("DELETE FROM child WHERE id = 7").await;
+    }
+    // A gap that was met by the service is remembered, though the publication is whole again.
+    database.at_destination("UPDATE headwater.stream SET gap = 'has not held all tables all the time'").await;
+    let found = findings(&setup).await;
+    let finding = find(&found, "failed", "has not held all tables all the time").expect("the gap");
+    resnapshot(finding["hint"].as_str().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_many_misfits_and_locks_are_mended_by_what_is_printed() {
+    let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+        CREATE TABLE parent_1 PARTITION OF parent DEFAULT; CREATE TABLE child (id int PRIMARY KEY, v numeric(10, 2), e text);
+        INSERT INTO parent VALUES (1, 'secret')";
+    let database = Database::new("leaves", TABLES, schema).await;
+    let name = &database.name;
+    let setup = Setup::of(&database).destination("lock_timeout = \"300ms\"");
+    database.at_source(&format!("CREATE PUBLICATION {name} FOR TABLE parent, child")).await;
+    let role = database.source_value("SELECT 'owner_' || current_database()").await.expect("a name");
+    if database.source_value(&format!("SELECT count(*)::text FROM pg_roles WHERE rolname = '{role}'")).await.as_deref()
+        == Some("1")
+    {
+        database.at_source(&format!("ALTER PUBLICATION {name} OWNER TO {role}")).await;
+    }
+    provoke(&database, &setup, ("source", "SELECT 1"), "publishes partitions, not the partitioned table public.parent")
+        .await;
+    assert!(
+        find(&findings(&setup).await, "ok", "table public.parent is followed through its root, with 1 partitions")
+            .is_some()
+    );
+
     database
         .at_destination(
-            "CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE mine (p int REFERENCES parent);
-             CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-             CREATE TRIGGER always BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION f();
-             ALTER TABLE parent ENABLE ALWAYS TRIGGER always",
+            "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY, v int, e text)",
         )
         .await;
+    provoke(&database, &setup, ("destination", "SELECT 1"), "2 tables at the destination do not fit the source").await;
+
+    let holder = source().await.connect(name).await.unwrap();
+    holder.batch("a lock", "BEGIN; LOCK TABLE public.child IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    provoke(&database, &setup, ("source", "SELECT 1"), "table public.child is locked at the source").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_cannot_be_written_and_walsenders_that_are_all_taken_are_found() {
+    let mut cluster = Cluster::start_new(&bin("SOURCE"), &parent(), "source", &[("fsync", "off")], &[]).await.unwrap();
+    let mut database = Database::on(&cluster, destination().await, "taken", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
+    database.at_source("ALTER SYSTEM SET wal_level = logical").await;
+    database.at_source("ALTER SYSTEM SET max_wal_senders = 1").await;
+    cluster.stop(StopMode::Fast).await.unwrap();
+    cluster.start().await.unwrap();
+    database.reconnect_source(&cluster).await;
+    let connection = ConnectionSettings::parse(&cluster.url(&database.name), &Environment::new()).unwrap();
+    let second = std::time::Duration::from_secs(60);
+    let taken = ReplicationSession::connect(&connection, "somebody else", second, second).await.unwrap();
     let found = findings(&setup).await;
-    assert!(find(&found, "warning", "local tables point at table public.parent: public.mine").is_some(), "{found:#?}");
-    assert!(
-        find(&found, "warning", "triggers of table public.parent fire for what is applied: always").is_some(),
-        "{found:#?}"
-    );
-    let database = Database::new("outside2", &["child"], SCHEMA).await;
-    let found = findings(&Setup::of(&database)).await;
-    assert!(find(&found, "warning", "points at public.parent, which is not replicated").is_some(), "{found:#?}");
+    let finding = find(&found, "failed", "all walsenders at the source are taken").expect("a failure");
+    database.at_source(&fix(finding)).await;
+    taken.close().await;
+    cluster.stop(StopMode::Fast).await.unwrap();
+    cluster.start().await.unwrap();
+    database.reconnect_source(&cluster).await;
+    assert!(findings(&setup).await.iter().all(|finding| finding["standing"] != "failed"));
+
+    // The destination's standby, by mistake.
+    let mut primary = new_destination(&[]).await;
+    let here = Database::on(source().await, &primary, "standby", TABLES, SCHEMA).await;
+    let mut setup = Setup::of(&here);
+    primary.stop(StopMode::Fast).await.unwrap();
+    let mut standby =
+        primary.copy(&parent(), "standby", &[("primary_conninfo", "host=127.0.0.1 port=1")], true).unwrap();
+    primary.start().await.unwrap();
+    standby.start().await.unwrap();
+    setup.destination_url = like(&setup.destination_url, &standby.url(&here.name));
+    let found = findings(&setup).await;
+    let finding = find(&found, "failed", "the destination is a standby, which cannot be written")
+        .unwrap_or_else(|| panic!("{found:#?}"));
+    assert_eq!(finding["hint"], "Give the primary's address in destination.url.");
+    setup.destination_url.clone_from(&here.destination_url);
+    assert!(findings(&setup).await.iter().all(|finding| finding["standing"] != "failed"));
 }

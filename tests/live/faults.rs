@@ -320,8 +320,8 @@ fn settings(database: &Database, to_source: &Proxy, to_destination: &Proxy) -> S
         .destination("timeout = \"5s\"\nlock_timeout = \"2s\"")
         .setting("leader_timeout = \"2s\"")
         .section("[apply]\nbatch_bytes_max = \"512kB\"");
-    setup.source_url = to_source.url(&database.name);
-    setup.destination_url = to_destination.url(&database.name);
+    setup.source_url = to_source.in_place_of(&setup.source_url);
+    setup.destination_url = to_destination.in_place_of(&setup.destination_url);
     setup.quiet()
 }
 

@@ -26,8 +26,8 @@ async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
         .source("timeout = \"2s\"")
         .destination("timeout = \"3s\"")
         .setting("leader_timeout = \"2s\"");
-    setup.source_url = to_source.url(&database.name);
-    setup.destination_url = to_destination.url(&database.name);
+    setup.source_url = to_source.in_place_of(&setup.source_url);
+    setup.destination_url = to_destination.in_place_of(&setup.destination_url);
     let service = setup.start();
     service.streams().await;
     let mut rng = Rng::with_seed(seed);
@@ -125,7 +125,7 @@ async fn a_silent_destination_does_not_keep_the_source_from_shutting_down() {
     let mut database = Database::on(&source, destination().await, "silent", FORUM, FORUM_SCHEMA).await;
     let to_destination = Proxy::to(destination().await.port()).await;
     let mut setup = Setup::of(&database);
-    setup.destination_url = to_destination.url(&database.name);
+    setup.destination_url = to_destination.in_place_of(&setup.destination_url);
     let service = setup.start();
     service.streams().await;
     to_destination.set(Mode::Stalled);

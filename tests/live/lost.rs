@@ -2,6 +2,7 @@
 
 use headwater::commands::demo::{Cluster, StopMode};
 
+use crate::support::roles::like;
 use crate::support::{
     Database, Setup, bin_of, destination, eventually, new_source, new_source_of, parent, source, workload,
 };
@@ -27,6 +28,8 @@ async fn followed(name: &str, from: &Cluster) -> Database {
 /// Ends with the cause, touches nothing, and with `on_slot_lost = "resnapshot"` goes on.
 async fn is_told_then_mended(database: &Database, says: &[&str]) {
     let before = database.destination_value("SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM t").await;
+    // Check says the same words, with the same way out.
+    Setup::of(database).command(&["check"]).await.exits(1).says(says).says(&["--resnapshot"]);
     let output = Setup::of(database).start().ends_with(1).await;
     for text in says.iter().chain(&["--resnapshot", "on_slot_lost = \"resnapshot\""]) {
         assert!(output.contains(text), "{text:?} is not in:\n{output}");
@@ -155,7 +158,7 @@ async fn a_source_restored_from_an_older_state_is_lost_history() {
     source.stop(StopMode::Fast).await.unwrap();
 
     yesterday.start().await.unwrap();
-    database.source_url = yesterday.url(&database.name);
+    database.source_url = like(&database.source_url, &yesterday.url(&database.name));
     database.reconnect_source(&yesterday).await;
     is_told_then_mended(&database, &["the source's WAL ends at", "before the destination's position"]).await;
 }
@@ -178,7 +181,7 @@ async fn a_timeline_that_left_before_the_position_is_lost_history() {
     source.stop(StopMode::Fast).await.unwrap();
 
     standby.start().await.unwrap();
-    database.source_url = standby.url(&database.name);
+    database.source_url = like(&database.source_url, &standby.url(&database.name));
     let admin = standby.connect("postgres").await.unwrap();
     admin.batch("promoting", "SELECT pg_promote()").await.unwrap();
     database.reconnect_source(&standby).await;
@@ -213,7 +216,7 @@ async fn a_destination_that_went_back_is_lost_history_and_mended_with_its_delete
     here.stop(StopMode::Fast).await.unwrap();
 
     yesterday.start().await.unwrap();
-    database.destination_url = yesterday.url(&database.name);
+    database.destination_url = like(&database.destination_url, &yesterday.url(&database.name));
     database.reconnect_destination(&yesterday).await;
     let output = Setup::of(&database).start().ends_with(1).await;
     assert!(output.contains("ahead of the destination's position"), "{output}");

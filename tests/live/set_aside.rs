@@ -269,7 +269,7 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_foreign_keys_act_the_table_is_not_left_behind() {
-    let database = Database::new(
+    let database = Database::of_superuser(
         "asidekeys",
         &["p", "c"],
         "CREATE TABLE p (id int PRIMARY KEY, v text); CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p);
@@ -296,5 +296,130 @@ async fn where_foreign_keys_act_the_table_is_not_left_behind() {
     let service = setup.clone().argument("--resnapshot").start();
     service.streams().await;
     database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// A copy that takes a while, of a table that is written to.
+async fn slow_copy(name: &str) -> (Database, Setup, Service) {
+    let database = Database::new(name, TABLES, SCHEMA).await;
+    let setup =
+        Setup::of(&database).setting("verify_every = \"1s\"").section("[snapshot]\nmax_rate = \"40kB\"\nworkers = 1");
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO t SELECT i, repeat('x', 200), 1 FROM generate_series(1001, 1600) i").await;
+    database.caught_up().await;
+    (database, setup, service)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_never_takes_a_table_that_stands_still_for_one_that_differs() {
+    let (database, setup, service) = slow_copy("asideverify").await;
+    setup.command(&["verify"]).await.exits(0).says(&["table public.t: equal", "equal: both sides compared"]);
+    let done = AtomicBool::new(false);
+    let writer = crate::support::source().await.connect(&database.name).await.unwrap();
+    let writing = async {
+        let mut number = 0;
+        while !done.load(Ordering::Relaxed) {
+            number += 1;
+            let script = format!(
+                "BEGIN; UPDATE public.other SET v = {number}; UPDATE public.t SET a = 'now {number}' WHERE id = {}; COMMIT",
+                number % 1000
+            );
+            writer.batch("writing", &script).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let verifying = async {
+        // Before the change, at it, during the copy and after it.
+        let (mut left_out, mut compared_after) = (0, 0);
+        let mut changed = false;
+        while compared_after < 2 {
+            let finished = setup.command(&["verify"]).await;
+            assert!(!finished.out.contains("missing") && !finished.out.contains("differ"), "{}", finished.out);
+            if finished.out.contains("table public.t stands still until it is copied anew: not compared") {
+                left_out += 1;
+                assert_eq!(finished.code, Some(1), "what was not compared is not proven: {}", finished.out);
+                assert!(finished.out.contains("table public.other: equal"), "{}", finished.out);
+                assert!(finished.out.contains("equal, as far as they could be compared"), "{}", finished.out);
+            } else {
+                assert_eq!(finished.code, Some(0), "{}{}", finished.out, finished.err);
+                compared_after += i32::from(left_out > 0);
+            }
+            if !changed {
+                changed = true;
+                database
+                    .at_source(
+                        "ALTER TABLE t ADD COLUMN r float8 DEFAULT random(); UPDATE t SET a = 'after' WHERE id = 1600",
+                    )
+                    .await;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        left_out
+    };
+    let ((), left_out) = tokio::join!(writing, verifying);
+    assert!(left_out > 0);
+    let log = service.log();
+    assert!(!log.contains("the destination differs from the source"), "{log}");
+    assert!(log.contains("left out: table public.t stands still until it is copied anew"), "{log}");
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_stands_still_is_neither_verified_alone_nor_cut_over_nor_repaired() {
+    let (database, service) = started("asidealone").await;
+    let setup = Setup::of(&database);
+    database.at_destination("UPDATE other SET v = 99 WHERE id = 3").await;
+    // What keeps the copy away is the operator's, so it stands still for as long as the test wants.
+    database
+        .at_source("ALTER TABLE t DROP COLUMN n; ALTER TABLE t ADD COLUMN n text DEFAULT random()::text; UPDATE t SET a = 'x' WHERE id = 1")
+        .await;
+    service.says("ALTER TABLE public.t RENAME COLUMN n TO another_name;").await;
+    let alone = "nothing can be compared: table public.t stands still until it is copied anew";
+    setup.command(&["verify", "--table", "t"]).await.exits(1).says(&[alone]);
+    let rest = setup.command(&["verify", "--repair"]).await.exits(1);
+    rest.says(&["differs  (id)=(3)", "1 updated", "table public.t stands still until it is copied anew: not compared"]);
+    setup.command(&["verify", "--table", "other"]).await.exits(0);
+    setup.command(&["cutover"]).await.exits(1).says(&["table public.t stands still until it is copied anew"]);
+    service.stop().await;
+    // Nobody leads: the same, as the destination stands.
+    setup
+        .command(&["verify"])
+        .await
+        .exits(1)
+        .says(&["table public.t stands still until it is copied anew: not compared"]);
+    // A table that is configured and not followed yet has nothing to be compared with either.
+    let mut more = setup.clone();
+    more.tables.push("later".to_owned());
+    database.at_source("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1)").await;
+    more.command(&["verify"])
+        .await
+        .exits(1)
+        .says(&["table public.later is not followed yet: it is copied first: not compared"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_created_anew_is_not_compared_before_it_is_copied() {
+    let database = Database::new("asideanew", TABLES, SCHEMA).await;
+    database.at_source(&format!("CREATE PUBLICATION {} FOR ALL TABLES", database.name)).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    database
+        .at_source("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1); INSERT INTO t VALUES (1, 'new', 1)")
+        .await;
+    // Nothing has told the destination yet.
+    let finished = setup.command(&["verify"]).await.exits(1);
+    let finished = finished
+        .says(&["table public.t was dropped and created anew at the source, and is copied first: not compared"]);
+    assert!(finished.out.contains("table public.other: equal"), "{}", finished.out);
+    setup.command(&["check"]).await.exits(0).says(&["table public.t was dropped and created anew", "is copied anew"]);
+    let service = setup.start();
+    service.streams().await;
+    mended(&database).await;
+    setup.command(&["verify"]).await.exits(0);
     service.stop().await;
 }

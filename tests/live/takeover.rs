@@ -47,7 +47,7 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
     let proxy = Proxy::to(destination().await.port()).await;
     let setup = Setup::of(&database).setting("leader_timeout = \"3s\"").quiet();
     let mut behind_proxy = setup.clone();
-    behind_proxy.destination_url = proxy.url(&database.name);
+    behind_proxy.destination_url = proxy.in_place_of(&behind_proxy.destination_url);
     let mut next = 1;
     let ways = [Going::Killed, Going::Frozen, Going::CutOff, Going::Stopped];
     for round in 0..12 {

@@ -3,17 +3,19 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::destination::DestinationView;
+use super::here::free_bytes;
 use super::source::SourceView;
 use super::{About, Findings};
-use crate::config::Config;
+use crate::config::{Config, SchemaChanges};
 use crate::destination::{Catalog, DestinationError};
-use crate::fault::Fault;
+use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
-use crate::pipeline::prepare::{check_fit, check_tables, stored_history};
-use crate::plan::fit::Transfer;
+use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, stored_history};
+use crate::pipeline::set_aside::obstacle;
+use crate::plan::fit::{End, Transfer, text_columns};
 use crate::session::SqlClient;
-use crate::source::{SourceCatalog, SourceError, check_history, gap_report, same_database};
+use crate::source::{Gap, SourceCatalog, SourceError, check_history, gap_report, same_database};
 
 const BOTH: About = About::Both;
 
@@ -43,30 +45,65 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         }
     }
     if let (Some(catalog), Some(existing)) = (&catalog, &destination.catalog) {
-        fit(catalog, existing, findings);
+        fit(config, catalog, existing, destination.position.is_some(), findings);
         foreign_keys(config, catalog, findings);
-        if destination.position.is_some() {
-            match destination.bookkeeping.tables().await.map_err(Fault::from) {
-                Ok(followed) => {
-                    if let Err(fault) = check_tables(&followed, catalog, &Asked::default()) {
-                        findings.fault(BOTH, "tables", fault);
-                    }
-                }
-                Err(fault) => findings.fault(BOTH, "tables", fault),
-            }
+        if destination.position.is_some()
+            && let Err(fault) = followed(config, catalog, existing, destination, findings).await
+        {
+            findings.fault(BOTH, "tables", fault);
         }
         if let Some(gap) = destination.stream.as_ref().and_then(|stream| stream.gap.as_deref()) {
-            findings.fail(BOTH, "gap", gap_report(&config.source.publication, gap, catalog));
+            findings.fail(BOTH, "gap", gap_report(&config.source.publication, &Gap::Before(gap.to_owned()), catalog));
         }
+    }
+    if let Some(catalog) = &catalog {
+        disk(catalog, destination, findings).await;
     }
     encodings(&client, here, findings).await;
     clocks(&client, here, findings).await;
 }
 
-fn fit(catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
+/// What a live stream has to say of the tables: which were followed, which are new, which are other tables now.
+async fn followed(
+    config: &Config,
+    catalog: &SourceCatalog,
+    existing: &Catalog,
+    destination: &DestinationView,
+    findings: &mut Findings,
+) -> Result<(), Fault> {
+    let bookkeeping = &destination.bookkeeping;
+    let mut anew = Vec::new();
+    for (table, error) in replaced(&destination.followed, catalog) {
+        anew.push(table.name.clone());
+        let fault = Fault::Source(SourceError::Transaction(error));
+        match obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await? {
+            Some(report) => findings.fail(BOTH, "tables", report),
+            None => {
+                let report = ErrorReport::new(format!("{}; it is copied anew by itself", report(&fault).message))
+                    .detail("The others stream on meanwhile.");
+                findings.warn(BOTH, "tables", report);
+            }
+        }
+    }
+    let added = check_tables(&destination.followed, catalog, &Asked::these(anew))?;
+    let added: Vec<_> = added.iter().filter(|name| existing.table(name).is_some()).collect();
+    check_empty(bookkeeping.client(), added.into_iter()).await
+}
+
+/// `live`: a stream follows the tables, and comes to each change of theirs in its turn.
+fn fit(config: &Config, catalog: &SourceCatalog, existing: &Catalog, live: bool, findings: &mut Findings) {
     match check_fit(catalog, existing) {
         Ok(Transfer::Binary) => findings.ok(BOTH, "columns", "they fit; values travel in binary"),
-        Ok(Transfer::Text) => findings.ok(BOTH, "columns", "they fit; values travel as text, because of some types"),
+        Ok(Transfer::Text) => {
+            let text = format!("they fit; values travel as text, because of {}", text_types(catalog, existing));
+            findings.ok(BOTH, "columns", text);
+        }
+        Err(Fault::Refused(report)) if live && config.schema_changes == SchemaChanges::Follow => {
+            let detail = "The stream has not come to that change yet. With the table's next row it follows what it can, and \
+                          halts with the statement where it cannot.";
+            let detail = report.detail.as_deref().map_or(detail.to_owned(), |own| format!("{own}\n{detail}"));
+            findings.warn(BOTH, "columns", report.detail(detail));
+        }
         Err(fault) => findings.fault(BOTH, "columns", fault),
     }
     for table in &catalog.tables {
@@ -84,6 +121,65 @@ fn fit(catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
             findings.ok(BOTH, "generated columns", text);
         }
     }
+}
+
+/// Columns named in one line: more would hide the line that follows.
+const NAMED_MAX: usize = 6;
+
+/// The columns that keep values from travelling in binary.
+fn text_types(catalog: &SourceCatalog, existing: &Catalog) -> String {
+    let mut named = Vec::new();
+    for table in &catalog.tables {
+        let from = End { table: &table.definition, types: &catalog.types };
+        let to =
+            existing.table(&table.definition.name()).map_or(from, |here| End { table: here, types: &existing.types });
+        let columns = text_columns(from, &table.published(), to);
+        named.extend(columns.iter().map(|(column, sql)| format!("{}.{column} ({sql})", table.definition.name())));
+    }
+    let more = named.len().saturating_sub(NAMED_MAX);
+    named.truncate(NAMED_MAX);
+    if more > 0 {
+        named.push(format!("{more} others"));
+    }
+    named.join(", ")
+}
+
+/// Whether what is copied has room at the destination, as far as that can be seen from here.
+async fn disk(catalog: &SourceCatalog, destination: &DestinationView, findings: &mut Findings) {
+    let megabytes = catalog.bytes() >> 20;
+    let copies = match destination.position {
+        None => format!("the first copy brings about {megabytes} MB"),
+        Some(_) => format!("the tables have about {megabytes} MB at the source"),
+    };
+    match data_free_bytes(destination.bookkeeping.client()).await {
+        None => {
+            let text = format!("{copies}; what is free at the destination cannot be seen from here");
+            findings.ok(BOTH, "disk", text);
+        }
+        // A copy is staged first: reconciled tables are there twice for a while.
+        Some(free) if destination.position.is_none() && free >> 20 < megabytes.saturating_mul(2) => {
+            let report = ErrorReport::new(format!(
+                "{copies}, and {} MB are free where the destination keeps its data",
+                free >> 20
+            ))
+            .detail("Tables that are there already are staged beside themselves before they are reconciled.")
+            .hint("Make room at the destination, or move its data directory to a larger disk.");
+            findings.warn(BOTH, "disk", report);
+        }
+        Some(free) => {
+            let text = format!("{copies}, and {} MB are free where the destination keeps its data", free >> 20);
+            findings.ok(BOTH, "disk", text);
+        }
+    }
+}
+
+/// What is free below the data directory of a destination on this machine; `None` where it cannot be seen.
+async fn data_free_bytes(client: &SqlClient) -> Option<u64> {
+    let sql = "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_directory'
+               AND (pg_catalog.inet_server_addr() IS NULL OR pg_catalog.inet_server_addr() <<= '127.0.0.0/8'
+                    OR pg_catalog.inet_server_addr() = '::1')";
+    let row = client.query_opt("asking for the data directory", sql, &[]).await.ok()??;
+    free_bytes(std::path::Path::new(row.get::<_, &str>(0))).await
 }
 
 fn foreign_keys(config: &Config, catalog: &SourceCatalog, findings: &mut Findings) {

@@ -1,14 +1,14 @@
 //! The destination's half of the list.
 
-use std::collections::BTreeSet;
-
 use super::{About, Findings, connection, unencrypted};
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, Stream, WritingSettings, holder,
+    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, Stream, TableRecord, WritingSettings, holder,
 };
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
+use crate::pipeline::set_aside::aside;
+use crate::session::SqlClient;
 
 const DESTINATION: About = About::Destination;
 
@@ -20,7 +20,9 @@ pub(super) struct DestinationView {
     /// The stored position of a live stream.
     pub(super) position: Option<Lsn>,
     /// The tables of a live stream.
-    pub(super) followed: BTreeSet<QualifiedName>,
+    pub(super) followed: Vec<TableRecord>,
+    /// Foreign keys and ordinary triggers act on what is applied.
+    pub(super) foreign_keys_act: bool,
 }
 
 pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut Findings) -> Option<DestinationView> {
@@ -34,6 +36,7 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     }
     writing(config, findings).await;
     let examined = DestinationServer::examine(client, &config.tables).await;
+    let mut foreign_keys_act = false;
     if let Some((server, problems)) = findings.take(DESTINATION, "privileges", examined) {
         if problems.is_empty() {
             findings.ok(DESTINATION, "privileges", "the role may write the tables and keep its bookkeeping");
@@ -41,6 +44,7 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         for problem in problems {
             findings.fail(DESTINATION, "privileges", problem);
         }
+        foreign_keys_act = !server.replica_role;
         if server.replica_role {
             let text = "replica: foreign keys and ordinary triggers do not act on what is applied";
             findings.ok(DESTINATION, "session_replication_role", text);
@@ -63,7 +67,12 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         Some(_) => findings.take(DESTINATION, "bookkeeping", bookkeeping.tables().await).unwrap_or_default(),
         None => Vec::new(),
     };
-    let followed = followed.into_iter().map(|table| table.name).collect();
+    for name in aside(&followed) {
+        let report = ErrorReport::new(format!("table {name} stands still until it is copied anew"))
+            .detail("Its changes are passed over meanwhile; the copy brings them.")
+            .hint("headwater status tells how far it is; when it fails, the log has the statement.");
+        findings.warn(DESTINATION, "tables", report);
+    }
     let catalog = findings.take(DESTINATION, "tables", Catalog::read(client, &config.tables).await);
     match (&stream, position) {
         (Some(stream), position) => match check_configured(config, stream) {
@@ -76,9 +85,14 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         (None, _) => {
             findings.ok(DESTINATION, "bookkeeping", "none yet: the first start makes a snapshot");
             if let Some(catalog) = &catalog {
-                match check_empty(client, catalog.tables.keys()).await {
-                    Ok(()) => {}
-                    Err(fault) => findings.fault(DESTINATION, "tables", fault),
+                // Whether the others have rows cannot be seen; that they cannot be read is said above.
+                match readable(client, catalog).await {
+                    Ok(names) => {
+                        if let Err(fault) = check_empty(client, names.iter()).await {
+                            findings.fault(DESTINATION, "tables", fault);
+                        }
+                    }
+                    Err(error) => findings.fault(DESTINATION, "tables", error),
                 }
             }
         }
@@ -88,9 +102,22 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         findings.ok(DESTINATION, "leader", text);
     }
     if let Some(catalog) = &catalog {
-        tables(config, catalog, findings);
+        tables(config, catalog, foreign_keys_act, findings);
     }
-    Some(DestinationView { bookkeeping, catalog, stream, position, followed })
+    Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
+}
+
+/// The tables that our role may read.
+async fn readable(client: &SqlClient, catalog: &Catalog) -> Result<Vec<QualifiedName>, DestinationError> {
+    let names: Vec<&QualifiedName> = catalog.tables.keys().collect();
+    let ids: Vec<u32> = catalog.tables.values().map(|table| table.definition.id).collect();
+    let sql = "SELECT pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                      AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), c.oid
+               FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)";
+    let rows = client.query("checking privileges at the destination", sql, &[&ids]).await?;
+    let readable: Vec<u32> = rows.iter().filter(|row| row.get(0)).map(|row| row.get(1)).collect();
+    let found = names.into_iter().zip(ids).filter(|(_, id)| readable.contains(id));
+    Ok(found.map(|(name, _)| name.clone()).collect())
 }
 
 /// The writing session, as a start opens it: a pooler in between is found.
@@ -114,7 +141,7 @@ async fn writing(config: &Config, findings: &mut Findings) {
 }
 
 /// What acts on the tables that exist, and what points at them.
-fn tables(config: &Config, catalog: &Catalog, findings: &mut Findings) {
+fn tables(config: &Config, catalog: &Catalog, foreign_keys_act: bool, findings: &mut Findings) {
     let missing: Vec<String> =
         config.tables.iter().filter(|name| catalog.table(name).is_none()).map(ToString::to_string).collect();
     if !missing.is_empty() {
@@ -141,12 +168,19 @@ fn tables(config: &Config, catalog: &Catalog, findings: &mut Findings) {
         let acting: Vec<String> = table
             .triggers
             .iter()
-            .filter(|trigger| matches!(trigger.enabled, 'R' | 'A'))
+            .filter(|trigger| {
+                matches!(trigger.enabled, 'A') || trigger.enabled == if foreign_keys_act { 'O' } else { 'R' }
+            })
             .map(|trigger| trigger.name.to_string())
             .collect();
         if !acting.is_empty() {
             let text = format!("triggers of table {name} fire for what is applied: {}", acting.join(", "));
-            let report = ErrorReport::new(text).detail("They are ENABLE REPLICA or ENABLE ALWAYS.");
+            let detail = if foreign_keys_act {
+                "They are enabled, and our role may not set session_replication_role. Each change is applied by itself, in its order."
+            } else {
+                "They are ENABLE REPLICA or ENABLE ALWAYS. Each change is applied by itself, in its order."
+            };
+            let report = ErrorReport::new(text).detail(detail);
             findings.warn(DESTINATION, "triggers", report);
         }
     }

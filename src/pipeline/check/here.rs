@@ -41,7 +41,7 @@ fn may_write(dir: &Path) -> bool {
 }
 
 /// What df says; the standard library does not know.
-async fn free_bytes(dir: &Path) -> Option<u64> {
+pub(super) async fn free_bytes(dir: &Path) -> Option<u64> {
     let output = tokio::process::Command::new("df").arg("-Pk").arg(dir).stdin(Stdio::null()).output().await.ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let kilobytes: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;

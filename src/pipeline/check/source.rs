@@ -6,8 +6,8 @@ use super::{About, Findings, Standing, connection, unencrypted};
 use crate::config::Config;
 use crate::pg::{ErrorReport, QualifiedName};
 use crate::pipeline::check::destination::DestinationView;
-use crate::pipeline::prepare::{Addresses, connect_replication};
-use crate::plan::schema::Identity;
+use crate::pipeline::prepare::{Addresses, connect_replication, live_names, replaced};
+use crate::plan::schema::{Identity, TableKind};
 use crate::session::{ReplicationSession, SessionError, SqlClient, SystemIdentification};
 use crate::source::{
     Slot, SourceCatalog, SourceError, SourceServer, ensure_publication, find_slot, slot_unknown_report,
@@ -84,7 +84,8 @@ async fn replication(config: &Config, findings: &mut Findings) -> Option<(Replic
     let mut session = findings.take(SOURCE, "replication", session)?;
     let identified = session.identify_system().await.map_err(SourceError::Session);
     let identification = findings.take(SOURCE, "replication", identified)?;
-    let text = format!("the role may replicate; timeline {}", identification.timeline);
+    let text =
+        format!("the role may replicate, directly (no pooler stands in between); timeline {}", identification.timeline);
     findings.ok(SOURCE, "replication", text);
     Some((session, identification))
 }
@@ -143,15 +144,23 @@ async fn tables(
     destination: Option<&DestinationView>,
     findings: &mut Findings,
 ) -> Option<SourceCatalog> {
-    let read = SourceCatalog::read(client, &config.tables).await;
-    let mut catalog = findings.take(SOURCE, "tables", read)?;
-    let bytes: u64 = catalog.tables.iter().map(|table| table.definition.bytes).sum();
-    let text = format!("{} tables, {} MB, readable by the role", catalog.tables.len(), bytes / (1 << 20));
-    findings.ok(SOURCE, "tables", text);
+    let examined = SourceCatalog::examine(client, &config.tables).await;
+    let (mut catalog, problems) = findings.take(SOURCE, "tables", examined)?;
+    if problems.is_empty() {
+        let text = format!("{} tables, {} MB, readable by the role", catalog.tables.len(), catalog.bytes() >> 20);
+        findings.ok(SOURCE, "tables", text);
+    }
+    for problem in problems {
+        findings.fail(SOURCE, "tables", problem);
+    }
+    if catalog.tables.is_empty() {
+        return None;
+    }
+    let mut keyed_tables = 0;
     for table in &catalog.tables {
         let (definition, name) = (&table.definition, table.definition.name());
         match definition.identity_columns() {
-            Identity::Key(_) => {}
+            Identity::Key(_) => keyed_tables += 1,
             Identity::WholeRow => {
                 let keyed = definition.indexes.iter().any(|index| index.unique_columns().is_some());
                 let text =
@@ -171,14 +180,22 @@ async fn tables(
             Identity::None => {}
         }
     }
+    if keyed_tables > 0 {
+        let text = format!("rows of {keyed_tables} of {} tables are found by their key", catalog.tables.len());
+        findings.ok(SOURCE, "replica identity", text);
+    }
+    partitions(&catalog, findings);
     for cycle in &catalog.cycles {
         let names: Vec<String> = cycle.iter().map(ToString::to_string).collect();
         let text = format!("foreign keys of {} form a circle: they are checked at the end", names.join(", "));
         findings.ok(SOURCE, "foreign keys", text);
     }
-    let followed = destination.map(|destination| destination.followed.clone()).unwrap_or_default();
+    // What is another table now is copied anew, and so is put into the publication again.
+    let followed = destination.map(|destination| destination.followed.as_slice()).unwrap_or_default();
+    let anew: BTreeSet<QualifiedName> = replaced(followed, &catalog).map(|(table, _)| table.name.clone()).collect();
+    let followed = live_names(followed).filter(|name| !anew.contains(name)).cloned().collect();
     let tried = publication(config, client, &mut catalog, &followed).await;
-    let told = findings.take(SOURCE, "publication", tried)?;
+    let Some(told) = findings.take(SOURCE, "publication", tried) else { return Some(catalog) };
     let name = &config.source.publication;
     match told.as_slice() {
         [] => findings.ok(SOURCE, "publication", format!("{name} holds all tables")),
@@ -193,6 +210,25 @@ async fn tables(
         }
     }
     Some(catalog)
+}
+
+/// How partitioned tables, partitions and parents are followed.
+fn partitions(catalog: &SourceCatalog, findings: &mut Findings) {
+    for definition in catalog.tables.iter().map(|table| &table.definition) {
+        let name = definition.name();
+        if definition.kind == TableKind::Partitioned {
+            let count = definition.partitions.as_ref().map_or(0, Vec::len);
+            let text = format!("table {name} is followed through its root, with {count} partitions");
+            findings.ok(SOURCE, "partitions", text);
+        } else if definition.is_partition {
+            findings.ok(SOURCE, "partitions", format!("table {name} is a partition, and followed by itself"));
+        } else if definition.has_children {
+            let report = ErrorReport::new(format!("other tables inherit from table {name}"))
+                .detail("Only its own rows are replicated; those of the tables that inherit from it are theirs.")
+                .hint("Add these tables to tables, if their rows are wanted.");
+            findings.warn(SOURCE, "partitions", report);
+        }
+    }
 }
 
 /// Makes the publication what it must be, and takes that back.

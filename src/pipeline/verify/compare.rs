@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::left_out::{LeftOut, why};
 use super::parts::Parts;
 use super::tables::{Compared, all_parts, connect, key_parts, read_tables};
 use super::workers::{Answer, Reading, Side, Task, Workers};
@@ -33,18 +34,38 @@ pub(in crate::pipeline) type Keys = Vec<(QualifiedName, Vec<Key>)>;
 /// Compares at a fence; at another one, the tables that were truncated or rewritten meanwhile.
 pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Verdict, Keys), Fault> {
     let (source, destination) = connect(ends).await?;
-    let mut left = read_tables(ends, &source, &destination, None).await?;
+    let mut names: Option<Vec<QualifiedName>> = None;
+    let mut left_out: Vec<LeftOut> = Vec::new();
     let mut verdict: Option<Verdict> = None;
     for _ in 0..FENCES_MAX {
-        let there = all_parts(&source, Side::Source, &left).await?;
-        let here = all_parts(&destination, Side::Destination, &left).await?;
+        let (tables, without) = read_tables(ends, &source, &destination, names.as_deref()).await?;
+        left_out.extend(without);
+        if tables.is_empty() && verdict.is_none() {
+            return Err(nothing_to_compare(&left_out));
+        }
+        let there = all_parts(&source, Side::Source, &tables).await?;
+        let here = all_parts(&destination, Side::Destination, &tables).await?;
         let (fence, at_fence) = maker.make(ends).await?;
+        let (mut left, mut parts_there, mut parts_here) = (Vec::new(), Vec::new(), Vec::new());
+        for ((table, there), here) in tables.into_iter().zip(there).zip(here) {
+            // In the very state that is compared: it may have been set aside on the way to the fence.
+            match why(&table.name, Some(table.source.relation_id()), &fence.destination.tables) {
+                Some(without) => left_out.push(without),
+                None => {
+                    left.push(table);
+                    parts_there.push(there);
+                    parts_here.push(here);
+                }
+            }
+        }
+        let (there, here) = (parts_there, parts_here);
         let position = fence.destination.position.unwrap_or(Lsn::INVALID);
         let verdict = verdict.get_or_insert_with(|| Verdict {
             consistent_point: fence.consistent_point,
             destination_position: position,
             at_fence,
             tables: Vec::new(),
+            left_out: Vec::new(),
             repaired: None,
             took: std::time::Duration::ZERO,
         });
@@ -66,18 +87,22 @@ pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Ver
                 Seen::Compared(result) if same => verdict.tables.push(*result),
                 // Nothing in between explains it: the servers were asked two different questions.
                 Seen::Contradicted if same => return Err(misread()),
-                Seen::Compared(_) | Seen::Contradicted | Seen::Gone => again.push(table),
+                Seen::Compared(_) | Seen::Contradicted | Seen::Gone => again.push(table.name),
             }
         }
-        left = again;
-        if left.is_empty() {
+        if again.is_empty() {
+            if verdict.tables.is_empty() {
+                return Err(nothing_to_compare(&left_out));
+            }
+            verdict.left_out = left_out;
             let keys =
                 verdict.tables.iter().map(|table| (table.table.clone(), table.differences.keys().cloned().collect()));
             let keys: Keys = keys.filter(|(_, keys): &(_, Vec<Key>)| !keys.is_empty()).collect();
             return Ok((verdict.clone(), keys));
         }
+        names = Some(again);
     }
-    let names: Vec<String> = left.iter().map(|table| table.name.to_string()).collect();
+    let names: Vec<String> = names.unwrap_or_default().iter().map(ToString::to_string).collect();
     Err(Fault::Refused(
         ErrorReport::new(format!(
             "table {} was truncated, rewritten or dropped at each of {FENCES_MAX} attempts",
@@ -85,6 +110,15 @@ pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Ver
         ))
         .hint("Verify the others by --table, and these when they stay what they are for a while."),
     ))
+}
+
+/// None of the tables that were asked for has its changes here.
+fn nothing_to_compare(left_out: &[LeftOut]) -> Fault {
+    let tables: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+    Fault::Refused(
+        ErrorReport::new(format!("nothing can be compared: {}", tables.join("; ")))
+            .hint("Verify again when it is done: headwater status tells how far it is."),
+    )
 }
 
 /// What came of one table.

@@ -10,6 +10,10 @@
 //!      └──────────────── that table once more ◀───────────────┘ no snapshot protects from (they are not MVCC-safe)
 //! ```
 //!
+//! A table whose changes do not arrive at the fence has nothing to be compared with: it is left out, and the verdict says so
+//! ([`LeftOut`]). Whether they do is read under the destination's own snapshot, so a table that is set aside in the moment
+//! of the fence is no false alarm either.
+//!
 //! No lock is held on any table for longer than one range of pages is read; so neither the source's own DDL nor the
 //! apply of a TRUNCATE waits for a verify.
 //!
@@ -20,6 +24,7 @@
 //! Bounds: `workers` sessions a side; one range of pages a statement; [`crate::plan::verify::ROWS_MAX`] rows listed.
 
 mod compare;
+mod left_out;
 mod parts;
 pub(super) mod repair;
 pub(super) mod service;
@@ -46,6 +51,8 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::verify::{Differences, Key};
 use crate::session::SqlClient;
 use crate::telemetry::Telemetry;
+
+pub use left_out::LeftOut;
 
 /// What the operator asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +120,8 @@ pub struct Verdict {
     pub at_fence: bool,
     /// The tables.
     pub tables: Vec<TableVerdict>,
+    /// Tables that could not be compared, because their changes do not arrive.
+    pub left_out: Vec<LeftOut>,
     /// What a repair wrote.
     pub repaired: Option<RepairOutcome>,
     /// From the fence on.
@@ -125,9 +134,14 @@ impl Verdict {
         self.tables.iter().map(|table| table.differences.rows()).sum()
     }
 
-    /// Whether both sides are equal.
+    /// Whether all that was compared is equal.
     pub fn is_equal(&self) -> bool {
         self.tables.iter().all(|table| table.differences.is_empty())
+    }
+
+    /// Whether both sides are shown to be equal: no table differs, and none was left out.
+    pub fn is_proof(&self) -> bool {
+        self.is_equal() && self.left_out.is_empty()
     }
 }
 

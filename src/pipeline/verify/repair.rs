@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use super::compare::Keys;
 use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
-use super::{Ends, VerifyOptions, VerifyProgress, sql_for};
+use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
 use crate::destination::{DestinationError, RepairOutcome, STATEMENT_MAX};
 use crate::fault::Fault;
@@ -56,7 +56,14 @@ pub(in crate::pipeline) async fn repair(
     let names: Vec<_> = keys.iter().map(|(name, _)| name.clone()).collect();
     let mut work = Vec::new();
     // Parents first, as the catalog gives them.
-    for table in read_tables(ends, source, &client, Some(&names)).await? {
+    let (tables, left_out) = read_tables(ends, source, &client, Some(&names)).await?;
+    if let Some(LeftOut { table, reason }) = left_out.first() {
+        return Err(Fault::Refused(
+            ErrorReport::new(format!("rows of table {table} cannot be repaired: it {reason}"))
+                .hint("The copy puts all of its rows right. Verify again when it is done."),
+        ));
+    }
+    for table in tables {
         let keys = keys.iter().find(|(name, _)| *name == table.name).map(|(_, keys)| keys.as_slice());
         work.push(read_rows(source, &client, table, keys.unwrap_or_default()).await?);
     }

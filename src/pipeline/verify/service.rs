@@ -138,12 +138,14 @@ impl FenceService<'_> {
         let differ = verdict.tables.iter().filter(|table| !table.differences.is_empty());
         let differ: Vec<String> =
             differ.map(|table| format!("{} ({} rows)", table.table, table.differences.rows())).collect();
+        let left_out: Vec<String> = verdict.left_out.iter().map(|left_out| format!("; left out: {left_out}")).collect();
+        let left_out = left_out.concat();
         if differ.is_empty() {
-            let text = format!("{tables} tables are equal at {}, found in {took}", verdict.consistent_point);
+            let text = format!("{tables} tables are equal at {}, found in {took}{left_out}", verdict.consistent_point);
             self.telemetry.event("verify", text);
         } else {
             let text = format!(
-                "at {} the destination differs from the source in {}; headwater verify names the keys",
+                "at {} the destination differs from the source in {}; headwater verify names the keys{left_out}",
                 verdict.consistent_point,
                 differ.join(", ")
             );

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Ends;
+use super::left_out::{LeftOut, why};
 use super::parts::{Parts, read_parts};
 use super::workers::Side;
-use crate::destination::Catalog;
+use crate::destination::{Catalog, table_records};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::TableDefinition;
@@ -51,13 +52,13 @@ impl Compared {
     }
 }
 
-/// Both catalogs, read before the fence.
+/// Both catalogs, read before the fence: the tables that can be compared, and those that are left out.
 pub(super) async fn read_tables(
     ends: Ends<'_>,
     source: &SqlClient,
     destination: &SqlClient,
     only: Option<&[QualifiedName]>,
-) -> Result<Vec<Compared>, Fault> {
+) -> Result<(Vec<Compared>, Vec<LeftOut>), Fault> {
     let configured = &ends.config.tables;
     let wanted = only.unwrap_or(&ends.options.tables);
     if let Some(unknown) = wanted.iter().find(|table| !configured.contains(table)) {
@@ -67,11 +68,22 @@ pub(super) async fn read_tables(
         ));
     }
     let names: &[QualifiedName] = if wanted.is_empty() { configured } else { wanted };
-    let mut catalog = SourceCatalog::read(source, names).await?;
+    let records = table_records(destination).await?;
+    let mut left_out: Vec<LeftOut> = names.iter().filter_map(|name| why(name, None, &records)).collect();
+    let is_left_out = |left_out: &[LeftOut], name: &QualifiedName| left_out.iter().any(|other| other.table == *name);
+    let names: Vec<QualifiedName> = names.iter().filter(|name| !is_left_out(&left_out, name)).cloned().collect();
+    if names.is_empty() {
+        return Ok((Vec::new(), left_out));
+    }
+    let mut catalog = SourceCatalog::read(source, &names).await?;
+    let ids = catalog.tables.iter().map(|table| (table.definition.name(), table.definition.relation_id()));
+    left_out.extend(ids.filter_map(|(name, id)| why(&name, Some(id), &records)).collect::<Vec<_>>());
+    catalog.tables.retain(|table| !is_left_out(&left_out, &table.definition.name()));
+    let names: Vec<QualifiedName> = catalog.tables.iter().map(|table| table.definition.name()).collect();
     // Followed: nothing of the publication is changed, only read.
     let followed: BTreeSet<QualifiedName> = names.iter().cloned().collect();
     ensure_publication(source, &ends.config.source.publication, &mut catalog, &followed).await?;
-    let here = Catalog::read(destination, names).await?;
+    let here = Catalog::read(destination, &names).await?;
     let function = hash_function(source, destination).await?;
     // Drawn anew, so that no value can hold it by intent.
     let separator = format!("\u{1}{:016x}", fastrand::u64(..));
@@ -104,7 +116,7 @@ pub(super) async fn read_tables(
             destination: target.clone(),
         });
     }
-    Ok(compared)
+    Ok((compared, left_out))
 }
 
 /// PostgreSQL's own hash, where both servers compute the same of the same characters.

@@ -72,9 +72,12 @@ impl Proxy {
         self.mode.send_replace(Mode::Open);
     }
 
-    /// A URL of the proxy for a database, as a superuser.
-    pub fn url(&self, database: &str) -> String {
-        format!("postgresql://postgres@127.0.0.1:{}/{database}", self.port)
+    /// The same database as the same role as this address leads to, through the proxy.
+    pub fn in_place_of(&self, url: &str) -> String {
+        let (url, _) = url.split_once('?').unwrap_or((url, ""));
+        let (role, place) = url.split_once('@').expect("an address with a role");
+        let (_, database) = place.rsplit_once('/').expect("an address with a database");
+        format!("{role}@127.0.0.1:{}/{database}", self.port)
     }
 }
 

@@ -85,6 +85,12 @@ pub fn as_role(url: &str, role: &str) -> String {
     url.replacen("//postgres@", &format!("//{role}@"), 1)
 }
 
+/// This address, as the role that another one names.
+pub fn like(other: &str, url: &str) -> String {
+    let role = other.split_once("//").and_then(|(_, rest)| rest.split_once('@')).map_or("postgres", |(role, _)| role);
+    as_role(url, role)
+}
+
 /// Makes the roles of new databases, and has what is made there later handed over.
 pub async fn make(database: &str, source: &SqlClient, destination: &SqlClient, replica: bool) {
     for client in [source, destination] {
