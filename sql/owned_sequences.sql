@@ -8,7 +8,8 @@ SELECT pg_catalog.jsonb_build_object(
     'least', q.seqmin,
     'most', q.seqmax,
     'readable', pg_catalog.has_sequence_privilege(s.oid, 'SELECT') AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE'),
-    'movable', pg_catalog.has_sequence_privilege(s.oid, 'UPDATE')
+    'movable', pg_catalog.has_sequence_privilege(s.oid, 'UPDATE'),
+    'role', current_user
 )::pg_catalog.text
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (schema_name, table_name)
 JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name

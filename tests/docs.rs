@@ -1,5 +1,7 @@
 //! The documents tell the truth: what is printed from the code is compared with what is committed.
 //!
+//! Every message that an operator can read has its entry in docs/troubleshooting.md, and no entry is left of one that is gone.
+//!
 //! `make docs` runs these tests with HEADWATER_WRITE_DOCS=1, which writes the pages instead.
 
 use std::fs;
@@ -84,4 +86,173 @@ fn every_test_that_the_crash_table_names_exists() {
         let known = test.starts_with("same") || (!name.is_empty() && tests.contains(&format!("fn {name}")));
         assert!(known, "no test of the name {name:?} for the row: {row}");
     }
+}
+
+/// A source file without its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).expect("a source file");
+    text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+}
+
+/// The string literals of a source file, as a reader sees them: joined lines, and `…` for what is put in.
+fn literals(code: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for line in code.split_inclusive('\n').scan(0, |at, line| {
+        let start = *at;
+        *at += line.len();
+        Some((start, line))
+    }) {
+        let (start, line) = line;
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        // Literals may begin on this line and end on a later one.
+        let mut at = start;
+        while let Some(open) = code[at..start + line.len()].find('"').map(|found| at + found) {
+            let mut end = open + 1;
+            let bytes = code.as_bytes();
+            while end < bytes.len() && bytes[end] != b'"' {
+                end += if bytes[end] == b'\\' { 2 } else { 1 };
+            }
+            found.push((open, shown(&code[open + 1..end.min(code.len())])));
+            at = end + 1;
+            if at >= start + line.len() {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// What a reader sees of a format string.
+fn shown(literal: &str) -> String {
+    let mut text = String::new();
+    let mut chars = literal.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some('\n') => while chars.next_if(|c| c.is_whitespace()).is_some() {},
+                Some('n') => text.push('\n'),
+                Some(other) => text.push(other),
+                None => {}
+            },
+            '{' if chars.peek() != Some(&'{') => {
+                while chars.next().is_some_and(|c| c != '}') {}
+                text.push('…');
+            }
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+fn sources(dir: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).expect("src") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(sources(&path.display().to_string()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Where messages are no error of the service: what is said to the one who has just typed it, or explains itself.
+const SELF_EXPLAINED: &[&str] =
+    &["src/commands/", "src/pg/", "src/pipeline/check/", "src/telemetry/facts", "src/config/"];
+
+/// Broken invariants, not an operator's matter: the text asks to report them.
+const NOT_AN_OPERATORS: &[&str] = &[
+    "the fence was refused",
+    "the dead letter's transaction was rolled back",
+    "part … of the dead letter with … cannot be read: …",
+    "the snapshot was published, but no position is stored",
+    "a temporary slot's name is not one",
+    "the servers' answers to a comparison do not fit together",
+    "the stream broke off",
+    "the service ended before the fence was made",
+    "the request for a fence was dropped by the service",
+    "another instance has gone on while rows were being repaired",
+    "the spool's thread has ended",
+    // Decided and carried out by headwater itself, within the second.
+    "an enum has got a label at the source: it is added, and the stream started again",
+    "table … has changed so that its values must travel as text: the stream is started again",
+    "the transaction with commit_lsn … is applied again, change by change: …",
+];
+
+/// Whether a heading is a message, where each `…` of the heading stands for anything.
+fn covers(heading: &str, message: &str) -> bool {
+    let mut parts = heading.split('…');
+    let Some(mut rest) = parts.next().and_then(|first| message.strip_prefix(first)) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        let Some((_, behind)) = rest.split_once(part) else { return false };
+        rest = behind;
+    }
+    rest.ends_with(last)
+}
+
+fn headings() -> Vec<String> {
+    let page = fs::read_to_string("docs/troubleshooting.md").expect("docs/troubleshooting.md");
+    let headings = page.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
+    headings.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_message_has_its_entry_in_troubleshooting() {
+    let headings = headings();
+    let mut messages = 0;
+    let mut missing = Vec::new();
+    for path in sources("src") {
+        let name = path.display().to_string();
+        if SELF_EXPLAINED.iter().any(|dir| name.starts_with(dir)) {
+            continue;
+        }
+        // Bytes that are not understood have one entry for all of them, in the page's words.
+        let of_errors = !name.starts_with("src/wire/") && !name.starts_with("src/transaction/");
+        let code = code(&path);
+        for (at, text) in literals(&code) {
+            let before = code[..at].trim_end().trim_end_matches("format!(").trim_end();
+            let is_message = before.ends_with("ErrorReport::new(") || (of_errors && before.ends_with("#[error("));
+            // `source: …` passes on what has an entry of its own.
+            let says = text.chars().filter(char::is_ascii_alphabetic).count() > 12;
+            let passes_on = ["destination: …", "schema change: …", "…: …"].contains(&text.as_str());
+            if !is_message || !says || passes_on || NOT_AN_OPERATORS.contains(&text.as_str()) {
+                continue;
+            }
+            messages += 1;
+            let known =
+                headings.iter().any(|heading| covers(heading, &text) || covers(&format!("{heading}: …"), &text));
+            if !known {
+                missing.push(format!("{name}: {text}"));
+            }
+        }
+    }
+    assert!(messages > 80, "only {messages} messages were found in the code");
+    assert!(missing.is_empty(), "docs/troubleshooting.md has no entry for:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_entry_of_troubleshooting_is_a_message_of_the_code() {
+    let mut texts: Vec<String> = Vec::new();
+    for path in sources("src") {
+        texts.extend(literals(&code(&path)).into_iter().map(|(_, text)| text));
+    }
+    // Put together from two: the publication and what the bookkeeping remembers; the slot, whose process may be known.
+    let composed = |heading: &str| {
+        let parts: Vec<&str> = heading.split('…').map(str::trim).filter(|part| part.len() > 8).collect();
+        parts.iter().all(|part| texts.iter().any(|text| text.contains(part)))
+    };
+    let stale: Vec<String> = headings()
+        .into_iter()
+        .filter(|heading| !texts.contains(heading))
+        .filter(|heading| {
+            !(heading.starts_with("publication … has not held") || heading.starts_with("conflict: "))
+                || !composed(heading)
+        })
+        .collect();
+    assert!(stale.is_empty(), "no such message is in the code:\n{}", stale.join("\n"));
 }

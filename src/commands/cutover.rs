@@ -47,6 +47,12 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
         cutover.position
     ));
     display::result("next: stop headwater run, then let the applications write here");
+    if !cutover.identities.is_empty() {
+        display::result("once it has stopped, give columns a sequence that draw from one at the source:");
+        for statement in &cutover.identities {
+            display::result(&format!("    {statement}"));
+        }
+    }
     if !cutover.foreign_keys.is_empty() {
         display::result("once it has stopped, give the foreign keys their actions back:");
         for statement in &cutover.foreign_keys {

@@ -196,6 +196,7 @@ fn grants(proposal: &Proposal) -> String {
     });
     lines.push(format!("GRANT USAGE ON SCHEMA {schemas} TO {reader};"));
     lines.push(format!("GRANT SELECT ON {all} TO {reader};"));
+    lines.push(format!("GRANT SELECT ON ALL SEQUENCES IN SCHEMA {schemas} TO {reader};"));
     lines.push(format!("CREATE PUBLICATION headwater FOR TABLE {all} WITH (publish_via_partition_root = true);"));
     lines.push(String::new());
     lines.push("-- At the destination, as the database's owner:".to_owned());
@@ -206,6 +207,7 @@ fn grants(proposal: &Proposal) -> String {
     lines.push(format!("GRANT USAGE, CREATE ON SCHEMA {schemas} TO {writer};"));
     if !existing.is_empty() {
         lines.push(format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {existing} TO {writer};"));
+        lines.push(format!("GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA {schemas} TO {writer};"));
     }
     if proposal.replica_grantable {
         lines.push(

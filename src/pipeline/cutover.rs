@@ -5,7 +5,7 @@
 //! writes at the destination, the way back is to go on writing at the source.
 //!
 //! ```text
-//! nobody writes ─▶ drained to W ─▶ verified at a fence ─▶ sequences ─▶ nobody has written since ─▶ position
+//! nobody writes ─▶ a slot that watches ─▶ drained to W ─▶ verified at a fence ─▶ sequences ─▶ the slot saw nothing ─▶ position
 //! ```
 
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use super::verify::{Verdict, VerifyOptions, VerifyProgress};
 use crate::config::Config;
 use crate::destination::{Bookkeeping, Catalog, DestinationError, StreamState, holder};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Lsn, QualifiedName};
-use crate::plan::schema::ForeignKeyAction;
-use crate::session::{SessionError, SqlClient};
-use crate::source::{SourceCatalog, SourceError};
+use crate::pg::{ErrorReport, Lsn, QualifiedName, SlotName};
+use crate::plan::schema::{ForeignKeyAction, IdentityColumn};
+use crate::plan::sequences::Standing;
+use crate::session::{SessionError, SqlClient, SqlState};
+use crate::source::{SourceCatalog, SourceError, running_transactions, source_sequences};
 
 /// How a cut-over stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Cutover {
     pub reports: Vec<ErrorReport>,
     /// The destination holds everything that was committed at the source up to here.
     pub position: Lsn,
+    /// Statements that give columns a sequence that draw from one at the source and from none here.
+    pub identities: Vec<String>,
     /// Statements that give foreign keys the source's actions back, for when the service has stopped.
     pub foreign_keys: Vec<String>,
 }
@@ -70,25 +73,34 @@ pub async fn run(
     }
     let source = sql_for(&addresses.source, "cutover").connect().await.map_err(SourceError::Session)?;
     nobody_writes(&source, &config.tables).await?;
+    let slot = watch(config, &source).await?;
     tell("draining: waiting until everything that is committed at the source is here");
     drain(&source, &bookkeeping).await?;
-    let before = written(&source, &config.tables).await.map_err(SourceError::Session)?;
     tell("verifying");
     let verdict = super::verify::run(config, options, progress, tell).await?;
     if !verdict.is_proof() {
         let position = bookkeeping.position().await?.unwrap_or(Lsn::INVALID);
-        return Ok(Cutover { verdict, sequences: 0, reports: Vec::new(), position, foreign_keys: Vec::new() });
+        return Ok(Cutover {
+            verdict,
+            sequences: 0,
+            reports: Vec::new(),
+            position,
+            identities: Vec::new(),
+            foreign_keys: Vec::new(),
+        });
     }
     tell("bringing the sequences over");
     let (sequences, reports) = follow(&source, bookkeeping.client(), &config.tables).await?;
     nobody_writes(&source, &config.tables).await?;
     let position = drain(&source, &bookkeeping).await?;
-    if written(&source, &config.tables).await.map_err(SourceError::Session)? != before {
+    if is_written(config, &source, &slot).await.map_err(SourceError::Session)? {
         return Err(still_written("its tables were written to while both sides were compared"));
     }
     let catalog = SourceCatalog::read(&source, &config.tables).await?;
     let here = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    Ok(Cutover { verdict, sequences, reports, position, foreign_keys: foreign_keys(&catalog, &here) })
+    let standing = source_sequences(&source, &config.tables).await?;
+    let identities = identities(&standing, &catalog, &here);
+    Ok(Cutover { verdict, sequences, reports, position, identities, foreign_keys: foreign_keys(&catalog, &here) })
 }
 
 fn still_written(detail: &str) -> Fault {
@@ -119,18 +131,44 @@ async fn nobody_writes(source: &SqlClient, tables: &[QualifiedName]) -> Result<(
     Err(still_written(&format!("processes in a transaction that writes to its tables: {}", pids.join(", "))))
 }
 
-/// Rows written to the tables so far, as the source's statistics count them.
-async fn written(source: &SqlClient, tables: &[QualifiedName]) -> Result<i64, SessionError> {
-    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    // Sessions report what they did within a second of being idle.
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    source.batch("counting writes", "SELECT pg_catalog.pg_stat_clear_snapshot()").await?;
-    let sql = "SELECT COALESCE(pg_catalog.sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
-               FROM pg_catalog.pg_stat_all_tables
-               WHERE relid IN (SELECT COALESCE(p.relid, t.id) FROM (SELECT pg_catalog.to_regclass(name) AS id
-                   FROM pg_catalog.unnest($1::text[]) AS name) AS t
-                   LEFT JOIN LATERAL pg_catalog.pg_partition_tree(t.id) AS p ON true)";
-    Ok(source.query_one("counting writes", sql, &[&names]).await?.get(0))
+/// A temporary slot of this session, which sees every change from here on. (Statistics would not do: an idle session may
+/// report what it has written many seconds later.)
+async fn watch(config: &Config, source: &SqlClient) -> Result<SlotName, Fault> {
+    let doing = "watching for changes";
+    let name = format!("headwater_cutover_{:016x}", fastrand::u64(..));
+    let slot: SlotName = name.parse().unwrap_or_else(|_| config.source.slot.clone());
+    let within = format!("SET statement_timeout = {}", config.fence_timeout.as_millis());
+    source.batch(doing, &within).await.map_err(SourceError::Session)?;
+    let sql = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, 'pgoutput', true)::text";
+    let created = source.query(doing, sql, &[&slot.as_str()]).await;
+    match created {
+        Ok(_) => {}
+        // A slot waits for the transactions that run.
+        Err(error) if error.code() == Some(SqlState::new(b"57014")) => {
+            let running = running_transactions(source).await.unwrap_or_default().join(", ");
+            let within = humantime::format_duration(config.fence_timeout);
+            return Err(Fault::Refused(
+                ErrorReport::new(format!("no fence could be made: the slot was not created within {within}"))
+                    .detail(format!("It waits for running transactions at the source: {running}."))
+                    .hint("Wait for these transactions, or end them; or raise fence_timeout."),
+            ));
+        }
+        Err(error) => return Err(SourceError::Session(error).into()),
+    }
+    source.batch(doing, "SET statement_timeout = 0").await.map_err(SourceError::Session)?;
+    Ok(slot)
+}
+
+/// Changes that are looked at, at most: one is enough to know.
+const CHANGES_MAX: i32 = 100_000;
+
+/// Whether the slot has seen a row of the publication written: insert, update, delete or truncate, by pgoutput's letters.
+async fn is_written(config: &Config, source: &SqlClient, slot: &SlotName) -> Result<bool, SessionError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, NULL, $2, 'proto_version', '1',
+                   'publication_names', $3::text) WHERE pg_catalog.get_byte(data, 0) IN (73, 85, 68, 84))";
+    let publication = config.source.publication.sql();
+    let row = source.query_one("looking for changes", sql, &[&slot.as_str(), &CHANGES_MAX, &publication]).await?;
+    Ok(row.get(0))
 }
 
 /// Waits until everything that is committed at the source now is here; returns the position.
@@ -156,6 +194,34 @@ async fn drain(source: &SqlClient, bookkeeping: &Bookkeeping) -> Result<Lsn, Fau
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// A column that was added while streaming brought its values, and no sequence to draw new ones from. One that has a default
+/// here, or an identity, has what its owner wanted.
+fn identities(standing: &[Standing], source: &SourceCatalog, destination: &Catalog) -> Vec<String> {
+    let mut statements = Vec::new();
+    for (sequence, state) in standing {
+        let (table, column) = (&sequence.table, &sequence.column);
+        let Some(here) = destination.table(table).and_then(|table| table.column(column)) else { continue };
+        let there = source.table(table).and_then(|table| table.definition.column(column));
+        let (Some(there), Some(state)) = (there, state) else { continue };
+        let drawn = there.identity.is_some() || there.default.is_some();
+        if !drawn || here.identity.is_some() || here.default.is_some() || here.generated.is_some() {
+            continue;
+        }
+        if !here.not_null {
+            statements.push(format!("ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;"));
+        }
+        let step = if sequence.ascending { 1 } else { -1 };
+        let start = if state.is_called { state.last_value.saturating_add(step) } else { state.last_value };
+        let always = there.identity == Some(IdentityColumn::Always);
+        let kind = if always { "ALWAYS" } else { "BY DEFAULT" };
+        statements.push(format!(
+            "ALTER TABLE {table} ALTER COLUMN {column} ADD GENERATED {kind} AS IDENTITY (INCREMENT {step} START {start} MINVALUE {} MAXVALUE {});",
+            sequence.least, sequence.most
+        ));
+    }
+    statements
 }
 
 /// headwater's own foreign keys are NO ACTION: the source's cascades arrived as rows. From now on they must act.

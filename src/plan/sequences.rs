@@ -27,6 +27,8 @@ pub struct OwnedSequence {
     pub readable: bool,
     /// Our role may set it.
     pub movable: bool,
+    /// Our role.
+    pub role: Ident,
 }
 
 /// Where a sequence stands.
@@ -120,13 +122,17 @@ pub fn moves(source: &[Standing], destination: &[Standing]) -> Moves {
     moves
 }
 
-fn unreadable(end: &str, privilege: &str, sequence: &OwnedSequence) -> ErrorReport {
+/// What to say of a sequence that our role may not read or set.
+pub fn unreadable(end: &str, privilege: &str, sequence: &OwnedSequence) -> ErrorReport {
     ErrorReport::new(format!(
         "sequence {} is not followed: our role lacks {privilege} on it at the {end}",
         sequence.name
     ))
     .detail(format!("Column {} of table {} draws from it.", sequence.column, sequence.table))
-    .hint(format!("Run at the {end} as its owner:\nGRANT {privilege} ON SEQUENCE {} TO …;", sequence.name))
+    .hint(format!(
+        "Run at the {end} as its owner:\nGRANT {privilege} ON SEQUENCE {} TO {};",
+        sequence.name, sequence.role
+    ))
 }
 
 #[cfg(test)]
@@ -143,6 +149,7 @@ mod tests {
             most: 1000,
             readable: true,
             movable: true,
+            role: Ident::new("hw"),
         }
     }
 
@@ -182,10 +189,10 @@ mod tests {
             report.lines()
         };
         let text = told(sequence("a"), None, sequence("b"), at(1, true));
-        assert!(text.contains("GRANT SELECT ON SEQUENCE public.a"), "{text}");
+        assert!(text.contains("GRANT SELECT ON SEQUENCE public.a TO hw;"), "{text}");
         let fixed = OwnedSequence { movable: false, ..sequence("b") };
         let text = told(sequence("a"), at(5, true), fixed, at(1, true));
-        assert!(text.contains("GRANT UPDATE ON SEQUENCE public.b"), "{text}");
+        assert!(text.contains("GRANT UPDATE ON SEQUENCE public.b TO hw;"), "{text}");
         let wide = OwnedSequence { most: i64::MAX, ..sequence("a") };
         let text = told(wide, at(5000, true), sequence("b"), at(1, true));
         assert!(text.contains("ALTER SEQUENCE public.b MINVALUE 1 MAXVALUE 9223372036854775807"), "{text}");

@@ -84,21 +84,19 @@ pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> Er
     let before = format!("{start}. Before that, run at the source as the owner of the tables:");
     let (problem, hint) = match gap {
         Gap::Gone => (
-            "does not exist any more".to_owned(),
+            format!("publication {publication} does not exist any more"),
             format!(
                 "{before}\nCREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true);",
                 list(&all)
             ),
         ),
         Gap::Lacks(names) => (
-            format!("does not hold {} any more", list(names)),
+            format!("publication {publication} does not hold {} any more", list(names)),
             format!("{before}\nALTER PUBLICATION {publication} ADD TABLE {};", list(names)),
         ),
-        Gap::Before(problem) => (problem.clone(), format!("{start}.")),
+        Gap::Before(problem) => (format!("publication {publication} {problem}"), format!("{start}.")),
     };
-    ErrorReport::new(format!("publication {publication} {problem}"))
-        .detail("What was written meanwhile was not sent, so the copy has gaps.")
-        .hint(hint)
+    ErrorReport::new(problem).detail("What was written meanwhile was not sent, so the copy has gaps.").hint(hint)
 }
 
 async fn create(client: &SqlClient, publication: &Ident, tables: &[&TableDefinition]) -> Result<(), SourceError> {

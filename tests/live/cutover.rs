@@ -20,6 +20,21 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
     database.at_source("BEGIN; UPDATE parents SET v = 'open' WHERE id = 1").await;
     setup.command(&["cutover"]).await.exits(1).says(&["the source is still written to", "Processes in a transaction"]);
     database.at_source("COMMIT").await;
+    // What is written while both sides are compared is seen, however short it was.
+    let writer = crate::support::source().await.connect(&database.name).await.unwrap();
+    let cutting = setup.command(&["cutover"]);
+    let writing = async {
+        for number in 0.. {
+            if writer.batch("writing", &format!("UPDATE public.parents SET v = '{number}' WHERE id = 2")).await.is_err()
+            {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let finished = tokio::select! { finished = cutting => finished, () = writing => panic!("no more to write") };
+    finished.exits(1).says(&["the source is still written to"]);
+    drop(writer);
 
     let finished = setup.command(&["cutover"]).await.exits(0);
     let finished = finished.says(&["equal: both sides compared", "the destination may be written", "undo:"]);
@@ -39,6 +54,34 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
     database.at_destination("INSERT INTO parents (v) VALUES ('here'); DELETE FROM parents WHERE id = 3").await;
     let orphans = "SELECT count(*)::text FROM children WHERE parent = 3";
     assert_eq!(database.destination_value(orphans).await.as_deref(), Some("0"), "the cascade acts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_came_with_a_sequence_while_streaming_gets_one_by_what_is_printed() {
+    let database = Database::new("cutadded", &["parents", "children"], SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database
+        .at_source(
+            "ALTER TABLE parents ADD COLUMN number int GENERATED ALWAYS AS IDENTITY; ALTER TABLE children ADD COLUMN place bigserial;
+             INSERT INTO parents (v) VALUES ('late'); INSERT INTO children (parent) VALUES (1)",
+        )
+        .await;
+    database.caught_up().await;
+    crate::set_aside::all_live(&database).await;
+    database.assert_catches_up().await;
+    let finished = setup.command(&["cutover"]).await.exits(0);
+    service.stop().await;
+    let identities: Vec<&str> =
+        finished.out.lines().filter(|line| line.contains(" SET NOT NULL;") || line.contains("AS IDENTITY")).collect();
+    assert!(identities.len() >= 2, "{}", finished.out);
+    for statement in identities {
+        database.at_destination(statement).await;
+    }
+    database.at_destination("INSERT INTO parents (v) VALUES ('here'); INSERT INTO children (parent) VALUES (2)").await;
+    let drawn = "SELECT (SELECT max(number) FROM parents) || ' ' || (SELECT max(place) FROM children)";
+    assert_eq!(database.destination_value(drawn).await.as_deref(), Some("52 202"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

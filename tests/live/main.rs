@@ -20,6 +20,7 @@ mod errors;
 mod evolving;
 mod failover;
 mod faults;
+mod first_hour;
 mod explain;
 mod golden;
 mod idle;

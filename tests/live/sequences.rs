@@ -105,6 +105,8 @@ async fn a_sequence_that_may_not_be_read_is_told_and_the_others_follow() {
     service.streams().await;
     service.says("sequence public.a_id_seq is not followed: our role lacks SELECT on it at the source").await;
     service.says("GRANT SELECT ON SEQUENCE public.a_id_seq").await;
+    let grant = format!("GRANT SELECT ON SEQUENCE public.a_id_seq TO {role};");
+    setup.command(&["check"]).await.exits(0).says(&["sequence public.a_id_seq is not followed", &grant]);
     let sql = "SELECT last_value::text FROM b_id_seq";
     eventually("the other follows", || async {
         (database.destination_value(sql).await.as_deref() == Some("50")).then_some(())

@@ -14,7 +14,8 @@ use crate::pipeline::asked::Asked;
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, stored_history};
 use crate::pipeline::set_aside::obstacle;
 use crate::plan::fit::{End, Transfer, text_columns};
-use crate::session::SqlClient;
+use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
+use crate::session::{SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceError, check_history, gap_report, same_database};
 
 const BOTH: About = About::Both;
@@ -56,6 +57,7 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             findings.fail(BOTH, "gap", gap_report(&config.source.publication, &Gap::Before(gap.to_owned()), catalog));
         }
     }
+    sequences(config, &client, here, findings).await;
     if let Some(catalog) = &catalog {
         disk(catalog, destination, findings).await;
     }
@@ -142,6 +144,30 @@ fn text_types(catalog: &SourceCatalog, existing: &Catalog) -> String {
         named.push(format!("{more} others"));
     }
     named.join(", ")
+}
+
+/// Whether owned sequences can follow: nothing else tells of it before a cut-over.
+async fn sequences(config: &Config, source: &SqlClient, here: &SqlClient, findings: &mut Findings) {
+    let there = read_sequences(source, &config.tables).await.map_err(|error| Fault::from(SourceError::Session(error)));
+    let here = read_sequences(here, &config.tables).await;
+    let here = here.map_err(|error| Fault::from(DestinationError::Session(error)));
+    let (there, here) = match (there, here) {
+        (Ok(there), Ok(here)) => (there, here),
+        (Err(fault), _) | (_, Err(fault)) => return findings.fault(BOTH, "sequences", fault),
+    };
+    let lacking = |end, standing: &[Standing], least: fn(&OwnedSequence) -> bool, privilege| {
+        let lacking = standing.iter().filter(|(sequence, _)| !least(sequence));
+        lacking.map(|(sequence, _)| unreadable(end, privilege, sequence)).collect::<Vec<_>>()
+    };
+    let mut reports = lacking("source", &there, |sequence| sequence.readable, "SELECT");
+    let settable = |sequence: &OwnedSequence| sequence.readable && sequence.movable;
+    reports.extend(lacking("destination", &here, settable, "SELECT, UPDATE"));
+    if reports.is_empty() && !there.is_empty() {
+        findings.ok(BOTH, "sequences", format!("{} owned by columns of the tables follow", there.len()));
+    }
+    for report in reports {
+        findings.warn(BOTH, "sequences", report);
+    }
 }
 
 /// Whether what is copied has room at the destination, as far as that can be seen from here.

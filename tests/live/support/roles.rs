@@ -40,7 +40,7 @@ pub fn blocks(page: &str) -> Vec<(String, String, Option<String>)> {
     let mut lines = page.lines();
     let mut mark = None;
     while let Some(line) = lines.next() {
-        if let Some(where_to) = line.strip_prefix("<!-- run: ") {
+        if let Some(where_to) = line.trim_start().strip_prefix("<!-- run: ") {
             mark = Some(where_to.trim_end_matches(" -->").to_owned());
         } else if let Some(language) = line.trim_start().strip_prefix("```") {
             let text: Vec<&str> = lines.by_ref().take_while(|line| line.trim_start() != "```").collect();
