@@ -217,7 +217,8 @@ fn identities(standing: &[Standing], source: &SourceCatalog, destination: &Catal
         let always = there.identity == Some(IdentityColumn::Always);
         let kind = if always { "ALWAYS" } else { "BY DEFAULT" };
         statements.push(format!(
-            "ALTER TABLE {table} ALTER COLUMN {column} ADD GENERATED {kind} AS IDENTITY (INCREMENT {step} START {start} MINVALUE {} MAXVALUE {});",
+            "ALTER TABLE {table} ALTER COLUMN {column} ADD GENERATED {kind} AS IDENTITY (INCREMENT {step} START {start} \
+             MINVALUE {} MAXVALUE {});",
             sequence.least, sequence.most
         ));
     }
