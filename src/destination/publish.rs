@@ -225,11 +225,15 @@ impl Publication<'_> {
             Err(error) => error,
         };
         let exchange = [b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code)));
-        // Where foreign keys act, deleting a row would take its local children along.
-        if !exchange || role == ReplicationRole::Origin {
+        if !exchange {
             return Err(error.into());
         }
         client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await?;
+        if role == ReplicationRole::Origin
+            && let Some((acting, role)) = acts_on_delete(client, &table.live).await?
+        {
+            return Err(DestinationError::Refused(exchange_refused(&table.live, &acting, &role)));
+        }
         let aside = QualifiedName { schema: self.staging.schema.clone(), name: Ident::new(format!("a{number}")) };
         let [set_aside, delete, insert] =
             table.matching.exchange_different(&table.staging, &table.live, listed, &aside, &table.stored);
@@ -324,6 +328,33 @@ impl Publication<'_> {
         }
         Ok(())
     }
+}
+
+/// What would act if rows were deleted and inserted again in one transaction with all constraints deferred: a foreign key onto
+/// the table that does more than check at the end, or a trigger. With our role's name.
+async fn acts_on_delete(
+    client: &SqlClient,
+    table: &QualifiedName,
+) -> Result<Option<(String, Ident)>, DestinationError> {
+    let sql = "SELECT pg_catalog.format('foreign key %I of table %s', k.conname, k.conrelid::pg_catalog.regclass), current_user::text
+               FROM pg_catalog.pg_constraint k WHERE k.confrelid = pg_catalog.to_regclass($1) AND k.contype = 'f'
+                 AND NOT (k.condeferrable AND k.confdeltype = 'a')
+               UNION ALL
+               SELECT pg_catalog.format('trigger %I', g.tgname), current_user::text FROM pg_catalog.pg_trigger g
+               WHERE g.tgrelid = pg_catalog.to_regclass($1) AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
+               LIMIT 1";
+    Ok(client.query_opt(DOING, sql, &[&table.sql()]).await?.map(|row| (row.get(0), Ident::new(row.get::<_, &str>(1)))))
+}
+
+fn exchange_refused(table: &QualifiedName, acting: &str, role: &Ident) -> ErrorReport {
+    ErrorReport::new(format!("unique values have changed hands among rows of table {table}"))
+        .detail(format!(
+            "They could only be deleted and inserted again, on which {acting} would act: our role may not set session_replication_role."
+        ))
+        .hint(format!(
+            "Give these rows other values by hand; or run at the destination as a superuser (15 and later):\n\
+             GRANT SET ON PARAMETER session_replication_role TO {role};"
+        ))
 }
 
 /// Takes session_replication_role = replica for this transaction, where the role may.

@@ -183,6 +183,45 @@ async fn multisets_images_and_unique_values_that_changed_hands_are_reconciled() 
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_triggers_act_unique_values_that_changed_hands_are_told_with_the_grant() {
+    let database = Database::of_superuser(
+        "hands",
+        &["seats"],
+        "CREATE TABLE seats (id int PRIMARY KEY, seat text UNIQUE NOT NULL);
+        INSERT INTO seats VALUES (1, 'A'), (2, 'B')",
+    )
+    .await;
+    let role = format!("bound_{}", database.name);
+    database
+        .at_destination(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role}", database.name))
+        .await;
+    database.at_destination(&format!("GRANT USAGE, CREATE ON SCHEMA public TO {role}")).await;
+    let mut setup = Setup::of(&database);
+    setup.destination_url = setup.destination_url.replacen("postgres@", &format!("{role}@"), 1);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    database
+        .at_destination(
+            "UPDATE seats SET seat = 'C' WHERE id = 1; UPDATE seats SET seat = 'A' WHERE id = 2; UPDATE seats SET seat = 'B' WHERE id = 1;
+             CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';
+             CREATE TRIGGER mine BEFORE DELETE ON seats FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        .await;
+    let mut resnapshot = setup.clone().argument("--resnapshot").start();
+    resnapshot.says("unique values have changed hands among rows of table public.seats").await;
+    let grant = format!("GRANT SET ON PARAMETER session_replication_role TO {role};");
+    resnapshot.says(&grant).await;
+    assert!(resnapshot.log().contains("trigger mine would act"), "{}", resnapshot.log());
+    database.at_destination("ALTER TABLE seats DISABLE TRIGGER mine").await;
+    assert_eq!(resnapshot.ended().await.code(), Some(1));
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
 async fn requests(database: &Database) -> String {
     let sql = "SELECT COALESCE(string_agg(state, ' ' ORDER BY id), '') FROM headwater.resnapshots";
     database.destination_value(sql).await.unwrap_or_default()

@@ -43,13 +43,14 @@ use super::prepare::Addresses;
 use super::{RunOptions, run as run_service};
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, FenceAnswer, FenceKind, RepairOutcome, StreamState, ask_for_fence, beat, ensure_fence_requests,
-    holder, withdraw_fence,
+    Bookkeeping, DestinationError, FenceAnswer, FenceKind, RepairOutcome, StreamState, ask_for_fence, beat,
+    ensure_fence_requests, holder, withdraw_fence,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::verify::{Differences, Key};
-use crate::session::SqlClient;
+use crate::session::{SqlClient, SqlState};
+use crate::source::SourceError;
 use crate::telemetry::Telemetry;
 
 pub use left_out::LeftOut;
@@ -280,8 +281,31 @@ async fn at_fences(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> R
     Ok(verdict)
 }
 
-/// Asks the leader for a fence and takes it over.
+/// Asks the leader for a fence and takes it over; for another one when its snapshots are gone before we have them, because the
+/// stream was set up anew in that moment.
 async fn ask(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
+    let mut left = FENCES_MAX;
+    loop {
+        left = left.saturating_sub(1);
+        match ask_once(ends, client, tell).await {
+            Err(fault) if left > 0 && is_gone(&fault) => {
+                tracing::debug!("the fence was gone before it was taken over: {fault}");
+            }
+            asked => return asked,
+        }
+    }
+}
+
+/// Whether an exported snapshot does not exist any more: invalid_parameter_value up to 16, undefined_object since.
+fn is_gone(fault: &Fault) -> bool {
+    let (Fault::Source(SourceError::Session(error)) | Fault::Destination(DestinationError::Session(error))) = fault
+    else {
+        return false;
+    };
+    [b"22023", b"42704"].iter().any(|code| error.code() == Some(SqlState::new(code)))
+}
+
+async fn ask_once(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
     let id = request_id();
     ask_for_fence(client, &id, FenceKind::Verify, &[]).await?;
     let taken = async {
