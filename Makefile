@@ -119,8 +119,8 @@ soak: setup ## Every fault by chance under load for SOAK_SECONDS (1800); HEADWAT
 .PHONY: large
 LARGE_ROWS ?= 5000000
 
-large: setup ## Apply one transaction of LARGE_ROWS (5,000,000) rows, streamed and at its commit; memory is bounded
-	@HEADWATER_LARGE_ROWS=$(LARGE_ROWS) $(CARGO) test --release --quiet --test live -- large --nocapture --test-threads 1
+large: setup ## Apply one transaction of LARGE_ROWS (5,000,000) rows, streamed and at its commit, and a row of 500 MB; memory is bounded
+	@HEADWATER_LARGE_ROWS=$(LARGE_ROWS) HEADWATER_LARGE_ROW_MB=500 $(CARGO) test --release --quiet --test live -- large --nocapture --test-threads 1
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

@@ -23,6 +23,8 @@ CREATE TABLE IF NOT EXISTS headwater.stream (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (state = 'creating' OR consistent_point IS NOT NULL)
 );
+-- Rows that tables hold may be changed by the copy being made: an earlier stream brought them, or the operator has agreed.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS agreed boolean NOT NULL DEFAULT true;
 
 -- The hot fact: everything of the live tables with end_lsn <= position is here. One row, without an index: it is found by
 -- its ctid, so that an old snapshot elsewhere (pg_dump, a report) does not make each update search dead versions.

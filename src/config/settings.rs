@@ -178,7 +178,7 @@ pub const SETTINGS: &[Setting] = &[
         "number | auto",
         Some("auto"),
         "Parallel readers of a snapshot. `auto`: as many as this machine has cores, at most 8, and as both servers have \
-         sessions free.",
+         sessions free. Where all tables are there and empty there is one: all rows go in by one transaction.",
     ),
     setting(
         "snapshot.max_rate",

@@ -53,6 +53,8 @@ pub struct Stream {
     pub source_database: String,
     /// Why the copy may have gaps, until a resnapshot of all tables has closed them.
     pub gap: Option<String>,
+    /// Rows that tables hold may be changed by the copy being made: an earlier stream brought them, or the operator has agreed.
+    pub agreed: bool,
 }
 
 /// Whether a table is followed yet.
@@ -111,7 +113,8 @@ impl Bookkeeping {
             return Ok(None);
         }
         let sql = "SELECT state, generation, slot, publication, system_identifier, timeline, source_database,
-                          consistent_point::text, bookkeeping_version, gap
+                          consistent_point::text, bookkeeping_version, gap,
+                          COALESCE((pg_catalog.to_jsonb(stream) ->> 'agreed')::boolean, true)
                    FROM headwater.stream";
         let Some(row) = self.client.query_opt(doing, sql, &[]).await? else { return Ok(None) };
         let version: i32 = row.get(8);
@@ -138,6 +141,7 @@ impl Bookkeeping {
             timeline: u32::try_from(row.get::<_, i32>(5)).unwrap_or(0),
             source_database: row.get(6),
             gap: row.get(9),
+            agreed: row.get(10),
         }))
     }
 
@@ -147,6 +151,8 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.shapes') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'agreed'
+                                      AND attrelid = pg_catalog.to_regclass('headwater.stream'))
                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conname = 'resnapshots_origin_check'
                                           AND conrelid = pg_catalog.to_regclass('headwater.resnapshots'))";
         Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))
@@ -198,13 +204,14 @@ impl Bookkeeping {
     /// [`DestinationError`].
     pub async fn begin_stream(&self, stream: &Stream) -> Result<(), DestinationError> {
         let sql = "INSERT INTO headwater.stream (state, generation, slot, publication, system_identifier, timeline,
-                                                 source_database, bookkeeping_version)
-                   VALUES ('creating', $1, $2, $3, $4, $5, $6, $7)
+                                                 source_database, bookkeeping_version, agreed)
+                   VALUES ('creating', $1, $2, $3, $4, $5, $6, $7, $8)
                    ON CONFLICT (only_row) DO UPDATE SET
                        state = EXCLUDED.state, generation = EXCLUDED.generation, slot = EXCLUDED.slot,
                        publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
                        timeline = EXCLUDED.timeline, source_database = EXCLUDED.source_database,
-                       consistent_point = NULL, gap = NULL, bookkeeping_version = EXCLUDED.bookkeeping_version,
+                       consistent_point = NULL, gap = NULL, agreed = EXCLUDED.agreed,
+                       bookkeeping_version = EXCLUDED.bookkeeping_version,
                        created_at = pg_catalog.now()";
         self.client
             .execute(
@@ -218,6 +225,7 @@ impl Bookkeeping {
                     &i32::try_from(stream.timeline).unwrap_or(i32::MAX),
                     &stream.source_database,
                     &VERSION,
+                    &stream.agreed,
                 ],
             )
             .await?;

@@ -123,6 +123,8 @@ impl Publication<'_> {
             self.staging.check_counts(client, sent).await?;
         }
         for table in self.staging.tables.iter().filter(|table| table.mode == Mode::Fill) {
+            // A row that somebody has written and not committed yet would not be seen, and would stay beside ours.
+            client.batch(DOING, &sql::lock_against_writers(&table.live)).await?;
             if Catalog::count_rows(client, &table.live, 1).await? > 0 {
                 let what = format!("table {} was empty, and has rows now", table.live);
                 return Err(DestinationError::StagingLost(what));

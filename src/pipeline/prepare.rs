@@ -184,7 +184,8 @@ pub(super) async fn prepare(
     }
     DestinationServer::check(bookkeeping.client(), &config.tables).await?;
     let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    if stream.is_none() {
+    // A first copy that failed has left the tables as they were.
+    if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
     }
     let known = if live { bookkeeping.tables().await? } else { Vec::new() };

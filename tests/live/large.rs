@@ -79,3 +79,29 @@ async fn a_large_transaction_that_comes_at_its_commit_is_applied_whole_in_bounde
     // Without a directory that can be written there is no spool, and nothing is streamed.
     large("atcommit", rows(300_000), &["[spool]\ndir = \"/dev/null/spool\""]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_many_megabytes_is_copied_in_little_more_memory_than_its_size() {
+    // The largest that a server sends in one message is near 1 GB.
+    let megabytes = std::env::var("HEADWATER_LARGE_ROW_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(64_u64);
+    let schema = format!(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, body bytea); ALTER TABLE t ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO t SELECT 1, 1, convert_to(repeat('x', {megabytes} << 20), 'UTF8');
+         INSERT INTO t SELECT i, i, '\\x00' FROM generate_series(2, 1000) i"
+    );
+    let database = Database::new("onerow", &["t"], &schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let resident = service.resident_max_bytes();
+    println!("a row of {megabytes} MB: at most {} MB resident", resident >> 20);
+    assert!(resident < (200 + megabytes) << 20, "{} MB resident", resident >> 20);
+    let content =
+        "SELECT count(*) || ' ' || sum(length(body)) || ' ' || md5(string_agg(md5(body), '' ORDER BY id)) FROM t";
+    assert_eq!(database.source_value(content).await, database.destination_value(content).await);
+    // Its value is not in the stream when something else of the row changes.
+    database.at_source("UPDATE t SET n = -1 WHERE id = 1").await;
+    database.caught_up().await;
+    let changed = "SELECT n || ' ' || length(body) FROM t WHERE id = 1";
+    assert_eq!(database.source_value(changed).await, database.destination_value(changed).await);
+    service.stop().await;
+}

@@ -263,3 +263,100 @@ async fn a_snapshot_that_takes_too_long_for_the_source_says_what_it_holds_back()
     assert_eq!(service.metric("headwater_snapshot_held_wal_bytes").await, Some(0.0));
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_somebody_is_writing_into_an_empty_table_are_waited_for_and_not_mixed_with_ours() {
+    let database = Database::new("mixed", FORUM, FORUM_SCHEMA).await;
+    database.at_destination(FORUM_SCHEMA).await;
+    database.at_destination("TRUNCATE sections, topics, messages RESTART IDENTITY").await;
+    let somebody = crate::support::destination().await.connect(&database.name).await.unwrap();
+    somebody.batch("a local row", "BEGIN; INSERT INTO public.sections (name) VALUES ('of ours')").await.unwrap();
+    let service = Setup::of(&database).start();
+    eventually("it waits for the writer", || async {
+        let waits = "SELECT count(*)::text FROM pg_locks WHERE NOT granted AND mode = 'ShareRowExclusiveLock'
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        (database.destination_value(waits).await? == "1").then_some(())
+    })
+    .await;
+    somebody.batch("it commits", "COMMIT").await.unwrap();
+    let output = service.ends_with(1).await;
+    assert!(output.contains("public.sections") && output.contains("--resnapshot"), "{output}");
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM sections").await.as_deref(), Some("1"));
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM messages").await.as_deref(), Some("0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_dropped_while_it_is_copied_is_whole_here_before_the_service_ends() {
+    let database = Database::new("dropped", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).section("[snapshot]\nworkers = 1\nmax_rate = \"400kB\"").start();
+    eventually("some rows are copied", || async {
+        (service.metric("headwater_snapshot_rows_total{table=\"public.messages\"}").await? > 100.0).then_some(())
+    })
+    .await;
+    database.at_source("DROP TABLE messages").await;
+    // DROP waited for the copy; there is nothing to follow then.
+    let output = service.ends_with(1).await;
+    assert!(
+        output.contains("published") && output.contains("table public.messages not found at the source"),
+        "{output}"
+    );
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM messages").await.as_deref(), Some("5000"));
+}
+
+/// Runs the service with a terminal for its standard error, and returns what is on it at the end.
+async fn on_a_terminal(configuration: &std::path::Path) -> String {
+    let command = format!("{} run --config {}", crate::support::headwater().display(), configuration.display());
+    let mut script = tokio::process::Command::new("script");
+    // Its own standard input: script ends with it.
+    script.args(["-qefc", &command, "/dev/null"]).stdin(std::process::Stdio::piped()).kill_on_drop(true);
+    script.env("TERM", "xterm").env_remove("RUST_LOG").stdout(std::process::Stdio::piped());
+    let child = script.spawn().expect("script of util-linux");
+    let output = tokio::time::timeout(std::time::Duration::from_secs(120), child.wait_with_output()).await;
+    String::from_utf8_lossy(&output.expect("it ends").unwrap().stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_bars_on_a_terminal_and_a_line_every_ten_seconds_elsewhere() {
+    let database = Database::new("bars", FORUM, FORUM_SCHEMA).await;
+    let slow = |rate: &str| Setup::of(&database).section(&format!("[snapshot]\nworkers = 1\nmax_rate = \"{rate}\""));
+    // About 800 kB of messages.
+    let service = slow("60kB").start();
+    service.says("copying public.messages: ").await;
+    let log = service.log();
+    let line = log.lines().find(|line| line.contains("copying public.messages: ")).unwrap();
+    assert!(line.contains(" rows, ") && line.contains(" % (") && line.contains("MB/s"), "{line}");
+    assert!(!log.contains("[="), "no bars in a log: {log}");
+    service.stop().await;
+
+    let stopped = slow("200kB").start();
+    let configuration = stopped.configuration_file().with_extension("terminal.toml");
+    stopped.says("copying the tables").await;
+    std::fs::copy(stopped.configuration_file(), &configuration).unwrap();
+    stopped.stop().await;
+    let ending = async {
+        eventually("it streams", || async {
+            let row = database.destination_value("SELECT state FROM headwater.stream").await?;
+            (row == "live").then_some(())
+        })
+        .await;
+        // Not script, nor the shell that it starts.
+        let command =
+            [crate::support::headwater().to_str().unwrap(), "run", "--config", configuration.to_str().unwrap()];
+        let ours = |entry: &std::fs::DirEntry| {
+            let words = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            words.split_terminator('\0').eq(command)
+        };
+        let process = std::fs::read_dir("/proc").unwrap().flatten().find(ours).expect("headwater runs");
+        let status = std::process::Command::new("kill").arg("-TERM").arg(process.file_name()).status();
+        assert!(status.unwrap().success());
+    };
+    let (screen, ()) = tokio::join!(on_a_terminal(&configuration), ending);
+    std::fs::remove_file(&configuration).unwrap();
+    let bar = screen.split(['\r', '\n']).rfind(|line| line.contains("public.messages ") && line.contains(" rows, "));
+    let bar = bar.unwrap_or_else(|| panic!("no bar on\n{screen}"));
+    assert!(bar.contains("[=") && bar.contains("%  ") && bar.contains("/s"), "{bar}");
+    assert!(screen.contains("left"), "an estimate: {screen}");
+    for table in ["public.sections", "public.topics"] {
+        assert!(screen.contains(table), "{screen}");
+    }
+}

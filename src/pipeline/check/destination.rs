@@ -84,17 +84,18 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         },
         (None, _) => {
             findings.ok(DESTINATION, "bookkeeping", "none yet: the first start makes a snapshot");
-            if let Some(catalog) = &catalog {
-                // Whether the others have rows cannot be seen; that they cannot be read is said above.
-                match readable(client, catalog).await {
-                    Ok(names) => {
-                        if let Err(fault) = check_empty(client, names.iter()).await {
-                            findings.fault(DESTINATION, "tables", fault);
-                        }
-                    }
-                    Err(error) => findings.fault(DESTINATION, "tables", error),
+        }
+    }
+    let agreed = position.is_some() || stream.as_ref().is_some_and(|stream| stream.agreed);
+    if !agreed && let Some(catalog) = &catalog {
+        // Whether the others have rows cannot be seen; that they cannot be read is said above.
+        match readable(client, catalog).await {
+            Ok(names) => {
+                if let Err(fault) = check_empty(client, names.iter()).await {
+                    findings.fault(DESTINATION, "tables", fault);
                 }
             }
+            Err(error) => findings.fault(DESTINATION, "tables", error),
         }
     }
     if let Some(holder) = findings.take(DESTINATION, "leader", holder(client, &config.source.slot).await).flatten() {

@@ -170,6 +170,9 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
     };
     bookkeeping.ensure().await?;
     if !kind.live {
+        let earlier = prepared.stream.as_ref();
+        let ours = earlier.is_some_and(|stream| stream.agreed || matches!(stream.state, StreamState::Live { .. }));
+        let said = kind.invocation.as_ref().is_some_and(|(_, scope)| *scope == Scope::All);
         bookkeeping
             .begin_stream(&Stream {
                 state: StreamState::Creating,
@@ -180,6 +183,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
                 timeline: prepared.identification.timeline,
                 source_database: prepared.identification.database.clone(),
                 gap: None,
+                agreed: ours || said,
             })
             .await?;
         failpoint::reached("snapshot.row_committed");

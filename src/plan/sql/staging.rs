@@ -91,6 +91,11 @@ pub fn copy_out(
     format!("COPY (SELECT {} FROM {only}{}{condition}) TO STDOUT ({format})", route.names(), table.sql())
 }
 
+/// Keeps others from writing into a table until the transaction ends; readers are not in its way.
+pub fn lock_against_writers(table: &QualifiedName) -> String {
+    format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table.sql())
+}
+
 /// Takes rows in.
 pub fn copy_in(table: &QualifiedName, route: &Route) -> String {
     let names = if route.columns.is_empty() { String::new() } else { format!(" ({})", route.names()) };
