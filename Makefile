@@ -74,7 +74,7 @@ clean: ## Remove what was built
 	$(CARGO) clean
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := decode replication config expression record letter
+FUZZ_TARGETS := frame decode replication config expression record letter
 
 fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which is installed where missing
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
@@ -121,6 +121,12 @@ LARGE_ROWS ?= 5000000
 
 large: setup ## Apply one transaction of LARGE_ROWS (5,000,000) rows, streamed and at its commit, and a row of 500 MB; memory is bounded
 	@HEADWATER_LARGE_ROWS=$(LARGE_ROWS) HEADWATER_LARGE_ROW_MB=500 $(CARGO) test --release --quiet --test live -- large --nocapture --test-threads 1
+
+RECONNECTS ?= 1000
+
+.PHONY: reconnects
+reconnects: setup ## Cut both links RECONNECTS (1,000) times and look at descriptors, memory and sessions
+	HEADWATER_RECONNECTS=$(RECONNECTS) $(CARGO) test --release --quiet --test live -- reconnects:: --nocapture
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

@@ -10,6 +10,8 @@
 //! - I5: once the crashes end, both sides become equal;
 //! - I6: the slot passes WAL that is not for us.
 //!
+//! A leader that is frozen, or cut off, leaves flights behind which arrive late, while the next one leads.
+//!
 //! Some transactions arrive before they commit, in blocks between others, with subtransactions and whole transactions that
 //! are rolled back; the spool is a map that is lost with its process.
 //!
@@ -489,6 +491,8 @@ struct World {
     source: Source,
     destination: Destination,
     life: Option<Life>,
+    /// Flights of leaders that were frozen, each with its session: what is in one comes in order, whenever it comes.
+    late: Vec<VecDeque<Flight>>,
     /// How far readers of the destination have seen it.
     seen: u64,
 }
@@ -507,6 +511,7 @@ impl World {
                 open: None,
             },
             life: None,
+            late: Vec::new(),
             seen: 1000,
         }
     }
@@ -525,6 +530,7 @@ impl World {
                     self.destination.crash();
                     self.seen = self.destination.position;
                     self.life = None;
+                    self.late.clear();
                     return;
                 }
                 2 => {
@@ -532,6 +538,15 @@ impl World {
                     self.lose_sessions();
                     return;
                 }
+                18 => {
+                    // SIGSTOP, or a link that is cut: the next one leads while flights are still on their way.
+                    if let Some(life) = self.life.take() {
+                        self.late.push(life.flights);
+                        self.destination.open = None;
+                    }
+                    return;
+                }
+                19..25 => self.arrive_late(),
                 3..13 => self.source.commit(&mut self.rng),
                 13..16 => self.source.wal_end += self.rng.u64(100..10_000_000),
                 16..18 => self.source.saved = self.source.confirmed,
@@ -574,6 +589,24 @@ impl World {
                     self.source.confirmed = self.source.confirmed.max(flushed.as_u64());
                 }
             }
+        }
+    }
+
+    /// A flight of a frozen leader arrives, in its own session. While another has a transaction open there, which has written
+    /// the position, it waits.
+    fn arrive_late(&mut self) {
+        if self.destination.open.is_some() || self.late.is_empty() {
+            return;
+        }
+        let session = self.rng.usize(..self.late.len());
+        let Some(flight) = self.late[session].pop_front() else {
+            self.late.remove(session);
+            return;
+        };
+        // A transaction in several flights is never whole here: what its session has left open is rolled back.
+        let whole = matches!(flight.work, Work::Batch(_) | Work::Reached(_));
+        if !whole || self.destination.execute(&flight, &mut self.rng).failed {
+            self.late.remove(session);
         }
     }
 

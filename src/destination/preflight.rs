@@ -19,9 +19,14 @@ pub struct DestinationServer {
     pub role: Ident,
     /// The role may set session_replication_role.
     pub replica_role: bool,
+    /// That can be granted (15 and later).
+    pub grants_parameters: bool,
 }
 
 const DOING: &str = "looking at the destination";
+
+/// The first `server_version_num` with GRANT … ON PARAMETER.
+const GRANTS_PARAMETERS: i32 = 150_000;
 
 impl DestinationServer {
     /// Asks the server; what an operator must mend is listed, all of it.
@@ -43,6 +48,7 @@ impl DestinationServer {
             version: row.get(0),
             role: Ident::new(row.get::<_, &str>(1)),
             replica_role: may_set_replica_role(client).await?,
+            grants_parameters: row.get::<_, i32>(2) >= GRANTS_PARAMETERS,
         };
         let (role, database) = (&server.role, Ident::new(row.get::<_, &str>(3)));
         let mut problems = Vec::new();

@@ -246,6 +246,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         ("28000", _) => Some(format!("Allow this role, database and address in pg_hba.conf at the {end}.")),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
         ("53300", _) if end == "source" => Some("Raise max_wal_senders or max_connections at the source.".to_owned()),
+        ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
         (_, hint) => hint.clone(),
     };
     match hint {

@@ -8,8 +8,8 @@
 //!
 //! Bounds: a frame is at most [`FRAME_BYTES_MAX`], which is PostgreSQL's own limit for a message
 //! (`PQ_LARGE_MESSAGE_LIMIT` and MaxAllocSize, 14 to 18), and at most 64 KiB before the server has proved who we are
-//! to it. Memory grows with what has arrived, not with what a length claims. What is outgoing is bounded by the
-//! callers: a flight, a piece of COPY.
+//! to it. Memory grows with what has arrived, not with what a length claims. Of the server's settings [`PARAMETERS_MAX`] are
+//! kept. What is outgoing is bounded by the callers: a flight, a piece of COPY.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -35,6 +35,9 @@ pub(super) type BoxedStream = Box<dyn Stream>;
 const FRAME_BYTES_MAX: usize = 1 << 30;
 /// Longest frame before authentication: as much as any honest server needs, and no more.
 const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
+/// How many settings of the server's are kept, and how long each may be with its name.
+const PARAMETERS_MAX: usize = 100;
+const PARAMETER_BYTES_MAX: usize = 4 << 10;
 /// What is read at once. One allocation of this size carries the values of many rows.
 const READ_BYTES: usize = 128 << 10;
 /// Room for less than this is not worth a system call.
@@ -47,6 +50,26 @@ pub struct Frame {
     pub tag: u8,
     /// Its body, without tag and length.
     pub body: Bytes,
+}
+
+impl Frame {
+    /// Takes the first frame of what has arrived; `None` when it has not arrived whole.
+    ///
+    /// # Errors
+    /// The length that it claims, when that is none or longer than `bytes_max`.
+    pub fn take(incoming: &mut BytesMut, bytes_max: usize) -> Result<Option<Frame>, usize> {
+        let Some([tag, length @ ..]) = incoming.first_chunk::<5>().copied() else { return Ok(None) };
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if length < 4 || length > bytes_max {
+            return Err(length);
+        }
+        if incoming.len() <= length {
+            return Ok(None);
+        }
+        let mut body = incoming.split_to(length + 1).freeze();
+        body.advance(5);
+        Ok(Some(Frame { tag, body }))
+    }
 }
 
 /// An open connection to a server.
@@ -127,29 +150,27 @@ impl Connection {
 
     /// A frame that has already arrived, other than the notices and settings that may come at any time.
     pub(super) fn ready_frame(&mut self, doing: &'static str) -> Result<Option<Frame>, SessionError> {
-        while let Some(header) = self.incoming.first_chunk::<5>() {
-            let [tag, length @ ..] = *header;
-            let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-            if length < 4 || length > self.frame_bytes_max {
-                return Err(SessionError::protocol(doing, format!("a message that claims to be {length} bytes long")));
-            }
-            if self.incoming.len() <= length {
-                return Ok(None);
-            }
-            let mut body = self.incoming.split_to(length + 1).freeze();
-            body.advance(5);
-            match tag {
+        while let Some(frame) = Frame::take(&mut self.incoming, self.frame_bytes_max).map_err(|length| {
+            SessionError::protocol(doing, format!("a message that claims to be {length} bytes long"))
+        })? {
+            match frame.tag {
                 b'N' | b'A' => {}
-                b'S' => {
-                    let mut texts = body.split(|b| *b == 0).map(|text| String::from_utf8_lossy(text).into_owned());
-                    if let (Some(name), Some(value)) = (texts.next(), texts.next()) {
-                        self.parameters.insert(name, value);
-                    }
-                }
-                tag => return Ok(Some(Frame { tag, body })),
+                b'S' => self.learn(&frame.body),
+                _ => return Ok(Some(frame)),
             }
         }
         Ok(None)
+    }
+
+    /// A setting that the server reports. An honest one reports two dozen; whatever else comes is nobody's to keep.
+    fn learn(&mut self, body: &[u8]) {
+        let mut texts = body.split(|b| *b == 0).map(|text| String::from_utf8_lossy(text).into_owned());
+        if let (Some(name), Some(value)) = (texts.next(), texts.next())
+            && body.len() <= PARAMETER_BYTES_MAX
+            && (self.parameters.len() < PARAMETERS_MAX || self.parameters.contains_key(&name))
+        {
+            self.parameters.insert(name, value);
+        }
     }
 
     /// The next frame; what is outgoing is sent meanwhile.
@@ -321,4 +342,38 @@ pub(super) fn read_row(body: &[u8]) -> Option<Vec<Option<String>>> {
         }
     }
     rest.is_empty().then_some(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    fn parameter(name: &str, value: &str) -> Vec<u8> {
+        let body = format!("{name}\0{value}\0");
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [b"S".as_slice(), &length, body.as_bytes()].concat()
+    }
+
+    #[tokio::test]
+    async fn settings_that_a_server_makes_up_are_not_kept_without_end() {
+        let (mut server, ours) = tokio::io::duplex(1 << 20);
+        let mut connection =
+            Connection::new(Box::new(ours), Host::Tcp { host: "test".to_owned(), address: None, port: 1 });
+        let sending = tokio::spawn(async move {
+            server.write_all(&parameter("server_version", "17.1")).await.unwrap();
+            server.write_all(&parameter("long", &"x".repeat(10_000))).await.unwrap();
+            for n in 0..10_000 {
+                server.write_all(&parameter(&format!("made_up_{n}"), "value")).await.unwrap();
+            }
+            server.write_all(&parameter("server_version", "17.2")).await.unwrap();
+            server.write_all(b"Z\0\0\0\x05I").await.unwrap();
+        });
+        assert_eq!(connection.next_frame("testing").await.unwrap().tag, b'Z');
+        sending.await.unwrap();
+        assert_eq!(connection.parameters.len(), PARAMETERS_MAX);
+        assert_eq!(connection.parameter("server_version"), Some("17.2"), "what is known is kept up to date");
+        assert_eq!(connection.parameter("long"), None);
+    }
 }

@@ -93,6 +93,9 @@ pub(super) struct RawServerError {
     pub(super) routine: Option<String>,
 }
 
+/// An error's field that is longer is cut: it stays in memory, in /status and in the log.
+const FIELD_BYTES_MAX: usize = 4 << 10;
+
 /// The server's function behind PL/pgSQL's RAISE.
 const RAISE: &str = "exec_stmt_raise";
 
@@ -117,15 +120,24 @@ impl RawServerError {
         ServerError {
             code,
             fatal: matches!(self.severity.as_str(), "FATAL" | "PANIC"),
-            message,
-            detail,
-            hint: self.hint,
-            schema: self.schema,
-            table: self.table,
-            column: self.column,
-            constraint: self.constraint,
+            message: cut(message),
+            detail: detail.map(cut),
+            hint: self.hint.map(cut),
+            schema: self.schema.map(cut),
+            table: self.table.map(cut),
+            column: self.column.map(cut),
+            constraint: self.constraint.map(cut),
         }
     }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > FIELD_BYTES_MAX {
+        let end = (0..=FIELD_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 const RAISED: &str = "an exception was raised in a function or trigger (its text is in the server's log)";
@@ -150,11 +162,11 @@ fn data_exception(code: SqlState) -> &'static str {
 
 impl ServerError {
     /// Reads the body of an ErrorResponse: fields of a type byte and a NUL-terminated string.
-    pub(super) fn read(body: &[u8]) -> ServerError {
+    pub fn read(body: &[u8]) -> ServerError {
         let mut raw = RawServerError::default();
         for field in body.split(|b| *b == 0) {
             let Some((kind, value)) = field.split_first() else { break };
-            let value = String::from_utf8_lossy(value).into_owned();
+            let value = String::from_utf8_lossy(value.get(..2 * FIELD_BYTES_MAX).unwrap_or(value)).into_owned();
             match kind {
                 // V is the severity that is never translated; S comes first and is overwritten.
                 b'S' | b'V' => raw.severity = value,
@@ -320,6 +332,16 @@ impl SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_absurd_length_are_cut_also_inside_a_character() {
+        let long = "é".repeat(1 << 20);
+        let body = format!("SERROR\0C53100\0Mx{long}\0H{long}\0n{long}\0\0");
+        let error = ServerError::read(body.as_bytes());
+        assert!(error.message.ends_with('…') && error.message.len() <= FIELD_BYTES_MAX + 3, "{}", error.message.len());
+        assert!(error.hint.as_ref().is_some_and(|hint| hint.len() <= FIELD_BYTES_MAX + 3));
+        assert!(error.constraint.is_some_and(|name| name.len() <= FIELD_BYTES_MAX + 3));
+    }
 
     fn shown(code: &str, message: &str, detail: &str) -> String {
         let raw = RawServerError {

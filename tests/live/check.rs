@@ -173,7 +173,9 @@ async fn each_failed_requirement_of_the_destination_is_mended_by_what_is_printed
     }
     let found = findings(&setup).await;
     let finding = find(&found, "warning", "origin: foreign keys and triggers act").expect("a warning about the role");
-    if !fix(finding).is_empty() && destination().await.connect("postgres").await.is_ok() {
+    // 14 cannot grant it.
+    let version = database.destination_value("SELECT current_setting('server_version_num')").await.unwrap();
+    if version.parse::<u32>().unwrap() >= 150_000 {
         database.at_destination(&fix(finding)).await;
         assert!(find(&findings(&setup).await, "ok", "replica: foreign keys").is_some());
     }

@@ -4,12 +4,12 @@
 //! whether it was.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use fastrand::Rng;
 use headwater::commands::demo::Cluster;
 use headwater::session::SqlClient;
 
+use crate::support::disk::Disk;
 use crate::support::{Database, Setup, eventually, new_destination, new_source, seed};
 
 const SCHEMA: &str = "
@@ -305,39 +305,12 @@ async fn a_full_spool_leaves_large_transactions_to_the_source_and_loses_nothing(
     assert_eq!(spool.instances(), [""; 0]);
 }
 
-/// A file system of its own for one test's spool.
-struct Disk<'a>(&'a SpoolDir);
-
-impl Disk<'_> {
-    /// Mounts one of this size; `None` where only root may.
-    fn mount<'a>(spool: &'a SpoolDir, size: &str) -> Option<Disk<'a>> {
-        std::fs::create_dir_all(&spool.0).expect("a directory");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&spool.0);
-        mount.output().is_ok_and(|output| output.status.success()).then_some(Disk(spool))
-    }
-
-    fn enlarge(&self, size: &str) {
-        let enlarged = Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0.0).status();
-        assert!(enlarged.expect("mount runs").success(), "remounted");
-    }
-}
-
-impl Drop for Disk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0.0).status();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there_is_room() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "nospace", TABLES, SCHEMA).await;
     let spool = SpoolDir::new();
-    let Some(disk) = Disk::mount(&spool, "1m") else {
-        println!("only root may mount a file system that is full");
-        return;
-    };
+    let Some(disk) = Disk::mount(&spool.0, "1m") else { return };
     let setup = Setup::of(&database).section(&spool.section("100kB", "1GB"));
     let service = setup.start();
     service.streams().await;

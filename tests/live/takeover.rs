@@ -49,6 +49,7 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
     let mut behind_proxy = setup.clone();
     behind_proxy.destination_url = proxy.in_place_of(&behind_proxy.destination_url);
     let mut next = 1;
+    let mut restarts = Vec::new();
     let ways = [Going::Killed, Going::Frozen, Going::CutOff, Going::Stopped];
     for round in 0..12 {
         let going = ways[round % ways.len()];
@@ -62,7 +63,10 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
         }
         let gap = longest_gap(&database, &mut next, 5).await;
         println!("leader {going:?}: the next change is there after {} ms", gap.as_millis());
-        assert!(gap < Duration::from_secs(20), "{going:?}: {gap:?}");
+        assert!(gap < Duration::from_secs(10), "{going:?}: {gap:?}");
+        if going == Going::Stopped {
+            restarts.push(gap);
+        }
         // It wakes, or its link is whole again: it must not write.
         match going {
             Going::Frozen => leader.signal("CONT"),
@@ -78,4 +82,7 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
         database.assert_equal().await;
         standby.stop().await;
     }
+    // A rolling restart. On a busy machine one of them may take longer.
+    let shortest = restarts.iter().min().copied().unwrap_or(Duration::MAX);
+    assert!(shortest < Duration::from_secs(2), "{restarts:?}");
 }

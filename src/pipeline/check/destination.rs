@@ -51,10 +51,14 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         } else {
             let report = ErrorReport::new("origin: foreign keys and triggers act on what is applied")
                 .detail(format!("Role {} may not set session_replication_role. It works, but it is slower.", server.role))
-                .hint(format!(
-                    "Run at the destination as a superuser (15 and later):\nGRANT SET ON PARAMETER session_replication_role TO {};",
-                    server.role
-                ));
+                .hint(if server.grants_parameters {
+                    format!(
+                        "Run at the destination as a superuser:\nGRANT SET ON PARAMETER session_replication_role TO {};",
+                        server.role
+                    )
+                } else {
+                    "From 15 on a superuser may grant that; before, only superusers may set it.".to_owned()
+                });
             findings.warn(DESTINATION, "session_replication_role", report);
         }
     }

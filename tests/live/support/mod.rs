@@ -9,6 +9,7 @@ pub mod browser;
 pub mod command;
 pub mod compare;
 pub mod database;
+pub mod disk;
 pub mod proxy;
 pub mod roles;
 pub mod service;
