@@ -256,3 +256,19 @@ fn every_entry_of_troubleshooting_is_a_message_of_the_code() {
         .collect();
     assert!(stale.is_empty(), "no such message is in the code:\n{}", stale.join("\n"));
 }
+
+#[test]
+fn every_sentence_of_what_is_refused_has_its_entry_in_troubleshooting() {
+    let page = fs::read_to_string("docs/types.md").expect("docs/types.md");
+    let (_, refused) = page.split_once("## What is refused").expect("the table");
+    let rows: Vec<&str> = refused.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    assert!(rows.len() >= 10, "{rows:?}");
+    let headings = headings();
+    for row in rows {
+        let sentence = row.rsplit('`').nth(1).expect("a sentence");
+        assert!(
+            headings.iter().any(|heading| heading == sentence),
+            "docs/troubleshooting.md has no entry {sentence:?}"
+        );
+    }
+}

@@ -2,13 +2,20 @@
 //!
 //! Decoding, assembling into one batch, folding to the net effect and writing it, each by itself, with rows of about 300
 //! bytes: as one transaction of many rows, and as many of one row. No server and no socket.
+//!
+//! And what the numbers on /metrics and the status page cost: the calls that the ring makes for a transaction that is received, and
+//! for a batch that is applied.
 
 #![allow(missing_docs, unreachable_pub, reason = "a program, not a library")]
 
 mod stream;
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use headwater::pg::{Lsn, PgTimestamp, QualifiedName};
+use headwater::telemetry::{Operation, Telemetry};
 
 use stream::Kind;
 
@@ -39,5 +46,39 @@ fn hot_path(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, hot_path);
+fn telemetry(criterion: &mut Criterion) {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    telemetry.stream_begins(Lsn::new(1), [QualifiedName::new("public", "messages")]);
+    let mut at = 1_u64;
+    let local = || PgTimestamp::from_unix_micros(i64::try_from(unix_micros()).unwrap_or(0));
+    let mut group = criterion.benchmark_group("telemetry");
+    group.bench_function("a transaction is received", |bencher| {
+        bencher.iter(|| {
+            at += 1;
+            let sent_at = local();
+            telemetry.heard(sent_at, sent_at);
+            telemetry.received(Lsn::new(at), sent_at);
+            // As in a backlog: one batch stores a few hundred transactions.
+            if at.is_multiple_of(256) {
+                telemetry.stored(Lsn::new(at));
+            }
+        });
+    });
+    group.bench_function("a batch of one row is applied", |bencher| {
+        bencher.iter(|| {
+            at += 1;
+            telemetry.stored(Lsn::new(at));
+            telemetry.confirmed(Lsn::new(at));
+            let rows = [("public.messages".to_owned(), Operation::Insert, 1)];
+            telemetry.batch_applied(1, &rows, 0, Duration::from_micros(300));
+        });
+    });
+    group.finish();
+}
+
+fn unix_micros() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_micros()
+}
+
+criterion_group!(benches, hot_path, telemetry);
 criterion_main!(benches);

@@ -436,3 +436,41 @@ async fn a_latin1_source_fills_a_utf8_destination_as_text() {
     let columns = all(&[BUILT_IN, NAMED_COLUMNS, AS_TEXT_COLUMNS]);
     follows_all_values("latintext", "LATIN1", true, &format!("{NAMED}{AS_TEXT}"), &columns, false).await;
 }
+
+/// Each type of docs/types.md, and how it travels according to that page.
+fn types_of_the_page() -> Vec<(String, bool)> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/types.md");
+    let page = std::fs::read_to_string(path).expect("docs/types.md");
+    let rows = page.lines().filter(|line| line.ends_with("| in binary |") || line.ends_with("| as text |"));
+    rows.flat_map(|row| {
+        let binary = row.ends_with("| in binary |");
+        let types = row.split('|').nth(2).unwrap_or_default().to_owned();
+        types.split('`').skip(1).step_by(2).map(|name| (name.to_owned(), binary)).collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_says_of_each_type_how_it_travels() {
+    let types = types_of_the_page();
+    assert!(types.len() > 60, "{types:?}");
+    let columns: Vec<String> =
+        types.iter().enumerate().map(|(number, (name, _))| format!("c{number} {name}")).collect();
+    let schema = format!(
+        "CREATE EXTENSION citext; CREATE EXTENSION hstore; CREATE TYPE headwater_mood AS ENUM ('ok');
+         CREATE DOMAIN headwater_positive AS int CHECK (VALUE > 0); CREATE TYPE headwater_pair AS (a int, b text);
+         CREATE TABLE t (id int PRIMARY KEY, {})",
+        columns.join(", ")
+    );
+    let database = Database::new("travels", &["t"], &schema).await;
+    let tables = [headwater::pg::QualifiedName::new("public", "t")];
+    let source = headwater::source::SourceCatalog::read(&database.source, &tables).await.expect("the table");
+    let table = &source.tables[0];
+    let end = headwater::plan::fit::End { table: &table.definition, types: &source.types };
+    let as_text = headwater::plan::fit::text_columns(end, &table.published(), end);
+    let as_text: Vec<&str> = as_text.iter().map(|(column, _)| column.as_str()).collect();
+    for (number, (name, binary)) in types.iter().enumerate() {
+        let text = as_text.contains(&format!("c{number}").as_str());
+        assert_eq!(!text, *binary, "docs/types.md is wrong about {name}");
+    }
+}
