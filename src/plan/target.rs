@@ -133,12 +133,13 @@ fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: 
         .flat_map(|index| &index.parts)
         .find(|part| part.column.as_ref() == Some(&definition.name))
         .and_then(|part| part.equality.clone());
-    // unnest takes an array of arrays apart down to its elements, so only columns that are no arrays can go that way.
-    let is_array = found.is_some_and(|found| found.element.is_some() || base_is_array(found.base, types));
+    // unnest takes an array of arrays apart down to its elements, and an array of composites into a column for each of their
+    // attributes: only other columns can go that way.
+    let is_taken_apart = is_taken_apart(definition.type_id, types);
     TargetColumn {
         name: definition.name.clone(),
         type_id: definition.type_id,
-        array: found.and_then(|found| found.array).filter(|_| !is_array),
+        array: found.and_then(|found| found.array).filter(|_| !is_taken_apart),
         delimiter: found.map_or(',', |found| found.delimiter),
         equality: match is_polymorphic_domain(definition.type_id, types) {
             true => None,
@@ -149,9 +150,10 @@ fn target_column(definition: &ColumnDefinition, table: &TableDefinition, types: 
     }
 }
 
-fn base_is_array(base: Option<TypeId>, types: &Types) -> bool {
-    let base = base.and_then(|id| types.get(&id));
-    base.is_some_and(|base| base.element.is_some() || base_is_array(base.base, types))
+fn is_taken_apart(id: TypeId, types: &Types) -> bool {
+    let Some(found) = types.get(&id) else { return false };
+    let has_parts = found.element.is_some() || found.kind == TypeKind::Composite;
+    has_parts || found.base.is_some_and(|base| is_taken_apart(base, types))
 }
 
 /// varchar and cidr: no operator class of their own, they are compared as text and inet.

@@ -280,3 +280,25 @@ async fn rows_of_an_inherited_table_stay_in_their_own_table() {
     }
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn composites_are_updated_and_deleted_by_many_at_once() {
+    let database = Database::new(
+        "composites",
+        &["t", "keyed"],
+        "CREATE TYPE pair AS (a int, b text); CREATE DOMAIN pair_domain AS pair;
+         CREATE TABLE t (v text, p pair, d pair_domain, n timestamptz, id int PRIMARY KEY);
+         INSERT INTO t SELECT 'v', ROW(i, 'b')::pair, ROW(i, 'd')::pair, now(), i FROM generate_series(1, 100) i;
+         CREATE TABLE keyed (p pair PRIMARY KEY, v text);
+         INSERT INTO keyed SELECT ROW(i, 'b')::pair, 'v' FROM generate_series(1, 100) i;",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'w', p = ROW(id, 'c')::pair, d = ROW(id, 'e')::pair, n = n + '1 day'").await;
+    database.at_source("UPDATE keyed SET v = 'w' WHERE (p).a > 20; DELETE FROM keyed WHERE (p).a > 50").await;
+    database.at_source("UPDATE t SET p = NULL WHERE id > 50; DELETE FROM t WHERE id < 20").await;
+    database.assert_catches_up().await;
+    assert!(!service.log().contains("ERROR"), "{}", service.log());
+    service.stop().await;
+}
