@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use headwater::config::{Config, Environment, FileText};
+
 use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::database::connect;
 use crate::support::roles::{as_role, blocks, like};
@@ -205,6 +207,8 @@ const RUN: &[&str] = &[
     "destination, tables that exist",
     "destination, optional",
     "destination, monitor",
+    // A piece of a configuration, which is read here.
+    "configuration",
     // Targets of the Makefile, which CI runs.
     "make",
 ];
@@ -224,6 +228,12 @@ fn every_block_of_the_pages_is_run_by_a_test() {
             }
             let mark = mark.unwrap_or_else(|| panic!("{}: no test runs\n{text}", page.display()));
             assert!(RUN.contains(&mark.as_str()), "{}: no test runs blocks marked {mark:?}", page.display());
+            if language == "toml" {
+                let file = FileText { name: "headwater.toml", text: &text };
+                let url = ("HEADWATER_DESTINATION_URL".to_owned(), "postgresql://headwater@localhost/forum".to_owned());
+                let read = Config::parse(Some(file), &Environment::from_iter([url]));
+                assert!(read.is_ok(), "{}: {:?} in\n{text}", page.display(), read.err());
+            }
             if mark == "make" {
                 let makefile = std::fs::read_to_string(root.join("Makefile")).expect("the Makefile");
                 for line in text.lines() {
