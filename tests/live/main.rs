@@ -24,6 +24,7 @@ mod faults;
 mod first_hour;
 mod explain;
 mod golden;
+mod hostile;
 mod idle;
 mod init;
 mod large;
