@@ -43,7 +43,8 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
                       pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery()
                           THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END, s.restart_lsn)::bigint,
                       COALESCE(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
-                          CASE WHEN (pg_catalog.to_jsonb(s) ->> 'conflicting')::bool THEN 'conflict with recovery' END),
+                          CASE WHEN pg_catalog.pg_is_in_recovery() AND (pg_catalog.to_jsonb(s) ->> 'conflicting')::bool
+                              THEN 'conflict with recovery' END),
                       s.slot_type
                FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::text";
     let Some(row) = client.query_opt("looking at the replication slot", sql, &[&name.as_str()]).await? else {
