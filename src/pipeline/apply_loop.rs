@@ -41,8 +41,6 @@ pub(super) struct Limits {
     pub(super) leader_timeout: Duration,
     /// Where the source's WAL ended when the stream began: from there on it is no longer catching up.
     pub(super) catch_up_to: Lsn,
-    /// The loop ends once it has caught up: from there on the source is to be asked for its stream in another way.
-    pub(super) ends_caught_up: bool,
     /// The commit_lsn of a transaction that could not be applied: up to there nothing is resolved.
     pub(super) held_up_at: Lsn,
 }
@@ -80,7 +78,6 @@ pub(super) struct ApplyLoop<'a> {
     sent_at: Instant,
     steps_ended: bool,
     made_progress: bool,
-    caught_up: bool,
 }
 
 impl<'a> ApplyLoop<'a> {
@@ -111,7 +108,6 @@ impl<'a> ApplyLoop<'a> {
             sent_at: began,
             steps_ended: false,
             made_progress: false,
-            caught_up: false,
         }
     }
 
@@ -120,19 +116,11 @@ impl<'a> ApplyLoop<'a> {
         self.made_progress
     }
 
-    /// Whether it ended because it has caught up.
-    pub(super) fn ended_caught_up(&self) -> bool {
-        self.limits.ends_caught_up && self.caught_up
-    }
-
-    /// Runs until the steps end, or `stop` resolves, or it has caught up where it is to end then, or something fails.
+    /// Runs until the steps end, or `stop` resolves, or something fails.
     pub(super) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), DestinationError> {
         let mut stop = pin!(stop);
         loop {
             self.feed().await?;
-            if self.ended_caught_up() && !self.applier.in_large_transaction() {
-                return self.finish().await;
-            }
             let idle = !self.applier.is_busy();
             if self.steps_ended && idle && self.batcher.is_empty() {
                 return self.applier.abandon_large().await;
@@ -314,15 +302,12 @@ impl<'a> ApplyLoop<'a> {
         }
     }
 
-    fn caught_up_at(&mut self, position: Lsn) {
+    fn caught_up_at(&self, position: Lsn) {
         if position > self.limits.held_up_at {
             self.telemetry.resumed();
         }
-        if position >= self.limits.catch_up_to {
-            self.caught_up = true;
-            if self.telemetry.state() == State::CatchingUp {
-                self.telemetry.set_state(State::Streaming, None);
-            }
+        if position >= self.limits.catch_up_to && self.telemetry.state() == State::CatchingUp {
+            self.telemetry.set_state(State::Streaming, None);
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) const HEARTBEAT_PREFIX: &str = "headwater";
 pub(super) enum Lived {
     /// The process is to stop.
     UntilStopped,
-    /// Other tables are followed from now on, or the stream is to be asked for in another way.
+    /// Other tables are followed from now on.
     ToBeSetUpAnew,
 }
 
@@ -317,8 +317,6 @@ impl Attempt {
 
         let mut options = streaming::options(&config, prepared.server.version, prepared.transfer);
         options.streaming &= !std::mem::take(&mut self.spool_failed);
-        let backlog = options.streaming && streaming::is_backlog(position, prepared.identification.flushed_lsn);
-        options.streaming &= !backlog;
         let spool = streaming::open_spool(&config, &telemetry, &mut options).await;
         let started = prepared.replication.start(&config.source.slot, position, &options).await;
         started.map_err(SourceError::Session)?;
@@ -374,7 +372,6 @@ impl Attempt {
             batch_bytes_max: config.apply.batch_bytes_max,
             leader_timeout: config.leader_timeout,
             catch_up_to: prepared.identification.flushed_lsn,
-            ends_caught_up: backlog,
             held_up_at: self.conflict.map(|(commit_lsn, _)| commit_lsn).unwrap_or_default(),
         };
         let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
@@ -400,10 +397,6 @@ impl Attempt {
             () = fences.run() => Ok(Lived::UntilStopped),
         };
         self.made_progress |= applying.made_progress();
-        let caught_up = applying.ended_caught_up();
-        if caught_up {
-            tracing::info!("the backlog is applied; from now on large transactions are received before they commit");
-        }
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
         applying.close().await;
         self.monitor.unwatch();
@@ -422,7 +415,7 @@ impl Attempt {
         {
             return Err(DestinationError::LabelMissing.into());
         }
-        if applied? == Lived::ToBeSetUpAnew || (caught_up && !self.is_stopping()) {
+        if applied? == Lived::ToBeSetUpAnew {
             return Ok(Lived::ToBeSetUpAnew);
         }
         match read {

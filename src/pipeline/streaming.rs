@@ -1,7 +1,7 @@
 //! How the source is asked to stream: which protocol, whether large transactions come before they commit, which origins.
 //!
 //! Asked by `attempt` before START_REPLICATION. docs/decisions/0010-streaming.md says why streaming is asked for wherever the
-//! source knows it, except while a backlog is caught up on.
+//! source knows it.
 //!
 //! | source | protocol | in-progress streams | `origin = "none"` |
 //! |---|---|---|---|
@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use crate::config::{Config, Origin};
 use crate::fault::spool_report;
-use crate::pg::Lsn;
 use crate::plan::fit::Transfer;
 use crate::session::StreamOptions;
 use crate::spool::Spool;
@@ -25,15 +24,6 @@ use crate::transaction::Assembler;
 
 /// From here on the source itself leaves out transactions with an origin.
 const ORIGIN_SINCE: i32 = 160_000;
-
-/// The source's logical_decoding_work_mem, as it comes: no transaction in a smaller backlog would come before its commit.
-const BACKLOG_BYTES_MIN: u64 = 64 << 20;
-
-/// Whether there is so much to catch up on that nothing is asked for before its commit until then: what is in the backlog has
-/// committed, so it would be kept here first and applied only once it is whole, instead of while it arrives.
-pub(super) fn is_backlog(position: Lsn, source_flushed: Lsn) -> bool {
-    source_flushed.bytes_since(position) >= BACKLOG_BYTES_MIN
-}
 
 /// The spool, if in-progress streams are to be asked for. Without one they are not.
 pub(super) async fn open_spool(

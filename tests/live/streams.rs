@@ -394,36 +394,3 @@ async fn files_of_a_killed_process_are_swept_by_the_next_start() {
     service.stop().await;
     assert_eq!(spool.instances(), [""; 0]);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_has_committed_long_ago_is_applied_while_it_arrives_and_streams_begin_once_caught_up() {
-    let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "backlog", TABLES, SCHEMA).await;
-    let setup = Setup::of(&database);
-    let service = setup.start();
-    service.streams().await;
-    database.assert_catches_up().await;
-    service.stop().await;
-    let insert = |from: u32, to: u32| {
-        format!(
-            "INSERT INTO events SELECT i, 1, md5(i::text), repeat(md5(i::text), 12) FROM generate_series({from}, {to}) i"
-        )
-    };
-    database.at_source(&insert(10_000, 180_000)).await;
-    let (before, _) = streamed(&database).await;
-    let service = setup.start();
-    service.streams().await;
-    database.assert_catches_up().await;
-    eventually("the stream begins anew", || async { service.log().contains("the backlog is applied").then_some(()) })
-        .await;
-    let (after, spilled) = streamed(&database).await;
-    assert_eq!(after, before, "the backlog came at its commit");
-    assert!(spilled > 0, "the source kept it meanwhile");
-    service.streams().await;
-    // From here on what is large comes before it commits.
-    database.at_source(&insert(200_000, 210_000)).await;
-    database.assert_catches_up().await;
-    eventually("it was streamed", || async { (streamed(&database).await.0 > before).then_some(()) }).await;
-    assert_eq!(service.metric("headwater_restarts_total").await, None, "{}", service.log());
-    service.stop().await;
-}
