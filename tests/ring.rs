@@ -10,6 +10,9 @@
 //! - I5: once the crashes end, both sides become equal;
 //! - I6: the slot passes WAL that is not for us.
 //!
+//! The source sends again what it has sent, whole transactions that are applied already, keepalives, and commits without what
+//! they commit; the last breaks the session off.
+//!
 //! A leader that is frozen, or cut off, leaves flights behind which arrive late, while the next one leads.
 //!
 //! Some transactions arrive before they commit, in blocks between others, with subtransactions and whole transactions that
@@ -18,6 +21,7 @@
 //! `HEADWATER_SEED=n` replays one schedule; `HEADWATER_SCHEDULES=n` runs so many.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -121,14 +125,19 @@ impl Source {
     }
 
     /// What a walsender sends from a position on: messages, and how far it is after each of them.
-    fn stream(&self, from: u64) -> VecDeque<Sent> {
+    fn stream(&self, from: u64, rng: &mut Rng) -> VecDeque<Sent> {
         // Too low a position is silently raised.
         let from = from.max(self.confirmed);
         let mut sent = VecDeque::new();
         sent.push_back(Sent::Keepalive(from.saturating_sub(100)));
-        let first = self.log.partition_point(|t| t.commit_lsn < from);
-        sent.extend(interleaved(self.log.get(first..).unwrap_or_default()));
+        sent.extend(self.sent_from(self.log.partition_point(|t| t.commit_lsn < from), rng));
         sent
+    }
+
+    /// All transactions from this one on; now and then some that came before it are sent again.
+    fn sent_from(&self, first: usize, rng: &mut Rng) -> Vec<Sent> {
+        let again = if rng.u8(..8) == 0 { rng.usize(1..5) } else { 0 };
+        interleaved(self.log.get(first.saturating_sub(again)..).unwrap_or_default())
     }
 }
 
@@ -352,7 +361,7 @@ struct Life {
 const PIECE_BYTES: usize = 1500;
 
 impl Life {
-    fn start(source: &Source, destination: &mut Destination) -> Life {
+    fn start(source: &Source, destination: &mut Destination, rng: &mut Rng) -> Life {
         // The writing session is new: whatever the old one had open is rolled back.
         destination.open = None;
         let position = destination.position;
@@ -360,7 +369,7 @@ impl Life {
         let tables = TableSet::new([(TABLE, QualifiedName::new("public", "t"))]);
         let at = Lsn::new(position);
         Life {
-            incoming: source.stream(position),
+            incoming: source.stream(position, rng),
             sent_transactions: source.log.len(),
             assembler: Assembler::new(tables, PIECE_BYTES, "hw", at).with_streams(),
             spool: BTreeMap::new(),
@@ -379,18 +388,33 @@ impl Life {
         }
     }
 
-    fn receive(&mut self, source: &Source) {
+    fn receive(&mut self, source: &Source, rng: &mut Rng) {
         // New commits, and keepalives between them when the walsender has nothing else to say.
         if self.sent_transactions < source.log.len() {
-            self.incoming.extend(interleaved(&source.log[self.sent_transactions..]));
+            self.incoming.extend(source.sent_from(self.sent_transactions, rng));
             self.sent_transactions = source.log.len();
         }
         // While one is read back nothing more is read.
         if self.replay.is_none() {
             match self.incoming.pop_front() {
-                Some(Sent::Message(message)) => self.assembler.message(message).expect("a message in its place"),
+                Some(Sent::Message(message)) => {
+                    let commits = matches!(message, Message::Commit(_) | Message::StreamCommit { .. });
+                    let twice = (commits && rng.u8(..100) == 0).then(|| message.clone());
+                    self.assembler.message(message).expect("a message in its place");
+                    if let Some(commit) = twice {
+                        self.assembler.message(commit).expect_err("a commit of nothing");
+                        self.failed = true;
+                        return;
+                    }
+                }
                 Some(Sent::Keepalive(wal_end)) => self.assembler.keepalive(Lsn::new(wal_end)),
-                None => self.assembler.keepalive(Lsn::new(source.wal_end)),
+                None => {
+                    for _ in 0..rng.usize(1..3) {
+                        self.assembler.keepalive(Lsn::new(source.wal_end));
+                    }
+                    // One that was under way for long tells of the past.
+                    self.assembler.keepalive(Lsn::new(source.wal_end - rng.u64(..500)));
+                }
             }
         }
         while self.batcher.has_room() {
@@ -559,13 +583,15 @@ impl World {
         }
         let life = match &mut self.life {
             Some(life) if !life.failed => life,
-            _ => self.life.insert(Life::start(&self.source, &mut self.destination)),
+            _ => self.life.insert(Life::start(&self.source, &mut self.destination, &mut self.rng)),
         };
         life.now += Duration::from_millis(self.rng.u64(1..500));
         match self.rng.u8(..5) {
             0 => {
                 for _ in 0..self.rng.usize(1..20) {
-                    life.receive(&self.source);
+                    if !life.failed {
+                        life.receive(&self.source, &mut self.rng);
+                    }
                 }
             }
             1 => life.submit(&mut self.rng),
@@ -665,26 +691,41 @@ fn the_invariants_hold_on_every_schedule() {
         run(seed);
         return;
     }
-    let schedules = variable("HEADWATER_SCHEDULES").unwrap_or(3000);
+    let schedules = variable("HEADWATER_SCHEDULES").unwrap_or(1500);
     let first = fastrand::u64(..1 << 48);
     let began = Instant::now();
-    let mut steps = 0;
-    for seed in first..first + schedules {
-        let result = std::panic::catch_unwind(|| run(seed));
-        match result {
-            Ok(taken) => steps += taken,
-            Err(error) => {
-                let text = error.downcast_ref::<String>().cloned().unwrap_or_default();
-                panic!("HEADWATER_SEED={seed} replays it: {text}");
+    let (next, steps) = (AtomicU64::new(first), AtomicUsize::new(0));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + schedules {
+                return;
             }
+            match std::panic::catch_unwind(|| run(seed)) {
+                Ok(taken) => steps.fetch_add(taken, Ordering::Relaxed),
+                Err(error) => {
+                    // The others need not go on.
+                    next.store(first + schedules, Ordering::Relaxed);
+                    let text = error.downcast_ref::<String>().cloned().unwrap_or_default();
+                    panic!("HEADWATER_SEED={seed} replays it: {text}");
+                }
+            };
         }
-    }
-    let seconds = began.elapsed().as_secs_f64();
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in all {
+            thread.join().unwrap_or_else(|error| std::panic::resume_unwind(error));
+        }
+    });
+    let steps = steps.into_inner();
     assert!(steps > 0);
-    eprintln_summary(schedules, steps, seconds);
+    eprintln_summary(first, schedules, steps, began.elapsed().as_secs_f64());
 }
 
 #[allow(clippy::print_stderr, reason = "shown by --nocapture")]
-fn eprintln_summary(schedules: u64, steps: usize, seconds: f64) {
-    eprintln!("{schedules} schedules, {steps} steps, {:.0} schedules per second", schedules as f64 / seconds);
+fn eprintln_summary(first: u64, schedules: u64, steps: usize, seconds: f64) {
+    let speed = schedules as f64 / seconds;
+    eprintln!("{schedules} schedules from seed {first} on, {steps} steps, {speed:.0} schedules per second");
 }

@@ -103,6 +103,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
                 | TransactionError::UnknownRelation(_)
                 | TransactionError::ColumnCount { .. }
                 | TransactionError::Record { .. }
+                | TransactionError::OutOfOrder { .. }
                 | TransactionError::CommitMismatch { .. } => Decision::End,
             },
             // Nothing is lost: the source sends everything again that had not committed, next time at its commit.

@@ -89,6 +89,13 @@ fn unit() -> String {
 }
 
 #[test]
+fn the_unit_lets_no_core_file_take_passwords_to_disk() {
+    let unit = unit();
+    let limits: Vec<&str> = unit.lines().filter(|line| line.starts_with("LimitCORE")).collect();
+    assert_eq!(limits, ["LimitCORE=0"]);
+}
+
+#[test]
 fn systemd_accepts_the_unit_and_finds_it_closed() {
     let Some(analyze) = tools::program("systemd-analyze") else { return };
     let dir = parent().join(format!("unit-{:08x}", fastrand::u32(..)));

@@ -52,6 +52,14 @@ pub enum TransactionError {
         /// From Commit.
         commit_lsn: Lsn,
     },
+    /// A transaction comes although the source had said that none was left before its commit.
+    #[error("a transaction with commit {commit_lsn} came after the stream had passed {received} (protocol violation)")]
+    OutOfOrder {
+        /// Its commit_lsn.
+        commit_lsn: Lsn,
+        /// What the stream had passed.
+        received: Lsn,
+    },
     /// A table was dropped and created anew under the same name.
     #[error("table {table} was dropped and created anew at the source (OID {old}, now {new})")]
     Replaced {
@@ -95,6 +103,8 @@ pub struct Assembler {
     records: BytesMut,
     outputs: VecDeque<Output>,
     received: Lsn,
+    /// The end of the last transaction, or what was resumed from: what committed before it is here already.
+    committed: Lsn,
     /// How many messages have come.
     heard: u64,
 }
@@ -110,6 +120,8 @@ struct Open {
     large: bool,
     /// It was replicated to the source from elsewhere, and such are not wanted.
     foreign: bool,
+    /// The source has sent it before.
+    again: bool,
 }
 
 impl Assembler {
@@ -135,6 +147,7 @@ impl Assembler {
             records: BytesMut::new(),
             outputs: VecDeque::new(),
             received: resumed_from,
+            committed: resumed_from,
             heard: 0,
         }
     }
@@ -200,6 +213,7 @@ impl Assembler {
                 if self.open.is_some() {
                     return Err(TransactionError::Misplaced { message: "Begin", place: "inside a transaction" });
                 }
+                let again = self.came_before(begin.final_lsn)?;
                 self.open = Some(Open {
                     begin,
                     changes: Vec::new(),
@@ -207,6 +221,7 @@ impl Assembler {
                     heartbeat: None,
                     large: false,
                     foreign: false,
+                    again,
                 });
             }
             Message::Commit(commit) => self.commit(commit)?,
@@ -248,11 +263,14 @@ impl Assembler {
         let Some(open) = self.open.take() else {
             return Err(TransactionError::Misplaced { message: "Commit", place: "outside a transaction" });
         };
-        let Open { begin, changes, size_bytes, heartbeat, large, foreign: _ } = open;
+        let Open { begin, changes, size_bytes, heartbeat, large, foreign: _, again } = open;
         if begin.final_lsn != commit.commit_lsn {
             return Err(TransactionError::CommitMismatch { final_lsn: begin.final_lsn, commit_lsn: commit.commit_lsn });
         }
-        self.received = self.received.max(commit.end_lsn);
+        if again {
+            return Ok(());
+        }
+        self.passed(commit);
         if large {
             if !changes.is_empty() {
                 self.step(Step::Piece(Piece { changes, size_bytes }));
@@ -264,6 +282,23 @@ impl Assembler {
             self.step(Step::Transaction(Transaction { begin, commit, changes, size_bytes, heartbeat }));
         }
         Ok(())
+    }
+
+    /// Whether a transaction with this commit_lsn is one that came before: a source may send again what it was told was
+    /// applied, and a transaction is applied only if its end_lsn is behind the position.
+    ///
+    /// All these positions stand between records, so that a commit which begins before one also ends there or before.
+    fn came_before(&self, commit_lsn: Lsn) -> Result<bool, TransactionError> {
+        // Behind the last transaction, but before a keepalive: it was never here, and the position may have passed it.
+        if commit_lsn >= self.committed && commit_lsn < self.received {
+            return Err(TransactionError::OutOfOrder { commit_lsn, received: self.received });
+        }
+        Ok(commit_lsn < self.committed)
+    }
+
+    fn passed(&mut self, commit: Commit) {
+        self.committed = self.committed.max(commit.end_lsn);
+        self.received = self.received.max(commit.end_lsn);
     }
 
     /// Only the newest of several in a row is kept.
@@ -344,7 +379,7 @@ impl Assembler {
         let Some(open) = &mut self.open else {
             return Err(TransactionError::Misplaced { message: "change", place: "outside a transaction" });
         };
-        if open.foreign {
+        if open.foreign || open.again {
             return Ok(());
         }
         open.size_bytes += change.size_bytes();
@@ -439,9 +474,13 @@ impl Assembler {
         let message = "Stream Commit";
         let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
         let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
-        self.received = self.received.max(commit.end_lsn);
         // pgoutput counts what the stream has told of relations as told to the session.
         self.relations.merge(std::mem::take(&mut stream.relations));
+        if self.came_before(commit.commit_lsn)? {
+            self.outputs.extend(stream.spooled.then_some(Output::Spool(SpoolOrder::Discard { xid })));
+            return Ok(());
+        }
+        self.passed(commit);
         let heartbeat = stream.take_heartbeat();
         let begin = Begin { final_lsn: commit.commit_lsn, committed_at: commit.committed_at, xid };
         if stream.end > 0 {

@@ -97,6 +97,21 @@ fn a_keepalive_counts_only_between_transactions_and_never_backwards() {
 }
 
 #[test]
+fn what_the_source_sends_again_is_applied_no_second_time() {
+    let mut assembler = assembler(1 << 20);
+    let whole = |lsn| vec![begin(lsn), described(1, "t"), insert(1, b'1'), commit(lsn)];
+    assert_eq!(run(&mut assembler, whole(2)), [], "it was applied before the session began");
+    assert_eq!(run(&mut assembler, whole(100)).len(), 1);
+    assert_eq!(run(&mut assembler, whole(100)), []);
+    assert_eq!(assembler.received(), Lsn::new(108));
+    assert_eq!(run(&mut assembler, whole(108)).len(), 1, "the next one begins where that one ends");
+    // What has never come, and comes too late, may already be passed by the stored position.
+    assembler.keepalive(Lsn::new(200));
+    let late = TransactionError::OutOfOrder { commit_lsn: Lsn::new(150), received: Lsn::new(200) };
+    assert_eq!(assembler.message(begin(150)), Err(late));
+}
+
+#[test]
 fn a_changed_relation_holds_from_its_message_on() {
     let mut assembler = assembler(1 << 20);
     let mut renamed = relation(1, "t");

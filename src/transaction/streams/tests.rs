@@ -134,6 +134,19 @@ fn insert(xid: impl Into<Option<u32>>, values: &[&str]) -> Message {
 }
 
 #[test]
+fn a_stream_that_the_source_sends_again_is_dropped_at_its_commit() {
+    let mut ring = Ring::new(1 << 20);
+    for _ in 0..2 {
+        ring.block(7, true, vec![described(Some(7), &["a"]), insert(Some(7), &["1"])]);
+        ring.commit(7, 100);
+    }
+    ring.block(8, true, vec![described(Some(8), &["a"]), insert(Some(8), &["2"])]);
+    ring.commit(8, 108);
+    assert_eq!(ring.inserted(), [["1"], ["2"]]);
+    assert!(ring.spool.is_empty(), "what was dropped is not kept");
+}
+
+#[test]
 fn interleaved_streams_come_out_whole_in_the_order_of_their_commits() {
     let mut ring = Ring::new(1 << 20);
     ring.block(5, true, vec![described(Some(5), &["id"]), insert(5, &["a"])]);
