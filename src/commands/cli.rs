@@ -144,11 +144,14 @@ pub(super) struct DemoArguments {
 #[derive(Debug, Args)]
 pub(super) struct InitArguments {
     /// Where the source is, as postgresql://user@host/database.
-    #[arg(value_name = "SOURCE_URL")]
+    ///
+    /// Other users of this machine see the arguments of its processes: give a password by PGPASSWORD, a password file
+    /// (~/.pgpass), or in HEADWATER_SOURCE_URL instead of here.
+    #[arg(value_name = "SOURCE_URL", env = "HEADWATER_SOURCE_URL", hide_env_values = true)]
     pub(super) source: String,
 
     /// Where the destination is.
-    #[arg(value_name = "DESTINATION_URL")]
+    #[arg(value_name = "DESTINATION_URL", env = "HEADWATER_DESTINATION_URL", hide_env_values = true)]
     pub(super) destination: String,
 
     /// The file to write; one that is there is never written over.

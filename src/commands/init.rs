@@ -2,6 +2,7 @@
 //!
 //! Writes a commented file (never over an existing one) and prints the GRANTs for least-privilege roles of both sides
 //! on standard output. No password gets into the file: what the URLs held of one goes to a password file or PGPASSWORD.
+//! Nor need one be an argument, which other users of the machine see: the URLs may come from the environment.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

@@ -83,3 +83,30 @@ async fn tables_that_cannot_be_replicated_are_said_and_left_out() {
     assert!(err.contains("SOURCE_URL"), "{err}");
     let _ = Setup::of(&database);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_needs_to_be_an_argument_that_others_can_see() {
+    let database = Database::new("initquiet", &["good"], "CREATE TABLE good (id int PRIMARY KEY)").await;
+    let file = parent().join(format!("{}.toml", database.name));
+    let with_password = |url: &str| url.replacen('@', ":hunter2@", 1);
+    let mut command = tokio::process::Command::new(headwater());
+    command.args(["init", "--output"]).arg(&file);
+    command.env("HEADWATER_SOURCE_URL", with_password(&database.source_url));
+    command.env("HEADWATER_DESTINATION_URL", with_password(&database.destination_url));
+    let output = command.output().await.expect("headwater starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("    \"public.good\",") && !text.contains("hunter2") && !said.contains("hunter2"), "{text}{said}");
+    std::fs::remove_file(&file).unwrap();
+    // What is in the environment is not shown by --help, nor when something is wrong with it.
+    for (arguments, code) in [(&["init", "--help"][..], 0), (&["init", "nonsense://postgres:hunter2@h"], 2)] {
+        let mut command = tokio::process::Command::new(headwater());
+        command.args(arguments).env("HEADWATER_SOURCE_URL", "postgresql://u:hunter2@h/db");
+        command.env("HEADWATER_DESTINATION_URL", "postgresql://u:hunter2@h:port/db");
+        let output = command.output().await.expect("headwater starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
