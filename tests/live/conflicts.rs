@@ -175,7 +175,7 @@ async fn foreign_keys_policies_and_privileges_stop_a_role_that_they_bind() {
 async fn with_source_wins_whatever_was_changed_here_ends_as_the_source_has_it() {
     let seed = seed("with_source_wins");
     // Where foreign keys act they refuse what drifted, and no row of the source's can win over that: docs/conflicts.md says so.
-    let database = Database::of_superuser("wins", TABLES, SCHEMA).await;
+    let database = Database::with_replica_role("wins", TABLES, SCHEMA).await;
     let service = Setup::of(&database).setting("on_conflict = \"source-wins\"").start();
     service.streams().await;
     database.at_destination("ALTER TABLE items ADD COLUMN mine text DEFAULT 'local'").await;

@@ -59,7 +59,7 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_came_with_a_sequence_while_streaming_gets_one_by_what_is_printed() {
     // Where foreign keys act, such a table is not copied by itself.
-    let database = Database::of_superuser("cutadded", &["parents", "children"], SCHEMA).await;
+    let database = Database::with_replica_role("cutadded", &["parents", "children"], SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;

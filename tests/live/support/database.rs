@@ -61,6 +61,11 @@ impl Database {
         Database::under(Roles::Superuser, source().await, destination().await, name, tables, schema).await
     }
 
+    /// The same, for what only works where foreign keys do not act: the roles may set session_replication_role in any case.
+    pub async fn with_replica_role(name: &str, tables: &[&str], schema: &str) -> Database {
+        Database::under(Roles::wanted_with_replica(), source().await, destination().await, name, tables, schema).await
+    }
+
     /// Databases on these clusters.
     pub async fn on(from: &Cluster, to: &Cluster, name: &str, tables: &[&str], schema: &str) -> Database {
         Database::under(Roles::wanted(), from, to, name, tables, schema).await

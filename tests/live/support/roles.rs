@@ -23,6 +23,14 @@ pub enum Roles {
 }
 
 impl Roles {
+    /// What HEADWATER_TEST_ROLES says, with session_replication_role in any case.
+    pub fn wanted_with_replica() -> Roles {
+        match Roles::wanted() {
+            Roles::Superuser => Roles::Superuser,
+            Roles::Least { .. } => Roles::Least { replica: true },
+        }
+    }
+
     /// What HEADWATER_TEST_ROLES says.
     pub fn wanted() -> Roles {
         match std::env::var("HEADWATER_TEST_ROLES").as_deref() {
