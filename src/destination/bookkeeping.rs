@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
-use crate::session::{Sql, SqlClient, SqlState};
+use crate::session::{SessionError, Sql, SqlClient, SqlState};
 
 const SCHEMA: &str = include_str!("../../sql/bookkeeping.sql");
 
@@ -116,7 +116,8 @@ impl Bookkeeping {
                           consistent_point::text, bookkeeping_version, gap,
                           COALESCE((pg_catalog.to_jsonb(stream) ->> 'agreed')::boolean, true)
                    FROM headwater.stream";
-        let Some(row) = self.client.query_opt(doing, sql, &[]).await? else { return Ok(None) };
+        let asked = self.client.query_opt(doing, sql, &[]).await.map_err(|error| incomplete("headwater.stream", error));
+        let Some(row) = asked? else { return Ok(None) };
         let version: i32 = row.get(8);
         if version > VERSION {
             return Err(DestinationError::Refused(
@@ -143,6 +144,16 @@ impl Bookkeeping {
             gap: row.get(9),
             agreed: row.get(10),
         }))
+    }
+
+    /// Whether a newer headwater wrote the bookkeeping.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn is_newer(&self) -> Result<bool, DestinationError> {
+        let sql = "SELECT bookkeeping_version > $1 FROM headwater.stream";
+        let row = self.client.query_opt("reading headwater.stream", sql, &[&VERSION]).await?;
+        Ok(row.is_some_and(|row| row.get(0)))
     }
 
     async fn exists(&self) -> Result<bool, DestinationError> {
@@ -261,7 +272,8 @@ impl Bookkeeping {
     /// [`DestinationError`].
     pub async fn position(&self) -> Result<Option<Lsn>, DestinationError> {
         let sql = "SELECT position::text FROM headwater.position";
-        let row = self.client.query_opt("reading headwater.position", sql, &[]).await?;
+        let asked = self.client.query_opt("reading headwater.position", sql, &[]).await;
+        let row = asked.map_err(|error| incomplete("headwater.position", error))?;
         row.map(|row| row.get::<_, &str>(0).parse().map_err(|_| damaged("headwater.position"))).transpose()
     }
 
@@ -281,7 +293,8 @@ impl Bookkeeping {
 pub async fn table_records(client: &SqlClient) -> Result<Vec<TableRecord>, DestinationError> {
     let sql = "SELECT schema_name, table_name, source_id, state, snapshot_position::text
                FROM headwater.tables ORDER BY schema_name, table_name";
-    let rows = client.query("reading headwater.tables", sql, &[]).await?;
+    let asked = client.query("reading headwater.tables", sql, &[]).await;
+    let rows = asked.map_err(|error| incomplete("headwater.tables", error))?;
     rows.iter()
         .map(|row| {
             let position: Option<&str> = row.get(4);
@@ -304,5 +317,17 @@ fn damaged(what: &str) -> DestinationError {
     DestinationError::Refused(
         ErrorReport::new(format!("{what} at the destination holds a value that headwater did not write"))
             .hint("Restore it, or run headwater teardown and start over with --resnapshot."),
+    )
+}
+
+/// A table of the bookkeeping that is not there, or not as headwater made it; other errors stay what they are.
+fn incomplete(what: &str, error: SessionError) -> DestinationError {
+    if !error.code().is_some_and(|code| matches!(code.as_str(), "42P01" | "42703")) {
+        return error.into();
+    }
+    DestinationError::Refused(
+        ErrorReport::new(format!("{what} at the destination is not as headwater made it"))
+            .detail(format!("{}.", error))
+            .hint("Restore the bookkeeping, or run headwater teardown and start over with --resnapshot."),
     )
 }

@@ -244,12 +244,15 @@ impl WritingSettings {
 }
 
 pub(super) fn position_in(row: &[Option<String>]) -> Result<Lsn, DestinationError> {
-    row.first().and_then(|position| position.as_deref()?.parse().ok()).ok_or_else(|| {
-        DestinationError::Refused(
-            ErrorReport::new("headwater.position at the destination holds no position")
-                .hint("Restore the bookkeeping, or run headwater teardown and start over with --resnapshot."),
-        )
-    })
+    row.first()
+        .and_then(|position| position.as_deref()?.parse().ok())
+        .ok_or_else(|| DestinationError::Refused(position_missing_report()))
+}
+
+/// What to say of a live stream without a position.
+pub fn position_missing_report() -> ErrorReport {
+    ErrorReport::new("headwater.position at the destination holds no position")
+        .hint("Restore the bookkeeping, or run headwater teardown and start over with --resnapshot.")
 }
 
 pub(super) fn one_row(answer: FlightAnswer) -> Vec<Option<String>> {

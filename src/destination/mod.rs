@@ -53,7 +53,8 @@ pub use fences::{
     next_fence_request, withdraw_fence,
 };
 pub use leadership::{
-    Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, terminate, terminate_leftovers,
+    Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, position_missing_report, terminate,
+    terminate_leftovers,
 };
 pub use letter_text::{describe, describe_with_values};
 pub use origin::{Marking, OriginEnd, drop_origin};
@@ -62,6 +63,7 @@ pub use publish::{Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
 pub use reshape::{Original, reshape};
 pub use resnapshots::{Origin, Request, RequestState, Scope};
+pub use schema::{missing_collations, missing_types};
 pub use sequences::follow_sequences;
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

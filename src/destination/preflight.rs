@@ -7,9 +7,6 @@ use super::error::DestinationError;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::session::SqlClient;
 
-/// The oldest major that is supported.
-const VERSION_MIN: i32 = 140_000;
-
 /// The destination server, as far as decisions need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DestinationServer {
@@ -52,10 +49,6 @@ impl DestinationServer {
         };
         let (role, database) = (&server.role, Ident::new(row.get::<_, &str>(3)));
         let mut problems = Vec::new();
-        if row.get::<_, i32>(2) < VERSION_MIN {
-            let text = format!("the destination is PostgreSQL {}, headwater needs 14 or later", server.version);
-            problems.push(ErrorReport::new(text));
-        }
         if row.get::<_, bool>(4) {
             problems.push(
                 ErrorReport::new("the destination is a standby, which cannot be written")

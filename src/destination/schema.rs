@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::DestinationError;
-use crate::pg::{ErrorReport, Ident, TypeId, quote_literal};
+use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
 use crate::plan::expression::{Expressions, Purpose};
 use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
 use crate::session::SqlClient;
@@ -76,6 +76,55 @@ pub(super) async fn resolve_types(
         resolved.names.insert((id, modifier), text);
     }
     Ok(resolved)
+}
+
+/// What keeps types from being created that `columns` need and the destination lacks; nothing is created.
+///
+/// # Errors
+/// [`DestinationError`] when the destination does not answer, or the source did not describe a type.
+pub async fn missing_types(
+    client: &SqlClient,
+    source_types: &Types,
+    columns: &[&ColumnDefinition],
+) -> Result<Vec<ErrorReport>, DestinationError> {
+    let expressions = expressions(client).await?;
+    let mut reports: Vec<ErrorReport> = Vec::new();
+    for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
+        let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
+        let name = type_name(source_types, id);
+        if client.query_one("looking for a type", sql, &[&name]).await?.get(0) {
+            continue;
+        }
+        match type_creation(source_types, id, &expressions) {
+            Ok(_) => {}
+            Err(DestinationError::Refused(report)) if reports.contains(&report) => {}
+            Err(DestinationError::Refused(report)) => reports.push(report),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(reports)
+}
+
+/// The collations among `names` that do not exist, and whether their schemas do.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn missing_collations(
+    client: &SqlClient,
+    names: &[QualifiedName],
+) -> Result<Vec<(QualifiedName, bool)>, DestinationError> {
+    let sql = "SELECT wanted.schema, wanted.name, n.oid IS NOT NULL
+               FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS wanted (schema, name)
+               LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema
+               WHERE NOT EXISTS (
+                   SELECT FROM pg_catalog.pg_collation c WHERE c.collnamespace = n.oid AND c.collname = wanted.name
+                   AND c.collencoding IN (-1, (SELECT encoding FROM pg_catalog.pg_database
+                                               WHERE datname = pg_catalog.current_database())))";
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let collations: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    let rows = client.query("looking for collations", sql, &[&schemas, &collations]).await?;
+    let found = rows.iter().map(|row| (QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2)));
+    Ok(found.collect())
 }
 
 /// A source type's name as SQL; an array's is its element's with brackets.

@@ -18,7 +18,7 @@ mod sqlstate;
 use crate::config::OnSlotLost;
 use crate::destination::DestinationError;
 use crate::pg::ErrorReport;
-use crate::session::{CopyError, SessionError};
+use crate::session::{CopyError, MAJOR_MIN, SessionError, TlsProblem};
 use crate::source::SourceError;
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
@@ -145,6 +145,7 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
         SessionError::Tls { .. } => operator("tls"),
         SessionError::Authentication { .. } => operator("authentication"),
         SessionError::File { .. } => operator("file"),
+        SessionError::TooOld { .. } => operator("version"),
         // An answer that the protocol does not know will not get better.
         SessionError::Protocol { .. } => Decision::End,
         SessionError::Server { error, .. } => sqlstate::decide(error.code, lost, operator),
@@ -223,16 +224,25 @@ pub fn spool_report(error: &SpoolError) -> ErrorReport {
 }
 
 fn session_report(end: &str, error: &SessionError) -> ErrorReport {
+    if let SessionError::TooOld { version } = error {
+        let text = format!("the {end} is PostgreSQL {version}, headwater needs {MAJOR_MIN} or later");
+        return ErrorReport::new(text).hint(format!("Upgrade that server, or correct {end}.url."));
+    }
     let report = ErrorReport::new(format!("{end}: {error}"));
     let Some(server) = error.server() else {
         return match error {
-            SessionError::Tls { .. } => report.hint(format!("See sslmode and sslrootcert in {end}.url.")),
+            SessionError::Tls { problem, .. } => report.hint(tls_hint(end, *problem)),
             SessionError::Authentication { .. } => report.hint(format!(
                 "Give the password in {end}.url, PGPASSWORD or ~/.pgpass; see pg_hba.conf at the {end}."
             )),
-            SessionError::Unreachable { .. }
-            | SessionError::File { .. }
-            | SessionError::Server { .. }
+            SessionError::Unreachable { .. } => report.hint(format!(
+                "Start the server, or correct host and port in {end}.url; headwater run waits for it."
+            )),
+            SessionError::File { .. } => report.hint(format!(
+                "See sslrootcert, sslcert, sslkey and passfile in {end}.url, or PGSSLROOTCERT, PGSSLCERT, PGSSLKEY and PGPASSFILE."
+            )),
+            SessionError::Server { .. }
+            | SessionError::TooOld { .. }
             | SessionError::Lost { .. }
             | SessionError::Timeout { .. }
             | SessionError::Protocol { .. } => report,
@@ -244,7 +254,13 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
     };
     let hint = match (server.code.as_str(), &server.hint) {
         ("28P01", _) => Some(format!("Give the right password in {end}.url, PGPASSWORD or ~/.pgpass.")),
-        ("28000", _) => Some(format!("Allow this role, database and address in pg_hba.conf at the {end}.")),
+        ("28000", _) if server.message.contains("pg_hba.conf") => Some(format!(
+            "Allow this role, database and address in pg_hba.conf at the {end}, then: SELECT pg_reload_conf();"
+        )),
+        ("28000", _) => Some(format!(
+            "Correct the user in {end}.url, which must exist and have LOGIN; or give the certificate that pg_hba.conf asks for \
+             in sslcert and sslkey."
+        )),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
         ("53300", _) if end == "source" => Some("Raise max_wal_senders or max_connections at the source.".to_owned()),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
@@ -253,6 +269,26 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
     match hint {
         Some(hint) => report.hint(hint),
         None => report,
+    }
+}
+
+/// What brings TLS about.
+fn tls_hint(end: &str, problem: TlsProblem) -> String {
+    match problem {
+        TlsProblem::NotOffered => format!(
+            "Set ssl = on at the {end}, with a certificate; or, where the network is trusted, sslmode=prefer in {end}.url."
+        ),
+        TlsProblem::Untrusted => format!(
+            "Set sslrootcert in {end}.url to the certificate of the authority that signed the server's; or to system, for those \
+             that this machine trusts."
+        ),
+        TlsProblem::OtherName => {
+            format!(
+                "Give the name in the server's certificate as host in {end}.url, beside it hostaddr where it does not resolve."
+            )
+        }
+        TlsProblem::Expired => format!("Renew the certificate at the {end}, then run there: SELECT pg_reload_conf();"),
+        TlsProblem::Other => format!("See sslmode, sslrootcert, sslcert and sslkey in {end}.url."),
     }
 }
 

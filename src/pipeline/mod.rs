@@ -26,6 +26,7 @@ mod control;
 mod cutover;
 mod fence;
 mod labels;
+mod lacking;
 mod monitor;
 mod prepare;
 mod propose;

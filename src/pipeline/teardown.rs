@@ -43,7 +43,7 @@ pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> 
     let here = destination(config, &addresses).await;
     let there = addresses.source.connect().await.map_err(|error| Fault::from(SourceError::Session(error)));
     let stream = match &here {
-        Ok((bookkeeping, _)) => Some(bookkeeping.stream().await?),
+        Ok((bookkeeping, _)) => Some(record(bookkeeping).await?),
         Err(fault) if is_refusal(fault) => return Err(Fault::Refused(report(fault))),
         Err(_) => None,
     };
@@ -80,6 +80,14 @@ pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> 
         }
     }
     Ok(removals)
+}
+
+/// The record of the stream. One that is damaged is none: teardown is the way out of that, too.
+async fn record(bookkeeping: &Bookkeeping) -> Result<Option<Stream>, Fault> {
+    match bookkeeping.stream().await {
+        Err(DestinationError::Refused(_)) if !bookkeeping.is_newer().await.unwrap_or(false) => Ok(None),
+        stream => Ok(stream?),
+    }
 }
 
 /// The destination, with the lock taken.

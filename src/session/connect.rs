@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::connection::BoxedStream;
-use super::error::SessionError;
+use super::error::{SessionError, TlsProblem};
 use super::tls::{self, TlsClient};
 use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation};
 
@@ -78,6 +78,7 @@ where
                     SessionError::Unreachable { .. }
                     | SessionError::Tls { .. }
                     | SessionError::Authentication { .. }
+                    | SessionError::TooOld { .. }
                     | SessionError::File { .. }
                     | SessionError::Server { .. }
                     | SessionError::Protocol { .. } => error.to_string(),
@@ -123,6 +124,7 @@ async fn open(
                     b'N' => {
                         return Err(SessionError::Tls {
                             host: host.to_string(),
+                            problem: TlsProblem::NotOffered,
                             reason: "the server does not offer TLS, but sslmode asks for it".to_owned(),
                         });
                     }

@@ -195,6 +195,24 @@ impl fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {}
 
+/// Why TLS did not come about, as far as what mends it differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsProblem {
+    /// The server has none.
+    NotOffered,
+    /// No root vouches for the server's certificate.
+    Untrusted,
+    /// The server's certificate is for another name.
+    OtherName,
+    /// The server's certificate has expired.
+    Expired,
+    /// Anything else.
+    Other,
+}
+
+/// The oldest major that is supported: binary pgoutput, and settings that every session makes, came with 14.
+pub const MAJOR_MIN: u32 = 14;
+
 /// What went wrong on a session, and while doing what.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -211,6 +229,8 @@ pub enum SessionError {
     Tls {
         /// The host.
         host: String,
+        /// What kind of thing is wrong.
+        problem: TlsProblem,
         /// What is wrong.
         reason: String,
     },
@@ -221,6 +241,12 @@ pub enum SessionError {
         host: String,
         /// What is wrong.
         reason: String,
+    },
+    /// The server is of a major that is not supported.
+    #[error("the server is PostgreSQL {version}, headwater needs {MAJOR_MIN} or later")]
+    TooOld {
+        /// `server_version`
+        version: String,
     },
     /// A certificate, key or password file cannot be used.
     #[error("{path}: {reason}")]
@@ -272,6 +298,7 @@ impl SessionError {
             SessionError::Unreachable { .. }
             | SessionError::Tls { .. }
             | SessionError::Authentication { .. }
+            | SessionError::TooOld { .. }
             | SessionError::File { .. }
             | SessionError::Lost { .. }
             | SessionError::Timeout { .. }

@@ -36,7 +36,7 @@ pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
 pub use describe::{
     ask_table, ask_types, describe_relation, describe_tables, describe_types, read_description, read_table, read_types,
 };
-pub use error::{ServerError, SessionError, SqlState};
+pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,

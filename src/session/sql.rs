@@ -22,7 +22,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row};
 
 use super::connect::{self, Opened};
-use super::error::SessionError;
+use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
 use super::startup::{PASSWORD_MISSING, UNBOUND, accepts};
 use crate::config::{ChannelBinding, ConnectionSettings};
@@ -99,6 +99,9 @@ impl Sql {
         let writable = setting("in_hot_standby").as_deref() != Some("on")
             && setting("default_transaction_read_only").as_deref() != Some("on");
         accepts(settings, writable)?;
+        if let Some(version) = setting("server_version").filter(|version| is_too_old(version)) {
+            return Err(SessionError::TooOld { version });
+        }
         let (owner, dropped) = oneshot::channel();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
@@ -113,6 +116,14 @@ impl Sql {
         });
         Ok(SqlClient { client, timeout: self.timeout, _owner: owner })
     }
+}
+
+/// Whether this `server_version` (`13.23 (Debian 13.23-1)`, `19devel`) is one that headwater does not know; what is no
+/// version is left to what the server can do.
+fn is_too_old(version: &str) -> bool {
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    let major = version.get(..digits).and_then(|major| major.parse::<u32>().ok());
+    major.is_some_and(|major| major < MAJOR_MIN)
 }
 
 /// How long a session that nobody needs may take to end.

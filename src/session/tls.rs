@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use x509_cert::der::Decode;
 
 use super::connection::BoxedStream;
-use super::error::SessionError;
+use super::error::{SessionError, TlsProblem};
 use crate::config::{ConnectionSettings, Host, RootCertificates, SslMode, SslNegotiation};
 
 /// What is needed for handshakes with the hosts of one connection string.
@@ -81,9 +81,9 @@ impl TlsClient {
         host: &Host,
         name: &str,
     ) -> Result<(BoxedStream, Option<Vec<u8>>), SessionError> {
-        let failed = |reason: String| SessionError::Tls { host: host.to_string(), reason };
+        let failed = |(problem, reason)| SessionError::Tls { host: host.to_string(), problem, reason };
         let server = ServerName::try_from(name.to_owned())
-            .map_err(|_| failed(format!("\"{name}\" is neither a host name nor an address")))?;
+            .map_err(|_| failed((TlsProblem::Other, format!("\"{name}\" is neither a host name nor an address"))))?;
         let stream = TlsConnector::from(Arc::clone(&self.config))
             .connect(server, stream)
             .await
@@ -95,24 +95,26 @@ impl TlsClient {
 }
 
 /// What is wrong with the server's certificate, in an operator's words where they are known, and rustls's.
-fn explain(error: &std::io::Error) -> String {
+fn explain(error: &std::io::Error) -> (TlsProblem, String) {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    let advice = match tls {
+    let (problem, words) = match tls {
         // A root of the right name and another key vouches for nothing either.
-        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
-            "the server's certificate is not trusted: sslrootcert holds no certificate that vouches for it"
-        }
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => (
+            TlsProblem::Untrusted,
+            "the server's certificate is not trusted: sslrootcert holds no certificate that vouches for it",
+        ),
         Some(Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => {
-            "the server's certificate is for another name: connect by the name that it holds, or use sslmode=verify-ca"
-        }
+        )) => (
+            TlsProblem::OtherName,
+            "the server's certificate is for another name: connect by the name that it holds, or use sslmode=verify-ca",
+        ),
         Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            "the server's certificate has expired"
+            (TlsProblem::Expired, "the server's certificate has expired")
         }
-        _ => return error.to_string(),
+        _ => return (TlsProblem::Other, error.to_string()),
     };
-    format!("{advice} ({error})")
+    (problem, format!("{words} ({error})"))
 }
 
 fn load_roots(roots: &RootCertificates) -> Result<RootCertStore, SessionError> {

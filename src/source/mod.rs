@@ -13,6 +13,7 @@
 //! a synchronous standby, locks bounded, a table without replica identity is never added to a publication.
 
 mod catalog;
+mod collations;
 mod describe;
 mod error;
 mod outlet;
@@ -26,6 +27,7 @@ mod steps;
 mod stream;
 
 pub use catalog::{SourceCatalog, SourceTable};
+pub use collations::collation_statements;
 pub use describe::Describer;
 pub use error::SourceError;
 pub use pieces::{PIECE_BYTES, Piece, pieces};

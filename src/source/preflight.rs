@@ -8,9 +8,6 @@ use crate::config::ConnectionSettings;
 use crate::pg::{ErrorReport, Ident};
 use crate::session::{SqlClient, SystemIdentification};
 
-/// The oldest major that is supported: binary pgoutput came with 14.
-const VERSION_MIN: i32 = 140_000;
-
 /// The source server, as far as decisions need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceServer {
@@ -53,7 +50,6 @@ impl SourceServer {
                           pg_catalog.current_setting('max_replication_slots')::bigint,
                           (SELECT pg_catalog.count(*) FROM pg_catalog.pg_replication_slots),
                           pg_catalog.current_setting('max_wal_senders')::bigint,
-                          pg_catalog.current_setting('server_version'),
                           -- From 19 on decoding can be switched on without wal_level = logical.
                           pg_catalog.current_setting('effective_wal_level', true)";
         let row = client.query_one("looking at the source", sql, &[]).await?;
@@ -64,11 +60,7 @@ impl SourceServer {
             synchronous_standby_names: row.get(4),
         };
         let mut problems = Vec::new();
-        let version: &str = row.get(8);
-        if server.version < VERSION_MIN {
-            problems.push(ErrorReport::new(format!("the source is PostgreSQL {version}, headwater needs 14 or later")));
-        }
-        let wal_level: &str = row.get::<_, Option<&str>>(9).unwrap_or(row.get(3));
+        let wal_level: &str = row.get::<_, Option<&str>>(8).unwrap_or(row.get(3));
         if wal_level != "logical" {
             problems.push(
                 ErrorReport::new(format!("wal_level is {wal_level} at the source, headwater needs logical"))

@@ -10,6 +10,7 @@ mod support;
 
 mod basics;
 mod check;
+mod check_refused;
 mod check_tells;
 mod conflicts;
 mod crash;

@@ -10,10 +10,21 @@ use crate::support::{Database, Setup, destination, source};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
-/// Between client and server, as PgBouncer is: it answers the start-up with a cancel key of its own, since any client may be
-/// given any of its server sessions, and may refuse start-up parameters that it does not know.
-struct Pooler {
-    port: u16,
+/// What stands between client and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// As PgBouncer is: it answers the start-up with a cancel key of its own, since any client may be given any of its server
+    /// sessions.
+    Pooler,
+    /// The same, and it refuses start-up parameters that it does not know.
+    StrictPooler,
+    /// Nobody but the years: the server says that it is of this version.
+    Version(&'static str),
+}
+
+/// A server's other address.
+pub struct Pooler {
+    pub port: u16,
     task: JoinHandle<()>,
 }
 
@@ -24,12 +35,12 @@ impl Drop for Pooler {
 }
 
 impl Pooler {
-    async fn to(server_port: u16, refuses_options: bool) -> Pooler {
+    pub async fn to(server_port: u16, between: Between) -> Pooler {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pool(client, SocketAddr::from((Ipv4Addr::LOCALHOST, server_port)), refuses_options));
+                tokio::spawn(pool(client, SocketAddr::from((Ipv4Addr::LOCALHOST, server_port)), between));
             }
         });
         Pooler { port, task }
@@ -37,7 +48,7 @@ impl Pooler {
 }
 
 /// One client; ends with either side.
-async fn pool(mut client: TcpStream, server: SocketAddr, refuses_options: bool) -> Option<()> {
+async fn pool(mut client: TcpStream, server: SocketAddr, between: Between) -> Option<()> {
     let mut startup = loop {
         let bytes = client.read_u32().await.ok()?;
         let mut rest = vec![0; usize::try_from(bytes).ok()?.checked_sub(4)?];
@@ -49,7 +60,7 @@ async fn pool(mut client: TcpStream, server: SocketAddr, refuses_options: bool) 
         }
         break [&bytes.to_be_bytes()[..], &rest].concat();
     };
-    if refuses_options && startup.windows(9).any(|window| window == b"\0options\0") {
+    if between == Between::StrictPooler && startup.windows(9).any(|window| window == b"\0options\0") {
         let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
         let mut refusal = vec![b'E'];
         refusal.extend(u32::try_from(fields.len() + 4).ok()?.to_be_bytes());
@@ -65,11 +76,17 @@ async fn pool(mut client: TcpStream, server: SocketAddr, refuses_options: bool) 
         let bytes = server.read_u32().await.ok()?;
         let mut body = vec![0; usize::try_from(bytes).ok()?.checked_sub(4)?];
         server.read_exact(&mut body).await.ok()?;
-        if kind == b'K' {
-            body.iter_mut().take(4).for_each(|byte| *byte = 0x11);
+        match between {
+            Between::Pooler | Between::StrictPooler if kind == b'K' => {
+                body.iter_mut().take(4).for_each(|byte| *byte = 0x11);
+            }
+            Between::Version(version) if kind == b'S' && body.starts_with(b"server_version\0") => {
+                body = format!("server_version\0{version}\0").into_bytes();
+            }
+            _ => {}
         }
         client.write_u8(kind).await.ok()?;
-        client.write_u32(bytes).await.ok()?;
+        client.write_u32(u32::try_from(body.len() + 4).ok()?).await.ok()?;
         client.write_all(&body).await.ok()?;
         if kind == b'Z' {
             break;
@@ -83,8 +100,8 @@ async fn pool(mut client: TcpStream, server: SocketAddr, refuses_options: bool) 
 async fn a_pooler_before_the_destination_is_refused_and_the_server_itself_is_not() {
     let database = Database::new("pooler", &["t"], SCHEMA).await;
     let server = destination().await.port();
-    for refuses_options in [false, true] {
-        let pooler = Pooler::to(server, refuses_options).await;
+    for between in [Between::Pooler, Between::StrictPooler] {
+        let pooler = Pooler::to(server, between).await;
         let direct = Setup::of(&database);
         let (login, _) = direct.destination_url.split_once('@').expect("a role");
         let through = |port: u16| format!("{login}@127.0.0.1:{port}/{}", database.name);
@@ -104,8 +121,8 @@ async fn a_pooler_before_the_destination_is_refused_and_the_server_itself_is_not
 async fn a_pooler_before_the_source_is_refused_and_the_server_itself_is_not() {
     let database = Database::new("sourcepool", &["t"], SCHEMA).await;
     let server = source().await.port();
-    for refuses_options in [false, true] {
-        let pooler = Pooler::to(server, refuses_options).await;
+    for between in [Between::Pooler, Between::StrictPooler] {
+        let pooler = Pooler::to(server, between).await;
         let direct = Setup::of(&database);
         let (login, _) = direct.source_url.split_once('@').expect("a role");
         let through = |port: u16| format!("{login}@127.0.0.1:{port}/{}", database.name);

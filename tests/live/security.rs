@@ -12,7 +12,7 @@ const ONE: &[&str] = &["t"];
 const ONE_SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x');";
 
 /// Certificates of one authority: a server's for `localhost`, a client's for the role `replicator`.
-struct Certificates {
+pub struct Certificates {
     dir: PathBuf,
 }
 
@@ -23,7 +23,7 @@ impl Drop for Certificates {
 }
 
 impl Certificates {
-    fn new() -> Certificates {
+    pub fn new() -> Certificates {
         let dir = parent().join(format!("certificates-{:08x}", fastrand::u32(..)));
         std::fs::create_dir_all(&dir).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -53,12 +53,12 @@ impl Certificates {
         Certificates { dir }
     }
 
-    fn path(&self, file: &str) -> String {
+    pub fn path(&self, file: &str) -> String {
         self.dir.join(file).display().to_string()
     }
 
     /// Copies the server's files to where the server may read them.
-    fn install(&self, cluster: &Cluster) {
+    pub fn install(&self, cluster: &Cluster) {
         let data = cluster.dir().join("data");
         for file in ["server.crt", "server.key", "root.crt"] {
             let to = data.join(file);
@@ -69,7 +69,7 @@ impl Certificates {
     }
 }
 
-fn give_to_owner_of(of: &Path, path: &Path) {
+pub fn give_to_owner_of(of: &Path, path: &Path) {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(of).unwrap();
     // Fails for an ordinary user, who owns both already.
@@ -77,7 +77,7 @@ fn give_to_owner_of(of: &Path, path: &Path) {
 }
 
 /// Restarts a cluster with these lines before its own in pg_hba.conf.
-async fn with_hba(cluster: &mut Cluster, lines: &str) {
+pub async fn with_hba(cluster: &mut Cluster, lines: &str) {
     let path = cluster.dir().join("data/pg_hba.conf");
     let own = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("{lines}\n{own}")).unwrap();

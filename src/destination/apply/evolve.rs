@@ -248,10 +248,14 @@ fn unfollowed(table: &QualifiedName, statement: &str, error: SessionError) -> De
     match error.server() {
         // What passes by itself is for `fault` to know.
         Some(server) if !matches!(server.code.class(), "08" | "40" | "53" | "55" | "57" | "58") => {
-            DestinationError::Refused(
+            let report =
                 ErrorReport::new(format!("table {table} could not be changed as it was at the source: {error}"))
-                    .hint(format!("Make this possible at the destination, or run it there:\n{statement};")),
-            )
+                    .hint(format!("Make this possible at the destination, or run it there:\n{statement};"));
+            let lacks_collation = server.code.as_str() == "42704" && statement.contains(" COLLATE ");
+            DestinationError::Refused(match lacks_collation {
+                true => report.detail("headwater check prints the statement that creates the collation."),
+                false => report,
+            })
         }
         Some(_) | None => error.into(),
     }

@@ -11,6 +11,7 @@ use crate::destination::{Catalog, DestinationError};
 use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
+use crate::pipeline::lacking::lacking;
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, stored_history};
 use crate::pipeline::set_aside::obstacle;
 use crate::plan::fit::{End, Transfer, text_columns};
@@ -47,6 +48,10 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
     }
     if let (Some(catalog), Some(existing)) = (&catalog, &destination.catalog) {
         fit(config, catalog, existing, destination.position.is_some(), findings);
+        match lacking(&client, here, catalog, existing).await {
+            Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
+            Err(fault) => findings.fault(BOTH, "types", fault),
+        }
         foreign_keys(config, catalog, findings);
         if destination.position.is_some()
             && let Err(fault) = followed(config, catalog, existing, destination, findings).await

@@ -3,7 +3,8 @@
 use super::{About, Findings, connection, unencrypted};
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, Stream, TableRecord, WritingSettings, holder,
+    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord,
+    WritingSettings, holder, position_missing_report,
 };
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
@@ -63,9 +64,13 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         }
     }
     let stream = findings.take(DESTINATION, "bookkeeping", bookkeeping.stream().await).flatten();
-    let position = match &stream {
-        Some(_) => findings.take(DESTINATION, "bookkeeping", bookkeeping.position().await).flatten(),
-        None => None,
+    let live = matches!(&stream, Some(Stream { state: StreamState::Live { .. }, .. }));
+    let position = match findings.take(DESTINATION, "bookkeeping", stored_position(&bookkeeping, live).await) {
+        Some(None) if live => {
+            findings.fail(DESTINATION, "bookkeeping", position_missing_report());
+            None
+        }
+        position => position.flatten(),
     };
     let followed = match position {
         Some(_) => findings.take(DESTINATION, "bookkeeping", bookkeeping.tables().await).unwrap_or_default(),
@@ -110,6 +115,10 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         tables(config, catalog, foreign_keys_act, findings);
     }
     Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
+}
+
+async fn stored_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
+    if live { bookkeeping.position().await } else { Ok(None) }
 }
 
 /// The tables that our role may read.

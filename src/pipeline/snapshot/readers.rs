@@ -94,6 +94,7 @@ pub(super) fn is_lost_source(fault: &Fault) -> bool {
             SessionError::Server { error, .. } => error.fatal || matches!(error.code.class(), "57" | "08" | "25"),
             SessionError::Tls { .. }
             | SessionError::Authentication { .. }
+            | SessionError::TooOld { .. }
             | SessionError::File { .. }
             | SessionError::Protocol { .. } => false,
         },
