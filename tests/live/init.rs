@@ -97,7 +97,10 @@ async fn no_password_needs_to_be_an_argument_that_others_can_see() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");
     let text = std::fs::read_to_string(&file).unwrap();
-    assert!(text.contains("    \"public.good\",") && !text.contains("hunter2") && !said.contains("hunter2"), "{text}{said}");
+    assert!(
+        text.contains("    \"public.good\",") && !text.contains("hunter2") && !said.contains("hunter2"),
+        "{text}{said}"
+    );
     std::fs::remove_file(&file).unwrap();
     // What is in the environment is not shown by --help, nor when something is wrong with it.
     for (arguments, code) in [(&["init", "--help"][..], 0), (&["init", "nonsense://postgres:hunter2@h"], 2)] {
