@@ -113,7 +113,7 @@ pub const SETTINGS: &[Setting] = &[
         "source.timeout",
         "duration",
         Some("60s"),
-        "A source that says nothing for so long is reconnected; it is asked for a sign of life at half of it.",
+        "A source that says nothing for so long is reconnected; it is asked for a sign of life every 3 seconds of silence.",
     ),
     setting(
         "source.heartbeat_every",

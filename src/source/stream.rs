@@ -13,8 +13,8 @@
 //! the source never takes a busy destination for a dead one. It only receives, calls and forwards; what to confirm and
 //! when is `progress`'s to say.
 //!
-//! Bounds: those of the outlet; full means wait. A source that says nothing for `timeout` is given up; it is asked for a
-//! sign of life at half of it.
+//! Bounds: those of the outlet; full means wait. A source that says nothing for `timeout` is given up; until then it is asked
+//! for a sign of life again and again.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -247,37 +247,50 @@ fn clock() -> PgTimestamp {
     PgTimestamp::from_unix_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// A walsender that is behind says nothing of the WAL that it decodes and that is not for us, or not committed yet, until
+/// it has caught up (`WalSndWaitForWal` in walsender.c), but it answers. Asked so often, lag does not grow and the slot does not
+/// stand still meanwhile.
+const ASK_EVERY: Duration = Duration::from_secs(3);
+
 /// How long the source has said nothing.
 struct Silence {
     heard_at: Duration,
-    asked: bool,
+    asked_at: Duration,
     timeout: Duration,
 }
 
 impl Silence {
     fn new(now: Duration, timeout: Duration) -> Silence {
-        Silence { heard_at: now, asked: false, timeout }
+        Silence { heard_at: now, asked_at: now, timeout }
     }
 
     fn heard(&mut self, now: Duration) {
         self.heard_at = now;
-        self.asked = false;
+    }
+
+    fn ask_every(&self) -> Duration {
+        ASK_EVERY.min(self.timeout / 2)
+    }
+
+    fn last(&self) -> Duration {
+        self.heard_at.max(self.asked_at)
     }
 
     /// Whether to ask for a sign of life now.
     fn check(&mut self, now: Duration) -> Result<bool, SourceError> {
-        let silent_for = now.saturating_sub(self.heard_at);
-        if silent_for >= self.timeout {
+        if now.saturating_sub(self.heard_at) >= self.timeout {
             return Err(SourceError::Silent(self.timeout));
         }
-        let ask = !self.asked && silent_for >= self.timeout / 2;
-        self.asked |= ask;
+        let ask = now.saturating_sub(self.last()) >= self.ask_every();
+        if ask {
+            self.asked_at = now;
+        }
         Ok(ask)
     }
 
     fn check_in(&self, now: Duration) -> Duration {
-        let due = if self.asked { self.timeout } else { self.timeout / 2 };
-        due.saturating_sub(now.saturating_sub(self.heard_at))
+        let due = (self.last() + self.ask_every()).min(self.heard_at + self.timeout);
+        due.saturating_sub(now)
     }
 }
 
@@ -286,15 +299,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_source_is_asked_at_half_of_the_timeout_and_given_up_at_its_end() {
+    fn a_silent_source_is_asked_every_three_seconds_and_given_up_at_the_timeout() {
         let at = Duration::from_secs;
         let mut silence = Silence::new(at(0), at(60));
-        assert!(!silence.check(at(29)).unwrap());
-        assert!(silence.check(at(30)).unwrap());
-        assert!(!silence.check(at(31)).unwrap(), "asked once");
-        assert_eq!(silence.check_in(at(31)), at(29));
+        assert!(!silence.check(at(2)).unwrap());
+        assert_eq!(silence.check_in(at(2)), at(1));
+        assert!(silence.check(at(3)).unwrap());
+        assert!(!silence.check(at(4)).unwrap(), "asked a second ago");
+        assert!(silence.check(at(6)).unwrap(), "and again");
         silence.heard(at(40));
-        assert!(!silence.check(at(69)).unwrap());
+        assert!(!silence.check(at(42)).unwrap());
+        assert!(silence.check(at(98)).unwrap(), "58 s of silence");
+        assert_eq!(silence.check_in(at(98)), at(2));
         assert!(matches!(silence.check(at(100)), Err(SourceError::Silent(_))));
+        // One that is soon given up is asked sooner.
+        let mut hasty = Silence::new(at(0), at(2));
+        assert!(hasty.check(at(1)).unwrap());
     }
 }
