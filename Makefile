@@ -30,6 +30,10 @@ check: ## Format, lints and documentation, warnings as errors
 setup-tools: ## Get what some tests run beside the servers: Prometheus, Chromium, libfaketime
 	@deploy/setup-tools
 
+# The live tests wait for servers most of the time: three for two processors.
+TEST_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 4 ? 8 : n * 3 / 2 + n % 2)))
+test: export RUST_TEST_THREADS ?= $(TEST_THREADS)
+
 test: setup setup-tools ## Run the tests (installs PostgreSQL's server packages where missing)
 	$(CARGO) test --quiet -- --skip failover::
 	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- $(ROLES_TESTS)
@@ -127,6 +131,12 @@ RECONNECTS ?= 1000
 .PHONY: reconnects
 reconnects: setup ## Cut both links RECONNECTS (1,000) times and look at descriptors, memory and sessions
 	HEADWATER_RECONNECTS=$(RECONNECTS) $(CARGO) test --release --quiet --test live -- reconnects:: --nocapture
+
+TAKEOVERS ?= 4
+
+.PHONY: takeovers
+takeovers: setup ## Kill, freeze, cut off and stop the leader TAKEOVERS (4) times each and tell how long the destination stands still
+	HEADWATER_TAKEOVERS=$(TAKEOVERS) $(CARGO) test --release --quiet --test live -- takeover:: --nocapture
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

@@ -68,7 +68,7 @@ async fn restarts(service: &Service) -> Option<f64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn descriptors_memory_and_sessions_are_the_same_after_many_reconnects() {
-    let reconnects = std::env::var("HEADWATER_RECONNECTS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let reconnects = std::env::var("HEADWATER_RECONNECTS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
     // Rows of some size, so that buffers which were kept would be seen.
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat(md5(i::text), 3000) FROM generate_series(1, 20) i";
     let database = Database::of_superuser("reconnects", &["t"], schema).await;

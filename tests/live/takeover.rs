@@ -50,9 +50,9 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
     behind_proxy.destination_url = proxy.in_place_of(&behind_proxy.destination_url);
     let mut next = 1;
     let mut restarts = Vec::new();
-    let ways = [Going::Killed, Going::Frozen, Going::CutOff, Going::Stopped];
-    for round in 0..12 {
-        let going = ways[round % ways.len()];
+    let rounds = std::env::var("HEADWATER_TAKEOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let ways = [Going::Killed, Going::Frozen, Going::CutOff, Going::Stopped, Going::Stopped, Going::Stopped];
+    for going in ways.repeat(rounds) {
         let (mut leader, standby) = with_a_standby(&behind_proxy, &setup).await;
         longest_gap(&database, &mut next, 5).await;
         match going {
