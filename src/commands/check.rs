@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::cli::CheckArguments;
 use super::{Exit, display, settings};
+use crate::pg::counted;
 use crate::pipeline::{Finding, Standing, check};
 
 /// Looks, prints, changes nothing.
@@ -57,9 +58,9 @@ fn table(findings: &[Finding]) -> String {
     }
     let count = |standing| findings.iter().filter(|finding| finding.standing == standing).count();
     lines.push(format!(
-        "{} ok, {} warnings, {} failed",
+        "{} ok, {}, {} failed",
         count(Standing::Ok),
-        count(Standing::Warning),
+        counted(count(Standing::Warning), "warning"),
         count(Standing::Failed)
     ));
     lines.join("\n")

@@ -9,7 +9,7 @@ use super::{Exit, display, settings};
 use crate::config::Config;
 use crate::destination::{DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, read_part};
 use crate::fault::{Fault, report};
-use crate::pg::ErrorReport;
+use crate::pg::{ErrorReport, counted};
 use crate::session::SqlClient;
 
 /// Lists dead letters, or shows one.
@@ -41,12 +41,12 @@ async fn list(client: &SqlClient) -> Result<(), DestinationError> {
     }
     for letter in letters {
         display::result(&format!(
-            "end_lsn {}, commit_lsn {}, committed {}, left out {}: {} changes of {}",
+            "end_lsn {}, commit_lsn {}, committed {}, left out {}: {} of {}",
             letter.end_lsn,
             letter.commit_lsn,
             letter.committed_at,
             letter.moved_at,
-            letter.changes,
+            counted(letter.changes, "change"),
             letter.tables.join(", ")
         ));
     }

@@ -9,6 +9,7 @@ use super::cli::ReplayArguments;
 use super::{Exit, display, settings};
 use crate::destination;
 use crate::fault::{Fault, report};
+use crate::pg::counted;
 
 /// Applies a dead letter.
 pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) -> Exit {
@@ -21,17 +22,18 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
     match destination::replay(&sql, &writing, wanted, config.truncate, options.source_wins).await {
         Ok(replayed) => {
             display::result(&format!(
-                "{} changes of the source transaction with {wanted} were applied; it is no dead letter any more",
-                replayed.changes
+                "applied {} of the source transaction with {wanted}; it is no dead letter any more",
+                counted(replayed.changes, "change")
             ));
             if replayed.missing_deletes > 0 {
-                display::result(&format!("{} rows to delete were gone already", replayed.missing_deletes));
+                display::result(&format!("gone already: {} to delete", counted(replayed.missing_deletes, "row")));
             }
             for repair in &replayed.repairs {
                 let what = repair.kind.as_str();
                 display::result(&format!(
-                    "{}: {} rows had a conflict ({what}) and were made equal",
-                    repair.table, repair.rows
+                    "{}: {} with a conflict ({what}), now equal",
+                    repair.table,
+                    counted(repair.rows, "row")
                 ));
             }
             Exit::Done

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::cli::{LogStyle, RunArguments};
 use super::{Exit, display, resnapshot, settings};
 use crate::fault::{Fault, report};
+use crate::pg::counted;
 use crate::pipeline::{self, RunOptions};
 use crate::telemetry::{self, LogFormat, Route, State, Telemetry, start_logging};
 
@@ -45,9 +46,9 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         return Exit::OperatorMustAct;
     }
     tracing::info!(
-        "headwater {} copies {} tables from {} to {}",
+        "headwater {} copies {} from {} to {}",
         env!("CARGO_PKG_VERSION"),
-        config.tables.len(),
+        counted(config.tables.len(), "table"),
         config.source.url,
         config.destination.url
     );

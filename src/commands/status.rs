@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use super::cli::StatusArguments;
 use super::observe::{self, AtDestination, AtSource};
-use super::words::{count, duration, size};
+use super::words::{count, counts, duration, size};
 use super::{Exit, settings};
 use crate::config::Config;
 use crate::pg::Lsn;
@@ -108,7 +108,20 @@ fn is_well(seen: &Seen) -> bool {
 /// What an operator must know first, in one sentence, and whether it is good.
 pub(super) fn verdict(status: &StatusView) -> (bool, String) {
     let behind = duration(status.lag_seconds.unwrap_or(0.0));
-    match status.state {
+    let late = status.lag_seconds.unwrap_or(0.0) > status.ready_lag_max_seconds;
+    match (status.state, status.standing_still.as_slice()) {
+        (State::Streaming, [table]) if !late => {
+            (false, format!("Table {table} stands still until it is copied anew; the others follow."))
+        }
+        (State::Streaming, [_, _, ..]) if !late => {
+            (false, format!("Tables {} stand still until they are copied anew.", status.standing_still.join(", ")))
+        }
+        (state, _) => state_verdict(status, state, &behind),
+    }
+}
+
+fn state_verdict(status: &StatusView, state: State, behind: &str) -> (bool, String) {
+    match state {
         State::Streaming if !status.ready => (
             false,
             format!("The copy is {behind} behind, more than the {} allowed.", duration(status.ready_lag_max_seconds)),
@@ -199,7 +212,8 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
         }
     };
     named(text, "slot", &slot)?;
-    let applied = format!("{} rows in {} transactions", count(status.rows_applied), count(status.transactions_applied));
+    let applied =
+        format!("{} in {}", counts(status.rows_applied, "row"), counts(status.transactions_applied, "transaction"));
     named(text, "applied", &format!("{applied}, since the process began {} ago", duration(status.uptime_seconds)))?;
     if status.spool_bytes > 0 {
         named(
@@ -209,7 +223,7 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
         )?;
     }
     if let Some(verified) = &status.verified {
-        named(text, "verified", &format!("{}: {} rows differ", verified.at, count(verified.mismatched_rows)))?;
+        named(text, "verified", &format!("{}: {} differing", verified.at, counts(verified.mismatched_rows, "row")))?;
     }
     tables(text, status)?;
     if !status.events.is_empty() {
@@ -235,6 +249,7 @@ fn tables(text: &mut String, status: &StatusView) -> std::fmt::Result {
     )?;
     for (name, table) in &status.tables {
         let copied = match (table.snapshot_done, status.snapshot_seconds) {
+            _ if status.standing_still.contains(name) => "stands still".to_owned(),
             (true, _) => count(table.snapshot_rows),
             (false, Some(_)) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
             (false, None) => "earlier".to_owned(),

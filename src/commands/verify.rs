@@ -16,7 +16,7 @@ use super::cli::VerifyArguments;
 use super::{Exit, display, settings};
 use crate::config::parse_rate;
 use crate::fault::report;
-use crate::pg::{Ident, QualifiedName};
+use crate::pg::{Ident, QualifiedName, counted};
 use crate::pipeline::{TableVerdict, Verdict, VerifyOptions, VerifyProgress, verify};
 use crate::plan::verify::Key;
 
@@ -99,24 +99,26 @@ pub(super) fn print(verdict: &Verdict, limit: usize) {
         let without = if verdict.left_out.is_empty() { "" } else { ", as far as they could be compared" };
         format!("equal{without}")
     } else {
-        format!("{} rows differ", verdict.rows())
+        match verdict.rows() {
+            1 => "1 row differs".to_owned(),
+            rows => format!("{rows} rows differ"),
+        }
     };
     if verdict.at_fence {
-        display::result(&format!(
-            "{result}: both sides compared at {}, {rows} rows in {took}",
-            verdict.consistent_point
-        ));
+        display::result(&format!("{result}: both sides compared at {}, {rows} in {took}", verdict.consistent_point));
     } else {
         display::result(&format!(
-            "{result}: the source at {} compared with the destination at {}, {rows} rows in {took}; what was not applied yet \
+            "{result}: the source at {} compared with the destination at {}, {rows} in {took}; what was not applied yet \
              counts as a difference (--catch-up applies it first)",
             verdict.consistent_point, verdict.destination_position
         ));
     }
     if let Some(outcome) = verdict.repaired {
         display::result(&format!(
-            "repaired: {} rows deleted, {} updated, {} inserted",
-            outcome.deleted, outcome.updated, outcome.inserted
+            "repaired: {} deleted, {} updated, {} inserted",
+            counted(outcome.deleted, "row"),
+            outcome.updated,
+            outcome.inserted
         ));
     }
 }
@@ -125,15 +127,16 @@ fn print_table(table: &TableVerdict, limit: usize) {
     let name = &table.table;
     let found = &table.differences;
     if found.is_empty() {
-        display::result(&format!("table {name}: equal, {} rows", table.source_rows));
+        display::result(&format!("table {name}: equal, {}", counted(table.source_rows, "row")));
     } else {
         let missing = found.missing.len() + usize::try_from(found.unkeyed_missing).unwrap_or(usize::MAX);
         let extra = found.extra.len() + usize::try_from(found.unkeyed_extra).unwrap_or(usize::MAX);
         let least = if found.more { "at least " } else { "" };
         display::result(&format!(
-            "table {name}: {least}{missing} rows missing, {extra} extra, {} differing ({} rows at the source, {} here)",
+            "table {name}: {least}{} missing, {extra} extra, {} differing ({} at the source, {} here)",
+            counted(missing, "row"),
             found.differing.len(),
-            table.source_rows,
+            counted(table.source_rows, "row"),
             table.destination_rows
         ));
     }

@@ -52,6 +52,11 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
+/// `55,001 rows`, `1 row`
+pub(super) fn counts(number: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// A statement with `?` for each value in it, on one line; comments are left out, since they may hold values too.
 ///
 /// pg_stat_activity cuts long statements, so a string may be open at the end: then the rest is a value.

@@ -18,7 +18,7 @@ mod tuple;
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use relation::{Column, Description, Relation, RelationId, ReplicaIdentity, TypeId};
-pub use report::ErrorReport;
+pub use report::{ErrorReport, counted};
 pub use slot_name::{SlotName, SlotNameError};
 pub use time::PgTimestamp;
 pub use tuple::{Columns, Datum, MalformedTuple, Tuple};

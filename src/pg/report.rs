@@ -47,6 +47,12 @@ impl ErrorReport {
     }
 }
 
+/// `1 row`, `2 rows`: a number of things whose plural ends in s.
+pub fn counted<N: fmt::Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 impl fmt::Display for ErrorReport {
     /// The message alone.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

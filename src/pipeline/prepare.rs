@@ -17,7 +17,7 @@ use crate::destination::{
     misfit_report, position_missing_report,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, TypeId};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, TypeId, counted};
 use crate::plan::fit::{self, End, Transfer};
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
@@ -313,7 +313,7 @@ pub(super) async fn check_empty(client: &SqlClient, tables: impl Iterator<Item =
     for name in tables {
         match Catalog::count_rows(client, name, COUNTED_MAX).await? {
             0 => {}
-            rows if rows < COUNTED_MAX => full.push(format!("{name} has {rows} rows")),
+            rows if rows < COUNTED_MAX => full.push(format!("{name} has {}", counted(rows, "row"))),
             rows => full.push(format!("{name} has about {rows} rows")),
         }
     }

@@ -12,7 +12,7 @@ use crate::destination::{
     Bookkeeping, Candidate, DestinationError, OriginEnd, Stream, WritingSettings, drop_origin, holder, sweep,
 };
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, Ident, quote_literal};
+use crate::pg::{ErrorReport, Ident, counted, quote_literal};
 use crate::pipeline::prepare::{Addresses, connect_replication};
 use crate::session::SqlClient;
 use crate::source::{PUBLICATION_COMMENT, SourceError, find_slot, release_slot};
@@ -229,7 +229,7 @@ async fn remove_bookkeeping(
         let sql = "SELECT pg_catalog.count(*) FROM headwater.dead_letter";
         let count: i64 = client.query_one(doing, sql, &[]).await.map_err(session)?.get(0);
         if count > 0 {
-            what.push_str(&format!(", with {count} rows of headwater.dead_letter"));
+            what.push_str(&format!(", with {} of headwater.dead_letter", counted(count, "row")));
         }
     }
     if !dry_run {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::catalog::{SourceCatalog, no_identity_report};
 use super::error::SourceError;
-use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, Ident, QualifiedName, counted, quote_literal};
 use crate::plan::schema::{Identity, TableDefinition};
 use crate::session::{SqlClient, SqlState};
 
@@ -238,7 +238,10 @@ async fn take_over_lists(
                 all.into_iter().filter(|column| columns.iter().any(|name| name == column.as_str())).cloned().collect();
             let hidden = table.columns.iter().filter(|column| !sent.contains(column)).count();
             if hidden > 0 {
-                told.push(format!("publication {publication} leaves out {hidden} columns of table {name}"));
+                told.push(format!(
+                    "publication {publication} leaves out {} of table {name}",
+                    counted(hidden, "column")
+                ));
             }
             table.columns = sent;
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::history::{History, Sample};
 use super::metrics::{Metrics, Operation};
 use super::view::{Event, Route, SlotHealth, TableProgress, Verified};
-use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName};
+use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName, counted};
 use crate::progress::{ClockOffset, Lag};
 use state::tell;
 
@@ -363,7 +363,7 @@ impl Telemetry {
     /// Conflicts were met, of so many rows.
     pub fn conflict(&self, table: &str, kind: &str, rows: u64) {
         self.metrics.conflicts.with_label_values(&[table, kind]).inc_by(rows);
-        remember(&mut self.inner(), "conflict", format!("{kind} on {table}: {rows} rows"));
+        remember(&mut self.inner(), "conflict", format!("{kind} on {table}: {}", counted(rows, "row")));
     }
 
     /// The stream is set up anew.

@@ -138,6 +138,9 @@ pub struct StatusView {
     pub slot: Option<SlotHealth>,
     /// The tables by name.
     pub tables: BTreeMap<String, TableProgress>,
+    /// Tables whose changes are passed over until they are copied anew, as in `tables`.
+    #[serde(default)]
+    pub standing_still: Vec<String>,
     /// Since when the snapshot runs, in seconds; `None` when none does.
     pub snapshot_seconds: Option<f64>,
     /// In-progress transactions kept in memory and files, in bytes.

@@ -402,7 +402,7 @@ async fn partitions_many_misfits_and_locks_are_mended_by_what_is_printed() {
     provoke(&database, &setup, ("source", "SELECT 1"), "publishes partitions, not the partitioned table public.parent")
         .await;
     assert!(
-        find(&findings(&setup).await, "ok", "table public.parent is followed through its root, with 1 partitions")
+        find(&findings(&setup).await, "ok", "table public.parent is followed through its root, with 1 partition")
             .is_some()
     );
 

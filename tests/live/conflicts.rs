@@ -354,7 +354,8 @@ async fn a_skipped_transaction_is_kept_whole_shown_and_replayed() {
     let (code, text) = service.command(&["replay", "--source-wins", "--end-lsn", &end_lsn]).await;
     assert_eq!(code, Some(0), "{text}");
     assert!(
-        text.contains("4 changes") && text.contains("public.items: 1 rows had a conflict (unique_violation)"),
+        text.contains("4 changes")
+            && text.contains("public.items: 1 row with a conflict (unique_violation), now equal"),
         "{text}"
     );
     database.assert_catches_up().await;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::browser::Browser;
 use crate::support::{Database, Service, Setup, eventually};
 
 const TABLES: &[&str] = &["t", "other"];
@@ -255,6 +256,15 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
     assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("1000"));
     let (status, reason) = service.get("/readyz").await.expect("an answer");
     assert_eq!((status, reason.contains("table public.t stands still")), (503, true), "{reason}");
+    let sentence = "Table public.t stands still";
+    let (code, out) = service.command(&["status"]).await;
+    assert!(code == Some(1) && out.starts_with(sentence), "{out}");
+    assert!(out.lines().any(|line| line.starts_with("public.t ") && line.contains("stands still")), "{out}");
+    if let Some(mut browser) = Browser::open(&service.http_url()).await {
+        browser.shows("#headline", sentence).await;
+        browser.shows("#tables", "stands still until it is copied anew").await;
+        browser.picture("aside-light").await;
+    }
     // A restart does not forget it.
     service.stop().await;
     let service = Setup::of(&database).start();

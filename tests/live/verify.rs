@@ -226,7 +226,7 @@ async fn rows_without_a_key_are_counted_with_their_duplicates_and_partitions_are
         )
         .await;
     let finished = setup.command(&["verify"]).await.exits(1);
-    let finished = finished.says(&["table public.bag: 1 rows missing, 2 extra, 0 differing"]);
+    let finished = finished.says(&["table public.bag: 1 row missing, 2 extra, 0 differing"]);
     finished.says(&[
         "differs  (id, at)=(3, 2024-06-04)",
         "differs  (id, at)=(400, 2025-07-06)",
@@ -336,7 +336,7 @@ async fn the_service_verifies_by_itself_and_shows_what_it_found() {
     let database = Database::new("every", DRIFT, DRIFT_SCHEMA).await;
     let service = Setup::of(&database).setting("verify_every = \"1s\"").start();
     service.streams().await;
-    service.says("2 tables are equal at").await;
+    service.says("2 tables equal at").await;
     assert_eq!(service.metric("headwater_verify_mismatched_rows").await, Some(0.0));
     assert!(service.metric("headwater_last_verified_position").await > Some(0.0));
     database.at_destination("UPDATE moving SET v = 'secret' WHERE id IN (1, 2, 3)").await;

@@ -31,7 +31,7 @@ use super::Exit;
 use super::display;
 use crate::config::{Config, Environment, FileText};
 use crate::fault::{Fault, report};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, counted};
 use crate::pipeline::{self, RunOptions};
 use crate::session::{SessionError, SqlClient};
 use crate::telemetry::{self, Telemetry};
@@ -162,7 +162,7 @@ async fn watch_it(stage: &Stage, dir: &Path, seconds: Option<u64>, seed: u64) ->
     }
     writing.send_replace(false);
     let transactions = writer.await.map_err(|error| DemoError::Other(error.to_string()))??;
-    say(&format!("the writer has stopped after {transactions} transactions; comparing both sides …"));
+    say(&format!("the writer has stopped after {}; comparing both sides …", counted(transactions, "transaction")));
     catch_up(&there, &here).await?;
     let equal = compare(&there, &here).await?;
     stop.send_replace(true);

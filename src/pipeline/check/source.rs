@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{About, Findings, Standing, connection, unencrypted};
 use crate::config::Config;
-use crate::pg::{ErrorReport, QualifiedName};
+use crate::pg::{ErrorReport, QualifiedName, counted};
 use crate::pipeline::check::destination::DestinationView;
 use crate::pipeline::prepare::{Addresses, connect_replication, live_names, replaced};
 use crate::plan::schema::{Identity, TableKind};
@@ -103,7 +103,7 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
         Err(error) => return findings.fault(SOURCE, "room", SourceError::Session(error)),
     };
     let (slots, senders): (i64, i64) = (row.get(0), row.get(1));
-    let text = format!("{slots} slots and {senders} walsenders are free");
+    let text = format!("free: {}, {}", counted(slots, "slot"), counted(senders, "walsender"));
     if slots < 2 || senders < 2 {
         let report = ErrorReport::new(text)
             .detail("Beside the stream, verify and a resnapshot need one of each for a while.")
@@ -147,7 +147,8 @@ async fn tables(
     let examined = SourceCatalog::examine(client, &config.tables).await;
     let (mut catalog, problems) = findings.take(SOURCE, "tables", examined)?;
     if problems.is_empty() {
-        let text = format!("{} tables, {} MB, readable by the role", catalog.tables.len(), catalog.bytes() >> 20);
+        let text =
+            format!("{}, {} MB, readable by the role", counted(catalog.tables.len(), "table"), catalog.bytes() >> 20);
         findings.ok(SOURCE, "tables", text);
     }
     for problem in problems {
@@ -181,7 +182,8 @@ async fn tables(
         }
     }
     if keyed_tables > 0 {
-        let text = format!("rows of {keyed_tables} of {} tables are found by their key", catalog.tables.len());
+        let text =
+            format!("rows of {keyed_tables} of {} are found by their key", counted(catalog.tables.len(), "table"));
         findings.ok(SOURCE, "replica identity", text);
     }
     partitions(&catalog, findings);
@@ -218,7 +220,7 @@ fn partitions(catalog: &SourceCatalog, findings: &mut Findings) {
         let name = definition.name();
         if definition.kind == TableKind::Partitioned {
             let count = definition.partitions.as_ref().map_or(0, Vec::len);
-            let text = format!("table {name} is followed through its root, with {count} partitions");
+            let text = format!("table {name} is followed through its root, with {}", counted(count, "partition"));
             findings.ok(SOURCE, "partitions", text);
         } else if definition.is_partition {
             findings.ok(SOURCE, "partitions", format!("table {name} is a partition, and followed by itself"));

@@ -41,7 +41,7 @@ use crate::destination::{
     Scope, Staging, Stream, StreamState, TableToCopy, sweep,
 };
 use crate::fault::Fault;
-use crate::pg::{Lsn, QualifiedName, SlotName};
+use crate::pg::{Lsn, QualifiedName, SlotName, counted};
 use crate::plan::fit::Transfer;
 use crate::plan::sql::staging as sql;
 use crate::session::{ReplicationSession, SlotSnapshot, SqlClient};
@@ -234,7 +234,10 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         (sent.values().sum(), staging, differences)
     };
     let count = staging.tables.len();
-    telemetry.event("snapshot", format!("published {rows} rows of {count} tables at {consistent_point}"));
+    telemetry.event(
+        "snapshot",
+        format!("published {} of {} at {consistent_point}", counted(rows, "row"), counted(count, "table")),
+    );
     after(ends, staging, &differences).await
 }
 
@@ -303,8 +306,8 @@ async fn take_snapshot(
     telemetry.event(
         "snapshot",
         format!(
-            "{} tables are locked in ACCESS SHARE mode at the source: ALTER TABLE and the like wait for the copy",
-            tables.len()
+            "{} locked in ACCESS SHARE mode at the source: ALTER TABLE and the like wait for the copy",
+            counted(tables.len(), "table")
         ),
     );
     let readers = copy::open_readers(config, source, destination, &tables).await?;
@@ -409,7 +412,8 @@ async fn publish(ends: Ends<'_>, publication: &Publication<'_>) -> Result<(), Fa
     let outcome = publication.run(&client).await?;
     failpoint::reached("snapshot.published");
     for (table, (deleted, updated, inserted)) in &outcome.reconciled {
-        let text = format!("table {table} reconciled: {deleted} rows deleted, {updated} updated, {inserted} inserted");
+        let deleted = counted(*deleted, "row");
+        let text = format!("table {table} reconciled: {deleted} deleted, {updated} updated, {inserted} inserted");
         ends.telemetry.event("snapshot", text);
     }
     Ok(())

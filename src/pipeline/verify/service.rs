@@ -14,7 +14,7 @@ use crate::destination::{
     is_fence_wanted, keys_of_repair, next_fence_request,
 };
 use crate::fault::{Fault, report};
-use crate::pg::ErrorReport;
+use crate::pg::{ErrorReport, counted};
 use crate::pipeline::control::Control;
 use crate::pipeline::fence::{self, NoFence, sql_for};
 use crate::pipeline::prepare::Addresses;
@@ -137,11 +137,12 @@ impl FenceService<'_> {
         self.telemetry.verified(verdict.consistent_point, rows);
         let differ = verdict.tables.iter().filter(|table| !table.differences.is_empty());
         let differ: Vec<String> =
-            differ.map(|table| format!("{} ({} rows)", table.table, table.differences.rows())).collect();
+            differ.map(|table| format!("{} ({})", table.table, counted(table.differences.rows(), "row"))).collect();
         let left_out: Vec<String> = verdict.left_out.iter().map(|left_out| format!("; left out: {left_out}")).collect();
         let left_out = left_out.concat();
         if differ.is_empty() {
-            let text = format!("{tables} tables are equal at {}, found in {took}{left_out}", verdict.consistent_point);
+            let tables = counted(tables, "table");
+            let text = format!("{tables} equal at {}, found in {took}{left_out}", verdict.consistent_point);
             self.telemetry.event("verify", text);
         } else {
             let text = format!(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use prometheus::core::{Atomic, GenericGaugeVec};
 
 use super::{Inner, State, Telemetry, local_clock};
+use crate::pg::QualifiedName;
 use crate::telemetry::view::StatusView;
 
 impl Telemetry {
@@ -52,6 +53,7 @@ impl Telemetry {
             rows_applied: inner.rows,
             slot: inner.slot.clone(),
             tables: inner.tables.clone(),
+            standing_still: inner.standing_still.iter().map(QualifiedName::unquoted).collect(),
             snapshot_seconds: inner.snapshot_began.map(|began| began.elapsed().as_secs_f64()),
             spool_bytes: inner.spool_bytes,
             verified: inner.verified.clone(),

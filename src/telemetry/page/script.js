@@ -163,6 +163,11 @@
     const behind = s.lag_seconds === null ? "" : words(seconds(s.lag_seconds));
     switch (s.state) {
       case "streaming":
+        if (s.standing_still.length && (s.lag_seconds ?? 0) <= s.ready_lag_max_seconds) {
+          const one = s.standing_still.length === 1;
+          return ["warn", one ? `Table ${s.standing_still[0]} stands still` : `${s.standing_still.length} tables stand still`,
+            `${one ? "It follows" : "They follow"} again when ${one ? "it is" : "they are"} copied anew. The others are ${s.lag_seconds < 1 ? "fresh" : `${behind} behind`}.`];
+        }
         if (!s.ready) return ["warn", `The copy is ${behind} behind`, `More than the ${words(seconds(s.ready_lag_max_seconds))} that http.ready_lag_max allows.`];
         return s.lag_seconds < 1
           ? ["good", "The copy is fresh", "Every commit of the source is here."]
@@ -192,14 +197,15 @@
   let all = false;
 
   const showTables = (s) => {
-    const key = JSON.stringify(s.tables);
+    const key = JSON.stringify([s.tables, s.standing_still]);
     if (key === shownTables) return;
     shownTables = key;
     const made = Object.entries(s.tables).map(([name, t]) => {
       const ratio = t.snapshot_done ? 1 : t.snapshot_bytes_expected ? Math.min(0.99, t.snapshot_bytes / t.snapshot_bytes_expected) : 0;
       const counted = plural(t.snapshot_rows, "row");
       const cell = el("td", { class: "wide-cell" });
-      if (t.snapshot_done) cell.append(el("div", { class: "copy" }, el("span", {}, `${counted} copied`)));
+      if (s.standing_still.includes(name) && s.snapshot_seconds === null) cell.append(el("div", { class: "copy" }, el("span", {}, "stands still until it is copied anew")));
+      else if (t.snapshot_done) cell.append(el("div", { class: "copy" }, el("span", {}, `${counted} copied`)));
       else if (s.snapshot_seconds !== null) cell.append(el("div", { class: "copy" }, el("progress", { max: 1, value: ratio, "aria-label": `Copied of ${name}` }), el("span", {}, `${Math.floor(ratio * 100)} % · ${counted}`)));
       else cell.append(el("div", { class: "copy" }, el("span", {}, "earlier")));
       const counts = [t.inserts, t.updates, t.deletes, t.truncates];
@@ -220,7 +226,7 @@
     shownEvents = key;
     const made = s.events.slice(0, all ? undefined : 8).map((event) => {
       const tone = event.kind === "state" && /^(waiting|connecting: )/.test(event.text) ? "bad" : TONES[event.kind] ?? "none";
-      return el("li", {}, el("time", { datetime: event.at, title: event.at }, clock(event.at)), el("span", { class: "kind", "data-tone": tone }, event.kind), el("span", { class: "text" }, event.times > 1 ? `${event.text} (${number.format(event.times)} times, the last one then)` : event.text));
+      return el("li", {}, el("time", { datetime: event.at, title: event.at }, clock(event.at)), el("span", { class: "kind", "data-tone": tone }, event.kind), el("span", { class: "text" }, event.times > 1 ? `${event.text} (${number.format(event.times)} times, last at this time)` : event.text));
     });
     if (made.length) at("events").replaceChildren(...made);
     at("more").hidden = s.events.length <= 8;
