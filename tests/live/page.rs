@@ -60,8 +60,7 @@ async fn the_page_tells_the_story_of_a_snapshot_an_outage_and_recovery_without_r
             (text > 2.0).then_some(())
         })
         .await;
-        let text = browser.text(&now).await;
-        assert!(text.ends_with('s') && text != "0 s", "{chart} shows {text}");
+        browser.text_is(&now, "seconds", |text| text.ends_with('s') && text != "0 s").await;
     }
     browser.picture("outage-light").await;
     browser.colours("dark").await;

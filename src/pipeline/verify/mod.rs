@@ -19,7 +19,8 @@
 //!
 //! Who makes the fence: the instance that leads, asked through the bookkeeping ([`run`]) or by itself
 //! (`verify_every`, [`service`]). When none leads, the source at C is compared with the destination as it stands, and
-//! what was not applied yet counts as a difference.
+//! what was not applied yet counts as a difference; where some are found, it is made sure once more that none leads, since a
+//! service that sets its stream up anew leads nothing for a moment.
 //!
 //! Bounds: `workers` sessions a side; one range of pages a statement; [`crate::plan::verify::ROWS_MAX`] rows listed.
 
@@ -187,6 +188,8 @@ struct Ends<'a> {
 const FENCES_MAX: usize = 5;
 /// How often a waiting request is looked at, and its heartbeat renewed.
 const BEAT_EVERY: Duration = Duration::from_millis(100);
+/// How long a service takes to set its stream up anew when nothing is wrong, with room for a busy machine.
+const LEADS_SOON_MAX: Duration = Duration::from_secs(2);
 /// How long to wait for the leader to make a fence.
 const FENCE_MAX: Duration = Duration::from_secs(900);
 
@@ -222,6 +225,9 @@ pub async fn run(
         return at_fences(ends, client, tell).await;
     }
     if options.repair {
+        if leads_soon(config, client).await? {
+            return at_fences(ends, client, tell).await;
+        }
         return Err(Fault::Refused(
             ErrorReport::new("a repair needs a fence, and no service runs that could make one")
                 .hint("Start headwater run, or add --catch-up."),
@@ -230,7 +236,25 @@ pub async fn run(
     tell("no service runs: comparing with the destination as it stands");
     let began = Instant::now();
     let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
+    if !verdict.is_equal() && leads_soon(config, client).await? {
+        tell("a service runs after all: comparing at a fence");
+        return at_fences(ends, client, tell).await;
+    }
     Ok(Verdict { took: began.elapsed(), ..verdict })
+}
+
+/// Whether an instance leads, now or in a moment: one that sets its stream up anew comes back.
+async fn leads_soon(config: &Config, client: &SqlClient) -> Result<bool, Fault> {
+    let began = Instant::now();
+    loop {
+        if holder(client, &config.source.slot).await?.is_some() {
+            return Ok(true);
+        }
+        if began.elapsed() >= LEADS_SOON_MAX {
+            return Ok(false);
+        }
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
 }
 
 /// Runs the service inside this process for as long as the verify takes.

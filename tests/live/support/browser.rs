@@ -117,13 +117,18 @@ impl Browser {
 
     /// Waits until an element's text contains something.
     pub async fn shows(&mut self, selector: &str, wanted: &str) {
+        self.text_is(selector, &format!("something with {wanted:?}"), |text| text.contains(wanted)).await;
+    }
+
+    /// Waits until an element's text is as `wanted` says.
+    pub async fn text_is(&mut self, selector: &str, wanted: &str, is: impl Fn(&str) -> bool) {
         let began = Instant::now();
         loop {
             let text = self.text(selector).await;
-            if text.contains(wanted) {
+            if is(&text) {
                 return;
             }
-            assert!(began.elapsed() < PATIENCE, "{selector} does not show {wanted:?} but {text:?}");
+            assert!(began.elapsed() < PATIENCE, "{selector} does not show {wanted} but {text:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
