@@ -6,11 +6,11 @@ use fastrand::Rng;
 use headwater::commands::demo::StopMode;
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
-use crate::support::{Database, Setup, eventually, new_destination, new_source, seed, workload};
+use crate::support::{Database, Setup, at_each, eventually, new_destination, new_source, seed, workload};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dying_at_any_point_of_a_snapshot_is_mended_by_the_next_start() {
-    for point in [
+    let points = [
         "snapshot.row_committed",
         "snapshot.slot_created",
         "snapshot.copying:2",
@@ -19,7 +19,8 @@ async fn dying_at_any_point_of_a_snapshot_is_mended_by_the_next_start() {
         "publish.before_commit",
         "publish.committed",
         "snapshot.published",
-    ] {
+    ];
+    at_each(&points, |point| async move {
         let database = Database::new("dies", FORUM, FORUM_SCHEMA).await;
         let mut dying = Setup::of(&database).failing_at(point).start();
         let status = dying.ended().await;
@@ -33,7 +34,8 @@ async fn dying_at_any_point_of_a_snapshot_is_mended_by_the_next_start() {
         let staging = "SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'headwater_staging%'";
         assert_eq!(database.destination_value(staging).await.as_deref(), Some("0"), "{point}: staging is swept");
         service.stop().await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

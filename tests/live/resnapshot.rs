@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
-use crate::support::{Database, Setup, eventually, headwater};
+use crate::support::{Database, Setup, at_each, eventually, headwater};
 
 /// `headwater resnapshot`, as an operator runs it.
 async fn resnapshot(database: &Database, tables: &[&str]) -> Output {
@@ -229,7 +229,7 @@ async fn requests(database: &Database) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dying_at_any_point_of_a_hand_over_leaves_the_old_data_and_the_next_start_finishes_it() {
-    for point in [
+    let points = [
         "snapshot.slot_created",
         "snapshot.copying:2",
         "snapshot.staged",
@@ -240,7 +240,8 @@ async fn dying_at_any_point_of_a_hand_over_leaves_the_old_data_and_the_next_star
         "publish.before_commit",
         "publish.committed",
         "snapshot.published",
-    ] {
+    ];
+    at_each(&points, |point| async move {
         let database = Database::new("diesagain", FORUM, FORUM_SCHEMA).await;
         let service = Setup::of(&database).start();
         service.streams().await;
@@ -279,7 +280,8 @@ async fn dying_at_any_point_of_a_hand_over_leaves_the_old_data_and_the_next_star
         })
         .await;
         service.stop().await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

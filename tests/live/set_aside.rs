@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::browser::Browser;
-use crate::support::{Database, Service, Setup, eventually};
+use crate::support::{Database, Service, Setup, at_each, eventually};
 
 const TABLES: &[&str] = &["t", "other"];
 
@@ -202,7 +202,7 @@ async fn a_new_table_of_a_known_name_in_the_stream_is_no_obstacle_for_the_others
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
-    for point in [
+    let points = [
         "schema.set_aside",
         "snapshot.slot_created",
         "snapshot.staged",
@@ -213,7 +213,8 @@ async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
         "publish.before_commit",
         "publish.committed",
         "snapshot.published",
-    ] {
+    ];
+    at_each(&points, |point| async move {
         let database = Database::new("asidedies", TABLES, SCHEMA).await;
         let service = Setup::of(&database).start();
         service.streams().await;
@@ -233,7 +234,8 @@ async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
         mended(&database).await;
         assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await, "{point}");
         service.stop().await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

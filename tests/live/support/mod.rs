@@ -20,6 +20,7 @@ pub mod workload;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use headwater::commands::demo::{Cluster, installed_bin};
 use tokio::sync::OnceCell;
 
@@ -117,6 +118,14 @@ pub async fn destination() -> &'static Cluster {
 
 /// How long anything may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Does the same at each of these points, three at a time: each has a database of its own, and waits most of the time.
+pub async fn at_each<F>(points: &[&'static str], each: impl Fn(&'static str) -> F)
+where
+    F: Future<Output = ()>,
+{
+    stream::iter(points).map(|point| each(point)).buffer_unordered(3).collect::<()>().await;
+}
 
 /// Asks `question` until it answers, and returns the answer.
 pub async fn eventually<T, F>(what: &str, mut question: impl FnMut() -> F) -> T
