@@ -200,6 +200,38 @@ async fn without_a_service_the_destination_is_taken_as_it_stands_or_caught_up_fi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_leads_nothing_for_a_moment_is_no_false_alarm() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'first')";
+    let database = Database::new("moment", &["t"], schema).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    database.at_source("UPDATE t SET v = 'later'").await;
+    // The change is not applied before the destination, as it stands, was found to lack it.
+    let holding = crate::support::destination().await.connect(&database.name).await.unwrap();
+    holding.batch("holding a row", "BEGIN; SELECT FROM public.t FOR UPDATE").await.unwrap();
+    let leads = "SELECT min('t') FROM pg_locks JOIN pg_database AS d ON d.oid = database
+                 WHERE locktype = 'advisory' AND granted AND d.datname = current_database()";
+    let (mut service, mut said) = (None, Vec::new());
+    let runtime = tokio::runtime::Handle::current();
+    let mut tell = |what: &str| {
+        said.push(what.to_owned());
+        if what.starts_with("no service runs") {
+            service = Some(setup.start());
+            let it_leads = eventually("it leads", || async { database.destination_value(leads).await });
+            tokio::task::block_in_place(|| runtime.block_on(it_leads));
+        } else if what.starts_with("a service runs after all") {
+            tokio::task::block_in_place(|| runtime.block_on(holding.batch("letting go", "COMMIT"))).unwrap();
+        }
+    };
+    let progress = Arc::new(VerifyProgress::default());
+    let verdict = verify(&setup.parsed(), &VerifyOptions::default(), &progress, &mut tell).await.expect("a verdict");
+    assert!(verdict.is_equal() && verdict.at_fence, "{said:?}: {verdict:?}");
+    service.expect("it was started").stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_without_a_key_are_counted_with_their_duplicates_and_partitions_are_read() {
     let schema = "
         CREATE TABLE bag (v text, n int); ALTER TABLE bag REPLICA IDENTITY FULL;
