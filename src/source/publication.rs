@@ -194,13 +194,12 @@ async fn add_missing(
         Err(error)
             if matches!(error.code().map(|c| c.as_str().to_owned()).as_deref(), Some("42501" | "25006" | "42710")) =>
         {
+            let standby = error.code() == Some(SqlState::new(b"25006"));
+            let whom = if standby { "Run at the primary" } else { "Run at the source" };
+            let names = names.join(", ");
             Err(SourceError::Refused(
-                ErrorReport::new(format!("publication {publication} does not hold {}", names.join(", "))).hint(
-                    format!(
-                        "Run at the source as its owner:\nALTER PUBLICATION {publication} ADD TABLE {};",
-                        names.join(", ")
-                    ),
-                ),
+                ErrorReport::new(format!("publication {publication} does not hold {names}"))
+                    .hint(format!("{whom} as its owner:\nALTER PUBLICATION {publication} ADD TABLE {names};")),
             ))
         }
         Err(error) => Err(error.into()),
@@ -228,9 +227,13 @@ async fn take_over_lists(
     for table in &mut catalog.tables {
         let name = table.definition.name();
         let Some((columns, row_filter)) = lists.remove(&name) else {
-            return Err(SourceError::Refused(ErrorReport::new(format!(
-                "publication {publication} does not hold {name}"
-            ))));
+            return Err(SourceError::Refused(
+                ErrorReport::new(format!("publication {publication} does not hold {name}"))
+                    .detail(
+                        "It is a partition, and the publication sends what its root has (publish_via_partition_root).",
+                    )
+                    .hint("Name the root in tables instead, or choose another name for source.publication."),
+            ));
         };
         if let Some(columns) = columns {
             let all: Vec<&Ident> = table.definition.columns.iter().map(|column| &column.name).collect();

@@ -9,14 +9,14 @@ use crate::security::{Certificates, with_hba};
 use crate::support::{Database, Setup, destination, new_source, source};
 
 /// The failure with this message; its hint is there.
-async fn failed(setup: &Setup, message: &str) -> Value {
+pub async fn failed(setup: &Setup, message: &str) -> Value {
     let found = findings(setup).await;
     let finding = find(&found, "failed", message).unwrap_or_else(|| panic!("no failure {message:?} in {found:#?}"));
     assert!(finding["hint"].is_string(), "{finding}");
     finding.clone()
 }
 
-async fn mended(setup: &Setup) {
+pub async fn mended(setup: &Setup) {
     let found = findings(setup).await;
     assert!(found.iter().all(|finding| finding["standing"] != "failed"), "{found:#?}");
 }
@@ -279,6 +279,17 @@ async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_p
     let finding = failed(&setup, "type public.citext does not exist at the destination").await;
     database.at_destination(&fix(&finding)).await;
     mended(&setup).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_root_is_published_is_mended_by_what_is_printed() {
+    let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+        CREATE TABLE parent_1 PARTITION OF parent DEFAULT; INSERT INTO parent VALUES (1, 'secret')";
+    let database = Database::new("rooted", &["parent", "parent_1"], schema).await;
+    let setup = Setup::of(&database);
+    let finding = failed(&setup, "does not hold public.parent_1").await;
+    assert!(hint(&finding).starts_with("Name the root in tables instead"), "{finding}");
+    mended(&Setup { tables: vec!["parent".to_owned()], ..setup }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,10 @@
 //! The source fails over: headwater goes on against the promoted standby, or reads from a standby from the beginning.
 
 use headwater::commands::demo::{Cluster, StopMode};
+use headwater::session::SqlClient;
 
+use crate::check::fix;
+use crate::check_refused::{failed, mended};
 use crate::support::{
     Database, Service, Setup, bin_of, destination, eventually, new_source_of, parent, seed, workload,
 };
@@ -28,6 +31,13 @@ async fn pair(major: u32, primary: &[(&str, &str)], standby: &[(&str, &str)]) ->
     first.start().await.unwrap();
     second.start().await.unwrap();
     Some((first, second))
+}
+
+/// Waits until the standby has all that its primary has now.
+async fn replayed(database: &Database, at_standby: &SqlClient) {
+    let behind = database.source_value("SELECT pg_current_wal_lsn()::text").await.unwrap();
+    let sql = format!("SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{behind}'");
+    eventually("the standby has replayed", || async { at_standby.query_opt("looking", &sql, &[]).await.ok()? }).await;
 }
 
 async fn applies_more(service: &Service, transactions: f64) {
@@ -103,15 +113,20 @@ async fn a_promoted_standby_of_18_is_followed_through_a_list_of_hosts() {
 async fn a_standby_can_be_the_source() {
     let Some((first, mut second)) = pair(16, &[], &[]).await else { return };
     let mut database = Database::on(&first, destination().await, "standby", workload::TABLES, workload::SCHEMA).await;
-    let tables = workload::TABLES.join(", ");
-    database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE {tables}", database.name)).await;
-    let behind = database.source_value("SELECT pg_current_wal_lsn()::text").await.unwrap();
     let at_standby = second.connect("postgres").await.unwrap();
-    let replayed = format!("SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{behind}'");
-    eventually("the standby has replayed", || async { at_standby.query_opt("looking", &replayed, &[]).await.ok()? })
-        .await;
     let mut setup = Setup::of(&database);
     setup.source_url = second.url(&database.name);
+    // What a standby cannot make is the primary's to make, by what check prints.
+    let drop_one = format!("ALTER PUBLICATION {} DROP TABLE {}", database.name, workload::TABLES[0]);
+    for (sql, message) in [("SELECT 1", "does not exist, and the source is a standby"), (&drop_one, "does not hold")] {
+        database.at_source(sql).await;
+        replayed(&database, &at_standby).await;
+        let finding = failed(&setup, message).await;
+        assert!(finding["hint"].as_str().is_some_and(|hint| hint.starts_with("Run at the primary")), "{finding}");
+        database.at_source(&fix(&finding)).await;
+        replayed(&database, &at_standby).await;
+    }
+    mended(&setup).await;
     // A slot there waits for the primary to log its running transactions, and for those.
     let running = first.connect(&database.name).await.unwrap();
     running.batch("a transaction", "BEGIN; CREATE TEMP TABLE held (id int)").await.unwrap();
