@@ -86,7 +86,7 @@ pub(super) async fn show(progress: Arc<VerifyProgress>) {
 pub(super) fn print(verdict: &Verdict, limit: usize) {
     let took = Duration::from_millis(u64::try_from(verdict.took.as_millis()).unwrap_or(u64::MAX));
     let took = humantime::format_duration(took);
-    let rows: u64 = verdict.tables.iter().map(|table| table.source_rows).sum();
+    let rows = counted(verdict.tables.iter().map(|table| table.source_rows).sum::<u64>(), "row");
     let mut tables: Vec<&TableVerdict> = verdict.tables.iter().collect();
     tables.sort_by(|a, b| a.table.cmp(&b.table));
     for table in tables {
