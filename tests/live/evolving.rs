@@ -56,7 +56,10 @@ impl Table {
                 let value = Table::value(column, rng);
                 format!("UPDATE {name} SET {} = {value} WHERE id BETWEEN {id} AND {id} + 5", column.name)
             }
-            4..9 => format!("UPDATE {name} SET id = id + 1000 WHERE id = {id}"),
+            // Its new key may be there already, since an earlier row of this key was moved.
+            4..9 => format!(
+                "UPDATE {name} SET id = id + 1000 WHERE id = {id} AND NOT EXISTS (SELECT FROM {name} WHERE id = {id} + 1000)"
+            ),
             _ => format!("DELETE FROM {name} WHERE id = {id}"),
         }
     }
