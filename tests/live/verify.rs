@@ -181,7 +181,8 @@ async fn the_columns_that_differ_are_named_and_no_value_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_service_the_destination_is_taken_as_it_stands_or_caught_up_first() {
     let database = Database::new("alone", DRIFT, DRIFT_SCHEMA).await;
-    let setup = Setup::of(&database);
+    // A service that leads is waited for that long, before differences are told.
+    let setup = Setup::of(&database).setting("leader_timeout = \"2s\"");
     setup.command(&["verify"]).await.exits(1).says(&["nothing is followed yet"]);
     let service = setup.start();
     service.streams().await;
