@@ -129,8 +129,17 @@ async fn both_sides_are_equal_while_anything_is_written() {
         }
     };
     let verified = async {
-        for _ in 0..6 {
-            setup.command(&["verify", "--workers", "2"]).await.exits(0).says(&["equal: both sides compared at"]);
+        let (mut equal, mut refused) = (0, 0);
+        while equal < 6 {
+            let finished = setup.command(&["verify", "--workers", "2"]).await;
+            // On a busy machine the workload truncates a table between any two fences: that is said, and is no difference.
+            if finished.err.contains("was truncated, rewritten or dropped at each of 5 attempts") {
+                refused += 1;
+                assert!(refused < 12, "{}", finished.err);
+                continue;
+            }
+            finished.exits(0).says(&["equal: both sides compared at"]);
+            equal += 1;
         }
         done.store(true, Ordering::Relaxed);
     };
