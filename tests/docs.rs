@@ -180,6 +180,13 @@ const NOT_AN_OPERATORS: &[&str] = &[
     "an enum has got a label at the source: it is added, and the stream started again",
     "table … has changed so that its values must travel as text: the stream is started again",
     "the transaction with commit_lsn … is applied again, change by change: …",
+    // Why a stream is left to its commit, in a debug line.
+    "the others do without",
+    "nothing more of it has come for a minute",
+    "no second session can be like the leader's",
+    "it has a TRUNCATE",
+    "it changes rows of a table without a key",
+    "triggers act on a table of it",
 ];
 
 /// Whether a heading is a message, where each `…` of the heading stands for anything.

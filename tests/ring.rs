@@ -263,7 +263,11 @@ impl Destination {
         match &flight.work {
             Work::Batch(batch) => apply(&mut rows, &batch.changes),
             Work::PieceOfLarge(piece) => apply(&mut rows, &piece.changes),
-            Work::BeginLarge(_) | Work::ChangeSchema(_) | Work::CommitLarge { .. } | Work::Reached(_) => {}
+            Work::BeginLarge(_)
+            | Work::ChangeSchema(_)
+            | Work::CommitLarge { .. }
+            | Work::CommitAhead { .. }
+            | Work::Reached(_) => {}
         }
         match flight.next {
             None => self.open = Some(rows),
@@ -471,14 +475,18 @@ impl Life {
         };
         let next = match &work {
             Work::Batch(batch) => Some(batch.end_lsn().as_u64()),
-            Work::CommitLarge { commit, .. } => Some(commit.end_lsn.as_u64()),
+            Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. } => Some(commit.end_lsn.as_u64()),
             Work::Reached(position) => Some(position.as_u64()),
             Work::BeginLarge(_) | Work::PieceOfLarge(_) | Work::ChangeSchema(_) => None,
         };
         match &work {
             Work::BeginLarge(_) => self.large = Some(false),
             Work::CommitLarge { .. } => self.large = None,
-            Work::Batch(_) | Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::Reached(_) => {}
+            Work::Batch(_)
+            | Work::PieceOfLarge(_)
+            | Work::ChangeSchema(_)
+            | Work::CommitAhead { .. }
+            | Work::Reached(_) => {}
         }
         self.flights.push_back(Flight { work, previous: self.position, next, read_wal: next.is_some() && rng.bool() });
         self.position = next.unwrap_or(self.position);

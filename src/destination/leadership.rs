@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
-use super::origin::{Marking, mark};
+use super::origin::{Marking, mark, origin_name, origin_name_ahead};
 use crate::config::{ConnectionSettings, SynchronousCommit};
 use crate::pg::{ErrorReport, Ident, Lsn, SlotName};
 use crate::session::{Flight, FlightAnswer, SessionError, SqlClient, SqlState, StatementAnswer, WritingSession};
@@ -55,7 +55,7 @@ pub struct Candidate {
     key: i64,
 }
 
-/// The writing session that holds the lock.
+/// The writing session that holds the lock; or one beside it, of the same process, that applies ahead of a commit.
 pub struct Leader {
     pub(super) session: WritingSession,
     pub(super) settings: WritingSettings,
@@ -72,8 +72,12 @@ impl Candidate {
     /// # Errors
     /// [`DestinationError`]; a transaction pooler in between is refused.
     pub async fn connect(settings: &WritingSettings) -> Result<Candidate, DestinationError> {
+        Self::connect_as(settings, "writing").await
+    }
+
+    async fn connect_as(settings: &WritingSettings, purpose: &str) -> Result<Candidate, DestinationError> {
         let millis = |duration: Duration| duration.as_millis().to_string();
-        let purpose = format!("{} writing", settings.slot);
+        let purpose = format!("{} {purpose}", settings.slot);
         let session = WritingSession::connect(
             &settings.connection,
             &purpose,
@@ -141,7 +145,7 @@ impl Candidate {
             return Ok(Err(self));
         }
         let role = self.take_replica_role().await?;
-        let marking = mark(&mut self.session, &self.settings.slot, self.settings.timeout).await?;
+        let marking = mark(&mut self.session, &origin_name(&self.settings.slot), self.settings.timeout).await?;
         let row = self.ask("SELECT pg_catalog.current_setting('wal_block_size')").await?;
         let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok()).unwrap_or(8192);
         Ok(Ok(Leader { session: self.session, settings: self.settings, role, marking, wal_block_bytes }))
@@ -170,6 +174,11 @@ impl Candidate {
 }
 
 impl Leader {
+    /// How the session is set up.
+    pub fn settings(&self) -> &WritingSettings {
+        &self.settings
+    }
+
     /// Whether foreign keys and triggers act on what this session writes.
     pub fn role(&self) -> ReplicationRole {
         self.role
@@ -220,6 +229,26 @@ impl Leader {
             answer.map_err(|_| SessionError::Timeout { doing, within: self.settings.timeout })??;
         }
         Ok(())
+    }
+
+    /// Opens a session beside this one, which applies ahead of a commit; `None` where it cannot be like the leader's own:
+    /// replication role and, with `marked`, an origin.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn beside(settings: &WritingSettings, marked: bool) -> Result<Option<Leader>, DestinationError> {
+        let mut candidate = Candidate::connect_as(settings, "ahead").await?;
+        let role = candidate.take_replica_role().await?;
+        let mut marking = Marking::None("the leader does not".to_owned());
+        if marked {
+            marking = mark(&mut candidate.session, &origin_name_ahead(&settings.slot), settings.timeout).await?;
+        }
+        if role != ReplicationRole::Replica || marked && !matches!(marking, Marking::Origin(_)) {
+            candidate.close().await;
+            return Ok(None);
+        }
+        let Candidate { session, settings, key: _ } = candidate;
+        Ok(Some(Leader { session, settings, role, marking, wal_block_bytes: 0 }))
     }
 
     /// Ends the session, and with it the leadership.
@@ -313,7 +342,7 @@ pub async fn terminate(client: &SqlClient, process_id: i32) -> Result<(), Destin
     Ok(())
 }
 
-/// Ends what an earlier leader may have left running: its staging and publishing sessions.
+/// Ends what an earlier leader may have left running: its staging and publishing sessions, and that ahead of a commit.
 ///
 /// # Errors
 /// [`DestinationError`].
@@ -321,7 +350,8 @@ pub async fn terminate_leftovers(client: &SqlClient, slot: &SlotName) -> Result<
     let sql = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
                WHERE datname = pg_catalog.current_database() AND usename = current_user
                  AND pid <> pg_catalog.pg_backend_pid()
-                 AND (application_name LIKE '%' || $1 || ' staging' OR application_name LIKE '%' || $1 || ' publishing')";
+                 AND (application_name LIKE '%' || $1 || ' staging' OR application_name LIKE '%' || $1 || ' publishing'
+                      OR application_name LIKE '%' || $1 || ' ahead')";
     let slot = slot.as_str().replace('_', "\\_");
     let rows = client.query("ending an earlier leader's sessions", sql, &[&slot]).await?;
     Ok(u64::try_from(rows.len()).unwrap_or(0))

@@ -40,7 +40,7 @@ mod sequences;
 mod shapes;
 mod staging;
 
-pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, misfit_report};
+pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, Ground, Unfit, misfit_report};
 pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences};
@@ -57,7 +57,7 @@ pub use leadership::{
     terminate_leftovers,
 };
 pub use letter_text::{describe, describe_with_values};
-pub use origin::{Marking, OriginEnd, drop_origin};
+pub use origin::{Marking, OriginEnd, drop_origins};
 pub use preflight::DestinationServer;
 pub use publish::{Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};

@@ -1,9 +1,9 @@
 //! Marks what we apply with a replication origin, where the role may.
 //!
-//! Called once by `leadership`, for the session that has just become the leader's. What a marked session commits is known as
-//! replicated: a subscription or another headwater that follows this database with `origin = "none"` leaves it out, which
-//! cuts loops. The position is not kept there: an origin's progress needs privileges and is not saved by a transaction
-//! without an xid. `teardown` drops the origin again ([`drop_origin`]).
+//! Called by `leadership`, for the session that has just become the leader's and for one beside it. What a marked session
+//! commits is known as replicated: a subscription or another headwater that follows this database with `origin = "none"`
+//! leaves it out, which cuts loops. The position is not kept there: an origin's progress needs privileges and is not saved
+//! by a transaction without an xid. `teardown` drops the origins again ([`drop_origins`]).
 //!
 //! An origin is active in one session at a time. The previous leader's session may take a moment to let go of it after its
 //! lock is free; that is waited for, at most [`RELEASE_MAX`].
@@ -28,18 +28,23 @@ pub enum Marking {
     None(String),
 }
 
-fn origin_name(slot: &SlotName) -> String {
+/// The origin of the leader's session.
+pub(super) fn origin_name(slot: &SlotName) -> String {
     format!("headwater_{slot}")
 }
 
-/// Marks a session.
+/// That of the session beside it. No slot's name has a dot.
+pub(super) fn origin_name_ahead(slot: &SlotName) -> String {
+    format!("headwater_{slot}.ahead")
+}
+
+/// Marks a session with an origin, which is created where it is missing.
 pub(super) async fn mark(
     session: &mut WritingSession,
-    slot: &SlotName,
+    name: &str,
     timeout: Duration,
 ) -> Result<Marking, DestinationError> {
-    let name = origin_name(slot);
-    let origin = quote_literal(&name);
+    let origin = quote_literal(name);
     let known = match ask(session, &format!("SELECT pg_catalog.pg_replication_origin_oid({origin})"), timeout).await {
         Ok(row) => row.first().is_some_and(Option::is_some),
         Err(error) => return unmarked(error),
@@ -57,7 +62,7 @@ pub(super) async fn mark(
     loop {
         let sql = format!("SELECT pg_catalog.pg_replication_origin_session_setup({origin})");
         match ask(session, &sql, timeout).await {
-            Ok(_) => return Ok(Marking::Origin(name)),
+            Ok(_) => return Ok(Marking::Origin(name.to_owned())),
             Err(error) if code(&error) == "55006" && waited < RELEASE_MAX => {
                 tokio::time::sleep(ASK_EVERY).await;
                 waited += ASK_EVERY;
@@ -80,13 +85,20 @@ pub enum OriginEnd {
     Refused(String, String),
 }
 
-/// Drops the origin that `mark` made for this slot. Nothing is lost with it: the position is not kept there.
+/// Drops the origins that were made for this slot. Nothing is lost with them: the position is not kept there.
 ///
 /// # Errors
 /// [`SessionError`] when the session is lost.
-pub async fn drop_origin(client: &SqlClient, slot: &SlotName, dry_run: bool) -> Result<OriginEnd, SessionError> {
+pub async fn drop_origins(client: &SqlClient, slot: &SlotName, dry_run: bool) -> Result<Vec<OriginEnd>, SessionError> {
+    let mut ends = Vec::new();
+    for name in [origin_name(slot), origin_name_ahead(slot)] {
+        ends.push(drop_origin(client, name, dry_run).await?);
+    }
+    Ok(ends)
+}
+
+async fn drop_origin(client: &SqlClient, name: String, dry_run: bool) -> Result<OriginEnd, SessionError> {
     const DOING: &str = "dropping the replication origin";
-    let name = origin_name(slot);
     let sql = "SELECT true FROM pg_catalog.pg_replication_origin WHERE roname = $1::text";
     if client.query_opt(DOING, sql, &[&name]).await?.is_none() {
         return Ok(OriginEnd::Absent);

@@ -12,6 +12,9 @@
 //! Its [`Gate`] tells it to go on, to hold, or to run to a fence: a transaction that has begun is finished first, and
 //! while it stands still the session is kept alive and steps are still received, as many as the batcher has room for.
 //!
+//! A transaction that was applied ahead of its commit ([`AheadOf`]) only waits here for its turn: when everything before it
+//! is stored, the session beside commits it, and until that is answered nothing else is handed out.
+//!
 //! It ends when the steps end (the stream broke off: what is whole is still applied), when it is asked to stop (what is
 //! under way is still answered), or with the destination's error.
 
@@ -22,14 +25,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::destination::{Applied, Applier, DestinationError};
-use crate::pg::{Lsn, Relation};
+use crate::pg::Lsn;
 use crate::plan::{BatchLimits, Batcher, Work};
 use crate::progress::{IdleAdvance, Ledger};
 use crate::source::{Confirmed, StepReceiver};
-use crate::telemetry::{Operation, State, Telemetry};
-use crate::transaction::{Change, Heartbeat};
+use crate::telemetry::{State, Telemetry};
+use crate::transaction::Heartbeat;
 
+use super::ahead::AheadOf;
 use super::control::{Command, Gate};
+use super::counts::count;
 use super::monitor::Instance;
 
 /// Bounds of the loop.
@@ -39,6 +44,8 @@ pub(super) struct Limits {
     pub(super) batch_bytes_max: usize,
     /// The server ends our session after so long a silence.
     pub(super) leader_timeout: Duration,
+    /// COMMIT's answer means that it is durable.
+    pub(super) commits_are_durable: bool,
     /// Where the source's WAL ended when the stream began: from there on it is no longer catching up.
     pub(super) catch_up_to: Lsn,
     /// The commit_lsn of a transaction that could not be applied: up to there nothing is resolved.
@@ -53,12 +60,13 @@ const ANSWERS_MAX: Duration = Duration::from_secs(3);
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// What stands beside the ring and reaches into it.
-#[derive(Debug)]
 pub(super) struct Beside {
     /// Who may make the loop stand still.
     pub(super) gate: Gate,
     /// This process, as heartbeats name it.
     pub(super) instance: Instance,
+    /// Who applies a stream before it commits; `None`: nobody.
+    pub(super) ahead: Option<AheadOf>,
 }
 
 /// The loop's state.
@@ -73,6 +81,7 @@ pub(super) struct ApplyLoop<'a> {
     limits: Limits,
     gate: Gate,
     instance: Instance,
+    ahead: Option<AheadOf>,
     began: Instant,
     read_wal_at: Instant,
     sent_at: Instant,
@@ -91,7 +100,7 @@ impl<'a> ApplyLoop<'a> {
         beside: Beside,
     ) -> ApplyLoop<'a> {
         let began = Instant::now();
-        let Beside { gate, instance } = beside;
+        let Beside { gate, instance, ahead } = beside;
         ApplyLoop {
             applier,
             steps,
@@ -103,6 +112,7 @@ impl<'a> ApplyLoop<'a> {
             limits,
             gate,
             instance,
+            ahead,
             began,
             read_wal_at: began,
             sent_at: began,
@@ -122,7 +132,8 @@ impl<'a> ApplyLoop<'a> {
         loop {
             self.feed().await?;
             let idle = !self.applier.is_busy();
-            if self.steps_ended && idle && self.batcher.is_empty() {
+            let committing = self.is_committing_ahead();
+            if self.steps_ended && idle && !committing && self.batcher.is_empty() {
                 return self.applier.abandon_large().await;
             }
             let pause = self.pause();
@@ -145,6 +156,7 @@ impl<'a> ApplyLoop<'a> {
                 },
                 () = &mut stop => return self.finish().await,
                 () = self.gate.changed() => {}
+                () = AheadOf::changed(self.ahead.as_mut()), if committing => {}
                 () = tokio::time::sleep(pause) => self.tick().await?,
             }
         }
@@ -157,9 +169,22 @@ impl<'a> ApplyLoop<'a> {
             Command::RunTo { point, .. } => Some(point),
             Command::GoOn | Command::Hold { .. } => None,
         });
+        self.look_after_ahead(command == Command::GoOn).await?;
         let holds = matches!(command, Command::Hold { .. });
-        while self.applier.has_room() && (!holds || self.applier.in_large_transaction()) {
+        while self.applier.has_room() && !self.is_committing_ahead() && (!holds || self.applier.in_large_transaction())
+        {
             let Some(work) = self.batcher.next_work() else { break };
+            if let (Work::CommitAhead { commit, .. }, Some(ahead)) = (&work, &mut self.ahead) {
+                if !self.applier.takes_as_it_is(commit) {
+                    ahead.give_up("it is to be left out, or is in a snapshot in part");
+                }
+                ahead.turn_comes(work);
+                self.look_after_ahead(true).await?;
+                break;
+            }
+            if let (Work::ChangeSchema(_), Some(ahead)) = (&work, &mut self.ahead) {
+                ahead.stand_back().await;
+            }
             if let Work::Reached(position) = work {
                 self.idle.reached(position);
                 self.telemetry.reached(position, !self.applier.is_busy());
@@ -172,7 +197,7 @@ impl<'a> ApplyLoop<'a> {
             self.sent_at = Instant::now();
             self.applier.submit(work, read_wal).await?;
         }
-        let stands = !self.applier.is_busy() && !self.applier.in_large_transaction();
+        let stands = !self.applier.is_busy() && !self.applier.in_large_transaction() && !self.is_committing_ahead();
         match command {
             Command::Hold { .. } if stands => self.gate.stands(command, self.applier.stored()),
             Command::RunTo { point, .. } if stands && self.has_reached(point) => {
@@ -184,6 +209,37 @@ impl<'a> ApplyLoop<'a> {
         if nothing_to_do && let Some(position) = self.idle.due(self.applier.stored(), self.began.elapsed()) {
             self.sent_at = Instant::now();
             self.applier.submit(Work::Reached(position), false).await?;
+        }
+        Ok(())
+    }
+
+    fn is_committing_ahead(&self) -> bool {
+        self.ahead.as_ref().is_some_and(AheadOf::is_committing)
+    }
+
+    /// What the session that applies ahead needs from this loop, and what has become of its commit.
+    async fn look_after_ahead(&mut self, goes_on: bool) -> Result<(), DestinationError> {
+        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+        let free = !self.applier.is_busy() && !self.applier.in_large_transaction();
+        ahead.look_after(&self.applier, goes_on, free);
+        let Some((work, applied, took)) = ahead.take_outcome() else { return Ok(()) };
+        if applied && let Work::CommitAhead { commit, .. } = &work {
+            let position = commit.end_lsn;
+            self.applier.goes_on_at(position).await?;
+            let durable = self.limits.commits_are_durable;
+            self.applied(Applied {
+                work: Some(work),
+                position: Some(position),
+                durable,
+                missing_deletes: 0,
+                repairs: Vec::new(),
+                left_out: false,
+                wal: None,
+                took,
+            });
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.settle(applied);
         }
         Ok(())
     }
@@ -240,6 +296,9 @@ impl<'a> ApplyLoop<'a> {
             self.made_progress = true;
             self.idle.stored(self.began.elapsed());
             self.telemetry.stored(position);
+            if let Some(ahead) = &self.ahead {
+                ahead.stored(position);
+            }
             self.caught_up_at(position);
         }
         if let Some(reading) = wal {
@@ -267,7 +326,7 @@ impl<'a> ApplyLoop<'a> {
             Some(Work::PieceOfLarge(piece)) => {
                 self.telemetry.batch_applied(0, &count(&piece.changes), missing_deletes, took);
             }
-            Some(Work::CommitLarge { heartbeat, .. }) => {
+            Some(Work::CommitLarge { heartbeat, .. } | Work::CommitAhead { heartbeat, .. }) => {
                 self.telemetry.batch_applied(1, &[], 0, took);
                 if let Some(heartbeat) = &heartbeat {
                     self.heartbeat(heartbeat);
@@ -281,7 +340,7 @@ impl<'a> ApplyLoop<'a> {
     fn left_out(&self, work: Option<&Work>) {
         let commit = match work {
             Some(Work::Batch(batch)) => batch.members.first().map(|member| member.commit),
-            Some(Work::CommitLarge { commit, .. }) => Some(*commit),
+            Some(Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. }) => Some(*commit),
             Some(Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::BeginLarge(_) | Work::Reached(_)) | None => None,
         };
         if let Some(commit) = commit {
@@ -353,31 +412,9 @@ impl<'a> ApplyLoop<'a> {
 
     /// Ends the writing session, and with it the way back.
     pub(super) async fn close(self) {
-        self.applier.into_leader().close().await;
-    }
-}
-
-/// Changes by table and operation.
-fn count(changes: &[Change]) -> Vec<(String, Operation, u64)> {
-    let mut counts: Vec<(&Relation, Operation, u64)> = Vec::new();
-    for change in changes {
-        match change {
-            Change::Insert { relation, .. } => add(&mut counts, relation, Operation::Insert),
-            Change::Update { relation, .. } => add(&mut counts, relation, Operation::Update),
-            Change::Delete { relation, .. } => add(&mut counts, relation, Operation::Delete),
-            Change::Truncate { relations, .. } => {
-                relations.iter().for_each(|relation| add(&mut counts, relation, Operation::Truncate));
-            }
+        if let Some(ahead) = self.ahead {
+            ahead.end().await;
         }
-    }
-    counts.into_iter().map(|(relation, operation, count)| (relation.name.unquoted(), operation, count)).collect()
-}
-
-/// Few tables and four operations: looking from the last one on finds it at once.
-fn add<'a>(counts: &mut Vec<(&'a Relation, Operation, u64)>, relation: &'a Relation, operation: Operation) {
-    let known = counts.iter_mut().rev().find(|(known, of, _)| std::ptr::eq(*known, relation) && *of == operation);
-    match known {
-        Some((_, _, count)) => *count += 1,
-        None => counts.push((relation, operation, 1)),
+        self.applier.into_leader().close().await;
     }
 }

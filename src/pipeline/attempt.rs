@@ -7,14 +7,16 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::ahead::{AheadOf, Worker, worth_bytes};
 use super::apply_loop::{ApplyLoop, Beside, Limits};
 use super::asked::{Asked, ask_for_missing, asked};
 use super::control::control;
 use super::labels::labels_are_missing;
+use super::leading::lead;
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::sequences::Sequences;
@@ -23,22 +25,20 @@ use super::verify::service::FenceService;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
-    Applier, ApplierSettings, Bookkeeping, Candidate, Conflicts, DestinationError, Followed, Holder, Leader, Marking,
-    ReplicationRole, Scope, TableState, WritingSettings, holder, shapes, skips, sweep, terminate, terminate_leftovers,
+    Applier, ApplierSettings, Bookkeeping, Conflicts, DestinationError, Followed, Leader, Marking, ReplicationRole,
+    Scope, TableState, shapes, skips,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::progress::Ledger;
 use crate::session::{Sql, SqlState};
 use crate::source::{
-    Confirmed, Describer, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream,
+    Ahead, Confirmed, Describer, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream,
 };
+use crate::spool::Spool;
 use crate::telemetry::{State, Telemetry};
 use crate::transaction::{Assembler, TransactionError};
 use crate::wire::Decoder;
-
-/// How often a candidate asks for the lock.
-const STANDBY_POLL: Duration = Duration::from_secs(1);
 
 /// Logical messages with this prefix are our heartbeats.
 pub(super) const HEARTBEAT_PREFIX: &str = "headwater";
@@ -182,10 +182,11 @@ impl Attempt {
         self.made_progress = false;
         let stopped = self.stopped();
         let led = tokio::select! {
-            led = self.lead() => led?,
+            led = lead(&self.config, &self.addresses, &self.telemetry) => led?,
             () = stopped => return Ok(Lived::UntilStopped),
         };
         let (bookkeeping, mut leader) = led;
+        self.foreign_keys_act = leader.role() == ReplicationRole::Origin;
         let stopped = self.stopped();
         let mut asked = while_leading(&mut leader, asked(&bookkeeping, &mut self.flag, &self.telemetry)).await?;
         if self.replace_slot {
@@ -227,51 +228,19 @@ impl Attempt {
         prepare(&self.config, &self.addresses, bookkeeping, &self.telemetry, asked).await
     }
 
-    /// Opens the destination and waits for the lock.
-    async fn lead(&mut self) -> Result<(Bookkeeping, Leader), Fault> {
-        let config = &self.config;
-        let bookkeeping = Bookkeeping::connect(&self.addresses.destination).await?;
-        let settings = WritingSettings {
-            connection: config.destination.url.clone(),
-            slot: config.source.slot.clone(),
-            positions: Ident::new("headwater"),
-            leader_timeout: config.leader_timeout,
-            lock_timeout: config.destination.lock_timeout,
-            timeout: config.destination.timeout,
-            synchronous_commit: config.destination.synchronous_commit,
-        };
-        let mut candidate = Candidate::connect(&settings).await?;
-        let mut frozen = FrozenLeader::default();
-        let leader = loop {
-            match candidate.try_lead().await? {
-                Ok(leader) => break leader,
-                Err(still) => candidate = still,
-            }
-            self.telemetry.set_state(State::Standby, None);
-            let held_by = holder(bookkeeping.client(), &config.source.slot).await?;
-            if let Some(process_id) = frozen.observe(held_by, Instant::now(), 2 * config.leader_timeout) {
-                let text =
-                    format!("the leader's session (process {process_id}) is frozen in the middle of a flight: ended");
-                self.telemetry.event("takeover", text);
-                terminate(bookkeeping.client(), process_id).await?;
-            }
-            tokio::time::sleep(STANDBY_POLL).await;
-        };
-        if self.telemetry.state() == State::Standby {
-            self.telemetry.event("takeover", "this instance leads now");
+    /// Who applies large transactions ahead of their commit; nobody where foreign keys and triggers act.
+    fn ahead(&self, spool: &Spool, leader: &Leader, position: Lsn) -> Option<AheadOf> {
+        if leader.role() == ReplicationRole::Origin {
+            return None;
         }
-        terminate_leftovers(bookkeeping.client(), &config.source.slot).await?;
-        // Staging of an earlier attempt belongs to nobody now.
-        sweep(bookkeeping.client()).await?;
-        self.foreign_keys_act = leader.role() == ReplicationRole::Origin;
-        if self.foreign_keys_act {
-            tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
-        }
-        match leader.marking() {
-            Marking::Origin(name) => tracing::debug!("what is applied is marked with replication origin {name}"),
-            Marking::None(why) => tracing::debug!("what is applied is not marked with a replication origin: {why}"),
-        }
-        Ok((bookkeeping, leader))
+        Some(AheadOf::start(Worker {
+            ahead: Ahead::new(position, worth_bytes(self.config.spool.memory_bytes_max)),
+            peeker: spool.peeker(),
+            settings: leader.settings().clone(),
+            marked: matches!(leader.marking(), Marking::Origin(_)),
+            piece_bytes_max: self.config.apply.batch_bytes_max,
+            telemetry: Arc::clone(&self.telemetry),
+        }))
     }
 
     /// Streams until something ends it.
@@ -337,6 +306,8 @@ impl Attempt {
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: position, flushed: ledger.flushed() });
         let (stop_stream, stream_stop) = watch::channel(false);
         let reporting = Arc::clone(&telemetry);
+        let ahead_of = spool.as_ref().and_then(|spool| self.ahead(spool, &leader, position));
+        let ahead = ahead_of.as_ref().map(AheadOf::handle);
         let task = StreamTask {
             session: prepared.replication,
             decoder: Decoder::new(false),
@@ -344,6 +315,7 @@ impl Attempt {
             describer: Describer::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes),
             steps,
             spool,
+            ahead,
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
             stop: stream_stop,
@@ -371,6 +343,7 @@ impl Attempt {
             batch_rows_max: config.apply.batch_rows_max,
             batch_bytes_max: config.apply.batch_bytes_max,
             leader_timeout: config.leader_timeout,
+            commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
             catch_up_to: prepared.identification.flushed_lsn,
             held_up_at: self.conflict.map(|(commit_lsn, _)| commit_lsn).unwrap_or_default(),
         };
@@ -381,7 +354,7 @@ impl Attempt {
         let (control, gate) = control();
         let ends = snapshot::Ends { config: &config, addresses: &self.addresses, telemetry: &telemetry };
         let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();
-        let beside = Beside { gate, instance: self.monitor.instance() };
+        let beside = Beside { gate, instance: self.monitor.instance(), ahead: ahead_of };
         let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
         let fences = FenceService {
             config: &config,
@@ -485,52 +458,4 @@ async fn followed(bookkeeping: &Bookkeeping) -> Result<HashMap<crate::pg::Relati
             TableState::Staging => None,
         })
         .collect())
-}
-
-/// Finds a leader that froze in the middle of a flight: for too long it is in one statement and waits for its client.
-#[derive(Default)]
-struct FrozenLeader {
-    since: Option<(Instant, Holder)>,
-}
-
-impl FrozenLeader {
-    /// The process to end, if any.
-    fn observe(&mut self, holder: Option<Holder>, now: Instant, patience: Duration) -> Option<i32> {
-        let stuck = holder.filter(|holder| holder.waits_for_client);
-        match (&self.since, stuck) {
-            (Some((since, known)), Some(holder)) if *known == holder => {
-                (now.duration_since(*since) > patience).then_some(holder.process_id)
-            }
-            (_, Some(holder)) => {
-                self.since = Some((now, holder));
-                None
-            }
-            (_, None) => {
-                self.since = None;
-                None
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_leader_is_frozen_when_one_statement_waits_for_its_client_for_too_long() {
-        let holder = |statement: &str, waits| {
-            Some(Holder { process_id: 7, statement_started: statement.to_owned(), waits_for_client: waits })
-        };
-        let began = Instant::now();
-        let at = |seconds| began + Duration::from_secs(seconds);
-        let patience = Duration::from_secs(10);
-        let mut frozen = FrozenLeader::default();
-        assert_eq!(frozen.observe(holder("a", true), at(0), patience), None);
-        assert_eq!(frozen.observe(holder("a", true), at(9), patience), None);
-        assert_eq!(frozen.observe(holder("b", true), at(11), patience), None, "another statement is progress");
-        assert_eq!(frozen.observe(holder("b", false), at(15), patience), None);
-        assert_eq!(frozen.observe(holder("b", true), at(20), patience), None);
-        assert_eq!(frozen.observe(holder("b", true), at(31), patience), Some(7));
-    }
 }

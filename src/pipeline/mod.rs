@@ -18,15 +18,18 @@
 //! Invariants: a restart is always safe, at any point (I5); what an attempt learned dies with it, except what the
 //! bookkeeping holds.
 
+mod ahead;
 mod apply_loop;
 mod asked;
 mod attempt;
 mod check;
 mod control;
+mod counts;
 mod cutover;
 mod fence;
 mod labels;
 mod lacking;
+mod leading;
 mod monitor;
 mod prepare;
 mod propose;

@@ -9,7 +9,7 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, DestinationError, OriginEnd, Stream, WritingSettings, drop_origin, holder, sweep,
+    Bookkeeping, Candidate, DestinationError, OriginEnd, Stream, WritingSettings, drop_origins, holder, sweep,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, counted, quote_literal};
@@ -209,18 +209,20 @@ async fn remove_bookkeeping(
     let mut what = "the bookkeeping at the destination (schema headwater)".to_owned();
     if let Some(stream) = stream {
         // Before its record: a teardown that is interrupted finds it again.
-        match drop_origin(client, &stream.slot, dry_run).await.map_err(session)? {
-            OriginEnd::Absent => {}
-            OriginEnd::Dropped(name) => {
-                removals.push(Removal::Removed(format!("replication origin {name} at the destination")));
+        for end in drop_origins(client, &stream.slot, dry_run).await.map_err(session)? {
+            match end {
+                OriginEnd::Absent => {}
+                OriginEnd::Dropped(name) => {
+                    removals.push(Removal::Removed(format!("replication origin {name} at the destination")));
+                }
+                OriginEnd::InUse(name) => removals.push(Removal::Kept(format!(
+                    "replication origin {name} at the destination is in use: another database there is fed by a slot of this name"
+                ))),
+                OriginEnd::Refused(name, why) => removals.push(Removal::Left {
+                    sql: format!("SELECT pg_replication_origin_drop({});", quote_literal(&name)),
+                    what: format!("replication origin {name} at the destination: {why}"),
+                }),
             }
-            OriginEnd::InUse(name) => removals.push(Removal::Kept(format!(
-                "replication origin {name} at the destination is in use: another database there is fed by a slot of this name"
-            ))),
-            OriginEnd::Refused(name, why) => removals.push(Removal::Left {
-                sql: format!("SELECT pg_replication_origin_drop({});", quote_literal(&name)),
-                what: format!("replication origin {name} at the destination: {why}"),
-            }),
         }
     } else {
         what.push_str(", which had no record of a slot");

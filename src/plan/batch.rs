@@ -100,6 +100,13 @@ pub enum Work {
         /// A heartbeat in it.
         heartbeat: Option<Heartbeat>,
     },
+    /// Commit a transaction whose changes are applied already, on a session of its own.
+    CommitAhead {
+        /// Its commit.
+        commit: Commit,
+        /// A heartbeat in it.
+        heartbeat: Option<Heartbeat>,
+    },
     /// Nothing to apply; this far the stream has nothing for us.
     Reached(Lsn),
 }
@@ -156,7 +163,7 @@ impl Batcher {
     fn is_behind_fence(&self, step: &Step) -> bool {
         let final_lsn = match step {
             Step::Transaction(transaction) => transaction.begin.final_lsn,
-            Step::Begin(begin) => begin.final_lsn,
+            Step::Begin(begin) | Step::Ahead { begin, .. } => begin.final_lsn,
             // What belongs to a transaction that has begun goes with it; a position is no transaction.
             Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => return false,
         };
@@ -200,6 +207,7 @@ impl Batcher {
             Step::Piece(piece) => Work::PieceOfLarge(piece),
             Step::Schema(change) => Work::ChangeSchema(change),
             Step::Commit { commit, heartbeat } => Work::CommitLarge { commit, heartbeat },
+            Step::Ahead { begin: _, commit, heartbeat } => Work::CommitAhead { commit, heartbeat },
             Step::Reached(position) => Work::Reached(position),
             Step::Transaction(transaction) => {
                 let mut batch = Batch::default();
@@ -221,7 +229,7 @@ fn rows(step: &Step) -> usize {
     match step {
         Step::Transaction(transaction) => transaction.changes.len(),
         Step::Piece(piece) => piece.changes.len(),
-        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => 0,
+        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => 0,
     }
 }
 
@@ -272,7 +280,11 @@ mod tests {
             .map(|work| match &work {
                 Work::Batch(batch) => batch.members.iter().map(|m| m.commit.end_lsn.as_u64()).collect(),
                 Work::Reached(position) => vec![position.as_u64()],
-                Work::BeginLarge(_) | Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::CommitLarge { .. } => {
+                Work::BeginLarge(_)
+                | Work::PieceOfLarge(_)
+                | Work::ChangeSchema(_)
+                | Work::CommitLarge { .. }
+                | Work::CommitAhead { .. } => {
                     panic!("{work:?}")
                 }
             })

@@ -60,6 +60,11 @@ impl Reaction {
         }
     }
 
+    /// Whether triggers act in the replica role.
+    pub fn acts_in_replica(&self) -> bool {
+        self.triggers_in_replica
+    }
+
     /// Whether rows may come by COPY.
     pub fn takes_copy(&self) -> bool {
         !self.row_security

@@ -95,12 +95,17 @@ impl Describer {
         self.held.is_none() && self.ready.is_empty()
     }
 
+    /// Whether a relation is what is known of its table: nobody would be asked, or the answer would be the known one.
+    pub(super) fn knows(&self, relation: &Relation) -> bool {
+        self.shapes.get(&relation.id).is_some_and(|shape| shape.describes(relation))
+    }
+
     /// Takes the next step; only when clear.
     pub(super) fn push(&mut self, step: Step) {
         debug_assert!(self.is_clear(), "one step at a time");
         match &step {
             Step::Transaction(Transaction { begin, .. }) | Step::Begin(begin) => self.transaction = begin.xid,
-            Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => {}
+            Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
         }
         self.held = Some(step);
         self.looked_at = 0;
@@ -170,7 +175,8 @@ impl Describer {
         let changes = match held {
             Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
             Some(Step::Piece(piece)) => piece.changes.as_slice(),
-            Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_)) | None => &[],
+            Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_))
+            | None => &[],
         };
         let mut last: Option<&Arc<Relation>> = None;
         for (place, change) in changes.iter().enumerate().skip(*looked_at) {

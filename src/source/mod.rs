@@ -12,6 +12,7 @@
 //! Invariants: nothing is confirmed that the destination has not stored and flushed (I4); the source is not hurt: never
 //! a synchronous standby, locks bounded, a table without replica identity is never added to a publication.
 
+mod ahead;
 mod catalog;
 mod collations;
 mod describe;
@@ -26,6 +27,7 @@ mod snapshot;
 mod steps;
 mod stream;
 
+pub use ahead::{Ahead, Changes, Next};
 pub use catalog::{SourceCatalog, SourceTable};
 pub use collations::collation_statements;
 pub use describe::Describer;

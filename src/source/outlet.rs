@@ -3,14 +3,18 @@
 //! Held by `stream`. Steps go through the describer, which completes them, into the step channel; changes of transactions
 //! in progress go to the spool, and when one commits it is read back from there, step by step. While anything of that waits
 //! for room, nothing after it goes out and nothing more is read from the source; [`Outlet::progress`] is what to await then.
+//! A stream that is applied [`Ahead`] of its commit is not read back: a single step stands for it, and the spool lets go of
+//! it once that is committed at the destination.
 //!
 //! Bounds: one step or order waits here and one step in the describer, or one transaction is read back, a piece at a time.
 
+use super::ahead::{Ahead, Changes};
 use super::describe::Describer;
 use super::error::SourceError;
 use super::steps::Steps;
+use crate::pg::{Lsn, Relation};
 use crate::spool::{Chunks, Spool, SpoolError, Waiting};
-use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, TransactionError};
+use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, Transaction, TransactionError};
 
 pub(super) struct Outlet {
     describer: Describer,
@@ -20,18 +24,48 @@ pub(super) struct Outlet {
     order: Option<Waiting>,
     /// What is read back, and where from while there is more.
     replay: Option<(Box<Replay>, Option<Chunks>)>,
+    ahead: Option<(Ahead, Changes)>,
+    /// A stream whose commit is the destination's to do; it is replayed if that does not come to pass.
+    settling: Option<Box<Replay>>,
+    /// The end_lsn of the last transaction that was handed out.
+    handed_out: Lsn,
     gone: bool,
 }
 
 impl Outlet {
-    /// An outlet into a step channel, and to a spool if streaming was asked for.
-    pub(super) fn new(describer: Describer, steps: Steps, spool: Option<Spool>) -> Outlet {
-        Outlet { describer, steps, spool, step: None, order: None, replay: None, gone: false }
+    /// An outlet into a step channel, and to a spool if streaming was asked for; everything up to `resumed` was handed out
+    /// before.
+    pub(super) fn new(
+        describer: Describer,
+        steps: Steps,
+        (spool, ahead): (Option<Spool>, Option<Ahead>),
+        resumed: Lsn,
+    ) -> Outlet {
+        let ahead = ahead.map(|ahead| {
+            let changes = ahead.watch();
+            (ahead, changes)
+        });
+        Outlet {
+            describer,
+            steps,
+            spool,
+            step: None,
+            order: None,
+            replay: None,
+            ahead,
+            settling: None,
+            handed_out: resumed,
+            gone: false,
+        }
     }
 
     /// Whether nothing waits: more may be read from the source.
     pub(super) fn is_clear(&self) -> bool {
-        self.step.is_none() && self.order.is_none() && self.replay.is_none() && self.describer.is_clear()
+        self.step.is_none()
+            && self.order.is_none()
+            && self.replay.is_none()
+            && self.settling.is_none()
+            && self.describer.is_clear()
     }
 
     /// Whether nobody takes steps any more.
@@ -46,13 +80,41 @@ impl Outlet {
         {
             match output {
                 Output::Step(step) => self.send(step),
-                Output::Spool(order) => self.spool(order)?,
+                Output::Spool(order) => {
+                    self.tell(&order, assembler);
+                    self.spool(order)?;
+                }
             }
         }
         Ok(())
     }
 
+    /// Tells whoever applies ahead what becomes of the stream's records.
+    fn tell(&self, order: &SpoolOrder, assembler: &Assembler) {
+        let Some((ahead, _)) = &self.ahead else { return };
+        match order {
+            SpoolOrder::Append { xid, records } => {
+                if let Some((end, relations)) = assembler.in_progress(*xid) {
+                    let bytes = u64::try_from(records.len()).unwrap_or(u64::MAX);
+                    let known = |relation: &Relation| self.describer.knows(relation);
+                    ahead.appended(*xid, (bytes, end), self.handed_out, relations, known);
+                }
+            }
+            SpoolOrder::Cut { xid, at } => ahead.cut(*xid, *at),
+            SpoolOrder::Discard { xid } => ahead.dropped(*xid),
+            SpoolOrder::Replay(_) => {}
+        }
+    }
+
     fn send(&mut self, step: Step) {
+        match &step {
+            Step::Transaction(Transaction { commit, .. })
+            | Step::Commit { commit, .. }
+            | Step::Ahead { commit, .. } => {
+                self.handed_out = commit.end_lsn;
+            }
+            Step::Begin(_) | Step::Piece(_) | Step::Schema(_) | Step::Reached(_) => {}
+        }
         self.describer.push(step);
         self.send_complete();
     }
@@ -80,6 +142,13 @@ impl Outlet {
             SpoolOrder::Append { xid, records } => spool.append(xid, records)?,
             SpoolOrder::Cut { xid, at } => spool.cut(xid, at)?,
             SpoolOrder::Discard { xid } => spool.discard(xid)?,
+            SpoolOrder::Replay(replay)
+                if self.ahead.as_ref().is_some_and(|(ahead, _)| ahead.committed(replay.xid())) =>
+            {
+                self.send(replay.ahead());
+                self.settling = Some(replay);
+                None
+            }
             SpoolOrder::Replay(replay) => {
                 let (chunks, order) = spool.read(replay.xid())?;
                 self.replay = Some((replay, Some(chunks)));
@@ -104,6 +173,9 @@ impl Outlet {
             self.send_complete();
             return Ok(());
         }
+        if self.settling.is_some() {
+            return self.settle().await;
+        }
         let Some(spool) = &mut self.spool else { return Ok(()) };
         if self.order.is_some() {
             return Ok(spool.give(&mut self.order).await?);
@@ -125,6 +197,23 @@ impl Outlet {
             }
             Err(SpoolError::Gone) => return Err(spool.failure().into()),
             Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Waits until the destination has committed the stream that was applied ahead, or has left it to be replayed.
+    async fn settle(&mut self) -> Result<(), SourceError> {
+        let (Some((ahead, changes)), Some(spool)) = (&mut self.ahead, &mut self.spool) else { return Ok(()) };
+        let settled = changes.settled(ahead).await;
+        let Some(replay) = self.settling.take() else { return Ok(()) };
+        match settled {
+            Some(true) => self.order = spool.discard(replay.xid())?,
+            Some(false) => {
+                let (chunks, order) = spool.read(replay.xid())?;
+                self.replay = Some((replay, Some(chunks)));
+                self.order = order;
+            }
+            None => self.gone = true,
         }
         Ok(())
     }

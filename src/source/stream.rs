@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use super::ahead::Ahead;
 use super::describe::Describer;
 use super::error::SourceError;
 use super::outlet::Outlet;
@@ -83,6 +84,8 @@ pub struct StreamTask {
     pub steps: Steps,
     /// Where transactions go that arrive before they commit; `None`: streaming was not asked for.
     pub spool: Option<Spool>,
+    /// Who applies them already; `None`: nobody.
+    pub ahead: Option<Ahead>,
     /// Where the destination's progress comes from.
     pub confirmed: watch::Receiver<Confirmed>,
     /// How the stream is read.
@@ -106,13 +109,14 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
         describer,
         steps,
         spool,
+        ahead,
         mut confirmed,
         settings,
         mut stop,
     } = task;
-    let mut outlet = Outlet::new(describer, steps, spool);
     let began = Instant::now();
     let start = *confirmed.borrow_and_update();
+    let mut outlet = Outlet::new(describer, steps, (spool, ahead), start.stored);
     let mut feedback = Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed());
     let mut silence = Silence::new(began.elapsed(), settings.timeout);
     let mut greeted = false;

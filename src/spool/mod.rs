@@ -83,6 +83,7 @@ enum Order {
     Append { xid: u32, records: Bytes },
     Cut { xid: u32, at: u64 },
     Discard { xid: u32 },
+    Peek { xid: u32, from: u64, until: u64, found: oneshot::Sender<Bytes> },
     Read { xid: u32, chunks: mpsc::Sender<Chunk> },
 }
 
@@ -96,6 +97,10 @@ pub struct Spool {
     failed: oneshot::Receiver<SpoolError>,
     ended: oneshot::Receiver<()>,
 }
+
+/// Looks at streams that have not committed yet; it does not keep the spool open.
+#[derive(Clone, Debug)]
+pub struct Peeker(mpsc::WeakSender<Order>);
 
 /// An order that found no room yet.
 #[derive(Debug)]
@@ -177,6 +182,11 @@ impl Spool {
         Ok((Chunks(receiver), waiting))
     }
 
+    /// A second way in, for somebody who only looks.
+    pub fn peeker(&self) -> Peeker {
+        Peeker(self.orders.downgrade())
+    }
+
     fn order(&mut self, order: Order) -> Result<Option<Waiting>, SpoolError> {
         match self.orders.try_send(order) {
             Ok(()) => Ok(None),
@@ -210,6 +220,21 @@ impl Spool {
     }
 }
 
+impl Peeker {
+    /// A copy of what a stream has from `from` on, up to `until` and to the end of a chunk at most: whole records, if these
+    /// places stand between records. Empty when it has nothing there yet, or the place cannot be read.
+    ///
+    /// # Errors
+    /// [`SpoolError::Gone`] when the spool is closed or has failed.
+    pub async fn peek(&self, xid: u32, from: u64, until: u64) -> Result<Bytes, SpoolError> {
+        let (found, finding) = oneshot::channel();
+        let orders = self.0.upgrade().ok_or(SpoolError::Gone)?;
+        orders.send(Order::Peek { xid, from, until, found }).await.map_err(|_| SpoolError::Gone)?;
+        drop(orders);
+        finding.await.map_err(|_| SpoolError::Gone)
+    }
+}
+
 impl Chunks {
     /// The next chunk; `None` after the last. Cancel-safe.
     ///
@@ -233,6 +258,11 @@ fn serve(
             Order::Append { xid, records } => store.append(xid, records),
             Order::Cut { xid, at } => store.cut(xid, at),
             Order::Discard { xid } => store.discard(xid),
+            // A place that cannot be read is told to whoever takes the stream.
+            Order::Peek { xid, from, until, found } => {
+                let _ = found.send(store.peek(xid, from, until).unwrap_or_default());
+                Ok(())
+            }
             Order::Read { xid, chunks } => {
                 give_back(&mut store, xid, &chunks, telemetry);
                 Ok(())

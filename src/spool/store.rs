@@ -200,6 +200,36 @@ impl Store {
         Ok(())
     }
 
+    /// A copy of what a stream has from `from` on, up to `until` at most and to the end of the chunk in which it lies; the
+    /// stream keeps it. Empty when there is nothing.
+    pub(super) fn peek(&mut self, xid: u32, from: u64, until: u64) -> Result<Bytes, SpoolError> {
+        let Some(stream) = self.streams.get(&xid) else { return Ok(Bytes::new()) };
+        let part = |chunk: &Bytes, begins: u64| {
+            let place = |at: u64| usize::try_from(at - begins).unwrap_or(usize::MAX).min(chunk.len());
+            chunk.slice(place(from)..place(until.max(from)))
+        };
+        let holds = |begins: u64, length: u64| begins <= from && from < begins + length;
+        let block = stream.blocks.partition_point(|block| block.begins <= from).checked_sub(1);
+        if let Some(block) = block.and_then(|at| stream.blocks.get(at))
+            && holds(block.begins, block.length.into())
+        {
+            let path = self.directory.file(xid);
+            let mut file = File::open(&path).map_err(failed("open", &path))?;
+            return Ok(part(&read_block(&mut file, *block, &path)?, block.begins));
+        }
+        let mut begins = stream.memory_begins;
+        for chunk in &stream.memory {
+            if holds(begins, length(chunk)) {
+                return Ok(part(chunk, begins));
+            }
+            begins += length(chunk);
+        }
+        if from >= begins && from < stream.end() {
+            return Ok(part(&Bytes::copy_from_slice(&stream.tail), begins));
+        }
+        Ok(Bytes::new())
+    }
+
     /// Takes a stream's next chunk; after the last one the stream is forgotten.
     pub(super) fn next(&mut self, xid: u32) -> Result<Option<Bytes>, SpoolError> {
         let Some(stream) = self.streams.get_mut(&xid) else { return Ok(None) };
@@ -305,6 +335,37 @@ mod tests {
                 assert_eq!(take(&mut store, xid), model.remove(&xid).unwrap_or_default(), "seed {seed}, stream {xid}");
             }
             assert_eq!((store.memory_bytes, store.disk_bytes), (0, 0), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn what_is_looked_at_is_what_will_be_taken_and_stays_there() {
+        for seed in 0..20 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let scratch = Scratch::new();
+            let mut store = store(&scratch, rng.u64(0..900_000), u64::MAX);
+            let mut model = Vec::new();
+            for _ in 0..60 {
+                let most = if rng.bool() { 200_000 } else { 2_000 };
+                let mut records = vec![0; rng.usize(1..most)];
+                rng.fill(&mut records);
+                model.extend_from_slice(&records);
+                store.append(1, Bytes::from(records)).unwrap();
+                if rng.u8(..10) == 0 {
+                    model.truncate(rng.usize(..=model.len()));
+                    store.cut(1, model.len() as u64).unwrap();
+                }
+                let until = rng.usize(..=model.len());
+                let mut looked = rng.usize(..=until);
+                while looked < until {
+                    let part = store.peek(1, looked as u64, until as u64).unwrap();
+                    assert!(!part.is_empty(), "seed {seed}");
+                    assert_eq!(part, model[looked..looked + part.len()], "seed {seed}");
+                    looked += part.len();
+                }
+                assert!(store.peek(1, model.len() as u64, u64::MAX).unwrap().is_empty());
+            }
+            assert_eq!(take(&mut store, 1), model, "seed {seed}");
         }
     }
 

@@ -119,6 +119,16 @@ pub enum Step {
         /// A heartbeat in it.
         heartbeat: Option<Heartbeat>,
     },
+    /// A transaction has committed whose changes are applied already, as far as somebody reads them ahead of their commit
+    /// from the spool; only its own commit is left to do here.
+    Ahead {
+        /// As if it began only now.
+        begin: Begin,
+        /// Its commit.
+        commit: Commit,
+        /// A heartbeat in it.
+        heartbeat: Option<Heartbeat>,
+    },
     /// Everything up to here has been seen, and nothing of it is for us.
     Reached(Lsn),
 }
@@ -141,7 +151,7 @@ impl Step {
             Step::Schema(change) => {
                 size_of::<SchemaChange>() + change.description.table.len() + change.description.types.len()
             }
-            Step::Begin(_) | Step::Commit { .. } | Step::Reached(_) => size_of::<Step>(),
+            Step::Begin(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => size_of::<Step>(),
         }
     }
 }

@@ -63,6 +63,11 @@ impl Replay {
         self.begin.xid
     }
 
+    /// The same transaction as one step, for when its changes are applied already.
+    pub fn ahead(&self) -> Step {
+        Step::Ahead { begin: self.begin, commit: self.commit, heartbeat: self.heartbeat.clone() }
+    }
+
     /// Takes in the stream's next chunk.
     ///
     /// # Errors

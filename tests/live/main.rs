@@ -8,6 +8,7 @@
 
 mod support;
 
+mod ahead;
 mod basics;
 mod check;
 mod check_refused;

@@ -9,6 +9,7 @@
 //! a large one:        BEGIN · advance(p, p) · Sync   rows … · Sync   …   advance(p, end_lsn) · COMMIT · Sync
 //!                                             └ sent only once the server says that it is inside a transaction
 //! a changed table:    between two pieces of a large one, once those before are answered: see `evolve`
+//! ahead of a commit:  BEGIN · Sync   rows … · Sync   …   advance(p, end_lsn) · COMMIT · Sync      see `ahead`
 //! an idle position:   BEGIN · SET LOCAL synchronous_commit = on · advance(p, wal_end) · COMMIT · Sync
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! Invariants: the position is advanced first, from where this instance left it (I3); what is between BEGIN and
 //! COMMIT is whole source transactions (I2).
 
+mod ahead;
 mod bind;
 mod manner;
 mod evolve;
@@ -47,6 +49,7 @@ use crate::telemetry::failpoint;
 use crate::transaction::SchemaChange;
 use crate::wire::Begin;
 
+pub use ahead::{Ground, Unfit};
 pub use bind::misfit_report;
 
 use bind::Bound;
@@ -142,6 +145,8 @@ pub struct Applier {
     net: Net,
     /// The rows that the counted statements of the flight being written are to touch.
     expected_counts: Vec<u64>,
+    /// It applies one transaction ahead of its commit, beside the leader's own session.
+    ahead: bool,
 }
 
 /// How a piece of work is carried out.
@@ -231,6 +236,7 @@ impl Applier {
             foreign_keys_act,
             net: Net::default(),
             expected_counts: Vec::new(),
+            ahead: false,
         }
     }
 
@@ -255,6 +261,11 @@ impl Applier {
     /// Whether an answer is awaited.
     pub fn is_busy(&self) -> bool {
         !self.under_way.is_empty() || !self.again.is_empty()
+    }
+
+    /// For how long the oldest answer has been awaited.
+    pub fn waits_for(&self) -> Duration {
+        self.under_way.front().map(|sent| sent.sent_at.elapsed()).unwrap_or_default()
     }
 
     /// Whether a source transaction is applied in part.
@@ -295,7 +306,10 @@ impl Applier {
             Work::BeginLarge(begin) => {
                 assert!(self.large.is_none(), "a transaction begins only after the previous one has ended");
                 self.begin(&mut flight);
-                self.advance(&mut flight, self.sent, self.sent);
+                // Ahead of its commit it must hold up nobody who moves the position.
+                if !self.ahead {
+                    self.advance(&mut flight, self.sent, self.sent);
+                }
                 self.defer_foreign_keys(&mut flight);
                 self.begin_large(begin);
             }
@@ -307,6 +321,14 @@ impl Applier {
             Work::CommitLarge { commit, .. } => {
                 self.advance(&mut flight, self.sent, commit.end_lsn);
                 left_out = self.end_large(&mut flight, commit);
+                flight.commit();
+                commits = Some(commit.end_lsn);
+            }
+            Work::CommitAhead { commit, .. } => {
+                // Others have moved the position's row meanwhile: this finds it for `advance`.
+                flight.query(&self.leader.settings.read_position());
+                self.advance(&mut flight, self.sent, commit.end_lsn);
+                self.large = None;
                 flight.commit();
                 commits = Some(commit.end_lsn);
             }
@@ -395,6 +417,10 @@ impl Applier {
     pub async fn conclude(&mut self, answered: Answered) -> Result<Option<Applied>, DestinationError> {
         let Answered { sent, answer } = answered;
         match answer.failure {
+            // Whatever it is: the transaction is applied at its commit, and that tells.
+            Some((_, error)) if self.ahead => {
+                Err(SessionError::Server { doing: "applying ahead of the commit", error: Box::new(error) }.into())
+            }
             Some((statement, error)) => {
                 self.failed(sent, statement, error).await?;
                 Ok(None)

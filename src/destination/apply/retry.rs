@@ -64,6 +64,7 @@ impl Applier {
                     | Work::PieceOfLarge(_)
                     | Work::ChangeSchema(_)
                     | Work::CommitLarge { .. }
+                    | Work::CommitAhead { .. }
                     | Work::Reached(_) => {
                         conflict.will_win = wins;
                         return Err(DestinationError::Conflict(Box::new(conflict)));
@@ -114,7 +115,7 @@ impl Applier {
         Ok(followers)
     }
 
-    async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
+    pub(super) async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
         let mut flight = Flight::new();
         flight.query(&self.leader.settings.read_position());
         let answer = self.leader.session.round_trip("reading the position", flight, self.settings.timeout).await?;
@@ -146,7 +147,7 @@ impl Applier {
                 .first()
                 .map_or((Lsn::INVALID, None), |member| (member.commit.commit_lsn, Some(member.commit.end_lsn))),
             // Its begin did not tell the end_lsn, so that is no name by which the next attempt would know it.
-            Work::CommitLarge { commit, .. } => (commit.commit_lsn, None),
+            Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. } => (commit.commit_lsn, None),
             Work::BeginLarge(begin) => (begin.final_lsn, None),
             Work::PieceOfLarge(_) => (large, None),
             Work::ChangeSchema(_) | Work::Reached(_) => (Lsn::INVALID, None),
@@ -211,7 +212,11 @@ fn change_of<'a>(work: &'a Work, marks: &[usize], statement: usize) -> Option<&'
     let changes = match work {
         Work::Batch(batch) => &batch.changes,
         Work::PieceOfLarge(piece) => &piece.changes,
-        Work::BeginLarge(_) | Work::ChangeSchema(_) | Work::CommitLarge { .. } | Work::Reached(_) => return None,
+        Work::BeginLarge(_)
+        | Work::ChangeSchema(_)
+        | Work::CommitLarge { .. }
+        | Work::CommitAhead { .. }
+        | Work::Reached(_) => return None,
     };
     // Changes that take no statement share their mark with the next one that does.
     let at = marks.partition_point(|mark| *mark <= statement).checked_sub(1)?;

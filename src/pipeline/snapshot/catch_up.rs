@@ -137,6 +137,7 @@ impl CatchUp {
             assembler: streaming::assembler(assembler, config, &options),
             steps,
             spool: None,
+            ahead: None,
             describer: Describer::new(Sql { purpose: "describing", ..ends.addresses.source.clone() }, shapes),
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
@@ -172,7 +173,8 @@ impl CatchUp {
                     | Work::BeginLarge(_)
                     | Work::PieceOfLarge(_)
                     | Work::ChangeSchema(_)
-                    | Work::CommitLarge { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
+                    | Work::CommitLarge { .. }
+                    | Work::CommitAhead { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
                 }
             }
             let idle = !self.applier.is_busy() && !self.applier.in_large_transaction();
@@ -227,7 +229,7 @@ impl CatchUp {
                 let what = format!("table {} was changed at the source meanwhile", change.relation.name);
                 return Err(DestinationError::StagingLost(what).into());
             }
-            Step::Begin(_) | Step::Commit { .. } | Step::Reached(_) => {}
+            Step::Begin(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
         }
         self.batcher.push(step);
         Ok(())

@@ -250,6 +250,12 @@ impl Assembler {
         }
     }
 
+    /// Where the records of a transaction in progress end, and the relations that they name by number.
+    pub fn in_progress(&self, xid: u32) -> Option<(u64, &[Arc<Relation>])> {
+        let stream = self.streams.as_ref()?.get(&xid)?;
+        Some((stream.end, &stream.numbered))
+    }
+
     /// The next step or order, if one is ready.
     pub fn poll(&mut self) -> Option<Output> {
         self.outputs.pop_front()

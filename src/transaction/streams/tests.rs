@@ -100,7 +100,7 @@ impl Ring {
                 Step::Piece(piece) => {
                     transactions.last_mut().unwrap().extend(piece.changes.iter().map(value));
                 }
-                Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => {}
+                Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
             }
         }
         transactions

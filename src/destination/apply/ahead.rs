@@ -1,0 +1,130 @@
+//! A transaction applied ahead of its commit: while it is still in progress at the source, on a session beside the leader's.
+//!
+//! Driven by `pipeline::ahead`. It is an [`Applier`] like the leader's, with what that one knows ([`Ground`]), but without
+//! its lock and, until the commit, without touching the position: then the position is moved as always, on condition that
+//! it is where the leader's session left it. So what is committed here has its place in the order of commits, and a
+//! session that outlives its leader commits nothing (I2, I3).
+//!
+//! Sound only where the source's own locks order everything that could meet: rows found by a key, foreign keys and triggers
+//! that do not act, no TRUNCATE. Anything else is [`Unfit`], and every error is as good as that: the transaction is then
+//! applied at its commit, as ever.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::super::catalog::Catalog;
+use super::super::conflict::Conflicts;
+use super::super::error::DestinationError;
+use super::super::leadership::Leader;
+use super::{Applier, ApplierSettings, Followed};
+use crate::config::OnConflict;
+use crate::pg::{Lsn, Relation, RelationId};
+use crate::plan::schema::Types;
+use crate::plan::target::TargetIdentity;
+use crate::transaction::Change;
+use crate::wire::Commit;
+
+/// What an applier knows and another one beside it needs.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    settings: ApplierSettings,
+    catalog: Catalog,
+    source_types: Types,
+    followed: HashMap<RelationId, Followed>,
+}
+
+/// Why changes cannot be applied ahead of their commit.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// A TRUNCATE would lock readers out until the commit.
+    #[error("it has a TRUNCATE")]
+    Truncate,
+    /// Several rows may be equal: which of them is meant depends on the order of commits.
+    #[error("it changes rows of a table without a key")]
+    NoKey,
+    /// They would act before their time.
+    #[error("triggers act on a table of it")]
+    Triggers,
+    /// The relation does not fit its table.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+}
+
+impl Applier {
+    /// What another applier beside this one needs to know.
+    pub fn ground(&self) -> Ground {
+        Ground {
+            settings: self.settings.clone(),
+            catalog: self.catalog.clone(),
+            source_types: self.source_types.clone(),
+            followed: self.followed.clone(),
+        }
+    }
+
+    /// An applier for one transaction that has not committed at the source.
+    pub fn ahead(leader: Leader, ground: Ground) -> Applier {
+        let Ground { settings, catalog, source_types, followed } = ground;
+        let conflicts = Conflicts::of_source(OnConflict::Stop, Vec::new());
+        let mut applier = Applier::new(leader, Lsn::INVALID, settings, catalog, source_types, followed, conflicts);
+        applier.ahead = true;
+        applier
+    }
+
+    /// Whether these changes may be applied ahead of their commit.
+    ///
+    /// # Errors
+    /// [`Unfit`] says why not.
+    pub fn fits_ahead(&mut self, changes: &[Change]) -> Result<(), Unfit> {
+        let mut last: Option<(&Arc<Relation>, bool)> = None;
+        for change in changes {
+            let (relation, by_key) = match change {
+                Change::Insert { relation, .. } => (relation, false),
+                Change::Update { relation, .. } | Change::Delete { relation, .. } => (relation, true),
+                Change::Truncate { .. } => return Err(Unfit::Truncate),
+            };
+            let has_key = match last {
+                Some((known, has_key)) if Arc::ptr_eq(known, relation) => has_key,
+                Some(_) | None if !self.followed.contains_key(&relation.id) => continue,
+                Some(_) | None => {
+                    self.bind(relation)?;
+                    let Some(bound) = self.bound.get(&relation.id) else { continue };
+                    if bound.target.reaction.acts_in_replica() {
+                        return Err(Unfit::Triggers);
+                    }
+                    matches!(bound.target.identity, TargetIdentity::Key(_))
+                }
+            };
+            if by_key && !has_key {
+                return Err(Unfit::NoKey);
+            }
+            last = Some((relation, has_key));
+        }
+        Ok(())
+    }
+
+    /// It is the turn of the transaction that is applied ahead: its commit moves the position from here.
+    pub fn comes_behind(&mut self, position: Lsn) {
+        self.sent = position;
+        self.stored = position;
+    }
+
+    /// Whether a transaction that was applied ahead may be committed: the operator does not want it left out, and no
+    /// table's snapshot holds it already. Neither could be known before its commit.
+    pub fn takes_as_it_is(&self, commit: &Commit) -> bool {
+        commit.commit_lsn >= self.snapshots_end && !self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn))
+    }
+
+    /// Goes on where the session beside this one has moved the position to; with nothing under way.
+    ///
+    /// # Errors
+    /// [`DestinationError::PositionMoved`] when it is elsewhere; or the session is lost.
+    pub async fn goes_on_at(&mut self, position: Lsn) -> Result<(), DestinationError> {
+        let found = self.read_position().await?;
+        if found != position {
+            return Err(DestinationError::PositionMoved { expected: position, found });
+        }
+        self.sent = position;
+        self.stored = position;
+        Ok(())
+    }
+}

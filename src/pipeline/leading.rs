@@ -1,0 +1,117 @@
+//! Who leads: the destination is opened and its lock waited for.
+//!
+//! The first thing that an attempt does. While another instance leads, this one stands by, asks once a second, and ends
+//! the other's session where that froze in the middle of a flight.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::destination::{
+    Bookkeeping, Candidate, Holder, Leader, Marking, ReplicationRole, WritingSettings, holder, sweep, terminate,
+    terminate_leftovers,
+};
+use crate::fault::Fault;
+use crate::pg::Ident;
+use crate::telemetry::{State, Telemetry};
+
+use super::prepare::Addresses;
+
+/// How often a candidate asks for the lock.
+const STANDBY_POLL: Duration = Duration::from_secs(1);
+
+/// Opens the destination and waits for the lock.
+pub(super) async fn lead(
+    config: &Config,
+    addresses: &Addresses,
+    telemetry: &Telemetry,
+) -> Result<(Bookkeeping, Leader), Fault> {
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    let settings = WritingSettings {
+        connection: config.destination.url.clone(),
+        slot: config.source.slot.clone(),
+        positions: Ident::new("headwater"),
+        leader_timeout: config.leader_timeout,
+        lock_timeout: config.destination.lock_timeout,
+        timeout: config.destination.timeout,
+        synchronous_commit: config.destination.synchronous_commit,
+    };
+    let mut candidate = Candidate::connect(&settings).await?;
+    let mut frozen = FrozenLeader::default();
+    let leader = loop {
+        match candidate.try_lead().await? {
+            Ok(leader) => break leader,
+            Err(still) => candidate = still,
+        }
+        telemetry.set_state(State::Standby, None);
+        let held_by = holder(bookkeeping.client(), &config.source.slot).await?;
+        if let Some(process_id) = frozen.observe(held_by, Instant::now(), 2 * config.leader_timeout) {
+            let text =
+                format!("the leader's session (process {process_id}) is frozen in the middle of a flight: ended");
+            telemetry.event("takeover", text);
+            terminate(bookkeeping.client(), process_id).await?;
+        }
+        tokio::time::sleep(STANDBY_POLL).await;
+    };
+    if telemetry.state() == State::Standby {
+        telemetry.event("takeover", "this instance leads now");
+    }
+    terminate_leftovers(bookkeeping.client(), &config.source.slot).await?;
+    // Staging of an earlier attempt belongs to nobody now.
+    sweep(bookkeeping.client()).await?;
+    if leader.role() == ReplicationRole::Origin {
+        tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
+    }
+    match leader.marking() {
+        Marking::Origin(name) => tracing::debug!("what is applied is marked with replication origin {name}"),
+        Marking::None(why) => tracing::debug!("what is applied is not marked with a replication origin: {why}"),
+    }
+    Ok((bookkeeping, leader))
+}
+
+/// Finds a leader that froze in the middle of a flight: for too long it is in one statement and waits for its client.
+#[derive(Default)]
+struct FrozenLeader {
+    since: Option<(Instant, Holder)>,
+}
+
+impl FrozenLeader {
+    /// The process to end, if any.
+    fn observe(&mut self, holder: Option<Holder>, now: Instant, patience: Duration) -> Option<i32> {
+        let stuck = holder.filter(|holder| holder.waits_for_client);
+        match (&self.since, stuck) {
+            (Some((since, known)), Some(holder)) if *known == holder => {
+                (now.duration_since(*since) > patience).then_some(holder.process_id)
+            }
+            (_, Some(holder)) => {
+                self.since = Some((now, holder));
+                None
+            }
+            (_, None) => {
+                self.since = None;
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_frozen_when_one_statement_waits_for_its_client_for_too_long() {
+        let holder = |statement: &str, waits| {
+            Some(Holder { process_id: 7, statement_started: statement.to_owned(), waits_for_client: waits })
+        };
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let patience = Duration::from_secs(10);
+        let mut frozen = FrozenLeader::default();
+        assert_eq!(frozen.observe(holder("a", true), at(0), patience), None);
+        assert_eq!(frozen.observe(holder("a", true), at(9), patience), None);
+        assert_eq!(frozen.observe(holder("b", true), at(11), patience), None, "another statement is progress");
+        assert_eq!(frozen.observe(holder("b", false), at(15), patience), None);
+        assert_eq!(frozen.observe(holder("b", true), at(20), patience), None);
+        assert_eq!(frozen.observe(holder("b", true), at(31), patience), Some(7));
+    }
+}

@@ -1,0 +1,256 @@
+//! Transactions that are applied while they are still in progress at the source, and committed here in their turn.
+//!
+//! The source decodes in so little memory that whatever is larger than 64 kB is streamed; the session beside the leader's is
+//! recognised by its name, and its transaction by the xmin of its rows.
+
+use headwater::commands::demo::{Cluster, StopMode};
+use headwater::session::SqlClient;
+
+use crate::support::roles::Roles;
+use crate::support::{Database, Service, Setup, eventually, new_destination, new_source};
+
+const SCHEMA: &str = "
+    CREATE TABLE events (id bigint PRIMARY KEY, session int NOT NULL, value text, large text);
+    CREATE TABLE loose (what text, n int);
+    ALTER TABLE loose REPLICA IDENTITY FULL;
+    INSERT INTO events SELECT i, i % 10, md5(i::text), repeat(md5(i::text), 80) FROM generate_series(1, 1000) i;
+    INSERT INTO loose SELECT 'what', i % 3 FROM generate_series(1, 30) i;";
+
+const TABLES: &[&str] = &["events", "loose"];
+
+/// About a megabyte of rows.
+const LARGE: &str =
+    "INSERT INTO events SELECT i, 1, md5(i::text), md5(i::text) FROM generate_series(100001, 110000) i;";
+
+struct Pair {
+    source: Cluster,
+    destination: Cluster,
+    database: Database,
+    setup: Setup,
+}
+
+async fn pair(name: &str) -> Pair {
+    let source = new_source(&[("logical_decoding_work_mem", "64kB")]).await;
+    let destination = new_destination(&[]).await;
+    // Where foreign keys and triggers act, nothing is applied ahead.
+    let roles = match Roles::wanted() {
+        Roles::Superuser => Roles::Superuser,
+        Roles::Least { .. } => Roles::Least { replica: true },
+    };
+    let database = Database::under(roles, &source, &destination, name, TABLES, SCHEMA).await;
+    // A sixteenth of its memory makes a stream worth a session.
+    let spool = std::env::temp_dir().join("headwater-tests").join("spool");
+    let setup = Setup::of(&database).section(&format!("[spool]\ndir = {spool:?}\nmemory_bytes_max = \"100kB\""));
+    Pair { source, destination, database, setup }
+}
+
+impl Pair {
+    /// A session at the source inside a transaction that has done this.
+    async fn in_progress(&self, sql: &str) -> SqlClient {
+        let writer = self.source.connect(&self.database.name).await.unwrap();
+        writer.batch("a transaction in progress", &format!("SET search_path = public; BEGIN; {sql}")).await.unwrap();
+        writer
+    }
+
+    /// The transaction of the session that applies ahead, once it has one.
+    async fn applied_ahead(&self) -> String {
+        let sql = "SELECT max(backend_xid::text) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name LIKE '% ahead' AND state = 'idle in transaction'";
+        eventually("it is applied ahead", || async { self.database.destination_value(sql).await }).await
+    }
+
+    /// Waits until no session applies ahead.
+    async fn given_up(&self) {
+        let sql = "SELECT count(*)::text FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name LIKE '% ahead'";
+        let none = || async { (self.database.destination_value(sql).await.as_deref() == Some("0")).then_some(()) };
+        eventually("nothing is applied ahead any more", none).await;
+    }
+
+    async fn started(&self) -> Service {
+        let service = self.setup.start();
+        service.streams().await;
+        service
+    }
+
+    /// A row by its value, as others see it at the destination.
+    async fn sees(&self, value: &str) {
+        let sql = format!("SELECT max(id::text) FROM events WHERE value = '{value}'");
+        eventually(value, || async { self.database.destination_value(&sql).await }).await;
+    }
+
+    async fn visible(&self) -> String {
+        self.database.destination_value("SELECT count(*)::text FROM events WHERE id > 100000").await.unwrap()
+    }
+}
+
+fn count(service: &Service, what: &str) -> usize {
+    service.log().matches(what).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_applied_while_it_is_in_progress_and_seen_only_after_its_commit() {
+    let pair = pair("ahead").await;
+    let service = pair.started().await;
+    let change =
+        "UPDATE events SET value = 'changed ' || id WHERE id <= 500; DELETE FROM events WHERE id BETWEEN 501 AND 600;";
+    let writer =
+        pair.in_progress(&format!("{LARGE} {change} UPDATE events SET id = -id WHERE id BETWEEN 601 AND 700;")).await;
+    let xid = pair.applied_ahead().await;
+    // Others go on meanwhile, and what comes after depends on them.
+    for number in 0..5 {
+        pair.database
+            .at_source(&format!("UPDATE events SET value = 'meanwhile {number}' WHERE id = {}", 801 + number))
+            .await;
+        pair.sees(&format!("meanwhile {number}")).await;
+    }
+    pair.database.at_source("INSERT INTO events VALUES (5000, 5, 'new meanwhile', NULL)").await;
+    writer.batch("more of it", "UPDATE events SET session = 7 WHERE id IN (801, 5000); INSERT INTO loose SELECT 'more', i FROM generate_series(1, 3000) i")
+        .await
+        .unwrap();
+    pair.sees("new meanwhile").await;
+    assert_eq!(pair.visible().await, "0", "it has not committed");
+    assert_eq!(pair.applied_ahead().await, xid);
+    writer.batch("its end", "COMMIT").await.unwrap();
+    pair.database.assert_catches_up().await;
+    let by = pair
+        .database
+        .destination_value("SELECT string_agg(DISTINCT xmin::text, ' ') FROM events WHERE id > 100000")
+        .await;
+    assert_eq!(by.as_deref(), Some(xid.as_str()), "its rows are those that were written before");
+    assert_eq!(service.metric("headwater_spool_bytes").await, Some(0.0));
+    // And the next one, and small ones behind it.
+    pair.database
+        .at_source("UPDATE events SET large = NULL WHERE id > 100000; UPDATE events SET session = 0 WHERE id < 10")
+        .await;
+    pair.database.assert_catches_up().await;
+    eventually("both were applied ahead", || async {
+        (count(&service, "applied ahead of its commit") == 2).then_some(())
+    })
+    .await;
+    let rows = "headwater_rows_applied_total{operation=\"insert\",table=\"public.events\"}";
+    assert_eq!(service.metric(rows).await, Some(10_001.0));
+    pair.given_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_applied_ahead_is_applied_at_its_commit() {
+    let pair = pair("unfit").await;
+    let service = pair.started().await;
+    let delete = "DELETE FROM loose WHERE ctid IN (SELECT ctid FROM loose WHERE what = 'what' LIMIT 20);";
+    let alter = "ALTER TABLE events ADD COLUMN extra int DEFAULT 5; UPDATE events SET extra = 6 WHERE id > 109000;";
+    for sql in [
+        format!("{LARGE} {delete}"),
+        format!("DELETE FROM events WHERE id > 100000; {LARGE} TRUNCATE events; {LARGE}"),
+        format!("DELETE FROM events WHERE id > 100000; {LARGE} {alter}"),
+        format!(
+            "DELETE FROM events WHERE id > 100000; {LARGE} SAVEPOINT s; UPDATE events SET value = 'no'; ROLLBACK TO SAVEPOINT s;
+             DELETE FROM events WHERE id = 100001;"
+        ),
+    ] {
+        let writer = pair.in_progress(&sql).await;
+        pair.given_up().await;
+        assert_eq!(pair.visible().await.parse::<u32>().unwrap() % 10_000, 0);
+        writer.batch("its end", "COMMIT").await.unwrap();
+        pair.database.assert_catches_up().await;
+    }
+    // What is rolled back leaves nothing.
+    let writer = pair.in_progress("UPDATE events SET value = 'rolled back' WHERE id > 100000;").await;
+    pair.applied_ahead().await;
+    writer.batch("its end", "ROLLBACK").await.unwrap();
+    pair.given_up().await;
+    pair.database.assert_catches_up().await;
+    // And where a trigger acts, it acts in the order of commits.
+    pair.database
+        .at_destination(
+            "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+             CREATE TRIGGER stamp BEFORE UPDATE ON events FOR EACH ROW EXECUTE FUNCTION stamp();
+             ALTER TABLE events ENABLE ALWAYS TRIGGER stamp",
+        )
+        .await;
+    service.stop().await;
+    let service = pair.started().await;
+    pair.database.at_source("UPDATE events SET value = 'triggered' WHERE id > 100000").await;
+    pair.database.assert_catches_up().await;
+    assert_eq!(count(&service, "applied ahead of its commit"), 0, "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolled_back_part_and_a_local_constraint_hold_up_nobody_who_commits_before() {
+    let pair = pair("gives_way").await;
+    let service = pair.started().await;
+    // The source lets go of the row; so do we.
+    let writer =
+        pair.in_progress(&format!("{LARGE} SAVEPOINT s; UPDATE events SET value = 'not to be' WHERE id < 700;")).await;
+    pair.applied_ahead().await;
+    writer.batch("rolling back a part", "ROLLBACK TO SAVEPOINT s").await.unwrap();
+    pair.database.at_source("UPDATE events SET value = 'to be' WHERE id = 5").await;
+    pair.sees("to be").await;
+    writer.batch("its end", "COMMIT").await.unwrap();
+    pair.database.assert_catches_up().await;
+    // Only here are these values unique, so only here does somebody wait for the transaction in progress.
+    pair.database.at_destination("CREATE UNIQUE INDEX ON events (value)").await;
+    let clash = "INSERT INTO events VALUES (200001, 1, 'clash', NULL);";
+    let fill = "INSERT INTO events SELECT i, 1, 'fill ' || i, NULL FROM generate_series(300001, 310000) i;";
+    let writer = pair.in_progress(&format!("{clash} {fill}")).await;
+    pair.applied_ahead().await;
+    writer.batch("letting go of it", "UPDATE events SET value = 'another' WHERE id = 200001").await.unwrap();
+    pair.database.at_source("INSERT INTO events VALUES (200002, 2, 'clash', NULL)").await;
+    pair.sees("clash").await;
+    assert_eq!(count(&service, "may be waiting for it"), 1, "{}", service.log());
+    writer
+        .batch("taking it out of the way", "UPDATE events SET value = 'first' WHERE id = 200001; COMMIT")
+        .await
+        .unwrap();
+    // In the order of commits the first one's insert clashes; the operator takes the local constraint away.
+    pair.database.at_destination("DROP INDEX events_value_idx").await;
+    pair.database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dying_around_the_commit_of_what_was_applied_ahead_loses_and_doubles_nothing() {
+    let mut pair = pair("ahead_dies").await;
+    for point in ["ahead.commit", "ahead.committed"] {
+        let mut service = pair.setup.clone().failing_at(point).start();
+        service.streams().await;
+        let counted = format!(
+            "UPDATE events SET session = session + 1 WHERE id <= 1000; DELETE FROM events WHERE id > 100000; {LARGE}"
+        );
+        let writer = pair.in_progress(&counted).await;
+        pair.applied_ahead().await;
+        writer.batch("its end", "COMMIT").await.unwrap();
+        pair.database.at_source("UPDATE events SET session = session + 1 WHERE id <= 10").await;
+        service.ended().await;
+        let service = pair.started().await;
+        pair.database.assert_catches_up().await;
+        service.stop().await;
+    }
+    // The session beside is ended by somebody; the server goes away; we are killed: each only costs the work.
+    let mut service = pair.started().await;
+    for how in ["terminated", "crashed", "killed"] {
+        let writer = pair.in_progress("UPDATE events SET session = session + 1;").await;
+        pair.applied_ahead().await;
+        match how {
+            "terminated" => {
+                let sql = "SELECT bool_and(pg_terminate_backend(pid))::text FROM pg_stat_activity WHERE application_name LIKE '% ahead'";
+                pair.database.destination_value(sql).await;
+            }
+            "crashed" => {
+                pair.destination.stop(StopMode::Immediate).await.unwrap();
+                pair.destination.start().await.unwrap();
+                pair.database.reconnect_destination(&pair.destination).await;
+            }
+            _ => {
+                service.kill();
+                service = pair.started().await;
+            }
+        }
+        writer.batch("its end", "COMMIT").await.unwrap();
+        pair.database.at_source("UPDATE events SET session = session + 1 WHERE id <= 10").await;
+        pair.database.assert_catches_up().await;
+    }
+    service.stop().await;
+}
