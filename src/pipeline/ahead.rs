@@ -37,6 +37,8 @@ const WORTH_SHARE: u64 = 16;
 const LIVE_WAITS_MAX: Duration = Duration::from_secs(2);
 /// A transaction of which nothing more comes for so long is not worth what it holds back here: locks, and what VACUUM may remove.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// While more of it is coming, a piece is filled before it is sent: sets are the cheaper the larger they are.
+const GATHER_MAX: Duration = Duration::from_millis(100);
 /// What is in the spool by count may still be on its way to the spool's thread.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long the session may take to end.
@@ -264,12 +266,16 @@ impl Worker {
                 }
                 Next::Commit(..) | Next::Wait => {}
             }
-            if transaction.applier.has_room() && !transaction.rows.is_empty() {
+            let gathers = !full && self.ahead.is_arriving(xid) && read_at.elapsed() < GATHER_MAX;
+            if transaction.applier.has_room() && !transaction.rows.is_empty() && !gathers {
                 transaction.send().await?;
                 continue;
             }
             let busy = transaction.applier.is_busy();
-            let ping_in = (self.settings.leader_timeout / 3).saturating_sub(pinged_at.elapsed());
+            let mut ping_in = (self.settings.leader_timeout / 3).saturating_sub(pinged_at.elapsed());
+            if gathers && !transaction.rows.is_empty() {
+                ping_in = ping_in.min(GATHER_MAX);
+            }
             tokio::select! {
                 answered = transaction.applier.answered(), if busy => {
                     pinged_at = Instant::now();
@@ -279,11 +285,11 @@ impl Worker {
                 }
                 () = changes.changed() => {}
                 () = tokio::time::sleep(ping_in) => {
-                    pinged_at = Instant::now();
                     if read_at.elapsed() > IDLE_MAX {
                         return Err(Stopped::Idle);
                     }
-                    if !busy {
+                    if !busy && pinged_at.elapsed() >= self.settings.leader_timeout / 3 {
+                        pinged_at = Instant::now();
                         transaction.applier.ping(false).await?;
                     }
                 }

@@ -278,6 +278,12 @@ impl Ahead {
         }
     }
 
+    /// Whether more of a stream may come.
+    pub fn is_arriving(&self, xid: u32) -> bool {
+        let state = self.state.borrow();
+        state.stream.as_ref().is_some_and(|stream| stream.xid == xid && stream.stage == Stage::Arriving)
+    }
+
     /// Of what was asked for, only what stands before `at` has come: the rest is to be asked for again.
     pub fn read(&self, xid: u32, at: u64) {
         self.state.send_if_modified(|state| {
