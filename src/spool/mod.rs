@@ -83,7 +83,7 @@ enum Order {
     Append { xid: u32, records: Bytes },
     Cut { xid: u32, at: u64 },
     Discard { xid: u32 },
-    Peek { xid: u32, from: u64, until: u64, found: oneshot::Sender<Bytes> },
+    Peek { xid: u32, from: u64, until: u64, found: oneshot::Sender<Result<Bytes, SpoolError>> },
     Read { xid: u32, chunks: mpsc::Sender<Chunk> },
 }
 
@@ -222,16 +222,16 @@ impl Spool {
 
 impl Peeker {
     /// A copy of what a stream has from `from` on, up to `until` and to the end of a chunk at most: whole records, if these
-    /// places stand between records. Empty when it has nothing there yet, or the place cannot be read.
+    /// places stand between records. Empty when it has nothing there yet.
     ///
     /// # Errors
-    /// [`SpoolError::Gone`] when the spool is closed or has failed.
+    /// [`SpoolError`] when the place cannot be read or is damaged; [`SpoolError::Gone`] when the spool is closed or has failed.
     pub async fn peek(&self, xid: u32, from: u64, until: u64) -> Result<Bytes, SpoolError> {
         let (found, finding) = oneshot::channel();
         let orders = self.0.upgrade().ok_or(SpoolError::Gone)?;
         orders.send(Order::Peek { xid, from, until, found }).await.map_err(|_| SpoolError::Gone)?;
         drop(orders);
-        finding.await.map_err(|_| SpoolError::Gone)
+        finding.await.map_err(|_| SpoolError::Gone)?
     }
 }
 
@@ -258,9 +258,9 @@ fn serve(
             Order::Append { xid, records } => store.append(xid, records),
             Order::Cut { xid, at } => store.cut(xid, at),
             Order::Discard { xid } => store.discard(xid),
-            // A place that cannot be read is told to whoever takes the stream.
+            // Who only looks is told what is wrong; the spool has failed only for who takes the stream.
             Order::Peek { xid, from, until, found } => {
-                let _ = found.send(store.peek(xid, from, until).unwrap_or_default());
+                let _ = found.send(store.peek(xid, from, until));
                 Ok(())
             }
             Order::Read { xid, chunks } => {

@@ -190,7 +190,7 @@ async fn a_table_that_is_altered_while_the_slot_waits_is_let_go_and_read_as_it_i
     long.batch("test", "CREATE TABLE public.elsewhere (i int)").await.expect("a table");
     long.batch("test", "BEGIN; INSERT INTO public.elsewhere VALUES (1)").await.expect("a long transaction");
     let service = Setup::of(&database).start();
-    service.says("are locked in ACCESS SHARE mode").await;
+    service.says("locked in ACCESS SHARE mode").await;
     database.at_source("ALTER TABLE sections ADD COLUMN r float8 DEFAULT random()").await;
     long.batch("test", "COMMIT").await.expect("the end of the long transaction");
     service.is("streaming").await;
