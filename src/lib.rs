@@ -18,8 +18,9 @@
 //! ```
 //!
 //! Two tasks, two channels, one ring. Forward go whole source transactions (large ones in pieces), backward goes one
-//! position that only grows, and task 1 confirms nothing else. The monitor and the HTTP server stand beside the ring
-//! and never inside it.
+//! position that only grows, and task 1 confirms nothing else. A large transaction in progress is applied beside the ring
+//! by a task of its own (`pipeline::ahead`), and commits when the ring says that it is its turn. The monitor and the HTTP
+//! server stand beside the ring and never inside it.
 //!
 //! # The rooms
 //!

@@ -1,8 +1,8 @@
 //! In-progress transactions too big for memory, to files and back.
 //!
 //! Room 8, I/O. In come records in chunks from `source::stream`, stream by stream, with cuts and discards; out go the
-//! same bytes, once, when a stream has committed. What is in them is `transaction`'s matter; here they are bytes with a
-//! checksum.
+//! same bytes, once, when a stream has committed; before that a [`Peeker`] may look at them. What is in them is
+//! `transaction`'s matter; here they are bytes with a checksum.
 //!
 //! ```text
 //! source::stream ══ orders, bounded ══▶ a thread of its own: Store ── memory first ─▶ files under spool.dir

@@ -6,17 +6,9 @@
 use headwater::commands::demo::{Cluster, StopMode};
 use headwater::session::SqlClient;
 
+use crate::streams::{SCHEMA, TABLES};
 use crate::support::roles::Roles;
 use crate::support::{Database, Service, Setup, eventually, new_destination, new_source};
-
-const SCHEMA: &str = "
-    CREATE TABLE events (id bigint PRIMARY KEY, session int NOT NULL, value text, large text);
-    CREATE TABLE loose (what text, n int);
-    ALTER TABLE loose REPLICA IDENTITY FULL;
-    INSERT INTO events SELECT i, i % 10, md5(i::text), repeat(md5(i::text), 80) FROM generate_series(1, 1000) i;
-    INSERT INTO loose SELECT 'what', i % 3 FROM generate_series(1, 30) i;";
-
-const TABLES: &[&str] = &["events", "loose"];
 
 /// About a megabyte of rows.
 const LARGE: &str =

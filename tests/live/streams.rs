@@ -12,14 +12,14 @@ use headwater::session::SqlClient;
 use crate::support::disk::Disk;
 use crate::support::{Database, Setup, eventually, new_destination, new_source, seed};
 
-const SCHEMA: &str = "
+pub const SCHEMA: &str = "
     CREATE TABLE events (id bigint PRIMARY KEY, session int NOT NULL, value text, large text);
     CREATE TABLE loose (what text, n int);
     ALTER TABLE loose REPLICA IDENTITY FULL;
     INSERT INTO events SELECT i, i % 10, md5(i::text), repeat(md5(i::text), 80) FROM generate_series(1, 1000) i;
     INSERT INTO loose SELECT 'what', i % 3 FROM generate_series(1, 30) i;";
 
-const TABLES: &[&str] = &["events", "loose"];
+pub const TABLES: &[&str] = &["events", "loose"];
 
 async fn streaming_source() -> Cluster {
     new_source(&[("logical_decoding_work_mem", "64kB"), ("max_prepared_transactions", "50")]).await
