@@ -15,7 +15,7 @@ use super::error::DestinationError;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use crate::pg::{Ident, QualifiedName};
 use crate::plan::sql::staging as sql;
-use crate::session::{Sql, SqlClient};
+use crate::session::{Sql, SqlClient, SqlState};
 
 /// A session that sees the destination as it was when it was opened.
 pub struct Comparison {
@@ -72,8 +72,18 @@ impl Differences {
         table: &StagedTable,
         list: &QualifiedName,
     ) -> Result<bool, DestinationError> {
-        let Some(statement) = table.matching.differences(&table.staging, &table.live, list) else { return Ok(false) };
-        client.batch(DOING, &statement).await?;
+        let Some([at_once, one_by_one]) = table.matching.differences(&table.staging, &table.live, list) else {
+            return Ok(false);
+        };
+        client.batch(DOING, "SAVEPOINT comparing").await?;
+        match client.batch(DOING, &at_once).await {
+            // Said by the planner, before anything is read.
+            Err(error) if error.code() == Some(SqlState::new(b"0A000")) => {
+                client.batch(DOING, "ROLLBACK TO SAVEPOINT comparing").await?;
+                client.batch(DOING, &one_by_one).await?;
+            }
+            compared => compared?,
+        }
         client.batch(DOING, &sql::analyze(list)).await?;
         Ok(true)
     }

@@ -184,6 +184,30 @@ async fn multisets_images_and_unique_values_that_changed_hands_are_reconciled() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_that_can_be_neither_merged_nor_hashed_are_compared_all_the_same() {
+    let schema = "CREATE TABLE odd (id int PRIMARY KEY, v text);
+                  INSERT INTO odd SELECT i, 'v' || i FROM generate_series(1, 100) AS i;";
+    let database = Database::new("oddkey", &["public.odd"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_destination(
+            "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq);
+             CREATE OPERATOR CLASS odd_ops FOR TYPE int USING btree AS OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 ===, OPERATOR 4 >=,
+                 OPERATOR 5 >, FUNCTION 1 btint4cmp(int, int);
+             ALTER TABLE odd DROP CONSTRAINT odd_pkey; CREATE UNIQUE INDEX ON odd (id odd_ops);
+             DELETE FROM odd WHERE id < 10; UPDATE odd SET v = 'drifted' WHERE id % 20 = 0; INSERT INTO odd VALUES (-1, 'extra')",
+        )
+        .await;
+    let output = resnapshot(&database, &[]).await;
+    assert!(output.status.success(), "{}", printed(&output));
+    database.assert_catches_up().await;
+    assert!(service.log().contains("1 row deleted, 5 updated, 9 inserted"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_triggers_act_unique_values_that_changed_hands_are_told_with_the_grant() {
     let database = Database::of_superuser(
         "hands",

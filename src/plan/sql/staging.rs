@@ -161,25 +161,36 @@ impl Matching {
         }
     }
 
-    /// Lists the keys of the rows that differ: those that only one side has, and those whose images are not equal.
-    /// Without a key there is no such list.
-    pub fn differences(&self, staging: &QualifiedName, live: &QualifiedName, into: &QualifiedName) -> Option<String> {
+    /// Lists the keys of the rows that differ: those that only one side has, and those whose images are not equal. In one
+    /// pass over both, and in two: a full join needs operators by which rows can be merged or hashed, as all built-in types have
+    /// them. Without a key there is no such list.
+    pub fn differences(
+        &self,
+        staging: &QualifiedName,
+        live: &QualifiedName,
+        into: &QualifiedName,
+    ) -> Option<[String; 2]> {
         if self.key.is_empty() {
             return None;
         }
         let (staging, live, only, same) = (staging.sql(), live.sql(), self.only(), self.same_key("s", "l"));
         let key = |of: &str| list(self.key.iter().map(|(column, _)| format!("{of}.{}", column.sql())));
-        Some(format!(
-            "CREATE UNLOGGED TABLE {} AS \
-             SELECT {} FROM {only}{live} AS l LEFT JOIN {staging} AS s ON {same} \
-             WHERE s.ctid IS NULL OR {} OPERATOR(pg_catalog.*<>) {} \
-             UNION ALL SELECT {} FROM {staging} AS s WHERE NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})",
-            into.sql(),
-            key("l"),
-            self.image("l"),
-            self.image("s"),
-            key("s"),
-        ))
+        let either = list(self.key.iter().map(|(column, _)| format!("COALESCE(l.{0}, s.{0}) AS {0}", column.sql())));
+        let differ = format!("{} OPERATOR(pg_catalog.*<>) {}", self.image("l"), self.image("s"));
+        let into = into.sql();
+        Some([
+            format!(
+                "CREATE UNLOGGED TABLE {into} AS SELECT {either} FROM {only}{live} AS l FULL JOIN {staging} AS s ON {same} \
+                 WHERE l.ctid IS NULL OR s.ctid IS NULL OR {differ}"
+            ),
+            format!(
+                "CREATE UNLOGGED TABLE {into} AS \
+                 SELECT {} FROM {only}{live} AS l LEFT JOIN {staging} AS s ON {same} WHERE s.ctid IS NULL OR {differ} \
+                 UNION ALL SELECT {} FROM {staging} AS s WHERE NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})",
+                key("l"),
+                key("s"),
+            ),
+        ])
     }
 
     /// Deletes the live rows that staging lacks: those among `differences`, where they are listed.
