@@ -16,7 +16,7 @@ use crate::pg::QualifiedName;
 use crate::session::Sql;
 
 /// How often the request is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a statement may take: far longer than any of these does.
 const STATEMENT_MAX: Duration = Duration::from_secs(60);
 
@@ -75,7 +75,7 @@ async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, Dest
     let request = bookkeeping.request(scope, Origin::Command, None).await?;
     display::line(&format!("asked for a new snapshot of {scope} (request {request})"));
     if !leads {
-        display::warning("no instance runs: the next one that does takes the request up");
+        display::warning("no instance leads at the moment: the next one that does takes the request up");
         return Ok(Exit::Done);
     }
     if no_wait {

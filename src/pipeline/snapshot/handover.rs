@@ -46,7 +46,7 @@ use crate::source::{SourceCatalog, SourceError, SourceServer, ensure_publication
 use crate::telemetry::failpoint;
 
 /// How often requests are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Staging has caught up when a round takes no longer.
 const CAUGHT_UP: Duration = Duration::from_millis(300);
 /// Rounds in which staging may try to catch up: with a source that writes faster than staging follows it never does.
