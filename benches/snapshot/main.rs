@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its result")]
 #![allow(clippy::unwrap_used, reason = "a measurement that meets the unexpected ends")]
 
+mod load;
 mod measure;
 mod peers;
 

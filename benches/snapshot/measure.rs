@@ -12,20 +12,37 @@ pub struct Figure {
     pub cpu_seconds: f64,
     pub wal_bytes: u64,
     pub resident_bytes: u64,
+    pub under_load: Option<UnderLoad>,
+}
+
+/// What others noticed of a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct UnderLoad {
+    pub held_ms: u64,
+    pub longest_read_before_ms: f64,
+    pub longest_read_ms: f64,
+    pub writes_per_second: f64,
 }
 
 impl Figure {
     pub fn new(seconds: f64, cpu_seconds: f64, wal_bytes: u64) -> Figure {
-        Figure { seconds, cpu_seconds, wal_bytes, resident_bytes: 0 }
+        Figure { seconds, cpu_seconds, wal_bytes, resident_bytes: 0, under_load: None }
     }
 }
 
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Figure { seconds, cpu_seconds, wal_bytes, resident_bytes } = self;
+        let Figure { seconds, cpu_seconds, wal_bytes, resident_bytes, under_load } = self;
         write!(f, "{seconds:.2} s, {cpu_seconds:.1} s CPU, {:.0} MB WAL", *wal_bytes as f64 / 1e6)?;
         if *resident_bytes > 0 {
             write!(f, ", {:.0} MB resident", *resident_bytes as f64 / 1e6)?;
+        }
+        if let Some(UnderLoad { held_ms, longest_read_before_ms, longest_read_ms, writes_per_second }) = under_load {
+            write!(
+                f,
+                ", held for {held_ms} ms, longest read {longest_read_ms:.1} ms (before: {longest_read_before_ms:.1}), \
+                 {writes_per_second:.0} writes/s"
+            )?;
         }
         Ok(())
     }
@@ -121,6 +138,24 @@ pub fn table(figures: &[(Peer, Vec<Figure>)], messages: u64, rounds: usize) -> S
             ratio(of(Peer::Native), seconds),
             ratio(pgcopydb, seconds),
             ratio(of(Peer::Limit), seconds),
+        );
+    }
+    for (peer, taken) in figures {
+        let loads: Vec<UnderLoad> = taken.iter().filter_map(|figure| figure.under_load).collect();
+        if loads.is_empty() {
+            continue;
+        }
+        let most = |of: fn(&UnderLoad) -> f64| loads.iter().map(of).fold(0.0, f64::max);
+        let _ = writeln!(
+            text,
+            "\n*{}*: {:.0} writes a second at the source and a reader at the destination that asks all the time. Its longest wait in any \
+             round was {:.1} ms (in the five seconds before the copy: {:.1} ms); the stream was held for at most {:.0} ms. Both sides were \
+             equal afterwards.",
+            peer.name(),
+            median(loads.iter().map(|load| load.writes_per_second).collect()),
+            most(|load| load.longest_read_ms),
+            most(|load| load.longest_read_before_ms),
+            most(|load| load.held_ms as f64),
         );
     }
     text

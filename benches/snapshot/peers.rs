@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use headwater::session::SqlClient;
 
 use super::Bench;
+use super::load::drift;
 use super::measure::{Cpu, Figure, children_cpu};
 
 /// One way to copy.
@@ -25,6 +26,8 @@ pub enum Peer {
     HeadwaterFill,
     /// `headwater resnapshot` of what is equal already, beside the stream.
     HeadwaterAgain,
+    /// The same where one row in a hundred has drifted, while the source is written and the destination is read.
+    HeadwaterDrift,
 }
 
 /// Tables, with keys; without secondary indexes and foreign keys.
@@ -49,7 +52,7 @@ const INDEXES: &str = "
     ALTER TABLE messages ADD FOREIGN KEY (topic_id) REFERENCES topics;";
 
 /// How long one copy may take.
-const PATIENCE: Duration = Duration::from_secs(900);
+pub(super) const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Peer {
     /// All, in the order in which they take turns.
@@ -59,6 +62,7 @@ impl Peer {
             peers.extend([1, 2, 4].map(Peer::Pgcopydb));
         }
         peers.extend([Peer::Limit, Peer::Headwater, Peer::HeadwaterFill, Peer::HeadwaterAgain]);
+        peers.push(Peer::HeadwaterDrift);
         peers
     }
 
@@ -71,17 +75,18 @@ impl Peer {
             Peer::Headwater => "headwater".to_owned(),
             Peer::HeadwaterFill => "headwater, tables there".to_owned(),
             Peer::HeadwaterAgain => "headwater, equal data anew".to_owned(),
+            Peer::HeadwaterDrift => "headwater, 1 % drift under load".to_owned(),
         }
     }
 }
 
-async fn run(client: &SqlClient, sql: &str) {
+pub(super) async fn run(client: &SqlClient, sql: &str) {
     if let Err(error) = client.batch("a statement of the benchmark", sql).await {
         panic!("{error} in {sql}");
     }
 }
 
-async fn value(client: &SqlClient, sql: &str) -> Option<String> {
+pub(super) async fn value(client: &SqlClient, sql: &str) -> Option<String> {
     client.query_opt("a question of the benchmark", sql, &[]).await.ok()??.get(0)
 }
 
@@ -94,7 +99,7 @@ async fn until(client: &SqlClient, sql: &str) {
 }
 
 impl Bench {
-    async fn client(&self, source: bool, database: &str) -> SqlClient {
+    pub(super) async fn client(&self, source: bool, database: &str) -> SqlClient {
         let cluster = if source { &self.source } else { &self.destination };
         let client = cluster.connect(database).await.unwrap().with_timeout(PATIENCE);
         run(&client, "SET search_path = public").await;
@@ -136,7 +141,7 @@ impl Bench {
                 run(&destination, TABLES).await;
                 run(&destination, INDEXES).await;
             }
-            Peer::Pgcopydb(_) | Peer::Limit | Peer::Headwater | Peer::HeadwaterAgain => {}
+            Peer::Pgcopydb(_) | Peer::Limit | Peer::Headwater | Peer::HeadwaterAgain | Peer::HeadwaterDrift => {}
         }
         run(&admin, "CHECKPOINT").await;
         run(&source, "CHECKPOINT").await;
@@ -144,8 +149,9 @@ impl Bench {
             Peer::Native | Peer::NativeBinary => self.native(peer, &destination, &database).await,
             Peer::Pgcopydb(jobs) => self.command(&destination, &mut self.pgcopydb(jobs, &database)).await,
             Peer::Limit => self.command(&destination, &mut self.limit(&database)).await,
-            Peer::Headwater | Peer::HeadwaterFill => self.headwater(&destination, &source, &database, false).await,
-            Peer::HeadwaterAgain => self.headwater(&destination, &source, &database, true).await,
+            Peer::Headwater | Peer::HeadwaterFill | Peer::HeadwaterAgain | Peer::HeadwaterDrift => {
+                self.headwater(peer, &destination, &source, &database).await
+            }
         };
         let rows = value(&destination, "SELECT count(*)::text FROM messages").await;
         assert_eq!(rows, Some(self.messages.to_string()), "{} has copied all", peer.name());
@@ -226,11 +232,17 @@ impl Bench {
             .env("HEADWATER_HTTP_LISTEN", "off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(self.dir.join(format!("{database}.log"))).unwrap());
+            .stderr(
+                std::fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(self.dir.join(format!("{database}.log")))
+                    .unwrap(),
+            );
         command
     }
 
-    async fn headwater(&self, destination: &SqlClient, source: &SqlClient, database: &str, again: bool) -> Figure {
+    async fn headwater(&self, peer: Peer, destination: &SqlClient, source: &SqlClient, database: &str) -> Figure {
         let arguments: &[&str] = &["run"];
         let live = "SELECT (to_regclass('headwater.stream') IS NOT NULL)::text";
         let published = "SELECT (state = 'live')::text FROM headwater.stream";
@@ -238,11 +250,15 @@ impl Bench {
         let mut service = Running(self.headwater_command(arguments, database).spawn().unwrap());
         until(destination, live).await;
         until(destination, published).await;
-        let mut own = 0.0;
-        if again {
+        let (mut own, mut under_load) = (0.0, None);
+        if matches!(peer, Peer::HeadwaterAgain | Peer::HeadwaterDrift) {
+            if peer == Peer::HeadwaterDrift {
+                run(destination, &drift(self.messages)).await;
+            }
             // Whatever the first copy leaves to be done is done.
             run(destination, "CHECKPOINT").await;
             tokio::time::sleep(Duration::from_secs(2)).await;
+            let load = if peer == Peer::HeadwaterDrift { Some(self.begin_load(database).await) } else { None };
             (cpu, before, began) = (self.cpu(), wal(destination).await, Instant::now());
             own = service.cpu();
             let mut asking = Running(self.headwater_command(&["resnapshot"], database).spawn().unwrap());
@@ -254,11 +270,18 @@ impl Bench {
                 assert!(began.elapsed() < PATIENCE, "{}", self.log(database));
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
+            if let Some(load) = load {
+                under_load = Some(load.end(&self.log(database)).await);
+            }
         }
         let seconds = began.elapsed().as_secs_f64();
         let cpu = self.cpu().since(&cpu) + service.cpu() - own;
         let mut figure = Figure::new(seconds, cpu, self.wal_since(destination, &before).await);
         figure.resident_bytes = service.resident_max_bytes();
+        figure.under_load = under_load;
+        if under_load.is_some() {
+            self.assert_becomes_equal(source, destination).await;
+        }
         service.stop();
         let drop_slot = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{database}' AND NOT active"
