@@ -1,6 +1,8 @@
 //! A disk that is full, at the destination and at the source: said, waited for, and gone on from by itself.
 
-use headwater::commands::demo::StopMode;
+use std::path::Path;
+
+use headwater::commands::demo::{Cluster, StopMode};
 
 use crate::support::disk::Disk;
 use crate::support::{Database, Service, Setup, eventually, new_destination, new_source};
@@ -49,6 +51,97 @@ async fn a_full_disk_of_the_destination_is_waited_for_and_nothing_is_lost() {
     disk.enlarge("200m");
     database.assert_catches_up().await;
     service.streams().await;
+    service.stop().await;
+}
+
+/// Whether nothing of a snapshot is left: no staging at the destination, and at the source no slot but these many.
+async fn nothing_is_left(database: &Database, slots: usize) -> Option<()> {
+    let staging = "SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'headwater_staging%'";
+    let at_source = format!("SELECT count(*)::text FROM pg_replication_slots WHERE database = '{}'", database.name);
+    let left = (database.destination_value(staging).await, database.source_value(&at_source).await);
+    (left == (Some("0".to_owned()), Some(slots.to_string()))).then_some(())
+}
+
+/// From now on what headwater makes at the destination lies on a small disk.
+async fn makes_tables_there(destination: &Cluster, database: &Database, place: &Path) {
+    let admin = destination.connect(&database.name).await.unwrap();
+    let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
+    admin.batch("a small tablespace", &tablespace).await.unwrap();
+    let default = format!(
+        "GRANT CREATE ON TABLESPACE small TO PUBLIC; ALTER DATABASE {} SET default_tablespace = small",
+        database.name
+    );
+    admin.batch("making it the default", &default).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_copy_that_the_destinations_disk_cannot_hold_is_made_once_there_is_room() {
+    let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
+    let place = destination.dir().join("small");
+    let Some(disk) = Disk::mount(&place, "6m") else { return };
+    let schema = format!("{SCHEMA} {LARGE}; CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1);");
+    let database = Database::on(&source, &destination, "fullfirst", &["t", "u"], &schema).await;
+    makes_tables_there(&destination, &database, &place).await;
+    let service = Setup::of(&database).start();
+    says_full(&service, "destination").await;
+    let seen = "SELECT count(*)::text FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+    assert_eq!(database.destination_value(seen).await.as_deref(), Some("0"), "all tables or none");
+    database.at_source("UPDATE t SET v = 'meanwhile' WHERE id = 0; INSERT INTO u VALUES (2)").await;
+    // Between two attempts, when nobody leads: neither that disk nor the source's WAL is kept for it.
+    let leads = "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory'";
+    eventually("it holds nothing while it waits", || async {
+        nothing_is_left(&database, 0).await?;
+        (database.destination_value(leads).await.as_deref() == Some("0")).then_some(())
+    })
+    .await;
+    disk.enlarge("200m");
+    service.streams().await;
+    database.assert_catches_up().await;
+    nothing_is_left(&database, 1).await.expect("no staging, and one slot");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resnapshot_that_the_destinations_disk_cannot_hold_leaves_the_stream_alone_and_is_made_once_there_is_room() {
+    let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
+    let place = destination.dir().join("small");
+    let Some(disk) = Disk::mount(&place, "6m") else { return };
+    let database = Database::on(&source, &destination, "fullagain", &["t"], SCHEMA).await;
+    makes_tables_there(&destination, &database, &place).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    // Only staging is to lie there.
+    let away = "ALTER TABLE t SET TABLESPACE pg_default; ALTER INDEX t_pkey SET TABLESPACE pg_default";
+    database.at_destination(away).await;
+    database.at_source(LARGE).await;
+    database.caught_up().await;
+    database.at_destination("UPDATE t SET v = 'drifted' WHERE id = 7; DELETE FROM t WHERE id = 8").await;
+    let asked = service.command(&["resnapshot"]);
+    let meanwhile = async {
+        service.says("is tried again").await;
+        eventually("it holds nothing until it is tried again", || nothing_is_left(&database, 1)).await;
+        // The old data serves, and goes on being fed.
+        database.at_source("UPDATE t SET v = 'meanwhile' WHERE id = 0").await;
+        database.caught_up().await;
+        let row = "SELECT string_agg(v, ' ' ORDER BY id) FROM t WHERE id IN (0, 7, 8)";
+        assert_eq!(database.destination_value(row).await.as_deref(), Some("meanwhile drifted"));
+        let status = service.status().await.unwrap();
+        assert_eq!(status["state"], "streaming");
+        let event = "the snapshot of all tables failed and is tried again; the old data is still there: destination: ";
+        let events = status["events"].to_string();
+        for said in [event, "No space left on device", "Make room on the destination's disk"] {
+            assert!(events.contains(said), "{events}");
+        }
+        let ready = service.get("/readyz").await;
+        assert_eq!(ready.map(|(code, _)| code), Some(200), "what readers see is fed");
+        disk.enlarge("200m");
+    };
+    let ((code, said), ()) = tokio::join!(asked, meanwhile);
+    assert!(code == Some(0) && said.contains("it is tried again") && said.contains("published"), "{said}");
+    assert!(said.contains("Make room on the destination's disk"), "{said}");
+    database.assert_catches_up().await;
+    eventually("nothing is left", || nothing_is_left(&database, 1)).await;
+    assert_eq!(service.metric("headwater_restarts_total{reason=\"disk_full\"}").await, None, "the stream went on");
     service.stop().await;
 }
 
