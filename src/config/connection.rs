@@ -4,7 +4,8 @@
 //! connects. One parser serves all sessions, because tokio-postgres's own knows neither verify-full nor certificates.
 //! libpq's habits hold (libpq-connect, 18): parameters win over the environment, several hosts are tried in turn, a
 //! host that begins with `/` is a directory of Unix sockets. Not taken over: service files, GSSAPI and Kerberos, and
-//! `sslcompression`; parameters that only make sense for other clients are named as unsupported, not ignored.
+//! `sslcompression`; parameters that only make sense for other clients are named as unsupported, not ignored, and so are
+//! variables that would make libpq stricter (PGSSLCRL, PGREQUIREAUTH).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -446,13 +447,22 @@ impl Parameters {
             keepalives_count: keepalives_count.unwrap_or(defaults.keepalives_count),
             tcp_user_timeout: tcp_user_timeout.map_or(defaults.tcp_user_timeout, |ms| Duration::from_millis(ms.into())),
         };
+        // What would make libpq stricter must not be passed over in silence.
+        for (name, harmless) in STRICTER {
+            if variable(name).is_some_and(|value| !harmless.contains(&value.as_str())) {
+                problems.push(format!("cannot be used with {name}, which headwater does not support: unset it"));
+            }
+        }
         if settings.ssl_certificate.is_some() != settings.ssl_key.is_some() {
             problems.push("sslcert and sslkey need each other".to_owned());
         }
         for (name, value) in self.0 {
             match name.as_str() {
                 // True of every connection of ours, or without meaning for it.
-                "keepalives" | "gssencmode" | "sslsni" | "load_balance_hosts" => {}
+                "keepalives" | "load_balance_hosts" => {}
+                "gssencmode" if matches!(value.as_str(), "" | "disable" | "prefer") => {}
+                "gssencmode" => problems.push("gssencmode: headwater speaks no GSSAPI, use TLS (sslmode)".to_owned()),
+                "sslsni" if matches!(value.as_str(), "" | "1") => {}
                 "client_encoding" => problems.push("client_encoding cannot be chosen: headwater sets it".to_owned()),
                 "replication" => {
                     problems.push("replication cannot be chosen: headwater sets it where needed".to_owned())
@@ -467,6 +477,20 @@ impl Parameters {
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 }
+
+/// Variables that bind libpq to checks which are not made here, and the values by which they ask for none that is not.
+const STRICTER: [(&str, &[&str]); 9] = [
+    ("PGGSSENCMODE", &["disable", "prefer"]),
+    ("PGREQUIREAUTH", &[]),
+    ("PGREQUIREPEER", &[]),
+    ("PGREQUIRESSL", &["0"]),
+    ("PGSERVICE", &[]),
+    ("PGSSLCERTMODE", &["allow"]),
+    ("PGSSLCRL", &[]),
+    ("PGSSLCRLDIR", &[]),
+    // TLS 1.2 is the least that is spoken.
+    ("PGSSLMINPROTOCOLVERSION", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
+];
 
 /// Pairs host names, addresses and ports, which are lists of one length, or one port for all.
 fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems: &mut Vec<String>) -> Vec<Host> {
@@ -611,6 +635,23 @@ mod tests {
             assert!(!problem.contains("hunter2"), "{problem}");
         }
         assert!(parse("postgresql://h/x?sslrootcert=system&sslmode=require").unwrap_err().contains("verify-full"));
+        for stricter in
+            ["sslcrl=/r.crl", "require_auth=scram-sha-256", "requirepeer=postgres", "ssl_min_protocol_version=TLSv1.3"]
+        {
+            let name = stricter.split('=').next().unwrap();
+            let problem = parse(&format!("postgresql://h/x?{stricter}")).unwrap_err();
+            assert!(problem.contains(&format!("unsupported parameter: {name}")), "{problem}");
+        }
+        assert!(parse("postgresql://h/x?gssencmode=require").unwrap_err().contains("no GSSAPI"));
+        assert!(parse("postgresql://h/x?gssencmode=prefer&sslsni=1").is_ok());
+        assert!(parse("postgresql://h/x?sslsni=0").unwrap_err().contains("unsupported parameter: sslsni"));
+        for (name, harmless) in STRICTER {
+            let problem = parse_in("postgresql://me@h/x", &[(name, "hunter2")]).unwrap_err();
+            assert!(problem.contains(name) && !problem.contains("hunter2"), "{problem}");
+            for value in harmless {
+                assert!(parse_in("postgresql://me@h/x", &[(name, value)]).is_ok(), "{name}={value}");
+            }
+        }
         assert!(parse("postgresql://h/x?sslnegotiation=direct").unwrap_err().contains("sslmode=require"));
     }
 }

@@ -232,6 +232,12 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
     let Some(server) = error.server() else {
         return match error {
             SessionError::Tls { problem, .. } => report.hint(tls_hint(end, *problem)),
+            SessionError::Authentication { reason, .. } if reason.starts_with("channel_binding=require") => {
+                report.hint(format!(
+                    "Let this role log in by scram-sha-256 over TLS (hostssl) in pg_hba.conf at the {end}, where the certificate is \
+                     signed by RSA or ECDSA; or take channel_binding=require out of {end}.url."
+                ))
+            }
             SessionError::Authentication { .. } => report.hint(format!(
                 "Give the password in {end}.url, PGPASSWORD or ~/.pgpass; see pg_hba.conf at the {end}."
             )),
@@ -288,6 +294,12 @@ fn tls_hint(end: &str, problem: TlsProblem) -> String {
             )
         }
         TlsProblem::Expired => format!("Renew the certificate at the {end}, then run there: SELECT pg_reload_conf();"),
+        TlsProblem::NotYet => "Compare the clocks of both machines: date -u.".to_owned(),
+        TlsProblem::OurCertificate => format!(
+            "Give in sslcert and sslkey of {end}.url a certificate that is valid today, by an authority in ssl_ca_file at the {end}, \
+             and not in ssl_crl_file there."
+        ),
+        TlsProblem::NotDirect => format!("Take sslnegotiation=direct out of {end}.url."),
         TlsProblem::Other => format!("See sslmode, sslrootcert, sslcert and sslkey in {end}.url."),
     }
 }

@@ -60,6 +60,12 @@ where
             let within = settings.connect_timeout;
             let error = match tokio::time::timeout(within, connected).await {
                 Ok(Ok(session)) => return Ok(session),
+                Ok(Err(SessionError::Lost { error, doing })) => match tls::refused_certificate(&error) {
+                    Some(reason) => {
+                        SessionError::Tls { host: host.to_string(), problem: TlsProblem::OurCertificate, reason }
+                    }
+                    None => SessionError::Lost { error, doing },
+                },
                 Ok(Err(error)) => error,
                 Err(_) => SessionError::Timeout { doing: "connecting", within },
             };

@@ -206,6 +206,12 @@ pub enum TlsProblem {
     OtherName,
     /// The server's certificate has expired.
     Expired,
+    /// The server's certificate is not valid yet.
+    NotYet,
+    /// The server refuses the certificate that we show.
+    OurCertificate,
+    /// TLS was begun at once, with a server that does not know how.
+    NotDirect,
     /// Anything else.
     Other,
 }
@@ -345,7 +351,13 @@ impl SessionError {
         }
         let source = std::error::Error::source(error);
         if let Some(io) = source.and_then(|source| source.downcast_ref::<io::Error>()) {
-            return SessionError::lost(doing, io::Error::new(io.kind(), io.to_string()));
+            // What TLS says is kept whole: `connect` looks for what the server holds against our certificate.
+            let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            let copy = tls.map_or_else(
+                || io::Error::new(io.kind(), io.to_string()),
+                |tls| io::Error::new(io.kind(), tls.clone()),
+            );
+            return SessionError::lost(doing, copy);
         }
         if error.is_closed() {
             return SessionError::closed(doing);

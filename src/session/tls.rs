@@ -5,6 +5,7 @@
 //! certificates. Without verification the handshake's signatures are still checked, so the peer owns the key that it
 //! shows; who it is stays unknown, as in libpq's `require`.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +14,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -87,15 +90,48 @@ impl TlsClient {
         let stream = TlsConnector::from(Arc::clone(&self.config))
             .connect(server, stream)
             .await
-            .map_err(|error| failed(explain(&error)))?;
+            .map_err(|error| failed(self.explain(&error)))?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let channel_binding = certificate.and_then(|certificate| server_end_point(certificate));
         Ok((Box::new(stream), channel_binding))
     }
+
+    fn explain(&self, error: &std::io::Error) -> (TlsProblem, String) {
+        let cut = matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset);
+        if cut && !self.config.alpn_protocols.is_empty() {
+            let words =
+                "the server closed the connection when TLS was begun at once, as one older than PostgreSQL 17 does";
+            return (TlsProblem::NotDirect, format!("{words} ({error})"));
+        }
+        explain(error)
+    }
+}
+
+/// Alerts about the certificate that we showed.
+const AGAINST_OURS: [(AlertDescription, &str); 7] = [
+    (AlertDescription::CertificateExpired, "it has expired"),
+    (AlertDescription::CertificateRevoked, "it has been revoked"),
+    (AlertDescription::UnknownCA, "no authority that the server trusts vouches for it"),
+    // A root of the right name and another key vouches for nothing either.
+    (AlertDescription::DecryptError, "no authority that the server trusts vouches for it"),
+    (AlertDescription::BadCertificate, "it is not valid"),
+    (AlertDescription::UnsupportedCertificate, "it is not valid"),
+    (AlertDescription::CertificateUnknown, "it is not valid"),
+];
+
+/// What the server holds against the certificate that we showed. In TLS 1.3 it says so after its handshake: the first
+/// answer to the startup message is this alert.
+pub(super) fn refused_certificate(error: &std::io::Error) -> Option<String> {
+    let Error::AlertReceived(alert) = error.get_ref()?.downcast_ref::<Error>()? else { return None };
+    let (_, why) = AGAINST_OURS.iter().find(|(against, _)| against == alert)?;
+    Some(format!("the server refuses the certificate that we show: {why} ({error})"))
 }
 
 /// What is wrong with the server's certificate, in an operator's words where they are known, and rustls's.
 fn explain(error: &std::io::Error) -> (TlsProblem, String) {
+    if let Some(words) = refused_certificate(error) {
+        return (TlsProblem::OurCertificate, words);
+    }
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     let (problem, words) = match tls {
         // A root of the right name and another key vouches for nothing either.
@@ -112,6 +148,9 @@ fn explain(error: &std::io::Error) -> (TlsProblem, String) {
         Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
             (TlsProblem::Expired, "the server's certificate has expired")
         }
+        Some(Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => (TlsProblem::NotYet, "the server's certificate is not valid yet"),
         _ => return (TlsProblem::Other, error.to_string()),
     };
     (problem, format!("{words} ({error})"))

@@ -21,7 +21,7 @@ pub async fn mended(setup: &Setup) {
     assert!(found.iter().all(|finding| finding["standing"] != "failed"), "{found:#?}");
 }
 
-fn hint(finding: &Value) -> &str {
+pub fn hint(finding: &Value) -> &str {
     finding["hint"].as_str().expect("a hint")
 }
 

@@ -10,6 +10,7 @@ mod support;
 
 mod ahead;
 mod basics;
+mod certificates;
 mod check;
 mod check_refused;
 mod check_tells;
