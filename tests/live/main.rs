@@ -14,6 +14,7 @@ mod certificates;
 mod check;
 mod check_refused;
 mod check_tells;
+mod check_warns;
 mod conflicts;
 mod crash;
 mod cutover;

@@ -98,7 +98,7 @@ async fn a_huge_transaction_is_lag_from_its_commit_on_and_not_before() {
 }
 
 /// A source whose clock is off.
-async fn source_with_clock(offset: &str) -> Option<Cluster> {
+pub async fn source_with_clock(offset: &str) -> Option<Cluster> {
     let library = tools::faketime()?;
     let dir = parent().join(format!("faketime-{:08x}", fastrand::u32(..)));
     std::fs::create_dir_all(&dir).expect("a directory");
