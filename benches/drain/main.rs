@@ -21,6 +21,7 @@ mod items;
 mod latency;
 mod measure;
 mod peers;
+mod pglogical;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -94,8 +95,12 @@ async fn run(bin: PathBuf, dir: PathBuf, scale: f64, rounds: usize) {
         .filter(|peer| peers.as_deref().is_none_or(|list| chosen(list, peer.key())))
         .collect();
 
-    let source = Cluster::start_new(&bin, &dir, "source", SERVER, &[]).await.unwrap();
-    let destination = Cluster::start_new(&bin, &dir, "destination", SERVER, &[]).await.unwrap();
+    let mut server = SERVER.to_vec();
+    if peers.contains(&Peer::Pglogical) {
+        server.extend_from_slice(pglogical::SERVER);
+    }
+    let source = Cluster::start_new(&bin, &dir, "source", &server, &[]).await.unwrap();
+    let destination = Cluster::start_new(&bin, &dir, "destination", &server, &[]).await.unwrap();
     let bench = Bench { source, destination, bin, dir, scale, rounds };
     let mut report = Report::new(&bench, &peers);
     for base in Base::ALL {
@@ -151,8 +156,12 @@ async fn drain_item(bench: &Bench, item: &Item, peers: &[Peer], report: &mut Rep
     let tables = item.base.tables().join(", ");
     source.batch("publishing", &format!("CREATE PUBLICATION bench FOR TABLE {tables}")).await.unwrap();
     source.batch("a checkpoint", "CHECKPOINT").await.unwrap();
-    for at in 0..runs.len() {
-        let sql = format!("SELECT pg_catalog.pg_create_logical_replication_slot('{}', 'pgoutput')", slot(at));
+    if peers.contains(&Peer::Pglogical) {
+        let own = peers::connection(&bench.source, &name);
+        source.batch("a provider", &pglogical::provider(item.base.tables(), &own)).await.unwrap();
+    }
+    for (at, (peer, ..)) in runs.iter().enumerate() {
+        let sql = format!("SELECT pg_catalog.pg_create_logical_replication_slot('{}', '{}')", slot(at), peer.plugin());
         source.batch("a slot", &sql).await.unwrap();
     }
     eprintln!("{}: writing the backlog ({})", item.name, item.what);
@@ -191,8 +200,11 @@ async fn drain_item(bench: &Bench, item: &Item, peers: &[Peer], report: &mut Rep
         let drop = format!("SELECT pg_catalog.pg_drop_replication_slot('{}')", slot(at));
         source.batch("dropping a slot", &drop).await.unwrap();
     }
+    if peers.contains(&Peer::Pglogical) {
+        source.batch("removing pglogical", pglogical::REMOVE).await.unwrap();
+    }
     drop(source);
-    bench.sql(&bench.source, "postgres", &format!("DROP DATABASE {name} WITH (FORCE)")).await;
+    bench.drop_database(&bench.source, &name).await;
     report.print_item(item);
 }
 
@@ -203,6 +215,15 @@ impl Bench {
 
     pub async fn sql(&self, cluster: &Cluster, database: &str, sql: &str) {
         self.open(cluster, database).await.batch("a statement", sql).await.unwrap_or_else(|e| panic!("{e} in {sql}"));
+    }
+
+    pub async fn drop_database(&self, cluster: &Cluster, database: &str) {
+        let client = self.open(cluster, "postgres").await;
+        if client.query_opt("pglogical's supervisor", pglogical::IS_SUPERVISED, &[]).await.unwrap().is_some() {
+            self.sql(cluster, database, pglogical::EMPTY).await;
+            return client.batch("letting go of its files", "CHECKPOINT").await.unwrap();
+        }
+        client.batch("dropping it", &format!("DROP DATABASE {database} WITH (FORCE)")).await.unwrap();
     }
 
     fn pgbench(&self, database: &str, arguments: &[&str]) {

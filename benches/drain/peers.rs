@@ -7,10 +7,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use headwater::commands::demo::Cluster;
 use headwater::session::SqlClient;
 
 use crate::items::Base;
 use crate::measure::{Cpu, resident_max_megabytes};
+use crate::pglogical;
 use crate::report::Measured;
 use crate::{Bench, content, value};
 
@@ -54,8 +56,12 @@ impl Peer {
         matches!(self, Peer::Native | Peer::Headwater)
     }
 
-    const fn output_plugin_peer(self) -> bool {
-        matches!(self, Peer::Pglogical)
+    /// The output plugin of its slots.
+    pub const fn plugin(self) -> &'static str {
+        match self {
+            Peer::Pglogical => pglogical::PLUGIN,
+            Peer::Wall | Peer::Native | Peer::NativeBinary | Peer::Headwater => "pgoutput",
+        }
     }
 }
 
@@ -81,8 +87,7 @@ impl Drain<'_> {
     pub async fn run(&self, peer: Peer) -> Measured {
         match peer {
             Peer::Wall => self.wall().await,
-            Peer::Native | Peer::NativeBinary | Peer::Headwater => self.copy(peer).await,
-            Peer::Pglogical => Measured::unequal("pglogical speaks a protocol of its own and is measured by hand"),
+            Peer::Native | Peer::NativeBinary | Peer::Pglogical | Peer::Headwater => self.copy(peer).await,
         }
     }
 
@@ -136,6 +141,10 @@ impl Drain<'_> {
         if self.old_snapshot {
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM public.marker";
             reader.batch("an old snapshot", begin).await.unwrap();
+        }
+        if peer == Peer::Pglogical {
+            let own = connection(&bench.destination, &run.database);
+            destination.batch("a subscriber", &pglogical::subscriber(&own)).await.unwrap();
         }
         let wal_before = value(&destination, "SELECT pg_current_wal_insert_lsn()::text").await;
         let began = Instant::now();
@@ -197,6 +206,15 @@ async fn sender(source: &SqlClient, slot: &str) -> u32 {
     }
 }
 
+/// Waits until a question has an answer.
+async fn until(client: &SqlClient, what: &'static str, sql: &str) {
+    let began = Instant::now();
+    while client.query_opt(what, sql, &[]).await.unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(60), "waited for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A fresh copy of the destination's base, with a slot that waits for it.
 pub struct Copy<'a> {
     bench: &'a Bench,
@@ -226,22 +244,22 @@ impl<'a> Copy<'a> {
     }
 
     pub async fn start(&self, peer: Peer, destination: &SqlClient) -> Running {
-        assert!(!peer.output_plugin_peer() && peer != Peer::Wall, "{} has no copy", peer.key());
+        assert!(peer != Peer::Wall, "{} has no copy", peer.key());
         let bench = self.bench;
         if peer == Peer::Headwater {
             let log = bench.dir.join(format!("{}.log", self.slot));
             let (from, to) = (bench.source.url(&self.source_database), bench.destination.url(&self.database));
             return Running::Headwater(start_headwater(bench, (&from, &to), self.base, &self.slot, &log));
         }
+        let from = connection(&bench.source, &self.source_database);
+        if peer == Peer::Pglogical {
+            let subscribe = pglogical::subscription(&self.slot, &from);
+            destination.batch("a subscription", &subscribe).await.unwrap();
+            return Running::Pglogical(self.slot.clone());
+        }
         let binary = peer == Peer::NativeBinary;
-        let connection = format!(
-            "host={} port={} user=postgres dbname={}",
-            bench.source.dir().display(),
-            bench.source.port(),
-            self.source_database
-        );
         let create = format!(
-            "CREATE SUBSCRIPTION {slot} CONNECTION '{connection}' PUBLICATION bench
+            "CREATE SUBSCRIPTION {slot} CONNECTION '{from}' PUBLICATION bench
              WITH (slot_name = '{slot}', create_slot = false, enabled = false, copy_data = false, binary = {binary})",
             slot = self.slot
         );
@@ -251,14 +269,19 @@ impl<'a> Copy<'a> {
     }
 
     pub async fn remove(self) {
-        let drop = format!("DROP DATABASE {} WITH (FORCE)", self.database);
-        self.bench.sql(&self.bench.destination, "postgres", &drop).await;
+        self.bench.drop_database(&self.bench.destination, &self.database).await;
     }
+}
+
+/// How a server reaches another's database.
+pub fn connection(cluster: &Cluster, database: &str) -> String {
+    format!("host={} port={} user=postgres dbname={database}", cluster.dir().display(), cluster.port())
 }
 
 /// A peer at work.
 pub enum Running {
     Native(String),
+    Pglogical(String),
     Headwater(Child),
 }
 
@@ -275,7 +298,7 @@ impl Running {
     fn process_id(&self) -> Option<u32> {
         match self {
             Running::Headwater(child) => Some(child.id()),
-            Running::Native(_) => None,
+            Running::Native(_) | Running::Pglogical(_) => None,
         }
     }
 
@@ -283,6 +306,9 @@ impl Running {
     async fn writer(&self, destination: &SqlClient) -> u32 {
         let sql = match self {
             Running::Native(name) => format!("SELECT pid FROM pg_stat_subscription WHERE subname = '{name}'"),
+            Running::Pglogical(_) => "SELECT max(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name LIKE 'pglogical apply%'"
+                .to_owned(),
             Running::Headwater(_) => "SELECT max(pid) FROM pg_stat_activity
                  WHERE datname = current_database() AND application_name LIKE '%writing'"
                 .to_owned(),
@@ -309,6 +335,13 @@ impl Running {
                 ] {
                     destination.batch("ending the subscription", &sql).await.unwrap();
                 }
+            }
+            Running::Pglogical(slot) => {
+                destination.batch("ending the subscription", pglogical::STOP).await.unwrap();
+                until(destination, "the end of pglogical's workers", pglogical::IS_GONE).await;
+                let origin = format!("SELECT pg_catalog.pg_replication_origin_drop('{slot}')");
+                destination.batch("its origin", &origin).await.unwrap();
+                destination.batch("removing pglogical", pglogical::REMOVE).await.unwrap();
             }
             Running::Headwater(child) => stop_headwater(child),
         }

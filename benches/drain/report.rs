@@ -23,12 +23,6 @@ pub struct Measured {
     pub unequal: Option<String>,
 }
 
-impl Measured {
-    pub fn unequal(why: &str) -> Measured {
-        Measured { unequal: Some(why.to_owned()), ..Measured::default() }
-    }
-}
-
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.unequal {
@@ -229,8 +223,8 @@ impl Report {
             "# Benchmarks\n\n\
              Printed by `make bench`, which measures everything below side by side on throw-away clusters: the wall \
              (`pg_recvlogical` discarding the backlog, with the options that headwater asks for), PostgreSQL's own \
-             CREATE SUBSCRIPTION in text and binary, and headwater. Each drains the same backlog from a slot of its own into a \
-             fresh copy of the destination, peers taking turns; after each drain both sides are compared by content, and one \
+             CREATE SUBSCRIPTION in text and binary, pglogical where its package is installed, and headwater. Each drains the \
+             same backlog from a slot of its own into a fresh copy of the destination, peers taking turns; after each drain both sides are compared by content, and one \
              that is not equal has no figure. A drain counts from the peer's start (headwater's process, ALTER SUBSCRIPTION \
              … ENABLE) until the backlog's last row is visible. *Of the wall* and *times native* are ratios of medians; above 1 \
              is faster. *Writer* is the apply worker or headwater's backend, *client* headwater itself (or pg_recvlogical). \
