@@ -52,17 +52,18 @@ impl std::fmt::Display for Wanted {
     }
 }
 
-/// The transactions that are to be left out.
+/// The transactions that are to be left out; `left_out` is the commit_lsn of one that is known by its end_lsn there.
 ///
 /// # Errors
 /// [`DestinationError`].
-pub async fn skips(client: &SqlClient) -> Result<BTreeSet<Wanted>, DestinationError> {
+pub async fn skips(client: &SqlClient, left_out: Option<Lsn>) -> Result<BTreeSet<Wanted>, DestinationError> {
     let sql = "SELECT commit_lsn::text, end_lsn::text FROM headwater.skip";
     let rows = client.query("reading headwater.skip", sql, &[]).await?;
     let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok());
     Ok(rows
         .iter()
         .filter_map(|row| lsn(row.get(0)).map(Wanted::CommitLsn).or(lsn(row.get(1)).map(Wanted::EndLsn)))
+        .chain(left_out.map(Wanted::CommitLsn))
         .collect())
 }
 

@@ -158,6 +158,14 @@ pub enum DestinationError {
         /// The server's words.
         message: String,
     },
+    /// A transaction in pieces is to be left out, which only its end has told.
+    #[error("the source transaction with end_lsn {end_lsn} is to be left out: it is taken from its beginning again")]
+    WantedOut {
+        /// By which it is known from its beginning on.
+        commit_lsn: Lsn,
+        /// By which the operator has named it.
+        end_lsn: Lsn,
+    },
     /// A relation that does not fit its table any more.
     #[error("schema change: {0}")]
     Bind(#[from] BindError),

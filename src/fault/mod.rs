@@ -123,6 +123,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Conflict(_) => Decision::Halt("conflict"),
             // The next attempt gets the transaction anew, and applies it in its original order.
             DestinationError::SetsRefused { .. } => Decision::Retry("sets_refused"),
+            // The next attempt gets it anew, and leaves it out from its first piece on.
+            DestinationError::WantedOut { .. } => Decision::Retry("skip"),
             DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } => Decision::Halt("schema_change"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
@@ -198,7 +200,8 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | DestinationError::FormatChanged(_)
             | DestinationError::NoIdentity(_)
             | DestinationError::StagingLost(_)
-            | DestinationError::SetsRefused { .. },
+            | DestinationError::SetsRefused { .. }
+            | DestinationError::WantedOut { .. },
         ) => ErrorReport::new(fault.to_string()),
     }
 }

@@ -78,6 +78,8 @@ pub(super) struct Attempt {
     conflict: Option<(Lsn, bool)>,
     /// The commit_lsn of the last transaction in pieces whose sets were refused.
     in_order: Option<Lsn>,
+    /// The commit_lsn of the last transaction in pieces that is to be left out by its end_lsn.
+    left_out: Option<Lsn>,
 }
 
 impl Attempt {
@@ -105,6 +107,7 @@ impl Attempt {
             made_progress: false,
             conflict: None,
             in_order: None,
+            left_out: None,
         }
     }
 
@@ -144,6 +147,9 @@ impl Attempt {
         if let Fault::Destination(DestinationError::SetsRefused { commit_lsn, .. }) = fault {
             self.in_order = Some(*commit_lsn);
             self.telemetry.batch_retried();
+        }
+        if let Fault::Destination(DestinationError::WantedOut { commit_lsn, .. }) = fault {
+            self.left_out = Some(*commit_lsn);
         }
         let Fault::Destination(DestinationError::Conflict(conflict)) = fault else { return };
         if self.conflict.is_none_or(|(commit_lsn, _)| commit_lsn != conflict.commit_lsn) {
@@ -278,7 +284,7 @@ impl Attempt {
 
         let conflicts = Conflicts {
             on_conflict: config.on_conflict,
-            skips: skips(bookkeeping.client()).await?,
+            skips: skips(bookkeeping.client(), self.left_out).await?,
             in_order: self.in_order,
             winning: self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn)),
             source_tables: prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect(),

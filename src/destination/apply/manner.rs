@@ -105,6 +105,16 @@ impl Applier {
         Ok(false)
     }
 
+    /// Checks that a transaction in pieces, now that its end_lsn is known, is not one that the operator wants left out.
+    pub(super) fn check_wanted(&self, commit: &Commit) -> Result<(), DestinationError> {
+        let Commit { commit_lsn, end_lsn, .. } = *commit;
+        let left_out = self.large.is_some_and(|large| large.manner == Manner::LeftOut);
+        if !left_out && self.conflicts.wants_out(commit_lsn, Some(end_lsn)) {
+            return Err(DestinationError::WantedOut { commit_lsn, end_lsn });
+        }
+        Ok(())
+    }
+
     /// A transaction in pieces ends; true when it was left out.
     pub(super) fn end_large(&mut self, flight: &mut Flight, commit: &Commit) -> bool {
         let left_out = self.large.is_some_and(|large| large.manner == Manner::LeftOut);

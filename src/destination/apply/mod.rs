@@ -319,6 +319,7 @@ impl Applier {
             }
             Work::ChangeSchema(_) => {}
             Work::CommitLarge { commit, .. } => {
+                self.check_wanted(commit)?;
                 self.advance(&mut flight, self.sent, commit.end_lsn);
                 left_out = self.end_large(&mut flight, commit);
                 flight.commit();

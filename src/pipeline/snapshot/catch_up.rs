@@ -318,6 +318,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::FormatChanged(_)
         | DestinationError::NeedsCopy { .. }
         | DestinationError::SetsRefused { .. }
+        | DestinationError::WantedOut { .. }
         | DestinationError::StagingLost(_)) => error.into(),
     }
 }
