@@ -49,10 +49,15 @@ fn table(findings: &[Finding]) -> String {
     let mut lines = Vec::new();
     for finding in findings {
         let Finding { about, what, standing, report } = finding;
-        lines.push(format!("{:11}  {what:width$}  {:7}  {}", about.as_str(), standing.as_str(), report.message));
+        let line = format!("{:11}  {what:width$}  {:7}  {}", about.as_str(), standing.as_str(), report.message);
+        lines.push(display::fitted(&line, 13));
         for (name, text) in [("DETAIL", &report.detail), ("HINT", &report.hint)] {
             if let Some(text) = text {
-                lines.push(format!("    {name}:  {}", text.replace('\n', "\n            ")));
+                // What follows the first line is SQL, to be copied as it is.
+                let (words, sql) =
+                    text.split_once('\n').map_or((text.as_str(), None), |(words, sql)| (words, Some(sql)));
+                lines.push(display::fitted(&format!("    {name}:  {words}"), 12));
+                lines.extend(sql.map(|sql| format!("            {}", sql.replace('\n', "\n            "))));
             }
         }
     }

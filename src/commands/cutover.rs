@@ -21,7 +21,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
     let progress = Arc::new(VerifyProgress::default());
     let shown = tokio::spawn(verify::show(Arc::clone(&progress)));
     let ended = cutover(&config, &options, &progress, &mut display::line).await;
-    shown.abort();
+    display::end(shown).await;
     let cutover = match ended {
         Ok(cutover) => cutover,
         Err(fault) => {

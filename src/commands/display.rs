@@ -1,38 +1,122 @@
 //! What a person sees on a terminal: messages, and the progress of a snapshot.
 //!
 //! Messages go to standard error; standard output is for results. The snapshot's progress is drawn as bars on a
-//! terminal and told in log lines elsewhere; it is read from telemetry, so that showing it can never hold up copying.
-
-#![allow(clippy::print_stderr, reason = "this is the file that prints")]
+//! terminal and told in log lines elsewhere; it is read from telemetry, so that showing it can never hold up copying. A bar
+//! is one line, however narrow the terminal, and whatever else is written, log lines too, goes above the bars through
+//! [`AboveBars`]: otherwise each would overwrite the other.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::sync::Arc;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::telemetry::{StatusView, Telemetry};
+use super::words::{counts, duration, size};
+use crate::telemetry::{StatusView, TableProgress, Telemetry};
 
 /// Prints an error, as psql would.
 pub(super) fn error(text: &str) {
-    eprintln!("headwater: error: {text}");
+    line(&format!("headwater: error: {text}"));
 }
 
 /// Prints a warning.
 pub(super) fn warning(text: &str) {
-    eprintln!("headwater: warning: {text}");
+    line(&format!("headwater: warning: {text}"));
 }
 
 /// Prints a line that belongs to the message before it.
 pub(super) fn line(text: &str) {
-    eprintln!("{text}");
+    // Where nobody reads any more there is nobody to be told.
+    let _ = AboveBars.write_all(format!("{text}\n").as_bytes());
 }
 
 /// Prints a line of a result. Nobody reading it any more is no error.
 pub(super) fn result(text: &str) {
-    use std::io::Write;
     let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Lines and columns of the terminal that results go to; `None` where they go elsewhere, or where it does not say.
+pub(super) fn terminal() -> Option<(usize, usize)> {
+    let terminal = console::Term::stdout();
+    let size = terminal.is_term().then(|| terminal.size_checked()).flatten();
+    size.map(|(lines, columns)| (lines.into(), columns.into()))
+}
+
+/// `text` for this terminal: a line that is longer than it is wide is broken between words, and goes on below `hang` spaces.
+pub(super) fn fitted(text: &str, hang: usize) -> String {
+    match terminal() {
+        Some((_, columns)) => text.lines().map(|line| folded(line, hang, columns)).collect::<Vec<_>>().join("\n"),
+        None => text.to_owned(),
+    }
+}
+
+/// A word that is too long for a line of its own is left to the terminal.
+fn folded(line: &str, hang: usize, columns: usize) -> String {
+    let colourless = console::strip_ansi_codes(line);
+    if colourless.chars().count() <= columns || columns < hang + FOLDED_MIN {
+        return line.to_owned();
+    }
+    let mut text = String::new();
+    let mut at = 0;
+    for word in line.split_inclusive(' ') {
+        let length = word.trim_end().chars().count();
+        if at + length > columns && at > hang {
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+            text.push_str(&" ".repeat(hang));
+            at = hang;
+        }
+        text.push_str(word);
+        at += word.chars().count();
+    }
+    text
+}
+
+/// Fewer columns than these beside the hanging indent hold no words.
+const FOLDED_MIN: usize = 20;
+
+/// The bars that are on the terminal now.
+static BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
+
+/// Bars for this terminal, below whatever is written meanwhile.
+pub(super) fn bars() -> MultiProgress {
+    BARS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(MultiProgress::new).clone()
+}
+
+/// There are no bars any more.
+fn no_bars() {
+    *BARS.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// Ends what shows progress, before the result is printed where its bars were.
+pub(super) async fn end(showing: tokio::task::JoinHandle<()>) {
+    showing.abort();
+    // Cancelled, as it was asked to.
+    let _ = showing.await;
+    no_bars();
+}
+
+/// Standard error, above the bars if there are any.
+pub(super) struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let bars = BARS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match bars {
+            Some(bars) => bars.suspend(|| io::stderr().write_all(bytes)),
+            None => io::stderr().write_all(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 const BARS_EVERY: Duration = Duration::from_millis(200);
@@ -78,48 +162,112 @@ fn log_progress(status: &StatusView, seconds: f64) {
     }
 }
 
-/// One bar per table.
+/// A bar for each table that is being copied, so many at most, and one for all.
 #[derive(Default)]
 struct Bars {
-    all: Option<MultiProgress>,
     by_table: BTreeMap<String, ProgressBar>,
+    total: Option<ProgressBar>,
 }
+
+/// A terminal of 24 lines shows them, and the log lines before them.
+const TABLES_SHOWN_MAX: usize = 8;
+/// What a name may take of a terminal of 80 columns.
+const NAME_CHARS_MAX: usize = 28;
 
 impl Bars {
     fn draw(&mut self, status: &StatusView) {
-        let all = self.all.get_or_insert_with(MultiProgress::new);
-        let width = status.tables.keys().map(String::len).max().unwrap_or(0);
+        let all = bars();
         let seconds = status.snapshot_seconds.unwrap_or(0.0).max(0.1);
+        let done = status.tables.values().filter(|table| table.snapshot_done).count();
+        let rows: u64 = status.tables.values().map(|table| table.snapshot_rows).sum();
+        let total = self.total.get_or_insert_with(|| all.add(bar("all tables")));
+        let expected: u64 = status.tables.values().map(|table| table.snapshot_bytes_expected).sum();
+        let weighed = |table: &TableProgress| table.snapshot_ratio() * table.snapshot_bytes_expected as f64;
+        let ratio = status.tables.values().map(weighed).sum::<f64>() / expected.max(1) as f64;
+        show(total, ratio, &format!("{done} of {} tables, {}", status.tables.len(), counts(rows, "row")));
         for (table, progress) in &status.tables {
-            let bar = self.by_table.entry(table.clone()).or_insert_with(|| {
-                let bar = all.add(ProgressBar::new(1000));
-                let style = ProgressStyle::with_template("{prefix} [{bar:30}] {msg}");
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-                bar.set_prefix(format!("{table:width$}"));
-                bar
-            });
             let ratio = progress.snapshot_ratio();
-            // A ratio is between 0 and 1, so its thousandth parts are too few to be cut.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1000")]
-            bar.set_position((ratio * 1000.0) as u64);
-            let rate = progress.snapshot_bytes as f64 / seconds;
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
-            let shown = HumanBytes(rate as u64);
-            let rest = match ratio {
-                ratio if ratio > 0.02 && !progress.snapshot_done => {
-                    let left = Duration::try_from_secs_f64(seconds * (1.0 - ratio) / ratio).unwrap_or_default();
-                    format!(", {} left", HumanDuration(left))
+            if progress.snapshot_done || progress.snapshot_bytes == 0 {
+                if let Some(bar) = self.by_table.remove(table) {
+                    bar.finish_and_clear();
+                    all.remove(&bar);
                 }
-                _ => String::new(),
+                continue;
+            }
+            if !self.by_table.contains_key(table) && self.by_table.len() >= TABLES_SHOWN_MAX {
+                continue;
+            }
+            let bar = self.by_table.entry(table.clone()).or_insert_with(|| all.insert_before(total, bar(table)));
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
+            let rate = size((progress.snapshot_bytes as f64 / seconds) as u64);
+            let left = if ratio > 0.02 {
+                format!("{} left, ", duration(seconds * (1.0 - ratio) / ratio))
+            } else {
+                String::new()
             };
-            bar.set_message(format!("{:>3.0} %  {} rows, {shown}/s{rest}", ratio * 100.0, progress.snapshot_rows));
+            show(bar, ratio, &format!("{left}{rate}/s"));
         }
     }
 
     fn clear(&mut self) {
-        for bar in std::mem::take(&mut self.by_table).into_values() {
-            bar.finish();
+        let bars = std::mem::take(&mut self.by_table).into_values().chain(self.total.take());
+        for bar in bars {
+            bar.finish_and_clear();
         }
-        self.all = None;
+        no_bars();
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// One line: a name, how far it is, and a few words, of which a narrow terminal shows as many as it holds.
+fn bar(name: &str) -> ProgressBar {
+    // Hidden until it stands among the others: a prefix that is set is drawn at once.
+    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
+    let style = ProgressStyle::with_template("{prefix} [{bar:15}] {wide_msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    let length = name.chars().count();
+    let shown = match length > NAME_CHARS_MAX {
+        // The end of a name tells tables apart.
+        true => format!("…{}", name.chars().skip(length + 1 - NAME_CHARS_MAX).collect::<String>()),
+        false => format!("{name:NAME_CHARS_MAX$}"),
+    };
+    bar.set_prefix(shown);
+    bar
+}
+
+fn show(bar: &ProgressBar, ratio: f64, words: &str) {
+    // A ratio is between 0 and 1, so its thousandth parts are too few to be cut.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1000")]
+    bar.set_position((ratio * 1000.0) as u64);
+    bar.set_message(format!("{:>3.0} %  {words}", ratio * 100.0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_is_broken_between_words_and_none_is_lost() {
+        let line =
+            "seen          the walsender (process 18842) is streaming, has sent up to 0/D078E48, 0 B behind the source";
+        for columns in [34, 40, 57, 80, 200] {
+            let text = folded(line, 14, columns);
+            assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}:\n{text}");
+            assert!(
+                text.lines().skip(1).all(|line| line.starts_with(&" ".repeat(14)) && !line.ends_with(' ')),
+                "{text}"
+            );
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(words(&text), words(line));
+        }
+        assert_eq!(folded(line, 14, 30), line, "too narrow for words");
+        assert_eq!(folded("short", 4, 80), "short");
+        let name = "x".repeat(90);
+        assert_eq!(folded(&name, 4, 80), name);
     }
 }

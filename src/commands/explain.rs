@@ -5,14 +5,12 @@
 //! anything. Other sessions' statements are shown without the values in them. Exit code 0: nothing blocks; 1: something
 //! does.
 
-#![allow(clippy::print_stdout, reason = "the explanation is the command's result")]
-
 use std::path::Path;
 
 use super::observe::{self, AtSource};
 use super::status::{named, verdict};
 use super::words::{duration, size, without_values};
-use super::{Exit, settings};
+use super::{Exit, display, settings};
 use crate::config::Config;
 use crate::session::{SessionError, SqlClient};
 use crate::telemetry::{State, StatusView};
@@ -76,7 +74,7 @@ pub(super) async fn explain(path: Option<&Path>) -> Exit {
     if blocking == 0 {
         text.push_str("\nNothing that can be seen from here blocks progress.\n");
     }
-    print!("{text}");
+    display::result(&display::fitted(&text, 14));
     if blocking == 0 { Exit::Done } else { Exit::OperatorMustAct }
 }
 

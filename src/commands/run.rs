@@ -29,10 +29,11 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         },
         None => None,
     };
-    start_logging(match options.log_format {
+    let format = match options.log_format {
         LogStyle::Human => LogFormat::Human,
         LogStyle::Json => LogFormat::Json,
-    });
+    };
+    start_logging(format, || display::AboveBars);
     let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
     telemetry.set_route(Route {
         source: config.source.url.to_string(),
@@ -65,7 +66,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     let shown = tokio::spawn(display::show_snapshots(Arc::clone(&telemetry)));
     let log_format = options.log_format;
     let ended = pipeline::run(config, RunOptions { resnapshot }, Arc::clone(&telemetry), stopping).await;
-    shown.abort();
+    display::end(shown).await;
     telemetry.set_state(State::Stopped, None);
     match ended {
         Ok(()) => Exit::Done,

@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 use super::cli::StatusArguments;
 use super::observe::{self, AtDestination, AtSource};
 use super::words::{count, counts, duration, size};
-use super::{Exit, settings};
+use super::{Exit, display, settings};
 use crate::config::Config;
 use crate::pg::Lsn;
 use crate::telemetry::{State, StatusView};
@@ -65,9 +65,11 @@ pub(super) async fn status(path: Option<&Path>, arguments: &StatusArguments) -> 
             render(&config, &seen, on_terminal)
         };
         let mut out = std::io::stdout().lock();
-        // Over what was there, then clear what is left: the picture does not flicker.
+        // Over what was there, then clear what is left: the picture does not flicker. What does not fit would roll it away.
         let text = if arguments.watch && on_terminal {
-            format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+            let lines = display::terminal().map_or(usize::MAX, |(lines, _)| lines);
+            let text = text.lines().take(lines).collect::<Vec<_>>().join("\x1b[K\n");
+            format!("\x1b[H{text}\x1b[J")
         } else {
             text
         };
@@ -151,7 +153,7 @@ fn render(config: &Config, seen: &Seen, colours: bool) -> String {
         Some(status) => running(&mut text, status, colours),
         None => from_servers(&mut text, config, seen, colours),
     };
-    text
+    display::fitted(&text, 14) + "\n"
 }
 
 fn headline(text: &mut String, good: bool, sentence: &str, colours: bool) -> std::fmt::Result {
@@ -225,7 +227,7 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
     if let Some(verified) = &status.verified {
         named(text, "verified", &format!("{}: {} differing", verified.at, counts(verified.mismatched_rows, "row")))?;
     }
-    tables(text, status)?;
+    tables(text, status, display::terminal().map(|(_, columns)| columns))?;
     if !status.events.is_empty() {
         writeln!(text, "\nevents")?;
         for event in status.events.iter().take(EVENTS_SHOWN) {
@@ -237,16 +239,11 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
     Ok(())
 }
 
-fn tables(text: &mut String, status: &StatusView) -> std::fmt::Result {
+fn tables(text: &mut String, status: &StatusView, columns: Option<usize>) -> std::fmt::Result {
     if status.tables.is_empty() {
         return Ok(());
     }
-    let width = status.tables.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(6);
-    writeln!(
-        text,
-        "\n{:<width$}  {:>16} {:>13} {:>13} {:>13} {:>9}",
-        "tables", "copied", "inserted", "updated", "deleted", "truncated"
-    )?;
+    let mut rows = vec![["tables", "copied", "inserted", "updated", "deleted", "truncated"].map(str::to_owned)];
     for (name, table) in &status.tables {
         let copied = match (table.snapshot_done, status.snapshot_seconds) {
             _ if status.standing_still.contains(name) => "stands still".to_owned(),
@@ -254,14 +251,29 @@ fn tables(text: &mut String, status: &StatusView) -> std::fmt::Result {
             (false, Some(_)) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
             (false, None) => "earlier".to_owned(),
         };
-        writeln!(
-            text,
-            "{name:<width$}  {copied:>16} {:>13} {:>13} {:>13} {:>9}",
-            count(table.inserts),
-            count(table.updates),
-            count(table.deletes),
-            count(table.truncates)
-        )?;
+        let [inserts, updates, deletes, truncates] =
+            [table.inserts, table.updates, table.deletes, table.truncates].map(count);
+        rows.push([name.clone(), copied, inserts, updates, deletes, truncates]);
+    }
+    let width =
+        |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths = [width(1), width(2), width(3), width(4), width(5)];
+    // Numbers do not give way; names do, and keep their ends, which tell tables apart.
+    let numbers: usize = widths.iter().map(|width| width + 2).sum();
+    let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(numbers).max(12));
+    let names = width(0).min(room);
+    writeln!(text)?;
+    for [name, numbers @ ..] in &rows {
+        let length = name.chars().count();
+        let name = match length > names {
+            true => format!("…{}", name.chars().skip(length + 1 - names).collect::<String>()),
+            false => name.clone(),
+        };
+        write!(text, "{name:<names$}")?;
+        for (number, width) in numbers.iter().zip(widths) {
+            write!(text, "  {number:>width$}")?;
+        }
+        writeln!(text)?;
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
     let progress = Arc::new(VerifyProgress::default());
     let shown = tokio::spawn(show(Arc::clone(&progress)));
     let verified = verify(&config, &options, &progress, &mut display::line).await;
-    shown.abort();
+    display::end(shown).await;
     match verified {
         Ok(verdict) => {
             print(&verdict, arguments.limit);
@@ -72,13 +72,18 @@ pub(super) async fn show(progress: Arc<VerifyProgress>) {
     if !std::io::stderr().is_terminal() {
         return;
     }
-    let bar = ProgressBar::new(0);
-    let style =
-        ProgressStyle::with_template("comparing [{bar:30}] {percent:>3} %  {bytes} of {total_bytes}, {eta} left");
+    let bar = display::bars().add(ProgressBar::new(0));
+    let style = ProgressStyle::with_template(
+        "comparing [{bar:20}] {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}, {eta} left",
+    );
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
     loop {
-        bar.set_length(progress.bytes_total.load(Ordering::Relaxed));
-        bar.set_position(progress.bytes_done.load(Ordering::Relaxed));
+        let total = progress.bytes_total.load(Ordering::Relaxed);
+        // Nothing is compared before there is a fence.
+        if total > 0 {
+            bar.set_length(total);
+            bar.set_position(progress.bytes_done.load(Ordering::Relaxed));
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
