@@ -183,21 +183,34 @@ async fn what_cannot_be_applied_ahead_is_applied_at_its_commit() {
     let service = pair.started().await;
     let delete = "DELETE FROM loose WHERE ctid IN (SELECT ctid FROM loose WHERE what = 'what' LIMIT 20);";
     let alter = "ALTER TABLE events ADD COLUMN extra int DEFAULT 5; UPDATE events SET extra = 6 WHERE id > 109000;";
-    for sql in [
-        format!("{LARGE} {delete}"),
-        format!("DELETE FROM events WHERE id > 100000; {LARGE} TRUNCATE events; {LARGE}"),
-        format!("DELETE FROM events WHERE id > 100000; {LARGE} {alter}"),
-        format!(
-            "DELETE FROM events WHERE id > 100000; {LARGE} SAVEPOINT s; UPDATE events SET value = 'no'; ROLLBACK TO SAVEPOINT s;
-             DELETE FROM events WHERE id = 100001;"
-        ),
+    // What comes before so much is on its way before the commit.
+    let more = "INSERT INTO loose SELECT 'more', i FROM generate_series(1, 3000) i;";
+    let again = format!("DELETE FROM events WHERE id > 100000; {LARGE}");
+    for (sql, why) in [
+        (format!("{LARGE} {delete} {more}"), "it changes rows of a table without a key"),
+        (format!("{again} TRUNCATE events; {LARGE}"), "it has a TRUNCATE"),
+        (format!("{again} {alter} {more}"), "a table is not what it was"),
     ] {
         let writer = pair.in_progress(&sql).await;
+        service.says(why).await;
         pair.given_up().await;
         assert_eq!(pair.visible().await.parse::<u32>().unwrap() % 10_000, 0);
         writer.batch("its end", "COMMIT").await.unwrap();
         pair.database.assert_catches_up().await;
     }
+    // A part that is rolled back when it is applied already.
+    let updated = format!("{again} SAVEPOINT s; UPDATE events SET value = 'no' WHERE id < 1000; {more}");
+    let writer = pair.in_progress(&updated).await;
+    let free = "SELECT count(*)::text FROM (SELECT FROM events WHERE id = 1 FOR UPDATE SKIP LOCKED) AS row";
+    eventually("the row is taken", || async {
+        (pair.database.destination_value(free).await.as_deref() == Some("0")).then_some(())
+    })
+    .await;
+    writer.batch("taking it back", "ROLLBACK TO SAVEPOINT s; DELETE FROM events WHERE id = 100001").await.unwrap();
+    service.says("a part of it was rolled back").await;
+    writer.batch("its end", "COMMIT").await.unwrap();
+    pair.database.assert_catches_up().await;
+    assert_eq!(count(&service, "applied ahead of its commit"), 0, "{}", service.log());
     // What is rolled back leaves nothing.
     let writer = pair.in_progress("UPDATE events SET value = 'rolled back' WHERE id > 100000;").await;
     pair.applied_ahead().await;
@@ -256,11 +269,14 @@ async fn a_rolled_back_part_and_a_local_constraint_hold_up_nobody_who_commits_be
 #[tokio::test(flavor = "multi_thread")]
 async fn dying_around_the_commit_of_what_was_applied_ahead_loses_and_doubles_nothing() {
     let mut pair = pair("ahead_dies").await;
-    for point in ["ahead.commit", "ahead.committed"] {
+    for (number, point) in ["ahead.commit", "ahead.committed"].into_iter().enumerate() {
         let mut service = pair.setup.clone().failing_at(point).start();
         service.streams().await;
+        // Rows of a table without a key would be there twice, and those of another would be in the way of themselves.
         let counted = format!(
-            "UPDATE events SET session = session + 1 WHERE id <= 1000; DELETE FROM events WHERE id > 100000; {LARGE}"
+            "UPDATE events SET session = session + 1 WHERE id <= 1000; INSERT INTO loose SELECT '{point}', i FROM generate_series(1, 50) i;
+             {}",
+            LARGE.replace("SELECT i,", &format!("SELECT i + {},", 10_000 * number))
         );
         let writer = pair.in_progress(&counted).await;
         pair.applied_ahead().await;
@@ -274,7 +290,8 @@ async fn dying_around_the_commit_of_what_was_applied_ahead_loses_and_doubles_not
     // The session beside is ended by somebody; the server goes away; we are killed: each only costs the work.
     let mut service = pair.started().await;
     for how in ["terminated", "crashed", "killed"] {
-        let writer = pair.in_progress("UPDATE events SET session = session + 1;").await;
+        let counted = format!("INSERT INTO loose VALUES ('{how}', 1); UPDATE events SET session = session + 1;");
+        let writer = pair.in_progress(&counted).await;
         pair.applied_ahead().await;
         match how {
             "terminated" => {
