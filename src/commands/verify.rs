@@ -98,7 +98,7 @@ pub(super) fn print(verdict: &Verdict, limit: usize) {
         print_table(table, limit);
     }
     for left_out in &verdict.left_out {
-        display::result(&format!("{left_out}: not compared, verify it again when that is done"));
+        tell(&format!("{left_out}: not compared, verify it again when that is done"));
     }
     let result = if verdict.is_equal() {
         let without = if verdict.left_out.is_empty() { "" } else { ", as far as they could be compared" };
@@ -110,16 +110,16 @@ pub(super) fn print(verdict: &Verdict, limit: usize) {
         }
     };
     if verdict.at_fence {
-        display::result(&format!("{result}: both sides compared at {}, {rows} in {took}", verdict.consistent_point));
+        tell(&format!("{result}: both sides compared at {}, {rows} in {took}", verdict.consistent_point));
     } else {
-        display::result(&format!(
+        tell(&format!(
             "{result}: the source at {} compared with the destination at {}, {rows} in {took}; what was not applied yet \
              counts as a difference (--catch-up applies it first)",
             verdict.consistent_point, verdict.destination_position
         ));
     }
     if let Some(outcome) = verdict.repaired {
-        display::result(&format!(
+        tell(&format!(
             "repaired: {} deleted, {} updated, {} inserted",
             counted(outcome.deleted, "row"),
             outcome.updated,
@@ -132,12 +132,12 @@ fn print_table(table: &TableVerdict, limit: usize) {
     let name = &table.table;
     let found = &table.differences;
     if found.is_empty() {
-        display::result(&format!("table {name}: equal, {}", counted(table.source_rows, "row")));
+        tell(&format!("table {name}: equal, {}", counted(table.source_rows, "row")));
     } else {
         let missing = found.missing.len() + usize::try_from(found.unkeyed_missing).unwrap_or(usize::MAX);
         let extra = found.extra.len() + usize::try_from(found.unkeyed_extra).unwrap_or(usize::MAX);
         let least = if found.more { "at least " } else { "" };
-        display::result(&format!(
+        tell(&format!(
             "table {name}: {least}{} missing, {extra} extra, {} differing ({} at the source, {} here)",
             counted(missing, "row"),
             found.differing.len(),
@@ -147,7 +147,7 @@ fn print_table(table: &TableVerdict, limit: usize) {
     }
     if !table.not_compared.is_empty() {
         let names: Vec<String> = table.not_compared.iter().map(Ident::to_string).collect();
-        display::result(&format!("  not compared, because only the source has them: {}", names.join(", ")));
+        tell(&format!("  not compared, because only the source has them: {}", names.join(", ")));
     }
     let lines = found
         .missing
@@ -176,4 +176,9 @@ fn print_table(table: &TableVerdict, limit: usize) {
 fn key_text(columns: &[Ident], key: &Key) -> String {
     let names: Vec<String> = columns.iter().map(Ident::to_string).collect();
     format!("({})=({})", names.join(", "), key.join(", "))
+}
+
+/// What is said in words, fitted to the terminal; keys are printed as they are.
+fn tell(text: &str) {
+    display::result(&display::fitted(text, 4));
 }

@@ -93,9 +93,10 @@ pub const SETTINGS: &[Setting] = &[
         "connection string",
         None,
         "Where the source is: `postgresql://user@host:port/database?sslmode=verify-full&sslrootcert=system`, or libpq's \
-         keyword/value form. libpq's habits hold: PGPASSWORD, ~/.pgpass, sslmode, sslrootcert, sslcert, sslkey, Unix sockets, \
-         several hosts with target_session_attrs. What headwater does not support and would make libpq stricter (sslcrl, \
-         require_auth, gssencmode=require) is refused, as a parameter and as a PG… variable. The role needs REPLICATION and SELECT on the tables.",
+         keyword/value form. libpq's habits hold: PGPASSWORD, ~/.pgpass, sslmode, sslrootcert, sslcert, sslkey, Unix \
+         sockets, several hosts with target_session_attrs. What headwater does not support and would make libpq stricter \
+         (sslcrl, require_auth, gssencmode=require) is refused, as a parameter and as a PG… variable. The role needs \
+         REPLICATION and SELECT on the tables.",
     ),
     setting(
         "source.slot",

@@ -253,6 +253,8 @@ impl Telemetry {
         let now = self.now();
         let mut inner = self.inner();
         inner.position = inner.position.max(position);
+        // What is stored here was flushed there before it was sent, whenever the source was last asked.
+        inner.source_flush_lsn = inner.source_flush_lsn.max(position);
         inner.lag.stored(position, now);
         inner.progressed_at = Instant::now();
     }

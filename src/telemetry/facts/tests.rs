@@ -3,6 +3,21 @@
 use super::*;
 
 #[test]
+fn the_source_is_never_shown_behind_what_it_has_sent() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    telemetry.stream_begins(Lsn::new(100), []);
+    telemetry.source_at(Lsn::new(150));
+    telemetry.stored(Lsn::new(200));
+    assert_eq!((telemetry.status().position, telemetry.status().source_flush_lsn), (Lsn::new(200), Lsn::new(200)));
+    telemetry.source_at(Lsn::new(180));
+    assert_eq!(telemetry.status().source_flush_lsn, Lsn::new(200));
+    // Another source, whose positions are others.
+    telemetry.stream_begins(Lsn::new(50), []);
+    telemetry.source_at(Lsn::new(60));
+    assert_eq!(telemetry.status().source_flush_lsn, Lsn::new(60));
+}
+
+#[test]
 fn exactly_one_state_is_1_and_every_metric_has_its_name() {
     let telemetry = Telemetry::new(Duration::from_secs(60));
     telemetry.set_state(State::Streaming, None);
