@@ -10,8 +10,8 @@
 //! - I5: once the crashes end, both sides become equal;
 //! - I6: the slot passes WAL that is not for us.
 //!
-//! The source sends again what it has sent, whole transactions that are applied already, keepalives, and commits without what
-//! they commit; the last breaks the session off.
+//! The source sends again what it has sent, whole transactions that are applied already, keepalives, inside transactions too,
+//! and commits without what they commit; the last breaks the session off.
 //!
 //! A leader that is frozen, or cut off, leaves flights behind which arrive late, while the next one leads.
 //!
@@ -359,6 +359,8 @@ struct Life {
     position: u64,
     large: Option<bool>,
     now: Duration,
+    /// The last message stands inside a transaction, or in a block of a stream.
+    inside: bool,
     failed: bool,
 }
 
@@ -388,6 +390,7 @@ impl Life {
             position,
             large: None,
             now: Duration::ZERO,
+            inside: false,
             failed: false,
         }
     }
@@ -403,12 +406,19 @@ impl Life {
             match self.incoming.pop_front() {
                 Some(Sent::Message(message)) => {
                     let commits = matches!(message, Message::Commit(_) | Message::StreamCommit { .. });
+                    let opens = matches!(message, Message::Begin(_) | Message::StreamStart { .. });
+                    self.inside = opens || self.inside && !matches!(message, Message::Commit(_) | Message::StreamStop);
                     let twice = (commits && rng.u8(..100) == 0).then(|| message.clone());
                     self.assembler.message(message).expect("a message in its place");
                     if let Some(commit) = twice {
                         self.assembler.message(commit).expect_err("a commit of nothing");
                         self.failed = true;
                         return;
+                    }
+                    if self.inside && rng.u8(..4) == 0 {
+                        // A walsender keeps the link alive in the middle of a transaction, too. What it says there says nothing
+                        // of what has committed, however far it goes.
+                        self.assembler.keepalive(Lsn::new(source.wal_end));
                     }
                 }
                 Some(Sent::Keepalive(wal_end)) => self.assembler.keepalive(Lsn::new(wal_end)),
