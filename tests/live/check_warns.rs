@@ -123,7 +123,7 @@ async fn a_disk_without_room_for_the_copy_or_for_the_spool_is_told_before_it_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encoding_that_lacks_characters_is_told() {
-    let database = Database::new("narrow", TABLES, SCHEMA).await;
+    let database = Database::of_superuser("narrow", TABLES, SCHEMA).await;
     let admin = destination().await.connect("postgres").await.unwrap();
     let name = format!("{}_latin1", database.name);
     let sql = format!("CREATE DATABASE {name} ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
