@@ -171,8 +171,8 @@ struct Bars {
 
 /// A terminal of 24 lines shows them, and the log lines before them.
 const TABLES_SHOWN_MAX: usize = 8;
-/// What a name may take of a terminal of 80 columns.
-const NAME_CHARS_MAX: usize = 28;
+/// What a name may take of a terminal of 80 columns, which then holds rows, estimate and rate; a wider one bytes, too.
+const NAME_CHARS_MAX: usize = 22;
 
 impl Bars {
     fn draw(&mut self, status: &StatusView) {
@@ -205,7 +205,8 @@ impl Bars {
             } else {
                 String::new()
             };
-            show(bar, ratio, &format!("{left}{rate}/s"));
+            let (rows, bytes) = (counts(progress.snapshot_rows, "row"), size(progress.snapshot_bytes));
+            show(bar, ratio, &format!("{rows}, {left}{rate}/s, {bytes}"));
         }
     }
 
@@ -228,7 +229,7 @@ impl Drop for Bars {
 fn bar(name: &str) -> ProgressBar {
     // Hidden until it stands among the others: a prefix that is set is drawn at once.
     let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
-    let style = ProgressStyle::with_template("{prefix} [{bar:15}] {wide_msg}");
+    let style = ProgressStyle::with_template("{prefix} [{bar:10}] {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
     let length = name.chars().count();
     let shown = match length > NAME_CHARS_MAX {

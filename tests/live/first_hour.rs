@@ -1,10 +1,10 @@
 //! The pages can be followed from top to bottom: what README and docs/ show is run as it stands there, in the order in which
 //! somebody would come to it. Only names that clusters share between tests are replaced, and addresses given in the environment.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use headwater::commands::demo::free_port;
 use headwater::config::{Config, Environment, FileText};
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
@@ -106,7 +106,7 @@ async fn the_pages_can_be_followed_from_top_to_bottom() {
     let dir = parent().join(format!("terminal-{name}"));
     std::fs::create_dir_all(&dir).expect("a directory");
     std::fs::write(dir.join("headwater.toml"), block("README.md", "first hour, configuration")).expect("a file");
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+    let port = free_port().expect("a free port");
     let environment = [
         ("HEADWATER_SOURCE_URL", as_role(&database.source_url, &reader)),
         ("HEADWATER_DESTINATION_URL", as_role(&database.destination_url, &writer)),

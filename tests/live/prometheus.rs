@@ -1,9 +1,10 @@
 //! A real Prometheus scrapes a live headwater: every query of the dashboard has data, and the alerts fire.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use headwater::commands::demo::free_port;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -40,7 +41,7 @@ impl Prometheus {
             .replace("evaluation_interval: 15s", "evaluation_interval: 1s")
             .replace("- alerts.yml", &format!("- {}", alerts.display()));
         std::fs::write(dir.join("prometheus.yml"), configuration).expect("a configuration");
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a port").port();
+        let port = free_port().expect("a port");
         let mut command = Command::new(program);
         command.arg(format!("--config.file={}", dir.join("prometheus.yml").display()));
         command.arg(format!("--storage.tsdb.path={}", dir.join("data").display()));

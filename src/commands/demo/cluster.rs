@@ -326,7 +326,19 @@ fn lives(process_id: u32) -> bool {
     stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }
 
-/// A port that nobody listens on. Somebody may take it before the server does; then it says so.
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+/// A port that nobody listens on, below those that Linux gives to outgoing connections (ip_local_port_range), one of which may take
+/// any of its own at any moment. Another server may still take it before ours does; then it says so.
+///
+/// # Errors
+/// The operating system's, when none of a hundred could be had.
+pub fn free_port() -> io::Result<u16> {
+    let mut taken = Ok(0);
+    for _ in 0..100 {
+        let port = fastrand::u16(20_000..32_000);
+        taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(|_| port);
+        if taken.is_ok() {
+            break;
+        }
+    }
+    taken
 }

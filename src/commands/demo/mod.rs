@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use cluster::{Cluster, StopMode, installed_bin};
+pub use cluster::{Cluster, StopMode, free_port, installed_bin};
 use forum::Writer;
 use view::View;
 

@@ -1,11 +1,12 @@
 //! headwater itself, as a process of its own.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use headwater::commands::demo::free_port;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -113,8 +114,7 @@ impl Setup {
 
     /// Starts it.
     pub fn start(&self) -> Service {
-        let port =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = free_port().expect("a free port");
         let dir = std::env::temp_dir().join("headwater-tests");
         std::fs::create_dir_all(&dir).expect("a directory");
         let stem = dir.join(format!("{}-{:08x}", self.slot, fastrand::u32(..)));
