@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::database::connect;
 use crate::support::{Database, Setup, at_each, eventually, headwater};
 
 /// `headwater resnapshot`, as an operator runs it.
@@ -204,6 +205,32 @@ async fn keys_that_can_be_neither_merged_nor_hashed_are_compared_all_the_same() 
     assert!(output.status.success(), "{}", printed(&output));
     database.assert_catches_up().await;
     assert!(service.log().contains("1 row deleted, 5 updated, 9 inserted"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_change_the_stream_has_not_come_to_is_copied_once_it_has() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY);
+                  INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 100) AS i;";
+    let database = Database::new("notyet", &["t", "u"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination("UPDATE t SET v = 'drifted' WHERE id <= 5").await;
+    let lock = connect(&database.destination_url).await.expect("a session");
+    lock.batch("holding the stream up", "BEGIN; LOCK TABLE public.u IN SHARE MODE").await.unwrap();
+    database.at_source("INSERT INTO u VALUES (1)").await;
+    database.at_source("ALTER TABLE t ADD COLUMN extra int; UPDATE t SET extra = id WHERE id > 90").await;
+    let going_on = async {
+        service.says("copying ").await;
+        // Long enough for whoever gives up to have done so.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        lock.batch("letting it go on", "COMMIT").await.unwrap();
+    };
+    let (output, ()) = tokio::join!(resnapshot(&database, &["t"]), going_on);
+    assert!(output.status.success(), "{}", printed(&output));
+    database.assert_catches_up().await;
+    assert!(service.log().contains("0 rows deleted, 5 updated, 0 inserted"), "{}", service.log());
     service.stop().await;
 }
 

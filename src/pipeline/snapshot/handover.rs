@@ -10,7 +10,8 @@
 //! live     ═══════ the stream goes on ═══════ held at D1 ═══ goes on ══════════ held at D ╪══ goes on
 //! ```
 //!
-//! Nothing of this begins before the live tables have reached C: a stream that lags is waited for.
+//! Nothing of this begins before the live tables have reached C: a stream that lags is waited for. So it is when the tables do
+//! not fit: then the source's catalog may be ahead of the stream.
 //!
 //! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the rows that differ
 //! are listed while the stream goes on. From D1 on both sides take the same changes, so the list stays good for D;
@@ -34,14 +35,14 @@ use super::{Ends, Staged, Tables, after, begin_showing, begin_staging, finish, l
 use crate::config::OnSlotLost;
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Original, Place, Publication,
-    Request, Scope, reshape, sweep,
+    Request, Scope, TableRecord, reshape, sweep,
 };
 use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::control::{Control, Held};
 use crate::pipeline::prepare::check_fit;
 use crate::pipeline::set_aside::aside;
-use crate::session::SessionError;
+use crate::session::{SessionError, SqlClient};
 use crate::source::{SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::telemetry::failpoint;
 
@@ -154,26 +155,14 @@ async fn hand_over(
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
     source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let server = SourceServer::check(&source, true).await?;
-    let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
-    let mut source_catalog = SourceCatalog::read(&source, &names).await?;
-    let followed = bookkeeping.tables().await?;
-    // What the publication lacks of these tables is no gap: all of them are copied.
-    let others: BTreeSet<QualifiedName> =
-        followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name)).collect();
-    let told = ensure_publication(&source, &config.source.publication, &mut source_catalog, &others).await?;
-    told.into_iter().for_each(|told| ends.telemetry.event("publication", told));
-    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    let aside = aside(&followed);
-    for table in source_catalog.tables.iter().filter(|table| aside.contains(&table.definition.name())) {
-        let original = Original { table: &table.definition, columns: &table.columns, types: &source_catalog.types };
-        let lock_timeout = config.destination.lock_timeout;
-        let told = reshape(bookkeeping.client(), original, &destination_catalog, lock_timeout).await?;
-        told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+    let mut shapes = look(ends, &source, bookkeeping, scope).await?;
+    if check_fit(&shapes.source, &shapes.destination).is_err() {
+        // The catalog may know of a change that the stream has not come to: it brings the table along, or sets it aside.
+        pass(ends, control, end_of_wal(&source).await?).await?;
+        shapes = look(ends, &source, bookkeeping, scope).await?;
     }
-    if !aside.is_empty() {
-        destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    }
-    let transfer = check_fit(&source_catalog, &destination_catalog)?;
+    let transfer = check_fit(&shapes.source, &shapes.destination)?;
+    let Shapes { source: source_catalog, destination: destination_catalog, followed, aside } = shapes;
     let is_followed = |table: &QualifiedName, id| {
         let mut known = followed.iter().filter(|known| !aside.contains(&known.name));
         known.any(|known| known.name == *table && known.source_id == id)
@@ -257,6 +246,47 @@ async fn hand_over(
     catch_up.close().await;
     after(ends, staging, &differences).await?;
     Ok(anew)
+}
+
+/// The tables of a hand-over as they are at both ends.
+struct Shapes {
+    source: SourceCatalog,
+    destination: Catalog,
+    followed: Vec<TableRecord>,
+    aside: Vec<QualifiedName>,
+}
+
+/// Looks at both ends; what is set aside gets the source's columns, and what the publication lacks is published.
+async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, scope: &Scope) -> Result<Shapes, Fault> {
+    let config = ends.config;
+    let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
+    let mut source_catalog = SourceCatalog::read(source, &names).await?;
+    let followed = bookkeeping.tables().await?;
+    // What the publication lacks of these tables is no gap: all of them are copied.
+    let others: BTreeSet<QualifiedName> =
+        followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name)).collect();
+    let told = ensure_publication(source, &config.source.publication, &mut source_catalog, &others).await?;
+    told.into_iter().for_each(|told| ends.telemetry.event("publication", told));
+    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let aside = aside(&followed);
+    for table in source_catalog.tables.iter().filter(|table| aside.contains(&table.definition.name())) {
+        let original = Original { table: &table.definition, columns: &table.columns, types: &source_catalog.types };
+        let lock_timeout = config.destination.lock_timeout;
+        let told = reshape(bookkeeping.client(), original, &destination_catalog, lock_timeout).await?;
+        told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+    }
+    if !aside.is_empty() {
+        destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    }
+    Ok(Shapes { source: source_catalog, destination: destination_catalog, followed, aside })
+}
+
+/// How far the source's WAL is written.
+async fn end_of_wal(source: &SqlClient) -> Result<Lsn, Fault> {
+    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+               ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
+    let row = source.query_one("asking how far the source is", sql, &[]).await.map_err(SourceError::Session)?;
+    Ok(row.get::<_, Option<&str>>(0).and_then(|lsn| lsn.parse().ok()).unwrap_or(Lsn::INVALID))
 }
 
 /// Waits until the live tables have reached the snapshot. While the stream lags, staging is the newer side, and cannot go
