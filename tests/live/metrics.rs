@@ -81,17 +81,20 @@ async fn a_huge_transaction_is_lag_from_its_commit_on_and_not_before() {
     let other = source.connect(&database.name).await.unwrap();
     other.batch("a huge transaction", "BEGIN; SET search_path = public").await.unwrap();
     let began = Instant::now();
-    let mut most = 0.0_f64;
-    while began.elapsed() < Duration::from_secs(8) {
+    while began.elapsed() < Duration::from_secs(6) {
         let sql =
             "INSERT INTO messages SELECT COALESCE((SELECT max(id) FROM messages), 0) + i, 1, repeat(md5(i::text), 20)
                    FROM generate_series(1, 5000) i";
         other.batch("more of it", sql).await.unwrap();
-        most = most.max(service.metric(SECONDS).await.unwrap());
     }
-    assert!(most < 2.0, "{most} s of lag while nothing was committed");
+    // On a busy machine the source may need a while to decode it. Counted from its first row it would be 6 s, and grow.
+    metric_is(&service, SECONDS, "small: nothing is committed", |seconds| seconds < 2.0).await;
+    // It may have been applied already: its commit here is kept waiting.
+    let here = crate::support::database::connect(&database.destination_url).await.expect("a session");
+    here.batch("keeping the position", "BEGIN; SELECT FROM headwater.position FOR UPDATE").await.unwrap();
     other.batch("its end", "COMMIT").await.unwrap();
     metric_is(&service, SECONDS, "above 0: it is committed and not here", |seconds| seconds > 0.0).await;
+    here.batch("letting it go", "COMMIT").await.unwrap();
     database.assert_catches_up().await;
     no_lag(&service).await;
     service.stop().await;
