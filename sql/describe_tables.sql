@@ -6,6 +6,14 @@ SELECT pg_catalog.jsonb_build_object(
     'schema', n.nspname,
     'name', c.relname,
     'kind', c.relkind,
+    'owner', pg_catalog.pg_get_userbyid(c.relowner),
+    'inserters', COALESCE((
+        SELECT pg_catalog.jsonb_agg(DISTINCT r.rolname)
+        FROM (SELECT c.relacl AS acl
+              UNION ALL SELECT a.attacl FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped) AS granted
+        CROSS JOIN LATERAL pg_catalog.aclexplode(granted.acl) AS g
+        LEFT JOIN pg_catalog.pg_roles r ON r.oid = g.grantee
+        WHERE g.privilege_type = 'INSERT' AND g.grantee <> c.relowner AND (g.grantee = 0 OR r.oid IS NOT NULL)), '[]'),
     'persistence', c.relpersistence,
     'attributes', c.relnatts,
     -- Which files hold the rows: a rewrite gives them others.

@@ -13,12 +13,12 @@ use super::error::DestinationError;
 use super::schema::{expressions, resolve_types};
 use super::shapes;
 use crate::pg::{Column, ErrorReport, Ident, Relation};
-use crate::plan::evolution::{Change, Evolution, Obstacle};
+use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
 use crate::plan::fit::End;
 use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl::Creation;
-use crate::session::{SqlClient, SqlState};
+use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "bringing a table to the source's shape";
 
@@ -84,7 +84,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         let source = End { table, types };
         Change { known: &known, relation: &relation, source, destination: here, creation: &creation }.reshape()
     };
-    let (Evolution { statements, told, .. }, shape) = match evolution {
+    let (Evolution { statements, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,
         Err(Obstacle::Misfits(misfits)) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         Err(Obstacle::Copy(reason)) => return Err(DestinationError::NeedsCopy { table: name, reason }),
@@ -102,8 +102,41 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             Some(_) | None => error.into(),
         })?;
     }
+    for sequence in &sequences {
+        match give(client, sequence).await? {
+            None => told.push(sequence.told()),
+            Some(error) => {
+                sequence.undo(&mut shape);
+                told.push(sequence.refused(&error));
+            }
+        }
+    }
     client.batch(DOING, &shapes::remember(id, &shape)).await?;
     Ok(told)
+}
+
+/// Makes a sequence under the first of its names that is free; returns what the server refuses.
+async fn give(client: &SqlClient, sequence: &NewSequence) -> Result<Option<SessionError>, SessionError> {
+    let mut refused = None;
+    for statements in sequence.tries() {
+        client.batch(DOING, "SAVEPOINT headwater_attempt").await?;
+        refused = match client.batch(DOING, &statements.join("; ")).await {
+            Ok(()) => None,
+            Err(error) if error.server().is_some_and(|server| !server.fatal) => Some(error),
+            Err(error) => return Err(error),
+        };
+        let back = if refused.is_some() { "ROLLBACK TO SAVEPOINT" } else { "RELEASE SAVEPOINT" };
+        client.batch(DOING, &format!("{back} headwater_attempt")).await?;
+        if refused.as_ref().is_none_or(|error| !is_taken(error)) {
+            break;
+        }
+    }
+    Ok(refused)
+}
+
+/// Something else has the name (duplicate_table, which says so of sequences, too).
+pub(super) fn is_taken(error: &SessionError) -> bool {
+    error.code() == Some(SqlState::new(b"42P07"))
 }
 
 /// Connections, serialization, resources, locks, operators at work, the system.

@@ -129,6 +129,18 @@ pub struct ColumnDefinition {
     pub comment: Option<String>,
 }
 
+impl ColumnDefinition {
+    /// The name of the sequence that it owns and draws its values from: an identity's, or a serial's.
+    pub fn own_sequence(&self) -> Option<Ident> {
+        let serial = self.default.as_deref().is_some_and(|default| default.starts_with("nextval("));
+        if self.generated.is_some() || !(self.identity.is_some() || serial) {
+            return None;
+        }
+        let sequence: QualifiedName = self.sequence.as_deref()?.parse().ok()?;
+        Some(sequence.name)
+    }
+}
+
 /// One column or expression of an index.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct IndexPart {
@@ -345,6 +357,10 @@ pub struct TableDefinition {
     pub table: Ident,
     /// What it is.
     pub kind: TableKind,
+    /// Whom it belongs to.
+    pub owner: Ident,
+    /// Who else may insert into it, whole rows or some column; `None` is PUBLIC.
+    pub inserters: Vec<Option<Ident>>,
     /// `relpersistence`: p permanent, u unlogged, t temporary.
     pub persistence: char,
     /// `relnatts`: the highest number that a column has or had.

@@ -24,6 +24,13 @@ pub struct ShapeColumn {
     pub type_modifier: i32,
     /// NOT NULL
     pub not_null: bool,
+    /// It draws from a sequence of its own. What was remembered before this was asked counts as followed.
+    #[serde(default = "followed")]
+    pub sequence: bool,
+}
+
+const fn followed() -> bool {
+    true
 }
 
 /// A source table as far as its destination follows it.
@@ -62,6 +69,7 @@ impl Shape {
                     type_id: column.type_id,
                     type_modifier: column.type_modifier,
                     not_null: column.not_null,
+                    sequence: column.own_sequence().is_some(),
                 })
                 .collect(),
             unique: table
@@ -89,12 +97,14 @@ impl Shape {
     }
 
     /// This shape without the promises that it makes beyond `before`: NOT NULL and unique indexes, which the rows of the
-    /// stream may not keep yet.
+    /// stream may not keep yet, and sequences that are not here yet.
     #[must_use]
     pub fn without_new_promises(mut self, before: Option<&Shape>) -> Shape {
         let Some(before) = before else { return self };
         for column in &mut self.columns {
-            column.not_null &= before.column(column.number).is_none_or(|known| known.not_null);
+            let known = before.column(column.number);
+            column.not_null &= known.is_none_or(|known| known.not_null);
+            column.sequence &= known.is_none_or(|known| known.sequence);
         }
         self.unique.retain(|name| before.unique.contains(name));
         self

@@ -50,6 +50,8 @@ pub(crate) fn table(name: &str, columns: &[Column]) -> TableDefinition {
         schema: Ident::new("public"),
         table: Ident::new(name),
         kind: TableKind::Ordinary,
+        owner: Ident::new("owner"),
+        inserters: Vec::new(),
         persistence: 'p',
         attributes: i16::try_from(columns.len()).unwrap_or(i16::MAX),
         storage: Some("1".to_owned()),

@@ -317,8 +317,25 @@ async fn schema_changes_stop_means_that_the_operator_makes_them() {
     assert_eq!(service.get("/readyz").await.map(|(status, _)| status), Some(503));
     database.at_destination("ALTER TABLE t ADD COLUMN c int DEFAULT 3").await;
     database.assert_catches_up().await;
+    // What is printed brings the sequence along.
+    database
+        .at_source(
+            "ALTER TABLE t ADD COLUMN q int; CREATE SEQUENCE q; DO $$ BEGIN EXECUTE 'ALTER SEQUENCE q OWNER TO '
+                 || (SELECT relowner::regrole FROM pg_class WHERE oid = 't'::regclass); END $$;
+             ALTER SEQUENCE q OWNED BY t.q; ALTER TABLE t ALTER COLUMN q SET DEFAULT nextval('q');
+             INSERT INTO t SELECT -1; INSERT INTO t SELECT -2",
+        )
+        .await;
+    service.says("SET DEFAULT pg_catalog.nextval('\"public\".\"q\"'::pg_catalog.regclass);").await;
+    let log = service.log();
+    let (_, printed) = log.rsplit_once("set schema_changes = \"follow\":\n").expect("the statements");
+    let statements: Vec<&str> = printed.lines().map(str::trim).take_while(|line| line.ends_with(';')).collect();
+    database.at_destination(&statements.join("\n")).await;
+    database.assert_catches_up().await;
     service.is("streaming").await;
     service.stop().await;
+    let next = database.destination_value("SELECT nextval(pg_get_serial_sequence('t', 'q'))::text").await;
+    assert_eq!(next.as_deref(), Some("3"), "it followed at the stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,18 +5,20 @@
 //! asked for the table as it is now, and the statements are run, one at a time.
 //!
 //! What the rows may not allow yet (NOT NULL, a unique index) is tried behind a savepoint: the catalog may be ahead of the
-//! stream. What failed is not remembered, so it is tried again when the table is described next.
+//! stream. So is a new sequence, which our role may not be allowed to create. What failed is not remembered, so it is tried
+//! again when the table is described next.
 
 use std::time::Duration;
 
 use super::super::error::DestinationError;
 use super::super::leadership::one_row;
+use super::super::reshape::is_taken;
 use super::super::schema::{EXPRESSIONS, ResolvedTypes, missing_type, needed_types, type_creation, type_name};
 use super::super::shapes;
 use super::Applier;
 use super::bind::misfit_report;
 use crate::pg::{ErrorReport, QualifiedName, quote_literal};
-use crate::plan::evolution::{Change, Evolution, Obstacle};
+use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::End;
 use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
@@ -107,35 +109,63 @@ impl Applier {
         mut shape: Shape,
         id: crate::pg::RelationId,
     ) -> Result<(), DestinationError> {
-        let Evolution { statements, fills, mut attempts, told } = evolution;
+        let Evolution { mut statements, fills, mut attempts, mut sequences, told } = evolution;
         if !self.settings.follow_schema_changes {
             if !statements.is_empty() {
+                statements.extend(sequences.iter().flat_map(NewSequence::statements).cloned());
                 return Err(DestinationError::Refused(stopped_report(name, &told, &statements)));
             }
             // Rows fit without these.
             attempts.clear();
+            sequences.drain(..).for_each(|sequence| sequence.undo(&mut shape));
         }
         for statement in statements.iter().chain(&fills) {
             self.statement(statement).await.map_err(|error| unfollowed(name, statement, error))?;
         }
-        self.changed |= !statements.is_empty() || !attempts.is_empty();
+        self.changed |= !statements.is_empty() || !attempts.is_empty() || !sequences.is_empty();
         self.told.extend(told.into_iter().map(|told| format!("table {name}: {told}")));
         for attempt in &attempts {
-            let mut flight = Flight::new();
-            flight.run("SAVEPOINT headwater_attempt");
-            flight.run(&attempt.statement);
-            flight.run("RELEASE SAVEPOINT headwater_attempt");
-            match self.leader.session.round_trip(DOING, flight, STATEMENT_MAX).await {
-                Ok(_) => self.told.push(format!("table {name}: {}", attempt.told)),
-                Err(error) if error.server().is_some() => {
-                    self.statement("ROLLBACK TO SAVEPOINT headwater_attempt").await?;
+            match self.attempt(std::slice::from_ref(&attempt.statement)).await? {
+                None => self.told.push(format!("table {name}: {}", attempt.told)),
+                Some(error) => {
                     attempt.undo.apply(&mut shape);
                     self.told.push(format!("table {name}: not yet possible: {}: {error}", attempt.told));
                 }
-                Err(error) => return Err(error.into()),
+            }
+        }
+        for sequence in &sequences {
+            let mut refused = None;
+            for statements in sequence.tries() {
+                refused = self.attempt(statements).await?;
+                if refused.as_ref().is_none_or(|error| !is_taken(error)) {
+                    break;
+                }
+            }
+            match refused {
+                None => self.told.push(format!("table {name}: {}", sequence.told())),
+                Some(error) => {
+                    sequence.undo(&mut shape);
+                    self.told.push(format!("table {name}: {}", sequence.refused(&error)));
+                }
             }
         }
         Ok(self.statement(&shapes::remember(id, &shape)).await?)
+    }
+
+    /// Runs statements that may fail, all or none of them; returns what the server refuses.
+    async fn attempt(&mut self, statements: &[String]) -> Result<Option<SessionError>, SessionError> {
+        let mut flight = Flight::new();
+        flight.run("SAVEPOINT headwater_attempt");
+        statements.iter().for_each(|statement| flight.run(statement));
+        flight.run("RELEASE SAVEPOINT headwater_attempt");
+        match self.leader.session.round_trip(DOING, flight, STATEMENT_MAX).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.server().is_some() => {
+                self.statement("ROLLBACK TO SAVEPOINT headwater_attempt").await?;
+                Ok(Some(error))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn statement(&mut self, sql: &str) -> Result<(), SessionError> {

@@ -17,9 +17,11 @@
 //! | column dropped | stays, without NOT NULL |
 //! | column renamed | renamed |
 //! | type or modifier widened | the same |
+//! | column draws from a sequence of its own (identity, serial) | it gets one as its default |
 //! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
 
 mod labels;
+mod sequence;
 mod steps;
 
 use std::collections::BTreeSet;
@@ -31,6 +33,7 @@ use super::sql::ddl::Creation;
 use crate::pg::{Column, Ident, QualifiedName, Relation};
 
 pub use labels::{Labels, labels};
+pub use sequence::NewSequence;
 
 /// A change of a source table, and what it meets.
 pub struct Change<'a> {
@@ -55,6 +58,8 @@ pub struct Evolution {
     pub fills: Vec<String>,
     /// Statements that the rows may not allow yet, because the catalog is ahead: each is tried.
     pub attempts: Vec<Attempt>,
+    /// Sequences for columns that draw from one at the source and from none here: each is tried.
+    pub sequences: Vec<NewSequence>,
     /// What was done, for the operator: sentences without their full stop.
     pub told: Vec<String>,
 }
@@ -154,7 +159,7 @@ impl Change<'_> {
 
     /// Decides how a table that is copied anew takes the source's rows, and what to remember of it. Here the relation is the
     /// catalog's own. What the rows of before may not allow (NOT NULL, unique indexes) is not promised yet: it is followed
-    /// when the stream describes the table next.
+    /// when the stream describes the table next. Sequences depend on no rows.
     ///
     /// # Errors
     /// [`Obstacle::Misfits`].
@@ -183,10 +188,13 @@ impl Change<'_> {
         let mut shape = Shape::of(self.source.table, self.source.types, |name| {
             resolved.iter().any(|resolved| resolved.column.name == *name)
         });
+        shape = shape.without_new_promises(Some(self.known));
         for column in &mut shape.columns {
             column.not_null &= self.known.column(column.number).is_some_and(|known| known.not_null);
+            // It is tried now.
+            column.sequence = self.source.table.column(&column.name).is_some_and(|now| now.own_sequence().is_some());
         }
-        Ok((evolution, shape.without_new_promises(Some(self.known))))
+        Ok((evolution, shape))
     }
 
     /// Whether the catalog shows the table just as the stream describes it: it has no column that is new and does not come.
@@ -209,6 +217,10 @@ impl Change<'_> {
             not_null: match (resolved.definition, self.known.column(resolved.number)) {
                 (Some(definition), _) => definition.not_null,
                 (None, known) => known.is_some_and(|known| known.not_null),
+            },
+            sequence: match (resolved.definition, self.known.column(resolved.number)) {
+                (Some(definition), _) => definition.own_sequence().is_some(),
+                (None, known) => known.is_some_and(|known| known.sequence),
             },
         };
         Shape {

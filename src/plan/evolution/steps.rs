@@ -140,6 +140,10 @@ impl Change<'_> {
             }
         }
         let Some(definition) = definition else { return };
+        let filled = here.default.is_some() || here.identity.is_some() || here.generated.is_some();
+        if !known.sequence && !filled {
+            evolution.sequences.extend(self.sequence_of(definition));
+        }
         if definition.not_null == known.not_null || here.not_null == definition.not_null {
             return;
         }
@@ -191,6 +195,7 @@ impl Change<'_> {
         let Some(here) = self.destination.table.column(name).filter(|_| !leaves) else {
             evolution.statements.extend(sql::add_column(table, definition, &wanted, self.creation.expressions));
             evolution.told.push(format!("column {name} was added"));
+            evolution.sequences.extend(self.sequence_of(definition));
             return Ok(());
         };
         // Prepared by the operator; or it stayed when a column of this name was dropped.

@@ -4,7 +4,7 @@ use super::*;
 use crate::pg::RelationId;
 use crate::plan::expression::Expressions;
 use crate::plan::fit;
-use crate::plan::schema::TableDefinition;
+use crate::plan::schema::{IdentityColumn, SequenceOptions, SequenceType, TableDefinition};
 use crate::plan::testing::{Column as Of, table, types};
 
 const INT: u32 = 23;
@@ -48,8 +48,18 @@ fn follow_described(
     columns: &[&str],
     now: &TableDefinition,
 ) -> Result<(Evolution, Shape), Obstacle> {
+    follow_into(&start(), described, columns, now)
+}
+
+/// The same, into this table.
+fn follow_into(
+    here: &TableDefinition,
+    described: &TableDefinition,
+    columns: &[&str],
+    now: &TableDefinition,
+) -> Result<(Evolution, Shape), Obstacle> {
     let (types, expressions) = (types(), Expressions::new([]));
-    let (before, here) = (start(), start());
+    let before = start();
     let names: Vec<Ident> = columns.iter().map(|name| Ident::new(*name)).collect();
     let creation = Creation {
         table: now,
@@ -65,7 +75,7 @@ fn follow_described(
         known: &known,
         relation: &relation(described, columns),
         source: End { table: now, types: &types },
-        destination: End { table: &here, types: &types },
+        destination: End { table: here, types: &types },
         creation: &creation,
     }
     .follow()
@@ -77,6 +87,11 @@ fn follow(columns: &[&str], now: &TableDefinition) -> Result<(Evolution, Shape),
 
 fn statements(columns: &[&str], now: &TableDefinition) -> Vec<String> {
     follow(columns, now).unwrap().0.statements
+}
+
+/// The statements of new sequences, each under its first name.
+fn sequences(evolution: &Evolution) -> Vec<&str> {
+    evolution.sequences.iter().flat_map(NewSequence::statements).map(String::as_str).collect()
 }
 
 fn id() -> (i16, Of) {
@@ -110,6 +125,71 @@ fn an_added_column_gets_what_old_rows_hold() {
             "ALTER TABLE \"public\".\"t\" ADD COLUMN \"d\" int4",
         ]
     );
+}
+
+/// The column at this place draws from a sequence of its own.
+fn drawing(table: &mut TableDefinition, place: usize, identity: Option<IdentityColumn>) {
+    let column = &mut table.columns[place];
+    column.identity = identity;
+    column.default = identity.is_none().then(|| "nextval('there.t_s'::regclass)".to_owned());
+    column.sequence = Some("there.\"t S\"".to_owned());
+    column.sequence_options = Some(SequenceOptions {
+        type_name: SequenceType::Smallint,
+        start: 30,
+        increment: -3,
+        least: -300,
+        most: 30,
+        cache: 1,
+        cycles: false,
+    });
+}
+
+const GIVEN: [&str; 4] = [
+    "CREATE SEQUENCE \"public\".\"t S\" AS smallint INCREMENT BY -3 MINVALUE -300 MAXVALUE 30 START WITH 30 CACHE 1 NO CYCLE",
+    "ALTER SEQUENCE \"public\".\"t S\" OWNER TO \"owner\"",
+    "ALTER SEQUENCE \"public\".\"t S\" OWNED BY \"public\".\"t\".\"c\"",
+    "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"c\" SET DEFAULT pg_catalog.nextval('\"public\".\"t S\"'::pg_catalog.regclass)",
+];
+
+#[test]
+fn a_column_that_draws_from_a_sequence_gets_one_as_its_default() {
+    for identity in [None, Some(IdentityColumn::Always), Some(IdentityColumn::ByDefault)] {
+        let mut now = numbered(&[id(), a(), b(), (4, Of::new("c", INT).not_null())]);
+        drawing(&mut now, 3, identity);
+        let (evolution, shape) = follow(&["id", "a", "b", "c"], &now).unwrap();
+        assert_eq!(evolution.statements, ["ALTER TABLE \"public\".\"t\" ADD COLUMN \"c\" int4"]);
+        assert_eq!(sequences(&evolution), GIVEN);
+        let mut failed = shape.clone();
+        evolution.sequences[0].undo(&mut failed);
+        let promised = |shape: &Shape| shape.column(4).map(|column| column.sequence);
+        assert_eq!((promised(&shape), promised(&failed)), (Some(true), Some(false)));
+    }
+    // A sequence of somebody else's is not taken over.
+    let mut shared = numbered(&[id(), a(), b(), (4, Of::new("c", INT))]);
+    drawing(&mut shared, 3, None);
+    shared.columns[3].sequence = None;
+    assert!(follow(&["id", "a", "b", "c"], &shared).unwrap().0.sequences.is_empty());
+}
+
+#[test]
+fn a_column_that_gets_its_sequence_later_gets_one_here_too_unless_it_has_a_default() {
+    let mut now = start();
+    drawing(&mut now, 2, Some(IdentityColumn::Always));
+    let (evolution, shape) = follow(&["id", "a", "b"], &now).unwrap();
+    assert!(evolution.statements.is_empty());
+    assert_eq!(evolution.sequences.len(), 1);
+    assert!(shape.columns[2].sequence);
+    let mut here = start();
+    here.columns[2].default = Some("7".to_owned());
+    assert_eq!(follow_into(&here, &now, &["id", "a", "b"], &now).unwrap().0.sequences, []);
+}
+
+#[test]
+fn a_column_that_the_operator_has_prepared_is_left_as_it_is() {
+    let c = || (4, Of::new("c", INT));
+    let (mut now, here) = (numbered(&[id(), a(), b(), c()]), numbered(&[id(), a(), b(), c()]));
+    drawing(&mut now, 3, None);
+    assert_eq!(follow_into(&here, &now, &["id", "a", "b", "c"], &now).unwrap().0.sequences, []);
 }
 
 #[test]
@@ -215,6 +295,7 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
     };
     let mut now = numbered(&[id(), (2, Of::new("x", TEXT)), b(), (4, Of::new("c", INT).not_null())]);
     now.storage = Some("2".to_owned());
+    drawing(&mut now, 3, None);
     let (evolution, shape) = reshape(&now).unwrap();
     assert_eq!(
         evolution.statements,
@@ -224,6 +305,8 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
         ]
     );
     assert_eq!((evolution.fills.len(), evolution.attempts.len()), (0, 0));
+    assert_eq!(sequences(&evolution), GIVEN, "which depends on no rows");
+    assert!(shape.column(4).is_some_and(|column| column.sequence));
     let promised: Vec<bool> = shape.columns.iter().map(|column| column.not_null).collect();
     assert_eq!(promised, [true, false, true, false], "what the old rows do not keep is promised later");
     // Dropped and added again: the column that is here takes the copy's values, NULL too.

@@ -135,24 +135,11 @@ impl Creation<'_> {
                 }
             }
             (None, Some(expression)) if expression.starts_with("nextval(") => {
-                if let Some(sequence) = self.own_sequence(column) {
-                    let sequence = QualifiedName { schema: self.schema.clone(), name: sequence }.sql();
-                    statements.sql.push(match &column.sequence_options {
-                        Some(options) => {
-                            let kind = match options.type_name {
-                                SequenceType::Smallint => "smallint",
-                                SequenceType::Integer => "integer",
-                                SequenceType::Bigint => "bigint",
-                            };
-                            format!("CREATE SEQUENCE {sequence} AS {kind} {}", counting(options))
-                        }
-                        None => format!("CREATE SEQUENCE {sequence}"),
-                    });
-                    line.push_str(&format!(
-                        " DEFAULT pg_catalog.nextval({}::pg_catalog.regclass)",
-                        quote_literal(&sequence)
-                    ));
-                    owned.push(format!("ALTER SEQUENCE {sequence} OWNED BY {}.{name}", self.name()));
+                if let Some(sequence) = column.own_sequence() {
+                    let sequence = QualifiedName { schema: self.schema.clone(), name: sequence };
+                    statements.sql.push(create_sequence(&sequence, column.sequence_options.as_ref()));
+                    line.push_str(&format!(" DEFAULT {}", next_value(&sequence)));
+                    owned.push(format!("ALTER SEQUENCE {} OWNED BY {}.{name}", sequence.sql(), self.name()));
                 } else {
                     statements.left_out.push(format!("the default of column {} (its sequence is shared)", column.name));
                 }
@@ -167,12 +154,6 @@ impl Creation<'_> {
             line.push_str(" NOT NULL");
         }
         Some(line)
-    }
-
-    /// The name of the sequence that the column owns and draws its default from.
-    fn own_sequence(&self, column: &ColumnDefinition) -> Option<Ident> {
-        let sequence: QualifiedName = column.sequence.as_deref()?.parse().ok()?;
-        Some(sequence.name)
     }
 
     /// One index, or the constraint that it enforces; `None` where it holds what is not understood.
@@ -329,6 +310,23 @@ pub fn unvalidated(add_constraint: &str) -> String {
 /// Looks at the rows of a constraint that was added without.
 pub fn validate_constraint(table: &QualifiedName, constraint: &Ident) -> String {
     format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", table.sql(), constraint.sql())
+}
+
+/// Creates a sequence.
+pub(super) fn create_sequence(sequence: &QualifiedName, options: Option<&SequenceOptions>) -> String {
+    let create = format!("CREATE SEQUENCE {}", sequence.sql());
+    let Some(options) = options else { return create };
+    let kind = match options.type_name {
+        SequenceType::Smallint => "smallint",
+        SequenceType::Integer => "integer",
+        SequenceType::Bigint => "bigint",
+    };
+    format!("{create} AS {kind} {}", counting(options))
+}
+
+/// The default of a column that draws from a sequence.
+pub(super) fn next_value(sequence: &QualifiedName) -> String {
+    format!("pg_catalog.nextval({}::pg_catalog.regclass)", quote_literal(&sequence.sql()))
 }
 
 /// How a sequence counts, as CREATE SEQUENCE and identity columns have it.

@@ -5,8 +5,9 @@
 
 use crate::pg::{Ident, QualifiedName, quote_literal};
 use crate::plan::expression::{Expressions, Purpose};
-use crate::plan::schema::{ColumnDefinition, GeneratedColumn};
+use crate::plan::schema::{ColumnDefinition, GeneratedColumn, SequenceOptions, TableDefinition};
 use crate::plan::sql::apply::record;
+use crate::plan::sql::ddl::{create_sequence, next_value};
 
 /// Renames a column.
 pub fn rename_column(table: &QualifiedName, from: &Ident, to: &Ident) -> String {
@@ -84,6 +85,32 @@ pub fn add_column(
         }
         None if value.is_some() => statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT")),
         None => {}
+    }
+    statements
+}
+
+/// Gives a column a sequence of its own, as its default. Not as an identity: that asks for NOT NULL, which rows that are
+/// under way may not keep, and added together with the column it would rewrite the table. Whoever may insert may draw, as
+/// from an identity.
+pub fn give_sequence(
+    table: &TableDefinition,
+    column: &Ident,
+    sequence: &Ident,
+    options: Option<&SequenceOptions>,
+) -> Vec<String> {
+    let sequence = QualifiedName { schema: table.schema.clone(), name: sequence.clone() };
+    let (table_sql, column, name) = (table.name().sql(), column.sql(), sequence.sql());
+    let mut statements = vec![
+        create_sequence(&sequence, options),
+        // It can be owned by a column of its own owner's tables alone.
+        format!("ALTER SEQUENCE {name} OWNER TO {}", table.owner.sql()),
+        format!("ALTER SEQUENCE {name} OWNED BY {table_sql}.{column}"),
+        format!("ALTER TABLE {table_sql} ALTER COLUMN {column} SET DEFAULT {}", next_value(&sequence)),
+    ];
+    if !table.inserters.is_empty() {
+        let role = |role: &Option<Ident>| role.as_ref().map_or_else(|| "PUBLIC".to_owned(), Ident::sql);
+        let roles: Vec<String> = table.inserters.iter().map(role).collect();
+        statements.push(format!("GRANT USAGE ON SEQUENCE {name} TO {}", roles.join(", ")));
     }
     statements
 }
