@@ -99,6 +99,9 @@ pub fn like(other: &str, url: &str) -> String {
     as_role(url, role)
 }
 
+/// The first grants of a parameter in a cluster fail when there are several at a time (duplicate key in pg_parameter_acl).
+static PARAMETER: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Makes the roles of new databases, and has what is made there later handed over.
 pub async fn make(database: &str, source: &SqlClient, destination: &SqlClient, replica: bool) {
     for client in [source, destination] {
@@ -110,6 +113,7 @@ pub async fn make(database: &str, source: &SqlClient, destination: &SqlClient, r
     run(destination, &statements("destination, monitor", database)).await;
     run(destination, &statements("destination, tables that exist", database)).await;
     if replica {
+        let _alone = PARAMETER.lock().await;
         run(destination, &statements("destination, optional", database)).await;
     }
     for client in [source, destination] {
