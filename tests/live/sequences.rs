@@ -127,7 +127,6 @@ async fn a_column_that_comes_while_streaming_is_given_a_sequence_here_and_it_fol
         .await;
     database.caught_up().await;
     crate::set_aside::all_live(&database).await;
-    database.assert_catches_up().await;
     // A column that was there gets one, too.
     database
         .at_source("ALTER TABLE t ALTER COLUMN later SET DEFAULT 1; UPDATE t SET later = id; ALTER TABLE t ALTER COLUMN later SET NOT NULL")
@@ -180,6 +179,7 @@ async fn a_sequence_that_may_not_be_created_is_told_with_its_sql_and_the_stream_
     service.says("permission denied for schema public").await;
     database.caught_up().await;
     crate::set_aside::all_live(&database).await;
+    database.at_source("INSERT INTO t VALUES (12)").await;
     database.assert_catches_up().await;
     setup
         .command(&["cutover"])
@@ -190,22 +190,53 @@ async fn a_sequence_that_may_not_be_created_is_told_with_its_sql_and_the_stream_
     // which it is a member of.
     database.at_destination(&format!("GRANT CREATE ON SCHEMA public TO {owner}")).await;
     database
-        .at_source("ALTER TABLE t ADD COLUMN v text; INSERT INTO t VALUES (12); ALTER TABLE o ADD COLUMN s serial; INSERT INTO o VALUES (1)")
+        .at_source(
+            "ALTER TABLE t ADD COLUMN v text; INSERT INTO t VALUES (13);
+             ALTER TABLE o ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY; INSERT INTO o VALUES (DEFAULT)",
+        )
+        .await;
+    database.assert_catches_up().await;
+    let log = service.log();
+    let (_, printed) = log.rsplit_once("once it has taken over:\n").expect("the statements");
+    let told: Vec<&str> = printed.lines().map(str::trim).take_while(|line| line.contains(';')).collect();
+    let told: Vec<&str> = told.iter().map(|line| line.rsplit_once(';').map_or(*line, |(sql, _)| sql)).collect();
+    service.stop().await;
+    let drawn = "SELECT nextval(pg_get_serial_sequence('t', 'n'))::text";
+    assert_eq!(database.destination_value(drawn).await.as_deref(), Some("14"));
+    let theirs =
+        "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = pg_get_serial_sequence('o', 'id')::regclass";
+    assert_eq!(database.destination_value(theirs).await, Some(owner));
+    database.at_destination("ALTER TABLE t ALTER COLUMN n DROP DEFAULT; DROP SEQUENCE t_n_seq").await;
+    database.at_destination(&told.join("; ")).await;
+    assert_eq!(database.destination_value(drawn).await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_was_given_outlasts_new_names_and_copies_and_a_dropped_column_draws_no_more() {
+    let schema = "CREATE TABLE p (id int PRIMARY KEY, v int, old serial) PARTITION BY RANGE (id);
+        CREATE TABLE p1 PARTITION OF p DEFAULT; INSERT INTO p SELECT i, i FROM generate_series(1, 10) i";
+    let database = Database::new("seqkept", &["p"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_source("ALTER TABLE p ADD COLUMN n serial, ADD COLUMN gone serial; INSERT INTO p VALUES (11, 11)")
         .await;
     database.caught_up().await;
     crate::set_aside::all_live(&database).await;
-    database.assert_catches_up().await;
-    let told: Vec<String> =
-        service.log().lines().map(|line| line.trim().to_owned()).filter(|line| line.ends_with(';')).collect();
+    // Values that are drawn here would be there already.
+    database.at_destination("CREATE UNIQUE INDEX ON p (gone); CREATE UNIQUE INDEX ON p (old)").await;
+    database
+        .at_source("ALTER TABLE p RENAME COLUMN n TO m; ALTER TABLE p DROP COLUMN gone, DROP COLUMN old; INSERT INTO p VALUES (12, 12), (13, 13)")
+        .await;
+    database.caught_up().await;
     service.stop().await;
-    let drawn = "SELECT nextval(pg_get_serial_sequence('t', 'n'))::text";
-    assert_eq!(database.destination_value(drawn).await.as_deref(), Some("13"));
-    let theirs =
-        "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = pg_get_serial_sequence('o', 's')::regclass";
-    assert_eq!(database.destination_value(theirs).await, Some(owner));
-    database.at_destination("ALTER TABLE t ALTER COLUMN n DROP DEFAULT; DROP SEQUENCE t_n_seq").await;
-    database.at_destination(&told.join("\n")).await;
-    assert_eq!(database.destination_value(drawn).await.as_deref(), Some("1"));
+    let service = Setup::of(&database).argument("--resnapshot").start();
+    service.streams().await;
+    let rows = "SELECT string_agg(concat_ws(' ', id, v, m), ',' ORDER BY id) FROM p";
+    assert_eq!(database.destination_value(rows).await, database.source_value(rows).await);
+    service.stop().await;
+    let next = "INSERT INTO p VALUES (14) RETURNING concat_ws(' ', m, gone, old)";
+    assert_eq!(database.destination_value(next).await.as_deref(), Some("14"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@
 //! | at the source | here |
 //! |---|---|
 //! | column added | added; old rows get the value that the source has stored for them |
-//! | column dropped | stays, without NOT NULL |
+//! | column dropped | stays, without NOT NULL, and draws from its sequence no more |
 //! | column renamed | renamed |
 //! | type or modifier widened | the same |
 //! | column draws from a sequence of its own (identity, serial) | it gets one as its default |

@@ -69,7 +69,9 @@ impl Change<'_> {
             }
             let Some(here) = table.column(&known.name) else { continue };
             let taken = resolved.iter().any(|column| column.column.name == known.name);
-            let filled = here.default.is_some() || here.identity.is_some() || here.generated.is_some();
+            // Its sequence follows nobody any more: what it gave out might be there already.
+            let draws = here.own_sequence().is_some() && !taken;
+            let filled = !draws && (here.default.is_some() || here.identity.is_some() || here.generated.is_some());
             let name = &known.name;
             let key = table.indexes.iter().find(|index| index.primary && index.key_columns().any(|key| key == name));
             match key {
@@ -87,6 +89,9 @@ impl Change<'_> {
                     continue;
                 }
                 Some(_) | None => {}
+            }
+            if draws {
+                evolution.statements.push(sql::draw_no_more(&self.known.name, name, here.identity.is_some()));
             }
             if here.not_null && !filled && !taken {
                 evolution.statements.push(sql::drop_not_null(&self.known.name, name));

@@ -185,6 +185,21 @@ fn a_column_that_gets_its_sequence_later_gets_one_here_too_unless_it_has_a_defau
 }
 
 #[test]
+fn a_dropped_column_draws_no_more_and_asks_for_no_values() {
+    for (identity, what) in [(None, "DEFAULT"), (Some(IdentityColumn::ByDefault), "IDENTITY")] {
+        let (now, mut here) = (numbered(&[id(), a()]), start());
+        drawing(&mut here, 2, identity);
+        assert_eq!(
+            follow_into(&here, &now, &["id", "a"], &now).unwrap().0.statements,
+            [
+                format!("ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" DROP {what}"),
+                "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" DROP NOT NULL".to_owned(),
+            ]
+        );
+    }
+}
+
+#[test]
 fn a_column_that_the_operator_has_prepared_is_left_as_it_is() {
     let c = || (4, Of::new("c", INT));
     let (mut now, here) = (numbered(&[id(), a(), b(), c()]), numbered(&[id(), a(), b(), c()]));

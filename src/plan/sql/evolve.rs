@@ -115,6 +115,12 @@ pub fn give_sequence(
     statements
 }
 
+/// Lets a column draw from its sequence no more.
+pub fn draw_no_more(table: &QualifiedName, column: &Ident, identity: bool) -> String {
+    let what = if identity { "IDENTITY" } else { "DEFAULT" };
+    format!("ALTER TABLE {} ALTER COLUMN {} DROP {what}", table.sql(), column.sql())
+}
+
 /// Adds a label to an enum: behind another one, before another one, or as its only one.
 pub fn add_label(name: &QualifiedName, label: &str, after: Option<&String>, before: Option<&String>) -> String {
     let place = match (after, before) {
