@@ -48,7 +48,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
     ));
     display::result("next: stop headwater run, then let the applications write here");
     if !cutover.identities.is_empty() {
-        display::result("once it has stopped, give columns a sequence that draw from one at the source:");
+        display::result("once it has stopped, let columns draw as they do at the source:");
         for statement in &cutover.identities {
             display::result(&format!("    {statement}"));
         }

@@ -36,7 +36,7 @@ pub struct Cutover {
     pub reports: Vec<ErrorReport>,
     /// The destination holds everything that was committed at the source up to here.
     pub position: Lsn,
-    /// Statements that give columns a sequence that draw from one at the source and from none here.
+    /// Statements that make columns draw as they do at the source: from a sequence, and always where that is so there.
     pub identities: Vec<String>,
     /// Statements that give foreign keys the source's actions back, for when the service has stopped.
     pub foreign_keys: Vec<String>,
@@ -196,8 +196,8 @@ async fn drain(source: &SqlClient, bookkeeping: &Bookkeeping) -> Result<Lsn, Fau
     }
 }
 
-/// A column that was added while streaming brought its values, and no sequence to draw new ones from. One that has a default
-/// here, or an identity, has what its owner wanted.
+/// A column may draw from no sequence here: the operator made it, or our role was not allowed to create one. One that has a
+/// default here, or an identity, has what its owner wanted; only ALWAYS is put back, which no UPDATE of ours could have set.
 fn identities(standing: &[Standing], source: &SourceCatalog, destination: &Catalog) -> Vec<String> {
     let mut statements = Vec::new();
     for (sequence, state) in standing {
@@ -205,6 +205,10 @@ fn identities(standing: &[Standing], source: &SourceCatalog, destination: &Catal
         let Some(here) = destination.table(table).and_then(|table| table.column(column)) else { continue };
         let there = source.table(table).and_then(|table| table.definition.column(column));
         let (Some(there), Some(state)) = (there, state) else { continue };
+        let always = there.identity == Some(IdentityColumn::Always);
+        if always && here.identity == Some(IdentityColumn::ByDefault) {
+            statements.push(format!("ALTER TABLE {table} ALTER COLUMN {column} SET GENERATED ALWAYS;"));
+        }
         let drawn = there.identity.is_some() || there.default.is_some();
         if !drawn || here.identity.is_some() || here.default.is_some() || here.generated.is_some() {
             continue;
@@ -214,7 +218,6 @@ fn identities(standing: &[Standing], source: &SourceCatalog, destination: &Catal
         }
         let step = if sequence.ascending { 1 } else { -1 };
         let start = if state.is_called { state.last_value.saturating_add(step) } else { state.last_value };
-        let always = there.identity == Some(IdentityColumn::Always);
         let kind = if always { "ALWAYS" } else { "BY DEFAULT" };
         statements.push(format!(
             "ALTER TABLE {table} ALTER COLUMN {column} ADD GENERATED {kind} AS IDENTITY (INCREMENT {step} START {start} \
