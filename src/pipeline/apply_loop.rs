@@ -54,6 +54,9 @@ pub(super) struct Limits {
 
 /// The destination's WAL positions are asked for at most so often; confirming less often costs the source a little WAL.
 const READ_WAL_EVERY: Duration = Duration::from_millis(50);
+/// A flight leaves behind one that is not answered yet only with so many changes. Large flights cost the destination less for a
+/// change (statements over more rows, more changes of one row folded), and what is queued leaves at the latest with the answer.
+const SECOND_FLIGHT_ROWS: usize = 1_000;
 /// How long to wait for answers that are under way once stopping.
 const ANSWERS_MAX: Duration = Duration::from_secs(3);
 /// How long to wait for the destination's flush once stopping: its walwriter runs every 200 ms.
@@ -173,6 +176,10 @@ impl<'a> ApplyLoop<'a> {
         let holds = matches!(command, Command::Hold { .. });
         while self.applier.has_room() && !self.is_committing_ahead() && (!holds || self.applier.in_large_transaction())
         {
+            // What comes in small is gathered while an answer is awaited.
+            if self.applier.is_busy() && !self.batcher.holds(SECOND_FLIGHT_ROWS) {
+                break;
+            }
             let Some(work) = self.batcher.next_work() else { break };
             if let (Work::CommitAhead { commit, .. }, Some(ahead)) = (&work, &mut self.ahead) {
                 if !self.applier.takes_as_it_is(commit) {

@@ -150,6 +150,11 @@ impl Batcher {
         self.queue.is_empty()
     }
 
+    /// Whether at least `rows` changes are queued, or all that there is room for, or what is next is no batch.
+    pub fn holds(&self, rows: usize) -> bool {
+        self.queued_rows >= rows || !self.has_room() || !matches!(self.queue.front(), Some(Step::Transaction(_)))
+    }
+
     /// From now on only transactions with commit_lsn before `fence` are handed out; `None`: all of them.
     pub fn set_fence(&mut self, fence: Option<Lsn>) {
         self.fence = fence;
@@ -379,6 +384,20 @@ mod tests {
         let mut small = Batcher::new(BatchLimits { rows_max: 100, bytes_max: 10 });
         small.push(transaction(10, vec![insert()]));
         assert!(!small.has_room());
+    }
+
+    #[test]
+    fn a_queue_holds_so_many_changes_or_all_it_has_room_for_or_what_is_no_batch() {
+        let mut batcher = batcher(100);
+        batcher.push(transaction(10, vec![insert(); 2]));
+        assert!(batcher.holds(2) && !batcher.holds(3));
+        batcher.push(transaction(20, vec![insert(); 1]));
+        assert!(batcher.holds(3));
+        batcher.push(transaction(30, vec![insert(); 97]));
+        assert!(batcher.holds(1_000), "more does not go in");
+        while batcher.next_work().is_some() {}
+        batcher.push(Step::Reached(Lsn::new(40)));
+        assert!(batcher.holds(1), "a position waits for nothing");
     }
 
     #[test]
