@@ -70,7 +70,7 @@ pub async fn measure(bench: &Bench, peer: Peer, rate: u64, round: usize) -> Late
     run.remove().await;
     value(&source, &format!("SELECT pg_drop_replication_slot('{name}')::text")).await;
     drop(source);
-    bench.sql(&bench.source, "postgres", &format!("DROP DATABASE {name} WITH (FORCE)")).await;
+    bench.drop_database(&bench.source, &name).await;
     let at =
         |percent: usize| latencies.get((latencies.len() * percent / 100).min(latencies.len() - 1)).copied().unwrap();
     Latency { p50: at(50), p99: at(99), max: at(100) }
