@@ -17,6 +17,7 @@ mod pages;
 mod replay;
 mod resnapshot;
 mod run;
+mod scheduling;
 mod settings;
 mod skip;
 mod status;
