@@ -17,7 +17,6 @@ mod pages;
 mod replay;
 mod resnapshot;
 mod run;
-mod scheduling;
 mod settings;
 mod skip;
 mod status;

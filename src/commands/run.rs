@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::cli::{LogStyle, RunArguments};
-use super::{Exit, display, resnapshot, scheduling, settings};
+use super::{Exit, display, resnapshot, settings};
 use crate::fault::{Fault, report};
 use crate::pg::counted;
 use crate::pipeline::{self, RunOptions};
@@ -34,7 +34,6 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         LogStyle::Json => LogFormat::Json,
     };
     start_logging(format, || display::AboveBars);
-    scheduling::wait_for_a_free_core();
     let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
     telemetry.set_route(Route {
         source: config.source.url.to_string(),

@@ -36,6 +36,7 @@ use super::ahead::AheadOf;
 use super::control::{Command, Gate};
 use super::counts::count;
 use super::monitor::Instance;
+use super::scheduling::Scheduling;
 
 /// Bounds of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +86,7 @@ pub(super) struct ApplyLoop<'a> {
     gate: Gate,
     instance: Instance,
     ahead: Option<AheadOf>,
+    scheduling: Scheduling,
     began: Instant,
     read_wal_at: Instant,
     sent_at: Instant,
@@ -116,6 +118,7 @@ impl<'a> ApplyLoop<'a> {
             gate,
             instance,
             ahead,
+            scheduling: Scheduling::new(),
             began,
             read_wal_at: began,
             sent_at: began,
@@ -200,6 +203,15 @@ impl<'a> ApplyLoop<'a> {
                 }
                 continue;
             }
+            match &work {
+                Work::Batch(batch) => self.scheduling.sends(batch.changes.len()),
+                Work::PieceOfLarge(piece) => self.scheduling.sends(piece.changes.len()),
+                Work::BeginLarge(_)
+                | Work::ChangeSchema(_)
+                | Work::CommitLarge { .. }
+                | Work::CommitAhead { .. }
+                | Work::Reached(_) => {}
+            }
             let read_wal = self.ledger_wants_reading();
             self.sent_at = Instant::now();
             self.applier.submit(work, read_wal).await?;
@@ -213,6 +225,9 @@ impl<'a> ApplyLoop<'a> {
             Command::GoOn | Command::Hold { .. } | Command::RunTo { .. } => {}
         }
         let nothing_to_do = stands && self.batcher.is_empty() && command == Command::GoOn;
+        if nothing_to_do {
+            self.scheduling.idle();
+        }
         if nothing_to_do && let Some(position) = self.idle.due(self.applier.stored(), self.began.elapsed()) {
             self.sent_at = Instant::now();
             self.applier.submit(Work::Reached(position), false).await?;

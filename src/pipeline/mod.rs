@@ -34,6 +34,7 @@ mod monitor;
 mod prepare;
 mod propose;
 pub mod sequences;
+mod scheduling;
 mod set_aside;
 mod snapshot;
 mod streaming;
