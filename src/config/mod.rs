@@ -15,6 +15,7 @@
 
 mod connection;
 mod file;
+mod parameters;
 mod settings;
 mod values;
 

@@ -4,7 +4,7 @@
 //! machine whose cores are busy (the source, the destination and we on the same one) a woken process takes the core from the very
 //! server that woke it, for one message, tens of thousands of times a second. Under SCHED_BATCH we wait for a free core, or for
 //! the end of the server's slice, and then find many messages at once. At light load every message is to be read at once, and
-//! we are scheduled as any other process. See sched(7).
+//! we are scheduled as any other process. The policy is the thread's, and the runtime has one (decision 0001). See sched(7).
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use thread_priority::{
 const BATCH: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
 const OTHER: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other);
 
-/// A batch of so many changes has been waited for by them: at light load it has a handful.
+/// So many changes have piled up behind a busy destination: at light load a batch has a handful.
 const BACKLOG_ROWS: usize = 100;
 /// So long after the last such batch the backlog is over.
 const BACKLOG_LASTS: Duration = Duration::from_millis(100);
@@ -123,6 +123,14 @@ mod tests {
             set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).unwrap();
             Scheduling::new().sends(BACKLOG_ROWS);
             assert_eq!(policy(), idle);
+        });
+        on_a_thread(|| {
+            let nicer = ThreadPriority::Crossplatform(ThreadPriorityValue::try_from(10).unwrap());
+            set_thread_priority_and_policy(thread_native_id(), nicer, OTHER).unwrap();
+            let chosen = niceness();
+            assert!(chosen > Some(0), "{chosen:?}");
+            Scheduling::new().sends(BACKLOG_ROWS);
+            assert_eq!((policy(), niceness()), (OTHER, chosen));
         });
     }
 }

@@ -1,0 +1,330 @@
+//! A connection string's text into parameters, and these with the `PG…` environment into [`ConnectionSettings`].
+//!
+//! Called by [`ConnectionSettings::parse`], which tells what is taken over of libpq's habits and what is not. Every problem of
+//! a string is told, none with its password.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Environment;
+use super::connection::{
+    ChannelBinding, ConnectionSettings, Host, RootCertificates, Secret, SslMode, SslNegotiation, TargetSession,
+};
+
+/// Where sockets are by default: Debian's and Red Hat's packages agree on it.
+pub(super) const DEFAULT_SOCKET_DIRECTORY: &str = "/var/run/postgresql";
+const DEFAULT_PORT: u16 = 5432;
+
+/// A connection string's parameters before they have types; the last of a name wins, as in libpq.
+#[derive(Default)]
+pub(super) struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    pub(super) fn from_uri(rest: &str) -> Result<Parameters, String> {
+        let mut parameters = Parameters::default();
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let (login, hosts) =
+            authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
+        if let Some(login) = login {
+            let (user, password) = login.split_once(':').map_or((login, None), |(user, word)| (user, Some(word)));
+            parameters.set("user", decode(user)?);
+            if let Some(password) = password {
+                parameters.set("password", decode(password)?);
+            }
+        }
+        let (mut names, mut ports) = (Vec::new(), Vec::new());
+        for host in hosts.split(',') {
+            let (name, port) = match host.strip_prefix('[') {
+                Some(literal) => {
+                    let (address, port) =
+                        literal.split_once(']').ok_or("has an IPv6 address without a closing bracket")?;
+                    (address, port.strip_prefix(':').unwrap_or_default())
+                }
+                None => host.rsplit_once(':').unwrap_or((host, "")),
+            };
+            names.push(decode(name)?);
+            ports.push(port.to_owned());
+        }
+        if names.iter().any(|name| !name.is_empty()) {
+            parameters.set("host", names.join(","));
+        }
+        if ports.iter().any(|port| !port.is_empty()) {
+            parameters.set("port", ports.join(","));
+        }
+        if !database.is_empty() {
+            parameters.set("dbname", decode(database)?);
+        }
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            // What stands here may be the rest of a password with an unescaped `?`, so it is not shown.
+            let (name, value) = pair.split_once('=').ok_or("has a parameter without a value after the ?")?;
+            parameters.set(&decode(name)?, decode(value)?);
+        }
+        Ok(parameters)
+    }
+
+    pub(super) fn from_keywords(text: &str) -> Result<Parameters, String> {
+        let mut parameters = Parameters::default();
+        let mut chars = text.chars().peekable();
+        loop {
+            while chars.next_if(|c| c.is_whitespace()).is_some() {}
+            if chars.peek().is_none() {
+                return Ok(parameters);
+            }
+            let mut name = String::new();
+            while let Some(c) = chars.next_if(|c| *c != '=' && !c.is_whitespace()) {
+                name.push(c);
+            }
+            while chars.next_if(|c| c.is_whitespace()).is_some() {}
+            if chars.next() != Some('=') {
+                // The word may be a piece of a password that was left unquoted, so it is not shown.
+                return Err("is neither a postgresql:// URI nor a list of keyword=value".to_owned());
+            }
+            while chars.next_if(|c| c.is_whitespace()).is_some() {}
+            let quoted = chars.next_if_eq(&'\'').is_some();
+            let mut value = String::new();
+            loop {
+                match chars.next() {
+                    Some('\'') if quoted => break,
+                    Some('\\') => value.extend(chars.next()),
+                    Some(c) if !quoted && c.is_whitespace() => break,
+                    Some(c) => value.push(c),
+                    None if quoted => return Err(format!("has an unterminated quoted value for {name}")),
+                    None => break,
+                }
+            }
+            parameters.set(&name, value);
+        }
+    }
+
+    fn set(&mut self, name: &str, value: String) {
+        self.0.retain(|(known, _)| known != name);
+        self.0.push((name.to_owned(), value));
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(known, _)| known == name)?;
+        let (_, value) = self.0.swap_remove(at);
+        (!value.is_empty()).then_some(value)
+    }
+
+    pub(super) fn into_settings(mut self, environment: &Environment) -> Result<ConnectionSettings, Vec<String>> {
+        let mut problems = Vec::new();
+        let defaults = ConnectionSettings::default();
+        let variable = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+        let home = variable("HOME").map(PathBuf::from);
+
+        let user = self.take("user").or_else(|| variable("PGUSER")).or_else(|| variable("USER"));
+        let user = user.or_else(|| variable("LOGNAME")).unwrap_or_else(|| {
+            problems.push("names no user".to_owned());
+            String::new()
+        });
+        let database = self.take("dbname").or_else(|| variable("PGDATABASE")).unwrap_or_else(|| user.clone());
+        let names = self.take("host").or_else(|| variable("PGHOST"));
+        let addresses = self.take("hostaddr").or_else(|| variable("PGHOSTADDR"));
+        let ports = self.take("port").or_else(|| variable("PGPORT")).unwrap_or_default();
+        let hosts = hosts(names, addresses, &ports, &mut problems);
+
+        let choice =
+            |parameters: &mut Parameters, name: &str, from: &str| parameters.take(name).or_else(|| variable(from));
+        let ssl_root_certificates = choice(&mut self, "sslrootcert", "PGSSLROOTCERT").map(|file| match file.as_str() {
+            "system" => RootCertificates::System,
+            _ => RootCertificates::File(PathBuf::from(file)),
+        });
+        let ssl_mode = match choice(&mut self, "sslmode", "PGSSLMODE").as_deref() {
+            // With the system's roots anything weaker is pointless; libpq has the same default.
+            None if ssl_root_certificates == Some(RootCertificates::System) => SslMode::VerifyFull,
+            None | Some("prefer") => SslMode::Prefer,
+            Some("disable") => SslMode::Disable,
+            Some("allow") => SslMode::Allow,
+            Some("require") => SslMode::Require,
+            Some("verify-ca") => SslMode::VerifyCa,
+            Some("verify-full") => SslMode::VerifyFull,
+            Some(other) => {
+                problems.push(format!(
+                    "sslmode \"{other}\" is not one of disable, allow, prefer, require, verify-ca, verify-full"
+                ));
+                SslMode::Prefer
+            }
+        };
+        if ssl_root_certificates == Some(RootCertificates::System) && ssl_mode != SslMode::VerifyFull {
+            problems.push("sslrootcert=system needs sslmode=verify-full".to_owned());
+        }
+        let ssl_negotiation = match choice(&mut self, "sslnegotiation", "PGSSLNEGOTIATION").as_deref() {
+            None | Some("postgres") => SslNegotiation::Postgres,
+            Some("direct") => SslNegotiation::Direct,
+            Some(other) => {
+                problems.push(format!("sslnegotiation \"{other}\" is not one of postgres, direct"));
+                SslNegotiation::Postgres
+            }
+        };
+        if ssl_negotiation == SslNegotiation::Direct && ssl_mode < SslMode::Require {
+            problems.push("sslnegotiation=direct needs sslmode=require or stronger".to_owned());
+        }
+        let channel_binding = match choice(&mut self, "channel_binding", "PGCHANNELBINDING").as_deref() {
+            None | Some("prefer") => ChannelBinding::Prefer,
+            Some("disable") => ChannelBinding::Disable,
+            Some("require") => ChannelBinding::Require,
+            Some(other) => {
+                problems.push(format!("channel_binding \"{other}\" is not one of disable, prefer, require"));
+                ChannelBinding::Prefer
+            }
+        };
+        let target_session = match choice(&mut self, "target_session_attrs", "PGTARGETSESSIONATTRS").as_deref() {
+            None | Some("any") => TargetSession::Any,
+            Some("read-write" | "primary") => TargetSession::ReadWrite,
+            Some("read-only" | "standby") => TargetSession::ReadOnly,
+            Some("prefer-standby") => TargetSession::PreferStandby,
+            Some(other) => {
+                problems.push(format!(
+                    "target_session_attrs \"{other}\" is not one of any, read-write, read-only, primary, standby, \
+                     prefer-standby"
+                ));
+                TargetSession::Any
+            }
+        };
+        let mut number = |value: Option<String>, name: &str| -> Option<u32> {
+            let text = value?;
+            let number = text.parse().ok();
+            if number.is_none() {
+                problems.push(format!("{name} \"{text}\" is not a whole number"));
+            }
+            // In libpq 0 stands for the default.
+            number.filter(|number| *number > 0)
+        };
+        let seconds = |number: Option<u32>, default| number.map_or(default, |n| Duration::from_secs(n.into()));
+        let connect_timeout = choice(&mut self, "connect_timeout", "PGCONNECT_TIMEOUT");
+        let connect_timeout = seconds(number(connect_timeout, "connect_timeout"), defaults.connect_timeout);
+        let keepalives_idle =
+            seconds(number(self.take("keepalives_idle"), "keepalives_idle"), defaults.keepalives_idle);
+        let keepalives_interval =
+            seconds(number(self.take("keepalives_interval"), "keepalives_interval"), defaults.keepalives_interval);
+        let keepalives_count = number(self.take("keepalives_count"), "keepalives_count");
+        let tcp_user_timeout = number(self.take("tcp_user_timeout"), "tcp_user_timeout");
+
+        let settings = ConnectionSettings {
+            hosts,
+            user,
+            database,
+            password: choice(&mut self, "password", "PGPASSWORD").map(Secret::new),
+            password_file: choice(&mut self, "passfile", "PGPASSFILE")
+                .map(PathBuf::from)
+                .or_else(|| home.as_ref().map(|home| home.join(".pgpass"))),
+            application_name: choice(&mut self, "application_name", "PGAPPNAME")
+                .or_else(|| self.take("fallback_application_name"))
+                .unwrap_or(defaults.application_name),
+            options: choice(&mut self, "options", "PGOPTIONS"),
+            connect_timeout,
+            ssl_mode,
+            ssl_negotiation,
+            ssl_root_certificates,
+            ssl_certificate: choice(&mut self, "sslcert", "PGSSLCERT").map(PathBuf::from),
+            ssl_key: choice(&mut self, "sslkey", "PGSSLKEY").map(PathBuf::from),
+            channel_binding,
+            target_session,
+            keepalives_idle,
+            keepalives_interval,
+            keepalives_count: keepalives_count.unwrap_or(defaults.keepalives_count),
+            tcp_user_timeout: tcp_user_timeout.map_or(defaults.tcp_user_timeout, |ms| Duration::from_millis(ms.into())),
+        };
+        // What would make libpq stricter must not be passed over in silence.
+        for (name, harmless) in STRICTER {
+            if variable(name).is_some_and(|value| !harmless.contains(&value.as_str())) {
+                problems.push(format!("cannot be used with {name}, which headwater does not support: unset it"));
+            }
+        }
+        if settings.ssl_certificate.is_some() != settings.ssl_key.is_some() {
+            problems.push("sslcert and sslkey need each other".to_owned());
+        }
+        for (name, value) in self.0 {
+            match name.as_str() {
+                // True of every connection of ours, or without meaning for it.
+                "keepalives" | "load_balance_hosts" => {}
+                "gssencmode" if matches!(value.as_str(), "" | "disable" | "prefer") => {}
+                "gssencmode" => problems.push("gssencmode: headwater speaks no GSSAPI, use TLS (sslmode)".to_owned()),
+                "sslsni" if matches!(value.as_str(), "" | "1") => {}
+                "client_encoding" => problems.push("client_encoding cannot be chosen: headwater sets it".to_owned()),
+                "replication" => {
+                    problems.push("replication cannot be chosen: headwater sets it where needed".to_owned())
+                }
+                _ if value.is_empty() => {}
+                _ if name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') => {
+                    problems.push(format!("has an unsupported parameter: {name}"));
+                }
+                _ => problems.push("has a parameter that is not a name".to_owned()),
+            }
+        }
+        if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+}
+
+/// Variables that bind libpq to checks which are not made here, and the values by which they ask for none that is not.
+pub(super) const STRICTER: [(&str, &[&str]); 9] = [
+    ("PGGSSENCMODE", &["disable", "prefer"]),
+    ("PGREQUIREAUTH", &[]),
+    ("PGREQUIREPEER", &[]),
+    ("PGREQUIRESSL", &["0"]),
+    ("PGSERVICE", &[]),
+    ("PGSSLCERTMODE", &["allow"]),
+    ("PGSSLCRL", &[]),
+    ("PGSSLCRLDIR", &[]),
+    // TLS 1.2 is the least that is spoken.
+    ("PGSSLMINPROTOCOLVERSION", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
+];
+
+/// Pairs host names, addresses and ports, which are lists of one length, or one port for all.
+fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems: &mut Vec<String>) -> Vec<Host> {
+    let names = names.or_else(|| addresses.clone()).unwrap_or_else(|| DEFAULT_SOCKET_DIRECTORY.to_owned());
+    let names: Vec<&str> = names.split(',').collect();
+    let addresses: Vec<&str> = addresses.as_deref().map(|list| list.split(',').collect()).unwrap_or_default();
+    let ports: Vec<&str> = ports.split(',').collect();
+    if ports.len() != 1 && ports.len() != names.len() {
+        problems.push(format!("has {} hosts but {} ports", names.len(), ports.len()));
+    }
+    if !addresses.is_empty() && addresses.len() != names.len() {
+        problems.push(format!("has {} hosts but {} addresses", names.len(), addresses.len()));
+    }
+    let mut hosts = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let port = match ports.get(at).or(ports.first()).copied().unwrap_or_default() {
+            "" => DEFAULT_PORT,
+            text => text.parse().unwrap_or_else(|_| {
+                problems.push(format!("port \"{text}\" is not between 1 and 65535"));
+                DEFAULT_PORT
+            }),
+        };
+        let name = if name.is_empty() { DEFAULT_SOCKET_DIRECTORY } else { name };
+        hosts.push(if name.starts_with('/') {
+            Host::Unix { directory: PathBuf::from(name), port }
+        } else {
+            let address = addresses.get(at).filter(|address| !address.is_empty()).map(|address| (*address).to_owned());
+            Host::Tcp { host: name.to_owned(), address, port }
+        });
+    }
+    hosts
+}
+
+/// Percent-decoding, as in RFC 3986; `+` is a plus.
+fn decode(text: &str) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digits = rest.split_at_checked(2).and_then(|(digits, after)| {
+            rest = after;
+            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+        });
+        match digits {
+            Some(byte) if byte != 0 => bytes.push(byte),
+            // The text may be a password: it is not shown.
+            Some(_) | None => {
+                return Err("has a % that is not followed by two hexadecimal digits (write %25)".to_owned());
+            }
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| "is not valid UTF-8 once its % escapes are resolved".to_owned())
+}
