@@ -106,6 +106,21 @@ CREATE TABLE IF NOT EXISTS headwater.dead_letter (
     PRIMARY KEY (commit_lsn, part)
 );
 
+-- The change that halts the service, for headwater conflict show; removed once the position has passed it.
+CREATE TABLE IF NOT EXISTS headwater.open_conflict (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    commit_lsn pg_lsn NOT NULL,
+    end_lsn pg_lsn,
+    kind text NOT NULL,
+    constraint_name text,
+    schema_name text,
+    table_name text,
+    message text NOT NULL,
+    -- MessagePack, as in headwater.dead_letter; NULL where the failing change is not known.
+    change bytea,
+    noted_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
 -- Snapshots that were asked for. A request is written before anything is done about it, and settled in the transaction
 -- that publishes it.
 CREATE TABLE IF NOT EXISTS headwater.resnapshots (

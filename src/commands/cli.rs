@@ -30,6 +30,9 @@ pub(super) enum Command {
     Run(RunArguments),
     /// Leave a source transaction out that the destination cannot take: it goes to headwater.dead_letter instead.
     Skip(TransactionArguments),
+    /// Show the conflict that halts the service.
+    #[command(subcommand)]
+    Conflict(ConflictCommand),
     /// See the transactions that were left out.
     #[command(subcommand)]
     DeadLetter(DeadLetterCommand),
@@ -81,6 +84,22 @@ impl TransactionArguments {
             (None, commit_lsn) => Wanted::CommitLsn(commit_lsn.unwrap_or_default()),
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConflictCommand {
+    /// Print the change that failed and the rows that it is about, at both ends, with their values.
+    ///
+    /// The values go to this terminal only: no log, status or metric holds them. Reads both databases as the roles of the
+    /// configuration; changes nothing. Exit status 1 while a conflict halts the service.
+    Show(ConflictShowArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConflictShowArguments {
+    /// Print values whole; otherwise those longer than 200 characters are cut.
+    #[arg(long)]
+    pub(super) full: bool,
 }
 
 #[derive(Debug, Subcommand)]

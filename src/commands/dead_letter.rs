@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use super::cli::{DeadLetterCommand, ShowArguments};
 use super::{Exit, display, settings};
 use crate::config::Config;
-use crate::destination::{DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, read_part};
+use crate::destination::{
+    DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, pending_skips, read_part,
+};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, counted};
 use crate::session::SqlClient;
@@ -36,8 +38,15 @@ pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterComm
 
 async fn list(client: &SqlClient) -> Result<(), DestinationError> {
     let letters = dead_letters(client).await?;
-    if letters.is_empty() {
+    let pending = pending_skips(client).await?;
+    if letters.is_empty() && pending.is_empty() {
         display::result("no transaction was left out");
+    }
+    for skip in pending {
+        display::result(&format!(
+            "{}, pending: skip requested {} by {}; the service skips it when the transaction comes",
+            skip.wanted, skip.requested_at, skip.requested_by
+        ));
     }
     for letter in letters {
         display::result(&format!(
@@ -65,7 +74,7 @@ async fn show(config: &Config, client: &SqlClient, options: &ShowArguments) -> R
     for part in 1..=parts {
         let changes = read_part(client, wanted, part).await?;
         let lines = match options.values {
-            true => describe_with_values(&settings::writing(config), &changes).await?,
+            true => describe_with_values(client, &settings::writing(config), &changes).await?,
             false => describe(&changes),
         };
         lines.iter().for_each(|line| display::result(line));

@@ -6,6 +6,7 @@
 
 mod check;
 mod cli;
+mod conflict;
 mod cutover;
 mod dead_letter;
 pub mod demo;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Arguments, Command};
+use cli::{Arguments, Command, ConflictCommand};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,7 @@ pub fn main() -> ExitCode {
         match arguments.command {
             Command::Run(options) => run::run(&arguments.config, &options).await,
             Command::Skip(options) => skip::skip(&arguments.config, &options).await,
+            Command::Conflict(ConflictCommand::Show(options)) => conflict::show(&arguments.config, &options).await,
             Command::DeadLetter(command) => dead_letter::dead_letter(&arguments.config, &command).await,
             Command::Replay(options) => replay::replay(&arguments.config, &options).await,
             Command::Status(options) => status::status(arguments.config.as_deref(), &options).await,

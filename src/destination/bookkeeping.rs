@@ -161,6 +161,7 @@ impl Bookkeeping {
         let sql = "SELECT pg_catalog.to_regprocedure('headwater.expect(bigint, bigint)') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.shapes') IS NOT NULL
+                          AND pg_catalog.to_regclass('headwater.open_conflict') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'agreed'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))

@@ -67,6 +67,35 @@ pub async fn skips(client: &SqlClient, left_out: Option<Lsn>) -> Result<BTreeSet
         .collect())
 }
 
+/// A transaction that an operator wants skipped and that has not come yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingSkip {
+    /// Which transaction.
+    pub wanted: Wanted,
+    /// When it was asked for, as text.
+    pub requested_at: String,
+    /// The role that asked.
+    pub requested_by: String,
+}
+
+/// The transactions that are still to be skipped, oldest wish first.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn pending_skips(client: &SqlClient) -> Result<Vec<PendingSkip>, DestinationError> {
+    let sql = "SELECT commit_lsn::text, end_lsn::text, requested_at::text, requested_by
+               FROM headwater.skip ORDER BY requested_at";
+    let rows = client.query("reading headwater.skip", sql, &[]).await?;
+    let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok());
+    Ok(rows
+        .iter()
+        .filter_map(|row| {
+            let wanted = lsn(row.get(0)).map(Wanted::CommitLsn).or(lsn(row.get(1)).map(Wanted::EndLsn))?;
+            Some(PendingSkip { wanted, requested_at: row.get(2), requested_by: row.get(3) })
+        })
+        .collect())
+}
+
 /// Asks for a transaction to be left out when it comes.
 ///
 /// # Errors

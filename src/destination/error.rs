@@ -7,6 +7,7 @@ use std::fmt;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::target::BindError;
 use crate::session::{SessionError, SqlState};
+use crate::transaction::Change;
 
 /// How a row at the destination was not what a change expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +95,30 @@ pub struct Conflict {
     pub end_lsn: Option<Lsn>,
     /// The next attempt lets its rows win.
     pub will_win: bool,
+    /// The change that failed, where the statement tells it.
+    pub change: Option<FailedChange>,
+}
+
+/// The change that met a conflict. Its values reach nobody by formatting: [`FailedChange::get`] is the only way to them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FailedChange(Box<Change>);
+
+impl FailedChange {
+    /// Keeps a copy of a change; its values stay slices of the read buffer.
+    pub fn of(change: &Change) -> FailedChange {
+        FailedChange(Box::new(change.clone()))
+    }
+
+    /// The change, for headwater.open_conflict.
+    pub fn get(&self) -> &Change {
+        &self.0
+    }
+}
+
+impl fmt::Debug for FailedChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FailedChange")
+    }
 }
 
 impl fmt::Display for Conflict {

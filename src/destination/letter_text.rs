@@ -1,122 +1,132 @@
 //! Changes as lines for people: which rows of which tables, and on request their values.
 //!
-//! Used by the command `dead-letter show`. Values are shown only because an operator asks for them, and only to that
-//! operator; no log, error or page calls this. How a binary value reads is asked of the server, which knows all types.
+//! Used by the commands `dead-letter show` and `conflict show`. Values are shown only because an operator asks for them,
+//! and only to that operator; no log, error or page calls this.
 
 use super::error::DestinationError;
-use super::leadership::{Candidate, WritingSettings};
-use crate::pg::{Datum, Relation, Tuple, TypeId};
-use crate::session::{Flight, Format, SessionError, StatementAnswer};
+use super::leadership::WritingSettings;
+use super::row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
+use crate::pg::{Datum, Ident, Relation, Tuple, quote_literal};
+use crate::session::SqlClient;
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
 /// The changes by table and operation, without values.
 pub fn describe(changes: &[Change]) -> Vec<String> {
-    changes.iter().map(|change| line(change, &mut |relation, tuple| columns(relation, tuple))).collect()
+    changes.iter().map(line).collect()
 }
 
-fn columns(relation: &Relation, tuple: &Tuple) -> String {
-    let sent = tuple.columns().zip(&relation.columns).filter(|(value, _)| *value != Datum::UnchangedToast);
+fn line(change: &Change) -> String {
+    match change {
+        Change::Insert { relation, new } => format!("insert into {}: {}", relation.name, columns(relation, new, false)),
+        Change::Update { relation, old, new } => {
+            let new = columns(relation, new, false);
+            match old {
+                Some(old) => format!("update {}: old {}, new {new}", relation.name, old_columns(relation, old)),
+                None => format!("update {}: {new}", relation.name),
+            }
+        }
+        Change::Delete { relation, old } => format!("delete from {}: {}", relation.name, old_columns(relation, old)),
+        Change::Truncate { .. } => truncate_line(change),
+    }
+}
+
+fn old_columns(relation: &Relation, old: &OldTuple) -> String {
+    columns(relation, old.tuple(), matches!(old, OldTuple::Key(_)))
+}
+
+fn columns(relation: &Relation, tuple: &Tuple, only_identity: bool) -> String {
+    let sent = tuple
+        .columns()
+        .zip(&relation.columns)
+        .filter(|(value, column)| *value != Datum::UnchangedToast && (column.in_identity || !only_identity));
     let names: Vec<String> = sent.map(|(_, column)| column.name.to_string()).collect();
     format!("({})", names.join(", "))
 }
 
-/// The changes with their values.
+fn truncate_line(change: &Change) -> String {
+    let Change::Truncate { relations, restart_identity } = change else { return String::new() };
+    let names: Vec<String> = relations.iter().map(|relation| relation.name.to_string()).collect();
+    let restart = if *restart_identity { " restart identity" } else { "" };
+    format!("truncate {}{restart}", names.join(", "))
+}
+
+/// The changes with their values; of an update whose old row is known, the key and the columns that changed.
 ///
 /// # Errors
 /// [`DestinationError`] when the server cannot be asked.
 pub async fn describe_with_values(
+    client: &SqlClient,
     settings: &WritingSettings,
     changes: &[Change],
 ) -> Result<Vec<String>, DestinationError> {
-    const CHANGES_AT_ONCE: usize = 500;
-    let (mut session, _) = Candidate::connect(settings).await?.into_session().await?;
-    let mut lines = Vec::new();
-    for some in changes.chunks(CHANGES_AT_ONCE) {
-        let mut flight = Flight::new();
-        for change in some {
-            line(change, &mut |relation, tuple| {
-                ask(&mut flight, relation, tuple);
-                String::new()
-            });
-        }
-        session.send(flight);
-        let answer = tokio::time::timeout(settings.timeout, session.answer()).await;
-        let doing = "asking how values read";
-        let answer = answer.map_err(|_| SessionError::Timeout { doing, within: settings.timeout })??;
-        if let Some((_, error)) = answer.failure {
-            return Err(SessionError::Server { doing, error: Box::new(error) }.into());
-        }
-        let mut rows = answer.answers.into_iter().map(|answer| match answer {
-            StatementAnswer::Row(row) => row.unwrap_or_default(),
-            StatementAnswer::Count(_) => Vec::new(),
-        });
-        let mut shown = |relation: &Relation, tuple: &Tuple| {
-            let mut read = rows.next().unwrap_or_default().into_iter();
-            let values = tuple.columns().zip(&relation.columns).map(|(value, column)| {
-                let name = &column.name;
-                match value {
-                    Datum::UnchangedToast => format!("{name} unchanged"),
-                    Datum::Null => format!("{name} = NULL"),
-                    Datum::Text(value) => format!("{name} = {}", literal(&String::from_utf8_lossy(value))),
-                    Datum::Binary(value) if column.type_id.is_built_in() => {
-                        let text = read.next().flatten().unwrap_or_else(|| format!("{} bytes", value.len()));
-                        format!("{name} = {}", literal(&text))
-                    }
-                    Datum::Binary(value) => format!("{name} = '\\x{}'", hex(value)),
-                }
-            });
-            format!("({})", values.collect::<Vec<_>>().join(", "))
-        };
-        lines.extend(some.iter().map(|change| line(change, &mut shown)));
-    }
-    session.close().await;
-    Ok(lines)
+    let shown = shown_changes(client, settings, changes).await?;
+    Ok(changes.iter().zip(&shown).map(|(change, shown)| line_with_values(change, shown)).collect())
 }
 
-/// A change as a line; `row` says what is said of a row, old ones first.
-fn line(change: &Change, row: &mut dyn FnMut(&Relation, &Tuple) -> String) -> String {
-    match change {
-        Change::Insert { relation, new } => format!("insert into {}: {}", relation.name, row(relation, new)),
-        Change::Update { relation, old: Some(old), new } => {
-            let old = row(relation, OldTuple::tuple(old));
-            format!("update {}: old {old}, new {}", relation.name, row(relation, new))
+fn line_with_values(change: &Change, shown: &ShownChange) -> String {
+    match (change, shown) {
+        (Change::Insert { relation, .. }, ShownChange::Insert(row)) => {
+            format!("insert into {}: {}", relation.name, row_text(row))
         }
-        Change::Update { relation, old: None, new } => format!("update {}: {}", relation.name, row(relation, new)),
-        Change::Delete { relation, old } => {
-            format!("delete from {}: {}", relation.name, row(relation, OldTuple::tuple(old)))
+        (Change::Update { relation, old: Some(OldTuple::Row(_)), .. }, ShownChange::Update { old: Some(old), new }) => {
+            format!("update {}: {}", relation.name, changed_text(relation, old, new))
         }
-        Change::Truncate { relations, restart_identity } => {
-            let names: Vec<String> = relations.iter().map(|relation| relation.name.to_string()).collect();
-            let restart = if *restart_identity { " restart identity" } else { "" };
-            format!("truncate {}{restart}", names.join(", "))
+        (Change::Update { relation, .. }, ShownChange::Update { old: Some(old), new }) => {
+            format!("update {}: old {}, new {}", relation.name, row_text(old), row_text(new))
         }
+        (Change::Update { relation, .. }, ShownChange::Update { old: None, new }) => {
+            format!("update {}: {}", relation.name, row_text(new))
+        }
+        (Change::Delete { relation, .. }, ShownChange::Delete(row)) => {
+            format!("delete from {}: {}", relation.name, row_text(row))
+        }
+        (change, _) => truncate_line(change),
     }
 }
 
-/// Asks how the binary values of built-in types read.
-fn ask(flight: &mut Flight, relation: &Relation, tuple: &Tuple) {
-    let values = tuple.columns().zip(&relation.columns).filter_map(|(value, column)| match value {
-        Datum::Binary(value) if column.type_id.is_built_in() => Some((value, column.type_id)),
-        Datum::Binary(_) | Datum::Null | Datum::Text(_) | Datum::UnchangedToast => None,
+/// The old row, and the columns in which the new one differs; the old row identifies it (replica identity full).
+fn changed_text(relation: &Relation, old: &ShownRow, new: &ShownRow) -> String {
+    let changed: Vec<String> = old
+        .iter()
+        .zip(new)
+        .filter(|((_, old), (_, new))| old != new && *new != ShownValue::Unchanged)
+        .map(|((name, old), (_, new))| format!("{name} {} -> {}", value_text(old), value_text(new)))
+        .collect();
+    let key: Vec<&(Ident, ShownValue)> = old
+        .iter()
+        .zip(&relation.columns)
+        .filter(|((name, old), _)| {
+            new.iter().any(|(other, new)| name == other && (old == new || *new == ShownValue::Unchanged))
+        })
+        .map(|(column, _)| column)
+        .collect();
+    let key: Vec<String> = key.iter().map(|(name, value)| format!("{name} = {}", value_text(value))).collect();
+    format!("({}), where ({})", changed.join(", "), key.join(", "))
+}
+
+/// A row as `(id = '1', body = 'text')`.
+pub fn row_text(row: &ShownRow) -> String {
+    let values = row.iter().map(|(name, value)| match value {
+        ShownValue::Unchanged => format!("{name} unchanged"),
+        ShownValue::Null | ShownValue::Text(_) | ShownValue::Unreadable(_) => format!("{name} = {}", value_text(value)),
     });
-    let values: Vec<(&[u8], TypeId)> = values.collect();
-    let types: Vec<TypeId> = values.iter().map(|(_, id)| *id).collect();
-    let asked: Vec<String> = (1..=values.len()).map(|n| format!("${n}::pg_catalog.text")).collect();
-    flight.parse("", &format!("SELECT {}", asked.join(", ")), &types);
-    flight.execute_returning("", &[Format::Binary], values.len(), |parameters| {
-        values.iter().for_each(|(value, _)| parameters.put(Some(value)));
-    });
+    format!("({})", values.collect::<Vec<_>>().join(", "))
+}
+
+fn value_text(value: &ShownValue) -> String {
+    match value {
+        ShownValue::Unchanged => "unchanged".to_owned(),
+        ShownValue::Null => "NULL".to_owned(),
+        ShownValue::Text(text) => literal(text),
+        ShownValue::Unreadable(digits) => format!("'\\x{digits}'"),
+    }
 }
 
 /// A value as SQL would quote it, on one line.
 fn literal(text: &str) -> String {
-    let quoted = crate::pg::quote_literal(text);
+    let quoted = quote_literal(text);
     quoted.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -126,32 +136,56 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::pg::{Column, Ident, QualifiedName, RelationId, ReplicaIdentity};
+    use crate::pg::{Column, QualifiedName, RelationId, ReplicaIdentity, TypeId};
 
-    #[test]
-    fn without_being_asked_no_value_is_shown() {
+    fn relation() -> Arc<Relation> {
         let column = |name: &str| Column {
             name: Ident::new(name),
             in_identity: name == "id",
             type_id: TypeId(25),
             type_modifier: -1,
         };
-        let relation = Arc::new(Relation {
+        Arc::new(Relation {
             id: RelationId(1),
             name: QualifiedName::new("public", "t"),
             replica_identity: ReplicaIdentity::Default,
             columns: vec![column("id"), column("Body")],
-        });
-        let tuple = |data: &'static [u8]| Tuple::new(2, Bytes::from_static(data)).unwrap();
+        })
+    }
+
+    fn tuple(data: &'static [u8]) -> Tuple {
+        Tuple::new(2, Bytes::from_static(data)).unwrap()
+    }
+
+    #[test]
+    fn without_being_asked_no_value_is_shown() {
+        let relation = relation();
         let changes = [
             Change::Insert { relation: Arc::clone(&relation), new: tuple(b"t\0\0\0\x06s3cretn") },
             Change::Update { relation: Arc::clone(&relation), old: None, new: tuple(b"t\0\0\0\x06s3cretu") },
+            Change::Delete { relation: Arc::clone(&relation), old: OldTuple::Key(tuple(b"t\0\0\0\x06s3cretn")) },
             Change::Truncate { relations: vec![relation], restart_identity: true },
         ];
         assert_eq!(
             describe(&changes),
-            ["insert into public.t: (id, \"Body\")", "update public.t: (id)", "truncate public.t restart identity"]
+            [
+                "insert into public.t: (id, \"Body\")",
+                "update public.t: (id)",
+                "delete from public.t: (id)",
+                "truncate public.t restart identity"
+            ]
         );
+    }
+
+    #[test]
+    fn an_update_with_its_old_row_shows_only_what_changed() {
+        let text = |text: &str| ShownValue::Text(text.to_owned());
+        let row = |id: &str, body: ShownValue| vec![(Ident::new("id"), text(id)), (Ident::new("Body"), body)];
+        let old = row("1", text("old"));
+        let shown = changed_text(&relation(), &old, &row("1", ShownValue::Null));
+        assert_eq!(shown, "(\"Body\" 'old' -> NULL), where (id = '1')");
+        let shown = changed_text(&relation(), &old, &row("2", ShownValue::Unchanged));
+        assert_eq!(shown, "(id '1' -> '2'), where (\"Body\" = 'old')");
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! fences ─────── requests for one state of both ends, and this end's half of it
 //! leadership ─── who may write: one advisory lock, one conditional position
 //! apply ──────── work into flights, answers into progress
-//! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out
+//! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
+//!                open_conflict: the change that halts the service
 //! schema, staging, build, compare, publish ── a snapshot, from missing tables to one visible instant
 //! resnapshots ── snapshots that were asked for and are not made yet
 //! ```
@@ -29,12 +30,14 @@ mod error;
 mod fences;
 mod leadership;
 mod letter_text;
+mod open_conflict;
 mod origin;
 mod preflight;
 mod publish;
 mod replay;
 mod reshape;
 mod resnapshots;
+mod row_values;
 mod schema;
 mod sequences;
 mod shapes;
@@ -45,8 +48,10 @@ pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState,
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences};
 pub use conflict::{Conflicts, Repair};
-pub use dead_letter::{DeadLetter, Wanted, dead_letters, parts, read_part, request_skip, skips};
-pub use error::{Conflict, ConflictKind, DestinationError};
+pub use dead_letter::{
+    DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,
+};
+pub use error::{Conflict, ConflictKind, DestinationError, FailedChange};
 pub use fences::{
     FenceAnswer, FenceKind, HeldDestination, MadeFence, RepairOutcome, answer_failed, answer_made, answer_repaired,
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,
@@ -56,13 +61,15 @@ pub use leadership::{
     Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, position_missing_report, terminate,
     terminate_leftovers,
 };
-pub use letter_text::{describe, describe_with_values};
+pub use letter_text::{describe, describe_with_values, row_text};
+pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
 pub use preflight::DestinationServer;
 pub use publish::{Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
 pub use reshape::{Original, reshape};
 pub use resnapshots::{Origin, Request, RequestState, Scope};
+pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types};
 pub use sequences::follow_sequences;
 pub use shapes::shapes;

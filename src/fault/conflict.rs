@@ -15,6 +15,9 @@ pub(super) fn report(conflict: &Conflict) -> ErrorReport {
         None => report,
     };
     let mut ways = vec![mend(conflict)];
+    if conflict.change.is_some() {
+        ways.push("See the key's values and the rows at both ends: headwater conflict show".to_owned());
+    }
     if matches!(conflict.kind, ConflictKind::UniqueViolation | ConflictKind::MissingRow) {
         ways.push("Or set on_conflict = \"source-wins\".".to_owned());
     }
@@ -85,6 +88,7 @@ mod tests {
             commit_lsn: Lsn::new(0x10),
             end_lsn,
             will_win: false,
+            change: None,
         })
         .lines()
     }

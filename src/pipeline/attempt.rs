@@ -26,7 +26,7 @@ use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, Bookkeeping, Conflicts, DestinationError, Followed, Leader, Marking, ReplicationRole,
-    Scope, TableState, shapes, skips,
+    Scope, TableState, Wanted, forget_passed_conflict, remember_conflict, shapes, skips,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -54,6 +54,9 @@ pub(super) enum Lived {
 
 /// How long the destination may take to hear of the end.
 const END_MAX: Duration = Duration::from_secs(2);
+
+/// How often a halted service looks for an operator's wish to skip the transaction: a person waits for it.
+const SKIP_POLL_EVERY: Duration = Duration::from_millis(500);
 
 /// What attempts share.
 pub(super) struct Attempt {
@@ -143,7 +146,7 @@ impl Attempt {
     }
 
     /// Counts a conflict, once however often it is tried again, and remembers what the next attempt is to do about it.
-    pub(super) fn note(&mut self, fault: &Fault) {
+    pub(super) async fn note(&mut self, fault: &Fault) {
         if let Fault::Destination(DestinationError::SetsRefused { commit_lsn, .. }) = fault {
             self.in_order = Some(*commit_lsn);
             self.telemetry.batch_retried();
@@ -157,6 +160,40 @@ impl Attempt {
             self.telemetry.conflict(&table, conflict.kind.as_str(), 1);
         }
         self.conflict = Some((conflict.commit_lsn, conflict.will_win));
+        if conflict.will_win {
+            return;
+        }
+        let keeping = async {
+            let bookkeeping = Bookkeeping::connect(&self.addresses.destination).await?;
+            remember_conflict(bookkeeping.client(), conflict).await
+        };
+        match tokio::time::timeout(END_MAX, keeping).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("headwater conflict show will not show this conflict: {error}"),
+            Err(_) => {
+                tracing::warn!("headwater conflict show will not show this conflict: the destination did not answer")
+            }
+        }
+    }
+
+    /// Resolves once an operator has asked for the transaction of this fault to be skipped; pending for other faults. Then
+    /// nobody waits for the end of a back-off.
+    pub(super) async fn skip_requested(&self, fault: &Fault) {
+        let Fault::Destination(DestinationError::Conflict(conflict)) = fault else {
+            return std::future::pending().await;
+        };
+        let names = [Some(Wanted::CommitLsn(conflict.commit_lsn)), conflict.end_lsn.map(Wanted::EndLsn)];
+        // Without an answer the back-off ends by itself, and the next attempt says what is wrong.
+        let Ok(bookkeeping) = Bookkeeping::connect(&self.addresses.destination).await else {
+            return std::future::pending().await;
+        };
+        loop {
+            match skips(bookkeeping.client(), None).await {
+                Ok(skips) if names.iter().flatten().any(|name| skips.contains(name)) => return,
+                Ok(_) => tokio::time::sleep(SKIP_POLL_EVERY).await,
+                Err(_) => return std::future::pending().await,
+            }
+        }
     }
 
     /// The service ends because it was asked to: what its command line asked for is done with, and the next one's wish is
@@ -311,6 +348,8 @@ impl Attempt {
         let (steps, receiver) = step_channel(2 * piece_bytes_max);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: position, flushed: ledger.flushed() });
         let (stop_stream, stream_stop) = watch::channel(false);
+        let passed = confirmed_receiver.clone();
+        let halted_at = self.conflict.map(|(commit_lsn, _)| commit_lsn);
         let reporting = Arc::clone(&telemetry);
         let ahead_of = spool.as_ref().and_then(|spool| self.ahead(spool, &leader, position));
         let ahead = ahead_of.as_ref().map(AheadOf::handle);
@@ -374,6 +413,7 @@ impl Attempt {
             // It holds until the loop runs no more.
             _held = snapshot::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
             () = fences.run() => Ok(Lived::UntilStopped),
+            () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Lived::UntilStopped),
         };
         self.made_progress |= applying.made_progress();
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
@@ -408,6 +448,18 @@ impl Attempt {
             Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }
+}
+
+/// Removes the conflict that an earlier attempt met, with its values, once the stored position has passed it; then pending.
+async fn forget_conflict(bookkeeping: &Bookkeeping, mut passed: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+    let halted_at = halted_at.unwrap_or(Lsn::INVALID);
+    if passed.wait_for(|confirmed| confirmed.stored > halted_at).await.is_ok()
+        && let Err(error) = forget_passed_conflict(bookkeeping.client()).await
+    {
+        // The next start does it.
+        tracing::debug!("a passed conflict could not be cleared: {error}");
+    }
+    std::future::pending().await
 }
 
 /// invalid_text_representation: what a value that is no label of its enum raises, in either format.

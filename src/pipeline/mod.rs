@@ -23,6 +23,7 @@ mod apply_loop;
 mod asked;
 mod attempt;
 mod check;
+mod conflict_rows;
 mod control;
 mod counts;
 mod cutover;
@@ -52,6 +53,7 @@ use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::telemetry::{State, Telemetry};
 use attempt::{Attempt, Lived};
 pub use check::{About, Finding, Standing, run as check};
+pub use conflict_rows::{ConflictRows, FoundRows, conflict_rows, no_conflict_report};
 pub use cutover::{Cutover, run as cutover};
 use monitor::Monitor;
 pub use propose::{Proposal, ProposedTable, propose};
@@ -95,7 +97,7 @@ pub async fn run(
             // What broke while stopping was going to end anyway.
             return Ok(());
         }
-        attempt.note(&fault);
+        attempt.note(&fault).await;
         let phase = if attempt.has_streamed() { Phase::Running } else { Phase::Starting };
         if attempt.made_progress() || began.elapsed() > SETTLED_AFTER {
             backoff.reset();
@@ -117,6 +119,7 @@ pub async fn run(
         let wait = backoff.wait(fastrand::f64());
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            () = attempt.skip_requested(&fault) => {}
             () = attempt.stopped() => return Ok(()),
         }
     }

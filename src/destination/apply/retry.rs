@@ -12,7 +12,7 @@ use crate::session::{Flight, ServerError, SessionError};
 use crate::transaction::Change;
 
 use super::super::conflict::Manner;
-use super::super::error::{Conflict, ConflictKind, DestinationError};
+use super::super::error::{Conflict, ConflictKind, DestinationError, FailedChange};
 use super::super::leadership::{one_row, position_in};
 use super::{Applier, Cargo, Form, Sent};
 
@@ -185,6 +185,7 @@ impl Applier {
             commit_lsn,
             end_lsn,
             will_win: false,
+            change: change.map(FailedChange::of),
         }
     }
 }
