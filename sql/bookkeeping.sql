@@ -31,6 +31,9 @@ ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS agreed boolean NOT NULL DE
 CREATE TABLE IF NOT EXISTS headwater.position (
     position pg_lsn NOT NULL
 ) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0);
+-- Tables without a key have REPLICA IDENTITY FULL: a publication FOR ALL TABLES at the destination holds them too, and
+-- refuses their updates and deletes otherwise.
+ALTER TABLE headwater.position REPLICA IDENTITY FULL;
 
 -- The tables that are kept equal.
 CREATE TABLE IF NOT EXISTS headwater.tables (
@@ -89,6 +92,7 @@ CREATE TABLE IF NOT EXISTS headwater.skip (
     requested_by text NOT NULL DEFAULT current_user,
     CHECK ((commit_lsn IS NULL) <> (end_lsn IS NULL))
 );
+ALTER TABLE headwater.skip REPLICA IDENTITY FULL;
 
 -- Source transactions that were left out, whole, in the order of their parts: large ones have several.
 CREATE TABLE IF NOT EXISTS headwater.dead_letter (

@@ -32,4 +32,6 @@ CREATE TABLE IF NOT EXISTS headwater.fence_keys (
     table_name text NOT NULL,
     key text[] NOT NULL
 );
+-- Without a key of its own: see headwater.position.
+ALTER TABLE headwater.fence_keys REPLICA IDENTITY FULL;
 CREATE INDEX IF NOT EXISTS fence_keys_request ON headwater.fence_keys (request);

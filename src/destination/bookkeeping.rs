@@ -165,6 +165,8 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'agreed'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
+                          AND (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_class WHERE relreplident = 'f'
+                               AND oid IN (pg_catalog.to_regclass('headwater.position'), pg_catalog.to_regclass('headwater.skip')))
                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conname = 'resnapshots_origin_check'
                                           AND conrelid = pg_catalog.to_regclass('headwater.resnapshots'))";
         Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))

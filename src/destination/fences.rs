@@ -86,7 +86,9 @@ const DOING: &str = "asking for a fence";
 /// # Errors
 /// [`DestinationError`].
 pub async fn ensure_fence_requests(client: &SqlClient) -> Result<(), DestinationError> {
-    let sql = "SELECT pg_catalog.to_regclass('headwater.fence_keys_request') IS NOT NULL";
+    let sql = "SELECT pg_catalog.to_regclass('headwater.fence_keys_request') IS NOT NULL
+                      AND EXISTS (SELECT FROM pg_catalog.pg_class WHERE relreplident = 'f'
+                                  AND oid = pg_catalog.to_regclass('headwater.fence_keys'))";
     if client.query_one(DOING, sql, &[]).await?.get(0) {
         return Ok(());
     }

@@ -43,6 +43,7 @@ mod pooler;
 mod prefix;
 mod resnapshot;
 mod prometheus;
+mod publications;
 mod reading;
 mod reconnects;
 mod security;

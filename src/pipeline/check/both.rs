@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::destination::DestinationView;
 use super::here::free_bytes;
+use super::publications;
 use super::source::SourceView;
 use super::{About, Findings};
 use crate::config::{Config, SchemaChanges};
@@ -51,6 +52,9 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         match lacking(&client, here, catalog, existing).await {
             Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
             Err(fault) => findings.fault(BOTH, "types", fault),
+        }
+        if let Err(error) = publications::look(here, catalog, existing, findings).await {
+            findings.fault(About::Destination, "publications", error);
         }
         foreign_keys(config, catalog, findings);
         if destination.position.is_some()

@@ -7,7 +7,7 @@
 //! ```text
 //! source ─▶ connection, server, role, publication and tables, transactions, slot
 //! destination ─▶ connection, server, role, tables, bookkeeping
-//! both ─▶ columns, types, foreign keys, encodings, clocks, history
+//! both ─▶ columns, types, publications at the destination, foreign keys, encodings, clocks, history
 //! here ─▶ the spool's directory
 //! ```
 //!
@@ -16,6 +16,7 @@
 mod both;
 mod destination;
 mod here;
+mod publications;
 mod source;
 
 use std::sync::Arc;

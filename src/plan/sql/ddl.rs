@@ -90,6 +90,10 @@ impl Creation<'_> {
         let name = self.name();
         statements.sql.push(format!("CREATE TABLE {name} ({})", lines.join(", ")));
         statements.sql.extend(owned);
+        if !self.has_key() {
+            // A publication at the destination (FOR ALL TABLES) refuses updates and deletes of a table without an identity.
+            statements.sql.push(format!("ALTER TABLE {name} REPLICA IDENTITY FULL"));
+        }
         if let Some(comment) = &self.table.comment {
             statements.sql.push(format!("COMMENT ON TABLE {name} IS {}", quote_literal(comment)));
         }
@@ -172,6 +176,13 @@ impl Creation<'_> {
         })
     }
 
+    /// Whether the table gets a primary key that serves as its replica identity; one that is DEFERRABLE does not.
+    fn has_key(&self) -> bool {
+        self.table.indexes.iter().any(|index| {
+            index.primary && index.valid && index.immediate && index.key_columns().all(|column| self.has(column))
+        })
+    }
+
     /// Primary key, unique constraints and indexes, to be made once the rows are there.
     pub fn indexes(&self) -> Indexes {
         let mut statements = Indexes::default();
@@ -185,6 +196,10 @@ impl Creation<'_> {
                 Some((build, attach)) => {
                     statements.builds.push(build);
                     statements.attaches.extend(attach.map(|constraint| constraint.using_index));
+                    if index.replica_identity && !self.has_key() {
+                        let (table, index) = (self.name(), index.name.sql());
+                        statements.attaches.push(format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {index}"));
+                    }
                 }
                 None => statements.left_out.push(format!("index {}", index.name)),
             }
@@ -379,5 +394,18 @@ mod tests {
             ]
         );
         assert_eq!(statements.left_out, ["the default of column x"]);
+
+        // Without a primary key the whole row identifies it for whoever replicates from the destination.
+        source.indexes.clear();
+        let keyless = Creation {
+            table: &source,
+            schema: &Ident::new("hw"),
+            type_sql: &|_| "text".into(),
+            expressions: &expressions,
+            columns: &columns,
+        };
+        assert!(
+            keyless.create().sql.iter().any(|sql| sql == "ALTER TABLE \"hw\".\"to\"\"pics\" REPLICA IDENTITY FULL")
+        );
     }
 }
