@@ -1,15 +1,15 @@
 //! Labels that enums have got at the source, added at the destination.
 //!
-//! Called by `prepare` whenever a stream is to begin, and by `attempt` when a row had a value that its column does not
-//! take. A label is added in a transaction of its own, because PostgreSQL lets nobody use one before it is committed; it may
-//! come earlier than the stream's position, since nothing refers to it until then.
+//! Called by `prepare` whenever a stream is to begin, by `snapshot` when rows are to be copied, and by `attempt` when a row
+//! had a value that its column does not take. A label is added in a transaction of its own, because PostgreSQL lets nobody
+//! use one before it is committed; it may come earlier than the stream's position, since nothing refers to it until then.
 
 use crate::destination::DestinationError;
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, TypeId};
-use crate::plan::evolution::labels;
-use crate::plan::schema::Types;
-use crate::session::{SqlClient, describe_types};
+use crate::pg::{ErrorReport, QualifiedName, TypeId};
+use crate::plan::evolution::{Labels, labels};
+use crate::plan::schema::{TypeDefinition, TypeKind, Types};
+use crate::session::{SessionError, SqlClient, SqlState, describe_named_types, describe_types};
 use crate::source::SourceError;
 
 /// Adds the labels that the destination lacks; returns what was done, for the log.
@@ -25,11 +25,15 @@ pub(super) async fn follow_labels(
     let missing = labels(source_types, destination_types);
     if missing.renamed.is_empty() && (missing.added.is_empty() || follow) {
         for statement in &missing.added {
-            let added = destination.batch("adding an enum's label", statement).await;
-            added.map_err(DestinationError::Session)?;
+            destination.batch("adding an enum's label", statement).await.map_err(|error| unadded(statement, error))?;
         }
         return Ok(missing.told);
     }
+    Err(Fault::Halted(labels_report(&missing)))
+}
+
+/// What an operator must do about labels that are not added by themselves.
+pub(super) fn labels_report(missing: &Labels) -> ErrorReport {
     let statements: Vec<String> =
         missing.renamed.iter().chain(&missing.added).map(|statement| format!("{statement};")).collect();
     let message = if missing.renamed.is_empty() {
@@ -37,11 +41,69 @@ pub(super) async fn follow_labels(
     } else {
         "an enum has other labels at the source than here"
     };
-    Err(Fault::Halted(
-        ErrorReport::new(message)
-            .detail(format!("{}.", missing.told.join("; ")))
-            .hint(format!("Run at the destination:\n{}", statements.join("\n"))),
-    ))
+    ErrorReport::new(message)
+        .detail(format!("{}.", missing.told.join("; ")))
+        .hint(format!("Run at the destination:\n{}", statements.join("\n")))
+}
+
+/// The role does not own the enum: somebody who does must run the statement.
+fn unadded(statement: &str, error: SessionError) -> Fault {
+    if error.code() != Some(SqlState::new(b"42501")) {
+        return DestinationError::Session(error).into();
+    }
+    Fault::Halted(
+        ErrorReport::new(format!("cannot add an enum's label at the destination: {error}"))
+            .hint(format!("Run at the destination as the owner of the type:\n{statement};")),
+    )
+}
+
+/// Adds the labels that rows may have which are about to be copied, also to enums that no table of the destination uses yet.
+/// Returns the source's types as they are now, and what was done, for the log.
+///
+/// Asked after the snapshot is taken: a label that a row of the snapshot has was committed before, so it is seen here,
+/// although the catalog was read earlier.
+///
+/// # Errors
+/// [`Fault`], as [`follow_labels`]; or one end does not answer.
+pub(super) async fn labels_for_copy(
+    source: &SqlClient,
+    destination: &SqlClient,
+    source_types: &Types,
+    follow: bool,
+) -> Result<(Types, Vec<String>), Fault> {
+    let mut types = source_types.clone();
+    types.extend(enums_of_now(source, source_types).await?);
+    let here = same_named_enums(destination, &types).await?;
+    let told = follow_labels(destination, &types, &here, follow).await?;
+    Ok((types, told))
+}
+
+/// What the destination's enums lack for the rows that a copy would bring, without changing anything.
+///
+/// # Errors
+/// [`Fault`] when the destination does not answer.
+pub(super) async fn lacking_labels(destination: &SqlClient, source_types: &Types) -> Result<Labels, Fault> {
+    Ok(labels(source_types, &same_named_enums(destination, source_types).await?))
+}
+
+async fn enums_of_now(source: &SqlClient, types: &Types) -> Result<Types, Fault> {
+    let ids: Vec<TypeId> = enums(types).map(|definition| definition.id).collect();
+    if ids.is_empty() {
+        return Ok(Types::new());
+    }
+    Ok(describe_types(source, &ids).await.map_err(SourceError::Session)?)
+}
+
+async fn same_named_enums(destination: &SqlClient, source_types: &Types) -> Result<Types, Fault> {
+    let names: Vec<QualifiedName> = enums(source_types).map(TypeDefinition::qualified_name).collect();
+    if names.is_empty() {
+        return Ok(Types::new());
+    }
+    Ok(describe_named_types(destination, &names).await.map_err(DestinationError::Session)?)
+}
+
+fn enums(types: &Types) -> impl Iterator<Item = &TypeDefinition> {
+    types.values().filter(|definition| definition.kind == TypeKind::Enum)
 }
 
 /// Whether the source's enums have labels by now that the destination's lack.

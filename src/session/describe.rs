@@ -36,6 +36,22 @@ pub async fn describe_types(client: &SqlClient, ids: &[TypeId]) -> Result<Types,
     Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
 }
 
+/// The types with these names that exist, and all that they are made of.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn describe_named_types(client: &SqlClient, names: &[QualifiedName]) -> Result<Types, SessionError> {
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let types: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    let sql = "SELECT t.oid FROM pg_catalog.pg_type t
+               JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+               JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (schema_name, type_name) -- its form takes no schema
+                   ON n.nspname = wanted.schema_name AND t.typname = wanted.type_name";
+    let rows = client.query("looking for types", sql, &[&schemas, &types]).await?;
+    let ids: Vec<TypeId> = rows.iter().map(|row| TypeId(row.get(0))).collect();
+    describe_types(client, &ids).await
+}
+
 /// A table and its types as the catalog describes them, in text, for whoever reads it elsewhere.
 ///
 /// # Errors

@@ -30,6 +30,7 @@ mod explain;
 mod golden;
 mod hostile;
 mod idle;
+mod labels;
 mod init;
 mod large;
 mod leadership;

@@ -12,6 +12,7 @@ use crate::destination::{Catalog, DestinationError};
 use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
+use crate::pipeline::labels::{labels_report, lacking_labels};
 use crate::pipeline::lacking::lacking;
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, stored_history};
 use crate::pipeline::set_aside::obstacle;
@@ -56,6 +57,7 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         if let Err(error) = publications::look(here, catalog, existing, findings).await {
             findings.fault(About::Destination, "publications", error);
         }
+        enum_labels(config, here, catalog, findings).await;
         foreign_keys(config, catalog, findings);
         if destination.position.is_some()
             && let Err(fault) = followed(config, catalog, existing, destination, findings).await
@@ -132,6 +134,22 @@ fn fit(config: &Config, catalog: &SourceCatalog, existing: &Catalog, live: bool,
             findings.ok(BOTH, "generated columns", text);
         }
     }
+}
+
+/// Labels that the destination's enums lack: a start adds them, unless the operator wants to do that.
+async fn enum_labels(config: &Config, here: &SqlClient, catalog: &SourceCatalog, findings: &mut Findings) {
+    let missing = match lacking_labels(here, &catalog.types).await {
+        Ok(missing) => missing,
+        Err(fault) => return findings.fault(BOTH, "enums", fault),
+    };
+    if missing.added.is_empty() && missing.renamed.is_empty() {
+        return;
+    }
+    if missing.renamed.is_empty() && config.schema_changes == SchemaChanges::Follow {
+        let text = format!("{}: added before rows have them", missing.told.join("; "));
+        return findings.ok(BOTH, "enums", text);
+    }
+    findings.fail(BOTH, "enums", labels_report(&missing));
 }
 
 /// Columns named in one line: more would hide the line that follows.

@@ -34,8 +34,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::readers::{Reader, stand_in_the_way};
+use super::labels::labels_for_copy;
 use super::prepare::{Addresses, Prepared, connect_replication};
-use crate::config::Config;
+use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Place, Publication, STATEMENT_MAX,
     Scope, Staging, Stream, StreamState, TableToCopy, sweep,
@@ -270,7 +271,7 @@ async fn begin_staging(
         ends.telemetry.set_state(State::Snapshot, None);
     }
     failpoint::reached("snapshot.slot_created");
-    Ok((taken, create_staging(ends, destination, tables, generation).await?))
+    Ok((taken, create_staging(ends, (source, destination), tables, generation).await?))
 }
 
 /// Copies into staging, and lets the source go.
@@ -363,19 +364,21 @@ async fn tell_what_blocks(source: &SqlClient, telemetry: &Telemetry) {
 /// Staging for all tables, after that of earlier attempts is swept.
 async fn create_staging(
     ends: Ends<'_>,
-    client: &SqlClient,
+    (source, client): (&SqlClient, &SqlClient),
     tables: &Tables<'_>,
     generation: &str,
 ) -> Result<Staging, Fault> {
     sweep(client).await?;
+    let follow = ends.config.schema_changes == SchemaChanges::Follow;
+    let (source_types, told) = labels_for_copy(source, client, &tables.source.types, follow).await?;
+    told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
     let copied = tables.source.tables.iter().map(|table| TableToCopy {
         source: table.definition.clone(),
         columns: table.columns.clone(),
         transfer: tables.transfer,
         row_filter: table.row_filter.clone(),
     });
-    let staging =
-        Staging::prepare(client, generation, copied.collect(), &tables.source.types, tables.destination).await?;
+    let staging = Staging::prepare(client, generation, copied.collect(), &source_types, tables.destination).await?;
     for table in &staging.tables {
         let how = match table.mode {
             Mode::Move => "will be created",
