@@ -1,7 +1,11 @@
 //! The HTTP server: /, /events, /metrics, /healthz, /readyz, /status.
 //!
-//! Stands beside the ring; reads [`Telemetry`] and changes nothing. Loopback by default. Bounds: requests have no
-//! bodies that are read, answers are as large as the facts, at most [`STREAMS_MAX`] pages are kept up to date at once.
+//! Stands beside the ring; reads [`Telemetry`] and changes nothing. Loopback by default, and then only requests for a
+//! loopback host are answered ([`host`]). Bounds: connections as [`server`] says; requests have no bodies that are read,
+//! answers are as large as the facts, at most [`STREAMS_MAX`] pages, and half of the connections, are kept up to date at once.
+
+mod host;
+mod server;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,11 +14,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State as Shared;
+use axum::extract::{Request, State as Shared};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -24,6 +29,7 @@ use tokio::sync::watch;
 
 use super::facts::Telemetry;
 use super::page::Page;
+use server::Limits;
 
 /// The HTTP server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +41,7 @@ pub struct HttpError {
     pub error: std::io::Error,
 }
 
-/// Pages that are kept up to date at once; one more is asked to come again later.
+/// Pages that are kept up to date at once, at most; one more is asked to come again later.
 const STREAMS_MAX: usize = 32;
 /// How often the chart gets a point, and a page is brought up to date.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +51,7 @@ struct Served {
     telemetry: Arc<Telemetry>,
     page: Page,
     streams: AtomicUsize,
+    streams_max: usize,
     stop: watch::Receiver<bool>,
 }
 
@@ -55,17 +62,27 @@ struct Served {
 pub async fn serve(
     address: SocketAddr,
     telemetry: Arc<Telemetry>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
+) -> Result<SocketAddr, HttpError> {
+    serve_within(Limits::of_process(), address, telemetry, stop).await
+}
+
+async fn serve_within(
+    limits: Limits,
+    address: SocketAddr,
+    telemetry: Arc<Telemetry>,
+    stop: watch::Receiver<bool>,
 ) -> Result<SocketAddr, HttpError> {
     let listener = TcpListener::bind(address).await.map_err(|error| HttpError { address, error })?;
-    let bound = listener.local_addr().unwrap_or(address);
+    let bound = listener.local_addr().map_err(|error| HttpError { address, error })?;
     let served = Served {
         telemetry: Arc::clone(&telemetry),
         page: Page::new(),
         streams: AtomicUsize::new(0),
+        streams_max: STREAMS_MAX.min(limits.connections_max / 2),
         stop: stop.clone(),
     };
-    let router = Router::new()
+    let mut router = Router::new()
         .route("/", get(page))
         .route("/events", get(events))
         .route("/metrics", get(metrics))
@@ -73,13 +90,20 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .route("/status", get(status))
         .with_state(Arc::new(served));
+    if bound.ip().to_canonical().is_loopback() {
+        router = router.layer(from_fn(only_loopback_hosts));
+    }
     tokio::spawn(sample(telemetry, stop.clone()));
-    tokio::spawn(async move {
-        let stopped = async move { while !*stop.borrow_and_update() && stop.changed().await.is_ok() {} };
-        // An error here concerns one connection; the listener goes on.
-        let _ = axum::serve(listener, router).with_graceful_shutdown(stopped).await;
-    });
+    tokio::spawn(server::accept(listener, router, limits, stop));
     Ok(bound)
+}
+
+/// Refuses requests that ask a loopback server for another host.
+async fn only_loopback_hosts(request: Request, next: Next) -> Response {
+    match host::is_loopback(&request) {
+        true => next.run(request).await,
+        false => (StatusCode::MISDIRECTED_REQUEST, format!("{}\n", host::REFUSAL)).into_response(),
+    }
 }
 
 /// Fills the chart for as long as the process serves.
@@ -126,7 +150,7 @@ async fn status(Shared(served): Answered) -> Response {
     }
 }
 
-/// One page's place among [`STREAMS_MAX`]; given back when the page goes.
+/// One page's place among those that are kept up to date; given back when the page goes.
 struct Place(Arc<Served>);
 
 impl Place {
@@ -134,7 +158,7 @@ impl Place {
         let taken = served.streams.fetch_add(1, Ordering::Relaxed);
         // Given back at once where it is one too many.
         let place = Place(Arc::clone(served));
-        (taken < STREAMS_MAX).then_some(place)
+        (taken < served.streams_max).then_some(place)
     }
 }
 
@@ -145,7 +169,7 @@ impl Drop for Place {
 }
 
 /// Where one page's stream of events is.
-enum Next {
+enum NextEvent {
     History,
     Status,
     End,
@@ -160,14 +184,14 @@ async fn events(Shared(served): Answered) -> Response {
     let mut every = tokio::time::interval(SAMPLE_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let stop = served.stop.clone();
-    let stream = unfold((Next::History, place, every, stop), async |(next, place, mut every, mut stop)| {
+    let stream = unfold((NextEvent::History, place, every, stop), async |(next, place, mut every, mut stop)| {
         let telemetry = &place.0.telemetry;
         match next {
-            Next::History => {
+            NextEvent::History => {
                 let event = event("history", &telemetry.history());
-                Some((event, (Next::Status, place, every, stop)))
+                Some((event, (NextEvent::Status, place, every, stop)))
             }
-            Next::Status => {
+            NextEvent::Status => {
                 let stopping = *stop.borrow();
                 if !stopping {
                     tokio::select! {
@@ -175,12 +199,12 @@ async fn events(Shared(served): Answered) -> Response {
                         _ = stop.changed() => {}
                     }
                 }
-                let next = if *stop.borrow() { Next::End } else { Next::Status };
+                let next = if *stop.borrow() { NextEvent::End } else { NextEvent::Status };
                 let telemetry = &place.0.telemetry;
                 let event = event("status", &(telemetry.status(), telemetry.last_sample()));
                 Some((event, (next, place, every, stop)))
             }
-            Next::End => None,
+            NextEvent::End => None,
         }
     });
     let headers = [(CACHE_CONTROL, "no-store"), (HeaderName::from_static("x-accel-buffering"), "no")];
@@ -194,3 +218,6 @@ fn event(name: &'static str, data: &impl serde::Serialize) -> Result<Event, Infa
         Err(_) => Event::default().comment("not shown"),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@ mod first_hour;
 mod explain;
 mod golden;
 mod hostile;
+mod http_clients;
 mod idle;
 mod labels;
 mod init;

@@ -154,7 +154,7 @@ async fn the_page_can_be_read_by_a_screen_reader_and_used_by_keyboard() {
 async fn ask(service: &crate::support::service::Service, path: &str) -> (String, TcpStream) {
     let address = service.http_url().replace("http://", "").replace('/', "");
     let mut stream = TcpStream::connect(&address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
@@ -179,8 +179,9 @@ async fn nothing_served_can_be_changed_framed_or_made_to_run_anything_else() {
         for path in ["/", "/events", "/status", "/metrics", "/readyz"] {
             let address = service.http_url().replace("http://", "").replace('/', "");
             let mut stream = TcpStream::connect(&address).await.unwrap();
-            let request =
-                format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            );
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();

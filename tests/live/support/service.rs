@@ -29,6 +29,8 @@ pub struct Setup {
     pub sections: Vec<String>,
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// How many descriptors the process may have.
+    pub descriptors: Option<u32>,
 }
 
 impl Setup {
@@ -45,6 +47,7 @@ impl Setup {
             sections: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
+            descriptors: None,
         }
     }
 
@@ -81,6 +84,12 @@ impl Setup {
     /// Dies at a failpoint.
     pub fn failing_at(mut self, point: &str) -> Setup {
         self.environment.push(("HEADWATER_FAILPOINT".to_owned(), point.to_owned()));
+        self
+    }
+
+    /// May have no more than so many descriptors.
+    pub fn descriptors(mut self, limit: u32) -> Setup {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -122,7 +131,14 @@ impl Setup {
         let mut file = std::fs::File::create(&config).expect("a configuration file");
         file.write_all(self.configuration(port).as_bytes()).expect("a configuration");
         let output = std::fs::File::create(&log).expect("a log file");
-        let mut command = Command::new(headwater());
+        let mut command = match self.descriptors {
+            None => Command::new(headwater()),
+            Some(limit) => {
+                let mut limited = Command::new("prlimit");
+                limited.arg(format!("--nofile={limit}:{limit}")).arg(headwater());
+                limited
+            }
+        };
         command.arg("run").arg("--config").arg(&config).args(&self.arguments);
         command.env_remove("PGPASSWORD").env_remove("HEADWATER_TEST_ROLES").env("RUST_LOG", "headwater=debug");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
