@@ -1,13 +1,28 @@
-//! Which rows of the live tables differ from staging, listed before the publish.
+//! Which rows of the live tables differ from their copies in staging, listed before the publish.
 //!
 //! Called by `pipeline::snapshot` when staging is finished. Comparing reads both tables whole, which takes seconds for
-//! millions of rows; writing what differs does not. So the publish is given the list of keys, and holds the stream only
-//! for the rows on it.
+//! millions of rows; writing what differs does not. So the publish gets a list of keys, and holds the stream only for
+//! the rows on it.
 //!
-//! Under a live stream the list is made from one snapshot of the destination that was taken while both sides stood at
-//! the same position. From there on both take the same changes, so rows that were equal stay equal, and what differs
-//! later is on the list; except rows whose key the stream has changed meanwhile, which the caller must watch for.
-//! Tables without a key have no list and are compared in the publish.
+//! # What a list promises, and why it keeps it
+//! At the publish, in position D: *a row whose key is not on the list is the same in staging and in the live table.*
+//!
+//! ```text
+//! before D1   lists are kept    from now on staging's own triggers put the key of every row that is written there on its list
+//! at D1       compared          both sides stand; under one snapshot of the destination the keys of rows that differ are listed
+//! D1 to D     staging           whatever the stream does to it is on the list: inserts, deletes, both keys of an update, TRUNCATE
+//! D1 to D     the live table    its stream writes only rows that staging's stream writes, too
+//! ```
+//!
+//! The last line is all that is assumed of the live side. Both streams bring the same transactions, and what is applied to
+//! the live table may be less (it is not followed, it was suspended, a transaction was skipped) or done in another way
+//! (the source's rows have won), but never another row: one that only loses to the source's row has differed before, and is
+//! on the list. So it does not matter whether the live table takes the changes between D1 and D.
+//!
+//! Held by types: [`Differences`] come from a [`Comparison`], which takes the [`Lists`] that are being kept. Checked: after it
+//! has written, the publish compares every listed row once more, and refuses what is not equal.
+//!
+//! Tables without a key have no list and are compared whole in the publish.
 
 use std::collections::BTreeMap;
 
@@ -17,25 +32,60 @@ use crate::pg::{Ident, QualifiedName};
 use crate::plan::sql::staging as sql;
 use crate::session::{Sql, SqlClient, SqlState};
 
+/// The lists, by live table. From their making on they get the key of every row of staging that is written.
+#[derive(Debug)]
+pub struct Lists {
+    lists: BTreeMap<QualifiedName, QualifiedName>,
+}
+
 /// A session that sees the destination as it was when it was opened.
 pub struct Comparison {
     client: SqlClient,
+    lists: Lists,
 }
 
-/// The lists, by live table.
-#[derive(Clone, Debug, Default)]
+/// The lists, complete.
+#[derive(Debug, Default)]
 pub struct Differences {
     lists: BTreeMap<QualifiedName, QualifiedName>,
 }
 
 const DOING: &str = "comparing with staging";
 
-impl Comparison {
-    /// Opens the session and takes its snapshot.
+/// Lists asked in one statement whether they are empty.
+const ASKED_AT_ONCE: usize = 100;
+
+impl Lists {
+    /// Begins a list for each table that is compared by its key.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn begin(destination: &Sql) -> Result<Comparison, DestinationError> {
+    pub async fn keep(client: &SqlClient, staging: &Staging) -> Result<Lists, DestinationError> {
+        let mut lists = BTreeMap::new();
+        for (number, table) in staging.tables.iter().enumerate().filter(|(_, table)| table.mode == Mode::Reconcile) {
+            let list = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("k{number}")) };
+            let Some(statements) = table.matching.keep_list(&table.staging, &list) else { continue };
+            if lists.is_empty() {
+                client.batch(DOING, &sql::create_list_function(&staging.schema)).await?;
+            }
+            client.batch(DOING, &statements).await?;
+            lists.insert(table.live.clone(), list);
+        }
+        Ok(Lists { lists })
+    }
+
+    /// Whether no table is compared by a key.
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+}
+
+impl Comparison {
+    /// Opens the session and takes its snapshot. Where streams run, both sides must stand at one position until this returns.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn begin(destination: &Sql, lists: Lists) -> Result<Comparison, DestinationError> {
         let client = destination.connect().await?.with_timeout(STATEMENT_MAX);
         // A list of rows is nothing to be kept after a crash. A quarter of the shared buffers serves one session.
         let setup = "SET synchronous_commit = off;
@@ -45,7 +95,7 @@ impl Comparison {
                    FROM pg_catalog.pg_settings) AS settings";
         client.batch(DOING, setup).await?;
         client.batch(DOING, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_catalog.pg_current_snapshot()").await?;
-        Ok(Comparison { client })
+        Ok(Comparison { client, lists })
     }
 
     /// Lists what differs.
@@ -53,52 +103,67 @@ impl Comparison {
     /// # Errors
     /// [`DestinationError`].
     pub async fn run(self, staging: &Staging) -> Result<Differences, DestinationError> {
-        let mut differences = Differences::default();
+        let Comparison { client, lists: Lists { lists } } = self;
         for (number, table) in staging.tables.iter().enumerate() {
-            let list = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("d{number}")) };
-            if table.mode == Mode::Reconcile && differences.make(&self.client, table, &list).await? {
-                differences.lists.insert(table.live.clone(), list);
-            }
+            let Some(list) = lists.get(&table.live) else { continue };
+            let found = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("d{number}")) };
+            compare(&client, table, &found, list).await?;
         }
-        self.client.batch(DOING, "COMMIT").await?;
-        Ok(differences)
+        client.batch(DOING, "COMMIT").await?;
+        for list in lists.values() {
+            client.batch(DOING, &sql::analyze(list)).await?;
+        }
+        Ok(Differences { lists })
     }
 }
 
-impl Differences {
-    async fn make(
-        &self,
-        client: &SqlClient,
-        table: &StagedTable,
-        list: &QualifiedName,
-    ) -> Result<bool, DestinationError> {
-        let Some([at_once, one_by_one]) = table.matching.differences(&table.staging, &table.live, list) else {
-            return Ok(false);
-        };
-        client.batch(DOING, "SAVEPOINT comparing").await?;
-        match client.batch(DOING, &at_once).await {
-            // Said by the planner, before anything is read.
-            Err(error) if error.code() == Some(SqlState::new(b"0A000")) => {
-                client.batch(DOING, "ROLLBACK TO SAVEPOINT comparing").await?;
-                client.batch(DOING, &one_by_one).await?;
-            }
-            compared => compared?,
+/// Puts the keys of a table's differing rows on its list. A table of their own comes between, because only such a statement is
+/// carried out by several processes.
+async fn compare(
+    client: &SqlClient,
+    table: &StagedTable,
+    found: &QualifiedName,
+    list: &QualifiedName,
+) -> Result<(), DestinationError> {
+    let Some([at_once, one_by_one]) = table.matching.differences(&table.staging, &table.live, found) else {
+        return Ok(());
+    };
+    client.batch(DOING, "SAVEPOINT comparing").await?;
+    match client.batch(DOING, &at_once).await {
+        // Said by the planner, before anything is read.
+        Err(error) if error.code() == Some(SqlState::new(b"0A000")) => {
+            client.batch(DOING, "ROLLBACK TO SAVEPOINT comparing").await?;
+            client.batch(DOING, &one_by_one).await?;
         }
-        client.batch(DOING, &sql::analyze(list)).await?;
-        Ok(true)
+        compared => compared?,
     }
+    Ok(client.batch(DOING, &sql::add_to_list(list, found)).await?)
+}
 
-    /// The list of a table's differing keys, if there is one.
+impl Differences {
+    /// The list of a table's differing keys, if it is compared by its key.
     pub fn of(&self, live: &QualifiedName) -> Option<&QualifiedName> {
         self.lists.get(live)
     }
 
-    /// A list is not to be trusted any more: its table is compared whole.
-    pub fn forget(&mut self, live: &QualifiedName) {
-        self.lists.remove(live);
+    /// The tables whose lists have no key on them.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn equal(&self, client: &SqlClient) -> Result<Vec<&QualifiedName>, DestinationError> {
+        let lists: Vec<(&QualifiedName, &QualifiedName)> = self.lists.iter().collect();
+        let mut equal = Vec::new();
+        for lists in lists.chunks(ASKED_AT_ONCE) {
+            let names: Vec<&QualifiedName> = lists.iter().map(|(_, list)| *list).collect();
+            for row in client.query(DOING, &sql::empty_lists(&names), &[]).await? {
+                let number = usize::try_from(row.get::<_, i32>(0)).expect("the number that was asked for");
+                equal.extend(lists.get(number).map(|(live, _)| *live));
+            }
+        }
+        Ok(equal)
     }
 
-    /// Roughly how many rows of a table will be touched; `None` when it is not known.
+    /// Roughly how many rows of a table will be written; `None` when it is not known.
     ///
     /// # Errors
     /// [`DestinationError`].

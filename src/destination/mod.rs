@@ -46,7 +46,7 @@ mod staging;
 pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, Ground, Unfit, misfit_report};
 pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
-pub use compare::{Comparison, Differences};
+pub use compare::{Comparison, Differences, Lists};
 pub use conflict::{Conflicts, Repair};
 pub use dead_letter::{
     DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,

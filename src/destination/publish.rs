@@ -18,7 +18,7 @@ use super::leadership::ReplicationRole;
 use super::resnapshots::FULFIL;
 use super::shapes;
 use super::staging::{Mode, StagedTable, Staging};
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
 use crate::plan::schema::Types;
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl;
@@ -60,6 +60,8 @@ pub struct Publication<'a> {
     pub requests: &'a [i64],
     /// How long to wait for locks.
     pub lock_timeout_millis: u128,
+    /// What the source's columns are made of.
+    pub types: &'a Types,
 }
 
 /// What publishing wrote.
@@ -67,6 +69,8 @@ pub struct Publication<'a> {
 pub struct PublishOutcome {
     /// Rows deleted, updated and inserted by reconciling, by table.
     pub reconciled: BTreeMap<QualifiedName, (u64, u64, u64)>,
+    /// Rows that are not what was written, because triggers of the destination act on them: how many, and the triggers.
+    pub altered: BTreeMap<QualifiedName, (i64, String)>,
 }
 
 const DOING: &str = "publishing the snapshot";
@@ -172,14 +176,17 @@ impl Publication<'_> {
     async fn move_rows(&self, client: &SqlClient, role: ReplicationRole) -> Result<PublishOutcome, DestinationError> {
         let mut outcome = PublishOutcome::default();
         let tables = &self.staging.tables;
-        let reconciled = |table: &&StagedTable| table.mode == Mode::Reconcile;
-        let listed = |table: &StagedTable| self.differences.of(&table.live).cloned();
-        for table in tables.iter().rev().filter(reconciled) {
-            let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table).as_ref());
+        let equal = self.differences.equal(client).await?;
+        let reconciled: Vec<&StagedTable> = tables.iter().filter(|table| table.mode == Mode::Reconcile).collect();
+        outcome.reconciled.extend(reconciled.iter().map(|table| (table.live.clone(), (0, 0, 0))));
+        let differs = |table: &StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);
+        let listed = |table: &StagedTable| self.differences.of(&table.live);
+        for table in tables.iter().rev().filter(|table| differs(table)) {
+            let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
             outcome.reconciled.entry(table.live.clone()).or_default().0 =
                 client.execute(DOING, &statement, &[]).await?;
         }
-        for (number, table) in tables.iter().enumerate().filter(|(_, table)| reconciled(table)) {
+        for (number, table) in tables.iter().enumerate().filter(|(_, table)| differs(table)) {
             outcome.reconciled.entry(table.live.clone()).or_default().1 =
                 self.update(client, role, (number, table)).await?;
         }
@@ -191,11 +198,17 @@ impl Publication<'_> {
                     let statement = sql::fill(&table.staging, &table.live, columns, table.overrides_identity);
                     client.execute(DOING, &statement, &[]).await?;
                 }
-                Mode::Reconcile => {
-                    let statement = table.matching.insert_missing(&table.staging, &table.live, listed(table).as_ref());
+                Mode::Reconcile if differs(table) => {
+                    let statement = table.matching.insert_missing(&table.staging, &table.live, listed(table));
                     outcome.reconciled.entry(table.live.clone()).or_default().2 =
                         client.execute(DOING, &statement, &[]).await?;
                 }
+                Mode::Reconcile => {}
+            }
+        }
+        for table in tables.iter().filter(|table| differs(table)) {
+            if let Some(altered) = self.check(client, role, table).await? {
+                outcome.altered.insert(table.live.clone(), altered);
             }
         }
         for (table, constraint, target) in self.staging.new_foreign_keys() {
@@ -207,7 +220,29 @@ impl Publication<'_> {
         Ok(outcome)
     }
 
-    /// Updates what differs; when unique values change hands among the rows, by exchanging them all at once.
+    /// Every listed row must be the same on both sides now, or what the list was made by does not hold. Only triggers of the
+    /// destination's own may have made other rows of them; then how many, and which triggers.
+    async fn check(
+        &self,
+        client: &SqlClient,
+        role: ReplicationRole,
+        table: &StagedTable,
+    ) -> Result<Option<(i64, String)>, DestinationError> {
+        let Some(list) = self.differences.of(&table.live) else { return Ok(None) };
+        let statement = table.matching.still_different(&table.staging, &table.live, list);
+        let different: i64 = client.query_one(DOING, &statement, &[]).await?.get(0);
+        if different == 0 {
+            return Ok(None);
+        }
+        if let Some(triggers) = acting_triggers(client, role, &table.live).await? {
+            return Ok(Some((different, triggers)));
+        }
+        let rows = counted(different, "row");
+        let what = format!("{rows} of table {} differ from the source after they were written", table.live);
+        Err(DestinationError::StagingLost(what))
+    }
+
+    /// Updates what differs; where no UPDATE can, by exchanging rows.
     async fn update(
         &self,
         client: &SqlClient,
@@ -215,30 +250,55 @@ impl Publication<'_> {
         (number, table): (usize, &StagedTable),
     ) -> Result<u64, DestinationError> {
         let listed = self.differences.of(&table.live);
+        let mut exchanged = 0;
+        if let Some(question) = table.matching.fixed_differ(&table.staging, &table.live, listed)
+            && client.query_one(DOING, &question, &[]).await?.get(0)
+        {
+            exchanged = self.exchange(client, role, (number, table), true).await?;
+        }
         let Some(statement) = table.matching.update_different(&table.staging, &table.live, listed) else {
-            return Ok(0);
+            return Ok(exchanged);
         };
         client.batch(DOING, "SAVEPOINT headwater_update").await?;
         let error = match client.execute(DOING, &statement, &[]).await {
             Ok(updated) => {
                 client.batch(DOING, "RELEASE SAVEPOINT headwater_update").await?;
-                return Ok(updated);
+                return Ok(exchanged + updated);
             }
             Err(error) => error,
         };
-        let exchange = [b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code)));
-        if !exchange {
+        let hands_change = [b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code)));
+        if !hands_change {
             return Err(error.into());
         }
         client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await?;
+        Ok(exchanged + self.exchange(client, role, (number, table), false).await?)
+    }
+
+    /// Deletes rows that differ and inserts them again; `only_fixed`: those in which a column differs that no UPDATE can set.
+    async fn exchange(
+        &self,
+        client: &SqlClient,
+        role: ReplicationRole,
+        (number, table): (usize, &StagedTable),
+        only_fixed: bool,
+    ) -> Result<u64, DestinationError> {
         if role == ReplicationRole::Origin
             && let Some((acting, role)) = acts_on_delete(client, &table.live).await?
         {
-            return Err(DestinationError::Refused(exchange_refused(&table.live, &acting, &role)));
+            let message = if only_fixed {
+                format!("identity columns that are GENERATED ALWAYS differ in rows of table {}", table.live)
+            } else {
+                format!("unique values have changed hands among rows of table {}", table.live)
+            };
+            return Err(DestinationError::Refused(exchange_refused(message, &acting, &role)));
         }
-        let aside = QualifiedName { schema: self.staging.schema.clone(), name: Ident::new(format!("a{number}")) };
+        let name = Ident::new(format!("{}{number}", if only_fixed { "f" } else { "a" }));
+        let aside = QualifiedName { schema: self.staging.schema.clone(), name };
+        let listed = self.differences.of(&table.live);
+        let names = (&table.staging, &table.live);
         let [set_aside, delete, insert] =
-            table.matching.exchange_different(&table.staging, &table.live, listed, &aside, &table.stored);
+            table.matching.exchange_different(names, listed, &aside, &table.stored, only_fixed);
         client.batch(DOING, &set_aside).await?;
         client.execute(DOING, &delete, &[]).await?;
         Ok(client.execute(DOING, &insert, &[]).await?)
@@ -300,7 +360,7 @@ impl Publication<'_> {
             );
             let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
             client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
-            let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
+            let shape = Shape::of(&table.source, self.types, |column| table.published.contains(column));
             // What the destination's own table does not promise yet is followed when the stream describes it next.
             let shape = match table.mode {
                 Mode::Move => shape,
@@ -348,8 +408,28 @@ async fn acts_on_delete(
     Ok(client.query_opt(DOING, sql, &[&table.sql()]).await?.map(|row| (row.get(0), Ident::new(row.get::<_, &str>(1)))))
 }
 
-fn exchange_refused(table: &QualifiedName, acting: &str, role: &Ident) -> ErrorReport {
-    ErrorReport::new(format!("unique values have changed hands among rows of table {table}"))
+/// The triggers that act on rows that a session in this role writes.
+async fn acting_triggers(
+    client: &SqlClient,
+    role: ReplicationRole,
+    table: &QualifiedName,
+) -> Result<Option<String>, DestinationError> {
+    let when = match role {
+        ReplicationRole::Replica => "'R', 'A'",
+        ReplicationRole::Origin => "'O', 'A'",
+    };
+    // Those of partitions are their own.
+    let sql = format!(
+        "SELECT pg_catalog.string_agg(DISTINCT pg_catalog.quote_ident(g.tgname), ', ') FROM pg_catalog.pg_trigger g
+         WHERE NOT g.tgisinternal AND g.tgenabled IN ({when}) AND g.tgrelid IN (
+             SELECT pg_catalog.to_regclass($1)
+             UNION SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)))"
+    );
+    Ok(client.query_one(DOING, &sql, &[&table.sql()]).await?.get(0))
+}
+
+fn exchange_refused(message: String, acting: &str, role: &Ident) -> ErrorReport {
+    ErrorReport::new(message)
         .detail(format!(
             "They could only be deleted and inserted again, on which {acting} would act: our role may not set session_replication_role."
         ))

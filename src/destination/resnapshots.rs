@@ -103,6 +103,8 @@ pub struct Request {
     pub scope: Scope,
     /// Who asked.
     pub origin: Origin,
+    /// It was tried already, and something kept it from being fulfilled.
+    pub has_failed: bool,
 }
 
 /// How far a request has come.
@@ -153,7 +155,7 @@ impl Bookkeeping {
     /// # Errors
     /// [`DestinationError`].
     pub async fn requests(&self) -> Result<Vec<Request>, DestinationError> {
-        let sql = "SELECT id, tables, origin FROM headwater.resnapshots WHERE state = 'requested' ORDER BY id";
+        let sql = "SELECT id, tables, origin, message IS NOT NULL FROM headwater.resnapshots WHERE state = 'requested' ORDER BY id";
         let rows = self.client().query(READING, sql, &[]).await?;
         let requests = rows.iter().map(|row| {
             let tables: Option<Vec<String>> = row.get(1);
@@ -164,7 +166,8 @@ impl Bookkeeping {
                 "changed" => Origin::Changed,
                 _ => Origin::Command,
             };
-            Request { id: row.get(0), scope: parsed.map_or(Scope::All, Scope::Tables), origin }
+            let scope = parsed.map_or(Scope::All, Scope::Tables);
+            Request { id: row.get(0), scope, origin, has_failed: row.get(3) }
         });
         Ok(requests.collect())
     }

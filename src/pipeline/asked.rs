@@ -86,18 +86,23 @@ pub(super) async fn asked(
     Ok(asked)
 }
 
-/// Asks for tables that were added to the configuration, and for those that are set aside, unless somebody has asked for
-/// them already.
+/// Asks for tables that were added to the configuration, and for those that are suspended, unless somebody has asked for
+/// them already. Each suspended table has a request of its own: one that waits for an operator is no reason for another to wait.
 pub(super) async fn ask_for_missing(
     bookkeeping: &Bookkeeping,
     asked: &Asked,
     (added, aside): (&[QualifiedName], &[QualifiedName]),
 ) -> Result<(), DestinationError> {
-    for (tables, origin) in [(added, Origin::Added), (aside, Origin::Changed)] {
-        let missing: Vec<QualifiedName> = tables.iter().filter(|table| !asked.covers(table)).cloned().collect();
-        if !missing.is_empty() {
-            bookkeeping.request(&Scope::Tables(missing), origin, None).await?;
-        }
+    let missing = |tables: &[QualifiedName]| -> Vec<QualifiedName> {
+        tables.iter().filter(|table| !asked.covers(table)).cloned().collect()
+    };
+    let missing_added = missing(added);
+    if !missing_added.is_empty() {
+        // Together, so that foreign keys among them come along.
+        bookkeeping.request(&Scope::Tables(missing_added), Origin::Added, None).await?;
+    }
+    for table in missing(aside) {
+        bookkeeping.request(&Scope::Tables(vec![table]), Origin::Changed, None).await?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! Points at which a test lets the process die.
+//! Points at which a test lets the process die, or wait.
 //!
 //! Every row of the crash table has one: the code says that it has reached the point, and a test that was asked for it
-//! kills the process there, as `kill -9` would. Only in builds with debug assertions; in a release nothing of it is left.
+//! kills the process there, as `kill -9` would. At a few points it can also be made to wait, so that a test acts exactly then.
+//! Only in builds with debug assertions; in a release nothing of it is left.
 
 /// The process has reached a point of the crash table.
 #[inline]
@@ -12,10 +13,21 @@ pub fn reached(point: &'static str) {
     let _ = point;
 }
 
+/// The process has reached a point at which a test may hold it: the first time only, and nothing but this task waits.
+#[inline]
+pub async fn pause(point: &'static str) {
+    #[cfg(debug_assertions)]
+    armed::pause(point).await;
+    #[cfg(not(debug_assertions))]
+    let _ = point;
+}
+
 #[cfg(debug_assertions)]
 mod armed {
+    use std::path::PathBuf;
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::time::Duration;
 
     /// `HEADWATER_FAILPOINT=point` or `point:n`: die when the point is reached for the n-th time.
     struct Failpoint {
@@ -37,6 +49,30 @@ mod armed {
         {
             // No unwinding, no destructors, no goodbye to the servers.
             std::process::abort();
+        }
+    }
+    /// `HEADWATER_PAUSE=point=path`: write the file when the point is reached, and wait until it is removed.
+    struct Pause {
+        point: String,
+        path: PathBuf,
+        over: AtomicBool,
+    }
+
+    static PAUSE: OnceLock<Option<Pause>> = OnceLock::new();
+
+    pub(super) async fn pause(point: &str) {
+        let pause = PAUSE.get_or_init(|| {
+            let text = std::env::var("HEADWATER_PAUSE").ok()?;
+            let (point, path) = text.split_once('=')?;
+            Some(Pause { point: point.to_owned(), path: PathBuf::from(path), over: AtomicBool::new(false) })
+        });
+        let Some(pause) = pause.as_ref().filter(|pause| pause.point == point) else { return };
+        if pause.over.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        std::fs::write(&pause.path, point).expect("a test's file can be written");
+        while pause.path.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

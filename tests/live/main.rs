@@ -28,6 +28,7 @@ mod faults;
 mod first_hour;
 mod explain;
 mod golden;
+mod handover;
 mod hostile;
 mod http_clients;
 mod idle;

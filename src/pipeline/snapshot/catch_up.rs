@@ -9,7 +9,7 @@
 //! temporary slot ══▶ source::stream ══ steps ══▶ fence ── renamed ──▶ Applier ──▶ staging
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,14 +19,12 @@ use tokio::task::JoinHandle;
 use super::{Ends, Tables};
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
-    Applier, ApplierSettings, Candidate, Catalog, Conflicts, DestinationError, Followed, StagedTable, Staging,
-    WritingSettings,
+    Applier, ApplierSettings, Candidate, Catalog, Conflicts, DestinationError, Followed, Staging, WritingSettings,
 };
 use crate::fault::Fault;
-use crate::pg::{Datum, Ident, Lsn, QualifiedName, Relation, RelationId, SlotName};
+use crate::pg::{Lsn, QualifiedName, Relation, RelationId, SlotName};
 use crate::pipeline::attempt::HEARTBEAT_PREFIX;
 use crate::pipeline::streaming;
-use crate::plan::schema::{Identity, Types};
 use crate::plan::shape::Shape;
 use crate::plan::{BatchLimits, Batcher, Work};
 use crate::session::{ReplicationSession, Sql, SqlClient};
@@ -34,19 +32,10 @@ use crate::source::{
     Confirmed, Describer, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask, step_channel, stream,
 };
 use crate::transaction::{Assembler, Change, Step, TableSet};
-use crate::wire::{Decoder, OldTuple};
+use crate::wire::Decoder;
 
 /// The staging session is in nobody's way and guards nothing: it may be idle for as long as a comparison takes.
 const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
-
-/// A staged table, as the stream meets it.
-struct InStaging {
-    staging: QualifiedName,
-    /// The key by which it is compared with the live table.
-    key: Vec<Ident>,
-    /// Whether an update without an old key leaves that key alone.
-    key_is_identity: bool,
-}
 
 /// Staging on its way to the live tables' position.
 pub(super) struct CatchUp {
@@ -58,11 +47,11 @@ pub(super) struct CatchUp {
     reading: JoinHandle<Result<(), SourceError>>,
     /// Kept for as long as the stream is to be read.
     stop: watch::Sender<bool>,
-    tables: HashMap<RelationId, InStaging>,
+    /// Each table's name in staging.
+    tables: HashMap<RelationId, QualifiedName>,
     renamed: HashMap<RelationId, (Arc<Relation>, Arc<Relation>)>,
     /// The stream has nothing for us up to here.
     reached: Lsn,
-    rekeyed: BTreeSet<QualifiedName>,
 }
 
 impl Drop for CatchUp {
@@ -126,7 +115,7 @@ impl CatchUp {
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: from, flushed: from });
         let (stop_stream, stop) = watch::channel(false);
         let shapes = staging.tables.iter().map(|table| {
-            let shape = Shape::of(&table.source, &Types::new(), |column| table.published.contains(column));
+            let shape = Shape::of(&table.source, &tables.source.types, |column| table.published.contains(column));
             (table.source.relation_id(), shape)
         });
         let shapes = shapes.collect();
@@ -152,10 +141,9 @@ impl CatchUp {
             confirmed,
             reading: tokio::spawn(stream(task, |_| {})),
             stop: stop_stream,
-            tables: staging.tables.iter().map(|table| (table.source.relation_id(), follow(table))).collect(),
+            tables: names_in_staging(staging),
             renamed: HashMap::new(),
             reached: from,
-            rekeyed: BTreeSet::new(),
         })
     }
 
@@ -200,11 +188,6 @@ impl CatchUp {
         }
     }
 
-    /// The tables whose keys the stream has changed since the last time this was asked.
-    pub(super) fn take_rekeyed(&mut self) -> BTreeSet<QualifiedName> {
-        std::mem::take(&mut self.rekeyed)
-    }
-
     /// Ends both sessions, and with them the temporary slot.
     pub(super) async fn close(mut self) {
         self.stop.send_replace(true);
@@ -238,13 +221,7 @@ impl CatchUp {
     /// Makes a change one of staging's.
     fn rename(&mut self, change: &mut Change) {
         match change {
-            Change::Insert { relation, .. } | Change::Delete { relation, .. } => *relation = self.staged(relation),
-            Change::Update { relation, old, new } => {
-                if let Some(table) = self.tables.get(&relation.id)
-                    && changes_key(table, relation, old.as_ref(), new)
-                {
-                    self.rekeyed.insert(relation.name.clone());
-                }
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
                 *relation = self.staged(relation);
             }
             Change::Truncate { relations, .. } => {
@@ -261,8 +238,8 @@ impl CatchUp {
         {
             return Arc::clone(renamed);
         }
-        let Some(table) = self.tables.get(&relation.id) else { return Arc::clone(relation) };
-        let renamed = Arc::new(Relation { name: table.staging.clone(), ..(**relation).clone() });
+        let Some(name) = self.tables.get(&relation.id) else { return Arc::clone(relation) };
+        let renamed = Arc::new(Relation { name: name.clone(), ..(**relation).clone() });
         self.renamed.insert(relation.id, (Arc::clone(relation), Arc::clone(&renamed)));
         renamed
     }
@@ -276,29 +253,8 @@ fn followed(staging: &Staging, from: Lsn) -> HashMap<RelationId, Followed> {
     tables.collect()
 }
 
-fn follow(table: &StagedTable) -> InStaging {
-    let key: Vec<Ident> = table.matching.key.iter().map(|(column, _)| column.clone()).collect();
-    let key_is_identity = match table.source.identity_columns() {
-        Identity::Key(identity) => {
-            identity.len() == key.len() && identity.into_iter().all(|column| key.contains(column))
-        }
-        Identity::WholeRow | Identity::None => false,
-    };
-    InStaging { staging: table.staging.clone(), key, key_is_identity }
-}
-
-/// Whether an update may have given a row another key.
-fn changes_key(table: &InStaging, relation: &Relation, old: Option<&OldTuple>, new: &crate::pg::Tuple) -> bool {
-    match old {
-        None => !table.key_is_identity,
-        Some(OldTuple::Key(_)) => true,
-        Some(OldTuple::Row(old)) => {
-            let values = relation.columns.iter().zip(old.columns().zip(new.columns()));
-            values
-                .filter(|(column, _)| table.key.contains(&column.name))
-                .any(|(_, (old, new))| new != Datum::UnchangedToast && old != new)
-        }
-    }
+fn names_in_staging(staging: &Staging) -> HashMap<RelationId, QualifiedName> {
+    staging.tables.iter().map(|table| (table.source.relation_id(), table.staging.clone())).collect()
 }
 
 /// What goes wrong with staging's rows is no conflict of the live tables'.

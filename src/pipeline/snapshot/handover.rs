@@ -1,6 +1,6 @@
-//! The hand-over: tables are copied anew, or for the first time, while the stream goes on.
+//! The hand-over: tables are copied again, or for the first time, while the stream goes on.
 //!
-//! Stands beside the ring, for as long as one stream lasts. It looks for requests in the bookkeeping and fulfils them:
+//! Runs next to the replication loop, for as long as one stream lasts. It looks for requests in the bookkeeping and fulfils them:
 //!
 //! ```text
 //! source      C ─ slot, snapshot      temporary slot's stream from C on
@@ -13,17 +13,23 @@
 //! Nothing of this begins before the live tables have reached C: a stream that lags is waited for. So it is when the tables do
 //! not fit: then the source's catalog may be ahead of the stream.
 //!
-//! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the rows that differ
-//! are listed while the stream goes on. From D1 on both sides take the same changes, so the list stays good for D;
-//! except for a table in which keys were changed meanwhile, which is compared whole at the end. One transaction then
-//! makes the listed rows equal. So the stream is held for the last few transactions and for what differs, and not for
-//! the size of the tables.
+//! # Why the publish may go by a list
+//! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the keys of rows that differ
+//! are listed while the stream goes on, and the keys of all rows that the stream changes *in staging* from D1 on are put on the
+//! same list, by staging's own triggers. One transaction at D makes the listed rows equal. So the stream is held for the last
+//! few transactions and for what differs, and not for the size of the tables. Nothing is assumed of what the live table does
+//! between D1 and D: it may take the same changes, or fewer (suspended, just added, a skipped transaction), or in another way
+//! (`source-wins`). What a list promises, and how that is held and checked, is written at [`Lists`].
 //!
+//! A table without a key is compared whole while the stream is held; one that is empty or missing is published from staging
+//! alone. A hold that takes long is told.
+//!
+//! # Failures
 //! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
-//! again; one that only an operator can mend is given up, unless a table is set aside ([`crate::pipeline::set_aside`]),
-//! which nothing else brings back. Such a table gets the source's columns first, as far as that loses nothing. What the
-//! stream itself needs is asked for anew when it does not follow a table yet, or under another OID: then the stream is set
-//! up again, from the position.
+//! again. Which requests are taken up together, and which wait by themselves, is [`Turns`]' to say: one table that waits for an
+//! operator keeps no other waiting. A request that only an operator can make possible is given up, unless its table is suspended
+//! ([`crate::pipeline::set_aside`]), which nothing else brings back. Such a table gets the source's columns first, as far as that
+//! loses nothing. When the stream does not follow a table yet, or under another OID, the stream is set up again from the position.
 //!
 //! Bounds: one hand-over at a time; a hold waits at most `fence_timeout` for staging; [`ROUNDS_MAX`] rounds.
 
@@ -31,13 +37,17 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::catch_up::CatchUp;
-use super::{Ends, Staged, Tables, after, begin_showing, begin_staging, finish, load, publish, temporary_slot};
+use super::turns::{Failure, Turns};
+use super::{
+    Ends, Staged, TELL_EVERY, Tables, after, begin_showing, begin_staging, finish, load, publish, publishing_session,
+    tell_large_differences, temporary_slot,
+};
 use crate::config::OnSlotLost;
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Original, Place, Publication,
-    Request, Scope, TableRecord, reshape, sweep,
+    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Lists, Origin, Original, Place, Publication,
+    Request, Scope, Staging, TableRecord, reshape, sweep,
 };
-use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
+use crate::fault::{Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::control::{Control, Held};
 use crate::pipeline::prepare::check_fit;
@@ -62,9 +72,10 @@ pub(in crate::pipeline) struct SetUpAnew {
     _held: Held,
 }
 
-/// Fulfils requests until one needs the stream to be set up anew.
+/// Fulfils requests until one needs the stream to be set up again.
 pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> SetUpAnew {
-    let mut backoff = Backoff::default();
+    let began = Instant::now();
+    let mut turns = Turns::default();
     let mut bookkeeping: Option<Bookkeeping> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -77,6 +88,7 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
             },
         };
         let Ok(requests) = client.requests().await else { continue };
+        let requests = turns.next(requests, began.elapsed());
         if requests.is_empty() {
             bookkeeping = Some(client);
             continue;
@@ -88,16 +100,13 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
         ends.telemetry.snapshot_ends();
         match ended {
             Ok(Some(again)) => return again,
-            Ok(None) => {
-                backoff.reset();
-                bookkeeping = Some(client);
-            }
+            Ok(None) => bookkeeping = Some(client),
             Err(fault) => {
-                let again = settle_failure(ends, &client, &requests, (&scope, &fault)).await;
+                let failure = settle_failure(ends, &client, &requests, (&scope, &fault)).await;
+                turns.failed(&requests, failure, (began.elapsed(), fastrand::f64()));
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
-                let _ = sweep(client.client()).await;
-                if again {
-                    tokio::time::sleep(backoff.wait(fastrand::f64())).await;
+                if let Err(error) = sweep(client.client()).await {
+                    tracing::debug!("staging could not be swept: {error}");
                 }
             }
         }
@@ -114,34 +123,35 @@ fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
     }
 }
 
-/// Says that the old data serves, and whether the requests are taken up again.
+/// Says that the old data serves, and settles the requests that are not taken up again.
 async fn settle_failure(
     ends: Ends<'_>,
     client: &Bookkeeping,
     requests: &[Request],
     (scope, fault): (&Scope, &Fault),
-) -> bool {
+) -> Failure {
     let reason = report(fault);
-    // Nobody but a copy brings a table back that is set aside.
-    let needed = requests.iter().any(|request| request.origin == Origin::Changed);
-    let (again, what) = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
-        Decision::Retry(_) | Decision::Halt(_) => (true, "is tried again"),
-        Decision::End | Decision::Resnapshot if needed => (true, "is tried again"),
-        Decision::End | Decision::Resnapshot => (false, "is given up"),
+    let failure = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
+        Decision::Retry(_) => Failure::Passing,
+        Decision::Halt(_) | Decision::End | Decision::Resnapshot => Failure::Operators,
     };
-    let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
-    let ids = ids.as_slice();
+    let gives_up = matches!(decide(fault, Phase::Starting, OnSlotLost::Stop), Decision::End | Decision::Resnapshot);
+    // Which of several requests cannot be fulfilled is found out next, each by itself. Nothing but a copy brings a suspended
+    // table back.
+    let (given_up, again): (Vec<&Request>, Vec<&Request>) =
+        requests.iter().partition(|request| gives_up && requests.len() == 1 && request.origin != Origin::Changed);
+    let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
     ends.telemetry.warning("snapshot", text);
-    let noted = if again {
-        client.note_requests(ids, &reason.lines()).await
-    } else {
-        client.fail_requests(ids, &reason.lines()).await
+    let ids = |requests: &[&Request]| requests.iter().map(|request| request.id).collect::<Vec<i64>>();
+    let noted = async {
+        client.fail_requests(&ids(&given_up), &reason.lines()).await?;
+        client.note_requests(&ids(&again), &reason.lines()).await
     };
-    if let Err(error) = noted {
+    if let Err(error) = noted.await {
         tracing::debug!("the failure could not be noted: {error}");
     }
-    again
+    failure
 }
 
 async fn hand_over(
@@ -188,38 +198,23 @@ async fn hand_over(
     failpoint::reached("handover.catching_up");
     pass(ends, control, consistent_point).await?;
     catch_up_with(bookkeeping, &mut catch_up, None).await?;
-    let mut differences = Differences::default();
-    if staging.tables.iter().any(|table| table.mode == Mode::Reconcile && !table.matching.key.is_empty()) {
+    let client = publishing_session(ends).await?;
+    let lists = Lists::keep(bookkeeping.client(), &staging).await?;
+    let differences = if lists.is_empty() {
+        Differences::default()
+    } else {
         let held = hold(ends, control, &mut catch_up).await?;
-        let comparison = Comparison::begin(&ends.addresses.destination_for("staging")).await?;
-        // From here on both take the same changes.
-        catch_up.take_rekeyed();
+        let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
         drop(held);
-        let mut comparing = std::pin::pin!(comparison.run(&staging));
-        loop {
-            // Staging follows meanwhile, so that there is little left to do at the end.
-            let position = position(bookkeeping).await?;
-            catch_up.advance_to(position).await?;
-            tokio::select! {
-                compared = &mut comparing => {
-                    differences = compared?;
-                    break;
-                }
-                () = tokio::time::sleep(CAUGHT_UP) => {}
-            }
-        }
+        let differences = compare_beside(bookkeeping, &mut catch_up, comparison, &staging).await?;
         failpoint::reached("handover.compared");
         catch_up_with(bookkeeping, &mut catch_up, None).await?;
-    }
+        tell_large_differences(ends, &client, (&staging, &differences)).await?;
+        differences
+    };
 
     let held_at = Instant::now();
     let held = hold(ends, control, &mut catch_up).await?;
-    for table in catch_up.take_rekeyed() {
-        let rekeyed = staging.tables.iter().find(|staged| staged.staging == table || staged.live == table);
-        if let Some(rekeyed) = rekeyed {
-            differences.forget(&rekeyed.live);
-        }
-    }
     failpoint::reached("handover.held");
     let publication = Publication {
         staging: &staging,
@@ -229,8 +224,9 @@ async fn hand_over(
         place: Place::Held { position: held.position() },
         requests,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
+        types: &source_catalog.types,
     };
-    publish(ends, &publication).await?;
+    tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
     let position = held.position();
     let anew = if anew {
         Some(SetUpAnew { _held: held })
@@ -246,6 +242,46 @@ async fn hand_over(
     catch_up.close().await;
     after(ends, staging, &differences).await?;
     Ok(anew)
+}
+
+/// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.
+async fn compare_beside(
+    bookkeeping: &Bookkeeping,
+    catch_up: &mut CatchUp,
+    comparison: Comparison,
+    staging: &Staging,
+) -> Result<Differences, Fault> {
+    let comparing = async {
+        failpoint::pause("handover.comparing").await;
+        comparison.run(staging).await
+    };
+    let mut comparing = std::pin::pin!(comparing);
+    loop {
+        let position = position(bookkeeping).await?;
+        catch_up.advance_to(position).await?;
+        tokio::select! {
+            compared = &mut comparing => return Ok(compared?),
+            () = tokio::time::sleep(CAUGHT_UP) => {}
+        }
+    }
+}
+
+/// Says for how long the stream is held, when the publish takes long.
+async fn tell_while_held<T>(ends: Ends<'_>, (scope, position): (&Scope, Lsn), work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(TELL_EVERY) => {
+                let seconds = began.elapsed().as_secs();
+                let text = format!(
+                    "the stream has been held at {position} for {seconds} s, until {scope} is published; the source keeps its WAL"
+                );
+                ends.telemetry.event("snapshot", text);
+            }
+        }
+    }
 }
 
 /// The tables of a hand-over as they are at both ends.

@@ -26,6 +26,7 @@ mod fill;
 mod guard;
 pub(super) mod handover;
 mod readers;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -38,8 +39,8 @@ use super::labels::labels_for_copy;
 use super::prepare::{Addresses, Prepared, connect_replication};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Mode, Origin, Place, Publication, STATEMENT_MAX,
-    Scope, Staging, Stream, StreamState, TableToCopy, sweep,
+    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
+    STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, sweep,
 };
 use crate::fault::Fault;
 use crate::pg::{Lsn, QualifiedName, SlotName, counted};
@@ -97,7 +98,7 @@ pub(super) struct Staged {
 
 /// How long to wait for locks on the tables and for running transactions before saying what is being waited for.
 const SLOT_MAX: Duration = Duration::from_secs(600);
-/// How often to say what a slot waits for.
+/// How often to say what a slot waits for, and for how long the stream is held.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long cleaning up may take when stopping.
 const CLEAN_UP_MAX: Duration = Duration::from_secs(5);
@@ -218,10 +219,10 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         place: Place::Beginning { live_position, consistent_point },
         requests: &requests,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
+        types: &tables.source.types,
     };
+    let client = publishing_session(ends).await?;
     let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {
-        let sql = addresses.destination_for("publishing");
-        let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
         let none = Differences::default();
         let filled = fill::publish(ends, &publication(&staging, None, &none), taken, (slot.as_str(), &client)).await?;
         failpoint::reached("snapshot.published");
@@ -230,8 +231,10 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         let Staged { staging, sent, slot_session, .. } = load(ends, taken, staging, slot.as_str()).await?;
         slot_session.close().await;
         finish(ends, bookkeeping.client(), &staging).await?;
-        let differences = Comparison::begin(&addresses.destination_for("staging")).await?.run(&staging).await?;
-        publish(ends, &publication(&staging, Some(&sent), &differences)).await?;
+        let lists = Lists::keep(bookkeeping.client(), &staging).await?;
+        let differences = Comparison::begin(&addresses.destination_for("staging"), lists).await?.run(&staging).await?;
+        tell_large_differences(ends, &client, (&staging, &differences)).await?;
+        publish(ends, &client, &publication(&staging, Some(&sent), &differences)).await?;
         (sent.values().sum(), staging, differences)
     };
     let count = staging.tables.len();
@@ -407,29 +410,41 @@ async fn finish(ends: Ends<'_>, client: &SqlClient, staging: &Staging) -> Result
     Ok(())
 }
 
-/// Publishes, and says what it has written.
-async fn publish(ends: Ends<'_>, publication: &Publication<'_>) -> Result<(), Fault> {
+async fn publishing_session(ends: Ends<'_>) -> Result<SqlClient, Fault> {
     let sql = ends.addresses.destination_for("publishing");
-    let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
-    tell_large_differences(ends, &client, publication).await?;
-    let outcome = publication.run(&client).await?;
+    Ok(sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX))
+}
+
+/// Publishes, and says what it has written.
+async fn publish(ends: Ends<'_>, client: &SqlClient, publication: &Publication<'_>) -> Result<(), Fault> {
+    let outcome = publication.run(client).await?;
     failpoint::reached("snapshot.published");
     for (table, (deleted, updated, inserted)) in &outcome.reconciled {
         let deleted = counted(*deleted, "row");
         let text = format!("table {table} reconciled: {deleted} deleted, {updated} updated, {inserted} inserted");
         ends.telemetry.event("snapshot", text);
     }
+    for (table, (rows, triggers)) in &outcome.altered {
+        let rows = counted(*rows, "row");
+        let text = format!(
+            "{rows} of table {table} differ from the source after they were written: triggers of the destination act on them \
+             ({triggers})"
+        );
+        ends.telemetry.warning("snapshot", text);
+    }
     Ok(())
 }
 
-/// Whoever has mistaken the source hears of it before the rows are gone.
+/// An operator who has mistaken the source reads of it before the rows are gone.
 async fn tell_large_differences(
     ends: Ends<'_>,
     client: &SqlClient,
-    publication: &Publication<'_>,
+    (staging, differences): (&Staging, &Differences),
 ) -> Result<(), Fault> {
-    for table in publication.staging.tables.iter().filter(|table| table.mode == Mode::Reconcile) {
-        let Some(differing) = publication.differences.count(client, &table.live).await? else { continue };
+    let equal = differences.equal(client).await?;
+    let differs = |table: &&StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);
+    for table in staging.tables.iter().filter(differs) {
+        let Some(differing) = differences.count(client, &table.live).await? else { continue };
         let has = Catalog::count_rows(client, &table.live, 1000).await?;
         if differing > 0 && differing.saturating_mul(2) > has {
             let text = format!(
@@ -446,14 +461,10 @@ async fn tell_large_differences(
 async fn after(ends: Ends<'_>, staging: Staging, differences: &Differences) -> Result<(), Fault> {
     let sql = ends.addresses.destination_for("staging");
     let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
-    let mut stale = Vec::new();
-    for table in &staging.tables {
-        // A moved table brings its statistics along; one that was equal already has its own.
-        let unchanged = differences.count(&client, &table.live).await? == Some(0);
-        if table.mode != Mode::Move && !unchanged {
-            stale.push(table.live.clone());
-        }
-    }
+    // A moved table brings its statistics along; one that was equal already has its own.
+    let equal = differences.equal(&client).await?;
+    let is_stale = |table: &&StagedTable| table.mode != Mode::Move && !equal.contains(&&table.live);
+    let stale: Vec<QualifiedName> = staging.tables.iter().filter(is_stale).map(|table| table.live.clone()).collect();
     staging.drop(&client).await?;
     // Nobody waits for it: statistics are a convenience, autovacuum gathers them too.
     tokio::spawn(async move {

@@ -6,7 +6,7 @@
 //! text: every type has one, and within one session equal images have equal texts.
 
 use super::apply::record;
-use crate::pg::{Ident, QualifiedName};
+use crate::pg::{Ident, QualifiedName, quote_literal};
 use crate::plan::fit::Transfer;
 
 /// A table on its way from the source to the destination.
@@ -193,6 +193,54 @@ impl Matching {
         ])
     }
 
+    /// Begins a list of keys, empty, and has `staging` put on it the key of every row that is written there from now on: both
+    /// keys of an update, and all of them before a TRUNCATE. The triggers also fire for a session in the replica role. Without a
+    /// key there is no list.
+    pub fn keep_list(&self, staging: &QualifiedName, into: &QualifiedName) -> Option<String> {
+        if self.key.is_empty() {
+            return None;
+        }
+        let key = list(self.key.iter().map(|(column, _)| column.sql()));
+        let function = list_function(&staging.schema).sql();
+        let arguments = format!("{}, {}", quote_literal(&into.sql()), quote_literal(&key));
+        let table = staging.sql();
+        let trigger = |(name, event): (&str, &str)| {
+            format!("CREATE TRIGGER {name} {event} FOR EACH STATEMENT EXECUTE FUNCTION {function}({arguments})")
+        };
+        let events = [
+            ("lists_insert", format!("AFTER INSERT ON {table} REFERENCING NEW TABLE AS rows_after")),
+            (
+                "lists_update",
+                format!("AFTER UPDATE ON {table} REFERENCING OLD TABLE AS rows_before NEW TABLE AS rows_after"),
+            ),
+            ("lists_delete", format!("AFTER DELETE ON {table} REFERENCING OLD TABLE AS rows_before")),
+            ("lists_truncate", format!("BEFORE TRUNCATE ON {table}")),
+        ];
+        let create: Vec<String> = events.iter().map(|(name, event)| trigger((name, event))).collect();
+        let always = list(events.iter().map(|(name, _)| format!("ENABLE ALWAYS TRIGGER {name}")));
+        Some(format!(
+            "CREATE UNLOGGED TABLE {} AS SELECT {key} FROM {table} WITH NO DATA; {}; ALTER TABLE {table} {always}",
+            into.sql(),
+            create.join("; ")
+        ))
+    }
+
+    /// Counts the listed keys whose rows are not the same in staging and in the live table.
+    pub fn still_different(&self, staging: &QualifiedName, live: &QualifiedName, list: &QualifiedName) -> String {
+        format!(
+            "SELECT pg_catalog.count(*) FROM {} AS d LEFT JOIN {} AS s ON {} LEFT JOIN {}{} AS l ON {} \
+             WHERE (s.ctid IS NULL) <> (l.ctid IS NULL) OR {} OPERATOR(pg_catalog.*<>) {}",
+            list.sql(),
+            staging.sql(),
+            self.same_key("s", "d"),
+            self.only(),
+            live.sql(),
+            self.same_key("l", "d"),
+            self.image("l"),
+            self.image("s")
+        )
+    }
+
     /// Deletes the live rows that staging lacks: those among `differences`, where they are listed.
     pub fn delete_extra(
         &self,
@@ -223,9 +271,15 @@ impl Matching {
         )
     }
 
-    /// The rows to be updated: FROM and WHERE, of live rows l and staged rows s.
-    fn different(&self, staging: &QualifiedName, differences: Option<&QualifiedName>) -> (String, String) {
-        let images = format!("{} OPERATOR(pg_catalog.*<>) {}", self.image("l"), self.image("s"));
+    /// The rows that differ in `columns`: FROM and WHERE, of live rows l and staged rows s.
+    fn different(
+        &self,
+        staging: &QualifiedName,
+        differences: Option<&QualifiedName>,
+        columns: &[&Ident],
+    ) -> (String, String) {
+        let image = |of: &str| record(&list(columns.iter().map(|column| format!("{of}.{}", column.sql()))));
+        let images = format!("{} OPERATOR(pg_catalog.*<>) {}", image("l"), image("s"));
         let (mut from, mut condition) = (format!("{} AS s", staging.sql()), self.same_key("s", "l"));
         if let Some(listed) = differences {
             from.push_str(&format!(", {} AS d", listed.sql()));
@@ -250,23 +304,45 @@ impl Matching {
         if self.key.is_empty() || set.is_empty() {
             return None;
         }
-        let (from, condition) = self.different(staging, differences);
+        let (from, condition) = self.different(staging, differences, &self.columns.iter().collect::<Vec<_>>());
         let set = set.join(", ");
         Some(format!("UPDATE {}{} AS l SET {set} FROM {from} WHERE {condition}", self.only(), live.sql()))
     }
 
-    /// The same where unique values change hands among the rows that are updated, so that no order of updating them one
-    /// by one will do: they are set aside with all that they hold, deleted, and inserted again. `all` are the live
-    /// table's columns that are not generated.
-    pub fn exchange_different(
+    /// The columns outside the key that no UPDATE can set.
+    fn fixed_values(&self) -> Vec<&Ident> {
+        let is_key = |name: &Ident| self.key.iter().any(|(column, _)| column == name);
+        self.columns.iter().filter(|name| self.fixed.contains(name) && !is_key(name)).collect()
+    }
+
+    /// Whether any live row differs from staging's in a column that no UPDATE can set; `None` without such columns.
+    pub fn fixed_differ(
         &self,
         staging: &QualifiedName,
         live: &QualifiedName,
         differences: Option<&QualifiedName>,
+    ) -> Option<String> {
+        let fixed = self.fixed_values();
+        if self.key.is_empty() || fixed.is_empty() {
+            return None;
+        }
+        let (from, condition) = self.different(staging, differences, &fixed);
+        Some(format!("SELECT EXISTS (SELECT FROM {}{} AS l, {from} WHERE {condition})", self.only(), live.sql()))
+    }
+
+    /// Updates rows where no UPDATE can: they are set aside with all that they hold, deleted, and inserted again. Either because
+    /// unique values change hands among them, so that no order of updating them one by one will do; or, with `only_fixed`,
+    /// those in which a column differs that no UPDATE can set. `all` are the live table's columns that are not generated.
+    pub fn exchange_different(
+        &self,
+        (staging, live): (&QualifiedName, &QualifiedName),
+        differences: Option<&QualifiedName>,
         aside: &QualifiedName,
         all: &[Ident],
+        only_fixed: bool,
     ) -> [String; 3] {
-        let (from, condition) = self.different(staging, differences);
+        let columns = if only_fixed { self.fixed_values() } else { self.columns.iter().collect() };
+        let (from, condition) = self.different(staging, differences, &columns);
         let (only, live, aside) = (self.only(), live.sql(), aside.sql());
         let kept = list(all.iter().map(|column| format!("l.{}", column.sql())));
         let names = list(all.iter().map(Ident::sql));
@@ -299,11 +375,13 @@ impl Matching {
         let (staging, live, only) = (staging.sql(), live.sql(), self.only());
         if !self.key.is_empty() {
             let same = self.same_key("s", "l");
-            let listed = differences.map(|listed| (format!(", {} AS d", listed.sql()), self.same_key("s", "d")));
-            let (from, and) = listed.map_or_else(Default::default, |(from, same)| (from, format!("{same} AND ")));
+            // A key may be listed more than once; here that would insert its row as often.
+            let listed = differences.map_or_else(String::new, |listed| {
+                format!("EXISTS (SELECT FROM {} AS d WHERE {}) AND ", listed.sql(), self.same_key("s", "d"))
+            });
             return format!(
-                "INSERT INTO {live} ({names}){overriding} SELECT {values} FROM {staging} AS s{from} \
-                 WHERE {and}NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})"
+                "INSERT INTO {live} ({names}){overriding} SELECT {values} FROM {staging} AS s \
+                 WHERE {listed}NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})"
             );
         }
         let (mine, theirs) = (self.text("l"), self.text("s"));
@@ -327,6 +405,45 @@ pub fn fill(staging: &QualifiedName, live: &QualifiedName, columns: &[Ident], ov
 /// Moves a finished table to where it belongs.
 pub fn move_to(staging: &QualifiedName, schema: &Ident) -> String {
     format!("ALTER TABLE {} SET SCHEMA {}", staging.sql(), schema.sql())
+}
+
+fn list_function(schema: &Ident) -> QualifiedName {
+    QualifiedName { schema: schema.clone(), name: Ident::new("list_keys") }
+}
+
+/// The function behind the triggers that keep lists; their arguments are the list and the key's columns, as SQL.
+pub fn create_list_function(schema: &Ident) -> String {
+    format!(
+        "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF TG_OP IN ('UPDATE', 'DELETE') THEN
+                 EXECUTE 'INSERT INTO ' || TG_ARGV[0] || ' SELECT ' || TG_ARGV[1] || ' FROM rows_before';
+             END IF;
+             IF TG_OP IN ('UPDATE', 'INSERT') THEN
+                 EXECUTE 'INSERT INTO ' || TG_ARGV[0] || ' SELECT ' || TG_ARGV[1] || ' FROM rows_after';
+             END IF;
+             IF TG_OP = 'TRUNCATE' THEN
+                 EXECUTE 'INSERT INTO ' || TG_ARGV[0] || ' SELECT ' || TG_ARGV[1] || ' FROM '
+                     || pg_catalog.quote_ident(TG_TABLE_SCHEMA) || '.' || pg_catalog.quote_ident(TG_TABLE_NAME);
+             END IF;
+             RETURN NULL;
+         END $$",
+        list_function(schema).sql()
+    )
+}
+
+/// Adds keys to a list.
+pub fn add_to_list(list: &QualifiedName, found: &QualifiedName) -> String {
+    format!("INSERT INTO {} SELECT * FROM {}", list.sql(), found.sql())
+}
+
+/// The numbers, from 0 on, of those lists that have no key on them.
+pub fn empty_lists(lists: &[&QualifiedName]) -> String {
+    let each = lists
+        .iter()
+        .enumerate()
+        .map(|(number, list)| format!("SELECT {number} WHERE NOT EXISTS (SELECT FROM {})", list.sql()));
+    each.collect::<Vec<_>>().join(" UNION ALL ")
 }
 
 /// Counts a staging table's rows.
