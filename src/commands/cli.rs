@@ -229,6 +229,10 @@ pub(super) struct VerifyArguments {
     #[arg(long)]
     pub(super) catch_up: bool,
 
+    /// Compare both sides as they stand, without waiting for the service; what is not applied yet counts as a difference.
+    #[arg(long, conflicts_with_all = ["repair", "catch_up"])]
+    pub(super) no_fence: bool,
+
     /// Keys printed of each table at most.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(super) limit: usize,

@@ -56,7 +56,9 @@ pub(super) async fn explain(path: Option<&Path>) -> Exit {
     };
     let service = observe::service(&config).await;
     let mut findings = vec![of_service(&service)];
-    let (destination, source) = tokio::join!(at_destination(&config), at_source(&config));
+    // Between two attempts a halted service holds no lock: that is no cause of its own.
+    let is_running = service.is_ok();
+    let (destination, source) = tokio::join!(at_destination(&config, is_running), at_source(&config));
     findings.extend(destination);
     findings.extend(source);
     let mut text = String::new();
@@ -99,7 +101,7 @@ fn of_service(service: &Result<StatusView, String>) -> Finding {
     }
 }
 
-async fn at_destination(config: &Config) -> Vec<Finding> {
+async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
     let client = match observe::connect(&config.destination.url).await {
         Ok(client) => client,
         Err(error) => return vec![unreachable("destination", &error)],
@@ -107,7 +109,7 @@ async fn at_destination(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     match observe::destination(config).await {
         Ok(seen) => {
-            if seen.leader_process.is_none() {
+            if seen.leader_process.is_none() && !is_running {
                 findings
                     .push(Finding::blocking("no instance holds the lock at the destination: nobody applies anything"));
             }

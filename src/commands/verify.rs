@@ -51,7 +51,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
 }
 
 fn options(arguments: &VerifyArguments) -> Result<VerifyOptions, String> {
-    let VerifyArguments { table, workers, max_rate, show_columns, repair, catch_up, limit: _ } = arguments;
+    let VerifyArguments { table, workers, max_rate, show_columns, repair, catch_up, no_fence, limit: _ } = arguments;
     let tables: Result<Vec<QualifiedName>, String> =
         table.iter().map(|name| name.parse().map_err(|error| format!("--table {name}: {error}"))).collect();
     let max_rate = match max_rate {
@@ -65,6 +65,7 @@ fn options(arguments: &VerifyArguments) -> Result<VerifyOptions, String> {
         columns: *show_columns,
         repair: *repair,
         catch_up: *catch_up,
+        no_fence: *no_fence,
     })
 }
 

@@ -277,6 +277,33 @@ pub async fn answer_failed(
     Ok(())
 }
 
+/// Says to whoever asked that the service is at work on this request, and to the others that theirs is in line.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn take_up_fence_request(client: &SqlClient, id: &str) -> Result<(), DestinationError> {
+    let sql = "UPDATE headwater.fence_requests
+               SET message = CASE WHEN id = $1 THEN 'the service makes a fence' ELSE 'the service makes a fence for another request' END
+               WHERE state = 'asked' AND message IS NULL";
+    client.execute(DOING, sql, &[&id]).await?;
+    Ok(())
+}
+
+/// Refuses every request that waits: no fence can be made for now, as `report` says.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn refuse_fence_requests(client: &SqlClient, report: &ErrorReport) -> Result<(), DestinationError> {
+    let sql = "SELECT pg_catalog.to_regclass('headwater.fence_requests') IS NOT NULL";
+    if !client.query_one(DOING, sql, &[]).await?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let sql = "UPDATE headwater.fence_requests SET state = 'refused', message = $1, detail = $2, hint = $3
+               WHERE state = 'asked'";
+    client.execute(DOING, sql, &[&report.message, &report.detail, &report.hint]).await?;
+    Ok(())
+}
+
 /// The session that keeps the destination's half of a fence.
 pub struct HeldDestination {
     client: SqlClient,

@@ -55,7 +55,7 @@ pub use error::{Conflict, ConflictKind, DestinationError, FailedChange};
 pub use fences::{
     FenceAnswer, FenceKind, HeldDestination, MadeFence, RepairOutcome, answer_failed, answer_made, answer_repaired,
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,
-    next_fence_request, withdraw_fence,
+    next_fence_request, refuse_fence_requests, take_up_fence_request, withdraw_fence,
 };
 pub use leadership::{
     Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, position_missing_report, terminate,

@@ -49,7 +49,7 @@ pub(super) struct Limits {
     pub(super) commits_are_durable: bool,
     /// Where the source's WAL ended when the stream began: from there on it is no longer catching up.
     pub(super) catch_up_to: Lsn,
-    /// The commit_lsn of a transaction that could not be applied: up to there nothing is resolved.
+    /// Earlier attempts were given work up to this commit_lsn when they failed: up to there nothing is resolved.
     pub(super) held_up_at: Lsn,
 }
 
@@ -91,6 +91,7 @@ pub(super) struct ApplyLoop<'a> {
     read_wal_at: Instant,
     sent_at: Instant,
     steps_ended: bool,
+    submitted_up_to: Lsn,
     made_progress: bool,
 }
 
@@ -123,8 +124,14 @@ impl<'a> ApplyLoop<'a> {
             read_wal_at: began,
             sent_at: began,
             steps_ended: false,
+            submitted_up_to: Lsn::INVALID,
             made_progress: false,
         }
+    }
+
+    /// The commit_lsn of the last transaction that was handed to the destination, whole or in part.
+    pub(super) fn submitted_up_to(&self) -> Lsn {
+        self.submitted_up_to
     }
 
     /// Whether anything was stored.
@@ -188,6 +195,7 @@ impl<'a> ApplyLoop<'a> {
                 if !self.applier.takes_as_it_is(commit) {
                     ahead.give_up("it is to be left out, or is in a snapshot in part");
                 }
+                self.submitted_up_to = self.submitted_up_to.max(commit_lsn_of(&work));
                 ahead.turn_comes(work);
                 self.look_after_ahead(true).await?;
                 break;
@@ -212,6 +220,7 @@ impl<'a> ApplyLoop<'a> {
                 | Work::CommitAhead { .. }
                 | Work::Reached(_) => {}
             }
+            self.submitted_up_to = self.submitted_up_to.max(commit_lsn_of(&work));
             let read_wal = self.ledger_wants_reading();
             self.sent_at = Instant::now();
             self.applier.submit(work, read_wal).await?;
@@ -438,5 +447,15 @@ impl<'a> ApplyLoop<'a> {
             ahead.end().await;
         }
         self.applier.into_leader().close().await;
+    }
+}
+
+/// The last transaction that a piece of work belongs to; invalid where it belongs to none.
+fn commit_lsn_of(work: &Work) -> Lsn {
+    match work {
+        Work::Batch(batch) => batch.members.last().map_or(Lsn::INVALID, |member| member.commit.commit_lsn),
+        Work::BeginLarge(begin) => begin.final_lsn,
+        Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. } => commit.commit_lsn,
+        Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::Reached(_) => Lsn::INVALID,
     }
 }

@@ -21,12 +21,13 @@ use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::sequences::Sequences;
 use super::set_aside::set_aside;
+use super::verify::NO_FENCE_HINT;
 use super::verify::service::FenceService;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, Bookkeeping, Conflicts, DestinationError, Followed, Leader, Marking, ReplicationRole,
-    Scope, TableState, Wanted, forget_passed_conflict, remember_conflict, shapes, skips,
+    Scope, TableState, Wanted, forget_passed_conflict, refuse_fence_requests, remember_conflict, shapes, skips,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -79,6 +80,8 @@ pub(super) struct Attempt {
     made_progress: bool,
     /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
     conflict: Option<(Lsn, bool)>,
+    /// The last transaction that an attempt had handed to the destination when it failed: what halts us is at or before it.
+    held_up_at: Lsn,
     /// The commit_lsn of the last transaction in pieces whose sets were refused.
     in_order: Option<Lsn>,
     /// The commit_lsn of the last transaction in pieces that is to be left out by its end_lsn.
@@ -109,6 +112,7 @@ impl Attempt {
             has_streamed: false,
             made_progress: false,
             conflict: None,
+            held_up_at: Lsn::INVALID,
             in_order: None,
             left_out: None,
         }
@@ -173,6 +177,21 @@ impl Attempt {
             Err(_) => {
                 tracing::warn!("headwater conflict show will not show this conflict: the destination did not answer")
             }
+        }
+    }
+
+    /// Refuses the fences that are asked for while this fault halts the service: none can be made, and somebody waits.
+    pub(super) async fn refuse_fences(&self, halted: &ErrorReport) {
+        let report = ErrorReport::new("no fence can be made: the service is halted")
+            .detail(format!("{halted}."))
+            .hint(format!("See what to do: headwater explain\n{NO_FENCE_HINT}"));
+        let refusing = async {
+            let bookkeeping = Bookkeeping::connect(&self.addresses.destination).await?;
+            refuse_fence_requests(bookkeeping.client(), &report).await
+        };
+        // Whoever asks gives up after fence_timeout.
+        if !matches!(tokio::time::timeout(END_MAX, refusing).await, Ok(Ok(()))) {
+            tracing::debug!("requests for fences could not be refused");
         }
     }
 
@@ -256,6 +275,7 @@ impl Attempt {
                 self.flag = None;
                 self.replace_slot = false;
                 self.made_progress = true;
+                self.held_up_at = Lsn::INVALID;
                 asked = Asked::default();
                 while_leading(&mut leader, self.prepare(&bookkeeping, &asked)).await?
             }
@@ -390,7 +410,7 @@ impl Attempt {
             leader_timeout: config.leader_timeout,
             commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
             catch_up_to: prepared.identification.flushed_lsn,
-            held_up_at: self.conflict.map(|(commit_lsn, _)| commit_lsn).unwrap_or_default(),
+            held_up_at: self.held_up_at,
         };
         let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
         let sequences = Sequences::start(self.addresses.clone(), followed, Arc::clone(&telemetry));
@@ -416,6 +436,9 @@ impl Attempt {
             () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Lived::UntilStopped),
         };
         self.made_progress |= applying.made_progress();
+        if applied.is_err() {
+            self.held_up_at = self.held_up_at.max(applying.submitted_up_to());
+        }
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
         applying.close().await;
         self.monitor.unwatch();

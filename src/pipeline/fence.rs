@@ -15,6 +15,7 @@
 //! takes to be made, at most `fence_timeout`; on the way to C it works. A slot waits for the transactions that run at
 //! the source; when one of them takes longer, the attempt is given up, naming it, and the slot with it.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attempt::HEARTBEAT_PREFIX;
@@ -50,6 +51,23 @@ impl Fence {
     }
 }
 
+/// What the making of a fence waits for, for whoever asked for it. Holds the last word only.
+#[derive(Debug, Default)]
+pub(super) struct FenceProgress {
+    waits_for: Mutex<Option<ErrorReport>>,
+}
+
+impl FenceProgress {
+    fn set(&self, report: ErrorReport) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    }
+
+    /// What it waits for now; `None` before anything takes time.
+    pub(super) fn get(&self) -> Option<ErrorReport> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Why no fence was made.
 #[derive(Debug)]
 pub(super) enum NoFence {
@@ -75,8 +93,13 @@ where
 }
 
 /// Makes a fence, and lets apply go on.
-pub(super) async fn make(config: &Config, addresses: &Addresses, control: &Control) -> Result<Fence, NoFence> {
-    let (fence, held) = make_and_hold(config, addresses, control).await?;
+pub(super) async fn make(
+    config: &Config,
+    addresses: &Addresses,
+    control: &Control,
+    progress: &FenceProgress,
+) -> Result<Fence, NoFence> {
+    let (fence, held) = make_and_hold(config, addresses, control, progress).await?;
     drop(held);
     Ok(fence)
 }
@@ -86,6 +109,7 @@ pub(super) async fn make_and_hold(
     config: &Config,
     addresses: &Addresses,
     control: &Control,
+    progress: &FenceProgress,
 ) -> Result<(Fence, Held), NoFence> {
     // What takes time and needs no standing still comes first.
     let sql = sql_for(&addresses.source, "fence");
@@ -93,8 +117,13 @@ pub(super) async fn make_and_hold(
     let mut slot_session = connect_replication(config, "fence").await?;
     let began = Instant::now();
     let left = || config.fence_timeout.saturating_sub(began.elapsed());
+    progress.set(ErrorReport::new("the fence waits for the transaction that is being applied"));
     let mut held = bounded(left(), control.hold()).await.ok_or_else(|| NoFence::Later(busy(config)))??;
-    let created = slot_session.create_slot(&temporary_slot(config), SlotSnapshot::ExportTemporary, left()).await;
+    let slot = temporary_slot(config);
+    let created = tokio::select! {
+        created = slot_session.create_slot(&slot, SlotSnapshot::ExportTemporary, left()) => created,
+        never = tell_slot_wait(&observer, progress) => match never {},
+    };
     let created = match created {
         Ok(created) => created,
         Err(SessionError::Timeout { .. }) => {
@@ -109,6 +138,7 @@ pub(super) async fn make_and_hold(
         return Err(NoFence::Later(ErrorReport::new(text)));
     }
     nudge(&observer).await;
+    progress.set(ErrorReport::new(format!("the fence is at {consistent_point}: apply is on its way there")));
     // From here on apply works: what it had not applied yet is on its way to C.
     bounded(CATCH_UP_MAX, held.run_to(consistent_point)).await.ok_or_else(|| NoFence::Later(behind()))??;
     let destination = hold_destination(&sql_for(&addresses.destination, "fence"), None).await?;
@@ -135,6 +165,21 @@ pub(super) async fn without_leader(config: &Config, addresses: &Addresses) -> Re
     let source = hold_snapshot(&sql, &created.snapshot_name).await?;
     slot_session.close().await;
     Ok(Fence { source, destination, consistent_point: created.consistent_point })
+}
+
+/// How often the wait for a slot is looked at.
+const SLOT_WAIT_EVERY: Duration = Duration::from_secs(2);
+
+/// Keeps saying which transactions a new slot waits for.
+async fn tell_slot_wait(observer: &SqlClient, progress: &FenceProgress) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(SLOT_WAIT_EVERY).await;
+        let waits = ErrorReport::new("the fence waits for a temporary replication slot at the source");
+        progress.set(match running_transactions(observer).await {
+            Ok(running) if !running.is_empty() => waits.detail(format!("It waits for: {}.", running.join(", "))),
+            Ok(_) | Err(_) => waits,
+        });
+    }
 }
 
 /// Takes a fence over from whoever made it, who may let go then.

@@ -116,6 +116,9 @@ pub async fn run(
         };
         attempt.telemetry().restart(reason);
         attempt.telemetry().set_state(state, Some(report(&fault)));
+        if state == State::Waiting {
+            attempt.refuse_fences(&report(&fault)).await;
+        }
         let wait = backoff.wait(fastrand::f64());
         tokio::select! {
             () = tokio::time::sleep(wait) => {}

@@ -29,6 +29,7 @@ mod first_hour;
 mod explain;
 mod golden;
 mod handover;
+mod halts;
 mod hostile;
 mod http_clients;
 mod idle;

@@ -39,13 +39,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::control::Control;
-use super::fence::{self, Fence, NoFence, sql_for};
+use super::fence::{self, Fence, FenceProgress, NoFence, sql_for};
 use super::prepare::Addresses;
 use super::{RunOptions, run as run_service};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, DestinationError, FenceAnswer, FenceKind, RepairOutcome, StreamState, ask_for_fence, beat,
-    ensure_fence_requests, holder, withdraw_fence,
+    ensure_fence_requests, holder, open_conflict, withdraw_fence,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
@@ -71,6 +71,8 @@ pub struct VerifyOptions {
     pub repair: bool,
     /// Without a running service: apply up to the fence first.
     pub catch_up: bool,
+    /// Compare both sides as they stand, without a fence.
+    pub no_fence: bool,
 }
 
 /// How far a verify is; read by whoever shows it.
@@ -165,11 +167,13 @@ impl Maker<'_> {
     async fn make(&mut self, ends: Ends<'_>) -> Result<(Fence, bool), Fault> {
         match self {
             Maker::Leader { client, tell } => Ok((ask(ends, client, *tell).await?, true)),
-            Maker::Ourselves(control) => match fence::make(ends.config, ends.addresses, control).await {
-                Ok(fence) => Ok((fence, true)),
-                Err(NoFence::Later(report)) => Err(Fault::Refused(report)),
-                Err(NoFence::StreamEnded) => Err(Fault::Refused(ErrorReport::new("the stream broke off"))),
-            },
+            Maker::Ourselves(control) => {
+                match fence::make(ends.config, ends.addresses, control, &FenceProgress::default()).await {
+                    Ok(fence) => Ok((fence, true)),
+                    Err(NoFence::Later(report)) => Err(Fault::Refused(report)),
+                    Err(NoFence::StreamEnded) => Err(Fault::Refused(ErrorReport::new("the stream broke off"))),
+                }
+            }
             Maker::WithoutLeader => Ok((fence::without_leader(ends.config, ends.addresses).await?, false)),
         }
     }
@@ -217,6 +221,12 @@ pub async fn run(
         }
     }
     let client = bookkeeping.client();
+    if options.no_fence {
+        tell("comparing both sides as they stand");
+        let began = Instant::now();
+        let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
+        return Ok(Verdict { took: began.elapsed(), ..verdict });
+    }
     let leads = holder(client, &config.source.slot).await?.is_some();
     if !leads && options.catch_up {
         tell("no service runs: catching up");
@@ -234,7 +244,12 @@ pub async fn run(
                 .hint("Start headwater run, or add --catch-up."),
         ));
     }
-    tell("no service runs: comparing with the destination as it stands");
+    match open_conflict(client).await? {
+        Some(_) => {
+            tell("a conflict halts the service (headwater conflict show): comparing with the destination as it stands")
+        }
+        None => tell("no service runs: comparing with the destination as it stands"),
+    }
     let began = Instant::now();
     let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
     if !verdict.is_equal() && leads_soon(config, client).await? {
@@ -302,7 +317,7 @@ async fn at_fences(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> R
             ));
         }
         tell("repairing at a second fence");
-        verdict.repaired = Some(ask_for_repair(client, &keys, tell).await?);
+        verdict.repaired = Some(ask_for_repair(ends.config, client, &keys, tell).await?);
     }
     Ok(verdict)
 }
@@ -335,7 +350,7 @@ async fn ask_once(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Re
     let id = request_id();
     ask_for_fence(client, &id, FenceKind::Verify, &[]).await?;
     let taken = async {
-        match answer(client, &id, tell).await? {
+        match answer(ends.config, client, &id, tell).await? {
             FenceAnswer::Made(made) => fence::take_over(ends.addresses, &made).await,
             other @ (FenceAnswer::Waiting(_)
             | FenceAnswer::Repaired(_)
@@ -349,13 +364,14 @@ async fn ask_once(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Re
 }
 
 async fn ask_for_repair(
+    config: &Config,
     client: &SqlClient,
     keys: &[(QualifiedName, Vec<Key>)],
     tell: &mut Tell<'_>,
 ) -> Result<RepairOutcome, Fault> {
     let id = request_id();
     ask_for_fence(client, &id, FenceKind::Repair, keys).await?;
-    let repaired = match answer(client, &id, tell).await {
+    let repaired = match answer(config, client, &id, tell).await {
         Ok(FenceAnswer::Repaired(outcome)) => Ok(outcome),
         Ok(other) => Err(unexpected(&other)),
         Err(fault) => Err(fault),
@@ -378,20 +394,21 @@ fn unexpected(answer: &FenceAnswer) -> Fault {
     })
 }
 
-/// Waits for an answer that is one, and tells why it takes long.
-async fn answer(client: &SqlClient, id: &str, tell: &mut Tell<'_>) -> Result<FenceAnswer, Fault> {
+/// Waits for an answer that is one, and tells what it waits for.
+async fn answer(config: &Config, client: &SqlClient, id: &str, tell: &mut Tell<'_>) -> Result<FenceAnswer, Fault> {
     let began = Instant::now();
     let mut told: Option<ErrorReport> = None;
     loop {
         match beat(client, id).await? {
             FenceAnswer::Waiting(report) => {
-                if began.elapsed() > FENCE_MAX {
-                    let waited = humantime::format_duration(FENCE_MAX);
-                    let without = ErrorReport::new(format!("the running service has made no fence within {waited}"))
-                        .hint("Look at its log and /status: a fence needs a service that streams.");
-                    return Err(Fault::Refused(report.unwrap_or(without)));
+                // A service that streams takes a request up at once; later its own bounds count.
+                let bound = if report.is_some() { FENCE_MAX } else { config.fence_timeout + TAKEN_UP_WITHIN };
+                if began.elapsed() > bound {
+                    return Err(Fault::Refused(report.unwrap_or_else(|| not_taken_up(bound))));
                 }
-                if report.is_some() && report != told {
+                // A failed attempt says what to do, and is told at once.
+                let failed = report.as_ref().is_some_and(|report| report.hint.is_some());
+                if report != told && (failed || began.elapsed() >= TELL_AFTER) {
                     if let Some(report) = &report {
                         tell(&report.lines());
                     }
@@ -406,3 +423,19 @@ async fn answer(client: &SqlClient, id: &str, tell: &mut Tell<'_>) -> Result<Fen
         tokio::time::sleep(BEAT_EVERY).await;
     }
 }
+
+/// A service that has just failed to make a fence pauses before it looks for the next request.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(5);
+
+fn not_taken_up(within: Duration) -> ErrorReport {
+    let within = humantime::format_duration(within);
+    ErrorReport::new(format!("the running service took up no request for a fence within {within}"))
+        .detail("A fence needs a service that streams.")
+        .hint(format!("See what holds it up: headwater explain\n{NO_FENCE_HINT}"))
+}
+
+/// How to verify beside a service that cannot make a fence.
+pub(super) const NO_FENCE_HINT: &str = "Or compare both sides as they stand: headwater verify --no-fence";
+
+/// A wait that lasts so long is told.
+const TELL_AFTER: Duration = Duration::from_secs(2);

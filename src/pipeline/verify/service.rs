@@ -11,12 +11,12 @@ use super::{Ends, Maker, VerifyOptions, VerifyProgress, compare, repair};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, FenceKind, answer_failed, answer_made, answer_repaired, ensure_fence_requests, ensure_reading,
-    is_fence_wanted, keys_of_repair, next_fence_request,
+    is_fence_wanted, keys_of_repair, next_fence_request, take_up_fence_request,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, counted};
 use crate::pipeline::control::Control;
-use crate::pipeline::fence::{self, NoFence, sql_for};
+use crate::pipeline::fence::{self, FenceProgress, NoFence, sql_for};
 use crate::pipeline::prepare::Addresses;
 use crate::session::SqlClient;
 use crate::telemetry::Telemetry;
@@ -25,6 +25,32 @@ use crate::telemetry::Telemetry;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long after a failed attempt the next one is made.
 const AGAIN_AFTER: Duration = Duration::from_secs(3);
+
+/// How often whoever waits for a fence is told for what.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Makes a fence while the request's row says what that waits for.
+async fn telling<T>(
+    client: &SqlClient,
+    id: &str,
+    progress: &FenceProgress,
+    making: impl Future<Output = Result<T, NoFence>>,
+) -> Result<T, NoFence> {
+    take_up_fence_request(client, id).await?;
+    let mut making = std::pin::pin!(making);
+    let mut told = None;
+    loop {
+        tokio::select! {
+            made = &mut making => return made,
+            () = tokio::time::sleep(TELL_EVERY) => {}
+        }
+        let waits_for = progress.get();
+        if let Some(report) = waits_for.as_ref().filter(|_| waits_for != told) {
+            answer_failed(client, id, report, false).await?;
+        }
+        told = waits_for;
+    }
+}
 
 /// What the service needs of its surroundings.
 pub(in crate::pipeline) struct FenceService<'a> {
@@ -75,7 +101,9 @@ impl FenceService<'_> {
     }
 
     async fn hand_over(&self, client: &SqlClient, id: &str) -> Result<(), NoFence> {
-        let fence = fence::make(self.config, self.addresses, &self.control).await?;
+        let progress = FenceProgress::default();
+        let making = fence::make(self.config, self.addresses, &self.control, &progress);
+        let fence = telling(client, id, &progress, making).await?;
         answer_made(client, id, &fence.made()).await?;
         while fence.is_held() && is_fence_wanted(client, id).await? {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -85,7 +113,9 @@ impl FenceService<'_> {
 
     async fn repair(&self, client: &SqlClient, id: &str) -> Result<(), NoFence> {
         let keys = keys_of_repair(client, id).await?;
-        let (fence, held) = fence::make_and_hold(self.config, self.addresses, &self.control).await?;
+        let progress = FenceProgress::default();
+        let making = fence::make_and_hold(self.config, self.addresses, &self.control, &progress);
+        let (fence, held) = telling(client, id, &progress, making).await?;
         let within = self.config.fence_timeout;
         let repairing = repair::repair(self.config, self.addresses, &fence, &held, &keys);
         let repaired = tokio::time::timeout(within, repairing).await;

@@ -1,0 +1,95 @@
+//! A halt keeps its face: state and reason stay through every retry, explain and verify say the cause and end.
+
+use std::collections::BTreeSet;
+
+use crate::support::{Database, Service, Setup, eventually};
+
+const TABLES: &[&str] = &["public.items", "public.others"];
+const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, body text);
+    CREATE TABLE others (id int PRIMARY KEY, n int);
+    INSERT INTO items SELECT i, 'b' FROM generate_series(1, 10) i;
+    INSERT INTO others SELECT i, 0 FROM generate_series(1, 10) i;";
+
+/// How often the service has started over, whatever the reason.
+async fn restarts(service: &Service) -> Option<f64> {
+    let (_, metrics) = service.get("/metrics").await?;
+    let lines = metrics.lines().filter(|line| line.starts_with("headwater_restarts_total{"));
+    Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// Looks at the state until the service has tried again three times, and returns each state and reason that was seen.
+async fn faces(service: &Service) -> BTreeSet<(String, String)> {
+    let began = restarts(service).await.unwrap();
+    let seen = std::sync::Mutex::new(BTreeSet::new());
+    eventually("three retries", || async {
+        let status = service.status().await?;
+        let text = |key: &str| status.get(key).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+        seen.lock().unwrap().insert((text("state"), text("reason")));
+        (restarts(service).await? >= began + 3.0).then_some(())
+    })
+    .await;
+    seen.into_inner().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_keeps_its_state_and_reason_through_retries_and_everybody_says_the_same() {
+    let database = Database::new("face", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination("INSERT INTO items VALUES (11, 'mine')").await;
+    // What came before in the same batch is applied, what comes behind is not: neither ends the halt.
+    database
+        .at_source("UPDATE others SET n = 1; INSERT INTO items VALUES (11, 'theirs'); UPDATE others SET n = 2")
+        .await;
+    for n in 1..20 {
+        database.at_source(&format!("UPDATE others SET n = {n} WHERE id = 1")).await;
+    }
+    service.is("waiting").await;
+    let seen = faces(&service).await;
+    assert!(seen.iter().all(|(state, reason)| state == "waiting" && reason.contains("items")), "{seen:?}");
+    assert_eq!(seen.len(), 1, "one reason: {seen:?}");
+
+    let (code, text) = service.command(&["explain"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(text.matches("BLOCKS").count(), 1, "only the conflict blocks:\n{text}");
+    assert!(text.contains("headwater conflict show") && !text.contains("holds the lock"), "{text}");
+
+    // Whether the request meets a retry or a pause, verify ends and says what to do.
+    for _ in 0..3 {
+        let (code, text) = service.command(&["verify", "--table", "others"]).await;
+        let refused =
+            text.contains("no fence can be made: the service is halted") && text.contains("verify --no-fence");
+        let as_it_stands = text.contains("a conflict halts the service");
+        assert!(code == Some(1) && (refused || as_it_stands), "{code:?} {text}");
+    }
+    let (code, text) = service.command(&["verify", "--no-fence"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("public.items") && text.contains("what was not applied yet"), "{text}");
+
+    database.at_destination("DELETE FROM items WHERE id = 11").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    let (code, text) = service.command(&["verify", "--no-fence"]).await;
+    assert_eq!(code, Some(0), "nothing is written now: {text}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_change_that_is_not_followed_keeps_its_state_through_retries() {
+    let database = Database::new("faceddl", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).setting("schema_changes = \"stop\"").start();
+    service.streams().await;
+    database
+        .at_source("UPDATE others SET n = 1; ALTER TABLE items ADD more int; UPDATE others SET n = 2; INSERT INTO items VALUES (12, 'b', 1)")
+        .await;
+    database.at_source("UPDATE others SET n = 3").await;
+    service.is("waiting").await;
+    let seen = faces(&service).await;
+    assert!(seen.iter().all(|(state, _)| state == "waiting"), "{seen:?}");
+    assert_eq!(seen.len(), 1, "one reason: {seen:?}");
+    database.at_destination("ALTER TABLE items ADD more int").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
