@@ -99,6 +99,10 @@ mod tests {
 
     #[test]
     fn a_backlog_waits_for_a_free_core_and_light_load_does_not() {
+        if niceness() != Some(0) {
+            // Somebody has chosen how these tests run, and headwater leaves that alone: there is nothing to see.
+            return;
+        }
         on_a_thread(|| {
             let mut scheduling = Scheduling::new();
             scheduling.sends(5);
