@@ -166,7 +166,8 @@ pub const SETTINGS: &[Setting] = &[
         "spool.dir",
         "directory",
         Some("/var/lib/headwater/spool"),
-        "Where transactions that are still in progress at the source are kept when memory does not hold them.",
+        "Where transactions that are still in progress at the source are kept when memory does not hold them. Made where it \
+         is missing; what headwater makes in it is for its own user alone, and nothing else in it is touched.",
     ),
     setting("spool.memory_bytes_max", "size", Some("64MB"), "How much of them memory holds."),
     setting(

@@ -217,9 +217,9 @@ pub fn spool_report(error: &SpoolError) -> ErrorReport {
         "Nothing is lost: the source is asked to keep large transactions until they commit, and to send them again then.",
     );
     match error {
-        SpoolError::File { .. } => {
-            report.hint("See spool.dir: it must exist or be creatable, be writable, and have room.")
-        }
+        SpoolError::File { .. } => report.hint(
+            "See spool.dir: it must exist or be creatable, be writable, and have room. headwater check says more.",
+        ),
         SpoolError::Full { .. } => report.hint("Raise spool.bytes_max, if the disk has room for it."),
         SpoolError::Damaged { .. } => report.hint("Check the disk below spool.dir."),
         SpoolError::Gone => report,

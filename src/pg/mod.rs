@@ -9,6 +9,7 @@
 
 mod ident;
 mod lsn;
+mod printable;
 mod relation;
 mod report;
 mod slot_name;
@@ -17,6 +18,7 @@ mod tuple;
 
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
+pub use printable::{is_printable, printable, printable_json, printable_lines, shell_word};
 pub use relation::{Column, Description, Relation, RelationId, ReplicaIdentity, TypeId};
 pub use report::{ErrorReport, counted};
 pub use slot_name::{SlotName, SlotNameError};

@@ -19,6 +19,7 @@
 
 mod directory;
 mod store;
+mod sweep;
 
 use std::io;
 use std::path::PathBuf;
@@ -127,7 +128,7 @@ impl Spool {
         let (failure, failed) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || {
-            let store = match Directory::create(&settings.dir, slot.as_str()) {
+            let store = match Directory::create(&settings.dir, &slot) {
                 Ok(directory) => Store::new(directory, &settings),
                 Err(error) => return drop(opened.send(Err(error))),
             };
@@ -289,3 +290,6 @@ fn give_back(store: &mut Store, xid: u32, chunks: &mpsc::Sender<Chunk>, telemetr
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

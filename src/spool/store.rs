@@ -15,7 +15,7 @@
 //! Nothing is synced: a file never outlives its process's use of it.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use bytes::Bytes;
@@ -132,14 +132,14 @@ impl Store {
             let path = self.directory.parent().to_owned();
             return Err(SpoolError::Full { bytes_max: self.disk_bytes_max, path });
         }
-        let path = self.directory.file(xid);
+        let path = self.directory.path(xid);
         // A chunk is a quarter of a megabyte and one row, and a row comes in a message of at most 1 GiB.
         let block_length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let mut header = [0; 8];
         let (length, checksum) = header.split_at_mut(4);
         length.copy_from_slice(&block_length.to_be_bytes());
         checksum.copy_from_slice(&crc32fast::hash(chunk).to_be_bytes());
-        let mut file = File::options().create(true).append(true).open(&path).map_err(failed("open", &path))?;
+        let mut file = self.directory.append(xid)?;
         file.write_all(&header).and_then(|()| file.write_all(chunk)).map_err(failed("write", &path))?;
         stream.blocks.push_back(Block { begins: stream.memory_begins, place: stream.file_bytes, length: block_length });
         stream.file_bytes += HEADER_BYTES + bytes;
@@ -174,8 +174,8 @@ impl Store {
             cut = Some(block);
         }
         let Some(block) = cut else { return Ok(()) };
-        let path = self.directory.file(xid);
-        let mut file = File::options().read(true).write(true).open(&path).map_err(failed("open", &path))?;
+        let path = self.directory.path(xid);
+        let mut file = self.directory.edit(xid)?;
         stream.memory_begins = block.begins;
         if block.begins < at {
             let chunk = read_block(&mut file, block, &path)?;
@@ -193,8 +193,7 @@ impl Store {
         let Some(stream) = self.streams.remove(&xid) else { return Ok(()) };
         self.memory_bytes -= stream.memory_bytes;
         if stream.file_bytes > 0 {
-            let path = self.directory.file(xid);
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            self.directory.remove(xid)?;
             self.disk_bytes -= stream.file_bytes;
         }
         Ok(())
@@ -213,8 +212,8 @@ impl Store {
         if let Some(block) = block.and_then(|at| stream.blocks.get(at))
             && holds(block.begins, block.length.into())
         {
-            let path = self.directory.file(xid);
-            let mut file = File::open(&path).map_err(failed("open", &path))?;
+            let path = self.directory.path(xid);
+            let mut file = self.directory.read(xid)?;
             return Ok(part(&read_block(&mut file, *block, &path)?, block.begins));
         }
         let mut begins = stream.memory_begins;
@@ -234,8 +233,8 @@ impl Store {
     pub(super) fn next(&mut self, xid: u32) -> Result<Option<Bytes>, SpoolError> {
         let Some(stream) = self.streams.get_mut(&xid) else { return Ok(None) };
         if let Some(block) = stream.blocks.pop_front() {
-            let path = self.directory.file(xid);
-            let mut file = File::open(&path).map_err(failed("open", &path))?;
+            let path = self.directory.path(xid);
+            let mut file = self.directory.read(xid)?;
             return read_block(&mut file, block, &path).map(Some);
         }
         if stream.memory.is_empty() {
@@ -280,12 +279,12 @@ fn length(chunk: &Bytes) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::directory::tests::Scratch;
+    use super::super::tests::Scratch;
     use super::*;
 
     fn store(scratch: &Scratch, memory_bytes_max: u64, bytes_max: u64) -> Store {
         let settings = SpoolSettings { dir: scratch.0.clone(), memory_bytes_max, bytes_max };
-        Store::new(Directory::create(&scratch.0, "test").unwrap(), &settings)
+        Store::new(Directory::create(&scratch.0, &"test".parse().unwrap()).unwrap(), &settings)
     }
 
     fn take(store: &mut Store, xid: u32) -> Vec<u8> {
@@ -374,12 +373,12 @@ mod tests {
         let scratch = Scratch::new();
         let mut store = store(&scratch, 1 << 20, u64::MAX);
         store.append(7, Bytes::from(vec![1; 1 << 20])).unwrap();
-        assert!(!store.directory.file(7).exists());
+        assert!(!store.directory.path(7).exists());
         store.append(7, Bytes::from(vec![2; 300 << 10])).unwrap();
-        assert!(store.directory.file(7).exists());
+        assert!(store.directory.path(7).exists());
         assert!(store.memory_bytes <= 1 << 20);
         assert_eq!(take(&mut store, 7).len(), (1 << 20) + (300 << 10));
-        assert!(!store.directory.file(7).exists());
+        assert!(!store.directory.path(7).exists());
     }
 
     #[test]
@@ -398,17 +397,17 @@ mod tests {
             let scratch = Scratch::new();
             let mut store = store(&scratch, 0, u64::MAX);
             store.append(1, Bytes::from(vec![7; 300_000])).unwrap();
-            let path = store.directory.file(1);
-            let mut bytes = fs::read(&path).unwrap();
+            let path = store.directory.path(1);
+            let mut bytes = std::fs::read(&path).unwrap();
             bytes[damaged] ^= 1;
-            fs::write(&path, bytes).unwrap();
+            std::fs::write(&path, bytes).unwrap();
             let error = store.next(1).unwrap_err();
             assert!(matches!(error, SpoolError::Damaged { place: 0, .. }), "{error}");
         }
         let scratch = Scratch::new();
         let mut store = store(&scratch, 0, u64::MAX);
         store.append(1, Bytes::from(vec![7; 300_000])).unwrap();
-        File::options().write(true).open(store.directory.file(1)).unwrap().set_len(1000).unwrap();
+        File::options().write(true).open(store.directory.path(1)).unwrap().set_len(1000).unwrap();
         assert!(matches!(store.next(1), Err(SpoolError::File { doing: "read", .. })), "a file that was cut short");
     }
 }

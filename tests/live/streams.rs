@@ -3,7 +3,8 @@
 //! The source decodes in so little memory that whatever is larger than 64 kB is streamed; `pg_stat_replication_slots` tells
 //! whether it was.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
 use headwater::commands::demo::Cluster;
@@ -56,8 +57,13 @@ impl SpoolDir {
 
     /// Files of streams in it.
     fn files(&self) -> usize {
-        let files = |name: &String| std::fs::read_dir(self.0.join(name)).into_iter().flatten().count();
-        self.instances().iter().map(files).sum()
+        self.paths().iter().filter(|path| path.file_name().is_some_and(|name| name != "marker")).count()
+    }
+
+    /// All files in directories of processes.
+    fn paths(&self) -> Vec<PathBuf> {
+        let files = |name: &String| std::fs::read_dir(self.0.join(name)).into_iter().flatten().flatten();
+        self.instances().iter().flat_map(files).map(|entry| entry.path()).collect()
     }
 }
 
@@ -393,4 +399,29 @@ async fn files_of_a_killed_process_are_swept_by_the_next_start() {
     database.assert_catches_up().await;
     service.stop().await;
     assert_eq!(spool.instances(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_spooled_is_readable_by_us_alone_whatever_the_umask() {
+    let (source, destination) = (streaming_source().await, new_destination(&[]).await);
+    let database = Database::on(&source, &destination, "umask", TABLES, SCHEMA).await;
+    let writer = source.connect(&database.name).await.unwrap();
+    for umask in ["0", "022", "077", "0777"] {
+        let spool = SpoolDir::new();
+        let nested = SpoolDir(spool.0.join("made/by us"));
+        let service = Setup::of(&database).section(&nested.section("100kB", "1GB")).umask(umask).start();
+        service.streams().await;
+        writer.batch("a transaction in progress", &format!("SET search_path = public; BEGIN; {LARGE}")).await.unwrap();
+        eventually("some of it is in a file", || async { (nested.files() > 0).then_some(()) }).await;
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        for file in nested.paths().into_iter().chain([nested.0.join("spool.lock")]) {
+            assert_eq!(mode(&file), 0o600, "umask {umask}: {}", file.display());
+            for directory in file.ancestors().skip(1).take_while(|path| path.starts_with(&spool.0)) {
+                assert_eq!(mode(directory), 0o700, "umask {umask}: {}", directory.display());
+            }
+        }
+        writer.batch("its end", "ROLLBACK").await.unwrap();
+        service.stop().await;
+        assert_eq!(nested.instances(), [""; 0], "umask {umask}");
+    }
 }

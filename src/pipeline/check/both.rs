@@ -232,7 +232,7 @@ async fn data_free_bytes(client: &SqlClient) -> Option<u64> {
                AND (pg_catalog.inet_server_addr() IS NULL OR pg_catalog.inet_server_addr() <<= '127.0.0.0/8'
                     OR pg_catalog.inet_server_addr() = '::1')";
     let row = client.query_opt("asking for the data directory", sql, &[]).await.ok()??;
-    free_bytes(std::path::Path::new(row.get::<_, &str>(0))).await
+    free_bytes(std::path::Path::new(row.get::<_, &str>(0)))
 }
 
 fn foreign_keys(config: &Config, catalog: &SourceCatalog, findings: &mut Findings) {

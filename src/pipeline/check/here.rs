@@ -1,49 +1,171 @@
 //! This machine's part of the list: where spooled transactions go.
 
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Stdio;
 
 use super::{About, Findings};
 use crate::config::Config;
-use crate::pg::ErrorReport;
+use crate::pg::{ErrorReport, printable, shell_word};
 
 const HERE: About = About::Here;
 
-pub(super) async fn look(config: &Config, findings: &mut Findings) {
+pub(super) fn look(config: &Config, findings: &mut Findings) {
     let dir = &config.spool.dir;
-    let shown = dir.display();
-    let Some(existing) = dir.ancestors().find(|dir| dir.is_dir()) else { return };
-    if !may_write(existing) {
-        let report = ErrorReport::new(format!("spool.dir {shown} cannot be written"))
-            .detail("Source transactions that memory does not hold while they are in progress are kept there.")
-            .hint(format!("Create it for the user that runs headwater, or set spool.dir:\nmkdir -p {shown}"));
-        findings.warn(HERE, "spool", report);
-        return;
+    match inspect(dir, config.spool.bytes_max) {
+        Ok(found) => findings.ok(HERE, "spool", found),
+        Err(report) => findings.warn(HERE, "spool", report),
     }
-    match free_bytes(existing).await {
-        Some(free) if free < config.spool.bytes_max => {
-            let report =
-                ErrorReport::new(format!("{} MB are free below {shown}, less than spool.bytes_max", free >> 20))
-                    .detail(format!("spool.bytes_max is {} MB.", config.spool.bytes_max >> 20))
-                    .hint("Make room, or lower spool.bytes_max: reading from the source waits when it is reached.");
-            findings.warn(HERE, "spool", report);
+}
+
+/// What is said of a good directory, or what is wrong with it. Without a spool everything works: the source then keeps
+/// transactions until they commit.
+fn inspect(dir: &Path, bytes_max: u64) -> Result<String, ErrorReport> {
+    let text = dir.display().to_string();
+    let shown = printable(&text);
+    let word = shell_word(&text);
+    let cannot = |detail: String| ErrorReport::new(format!("spool.dir {shown} cannot be used")).detail(detail);
+    let make_it = format!("Make it for the user that runs headwater, or set spool.dir:\nmkdir -p -m 700 {word}");
+    match fs::symlink_metadata(dir) {
+        Ok(link) if link.is_symlink() => {
+            let leads_to = fs::read_link(dir).map(|to| to.display().to_string()).unwrap_or_default();
+            return Err(cannot(format!(
+                "It is a symbolic link to {}: whoever may change the link decides where rows go.",
+                printable(&leads_to)
+            ))
+            .hint("Set spool.dir to the directory itself."));
         }
-        Some(free) => findings.ok(HERE, "spool", format!("{shown}: {} MB are free", free >> 20)),
-        None => findings.ok(HERE, "spool", format!("{shown} can be written")),
+        Ok(found) if !found.is_dir() => {
+            return Err(cannot("It is not a directory.".to_owned()).hint("Set spool.dir to a directory."));
+        }
+        Ok(found) => judge_access(&shown, &word, &found)?,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+        Err(error) => return Err(cannot(format!("Looking at it failed: {error}.")).hint(make_it)),
+    }
+    let Some(existing) = dir.ancestors().find(|dir| fs::symlink_metadata(dir).is_ok()) else {
+        return Err(cannot("Nothing of its path exists.".to_owned()).hint("Set spool.dir to an absolute path."));
+    };
+    let existing_text = existing.display().to_string();
+    if !existing.is_dir() {
+        let detail = format!("{} is not a directory.", printable(&existing_text));
+        return Err(cannot(detail).hint("Set spool.dir to a directory."));
+    }
+    if let Err(error) = try_to_write(existing) {
+        let detail = match existing == dir {
+            true => format!("Nothing can be made in it: {error}."),
+            false => format!("It does not exist, and cannot be made in {}: {error}.", printable(&existing_text)),
+        };
+        return Err(cannot(detail).hint(make_it));
+    }
+    match free_bytes(existing) {
+        Some(free) if free < bytes_max => {
+            Err(ErrorReport::new(format!("{} MB are free below {shown}, less than spool.bytes_max", free >> 20))
+                .detail(format!("spool.bytes_max is {} MB.", bytes_max >> 20))
+                .hint("Make room, or lower spool.bytes_max: reading from the source waits when it is reached."))
+        }
+        Some(free) => Ok(format!("{shown}: {} MB are free", free >> 20)),
+        None => Ok(format!("{shown} can be written")),
     }
 }
 
-/// Whether a file can be made there: made and removed at once, because access bits do not tell of read-only mounts.
-fn may_write(dir: &Path) -> bool {
-    let probe = dir.join(format!(".headwater-check-{:08x}", fastrand::u32(..)));
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&probe).is_ok();
-    made && std::fs::remove_file(&probe).is_ok()
+/// Others who may take away or replace what headwater makes in the directory, or whose it is.
+fn judge_access(shown: &str, word: &str, found: &Metadata) -> Result<(), ErrorReport> {
+    let ours = rustix::process::geteuid().as_raw();
+    // What root has made for us is as good as our own.
+    if found.uid() != ours && found.uid() != 0 {
+        let report = ErrorReport::new(format!("spool.dir {shown} belongs to another user"))
+            .detail(format!("Its owner has the user id {}, headwater runs with {ours}.", found.uid()));
+        return Err(
+            report.hint(format!("Give it to the user that runs headwater, or set spool.dir:\nchown {ours} {word}"))
+        );
+    }
+    let (is_writable_by_others, is_sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
+    if is_writable_by_others && !is_sticky {
+        let report = ErrorReport::new(format!("others may write into spool.dir {shown}"))
+            .detail("They could take away what headwater keeps there.");
+        return Err(report.hint(format!("Take that right from them:\nchmod go-w {word}")));
+    }
+    Ok(())
 }
 
-/// What df says; the standard library does not know.
-pub(super) async fn free_bytes(dir: &Path) -> Option<u64> {
-    let output = tokio::process::Command::new("df").arg("-Pk").arg(dir).stdin(Stdio::null()).output().await.ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let kilobytes: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
-    kilobytes.checked_mul(1024)
+/// A file is made and removed at once: access bits do not tell of read-only file systems.
+fn try_to_write(dir: &Path) -> std::io::Result<()> {
+    let probe = dir.join(format!(".headwater-check-{:016x}", fastrand::u64(..)));
+    fs::OpenOptions::new().write(true).create_new(true).open(&probe)?;
+    fs::remove_file(&probe)
+}
+
+/// What the file system has left for us.
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(dir).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn scratch() -> Scratch {
+        let path = std::env::temp_dir().join(format!("headwater-check-{:016x}", fastrand::u64(..)));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        Scratch(path)
+    }
+
+    fn wrong(dir: &Path) -> String {
+        inspect(dir, 0).expect_err("something is wrong with it").lines()
+    }
+
+    #[test]
+    fn a_directory_that_is_good_or_can_be_made_is_ok() {
+        let scratch = scratch();
+        assert!(inspect(&scratch.0, 0).unwrap().contains("MB are free"));
+        assert!(inspect(&scratch.0.join("to/be/made"), 0).unwrap().contains("MB are free"));
+        assert!(fs::read_dir(&scratch.0).unwrap().next().is_none(), "check leaves nothing");
+        fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(inspect(&scratch.0, 0).is_ok(), "sticky, as /tmp is");
+    }
+
+    #[test]
+    fn everything_that_is_wrong_with_a_spool_directory_is_said_with_its_remedy() {
+        let scratch = scratch();
+        let file = scratch.0.join("file");
+        fs::write(&file, b"").unwrap();
+        assert!(wrong(&file).contains("It is not a directory."));
+        assert!(wrong(&file.join("below")).contains("file is not a directory."), "{}", wrong(&file.join("below")));
+        let link = scratch.0.join("link");
+        symlink(&scratch.0, &link).unwrap();
+        assert!(wrong(&link).contains("It is a symbolic link to "));
+        fs::remove_file(&link).unwrap();
+        symlink("/nowhere", &link).unwrap();
+        assert!(wrong(&link).contains("It is a symbolic link to /nowhere"));
+        // Nobody may make anything there, root neither.
+        let said = wrong(Path::new("/proc/headwater/spool"));
+        assert!(said.contains("It does not exist, and cannot be made in /proc: "), "{said}");
+        assert!(said.contains("\n        mkdir -p -m 700 /proc/headwater/spool"), "{said}");
+        let open = scratch.0.join("it's open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let said = wrong(&open);
+        assert!(said.contains("others may write into spool.dir"), "{said}");
+        assert!(said.contains("\n        chmod go-w ") && said.contains(r"it'\''s open'"), "{said}");
+        if chown(&open, Some(65534), None).is_ok() {
+            let said = wrong(&open);
+            assert!(said.contains("belongs to another user") && said.contains("\n        chown 0 "), "{said}");
+        }
+        let full = inspect(&scratch.0, u64::MAX).unwrap_err().lines();
+        assert!(full.contains("less than spool.bytes_max"), "{full}");
+    }
 }

@@ -139,7 +139,7 @@ pub async fn run(config: &Arc<Config>) -> Vec<Finding> {
     if let (Some(source), Some(destination)) = (source, destination) {
         both::look(config, source, &destination, &mut findings).await;
     }
-    here::look(config, &mut findings).await;
+    here::look(config, &mut findings);
     // A stable order: by side, as they were found.
     findings.0.sort_by_key(|finding| match finding.about {
         About::Source => 0,

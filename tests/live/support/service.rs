@@ -1,5 +1,6 @@
 //! headwater itself, as a process of its own.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -29,8 +30,8 @@ pub struct Setup {
     pub sections: Vec<String>,
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
-    /// How many descriptors the process may have.
-    pub descriptors: Option<u32>,
+    /// A program that runs it, with arguments.
+    pub wrapper: Vec<String>,
 }
 
 impl Setup {
@@ -47,7 +48,7 @@ impl Setup {
             sections: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
-            descriptors: None,
+            wrapper: Vec::new(),
         }
     }
 
@@ -89,7 +90,13 @@ impl Setup {
 
     /// May have no more than so many descriptors.
     pub fn descriptors(mut self, limit: u32) -> Setup {
-        self.descriptors = Some(limit);
+        self.wrapper = vec!["prlimit".to_owned(), format!("--nofile={limit}:{limit}")];
+        self
+    }
+
+    /// Runs with this umask, in octal.
+    pub fn umask(mut self, umask: &str) -> Setup {
+        self.wrapper = vec!["sh".to_owned(), "-c".to_owned(), format!("umask {umask}; exec \"$@\""), "sh".to_owned()];
         self
     }
 
@@ -131,14 +138,9 @@ impl Setup {
         let mut file = std::fs::File::create(&config).expect("a configuration file");
         file.write_all(self.configuration(port).as_bytes()).expect("a configuration");
         let output = std::fs::File::create(&log).expect("a log file");
-        let mut command = match self.descriptors {
-            None => Command::new(headwater()),
-            Some(limit) => {
-                let mut limited = Command::new("prlimit");
-                limited.arg(format!("--nofile={limit}:{limit}")).arg(headwater());
-                limited
-            }
-        };
+        let mut words = self.wrapper.iter().map(OsStr::new).chain([headwater().as_os_str()]);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
         command.arg("run").arg("--config").arg(&config).args(&self.arguments);
         command.env_remove("PGPASSWORD").env_remove("HEADWATER_TEST_ROLES").env("RUST_LOG", "headwater=debug");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
