@@ -95,6 +95,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             // A standby replays on; until then it cannot send what comes after the position.
             SourceError::Behind { .. } => Decision::Retry("source_behind"),
             SourceError::Ended => Decision::Retry("source_lost"),
+            // It becomes visible once the standby answers, or is not waited for any more.
+            SourceError::Unseen { .. } => Decision::Halt("transaction_unseen"),
             // Bytes that are not understood are never skipped, and would be the same again (I10).
             SourceError::Wire(_) => Decision::End,
             SourceError::Transaction(error) => match error {
@@ -184,6 +186,11 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Source(error @ SourceError::Behind { .. }) => ErrorReport::new(error.to_string())
             .detail("The destination was fed by a server that was ahead of this one. It is waited for.")
             .hint("See whether the standby still replays: pg_stat_wal_receiver, and its log."),
+        Fault::Source(error @ SourceError::Unseen { .. }) => ErrorReport::new(error.to_string())
+            .detail(
+                "What its tables look like can only be read once it is. Its COMMIT waits for a synchronous standby.",
+            )
+            .hint("Bring the standby back, or take it out of synchronous_standby_names at the source."),
         Fault::Destination(DestinationError::Bind(error)) => ErrorReport::new(error.to_string())
             .hint("Change the table at the destination accordingly; headwater then goes on by itself."),
         Fault::Source(

@@ -80,6 +80,14 @@ impl Ident {
         quoted
     }
 
+    /// The name with this behind it, shortened before it to what PostgreSQL keeps (as `makeObjectName` does).
+    #[must_use]
+    pub fn with_suffix(&self, suffix: &str) -> Ident {
+        let bytes_max = NAME_BYTES_MAX.saturating_sub(suffix.len());
+        let kept = self.0.char_indices().take_while(|(at, c)| at + c.len_utf8() <= bytes_max).map(|(_, c)| c);
+        Ident(kept.chain(suffix.chars()).collect::<String>().into())
+    }
+
     fn needs_quotes(&self) -> bool {
         let mut bytes = self.0.bytes();
         let first = bytes.next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');

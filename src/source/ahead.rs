@@ -65,6 +65,10 @@ struct Stream {
 }
 
 impl Stream {
+    fn is_sound(&self) -> bool {
+        self.stage == Stage::Arriving && self.asked > 0
+    }
+
     fn give_up(&mut self, why: &'static str) {
         if matches!(self.stage, Stage::Arriving | Stage::Committed | Stage::Due(..)) {
             tracing::debug!(xid = self.xid, why, "a stream waits for its commit");
@@ -217,12 +221,19 @@ impl Ahead {
         self.with(|state| state.stream.take_if(|stream| stream.xid == xid));
     }
 
+    /// Whether a stream is applied as far as it goes: it only needs to commit here, if its tables are what they were.
+    pub(super) fn is_applied_so_far(&self, xid: u32) -> bool {
+        let state = self.state.borrow();
+        let stream = state.stream.as_ref().filter(|stream| stream.xid == xid);
+        stream.is_some_and(Stream::is_sound)
+    }
+
     /// A stream has committed at the source; whether it is applied, as far as it goes, so that it only needs to commit
     /// here. Otherwise it is replayed.
     pub(super) fn committed(&self, xid: u32) -> bool {
         self.with(|state| {
             let Some(stream) = state.of(xid) else { return false };
-            let sound = stream.stage == Stage::Arriving && stream.asked > 0;
+            let sound = stream.is_sound();
             if sound {
                 stream.stage = Stage::Committed;
             } else {

@@ -6,14 +6,18 @@
 //!
 //! A Relation message comes after every change of the table and, without any, after whatever made the source forget that it
 //! had sent one (VACUUM, ANALYZE): then the catalog's answer is the known one, and nothing happens. After a TRUNCATE it comes
-//! too, and says the same as ever: then nobody is asked, since no row is left that could differ, and an application that
-//! truncates all the time would otherwise be followed at the speed of questions.
+//! too, and says the same as before: the first description behind one is not asked about, since no row is left that could
+//! differ, and an application that truncates all the time would otherwise be followed at the speed of questions.
 //!
-//! The walsender may send a commit a moment before others see it. An answer that knows neither the new description nor the
-//! old one is asked for again until the transaction is seen, at most for [`SETTLE_MAX`]; then the catalog is ahead of the
-//! stream. (To wait for that time whenever it is ahead would hold up a backlog with many changes in it by minutes.)
+//! **When an answer counts.** The walsender may send a commit before others see it: a moment before, or for as long as a
+//! synchronous standby does not answer. The catalog of before may look like the known one, so no answer counts that was given
+//! without seeing the transaction; after [`SEEN_MAX`] the stream gives up and says why. From then on the catalog may be ahead
+//! of the stream. That it equals what is known proves nothing by itself: [`numbers`] says which columns the relation means.
 //!
-//! Bounds: one step is held here, and at most one question is out.
+//! A transaction that was applied ahead of its commit is confirmed here first: whether each table that it names is still what
+//! it was can only be asked once it is committed ([`Describer::confirm`]).
+//!
+//! Bounds: one step is held here, or the relations of one transaction; at most one question is out.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -24,23 +28,40 @@ use tokio::task::JoinHandle;
 use super::error::SourceError;
 use super::snapshot::sees;
 use crate::pg::{Relation, RelationId};
-use crate::plan::schema::TableDefinition;
+use crate::plan::evolution::{followed, numbers};
 use crate::plan::shape::Shape;
-use crate::session::{SessionError, Sql, SqlClient, describe_relation, read_description};
+use crate::session::{Sql, SqlClient, describe_relation, read_description};
 use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
 
-/// How long the catalog may take to show what the stream already tells.
-const SETTLE_MAX: Duration = Duration::from_secs(3);
+/// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
+/// synchronous standby, until that has answered.
+const SEEN_MAX: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// A transaction that is not visible by then is worth a line in the log.
+const SEEN_LATE: Duration = Duration::from_secs(1);
 
 /// A session that was not used for so long may be gone without anybody having said so.
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// What becomes of a question.
-type Answer = Result<Option<(SchemaChange, Shape)>, SessionError>;
+type Answer = Result<Option<(SchemaChange, Shape)>, SourceError>;
 
-/// A question that is out: where in the held step, about what, and what becomes of it and of its session.
-type Asking = (usize, Arc<Relation>, JoinHandle<(Answer, Option<SqlClient>)>);
+/// A question that is out.
+struct Asking {
+    /// The place of the change in the held step.
+    place: usize,
+    relation: Arc<Relation>,
+    /// What becomes of it, and of its session.
+    answer: JoinHandle<(Answer, Option<SqlClient>)>,
+}
+
+/// A transaction that is applied already if its tables are what they were.
+enum Confirming {
+    /// These relations are still to be asked about.
+    Asking(VecDeque<Arc<Relation>>),
+    /// Whether they are.
+    Answered(bool),
+}
 
 /// Completes steps.
 pub struct Describer {
@@ -59,6 +80,7 @@ pub struct Describer {
     /// Where the held step is cut.
     cuts: Vec<(usize, SchemaChange)>,
     asking: Option<Asking>,
+    confirming: Option<Confirming>,
     /// The session of the last question, and when that was.
     session: Option<(SqlClient, Instant)>,
     ready: VecDeque<Step>,
@@ -66,8 +88,8 @@ pub struct Describer {
 
 impl Drop for Describer {
     fn drop(&mut self) {
-        if let Some((_, _, asking)) = &self.asking {
-            asking.abort();
+        if let Some(asking) = &self.asking {
+            asking.answer.abort();
         }
     }
 }
@@ -85,6 +107,7 @@ impl Describer {
             looked_at: 0,
             cuts: Vec::new(),
             asking: None,
+            confirming: None,
             session: None,
             ready: VecDeque::new(),
         }
@@ -92,7 +115,7 @@ impl Describer {
 
     /// Whether the next step may be given.
     pub(super) fn is_clear(&self) -> bool {
-        self.held.is_none() && self.ready.is_empty()
+        self.held.is_none() && self.ready.is_empty() && self.confirming.is_none()
     }
 
     /// Whether a relation is what is known of its table: nobody would be asked, or the answer would be the known one.
@@ -117,19 +140,57 @@ impl Describer {
         self.ready.pop_front()
     }
 
-    /// Waits for the answer that the held step needs; pending when it needs none. Cancel-safe.
+    /// Asks whether the tables of a transaction that has committed are what they were; only when clear.
+    pub(super) fn confirm(&mut self, relations: &[Arc<Relation>], transaction: u32) {
+        debug_assert!(self.is_clear(), "one transaction at a time");
+        self.transaction = transaction;
+        self.confirming = Some(Confirming::Asking(relations.iter().map(Arc::clone).collect()));
+        self.ask_next_to_confirm();
+    }
+
+    /// Whether they are, once that is known.
+    pub(super) fn take_confirmed(&mut self) -> Option<bool> {
+        match self.confirming {
+            Some(Confirming::Answered(unchanged)) => {
+                self.confirming = None;
+                Some(unchanged)
+            }
+            Some(Confirming::Asking(_)) | None => None,
+        }
+    }
+
+    fn ask_next_to_confirm(&mut self) {
+        let Some(Confirming::Asking(relations)) = &mut self.confirming else { return };
+        match relations.pop_front() {
+            Some(relation) => self.ask(0, relation),
+            None => self.confirming = Some(Confirming::Answered(true)),
+        }
+    }
+
+    /// Waits for the answer that the held step, or the transaction to be confirmed, needs; pending when it needs none.
+    /// Cancel-safe.
     pub(super) async fn answered(&mut self) -> Result<(), SourceError> {
-        let Some((place, relation, asking)) = &mut self.asking else { return std::future::pending().await };
-        let answer = match asking.await {
+        let Some(asking) = &mut self.asking else { return std::future::pending().await };
+        let answer = match (&mut asking.answer).await {
             Ok((answer, session)) => {
                 self.session = session.map(|session| (session, Instant::now()));
                 answer?
             }
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-            Err(_) => None,
+            // Nobody aborts it before this is dropped.
+            Err(_) => return Err(SourceError::Ended),
         };
-        let (place, relation) = (*place, Arc::clone(relation));
+        let (place, relation) = (asking.place, Arc::clone(&asking.relation));
         self.asking = None;
+        if self.confirming.is_some() {
+            if answer.is_some() {
+                self.confirming = Some(Confirming::Answered(false));
+            } else {
+                self.seen.insert(relation.id, relation);
+                self.ask_next_to_confirm();
+            }
+            return Ok(());
+        }
         let change = answer.map(|(change, shape)| {
             self.shapes.insert(relation.id, shape);
             change
@@ -149,25 +210,27 @@ impl Describer {
     /// Asks for the next relation that was not seen; without one the held step is complete.
     fn go_on(&mut self) {
         match self.next_unseen() {
-            Some((place, relation)) => {
-                let known = self.shapes.get(&relation.id).cloned();
-                let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
-                let session = self.session.take().filter(fresh).map(|(session, _)| session);
-                let (sql, about, transaction) = (self.sql.clone(), Arc::clone(&relation), self.transaction);
-                let asking = tokio::spawn(async move {
-                    let session = match session.filter(|session| !session.is_closed()) {
-                        Some(session) => session,
-                        None => match sql.connect().await {
-                            Ok(session) => session,
-                            Err(error) => return (Err(error), None),
-                        },
-                    };
-                    (ask(&session, about, known, transaction).await, Some(session))
-                });
-                self.asking = Some((place, relation, asking));
-            }
+            Some((place, relation)) => self.ask(place, relation),
             None => self.release(),
         }
+    }
+
+    fn ask(&mut self, place: usize, relation: Arc<Relation>) {
+        let known = self.shapes.get(&relation.id).cloned();
+        let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
+        let session = self.session.take().filter(fresh).map(|(session, _)| session);
+        let (sql, about, transaction) = (self.sql.clone(), Arc::clone(&relation), self.transaction);
+        let answer = tokio::spawn(async move {
+            let session = match session.filter(|session| !session.is_closed()) {
+                Some(session) => session,
+                None => match sql.connect().await {
+                    Ok(session) => session,
+                    Err(error) => return (Err(error.into()), None),
+                },
+            };
+            (ask(&session, about, known, transaction).await, Some(session))
+        });
+        self.asking = Some(Asking { place, relation, answer });
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
@@ -186,7 +249,10 @@ impl Describer {
                     continue;
                 }
                 match seen.get(&relation.id) {
-                    Some(known) if Arc::ptr_eq(known, relation) => {}
+                    Some(known) if Arc::ptr_eq(known, relation) => {
+                        // A row behind the TRUNCATE without a description before it: the next one is news.
+                        truncated.remove(&relation.id);
+                    }
                     Some(known) if truncated.remove(&relation.id) && **known == **relation => {
                         seen.insert(relation.id, Arc::clone(relation));
                     }
@@ -196,6 +262,8 @@ impl Describer {
             }
             if let Change::Truncate { relations, .. } = change {
                 truncated.extend(relations.iter().map(|relation| relation.id));
+                // The next row is looked at, whether the table is described before it or not.
+                last = None;
             }
         }
         None
@@ -246,45 +314,51 @@ fn relations(change: &Change) -> &[Arc<Relation>] {
 
 /// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
 async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, transaction: u32) -> Answer {
-    let began = Instant::now();
-    // Whether the answer is as new as the transaction, or newer.
-    let mut settled = false;
-    loop {
-        let description = describe_relation(client, relation.id).await?;
-        if let Some(description) = description {
-            let (table, types) = read_description(&description)?;
-            let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
-            if shape.describes(&relation) {
-                let change = SchemaChange { relation, description };
-                // A promise that the rows do not keep yet is made again when the table is described next.
-                let shape = (known.as_ref() != Some(&shape)).then(|| shape.without_new_promises(known.as_ref()));
-                return Ok(shape.map(|shape| (change, shape)));
-            }
-            let as_before = known.as_ref().is_some_and(|known| known.describes(&relation));
-            if as_before && !is_renamed_or_replaced(&table, known.as_ref()) {
-                // The catalog is ahead: what it tells comes later in the stream, too.
-                return Ok(None);
-            }
-            if settled {
-                let known = known.unwrap_or(shape);
-                return Ok(Some((SchemaChange { relation, description }, known)));
-            }
-        } else if settled {
-            // Dropped since. What the stream still brings is what was known.
-            return Ok(None);
-        }
-        settled = sees(client, transaction).await? || began.elapsed() >= SETTLE_MAX;
-        if !settled {
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
+    wait_until_seen(client, transaction).await?;
+    // Dropped since. What the stream still brings is what was known.
+    let Some(description) = describe_relation(client, relation.id).await? else { return Ok(None) };
+    let (table, types) = read_description(&description)?;
+    let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
+    let is_current = shape.describes(&relation);
+    let Some(known) = known else { return Ok(Some((SchemaChange { relation, description }, shape))) };
+    if is_current && known == shape {
+        return Ok(None);
     }
+    let numbers = numbers(&known, &relation, &table);
+    let means_the_known = known.describes(&relation)
+        && numbers
+            .as_ref()
+            .is_ok_and(|found| known.columns.iter().map(|column| column.number).eq(found.iter().copied()));
+    if !is_current && means_the_known {
+        // The catalog is ahead: what it tells comes later in the stream, too.
+        return Ok(None);
+    }
+    // What the destination will know of the table, too. A promise that the rows do not keep yet is made again when the table is
+    // described next.
+    let shape = match numbers {
+        Ok(numbers) => followed(&known, &relation, &numbers, &table, &types).without_new_promises(Some(&known)),
+        // The destination cannot follow that, and asks for a copy.
+        Err(_) => known,
+    };
+    Ok(Some((SchemaChange { relation, description }, shape)))
 }
 
-/// Whether a column that is known by name has another number now.
-fn is_renamed_or_replaced(table: &TableDefinition, known: Option<&Shape>) -> bool {
-    known.is_some_and(|known| {
-        known.columns.iter().any(|known| table.column(&known.name).is_some_and(|column| column.number != known.number))
-    })
+/// Waits until this session sees a transaction that the stream has brought.
+async fn wait_until_seen(client: &SqlClient, transaction: u32) -> Result<(), SourceError> {
+    let began = Instant::now();
+    let mut told = false;
+    while !sees(client, transaction).await? {
+        if began.elapsed() >= SEEN_MAX {
+            return Err(SourceError::Unseen { transaction, within: SEEN_MAX });
+        }
+        if began.elapsed() >= SEEN_LATE && !std::mem::replace(&mut told, true) {
+            tracing::info!(
+                "transaction {transaction} has come through the stream and is not visible at the source yet"
+            );
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -381,6 +455,17 @@ mod tests {
         assert_eq!(asked.questions.len(), 2, "another description is a question");
         asked.push(transaction(vec![insert(&relation(1))]), |_| false);
         assert_eq!(asked.questions.len(), 3, "without a truncate so is the same one");
+    }
+
+    #[tokio::test]
+    async fn a_description_behind_rows_that_followed_a_truncate_is_asked_for() {
+        let mut asked = asked();
+        let (first, later) = (relation(1), relation(1));
+        let truncate = Change::Truncate { relations: vec![Arc::clone(&first)], restart_identity: false };
+        // A stream does not describe the table once more behind its TRUNCATE.
+        asked.push(transaction(vec![truncate, insert(&first)]), |_| false);
+        asked.push(transaction(vec![insert(&later)]), |_| false);
+        assert_eq!(asked.questions.len(), 2);
     }
 
     #[tokio::test]

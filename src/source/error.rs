@@ -50,6 +50,17 @@ pub enum SourceError {
     /// The source ended the stream: it is shutting down.
     #[error("the source ended the stream")]
     Ended,
+    /// A transaction that the stream has brought does not become visible: its session waits for a synchronous standby.
+    #[error(
+        "transaction {transaction} has come through the stream, and is not visible at the source after {}",
+        humantime::format_duration(*.within)
+    )]
+    Unseen {
+        /// Its xid.
+        transaction: u32,
+        /// How long it was waited for.
+        within: Duration,
+    },
     /// Bytes that are not understood.
     #[error("source: {0}")]
     Wire(#[from] WireError),

@@ -4,7 +4,7 @@
 //! in progress go to the spool, and when one commits it is read back from there, step by step. While anything of that waits
 //! for room, nothing after it goes out and nothing more is read from the source; [`Outlet::progress`] is what to await then.
 //! A stream that is applied [`Ahead`] of its commit is not read back: a single step stands for it, and the spool lets go of
-//! it once that is committed at the destination.
+//! it once that is committed at the destination. Before that the describer confirms that its tables are what they were.
 //!
 //! Bounds: one step or order waits here and one step in the describer, or one transaction is read back, a piece at a time.
 
@@ -25,6 +25,8 @@ pub(super) struct Outlet {
     /// What is read back, and where from while there is more.
     replay: Option<(Box<Replay>, Option<Chunks>)>,
     ahead: Option<(Ahead, Changes)>,
+    /// A stream that was applied ahead, while its tables are asked about.
+    confirming: Option<Box<Replay>>,
     /// A stream whose commit is the destination's to do; it is replayed if that does not come to pass.
     settling: Option<Box<Replay>>,
     /// The end_lsn of the last transaction that was handed out.
@@ -53,6 +55,7 @@ impl Outlet {
             order: None,
             replay: None,
             ahead,
+            confirming: None,
             settling: None,
             handed_out: resumed,
             gone: false,
@@ -64,6 +67,7 @@ impl Outlet {
         self.step.is_none()
             && self.order.is_none()
             && self.replay.is_none()
+            && self.confirming.is_none()
             && self.settling.is_none()
             && self.describer.is_clear()
     }
@@ -142,19 +146,43 @@ impl Outlet {
             SpoolOrder::Append { xid, records } => spool.append(xid, records)?,
             SpoolOrder::Cut { xid, at } => spool.cut(xid, at)?,
             SpoolOrder::Discard { xid } => spool.discard(xid)?,
-            SpoolOrder::Replay(replay)
-                if self.ahead.as_ref().is_some_and(|(ahead, _)| ahead.committed(replay.xid())) =>
-            {
-                self.send(replay.ahead());
-                self.settling = Some(replay);
-                None
-            }
             SpoolOrder::Replay(replay) => {
-                let (chunks, order) = spool.read(replay.xid())?;
-                self.replay = Some((replay, Some(chunks)));
-                order
+                if self.ahead.as_ref().is_some_and(|(ahead, _)| ahead.is_applied_so_far(replay.xid())) {
+                    self.describer.confirm(replay.relations(), replay.xid());
+                    self.confirming = Some(replay);
+                    return self.confirmed();
+                }
+                return self.commit(replay);
             }
         };
+        Ok(())
+    }
+
+    /// Goes on with a stream that was applied ahead, once it is known whether its tables are what they were.
+    fn confirmed(&mut self) -> Result<(), SourceError> {
+        let Some(unchanged) = self.describer.take_confirmed() else { return Ok(()) };
+        let Some(replay) = self.confirming.take() else { return Ok(()) };
+        if let Some((ahead, _)) = self.ahead.as_ref().filter(|_| !unchanged) {
+            ahead.give_up_stream(replay.xid(), "a table has changed");
+        }
+        self.commit(replay)
+    }
+
+    /// A stream has committed: its own commit is all that is left to do, or it is read back.
+    fn commit(&mut self, replay: Box<Replay>) -> Result<(), SourceError> {
+        if self.ahead.as_ref().is_some_and(|(ahead, _)| ahead.committed(replay.xid())) {
+            self.send(replay.ahead());
+            self.settling = Some(replay);
+            return Ok(());
+        }
+        self.read_back(replay)
+    }
+
+    fn read_back(&mut self, replay: Box<Replay>) -> Result<(), SourceError> {
+        let Some(spool) = &mut self.spool else { return Ok(()) };
+        let (chunks, order) = spool.read(replay.xid())?;
+        self.replay = Some((replay, Some(chunks)));
+        self.order = order;
         Ok(())
     }
 
@@ -171,7 +199,7 @@ impl Outlet {
         if !self.describer.is_clear() {
             self.describer.answered().await?;
             self.send_complete();
-            return Ok(());
+            return self.confirmed();
         }
         if self.settling.is_some() {
             return self.settle().await;
@@ -208,11 +236,7 @@ impl Outlet {
         let Some(replay) = self.settling.take() else { return Ok(()) };
         match settled {
             Some(true) => self.order = spool.discard(replay.xid())?,
-            Some(false) => {
-                let (chunks, order) = spool.read(replay.xid())?;
-                self.replay = Some((replay, Some(chunks)));
-                self.order = order;
-            }
+            Some(false) => return self.read_back(replay),
             None => self.gone = true,
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::catalog::{SourceCatalog, no_identity_report};
 use super::error::SourceError;
 use crate::pg::{ErrorReport, Ident, QualifiedName, counted, quote_literal};
-use crate::plan::schema::{Identity, TableDefinition};
+use crate::plan::schema::{ColumnDefinition, Identity, TableDefinition};
 use crate::session::{SqlClient, SqlState};
 
 const DOING: &str = "looking at the publication";
@@ -215,11 +215,16 @@ async fn take_over_lists(
 ) -> Result<(), SourceError> {
     let sql = "SELECT t.schemaname::text, t.tablename::text,
                       ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames')),
-                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames'
+                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
+                      EXISTS (SELECT FROM pg_catalog.pg_publication p
+                              WHERE p.pubname = t.pubname AND pg_catalog.to_jsonb(p) ? 'pubgencols')
                FROM pg_catalog.pg_publication_tables t WHERE t.pubname = $1::text";
     let rows = client.query(DOING, sql, &[&publication.as_str()]).await?;
     let mut lists: BTreeMap<QualifiedName, (Option<Vec<String>>, Option<String>)> = BTreeMap::new();
+    // Before 18 generated columns are listed all the same, and never sent.
+    let mut sends_generated = false;
     for row in rows {
+        sends_generated = row.get(5);
         let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
         let columns = row.get::<_, bool>(4).then(|| row.get::<_, Vec<String>>(2));
         lists.insert(name, (columns, row.get(3)));
@@ -236,7 +241,9 @@ async fn take_over_lists(
             ));
         };
         if let Some(columns) = columns {
-            let all: Vec<&Ident> = table.definition.columns.iter().map(|column| &column.name).collect();
+            let sendable = |column: &&ColumnDefinition| sends_generated || column.generated.is_none();
+            let all: Vec<&Ident> =
+                table.definition.columns.iter().filter(sendable).map(|column| &column.name).collect();
             let sent: Vec<Ident> =
                 all.into_iter().filter(|column| columns.iter().any(|name| name == column.as_str())).cloned().collect();
             let hidden = table.columns.iter().filter(|column| !sent.contains(column)).count();

@@ -69,41 +69,28 @@ pub(super) struct RelationCache {
 }
 
 impl RelationCache {
-    /// Takes in a description, the message with the number `heard`. One that `shared` holds already is not held twice.
+    /// Takes in a description, the message with the number `heard`. Returns the relation when it is wanted.
     ///
-    /// Returns the relation when it is wanted and was not described in just this way here before.
+    /// Every message makes a relation of its own, also when it says the same as the one before: the source repeats itself when
+    /// something has changed that a Relation message does not carry, and the catalog is asked once for each (`source::describe`
+    /// compares pointers).
     pub(super) fn learn(
         &mut self,
         relation: Relation,
         heard: u64,
         tables: &TableSet,
-        shared: Option<&RelationCache>,
     ) -> Result<Option<Arc<Relation>>, TransactionError> {
-        if tables.name(relation.id).is_none() {
+        let id = relation.id;
+        if tables.name(id).is_none() {
             if let Some(old) = tables.id(&relation.name)
                 && !tables.passed_over.contains(&relation.name)
             {
-                return Err(TransactionError::Replaced { table: relation.name, old, new: relation.id });
+                return Err(TransactionError::Replaced { table: relation.name, old, new: id });
             }
-            self.entries.insert(relation.id, Entry { known: Known::Unwanted, heard });
+            self.entries.insert(id, Entry { known: Known::Unwanted, heard });
             return Ok(None);
         }
-        let id = relation.id;
-        if let Some(Entry { known: Known::Wanted(known), heard: last }) = self.entries.get_mut(&id)
-            && **known == relation
-        {
-            // The same description again. Outside of streams, which describe everything anew, that means that something has
-            // changed which it does not tell: whoever asks the catalog sees that it is another one.
-            *last = heard;
-            if shared.is_none() {
-                *known = Arc::new(relation);
-            }
-            return Ok(None);
-        }
-        let relation = match shared.and_then(|shared| shared.entries.get(&id)) {
-            Some(Entry { known: Known::Wanted(known), .. }) if **known == relation => Arc::clone(known),
-            Some(_) | None => Arc::new(relation),
-        };
+        let relation = Arc::new(relation);
         self.entries.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard });
         Ok(Some(relation))
     }

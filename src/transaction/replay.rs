@@ -63,6 +63,11 @@ impl Replay {
         self.begin.xid
     }
 
+    /// The relations that its records name, each as it was described.
+    pub fn relations(&self) -> &[Arc<Relation>] {
+        &self.relations
+    }
+
     /// The same transaction as one step, for when its changes are applied already.
     pub fn ahead(&self) -> Step {
         Step::Ahead { begin: self.begin, commit: self.commit, heartbeat: self.heartbeat.clone() }

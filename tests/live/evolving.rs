@@ -1,7 +1,9 @@
-//! Random schema changes among random writes, from a seed: after each transaction both sides have the same columns and rows.
+//! Random schema changes among random writes, from a seed: after each transaction both sides have the same columns and rows,
+//! by themselves or by a copy.
 
 use fastrand::Rng;
 
+use crate::set_aside::all_live;
 use crate::support::{Database, Setup, seed};
 
 /// What the test knows of a column at the source.
@@ -131,7 +133,7 @@ async fn random_schema_changes_among_random_writes_are_followed() {
     let mut tables = [Table::new("one"), Table::new("two")];
     let mut service = Setup::of(&database).start();
     service.streams().await;
-    for round in 0..40 {
+    for round in 0..20 {
         let mut script = vec!["BEGIN".to_owned()];
         for _ in 0..rng.usize(1..12) {
             let table = &mut tables[rng.usize(..2)];
@@ -151,13 +153,16 @@ async fn random_schema_changes_among_random_writes_are_followed() {
             database.at_source(&twice).await;
         }
         database.caught_up().await;
+        // Where a column was dropped and another one added, the names may not tell which is which: the table is copied.
+        all_live(&database).await;
+        database.caught_up().await;
         for table in &mut tables {
             let rows = table.rows();
             let (there, here) = (database.source_value(&rows).await, database.destination_value(&rows).await);
             assert_eq!(there, here, "table {} after round {round} of seed {seed}:\n{script}", table.name);
             table.columns.iter_mut().for_each(|column| column.touched = false);
         }
-        if round % 13 == 12 {
+        if round % 7 == 6 {
             service.kill();
             service = Setup::of(&database).start();
             service.streams().await;

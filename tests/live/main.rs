@@ -15,6 +15,7 @@ mod check;
 mod check_refused;
 mod check_tells;
 mod check_warns;
+mod columns;
 mod conflicts;
 mod crash;
 mod cutover;

@@ -37,7 +37,7 @@ async fn started(name: &str) -> (Database, Service) {
 }
 
 /// Waits until the change has been met and the copy is there, then compares.
-async fn mended(database: &Database) {
+pub async fn mended(database: &Database) {
     database.caught_up().await;
     all_live(database).await;
     database.assert_catches_up().await;

@@ -4,34 +4,33 @@
 //! remembered, the relation as the stream describes it, the source's catalog and the destination's; out go the statements
 //! that bring the destination's table to the same state, in the stream's order, or the obstacle.
 //!
-//! The catalog may be ahead of the stream, and the relation carries no numbers. So a column of the relation is looked up in
-//! the catalog by name and type; its number then tells whether it is new, renamed, or the same. What the catalog cannot tell
-//! (a column that it does not know any more, one that was dropped and added again in between, rows that a rewrite has filled)
-//! makes the table need a new copy; then the destination's table is only brought to the shape of the catalog
-//! ([`Change::reshape`]), since the copy brings every row. The source is never trusted with SQL: names are quoted, types are
-//! resolved by the destination, what old rows hold in a new column travels as a value.
+//! The catalog may be ahead of the stream, and the relation carries no numbers: [`columns`] finds them. The number tells whether
+//! a column is new, renamed, or the same. What cannot be told (which of two columns the rows have, one that was dropped and
+//! added again in between, rows that a rewrite has filled) makes the table need a new copy; then the destination's table is
+//! only brought to the shape of the catalog ([`Change::reshape`]), since the copy brings every row. The source is never trusted
+//! with SQL: names are quoted, types are resolved by the destination, what old rows hold in a new column travels as a value.
 //!
 //! | at the source | here |
 //! |---|---|
 //! | column added | added; old rows get the value that the source has stored for them |
-//! | column dropped | stays, without NOT NULL, and draws from its sequence no more |
+//! | column dropped | stays, without NOT NULL, and draws from its sequence no more; under another name if its own is taken |
 //! | column renamed | renamed |
 //! | type or modifier widened | the same |
 //! | column draws from a sequence of its own (identity, serial) | it gets one as its default |
 //! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
 
+mod columns;
 mod labels;
 mod sequence;
 mod steps;
 
-use std::collections::BTreeSet;
-
 use super::fit::{End, Misfit};
-use super::schema::ColumnDefinition;
+use super::schema::{ColumnDefinition, TableDefinition, Types};
 use super::shape::{Shape, ShapeColumn};
 use super::sql::ddl::Creation;
 use crate::pg::{Column, Ident, QualifiedName, Relation};
 
+pub use columns::numbers;
 pub use labels::{Labels, labels};
 pub use sequence::NewSequence;
 
@@ -145,8 +144,8 @@ impl Change<'_> {
         }
         let mut evolution = Evolution::default();
         let mut misfits = Vec::new();
-        self.rename_columns(&resolved, &mut evolution, &mut misfits);
-        self.let_go_of_dropped(&resolved, &mut evolution, &mut misfits);
+        let moved = self.rename_columns(&resolved, &mut evolution, &mut misfits);
+        self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
                 Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits),
@@ -154,7 +153,12 @@ impl Change<'_> {
             }
         }
         self.add_unique_indexes(&mut evolution);
-        if misfits.is_empty() { Ok((evolution, self.shape(&resolved))) } else { Err(Obstacle::Misfits(misfits)) }
+        if !misfits.is_empty() {
+            return Err(Obstacle::Misfits(misfits));
+        }
+        let numbers: Vec<i16> = resolved.iter().map(|column| column.number).collect();
+        let End { table, types } = self.source;
+        Ok((evolution, followed(self.known, self.relation, &numbers, table, types)))
     }
 
     /// Decides how a table that is copied anew takes the source's rows, and what to remember of it. Here the relation is the
@@ -173,8 +177,8 @@ impl Change<'_> {
             .collect();
         let mut evolution = Evolution::default();
         let mut misfits = Vec::new();
-        self.rename_columns(&resolved, &mut evolution, &mut misfits);
-        self.let_go_of_dropped(&resolved, &mut evolution, &mut misfits);
+        let moved = self.rename_columns(&resolved, &mut evolution, &mut misfits);
+        self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
                 Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits),
@@ -197,88 +201,62 @@ impl Change<'_> {
         Ok((evolution, shape))
     }
 
-    /// Whether the catalog shows the table just as the stream describes it: it has no column that is new and does not come.
-    fn is_current(&self, resolved: &[Resolved<'_>]) -> bool {
-        let comes = |column: &ColumnDefinition| self.relation.columns.iter().any(|c| c.name == column.name);
-        let mut columns = self.source.table.columns.iter();
-        columns.all(|column| comes(column) || column.number <= self.known.attributes || column.generated.is_some())
-            && resolved.iter().all(|column| column.definition.is_some())
+    fn resolve(&self) -> Result<Vec<Resolved<'_>>, String> {
+        let numbers = columns::numbers(self.known, self.relation, self.source.table)?;
+        Ok(resolved(self.relation, &numbers, self.source.table))
     }
+}
 
-    fn shape(&self, resolved: &[Resolved<'_>]) -> Shape {
-        let now = Shape::of(self.source.table, self.source.types, |_| false);
-        let highest = resolved.iter().map(|column| column.number).max().unwrap_or(0);
-        let current = self.is_current(resolved);
-        let column = |resolved: &Resolved<'_>| ShapeColumn {
+fn resolved<'a>(relation: &'a Relation, numbers: &[i16], table: &'a TableDefinition) -> Vec<Resolved<'a>> {
+    let resolved = relation.columns.iter().zip(numbers).map(|(column, number)| {
+        let mut live = table.columns.iter().filter(|live| live.number == *number);
+        let definition = live.find(|live| live.name == column.name && columns::is_of_type(live, column));
+        Resolved { column, number: *number, definition }
+    });
+    resolved.collect()
+}
+
+/// What is known of a table once a description with these column numbers has been followed. The catalog may be ahead of it.
+pub fn followed(known: &Shape, relation: &Relation, numbers: &[i16], table: &TableDefinition, types: &Types) -> Shape {
+    let resolved = resolved(relation, numbers, table);
+    let now = Shape::of(table, types, |_| false);
+    let highest = numbers.iter().copied().max().unwrap_or(0);
+    let current = is_current(known, relation, &resolved, table);
+    let column = |resolved: &Resolved<'_>| {
+        let before = known.column(resolved.number);
+        ShapeColumn {
             number: resolved.number,
             name: resolved.column.name.clone(),
             type_id: resolved.column.type_id,
             type_modifier: resolved.column.type_modifier,
-            not_null: match (resolved.definition, self.known.column(resolved.number)) {
-                (Some(definition), _) => definition.not_null,
-                (None, known) => known.is_some_and(|known| known.not_null),
+            not_null: match resolved.definition {
+                Some(definition) => definition.not_null,
+                None => before.is_some_and(|known| known.not_null),
             },
-            sequence: match (resolved.definition, self.known.column(resolved.number)) {
-                (Some(definition), _) => definition.own_sequence().is_some(),
-                (None, known) => known.is_some_and(|known| known.sequence),
+            sequence: match resolved.definition {
+                Some(definition) => definition.own_sequence().is_some(),
+                None => before.is_some_and(|known| known.sequence),
             },
-        };
-        Shape {
-            name: self.known.name.clone(),
-            columns: resolved.iter().map(column).collect(),
-            // A rewrite that the stream has not come to yet must still be noticed then.
-            attributes: if current { now.attributes } else { self.known.attributes.max(highest) },
-            storage: if current { now.storage } else { self.known.storage.clone() },
-            partitions: now.partitions,
-            unique: now.unique,
-            labels: now.labels,
         }
-    }
-
-    fn resolve(&self) -> Result<Vec<Resolved<'_>>, String> {
-        let live = |column: &Column| self.source.table.column(&column.name).filter(|live| same(live, column));
-        // A relation's columns come in the order of their numbers: so names that have changed hands are recognised.
-        let current = self.relation.columns.iter().all(|column| live(column).is_some())
-            && self.relation.columns.iter().filter_map(live).is_sorted_by(|a, b| a.number < b.number);
-        let mut found = Vec::new();
-        for column in &self.relation.columns {
-            let live = live(column);
-            let known = self.known.columns.iter().find(|known| {
-                known.name == column.name
-                    && known.type_id == column.type_id
-                    && known.type_modifier == column.type_modifier
-            });
-            let number = match (live, known) {
-                (Some(live), Some(known)) if live.number != known.number => {
-                    if live.number > self.known.attributes {
-                        return Err(format!("column {} was dropped and added again", column.name));
-                    }
-                    if current { live.number } else { known.number }
-                }
-                (Some(live), _) => live.number,
-                (None, Some(known)) => known.number,
-                (None, None) => {
-                    return Err(format!("column {} has changed again since", column.name));
-                }
-            };
-            found.push(Resolved { column, number, definition: live.filter(|live| live.number == number) });
-        }
-        if !found.is_sorted_by(|a, b| a.number < b.number) {
-            return Err("columns were renamed more than once".to_owned());
-        }
-        // Between the columns that were known and a new one there must be no other that is gone already: then the new one
-        // may be another than the stream means.
-        let highest = found.iter().map(|column| column.number).max().unwrap_or(0);
-        let live: BTreeSet<i16> = self.source.table.columns.iter().map(|column| column.number).collect();
-        if (self.known.attributes + 1..=highest).any(|number| !live.contains(&number)) {
-            return Err("columns were added and dropped again".to_owned());
-        }
-        Ok(found)
+    };
+    Shape {
+        name: known.name.clone(),
+        columns: resolved.iter().map(column).collect(),
+        // A rewrite that the stream has not come to yet must still be noticed then.
+        attributes: if current { now.attributes } else { known.attributes.max(highest) },
+        storage: if current { now.storage } else { known.storage.clone() },
+        partitions: now.partitions,
+        unique: now.unique,
+        labels: now.labels,
     }
 }
 
-fn same(definition: &ColumnDefinition, column: &Column) -> bool {
-    definition.type_id == column.type_id && definition.type_modifier == column.type_modifier
+/// Whether the catalog shows the table just as the stream describes it: it has no column that is new and does not come.
+fn is_current(known: &Shape, relation: &Relation, resolved: &[Resolved<'_>], table: &TableDefinition) -> bool {
+    let comes = |column: &ColumnDefinition| relation.columns.iter().any(|c| c.name == column.name);
+    let mut columns = table.columns.iter();
+    columns.all(|column| comes(column) || column.number <= known.attributes || column.generated.is_some())
+        && resolved.iter().all(|column| column.definition.is_some())
 }
 
 #[cfg(test)]

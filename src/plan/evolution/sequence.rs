@@ -11,9 +11,6 @@ use crate::plan::schema::{ColumnDefinition, SequenceOptions, TableDefinition};
 use crate::plan::shape::Shape;
 use crate::plan::sql::evolve as sql;
 
-/// Longest name that PostgreSQL keeps, in bytes (NAMEDATALEN - 1).
-const NAME_BYTES_MAX: usize = 63;
-
 /// A sequence that is to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSequence {
@@ -79,11 +76,7 @@ fn numbered(name: &Ident, taken: u8) -> Ident {
     if taken == 0 {
         return name.clone();
     }
-    let number = taken.to_string();
-    let most = NAME_BYTES_MAX.saturating_sub(number.len());
-    let kept: String =
-        name.as_str().char_indices().take_while(|(at, c)| at + c.len_utf8() <= most).map(|(_, c)| c).collect();
-    Ident::new(format!("{kept}{number}"))
+    name.with_suffix(&taken.to_string())
 }
 
 impl Change<'_> {
@@ -105,7 +98,7 @@ mod tests {
         assert_eq!(long, Ident::new(format!("{}9", "ä".repeat(31))));
         let longest = numbered(&Ident::new(format!("{}s", "ä".repeat(31))), 9);
         assert_eq!(longest, Ident::new(format!("{}9", "ä".repeat(31))));
-        assert!(longest.as_str().len() <= NAME_BYTES_MAX);
+        assert!(longest.as_str().len() <= 63);
     }
 
     #[test]

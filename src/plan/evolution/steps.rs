@@ -3,7 +3,7 @@
 //! Called by [`Change::follow`] and [`Change::reshape`] once every column of the relation has its number. What fits nowhere
 //! becomes a [`Misfit`] with the statement that mends it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Attempt, Change, Evolution, Obstacle, Resolved, Rows, Undo};
 use crate::pg::{Column, Ident};
@@ -13,13 +13,14 @@ use crate::plan::shape::ShapeColumn;
 use crate::plan::sql::evolve as sql;
 
 impl Change<'_> {
-    /// Renames in two steps where names change hands.
+    /// Renames in two steps where names change hands. A dropped column whose name another one takes is renamed first; returns
+    /// the new names of such columns, by number.
     pub(super) fn rename_columns(
         &self,
         resolved: &[Resolved<'_>],
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
-    ) {
+    ) -> BTreeMap<i16, Ident> {
         let table = self.destination.table;
         let mut renames = Vec::new();
         for column in resolved {
@@ -31,9 +32,16 @@ impl Change<'_> {
             }
         }
         let leaving: BTreeSet<&Ident> = renames.iter().map(|(old, _)| *old).collect();
+        let mut moved = BTreeMap::new();
         let mut second = Vec::new();
         for (old, new) in renames {
-            if table.column(new).is_some() && !leaving.contains(new) {
+            let dropped = self.dropped(resolved).find(|dropped| dropped.name == *new);
+            if let Some(dropped) = dropped.filter(|_| table.column(new).is_some()) {
+                let name = self.free_name(new, resolved);
+                evolution.statements.push(sql::rename_column(&self.known.name, new, &name));
+                moved.insert(dropped.number, name);
+                second.push(sql::rename_column(&self.known.name, old, new));
+            } else if table.column(new).is_some() && !leaving.contains(new) {
                 let name = table.name();
                 misfits.push(Misfit {
                     problem: format!(
@@ -42,8 +50,7 @@ impl Change<'_> {
                     remedy: Some(format!("ALTER TABLE {name} RENAME COLUMN {new} TO another_name;")),
                 });
                 continue;
-            }
-            if table.column(new).is_some() {
+            } else if table.column(new).is_some() {
                 let between = Ident::new(format!("headwater renames {}", second.len()));
                 evolution.statements.push(sql::rename_column(&self.known.name, old, &between));
                 second.push(sql::rename_column(&self.known.name, &between, new));
@@ -53,37 +60,60 @@ impl Change<'_> {
             evolution.told.push(format!("column {old} is now called {new}"));
         }
         evolution.statements.extend(second);
+        moved
     }
 
-    /// Columns that do not come any more stay, and must not ask for values.
+    /// The columns that were known and are gone. One that does not come and is still there is not published.
+    fn dropped<'s>(&'s self, resolved: &'s [Resolved<'_>]) -> impl Iterator<Item = &'s ShapeColumn> {
+        let comes = |known: &ShapeColumn| resolved.iter().any(|column| column.number == known.number);
+        let is_there = |known: &ShapeColumn| self.source.table.columns.iter().any(|live| live.number == known.number);
+        self.known.columns.iter().filter(move |known| !comes(known) && !is_there(known))
+    }
+
+    /// A name for a column that was dropped at the source and stays at the destination.
+    fn free_name(&self, name: &Ident, resolved: &[Resolved<'_>]) -> Ident {
+        let is_taken = |name: &Ident| {
+            self.destination.table.column(name).is_some()
+                || self.known.columns.iter().any(|known| known.name == *name)
+                || resolved.iter().any(|column| column.column.name == *name)
+        };
+        let suffixes = std::iter::once("_dropped".to_owned()).chain((2..).map(|number| format!("_dropped{number}")));
+        suffixes
+            .map(|suffix| name.with_suffix(&suffix))
+            .find(|name| !is_taken(name))
+            .expect("a table has not all names")
+    }
+
+    /// Columns that do not come any more stay, and must not ask for values. `moved`: those that have got another name.
     pub(super) fn let_go_of_dropped(
         &self,
         resolved: &[Resolved<'_>],
+        moved: &BTreeMap<i16, Ident>,
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
     ) {
         let table = self.destination.table;
-        for known in &self.known.columns {
-            if resolved.iter().any(|column| column.number == known.number) {
-                continue;
-            }
+        for known in self.dropped(resolved) {
             let Some(here) = table.column(&known.name) else { continue };
-            let taken = resolved.iter().any(|column| column.column.name == known.name);
+            let moved = moved.get(&known.number);
+            let taken = moved.is_none() && resolved.iter().any(|column| column.column.name == known.name);
             // Its sequence follows nobody any more: what it gave out might be there already.
             let draws = here.own_sequence().is_some() && !taken;
             let filled = !draws && (here.default.is_some() || here.identity.is_some() || here.generated.is_some());
-            let name = &known.name;
-            let key = table.indexes.iter().find(|index| index.primary && index.key_columns().any(|key| key == name));
-            match key {
+            let name = moved.unwrap_or(&known.name);
+            let in_key = |key: &&IndexDefinition| key.primary && key.key_columns().any(|key| *key == known.name);
+            match table.indexes.iter().find(in_key) {
                 Some(key) if !taken => {
                     misfits.push(Misfit {
                         problem: format!(
-                            "column {name} was dropped at the source, and is part of the primary key here"
+                            "column {} was dropped at the source, and is part of the primary key here",
+                            known.name
                         ),
                         remedy: Some(format!(
-                            "ALTER TABLE {0} DROP CONSTRAINT {1};\nALTER TABLE {0} ALTER COLUMN {name} DROP NOT NULL;",
+                            "ALTER TABLE {0} DROP CONSTRAINT {1};\nALTER TABLE {0} ALTER COLUMN {2} DROP NOT NULL;",
                             table.name(),
-                            key.name
+                            key.name,
+                            known.name
                         )),
                     });
                     continue;
@@ -96,7 +126,8 @@ impl Change<'_> {
             if here.not_null && !filled && !taken {
                 evolution.statements.push(sql::drop_not_null(&self.known.name, name));
             }
-            evolution.told.push(format!("column {name} was dropped at the source; it stays here"));
+            let stays = moved.map_or_else(String::new, |name| format!(" as {name}"));
+            evolution.told.push(format!("column {} was dropped at the source; it stays here{stays}", known.name));
         }
     }
 

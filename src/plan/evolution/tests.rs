@@ -234,6 +234,24 @@ fn names_that_change_hands_are_renamed_by_way_of_another() {
 }
 
 #[test]
+fn a_dropped_column_makes_room_for_one_that_takes_its_name() {
+    let now = numbered(&[id(), (2, Of::new("b", TEXT))]);
+    let (evolution, _) = follow(&["id", "b"], &now).unwrap();
+    assert_eq!(
+        evolution.statements,
+        [
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"b\" TO \"b_dropped\"",
+            "ALTER TABLE \"public\".\"t\" RENAME COLUMN \"a\" TO \"b\"",
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b_dropped\" DROP NOT NULL",
+        ]
+    );
+    assert_eq!(
+        evolution.told,
+        ["column a is now called b", "column b was dropped at the source; it stays here as b_dropped"]
+    );
+}
+
+#[test]
 fn a_dropped_column_stays_and_a_key_that_is_dropped_is_the_operators() {
     assert_eq!(
         statements(&["id", "a"], &numbered(&[id(), a()])),

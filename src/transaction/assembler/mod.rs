@@ -319,9 +319,9 @@ impl Assembler {
         match self.stream(xid)? {
             Some(top) => {
                 let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&top));
-                stream.ok_or(NO_STREAM)?.learn(relation, self.heard, &self.tables, &self.relations)
+                stream.ok_or(NO_STREAM)?.learn(relation, self.heard, &self.tables)
             }
-            None => self.relations.learn(relation, self.heard, &self.tables, None).map(|_| ()),
+            None => self.relations.learn(relation, self.heard, &self.tables).map(|_| ()),
         }
     }
 

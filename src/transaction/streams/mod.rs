@@ -80,14 +80,8 @@ impl InProgress {
     ///
     /// It holds for the stream even when the subtransaction in which it came is rolled back: pgoutput counts it as sent to
     /// the stream, and sends another when a rollback brings back an older shape.
-    pub(super) fn learn(
-        &mut self,
-        relation: Relation,
-        heard: u64,
-        tables: &TableSet,
-        session: &RelationCache,
-    ) -> Result<(), TransactionError> {
-        if let Some(relation) = self.relations.learn(relation, heard, tables, Some(session))? {
+    pub(super) fn learn(&mut self, relation: Relation, heard: u64, tables: &TableSet) -> Result<(), TransactionError> {
+        if let Some(relation) = self.relations.learn(relation, heard, tables)? {
             self.numbers.insert(relation.id, u32::try_from(self.numbered.len()).unwrap_or(u32::MAX));
             self.numbered.push(relation);
         }

@@ -277,6 +277,29 @@ fn a_changed_relation_holds_from_its_message_on_in_a_stream_too() {
 }
 
 #[test]
+fn a_description_in_a_stream_is_a_relation_of_its_own_also_when_it_says_the_same() {
+    let mut ring = Ring::new(1 << 20);
+    ring.message(begin(50)).unwrap();
+    ring.message(described(None, &["id"])).unwrap();
+    ring.message(insert(None, &["a"])).unwrap();
+    ring.message(Message::Commit(commit(50))).unwrap();
+    let described = || described(Some(5), &["id"]);
+    ring.block(5, true, vec![described(), insert(5, &["b"]), described(), insert(5, &["c"])]);
+    ring.commit(5, 100);
+    let mut relations: Vec<&Arc<Relation>> = Vec::new();
+    for step in &ring.steps {
+        let Step::Transaction(transaction) = step else { panic!("{step:?}") };
+        for change in &transaction.changes {
+            let Change::Insert { relation, .. } = change else { panic!("{change:?}") };
+            relations.push(relation);
+        }
+    }
+    let [session, first, second] = relations.as_slice() else { panic!("{relations:?}") };
+    assert!(session == first && first == second, "they say the same");
+    assert!(!Arc::ptr_eq(session, first) && !Arc::ptr_eq(first, second), "and the catalog is asked for each");
+}
+
+#[test]
 fn a_stream_of_which_nothing_is_left_only_moves_the_position() {
     let mut ring = Ring::new(1 << 20);
     ring.block(5, true, vec![described(Some(5), &["id"]), insert(6, &["a"])]);
