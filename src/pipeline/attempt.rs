@@ -59,6 +59,9 @@ const END_MAX: Duration = Duration::from_secs(2);
 /// How often a halted service looks for an operator's wish to skip the transaction: a person waits for it.
 const SKIP_POLL_EVERY: Duration = Duration::from_millis(500);
 
+/// How often a first copy that waits for an operator looks for a request, on a new session each time: it may wait for days.
+const COPY_REQUEST_POLL_EVERY: Duration = Duration::from_secs(2);
+
 /// What attempts share.
 pub(super) struct Attempt {
     config: Arc<Config>,
@@ -77,6 +80,8 @@ pub(super) struct Attempt {
     /// The spool has failed: the next stream does without.
     spool_failed: bool,
     has_streamed: bool,
+    /// The attempt ended while it made the first copy.
+    failed_in_first_copy: bool,
     made_progress: bool,
     /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
     conflict: Option<(Lsn, bool)>,
@@ -110,6 +115,7 @@ impl Attempt {
             foreign_keys_act: false,
             spool_failed: false,
             has_streamed: false,
+            failed_in_first_copy: false,
             made_progress: false,
             conflict: None,
             held_up_at: Lsn::INVALID,
@@ -128,6 +134,11 @@ impl Attempt {
 
     pub(super) fn has_streamed(&self) -> bool {
         self.has_streamed
+    }
+
+    /// Whether the last attempt ended while it made the first copy.
+    pub(super) fn failed_in_first_copy(&self) -> bool {
+        self.failed_in_first_copy
     }
 
     pub(super) fn made_progress(&self) -> bool {
@@ -177,6 +188,23 @@ impl Attempt {
             Err(_) => {
                 tracing::warn!("headwater conflict show will not show this conflict: the destination did not answer")
             }
+        }
+    }
+
+    /// Resolves once an operator asks for a copy that nobody has asked for yet (`headwater resnapshot`).
+    pub(super) async fn copy_requested(&self) {
+        let mut known: Option<usize> = None;
+        loop {
+            // While the destination does not answer nobody can ask there either.
+            if let Ok(bookkeeping) = Bookkeeping::connect(&self.addresses.destination).await
+                && let Ok(requests) = bookkeeping.requests().await
+            {
+                if known.is_some_and(|known| requests.len() > known) {
+                    return;
+                }
+                known = Some(requests.len());
+            }
+            tokio::time::sleep(COPY_REQUEST_POLL_EVERY).await;
         }
     }
 
@@ -242,6 +270,7 @@ impl Attempt {
 
     async fn lead_and_stream(&mut self) -> Result<Lived, Fault> {
         self.made_progress = false;
+        self.failed_in_first_copy = false;
         let stopped = self.stopped();
         let led = tokio::select! {
             led = lead(&self.config, &self.addresses, &self.telemetry) => led?,
@@ -261,6 +290,7 @@ impl Attempt {
         let prepared = match prepared.start {
             Start::Stream { .. } => prepared,
             Start::Snapshot { live } => {
+                self.failed_in_first_copy = !live;
                 let kind = snapshot::Kind { live, invocation: asked.invocation.take() };
                 let copying = snapshot::snapshot(
                     snapshot::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
@@ -272,6 +302,7 @@ impl Attempt {
                 if while_leading(&mut leader, copying).await? == snapshot::Ending::Stopped {
                     return Ok(Lived::UntilStopped);
                 }
+                self.failed_in_first_copy = false;
                 self.flag = None;
                 self.replace_slot = false;
                 self.made_progress = true;

@@ -25,6 +25,7 @@ mod attempt;
 mod check;
 mod conflict_rows;
 mod control;
+mod copy_failures;
 mod counts;
 mod cutover;
 mod fence;
@@ -54,6 +55,7 @@ use crate::telemetry::{State, Telemetry};
 use attempt::{Attempt, Lived};
 pub use check::{About, Finding, Standing, run as check};
 pub use conflict_rows::{ConflictRows, FoundRows, conflict_rows, no_conflict_report};
+use copy_failures::CopyFailures;
 pub use cutover::{Cutover, run as cutover};
 use monitor::Monitor;
 pub use propose::{Proposal, ProposedTable, propose};
@@ -83,6 +85,7 @@ pub async fn run(
     let monitor = Monitor::start(Arc::clone(&config), Arc::clone(&telemetry));
     let mut attempt = Attempt::new(config, telemetry, stop, options, monitor);
     let mut backoff = Backoff::default();
+    let mut copy_failures = CopyFailures::default();
     loop {
         let began = Instant::now();
         let fault = match attempt.run().await {
@@ -115,7 +118,23 @@ pub async fn run(
             Decision::Halt(reason) => (State::Waiting, reason),
         };
         attempt.telemetry().restart(reason);
-        attempt.telemetry().set_state(state, Some(report(&fault)));
+        // The first copy is read again by itself only while that may help.
+        let waits_for_operator = match state == State::Waiting && attempt.failed_in_first_copy() {
+            true => copy_failures.count(&report(&fault)),
+            false => {
+                copy_failures.reset();
+                None
+            }
+        };
+        let told = waits_for_operator.clone().unwrap_or_else(|| report(&fault));
+        attempt.telemetry().set_state(state, Some(told));
+        if waits_for_operator.is_some() {
+            tokio::select! {
+                () = attempt.copy_requested() => copy_failures.reset(),
+                () = attempt.stopped() => return Ok(()),
+            }
+            continue;
+        }
         if state == State::Waiting {
             attempt.refuse_fences(&report(&fault)).await;
         }

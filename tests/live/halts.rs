@@ -93,3 +93,26 @@ async fn a_schema_change_that_is_not_followed_keeps_its_state_through_retries() 
     database.assert_catches_up().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_copy_that_fails_the_same_way_three_times_waits_for_an_operator() {
+    let database = Database::new("thrice", TABLES, SCHEMA).await;
+    database
+        .at_destination(
+            "CREATE TABLE items (id int PRIMARY KEY, body text CHECK (body <> 'b')); CREATE TABLE others (id int PRIMARY KEY, n int)",
+        )
+        .await;
+    let service = Setup::of(&database).start();
+    service.is("waiting").await;
+    service.says("is not tried again by itself").await;
+    let copies = restarts(&service).await.unwrap();
+    assert_eq!(copies, 3.0, "the source is read three times");
+    // It does not take its time and then go on: what is asked for next is what it does next.
+    assert_eq!(service.get("/readyz").await.map(|(code, _)| code), Some(503));
+    database.at_destination("ALTER TABLE items DROP CONSTRAINT items_body_check").await;
+    let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
