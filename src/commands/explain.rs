@@ -184,13 +184,13 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
                        FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
                        LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                        WHERE l.pid = w.pid AND NOT l.granted LIMIT 1),
-                      w.usename = current_user AND w.application_name LIKE $1
+                      w.usename = session_user AND w.application_name LIKE $1
                FROM pg_catalog.pg_stat_activity w
                CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) AS blocking(pid)
                JOIN pg_catalog.pg_stat_activity b ON b.pid = blocking.pid
                WHERE w.wait_event_type = 'Lock'
-                 AND ((w.usename = current_user AND w.application_name LIKE $1)
-                      OR (b.usename = current_user AND b.application_name LIKE $1))
+                 AND ((w.usename = session_user AND w.application_name LIKE $1)
+                      OR (b.usename = session_user AND b.application_name LIKE $1))
                ORDER BY b.xact_start NULLS LAST LIMIT 20";
     let ours = format!("{} %", application_name.replace('%', "\\%").replace('_', "\\_"));
     let rows = match client.query("looking at locks", sql, &[&ours]).await {

@@ -264,6 +264,12 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
             | SessionError::Protocol { .. } => report,
         };
     };
+    // PgBouncer, of whichever version.
+    if server.message.starts_with("unsupported") && server.message.contains("startup parameter") {
+        return ErrorReport::new(format!("{end}.url leads through a connection pooler"))
+            .detail("headwater needs sessions of its own: its settings, snapshots and locks live in them.")
+            .hint(format!("Give the address of the PostgreSQL server itself as {end}.url."));
+    }
     let report = match &server.detail {
         Some(detail) => report.detail(detail.clone()),
         None => report,

@@ -231,9 +231,7 @@ async fn nudge(observer: &SqlClient) {
 /// A slot took too long: says whom it waits for, and ends the session, which would create it all the same.
 async fn give_up(config: &Config, observer: &SqlClient, slot_session: ReplicationSession) -> ErrorReport {
     let running = running_transactions(observer).await.unwrap_or_default();
-    let process_id = i32::try_from(slot_session.process_id()).unwrap_or(0);
-    let sql = "SELECT pg_catalog.pg_terminate_backend($1)";
-    if let Err(error) = observer.query("giving up a slot", sql, &[&process_id]).await {
+    if let Err(error) = observer.terminate("giving up a slot", slot_session.process_id()).await {
         tracing::warn!("the session that waits for a slot could not be ended: {error}");
     }
     drop(slot_session);

@@ -140,11 +140,9 @@ async fn source(
             sql: drop_slot,
         }),
         (Some(_), Some(Some(stream))) => {
-            let identified = match connect_replication(config, "teardown").await {
-                Ok(mut session) => session.identify_system().await.map_err(|error| SourceError::Session(error).into()),
-                Err(fault) => Err(fault),
-            };
-            let system = identified?.system_identifier;
+            // The replication session also drops the slot: it is the role that has logged in, with its REPLICATION attribute.
+            let mut session = connect_replication(config, "teardown").await?;
+            let system = session.identify_system().await.map_err(SourceError::Session)?.system_identifier;
             if stream.slot != *slot || stream.system_identifier != system {
                 removals.push(Removal::Left {
                     what: format!(
@@ -156,9 +154,7 @@ async fn source(
             } else {
                 if !dry_run {
                     release_slot(client, slot).await?;
-                    let sql = "SELECT pg_catalog.pg_drop_replication_slot($1::text)";
-                    let dropped = client.query("dropping the replication slot", sql, &[&slot.as_str()]).await;
-                    dropped.map_err(SourceError::Session)?;
+                    session.drop_slot(slot).await.map_err(SourceError::Session)?;
                 }
                 removals.push(Removal::Removed(format!("slot {slot} at the source")));
             }

@@ -14,16 +14,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::connection::BoxedStream;
-use super::error::{SessionError, TlsProblem};
-use super::tls::{self, TlsClient};
+use super::error::{MAJOR_MIN, SessionError, TlsProblem};
+use super::settings;
+use super::tls::{self, Secured, TlsClient};
 use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation};
 
 /// A stream on which the server waits for the startup message.
 pub(super) struct Opened {
     pub(super) stream: BoxedStream,
     pub(super) host: Host,
-    /// Whether TLS is in force.
-    pub(super) encrypted: bool,
+    /// TLS that is in force: its version and cipher suite, in words.
+    pub(super) tls: Option<String>,
     /// tls-server-end-point, when TLS is in force and the certificate's hash is known.
     pub(super) channel_binding: Option<Vec<u8>>,
 }
@@ -66,6 +67,9 @@ where
                     }
                     None => SessionError::Lost { error, doing },
                 },
+                Ok(Err(SessionError::Server { error, .. })) if settings::is_unknown(&error) => {
+                    SessionError::TooOld { version: format!("{} or older", MAJOR_MIN - 1) }
+                }
                 Ok(Err(error)) => error,
                 Err(_) => SessionError::Timeout { doing: "connecting", within },
             };
@@ -109,7 +113,7 @@ async fn open(
     tls: Option<&TlsClient>,
 ) -> Result<Opened, SessionError> {
     let lost = |error| SessionError::lost("connecting", error);
-    let plain = |stream| Opened { stream, host: host.clone(), encrypted: false, channel_binding: None };
+    let plain = |stream| Opened { stream, host: host.clone(), tls: None, channel_binding: None };
     match host {
         Host::Unix { directory, port } => {
             let stream = UnixStream::connect(socket_path(directory, *port)).await.map_err(lost)?;
@@ -137,8 +141,8 @@ async fn open(
                     _ => return Err(SessionError::protocol("connecting", "neither S nor N to an SSLRequest")),
                 }
             }
-            let (stream, channel_binding) = tls.handshake(stream, host, name).await?;
-            Ok(Opened { stream, host: host.clone(), encrypted: true, channel_binding })
+            let Secured { stream, words, channel_binding } = tls.handshake(stream, host, name).await?;
+            Ok(Opened { stream, host: host.clone(), tls: Some(words), channel_binding })
         }
     }
 }

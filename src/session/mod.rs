@@ -26,6 +26,7 @@ mod flight;
 mod password_file;
 mod replication;
 mod sequences;
+mod settings;
 mod sql;
 mod startup;
 mod tls;

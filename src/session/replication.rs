@@ -19,6 +19,7 @@ use postgres_protocol::message::frontend;
 
 use super::connection::{Connection, Frame, bounded};
 use super::error::{ServerError, SessionError};
+use super::settings;
 use super::startup::{self, Startup};
 use crate::config::ConnectionSettings;
 use crate::pg::{Ident, Lsn, SlotName};
@@ -41,9 +42,7 @@ pub struct SystemIdentification {
 
 /// From 17 on a slot can be synchronized to standbys.
 fn has_failover_slots(server_version: Option<&str>) -> bool {
-    let major =
-        server_version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
-    major.is_some_and(|major| major >= 17)
+    settings::major(server_version).is_some_and(|major| major >= 17)
 }
 
 /// What becomes of the snapshot at a slot's consistent point.
@@ -111,18 +110,10 @@ impl ReplicationSession {
             purpose,
             settings: &[
                 ("wal_sender_timeout", sender_timeout.as_millis().to_string()),
-                // Text values in one fixed form, whatever the server's defaults (libpqwalreceiver.c does the same).
-                ("datestyle", "ISO".to_owned()),
-                ("intervalstyle", "postgres".to_owned()),
-                ("extra_float_digits", "3".to_owned()),
-                ("timezone", "UTC".to_owned()),
-                ("lc_monetary", "C".to_owned()),
-                ("search_path", String::new()),
-                ("statement_timeout", "0".to_owned()),
-                ("lock_timeout", "0".to_owned()),
-                ("idle_in_transaction_session_timeout", "0".to_owned()),
-                // Between its slot and its stream a session waits for a whole copy.
-                ("idle_session_timeout", "0".to_owned()),
+                // SET ROLE of the role's own would take the REPLICATION attribute away; nothing is read in another's name.
+                ("role", "none".to_owned()),
+                // The walsender watches its client by itself.
+                ("client_connection_check_interval", "0".to_owned()),
             ],
         };
         Ok(ReplicationSession { connection: startup::open(settings, &startup).await?, timeout })

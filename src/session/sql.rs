@@ -24,6 +24,7 @@ use tokio_postgres::{Config, Row};
 use super::connect::{self, Opened};
 use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
+use super::settings;
 use super::startup::{PASSWORD_MISSING, UNBOUND, accepts};
 use crate::config::{ChannelBinding, ConnectionSettings};
 
@@ -39,52 +40,33 @@ pub struct Sql {
 }
 
 impl Sql {
-    /// Opens the session with the first host that will do.
-    ///
-    /// The session sees only pg_catalog without a schema, gives text in fixed formats, and is not ended by the
-    /// server's timeouts for idle sessions and statements: ours is in force. The server notices within a second when we
-    /// are gone, also in the middle of a statement. It compiles nothing: a question to the catalog takes 2 ms, and its
-    /// compilation to machine code 100.
+    /// Opens the session with the first host that will do, with the settings of every session.
     ///
     /// # Errors
     /// [`SessionError`] says why no host would do.
     pub async fn connect(&self) -> Result<SqlClient, SessionError> {
-        let client = connect::first_host(&self.connection, |opened| self.start(opened)).await?;
-        client
-            .batch(
-                "setting up a session",
-                "SELECT pg_catalog.set_config('search_path', '', false);
-                 SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = UTC; SET extra_float_digits = 3;
-                 SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0;
-                 SET row_security = off; SET client_connection_check_interval = '1s'; SET jit = off;
-                 SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
-                 WHERE name IN ('transaction_timeout', 'idle_session_timeout');",
-            )
-            .await?;
-        Ok(client)
+        connect::first_host(&self.connection, |opened| self.start(opened)).await
     }
 
     async fn start(&self, opened: Opened) -> Result<SqlClient, SessionError> {
-        let Opened { stream, host, encrypted, channel_binding } = opened;
-        let settings = &self.connection;
+        let Opened { stream, host, tls, channel_binding } = opened;
+        let to = &self.connection;
         let mut config = Config::new();
         config
-            .user(&settings.user)
-            .dbname(&settings.database)
-            .application_name(format!("{} {}", settings.application_name, self.purpose))
-            .channel_binding(match settings.channel_binding {
+            .user(&to.user)
+            .dbname(&to.database)
+            .application_name(format!("{} {}", to.application_name, self.purpose))
+            .channel_binding(match to.channel_binding {
                 ChannelBinding::Disable => TokioChannelBinding::Disable,
                 ChannelBinding::Prefer => TokioChannelBinding::Prefer,
                 ChannelBinding::Require => TokioChannelBinding::Require,
             });
-        if let Some(password) = password_file::password_for(settings, &host)? {
+        if let Some(password) = password_file::password_for(to, &host)? {
             config.password(password.reveal());
         }
-        if let Some(options) = &settings.options {
-            config.options(options);
-        }
+        config.options(settings::as_options(to));
         // TLS is already in force: "direct" makes tokio-postgres take the stream over without a request of its own.
-        config.ssl_mode(if encrypted { TokioSslMode::Require } else { TokioSslMode::Disable });
+        config.ssl_mode(if tls.is_some() { TokioSslMode::Require } else { TokioSslMode::Disable });
         config.ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
         let connecting = config.connect_raw(stream, Negotiated { channel_binding });
         let (client, connection) = connecting.await.map_err(|error| {
@@ -95,12 +77,13 @@ impl Sql {
             }
             error
         })?;
-        let setting = |name| connection.parameter(name).map(str::to_owned);
-        let writable = setting("in_hot_standby").as_deref() != Some("on")
-            && setting("default_transaction_read_only").as_deref() != Some("on");
-        accepts(settings, writable)?;
-        if let Some(version) = setting("server_version").filter(|version| is_too_old(version)) {
-            return Err(SessionError::TooOld { version });
+        let version = connection.parameter("server_version").map(str::to_owned);
+        let writable = connection.parameter("in_hot_standby") != Some("on")
+            && connection.parameter("default_transaction_read_only") != Some("on");
+        accepts(to, writable)?;
+        let too_old = settings::major(version.as_deref()).is_some_and(|major| major < MAJOR_MIN);
+        if let Some(version) = version.as_ref().filter(|_| too_old) {
+            return Err(SessionError::TooOld { version: version.clone() });
         }
         let (owner, dropped) = oneshot::channel();
         tokio::spawn(async move {
@@ -114,16 +97,12 @@ impl Sql {
                 }
             }
         });
-        Ok(SqlClient { client, timeout: self.timeout, _owner: owner })
+        let client = SqlClient { client, timeout: self.timeout, tls, _owner: owner };
+        if let Some(sql) = settings::afterwards(to, version.as_deref()) {
+            client.batch("setting up a session", &sql).await?;
+        }
+        Ok(client)
     }
-}
-
-/// Whether this `server_version` (`13.23 (Debian 13.23-1)`, `19devel`) is one that headwater does not know; what is no
-/// version is left to what the server can do.
-fn is_too_old(version: &str) -> bool {
-    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
-    let major = version.get(..digits).and_then(|major| major.parse::<u32>().ok());
-    major.is_some_and(|major| major < MAJOR_MIN)
 }
 
 /// How long a session that nobody needs may take to end.
@@ -133,6 +112,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 pub struct SqlClient {
     client: tokio_postgres::Client,
     timeout: Duration,
+    tls: Option<String>,
     _owner: oneshot::Sender<()>,
 }
 
@@ -210,6 +190,27 @@ impl SqlClient {
     pub fn with_timeout(mut self, timeout: Duration) -> SqlClient {
         self.timeout = timeout;
         self
+    }
+
+    /// TLS that is in force, in words; `None` without.
+    pub fn tls(&self) -> Option<&str> {
+        self.tls.as_deref()
+    }
+
+    /// Ends a session of the role that we have logged in as, also where SET ROLE has made us another one.
+    ///
+    /// # Errors
+    /// [`SessionError`]: it belongs to somebody else; or this session is in a transaction that has failed.
+    pub async fn terminate(&self, doing: &'static str, process_id: u32) -> Result<(), SessionError> {
+        let sql = format!(
+            "BEGIN; SET LOCAL ROLE NONE; SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+             WHERE pid = {process_id}; COMMIT"
+        );
+        let ended = self.batch(doing, &sql).await;
+        if ended.is_err() {
+            self.batch(doing, "ROLLBACK").await?;
+        }
+        ended
     }
 
     /// How many more sessions the server takes, beside those that are open and those that it keeps for superusers.

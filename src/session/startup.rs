@@ -13,6 +13,7 @@ use super::connect::{self, Opened};
 use super::connection::Connection;
 use super::error::SessionError;
 use super::password_file;
+use super::settings;
 use crate::config::{ChannelBinding, ConnectionSettings, Secret, TargetSession};
 
 const DOING: &str = "connecting";
@@ -33,41 +34,35 @@ pub(super) struct Startup<'a> {
     pub(super) settings: &'a [(&'a str, String)],
 }
 
-/// What decides how text values are read, whatever the database's or role's own settings: an unquoted NULL in an array is a
-/// null, xml need not be a document.
-const TEXT_AS_WRITTEN: [(&str, &str); 2] = [("array_nulls", "on"), ("xmloption", "content")];
-
 /// Opens and authenticates a connection with the first host that will do.
 pub(super) async fn open(settings: &ConnectionSettings, startup: &Startup<'_>) -> Result<Connection, SessionError> {
     connect::first_host(settings, |opened| start(settings, startup, opened)).await
 }
 
 async fn start(
-    settings: &ConnectionSettings,
+    connect_to: &ConnectionSettings,
     startup: &Startup<'_>,
     opened: Opened,
 ) -> Result<Connection, SessionError> {
-    let password = password_file::password_for(settings, &opened.host)?;
-    let Opened { stream, host, encrypted, channel_binding } = opened;
+    let password = password_file::password_for(connect_to, &opened.host)?;
+    let Opened { stream, host, tls, channel_binding } = opened;
     let mut connection = Connection::new(stream, host);
-    let application_name = format!("{} {}", settings.application_name, startup.purpose);
+    let application_name = format!("{} {}", connect_to.application_name, startup.purpose);
     let mut parameters = vec![
-        ("user", settings.user.as_str()),
-        ("database", settings.database.as_str()),
+        ("user", connect_to.user.as_str()),
+        ("database", connect_to.database.as_str()),
         ("application_name", application_name.as_str()),
-        ("client_encoding", "UTF8"),
     ];
     if startup.replication {
         parameters.push(("replication", "database"));
     }
-    if let Some(options) = &settings.options {
+    if let Some(options) = &connect_to.options {
         parameters.push(("options", options));
     }
-    parameters.extend(TEXT_AS_WRITTEN);
-    parameters.extend(startup.settings.iter().map(|(name, value)| (*name, value.as_str())));
+    parameters.extend(settings::at_startup(connect_to, startup.settings));
     frontend::startup_message(parameters, connection.outgoing()).map_err(|error| SessionError::lost(DOING, error))?;
 
-    authenticate(&mut connection, settings, password.as_ref(), encrypted.then_some(channel_binding)).await?;
+    authenticate(&mut connection, connect_to, password.as_ref(), tls.map(|_| channel_binding)).await?;
     loop {
         let frame = connection.next_answer(DOING).await?;
         match frame.tag {
@@ -83,7 +78,11 @@ async fn start(
     }
     let writable = connection.parameter("in_hot_standby") != Some("on")
         && connection.parameter("default_transaction_read_only") != Some("on");
-    accepts(settings, writable)?;
+    accepts(connect_to, writable)?;
+    if let Some(sql) = settings::afterwards(connect_to, connection.parameter("server_version")) {
+        // The connection's own bound is `first_host`'s.
+        connection.simple_query(&sql, "setting up a session", connect_to.connect_timeout).await?;
+    }
     Ok(connection)
 }
 

@@ -77,13 +77,17 @@ pub(super) fn client(settings: &ConnectionSettings) -> Result<TlsClient, Session
     Ok(TlsClient { config: Arc::new(config) })
 }
 
+/// A stream with TLS in force.
+pub(super) struct Secured {
+    pub(super) stream: BoxedStream,
+    /// Version and cipher suite, as PostgreSQL names them: `TLSv1.3 with TLS_AES_256_GCM_SHA384`.
+    pub(super) words: String,
+    /// tls-server-end-point, when the certificate's hash is known.
+    pub(super) channel_binding: Option<Vec<u8>>,
+}
+
 impl TlsClient {
-    pub(super) async fn handshake(
-        &self,
-        stream: TcpStream,
-        host: &Host,
-        name: &str,
-    ) -> Result<(BoxedStream, Option<Vec<u8>>), SessionError> {
+    pub(super) async fn handshake(&self, stream: TcpStream, host: &Host, name: &str) -> Result<Secured, SessionError> {
         let failed = |(problem, reason)| SessionError::Tls { host: host.to_string(), problem, reason };
         let server = ServerName::try_from(name.to_owned())
             .map_err(|_| failed((TlsProblem::Other, format!("\"{name}\" is neither a host name nor an address"))))?;
@@ -91,9 +95,13 @@ impl TlsClient {
             .connect(server, stream)
             .await
             .map_err(|error| failed(self.explain(&error)))?;
-        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let session = stream.get_ref().1;
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let channel_binding = certificate.and_then(|certificate| server_end_point(certificate));
-        Ok((Box::new(stream), channel_binding))
+        let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS");
+        let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("?");
+        let words = format!("{} with {}", version.replace('_', "."), suite.replace("TLS13_", "TLS_"));
+        Ok(Secured { stream: Box::new(stream), words, channel_binding })
     }
 
     fn explain(&self, error: &std::io::Error) -> (TlsProblem, String) {

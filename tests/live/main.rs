@@ -53,6 +53,7 @@ mod reading;
 mod reconnects;
 mod security;
 mod sequences;
+mod settings;
 mod settle;
 mod set_aside;
 mod shapes;

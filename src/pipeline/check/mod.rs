@@ -150,21 +150,21 @@ pub async fn run(config: &Arc<Config>) -> Vec<Finding> {
     findings.0
 }
 
-/// How a session is encrypted, and whether it should be.
+/// How a session is encrypted, and whether it should be. What pg_stat_ssl knows is hidden from who has SET ROLE.
 async fn connection(client: &crate::session::SqlClient) -> Result<(String, bool), crate::session::SessionError> {
-    let sql = "SELECT s.ssl, s.version, s.cipher, pg_catalog.inet_server_addr() IS NULL,
+    let sql = "SELECT pg_catalog.inet_server_addr() IS NULL,
                       COALESCE(pg_catalog.inet_server_addr() <<= '127.0.0.0/8' OR pg_catalog.inet_server_addr() = '::1', true),
-                      pg_catalog.current_setting('server_version'), current_user::text
-               FROM pg_catalog.pg_stat_ssl s WHERE s.pid = pg_catalog.pg_backend_pid()";
+                      pg_catalog.current_setting('server_version'), session_user::text, current_user::text";
     let row = client.query_one("asking how we are connected", sql, &[]).await?;
-    let (ssl, socket, local): (bool, bool, bool) = (row.get(0), row.get(3), row.get(4));
-    let text = |at: usize| row.get::<_, Option<String>>(at).unwrap_or_default();
-    let how = match (ssl, socket) {
-        (true, _) => format!("{} with {}", text(1), text(2)),
-        (false, true) => "over a Unix socket".to_owned(),
-        (false, false) => "without TLS".to_owned(),
+    let (socket, local): (bool, bool) = (row.get(0), row.get(1));
+    let (version, login, role): (&str, &str, &str) = (row.get(2), row.get(3), row.get(4));
+    let how = match (client.tls(), socket) {
+        (Some(tls), _) => tls,
+        (None, true) => "over a Unix socket",
+        (None, false) => "without TLS",
     };
-    Ok((format!("PostgreSQL {}, role {}, {how}", text(5), text(6)), ssl || socket || local))
+    let role = if login == role { role.to_owned() } else { format!("{role} (logged in as {login})") };
+    Ok((format!("PostgreSQL {version}, role {role}, {how}"), client.tls().is_some() || socket || local))
 }
 
 fn unencrypted(key: &str) -> ErrorReport {

@@ -337,9 +337,7 @@ async fn take_snapshot(
 
 /// A session that waits for a slot does not notice that it was left: it would create the slot all the same.
 async fn end_waiting(source: &SqlClient, process_id: u32) {
-    let process_id = i32::try_from(process_id).unwrap_or(0);
-    let sql = "SELECT pg_catalog.pg_terminate_backend($1)";
-    if let Err(error) = source.query("giving up a slot", sql, &[&process_id]).await {
+    if let Err(error) = source.terminate("giving up a slot", process_id).await {
         tracing::warn!("the session that waits for a slot could not be ended: {error}");
     }
 }

@@ -33,10 +33,6 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 const LOCK_NOT_AVAILABLE: SqlState = SqlState::new(b"55P03");
 const INSUFFICIENT_PRIVILEGE: SqlState = SqlState::new(b"42501");
 
-/// transaction_timeout (17 and later) cannot be named where it does not exist.
-const UNLIMITED: &str =
-    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
-
 /// A session that reads at the source, and holds the tables.
 pub(super) struct Reader {
     pub(super) connection: Connection,
@@ -48,11 +44,10 @@ impl Reader {
     /// Opens the session and locks `tables`.
     pub(super) async fn open(config: &Config, tables: &[QualifiedName]) -> Result<Reader, Fault> {
         let timeout = config.destination.timeout;
-        let settings = settings(&WAIT_MAX.as_millis().to_string(), None);
+        let settings = [("lock_timeout", WAIT_MAX.as_millis().to_string())];
         let purpose = format!("{} snapshot", config.source.slot);
         let connection = Connection::open(&config.source.url, &purpose, &settings).await;
         let mut connection = connection.map_err(SourceError::Session)?;
-        connection.simple_query(UNLIMITED, "setting up a reader", timeout).await.map_err(SourceError::Session)?;
         lock(&mut connection, tables, timeout).await?;
         Ok(Reader { connection, in_snapshot: false })
     }
@@ -76,13 +71,10 @@ impl Reader {
 /// Opens a session that writes into staging.
 pub(super) async fn open_writer(config: &Config) -> Result<Connection, Fault> {
     // What is published is flushed with the publish's own commit, and staging that a crash has touched is not published.
-    let settings = settings("0", Some(("synchronous_commit", "off")));
+    let settings = [("synchronous_commit", "off".to_owned())];
     let purpose = format!("{} staging", config.source.slot);
     let writer = Connection::open(&config.destination.url, &purpose, &settings).await;
-    let mut writer = writer.map_err(DestinationError::Session)?;
-    let timeout = config.destination.timeout;
-    writer.simple_query(UNLIMITED, "setting up a session", timeout).await.map_err(DestinationError::Session)?;
-    Ok(writer)
+    Ok(writer.map_err(DestinationError::Session)?)
 }
 
 /// Whether another connection to the source may do better. Whether the snapshot still lives it finds out by itself.
@@ -128,27 +120,6 @@ impl Rate {
         self.earned_at = self.earned_at.max(now) + cost;
         self.earned_at.duration_since(now)
     }
-}
-
-fn settings<'a>(lock_timeout: &str, more: Option<(&'a str, &str)>) -> Vec<(&'a str, String)> {
-    [
-        ("datestyle", "ISO"),
-        ("intervalstyle", "postgres"),
-        ("extra_float_digits", "3"),
-        ("timezone", "UTC"),
-        ("lc_monetary", "C"),
-        ("search_path", ""),
-        ("row_security", "off"),
-        ("client_connection_check_interval", "1000"),
-        ("statement_timeout", "0"),
-        ("lock_timeout", lock_timeout),
-        ("idle_in_transaction_session_timeout", "0"),
-        ("idle_session_timeout", "0"),
-    ]
-    .into_iter()
-    .chain(more)
-    .map(|(name, value)| (name, value.to_owned()))
-    .collect()
 }
 
 /// Begins the transaction that reads later, and locks the tables in it, without waiting.
