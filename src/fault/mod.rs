@@ -114,6 +114,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             SourceError::SnapshotLost(_) => Decision::Retry("snapshot_lost"),
             // The other session has its turn, and the next attempt waits behind it.
             SourceError::InTheWay { .. } => Decision::Retry("source_locked"),
+            // The next attempt reads the catalog again.
+            SourceError::Changed(_) => Decision::Retry("source_changed"),
         },
         Fault::Destination(error) => match error {
             DestinationError::Session(error) => session(error, "destination_lost", &operator),
@@ -199,7 +201,8 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | SourceError::Wire(_)
             | SourceError::Transaction(_)
             | SourceError::SnapshotLost(_)
-            | SourceError::InTheWay { .. },
+            | SourceError::InTheWay { .. }
+            | SourceError::Changed(_),
         )
         | Fault::Destination(
             DestinationError::PositionMoved { .. }

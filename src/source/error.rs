@@ -78,6 +78,9 @@ pub enum SourceError {
         /// The server process that waits, where it is known.
         process_id: Option<i32>,
     },
+    /// A table is not what it was when the catalog was read, before its lock was there.
+    #[error("table {0} was changed at the source while the snapshot waited for its lock: the snapshot begins again")]
+    Changed(QualifiedName),
     /// The snapshot's holder was lost: what was read before and what is read after are not one snapshot.
     #[error("the snapshot was lost: {0}")]
     SnapshotLost(SessionError),

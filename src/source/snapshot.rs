@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! TableLocks::take          ACCESS SHARE on every table, in a transaction without an xid
+//! TableLocks::check         the tables are what the catalog said before they were locked
 //!   readers lock them, too
 //! create_slot               waits for running transactions; exports a snapshot that dies at the next command on that session
 //! hold_snapshot             imports it, waits until it has settled, exports it again
@@ -17,6 +18,10 @@
 //! first read looks empty under the older snapshot, and the stream never mends it (seen on 15 and 18: 0 of 1,000
 //! rows). Everybody who asks one of the tables anything afterwards holds such a lock since before the slot: in the
 //! queue behind ACCESS EXCLUSIVE it would wait for a session that waits for us.
+//!
+//! **Why the catalog is read twice.** Whoever reads it while somebody alters a table waits for that session, and then gets
+//! the table of before: the question's snapshot is older than the wait. Rows read by those columns would lack what the
+//! change has filled, and the stream would not tell it any more. Under the locks nobody alters them.
 //!
 //! **Why settle.** The exported snapshot can name a transaction as committed a moment before its commit is in CLOG
 //! and it has left the list of running ones. Whoever reads a row of it in that moment takes it for aborted, loses the
@@ -31,7 +36,7 @@ use std::time::{Duration, Instant};
 use super::error::SourceError;
 use crate::pg::{ErrorReport, QualifiedName};
 use crate::plan::schema::TableDefinition;
-use crate::session::{SessionError, Sql, SqlClient, SqlState};
+use crate::session::{SessionError, Sql, SqlClient, SqlState, describe_tables};
 
 /// A commit that takes longer to become visible is stuck, and the snapshot is given up.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
@@ -73,6 +78,24 @@ impl TableLocks {
             }
         }
         Ok(TableLocks { client })
+    }
+
+    /// Makes sure that the tables are still what was read of them before they were locked.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`] names the first one that is not.
+    pub async fn check(&self, tables: &[&TableDefinition]) -> Result<(), SourceError> {
+        let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
+        let now = describe_tables(&self.client, &names).await?;
+        let is_as_it_was = |table: &&&TableDefinition| {
+            let mut now = now.iter().filter(|now| now.id == table.id);
+            // How large it is says nothing about what it is.
+            now.any(|now| TableDefinition { bytes: table.bytes, ..now.clone() } == ***table)
+        };
+        match tables.iter().find(|table| !is_as_it_was(table)) {
+            Some(table) => Err(SourceError::Changed(table.name())),
+            None => Ok(()),
+        }
     }
 
     /// The session, for questions about the tables: any other one would queue up behind whoever waits for them.

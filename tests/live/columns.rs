@@ -172,3 +172,33 @@ async fn a_change_whose_commit_waits_for_a_synchronous_standby_is_followed_once_
     mended(&database).await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_waits_for_a_migration_takes_the_columns_of_after_it() {
+    for resnapshot in [false, true] {
+        let database = Database::new(&format!("columnsmigrating{resnapshot}"), TABLES, SCHEMA).await;
+        let mut service = if resnapshot { Some(streaming(&database).await) } else { None };
+        let migration = crate::support::source().await.connect(&database.name).await.unwrap();
+        let change = "SET search_path = public; BEGIN; ALTER TABLE t ADD COLUMN c int DEFAULT 5;
+                      UPDATE t SET c = id * 100 WHERE id <= 3";
+        migration.batch("a migration", change).await.unwrap();
+        let service = match service.take() {
+            Some(service) => {
+                let (_, out) = service.command(&["resnapshot", "--no-wait", "t"]).await;
+                println!("{out}");
+                service
+            }
+            None => Setup::of(&database).start(),
+        };
+        eventually("headwater waits for the migration", || async {
+            let waiting = "SELECT (count(*) > 0)::text FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
+            (database.source_value(waiting).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+        migration.batch("its end", "COMMIT").await.unwrap();
+        database.at_source("INSERT INTO t (id) VALUES (10)").await;
+        database.caught_up_when_there().await;
+        mended(&database).await;
+        service.stop().await;
+    }
+}

@@ -307,6 +307,7 @@ async fn take_snapshot(
     let Ends { config, addresses, telemetry } = ends;
     let tables: Vec<_> = catalog.tables.iter().map(|table| &table.definition).collect();
     let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
+    locks.check(&tables).await?;
     telemetry.event(
         "snapshot",
         format!(
