@@ -129,27 +129,26 @@ pub fn batch(messages: &[Bytes]) -> Batch {
 /// The table at the destination.
 pub fn target() -> Arc<Target> {
     let relation = Arc::new(relation());
-    let column = |column: &Column| {
-        Some(TargetColumn {
-            name: column.name.clone(),
-            type_id: column.type_id,
-            array: Some(TypeId(match column.type_id.0 {
-                20 => 1016,
-                23 => 1007,
-                25 => 1009,
-                _ => 1185,
-            })),
-            delimiter: ',',
-            equality: Some(QualifiedName::new("pg_catalog", "=")),
-            equal_when_identical: true,
-            identity_always: false,
-        })
+    let column = |column: &Column| TargetColumn {
+        name: column.name.clone(),
+        type_id: column.type_id,
+        array: Some(TypeId(match column.type_id.0 {
+            20 => 1016,
+            23 => 1007,
+            25 => 1009,
+            _ => 1185,
+        })),
+        delimiter: ',',
+        equality: Some(QualifiedName::new("pg_catalog", "=")),
+        equal_when_identical: true,
+        identity_always: false,
     };
     Arc::new(Target {
         table: relation.name.clone(),
         table_id: 1,
         partitioned: false,
-        columns: relation.columns.iter().map(column).collect(),
+        columns: relation.columns.iter().map(column).map(Some).collect(),
+        finders: relation.columns.iter().map(column).collect(),
         identity: TargetIdentity::Key(vec![0]),
         overrides_identity: false,
         reaction: Default::default(),

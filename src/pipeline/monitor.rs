@@ -17,7 +17,7 @@ use super::prepare::Prepared;
 use crate::config::Config;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
-use crate::source::find_slot;
+use crate::source::{Identities, Unidentified, find_slot};
 use crate::telemetry::{SlotHealth, Telemetry};
 use crate::transaction::Heartbeat;
 
@@ -141,6 +141,7 @@ impl Monitor {
             ground: ground.clone(),
             instance,
             slot_rate: WalRate::default(),
+            unidentified: Vec::new(),
         };
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
         let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination)];
@@ -171,6 +172,8 @@ struct SourceWatch {
     ground: watch::Sender<Ground>,
     instance: Instance,
     slot_rate: WalRate,
+    /// Identities that were found wrong and told.
+    unidentified: Vec<Unidentified>,
 }
 
 impl SourceWatch {
@@ -205,6 +208,7 @@ impl SourceWatch {
                 if ground != Ground::Firm {
                     self.ground.send_replace(ground);
                 }
+                self.ask_identities(&client, &watched).await?;
             }
             if let Some(every) = self.config.source.heartbeat_every
                 && now >= heartbeat_due
@@ -250,6 +254,24 @@ impl SourceWatch {
             seconds_until_lost: safe.map(|safe| if rate > 0.0 { safe as f64 / rate } else { f64::INFINITY }),
         });
         Ok(true)
+    }
+
+    /// Leaves may be added, and identities changed: says on which tables the source's own UPDATE and DELETE fail since, once
+    /// for each, and ends a stream that would take rows for others.
+    async fn ask_identities(&mut self, client: &SqlClient, watched: &Watched) -> Result<(), SessionError> {
+        let ids = || watched.tables.iter().map(|table| table.id);
+        let identities = Identities::read(client, &watched.publication, ids()).await?;
+        let found: Vec<Unidentified> = identities.problems(true, ids()).collect();
+        for new in found.iter().filter(|found| !self.unidentified.contains(found)) {
+            match new.misleads_the_stream() {
+                true => {
+                    let _ = self.ground.send_replace(Ground::Gone { report: new.report.clone(), gap: false });
+                }
+                false => self.telemetry.warning("replica identity", new.report.lines()),
+            }
+        }
+        self.unidentified = found.into_iter().filter(|found| !found.misleads_the_stream()).collect();
+        Ok(())
     }
 
     async fn send_heartbeat(&mut self, client: &SqlClient, in_recovery: bool) -> Result<(), SessionError> {

@@ -231,7 +231,7 @@ pub(super) async fn prepare(
         return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
     }
     match ensure_publication(&source, publication, &mut source_catalog, &followed).await {
-        Ok(told) => told.into_iter().for_each(|told| telemetry.event("publication", told)),
+        Ok(told) => told.iter().for_each(|told| telemetry.event("publication", told.text())),
         Err(SourceError::Gap(report)) => {
             bookkeeping.set_gap("has not held all tables all the time").await?;
             return Err(SourceError::Gap(report).into());

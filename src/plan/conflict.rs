@@ -151,8 +151,11 @@ fn plain<'a>(target: &Target, shape: &Shape, change: &'a Change, effect: Effect)
 
 fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statement<'a>> {
     let row = Row::new(target, new, None, None);
+    // The statement has the values of what is stored; a row with a generated key is not looked for by it.
     let key = match &target.identity {
-        TargetIdentity::Key(key) => Some(key.as_slice()),
+        TargetIdentity::Key(key) => {
+            Some(key.as_slice()).filter(|key| key.iter().all(|place| target.column(*place).is_some()))
+        }
         TargetIdentity::WholeRow | TargetIdentity::None => None,
     };
     let own = key.map_or(Own::Nobody, Own::New);
@@ -232,7 +235,7 @@ impl<'a, 't> Row<'a, 't> {
         identity: Option<&'a Tuple>,
     ) -> Row<'a, 't> {
         let stored: Vec<usize> = target.stored_columns().collect();
-        let type_of = |place: &usize| target.column(*place).map(|column| column.type_id);
+        let type_of = |place: &usize| target.key_column(*place).map(|column| column.type_id);
         let mut types: Vec<TypeId> = stored.iter().filter_map(type_of).collect();
         let of_new = |place: &usize| match (value(new, *place), whole_old) {
             (Some(Datum::UnchangedToast), Some(old)) => value(old, *place).unwrap_or(Datum::UnchangedToast),

@@ -21,6 +21,7 @@ pub mod conflict;
 pub mod evolution;
 pub mod expression;
 pub mod fit;
+pub mod identity;
 mod merge;
 pub mod net;
 pub mod order;

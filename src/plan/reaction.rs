@@ -92,7 +92,7 @@ impl Touched<'_> {
         let in_key = |name: &Ident| {
             key_of(self.target)
                 .iter()
-                .any(|place| self.target.column(*place).is_some_and(|column| column.name == *name))
+                .any(|place| self.target.key_column(*place).is_some_and(|column| column.name == *name))
         };
         self.deletes || self.updates && (self.rekeys || !columns.iter().all(in_key))
     }

@@ -446,7 +446,7 @@ pub enum Identity<'a> {
     None,
 }
 
-fn replica_identity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ReplicaIdentity, D::Error> {
+pub(super) fn replica_identity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ReplicaIdentity, D::Error> {
     let letter = char::deserialize(deserializer)?;
     u8::try_from(letter)
         .ok()

@@ -65,8 +65,8 @@ pub fn key_of(target: &Target) -> &[usize] {
 
 fn go_in_arrays(target: &Target, set: &[usize]) -> bool {
     let key = key_of(target);
-    let array = |place: &usize| target.column(*place).is_some_and(|column| column.array.is_some());
-    let compared = |place: &usize| target.column(*place).is_some_and(|column| column.equality.is_some());
+    let array = |place: &usize| target.key_column(*place).is_some_and(|column| column.array.is_some());
+    let compared = |place: &usize| target.key_column(*place).is_some_and(|column| column.equality.is_some());
     !key.is_empty() && key.iter().all(compared) && key.iter().chain(set).all(array)
 }
 
@@ -88,7 +88,7 @@ pub fn arrays_types(target: &Target, effect: &Effect) -> Vec<TypeId> {
         Effect::Delete | Effect::Insert => &[],
     };
     let places = set.iter().chain(key_of(target));
-    let mut types: Vec<TypeId> = places.filter_map(|place| target.column(*place)?.array).collect();
+    let mut types: Vec<TypeId> = places.filter_map(|place| target.key_column(*place)?.array).collect();
     if matches!(effect, Effect::Update(_)) {
         types.push(INT8);
     }
@@ -231,7 +231,7 @@ impl KeyOrder {
         // int8, int2, int4
         const INTEGERS: [u32; 3] = [20, 21, 23];
         let place = key.first().copied().unwrap_or(0);
-        let integer = target.column(place).is_some_and(|column| INTEGERS.contains(&column.type_id.0));
+        let integer = target.key_column(place).is_some_and(|column| INTEGERS.contains(&column.type_id.0));
         KeyOrder { place, integer }
     }
 

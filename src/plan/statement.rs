@@ -4,7 +4,7 @@
 //! sends parameters. Values are taken straight from the change's tuples, in one pass for the columns to set and one for
 //! the key; nothing is collected on the way.
 
-use crate::pg::{Datum, Tuple, TypeId};
+use crate::pg::{Datum, ReplicaIdentity, Tuple, TypeId};
 use crate::plan::sql::apply;
 use crate::plan::target::{Target, TargetIdentity};
 use crate::transaction::Change;
@@ -30,6 +30,28 @@ pub enum Shape {
 pub struct NoIdentity {
     /// The table.
     pub table: crate::pg::QualifiedName,
+}
+
+/// Whether the row's leaf has identified it otherwise than the relation is described (see `plan::identity`): the server sends
+/// the whole old row where that is the identity, and every column of a key.
+pub fn is_misidentified(change: &Change) -> bool {
+    match change {
+        Change::Update { relation, old: None, .. } => relation.replica_identity == ReplicaIdentity::Full,
+        Change::Update { relation, old: Some(OldTuple::Key(old)), .. }
+        | Change::Delete { relation, old: OldTuple::Key(old) } => match relation.replica_identity {
+            ReplicaIdentity::Full => true,
+            ReplicaIdentity::Default | ReplicaIdentity::Index => {
+                let mut values = relation.columns.iter().zip(old.columns());
+                values.any(|(column, value)| column.in_identity && value == Datum::Null)
+            }
+            // `shape` refuses it.
+            ReplicaIdentity::Nothing => false,
+        },
+        Change::Update { old: Some(OldTuple::Row(_)), .. }
+        | Change::Delete { old: OldTuple::Row(_), .. }
+        | Change::Insert { .. }
+        | Change::Truncate { .. } => false,
+    }
 }
 
 /// The shape of a row's change; `None` when no statement of its own carries it out: a truncate, or an update in which
@@ -123,7 +145,7 @@ pub fn parameter_types(target: &Target, shape: &Shape) -> Vec<TypeId> {
         (_, TargetIdentity::Key(key)) => key.clone(),
         (_, TargetIdentity::WholeRow | TargetIdentity::None) => target.stored_columns().collect(),
     };
-    set.iter().chain(&key).filter_map(|place| target.column(*place)).map(|column| column.type_id).collect()
+    set.iter().chain(&key).filter_map(|place| target.key_column(*place)).map(|column| column.type_id).collect()
 }
 
 /// The tuple that identifies a change's row, and the row as it is to be.

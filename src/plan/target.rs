@@ -54,6 +54,8 @@ pub struct Target {
     pub partitioned: bool,
     /// Each of the relation's columns at the destination; `None` where the destination generates the value itself.
     pub columns: Vec<Option<TargetColumn>>,
+    /// The columns of the relation as the destination has them, generated ones too: rows are found by them.
+    pub finders: Vec<TargetColumn>,
     /// How old rows are found.
     pub identity: TargetIdentity,
     /// The table has GENERATED ALWAYS identity columns, so INSERT must override them.
@@ -94,11 +96,14 @@ impl Target {
             return Err(BindError::Renamed { table: name, renamed: relation.name.clone() });
         }
         let mut columns = Vec::with_capacity(relation.columns.len());
+        let mut finders = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
             let Some(definition) = table.column(&column.name) else {
                 return Err(BindError::MissingColumn { table: name, column: column.name.clone() });
             };
-            columns.push(definition.generated.is_none().then(|| target_column(definition, table, types)));
+            let found = target_column(definition, table, types);
+            columns.push(definition.generated.is_none().then(|| found.clone()));
+            finders.push(found);
         }
         Ok(Target {
             identity: identity(relation, table, &columns),
@@ -108,6 +113,7 @@ impl Target {
             partitioned: table.kind == TableKind::Partitioned,
             overrides_identity: table.columns.iter().any(|c| c.identity == Some(IdentityColumn::Always)),
             columns,
+            finders,
             reaction: Reaction::of(table),
         })
     }
@@ -115,6 +121,11 @@ impl Target {
     /// The places of the columns that the destination stores.
     pub fn stored_columns(&self) -> impl Iterator<Item = usize> {
         self.columns.iter().enumerate().filter(|(_, column)| column.is_some()).map(|(place, _)| place)
+    }
+
+    /// The column at a place, by which a row can be found: also one that the destination generates.
+    pub fn key_column(&self, place: usize) -> Option<&TargetColumn> {
+        self.finders.get(place)
     }
 
     /// The column at a place, unless the destination generates it.

@@ -7,10 +7,12 @@
 
 use super::error::SessionError;
 use super::sql::SqlClient;
-use crate::pg::{Description, QualifiedName, RelationId, TypeId, quote_literal};
+use crate::pg::{Description, Ident, QualifiedName, RelationId, TypeId, quote_literal};
+use crate::plan::identity::Member;
 use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
 
 const TABLES: &str = include_str!("../../sql/describe_tables.sql");
+const IDENTITIES: &str = include_str!("../../sql/identities.sql");
 const TYPES: &str = include_str!("../../sql/describe_types.sql");
 
 /// The tables among `names` that exist and that the role may look up, in the order of their names.
@@ -50,6 +52,18 @@ pub async fn describe_named_types(client: &SqlClient, names: &[QualifiedName]) -
     let rows = client.query("looking for types", sql, &[&schemas, &types]).await?;
     let ids: Vec<TypeId> = rows.iter().map(|row| TypeId(row.get(0))).collect();
     describe_types(client, &ids).await
+}
+
+/// How old rows of the tables with these OIDs are identified, each table followed by its leaves.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn describe_identities(
+    client: &SqlClient,
+    ids: &[u32],
+    publication: &Ident,
+) -> Result<Vec<Member>, SessionError> {
+    describe(client, "looking at replica identities", IDENTITIES, &[&ids, &publication.as_str()]).await
 }
 
 /// A table and its types as the catalog describes them, in text, for whoever reads it elsewhere.
@@ -150,5 +164,6 @@ mod tests {
     fn questions_are_understood_by_servers_of_every_encoding() {
         assert!(TABLES.is_ascii(), "sql/describe_tables.sql");
         assert!(TYPES.is_ascii(), "sql/describe_types.sql");
+        assert!(IDENTITIES.is_ascii(), "sql/identities.sql");
     }
 }

@@ -9,7 +9,7 @@ use super::error::SourceError;
 use super::snapshot::explain_lock;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
 use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
-use crate::plan::schema::{ColumnDefinition, Identity, TableDefinition, TableKind, Types};
+use crate::plan::schema::{ColumnDefinition, TableDefinition, TableKind, Types};
 use crate::session::{SqlClient, describe_tables, describe_types};
 use crate::transaction::TableSet;
 
@@ -181,22 +181,4 @@ async fn read_problems(client: &SqlClient, tables: &[TableDefinition]) -> Result
         }
     }
     Ok(problems)
-}
-
-/// What to say of a table that we would have to publish, but that has nothing to identify its rows by.
-pub(super) fn no_identity_report(table: &TableDefinition) -> ErrorReport {
-    let name = table.name();
-    let reason = match table.identity_columns() {
-        Identity::None if table.indexes.iter().any(|index| index.primary) => "Its primary key is deferrable.",
-        Identity::None | Identity::Key(_) | Identity::WholeRow => "It has no primary key.",
-    };
-    ErrorReport::new(format!("table {name} has no replica identity at the source"))
-        .detail(format!(
-            "{reason} Once it is published, the source application's own UPDATE and DELETE on it would fail with \"cannot update \
-             table because it does not have a replica identity and publishes updates\"."
-        ))
-        .hint(format!(
-            "Give it a primary key, or run at the source (updates and deletes then log the whole old row):\n\
-             ALTER TABLE {name} REPLICA IDENTITY FULL;"
-        ))
 }

@@ -3,13 +3,17 @@
 //! It must exist before the slot's consistent point: PostgreSQL 18 sends nothing, without an error, for one that did
 //! not exist there. Row filters and column lists of an existing publication hold for snapshot, stream and verify
 //! alike; a publication that leaves out updates, deletes or truncates would let the copy drift, and is refused.
+//!
+//! Nothing is published on which the source's own UPDATE and DELETE would fail then. What its owner has published all the same is
+//! told; only where it would mislead the stream is it refused ([`super::identity`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::catalog::{SourceCatalog, no_identity_report};
+use super::catalog::SourceCatalog;
 use super::error::SourceError;
-use crate::pg::{ErrorReport, Ident, QualifiedName, counted, quote_literal};
-use crate::plan::schema::{ColumnDefinition, Identity, TableDefinition};
+use super::identity::{Identities, Unidentified, joined};
+use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, counted, quote_literal};
+use crate::plan::schema::{ColumnDefinition, TableDefinition};
 use crate::session::{SqlClient, SqlState};
 
 const DOING: &str = "looking at the publication";
@@ -17,9 +21,32 @@ const DOING: &str = "looking at the publication";
 /// The comment on a publication that headwater created: teardown drops no other.
 pub const PUBLICATION_COMMENT: &str = "Created by headwater";
 
+/// What became of the publication, or is worth telling of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It was changed.
+    Changed(String),
+    /// It sends less than the tables hold.
+    SendsLess(String),
+    /// The source's own UPDATE and DELETE fail on a table that its owner has published.
+    Unidentified(Unidentified),
+}
+
+impl Notice {
+    /// The sentence.
+    pub fn text(&self) -> String {
+        match self {
+            Notice::Changed(text) | Notice::SendsLess(text) => text.clone(),
+            Notice::Unidentified(found) => {
+                format!("{}: its updates and deletes fail there, so only inserts can come", found.report.message)
+            }
+        }
+    }
+}
+
 /// Makes sure that the publication holds every table of the set, and takes over its column lists and row filters.
 ///
-/// Returns what was changed and what is worth telling, in sentences. A stream has been relying on the publication for the
+/// Returns what was changed and what is worth telling. A stream has been relying on the publication for the
 /// tables in `followed`: what is missing of them now has not been sent for a while, and adding it would only hide that.
 ///
 /// # Errors
@@ -30,7 +57,9 @@ pub async fn ensure_publication(
     publication: &Ident,
     catalog: &mut SourceCatalog,
     followed: &BTreeSet<QualifiedName>,
-) -> Result<Vec<String>, SourceError> {
+) -> Result<Vec<Notice>, SourceError> {
+    let ids = catalog.tables.iter().map(|table| table.definition.relation_id());
+    let identities = Identities::read(client, publication, ids).await?;
     let mut told = Vec::new();
     let sql = "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
                FROM pg_catalog.pg_publication WHERE pubname = $1::text";
@@ -40,8 +69,8 @@ pub async fn ensure_publication(
         }
         None => {
             let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
-            create(client, publication, &tables).await?;
-            told.push(format!("created publication {publication}"));
+            create(client, publication, &tables, identities.to_be_created()).await?;
+            told.push(Notice::Changed(format!("created publication {publication}")));
         }
         Some(row) => {
             let operations = ["insert", "update", "delete", "truncate"];
@@ -58,7 +87,7 @@ pub async fn ensure_publication(
                 ));
             }
             let via_root: bool = row.get(5);
-            add_missing(client, publication, catalog, via_root, followed, &mut told).await?;
+            add_missing((client, publication, &identities), catalog, via_root, followed, &mut told).await?;
         }
     }
     take_over_lists(client, publication, catalog, &mut told).await?;
@@ -99,14 +128,20 @@ pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> Er
     ErrorReport::new(problem).detail("What was written meanwhile was not sent, so the copy has gaps.").hint(hint)
 }
 
-async fn create(client: &SqlClient, publication: &Ident, tables: &[&TableDefinition]) -> Result<(), SourceError> {
-    check_identities(tables)?;
+async fn create(
+    client: &SqlClient,
+    publication: &Ident,
+    tables: &[&TableDefinition],
+    identities: Identities,
+) -> Result<(), SourceError> {
+    check_identities(&identities, tables)?;
+    let stored = if identities.publishing.sends_stored { ", publish_generated_columns = stored" } else { "" };
     let shown = |quoted: bool| {
         let name = |name: &QualifiedName| if quoted { name.sql() } else { name.to_string() };
         let tables: Vec<String> = tables.iter().map(|table| name(&table.name())).collect();
         let publication = if quoted { publication.sql() } else { publication.to_string() };
         format!(
-            "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
+            "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true{stored})",
             tables.join(", ")
         )
     };
@@ -132,11 +167,16 @@ async fn create(client: &SqlClient, publication: &Ident, tables: &[&TableDefinit
     }
 }
 
-fn check_identities(tables: &[&TableDefinition]) -> Result<(), SourceError> {
-    match tables.iter().find(|table| table.identity_columns() == Identity::None) {
-        Some(table) => Err(SourceError::Refused(no_identity_report(table))),
+/// Refuses to publish what would make the source's own UPDATE and DELETE fail.
+fn check_identities(identities: &Identities, tables: &[&TableDefinition]) -> Result<(), SourceError> {
+    match joined(identities.problems(false, ids(tables)).map(|found| found.report).collect()) {
+        Some(report) => Err(SourceError::Refused(report)),
         None => Ok(()),
     }
+}
+
+fn ids<'a>(tables: &'a [&TableDefinition]) -> impl Iterator<Item = RelationId> + 'a {
+    tables.iter().map(|table| table.relation_id())
 }
 
 async fn published(client: &SqlClient, publication: &Ident) -> Result<Vec<QualifiedName>, SourceError> {
@@ -146,24 +186,21 @@ async fn published(client: &SqlClient, publication: &Ident) -> Result<Vec<Qualif
 }
 
 async fn add_missing(
-    client: &SqlClient,
-    publication: &Ident,
+    (client, publication, identities): (&SqlClient, &Ident, &Identities),
     catalog: &SourceCatalog,
     via_root: bool,
     followed: &BTreeSet<QualifiedName>,
-    told: &mut Vec<String>,
+    told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
     let held = published(client, publication).await?;
-    let missing: Vec<&TableDefinition> =
-        catalog.tables.iter().map(|table| &table.definition).filter(|table| !held.contains(&table.name())).collect();
-    for table in catalog.tables.iter().map(|table| &table.definition) {
-        // The owner's publication holds it already, so the source lives with it: only inserts can come.
-        if held.contains(&table.name()) && table.identity_columns() == Identity::None {
-            told.push(format!(
-                "table {} has no replica identity: its updates and deletes fail at the source, so only inserts can come",
-                table.name()
-            ));
+    let (there, missing): (Vec<&TableDefinition>, Vec<&TableDefinition>) =
+        catalog.tables.iter().map(|table| &table.definition).partition(|table| held.contains(&table.name()));
+    // The owner's publication holds them already, so the source lives with it.
+    for found in identities.problems(true, ids(&there)) {
+        if found.misleads_the_stream() {
+            return Err(SourceError::Refused(found.report));
         }
+        told.push(Notice::Unidentified(found));
     }
     if missing.is_empty() {
         return Ok(());
@@ -183,12 +220,12 @@ async fn add_missing(
                 )),
         ));
     }
-    check_identities(&missing)?;
+    check_identities(identities, &missing)?;
     let quoted: Vec<String> = missing.iter().map(|table| table.name().sql()).collect();
     let statement = format!("ALTER PUBLICATION {} ADD TABLE {}", publication.sql(), quoted.join(", "));
     match client.batch("adding tables to the publication", &statement).await {
         Ok(()) => {
-            told.push(format!("added {} to publication {publication}", names.join(", ")));
+            told.push(Notice::Changed(format!("added {} to publication {publication}", names.join(", "))));
             Ok(())
         }
         Err(error)
@@ -211,7 +248,7 @@ async fn take_over_lists(
     client: &SqlClient,
     publication: &Ident,
     catalog: &mut SourceCatalog,
-    told: &mut Vec<String>,
+    told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
     let sql = "SELECT t.schemaname::text, t.tablename::text,
                       ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames')),
@@ -248,15 +285,16 @@ async fn take_over_lists(
                 all.into_iter().filter(|column| columns.iter().any(|name| name == column.as_str())).cloned().collect();
             let hidden = table.columns.iter().filter(|column| !sent.contains(column)).count();
             if hidden > 0 {
-                told.push(format!(
+                told.push(Notice::SendsLess(format!(
                     "publication {publication} leaves out {} of table {name}",
                     counted(hidden, "column")
-                ));
+                )));
             }
             table.columns = sent;
         }
         if let Some(filter) = &row_filter {
-            told.push(format!("publication {publication} sends only rows of table {name} where {filter}"));
+            let text = format!("publication {publication} sends only rows of table {name} where {filter}");
+            told.push(Notice::SendsLess(text));
         }
         table.row_filter = row_filter;
     }

@@ -33,6 +33,7 @@ mod handover;
 mod halts;
 mod hostile;
 mod http_clients;
+mod identities;
 mod idle;
 mod labels;
 mod init;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId};
 use crate::plan::fit::{self, End};
 use crate::plan::sets::Way;
-use crate::plan::statement::Shape;
+use crate::plan::statement::{self, Shape};
 use crate::plan::target::{Target, TargetIdentity};
+use crate::transaction::Change;
 
 use super::super::error::DestinationError;
 use super::Applier;
@@ -87,6 +88,19 @@ impl Applier {
         };
         self.bound.insert(relation.id, bound);
         Ok(())
+    }
+
+    /// Refuses a change that does not say which row it means: only a copy has the table's rows then.
+    pub(super) fn check_identified(&self, relation: &Relation, change: &Change) -> Result<(), DestinationError> {
+        if !statement::is_misidentified(change) {
+            return Ok(());
+        }
+        let name = self.followed.get(&relation.id).map(|table| table.name.clone());
+        let reason = "a partition identifies its rows otherwise than the table, so an update or delete does not say which row it means";
+        Err(DestinationError::NeedsCopy {
+            table: name.unwrap_or_else(|| relation.name.clone()),
+            reason: reason.to_owned(),
+        })
     }
 
     /// The identity by which rows of a relation are found, for messages.

@@ -121,6 +121,7 @@ impl Applier {
         change: &Change,
     ) -> Result<(), DestinationError> {
         self.bind(relation)?;
+        self.check_identified(relation, change)?;
         if self.winning.is_some() {
             return self.write_winning(flight, relation, change);
         }

@@ -68,6 +68,7 @@ impl Applier {
             if !self.is_live(relation.id, commit_lsn) {
                 continue;
             }
+            self.check_identified(relation, change)?;
             let table = match self.net.known(relation) {
                 Known::Table(table) => table,
                 known @ (Known::New | Known::Redefined) => {
@@ -222,7 +223,7 @@ impl Applier {
                 }
             }
             for place in key {
-                let Some(column) = target.column(*place) else { continue };
+                let Some(column) = target.key_column(*place) else { continue };
                 let of_row = |row: &NetRow| net.key(*row, changes).columns().nth(*place).unwrap_or(Datum::Null);
                 values.put_with(|out| sets::write_array(out, column, binary, rows.len(), rows.iter().map(of_row)));
             }

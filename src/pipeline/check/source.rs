@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{About, Findings, Standing, connection, unencrypted};
+use super::{About, Findings, connection, unencrypted};
 use crate::config::Config;
 use crate::pg::{ErrorReport, QualifiedName, counted};
 use crate::pipeline::check::destination::DestinationView;
@@ -10,7 +10,7 @@ use crate::pipeline::prepare::{Addresses, connect_replication, live_names, repla
 use crate::plan::schema::{Identity, TableKind};
 use crate::session::{ReplicationSession, SessionError, SqlClient, SystemIdentification};
 use crate::source::{
-    Slot, SourceCatalog, SourceError, SourceServer, ensure_publication, find_slot, slot_unknown_report,
+    Notice, Slot, SourceCatalog, SourceError, SourceServer, ensure_publication, find_slot, slot_unknown_report,
 };
 
 const SOURCE: About = About::Source;
@@ -199,16 +199,19 @@ async fn tables(
     let tried = publication(config, client, &mut catalog, &followed).await;
     let Some(told) = findings.take(SOURCE, "publication", tried) else { return Some(catalog) };
     let name = &config.source.publication;
-    match told.as_slice() {
-        [] => findings.ok(SOURCE, "publication", format!("{name} holds all tables")),
-        told => {
-            for text in told {
-                // What a start has done, a check has only tried.
+    if told.is_empty() {
+        findings.ok(SOURCE, "publication", format!("{name} holds all tables"));
+    }
+    for notice in told {
+        match notice {
+            // What a start has done, a check has only tried.
+            Notice::Changed(text) => {
                 let text = text.replacen("created publication", "will create publication", 1);
-                let text = text.replacen("added ", "will add ", 1);
-                let standing = if text.starts_with("will ") { Standing::Ok } else { Standing::Warning };
-                findings.push(SOURCE, "publication", standing, ErrorReport::new(text));
+                findings.ok(SOURCE, "publication", text.replacen("added ", "will add ", 1));
             }
+            Notice::SendsLess(text) => findings.warn(SOURCE, "publication", ErrorReport::new(text)),
+            // A start takes it as its owner's choice; but it is the source's application that fails.
+            Notice::Unidentified(found) => findings.fail(SOURCE, "replica identity", found.report),
         }
     }
     Some(catalog)
@@ -239,7 +242,7 @@ async fn publication(
     client: &SqlClient,
     catalog: &mut SourceCatalog,
     followed: &BTreeSet<QualifiedName>,
-) -> Result<Vec<String>, SourceError> {
+) -> Result<Vec<Notice>, SourceError> {
     client.batch("trying the publication", "BEGIN").await?;
     let tried = ensure_publication(client, &config.source.publication, catalog, followed).await;
     client.batch("trying the publication", "ROLLBACK").await?;

@@ -302,7 +302,7 @@ async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, sco
     let others: BTreeSet<QualifiedName> =
         followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name)).collect();
     let told = ensure_publication(source, &config.source.publication, &mut source_catalog, &others).await?;
-    told.into_iter().for_each(|told| ends.telemetry.event("publication", told));
+    told.iter().for_each(|told| ends.telemetry.event("publication", told.text()));
     let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     let aside = aside(&followed);
     for table in source_catalog.tables.iter().filter(|table| aside.contains(&table.definition.name())) {

@@ -280,7 +280,7 @@ impl Net {
             return uniform(table, changes).then_some(Folded { inserts: rows, ..Folded::default() });
         }
         let TargetIdentity::Key(key) = &target.identity else { return None };
-        let exact = key.iter().all(|place| target.column(*place).is_some_and(|column| column.equal_when_identical));
+        let exact = key.iter().all(|place| target.key_column(*place).is_some_and(|column| column.equal_when_identical));
         if !exact || !uniform(table, changes) {
             return None;
         }

@@ -52,7 +52,7 @@ pub fn copy_rows(target: &Target, binary: bool) -> String {
 /// Deletes the rows with these keys: an array for each column of the key.
 pub fn delete_set(target: &Target, key: &[usize]) -> String {
     if let [place] = key
-        && let Some(column) = target.column(*place)
+        && let Some(column) = target.key_column(*place)
     {
         // Sets are for keys whose columns have an operator (`sets::way`).
         let equals = column.equality.as_ref().map(equals).unwrap_or_default();
@@ -77,7 +77,7 @@ fn unnested(target: &Target, set: &[usize], key: &[usize]) -> (String, String) {
     let count = set.len() + key.len();
     let arrays = join((1..=count).map(|n| format!("${n}")));
     let names = join((1..=count).map(|n| format!("c{n}")));
-    let columns = key.iter().filter_map(|place| target.column(*place));
+    let columns = key.iter().filter_map(|place| target.key_column(*place));
     let conditions: Vec<String> = columns
         .zip(set.len() + 1..)
         .map(|(column, n)| match &column.equality {
@@ -127,7 +127,7 @@ pub(super) fn assignments_at(target: &Target, set: &[usize], parameter: impl Fn(
 }
 
 pub(super) fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> String {
-    let columns = key.iter().filter_map(|place| target.column(*place));
+    let columns = key.iter().filter_map(|place| target.key_column(*place));
     let conditions = columns.zip(parameters_before + 1..).map(|(column, n)| match &column.equality {
         Some(operator) => format!("{} {} ${n}", column.name.sql(), equals(operator)),
         None => same_image(&column.name.sql(), &format!("${n}")),

@@ -94,12 +94,16 @@ pub async fn new_source(settings: &[(&str, &str)]) -> Cluster {
 
 /// A destination cluster of one's own.
 pub async fn new_destination(settings: &[(&str, &str)]) -> Cluster {
-    let bin = bin("DESTINATION");
+    new_destination_of(&bin("DESTINATION"), settings).await
+}
+
+/// A destination cluster of one's own of a major.
+pub async fn new_destination_of(bin: &Path, settings: &[(&str, &str)]) -> Cluster {
     // From 18 on the number of replication origins is one of its own.
     let origins = [("max_active_replication_origins", "500")];
-    let origins = origins.iter().filter(|_| major_of(&bin) >= 18);
+    let origins = origins.iter().filter(|_| major_of(bin) >= 18);
     let settings: Vec<_> = DESTINATION.iter().chain(origins).chain(settings).copied().collect();
-    let cluster = Cluster::start_new(&bin, &parent(), "destination", &settings, &[]).await;
+    let cluster = Cluster::start_new(bin, &parent(), "destination", &settings, &[]).await;
     cluster.expect("a destination cluster")
 }
 
