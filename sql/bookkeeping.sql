@@ -142,3 +142,26 @@ CREATE TABLE IF NOT EXISTS headwater.resnapshots (
 );
 -- An earlier version knew fewer of them.
 ALTER TABLE headwater.resnapshots DROP CONSTRAINT IF EXISTS resnapshots_origin_check;
+
+-- A number that nobody else can work out: gen_random_uuid() draws from the system's random source, and 60 of these bits.
+CREATE OR REPLACE FUNCTION headwater.random_key() RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+    SELECT ('x' || pg_catalog.left(pg_catalog.replace(pg_catalog.gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint
+$$;
+
+-- The key of the advisory lock that the leader holds. Every role may take every advisory lock, so the key must be one that
+-- others cannot know; once it is held, pg_locks shows it. It is replaced when a session holds it that may not lead.
+CREATE TABLE IF NOT EXISTS headwater.leadership (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    lock_key bigint NOT NULL,
+    replaced_key bigint
+);
+INSERT INTO headwater.leadership (lock_key) VALUES (headwater.random_key()) ON CONFLICT DO NOTHING;
+
+-- Sessions that the leader has opened to write, so that the next leader finds those that outlived theirs. A server process
+-- that started later than its row says is another one.
+CREATE TABLE IF NOT EXISTS headwater.sessions (
+    process_id integer PRIMARY KEY,
+    purpose text NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);

@@ -113,6 +113,11 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
                 findings
                     .push(Finding::blocking("no instance holds the lock at the destination: nobody applies anything"));
             }
+            for holder in &seen.foreign {
+                let report = holder.foreign_report();
+                let finding = Finding::notable(report.message).detail(report.detail.unwrap_or_default());
+                findings.push(finding.todo(report.hint.unwrap_or_default()));
+            }
             if let Some(gap) = seen.gap {
                 findings.push(
                     Finding::blocking(format!("the copy has gaps: its publication {gap}"))

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{Bookkeeping, StreamState, TableState, holder};
+use crate::destination::{Bookkeeping, Holder, LockHolders, StreamState, TableState};
 use crate::pg::Lsn;
 use crate::session::{Sql, SqlClient};
 use crate::source::find_slot;
@@ -84,6 +84,11 @@ pub(super) struct AtDestination {
     pub(super) leader_process: Option<i32>,
     /// Where it is connected from.
     pub(super) leader_from: Option<String>,
+    /// Sessions that hold the leader's lock and may not lead.
+    pub(super) foreign_lock_holders: Vec<String>,
+    /// The same, for reports.
+    #[serde(skip)]
+    pub(super) foreign: Vec<Holder>,
 }
 
 /// What the source holds.
@@ -133,20 +138,17 @@ async fn look_at_destination(
     config: &Config,
     bookkeeping: &Bookkeeping,
 ) -> Result<AtDestination, crate::destination::DestinationError> {
-    let holder = holder(bookkeeping.client(), &config.source.slot).await?;
+    let LockHolders { leader, foreign } = LockHolders::look(bookkeeping.client(), &config.source.slot).await?;
     let mut seen = AtDestination {
         state: None,
         position: None,
         gap: None,
         tables: Vec::new(),
-        leader_process: holder.as_ref().map(|holder| holder.process_id),
-        leader_from: None,
+        leader_process: leader.as_ref().and_then(|leader| leader.process_id),
+        leader_from: leader.and_then(|leader| leader.address),
+        foreign_lock_holders: foreign.iter().map(ToString::to_string).collect(),
+        foreign,
     };
-    if let Some(process_id) = seen.leader_process {
-        let sql = "SELECT COALESCE(host(client_addr), 'this machine') FROM pg_catalog.pg_stat_activity WHERE pid = $1";
-        let row = bookkeeping.client().query_opt("looking at the leader", sql, &[&process_id]).await?;
-        seen.leader_from = row.and_then(|row| row.get(0));
-    }
     let Some(stream) = bookkeeping.stream().await? else { return Ok(seen) };
     seen.gap = stream.gap;
     seen.state = Some(match stream.state {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::cli::ResnapshotArguments;
 use super::{Exit, display, settings};
 use crate::config::Config;
-use crate::destination::{Bookkeeping, DestinationError, Origin, RequestState, Scope, holder};
+use crate::destination::{Bookkeeping, DestinationError, LockHolders, Origin, RequestState, Scope};
 use crate::fault::{Fault, report};
 use crate::pg::QualifiedName;
 use crate::session::Sql;
@@ -71,7 +71,7 @@ async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, Dest
         display::line("hint: Start headwater run: it makes the first snapshot by itself.");
         return Ok(Exit::OperatorMustAct);
     }
-    let leads = holder(bookkeeping.client(), &config.source.slot).await?.is_some();
+    let leads = LockHolders::look(bookkeeping.client(), &config.source.slot).await?.leader.is_some();
     let request = bookkeeping.request(scope, Origin::Command, None).await?;
     display::line(&format!("asked for a new snapshot of {scope} (request {request})"));
     if !leads {

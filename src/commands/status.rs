@@ -339,6 +339,9 @@ fn destination_lines(there: &AtDestination) -> Vec<String> {
         }
         None => "no instance holds the lock".to_owned(),
     });
+    for holder in &there.foreign {
+        lines.push(holder.foreign_report().message);
+    }
     lines
 }
 

@@ -163,6 +163,7 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.shapes') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.open_conflict') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
+                          AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'agreed'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
                           AND (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_class WHERE relreplident = 'f'

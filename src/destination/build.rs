@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
 
 use super::error::DestinationError;
+use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use crate::plan::sql::ddl;
 use crate::plan::sql::staging as sql;
@@ -103,7 +104,7 @@ async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Res
 /// All sessions together use at most as much memory as the server's shared buffers, and never less each than the server
 /// gives anyway.
 async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<SqlClient, DestinationError> {
-    let client = destination.connect().await?.with_timeout(STATEMENT_MAX);
+    let client = connect_recorded(destination).await?.with_timeout(STATEMENT_MAX);
     let sql = format!(
         "SET synchronous_commit = off;
          SELECT pg_catalog.set_config('maintenance_work_mem', GREATEST(own, LEAST(shared, 1048576) / {sessions}) || 'kB', false),

@@ -27,6 +27,7 @@
 use std::collections::BTreeMap;
 
 use super::error::DestinationError;
+use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use crate::pg::{Ident, QualifiedName};
 use crate::plan::sql::staging as sql;
@@ -86,7 +87,7 @@ impl Comparison {
     /// # Errors
     /// [`DestinationError`].
     pub async fn begin(destination: &Sql, lists: Lists) -> Result<Comparison, DestinationError> {
-        let client = destination.connect().await?.with_timeout(STATEMENT_MAX);
+        let client = connect_recorded(destination).await?.with_timeout(STATEMENT_MAX);
         // A list of rows is nothing to be kept after a crash. A quarter of the shared buffers serves one session.
         let setup = "SET synchronous_commit = off;
              SELECT pg_catalog.set_config('work_mem', GREATEST(own, LEAST(shared / 4, 262144)) || 'kB', false)

@@ -14,8 +14,11 @@
 
 use std::time::Duration;
 
+use super::bookkeeping::Bookkeeping;
 use super::error::DestinationError;
+use super::lock::{Got, LockHolders, LockKeys, Verdict, replace_key};
 use super::origin::{Marking, mark, origin_name, origin_name_ahead};
+use super::sessions::record_writing;
 use crate::config::{ConnectionSettings, SynchronousCommit};
 use crate::pg::{ErrorReport, Ident, Lsn, SlotName};
 use crate::session::{Flight, FlightAnswer, SessionError, SqlClient, SqlState, StatementAnswer, WritingSession};
@@ -52,7 +55,22 @@ pub enum ReplicationRole {
 pub struct Candidate {
     session: WritingSession,
     settings: WritingSettings,
-    key: i64,
+}
+
+/// What has become of trying to take the lock.
+pub struct LockAttempt {
+    /// It is held now.
+    pub taken: bool,
+    /// Who else holds one of its keys.
+    pub holders: LockHolders,
+}
+
+/// What has become of trying to lead. Either way: who else holds one of the lock's keys.
+pub enum Led {
+    /// It leads.
+    Leader(Leader, LockHolders),
+    /// Another instance does.
+    Candidate(Candidate, LockHolders),
 }
 
 /// The writing session that holds the lock; or one beside it, of the same process, that applies ahead of a commit.
@@ -65,6 +83,9 @@ pub struct Leader {
 }
 
 const DOING: &str = "becoming the writer";
+
+/// How often a key is replaced within one attempt: each round needs a foreign session that was quicker than we were.
+const LOCK_ROUNDS: usize = 5;
 
 impl Candidate {
     /// Opens the writing session.
@@ -104,7 +125,7 @@ impl Candidate {
         )
         .await
         .map_err(refuse_pooler)?;
-        let mut candidate = Candidate { session, settings: settings.clone(), key: lock_key(&settings.slot) };
+        let mut candidate = Candidate { session, settings: settings.clone() };
         candidate.check_no_pooler().await?;
         Ok(candidate)
     }
@@ -127,28 +148,69 @@ impl Candidate {
         Ok(one_row(answer))
     }
 
-    /// Tries to take the lock, for somebody who keeps others from leading and writes nothing; whether it was free.
+    /// Tries to take the lock, for somebody who keeps others from leading and writes nothing.
     ///
     /// # Errors
-    /// [`DestinationError`] when the session is lost.
-    pub async fn try_lock(&mut self) -> Result<bool, DestinationError> {
-        let row = self.ask(&format!("SELECT pg_catalog.pg_try_advisory_lock({})", self.key)).await?;
-        Ok(row.first().and_then(|got| got.as_deref()) == Some("t"))
+    /// [`DestinationError`] when a session is lost, or the bookkeeping would have to be created and cannot be.
+    pub async fn try_lock(&mut self, bookkeeping: &Bookkeeping) -> Result<LockAttempt, DestinationError> {
+        let client = bookkeeping.client();
+        let own = self.session.process_id().try_into().ok();
+        let mut holders = LockHolders::default();
+        for _ in 0..LOCK_ROUNDS {
+            let keys = LockKeys::read(client, &self.settings.slot).await?;
+            let got = self.take(keys).await?;
+            if !got.all_of(keys) {
+                holders = LockHolders::besides(client, keys, own).await?;
+            }
+            match holders.judge(keys, got) {
+                // The row may have been written since it was read: then the lock is not the one that others try to take.
+                Verdict::Lead if keys.same(LockKeys::read(client, &self.settings.slot).await?) => {
+                    return Ok(LockAttempt { taken: true, holders });
+                }
+                Verdict::Lead => {}
+                Verdict::Wait => {
+                    self.release().await?;
+                    return Ok(LockAttempt { taken: false, holders });
+                }
+                Verdict::ReplaceKey => {
+                    if let Some(held) = keys.stored {
+                        replace_key(client, held).await?;
+                    }
+                }
+                Verdict::CreateKey => bookkeeping.ensure().await?,
+            }
+            self.release().await?;
+        }
+        Ok(LockAttempt { taken: false, holders })
     }
 
-    /// Tries to take the lock: `Ok(Ok(leader))` when it was free.
+    async fn take(&mut self, keys: LockKeys) -> Result<Got, DestinationError> {
+        let stored = keys.stored.map(|key| format!(", pg_catalog.pg_try_advisory_lock({key})")).unwrap_or_default();
+        let row = self.ask(&format!("SELECT pg_catalog.pg_try_advisory_lock({}){stored}", keys.by_name)).await?;
+        let got = |at: usize| row.get(at).and_then(Option::as_deref) == Some("t");
+        Ok(Got { by_name: got(0), stored: got(1) })
+    }
+
+    async fn release(&mut self) -> Result<(), DestinationError> {
+        self.ask("SELECT pg_catalog.pg_advisory_unlock_all()").await?;
+        Ok(())
+    }
+
+    /// Tries to take the lock, and to become the leader by it.
     ///
     /// # Errors
-    /// [`DestinationError`] when the session is lost.
-    pub async fn try_lead(mut self) -> Result<Result<Leader, Candidate>, DestinationError> {
-        if !self.try_lock().await? {
-            return Ok(Err(self));
-        }
+    /// As [`Candidate::try_lock`].
+    pub async fn try_lead(mut self, bookkeeping: &Bookkeeping) -> Result<Led, DestinationError> {
+        let LockAttempt { taken, holders } = self.try_lock(bookkeeping).await?;
+        if taken { Ok(Led::Leader(self.into_leader().await?, holders)) } else { Ok(Led::Candidate(self, holders)) }
+    }
+
+    async fn into_leader(mut self) -> Result<Leader, DestinationError> {
         let role = self.take_replica_role().await?;
         let marking = mark(&mut self.session, &origin_name(&self.settings.slot), self.settings.timeout).await?;
         let row = self.ask("SELECT pg_catalog.current_setting('wal_block_size')").await?;
         let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok()).unwrap_or(8192);
-        Ok(Ok(Leader { session: self.session, settings: self.settings, role, marking, wal_block_bytes }))
+        Ok(Leader { session: self.session, settings: self.settings, role, marking, wal_block_bytes })
     }
 
     /// The session as it is, for somebody who writes without leading.
@@ -231,6 +293,16 @@ impl Leader {
         Ok(())
     }
 
+    /// Opens the writer of a staging schema. It needs no lock: the schema has a position that only this process knows.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn of_staging(settings: &WritingSettings) -> Result<Leader, DestinationError> {
+        let mut candidate = Candidate::connect_as(settings, "catching up").await?;
+        record_writing(&mut candidate.session, "catching up", settings.timeout).await?;
+        candidate.into_leader().await
+    }
+
     /// Opens a session beside this one, which applies ahead of a commit; `None` where it cannot be like the leader's own:
     /// replication role and, with `marked`, an origin.
     ///
@@ -247,7 +319,8 @@ impl Leader {
             candidate.close().await;
             return Ok(None);
         }
-        let Candidate { session, settings, key: _ } = candidate;
+        let Candidate { mut session, settings } = candidate;
+        record_writing(&mut session, "ahead", settings.timeout).await?;
         Ok(Some(Leader { session, settings, role, marking, wal_block_bytes: 0 }))
     }
 
@@ -295,66 +368,14 @@ pub(super) fn one_row(answer: FlightAnswer) -> Vec<Option<String>> {
         .unwrap_or_default()
 }
 
-/// The advisory lock's key: FNV-1a of a name that no other program takes. The lock is the database's own already.
-fn lock_key(slot: &SlotName) -> i64 {
-    let hash = format!("headwater/{slot}")
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    i64::from_be_bytes(hash.to_be_bytes())
-}
-
-/// What a candidate sees of the session that holds the lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Its server process.
-    pub process_id: i32,
-    /// The statement that it is in, by its start; a new statement is progress.
-    pub statement_started: String,
-    /// It is inside a statement and waits for bytes from its client.
-    pub waits_for_client: bool,
-}
-
-/// The session that holds the lock, if any.
-///
-/// # Errors
-/// [`DestinationError`].
-pub async fn holder(client: &SqlClient, slot: &SlotName) -> Result<Option<Holder>, DestinationError> {
-    let sql = "SELECT a.pid, COALESCE(a.query_start::text, ''),
-                      a.state = 'active' AND a.wait_event = 'ClientRead'
-               FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-                 AND (l.classid::bigint << 32) | l.objid::bigint = $1";
-    let row = client.query_opt("looking for the leader", sql, &[&lock_key(slot)]).await?;
-    Ok(row.map(|row| Holder {
-        process_id: row.get(0),
-        statement_started: row.get(1),
-        waits_for_client: row.get::<_, Option<bool>>(2).unwrap_or(false),
-    }))
-}
-
-/// Ends a session of our own role.
+/// Ends a session of our own login role.
 ///
 /// # Errors
 /// [`DestinationError`].
 pub async fn terminate(client: &SqlClient, process_id: i32) -> Result<(), DestinationError> {
-    client.query("ending a session", "SELECT pg_catalog.pg_terminate_backend($1)", &[&process_id]).await?;
+    let sql = "SELECT pg_catalog.pg_terminate_backend($1)";
+    client.query_as_login_role("ending a session", sql, &[&process_id]).await?;
     Ok(())
-}
-
-/// Ends what an earlier leader may have left running: its staging and publishing sessions, and that ahead of a commit.
-///
-/// # Errors
-/// [`DestinationError`].
-pub async fn terminate_leftovers(client: &SqlClient, slot: &SlotName) -> Result<u64, DestinationError> {
-    let sql = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-               WHERE datname = pg_catalog.current_database() AND usename = current_user
-                 AND pid <> pg_catalog.pg_backend_pid()
-                 AND (application_name LIKE '%' || $1 || ' staging' OR application_name LIKE '%' || $1 || ' publishing'
-                      OR application_name LIKE '%' || $1 || ' ahead')";
-    let slot = slot.as_str().replace('_', "\\_");
-    let rows = client.query("ending an earlier leader's sessions", sql, &[&slot]).await?;
-    Ok(u64::try_from(rows.len()).unwrap_or(0))
 }
 
 fn pooler_report() -> ErrorReport {
@@ -372,17 +393,5 @@ fn refuse_pooler(error: SessionError) -> DestinationError {
             DestinationError::Refused(pooler_report())
         }
         Some(_) | None => DestinationError::Session(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_slot_has_a_lock_of_its_own_and_always_the_same() {
-        let key = |name: &str| lock_key(&name.parse().unwrap());
-        assert_eq!(key("headwater"), key("headwater"));
-        assert_ne!(key("headwater"), key("headwater_2"));
     }
 }

@@ -8,7 +8,7 @@
 //! bookkeeping ── what this destination is fed from, and how far        (headwater.stream, .position, .tables)
 //! catalog ────── the tables as they are here
 //! fences ─────── requests for one state of both ends, and this end's half of it
-//! leadership ─── who may write: one advisory lock, one conditional position
+//! leadership ─── who may write: one advisory lock (lock), one conditional position; sessions: what a leader leaves behind
 //! apply ──────── work into flights, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
 //!                open_conflict: the change that halts the service
@@ -30,6 +30,7 @@ mod error;
 mod fences;
 mod leadership;
 mod letter_text;
+mod lock;
 mod open_conflict;
 mod origin;
 mod preflight;
@@ -40,6 +41,7 @@ mod resnapshots;
 mod row_values;
 mod schema;
 mod sequences;
+mod sessions;
 mod shapes;
 mod staging;
 
@@ -58,10 +60,10 @@ pub use fences::{
     next_fence_request, refuse_fence_requests, take_up_fence_request, withdraw_fence,
 };
 pub use leadership::{
-    Candidate, Holder, Leader, ReplicationRole, WritingSettings, holder, position_missing_report, terminate,
-    terminate_leftovers,
+    Candidate, Leader, Led, LockAttempt, ReplicationRole, WritingSettings, position_missing_report, terminate,
 };
 pub use letter_text::{describe, describe_with_values, row_text};
+pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
 pub use preflight::DestinationServer;
@@ -72,5 +74,6 @@ pub use resnapshots::{Origin, Request, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types};
 pub use sequences::follow_sequences;
+pub use sessions::{connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};

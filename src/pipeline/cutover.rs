@@ -17,7 +17,7 @@ use super::sequences::follow;
 use super::set_aside::aside;
 use super::verify::{Verdict, VerifyOptions, VerifyProgress};
 use crate::config::Config;
-use crate::destination::{Bookkeeping, Catalog, DestinationError, StreamState, holder};
+use crate::destination::{Bookkeeping, Catalog, DestinationError, LockHolders, StreamState};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName, SlotName};
 use crate::plan::schema::{ForeignKeyAction, IdentityColumn};
@@ -59,7 +59,7 @@ pub async fn run(
     let addresses = Addresses::new(config);
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     let live = matches!(bookkeeping.stream().await?, Some(stream) if matches!(stream.state, StreamState::Live { .. }));
-    if !live || holder(bookkeeping.client(), &config.source.slot).await?.is_none() {
+    if !live || LockHolders::look(bookkeeping.client(), &config.source.slot).await?.leader.is_none() {
         return Err(Fault::Refused(
             ErrorReport::new("no service runs: what was written last at the source may not be here")
                 .hint("Start headwater run, wait until it streams, and cut over then."),

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Holder, Leader, Marking, ReplicationRole, WritingSettings, holder, sweep, terminate,
-    terminate_leftovers,
+    Bookkeeping, Candidate, Holder, Leader, Led, LockHolders, Marking, ReplicationRole, WritingSettings, sweep,
+    terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
-use crate::pg::Ident;
+use crate::pg::{Ident, counted};
 use crate::telemetry::{State, Telemetry};
 
 use super::prepare::Addresses;
@@ -37,13 +37,20 @@ pub(super) async fn lead(
     };
     let mut candidate = Candidate::connect(&settings).await?;
     let mut frozen = FrozenLeader::default();
+    let mut known = KnownHolders::default();
     let leader = loop {
-        match candidate.try_lead().await? {
-            Ok(leader) => break leader,
-            Err(still) => candidate = still,
-        }
+        let LockHolders { leader: held_by, foreign } = match candidate.try_lead(&bookkeeping).await? {
+            Led::Leader(leader, holders) => {
+                known.report(telemetry, &holders);
+                break leader;
+            }
+            Led::Candidate(still, holders) => {
+                candidate = still;
+                holders
+            }
+        };
         telemetry.set_state(State::Standby, None);
-        let held_by = holder(bookkeeping.client(), &config.source.slot).await?;
+        known.report(telemetry, &LockHolders { leader: held_by.clone(), foreign });
         if let Some(process_id) = frozen.observe(held_by, Instant::now(), 2 * config.leader_timeout) {
             let text =
                 format!("the leader's session (process {process_id}) is frozen in the middle of a flight: ended");
@@ -55,7 +62,10 @@ pub(super) async fn lead(
     if telemetry.state() == State::Standby {
         telemetry.event("takeover", "this instance leads now");
     }
-    terminate_leftovers(bookkeeping.client(), &config.source.slot).await?;
+    let ended = terminate_leftovers(bookkeeping.client()).await?;
+    if ended > 0 {
+        telemetry.event("takeover", format!("ended {} that an earlier leader had left", counted(ended, "session")));
+    }
     // Staging of an earlier attempt belongs to nobody now.
     sweep(bookkeeping.client()).await?;
     if leader.role() == ReplicationRole::Origin {
@@ -66,6 +76,32 @@ pub(super) async fn lead(
         Marking::None(why) => tracing::debug!("what is applied is not marked with a replication origin: {why}"),
     }
     Ok((bookkeeping, leader))
+}
+
+/// Which holders of the lock have been reported.
+#[derive(Default)]
+struct KnownHolders {
+    leader: Option<String>,
+    foreign: Vec<String>,
+}
+
+impl KnownHolders {
+    /// Reports each holder once.
+    fn report(&mut self, telemetry: &Telemetry, holders: &LockHolders) {
+        let leader = holders.leader.as_ref().map(ToString::to_string);
+        if let Some(leader) = leader.as_ref().filter(|_| leader != self.leader) {
+            telemetry.event("takeover", format!("standing by: {leader} leads"));
+        }
+        self.leader = leader;
+        for holder in &holders.foreign {
+            let name = holder.to_string();
+            if !self.foreign.contains(&name) {
+                let report = holder.foreign_report();
+                telemetry.warning("takeover", format!("{}. {}", report.message, report.detail.unwrap_or_default()));
+                self.foreign.push(name);
+            }
+        }
+    }
 }
 
 /// Finds a leader that froze in the middle of a flight: for too long it is in one statement and waits for its client.
@@ -80,7 +116,7 @@ impl FrozenLeader {
         let stuck = holder.filter(|holder| holder.waits_for_client);
         match (&self.since, stuck) {
             (Some((since, known)), Some(holder)) if *known == holder => {
-                (now.duration_since(*since) > patience).then_some(holder.process_id)
+                holder.process_id.filter(|_| now.duration_since(*since) > patience)
             }
             (_, Some(holder)) => {
                 self.since = Some((now, holder));
@@ -101,7 +137,8 @@ mod tests {
     #[test]
     fn a_leader_is_frozen_when_one_statement_waits_for_its_client_for_too_long() {
         let holder = |statement: &str, waits| {
-            Some(Holder { process_id: 7, statement_started: statement.to_owned(), waits_for_client: waits })
+            let statement_started = statement.to_owned();
+            Some(Holder { process_id: Some(7), statement_started, waits_for_client: waits, ..Holder::default() })
         };
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);

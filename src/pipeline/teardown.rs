@@ -9,7 +9,7 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, DestinationError, OriginEnd, Stream, WritingSettings, drop_origins, holder, sweep,
+    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, WritingSettings, drop_origins, sweep,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, counted, quote_literal};
@@ -104,12 +104,12 @@ async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeep
         positions: Ident::new("headwater"),
     };
     let mut candidate = Candidate::connect(&settings).await?;
-    if candidate.try_lock().await? {
+    let LockAttempt { taken, holders } = candidate.try_lock(&bookkeeping).await?;
+    if taken {
         return Ok((bookkeeping, candidate));
     }
-    let holder = holder(bookkeeping.client(), &config.source.slot).await?;
     candidate.close().await;
-    let process = holder.map(|holder| format!(" (process {} at the destination)", holder.process_id));
+    let process = holders.leader.map(|leader| format!(": at the destination, {leader}"));
     Err(Fault::Refused(
         ErrorReport::new(format!("an instance runs{}", process.unwrap_or_default()))
             .hint("Stop every headwater run of this slot first."),

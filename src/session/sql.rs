@@ -156,6 +156,26 @@ impl SqlClient {
         self.bounded(doing, self.client.query_opt(sql, parameters)).await
     }
 
+    /// Runs one statement as the role that has logged in, and returns its rows. Not inside a transaction.
+    ///
+    /// A role with `ALTER ROLE … SET role` acts as another one, which may neither see nor end the sessions of the first:
+    /// pg_stat_activity and pg_terminate_backend compare with the role of the login.
+    ///
+    /// # Errors
+    /// [`SessionError`], saying what was being `doing`.
+    pub async fn query_as_login_role(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, SessionError> {
+        self.batch(doing, "BEGIN; SET LOCAL ROLE NONE").await?;
+        let rows = self.query(doing, sql, parameters).await;
+        // After an error this rolls back.
+        self.batch(doing, "COMMIT").await?;
+        rows
+    }
+
     /// Runs one statement and returns how many rows it touched.
     ///
     /// # Errors

@@ -40,6 +40,7 @@ mod init;
 mod large;
 mod leadership;
 mod links;
+mod lock;
 mod lost;
 mod logs;
 mod metrics;

@@ -22,7 +22,11 @@ async fn what_headwater_made_goes_and_the_rows_stay() {
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
-    setup.command(&["teardown"]).await.exits(1).says(&["an instance runs (process", "Stop every headwater run"]);
+    setup
+        .command(&["teardown"])
+        .await
+        .exits(1)
+        .says(&["an instance runs: at the destination, process", "Stop every headwater run"]);
     service.stop().await;
     // Only a role that may is asked for one.
     let marked = Roles::wanted() != Roles::Least { replica: false };

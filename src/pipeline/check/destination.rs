@@ -3,8 +3,8 @@
 use super::{About, Findings, connection, unencrypted};
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord,
-    WritingSettings, holder, position_missing_report,
+    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState,
+    TableRecord, WritingSettings, position_missing_report,
 };
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
@@ -107,9 +107,13 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
             Err(error) => findings.fault(DESTINATION, "tables", error),
         }
     }
-    if let Some(holder) = findings.take(DESTINATION, "leader", holder(client, &config.source.slot).await).flatten() {
-        let text = format!("an instance runs (process {} here): another one would stand by", holder.process_id);
-        findings.ok(DESTINATION, "leader", text);
+    let holders = LockHolders::look(client, &config.source.slot).await;
+    let LockHolders { leader, foreign } = findings.take(DESTINATION, "leader", holders).unwrap_or_default();
+    if let Some(leader) = leader {
+        findings.ok(DESTINATION, "leader", format!("an instance runs, {leader}: another one would stand by"));
+    }
+    for holder in foreign {
+        findings.warn(DESTINATION, "leader", holder.foreign_report());
     }
     if let Some(catalog) = &catalog {
         tables(config, catalog, foreign_keys_act, findings);

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::{Ends, Tables};
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
-    Applier, ApplierSettings, Candidate, Catalog, Conflicts, DestinationError, Followed, Staging, WritingSettings,
+    Applier, ApplierSettings, Catalog, Conflicts, DestinationError, Followed, Leader, Staging, WritingSettings,
 };
 use crate::fault::Fault;
 use crate::pg::{Lsn, QualifiedName, Relation, RelationId, SlotName};
@@ -73,7 +73,6 @@ impl CatchUp {
         staging.track(client, from).await?;
         let settings = WritingSettings {
             connection: config.destination.url.clone(),
-            // A lock of its own, which nobody else wants.
             slot: slot.clone(),
             positions: staging.schema.clone(),
             leader_timeout: IDLE_MAX,
@@ -81,9 +80,7 @@ impl CatchUp {
             timeout: config.destination.timeout,
             synchronous_commit: SynchronousCommit::Off,
         };
-        let Ok(mut leader) = Candidate::connect(&settings).await?.try_lead().await? else {
-            return Err(DestinationError::StagingLost("its lock is taken".to_owned()).into());
-        };
+        let mut leader = Leader::of_staging(&settings).await?;
         let position = leader.read_position().await?;
         let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
         let catalog = Catalog::read(client, &names).await?;

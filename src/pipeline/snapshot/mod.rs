@@ -40,7 +40,7 @@ use super::prepare::{Addresses, Prepared, connect_replication};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
-    STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, sweep,
+    STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, connect_recorded, sweep,
 };
 use crate::fault::Fault;
 use crate::pg::{Lsn, QualifiedName, SlotName, counted};
@@ -411,7 +411,7 @@ async fn finish(ends: Ends<'_>, client: &SqlClient, staging: &Staging) -> Result
 
 async fn publishing_session(ends: Ends<'_>) -> Result<SqlClient, Fault> {
     let sql = ends.addresses.destination_for("publishing");
-    Ok(sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX))
+    Ok(connect_recorded(&sql).await?.with_timeout(STATEMENT_MAX))
 }
 
 /// Publishes, and says what it has written.
@@ -459,7 +459,7 @@ async fn tell_large_differences(
 /// Statistics of what was filled and reconciled, and the staging's end.
 async fn after(ends: Ends<'_>, staging: Staging, differences: &Differences) -> Result<(), Fault> {
     let sql = ends.addresses.destination_for("staging");
-    let client = sql.connect().await.map_err(DestinationError::Session)?.with_timeout(STATEMENT_MAX);
+    let client = connect_recorded(&sql).await?.with_timeout(STATEMENT_MAX);
     // A moved table brings its statistics along; one that was equal already has its own.
     let equal = differences.equal(&client).await?;
     let is_stale = |table: &&StagedTable| table.mode != Mode::Move && !equal.contains(&&table.live);

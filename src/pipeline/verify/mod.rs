@@ -44,8 +44,8 @@ use super::prepare::Addresses;
 use super::{RunOptions, run as run_service};
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, DestinationError, FenceAnswer, FenceKind, RepairOutcome, StreamState, ask_for_fence, beat,
-    ensure_fence_requests, holder, open_conflict, withdraw_fence,
+    Bookkeeping, DestinationError, FenceAnswer, FenceKind, LockHolders, RepairOutcome, StreamState, ask_for_fence,
+    beat, ensure_fence_requests, open_conflict, withdraw_fence,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
@@ -227,7 +227,7 @@ pub async fn run(
         let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
         return Ok(Verdict { took: began.elapsed(), ..verdict });
     }
-    let leads = holder(client, &config.source.slot).await?.is_some();
+    let leads = LockHolders::look(client, &config.source.slot).await?.leader.is_some();
     if !leads && options.catch_up {
         tell("no service runs: catching up");
         return catch_up(ends, &bookkeeping, tell).await;
@@ -264,7 +264,7 @@ async fn leads_soon(config: &Config, client: &SqlClient) -> Result<bool, Fault> 
     let began = Instant::now();
     let most = LEADS_SOON_MIN.max(config.leader_timeout);
     loop {
-        if holder(client, &config.source.slot).await?.is_some() {
+        if LockHolders::look(client, &config.source.slot).await?.leader.is_some() {
             return Ok(true);
         }
         if began.elapsed() >= most {
