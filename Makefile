@@ -120,6 +120,12 @@ SOAK_SECONDS ?= 1800
 soak: setup ## Every fault by chance under load for SOAK_SECONDS (1800); HEADWATER_SEED replays their order
 	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --quiet --test live -- faults:: --nocapture
 
+.PHONY: soak-resync
+ROUNDS ?= 1000
+
+soak-resync: setup ## Every way of a resync by chance under load, ROUNDS (1000) rounds, each compared exactly; HEADWATER_SEED replays their order
+	ROUNDS=$(ROUNDS) $(CARGO) test --release --quiet --test live -- resync:: --nocapture
+
 .PHONY: large
 LARGE_ROWS ?= 5000000
 

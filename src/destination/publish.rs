@@ -16,6 +16,7 @@ use super::compare::Differences;
 use super::error::DestinationError;
 use super::leadership::ReplicationRole;
 use super::resnapshots::FULFIL;
+use super::schema::needed_types;
 use super::shapes;
 use super::staging::{Mode, StagedTable, Staging};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
@@ -360,7 +361,10 @@ impl Publication<'_> {
             );
             let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
             client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
-            let shape = Shape::of(&table.source, self.types, |column| table.published.contains(column));
+            // Only the types that the table itself uses, as whoever describes it alone sees them.
+            let ids = needed_types(self.types, table.source.columns.iter().map(|column| column.type_id))?;
+            let types = ids.iter().filter_map(|id| Some((*id, self.types.get(id)?.clone()))).collect();
+            let shape = Shape::of(&table.source, &types, |column| table.published.contains(column));
             // What the destination's own table does not promise yet is followed when the stream describes it next.
             let shape = match table.mode {
                 Mode::Move => shape,

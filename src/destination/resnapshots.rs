@@ -250,6 +250,15 @@ impl Bookkeeping {
         }
     }
 
+    /// Whether a request bears an invocation.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn remembers_invocation(&self) -> Result<bool, DestinationError> {
+        let sql = "SELECT EXISTS (SELECT FROM headwater.resnapshots WHERE invocation IS NOT NULL)";
+        Ok(self.client().query_one(READING, sql, &[]).await?.get(0))
+    }
+
     /// What keeps requests up; they stay asked for.
     ///
     /// # Errors

@@ -17,6 +17,8 @@ pub(super) struct Asked {
     pub(super) scope: Option<Scope>,
     /// The command line and what it asks for, where the bookkeeping does not hold it yet.
     pub(super) invocation: Option<(String, Scope)>,
+    /// The bookkeeping remembers a command line, this one or an earlier one: it is over when the service stops in good order.
+    pub(super) remembered: bool,
 }
 
 impl Asked {
@@ -55,7 +57,7 @@ pub(super) async fn asked(
     if !matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. })) {
         // The first snapshot is made of all tables; the command line only agrees to changing those that have rows.
         let invocation = flag.clone().map(|scope| (invocation(&scope), scope));
-        return Ok(Asked { all: false, scope: flag.clone(), invocation });
+        return Ok(Asked { scope: flag.clone(), invocation, ..Asked::default() });
     }
     bookkeeping.ensure().await?;
     if let Some(scope) = flag.take() {
@@ -75,7 +77,7 @@ pub(super) async fn asked(
             }
         }
     }
-    let mut asked = Asked::default();
+    let mut asked = Asked { remembered: bookkeeping.remembers_invocation().await?, ..Asked::default() };
     for request in bookkeeping.requests().await? {
         asked.all |= request.origin == Origin::Start && request.scope == Scope::All;
         asked.scope = Some(match asked.scope.take() {

@@ -71,7 +71,7 @@ pub(super) struct Attempt {
     monitor: Monitor,
     /// What the command line wants copied, until the bookkeeping knows of it.
     flag: Option<Scope>,
-    /// The command line wants something copied.
+    /// The command line wants something copied, or an earlier one that was not stopped in good order did.
     flagged: bool,
     /// The lost slot is to be replaced by a new one.
     replace_slot: bool,
@@ -280,6 +280,7 @@ impl Attempt {
         self.foreign_keys_act = leader.role() == ReplicationRole::Origin;
         let stopped = self.stopped();
         let mut asked = while_leading(&mut leader, asked(&bookkeeping, &mut self.flag, &self.telemetry)).await?;
+        self.flagged |= asked.remembered;
         if self.replace_slot {
             asked = asked.everything();
         }

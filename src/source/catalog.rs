@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::error::SourceError;
+use super::marks::Marks;
 use super::snapshot::explain_lock;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
 use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
@@ -40,6 +41,8 @@ pub struct SourceCatalog {
     pub types: Types,
     /// The groups of tables whose foreign keys form a circle.
     pub cycles: Vec<Vec<QualifiedName>>,
+    /// What tells that one of them was altered since.
+    pub marks: Marks,
 }
 
 impl SourceCatalog {
@@ -64,6 +67,8 @@ impl SourceCatalog {
         client: &SqlClient,
         names: &[QualifiedName],
     ) -> Result<(SourceCatalog, Vec<ErrorReport>), SourceError> {
+        // Before the tables: what changes in between is then taken for changed, not for known.
+        let marks = Marks::read(client, names).await?;
         // Sizes are not to be had of a table that somebody holds in ACCESS EXCLUSIVE mode.
         let mut definitions = match describe_tables(client, names).await {
             Ok(definitions) => definitions,
@@ -110,7 +115,7 @@ impl SourceCatalog {
                 row_filter: None,
             })
             .collect();
-        Ok((SourceCatalog { tables, types, cycles }, problems))
+        Ok((SourceCatalog { tables, types, cycles, marks }, problems))
     }
 
     /// What all tables take on disk.

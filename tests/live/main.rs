@@ -49,6 +49,7 @@ mod plan;
 mod pooler;
 mod prefix;
 mod resnapshot;
+mod resync;
 mod prometheus;
 mod publications;
 mod reading;

@@ -361,6 +361,18 @@ async fn a_command_line_is_carried_out_once_until_the_service_is_stopped_in_good
         assert_eq!(requests(&database).await, "done", "{argument}: not asked for again");
         assert_eq!(database.destination_value(tampered).await.as_deref(), Some("1"), "{argument}");
         service.stop().await;
+        let mut service = Setup::of(&database).argument(argument).start();
+        eventually("the row is mended once more", || async {
+            (database.destination_value(tampered).await.as_deref() == Some("0")).then_some(())
+        })
+        .await;
+        service.streams().await;
+        // The same when the one that stops in good order has another command line than the one that was killed.
+        service.kill();
+        let service = Setup::of(&database).start();
+        service.streams().await;
+        service.stop().await;
+        database.at_destination(tamper).await;
         let service = Setup::of(&database).argument(argument).start();
         eventually("the row is mended again", || async {
             (database.destination_value(tampered).await.as_deref() == Some("0")).then_some(())

@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use super::{Ends, Tables};
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
-    Applier, ApplierSettings, Catalog, Conflicts, DestinationError, Followed, Leader, Staging, WritingSettings,
+    Applier, ApplierSettings, Catalog, Conflicts, DestinationError, Followed, Leader, StagedTable, Staging,
+    WritingSettings,
 };
 use crate::fault::Fault;
 use crate::pg::{Lsn, QualifiedName, Relation, RelationId, SlotName};
@@ -29,7 +30,8 @@ use crate::plan::shape::Shape;
 use crate::plan::{BatchLimits, Batcher, Work};
 use crate::session::{ReplicationSession, Sql, SqlClient};
 use crate::source::{
-    Confirmed, Describer, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask, step_channel, stream,
+    Confirmed, Describer, Marks, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask, step_channel,
+    stream,
 };
 use crate::transaction::{Assembler, Change, Step, TableSet};
 use crate::wire::Decoder;
@@ -47,8 +49,12 @@ pub(super) struct CatchUp {
     reading: JoinHandle<Result<(), SourceError>>,
     /// Kept for as long as the stream is to be read.
     stop: watch::Sender<bool>,
-    /// Each table's name in staging.
+    /// Each table's name in staging, and the one that it has elsewhere.
     tables: HashMap<RelationId, QualifiedName>,
+    live: HashMap<RelationId, QualifiedName>,
+    /// The tables as they were copied.
+    marks: Marks,
+    source: Sql,
     renamed: HashMap<RelationId, (Arc<Relation>, Arc<Relation>)>,
     /// The stream has nothing for us up to here.
     reached: Lsn,
@@ -138,7 +144,10 @@ impl CatchUp {
             confirmed,
             reading: tokio::spawn(stream(task, |_| {})),
             stop: stop_stream,
-            tables: names_in_staging(staging),
+            tables: names_by_id(staging, |table| &table.staging),
+            live: names_by_id(staging, |table| &table.live),
+            marks: tables.source.marks.clone(),
+            source: Sql { purpose: "describing", ..ends.addresses.source.clone() },
             renamed: HashMap::new(),
             reached: from,
         })
@@ -178,7 +187,7 @@ impl CatchUp {
                     }
                 }
                 step = self.steps.next(), if !self.steps_ended && self.batcher.has_room() => match step {
-                    Some(step) => self.take(step)?,
+                    Some(step) => self.take(step).await?,
                     None => self.steps_ended = true,
                 },
             }
@@ -200,19 +209,30 @@ impl CatchUp {
         }
     }
 
-    fn take(&mut self, mut step: Step) -> Result<(), Fault> {
+    async fn take(&mut self, mut step: Step) -> Result<(), Fault> {
         match &mut step {
             Step::Transaction(transaction) => transaction.changes.iter_mut().for_each(|change| self.rename(change)),
             Step::Piece(piece) => piece.changes.iter_mut().for_each(|change| self.rename(change)),
-            // What was copied has another shape now: it is copied again, in the new one.
-            Step::Schema(change) => {
-                let what = format!("table {} was changed at the source meanwhile", change.relation.name);
-                return Err(DestinationError::StagingLost(what).into());
-            }
+            Step::Schema(change) => return self.check_unaltered(&change.relation).await,
             Step::Begin(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
         }
         self.batcher.push(step);
         Ok(())
+    }
+
+    /// A table that was altered since it was copied is copied again. One that was not may be described in another way all the same:
+    /// a TRUNCATE has given it another file, one of its enums has got a label.
+    async fn check_unaltered(&self, relation: &Relation) -> Result<(), Fault> {
+        let Some(live) = self.live.get(&relation.id) else { return Ok(()) };
+        let client = self.source.connect().await.map_err(SourceError::Session)?;
+        let now = Marks::read(&client, std::slice::from_ref(live)).await?;
+        match now.altered(&self.marks, [live]) {
+            Some(table) => {
+                let what = format!("table {table} was changed at the source meanwhile");
+                Err(DestinationError::StagingLost(what).into())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Makes a change one of staging's.
@@ -250,8 +270,8 @@ fn followed(staging: &Staging, from: Lsn) -> HashMap<RelationId, Followed> {
     tables.collect()
 }
 
-fn names_in_staging(staging: &Staging) -> HashMap<RelationId, QualifiedName> {
-    staging.tables.iter().map(|table| (table.source.relation_id(), table.staging.clone())).collect()
+fn names_by_id(staging: &Staging, name: impl Fn(&StagedTable) -> &QualifiedName) -> HashMap<RelationId, QualifiedName> {
+    staging.tables.iter().map(|table| (table.source.relation_id(), name(table).clone())).collect()
 }
 
 /// What goes wrong with staging's rows is no conflict of the live tables'.
