@@ -13,6 +13,7 @@
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
 //!                open_conflict: the change that halts the service
 //! schema, staging, build, compare, publish ── a snapshot, from missing tables to one visible instant
+//! expressions, review ── what the source's expressions may use, and what became of them
 //! resnapshots ── snapshots that were asked for and are not made yet
 //! ```
 //!
@@ -27,6 +28,7 @@ mod conflict;
 mod compare;
 mod dead_letter;
 mod error;
+mod expressions;
 mod fences;
 mod leadership;
 mod letter_text;
@@ -38,6 +40,7 @@ mod publish;
 mod replay;
 mod reshape;
 mod resnapshots;
+mod review;
 mod row_values;
 mod schema;
 mod sequences;

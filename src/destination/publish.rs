@@ -218,6 +218,7 @@ impl Publication<'_> {
                 client.batch(DOING, &ddl::add_foreign_key(&table.live, constraint, target, &parent)).await?;
             }
         }
+        self.staging.review_moved(client).await?;
         Ok(outcome)
     }
 

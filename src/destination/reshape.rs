@@ -10,7 +10,9 @@ use std::time::Duration;
 use super::apply::misfit_report;
 use super::catalog::Catalog;
 use super::error::DestinationError;
-use super::schema::{expressions, resolve_types};
+use super::expressions;
+use super::review::Created;
+use super::schema::resolve_types;
 use super::shapes;
 use crate::pg::{Column, ErrorReport, Ident, Relation};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
@@ -63,10 +65,11 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         Some(row) => shapes::parse(row.get(0))?,
         None => by_name(original, here.table),
     };
-    let allowed = expressions(client).await?;
+    let allowed = expressions::read(client).await?;
+    let mut created = Created::default();
     let published: Vec<&ColumnDefinition> =
         table.columns.iter().filter(|column| columns.contains(&column.name)).collect();
-    let resolved = resolve_types(client, types, &published, &allowed).await?;
+    let resolved = resolve_types(client, types, &published, &allowed, &mut created).await?;
     let relation = Relation {
         id,
         name: name.clone(),
@@ -78,13 +81,14 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             table,
             schema: &name.schema,
             type_sql: &|column| resolved.sql(column),
+            types,
             expressions: &allowed,
             columns,
         };
         let source = End { table, types };
         Change { known: &known, relation: &relation, source, destination: here, creation: &creation }.reshape()
     };
-    let (Evolution { statements, sequences, mut told, .. }, mut shape) = match evolution {
+    let (Evolution { statements, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,
         Err(Obstacle::Misfits(misfits)) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         Err(Obstacle::Copy(reason)) => return Err(DestinationError::NeedsCopy { table: name, reason }),
@@ -93,7 +97,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         }
     };
     for statement in &statements {
-        client.batch(DOING, statement).await.map_err(|error| match error.code() {
+        client.statement(DOING, statement).await.map_err(|error| match error.code() {
             // What passes by itself is for `fault` to know.
             Some(code) if !passes(code) => DestinationError::Refused(
                 ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}"))
@@ -102,6 +106,9 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             Some(_) | None => error.into(),
         })?;
     }
+    created.add_parts(&name, added, Vec::new());
+    created.review(client, &allowed).await?;
+    told.extend(resolved.left_out);
     for sequence in &sequences {
         match give(client, sequence).await? {
             None => told.push(sequence.told()),

@@ -8,9 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::DestinationError;
+use super::expressions;
+use super::review::Created;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
-use crate::plan::expression::{Expressions, Purpose};
+use crate::plan::expression::{Expressions, Purpose, Scope};
 use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
+use crate::plan::sql::ddl::Statements;
 use crate::session::SqlClient;
 
 /// How the destination writes the source's types.
@@ -18,12 +21,14 @@ use crate::session::SqlClient;
 pub(super) struct ResolvedTypes {
     /// By the source's OID and type modifier.
     names: BTreeMap<(TypeId, i32), String>,
+    /// What of the types that were created is not taken over, each a sentence without its full stop.
+    pub(super) left_out: Vec<String>,
 }
 
 impl ResolvedTypes {
     /// What the destination has answered, by the source's OID and type modifier.
-    pub(super) fn new(names: impl Iterator<Item = ((TypeId, i32), String)>) -> ResolvedTypes {
-        ResolvedTypes { names: names.collect() }
+    pub(super) fn new(names: impl Iterator<Item = ((TypeId, i32), String)>, left_out: Vec<String>) -> ResolvedTypes {
+        ResolvedTypes { names: names.collect(), left_out }
     }
 
     /// The type of a source's column, as SQL of the destination.
@@ -32,22 +37,8 @@ impl ResolvedTypes {
     }
 }
 
-/// Lists them: the names of pg_catalog's functions that expressions may call.
-pub(super) const EXPRESSIONS: &str = "SELECT proname::text FROM pg_catalog.pg_proc
-    WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f'
-    GROUP BY proname
-    HAVING pg_catalog.bool_or(provolatile = 'i') AND NOT pg_catalog.bool_or(provolatile = 'v')";
-
-/// Reads which of pg_catalog's functions have an immutable variant at the destination, and no volatile one.
-///
-/// # Errors
-/// [`DestinationError`].
-pub(super) async fn expressions(client: &SqlClient) -> Result<Expressions, DestinationError> {
-    let rows = client.query("listing immutable functions", EXPRESSIONS, &[]).await?;
-    Ok(Expressions::new(rows.iter().map(|row| row.get(0))))
-}
-
-/// Creates the schemas, types that `columns` need and the destination lacks, and resolves all of them.
+/// Creates the schemas, types that `columns` need and the destination lacks, and resolves all of them. The caller has
+/// `created` reviewed before it commits.
 ///
 /// # Errors
 /// [`DestinationError`]: a type of an extension is missing (with the statement that installs it), or may not be
@@ -57,16 +48,22 @@ pub(super) async fn resolve_types(
     source_types: &Types,
     columns: &[&ColumnDefinition],
     expressions: &Expressions,
+    created: &mut Created,
 ) -> Result<ResolvedTypes, DestinationError> {
+    let mut resolved = ResolvedTypes::default();
     for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
         let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
         let name = type_name(source_types, id);
         let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0);
         if !exists {
-            client.batch("creating a type", &type_creation(source_types, id, expressions)?.join("; ")).await?;
+            let statements = type_creation(source_types, id, expressions)?;
+            for statement in &statements.sql {
+                client.statement("creating a type", statement).await?;
+            }
+            created.add_type(source_types.get(&id).map(TypeDefinition::qualified_name));
+            resolved.left_out.extend(statements.left_out);
         }
     }
-    let mut resolved = ResolvedTypes::default();
     let wanted: BTreeSet<(TypeId, i32)> = columns.iter().map(|column| (column.type_id, column.type_modifier)).collect();
     for (id, modifier) in wanted {
         let name = type_name(source_types, id);
@@ -87,7 +84,7 @@ pub async fn missing_types(
     source_types: &Types,
     columns: &[&ColumnDefinition],
 ) -> Result<Vec<ErrorReport>, DestinationError> {
-    let expressions = expressions(client).await?;
+    let expressions = expressions::read(client).await?;
     let mut reports: Vec<ErrorReport> = Vec::new();
     for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
         let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
@@ -185,19 +182,27 @@ pub(super) fn type_creation(
     types: &Types,
     id: TypeId,
     expressions: &Expressions,
-) -> Result<Vec<String>, DestinationError> {
+) -> Result<Statements, DestinationError> {
     let Some(definition) = types.get(&id) else { return Err(missing_type(types, id)) };
     if definition.element.is_some() {
-        return Ok(Vec::new());
+        return Ok(Statements::default());
     }
     if definition.extension.is_some() {
         return Err(missing_type(types, id));
     }
-    let statement = creation(types, definition, expressions).ok_or_else(|| missing_type(types, id))?;
-    Ok(vec![format!("CREATE SCHEMA IF NOT EXISTS {}", definition.schema.sql()), statement])
+    let mut statements = Statements::default();
+    statements.sql.push(format!("CREATE SCHEMA IF NOT EXISTS {}", definition.schema.sql()));
+    let statement = creation(types, definition, expressions, &mut statements.left_out);
+    statements.sql.push(statement.ok_or_else(|| missing_type(types, id))?);
+    Ok(statements)
 }
 
-fn creation(types: &Types, definition: &TypeDefinition, expressions: &Expressions) -> Option<String> {
+fn creation(
+    types: &Types,
+    definition: &TypeDefinition,
+    expressions: &Expressions,
+    left_out: &mut Vec<String>,
+) -> Option<String> {
     let name = definition.qualified_name().sql();
     match definition.kind {
         TypeKind::Enum => {
@@ -205,15 +210,23 @@ fn creation(types: &Types, definition: &TypeDefinition, expressions: &Expression
             Some(format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", ")))
         }
         TypeKind::Domain => {
-            let base = with_modifier(types, definition.base?, definition.base_modifier);
-            let mut sql = format!("CREATE DOMAIN {name} AS {base}");
+            let base = definition.base?;
+            let mut sql = format!("CREATE DOMAIN {name} AS {}", with_modifier(types, base, definition.base_modifier));
             if definition.not_null {
                 sql.push_str(" NOT NULL");
             }
-            // A check that is not understood is left out: the source has already checked every value.
+            let scope = Scope::domain(base, types);
             for check in definition.checks.iter().flatten() {
-                if expressions.accepts(&check.expression, Purpose::Immutable) {
-                    sql.push_str(&format!(" CONSTRAINT {} CHECK ({})", check.name.sql(), check.expression));
+                match expressions.accept(&check.expression, Purpose::Immutable, &scope) {
+                    Ok(expression) => {
+                        sql.push_str(&format!(" CONSTRAINT {} CHECK ({expression})", check.name.sql()));
+                    }
+                    // The source has already checked every value.
+                    Err(refusal) => left_out.push(format!(
+                        "domain {}: check constraint {} ({refusal}) was not taken over",
+                        definition.qualified_name(),
+                        check.name
+                    )),
                 }
             }
             Some(sql)

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use super::catalog::Catalog;
 use super::error::DestinationError;
+use super::expressions;
+use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::expression::Expressions;
@@ -40,6 +42,14 @@ pub struct TableToCopy {
     pub transfer: Transfer,
     /// The condition of the publication's row filter, as SQL of the source.
     pub row_filter: Option<String>,
+}
+
+impl TableToCopy {
+    /// The columns that a new table may get: those that are published, and those that it can compute by itself.
+    fn created_columns(&self) -> Vec<&ColumnDefinition> {
+        let columns = self.source.columns.iter();
+        columns.filter(|column| self.columns.contains(&column.name) || column.generated.is_some()).collect()
+    }
 }
 
 /// What publishing will do with a table.
@@ -101,6 +111,8 @@ pub struct Staging {
     /// Tables of the set that exist already.
     existing: BTreeSet<QualifiedName>,
     indexes: BTreeMap<QualifiedName, Indexes>,
+    /// What expressions may use here.
+    expressions: Expressions,
 }
 
 /// Drops staging of earlier attempts.
@@ -136,7 +148,7 @@ impl Staging {
         source_types: &Types,
         catalog: &Catalog,
     ) -> Result<Staging, DestinationError> {
-        let expressions = schema::expressions(client).await?;
+        let expressions = expressions::read(client).await?;
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
         let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) }.sql();
@@ -150,15 +162,84 @@ impl Staging {
             moving: BTreeMap::new(),
             existing: catalog.tables.keys().cloned().collect(),
             indexes: BTreeMap::new(),
+            expressions,
         };
+        let mut types = staging.create_types(client, &tables, source_types).await?;
         for table in tables {
             let name = table.source.name();
             match catalog.table(&name) {
                 Some(live) => staging.prepare_plain(client, table, live).await?,
-                None => staging.prepare_new(client, table, source_types, &expressions).await?,
+                None => {
+                    let types = types.remove(&name).unwrap_or_default();
+                    staging.prepare_new(client, table, source_types, types).await?;
+                }
             }
         }
+        if let Err(error) = staging.review_new(client).await {
+            staging.drop(client).await?;
+            return Err(error);
+        }
         Ok(staging)
+    }
+
+    /// Creates the types that new tables need, in one transaction, and resolves all of each table's.
+    async fn create_types(
+        &mut self,
+        client: &SqlClient,
+        tables: &[TableToCopy],
+        source_types: &Types,
+    ) -> Result<BTreeMap<QualifiedName, ResolvedTypes>, DestinationError> {
+        const DOING: &str = "creating types";
+        client.batch(DOING, "BEGIN").await?;
+        let resolve = async {
+            let mut created = Created::default();
+            let mut types = BTreeMap::new();
+            for table in tables.iter().filter(|table| !self.existing.contains(&table.source.name())) {
+                let columns = table.created_columns();
+                let resolved =
+                    schema::resolve_types(client, source_types, &columns, &self.expressions, &mut created).await?;
+                types.insert(table.source.name(), resolved);
+            }
+            created.review(client, &self.expressions).await?;
+            Ok(types)
+        };
+        let resolved: Result<BTreeMap<QualifiedName, ResolvedTypes>, DestinationError> = resolve.await;
+        let ended = client.batch(DOING, if resolved.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        let resolved = resolved?;
+        ended?;
+        self.left_out.extend(resolved.values().flat_map(|types| types.left_out.iter().cloned()));
+        Ok(resolved)
+    }
+
+    /// Looks at what the new tables have become, before any row comes into them. Their indexes come after the rows; those that
+    /// compute something are built on the empty tables for a moment, so that they are looked at before they compute anything.
+    async fn review_new(&self, client: &SqlClient) -> Result<(), DestinationError> {
+        const DOING: &str = "trying an index";
+        let mut created = Created::default();
+        let mut tried = Vec::new();
+        for table in self.tables.iter().filter(|table| table.mode == Mode::Move) {
+            created.add_table(&table.staging);
+            for index in self.indexes(table).into_iter().flat_map(|indexes| &indexes.computing) {
+                client.statement(DOING, &index.build).await?;
+                tried.push(QualifiedName { schema: table.staging.schema.clone(), name: index.name.clone() });
+            }
+        }
+        created.review(client, &self.expressions).await?;
+        for index in tried {
+            client.statement(DOING, &format!("DROP INDEX {}", index.sql())).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the tables that were moved to where they belong, before that is committed.
+    ///
+    /// # Errors
+    /// [`DestinationError::Refused`].
+    pub(super) async fn review_moved(&self, client: &SqlClient) -> Result<(), DestinationError> {
+        let mut created = Created::default();
+        let moved = self.tables.iter().filter(|table| table.mode == Mode::Move);
+        moved.for_each(|table| created.add_table(&table.live));
+        created.review(client, &self.expressions).await
     }
 
     /// The schema in which tables wait that will be moved to `schema`.
@@ -210,16 +291,9 @@ impl Staging {
         client: &SqlClient,
         table: TableToCopy,
         source_types: &Types,
-        expressions: &Expressions,
+        types: ResolvedTypes,
     ) -> Result<(), DestinationError> {
         let name = table.source.name();
-        let wanted: Vec<&ColumnDefinition> = table
-            .source
-            .columns
-            .iter()
-            .filter(|column| table.columns.contains(&column.name) || column.generated.is_some())
-            .collect();
-        let types: ResolvedTypes = schema::resolve_types(client, source_types, &wanted, expressions).await?;
         check_names_free(client, &table.source).await?;
         let room = self.waiting_room(client, &name.schema).await?;
         let (create, indexes) = {
@@ -227,13 +301,14 @@ impl Staging {
                 table: &table.source,
                 schema: &room,
                 type_sql: &|column| types.sql(column),
-                expressions,
+                types: source_types,
+                expressions: &self.expressions,
                 columns: &table.columns,
             };
             (creation.create(), creation.indexes())
         };
         for statement in &create.sql {
-            client.batch("creating a table", statement).await?;
+            client.statement("creating a table", statement).await?;
         }
         let missing = create.left_out.iter().chain(&indexes.left_out);
         self.left_out.extend(missing.map(|what| format!("table {name}: {what} was not taken over")));

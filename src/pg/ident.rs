@@ -88,11 +88,17 @@ impl Ident {
         Ident(kept.chain(suffix.chars()).collect::<String>().into())
     }
 
+    /// Whether `quote_ident` would quote this word because it is a keyword: then without quotes it may mean something else
+    /// than a name.
+    pub fn is_keyword(word: &str) -> bool {
+        KEYWORDS.contains(&format!(" {word} "))
+    }
+
     fn needs_quotes(&self) -> bool {
         let mut bytes = self.0.bytes();
         let first = bytes.next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
         let rest = bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        !first || !rest || KEYWORDS.contains(&format!(" {} ", self.0))
+        !first || !rest || Ident::is_keyword(&self.0)
     }
 }
 

@@ -159,6 +159,7 @@ pub struct IndexPart {
     /// The collation, when it is not the column's.
     pub collation: Option<QualifiedName>,
     /// The operator by which a B-tree of this class finds equal values.
+    #[serde(deserialize_with = "operator")]
     pub equality: Option<QualifiedName>,
 }
 
@@ -446,6 +447,18 @@ pub enum Identity<'a> {
     None,
 }
 
+/// An operator's name stands in SQL without quotes, so it must be one: of the characters that CREATE OPERATOR allows, and no
+/// comment.
+fn operator<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<QualifiedName>, D::Error> {
+    let Some(operator) = Option::<QualifiedName>::deserialize(deserializer)? else { return Ok(None) };
+    let name = operator.name.as_str();
+    let allowed = !name.is_empty() && name.chars().all(|c| "+-*/<>=~!@#%^&|`?".contains(c));
+    if !allowed || name.contains("--") || name.contains("/*") {
+        return Err(serde::de::Error::custom(format!("{operator} is no operator")));
+    }
+    Ok(Some(operator))
+}
+
 pub(super) fn replica_identity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ReplicaIdentity, D::Error> {
     let letter = char::deserialize(deserializer)?;
     u8::try_from(letter)
@@ -534,6 +547,7 @@ pub struct TypeDefinition {
     /// A domain's checks.
     pub checks: Option<Vec<DomainCheck>>,
     /// The equality operator of its default B-tree operator class.
+    #[serde(deserialize_with = "operator")]
     pub equality: Option<QualifiedName>,
     /// The extension that it belongs to.
     pub extension: Option<String>,
@@ -548,3 +562,26 @@ impl TypeDefinition {
 
 /// The types that a server's tables use, by OID.
 pub type Types = BTreeMap<TypeId, TypeDefinition>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Held {
+        #[serde(deserialize_with = "operator")]
+        equality: Option<QualifiedName>,
+    }
+
+    #[test]
+    fn an_operator_is_made_of_an_operators_characters() {
+        let read = |json: &str| serde_json::from_str::<Held>(json);
+        assert!(read(r#"{"equality": null}"#).is_ok_and(|held| held.equality.is_none()));
+        let found = read(r#"{"equality": {"schema": "public", "name": "<=>"}}"#).map(|held| held.equality);
+        assert_eq!(found.ok().flatten(), Some(QualifiedName::new("public", "<=>")));
+        for name in ["", "=) pg_sleep(1) OPERATOR(pg_catalog.=", "a", "--", "=/*", "=\u{a0}"] {
+            let json = format!(r#"{{"equality": {{"schema": "pg_catalog", "name": "{name}"}}}}"#);
+            assert!(read(&json).is_err(), "{name}");
+        }
+    }
+}

@@ -3,6 +3,8 @@
 #![allow(missing_docs, reason = "compiled for tests only")]
 
 use crate::pg::{Ident, ReplicaIdentity, TypeId};
+use crate::plan::expression::Expressions;
+use crate::plan::expression::catalog::{Catalog, FUNCTIONS, FunctionVariant, OPERATORS, OperatorVariants, TYPES};
 use crate::plan::schema::{
     ColumnDefinition, IndexDefinition, IndexPart, TableDefinition, TableKind, TypeDefinition, TypeKind, Types,
 };
@@ -136,4 +138,47 @@ pub(crate) fn types() -> Types {
         (TypeId(id), definition)
     })
     .collect()
+}
+
+/// A destination that has exactly what expressions may use.
+pub(crate) fn catalog() -> Catalog {
+    let functions =
+        FUNCTIONS.iter().flat_map(|(name, listed)| listed.variants().map(move |arguments| (name, listed, arguments)));
+    let functions = (1..).zip(functions).map(|(id, (name, listed, arguments))| {
+        let count = if arguments.is_empty() { 0 } else { arguments.split(", ").count() };
+        FunctionVariant {
+            id,
+            name: (*name).to_owned(),
+            arguments: arguments.to_owned(),
+            least: count,
+            most: count,
+            variadic: arguments.ends_with("\"any\""),
+            volatility: if listed.changes { 'v' } else { 'i' },
+            built_in: true,
+        }
+    });
+    let operators = OPERATORS.iter().flat_map(|group| group.names).flat_map(|name| {
+        [1, 2].map(|operands| OperatorVariants {
+            name: (*name).to_owned(),
+            operands,
+            functions: vec![9_000],
+            volatility: "is".to_owned(),
+            built_in: true,
+        })
+    });
+    Catalog {
+        version: 180_000,
+        functions: functions.collect(),
+        operators: operators.collect(),
+        types: TYPES.iter().map(|name| (*name).to_owned()).collect(),
+        cast_functions: Vec::new(),
+        foreign_casts: Vec::new(),
+        configurations: ["english".to_owned()].into(),
+        collations: [(None, "C".to_owned())].into(),
+    }
+}
+
+/// The same, asked.
+pub(crate) fn expressions() -> Expressions {
+    Expressions::new(catalog())
 }

@@ -111,16 +111,48 @@ pub fn read_description(description: &Description) -> Result<(TableDefinition, T
 /// [`read_table`].
 pub fn ask_table(name: &QualifiedName) -> String {
     let list = |name: &str| format!("ARRAY[{}]", quote_literal(name));
-    TABLES.replace("$1", &list(name.schema.as_str())).replace("$2", &list(name.name.as_str()))
+    fill_in(TABLES, &[list(name.schema.as_str()), list(name.name.as_str())])
 }
 
 /// The question for types, as [`ask_table`]; the answer is for [`read_types`].
 pub fn ask_types(ids: &[TypeId]) -> String {
     let ids: Vec<String> = ids.iter().map(TypeId::to_string).collect();
-    let types = TYPES.replace("$1", &format!("ARRAY[{}]", ids.join(", ")));
+    let types = fill_in(TYPES, &[format!("ARRAY[{}]", ids.join(", "))]);
     format!(
         "SELECT pg_catalog.json_agg(described.line::pg_catalog.json)::pg_catalog.text FROM ({types}) AS described (line)"
     )
+}
+
+/// A fixed question with its parameters (`$1`, …, at most nine) as SQL in their places, for a session that takes none. In one
+/// pass, so that a name which holds `$2` stays a name; without the lines that are comments, which a line break in a name would
+/// end.
+pub fn fill_in(question: &str, parameters: &[String]) -> String {
+    let mut filled = String::with_capacity(question.len());
+    for line in question.lines().filter(|line| !line.trim_start().starts_with("--")) {
+        let mut rest = line;
+        while let Some((before, after)) = rest.split_once('$') {
+            filled.push_str(before);
+            let number = after
+                .chars()
+                .next()
+                .and_then(|digit| digit.to_digit(10))
+                .and_then(|number| usize::try_from(number).ok());
+            let parameter = number.and_then(|number| parameters.get(number.checked_sub(1)?));
+            match parameter {
+                Some(parameter) => {
+                    filled.push_str(parameter);
+                    rest = after.get(1..).unwrap_or_default();
+                }
+                None => {
+                    filled.push('$');
+                    rest = after;
+                }
+            }
+        }
+        filled.push_str(rest);
+        filled.push('\n');
+    }
+    filled
 }
 
 /// Reads the answer to [`ask_table`].
@@ -159,6 +191,16 @@ fn parse<T: serde::de::DeserializeOwned>(doing: &'static str, text: &str) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_looks_like_a_parameter_or_ends_a_line_stays_a_name() {
+        let question = "-- of $1\nSELECT $1, $2, $3 -- $2\n";
+        let filled = fill_in(question, &["'$2\n'".to_owned(), "'b'".to_owned()]);
+        assert_eq!(filled, "SELECT '$2\n', 'b', $3 -- 'b'\n");
+        let asked = ask_table(&QualifiedName::new("a$2", "b\n'; --"));
+        assert_eq!(asked.matches("'a$2'").count(), 1);
+        assert_eq!(asked.matches("'b\n''; --'").count(), 1);
+    }
 
     #[test]
     fn questions_are_understood_by_servers_of_every_encoding() {

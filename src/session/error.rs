@@ -325,7 +325,7 @@ impl SessionError {
         SessionError::Lost { doing, error: io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it") }
     }
 
-    pub(super) fn protocol(doing: &'static str, what: impl Into<String>) -> SessionError {
+    pub(crate) fn protocol(doing: &'static str, what: impl Into<String>) -> SessionError {
         SessionError::Protocol { doing, what: what.into() }
     }
 

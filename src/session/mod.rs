@@ -36,7 +36,7 @@ pub use connection::{Connection, Frame};
 pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
 pub use describe::{
     ask_table, ask_types, describe_identities, describe_named_types, describe_relation, describe_tables,
-    describe_types, read_description, read_table, read_types,
+    describe_types, fill_in, read_description, read_table, read_types,
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};

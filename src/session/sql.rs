@@ -189,6 +189,17 @@ impl SqlClient {
         self.bounded(doing, self.client.execute(sql, parameters)).await
     }
 
+    /// Runs one statement without parameters that was made at run time.
+    ///
+    /// It goes out by the extended protocol, in one round trip: whatever its text has become, a second statement in it is a
+    /// syntax error.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn statement(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {
+        self.bounded(doing, self.client.execute_typed(sql, &[])).await.map(|_| ())
+    }
+
     /// Runs several statements without parameters, in one implicit transaction unless they say otherwise.
     ///
     /// # Errors

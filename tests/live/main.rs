@@ -28,6 +28,7 @@ mod failover;
 mod faults;
 mod first_hour;
 mod explain;
+mod expressions;
 mod golden;
 mod handover;
 mod halts;

@@ -11,17 +11,19 @@
 use std::time::Duration;
 
 use super::super::error::DestinationError;
+use super::super::expressions;
 use super::super::leadership::one_row;
 use super::super::reshape::is_taken;
-use super::super::schema::{EXPRESSIONS, ResolvedTypes, missing_type, needed_types, type_creation, type_name};
+use super::super::review::{self, Created};
+use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creation, type_name};
 use super::super::shapes;
 use super::Applier;
 use super::bind::misfit_report;
 use crate::pg::{ErrorReport, QualifiedName, quote_literal};
-use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
+use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::End;
-use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
+use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl::Creation;
 use crate::session::{Flight, SessionError, ask_table, ask_types, read_description, read_table, read_types};
@@ -70,13 +72,15 @@ impl Applier {
 
         let expressions = self.expressions().await?;
         let columns: Vec<&ColumnDefinition> = source.columns.iter().filter(|column| published(&column.name)).collect();
-        let resolved = self.resolve(&source_types, &columns, &expressions).await?;
+        let mut created = Created::default();
+        let resolved = self.resolve(&source_types, &columns, &expressions, &mut created).await?;
         let names: Vec<_> = columns.iter().map(|column| column.name.clone()).collect();
         let followed = {
             let creation = Creation {
                 table: &source,
                 schema: &name.schema,
                 type_sql: &|column| resolved.sql(column),
+                types: &source_types,
                 expressions: &expressions,
                 columns: &names,
             };
@@ -90,7 +94,8 @@ impl Applier {
             .follow()
         };
         let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
-        self.run(&name, evolution, shape, relation.id).await?;
+        self.told.extend(resolved.left_out);
+        self.run(&name, evolution, (shape, relation.id), created).await?;
         if self.changed {
             self.changed = false;
             self.read_again(&name).await?;
@@ -106,10 +111,15 @@ impl Applier {
         &mut self,
         name: &QualifiedName,
         evolution: Evolution,
-        mut shape: Shape,
-        id: crate::pg::RelationId,
+        (mut shape, id): (Shape, crate::pg::RelationId),
+        mut created: Created,
     ) -> Result<(), DestinationError> {
-        let Evolution { mut statements, fills, mut attempts, mut sequences, told } = evolution;
+        let Evolution { mut statements, added, fills, mut attempts, mut sequences, told } = evolution;
+        let indexes = attempts.iter().filter_map(|attempt| match &attempt.undo {
+            Undo::Unique(name) => Some(name.clone()),
+            Undo::NotNull(_) => None,
+        });
+        created.add_parts(name, added, indexes.collect());
         if !self.settings.follow_schema_changes {
             if !statements.is_empty() {
                 statements.extend(sequences.iter().flat_map(NewSequence::statements).cloned());
@@ -149,7 +159,17 @@ impl Applier {
                 }
             }
         }
+        self.review(&created).await?;
         Ok(self.statement(&shapes::remember(id, &shape)).await?)
+    }
+
+    /// Looks at what was created, inside the transaction that created it: an error rolls that back.
+    async fn review(&mut self, created: &Created) -> Result<(), DestinationError> {
+        let expressions = self.expressions().await?;
+        match created.ask(&expressions) {
+            Some(question) => review::answer(&self.ask(&question).await?),
+            None => Ok(()),
+        }
     }
 
     /// Runs statements that may fail, all or none of them; returns what the server refuses.
@@ -203,9 +223,8 @@ impl Applier {
         if let Some(known) = &self.expressions {
             return Ok(known.clone());
         }
-        let sql = format!("SELECT pg_catalog.string_agg(listed.name, ' ') FROM ({EXPRESSIONS}) AS listed (name)");
-        let names = self.ask(&sql).await?.into_iter().next().flatten().unwrap_or_default();
-        let expressions = Expressions::new(names.split(' ').map(str::to_owned));
+        let answer = self.ask(&expressions::ask()).await?.into_iter().next().flatten().unwrap_or_default();
+        let expressions = expressions::parse(&answer)?;
         self.expressions = Some(expressions.clone());
         Ok(expressions)
     }
@@ -216,7 +235,9 @@ impl Applier {
         types: &Types,
         columns: &[&ColumnDefinition],
         expressions: &Expressions,
+        created: &mut Created,
     ) -> Result<ResolvedTypes, DestinationError> {
+        let mut left_out = Vec::new();
         for id in needed_types(types, columns.iter().map(|column| column.type_id))? {
             let name = quote_literal(&type_name(types, id));
             let sql = format!("SELECT pg_catalog.to_regtype({name}) IS NOT NULL");
@@ -224,13 +245,15 @@ impl Applier {
                 continue;
             }
             let statements = type_creation(types, id, expressions)?;
-            if !self.settings.follow_schema_changes && !statements.is_empty() {
+            if !self.settings.follow_schema_changes && !statements.sql.is_empty() {
                 return Err(missing_type(types, id));
             }
-            for statement in statements {
-                self.statement(&statement).await?;
+            for statement in &statements.sql {
+                self.statement(statement).await?;
                 self.changed = true;
             }
+            created.add_type(types.get(&id).map(TypeDefinition::qualified_name));
+            left_out.extend(statements.left_out);
         }
         let mut resolved = Vec::new();
         for column in columns {
@@ -241,7 +264,7 @@ impl Applier {
                 None => return Err(missing_type(types, column.type_id)),
             }
         }
-        Ok(ResolvedTypes::new(resolved.into_iter()))
+        Ok(ResolvedTypes::new(resolved.into_iter(), left_out))
     }
 }
 

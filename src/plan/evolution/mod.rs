@@ -53,6 +53,8 @@ pub struct Change<'a> {
 pub struct Evolution {
     /// Statements without which the rows to come do not fit.
     pub statements: Vec<String>,
+    /// The columns that these statements add.
+    pub added: Vec<Ident>,
     /// Statements that put the source's values into columns that were here before.
     pub fills: Vec<String>,
     /// Statements that the rows may not allow yet, because the catalog is ahead: each is tried.

@@ -229,8 +229,11 @@ impl Change<'_> {
         let mut leaving = self.known.columns.iter().filter(|known| known.name == *name);
         let leaves = leaving.any(|known| self.is_renamed(known));
         let Some(here) = self.destination.table.column(name).filter(|_| !leaves) else {
-            evolution.statements.extend(sql::add_column(table, definition, &wanted, self.creation.expressions));
+            let added = sql::add_column(table, definition, &wanted, self.creation);
+            evolution.statements.extend(added.sql);
+            evolution.added.push(name.clone());
             evolution.told.push(format!("column {name} was added"));
+            evolution.told.extend(added.left_out.iter().map(|what| format!("{what} was not taken over")));
             evolution.sequences.extend(self.sequence_of(definition));
             return Ok(());
         };

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::pg::RelationId;
-use crate::plan::expression::Expressions;
 use crate::plan::fit;
 use crate::plan::schema::{IdentityColumn, SequenceOptions, SequenceType, TableDefinition};
 use crate::plan::testing::{Column as Of, table, types};
@@ -58,7 +57,7 @@ fn follow_into(
     columns: &[&str],
     now: &TableDefinition,
 ) -> Result<(Evolution, Shape), Obstacle> {
-    let (types, expressions) = (types(), Expressions::new([]));
+    let (types, expressions) = (types(), crate::plan::testing::expressions());
     let before = start();
     let names: Vec<Ident> = columns.iter().map(|name| Ident::new(*name)).collect();
     let creation = Creation {
@@ -67,6 +66,7 @@ fn follow_into(
         type_sql: &|column| {
             fit::type_sql(column.type_id, column.type_modifier, &crate::plan::testing::types()).unwrap()
         },
+        types: &types,
         expressions: &expressions,
         columns: &names,
     };
@@ -305,7 +305,7 @@ fn a_catalog_that_is_ahead_tells_only_what_the_stream_has_come_to() {
 
 #[test]
 fn a_table_that_is_copied_anew_gets_the_columns_alone() {
-    let (types, expressions) = (types(), Expressions::new([]));
+    let (types, expressions) = (types(), crate::plan::testing::expressions());
     let reshape = |now: &TableDefinition| {
         let names: Vec<Ident> = now.columns.iter().map(|column| column.name.clone()).collect();
         let columns: Vec<&str> = names.iter().map(Ident::as_str).collect();
@@ -313,6 +313,7 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
             table: now,
             schema: &Ident::new("public"),
             type_sql: &|column| fit::type_sql(column.type_id, column.type_modifier, &types).unwrap(),
+            types: &types,
             expressions: &expressions,
             columns: &names,
         };

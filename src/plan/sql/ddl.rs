@@ -1,7 +1,7 @@
 //! Statements that create a table like the source's.
 //!
 //! Built from the catalog's facts, never from a table's own DDL text: names are quoted, types are those that the
-//! destination has resolved, expressions are those that [`crate::plan::expression`] accepts. What is left out is
+//! destination has resolved, expressions are parsed and printed by [`crate::plan::expression`]. What is left out is
 //! returned as sentences for the operator.
 //!
 //! Differences on purpose: identity columns are BY DEFAULT, because no UPDATE can set one that is ALWAYS; foreign
@@ -9,10 +9,10 @@
 //! partitioned table becomes an ordinary one.
 
 use crate::pg::{Ident, QualifiedName, quote_literal};
-use crate::plan::expression::{Expressions, Purpose};
+use crate::plan::expression::{Expressions, Purpose, Refusal, Scope};
 use crate::plan::schema::{
     ColumnDefinition, ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, GeneratedColumn,
-    IndexDefinition, IndexPart, SequenceOptions, SequenceType, TableDefinition,
+    IndexDefinition, IndexPart, SequenceOptions, SequenceType, TableDefinition, Types,
 };
 
 /// What is needed to write a table's DDL for one destination.
@@ -23,6 +23,8 @@ pub struct Creation<'a> {
     pub schema: &'a Ident,
     /// Each column's type as the destination writes it.
     pub type_sql: &'a dyn Fn(&ColumnDefinition) -> String,
+    /// The source's types.
+    pub types: &'a Types,
     /// Which expressions may be taken over.
     pub expressions: &'a Expressions,
     /// The published columns; others are not created.
@@ -40,10 +42,21 @@ struct AddConstraint {
 pub struct Indexes {
     /// Builds: they read the table, and may run side by side, also those of one table.
     pub builds: Vec<String>,
+    /// Those of the builds that hold an expression or a condition.
+    pub computing: Vec<ComputingIndex>,
     /// Then, one after another: what is built becomes primary key and unique constraints. They take no time.
     pub attaches: Vec<String>,
     /// What of the source's indexes is not taken over.
     pub left_out: Vec<String>,
+}
+
+/// An index that computes something for each row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComputingIndex {
+    /// Its name, in its table's schema.
+    pub name: Ident,
+    /// The statement that builds it.
+    pub build: String,
 }
 
 /// Statements, and what they leave out.
@@ -64,27 +77,57 @@ impl Creation<'_> {
         self.columns.contains(column)
     }
 
+    /// Whether the destination's table gets this column: what is published, and what it can compute by itself.
+    fn creates(&self, column: &ColumnDefinition) -> bool {
+        self.has(&column.name) || (column.generated.is_some() && self.generated(column).is_ok())
+    }
+
+    /// What an index or a check may name.
+    fn scope(&self) -> Scope<'_> {
+        Scope::table(self.table.columns.iter().filter(|column| self.creates(column)), self.types)
+    }
+
+    /// A generated column's expression as SQL; it may name no other generated column.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it is not taken over.
+    pub fn generated(&self, column: &ColumnDefinition) -> Result<String, Refusal> {
+        let stored = |column: &&ColumnDefinition| self.has(&column.name) && column.generated.is_none();
+        let scope = Scope::table(self.table.columns.iter().filter(stored), self.types);
+        let text = column.default.as_deref().unwrap_or_default();
+        self.expressions.accept(text, Purpose::Immutable, &scope)
+    }
+
+    /// A default as SQL.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it is not taken over.
+    pub fn default(&self, column: &ColumnDefinition, text: &str) -> Result<String, Refusal> {
+        let scope = Scope::table([column], self.types).without_columns();
+        self.expressions.accept(text, Purpose::Default, &scope)
+    }
+
     /// CREATE TABLE with columns, defaults and checks, and the sequences that its defaults draw from.
     pub fn create(&self) -> Statements {
         let mut statements = Statements::default();
         let mut lines = Vec::new();
         let mut owned = Vec::new();
         for column in &self.table.columns {
-            let generated = column.generated.is_some();
-            if !self.has(&column.name) && !generated {
+            if !self.has(&column.name) && column.generated.is_none() {
                 continue;
             }
             if let Some(line) = self.column(column, &mut statements, &mut owned) {
                 lines.push(line);
             }
         }
+        let scope = self.scope();
         for constraint in &self.table.constraints {
-            let Some(expression) = &constraint.expression else { continue };
-            let all_here = constraint.columns.iter().flatten().all(|column| self.has(column));
-            if all_here && self.expressions.accepts(expression, Purpose::Immutable) {
-                lines.push(format!("CONSTRAINT {} CHECK ({expression})", constraint.name.sql()));
-            } else {
-                statements.left_out.push(format!("check constraint {}", constraint.name));
+            let Some(text) = &constraint.expression else { continue };
+            match self.expressions.accept(text, Purpose::Immutable, &scope) {
+                Ok(expression) => lines.push(format!("CONSTRAINT {} CHECK ({expression})", constraint.name.sql())),
+                Err(refusal) => {
+                    statements.left_out.push(format!("check constraint {} ({refusal})", constraint.name));
+                }
             }
         }
         let name = self.name();
@@ -118,27 +161,24 @@ impl Creation<'_> {
             line.push_str(&format!(" COLLATE {}", collation.sql()));
         }
         match (&column.generated, &column.default) {
-            (Some(kind), Some(expression)) if self.expressions.accepts(expression, Purpose::Immutable) => {
-                let kind = match kind {
-                    GeneratedColumn::Stored => "STORED",
-                    GeneratedColumn::Virtual => "VIRTUAL",
-                };
-                line.push_str(&format!(" GENERATED ALWAYS AS ({expression}) {kind}"));
-            }
-            (Some(_), _) if self.has(&column.name) => {
-                statements.left_out.push(format!("the expression of generated column {}", column.name));
-            }
-            (Some(_), _) => {
-                statements.left_out.push(format!("generated column {}", column.name));
-                return None;
-            }
+            (Some(kind), _) => match self.generated(column) {
+                Ok(expression) => line.push_str(&generated(*kind, &expression)),
+                Err(refusal) if self.has(&column.name) => {
+                    let what = format!("the expression of generated column {} ({refusal})", column.name);
+                    statements.left_out.push(what);
+                }
+                Err(refusal) => {
+                    statements.left_out.push(format!("generated column {} ({refusal})", column.name));
+                    return None;
+                }
+            },
             (None, _) if column.identity.is_some() => {
                 line.push_str(" GENERATED BY DEFAULT AS IDENTITY");
                 if let Some(options) = &column.sequence_options {
                     line.push_str(&format!(" ({})", counting(options)));
                 }
             }
-            (None, Some(expression)) if expression.starts_with("nextval(") => {
+            (None, Some(text)) if text.starts_with("nextval(") => {
                 if let Some(sequence) = column.own_sequence() {
                     let sequence = QualifiedName { schema: self.schema.clone(), name: sequence };
                     statements.sql.push(create_sequence(&sequence, column.sequence_options.as_ref()));
@@ -148,10 +188,12 @@ impl Creation<'_> {
                     statements.left_out.push(format!("the default of column {} (its sequence is shared)", column.name));
                 }
             }
-            (None, Some(expression)) if self.expressions.accepts(expression, Purpose::Default) => {
-                line.push_str(&format!(" DEFAULT {expression}"));
-            }
-            (None, Some(_)) => statements.left_out.push(format!("the default of column {}", column.name)),
+            (None, Some(text)) => match self.default(column, text) {
+                Ok(expression) => line.push_str(&format!(" DEFAULT {expression}")),
+                Err(refusal) => {
+                    statements.left_out.push(format!("the default of column {} ({refusal})", column.name));
+                }
+            },
             (None, None) => {}
         }
         if column.not_null {
@@ -162,7 +204,7 @@ impl Creation<'_> {
 
     /// One index, or the constraint that it enforces; `None` where it holds what is not understood.
     pub fn index_of(&self, index: &IndexDefinition) -> Option<String> {
-        let (build, attach) = self.index(index, self.constraint_of(index)).filter(|_| !index.exclusion)?;
+        let (build, attach) = self.index(index, self.constraint_of(index)).ok().filter(|_| !index.exclusion)?;
         Some(attach.map_or(build, |constraint| constraint.whole))
     }
 
@@ -193,7 +235,11 @@ impl Creation<'_> {
                 continue;
             }
             match self.index(index, constraint) {
-                Some((build, attach)) => {
+                Ok((build, attach)) => {
+                    if index.predicate.is_some() || index.parts.iter().any(|part| part.column.is_none()) {
+                        let build = build.clone();
+                        statements.computing.push(ComputingIndex { name: index.name.clone(), build });
+                    }
                     statements.builds.push(build);
                     statements.attaches.extend(attach.map(|constraint| constraint.using_index));
                     if index.replica_identity && !self.has_key() {
@@ -201,10 +247,34 @@ impl Creation<'_> {
                         statements.attaches.push(format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {index}"));
                     }
                 }
-                None => statements.left_out.push(format!("index {}", index.name)),
+                Err(refusal) => statements.left_out.push(format!("index {} ({refusal})", index.name)),
             }
         }
         statements
+    }
+
+    /// A column or an expression of an index, with how it is sorted.
+    fn part(&self, index: &IndexDefinition, part: &IndexPart, scope: &Scope<'_>) -> Result<String, Refusal> {
+        let mut sql = match (&part.column, &part.expression) {
+            (Some(column), _) if self.table.column(column).is_some_and(|column| self.creates(column)) => column.sql(),
+            (Some(column), _) => return Err(Refusal::Column(column.clone())),
+            (None, Some(text)) => format!("({})", self.expressions.accept(text, Purpose::Immutable, scope)?),
+            (None, None) => return Err(Refusal::NotUnderstood),
+        };
+        if part.included {
+            return Ok(sql);
+        }
+        if let Some(collation) = part.collation.as_ref().filter(|_| part.column.is_some()) {
+            sql.push_str(&format!(" COLLATE {}", collation.sql()));
+        }
+        if let Some(class) = &part.operator_class {
+            sql.push_str(&format!(" {}", class.sql()));
+        }
+        if index.method.as_str() == "btree" {
+            sql.push_str(if part.descending { " DESC" } else { "" });
+            sql.push_str(if part.nulls_first { " NULLS FIRST" } else { " NULLS LAST" });
+        }
+        Ok(sql)
     }
 
     /// The statement that builds an index, and the one that makes it a constraint.
@@ -212,33 +282,12 @@ impl Creation<'_> {
         &self,
         index: &IndexDefinition,
         constraint: Option<&ConstraintDefinition>,
-    ) -> Option<(String, Option<AddConstraint>)> {
-        let part = |part: &IndexPart| -> Option<String> {
-            let mut sql = match (&part.column, &part.expression) {
-                (Some(column), _) if self.table.column(column).is_some() => column.sql(),
-                (None, Some(expression)) if self.expressions.accepts(expression, Purpose::Immutable) => {
-                    format!("({expression})")
-                }
-                (_, _) => return None,
-            };
-            if !part.included {
-                if let Some(collation) = part.collation.as_ref().filter(|_| part.column.is_some()) {
-                    sql.push_str(&format!(" COLLATE {}", collation.sql()));
-                }
-                if let Some(class) = &part.operator_class {
-                    sql.push_str(&format!(" {}", class.sql()));
-                }
-                if index.method.as_str() == "btree" {
-                    sql.push_str(if part.descending { " DESC" } else { "" });
-                    sql.push_str(if part.nulls_first { " NULLS FIRST" } else { " NULLS LAST" });
-                }
-            }
-            Some(sql)
-        };
-        let parts = |included: bool| -> Option<String> {
-            let parts: Option<Vec<String>> =
-                index.parts.iter().filter(|part| part.included == included).map(part).collect();
-            parts.map(|parts| parts.join(", "))
+    ) -> Result<(String, Option<AddConstraint>), Refusal> {
+        let scope = self.scope();
+        let parts = |included: bool| -> Result<String, Refusal> {
+            let parts = index.parts.iter().filter(|part| part.included == included);
+            let parts: Result<Vec<String>, Refusal> = parts.map(|part| self.part(index, part, &scope)).collect();
+            Ok(parts?.join(", "))
         };
         let key = parts(false)?;
         let include = match parts(true)?.as_str() {
@@ -266,16 +315,24 @@ impl Creation<'_> {
         });
         let unique = if index.unique { "UNIQUE " } else { "" };
         let predicate = match &index.predicate {
-            Some(predicate) if self.expressions.accepts(predicate, Purpose::Immutable) => format!(" WHERE {predicate}"),
-            Some(_) => return None,
+            Some(text) => format!(" WHERE {}", self.expressions.accept(text, Purpose::Immutable, &scope)?),
             None => String::new(),
         };
         let method = index.method.sql();
         let build = format!(
             "CREATE {unique}INDEX {name} ON {table} USING {method} ({key}){include}{nulls}{options}{predicate}"
         );
-        Some((build, attach))
+        Ok((build, attach))
     }
+}
+
+/// What makes a column a generated one.
+pub(super) fn generated(kind: GeneratedColumn, expression: &str) -> String {
+    let kind = match kind {
+        GeneratedColumn::Stored => "STORED",
+        GeneratedColumn::Virtual => "VIRTUAL",
+    };
+    format!(" GENERATED ALWAYS AS ({expression}) {kind}")
 }
 
 /// `WITH (fillfactor='70')`; storage parameters of index methods are names and plain values.
@@ -355,7 +412,7 @@ fn counting(options: &SequenceOptions) -> String {
 mod tests {
     use super::*;
     use crate::pg::TypeId;
-    use crate::plan::testing::{Column, table};
+    use crate::plan::testing::{Column, expressions, table};
 
     #[test]
     fn a_table_is_created_with_what_is_understood_and_reports_the_rest() {
@@ -372,11 +429,12 @@ mod tests {
             sum.default = Some("(id + 1)".into());
             x.default = Some("evil()".into());
         }
-        let expressions = Expressions::new([]);
+        let expressions = expressions();
         let columns: Vec<Ident> = ["id", "title", "x"].map(Ident::new).into();
         let creation = Creation {
             table: &source,
             schema: &Ident::new("hw"),
+            types: &Types::new(),
             type_sql: &|column| if column.type_id == TypeId(23) { "integer".into() } else { "text".into() },
             expressions: &expressions,
             columns: &columns,
@@ -388,12 +446,13 @@ mod tests {
                 "CREATE SEQUENCE \"hw\".\"topics_id_seq\"",
                 "CREATE TABLE \"hw\".\"to\"\"pics\" (\"id\" integer DEFAULT \
                  pg_catalog.nextval('\"hw\".\"topics_id_seq\"'::pg_catalog.regclass) NOT NULL, \
-                 \"title\" text DEFAULT 'new'::text, \"sum\" integer GENERATED ALWAYS AS ((id + 1)) STORED, \"x\" integer)",
+                 \"title\" text DEFAULT 'new'::pg_catalog.\"text\", \"sum\" integer GENERATED ALWAYS AS \
+                 ((\"id\" OPERATOR(pg_catalog.+) 1)) STORED, \"x\" integer)",
                 "ALTER SEQUENCE \"hw\".\"topics_id_seq\" OWNED BY \"hw\".\"to\"\"pics\".\"id\"",
                 "COMMENT ON COLUMN \"hw\".\"to\"\"pics\".\"title\" IS 'it''s'",
             ]
         );
-        assert_eq!(statements.left_out, ["the default of column x"]);
+        assert_eq!(statements.left_out, ["the default of column x (it calls function evil)"]);
 
         // Without a primary key the whole row identifies it for whoever replicates from the destination.
         source.indexes.clear();
@@ -401,6 +460,7 @@ mod tests {
             table: &source,
             schema: &Ident::new("hw"),
             type_sql: &|_| "text".into(),
+            types: &Types::new(),
             expressions: &expressions,
             columns: &columns,
         };

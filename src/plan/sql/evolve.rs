@@ -1,13 +1,12 @@
 //! Statements that change a destination table as its source was changed.
 //!
 //! Names are quoted, types are what the destination has resolved, values are literals; an expression of the source is
-//! used as a default only where [`crate::plan::expression`] accepts it.
+//! parsed and printed by [`crate::plan::expression`], or left out.
 
 use crate::pg::{Ident, QualifiedName, quote_literal};
-use crate::plan::expression::{Expressions, Purpose};
-use crate::plan::schema::{ColumnDefinition, GeneratedColumn, SequenceOptions, TableDefinition};
+use crate::plan::schema::{ColumnDefinition, SequenceOptions, TableDefinition};
 use crate::plan::sql::apply::record;
-use crate::plan::sql::ddl::{create_sequence, next_value};
+use crate::plan::sql::ddl::{Creation, Statements, create_sequence, generated, next_value};
 
 /// Renames a column.
 pub fn rename_column(table: &QualifiedName, from: &Ident, to: &Ident) -> String {
@@ -52,39 +51,45 @@ pub fn add_column(
     table: &QualifiedName,
     column: &ColumnDefinition,
     wanted: &str,
-    expressions: &Expressions,
-) -> Vec<String> {
+    creation: &Creation<'_>,
+) -> Statements {
     let (table, name) = (table.sql(), column.name.sql());
+    let mut statements = Statements::default();
     let mut add = format!("ALTER TABLE {table} ADD COLUMN {name} {wanted}");
     if let Some(collation) = &column.collation {
         add.push_str(&format!(" COLLATE {}", collation.sql()));
     }
-    let value = missing_value(column, wanted);
-    let default = column.default.as_deref();
-    if let Some(kind) = &column.generated {
-        // Without its expression it is an ordinary column, and takes the values that are sent.
-        if let Some(expression) = default.filter(|expression| expressions.accepts(expression, Purpose::Immutable)) {
-            let kind = match kind {
-                GeneratedColumn::Stored => "STORED",
-                GeneratedColumn::Virtual => "VIRTUAL",
-            };
-            add.push_str(&format!(" GENERATED ALWAYS AS ({expression}) {kind}"));
+    if let Some(kind) = column.generated {
+        match creation.generated(column) {
+            Ok(expression) => add.push_str(&generated(kind, &expression)),
+            // Without its expression it is an ordinary column, and takes the values that are sent.
+            Err(refusal) => {
+                let what = format!("the expression of generated column {} ({refusal})", column.name);
+                statements.left_out.push(what);
+            }
         }
-        return vec![add];
+        statements.sql.push(add);
+        return statements;
     }
-    let mut statements = Vec::new();
+    let value = missing_value(column, wanted);
     if let Some(value) = &value {
         add.push_str(&format!(" DEFAULT {value}"));
         // Without a value to put in, rows that are to come may bring it before anything forbids NULLs.
         add.push_str(if column.not_null { " NOT NULL" } else { "" });
     }
-    statements.push(add);
-    match default.filter(|expression| expressions.accepts(expression, Purpose::Default)) {
-        Some(expression) => {
-            statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT {expression}"));
+    statements.sql.push(add);
+    // A sequence of its own comes afterwards.
+    let text = column.default.as_deref().filter(|_| column.own_sequence().is_none());
+    match text.map(|text| creation.default(column, text)) {
+        Some(Ok(expression)) => {
+            statements.sql.push(format!("ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT {expression}"));
+            return statements;
         }
-        None if value.is_some() => statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT")),
+        Some(Err(refusal)) => statements.left_out.push(format!("the default of column {} ({refusal})", column.name)),
         None => {}
+    }
+    if value.is_some() {
+        statements.sql.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
     }
     statements
 }
