@@ -25,6 +25,14 @@ CREATE TABLE IF NOT EXISTS headwater.stream (
 );
 -- Rows that tables hold may be changed by the copy being made: an earlier stream brought them, or the operator has agreed.
 ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS agreed boolean NOT NULL DEFAULT true;
+-- Where each timeline before this one was left (1@0/3000000,2@0/5000000); two servers that were both promoted have one number.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS timeline_history text;
+-- The OID of source_database, which stays when that is renamed.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_database_id oid;
+-- Where the source's WAL ended when the copy was begun: a copy is not finished by a server that lacks it.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_lsn pg_lsn;
+-- The copy that was made by itself was not published, because it lacked most rows of a table: which, and how many.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS refused text;
 
 -- The hot fact: everything of the live tables with end_lsn <= position is here. One row, without an index: it is found by
 -- its ctid, so that an old snapshot elsewhere (pg_dump, a report) does not make each update search dead versions.
@@ -140,6 +148,8 @@ CREATE TABLE IF NOT EXISTS headwater.resnapshots (
     requested_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     finished_at timestamptz
 );
+-- The source that the operator's word was used for (system identifier/timeline): it holds for no other.
+ALTER TABLE headwater.resnapshots ADD COLUMN IF NOT EXISTS for_source text;
 -- An earlier version knew fewer of them.
 ALTER TABLE headwater.resnapshots DROP CONSTRAINT IF EXISTS resnapshots_origin_check;
 

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 
 const SCHEMA: &str = include_str!("../../sql/bookkeeping.sql");
@@ -48,13 +48,19 @@ pub struct Stream {
     /// The source cluster's system identifier.
     pub system_identifier: String,
     /// The source's timeline when it was last connected.
-    pub timeline: u32,
+    pub timeline: Timeline,
     /// The source's database.
     pub source_database: String,
+    /// Its OID; an earlier version did not record it.
+    pub source_database_id: Option<u32>,
+    /// Where the source's WAL ended when the copy was begun.
+    pub source_lsn: Option<Lsn>,
     /// Why the copy may have gaps, until a resnapshot of all tables has closed them.
     pub gap: Option<String>,
     /// Rows that tables hold may be changed by the copy being made: an earlier stream brought them, or the operator has agreed.
     pub agreed: bool,
+    /// A copy that was made by itself was not published: the tables of which it lacked most rows.
+    pub refused: Option<String>,
 }
 
 /// Whether a table is followed yet.
@@ -114,7 +120,10 @@ impl Bookkeeping {
         }
         let sql = "SELECT state, generation, slot, publication, system_identifier, timeline, source_database,
                           consistent_point::text, bookkeeping_version, gap,
-                          COALESCE((pg_catalog.to_jsonb(stream) ->> 'agreed')::boolean, true)
+                          COALESCE((pg_catalog.to_jsonb(stream) ->> 'agreed')::boolean, true),
+                          pg_catalog.to_jsonb(stream) ->> 'timeline_history',
+                          (pg_catalog.to_jsonb(stream) ->> 'source_database_id')::oid,
+                          pg_catalog.to_jsonb(stream) ->> 'source_lsn', pg_catalog.to_jsonb(stream) ->> 'refused'
                    FROM headwater.stream";
         let asked = self.client.query_opt(doing, sql, &[]).await.map_err(|error| incomplete("headwater.stream", error));
         let Some(row) = asked? else { return Ok(None) };
@@ -133,16 +142,25 @@ impl Bookkeeping {
             (_, _) => StreamState::Creating,
         };
         let slot: &str = row.get(2);
+        let history: Option<&str> = row.get(11);
+        let history = history.map(str::parse).transpose();
+        let source_lsn: Option<&str> = row.get(13);
         Ok(Some(Stream {
             state,
             generation: row.get(1),
             slot: slot.parse().map_err(|_| damaged("headwater.stream.slot"))?,
             publication: Ident::new(row.get::<_, &str>(3)),
             system_identifier: row.get(4),
-            timeline: u32::try_from(row.get::<_, i32>(5)).unwrap_or(0),
+            timeline: Timeline {
+                number: u32::try_from(row.get::<_, i32>(5)).map_err(|_| damaged("headwater.stream.timeline"))?,
+                history: history.map_err(|_| damaged("headwater.stream.timeline_history"))?,
+            },
             source_database: row.get(6),
+            source_database_id: row.get(12),
+            source_lsn: source_lsn.map(str::parse).transpose().map_err(|_| damaged("headwater.stream.source_lsn"))?,
             gap: row.get(9),
             agreed: row.get(10),
+            refused: row.get(14),
         }))
     }
 
@@ -164,10 +182,12 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.open_conflict') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
-                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'agreed'
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'refused'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
                           AND (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_class WHERE relreplident = 'f'
                                AND oid IN (pg_catalog.to_regclass('headwater.position'), pg_catalog.to_regclass('headwater.skip')))
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'for_source'
+                                      AND attrelid = pg_catalog.to_regclass('headwater.resnapshots'))
                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conname = 'resnapshots_origin_check'
                                           AND conrelid = pg_catalog.to_regclass('headwater.resnapshots'))";
         Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))
@@ -219,13 +239,16 @@ impl Bookkeeping {
     /// [`DestinationError`].
     pub async fn begin_stream(&self, stream: &Stream) -> Result<(), DestinationError> {
         let sql = "INSERT INTO headwater.stream (state, generation, slot, publication, system_identifier, timeline,
-                                                 source_database, bookkeeping_version, agreed)
-                   VALUES ('creating', $1, $2, $3, $4, $5, $6, $7, $8)
+                                                 source_database, bookkeeping_version, agreed, timeline_history,
+                                                 source_database_id, source_lsn)
+                   VALUES ('creating', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::pg_lsn)
                    ON CONFLICT (only_row) DO UPDATE SET
                        state = EXCLUDED.state, generation = EXCLUDED.generation, slot = EXCLUDED.slot,
                        publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
                        timeline = EXCLUDED.timeline, source_database = EXCLUDED.source_database,
-                       consistent_point = NULL, gap = NULL, agreed = EXCLUDED.agreed,
+                       timeline_history = EXCLUDED.timeline_history,
+                       source_database_id = EXCLUDED.source_database_id, source_lsn = EXCLUDED.source_lsn,
+                       consistent_point = NULL, gap = NULL, refused = NULL, agreed = EXCLUDED.agreed,
                        bookkeeping_version = EXCLUDED.bookkeeping_version,
                        created_at = pg_catalog.now()";
         self.client
@@ -237,25 +260,41 @@ impl Bookkeeping {
                     &stream.slot.as_str(),
                     &stream.publication.as_str(),
                     &stream.system_identifier,
-                    &i32::try_from(stream.timeline).unwrap_or(i32::MAX),
+                    &number_of(&stream.timeline),
                     &stream.source_database,
                     &VERSION,
                     &stream.agreed,
+                    &history_of(&stream.timeline),
+                    &stream.source_database_id,
+                    &stream.source_lsn.map(|lsn| lsn.to_string()),
                 ],
             )
             .await?;
         Ok(())
     }
 
-    /// Remembers the timeline on which the source was found to hold our history.
+    /// Remembers the source as it was found: it holds our history on this timeline, in a database of this name.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn set_timeline(&self, timeline: u32) -> Result<(), DestinationError> {
-        let timeline = i32::try_from(timeline).unwrap_or(i32::MAX);
-        self.client
-            .execute("writing headwater.stream", "UPDATE headwater.stream SET timeline = $1", &[&timeline])
-            .await?;
+    pub async fn set_source(
+        &self,
+        timeline: &Timeline,
+        (database, database_id): (&str, u32),
+    ) -> Result<(), DestinationError> {
+        let sql = "UPDATE headwater.stream SET timeline = $1, timeline_history = $2, source_database = $3, source_database_id = $4";
+        let (number, history) = (number_of(timeline), history_of(timeline));
+        self.client.execute("writing headwater.stream", sql, &[&number, &history, &database, &database_id]).await?;
+        Ok(())
+    }
+
+    /// Remembers that a copy was not published, and why: it is not made again before an operator asks for it.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn set_refused(&self, tables: &str) -> Result<(), DestinationError> {
+        let sql = "UPDATE headwater.stream SET refused = $1 WHERE state = 'creating'";
+        self.client.execute("writing headwater.stream", sql, &[&tables]).await?;
         Ok(())
     }
 
@@ -315,6 +354,15 @@ pub async fn table_records(client: &SqlClient) -> Result<Vec<TableRecord>, Desti
             })
         })
         .collect()
+}
+
+fn number_of(timeline: &Timeline) -> i32 {
+    // PostgreSQL's TimeLineID is 32 bits wide without a sign; half of them are more promotions than there are seconds in 68 years.
+    i32::try_from(timeline.number).unwrap_or(i32::MAX)
+}
+
+fn history_of(timeline: &Timeline) -> Option<String> {
+    timeline.history.as_ref().map(ToString::to_string)
 }
 
 fn damaged(what: &str) -> DestinationError {

@@ -197,6 +197,12 @@ pub enum DestinationError {
     /// An update or delete without an identity.
     #[error(transparent)]
     NoIdentity(#[from] crate::plan::statement::NoIdentity),
+    /// A copy that nobody has asked for lacks most of the rows that are here.
+    #[error("the new copy lacks most of the rows that the destination has, and nobody has asked for it")]
+    LacksMost {
+        /// `table public.t (950 of 1000)`, several of them joined.
+        tables: String,
+    },
     /// Staged rows are not those that were sent.
     #[error("staging was lost: {0}")]
     StagingLost(String),

@@ -70,7 +70,7 @@ pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
 pub use preflight::DestinationServer;
-pub use publish::{Place, Publication, PublishOutcome};
+pub use publish::{Deletes, Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};
 pub use reshape::{Original, reshape};
 pub use resnapshots::{Origin, Request, RequestState, Scope};

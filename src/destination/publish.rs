@@ -44,6 +44,15 @@ pub enum Place {
     },
 }
 
+/// How many rows of a table may be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletes {
+    /// All: an operator has asked for the copy, or the stream itself has told of the table's change.
+    All,
+    /// Not more than half: the copy is made by itself after a slot was lost, and a source that lacks so much is in doubt.
+    Half,
+}
+
 /// What is to be published.
 #[derive(Clone, Debug)]
 pub struct Publication<'a> {
@@ -59,11 +68,16 @@ pub struct Publication<'a> {
     pub place: Place,
     /// Requests that are fulfilled by this.
     pub requests: &'a [i64],
+    /// How many rows may go.
+    pub deletes: Deletes,
     /// How long to wait for locks.
     pub lock_timeout_millis: u128,
     /// What the source's columns are made of.
     pub types: &'a Types,
 }
+
+/// A table that loses no more rows than this may lose all of them: in a small one, half is a usual change.
+const FEW_ROWS: u64 = 100;
 
 /// What publishing wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,6 +86,8 @@ pub struct PublishOutcome {
     pub reconciled: BTreeMap<QualifiedName, (u64, u64, u64)>,
     /// Rows that are not what was written, because triggers of the destination act on them: how many, and the triggers.
     pub altered: BTreeMap<QualifiedName, (i64, String)>,
+    /// Tables that have lost more than half of their rows: `table public.t (950 of 1000)`.
+    pub lost_most: Vec<String>,
 }
 
 const DOING: &str = "publishing the snapshot";
@@ -184,8 +200,22 @@ impl Publication<'_> {
         let listed = |table: &StagedTable| self.differences.of(&table.live);
         for table in tables.iter().rev().filter(|table| differs(table)) {
             let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
-            outcome.reconciled.entry(table.live.clone()).or_default().0 =
-                client.execute(DOING, &statement, &[]).await?;
+            let deleted = client.execute(DOING, &statement, &[]).await?;
+            outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
+            if deleted <= FEW_ROWS {
+                continue;
+            }
+            // Counted up to as many as were deleted: more of them are not the smaller half.
+            let most = i64::try_from(deleted).unwrap_or(i64::MAX);
+            let left = u64::try_from(Catalog::count_rows(client, &table.live, most).await?).unwrap_or(0);
+            if left < deleted {
+                let told = format!("table {} ({deleted} of {})", table.live, deleted.saturating_add(left));
+                outcome.lost_most.push(told);
+            }
+        }
+        outcome.lost_most.reverse();
+        if self.deletes == Deletes::Half && !outcome.lost_most.is_empty() {
+            return Err(DestinationError::LacksMost { tables: outcome.lost_most.join(", ") });
         }
         for (number, table) in tables.iter().enumerate().filter(|(_, table)| differs(table)) {
             outcome.reconciled.entry(table.live.clone()).or_default().1 =

@@ -105,6 +105,8 @@ pub struct Request {
     pub origin: Origin,
     /// It was tried already, and something kept it from being fulfilled.
     pub has_failed: bool,
+    /// The source that it was used for.
+    pub for_source: Option<String>,
 }
 
 /// How far a request has come.
@@ -155,7 +157,8 @@ impl Bookkeeping {
     /// # Errors
     /// [`DestinationError`].
     pub async fn requests(&self) -> Result<Vec<Request>, DestinationError> {
-        let sql = "SELECT id, tables, origin, message IS NOT NULL FROM headwater.resnapshots WHERE state = 'requested' ORDER BY id";
+        let sql = "SELECT id, tables, origin, message IS NOT NULL, pg_catalog.to_jsonb(r) ->> 'for_source'
+                   FROM headwater.resnapshots r WHERE state = 'requested' ORDER BY id";
         let rows = self.client().query(READING, sql, &[]).await?;
         let requests = rows.iter().map(|row| {
             let tables: Option<Vec<String>> = row.get(1);
@@ -167,7 +170,7 @@ impl Bookkeeping {
                 _ => Origin::Command,
             };
             let scope = parsed.map_or(Scope::All, Scope::Tables);
-            Request { id: row.get(0), scope, origin, has_failed: row.get(3) }
+            Request { id: row.get(0), scope, origin, has_failed: row.get(3), for_source: row.get(4) }
         });
         Ok(requests.collect())
     }
@@ -277,6 +280,35 @@ impl Bookkeeping {
         let sql = "UPDATE headwater.resnapshots SET state = 'failed', message = $2, finished_at = pg_catalog.clock_timestamp()
                    WHERE id = ANY ($1) AND state = 'requested'";
         self.client().execute(DOING, sql, &[&ids.to_vec(), &message]).await?;
+        Ok(())
+    }
+
+    /// Remembers the source that what a command line has asked for is used for, where that is not known yet.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn bind_requests(&self, source: &str) -> Result<(), DestinationError> {
+        let sql = "UPDATE headwater.resnapshots SET for_source = $1
+                   WHERE state = 'requested' AND origin = 'start' AND for_source IS NULL";
+        self.client().execute(DOING, sql, &[&source]).await?;
+        Ok(())
+    }
+
+    /// A start without --resnapshot has ended with words that ask for it: what a command line asked for before is over, so that the
+    /// next one is carried out, for whatever source it is then meant.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn forget_invocations(&self) -> Result<(), DestinationError> {
+        if !self.takes_requests().await? {
+            return Ok(());
+        }
+        self.ensure().await?;
+        let sql = "UPDATE headwater.resnapshots SET invocation = NULL, for_source = NULL,
+                       state = CASE WHEN state = 'requested' THEN 'failed' ELSE state END,
+                       message = CASE WHEN state = 'requested' THEN 'given up: a later start met another source' ELSE message END
+                   WHERE invocation IS NOT NULL";
+        self.client().execute(DOING, sql, &[]).await?;
         Ok(())
     }
 

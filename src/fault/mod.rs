@@ -19,7 +19,7 @@ use crate::config::OnSlotLost;
 use crate::destination::DestinationError;
 use crate::pg::ErrorReport;
 use crate::session::{CopyError, MAJOR_MIN, SessionError, TlsProblem};
-use crate::source::SourceError;
+use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
 
@@ -84,9 +84,21 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
         Fault::Source(error) => match error {
             SourceError::Session(error) => session(error, "source_lost", &operator),
             SourceError::Refused(_) => operator("source_refused"),
-            SourceError::SlotLost(_) | SourceError::HistoryLost(_) => match on_slot_lost {
-                OnSlotLost::Stop => Decision::End,
-                OnSlotLost::Resnapshot => Decision::Resnapshot,
+            SourceError::LostHistory(lost) => match lost.cause {
+                // The source has the stored position in its own history: a copy of it is newer than what is here.
+                LostCause::SlotMissing | LostCause::SlotInvalidated | LostCause::SlotAhead => match on_slot_lost {
+                    OnSlotLost::Stop => Decision::End,
+                    OnSlotLost::Resnapshot => Decision::Resnapshot,
+                },
+                // It may be another server, an old primary, or an older state: nothing is copied from it unasked. While running,
+                // the right one may come back at any moment.
+                LostCause::OtherCluster
+                | LostCause::OtherDatabase
+                | LostCause::OlderTimeline
+                | LostCause::ForkedTimeline
+                | LostCause::LeftBefore
+                | LostCause::EndsBefore
+                | LostCause::SlotTaken => operator("source_history"),
             },
             SourceError::Gap(_) => operator("publication_gap"),
             SourceError::SlotInUse { .. } => operator("slot_in_use"),
@@ -136,6 +148,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::FormatChanged(_) => Decision::Retry("format_changed"),
             DestinationError::NoIdentity(_) => Decision::Halt("no_identity"),
             DestinationError::StagingLost(_) => Decision::Retry("staging_lost"),
+            // Only a command line can say that it is meant; the next start remembers.
+            DestinationError::LacksMost { .. } => Decision::End,
         },
         Fault::Refused(_) => operator("refused"),
         Fault::Halted(_) => Decision::Halt("publication"),
@@ -163,13 +177,17 @@ pub fn report(fault: &Fault) -> ErrorReport {
     match fault {
         Fault::Refused(report)
         | Fault::Halted(report)
-        | Fault::Source(
-            SourceError::Refused(report)
-            | SourceError::SlotLost(report)
-            | SourceError::HistoryLost(report)
-            | SourceError::Gap(report),
-        )
+        | Fault::Source(SourceError::Refused(report) | SourceError::Gap(report))
         | Fault::Destination(DestinationError::Refused(report)) => report.clone(),
+        Fault::Source(SourceError::LostHistory(lost)) => lost.report.clone(),
+        Fault::Destination(DestinationError::LacksMost { tables }) => ErrorReport::new(
+            "the new copy lacks most of the rows that the destination has, and nobody has asked for it",
+        )
+        .detail(format!("Nothing was changed, and the old rows are still served. These would be deleted: {tables}."))
+        .hint(
+            "See whether source.url leads to the right server and its tables are whole. If they are, run headwater run \
+                     --resnapshot; for single tables, while the service runs, headwater resnapshot TABLE.",
+        ),
         Fault::Source(SourceError::Session(error)) => session_report("source", error),
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
@@ -327,6 +345,7 @@ fn tls_hint(end: &str, problem: TlsProblem) -> String {
 mod tests {
     use super::*;
     use crate::session::{ServerError, SqlState};
+    use crate::source::LostHistory;
 
     fn server_fault(code: &str) -> Fault {
         let error = ServerError {
@@ -367,9 +386,30 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_slot_is_what_the_operator_chose() {
-        let lost = Fault::Source(SourceError::SlotLost(ErrorReport::new("gone")));
-        assert_eq!(decide(&lost, Phase::Running, OnSlotLost::Stop), Decision::End);
-        assert_eq!(decide(&lost, Phase::Running, OnSlotLost::Resnapshot), Decision::Resnapshot);
+    fn a_copy_is_made_by_itself_only_where_the_source_continues_the_history() {
+        let decided = |cause, phase, chosen| {
+            let lost = LostHistory { cause, report: ErrorReport::new("gone") };
+            decide(&Fault::Source(lost.into()), phase, chosen)
+        };
+        for cause in [LostCause::SlotMissing, LostCause::SlotInvalidated, LostCause::SlotAhead] {
+            for phase in [Phase::Starting, Phase::Running] {
+                assert_eq!(decided(cause, phase, OnSlotLost::Stop), Decision::End, "{cause:?}");
+                assert_eq!(decided(cause, phase, OnSlotLost::Resnapshot), Decision::Resnapshot, "{cause:?}");
+            }
+        }
+        for cause in [
+            LostCause::OtherCluster,
+            LostCause::OtherDatabase,
+            LostCause::OlderTimeline,
+            LostCause::ForkedTimeline,
+            LostCause::LeftBefore,
+            LostCause::EndsBefore,
+            LostCause::SlotTaken,
+        ] {
+            for chosen in [OnSlotLost::Stop, OnSlotLost::Resnapshot] {
+                assert_eq!(decided(cause, Phase::Starting, chosen), Decision::End, "{cause:?}");
+                assert_eq!(decided(cause, Phase::Running, chosen), Decision::Halt("source_history"), "{cause:?}");
+            }
+        }
     }
 }

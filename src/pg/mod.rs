@@ -14,6 +14,7 @@ mod relation;
 mod report;
 mod slot_name;
 mod time;
+mod timeline;
 mod tuple;
 
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal};
@@ -23,4 +24,5 @@ pub use relation::{Column, Description, Relation, RelationId, ReplicaIdentity, T
 pub use report::{ErrorReport, counted};
 pub use slot_name::{SlotName, SlotNameError};
 pub use time::PgTimestamp;
+pub use timeline::{Descent, ParseTimelineError, Timeline, TimelineHistory, TimelineSwitch};
 pub use tuple::{Columns, Datum, MalformedTuple, Tuple};

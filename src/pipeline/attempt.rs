@@ -26,8 +26,9 @@ use super::verify::service::FenceService;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
-    Applier, ApplierSettings, Bookkeeping, Conflicts, DestinationError, Followed, Leader, Marking, ReplicationRole,
-    Scope, TableState, Wanted, forget_passed_conflict, refuse_fence_requests, remember_conflict, shapes, skips,
+    Applier, ApplierSettings, Bookkeeping, Conflicts, Deletes, DestinationError, Followed, Leader, Marking,
+    ReplicationRole, Scope, TableState, Wanted, forget_passed_conflict, refuse_fence_requests, remember_conflict,
+    shapes, skips,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -73,8 +74,10 @@ pub(super) struct Attempt {
     flag: Option<Scope>,
     /// The command line wants something copied, or an earlier one that was not stopped in good order did.
     flagged: bool,
-    /// The lost slot is to be replaced by a new one.
-    replace_slot: bool,
+    /// The command line of this process wants something copied.
+    asks_for_copy: bool,
+    /// The slot was found lost: where the source continues the history still, all tables are copied with a new one.
+    lost: bool,
     /// What the writing session writes is checked by foreign keys.
     foreign_keys_act: bool,
     /// The spool has failed: the next stream does without.
@@ -110,8 +113,9 @@ impl Attempt {
             addresses,
             monitor,
             flagged: resnapshot.is_some(),
+            asks_for_copy: resnapshot.is_some(),
             flag: resnapshot,
-            replace_slot: false,
+            lost: false,
             foreign_keys_act: false,
             spool_failed: false,
             has_streamed: false,
@@ -155,9 +159,27 @@ impl Attempt {
         async move { while !*stop.borrow_and_update() && stop.changed().await.is_ok() {} }
     }
 
-    /// The slot is lost: the next attempt makes a new one and copies all tables.
+    /// The slot is lost: the next attempt makes a new one and copies all tables, if it finds it so still.
     pub(super) fn start_over(&mut self) {
-        self.replace_slot = true;
+        self.lost = true;
+    }
+
+    /// A start without --resnapshot has ended with words that ask for it: the next command line that has it is carried out, whatever
+    /// an earlier one asked for.
+    pub(super) async fn ends_with(&self, fault: &Fault) {
+        // These are met by whoever leads, so nobody else is at work on a request.
+        let is_answered_by_a_copy = matches!(
+            fault,
+            Fault::Source(SourceError::LostHistory(_) | SourceError::Gap(_))
+                | Fault::Destination(DestinationError::LacksMost { .. })
+        );
+        if self.asks_for_copy || !is_answered_by_a_copy {
+            return;
+        }
+        let forgetting = async { Bookkeeping::connect(&self.addresses.destination).await?.forget_invocations().await };
+        if let Ok(Err(error)) = tokio::time::timeout(END_MAX, forgetting).await {
+            tracing::debug!("an earlier --resnapshot could not be forgotten: {error}");
+        }
     }
 
     /// Counts a conflict, once however often it is tried again, and remembers what the next attempt is to do about it.
@@ -281,18 +303,22 @@ impl Attempt {
         let stopped = self.stopped();
         let mut asked = while_leading(&mut leader, asked(&bookkeeping, &mut self.flag, &self.telemetry)).await?;
         self.flagged |= asked.remembered;
-        if self.replace_slot {
-            asked = asked.everything();
+        if self.lost {
+            asked = asked.lost();
         }
         let prepared = tokio::select! {
             prepared = while_leading(&mut leader, self.prepare(&bookkeeping, &asked)) => prepared?,
             () = stopped => return Ok(Lived::UntilStopped),
         };
         let prepared = match prepared.start {
-            Start::Stream { .. } => prepared,
+            Start::Stream { .. } => {
+                self.lost = false;
+                prepared
+            }
             Start::Snapshot { live } => {
                 self.failed_in_first_copy = !live;
-                let kind = snapshot::Kind { live, invocation: asked.invocation.take() };
+                let deletes = if asked.word.is_given() { Deletes::All } else { Deletes::Half };
+                let kind = snapshot::Kind { live, invocation: asked.invocation.take(), deletes };
                 let copying = snapshot::snapshot(
                     snapshot::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
                     &bookkeeping,
@@ -300,12 +326,20 @@ impl Attempt {
                     &kind,
                     self.stopped(),
                 );
-                if while_leading(&mut leader, copying).await? == snapshot::Ending::Stopped {
-                    return Ok(Lived::UntilStopped);
+                match while_leading(&mut leader, copying).await {
+                    Ok(snapshot::Ending::Published) => {}
+                    Ok(snapshot::Ending::Stopped) => return Ok(Lived::UntilStopped),
+                    Err(fault) => {
+                        // Otherwise every start would copy everything, to refuse it again.
+                        if let Fault::Destination(DestinationError::LacksMost { tables }) = &fault {
+                            bookkeeping.set_refused(tables).await?;
+                        }
+                        return Err(fault);
+                    }
                 }
                 self.failed_in_first_copy = false;
                 self.flag = None;
-                self.replace_slot = false;
+                self.lost = false;
                 self.made_progress = true;
                 self.held_up_at = Lsn::INVALID;
                 asked = Asked::default();
@@ -355,12 +389,9 @@ impl Attempt {
             return Err(DestinationError::PositionMoved { expected: position, found: held }.into());
         }
         let confirmed_before = prepared.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
-        let timeline = prepared.identification.timeline;
-        if prepared.stream.as_ref().is_some_and(|stream| stream.timeline != timeline) {
-            bookkeeping.set_timeline(timeline).await?;
-        }
         // An earlier version may have made it, with less in it.
         bookkeeping.ensure().await?;
+        prepared.remember_source(&bookkeeping, &telemetry).await?;
         let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
         let shapes = shapes(bookkeeping.client()).await?;

@@ -29,6 +29,7 @@ mod copy_failures;
 mod counts;
 mod cutover;
 mod fence;
+mod history;
 mod labels;
 mod lacking;
 mod leading;
@@ -106,7 +107,10 @@ pub async fn run(
             backoff.reset();
         }
         let (state, reason) = match decide(&fault, phase, attempt.config().on_slot_lost) {
-            Decision::End => return Err(fault),
+            Decision::End => {
+                attempt.ends_with(&fault).await;
+                return Err(fault);
+            }
             Decision::Resnapshot => {
                 attempt
                     .telemetry()

@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::asked::Asked;
+use super::history::{Course, Found, of_copy, of_stream, stored_history};
 use super::labels::follow_labels;
 use super::lacking::lacking;
 use super::set_aside::aside;
@@ -17,13 +18,13 @@ use crate::destination::{
     misfit_report, position_missing_report,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, TypeId, counted};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted};
 use crate::plan::fit::{self, End, Transfer};
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
-    Gap, Slot, SourceCatalog, SourceError, SourceServer, SourceTable, StoredHistory, check_history, ensure_publication,
-    find_slot, gap_report, release_slot, same_database, slot_unknown_report,
+    Gap, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable, ensure_publication, find_slot,
+    gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
 use crate::transaction::TransactionError;
@@ -49,6 +50,7 @@ pub(super) struct Prepared {
     pub(super) server: SourceServer,
     pub(super) replication: ReplicationSession,
     pub(super) identification: SystemIdentification,
+    pub(super) database: SourceDatabase,
     pub(super) source_catalog: SourceCatalog,
     pub(super) destination_catalog: Catalog,
     pub(super) slot: Option<Slot>,
@@ -80,6 +82,38 @@ impl Prepared {
             self.transfer = self.transfer.max(format);
         }
         Ok(())
+    }
+
+    /// Records the source's timeline and database as they are now: both continue what was recorded.
+    pub(super) async fn remember_source(
+        &self,
+        bookkeeping: &Bookkeeping,
+        telemetry: &Telemetry,
+    ) -> Result<(), DestinationError> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let (now, database) = (&self.identification.timeline, &self.database);
+        // A history that was known is not forgotten because the server has lost its file.
+        let remembered = stream.timeline.history.as_ref().filter(|_| stream.timeline.number == now.number);
+        let timeline = Timeline { number: now.number, history: now.history.as_ref().or(remembered).cloned() };
+        let same_database = stream.source_database == database.name && stream.source_database_id == Some(database.id);
+        if stream.timeline == timeline && same_database {
+            return Ok(());
+        }
+        if stream.source_database != database.name {
+            let text = format!(
+                "database {} at the source is called {} now: it is the same one",
+                stream.source_database, database.name
+            );
+            telemetry.event("source", text);
+        }
+        if stream.timeline.number != timeline.number {
+            let text = format!(
+                "the source is on timeline {} now, at {}: it continues timeline {} from the stored position",
+                timeline.number, self.identification.host, stream.timeline.number
+            );
+            telemetry.event("source", text);
+        }
+        bookkeeping.set_source(&timeline, (&database.name, database.id)).await
     }
 }
 
@@ -164,7 +198,7 @@ pub(super) async fn prepare(
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
     source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let slot = find_slot(&source, &config.source.slot).await?;
-    let server = SourceServer::check(&source, slot.is_none() || asked.all).await?;
+    let server = SourceServer::check(&source, slot.is_none() || asked.all || asked.lost).await?;
     let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
     server.check_not_synchronous(&application_name)?;
     let mut source_catalog = SourceCatalog::read(&source, &config.tables).await?;
@@ -173,6 +207,9 @@ pub(super) async fn prepare(
     let identification = replication.identify_system().await.map_err(SourceError::Session)?;
     let urls = (&config.source.url, &config.destination.url);
     same_database(&identification, bookkeeping.client(), urls).await?;
+    let remembered = stream.as_ref().map_or("", |stream| stream.source_database.as_str());
+    let database = SourceDatabase::read(&source, remembered).await?;
+    let found = Found { identification: &identification, database: &database, slot: slot.as_ref() };
 
     if let Some(stream) = &stream {
         check_configured(config, stream)?;
@@ -193,39 +230,40 @@ pub(super) async fn prepare(
     let mut added = Vec::new();
     let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
         (true, Some(position)) => {
-            let history = match stored_history(stream.as_ref(), position) {
-                Some(stored) => check_history(&mut replication, &identification, slot.as_ref(), &stored).await,
-                None => Ok(()),
+            let Some(stored) = stream.as_ref().map(|stream| stored_history(stream, position)) else {
+                return Err(Fault::Refused(position_missing_report()));
             };
-            match (history, asked.all) {
-                (Ok(()), false) => {
+            match of_stream(found, &stored, asked, config.on_slot_lost)? {
+                Course::Stream => {
                     added = check_tables(&known, &source_catalog, asked)?;
                     let existing = added.iter().filter(|name| destination_catalog.table(name).is_some());
                     check_empty(bookkeeping.client(), existing.filter(|name| !asked.covers(name))).await?;
                     Start::Stream { position }
                 }
-                (Ok(()), true) => Start::Snapshot { live: true },
-                // A new snapshot needs no history. But on another cluster a slot of our name is not ours.
-                (Err(SourceError::SlotLost(_) | SourceError::HistoryLost(_)), true) => {
-                    let same = stream.as_ref().is_some_and(|s| s.system_identifier == identification.system_identifier);
-                    if let Some(slot) = slot.as_ref().filter(|_| !same) {
-                        return Err(Fault::Refused(slot_unknown_report(slot)));
-                    }
+                Course::Copy => Start::Snapshot { live: true },
+                Course::StartOver => {
+                    // Tables that were never followed may hold somebody else's rows.
+                    let followed: BTreeSet<&QualifiedName> = known.iter().map(|table| &table.name).collect();
+                    let others = destination_catalog.tables.keys().filter(|name| !followed.contains(name));
+                    check_empty(bookkeeping.client(), others.filter(|name| !asked.covers(name))).await?;
                     Start::Snapshot { live: false }
                 }
-                (Err(error), _) => return Err(error.into()),
             }
         }
         // Nobody but an operator takes it away: what is here now is of an unknown moment.
         (true, None) if !asked.all => return Err(Fault::Refused(position_missing_report())),
-        (_, _) => Start::Snapshot { live: false },
+        (_, _) => {
+            of_copy(found, stream.as_ref(), asked)?;
+            Start::Snapshot { live: false }
+        }
     };
+    let starts_over = matches!(start, Start::Snapshot { .. });
     let publication = &config.source.publication;
     // What is copied anyway may have missed something.
     let followed: BTreeSet<QualifiedName> =
-        live_names(&known).filter(|name| !asked.all && !asked.covers(name)).cloned().collect();
+        live_names(&known).filter(|name| !starts_over && !asked.covers(name)).cloned().collect();
     if live
-        && !asked.all
+        && !starts_over
         && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
     {
         return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
@@ -262,6 +300,7 @@ pub(super) async fn prepare(
         server,
         replication,
         identification,
+        database,
         source_catalog,
         destination_catalog,
         slot,
@@ -275,16 +314,6 @@ pub(super) async fn prepare(
 
 async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
     if live { bookkeeping.position().await } else { Ok(None) }
-}
-
-pub(super) fn stored_history(stream: Option<&Stream>, position: Lsn) -> Option<StoredHistory<'_>> {
-    stream.map(|stream| StoredHistory {
-        slot: &stream.slot,
-        system_identifier: &stream.system_identifier,
-        timeline: stream.timeline,
-        database: &stream.source_database,
-        position,
-    })
 }
 
 /// The configuration must name the stream that feeds this destination.

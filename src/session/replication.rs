@@ -21,8 +21,8 @@ use super::connection::{Connection, Frame, bounded};
 use super::error::{ServerError, SessionError};
 use super::settings;
 use super::startup::{self, Startup};
-use crate::config::ConnectionSettings;
-use crate::pg::{Ident, Lsn, SlotName};
+use crate::config::{ConnectionSettings, Host};
+use crate::pg::{Ident, Lsn, SlotName, Timeline, TimelineHistory, TimelineSwitch};
 use crate::wire::{ReplicationMessage, StandbyStatusUpdate, WireError};
 
 const STREAMING: &str = "streaming";
@@ -30,12 +30,16 @@ const STREAMING: &str = "streaming";
 /// The source as IDENTIFY_SYSTEM describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SystemIdentification {
+    /// The server that answered.
+    pub host: Host,
     /// The cluster's identifier, the same on all of its physical copies.
     pub system_identifier: String,
-    /// The current timeline.
-    pub timeline: u32,
+    /// The current timeline, and how it came about.
+    pub timeline: Timeline,
     /// How far WAL is flushed (on a standby: replayed).
     pub flushed_lsn: Lsn,
+    /// It is a standby.
+    pub in_recovery: bool,
     /// The database that the session is connected to.
     pub database: String,
 }
@@ -140,7 +144,7 @@ impl ReplicationSession {
         self.connection.parameter("in_hot_standby") == Some("on")
     }
 
-    /// IDENTIFY_SYSTEM.
+    /// IDENTIFY_SYSTEM, and TIMELINE_HISTORY where there is one.
     ///
     /// # Errors
     /// [`SessionError`].
@@ -149,13 +153,25 @@ impl ReplicationSession {
         let rows = self.connection.simple_query("IDENTIFY_SYSTEM", doing, self.timeout).await?;
         let [system_identifier, timeline, flushed_lsn, database] = one_row(rows, doing)?;
         let unreadable = |_| SessionError::protocol(doing, "a malformed field");
+        let number = timeline.unwrap_or_default().parse().map_err(unreadable)?;
+        let history = match number {
+            1 => Some(TimelineHistory::default()),
+            _ => match self.timeline_history(number).await {
+                Ok(history) => Some(history),
+                // The history file is gone. Then nothing is proven that needs it (`Timeline::descent`).
+                Err(error) if error.server().is_some_and(|server| !server.fatal) => None,
+                Err(error) => return Err(error),
+            },
+        };
         Ok(SystemIdentification {
+            host: self.connection.host().clone(),
             system_identifier: system_identifier.unwrap_or_default(),
-            timeline: timeline.unwrap_or_default().parse().map_err(unreadable)?,
+            timeline: Timeline { number, history },
             flushed_lsn: flushed_lsn
                 .unwrap_or_default()
                 .parse()
                 .map_err(|_| SessionError::protocol(doing, "a malformed position"))?,
+            in_recovery: self.in_recovery(),
             database: database.unwrap_or_default(),
         })
     }
@@ -164,7 +180,7 @@ impl ReplicationSession {
     ///
     /// # Errors
     /// [`SessionError`]; timeline 1 has no history, so ask only for later ones.
-    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Vec<(u32, Lsn)>, SessionError> {
+    async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, SessionError> {
         let doing = "reading the source's timeline history";
         let sql = format!("TIMELINE_HISTORY {timeline}");
         let rows = self.connection.simple_query(&sql, doing, self.timeout).await?;
@@ -178,9 +194,10 @@ impl ReplicationSession {
             let mut fields = line.split_whitespace();
             let parsed =
                 fields.next().and_then(|id| id.parse().ok()).zip(fields.next().and_then(|lsn| lsn.parse().ok()));
-            switches.push(parsed.ok_or_else(|| SessionError::protocol(doing, "a malformed history line"))?);
+            let (timeline, at) = parsed.ok_or_else(|| SessionError::protocol(doing, "a malformed history line"))?;
+            switches.push(TimelineSwitch { timeline, at });
         }
-        Ok(switches)
+        Ok(TimelineHistory(switches))
     }
 
     /// CREATE_REPLICATION_SLOT with an exported snapshot, which lives until the next command on this session.

@@ -10,6 +10,42 @@ use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
 use crate::wire::WireError;
 
+/// Why the stream cannot go on from the stored position, and what to say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{report}")]
+pub struct LostHistory {
+    /// Why.
+    pub cause: LostCause,
+    /// What to say.
+    pub report: ErrorReport,
+}
+
+/// Why the stream cannot go on from the stored position. `fault` decides what may follow from each: after some the source is
+/// still known to continue what the destination has, after others it may be another server, or an older state of this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LostCause {
+    /// The slot does not exist any more.
+    SlotMissing,
+    /// The slot was invalidated.
+    SlotInvalidated,
+    /// The slot is ahead of the position, and nobody uses it: the destination is an older state of itself.
+    SlotAhead,
+    /// The slot is ahead of the position, and somebody else uses it: it may feed another destination.
+    SlotTaken,
+    /// The source is another cluster.
+    OtherCluster,
+    /// It is another database of the same cluster.
+    OtherDatabase,
+    /// Its timeline is lower than the one that fed the destination.
+    OlderTimeline,
+    /// Its timeline does not descend from the one that fed the destination.
+    ForkedTimeline,
+    /// Its timeline left the one that fed the destination before the position.
+    LeftBefore,
+    /// Its WAL ends before the position.
+    EndsBefore,
+}
+
 /// What went wrong at the source.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -19,12 +55,9 @@ pub enum SourceError {
     /// Something that an operator must mend.
     #[error("{0}")]
     Refused(ErrorReport),
-    /// The slot is gone or invalidated.
+    /// The stream cannot go on from the stored position.
     #[error("{0}")]
-    SlotLost(ErrorReport),
-    /// The source does not hold the history that leads to the stored position.
-    #[error("{0}")]
-    HistoryLost(ErrorReport),
+    LostHistory(Box<LostHistory>),
     /// The publication has not held all tables all the time: changes were not sent.
     #[error("{0}")]
     Gap(ErrorReport),
@@ -88,6 +121,12 @@ pub enum SourceError {
 
 fn waiting(process_id: Option<i32>) -> String {
     process_id.map_or_else(|| "another session at the source".to_owned(), |id| format!("process {id} at the source"))
+}
+
+impl From<LostHistory> for SourceError {
+    fn from(lost: LostHistory) -> SourceError {
+        SourceError::LostHistory(Box::new(lost))
+    }
 }
 
 impl From<StreamError> for SourceError {

@@ -1,14 +1,14 @@
-//! The replication slot as the source reports it, and whether it still leads on from the stored position.
+//! The replication slot as the source reports it: whose it is, and how it is freed.
 //!
-//! Asked by `pipeline` before START_REPLICATION, which itself would start silently at a later position. A slot that
-//! is gone, invalidated or ahead of the destination, another cluster, or a timeline that left before the position:
-//! each is told with its cause.
+//! Asked by `pipeline` at every start and by the monitor while streaming. Whether the slot, and the server that has it, continue
+//! from the stored position is `history`'s to say.
 
 use std::time::Duration;
 
 use super::error::SourceError;
+use super::history::SourceDatabase;
 use crate::pg::{ErrorReport, Lsn, SlotName};
-use crate::session::{ReplicationSession, SqlClient, SystemIdentification};
+use crate::session::SqlClient;
 
 /// A row of pg_replication_slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Slot {
     pub plugin: String,
     /// Its database.
     pub database: String,
+    /// That database's OID; a physical slot has none.
+    pub database_id: Option<u32>,
     /// The walsender that uses it.
     pub active_pid: Option<i32>,
     /// Up to here everything was confirmed.
@@ -33,6 +35,14 @@ pub struct Slot {
     pub invalidation_reason: Option<String>,
 }
 
+impl Slot {
+    /// Whether it is such as headwater makes them in this database. A slot belongs to a database by its OID, so it follows a
+    /// database that is renamed.
+    pub fn is_ours(&self, database: &SourceDatabase) -> bool {
+        self.plugin == "pgoutput" && self.database_id == Some(database.id)
+    }
+}
+
 /// The slot of a name, if there is one.
 ///
 /// # Errors
@@ -45,7 +55,7 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
                       COALESCE(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
                           CASE WHEN pg_catalog.pg_is_in_recovery() AND (pg_catalog.to_jsonb(s) ->> 'conflicting')::bool
                               THEN 'conflict with recovery' END),
-                      s.slot_type
+                      s.slot_type, s.datoid
                FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::text";
     let Some(row) = client.query_opt("looking at the replication slot", sql, &[&name.as_str()]).await? else {
         return Ok(None);
@@ -61,6 +71,7 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
         name: name.clone(),
         plugin: row.get(0),
         database: row.get(1),
+        database_id: row.get(9),
         active_pid: row.get(2),
         confirmed_flush_lsn: confirmed.and_then(|lsn| lsn.parse().ok()),
         wal_status: row.get(4),
@@ -106,255 +117,61 @@ pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<(), Sou
     Err(SourceError::SlotInUse { slot: name.to_string(), process_id: last.unwrap_or(0) })
 }
 
-/// Checks that the source still holds the history that leads on from `position`, which this destination stored on
-/// `timeline`.
+/// Refuses a slot that is not the one that headwater made, whatever it is called: one of another plugin or another database.
 ///
 /// # Errors
-/// [`SourceError::SlotLost`] or [`SourceError::HistoryLost`] with the cause.
-pub async fn check_history(
-    session: &mut ReplicationSession,
-    identification: &SystemIdentification,
-    slot: Option<&Slot>,
-    stored: &StoredHistory<'_>,
-) -> Result<(), SourceError> {
-    if identification.system_identifier != stored.system_identifier {
-        return Err(SourceError::HistoryLost(
-            ErrorReport::new("the destination was fed by another source")
-                .detail(format!(
-                    "It was fed by the cluster with system identifier {}; source.url leads to {}.",
-                    stored.system_identifier, identification.system_identifier
-                ))
-                .hint(RESYNC_HINT),
-        ));
-    }
-    if identification.database != stored.database {
-        return Err(SourceError::HistoryLost(
-            ErrorReport::new("the destination was fed from another database of the source")
-                .detail(format!(
-                    "It was fed from {}; source.url leads to {}.",
-                    stored.database, identification.database
-                ))
-                .hint("Correct source.url."),
-        ));
-    }
-    check_timeline(session, identification, stored).await?;
-    check_end(identification, session.in_recovery(), stored)?;
-    let Some(slot) = slot else {
-        return Err(SourceError::SlotLost(
-            ErrorReport::new(format!("replication slot {} does not exist at the source any more", stored.slot))
-                .detail(format!(
-                    "The destination stands at {}; what was committed since cannot be fetched.",
-                    stored.position
-                ))
-                .hint(RESYNC_HINT),
-        ));
-    };
-    check_slot(slot, stored)
-}
-
-/// What the destination remembers of its source.
-#[derive(Clone, Copy, Debug)]
-pub struct StoredHistory<'a> {
-    /// The slot.
-    pub slot: &'a SlotName,
-    /// The source's system identifier.
-    pub system_identifier: &'a str,
-    /// The timeline when it was last connected.
-    pub timeline: u32,
-    /// The source's database.
-    pub database: &'a str,
-    /// How far the destination is.
-    pub position: Lsn,
-}
-
-const RESYNC_HINT: &str = "Run headwater with --resnapshot to reconcile all tables with a new snapshot, or set \
-                           on_slot_lost = \"resnapshot\" to have that done by itself.";
-
-async fn check_timeline(
-    session: &mut ReplicationSession,
-    identification: &SystemIdentification,
-    stored: &StoredHistory<'_>,
-) -> Result<(), SourceError> {
-    let (then, now) = (stored.timeline, identification.timeline);
-    if now == then {
+/// [`SourceError::Refused`].
+pub fn check_slot(slot: &Slot, database: &SourceDatabase) -> Result<(), SourceError> {
+    if slot.is_ours(database) {
         return Ok(());
     }
-    let lost = |detail: String| {
-        SourceError::HistoryLost(
-            ErrorReport::new(format!(
-                "the source is on timeline {now}, the destination's position is on timeline {then}"
-            ))
-            .detail(detail)
-            .hint(RESYNC_HINT),
-        )
-    };
-    if now < then {
-        return Err(lost("The source was restored from an older state.".to_owned()));
+    let mut detail = format!("Its plugin is {}, its database {}", slot.plugin, slot.database);
+    if let Some(process_id) = slot.active_pid {
+        detail.push_str(&format!(", and process {process_id} is using it"));
     }
-    let history = session.timeline_history(now).await?;
-    // Each line: where a timeline was left. All that was left since ours must have been left at or behind the position.
-    let left_ours = history.iter().find(|(timeline, _)| *timeline == then);
-    let Some((_, switch)) = left_ours else {
-        return Err(lost(format!("Timeline {now} does not descend from timeline {then}.")));
-    };
-    if *switch < stored.position {
-        return Err(lost(format!(
-            "The source left timeline {then} at {switch}, before the destination's position {}: what was committed between is \
-             only at the destination.",
-            stored.position
-        )));
-    }
-    Ok(())
-}
-
-/// The position was the source's once: a source whose WAL ends before it is another, or an older one.
-fn check_end(
-    identification: &SystemIdentification,
-    in_recovery: bool,
-    stored: &StoredHistory<'_>,
-) -> Result<(), SourceError> {
-    let ends = identification.flushed_lsn;
-    if stored.position <= ends {
-        return Ok(());
-    }
-    if in_recovery {
-        return Err(SourceError::Behind { replayed: ends, position: stored.position });
-    }
-    Err(SourceError::HistoryLost(
-        ErrorReport::new(format!("the source's WAL ends at {ends}, before the destination's position {}", stored.position))
-            .detail(
-                "The source was restored from an older state, or failed over to a standby that had not received everything: what \
-                 was committed between is only at the destination.",
-            )
-            .hint(RESYNC_HINT),
+    Err(SourceError::Refused(
+        ErrorReport::new(format!("replication slot {} is not the one that headwater created", slot.name))
+            .detail(format!("{detail}."))
+            .hint("Choose another name for source.slot, or correct source.url."),
     ))
 }
 
-fn check_slot(slot: &Slot, stored: &StoredHistory<'_>) -> Result<(), SourceError> {
-    let name = &slot.name;
-    if slot.plugin != "pgoutput" || slot.database != stored.database {
-        return Err(SourceError::Refused(
-            ErrorReport::new(format!("replication slot {name} is not the one that headwater created"))
-                .detail(format!("Its plugin is {}, its database {}.", slot.plugin, slot.database))
-                .hint("Correct source.slot or source.url."),
-        ));
-    }
-    let reason = slot.invalidation_reason.clone().or((slot.wal_status == "lost").then(|| "wal_removed".to_owned()));
-    if let Some(reason) = reason {
-        let cause = match reason.as_str() {
-            "wal_removed" => {
-                "The WAL that it needs was removed, because it fell behind by more than max_slot_wal_keep_size."
-            }
-            "rows_removed" => {
-                "Rows of the catalog that it needs were vacuumed at the standby's primary. hot_standby_feedback = on and \
-                 primary_slot_name at the standby keep them."
-            }
-            "wal_level_insufficient" => "wal_level was lowered at the source's primary.",
-            "idle_timeout" => "It was unused for longer than idle_replication_slot_timeout.",
-            // 16 does not tell which of two.
-            _ => {
-                "It stood in the way of what the standby had to replay: rows of the catalog that it needs were vacuumed at the \
-                 primary (hot_standby_feedback = on and primary_slot_name at the standby keep them), or wal_level was lowered \
-                 there."
-            }
-        };
-        return Err(SourceError::SlotLost(
-            ErrorReport::new(format!("replication slot {name} was invalidated by the source ({reason})"))
-                .detail(cause)
-                .hint(RESYNC_HINT),
-        ));
-    }
-    let Some(confirmed) = slot.confirmed_flush_lsn else { return Ok(()) };
-    if confirmed > stored.position {
-        return Err(SourceError::HistoryLost(
-            ErrorReport::new(format!(
-                "replication slot {name} is at {confirmed}, ahead of the destination's position {}",
-                stored.position
-            ))
-            .detail(
-                "What was confirmed to the source is not at the destination: the destination was restored or failed over to an \
-                 older state, or the slot is another one. The source will not send what lies between.",
-            )
-            .hint(RESYNC_HINT),
-        ));
-    }
-    Ok(())
-}
-
+/// A slot for the tests of this module and its neighbours.
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) mod testing {
+    use super::Slot;
+    use crate::pg::Lsn;
 
-    fn slot(confirmed: u64) -> Slot {
+    /// One of ours in database 16384, forum, at 0/1.
+    pub(in crate::source) fn slot() -> Slot {
         Slot {
             name: "hw".parse().unwrap(),
             plugin: "pgoutput".into(),
             database: "forum".into(),
+            database_id: Some(16_384),
             active_pid: None,
-            confirmed_flush_lsn: Some(Lsn::new(confirmed)),
+            confirmed_flush_lsn: Some(Lsn::new(1)),
             wal_status: "reserved".into(),
             safe_wal_size: None,
             retained_wal_bytes: None,
             invalidation_reason: None,
         }
     }
+}
 
-    fn check(slot: &Slot, position: u64) -> Result<(), SourceError> {
-        let name = "hw".parse().unwrap();
-        check_slot(
-            slot,
-            &StoredHistory {
-                slot: &name,
-                system_identifier: "1",
-                timeline: 1,
-                database: "forum",
-                position: Lsn::new(position),
-            },
-        )
-    }
-
-    #[test]
-    fn a_slot_ahead_of_the_position_is_lost_history() {
-        assert!(check(&slot(100), 100).is_ok());
-        assert!(check(&slot(99), 100).is_ok(), "stepped back after a crash: resent and skipped");
-        assert!(matches!(check(&slot(101), 100), Err(SourceError::HistoryLost(_))));
-    }
-
-    #[test]
-    fn a_source_that_ends_before_the_position_is_an_older_one_unless_it_still_replays() {
-        let identification = SystemIdentification {
-            system_identifier: "1".into(),
-            timeline: 1,
-            flushed_lsn: Lsn::new(99),
-            database: "forum".into(),
-        };
-        let slot = "hw".parse().unwrap();
-        let stored = |position| StoredHistory {
-            slot: &slot,
-            system_identifier: "1",
-            timeline: 1,
-            database: "forum",
-            position: Lsn::new(position),
-        };
-        assert!(check_end(&identification, false, &stored(99)).is_ok());
-        assert!(matches!(check_end(&identification, false, &stored(100)), Err(SourceError::HistoryLost(_))));
-        assert!(matches!(check_end(&identification, true, &stored(100)), Err(SourceError::Behind { .. })));
-    }
-
-    #[test]
-    fn an_invalidated_slot_is_lost_with_its_cause() {
-        let lost = Slot { wal_status: "lost".into(), ..slot(1) };
-        let Err(SourceError::SlotLost(report)) = check(&lost, 100) else { panic!() };
-        assert!(report.lines().contains("max_slot_wal_keep_size"), "{}", report.lines());
-        let idle = Slot { invalidation_reason: Some("idle_timeout".into()), ..slot(1) };
-        let Err(SourceError::SlotLost(report)) = check(&idle, 100) else { panic!() };
-        assert!(report.lines().contains("idle_replication_slot_timeout"));
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_slot_of_another_plugin_or_database_is_not_ours() {
-        for other in [Slot { plugin: "wal2json".into(), ..slot(1) }, Slot { database: "x".into(), ..slot(1) }] {
-            assert!(matches!(check(&other, 100), Err(SourceError::Refused(_))));
+        let database = SourceDatabase { id: 16_384, name: "forum".into(), remembered_exists: true };
+        assert!(check_slot(&testing::slot(), &database).is_ok());
+        let other_plugin = Slot { plugin: "wal2json".into(), ..testing::slot() };
+        let other_database = Slot { database: "x".into(), database_id: Some(99), ..testing::slot() };
+        for other in [other_plugin, other_database] {
+            let Err(SourceError::Refused(report)) = check_slot(&other, &database) else { panic!("{other:?}") };
+            assert!(!report.lines().contains("drop"), "{}", report.lines());
         }
     }
 }

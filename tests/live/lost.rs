@@ -63,6 +63,32 @@ async fn is_told_then_mended(database: &Database, says: &[&str]) {
     service.stop().await;
 }
 
+/// What the destination holds.
+async fn fingerprint(database: &Database) -> Option<String> {
+    database.destination_value("SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM t").await
+}
+
+/// Ends with the cause and touches nothing, whatever `on_slot_lost` says; copies when the command line asks for it.
+async fn is_copied_only_when_asked(database: &Database, says: &[&str]) {
+    let before = fingerprint(database).await;
+    Setup::of(database).command(&["check"]).await.exits(1).says(says).says(&["--resnapshot"]);
+    for setting in ["stop", "resnapshot"] {
+        let setup = Setup::of(database).setting(&format!("on_slot_lost = \"{setting}\""));
+        let output = setup.start().ends_with(1).await;
+        for text in says {
+            assert!(output.contains(text), "{text:?} is not in:\n{output}");
+        }
+        assert!(!output.contains("on_slot_lost"), "{output}");
+        assert_eq!(before, fingerprint(database).await, "nothing was touched with on_slot_lost = {setting}");
+    }
+    let service = Setup::of(database).argument("--resnapshot").start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    database.at_source("UPDATE t SET n = 7 WHERE id = 500").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_slot_is_never_replaced_in_silence() {
     let database = followed("dropped", source().await).await;
@@ -143,7 +169,7 @@ async fn a_slot_that_was_idle_for_too_long_is_told_with_the_setting_that_did_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_restored_from_an_older_state_is_lost_history() {
+async fn a_source_restored_from_an_older_state_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
     let mut database = followed("restored", &source).await;
     source.stop(StopMode::Fast).await.unwrap();
@@ -160,11 +186,11 @@ async fn a_source_restored_from_an_older_state_is_lost_history() {
     yesterday.start().await.unwrap();
     database.source_url = like(&database.source_url, &yesterday.url(&database.name));
     database.reconnect_source(&yesterday).await;
-    is_told_then_mended(&database, &["the source's WAL ends at", "before the destination's position"]).await;
+    is_copied_only_when_asked(&database, &["the source's WAL ends at", "before the destination's position"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_timeline_that_left_before_the_position_is_lost_history() {
+async fn a_timeline_that_left_before_the_position_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
     let mut database = followed("timeline", &source).await;
     source.stop(StopMode::Fast).await.unwrap();
@@ -185,7 +211,7 @@ async fn a_timeline_that_left_before_the_position_is_lost_history() {
     let admin = standby.connect("postgres").await.unwrap();
     admin.batch("promoting", "SELECT pg_promote()").await.unwrap();
     database.reconnect_source(&standby).await;
-    is_told_then_mended(&database, &["the source is on timeline 2", "before the destination's position"]).await;
+    is_copied_only_when_asked(&database, &["the source is on timeline 2", "before the destination's position"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,8 +246,209 @@ async fn a_destination_that_went_back_is_lost_history_and_mended_with_its_delete
     database.reconnect_destination(&yesterday).await;
     let output = Setup::of(&database).start().ends_with(1).await;
     assert!(output.contains("ahead of the destination's position"), "{output}");
-    let service = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"").start();
+    // The workload has replaced most rows of some tables, so it is the operator who asks.
+    let service = Setup::of(&database).argument("--resnapshot").start();
     service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_ahead_of_the_position_is_told_then_mended_by_itself() {
+    let database = followed("slotahead", source().await).await;
+    database.at_source(MEANWHILE).await;
+    // What an older state of the destination looks like to the source.
+    let advance = format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", database.name);
+    database.at_source(&advance).await;
+    is_told_then_mended(&database, &["ahead of the destination's position", "restored or failed over"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_it() {
+    let database = followed("slottaken", source().await).await;
+    // A copy of the destination takes over, with the same configuration; then the original is started once more.
+    let clone = format!("{}_clone", database.name);
+    let admin = destination().await.connect("postgres").await.unwrap();
+    let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'", database.name);
+    admin.batch("ending sessions", &end).await.unwrap();
+    admin.batch("a copy", &format!("CREATE DATABASE {clone} TEMPLATE {}", database.name)).await.unwrap();
+    let mut database = database;
+    database.reconnect_destination(destination().await).await;
+    let mut other = Setup::of(&database);
+    other.destination_url = other.destination_url.replace(&database.name, &clone);
+    let feeding = other.start();
+    feeding.streams().await;
+    database.at_source("UPDATE t SET n = n + 1 WHERE id = 1000").await;
+    let confirmed = format!(
+        "SELECT (s.confirmed_flush_lsn > '{}')::text FROM pg_replication_slots s WHERE slot_name = '{}'",
+        database.destination_value("SELECT position::text FROM headwater.position").await.unwrap(),
+        database.name
+    );
+    eventually("the slot has passed the original's position", || async {
+        (database.source_value(&confirmed).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    let before = fingerprint(&database).await;
+    let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("it may feed another destination"), "{output}");
+    let output = setup.argument("--resnapshot").start().ends_with(1).await;
+    assert!(output.contains("feeds somebody else"), "{output}");
+    assert_eq!(before, fingerprint(&database).await);
+    feeding.streams().await;
+    assert_eq!(feeding.metric("headwater_restarts_total{reason=\"source_lost\"}").await.unwrap_or(0.0), 0.0);
+    feeding.stop().await;
+    admin.batch("removing the copy", &format!("DROP DATABASE {clone}")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_is_copied_only_when_asked() {
+    let mut database = followed("othercluster", source().await).await;
+    let other = new_source(&[]).await;
+    let admin = other.connect("postgres").await.unwrap();
+    admin.batch("a database", &format!("CREATE DATABASE {}", database.name)).await.unwrap();
+    database.source_url = other.url(&database.name);
+    database.reconnect_source(&other).await;
+    database.at_source(SCHEMA).await;
+    is_copied_only_when_asked(&database, &["the destination was fed by another source", "Correct source.url"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_of_the_source_is_copied_only_when_asked() {
+    let cluster = new_source(&[]).await;
+    let mut database = followed("otherdatabase", &cluster).await;
+    let admin = cluster.connect("postgres").await.unwrap();
+    drop(std::mem::replace(&mut database.source, cluster.connect("postgres").await.unwrap()));
+    let sql = format!(
+        "SELECT pg_drop_replication_slot('{0}'); ALTER DATABASE {0} RENAME TO {0}_old; CREATE DATABASE {0}",
+        database.name
+    );
+    for statement in sql.split("; ") {
+        admin.batch("another database of the name", statement).await.unwrap();
+    }
+    database.reconnect_source(&cluster).await;
+    database.at_source(SCHEMA).await;
+    let says = ["was fed from another database of the source", "another one has its name now"];
+    is_copied_only_when_asked(&database, &says).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_lacks_most_rows_of_a_table_is_published_only_when_asked() {
+    let database = followed("lacksmost", source().await).await;
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
+    // Half of one, all but a few of the other.
+    database.at_source("DELETE FROM u WHERE id > 10; DELETE FROM t WHERE id > 500").await;
+    let before = fingerprint(&database).await;
+    let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
+    let output = setup.start().ends_with(1).await;
+    for text in ["lacks most of the rows", "table public.u (490 of 500)", "headwater run --resnapshot"] {
+        assert!(output.contains(text), "{text:?} is not in:\n{output}");
+    }
+    assert!(!output.contains("table public.t (500"), "half is not more than half:\n{output}");
+    assert_eq!(before, fingerprint(&database).await);
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM u").await.as_deref(), Some("500"));
+    let slots = format!("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+    assert_eq!(database.source_value(&slots).await.as_deref(), Some("0"), "no slot is left to keep WAL");
+
+    // A supervisor starts it again: it ends at once, and reads nothing.
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("table public.u (490 of 500)") && !output.contains("locked in ACCESS SHARE"), "{output}");
+
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    service.says("more than half of the rows were deleted: table public.u (490 of 500)").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn few_rows_may_all_be_gone_from_a_copy_that_is_made_by_itself() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, t int REFERENCES t);
+        INSERT INTO t SELECT i, i FROM generate_series(1, 100) i";
+    let database = Database::new("fewrows", TABLES, schema).await;
+    let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}'); DELETE FROM t", database.name)).await;
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_begun_by_itself_is_not_finished_from_another_server() {
+    let mut cluster = new_source(&[]).await;
+    let mut database = followed("begunelse", &cluster).await;
+    // An older state, to come back once a copy of the newer one has begun.
+    cluster.stop(StopMode::Fast).await.unwrap();
+    let mut older = cluster.copy(&parent(), "older", &[], false).unwrap();
+    cluster.start().await.unwrap();
+    database.reconnect_source(&cluster).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("INSERT INTO t SELECT i, i FROM generate_series(3001, 9000) i").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
+    let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
+    let mut dying = setup.clone().failing_at("snapshot.slot_created").start();
+    dying.ended().await;
+    let state = database.destination_value("SELECT state FROM headwater.stream").await;
+    assert_eq!(state.as_deref(), Some("creating"));
+    cluster.stop(StopMode::Fast).await.unwrap();
+
+    older.start().await.unwrap();
+    let newer_url = std::mem::replace(&mut database.source_url, older.url(&database.name));
+    let before = fingerprint(&database).await;
+    let output = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"").start().ends_with(1).await;
+    assert!(output.contains("the source's WAL ends at"), "{output}");
+    assert_eq!(before, fingerprint(&database).await);
+    older.stop(StopMode::Fast).await.unwrap();
+
+    database.source_url = newer_url;
+    cluster.start().await.unwrap();
+    database.reconnect_source(&cluster).await;
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_that_was_given_for_one_server_does_not_hold_for_another() {
+    let mut cluster = new_source(&[]).await;
+    let mut database = followed("wordelse", &cluster).await;
+    cluster.stop(StopMode::Fast).await.unwrap();
+    let mut older = cluster.copy(&parent(), "older", &[], false).unwrap();
+    cluster.start().await.unwrap();
+    database.reconnect_source(&cluster).await;
+    // The operator asks for a copy of the right server, and the service dies while it is made.
+    let setup = Setup::of(&database);
+    let asking = setup.clone().argument("--resnapshot");
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO t SELECT i, i FROM generate_series(3001, 9000) i").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    asking.clone().failing_at("snapshot.slot_created").start().ended().await;
+    cluster.stop(StopMode::Fast).await.unwrap();
+
+    // Another one answers to the same command line: same system identifier, same timeline.
+    older.start().await.unwrap();
+    database.source_url = older.url(&database.name);
+    let before = fingerprint(&database).await;
+    for again in [&Setup { source_url: database.source_url.clone(), ..asking.clone() }, &Setup::of(&database)] {
+        let output = again.start().ends_with(1).await;
+        assert!(output.contains("the source's WAL ends at"), "{output}");
+        assert!(output.contains("was meant for another server"), "{output}");
+        assert_eq!(before, fingerprint(&database).await);
+    }
+    // A start without it has said what is wrong; one with it is the operator's answer.
+    let service = Setup { source_url: database.source_url.clone(), ..asking }.start();
+    service.streams().await;
+    database.reconnect_source(&older).await;
     database.assert_catches_up().await;
     service.stop().await;
 }

@@ -12,14 +12,15 @@ use crate::destination::{Catalog, DestinationError};
 use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
+use crate::pipeline::history::stored_history;
 use crate::pipeline::labels::{labels_report, lacking_labels};
 use crate::pipeline::lacking::lacking;
-use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, stored_history};
+use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced};
 use crate::pipeline::set_aside::obstacle;
 use crate::plan::fit::{End, Transfer, text_columns};
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
 use crate::session::{SqlClient, read_sequences};
-use crate::source::{Gap, SourceCatalog, SourceError, check_history, gap_report, same_database};
+use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
 
 const BOTH: About = About::Both;
 
@@ -37,13 +38,17 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Some(before) => destination.bookkeeping.position().await.ok().flatten().or(Some(before)),
             None => None,
         };
-        let stored = position.and_then(|position| stored_history(destination.stream.as_ref(), position));
-        if let Some(stored) = stored {
+        if let (Some(stream), Some(position)) = (&destination.stream, position) {
             if let Ok(now) = session.identify_system().await {
                 *identification = now;
             }
-            match check_history(session, identification, slot.as_ref(), &stored).await {
-                Ok(()) => findings.ok(BOTH, "history", format!("the source leads on from {}", stored.position)),
+            let stored = stored_history(stream, position);
+            let checked = match SourceDatabase::read(&client, stored.database).await {
+                Ok(database) => check_history(identification, &database, slot.as_ref(), &stored),
+                Err(error) => Err(error),
+            };
+            match checked {
+                Ok(()) => findings.ok(BOTH, "history", format!("the source leads on from {position}")),
                 Err(error) => findings.fault(BOTH, "history", error),
             }
         }

@@ -84,8 +84,10 @@ async fn replication(config: &Config, findings: &mut Findings) -> Option<(Replic
     let mut session = findings.take(SOURCE, "replication", session)?;
     let identified = session.identify_system().await.map_err(SourceError::Session);
     let identification = findings.take(SOURCE, "replication", identified)?;
-    let text =
-        format!("the role may replicate, directly (no pooler stands in between); timeline {}", identification.timeline);
+    let text = format!(
+        "the role may replicate, directly (no pooler stands in between); timeline {}",
+        identification.timeline.number
+    );
     findings.ok(SOURCE, "replication", text);
     Some((session, identification))
 }

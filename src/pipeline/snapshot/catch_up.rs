@@ -292,6 +292,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::NeedsCopy { .. }
         | DestinationError::SetsRefused { .. }
         | DestinationError::WantedOut { .. }
+        | DestinationError::LacksMost { .. }
         | DestinationError::StagingLost(_)) => error.into(),
     }
 }

@@ -44,8 +44,8 @@ use super::{
 };
 use crate::config::OnSlotLost;
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Lists, Origin, Original, Place, Publication,
-    Request, Scope, Staging, TableRecord, reshape, sweep,
+    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
+    Publication, Request, Scope, Staging, TableRecord, reshape, sweep,
 };
 use crate::fault::{Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
@@ -223,6 +223,7 @@ async fn hand_over(
         generation,
         place: Place::Held { position: held.position() },
         requests,
+        deletes: Deletes::All,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
         types: &source_catalog.types,
     };

@@ -35,12 +35,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::readers::{Reader, stand_in_the_way};
+use super::asked::name_of;
 use super::labels::labels_for_copy;
 use super::prepare::{Addresses, Prepared, connect_replication};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
-    STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, connect_recorded, sweep,
+    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
+    RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, connect_recorded,
+    sweep,
 };
 use crate::fault::Fault;
 use crate::pg::{Lsn, QualifiedName, SlotName, counted};
@@ -76,6 +78,8 @@ pub(super) struct Kind {
     pub(super) live: bool,
     /// The command line that asked for it, and what it asked for.
     pub(super) invocation: Option<(String, Scope)>,
+    /// How many rows of a table may go.
+    pub(super) deletes: Deletes,
 }
 
 /// What is copied.
@@ -171,6 +175,13 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         (_, _) => new_generation(),
     };
     bookkeeping.ensure().await?;
+    // First of all: from here on the operator's word is used, and for this source.
+    if let Some((invocation, scope)) = &kind.invocation
+        && matches!(bookkeeping.request_of(invocation).await?, None | Some(RequestState::Failed(_)))
+    {
+        bookkeeping.request(scope, Origin::Start, Some(invocation)).await?;
+    }
+    bookkeeping.bind_requests(&name_of(&prepared.identification)).await?;
     if !kind.live {
         let earlier = prepared.stream.as_ref();
         let ours = earlier.is_some_and(|stream| stream.agreed || matches!(stream.state, StreamState::Live { .. }));
@@ -182,20 +193,18 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
                 slot: config.source.slot.clone(),
                 publication: config.source.publication.clone(),
                 system_identifier: prepared.identification.system_identifier.clone(),
-                timeline: prepared.identification.timeline,
+                timeline: prepared.identification.timeline.clone(),
                 source_database: prepared.identification.database.clone(),
+                source_database_id: Some(prepared.database.id),
+                source_lsn: Some(prepared.identification.flushed_lsn),
                 gap: None,
                 agreed: ours || said,
+                refused: None,
             })
             .await?;
         failpoint::reached("snapshot.row_committed");
         // The row is there: a slot of our name is ours, from an attempt that did not get further.
         drop_slot(config, &prepared.source, &config.source.slot).await?;
-    }
-    if let Some((invocation, scope)) = &kind.invocation
-        && bookkeeping.request_of(invocation).await?.is_none()
-    {
-        bookkeeping.request(scope, Origin::Start, Some(invocation)).await?;
     }
     // Whatever part of the set was asked for: all of it is in this snapshot.
     let requests: Vec<i64> = bookkeeping.requests().await?.iter().map(|request| request.id).collect();
@@ -218,6 +227,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         generation: &generation,
         place: Place::Beginning { live_position, consistent_point },
         requests: &requests,
+        deletes: kind.deletes,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
         types: &tables.source.types,
     };
@@ -418,6 +428,10 @@ async fn publishing_session(ends: Ends<'_>) -> Result<SqlClient, Fault> {
 async fn publish(ends: Ends<'_>, client: &SqlClient, publication: &Publication<'_>) -> Result<(), Fault> {
     let outcome = publication.run(client).await?;
     failpoint::reached("snapshot.published");
+    if !outcome.lost_most.is_empty() {
+        let tables = outcome.lost_most.join(", ");
+        ends.telemetry.event("snapshot", format!("more than half of the rows were deleted: {tables}"));
+    }
     for (table, (deleted, updated, inserted)) in &outcome.reconciled {
         let deleted = counted(*deleted, "row");
         let text = format!("table {table} reconciled: {deleted} deleted, {updated} updated, {inserted} inserted");

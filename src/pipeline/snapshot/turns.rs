@@ -92,7 +92,7 @@ mod tests {
 
     fn request(id: i64) -> Request {
         let scope = Scope::Tables(vec![QualifiedName::new("public", format!("t{id}"))]);
-        Request { id, scope, origin: Origin::Changed, has_failed: false }
+        Request { id, scope, origin: Origin::Changed, has_failed: false, for_source: None }
     }
 
     fn at(seconds: u64) -> Duration {
