@@ -184,7 +184,7 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'refused'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
-                          AND (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_class WHERE relreplident = 'f'
+                          AND NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relreplident <> 'f' -- a lost table stays lost
                                AND oid IN (pg_catalog.to_regclass('headwater.position'), pg_catalog.to_regclass('headwater.skip')))
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'for_source'
                                       AND attrelid = pg_catalog.to_regclass('headwater.resnapshots'))
