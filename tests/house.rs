@@ -158,3 +158,23 @@ fn lines_are_of_a_width_that_can_be_read() {
     }
     report("lines that are too long", wide);
 }
+
+#[test]
+fn sql_that_is_shown_is_written_printably() {
+    // In a hint, names go through Display and generated statements through shown_sql; `.sql()` and quote_literal are for servers.
+    let mut wrong = Vec::new();
+    for source in sources("src") {
+        let mut in_hint = 0_u32;
+        for (number, line) in source.code() {
+            if [".hint(", ".detail(", ".todo(", "ErrorReport::new("].iter().any(|call| line.contains(call)) {
+                in_hint = 6;
+            }
+            let raw = line.contains(".sql()") || line.contains("quote_literal(");
+            if in_hint > 0 && raw && !line.contains("shown_sql(") && !line.contains("client.") {
+                wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
+            }
+            in_hint = if line.trim_end().ends_with(';') { 0 } else { in_hint.saturating_sub(1) };
+        }
+    }
+    report("SQL for servers in what is shown", wrong);
+}

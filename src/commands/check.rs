@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::cli::CheckArguments;
 use super::{Exit, display, settings};
-use crate::pg::counted;
+use crate::pg::{counted, printable_json};
 use crate::pipeline::{Finding, Standing, check};
 
 /// Looks, prints, changes nothing.
@@ -41,7 +41,7 @@ fn json(findings: &[Finding]) -> String {
             })
         })
         .collect();
-    serde_json::to_string_pretty(&findings).unwrap_or_default()
+    printable_json(&serde_json::to_string_pretty(&findings).unwrap_or_default()).into_owned()
 }
 
 fn table(findings: &[Finding]) -> String {

@@ -11,7 +11,7 @@ use crate::destination::{
     DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, pending_skips, read_part,
 };
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, counted};
+use crate::pg::{ErrorReport, counted, printable};
 use crate::session::SqlClient;
 
 /// Lists dead letters, or shows one.
@@ -45,7 +45,9 @@ async fn list(client: &SqlClient) -> Result<(), DestinationError> {
     for skip in pending {
         display::result(&format!(
             "{}, pending: skip requested {} by {}; the service skips it when the transaction comes",
-            skip.wanted, skip.requested_at, skip.requested_by
+            skip.wanted,
+            skip.requested_at,
+            printable(&skip.requested_by)
         ));
     }
     for letter in letters {
@@ -56,7 +58,7 @@ async fn list(client: &SqlClient) -> Result<(), DestinationError> {
             letter.committed_at,
             letter.moved_at,
             counted(letter.changes, "change"),
-            letter.tables.join(", ")
+            printable(&letter.tables.join(", "))
         ));
     }
     Ok(())

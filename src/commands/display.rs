@@ -13,6 +13,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::words::{counts, duration, size};
+use crate::pg::printable_lines;
 use crate::telemetry::{StatusView, TableProgress, Telemetry};
 
 /// Prints an error, as psql would.
@@ -28,12 +29,12 @@ pub(super) fn warning(text: &str) {
 /// Prints a line that belongs to the message before it.
 pub(super) fn line(text: &str) {
     // Where nobody reads any more there is nobody to be told.
-    let _ = AboveBars.write_all(format!("{text}\n").as_bytes());
+    let _ = AboveBars.write_all(format!("{}\n", printable_lines(text)).as_bytes());
 }
 
 /// Prints a line of a result. Nobody reading it any more is no error.
 pub(super) fn result(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let _ = writeln!(std::io::stdout().lock(), "{}", printable_lines(text));
 }
 
 /// Lines and columns of the terminal that results go to; `None` where they go elsewhere, or where it does not say.

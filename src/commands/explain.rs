@@ -12,6 +12,7 @@ use super::status::{named, verdict};
 use super::words::{duration, size, without_values};
 use super::{Exit, display, settings};
 use crate::config::Config;
+use crate::pg::{printable, printable_lines};
 use crate::session::{SessionError, SqlClient};
 use crate::telemetry::{State, StatusView};
 
@@ -25,7 +26,7 @@ struct Finding {
 
 impl Finding {
     fn blocking(what: impl Into<String>) -> Finding {
-        Finding { what: what.into(), detail: Vec::new(), todo: None, blocks: true }
+        Finding { what: printable(&what.into()).into_owned(), detail: Vec::new(), todo: None, blocks: true }
     }
 
     fn notable(what: impl Into<String>) -> Finding {
@@ -33,12 +34,12 @@ impl Finding {
     }
 
     fn detail(mut self, detail: impl Into<String>) -> Finding {
-        self.detail.push(detail.into());
+        self.detail.push(printable_lines(&detail.into()).into_owned());
         self
     }
 
     fn todo(mut self, todo: impl Into<String>) -> Finding {
-        self.todo = Some(todo.into());
+        self.todo = Some(printable_lines(&todo.into()).into_owned());
         self
     }
 }
@@ -210,7 +211,8 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
         let open =
             row.get::<_, Option<f64>>(8).map_or(String::new(), |s| format!(", in a transaction for {}", duration(s)));
         let lock = row.get::<_, Option<&str>>(10).unwrap_or("a lock");
-        let holder = format!("process {holding} ({name}, user {user}, from {from}), {state}{open}");
+        let holder =
+            printable(&format!("process {holding} ({name}, user {user}, from {from}), {state}{open}")).into_owned();
         let statement = shown(row.get(9));
         let we_wait: bool = row.get::<_, Option<bool>>(11).unwrap_or(false);
         findings.push(if we_wait {
@@ -231,7 +233,7 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
 }
 
 fn shown(statement: &str) -> String {
-    let text = without_values(statement);
+    let text = printable(&without_values(statement)).into_owned();
     match text.char_indices().nth(STATEMENT_SHOWN) {
         Some((end, _)) => format!("{} …", &text[..end]),
         None if text.is_empty() => "not shown to this role (GRANT pg_read_all_stats shows it)".to_owned(),

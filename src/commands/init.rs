@@ -12,7 +12,7 @@ use super::cli::InitArguments;
 use super::{Exit, display};
 use crate::config::{ConnectionSettings, Environment, SETTINGS};
 use crate::fault::report;
-use crate::pg::{Ident, QualifiedName};
+use crate::pg::{Ident, QualifiedName, toml_string};
 use crate::pipeline::{Proposal, propose};
 
 /// Looks, writes, prints.
@@ -76,14 +76,14 @@ fn configuration(arguments: &InitArguments, proposal: &Proposal) -> String {
         if table.exists {
             note.push_str(", exists at the destination");
         }
-        text.push_str(&format!("    {}, # {note}\n", quoted(&table.name.to_string())));
+        text.push_str(&format!("    {}, # {note}\n", toml_string(&table.name.to_string())));
     }
     for (name, why) in &proposal.left_out {
-        text.push_str(&format!("    # {}: {why}\n", quoted(&name.to_string())));
+        text.push_str(&format!("    # {}: {why}\n", toml_string(&name.to_string())));
     }
     text.push_str("]\n\n");
     text.push_str(&defaults(""));
-    let with_role = |url: &str, role: &Ident| quoted(&without_password(url, role));
+    let with_role = |url: &str, role: &Ident| toml_string(&without_password(url, role));
     text.push_str(&format!("\n[source]\nurl = {}\n", with_role(&arguments.source, &proposal.reader)));
     text.push_str(&defaults("source"));
     text.push_str(&format!("\n[destination]\nurl = {}\n", with_role(&arguments.destination, &proposal.writer)));
@@ -102,26 +102,10 @@ fn defaults(section: &str) -> String {
         let Some(default) = setting.default.filter(|_| of == section && name != "tables") else { continue };
         let sentence = setting.doc.split_inclusive(". ").next().unwrap_or_default().trim();
         let number = default.parse::<u64>().is_ok();
-        let value = if number { default.to_owned() } else { quoted(default) };
+        let value = if number { default.to_owned() } else { toml_string(default) };
         text.push_str(&format!("# {sentence}\n# {name} = {value}\n"));
     }
     text
-}
-
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => {
-                quoted.push('\\');
-                quoted.push(c);
-            }
-            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 /// The connection string with this role and without a password.
@@ -242,6 +226,6 @@ mod tests {
 
     #[test]
     fn texts_are_quoted_as_toml_wants_them() {
-        assert_eq!(quoted("public.\"Mixed\"\n"), "\"public.\\\"Mixed\\\"\\u000A\"");
+        assert_eq!(toml_string("public.\"Mixed\"\n"), "\"public.\\\"Mixed\\\"\\u000A\"");
     }
 }

@@ -8,12 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{Bookkeeping, Holder, LockHolders, StreamState, TableState};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, printable, printable_lines};
 use crate::session::{Sql, SqlClient};
 use crate::source::find_slot;
 use crate::telemetry::StatusView;
@@ -34,8 +35,10 @@ pub(super) async fn service(config: &Config) -> Result<StatusView, String> {
         Ok(Err(error)) => return Err(format!("nothing answers at {listen} (http.listen): {error}")),
         Err(_) => return Err(format!("{listen} (http.listen) does not answer within {SERVICE_MAX:?}")),
     };
-    let status: StatusView = serde_json::from_str(&body)
-        .map_err(|_| format!("what answers at {listen} (http.listen) is not this headwater"))?;
+    let stranger = |_| format!("what answers at {listen} (http.listen) is not this headwater");
+    // Whoever has the port may have answered.
+    let shown = shown(serde_json::from_str(&body).map_err(stranger)?);
+    let status: StatusView = serde_json::from_value(shown).map_err(stranger)?;
     let ours = (config.source.slot.as_str(), config.destination.url.to_string());
     if (status.route.slot.as_str(), status.route.destination.clone()) != ours {
         return Err(format!(
@@ -44,6 +47,17 @@ pub(super) async fn service(config: &Config) -> Result<StatusView, String> {
         ));
     }
     Ok(status)
+}
+
+/// JSON with all its texts printable.
+fn shown(value: Value) -> Value {
+    let text = |text: String| printable_lines(&text).into_owned();
+    match value {
+        Value::String(string) => Value::String(text(string)),
+        Value::Array(values) => values.into_iter().map(shown).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (text(name), shown(value))).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
+    }
 }
 
 /// An address that is listened on, as one that can be connected to.
@@ -145,12 +159,12 @@ async fn look_at_destination(
         gap: None,
         tables: Vec::new(),
         leader_process: leader.as_ref().and_then(|leader| leader.process_id),
-        leader_from: leader.and_then(|leader| leader.address),
+        leader_from: leader.and_then(|leader| leader.address).map(|from| printable(&from).into_owned()),
         foreign_lock_holders: foreign.iter().map(ToString::to_string).collect(),
         foreign,
     };
     let Some(stream) = bookkeeping.stream().await? else { return Ok(seen) };
-    seen.gap = stream.gap;
+    seen.gap = stream.gap.map(|gap| printable(&gap).into_owned());
     seen.state = Some(match stream.state {
         StreamState::Creating => "creating",
         StreamState::Live { .. } => "live",
@@ -172,12 +186,12 @@ pub(super) async fn source(config: &Config) -> Result<AtSource, String> {
     Ok(AtSource {
         flush_lsn,
         slot: slot.map(|slot| SlotSeen {
-            wal_status: slot.wal_status,
+            wal_status: printable(&slot.wal_status).into_owned(),
             confirmed_flush_lsn: slot.confirmed_flush_lsn,
             retained_wal_bytes: slot.retained_wal_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             safe_wal_bytes: slot.safe_wal_size.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
             active_process: slot.active_pid,
-            invalidation_reason: slot.invalidation_reason,
+            invalidation_reason: slot.invalidation_reason.map(|reason| printable(&reason).into_owned()),
         }),
     })
 }

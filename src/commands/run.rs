@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::cli::{LogStyle, RunArguments};
 use super::{Exit, display, resnapshot, settings};
 use crate::fault::{Fault, report};
-use crate::pg::counted;
+use crate::pg::{counted, split_names};
 use crate::pipeline::{self, RunOptions};
 use crate::telemetry::{self, LogFormat, Route, State, Telemetry, start_logging};
 
@@ -23,7 +23,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         Err(exit) => return exit,
     };
     let resnapshot = match &options.resnapshot {
-        Some(tables) => match resnapshot::scope(&config, tables.split(',').filter(|name| !name.trim().is_empty())) {
+        Some(tables) => match resnapshot::scope(&config, split_names(tables).filter(|name| !name.trim().is_empty())) {
             Ok(scope) => Some(scope),
             Err(exit) => return exit,
         },

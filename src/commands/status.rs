@@ -18,7 +18,7 @@ use super::observe::{self, AtDestination, AtSource};
 use super::words::{count, counts, duration, size};
 use super::{Exit, display, settings};
 use crate::config::Config;
-use crate::pg::Lsn;
+use crate::pg::{Lsn, printable_json};
 use crate::telemetry::{State, StatusView};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub(super) async fn status(path: Option<&Path>, arguments: &StatusArguments) -> 
     loop {
         let seen = look(&config).await;
         let text = if arguments.json {
-            serde_json::to_string_pretty(&seen).unwrap_or_default() + "\n"
+            printable_json(&serde_json::to_string_pretty(&seen).unwrap_or_default()).into_owned() + "\n"
         } else {
             render(&config, &seen, on_terminal)
         };

@@ -16,7 +16,7 @@ use super::cli::VerifyArguments;
 use super::{Exit, display, settings};
 use crate::config::parse_rate;
 use crate::fault::report;
-use crate::pg::{Ident, QualifiedName, counted};
+use crate::pg::{Ident, QualifiedName, counted, printable};
 use crate::pipeline::{TableVerdict, Verdict, VerifyOptions, VerifyProgress, verify};
 use crate::plan::verify::Key;
 
@@ -176,7 +176,7 @@ fn print_table(table: &TableVerdict, limit: usize) {
 /// `(id)=(7)`, as PostgreSQL shows keys.
 fn key_text(columns: &[Ident], key: &Key) -> String {
     let names: Vec<String> = columns.iter().map(Ident::to_string).collect();
-    format!("({})=({})", names.join(", "), key.join(", "))
+    format!("({})=({})", names.join(", "), printable(&key.join(", ")))
 }
 
 /// What is said in words, fitted to the terminal; keys are printed as they are.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::Environment;
 use super::parameters::Parameters;
+use crate::pg::printable;
 
 /// A text that must not be shown: its `Debug` and `Display` give stars.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -82,6 +83,20 @@ pub enum SslMode {
     VerifyCa,
     /// The same, and the certificate must name the host.
     VerifyFull,
+}
+
+impl SslMode {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SslMode::Disable => "disable",
+            SslMode::Allow => "allow",
+            SslMode::Prefer => "prefer",
+            SslMode::Require => "require",
+            SslMode::VerifyCa => "verify-ca",
+            SslMode::VerifyFull => "verify-full",
+        }
+    }
 }
 
 /// Which certificates are trusted.
@@ -228,7 +243,7 @@ impl fmt::Display for ConnectionSettings {
     /// `user@host:port/database`, without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
-        write!(f, "{}@{}/{}", self.user, hosts.join(","), self.database)
+        f.write_str(&printable(&format!("{}@{}/{}", self.user, hosts.join(","), self.database)))
     }
 }
 

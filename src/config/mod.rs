@@ -30,7 +30,7 @@ pub use connection::{
 pub use settings::{SETTINGS, Setting, reference};
 pub use values::parse_rate;
 
-use crate::pg::{Ident, QualifiedName, SlotName};
+use crate::pg::{Ident, QualifiedName, SlotName, printable};
 
 /// What to do when a row at the destination is not what the source's change expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,9 +251,9 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.place, self.key.as_str()) {
-            (Place::Default, key) => write!(f, "{key}: {}", self.message),
-            (place, "") => write!(f, "{place}: {}", self.message),
-            (place, key) => write!(f, "{place}: {key}: {}", self.message),
+            (Place::Default, key) => f.write_str(&printable(&format!("{key}: {}", self.message))),
+            (place, "") => f.write_str(&printable(&format!("{place}: {}", self.message))),
+            (place, key) => f.write_str(&printable(&format!("{place}: {key}: {}", self.message))),
         }
     }
 }

@@ -6,7 +6,7 @@
 use super::error::DestinationError;
 use super::leadership::WritingSettings;
 use super::row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
-use crate::pg::{Datum, Ident, Relation, Tuple, quote_literal};
+use crate::pg::{Datum, Ident, Relation, Tuple, shown_literal};
 use crate::session::SqlClient;
 use crate::transaction::Change;
 use crate::wire::OldTuple;
@@ -118,15 +118,9 @@ fn value_text(value: &ShownValue) -> String {
     match value {
         ShownValue::Unchanged => "unchanged".to_owned(),
         ShownValue::Null => "NULL".to_owned(),
-        ShownValue::Text(text) => literal(text),
+        ShownValue::Text(text) => shown_literal(text),
         ShownValue::Unreadable(digits) => format!("'\\x{digits}'"),
     }
-}
-
-/// A value as SQL would quote it, on one line.
-fn literal(text: &str) -> String {
-    let quoted = quote_literal(text);
-    quoted.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 #[cfg(test)]
@@ -190,6 +184,6 @@ mod tests {
 
     #[test]
     fn a_value_stays_on_its_line() {
-        assert_eq!(literal("it's\n\x1b[31m"), "'it''s\\n\\u{1b}[31m'");
+        assert_eq!(shown_literal("it's\n\x1b[31m"), "E'it''s\\u000a\\u001b[31m'");
     }
 }

@@ -23,7 +23,7 @@
 use std::fmt;
 
 use super::error::DestinationError;
-use crate::pg::{ErrorReport, SlotName, quote_literal};
+use crate::pg::{ErrorReport, SlotName, printable, shown_literal};
 use crate::session::SqlClient;
 
 /// The keys of one installation.
@@ -94,14 +94,14 @@ pub(super) struct Got {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.process_id {
-            Some(process_id) => write!(f, "process {process_id} (role {}", self.role)?,
-            None => write!(f, "a prepared transaction (role {}", self.role)?,
+            Some(process_id) => write!(f, "process {process_id} (role {}", printable(&self.role))?,
+            None => write!(f, "a prepared transaction (role {}", printable(&self.role))?,
         }
         if !self.name.is_empty() {
-            write!(f, ", {}", self.name)?;
+            write!(f, ", {}", printable(&self.name))?;
         }
         if let Some(address) = &self.address {
-            write!(f, ", from {address}")?;
+            write!(f, ", from {}", printable(address))?;
         }
         if let Some(since) = &self.since {
             write!(f, ", since {since} UTC")?;
@@ -121,7 +121,7 @@ impl Holder {
             )),
             None => report.hint(format!(
                 "Find out who took it. To end the transaction, run at the destination:\nROLLBACK PREPARED {};",
-                quote_literal(&self.name)
+                shown_literal(&self.name)
             )),
         }
     }

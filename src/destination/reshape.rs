@@ -14,7 +14,7 @@ use super::expressions;
 use super::review::Created;
 use super::schema::resolve_types;
 use super::shapes;
-use crate::pg::{Column, ErrorReport, Ident, Relation};
+use crate::pg::{Column, ErrorReport, Ident, Relation, shown_sql};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
 use crate::plan::fit::End;
 use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
@@ -100,8 +100,9 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         client.statement(DOING, statement).await.map_err(|error| match error.code() {
             // What passes by itself is for `fault` to know.
             Some(code) if !passes(code) => DestinationError::Refused(
-                ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}"))
-                    .hint(format!("Make this possible at the destination, or run it there:\n{statement};")),
+                ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}")).hint(
+                    format!("Make this possible at the destination, or run it there:\n{};", shown_sql(statement)),
+                ),
             ),
             Some(_) | None => error.into(),
         })?;

@@ -35,7 +35,7 @@ pub(super) fn report(conflict: &Conflict) -> ErrorReport {
 fn mend(conflict: &Conflict) -> String {
     let table = conflict.table.as_ref().map_or("…".to_owned(), ToString::to_string);
     let on = "headwater then goes on by itself.";
-    let constraint = conflict.constraint.as_deref().map(|named| named.split(" (").next().unwrap_or(named));
+    let constraint = conflict.constraint.as_deref().map(without_columns);
     match conflict.kind {
         ConflictKind::UniqueViolation | ConflictKind::ExclusionViolation => format!(
             "A row that was changed at the destination is in the way. Delete it there, or give it other values; {on}"
@@ -70,6 +70,16 @@ fn mend(conflict: &Conflict) -> String {
     }
 }
 
+/// The name in `name (columns)`; a quoted name may have a parenthesis of its own.
+fn without_columns(named: &str) -> &str {
+    let mut in_quotes = false;
+    let end = named.find(|c| {
+        in_quotes ^= c == '"';
+        c == ' ' && !in_quotes
+    });
+    end.map_or(named, |end| &named[..end])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +101,18 @@ mod tests {
             change: None,
         })
         .lines()
+    }
+
+    #[test]
+    fn a_constraint_is_named_whole_whatever_its_name() {
+        for (named, name) in [
+            ("messages_pkey (id)", "messages_pkey"),
+            ("\"a (b) \"\"c\" (id, \"x (y)\")", "\"a (b) \"\"c\""),
+            ("U&\"a\\000a (\" (id)", "U&\"a\\000a (\""),
+            ("body", "body"),
+        ] {
+            assert_eq!(without_columns(named), name);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod sqlstate;
 
 use crate::config::OnSlotLost;
 use crate::destination::DestinationError;
-use crate::pg::ErrorReport;
+use crate::pg::{ErrorReport, QualifiedName, shell_word};
 use crate::session::{CopyError, MAJOR_MIN, SessionError, TlsProblem};
 use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
@@ -192,12 +192,12 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
         Fault::Source(SourceError::Transaction(error @ TransactionError::Replaced { table, .. })) => {
-            ErrorReport::new(error.to_string()).hint(format!("Copy it anew: headwater run --resnapshot={table}"))
+            ErrorReport::new(error.to_string()).hint(copy_anew(table))
         }
         Fault::Destination(DestinationError::NeedsCopy { table, reason }) => {
             ErrorReport::new(format!("table {table} has changed at the source in a way that the stream does not tell"))
                 .detail(format!("{}.", capitalized(reason)))
-                .hint(format!("Copy it anew: headwater run --resnapshot={table}"))
+                .hint(copy_anew(table))
         }
         Fault::Source(error @ SourceError::SlotInUse { .. }) => ErrorReport::new(error.to_string())
             .detail("It belongs to another role, or did not end when it was asked to.")
@@ -232,6 +232,10 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | DestinationError::WantedOut { .. },
         ) => ErrorReport::new(fault.to_string()),
     }
+}
+
+fn copy_anew(table: &QualifiedName) -> String {
+    format!("Copy it anew: headwater run --resnapshot={}", shell_word(&table.to_string()))
 }
 
 fn capitalized(text: &str) -> String {

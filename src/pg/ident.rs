@@ -4,13 +4,17 @@
 //! A hostile source may name a table `x"; DROP TABLE y; --`: because every name passes through [`Ident::sql`], that
 //! is only an odd name.
 //!
-//! Two forms: `Display` quotes where PostgreSQL's `quote_ident` would, for people to read and to paste; `sql()` always
+//! Two forms: `Display` quotes where PostgreSQL's `quote_ident` would, for people to read and to paste, and writes
+//! characters that would not be seen as `U&"\000a"`, which is the same name to PostgreSQL and to [`FromStr`]; `sql()` always
 //! quotes, for SQL that we send ourselves to servers whose future keywords we do not know.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use super::printable::is_printable;
+use super::shown_sql::shown_identifier;
 
 /// Longest name that PostgreSQL keeps, in bytes: NAMEDATALEN - 1. It cuts longer ones silently; we refuse them.
 const NAME_BYTES_MAX: usize = 63;
@@ -104,7 +108,7 @@ impl Ident {
 
 impl fmt::Display for Ident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.needs_quotes() { f.write_str(&self.sql()) } else { f.write_str(&self.0) }
+        if self.needs_quotes() { f.write_str(&shown_identifier(&self.0)) } else { f.write_str(&self.0) }
     }
 }
 
@@ -146,9 +150,10 @@ impl QualifiedName {
         format!("{}.{}", self.schema.sql(), self.name.sql())
     }
 
-    /// `schema.name` without any quotes, for metric labels.
+    /// `schema.name` without any quotes, for metric labels; with them where it would not be seen as it is.
     pub fn unquoted(&self) -> String {
-        format!("{}.{}", self.schema.as_str(), self.name.as_str())
+        let name = format!("{}.{}", self.schema.as_str(), self.name.as_str());
+        if name.chars().all(is_printable) { name } else { self.to_string() }
     }
 }
 
@@ -177,6 +182,16 @@ impl FromStr for QualifiedName {
     }
 }
 
+/// The names in a list with commas, which do not count within double quotes.
+pub fn split_names(list: &str) -> impl Iterator<Item = &str> {
+    let mut in_quotes = false;
+    let is_comma = move |c: char| {
+        in_quotes ^= c == '"';
+        c == ',' && !in_quotes
+    };
+    list.split(is_comma)
+}
+
 /// A text as an SQL string literal, safe whatever `standard_conforming_strings` says.
 pub fn quote_literal(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
@@ -201,7 +216,8 @@ fn parse_parts(text: &str) -> Result<Vec<Ident>, IdentError> {
     let mut rest = text.trim();
     loop {
         let name;
-        if let Some(quoted) = rest.strip_prefix('"') {
+        let unicode = rest.strip_prefix("U&\"").or_else(|| rest.strip_prefix("u&\""));
+        if let Some(quoted) = unicode.or_else(|| rest.strip_prefix('"')) {
             let mut unescaped = String::new();
             let mut chars = quoted.char_indices().peekable();
             let end = loop {
@@ -212,7 +228,7 @@ fn parse_parts(text: &str) -> Result<Vec<Ident>, IdentError> {
                     Some((_, c)) => unescaped.push(c),
                 }
             };
-            name = unescaped;
+            name = if unicode.is_some() { without_escapes(&unescaped).ok_or_else(syntax)? } else { unescaped };
             rest = quoted.get(end..).unwrap_or_default();
         } else {
             let end = rest.find('.').unwrap_or(rest.len());
@@ -237,6 +253,26 @@ fn parse_parts(text: &str) -> Result<Vec<Ident>, IdentError> {
         }
         rest = rest.strip_prefix('.').ok_or_else(syntax)?;
     }
+}
+
+/// What stands between the quotes of `U&"…"`: `\000a` and `\+00000a` are characters by their code, `\\` is a backslash.
+fn without_escapes(text: &str) -> Option<String> {
+    let mut name = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        name.push_str(before);
+        if let Some(after) = escape.strip_prefix('\\') {
+            name.push('\\');
+            rest = after;
+            continue;
+        }
+        let (digits, length) = escape.strip_prefix('+').map_or((escape, 4), |digits| (digits, 6));
+        let code = digits.get(..length).filter(|code| code.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        name.push(u32::from_str_radix(code, 16).ok().and_then(char::from_u32).filter(|c| *c != '\0')?);
+        rest = digits.get(length..)?;
+    }
+    name.push_str(rest);
+    Some(name)
 }
 
 fn shortened(text: &str) -> String {
@@ -301,6 +337,30 @@ mod tests {
         let name = Ident::new("x\"; DROP TABLE y; --");
         assert_eq!(name.sql(), "\"x\"\"; DROP TABLE y; --\"");
         assert_eq!(name.sql().parse::<Ident>(), Ok(name));
+    }
+
+    #[test]
+    fn every_name_is_shown_printably_and_read_back_as_itself() {
+        let hostile =
+            ["x\ny", "\u{1b}[31m", "\u{202e}\u{2028}", "a\\b\n", "\"\u{200b}\"", "\u{e0041}", "U&\"x\"", "a,b"];
+        let every_char = ('\u{1}'..=char::MAX).map(|c| format!("a{c}"));
+        for name in hostile.into_iter().map(str::to_owned).chain(every_char) {
+            let ident = Ident::new(name.as_str());
+            let shown = ident.to_string();
+            assert!(shown.chars().all(is_printable), "{name:?}: {shown:?}");
+            assert_eq!(shown.parse::<Ident>().as_ref(), Ok(&ident), "{shown}");
+        }
+        assert_eq!(Ident::new("x\ny\\").to_string(), "U&\"x\\000ay\\\\\"");
+        for malformed in ["U&\"\\00\"", "U&\"\\d800\"", "U&\"\\0000\"", "U&\"\\+00000\"", "U&\"\\é000\"", "U&x"] {
+            assert!(matches!(malformed.parse::<Ident>(), Err(IdentError::Syntax(_))), "{malformed}");
+        }
+        assert_eq!(QualifiedName::new("a", "b\r").unquoted(), "a.U&\"b\\000d\"");
+    }
+
+    #[test]
+    fn a_list_of_names_is_split_at_commas_outside_of_quotes() {
+        let names: Vec<&str> = split_names("a,public.\"b,c\"\",d\",U&\"e,\\000a\"").collect();
+        assert_eq!(names, ["a", "public.\"b,c\"\",d\"", "U&\"e,\\000a\""]);
     }
 
     #[test]

@@ -104,6 +104,23 @@ pub fn shell_word(text: &str) -> String {
     word
 }
 
+/// A text as a basic string of TOML.
+pub fn toml_string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if is_printable(c) => quoted.push(c),
+            c if u32::from(c) <= 0xffff => {
+                write!(quoted, "\\u{:04X}", u32::from(c)).expect("a String takes everything");
+            }
+            c => write!(quoted, "\\U{:08X}", u32::from(c)).expect("a String takes everything"),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +185,12 @@ mod tests {
             assert!(some.iter().filter(|c| is_printable(**c)).all(|c| rest.any(|s| s == *c)), "{some:?}");
             assert!(printable_lines(&text).chars().all(|c| is_printable(c) || c == '\n'), "{some:?}");
             assert!(shell_word(&text).chars().all(is_printable), "{some:?}");
+            let toml = toml_string(&text);
+            assert!(toml.chars().all(is_printable), "{some:?}");
+            let document = format!("text = {toml}");
+            let read = toml::de::DeTable::parse(&document).unwrap();
+            let value = read.get_ref().get("text").and_then(|value| value.get_ref().as_str());
+            assert_eq!(value, Some(text.as_str()), "{some:?}");
             let printed = printable_json(&serde_json::to_string(&text).unwrap()).into_owned();
             assert!(printed.chars().all(is_printable), "{some:?}");
             assert_eq!(serde_json::from_str::<String>(&printed).unwrap(), text);

@@ -3,8 +3,13 @@
 //! Made by preflight and by whoever finds a thing that only an operator can mend; printed by `commands`, shown by
 //! `telemetry`. PostgreSQL's operators know the form (ErrorData, "Error Message Style Guide"): the message is lower
 //! case, without a full stop, and says what failed on which object; detail and hint are whole sentences.
+//!
+//! Invariant: a report is printable, whatever text of a server is in it: the message is one line, detail and hint have no
+//! other control characters than the ends of their lines.
 
 use std::fmt;
+
+use super::printable::{printable, printable_lines};
 
 /// An error that an operator can act on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,18 +25,18 @@ pub struct ErrorReport {
 impl ErrorReport {
     /// A report with only a message.
     pub fn new(message: impl Into<String>) -> ErrorReport {
-        ErrorReport { message: message.into(), detail: None, hint: None }
+        ErrorReport { message: printable(&message.into()).into_owned(), detail: None, hint: None }
     }
 
     /// The same with a detail.
     pub fn detail(mut self, detail: impl Into<String>) -> ErrorReport {
-        self.detail = Some(detail.into());
+        self.detail = Some(printable_lines(&detail.into()).into_owned());
         self
     }
 
     /// The same with a hint.
     pub fn hint(mut self, hint: impl Into<String>) -> ErrorReport {
-        self.hint = Some(hint.into());
+        self.hint = Some(printable_lines(&hint.into()).into_owned());
         self
     }
 
@@ -65,6 +70,20 @@ impl std::error::Error for ErrorReport {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_is_printable_whatever_is_in_it() {
+        let hostile = "a\nb\u{1b}[2J\u{202e}\r\u{2028}";
+        let lines = ErrorReport::new(hostile).detail(hostile).hint(hostile).lines();
+        let expected: Vec<&str> = vec![
+            r"a\nb\u{1b}[2J\u{202e}\r\u{2028}",
+            "DETAIL:  a",
+            r"        b\u{1b}[2J\u{202e}\r\u{2028}",
+            "HINT:  a",
+            r"        b\u{1b}[2J\u{202e}\r\u{2028}",
+        ];
+        assert_eq!(lines.lines().collect::<Vec<_>>(), expected);
+    }
 
     #[test]
     fn a_report_reads_as_in_psql() {

@@ -6,7 +6,7 @@
 
 use crate::destination::DestinationError;
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, QualifiedName, TypeId};
+use crate::pg::{ErrorReport, QualifiedName, TypeId, shown_sql};
 use crate::plan::evolution::{Labels, labels};
 use crate::plan::schema::{TypeDefinition, TypeKind, Types};
 use crate::session::{SessionError, SqlClient, SqlState, describe_named_types, describe_types};
@@ -35,7 +35,7 @@ pub(super) async fn follow_labels(
 /// What an operator must do about labels that are not added by themselves.
 pub(super) fn labels_report(missing: &Labels) -> ErrorReport {
     let statements: Vec<String> =
-        missing.renamed.iter().chain(&missing.added).map(|statement| format!("{statement};")).collect();
+        missing.renamed.iter().chain(&missing.added).map(|statement| format!("{};", shown_sql(statement))).collect();
     let message = if missing.renamed.is_empty() {
         "an enum has got labels at the source, and schema_changes = \"stop\""
     } else {
@@ -53,7 +53,7 @@ fn unadded(statement: &str, error: SessionError) -> Fault {
     }
     Fault::Halted(
         ErrorReport::new(format!("cannot add an enum's label at the destination: {error}"))
-            .hint(format!("Run at the destination as the owner of the type:\n{statement};")),
+            .hint(format!("Run at the destination as the owner of the type:\n{};", shown_sql(statement))),
     )
 }
 

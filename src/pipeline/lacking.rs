@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::destination::{Catalog, missing_collations, missing_types};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, QualifiedName};
+use crate::pg::{ErrorReport, QualifiedName, shown_sql};
 use crate::plan::schema::{ColumnDefinition, TableDefinition};
 use crate::session::SqlClient;
 use crate::source::{SourceCatalog, SourceTable, collation_statements};
@@ -82,7 +82,7 @@ fn collation_report(
         None => report.hint(format!("Create it at the destination, as it is at the source, {own}.")),
         Some(statement) => {
             let schema = if schema_exists { String::new() } else { format!("CREATE SCHEMA {};\n", name.schema) };
-            report.hint(format!("Run at the destination, {own}:\n{schema}{statement}"))
+            report.hint(format!("Run at the destination, {own}:\n{schema}{}", shown_sql(statement)))
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::destination::{
     misfit_report, position_missing_report,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted, toml_string};
 use crate::plan::fit::{self, End, Transfer};
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
@@ -320,10 +320,13 @@ async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<O
 pub(super) fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
     let differs = |key: &str, stored: &str, configured: &str| {
         Fault::Refused(
-            ErrorReport::new(format!("this destination is fed through {key} {stored}, but the configuration names {configured}"))
-                .hint(format!(
-                    "Set source.{key} = \"{stored}\"; or, to feed it anew, run headwater teardown with the old configuration first."
-                )),
+            ErrorReport::new(format!(
+                "this destination is fed through {key} {stored}, but the configuration names {configured}"
+            ))
+            .hint(format!(
+                "Set source.{key} = {}; or, to feed it anew, run headwater teardown with the old configuration first.",
+                toml_string(stored)
+            )),
         )
     };
     if stream.slot != config.source.slot {

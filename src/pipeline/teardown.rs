@@ -12,7 +12,7 @@ use crate::destination::{
     Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, WritingSettings, drop_origins, sweep,
 };
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, Ident, counted, quote_literal};
+use crate::pg::{ErrorReport, Ident, counted, shown_literal};
 use crate::pipeline::prepare::{Addresses, connect_replication};
 use crate::session::SqlClient;
 use crate::source::{PUBLICATION_COMMENT, SourceError, find_slot, release_slot};
@@ -59,7 +59,7 @@ pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> 
             sql: format!(
                 "SELECT pg_drop_replication_slot({0}) FROM pg_replication_slots WHERE slot_name = {0};\n\
                  DROP PUBLICATION IF EXISTS {1};",
-                quote_literal(config.source.slot.as_str()),
+                shown_literal(config.source.slot.as_str()),
                 config.source.publication
             ),
         }),
@@ -128,7 +128,7 @@ async fn source(
     removals: &mut Vec<Removal>,
 ) -> Result<(), Fault> {
     let slot = &config.source.slot;
-    let drop_slot = format!("SELECT pg_drop_replication_slot({});", quote_literal(slot.as_str()));
+    let drop_slot = format!("SELECT pg_drop_replication_slot({});", shown_literal(slot.as_str()));
     match (find_slot(client, slot).await?, stream) {
         (None, _) => removals.push(Removal::Kept(format!("slot {slot} does not exist at the source"))),
         (Some(_), None) => removals.push(Removal::Left {
@@ -215,7 +215,7 @@ async fn remove_bookkeeping(
                     "replication origin {name} at the destination is in use: another database there is fed by a slot of this name"
                 ))),
                 OriginEnd::Refused(name, why) => removals.push(Removal::Left {
-                    sql: format!("SELECT pg_replication_origin_drop({});", quote_literal(&name)),
+                    sql: format!("SELECT pg_replication_origin_drop({});", shown_literal(&name)),
                     what: format!("replication origin {name} at the destination: {why}"),
                 }),
             }

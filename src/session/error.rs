@@ -3,11 +3,13 @@
 //! Comes from every file of this room; goes to `fault`, which decides what now, and to the operator. A server's error
 //! keeps its SQLSTATE, object names, detail and hint, because those are what an operator needs; but some messages and
 //! most details of classes 22, 23 and P0 quote the row (`Key (id)=(7) already exists`), so these parts are left out
-//! here, at the only door through which they could come in (I9).
+//! here, at the only door through which they could come in (I9). At the same door their text is made printable.
 
 use std::fmt;
 use std::io;
 use std::time::Duration;
+
+use crate::pg::printable;
 
 /// A five-character SQLSTATE.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,15 +122,20 @@ impl RawServerError {
         ServerError {
             code,
             fatal: matches!(self.severity.as_str(), "FATAL" | "PANIC"),
-            message: cut(message),
-            detail: detail.map(cut),
-            hint: self.hint.map(cut),
+            message: cut(shown(&message)),
+            detail: detail.map(|detail| cut(shown(&detail))),
+            hint: self.hint.map(|hint| cut(shown(&hint))),
             schema: self.schema.map(cut),
             table: self.table.map(cut),
             column: self.column.map(cut),
             constraint: self.constraint.map(cut),
         }
     }
+}
+
+/// The server's words on one line, printable: names in them are anybody's. The names that come apart stay exact.
+fn shown(text: &str) -> String {
+    printable(&text.trim_end().replace('\n', "; ")).into_owned()
 }
 
 fn cut(mut text: String) -> String {

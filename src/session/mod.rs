@@ -40,6 +40,7 @@ pub use describe::{
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
+pub use password_file::has_password;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };

@@ -11,6 +11,11 @@ use std::os::unix::fs::MetadataExt;
 use super::error::SessionError;
 use crate::config::{ConnectionSettings, Host, Secret};
 
+/// Whether there is a password to use with `host`. A file that cannot be used has none.
+pub fn has_password(settings: &ConnectionSettings, host: &Host) -> bool {
+    password_for(settings, host).is_ok_and(|password| password.is_some())
+}
+
 /// The password to use with `host`, if there is one.
 pub(super) fn password_for(settings: &ConnectionSettings, host: &Host) -> Result<Option<Secret>, SessionError> {
     if settings.password.is_some() {

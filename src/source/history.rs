@@ -10,7 +10,7 @@
 
 use super::error::{LostCause, LostHistory, SourceError};
 use super::slot::{Slot, check_slot};
-use crate::pg::{Descent, ErrorReport, Lsn, SlotName, Timeline};
+use crate::pg::{Descent, ErrorReport, Lsn, SlotName, Timeline, printable};
 use crate::session::{SqlClient, SystemIdentification};
 
 /// What the destination remembers of its source.
@@ -117,7 +117,7 @@ fn check_cluster(now: &SystemIdentification, stored: &StoredHistory<'_>) -> Resu
         ErrorReport::new("the destination was fed by another source")
             .detail(format!(
                 "It was fed by the cluster with system identifier {}; source.url leads to {} at {}.",
-                stored.system_identifier, now.system_identifier, now.host
+                printable(stored.system_identifier), printable(&now.system_identifier), now.host
             ))
             .hint(
                 "Correct source.url. If this cluster is to feed the destination from now on, run headwater run --resnapshot: all \
@@ -143,13 +143,13 @@ fn check_database(
     let mut detail = if database.name == stored.database {
         format!(
             "The database {} that fed it was renamed or dropped, and another one has its name now.",
-            stored.database
+            printable(stored.database)
         )
     } else {
-        format!("It was fed from {}; source.url leads to {}.", stored.database, database.name)
+        format!("It was fed from {}; source.url leads to {}.", printable(stored.database), printable(&database.name))
     };
     if let Some(slot) = slot.filter(|slot| slot.database_id != Some(database.id)) {
-        detail.push_str(&format!(" Replication slot {} belongs to database {}.", slot.name, slot.database));
+        detail.push_str(&format!(" Replication slot {} belongs to database {}.", slot.name, printable(&slot.database)));
     }
     Err(lost(
         LostCause::OtherDatabase,

@@ -5,7 +5,7 @@
 
 use super::error::SourceError;
 use crate::config::ConnectionSettings;
-use crate::pg::{ErrorReport, Ident};
+use crate::pg::{ErrorReport, Ident, shown_literal};
 use crate::session::{SqlClient, SystemIdentification};
 
 /// The source server, as far as decisions need it.
@@ -102,7 +102,8 @@ impl SourceServer {
 fn synchronous_report(names: &str) -> ErrorReport {
     ErrorReport::new("headwater would be a synchronous standby of the source")
         .detail(format!(
-            "synchronous_standby_names = '{names}' includes it, so every COMMIT there would wait for headwater."
+            "synchronous_standby_names = {} includes it, so every COMMIT there would wait for headwater.",
+            shown_literal(names)
         ))
         .hint(
             "Name the real standbys in synchronous_standby_names instead of '*', for instance:\n\

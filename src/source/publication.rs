@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::catalog::SourceCatalog;
 use super::error::SourceError;
 use super::identity::{Identities, Unidentified, joined};
-use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, counted, quote_literal};
+use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, counted, printable, quote_literal};
 use crate::plan::schema::{ColumnDefinition, TableDefinition};
 use crate::session::{SqlClient, SqlState};
 
@@ -293,7 +293,7 @@ async fn take_over_lists(
             table.columns = sent;
         }
         if let Some(filter) = &row_filter {
-            let text = format!("publication {publication} sends only rows of table {name} where {filter}");
+            let text = format!("publication {publication} sends only rows of table {name} where {}", printable(filter));
             told.push(Notice::SendsLess(text));
         }
         table.row_filter = row_filter;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::error::SourceError;
 use super::history::SourceDatabase;
-use crate::pg::{ErrorReport, Lsn, SlotName};
+use crate::pg::{ErrorReport, Lsn, SlotName, printable};
 use crate::session::SqlClient;
 
 /// A row of pg_replication_slots.
@@ -84,7 +84,7 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
 /// What to say of a slot that this destination knows nothing of.
 pub fn slot_unknown_report(slot: &Slot) -> ErrorReport {
     let name = &slot.name;
-    let mut detail = format!("It may belong to another destination: its database is {}", slot.database);
+    let mut detail = format!("It may belong to another destination: its database is {}", printable(&slot.database));
     match slot.active_pid {
         Some(process_id) => detail.push_str(&format!(", and process {process_id} is using it.")),
         None => detail.push_str(", and nobody is using it."),
@@ -125,7 +125,7 @@ pub fn check_slot(slot: &Slot, database: &SourceDatabase) -> Result<(), SourceEr
     if slot.is_ours(database) {
         return Ok(());
     }
-    let mut detail = format!("Its plugin is {}, its database {}", slot.plugin, slot.database);
+    let mut detail = format!("Its plugin is {}, its database {}", printable(&slot.plugin), printable(&slot.database));
     if let Some(process_id) = slot.active_pid {
         detail.push_str(&format!(", and process {process_id} is using it"));
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::history::{History, Sample};
 use super::metrics::{Metrics, Operation};
 use super::view::{Event, Route, SlotHealth, TableProgress, Verified};
-use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName, counted};
+use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName, counted, printable, printable_lines};
 use crate::progress::{ClockOffset, Lag};
 use state::tell;
 
@@ -164,14 +164,14 @@ impl Telemetry {
 
     /// Remembers something for /status, and logs it.
     pub fn event(&self, kind: &'static str, text: impl Into<String>) {
-        let text = text.into();
+        let text = printable_lines(&text.into()).into_owned();
         tracing::info!(event = kind, "{text}");
         remember(&mut self.inner(), kind, text);
     }
 
     /// The same for what an operator should look at.
     pub fn warning(&self, kind: &'static str, text: impl Into<String>) {
-        let text = text.into();
+        let text = printable_lines(&text.into()).into_owned();
         tracing::warn!(event = kind, "{text}");
         remember(&mut self.inner(), kind, text);
     }
@@ -337,10 +337,11 @@ impl Telemetry {
     /// There are no heartbeats, and why; or there are again.
     pub fn heartbeats_off(&self, reason: Option<&str>) {
         let mut inner = self.inner();
-        if inner.heartbeat_off.as_deref() == reason {
+        let reason = reason.map(printable);
+        if inner.heartbeat_off.as_deref() == reason.as_deref() {
             return;
         }
-        inner.heartbeat_off = reason.map(str::to_owned);
+        inner.heartbeat_off = reason.as_deref().map(str::to_owned);
         inner.heartbeats_on_their_way.clear();
         inner.heartbeat_lag = None;
         drop(inner);
@@ -376,6 +377,7 @@ impl Telemetry {
 
     /// The slot's health was read.
     pub fn slot(&self, health: SlotHealth) {
+        let health = SlotHealth { wal_status: printable(&health.wal_status).into_owned(), ..health };
         let retained = i64::try_from(health.retained_wal_bytes).unwrap_or(i64::MAX);
         self.metrics.slot_retained_wal_bytes.with_label_values::<&str>(&[]).set(retained);
         let until_lost = health.seconds_until_lost.unwrap_or(f64::INFINITY);
@@ -407,7 +409,13 @@ impl Telemetry {
 
     /// Which two databases this is about.
     pub fn set_route(&self, route: Route) {
-        self.inner().route = route;
+        let shown = |text: String| printable(&text).into_owned();
+        self.inner().route = Route {
+            source: shown(route.source),
+            destination: shown(route.destination),
+            slot: shown(route.slot),
+            publication: shown(route.publication),
+        };
     }
 
     /// Keeps this second's numbers for the chart.

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use super::facts::Telemetry;
 use super::page::Page;
+use crate::pg::printable_json;
 use server::Limits;
 
 /// The HTTP server cannot listen.
@@ -145,7 +146,10 @@ async fn ready(Shared(served): Answered) -> Response {
 
 async fn status(Shared(served): Answered) -> Response {
     match serde_json::to_string_pretty(&served.telemetry.status()) {
-        Ok(json) => ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], json).into_response(),
+        Ok(json) => {
+            let json = printable_json(&json).into_owned();
+            ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], json).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -214,7 +218,7 @@ async fn events(Shared(served): Answered) -> Response {
 fn event(name: &'static str, data: &impl serde::Serialize) -> Result<Event, Infallible> {
     // JSON has no line breaks, and our own types always serialize; a comment keeps the stream alive where not.
     Ok(match serde_json::to_string(data) {
-        Ok(json) => Event::default().event(name).data(json),
+        Ok(json) => Event::default().event(name).data(printable_json(&json)),
         Err(_) => Event::default().comment("not shown"),
     })
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::facts::{State, Telemetry};
 use super::view::StatusView;
+use crate::pg::printable;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Lag in the status line changes all the time; the manager need not hear of each change.
@@ -64,7 +65,7 @@ fn line(status: &StatusView) -> String {
         }
         (None, _, _) => state.to_owned(),
     };
-    text.replace('\n', " ")
+    printable(&text.replace('\n', " ")).into_owned()
 }
 
 struct Manager {

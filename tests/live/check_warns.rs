@@ -216,8 +216,17 @@ async fn a_connection_that_anybody_could_read_is_told_on_either_side() {
             (&finding["about"], hint(&finding)),
             (&side.into(), &*format!("Add sslmode=verify-full and sslrootcert to {side}.url."))
         );
+        // TLS is there, but not asked for: whoever answers without it gets the password.
+        let finding =
+            warned(&with("password=never-asked-for"), &format!("the password for {side}.url may be sent in clear"))
+                .await;
+        assert_eq!(hint(&finding), format!("Add sslmode=verify-full and sslrootcert to {side}.url."));
+        assert!(!finding.to_string().contains("never-asked-for"), "{finding}");
         let verified = with(&format!("sslmode=verify-full&sslrootcert={}", certificates.path("root.crt")));
         gone(&verified, message).await;
+        let with_password =
+            with(&format!("password=x&sslmode=verify-full&sslrootcert={}", certificates.path("root.crt")));
+        gone(&with_password, "may be sent in clear").await;
         mended(&verified).await;
     }
 }

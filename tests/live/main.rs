@@ -51,6 +51,7 @@ mod pooler;
 mod prefix;
 mod resnapshot;
 mod resync;
+mod printable;
 mod prometheus;
 mod publications;
 mod reading;

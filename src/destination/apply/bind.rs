@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId};
+use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId, printable, shown_sql};
 use crate::plan::fit::{self, End};
 use crate::plan::sets::Way;
 use crate::plan::statement::{self, Shape};
@@ -111,8 +111,8 @@ impl Applier {
 
 /// All misfits of a table in one report, with the statements that mend them.
 pub fn misfit_report(table: &QualifiedName, misfits: &[fit::Misfit]) -> ErrorReport {
-    let problems: Vec<&str> = misfits.iter().map(|misfit| misfit.problem.as_str()).collect();
-    let remedies: Vec<&str> = misfits.iter().filter_map(|misfit| misfit.remedy.as_deref()).collect();
+    let problems: Vec<String> = misfits.iter().map(|misfit| printable(&misfit.problem).into_owned()).collect();
+    let remedies: Vec<String> = misfits.iter().filter_map(|misfit| misfit.remedy.as_deref().map(shown_sql)).collect();
     let report = ErrorReport::new(format!("table {table} at the destination does not fit the source"))
         .detail(format!("{}.", problems.join(";\n")));
     if remedies.is_empty() {

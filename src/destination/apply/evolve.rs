@@ -19,7 +19,7 @@ use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creat
 use super::super::shapes;
 use super::Applier;
 use super::bind::misfit_report;
-use crate::pg::{ErrorReport, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, QualifiedName, quote_literal, shown_sql};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::End;
@@ -290,7 +290,7 @@ fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationErro
 
 fn stopped_report(table: &QualifiedName, told: &[String], statements: &[String]) -> ErrorReport {
     let told = if told.is_empty() { "its columns or keys have changed".to_owned() } else { told.join("; ") };
-    let statements: Vec<String> = statements.iter().map(|statement| format!("{statement};")).collect();
+    let statements: Vec<String> = statements.iter().map(|statement| format!("{};", shown_sql(statement))).collect();
     ErrorReport::new(format!("table {table} has changed at the source, and schema_changes = \"stop\""))
         .detail(format!("At the source: {told}."))
         .hint(format!("Run at the destination, or set schema_changes = \"follow\":\n{}", statements.join("\n")))
@@ -301,9 +301,10 @@ fn unfollowed(table: &QualifiedName, statement: &str, error: SessionError) -> De
     match error.server() {
         // What passes by itself is for `fault` to know.
         Some(server) if !matches!(server.code.class(), "08" | "40" | "53" | "55" | "57" | "58") => {
-            let report =
-                ErrorReport::new(format!("table {table} could not be changed as it was at the source: {error}"))
-                    .hint(format!("Make this possible at the destination, or run it there:\n{statement};"));
+            let report = ErrorReport::new(format!(
+                "table {table} could not be changed as it was at the source: {error}"
+            ))
+            .hint(format!("Make this possible at the destination, or run it there:\n{};", shown_sql(statement)));
             let lacks_collation = server.code.as_str() == "42704" && statement.contains(" COLLATE ");
             DestinationError::Refused(match lacks_collation {
                 true => report.detail("headwater check prints the statement that creates the collation."),

@@ -178,7 +178,10 @@ impl Applier {
             kind,
             operation,
             key: relation.map(|relation| key_columns(relation, here)).unwrap_or_default(),
-            constraint: error.constraint.map(|name| with_columns(name, here)).or(error.column),
+            constraint: error
+                .constraint
+                .map(|name| with_columns(name, here))
+                .or_else(|| error.column.map(|name| Ident::new(name).to_string())),
             table,
             message,
             code: error.code,

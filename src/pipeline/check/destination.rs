@@ -1,6 +1,6 @@
 //! The destination's half of the list.
 
-use super::{About, Findings, connection, unencrypted};
+use super::{About, Findings, connection};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState,
@@ -30,9 +30,9 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     let connected = Bookkeeping::connect(&addresses.destination).await;
     let bookkeeping = findings.take(DESTINATION, "connection", connected)?;
     let client = bookkeeping.client();
-    match connection(client).await {
-        Ok((text, true)) => findings.ok(DESTINATION, "connection", text),
-        Ok((_, false)) => findings.warn(DESTINATION, "connection", unencrypted("destination.url")),
+    match connection::judge(client, &config.destination.url, "destination.url").await {
+        Ok(Ok(text)) => findings.ok(DESTINATION, "connection", text),
+        Ok(Err(report)) => findings.warn(DESTINATION, "connection", report),
         Err(error) => findings.fault(DESTINATION, "connection", DestinationError::Session(error)),
     }
     writing(config, findings).await;

@@ -14,6 +14,7 @@
 //! A side that cannot be reached is one failure; what needs it is left out.
 
 mod both;
+mod connection;
 mod destination;
 mod here;
 mod publications;
@@ -148,27 +149,4 @@ pub async fn run(config: &Arc<Config>) -> Vec<Finding> {
         About::Here => 3,
     });
     findings.0
-}
-
-/// How a session is encrypted, and whether it should be. What pg_stat_ssl knows is hidden from who has SET ROLE.
-async fn connection(client: &crate::session::SqlClient) -> Result<(String, bool), crate::session::SessionError> {
-    let sql = "SELECT pg_catalog.inet_server_addr() IS NULL,
-                      COALESCE(pg_catalog.inet_server_addr() <<= '127.0.0.0/8' OR pg_catalog.inet_server_addr() = '::1', true),
-                      pg_catalog.current_setting('server_version'), session_user::text, current_user::text";
-    let row = client.query_one("asking how we are connected", sql, &[]).await?;
-    let (socket, local): (bool, bool) = (row.get(0), row.get(1));
-    let (version, login, role): (&str, &str, &str) = (row.get(2), row.get(3), row.get(4));
-    let how = match (client.tls(), socket) {
-        (Some(tls), _) => tls,
-        (None, true) => "over a Unix socket",
-        (None, false) => "without TLS",
-    };
-    let role = if login == role { role.to_owned() } else { format!("{role} (logged in as {login})") };
-    Ok((format!("PostgreSQL {version}, role {role}, {how}"), client.tls().is_some() || socket || local))
-}
-
-fn unencrypted(key: &str) -> ErrorReport {
-    ErrorReport::new("the connection leaves this machine without TLS")
-        .detail("Passwords and rows can be read on their way.")
-        .hint(format!("Add sslmode=verify-full and sslrootcert to {key}."))
 }

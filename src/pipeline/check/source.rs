@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{About, Findings, connection, unencrypted};
+use super::{About, Findings, connection};
 use crate::config::Config;
 use crate::pg::{ErrorReport, QualifiedName, counted};
 use crate::pipeline::check::destination::DestinationView;
@@ -31,9 +31,9 @@ pub(super) async fn look(
 ) -> Option<SourceView> {
     let connected = addresses.source.connect().await.map_err(SourceError::Session);
     let client = findings.take(SOURCE, "connection", connected)?;
-    match connection(&client).await {
-        Ok((text, true)) => findings.ok(SOURCE, "connection", text),
-        Ok((_, false)) => findings.warn(SOURCE, "connection", unencrypted("source.url")),
+    match connection::judge(&client, &config.source.url, "source.url").await {
+        Ok(Ok(text)) => findings.ok(SOURCE, "connection", text),
+        Ok(Err(report)) => findings.warn(SOURCE, "connection", report),
         Err(error) => findings.fault(SOURCE, "connection", SourceError::Session(error)),
     }
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
@@ -282,7 +282,7 @@ async fn look_at_transactions(
     let prepared = client.query(doing, sql, &[]).await?;
     for row in &prepared {
         let (gid, age): (&str, &str) = (row.get(0), row.get(1));
-        let literal = crate::pg::quote_literal(gid);
+        let literal = crate::pg::shown_literal(gid);
         let report = ErrorReport::new(format!("prepared transaction {literal} has been left open for {age}"))
             .detail("No slot can be created before it has ended, so no snapshot begins.")
             .hint(format!("If nobody will end it, run at the source as its owner:\nROLLBACK PREPARED {literal};"));

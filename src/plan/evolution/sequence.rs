@@ -6,7 +6,7 @@
 //! here is his; `cutover` tells what it lacks.
 
 use super::Change;
-use crate::pg::{ErrorReport, Ident};
+use crate::pg::{ErrorReport, Ident, shown_sql};
 use crate::plan::schema::{ColumnDefinition, SequenceOptions, TableDefinition};
 use crate::plan::shape::Shape;
 use crate::plan::sql::evolve as sql;
@@ -52,7 +52,8 @@ impl NewSequence {
 
     /// Why it was not, for the operator.
     pub fn refused(&self, error: &dyn std::fmt::Display) -> String {
-        let statements: Vec<String> = self.statements().iter().map(|statement| format!("{statement};")).collect();
+        let statements: Vec<String> =
+            self.statements().iter().map(|statement| format!("{};", shown_sql(statement))).collect();
         ErrorReport::new(format!(
             "column {} draws from a sequence at the source, and from none here: {error}",
             self.column

@@ -1,0 +1,198 @@
+//! SQL that is shown to be pasted: it says what it says to a server, and every character of it is seen.
+//!
+//! In comes SQL that headwater made itself (identifiers in double quotes, literals in single quotes or as `E'…'`), out goes
+//! SQL of the same meaning in which quoted text with characters that are not printable is written as `U&"\000a"` or
+//! `E'\u000a'`. Called where a hint holds a statement; what is sent to a server is never changed. Pure.
+//!
+//! So a name with a newline cannot begin a line of its own, one with a bidirectional control cannot read as something
+//! else, and the pasted statement is the statement that was meant. Both forms need `standard_conforming_strings`, which is on
+//! unless somebody has changed it; where it is off, PostgreSQL refuses `U&` and nothing happens.
+
+use std::fmt::Write;
+
+use super::printable::is_printable;
+
+/// A text as an SQL string literal, to be shown.
+pub fn shown_literal(text: &str) -> String {
+    let mut literal = String::with_capacity(text.len() + 2);
+    write_literal(&mut literal, text);
+    literal
+}
+
+/// A name in double quotes, to be shown.
+pub(super) fn shown_identifier(name: &str) -> String {
+    let mut identifier = String::with_capacity(name.len() + 2);
+    write_identifier(&mut identifier, name);
+    identifier
+}
+
+/// Generated SQL, to be shown.
+pub fn shown_sql(sql: &str) -> String {
+    if sql.chars().all(|c| is_printable(c) || c == '\n') && !has_line_break_in_quotes(sql) {
+        return sql.to_owned();
+    }
+    let mut shown = String::with_capacity(sql.len() + 32);
+    for part in parts(sql) {
+        match part {
+            Part::Bare(text) => shown.push_str(text),
+            Part::Quoted(quoted, _) if quoted.chars().all(is_printable) => shown.push_str(quoted),
+            Part::Quoted(_, Content::Identifier(name)) => write_identifier(&mut shown, &name),
+            Part::Quoted(_, Content::Literal(text)) => write_literal(&mut shown, &text),
+        }
+    }
+    shown
+}
+
+fn has_line_break_in_quotes(sql: &str) -> bool {
+    sql.contains('\n') && parts(sql).any(|part| matches!(part, Part::Quoted(quoted, _) if quoted.contains('\n')))
+}
+
+/// A stretch of SQL: the text as it stands, and for quoted text what it stands for.
+enum Part<'a> {
+    Bare(&'a str),
+    Quoted(&'a str, Content),
+}
+
+enum Content {
+    Identifier(String),
+    Literal(String),
+}
+
+/// Splits SQL into bare and quoted text.
+fn parts(sql: &str) -> impl Iterator<Item = Part<'_>> {
+    let mut rest = sql;
+    std::iter::from_fn(move || {
+        let first = rest.chars().next()?;
+        let escapes = rest.starts_with("E'");
+        if first == '"' || first == '\'' || escapes {
+            let (quoted, after) = rest.split_at(quoted_bytes(rest, escapes));
+            rest = after;
+            return Some(Part::Quoted(quoted, content(quoted)));
+        }
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+        // Not into a word, whose last letter may be an E.
+        let end = rest.find(|c| !is_word(c)).filter(|end| *end > 0).unwrap_or_else(|| match is_word(first) {
+            true => rest.len(),
+            false => first.len_utf8(),
+        });
+        let (bare, after) = rest.split_at(end);
+        rest = after;
+        Some(Part::Bare(bare))
+    })
+}
+
+/// How long the quoted text is with which `sql` begins; to its end where the quote is never closed.
+fn quoted_bytes(sql: &str, escapes: bool) -> usize {
+    let mut chars = sql.char_indices().skip(usize::from(escapes)).peekable();
+    let Some((_, quote)) = chars.next() else { return sql.len() };
+    while let Some((at, c)) = chars.next() {
+        if escapes && c == '\\' {
+            chars.next();
+        } else if c == quote && chars.next_if(|(_, next)| *next == quote).is_none() {
+            return at + c.len_utf8();
+        }
+    }
+    sql.len()
+}
+
+/// What quoted text of ours stands for: of escapes, `super::quote_literal` makes only doubled backslashes.
+fn content(quoted: &str) -> Content {
+    let inside = |text: &str| text.get(1..text.len().max(2) - 1).unwrap_or_default().to_owned();
+    match quoted.strip_prefix('E') {
+        Some(escaped) => Content::Literal(inside(escaped).replace("''", "'").replace("\\\\", "\\")),
+        None if quoted.starts_with('"') => Content::Identifier(inside(quoted).replace("\"\"", "\"")),
+        None => Content::Literal(inside(quoted).replace("''", "'")),
+    }
+}
+
+fn write_identifier(into: &mut String, name: &str) {
+    let is_plain = name.chars().all(is_printable);
+    into.push_str(if is_plain { "\"" } else { "U&\"" });
+    // A NUL cannot be part of a name on any server.
+    for c in name.chars().filter(|c| *c != '\0') {
+        match c {
+            '"' => into.push_str("\"\""),
+            '\\' if !is_plain => into.push_str("\\\\"),
+            c if is_printable(c) => into.push(c),
+            c if u32::from(c) <= 0xffff => write!(into, "\\{:04x}", u32::from(c)).expect("a String takes everything"),
+            c => write!(into, "\\+{:06x}", u32::from(c)).expect("a String takes everything"),
+        }
+    }
+    into.push('"');
+}
+
+fn write_literal(into: &mut String, text: &str) {
+    let is_plain = text.chars().all(|c| is_printable(c) && c != '\\');
+    // Not the end of a word, and not that of another literal.
+    if !is_plain && into.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '\'') {
+        into.push(' ');
+    }
+    into.push_str(if is_plain { "'" } else { "E'" });
+    for c in text.chars().filter(|c| *c != '\0') {
+        match c {
+            '\'' => into.push_str("''"),
+            '\\' => into.push_str("\\\\"),
+            c if is_printable(c) => into.push(c),
+            c if u32::from(c) <= 0xffff => write!(into, "\\u{:04x}", u32::from(c)).expect("a String takes everything"),
+            c => write!(into, "\\U{:08x}", u32::from(c)).expect("a String takes everything"),
+        }
+    }
+    into.push('\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{Ident, quote_literal};
+
+    #[test]
+    fn what_is_printable_is_shown_as_it_is() {
+        for sql in [
+            "ALTER TABLE \"public\".\"t\" ADD COLUMN \"it's\" text DEFAULT 'a \"quoted\" word'",
+            "SELECT E'a\\\\b', 'c''d', \"e\"\"f\"",
+            "CREATE TABLE t (\n    id int\n)",
+            "GRANT SELECT ON straße TO \"हिन्दी\"",
+        ] {
+            assert_eq!(shown_sql(sql), sql);
+        }
+    }
+
+    #[test]
+    fn hidden_characters_in_quotes_are_written_out() {
+        for (sql, shown) in [
+            ("DROP TABLE \"a\n\"; --", "DROP TABLE U&\"a\\000a\"; --"),
+            ("SELECT 'it''s\u{202e}\\'", "SELECT E'it''s\\u202e\\\\'"),
+            ("SELECT  E'\u{1b}''\\\\'", "SELECT  E'\\u001b''\\\\'"),
+            ("\"\u{e0001}\\\"\"\"", "U&\"\\+0e0001\\\\\"\"\""),
+            ("VALUE'\r'", "VALUE E'\\u000d'"),
+        ] {
+            assert_eq!(shown_sql(sql), shown);
+        }
+        assert_eq!(shown_literal("a\nb'"), "E'a\\u000ab'''");
+        assert_eq!(shown_literal("plain"), "'plain'");
+    }
+
+    #[test]
+    fn shown_sql_is_printable_and_holds_the_same_texts() {
+        let alphabet =
+            ['"', '\'', '\\', 'E', 'U', '&', 'a', ' ', '\n', '\u{1b}', '\u{202e}', '\u{e0001}', ';', '-', '$', 'ä'];
+        for seed in 0..20_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut text = || (0..rng.usize(1..8)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect::<String>();
+            let (name, value, other) = (text(), text(), text());
+            let sql =
+                format!("X {}={},{}", Ident::new(name.as_str()).sql(), quote_literal(&value), quote_literal(&other));
+            let shown = shown_sql(&sql);
+            assert!(shown.chars().all(is_printable), "seed {seed}: {shown:?}");
+            let read: Vec<String> = parts(&sql)
+                .filter_map(|part| match part {
+                    Part::Bare(_) => None,
+                    Part::Quoted(_, Content::Identifier(text) | Content::Literal(text)) => Some(text),
+                })
+                .collect();
+            assert_eq!(read, [name.as_str(), &value, &other], "seed {seed}: {sql:?}");
+            let again = [shown_identifier(&name), shown_literal(&value), shown_literal(&other)];
+            assert!(again.iter().all(|text| shown.contains(text.as_str())) || shown == sql, "seed {seed}: {shown}");
+        }
+    }
+}
