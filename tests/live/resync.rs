@@ -138,21 +138,27 @@ async fn write(url: String, gate: Arc<RwLock<()>>, committed: Arc<AtomicU64>, se
     }
 }
 
-/// Reads states of the destination until it is aborted; panics at one that the source was never in.
+/// The tables that are followed from the beginning.
+const FOLLOWED_FIRST: usize = 5;
+
+/// Reads states of the destination until it is aborted; panics at one that the source was never in. Tables that are added
+/// later may be missing, so two questions take turns: with them and without.
 async fn read(url: String, states: Arc<AtomicU64>) {
     let session = connect(&url).await.expect("a session");
-    let sums: Vec<String> = TABLES.iter().map(|table| format!("(SELECT sum(n) FROM {table})::text")).collect();
-    let sql = format!(
-        "SELECT (SELECT n FROM counter)::text, (SELECT count(*) FROM journal)::text, (SELECT COALESCE(max(n), 0) FROM journal)::text, {}",
-        sums.join(", ")
-    );
-    loop {
-        // A table that is to be added may be missing.
-        if let Ok(row) = session.query_one("reading a state", &sql, &[]).await {
+    let questions = [&TABLES[..FOLLOWED_FIRST], TABLES].map(|tables| {
+        let sums: Vec<String> = tables.iter().map(|table| format!("(SELECT sum(n) FROM {table})::text")).collect();
+        let sql = format!(
+            "SELECT (SELECT n FROM counter)::text, (SELECT count(*) FROM journal)::text, (SELECT COALESCE(max(n), 0) FROM journal)::text, {}",
+            sums.join(", ")
+        );
+        (tables, sql)
+    });
+    for (tables, sql) in questions.iter().cycle() {
+        if let Ok(row) = session.query_one("reading a state", sql, &[]).await {
             let counted: Option<String> = row.get(0);
             let journal = [1, 2].map(|at| row.get::<_, Option<String>>(at));
             assert_eq!(journal, [counted.clone(), counted], "a state that the source was never in");
-            for (table, at) in TABLES.iter().zip(3..) {
+            for (table, at) in tables.iter().zip(3..) {
                 let sum: Option<String> = row.get(at);
                 assert!(sum.is_none_or(|sum| sum == "0"), "half of a pair is in table {table}");
             }
@@ -335,7 +341,8 @@ impl World {
                 self.database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", self.database.name)).await;
                 let tables = self.some();
                 self.drift(&tables).await;
-                self.start(None);
+                // A table that was truncated meanwhile lacks most of its rows: only the operator's word publishes such a copy.
+                self.start(Some("--resnapshot".to_owned()));
             }
             Way::Repair => {
                 let tables: Vec<_> = self.some().into_iter().filter(|table| *table != "bag").collect();
@@ -403,7 +410,7 @@ async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
         .section("[apply]\nbatch_bytes_max = \"256kB\"");
     let mut world =
         World { database, setup, service: None, followed: Vec::new(), rng: Rng::with_seed(seed), argument: None };
-    world.set_tables(TABLES.iter().take(5).copied().collect());
+    world.set_tables(TABLES.iter().take(FOLLOWED_FIRST).copied().collect());
     world.start(None);
     world.service.as_ref().expect("a service").streams().await;
 
