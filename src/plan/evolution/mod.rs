@@ -4,7 +4,7 @@
 //! remembered, the relation as the stream describes it, the source's catalog and the destination's; out go the statements
 //! that bring the destination's table to the same state, in the stream's order, or the obstacle.
 //!
-//! The catalog may be ahead of the stream, and the relation carries no numbers: [`columns`] finds them. The number tells whether
+//! The catalog may be ahead of the stream, and the relation carries no numbers: `columns` finds them. The number tells whether
 //! a column is new, renamed, or the same. What cannot be told (which of two columns the rows have, one that was dropped and
 //! added again in between, rows that a rewrite has filled) makes the table need a new copy; then the destination's table is
 //! only brought to the shape of the catalog ([`Change::reshape`]), since the copy brings every row. The source is never trusted

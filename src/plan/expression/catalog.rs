@@ -8,7 +8,7 @@
 //! What the lists name is looked up at the destination (sql/expression_catalog.sql, asked by `destination::expressions`),
 //! because a name is no identity: a function counts as harmless only when every variant that could be meant by so many
 //! arguments is listed, is one that came with the server (an OID below 16384, written in C or by initdb) and has no side
-//! effect by its own declaration. Pure; [`super::check`] asks.
+//! effect by its own declaration. Pure; `super::check` asks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;

@@ -1,6 +1,6 @@
 //! An expression's text into tokens, exactly as PostgreSQL's own lexer (scan.l) would cut it, or not at all.
 //!
-//! Comes in from [`super::parser`] as a server printed it; out go tokens with the places where they stand. Pure.
+//! Comes in from `super::parser` as a server printed it; out go tokens with the places where they stand. Pure.
 //!
 //! Invariant: a text that is accepted here is cut by PostgreSQL 14 to 18 into the same tokens, whatever its settings. So
 //! everything on which versions, settings or encodings disagree is refused: characters outside of ASCII (except in

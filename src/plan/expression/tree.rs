@@ -1,7 +1,7 @@
 //! What an expression is made of, once it is understood.
 //!
-//! Made by [`super::parser`] out of a server's text, looked through by [`super::check`], written as SQL by
-//! [`super::printer`]. Plain data: whatever cannot be said here is never sent to the destination.
+//! Made by `super::parser` out of a server's text, looked through by `super::check`, written as SQL by
+//! `super::printer`. Plain data: whatever cannot be said here is never sent to the destination.
 //!
 //! Invariant: there is no node that holds SQL. Names, strings and numbers are values, which the printer quotes; operators,
 //! keywords and special forms are of this program's own lists. Qualified names are only types, collations and functions of
@@ -237,7 +237,7 @@ pub enum Special {
     Position,
     /// OVERLAY(w PLACING x FROM y [FOR z])
     Overlay,
-    /// TRIM(side [y] FROM x): x, and y where it is there.
+    /// `TRIM(side [y] FROM x)`: x, and y where it is there.
     Trim(Side),
     /// NORMALIZE(x, form)
     Normalize(NormalForm),
@@ -314,7 +314,7 @@ impl NormalForm {
     }
 }
 
-/// What is extracted from a date or a time: an index into [`FIELDS`].
+/// What is extracted from a date or a time: an index into `FIELDS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field(usize);
 
