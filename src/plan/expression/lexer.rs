@@ -5,8 +5,7 @@
 //! Invariant: a text that is accepted here is cut by PostgreSQL 14 to 18 into the same tokens, whatever its settings. So
 //! everything on which versions, settings or encodings disagree is refused: characters outside of ASCII (except in
 //! quotes), white space other than the four characters that all versions know, comments, string forms other than '…' and
-//! E'…', dollar quotes, parameters, numbers that run into letters, operators that are not known. The fuzz target
-//! `expression_tokens` compares the two lexers.
+//! E'…', dollar quotes, parameters, numbers that run into letters, operators that are not known. Unit tests hold it.
 
 use std::ops::Range;
 
