@@ -66,7 +66,10 @@ async fn whatever_the_stream_does_not_tell_is_copied_and_both_ends_have_the_same
         assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await, "{change:?}");
         let copied = service.log().matches("it is copied anew, while the others stream on").count();
         assert_eq!(copied, number + 1, "{change:?}: {}", service.log());
-        assert_eq!(service.get("/readyz").await.map(|(status, _)| status), Some(200));
+        eventually("the service is ready again", || async {
+            service.get("/readyz").await.filter(|(status, _)| *status == 200)
+        })
+        .await;
     }
     let log = service.log();
     assert!(log.contains("copying public.t anew while the stream goes on"), "{log}");

@@ -150,7 +150,7 @@ impl Change<'_> {
         self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
-                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits),
+                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits)?,
                 None => self.add(resolved, Rows::Stream, &mut evolution, &mut misfits)?,
             }
         }
@@ -168,7 +168,7 @@ impl Change<'_> {
     /// when the stream describes the table next. Sequences depend on no rows.
     ///
     /// # Errors
-    /// [`Obstacle::Misfits`].
+    /// [`Obstacle`].
     pub fn reshape(&self) -> Result<(Evolution, Shape), Obstacle> {
         let columns = self.relation.columns.iter();
         let resolved: Vec<Resolved<'_>> = columns
@@ -183,7 +183,7 @@ impl Change<'_> {
         self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
-                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits),
+                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits)?,
                 None => self.add(resolved, Rows::Copy, &mut evolution, &mut misfits)?,
             }
         }

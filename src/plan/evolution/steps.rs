@@ -143,30 +143,31 @@ impl Change<'_> {
         resolved: &Resolved<'_>,
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
-    ) {
+    ) -> Result<(), Obstacle> {
         let Resolved { column, number, definition } = resolved;
         // A column that the operator has dropped here is for `fit` to report.
-        let Some(here) = self.here(known, column) else { return };
+        let Some(here) = self.here(known, column) else { return Ok(()) };
         let name = &column.name;
         if (known.type_id, known.type_modifier) != (column.type_id, column.type_modifier)
             && !fit::column_takes(column, self.source.types, here, self.destination.types)
         {
-            let wanted = definition.map(|definition| (self.creation.type_sql)(definition));
             let types = [self.source.types, self.destination.types];
-            let shown = |id, modifier| {
-                types
-                    .iter()
-                    .find_map(|types| fit::type_sql(id, modifier, types))
-                    .unwrap_or_else(|| "another type".to_owned())
-            };
+            let sql = |id, modifier| types.iter().find_map(|types| fit::type_sql(id, modifier, types));
+            let shown = |id, modifier| sql(id, modifier).unwrap_or_else(|| "another type".to_owned());
             let (before, after) =
                 (shown(known.type_id, known.type_modifier), shown(column.type_id, column.type_modifier));
+            let wanted = match definition {
+                Some(definition) => Some((self.creation.type_sql)(definition)),
+                // The catalog is ahead of the stream and has another type by now, or no such column.
+                None => sql(column.type_id, column.type_modifier),
+            };
             match wanted {
                 Some(wanted) if self.widened(known, column) => {
                     evolution.statements.push(sql::alter_type(&self.known.name, name, &wanted));
                     evolution.told.push(format!("column {name} was {before} and is now {after}"));
                 }
-                Some(_) | None => misfits.push(Misfit {
+                None => return Err(Obstacle::Copy(format!("column {name} has had several types meanwhile"))),
+                Some(_) => misfits.push(Misfit {
                     problem: format!("column {name} was {before} and is now {after} at the source"),
                     remedy: Some(format!(
                         "ALTER TABLE {} ALTER COLUMN {name} TYPE {after} USING {name}::{after};",
@@ -175,13 +176,13 @@ impl Change<'_> {
                 }),
             }
         }
-        let Some(definition) = definition else { return };
+        let Some(definition) = definition else { return Ok(()) };
         let filled = here.default.is_some() || here.identity.is_some() || here.generated.is_some();
         if !known.sequence && !filled {
             evolution.sequences.extend(self.sequence_of(definition));
         }
         if definition.not_null == known.not_null || here.not_null == definition.not_null {
-            return;
+            return Ok(());
         }
         if definition.not_null {
             evolution.attempts.push(Attempt {
@@ -189,13 +190,14 @@ impl Change<'_> {
                 told: format!("column {name} is now NOT NULL"),
                 undo: Undo::NotNull(*number),
             });
-            return;
+            return Ok(());
         }
         let in_key = |index: &IndexDefinition| index.primary && index.key_columns().any(|key| key == name);
         if here.identity.is_none() && !self.destination.table.indexes.iter().any(in_key) {
             evolution.statements.push(sql::drop_not_null(&self.known.name, name));
             evolution.told.push(format!("column {name} is no longer NOT NULL"));
         }
+        Ok(())
     }
 
     /// Whether every value of before is one of the new type, with the same meaning.

@@ -57,8 +57,18 @@ fn follow_into(
     columns: &[&str],
     now: &TableDefinition,
 ) -> Result<(Evolution, Shape), Obstacle> {
+    follow_from(&start(), here, described, columns, now)
+}
+
+/// The same, when the table was as `before`.
+fn follow_from(
+    before: &TableDefinition,
+    here: &TableDefinition,
+    described: &TableDefinition,
+    columns: &[&str],
+    now: &TableDefinition,
+) -> Result<(Evolution, Shape), Obstacle> {
     let (types, expressions) = (types(), crate::plan::testing::expressions());
-    let before = start();
     let names: Vec<Ident> = columns.iter().map(|name| Ident::new(*name)).collect();
     let creation = Creation {
         table: now,
@@ -70,7 +80,7 @@ fn follow_into(
         expressions: &expressions,
         columns: &names,
     };
-    let known = Shape::of(&before, &types, |_| true);
+    let known = Shape::of(before, &types, |_| true);
     Change {
         known: &known,
         relation: &relation(described, columns),
@@ -271,6 +281,24 @@ fn a_wider_type_is_followed_and_another_one_is_not() {
     // What takes every value already needs nothing.
     let narrow = numbered(&[id(), (2, Of::new("a", VARCHAR).modifier(24)), b()]);
     assert_eq!(statements(&["id", "a", "b"], &narrow), Vec::<String>::new());
+}
+
+#[test]
+fn a_type_widened_twice_is_followed_step_by_step_while_the_catalog_is_ahead() {
+    let with = |a: Of| numbered(&[id(), (2, a), b()]);
+    let columns = ["id", "a", "b"];
+    let known = with(Of::new("a", VARCHAR).modifier(9));
+    let described = with(Of::new("a", VARCHAR).modifier(14));
+    let step = |ahead: &TableDefinition, described: &TableDefinition| {
+        follow_from(&known, &known, described, &columns, ahead).map(|(evolution, _)| evolution.statements)
+    };
+    let widened = Ok(vec!["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"a\" TYPE varchar(10)".to_owned()]);
+    assert_eq!(step(&with(Of::new("a", VARCHAR).modifier(19)), &described), widened);
+    assert_eq!(step(&with(Of::new("a", TEXT)), &described), widened);
+    assert_eq!(step(&with(Of::new("renamed", VARCHAR).modifier(14)), &described), widened);
+    // What neither end has a name for by now comes with a copy.
+    let gone = with(Of::new("a", 9_999));
+    assert!(matches!(step(&with(Of::new("a", TEXT)), &gone), Err(Obstacle::Copy(_))));
 }
 
 #[test]
