@@ -6,6 +6,7 @@
 //! does.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::observe::{self, AtSource};
 use super::status::{named, verdict};
@@ -14,6 +15,7 @@ use super::{Exit, display, settings};
 use crate::config::Config;
 use crate::pg::{printable, printable_lines};
 use crate::session::{SessionError, SqlClient};
+use crate::source::{RunningOwner, ending_hint, lock_holder, running_transactions};
 use crate::telemetry::{State, StatusView};
 
 /// Something that blocks, or would be worth knowing.
@@ -45,7 +47,7 @@ impl Finding {
 }
 
 /// A transaction at the source that is older than this is worth a word: the slot keeps WAL from its beginning on.
-const LONG_TRANSACTION: &str = "1 minute";
+const LONG_TRANSACTION: Duration = Duration::from_secs(60);
 /// Statements are shown up to here.
 const STATEMENT_SHOWN: usize = 300;
 
@@ -129,6 +131,8 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
         Err(error) => findings.push(unreachable("destination", &error)),
     }
     findings.extend(locks(&client, "destination", &config.destination.url.application_name).await);
+    let ours = &config.destination.url.application_name;
+    findings.extend(prepared_in_the_way(&client, "destination", ours).await.unwrap_or_default());
     findings
 }
 
@@ -143,8 +147,10 @@ async fn at_source(config: &Config) -> Vec<Finding> {
         Err(error) => findings.push(unreachable("source", &error)),
     }
     findings.extend(locks(&client, "source", &config.source.url.application_name).await);
+    let ours = &config.source.url.application_name;
+    findings.extend(prepared_in_the_way(&client, "source", ours).await.unwrap_or_default());
     findings.extend(walsender(&client, config).await.unwrap_or_default());
-    findings.extend(long_transaction(&client).await.unwrap_or_default());
+    findings.extend(transactions(&client).await.unwrap_or_default());
     findings
 }
 
@@ -198,8 +204,7 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
                  AND ((w.usename = session_user AND w.application_name LIKE $1)
                       OR (b.usename = session_user AND b.application_name LIKE $1))
                ORDER BY b.xact_start NULLS LAST LIMIT 20";
-    let ours = format!("{} %", application_name.replace('%', "\\%").replace('_', "\\_"));
-    let rows = match client.query("looking at locks", sql, &[&ours]).await {
+    let rows = match client.query("looking at locks", sql, &[&pattern_of_ours(application_name)]).await {
         Ok(rows) => rows,
         Err(error) => return vec![Finding::notable(format!("the {end}'s locks cannot be looked at: {error}"))],
     };
@@ -271,24 +276,96 @@ async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, 
     ))])
 }
 
-/// The oldest transaction at the source that writes: nothing of it can be sent before it ends, and WAL is kept from its
-/// beginning on.
-async fn long_transaction(client: &SqlClient) -> Result<Vec<Finding>, SessionError> {
-    let sql = "SELECT pid, COALESCE(usename::text, '?'), COALESCE(application_name, ''), COALESCE(state, '?'),
-                      EXTRACT(epoch FROM pg_catalog.clock_timestamp() - xact_start)::float8, COALESCE(query, '')
-               FROM pg_catalog.pg_stat_activity
-               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
-                 AND xact_start < pg_catalog.clock_timestamp() - $1::text::interval
-               ORDER BY xact_start LIMIT 1";
-    let row = client.query_opt("looking for long transactions", sql, &[&LONG_TRANSACTION]).await?;
-    let Some(row) = row else { return Ok(Vec::new()) };
-    let (process, user, name, state): (i32, &str, &str, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
-    let age = duration(row.get::<_, Option<f64>>(4).unwrap_or(0.0));
-    Ok(vec![
-        Finding::notable(format!(
-            "source: process {process} ({name}, user {user}, {state}) has been in a transaction for {age}"
-        ))
-        .detail(format!("its last statement: {}", shown(row.get(5))))
-        .detail("Until it ends, the slot keeps WAL from its beginning on, and no new slot or fence can be made."),
-    ])
+/// Transactions at the source that write: nothing of them can be sent before they end, WAL is kept from their beginning on, and a
+/// new slot waits for them. Prepared ones stay until somebody ends them.
+async fn transactions(client: &SqlClient) -> Result<Vec<Finding>, SessionError> {
+    let sql = "SELECT COALESCE(application_name, ''), COALESCE(state, '?'), COALESCE(query, '')
+               FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+    let mut findings = Vec::new();
+    let mut sessions = 0;
+    for transaction in running_transactions(client).await? {
+        let old = transaction.seconds.is_none_or(|seconds| seconds >= LONG_TRANSACTION.as_secs_f64());
+        let since = match transaction.seconds {
+            Some(seconds) => format!("for {}", duration(seconds)),
+            None => "(since when is not visible to this role: GRANT pg_read_all_stats shows it)".to_owned(),
+        };
+        let effect = "Until it ends, the slot keeps WAL from its beginning on, and no new slot or fence can be made.";
+        let finding = match &transaction.owner {
+            RunningOwner::Prepared { .. } => {
+                let what = format!("source: {} has been left open {since}", transaction.name());
+                Finding::notable(what).detail(effect)
+            }
+            RunningOwner::Session { process_id } if old && sessions == 0 => {
+                sessions += 1;
+                let row = client.query_opt("looking for long transactions", sql, &[process_id]).await?;
+                let Some(row) = row else { continue };
+                let (name, state): (&str, &str) = (row.get(0), row.get(1));
+                let what =
+                    format!("source: {} ({name}, {state}) has been in a transaction {since}", transaction.name());
+                Finding::notable(what).detail(format!("its last statement: {}", shown(row.get(2)))).detail(effect)
+            }
+            RunningOwner::Session { .. } => continue,
+        };
+        findings.push(match ending_hint(std::slice::from_ref(&transaction)) {
+            Some(hint) => finding.todo(hint),
+            None => finding,
+        });
+    }
+    Ok(findings)
+}
+
+/// Prepared transactions that a session of ours waits for: they have no process that could be shown as the holder.
+async fn prepared_in_the_way(
+    client: &SqlClient,
+    end: &str,
+    application_name: &str,
+) -> Result<Vec<Finding>, SessionError> {
+    let sql = "SELECT DISTINCT w.pid, w.application_name, h.virtualtransaction
+               FROM pg_catalog.pg_stat_activity w
+               JOIN pg_catalog.pg_locks n ON n.pid = w.pid AND NOT n.granted
+               JOIN pg_catalog.pg_locks h ON h.pid IS NULL AND h.granted AND h.locktype = n.locktype
+                   AND h.database IS NOT DISTINCT FROM n.database AND h.relation IS NOT DISTINCT FROM n.relation
+                   AND h.transactionid IS NOT DISTINCT FROM n.transactionid AND h.virtualxid IS NOT DISTINCT FROM n.virtualxid
+                   AND h.page IS NOT DISTINCT FROM n.page AND h.tuple IS NOT DISTINCT FROM n.tuple
+                   AND h.objid IS NOT DISTINCT FROM n.objid
+               WHERE 0 = ANY (pg_catalog.pg_blocking_pids(w.pid))
+                 AND w.usename = session_user AND w.application_name LIKE $1
+               LIMIT 5";
+    let mut findings = Vec::new();
+    for row in client.query("looking at locks", sql, &[&pattern_of_ours(application_name)]).await? {
+        let (waiting, name): (i32, &str) = (row.get(0), row.get(1));
+        let Some(holder) = lock_holder(client, None, row.get(2)).await? else { continue };
+        let finding =
+            Finding::blocking(format!("{end}: headwater's process {waiting} ({name}) waits for {}", holder.words()));
+        findings.push(match ending_hint(&[holder]) {
+            Some(hint) => finding.todo(hint),
+            None => finding,
+        });
+    }
+    Ok(findings)
+}
+
+/// Application names of our sessions, for LIKE. The server cuts them at 63 bytes and replaces what is not ASCII, so a long name is
+/// matched by its beginning.
+fn pattern_of_ours(application_name: &str) -> String {
+    let beginning: String = application_name.chars().take_while(char::is_ascii).take(NAME_COMPARED).collect();
+    let escaped = beginning.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+    let whole = beginning.len() == application_name.len();
+    format!("{escaped}{}", if whole { " %" } else { "%" })
+}
+
+/// So much of an application name is compared: what follows it is cut where it is long.
+const NAME_COMPARED: usize = 40;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_of_a_long_or_foreign_name_are_recognised_by_its_beginning() {
+        assert_eq!(pattern_of_ours("head_water"), "head\\_water %");
+        let pod = "a".repeat(64);
+        assert_eq!(pattern_of_ours(&pod), format!("{}%", "a".repeat(40)));
+        assert_eq!(pattern_of_ours("hw-é"), "hw-%");
+    }
 }

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fence::sql_for;
+use super::fence::{slot_not_created, sql_for};
 use super::prepare::Addresses;
 use super::sequences::follow;
 use super::set_aside::aside;
@@ -19,11 +19,13 @@ use super::verify::{Verdict, VerifyOptions, VerifyProgress};
 use crate::config::Config;
 use crate::destination::{Bookkeeping, Catalog, DestinationError, LockHolders, StreamState};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Lsn, QualifiedName, SlotName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
 use crate::plan::schema::{ForeignKeyAction, IdentityColumn};
 use crate::plan::sequences::Standing;
 use crate::session::{SessionError, SqlClient, SqlState};
-use crate::source::{SourceCatalog, SourceError, running_transactions, source_sequences};
+use crate::source::{
+    Running, SourceCatalog, SourceError, ending_hint, lock_holder, running_transactions, source_sequences,
+};
 
 /// How a cut-over stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +74,7 @@ pub async fn run(
         ));
     }
     let source = sql_for(&addresses.source, "cutover").connect().await.map_err(SourceError::Session)?;
-    nobody_writes(&source, &config.tables).await?;
+    nobody_writes(config, &source).await?;
     let slot = watch(config, &source).await?;
     tell("draining: waiting until everything that is committed at the source is here");
     drain(&source, &bookkeeping).await?;
@@ -91,10 +93,11 @@ pub async fn run(
     }
     tell("bringing the sequences over");
     let (sequences, reports) = follow(&source, bookkeeping.client(), &config.tables).await?;
-    nobody_writes(&source, &config.tables).await?;
+    nobody_writes(config, &source).await?;
     let position = drain(&source, &bookkeeping).await?;
     if is_written(config, &source, &slot).await.map_err(SourceError::Session)? {
-        return Err(still_written("its tables were written to while both sides were compared"));
+        let text = "its tables were written to while both sides were compared";
+        return Err(Fault::Refused(still_written(config, text)));
     }
     let catalog = SourceCatalog::read(&source, &config.tables).await?;
     let here = Catalog::read(bookkeeping.client(), &config.tables).await?;
@@ -103,22 +106,26 @@ pub async fn run(
     Ok(Cutover { verdict, sequences, reports, position, identities, foreign_keys: foreign_keys(&catalog, &here) })
 }
 
-fn still_written(detail: &str) -> Fault {
-    Fault::Refused(
-        ErrorReport::new("the source is still written to")
-            .detail(format!("{}{}.", detail.get(..1).unwrap_or_default().to_uppercase(), detail.get(1..).unwrap_or_default()))
-            .hint(
-                "Stop what writes there, for instance by running at the source as the database's owner:\n\
-                 ALTER DATABASE … SET default_transaction_read_only = on;\nand ending the sessions that are open; then cut over again.",
-            ),
-    )
+fn still_written(config: &Config, detail: &str) -> ErrorReport {
+    let database = Ident::new(config.source.url.database.as_str());
+    ErrorReport::new("the source is still written to")
+        .detail(format!(
+            "{}{}.",
+            detail.get(..1).unwrap_or_default().to_uppercase(),
+            detail.get(1..).unwrap_or_default()
+        ))
+        .hint(format!(
+            "Stop what writes there, and end its sessions; for instance run at the source as the database's owner:\n\
+             ALTER DATABASE {database} SET default_transaction_read_only = on;"
+        ))
 }
 
 /// No open transaction has written, or is about to write, to the tables.
-async fn nobody_writes(source: &SqlClient, tables: &[QualifiedName]) -> Result<(), Fault> {
-    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let sql = "SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l
-               WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+async fn nobody_writes(config: &Config, source: &SqlClient) -> Result<(), Fault> {
+    let names: Vec<String> = config.tables.iter().map(QualifiedName::sql).collect();
+    // A prepared transaction has no process, and writes when it is committed.
+    let sql = "SELECT DISTINCT l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l
+               WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
                  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
                  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
                  AND l.relation IN (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
@@ -127,8 +134,21 @@ async fn nobody_writes(source: &SqlClient, tables: &[QualifiedName]) -> Result<(
     if rows.is_empty() {
         return Ok(());
     }
-    let pids: Vec<String> = rows.iter().map(|row| row.get::<_, i32>(0).to_string()).collect();
-    Err(still_written(&format!("processes in a transaction that writes to its tables: {}", pids.join(", "))))
+    let mut holders = Vec::new();
+    for row in &rows {
+        holders.extend(lock_holder(source, row.get(0), row.get(1)).await.map_err(SourceError::Session)?);
+    }
+    // What has ended between the two questions is seen by the slot, or was written before it.
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = holders.iter().map(Running::words).collect();
+    let text = format!("transactions that are open write to its tables: {}", names.join("; "));
+    let report = still_written(config, &text);
+    Err(Fault::Refused(match ending_hint(&holders) {
+        Some(hint) => report.hint(hint),
+        None => report,
+    }))
 }
 
 /// A temporary slot of this session, which sees every change from here on. (Statistics would not do: an idle session may
@@ -145,13 +165,8 @@ async fn watch(config: &Config, source: &SqlClient) -> Result<SlotName, Fault> {
         Ok(_) => {}
         // A slot waits for the transactions that run.
         Err(error) if error.code() == Some(SqlState::new(b"57014")) => {
-            let running = running_transactions(source).await.unwrap_or_default().join(", ");
-            let within = humantime::format_duration(config.fence_timeout);
-            return Err(Fault::Refused(
-                ErrorReport::new(format!("no fence could be made: the slot was not created within {within}"))
-                    .detail(format!("It waits for running transactions at the source: {running}."))
-                    .hint("Wait for these transactions, or end them; or raise fence_timeout."),
-            ));
+            let running = running_transactions(source).await;
+            return Err(Fault::Refused(slot_not_created(config, running.as_deref())));
         }
         Err(error) => return Err(SourceError::Session(error).into()),
     }

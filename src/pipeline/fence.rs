@@ -26,7 +26,7 @@ use crate::destination::{DestinationError, HeldDestination, MadeFence, hold_dest
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Lsn, SlotName};
 use crate::session::{ReplicationSession, SessionError, SlotSnapshot, Sql, SqlClient};
-use crate::source::{HeldSnapshot, SourceError, hold_snapshot, running_transactions};
+use crate::source::{HeldSnapshot, Running, SourceError, explain_slot_wait, hold_snapshot, running_transactions};
 
 /// Both snapshots, for as long as this lives.
 pub(super) struct Fence {
@@ -176,7 +176,7 @@ async fn tell_slot_wait(observer: &SqlClient, progress: &FenceProgress) -> std::
         tokio::time::sleep(SLOT_WAIT_EVERY).await;
         let waits = ErrorReport::new("the fence waits for a temporary replication slot at the source");
         progress.set(match running_transactions(observer).await {
-            Ok(running) if !running.is_empty() => waits.detail(format!("It waits for: {}.", running.join(", "))),
+            Ok(running) if !running.is_empty() => explain_slot_wait(waits, &running),
             Ok(_) | Err(_) => waits,
         });
     }
@@ -230,17 +230,20 @@ async fn nudge(observer: &SqlClient) {
 
 /// A slot took too long: says whom it waits for, and ends the session, which would create it all the same.
 async fn give_up(config: &Config, observer: &SqlClient, slot_session: ReplicationSession) -> ErrorReport {
-    let running = running_transactions(observer).await.unwrap_or_default();
+    let running = running_transactions(observer).await;
     if let Err(error) = observer.terminate("giving up a slot", slot_session.process_id()).await {
         tracing::warn!("the session that waits for a slot could not be ended: {error}");
     }
     drop(slot_session);
-    let detail = match running.as_slice() {
-        [] => "The source did not say for what.".to_owned(),
-        running => format!("It waits for running transactions at the source: {}.", running.join(", ")),
-    };
+    slot_not_created(config, running.as_deref())
+}
+
+/// What to say of a slot that was not created within `fence_timeout`, with the transactions that it waited for.
+pub(super) fn slot_not_created(config: &Config, running: Result<&[Running], &SessionError>) -> ErrorReport {
     let within = humantime::format_duration(config.fence_timeout);
-    ErrorReport::new(format!("no fence could be made: the slot was not created within {within}"))
-        .detail(detail)
-        .hint("Wait for these transactions, or end them; or raise fence_timeout.")
+    let report = ErrorReport::new(format!("no fence could be made: the slot was not created within {within}"));
+    match running {
+        Ok(running) => explain_slot_wait(report.hint("Try again, or raise fence_timeout."), running),
+        Err(error) => report.detail(format!("The source does not say for what: {error}.")),
+    }
 }

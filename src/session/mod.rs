@@ -46,4 +46,5 @@ pub use replication::{
 };
 pub use sequences::read_sequences;
 pub use sql::{Sql, SqlClient, SqlCopyIn};
+pub use tokio_postgres::Row;
 pub use writing::WritingSession;

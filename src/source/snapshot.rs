@@ -34,6 +34,7 @@
 use std::time::{Duration, Instant};
 
 use super::error::SourceError;
+use super::running::{Running, ending_hint, lock_holder};
 use crate::pg::{ErrorReport, QualifiedName};
 use crate::plan::schema::TableDefinition;
 use crate::session::{SessionError, Sql, SqlClient, SqlState, describe_tables};
@@ -126,50 +127,43 @@ impl TableLocks {
     }
 }
 
-/// The oldest transactions that a slot has to wait for, in words; for as long as which a role with pg_read_all_stats learns.
-///
-/// # Errors
-/// [`SessionError`].
-pub async fn running_transactions(client: &SqlClient) -> Result<Vec<String>, SessionError> {
-    // A transaction that has an xid holds a lock on it, which everybody may see.
-    let sql = "SELECT l.pid, pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - pg_catalog.min(a.xact_start))::text
-               FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-               WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
-                 AND l.pid IS NOT NULL AND l.pid <> pg_catalog.pg_backend_pid()
-               GROUP BY l.pid ORDER BY pg_catalog.min(a.xact_start) LIMIT 3";
-    let rows = client.query("looking for long transactions", sql, &[]).await?;
-    let running = rows.iter().map(|row| match row.get::<_, Option<&str>>(1) {
-        Some(age) => format!("process {} (for {age})", row.get::<_, i32>(0)),
-        None => format!("process {}", row.get::<_, i32>(0)),
-    });
-    Ok(running.collect())
-}
-
 /// Makes a lock that was not to be had into a report of who holds it; `client` must be in no transaction.
 pub(super) async fn explain_lock(client: &SqlClient, error: SessionError, tables: &[QualifiedName]) -> SourceError {
     if error.code() != Some(SqlState::new(b"55P03")) {
         return error.into();
     }
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let query = "SELECT n.nspname::text, c.relname::text, l.pid FROM pg_catalog.pg_locks l
-                 JOIN pg_catalog.pg_class c ON c.oid = l.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                 WHERE l.relation = ANY (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
-                   AND l.mode = 'AccessExclusiveLock' AND l.granted LIMIT 1";
-    let holder = client.query_opt("looking for the lock's holder", query, &[&names]).await;
-    let wait = "Wait for that session's transaction";
-    let (report, hint) = match holder {
-        Ok(Some(row)) => {
-            let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-            let process_id: i32 = row.get(2);
+    match exclusive_holder(client, &names).await {
+        Ok(Some((table, holder))) => {
+            let needs = "A snapshot needs ACCESS SHARE on it";
             let report = ErrorReport::new(format!("table {table} is locked at the source"))
-                .detail(format!("A snapshot needs ACCESS SHARE on it. Process {process_id} holds ACCESS EXCLUSIVE."));
-            (report, format!("{wait}; or run at the source:\nSELECT pg_terminate_backend({process_id});"))
+                .detail(format!("{needs}. ACCESS EXCLUSIVE is held by {}.", holder.words()));
+            SourceError::Refused(match ending_hint(&[holder]) {
+                Some(hint) => report.hint(hint),
+                None => report,
+            })
         }
-        Ok(None) | Err(_) => {
-            (ErrorReport::new("a table of the set was locked at the source"), format!("{wait}, or end it."))
-        }
-    };
-    SourceError::Refused(report.hint(hint))
+        Ok(None) | Err(_) => SourceError::Refused(
+            ErrorReport::new("a table of the set was locked at the source")
+                .hint("Wait for that session's transaction, or end it."),
+        ),
+    }
+}
+
+/// Who holds ACCESS EXCLUSIVE on one of these tables.
+async fn exclusive_holder(
+    client: &SqlClient,
+    names: &[String],
+) -> Result<Option<(QualifiedName, Running)>, SessionError> {
+    let sql = "SELECT n.nspname::text, c.relname::text, l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l
+               JOIN pg_catalog.pg_class c ON c.oid = l.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE l.relation = ANY (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
+                 AND l.mode = 'AccessExclusiveLock' AND l.granted
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) LIMIT 1";
+    let Some(row) = client.query_opt("looking for the lock's holder", sql, &[&names]).await? else { return Ok(None) };
+    let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+    let holder = lock_holder(client, row.get(2), row.get(3)).await?;
+    Ok(holder.map(|holder| (table, holder)))
 }
 
 /// The session that keeps a settled snapshot alive and lends it to readers.

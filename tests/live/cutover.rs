@@ -18,7 +18,11 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
     database.at_source("INSERT INTO parents (v) SELECT 'late' FROM generate_series(1, 25)").await;
 
     database.at_source("BEGIN; UPDATE parents SET v = 'open' WHERE id = 1").await;
-    setup.command(&["cutover"]).await.exits(1).says(&["the source is still written to", "Processes in a transaction"]);
+    setup
+        .command(&["cutover"])
+        .await
+        .exits(1)
+        .says(&["the source is still written to", "Transactions that are open write to its tables: process"]);
     database.at_source("COMMIT").await;
     // What is written while both sides are compared is seen, however short it was.
     let writer = crate::support::source().await.connect(&database.name).await.unwrap();

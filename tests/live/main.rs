@@ -52,6 +52,7 @@ mod prefix;
 mod resnapshot;
 mod resync;
 mod printable;
+mod prepared;
 mod prometheus;
 mod publications;
 mod reading;

@@ -1,16 +1,18 @@
 //! The source's half of the list.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use super::{About, Findings, connection};
+use super::{About, Findings, Standing, connection};
 use crate::config::Config;
-use crate::pg::{ErrorReport, QualifiedName, counted};
+use crate::pg::{ErrorReport, Ident, QualifiedName, counted};
 use crate::pipeline::check::destination::DestinationView;
 use crate::pipeline::prepare::{Addresses, connect_replication, live_names, replaced};
 use crate::plan::schema::{Identity, TableKind};
-use crate::session::{ReplicationSession, SessionError, SqlClient, SystemIdentification};
+use crate::session::{ReplicationSession, SqlClient, SystemIdentification};
 use crate::source::{
-    Notice, Slot, SourceCatalog, SourceError, SourceServer, ensure_publication, find_slot, slot_unknown_report,
+    Notice, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, ensure_publication, find_slot,
+    running_transactions, slot_unknown_report,
 };
 
 const SOURCE: About = About::Source;
@@ -43,7 +45,7 @@ pub(super) async fn look(
     let replication = replication(config, findings).await;
     room(&client, findings).await;
     let catalog = tables(config, &client, destination, findings).await;
-    transactions(config, &client, findings).await;
+    transactions(config, &client, slot.is_none(), findings).await;
     match (&slot, destination.is_some_and(|destination| destination.stream.is_none())) {
         (Some(slot), true) => findings.fail(SOURCE, "slot", slot_unknown_report(slot)),
         (Some(slot), false) => {
@@ -251,45 +253,53 @@ async fn publication(
     tried
 }
 
-/// Transactions that a new slot waits for.
-async fn transactions(config: &Config, client: &SqlClient, findings: &mut Findings) {
-    if let Err(error) = look_at_transactions(config, client, findings).await {
-        findings.fault(SOURCE, "transactions", SourceError::Session(error));
+/// Transactions that a new slot waits for. `needs_slot`: a start makes one, and begins with it.
+async fn transactions(config: &Config, client: &SqlClient, needs_slot: bool, findings: &mut Findings) {
+    let running = match running_transactions(client).await {
+        Ok(running) => running,
+        Err(error) => return findings.fault(SOURCE, "transactions", SourceError::Session(error)),
+    };
+    let long = config.fence_timeout.as_secs_f64();
+    let mut said = false;
+    for transaction in &running {
+        let name = transaction.name();
+        let text = match (&transaction.owner, transaction.seconds) {
+            (RunningOwner::Session { .. }, Some(seconds)) if seconds < long => continue,
+            (RunningOwner::Session { .. }, Some(seconds)) => {
+                format!("{name} has been in a transaction for {}", duration(seconds))
+            }
+            // Most transactions are short; that this one is running now says nothing.
+            (RunningOwner::Session { .. }, None) => continue,
+            (RunningOwner::Prepared { .. }, seconds) => {
+                format!("{name} has been left open for {}", duration(seconds.unwrap_or(0.0)))
+            }
+        };
+        said = true;
+        let report = ErrorReport::new(text)
+            .detail("A new slot waits for it, in whichever database it is: until it ends no snapshot and no fence of verify begins.");
+        let report = match ending_hint(std::slice::from_ref(transaction)) {
+            Some(hint) => report.hint(hint),
+            None => report,
+        };
+        let left_open = matches!(transaction.owner, RunningOwner::Prepared { .. });
+        if left_open && needs_slot && transaction.seconds.is_some_and(|seconds| seconds >= long) {
+            findings.fail(SOURCE, "transactions", report);
+        } else {
+            findings.warn(SOURCE, "transactions", report);
+        }
+    }
+    let hidden = running.iter().filter(|transaction| transaction.seconds.is_none()).count();
+    if hidden > 0 {
+        let text = format!("for how long {} have run is not visible to this role", counted(hidden, "transaction"));
+        let role = Ident::new(config.source.url.user.as_str());
+        let report = ErrorReport::new(text)
+            .hint(format!("To have it shown, run at the source as a superuser:\nGRANT pg_read_all_stats TO {role};"));
+        findings.push(SOURCE, "transactions", Standing::Ok, report);
+    } else if !said {
+        findings.ok(SOURCE, "transactions", "none that a slot would have to wait for");
     }
 }
 
-async fn look_at_transactions(
-    config: &Config,
-    client: &SqlClient,
-    findings: &mut Findings,
-) -> Result<(), SessionError> {
-    let doing = "looking for long transactions";
-    let sql = "SELECT pid, pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - xact_start)::text
-               FROM pg_catalog.pg_stat_activity
-               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
-                 AND xact_start < pg_catalog.clock_timestamp() - $1::float8 * interval '1 second'
-               ORDER BY xact_start LIMIT 5";
-    let long = client.query(doing, sql, &[&config.fence_timeout.as_secs_f64()]).await?;
-    for row in &long {
-        let (pid, age): (i32, Option<&str>) = (row.get(0), row.get(1));
-        let report = ErrorReport::new(format!("process {pid} has been in a transaction for {}", age.unwrap_or("?")))
-            .detail("A snapshot, and a fence of verify, begin only after it has ended.")
-            .hint(format!("Wait for it; or run at the source:\nSELECT pg_terminate_backend({pid});"));
-        findings.warn(SOURCE, "transactions", report);
-    }
-    let sql = "SELECT gid, pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - prepared)::text
-               FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared LIMIT 5";
-    let prepared = client.query(doing, sql, &[]).await?;
-    for row in &prepared {
-        let (gid, age): (&str, &str) = (row.get(0), row.get(1));
-        let literal = crate::pg::shown_literal(gid);
-        let report = ErrorReport::new(format!("prepared transaction {literal} has been left open for {age}"))
-            .detail("No slot can be created before it has ended, so no snapshot begins.")
-            .hint(format!("If nobody will end it, run at the source as its owner:\nROLLBACK PREPARED {literal};"));
-        findings.fail(SOURCE, "transactions", report);
-    }
-    if long.is_empty() && prepared.is_empty() {
-        findings.ok(SOURCE, "transactions", "none that a slot would have to wait for");
-    }
-    Ok(())
+fn duration(seconds: f64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)).to_string()
 }

@@ -45,12 +45,13 @@ use crate::destination::{
     sweep,
 };
 use crate::fault::Fault;
-use crate::pg::{Lsn, QualifiedName, SlotName, counted};
+use crate::pg::{ErrorReport, Lsn, QualifiedName, SlotName, counted};
 use crate::plan::fit::Transfer;
 use crate::plan::sql::staging as sql;
-use crate::session::{ReplicationSession, SlotSnapshot, SqlClient};
+use crate::session::{CreatedSlot, ReplicationSession, SlotSnapshot, SqlClient};
 use crate::source::{
-    HeldSnapshot, SourceCatalog, SourceError, TableLocks, hold_snapshot, release_slot, running_transactions,
+    HeldSnapshot, SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot,
+    running_transactions,
 };
 use crate::telemetry::{State, Telemetry, failpoint};
 
@@ -103,6 +104,8 @@ pub(super) struct Staged {
 /// How long to wait for locks on the tables and for running transactions before saying what is being waited for.
 const SLOT_MAX: Duration = Duration::from_secs(600);
 /// How often to say what a slot waits for, and for how long the stream is held.
+/// After how long to say what a slot waits for.
+const TELL_AFTER: Duration = Duration::from_secs(5);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long cleaning up may take when stopping.
 const CLEAN_UP_MAX: Duration = Duration::from_secs(5);
@@ -279,7 +282,7 @@ async fn begin_staging(
         ends.telemetry.event("snapshot", text);
     }
     let kind = if temporary { SlotSnapshot::ExportTemporary } else { SlotSnapshot::ExportPermanent };
-    let taken = take_snapshot(ends, (source, destination), tables.source, (slot, kind)).await?;
+    let taken = take_snapshot(ends, (source, destination), tables, (slot, kind)).await?;
     if tables.alone {
         ends.telemetry.set_state(State::Snapshot, None);
     }
@@ -311,11 +314,11 @@ struct TakenSnapshot {
 async fn take_snapshot(
     ends: Ends<'_>,
     (source, destination): (&SqlClient, &SqlClient),
-    catalog: &SourceCatalog,
+    copied: &Tables<'_>,
     (slot, kind): (&SlotName, SlotSnapshot),
 ) -> Result<TakenSnapshot, Fault> {
     let Ends { config, addresses, telemetry } = ends;
-    let tables: Vec<_> = catalog.tables.iter().map(|table| &table.definition).collect();
+    let tables: Vec<_> = copied.source.tables.iter().map(|table| &table.definition).collect();
     let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
     locks.check(&tables).await?;
     telemetry.event(
@@ -327,23 +330,40 @@ async fn take_snapshot(
     );
     let readers = copy::open_readers(config, source, destination, &tables).await?;
     let mut slot_session = connect_replication(config, "snapshot").await?;
-    let slot_process = slot_session.process_id();
-    let created = {
-        let mut creating = pin!(slot_session.create_slot(slot, kind, SLOT_MAX));
-        let mut in_the_way = pin!(stand_in_the_way(&locks));
-        loop {
-            tokio::select! {
-                created = &mut creating => break created.map_err(SourceError::Session)?,
-                error = &mut in_the_way => {
-                    end_waiting(source, slot_process).await;
-                    return Err(error.into());
-                }
-                () = tokio::time::sleep(TELL_EVERY) => tell_what_blocks(source, telemetry).await,
-            }
-        }
-    };
+    let created = create_slot(ends, (source, &locks), &mut slot_session, (slot, kind, copied.alone)).await?;
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
     Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point: created.consistent_point })
+}
+
+/// Creates the slot; says what it waits for, and gives way to whoever waits for the tables meanwhile.
+async fn create_slot(
+    ends: Ends<'_>,
+    (source, locks): (&SqlClient, &TableLocks),
+    slot_session: &mut ReplicationSession,
+    (slot, kind, alone): (&SlotName, SlotSnapshot, bool),
+) -> Result<CreatedSlot, Fault> {
+    let slot_process = slot_session.process_id();
+    let mut creating = pin!(slot_session.create_slot(slot, kind, SLOT_MAX));
+    let mut in_the_way = pin!(stand_in_the_way(locks));
+    let mut look_after = TELL_AFTER;
+    let mut told = None;
+    loop {
+        tokio::select! {
+            created = &mut creating => return Ok(created.map_err(SourceError::Session)?),
+            error = &mut in_the_way => {
+                end_waiting(source, slot_process).await;
+                return Err(error.into());
+            }
+            () = tokio::time::sleep(look_after) => {
+                look_after = TELL_EVERY;
+                let wait = slot_wait(source).await;
+                if told.as_ref() != Some(&wait) {
+                    tell_slot_wait(ends.telemetry, alone, &wait);
+                    told = Some(wait);
+                }
+            }
+        }
+    }
 }
 
 /// A session that waits for a slot does not notice that it was left: it would create the slot all the same.
@@ -353,23 +373,31 @@ async fn end_waiting(source: &SqlClient, process_id: u32) {
     }
 }
 
-/// A slot waits for every transaction that was running when it was asked for.
-async fn tell_what_blocks(source: &SqlClient, telemetry: &Telemetry) {
+/// What a new slot waits for: every transaction that was running when it was asked for.
+async fn slot_wait(source: &SqlClient) -> ErrorReport {
+    let report = ErrorReport::new("the copy waits for its replication slot at the source");
     let standby = source.query_one("asking for the role", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
     if standby.is_ok_and(|row| row.get(0)) {
         // logicaldecoding-explanation: a standby learns of running transactions from its primary only.
-        telemetry.event(
-            "snapshot",
-            "the slot at the standby waits until its primary logs which transactions run there, as it does from time to time, and \
-             until those have ended; to have it logged now, run at the primary: SELECT pg_log_standby_snapshot()",
-        );
-        return;
+        return report
+            .detail(
+                "The source is a standby. The slot waits until the primary logs which transactions run there, as it does from time to \
+                 time, and until those have ended.",
+            )
+            .hint("To have it logged now, run at the primary:\nSELECT pg_log_standby_snapshot();");
     }
-    if let Ok(running) = running_transactions(source).await
-        && !running.is_empty()
-    {
-        let running = running.join(", ");
-        telemetry.event("snapshot", format!("the slot waits for running transactions at the source: {running}"));
+    match running_transactions(source).await {
+        Ok(running) => explain_slot_wait(report, &running),
+        Err(error) => report.detail(format!("What it waits for cannot be seen: {error}.")),
+    }
+}
+
+/// Says it once: as the reason of the state, where nothing else is done meanwhile.
+fn tell_slot_wait(telemetry: &Telemetry, alone: bool, wait: &ErrorReport) {
+    if alone && !telemetry.is_held_up() {
+        telemetry.set_state(State::Snapshot, Some(wait.clone()));
+    } else {
+        telemetry.warning("snapshot", wait.lines());
     }
 }
 

@@ -80,6 +80,7 @@ impl FenceService<'_> {
         let client = bookkeeping.client();
         ensure_fence_requests(client).await?;
         ensure_reading(client).await?;
+        let mut told: Option<ErrorReport> = None;
         loop {
             if let Some((id, kind)) = next_fence_request(client).await? {
                 let answered = match kind {
@@ -87,11 +88,14 @@ impl FenceService<'_> {
                     FenceKind::Repair => self.repair(client, &id).await,
                 };
                 match answered {
-                    Ok(()) => {}
+                    Ok(()) => told = None,
                     Err(NoFence::StreamEnded) => return pending().await,
                     Err(NoFence::Later(report)) => {
-                        tracing::info!(event = "fence", "{}", report.lines());
+                        if told.as_ref() != Some(&report) {
+                            tracing::info!(event = "fence", "{}", report.lines());
+                        }
                         answer_failed(client, &id, &report, false).await?;
+                        told = Some(report);
                         tokio::time::sleep(AGAIN_AFTER).await;
                     }
                 }
