@@ -301,5 +301,7 @@ async fn transactions(config: &Config, client: &SqlClient, needs_slot: bool, fin
 }
 
 fn duration(seconds: f64) -> String {
-    humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)).to_string()
+    // A clock that was set back makes it negative.
+    let whole = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    humantime::format_duration(Duration::from_secs(whole)).to_string()
 }

@@ -103,9 +103,9 @@ pub(super) struct Staged {
 
 /// How long to wait for locks on the tables and for running transactions before saying what is being waited for.
 const SLOT_MAX: Duration = Duration::from_secs(600);
-/// How often to say what a slot waits for, and for how long the stream is held.
-/// After how long to say what a slot waits for.
+/// How long to wait for a slot before saying what it waits for.
 const TELL_AFTER: Duration = Duration::from_secs(5);
+/// How often to say what a slot waits for, and for how long the stream is held.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long cleaning up may take when stopping.
 const CLEAN_UP_MAX: Duration = Duration::from_secs(5);
