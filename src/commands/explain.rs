@@ -137,7 +137,7 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
 }
 
 async fn at_source(config: &Config) -> Vec<Finding> {
-    let client = match observe::connect(&config.source.url).await {
+    let client = match observe::connect_source(config).await {
         Ok(client) => client,
         Err(error) => return vec![unreachable("source", &error)],
     };

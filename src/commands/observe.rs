@@ -16,7 +16,7 @@ use crate::config::{Config, ConnectionSettings};
 use crate::destination::{Bookkeeping, Holder, LockHolders, StreamState, TableState};
 use crate::pg::{Lsn, printable, printable_lines};
 use crate::session::{Sql, SqlClient};
-use crate::source::find_slot;
+use crate::source::{choose_host, find_slot};
 use crate::telemetry::StatusView;
 
 const SERVICE_MAX: Duration = Duration::from_secs(3);
@@ -139,6 +139,14 @@ pub(super) async fn connect(url: &ConnectionSettings) -> Result<SqlClient, Strin
     sql.connect().await.map_err(|error| error.to_string())
 }
 
+/// A session for looking at the source: with the one of several hosts that has the highest timeline.
+pub(super) async fn connect_source(config: &Config) -> Result<SqlClient, String> {
+    let mut url = config.source.url.clone();
+    url.connect_timeout = url.connect_timeout.min(CONNECT_MAX);
+    let chosen = choose_host(&url, None, "status", QUERY_MAX).await.map_err(|error| error.to_string())?;
+    connect(&chosen.connection).await
+}
+
 /// Looks at the destination.
 pub(super) async fn destination(config: &Config) -> Result<AtDestination, String> {
     let mut connection = config.destination.url.clone();
@@ -177,7 +185,7 @@ async fn look_at_destination(
 
 /// Looks at the source.
 pub(super) async fn source(config: &Config) -> Result<AtSource, String> {
-    let client = connect(&config.source.url).await?;
+    let client = connect_source(config).await?;
     let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
     let row = client.query_one("asking how far the source is", sql, &[]).await.map_err(|error| error.to_string())?;

@@ -15,6 +15,7 @@ use super::ahead::{AheadOf, Worker, worth_bytes};
 use super::apply_loop::{ApplyLoop, Beside, Limits};
 use super::asked::{Asked, ask_for_missing, asked};
 use super::control::control;
+use super::hosts::{Settled, settle};
 use super::labels::labels_are_missing;
 use super::leading::lead;
 use super::monitor::{Ground, Monitor, Watched};
@@ -65,7 +66,12 @@ const COPY_REQUEST_POLL_EVERY: Duration = Duration::from_secs(2);
 
 /// What attempts share.
 pub(super) struct Attempt {
+    /// As it was configured.
+    configured: Arc<Config>,
+    /// With the one of source.url's hosts that this attempt leads to.
     config: Arc<Config>,
+    /// What was said last of the other hosts.
+    passed_over: Vec<String>,
     telemetry: Arc<Telemetry>,
     stop: watch::Receiver<bool>,
     addresses: Addresses,
@@ -107,7 +113,9 @@ impl Attempt {
         let addresses = Addresses::new(&config);
         let RunOptions { resnapshot } = options;
         Attempt {
+            configured: Arc::clone(&config),
             config,
+            passed_over: Vec::new(),
             telemetry,
             stop,
             addresses,
@@ -306,10 +314,17 @@ impl Attempt {
         if self.lost {
             asked = asked.lost();
         }
+        let settling = while_leading(&mut leader, settle(&self.configured, &bookkeeping));
+        let settled = tokio::select! {
+            settled = settling => settled?,
+            () = self.stopped() => return Ok(Lived::UntilStopped),
+        };
+        self.lead_to(&settled);
         let prepared = tokio::select! {
-            prepared = while_leading(&mut leader, self.prepare(&bookkeeping, &asked)) => prepared?,
+            prepared = while_leading(&mut leader, self.prepare(&bookkeeping, &asked)) => prepared,
             () = stopped => return Ok(Lived::UntilStopped),
         };
+        let prepared = prepared.map_err(|fault| settled.tell_of_others(fault))?;
         let prepared = match prepared.start {
             Start::Stream { .. } => {
                 self.lost = false;
@@ -351,6 +366,18 @@ impl Attempt {
         };
         while_leading(&mut leader, ask_for_missing(&bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
         self.stream(bookkeeping, leader, prepared, position).await
+    }
+
+    /// From here on every session of this attempt leads to the host that was chosen.
+    fn lead_to(&mut self, settled: &Settled) {
+        self.config = Arc::clone(&settled.config);
+        self.addresses = Addresses::new(&self.config);
+        self.monitor.lead_to(&self.config.source.url);
+        // Said once, not with every reconnect.
+        for text in settled.passed_over.iter().filter(|text| !self.passed_over.contains(text)) {
+            self.telemetry.warning("source", text);
+        }
+        self.passed_over.clone_from(&settled.passed_over);
     }
 
     async fn prepare(&self, bookkeeping: &Bookkeeping, asked: &Asked) -> Result<Prepared, Fault> {

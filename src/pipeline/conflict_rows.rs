@@ -15,9 +15,9 @@ use crate::destination::{
 use crate::pg::{ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::schema::TableDefinition;
 use crate::session::{SessionError, SqlClient};
-use crate::source::SourceError;
 use crate::transaction::Change;
 
+use super::hosts::connect_chosen;
 use super::prepare::Addresses;
 use crate::fault::{Fault, report};
 
@@ -72,9 +72,9 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
             found.destination.push(FoundRows { by: rival.by, rows });
         }
     }
-    let rows = match addresses.source.connect().await {
-        Ok(source) => rows_with(&source, &relation.name, &key).await.map_err(|error| error.to_string()),
-        Err(error) => Err(report(&Fault::Source(SourceError::Session(error))).to_string()),
+    let rows = match connect_chosen(config).await {
+        Ok((_, source)) => rows_with(&source, &relation.name, &key).await.map_err(|error| error.to_string()),
+        Err(error) => Err(report(&Fault::Source(error)).to_string()),
     };
     found.source.push(FoundRows { by: by("key", key.iter().map(|(name, _)| name)), rows });
     found.change = Some(shown);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fence::{slot_not_created, sql_for};
+use super::hosts::settle;
 use super::prepare::Addresses;
 use super::sequences::follow;
 use super::set_aside::aside;
@@ -58,8 +59,10 @@ pub async fn run(
     progress: &Arc<VerifyProgress>,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Cutover, Fault> {
+    let bookkeeping = Bookkeeping::connect(&Addresses::new(config).destination).await?;
+    let settled = settle(config, &bookkeeping).await?;
+    let config = &settled.config;
     let addresses = Addresses::new(config);
-    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     let live = matches!(bookkeeping.stream().await?, Some(stream) if matches!(stream.state, StreamState::Live { .. }));
     if !live || LockHolders::look(bookkeeping.client(), &config.source.slot).await?.leader.is_none() {
         return Err(Fault::Refused(

@@ -30,6 +30,7 @@ mod counts;
 mod cutover;
 mod fence;
 mod history;
+mod hosts;
 mod labels;
 mod lacking;
 mod leading;

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::attempt::HEARTBEAT_PREFIX;
 use super::prepare::Prepared;
-use crate::config::Config;
+use crate::config::{Config, ConnectionSettings};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{Identities, Unidentified, find_slot};
@@ -111,6 +111,7 @@ impl Instance {
 
 /// A handle on the running monitor. Dropping it ends it.
 pub(super) struct Monitor {
+    connection: Arc<Mutex<ConnectionSettings>>,
     watched: Arc<Mutex<Option<Watched>>>,
     ground: watch::Sender<Ground>,
     instance: Instance,
@@ -134,8 +135,10 @@ impl Monitor {
         if config.source.heartbeat_every.is_none() {
             telemetry.heartbeats_off(Some("source.heartbeat_every is off"));
         }
+        let connection = Arc::new(Mutex::new(config.source.url.clone()));
         let source = SourceWatch {
             config: Arc::clone(&config),
+            connection: Arc::clone(&connection),
             telemetry,
             watched: Arc::clone(&watched),
             ground: ground.clone(),
@@ -145,11 +148,16 @@ impl Monitor {
         };
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
         let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination)];
-        Monitor { watched, ground, instance, tasks }
+        Monitor { connection, watched, ground, instance, tasks }
     }
 
     pub(super) fn instance(&self) -> Instance {
         self.instance
+    }
+
+    /// From now on this is the source that is watched.
+    pub(super) fn lead_to(&self, source: &ConnectionSettings) {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone_from(source);
     }
 
     /// From now on a stream stands on this.
@@ -167,6 +175,8 @@ impl Monitor {
 
 struct SourceWatch {
     config: Arc<Config>,
+    /// Where the attempt's sessions lead to.
+    connection: Arc<Mutex<ConnectionSettings>>,
     telemetry: Arc<Telemetry>,
     watched: Arc<Mutex<Option<Watched>>>,
     ground: watch::Sender<Ground>,
@@ -187,13 +197,18 @@ impl SourceWatch {
     }
 
     async fn session(&mut self) -> Result<(), SessionError> {
-        let sql = Sql { connection: self.config.source.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+        let connection = self.connection();
+        let sql = Sql { connection: connection.clone(), purpose: "monitor", timeout: QUERY_MAX };
         let client = sql.connect().await?;
         client.batch("setting up the monitor", "SET synchronous_commit = off").await?;
         let mut slot_due = Instant::now();
         let mut publication_due = Instant::now() + PUBLICATION_EVERY;
         let mut heartbeat_due = Instant::now();
         loop {
+            if self.connection() != connection {
+                // Another of source.url's hosts is the source now.
+                return Ok(());
+            }
             let now = Instant::now();
             let in_recovery = self.ask_position(&client).await?;
             if now >= slot_due {
@@ -220,6 +235,10 @@ impl SourceWatch {
             let heartbeat_in = heartbeat_due.saturating_duration_since(Instant::now());
             tokio::time::sleep(SOURCE_EVERY.min(heartbeat_in.max(Duration::from_millis(50)))).await;
         }
+    }
+
+    fn connection(&self) -> ConnectionSettings {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Tells how far the source is; returns whether it is a standby.

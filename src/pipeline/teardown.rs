@@ -13,6 +13,7 @@ use crate::destination::{
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, counted, shown_literal};
+use crate::pipeline::hosts::connect_chosen;
 use crate::pipeline::prepare::{Addresses, connect_replication};
 use crate::session::SqlClient;
 use crate::source::{PUBLICATION_COMMENT, SourceError, find_slot, release_slot};
@@ -41,14 +42,14 @@ pub async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> 
     let addresses = Addresses::new(config);
     let mut removals = Vec::new();
     let here = destination(config, &addresses).await;
-    let there = addresses.source.connect().await.map_err(|error| Fault::from(SourceError::Session(error)));
+    let there = connect_chosen(config).await.map_err(Fault::from);
     let stream = match &here {
         Ok((bookkeeping, _)) => Some(record(bookkeeping).await?),
         Err(fault) if is_refusal(fault) => return Err(Fault::Refused(report(fault))),
         Err(_) => None,
     };
     match &there {
-        Ok(client) => source(config, client, stream.as_ref(), dry_run, &mut removals).await?,
+        Ok((config, client)) => source(config, client, stream.as_ref(), dry_run, &mut removals).await?,
         Err(fault) => removals.push(Removal::Left {
             what: format!(
                 "slot {} and publication {} at the source, which is out of reach: {}",

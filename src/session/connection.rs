@@ -314,6 +314,15 @@ impl Connection {
         // A second is plenty for five bytes; a peer that does not take them is gone anyway.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.flush("closing")).await;
     }
+
+    /// The same, and waits a second at most for the server's end of it: its process closes the connection when it has let go of
+    /// everything else.
+    pub async fn close_and_wait(mut self) {
+        frontend::terminate(&mut self.outgoing);
+        let ended = async { while self.receive("closing").await.is_ok() {} };
+        // A server that takes longer is no reason to wait: what needs its place says so.
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
+    }
 }
 
 /// Bounds a wait.

@@ -329,6 +329,11 @@ impl ReplicationSession {
     pub async fn close(self) {
         self.connection.close().await;
     }
+
+    /// The same, and waits for the walsender's end, after which its place (`max_wal_senders`) is free.
+    pub async fn close_and_wait(self) {
+        self.connection.close_and_wait().await;
+    }
 }
 
 fn streamed(frame: &Frame) -> Result<StreamedMessage, StreamError> {

@@ -104,6 +104,16 @@ pub fn check_line(
     check_end(now, stored)
 }
 
+/// Whether the stored position is part of what this server has, as far as cluster, timeline and WAL tell.
+///
+/// # Errors
+/// As for [`check_history`].
+pub(super) fn continues(now: &SystemIdentification, stored: &StoredHistory<'_>) -> Result<(), SourceError> {
+    check_cluster(now, stored)?;
+    check_timeline(now, stored)?;
+    check_end(now, stored)
+}
+
 fn lost(cause: LostCause, report: ErrorReport) -> LostHistory {
     LostHistory { cause, report }
 }

@@ -162,3 +162,125 @@ async fn a_standby_can_be_the_source() {
     assert!(output.contains("was invalidated by the source") && output.contains("hot_standby_feedback"), "{output}");
     database.tables.clear();
 }
+
+/// Which of the two is named first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    OldFirst,
+    PromotedFirst,
+}
+
+/// The standby is promoted, the old primary comes back and is written to: rows of it never arrive, whichever host stands first,
+/// whether it is alone or not, and whatever `on_slot_lost` says; then the stream goes on from the promoted one.
+async fn split_brain(major: u32, order: Order, on_slot_lost: &str) {
+    println!("split brain on {major}, {order:?}, on_slot_lost = {on_slot_lost}");
+    let synced = major >= 17;
+    let waits: &[(&str, &str)] = if synced { &[("synchronized_standby_slots", "physical")] } else { &[] };
+    let syncs: &[(&str, &str)] = if synced { &[("sync_replication_slots", "on")] } else { &[] };
+    let Some((mut first, second)) = pair(major, waits, syncs).await else { return };
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, origin text); INSERT INTO t SELECT i, 'both' FROM generate_series(1, 1000) i";
+    let mut database = Database::on(&first, destination().await, "splitbrain", &["public.t"], schema).await;
+    let hosts = match order {
+        Order::OldFirst => [first.port(), second.port()],
+        Order::PromotedFirst => [second.port(), first.port()],
+    };
+    let mut setup = Setup::of(&database).setting(&format!("on_slot_lost = {on_slot_lost:?}"));
+    setup.source_url = format!(
+        "postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/{}?target_session_attrs=read-write",
+        hosts[0], hosts[1], database.name
+    );
+    let service = setup.start();
+    service.streams().await;
+    let at_standby = second.connect("postgres").await.unwrap();
+    if synced {
+        let ready = format!(
+            "SELECT 1 FROM pg_replication_slots WHERE slot_name = '{}' AND synced AND NOT temporary AND invalidation_reason IS NULL",
+            database.name
+        );
+        eventually("the slot is held ready at the standby", || async {
+            database.at_source("UPDATE t SET origin = 'both' WHERE id = 1").await;
+            at_standby.query_opt("looking", &ready, &[]).await.ok()?
+        })
+        .await;
+    }
+    database.assert_catches_up().await;
+    replayed(&database, &at_standby).await;
+    service.stop().await;
+    // The old primary is cut off, the standby is promoted and written to.
+    first.stop(StopMode::Immediate).await.unwrap();
+    at_standby.batch("promoting", "SELECT pg_promote()").await.unwrap();
+    database.reconnect_source(&second).await;
+    database.at_source("UPDATE t SET origin = 'promoted' WHERE id <= 10").await;
+    if synced || on_slot_lost == "resnapshot" {
+        let service = setup.start();
+        service.streams().await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    } else {
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains("does not exist at the source any more"), "{output}");
+        let service = setup.clone().argument("--resnapshot").start();
+        service.streams().await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+    // It comes back, and somebody writes to it.
+    first.start().await.unwrap();
+    let stale = first.connect(&database.name).await.unwrap();
+    stale
+        .batch("stale rows", "DELETE FROM public.t WHERE id > 20; UPDATE public.t SET origin = 'stale'")
+        .await
+        .unwrap();
+    let old = format!("127.0.0.1:{}", first.port());
+    let service = setup.start();
+    service.streams().await;
+    service.says(&format!("{old} is passed over: it is on timeline 1")).await;
+    database.at_source("UPDATE t SET origin = 'after' WHERE id = 500").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    // It alone answers: under its own address, and among the hosts. A start ends, whatever the setting.
+    let mut alone = setup.clone();
+    alone.source_url = first.tcp_url(&database.name);
+    let output = alone.start().ends_with(1).await;
+    assert!(output.contains(&format!("old primary that came back: {old}")), "{output}");
+    assert!(!output.contains("on_slot_lost"), "{output}");
+    database.assert_equal().await;
+    // A running service waits until the right one answers, and then goes on.
+    let service = setup.start();
+    service.streams().await;
+    let mut second = second;
+    second.stop(StopMode::Immediate).await.unwrap();
+    service.says(&format!("old primary that came back: {old}")).await;
+    service.is("waiting").await;
+    service.says("source.url names others").await;
+    let stale_rows = "SELECT count(*)::text FROM t WHERE origin = 'stale'";
+    assert_eq!(database.destination_value(stale_rows).await.as_deref(), Some("0"));
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("1000"));
+    second.start().await.unwrap();
+    database.reconnect_source(&second).await;
+    service.streams().await;
+    database.at_source("UPDATE t SET origin = 'again' WHERE id = 600").await;
+    database.assert_catches_up().await;
+    assert_eq!(database.destination_value(stale_rows).await.as_deref(), Some("0"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_that_comes_back_is_passed_over_on_15_with_stop() {
+    split_brain(15, Order::OldFirst, "stop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_that_comes_back_is_passed_over_on_15_with_resnapshot() {
+    split_brain(15, Order::PromotedFirst, "resnapshot").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_that_comes_back_is_passed_over_on_17_with_resnapshot() {
+    split_brain(17, Order::OldFirst, "resnapshot").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_that_comes_back_is_passed_over_on_18_with_stop() {
+    split_brain(18, Order::PromotedFirst, "stop").await;
+}

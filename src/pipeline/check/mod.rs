@@ -22,6 +22,7 @@ mod source;
 
 use std::sync::Arc;
 
+use super::hosts::{Settled, settle};
 use super::prepare::Addresses;
 use crate::config::Config;
 use crate::fault::{Fault, report};
@@ -136,9 +137,25 @@ pub async fn run(config: &Arc<Config>) -> Vec<Finding> {
     let addresses = Addresses::new(config);
     let mut findings = Findings::default();
     let destination = destination::look(config, &addresses, &mut findings).await;
-    let source = source::look(config, &addresses, destination.as_ref(), &mut findings).await;
-    if let (Some(source), Some(destination)) = (source, destination) {
-        both::look(config, source, &destination, &mut findings).await;
+    let settled = match &destination {
+        Some(destination) => {
+            let settled = settle(config, &destination.bookkeeping).await;
+            findings.take(About::Source, "hosts", settled)
+        }
+        // Without the bookkeeping nothing is known of the source's history.
+        None => Some(Settled::as_configured(config)),
+    };
+    // Where no host will do, everything else at the source only follows from it.
+    if let Some(settled) = settled {
+        for text in settled.passed_over.iter().chain(&settled.out_of_reach) {
+            findings.warn(About::Source, "hosts", ErrorReport::new(text));
+        }
+        let config = &settled.config;
+        let addresses = Addresses::new(config);
+        let source = source::look(config, &addresses, destination.as_ref(), &mut findings).await;
+        if let (Some(source), Some(destination)) = (source, destination) {
+            both::look(config, source, &destination, &mut findings).await;
+        }
     }
     here::look(config, &mut findings);
     // A stable order: by side, as they were found.

@@ -40,6 +40,7 @@ use tokio::sync::watch;
 
 use super::control::Control;
 use super::fence::{self, Fence, FenceProgress, NoFence, sql_for};
+use super::hosts::settle;
 use super::prepare::Addresses;
 use super::{RunOptions, run as run_service};
 use crate::config::Config;
@@ -208,9 +209,12 @@ pub async fn run(
     progress: &Arc<VerifyProgress>,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Verdict, Fault> {
+    let bookkeeping = Bookkeeping::connect(&Addresses::new(config).destination).await?;
+    // The same host that a running service has chosen: its snapshots are that server's.
+    let settled = settle(config, &bookkeeping).await?;
+    let config = &settled.config;
     let addresses = Addresses::new(config);
     let ends = Ends { config, addresses: &addresses, options, progress };
-    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     match bookkeeping.stream().await? {
         Some(stream) if matches!(stream.state, StreamState::Live { .. }) => {}
         Some(_) | None => {
