@@ -19,7 +19,8 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
     };
     let wanted = options.transaction.wanted();
     let (sql, writing) = (settings::destination(&config), settings::writing(&config));
-    match destination::replay(&sql, &writing, wanted, config.truncate, options.source_wins).await {
+    let trusted_roles = &config.destination.trusted_roles;
+    match destination::replay(&sql, &writing, wanted, trusted_roles, config.truncate, options.source_wins).await {
         Ok(replayed) => {
             display::result(&format!(
                 "applied {} of the source transaction with {wanted}; it is no dead letter any more",

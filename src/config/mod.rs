@@ -131,6 +131,8 @@ pub struct DestinationSettings {
     pub lock_timeout: Duration,
     /// How long an answer may take before the destination counts as unreachable.
     pub timeout: Duration,
+    /// Roles whose code may run with our rights, besides superusers and whoever may act as our role.
+    pub trusted_roles: Vec<Ident>,
 }
 
 /// `[apply]`

@@ -155,6 +155,15 @@ pub const SETTINGS: &[Setting] = &[
         "How long an answer may take before the destination counts as unreachable. Longer than any honest batch.",
     ),
     setting(
+        "destination.trusted_roles",
+        "list of SQL identifiers | none",
+        Some("none"),
+        "Roles whose code may run with headwater's rights at the destination: triggers that fire, rules, functions in checks, \
+         defaults, generated columns, indexes and domains. Trusted anyway are superusers, and roles that may act as one, \
+         as headwater's role or as a role of this list. Code of others is refused, since it could write the bookkeeping and \
+         every other table of the set. List the tables' owner where all that it may write there may run as headwater.",
+    ),
+    setting(
         "apply.batch_rows_max",
         "number",
         Some("20000"),

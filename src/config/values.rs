@@ -15,7 +15,7 @@ use super::{
     ApplySettings, Config, DestinationSettings, Environment, HttpSettings, OnConflict, OnSlotLost, Origin, Place,
     Problem, SchemaChanges, SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode,
 };
-use crate::pg::{Ident, QualifiedName, SlotName, SlotNameError};
+use crate::pg::{Ident, IdentError, QualifiedName, SlotName, SlotNameError};
 
 /// The whole configuration; `None` when a problem left no value to stand in.
 pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mut Vec<Problem>) -> Option<Config> {
@@ -56,6 +56,7 @@ pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mu
             )?,
             lock_timeout: read.duration("destination.lock_timeout", Duration::from_millis(1)),
             timeout: read.duration("destination.timeout", Duration::from_secs(1)),
+            trusted_roles: read.unless("destination.trusted_roles", "none", Reader::idents).unwrap_or_default(),
         },
         apply: ApplySettings {
             batch_rows_max: read.count("apply.batch_rows_max", 1, 10_000_000),
@@ -222,12 +223,22 @@ impl Reader<'_> {
         }
     }
 
-    fn tables(&mut self) -> Vec<QualifiedName> {
-        let names = match self.values.get("tables") {
+    fn list(&self, key: &str) -> Vec<String> {
+        match self.values.get(key) {
             Some((RawValue::List(names), _)) => names.clone(),
             Some((RawValue::Text(text), _)) => split_outside_quotes(text),
             None => Vec::new(),
-        };
+        }
+    }
+
+    fn idents(&mut self, key: &str) -> Vec<Ident> {
+        let parsed: Vec<Result<Ident, IdentError>> = self.list(key).iter().map(|name| name.parse()).collect();
+        let keep = |name: Result<Ident, IdentError>| name.map_err(|error| self.problem(key, error.to_string())).ok();
+        parsed.into_iter().filter_map(keep).collect()
+    }
+
+    fn tables(&mut self) -> Vec<QualifiedName> {
+        let names = self.list("tables");
         let mut tables = Vec::new();
         let mut seen = BTreeSet::new();
         for name in names {
@@ -294,6 +305,19 @@ mod tests {
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(Some(FileText { name: "headwater.toml", text }), &Environment::new())
             .map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn trusted_roles_are_identifiers_and_nobody_unless_they_are_listed() {
+        let with = |line: &str| parse(&format!("{URLS}{line}\n")).map(|config| config.destination.trusted_roles);
+        assert_eq!(with(""), Ok(Vec::new()));
+        assert_eq!(with("trusted_roles = \"none\""), Ok(Vec::new()));
+        let roles = [Ident::new("forum_owner"), Ident::new("Mixed Case")];
+        assert_eq!(with("trusted_roles = [\"Forum_Owner\", '\"Mixed Case\"']"), Ok(roles.to_vec()));
+        assert_eq!(with("trusted_roles = 'Forum_Owner, \"Mixed Case\"'"), Ok(roles.to_vec()));
+        let refused = with("trusted_roles = [\"a b\", \"\"]").unwrap_err();
+        assert!(refused.contains("destination.trusted_roles: \"a b\" is not an SQL identifier"), "{refused}");
+        assert!(refused.contains("a name cannot be empty"), "{refused}");
     }
 
     #[test]

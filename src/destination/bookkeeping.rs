@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
+use super::owner::unusable_bookkeeping;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 
@@ -210,6 +211,9 @@ impl Bookkeeping {
             };
             let code = error.code();
             if code == Some(SqlState::new(b"42501")) {
+                if let Some(report) = unusable_bookkeeping(&self.client).await? {
+                    return Err(DestinationError::Refused(report));
+                }
                 let (role, database) = self.role_and_database().await?;
                 return Err(DestinationError::Refused(
                     ErrorReport::new(format!("role {role} may not create the schema headwater at the destination"))

@@ -8,6 +8,7 @@
 //! bookkeeping ── what this destination is fed from, and how far        (headwater.stream, .position, .tables)
 //! catalog ────── the tables as they are here
 //! fences ─────── requests for one state of both ends, and this end's half of it
+//! owner, foreign_code ── whose the bookkeeping is, and whose code would run when rows are written
 //! leadership ─── who may write: one advisory lock (lock), one conditional position; sessions: what a leader leaves behind
 //! apply ──────── work into flights, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
@@ -30,11 +31,13 @@ mod dead_letter;
 mod error;
 mod expressions;
 mod fences;
+mod foreign_code;
 mod leadership;
 mod letter_text;
 mod lock;
 mod open_conflict;
 mod origin;
+mod owner;
 mod preflight;
 mod publish;
 mod replay;
@@ -62,6 +65,7 @@ pub use fences::{
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,
     next_fence_request, refuse_fence_requests, take_up_fence_request, withdraw_fence,
 };
+pub use foreign_code::{ForeignCode, Writes};
 pub use leadership::{
     Candidate, Leader, Led, LockAttempt, ReplicationRole, WritingSettings, position_missing_report, terminate,
 };
@@ -69,6 +73,7 @@ pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
+pub use owner::check_bookkeeping_owner;
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, Place, Publication, PublishOutcome};
 pub use replay::{Replayed, replay};

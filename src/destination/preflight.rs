@@ -38,8 +38,7 @@ impl DestinationServer {
                           pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_database()::text,
                           pg_catalog.pg_is_in_recovery(),
                           pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'),
-                          pg_catalog.to_regnamespace('headwater') IS NOT NULL,
-                          COALESCE(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('headwater')::oid, 'USAGE'), false)";
+                          pg_catalog.to_regnamespace('headwater') IS NOT NULL";
         let row = client.query_one(DOING, sql, &[]).await?;
         let server = DestinationServer {
             version: row.get(0),
@@ -55,19 +54,13 @@ impl DestinationServer {
                     .hint("Give the primary's address in destination.url."),
             );
         }
-        let (may_create, bookkeeping, usable): (bool, bool, bool) = (row.get(5), row.get(6), row.get(7));
+        let (may_create, bookkeeping): (bool, bool) = (row.get(5), row.get(6));
         if !may_create && !bookkeeping {
             // Staging schemas are made and dropped by every snapshot.
             problems.push(
                 ErrorReport::new(format!("role {role} may not create schemas at the destination"))
                     .detail("headwater keeps its bookkeeping, and a snapshot's staging, in schemas of its own.")
                     .hint(format!("Run as the database's owner:\nGRANT CREATE ON DATABASE {database} TO {role};")),
-            );
-        }
-        if bookkeeping && !usable {
-            problems.push(
-                ErrorReport::new(format!("schema headwater exists at the destination, but role {role} may not use it"))
-                    .hint("Connect as the role that created it, or drop it if it is left over: headwater teardown."),
             );
         }
         problems.extend(table_problems(client, role, names).await?);

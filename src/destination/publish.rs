@@ -14,6 +14,7 @@ use std::future::Future;
 use super::catalog::Catalog;
 use super::compare::Differences;
 use super::error::DestinationError;
+use super::foreign_code::Writes;
 use super::leadership::ReplicationRole;
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
@@ -74,6 +75,8 @@ pub struct Publication<'a> {
     pub lock_timeout_millis: u128,
     /// What the source's columns are made of.
     pub types: &'a Types,
+    /// Roles whose code may run.
+    pub trusted_roles: &'a [Ident],
 }
 
 /// A table that loses no more rows than this may lose all of them: in a small one, half is a usual change.
@@ -155,7 +158,23 @@ impl Publication<'_> {
         if role == ReplicationRole::Origin {
             client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await?;
         }
+        let filled: Vec<&StagedTable> = self.staging.tables.iter().filter(|table| table.mode == Mode::Fill).collect();
+        self.writes(role, &filled).lock_and_refuse_foreign_code(client).await?;
         Ok(role)
+    }
+
+    fn writes(&self, role: ReplicationRole, tables: &[&StagedTable]) -> Writes {
+        let supplied = tables.iter().flat_map(|table| {
+            let columns = table.route.columns.iter();
+            columns.map(|column| (table.live.clone(), column.clone()))
+        });
+        Writes {
+            tables: tables.iter().map(|table| table.live.clone()).collect(),
+            supplied: supplied.collect(),
+            types: Vec::new(),
+            foreign_keys_act: role == ReplicationRole::Origin,
+            trusted_roles: self.trusted_roles.to_vec(),
+        }
     }
 
     async fn commit(&self, client: &SqlClient) -> Result<(), DestinationError> {
@@ -198,6 +217,8 @@ impl Publication<'_> {
         outcome.reconciled.extend(reconciled.iter().map(|table| (table.live.clone(), (0, 0, 0))));
         let differs = |table: &StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);
         let listed = |table: &StagedTable| self.differences.of(&table.live);
+        let written: Vec<&StagedTable> = tables.iter().filter(|table| differs(table)).collect();
+        self.writes(role, &written).lock_and_refuse_foreign_code(client).await?;
         for table in tables.iter().rev().filter(|table| differs(table)) {
             let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
             let deleted = client.execute(DOING, &statement, &[]).await?;

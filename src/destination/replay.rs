@@ -14,9 +14,10 @@ use super::catalog::Catalog;
 use super::conflict::{Conflicts, Repair, Winning};
 use super::dead_letter::{Wanted, parts, read_part, remove};
 use super::error::DestinationError;
+use super::foreign_code::Writes;
 use super::leadership::{Candidate, ReplicationRole, WritingSettings};
 use crate::config::{OnConflict, TruncateMode};
-use crate::pg::{Datum, ErrorReport, QualifiedName, Relation};
+use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
 use crate::plan::statement;
 use crate::plan::target::Target;
@@ -43,6 +44,7 @@ pub async fn replay(
     sql: &Sql,
     settings: &WritingSettings,
     wanted: Wanted,
+    trusted_roles: &[Ident],
     truncate: TruncateMode,
     wins: bool,
 ) -> Result<Replayed, DestinationError> {
@@ -59,6 +61,7 @@ pub async fn replay(
         session,
         role,
         settings: settings.clone(),
+        trusted_roles: trusted_roles.to_vec(),
         truncate,
         wins,
         catalog: Catalog::default(),
@@ -88,6 +91,7 @@ struct Replay {
     session: WritingSession,
     role: ReplicationRole,
     settings: WritingSettings,
+    trusted_roles: Vec<Ident>,
     truncate: TruncateMode,
     wins: bool,
     catalog: Catalog,
@@ -121,6 +125,11 @@ impl Replay {
             names.extend(self.catalog.tables.keys().cloned());
             self.catalog = Catalog::read(client, &names).await?;
         }
+        let mut writes = Writes {
+            foreign_keys_act: self.role == ReplicationRole::Origin,
+            trusted_roles: self.trusted_roles.clone(),
+            ..Writes::default()
+        };
         for relation in relations {
             if self.targets.contains_key(relation) {
                 continue;
@@ -133,6 +142,12 @@ impl Replay {
             };
             let target = Target::bind(relation, table, &self.catalog.types)?;
             self.targets.insert(Arc::clone(relation), Arc::new(target));
+            let supplied = relation.columns.iter().map(|column| (relation.name.clone(), column.name.clone()));
+            writes.supplied.extend(supplied);
+            writes.tables.push(relation.name.clone());
+        }
+        if !writes.tables.is_empty() {
+            writes.refuse_foreign_code(client).await?;
         }
         Ok(())
     }

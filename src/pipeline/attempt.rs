@@ -606,6 +606,7 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
                 let replaced = TransactionError::Replaced { table: table.clone(), old: *old, new: *new };
                 return Fault::Source(SourceError::Transaction(replaced));
             }
+            Ground::ForeignCode(report) => return Fault::Destination(DestinationError::Refused(report.clone())),
             Ground::DestinationSilent(within) => {
                 let doing = "asking the destination for a sign of life";
                 let error = crate::session::SessionError::Timeout { doing, within: *within };

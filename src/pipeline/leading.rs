@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Holder, Leader, Led, LockHolders, Marking, ReplicationRole, WritingSettings, sweep,
-    terminate, terminate_leftovers,
+    Bookkeeping, Candidate, Holder, Leader, Led, LockHolders, Marking, ReplicationRole, WritingSettings,
+    check_bookkeeping_owner, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
 use crate::pg::{Ident, counted};
@@ -26,6 +26,7 @@ pub(super) async fn lead(
     telemetry: &Telemetry,
 ) -> Result<(Bookkeeping, Leader), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
     let settings = WritingSettings {
         connection: config.destination.url.clone(),
         slot: config.source.slot.clone(),

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::attempt::HEARTBEAT_PREFIX;
 use super::prepare::Prepared;
 use crate::config::{Config, ConnectionSettings};
+use crate::destination::Writes;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{Identities, Unidentified, find_slot};
@@ -27,6 +28,8 @@ const PUBLICATION_EVERY: Duration = Duration::from_secs(10);
 const DESTINATION_EVERY: Duration = Duration::from_secs(10);
 /// A consumer that is connected and confirms nothing keeps the source from shutting down.
 const DESTINATION_SILENT_MAX: Duration = Duration::from_secs(30);
+/// Looking for code of others takes half a second where there are thousands of tables, and so a hundredth of the time at most.
+const CODE_LOOK_SHARE: u32 = 99;
 const QUERY_MAX: Duration = Duration::from_secs(10);
 
 /// Whether what the stream stands on is still there.
@@ -52,6 +55,8 @@ pub(super) enum Ground {
     },
     /// The destination has not answered for so long.
     DestinationSilent(Duration),
+    /// Code of others would run with our rights at the destination.
+    ForeignCode(ErrorReport),
 }
 
 /// What the monitor compares with while a stream runs.
@@ -61,6 +66,7 @@ pub(super) struct Watched {
     /// The walsender's process.
     process_id: u32,
     tables: Vec<WatchedTable>,
+    writes: Writes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +89,12 @@ impl Watched {
                 row_filter: table.row_filter.clone(),
             }
         });
-        Watched { publication, process_id: prepared.replication.process_id(), tables: tables.collect() }
+        Watched {
+            publication,
+            process_id: prepared.replication.process_id(),
+            tables: tables.collect(),
+            writes: prepared.writes.clone(),
+        }
     }
 }
 
@@ -436,14 +447,15 @@ async fn watch_destination(config: Arc<Config>, watched: Arc<Mutex<Option<Watche
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let mut client: Option<SqlClient> = None;
     let mut answered_at = Instant::now();
+    let mut code_due = Instant::now();
     loop {
         tokio::time::sleep(DESTINATION_EVERY).await;
-        let streaming = watched.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if !streaming {
+        let watched = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(Watched { writes, .. }) = watched else {
             client = None;
             answered_at = Instant::now();
             continue;
-        }
+        };
         if client.is_none() {
             client = sql.connect().await.ok();
         }
@@ -455,6 +467,20 @@ async fn watch_destination(config: Arc<Config>, watched: Arc<Mutex<Option<Watche
             answered_at = Instant::now();
         } else {
             client = None;
+        }
+        if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
+            let asked_at = Instant::now();
+            let looked = writes.foreign_code_report(&asked).await;
+            code_due = Instant::now() + CODE_LOOK_SHARE * asked_at.elapsed();
+            match looked {
+                Ok(None) => client = Some(asked),
+                Ok(Some(report)) => {
+                    client = Some(asked);
+                    ground.send_replace(Ground::ForeignCode(report));
+                }
+                // A slow answer to this says nothing of the destination, which has just given a sign of life.
+                Err(error) => tracing::warn!("cannot look for code of others at the destination: {error}"),
+            }
         }
         if answered_at.elapsed() >= DESTINATION_SILENT_MAX {
             ground.send_replace(Ground::DestinationSilent(DESTINATION_SILENT_MAX));

@@ -14,12 +14,13 @@ use super::lacking::lacking;
 use super::set_aside::aside;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState,
+    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
     misfit_report, position_missing_report,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted, toml_string};
 use crate::plan::fit::{self, End, Transfer};
+use crate::plan::schema::TypeDefinition;
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
@@ -61,6 +62,8 @@ pub(super) struct Prepared {
     pub(super) added: Vec<QualifiedName>,
     /// Tables that are set aside until a copy is published.
     pub(super) aside: Vec<QualifiedName>,
+    /// What is written, and whose code may run when it is.
+    pub(super) writes: Writes,
 }
 
 impl Prepared {
@@ -220,7 +223,9 @@ pub(super) async fn prepare(
     {
         return Err(Fault::Refused(slot_unknown_report(slot)));
     }
-    DestinationServer::check(bookkeeping.client(), &config.tables).await?;
+    let destination_server = DestinationServer::check(bookkeeping.client(), &config.tables).await?;
+    let writes = writes(config, &source_catalog, !destination_server.replica_role);
+    writes.refuse_foreign_code(bookkeeping.client()).await?;
     let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     // A first copy that failed has left the tables as they were.
     if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
@@ -309,11 +314,27 @@ pub(super) async fn prepare(
         start,
         added,
         aside: aside(&known),
+        writes,
     })
 }
 
 async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
     if live { bookkeeping.position().await } else { Ok(None) }
+}
+
+/// What is written of these tables at the destination.
+pub(super) fn writes(config: &Config, source: &SourceCatalog, foreign_keys_act: bool) -> Writes {
+    let supplied = source.tables.iter().flat_map(|table| {
+        let name = table.definition.name();
+        table.columns.iter().map(move |column| (name.clone(), column.clone()))
+    });
+    Writes {
+        tables: config.tables.clone(),
+        supplied: supplied.collect(),
+        types: source.types.values().map(TypeDefinition::qualified_name).collect(),
+        foreign_keys_act,
+        trusted_roles: config.destination.trusted_roles.clone(),
+    }
 }
 
 /// The configuration must name the stream that feeds this destination.

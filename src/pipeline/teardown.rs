@@ -9,7 +9,8 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, WritingSettings, drop_origins, sweep,
+    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, WritingSettings, check_bookkeeping_owner,
+    drop_origins, sweep,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, counted, shown_literal};
@@ -94,6 +95,7 @@ async fn record(bookkeeping: &Bookkeeping) -> Result<Option<Stream>, Fault> {
 /// The destination, with the lock taken.
 async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Candidate), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
     let settings = WritingSettings {
         connection: config.destination.url.clone(),
         slot: config.source.slot.clone(),

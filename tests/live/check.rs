@@ -320,8 +320,11 @@ async fn what_the_configuration_names_wrongly_is_mended_by_what_is_printed() {
 
     // The bookkeeping is another role's.
     database.at_destination("CREATE SCHEMA headwater").await;
-    let finding = failed(&granted, "schema headwater exists at the destination, but role").await;
-    assert!(finding["hint"].as_str().unwrap().starts_with("Connect as the role that created it"), "{finding}");
+    let finding = failed(&granted, "schema headwater at the destination belongs to role postgres, and role").await;
+    assert!(
+        finding["hint"].as_str().unwrap().ends_with("ALTER SCHEMA headwater RENAME TO not_headwater;"),
+        "{finding}"
+    );
     mended(&superuser).await;
 
     // Another slot, and another publication, than the destination is fed through.

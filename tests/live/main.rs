@@ -45,6 +45,7 @@ mod lock;
 mod lost;
 mod logs;
 mod metrics;
+mod owners;
 mod page;
 mod plan;
 mod pooler;

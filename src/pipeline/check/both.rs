@@ -15,7 +15,7 @@ use crate::pipeline::asked::Asked;
 use crate::pipeline::history::stored_history;
 use crate::pipeline::labels::{labels_report, lacking_labels};
 use crate::pipeline::lacking::lacking;
-use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced};
+use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
 use crate::plan::fit::{End, Transfer, text_columns};
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
@@ -63,6 +63,12 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             findings.fault(About::Destination, "publications", error);
         }
         enum_labels(config, here, catalog, findings).await;
+        let writes = writes(config, catalog, destination.foreign_keys_act);
+        match writes.foreign_code_report(here).await {
+            Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
+            Ok(Some(report)) => findings.fail(About::Destination, "code", report),
+            Err(error) => findings.fault(About::Destination, "code", error),
+        }
         foreign_keys(config, catalog, findings);
         if destination.position.is_some()
             && let Err(fault) = followed(config, catalog, existing, destination, findings).await

@@ -4,7 +4,7 @@ use super::{About, Findings, connection};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState,
-    TableRecord, WritingSettings, position_missing_report,
+    TableRecord, WritingSettings, check_bookkeeping_owner, position_missing_report,
 };
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
@@ -35,6 +35,9 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         Ok(Err(report)) => findings.warn(DESTINATION, "connection", report),
         Err(error) => findings.fault(DESTINATION, "connection", DestinationError::Session(error)),
     }
+    let owned = check_bookkeeping_owner(client, &config.destination.trusted_roles).await;
+    // What is in a stranger's schema is nothing to go by.
+    findings.take(DESTINATION, "bookkeeping", owned)?;
     writing(config, findings).await;
     let examined = DestinationServer::examine(client, &config.tables).await;
     let mut foreign_keys_act = false;

@@ -226,6 +226,7 @@ async fn hand_over(
         deletes: Deletes::All,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
         types: &source_catalog.types,
+        trusted_roles: &config.destination.trusted_roles,
     };
     tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
     let position = held.position();

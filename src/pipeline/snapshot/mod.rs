@@ -233,6 +233,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         deletes: kind.deletes,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
         types: &tables.source.types,
+        trusted_roles: &config.destination.trusted_roles,
     };
     let client = publishing_session(ends).await?;
     let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {

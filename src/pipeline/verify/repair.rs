@@ -14,7 +14,7 @@ use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
 use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
-use crate::destination::{DestinationError, RepairOutcome, STATEMENT_MAX};
+use crate::destination::{DestinationError, RepairOutcome, STATEMENT_MAX, Writes};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn};
 use crate::pipeline::control::Held;
@@ -138,6 +138,17 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
     if found != Some(position) {
         return Err(Fault::Refused(ErrorReport::new("another instance has gone on while rows were being repaired")));
     }
+    let writes = Writes {
+        tables: work.iter().map(|part| part.table.name.clone()).collect(),
+        supplied: work
+            .iter()
+            .flat_map(|part| part.repaired.columns.iter().map(|(column, _)| (part.table.name.clone(), column.clone())))
+            .collect(),
+        types: Vec::new(),
+        foreign_keys_act: !replica,
+        trusted_roles: config.destination.trusted_roles.clone(),
+    };
+    writes.lock_and_refuse_foreign_code(client).await?;
     let mut outcome = RepairOutcome::default();
     for part in work.iter().rev() {
         for keys in part.gone.chunks(KEYS_MAX) {

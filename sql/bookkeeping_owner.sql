@@ -1,0 +1,57 @@
+-- Whom schema headwater and what is in it belong to. No row: there is no such schema.
+--
+-- $1 names of roles whose code is accepted. Whoever owns the schema can replace what is in it, and so have code run with our rights.
+WITH ourselves AS (
+    SELECT oid, rolsuper FROM pg_catalog.pg_roles WHERE rolname IN (current_user, session_user)
+), powerful AS (
+    -- Whoever can act as one of these can do all that we can without our help. The last two become superusers by the files they write.
+    SELECT oid FROM ourselves
+    UNION
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE r.rolsuper OR r.rolname = ANY ($1::text[]) OR r.rolname IN ('pg_execute_server_program', 'pg_write_server_files')
+), trusted AS (
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE EXISTS (SELECT FROM powerful p
+                  WHERE pg_catalog.pg_has_role(r.oid, p.oid,
+                        CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000
+                             THEN 'USAGE, SET, MEMBER WITH ADMIN OPTION' ELSE 'MEMBER' END))
+       -- Before 16, CREATEROLE grants itself any role but a superuser's.
+       OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::int < 160000
+          AND NOT EXISTS (SELECT FROM ourselves o WHERE o.rolsuper)
+), bookkeeping AS (
+    SELECT oid, nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'headwater'
+), objects(rank, owner, kind, name) AS (
+    SELECT 1, nspowner, 'SCHEMA', 'headwater' FROM bookkeeping
+    UNION ALL
+    SELECT 2, c.relowner,
+           CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+                          WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END,
+           pg_catalog.format('headwater.%I', c.relname)
+    FROM pg_catalog.pg_class c JOIN bookkeeping b ON b.oid = c.relnamespace
+    -- A sequence of a column goes with its table.
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+       OR c.relkind = 'S' AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                                          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
+                                            AND d.deptype IN ('a', 'i'))
+    UNION ALL
+    SELECT 3, p.proowner, 'ROUTINE',
+           pg_catalog.format('headwater.%I(%s)', p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid))
+    FROM pg_catalog.pg_proc p JOIN bookkeeping b ON b.oid = p.pronamespace
+)
+SELECT pg_catalog.pg_get_userbyid(b.nspowner)::text,
+       -- Those whose owner is not trusted: the first of them, in words, and whose it is.
+       (SELECT pg_catalog.lower(o.kind) || ' ' || o.name FROM objects o
+        WHERE o.owner NOT IN (SELECT oid FROM trusted) ORDER BY o.rank, o.name LIMIT 1),
+       (SELECT pg_catalog.pg_get_userbyid(o.owner)::text FROM objects o
+        WHERE o.owner NOT IN (SELECT oid FROM trusted) ORDER BY o.rank, o.name LIMIT 1),
+       -- Where there is no bookkeeping in it yet, only the owner can make it.
+       pg_catalog.has_schema_privilege(b.oid, 'USAGE')
+           AND COALESCE((SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege(c.oid, 'SELECT'))
+                         FROM pg_catalog.pg_class c WHERE c.relnamespace = b.oid AND c.relname IN ('stream', 'position', 'tables')),
+                        pg_catalog.pg_has_role(b.nspowner, 'USAGE')),
+       (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_class c
+        WHERE c.relnamespace = b.oid AND c.relname IN ('stream', 'position')),
+       (SELECT pg_catalog.string_agg(pg_catalog.format('ALTER %s %s OWNER TO %I;', o.kind, o.name, current_user), E'\n' ORDER BY o.rank, o.name)
+        FROM objects o WHERE o.owner <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)),
+       current_user::text
+FROM bookkeeping b

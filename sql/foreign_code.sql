@@ -1,0 +1,188 @@
+-- Code that runs with our rights when we write into the tables named, and that somebody else can change.
+--
+-- $1, $2 schemas and names of the tables; $3, $4, $5 schema, table and name of each column that we give a value;
+-- $6 whether foreign keys and ordinary triggers act; $7 names of roles whose code is accepted; $8, $9 schemas and names of types that
+-- tables yet to be created are made of, where they exist.
+--
+-- Whoever may act as us, and superusers, are trusted: they can do all that we can without our help. A function of a role that is
+-- not trusted is foreign wherever it is called: its body can be replaced at any time. A function of a trusted role that is called by
+-- an object of one that is not is foreign unless nothing can be done by it, whatever its arguments: it is immutable, or on the list
+-- below. Trigger functions of trusted roles are made to be called by others' tables. One statement, however many tables there are.
+WITH RECURSIVE ourselves AS (
+    SELECT oid, rolsuper FROM pg_catalog.pg_roles WHERE rolname IN (current_user, session_user)
+), powerful AS (
+    -- Whoever can act as one of these can do all that we can without our help. The last two become superusers by the files they write.
+    SELECT oid FROM ourselves
+    UNION
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE r.rolsuper OR r.rolname = ANY ($7::text[]) OR r.rolname IN ('pg_execute_server_program', 'pg_write_server_files')
+), trusted AS (
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE EXISTS (SELECT FROM powerful p
+                  WHERE pg_catalog.pg_has_role(r.oid, p.oid,
+                        CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000
+                             THEN 'USAGE, SET, MEMBER WITH ADMIN OPTION' ELSE 'MEMBER' END))
+       -- Before 16, CREATEROLE grants itself any role but a superuser's.
+       OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::int < 160000
+          AND NOT EXISTS (SELECT FROM ourselves o WHERE o.rolsuper)
+), harmless AS (
+    -- Neither immutable nor able to do anything but return a value. Not here, among others: what reads or runs SQL that it is given
+    -- (query_to_xml, ts_stat, ts_rewrite), what calls casts or constraints of others' types (to_json, json_populate_record,
+    -- domain_in), what acts (set_config, setval, lo_*, pg_notify, pg_advisory_*, pg_terminate_backend).
+    SELECT p.oid FROM pg_catalog.pg_proc p
+    WHERE p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace AND p.proname IN (
+        'nextval', 'currval', 'lastval', 'gen_random_uuid', 'uuidv4', 'uuidv7', 'random', 'random_normal',
+        'now', 'transaction_timestamp', 'statement_timestamp', 'clock_timestamp', 'timeofday',
+        'age', 'date', 'date_part', 'extract', 'date_trunc', 'timezone', 'time', 'timetz', 'timestamp', 'timestamptz',
+        'timestamptz_pl_interval', 'timestamptz_mi_interval', 'interval_pl_timestamptz', 'overlaps',
+        'date_lt_timestamptz', 'date_le_timestamptz', 'date_eq_timestamptz', 'date_gt_timestamptz', 'date_ge_timestamptz',
+        'date_ne_timestamptz', 'date_cmp_timestamptz', 'timestamptz_lt_date', 'timestamptz_le_date', 'timestamptz_eq_date',
+        'timestamptz_gt_date', 'timestamptz_ge_date', 'timestamptz_ne_date', 'timestamptz_cmp_date',
+        'timestamp_lt_timestamptz', 'timestamp_le_timestamptz', 'timestamp_eq_timestamptz', 'timestamp_gt_timestamptz',
+        'timestamp_ge_timestamptz', 'timestamp_ne_timestamptz', 'timestamp_cmp_timestamptz', 'timestamptz_lt_timestamp',
+        'timestamptz_le_timestamp', 'timestamptz_eq_timestamp', 'timestamptz_gt_timestamp', 'timestamptz_ge_timestamp',
+        'timestamptz_ne_timestamp', 'timestamptz_cmp_timestamp',
+        'to_char', 'to_date', 'to_timestamp', 'to_number', 'concat', 'concat_ws', 'format', 'quote_literal', 'quote_nullable',
+        'textanycat', 'anytextcat', 'array_to_string', 'money', 'numeric', 'pg_typeof', 'pg_column_size',
+        'to_tsvector', 'to_tsquery', 'plainto_tsquery', 'phraseto_tsquery', 'websearch_to_tsquery', 'get_current_ts_config',
+        'enum_first', 'enum_last', 'enum_range', 'regclass', 'current_setting', 'current_database', 'current_schema', 'version',
+        'pg_backend_pid', 'pg_postmaster_start_time', 'inet_client_addr', 'inet_client_port', 'inet_server_addr', 'inet_server_port',
+        'txid_current', 'txid_current_if_assigned', 'pg_current_xact_id', 'pg_current_xact_id_if_assigned', 'host', 'family')
+    UNION
+    -- The same of extensions.
+    SELECT p.oid FROM pg_catalog.pg_proc p
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e'
+    WHERE p.proname IN ('uuid_generate_v1', 'uuid_generate_v1mc', 'uuid_generate_v4', 'gen_random_uuid', 'gen_random_bytes', 'unaccent')
+), followed AS MATERIALIZED (
+    SELECT c.oid
+    FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS named(schema_name, table_name)
+    JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = named.table_name AND c.relkind IN ('r', 'p')
+), reaches(parent, child, cascades) AS MATERIALIZED (
+    SELECT inhparent, inhrelid, false FROM pg_catalog.pg_inherits
+    UNION ALL
+    -- What a foreign key carries on is done as the referencing table's owner; the AFTER triggers of it are ours.
+    SELECT confrelid, conrelid, true FROM pg_catalog.pg_constraint
+    WHERE $6 AND contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
+), written(id, cascaded) AS (
+    SELECT oid, false FROM followed
+    UNION
+    SELECT r.child, w.cascaded OR r.cascades FROM written w JOIN reaches r ON r.parent = w.id
+), touched AS MATERIALIZED (
+    SELECT c.oid AS id, c.relowner AS owner, c.relkind AS kind, pg_catalog.bool_and(w.cascaded) AS cascaded
+    FROM written w JOIN pg_catalog.pg_class c ON c.oid = w.id GROUP BY c.oid, c.relowner, c.relkind
+), supplied AS MATERIALIZED (
+    SELECT DISTINCT c.oid AS id, given.column_name
+    FROM ROWS FROM (pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]))
+        AS given(schema_name, table_name, column_name)
+    JOIN pg_catalog.pg_namespace n ON n.nspname = given.schema_name
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = given.table_name
+), firing AS MATERIALIZED (
+    SELECT t.* FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
+    WHERE t.tgenabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END)
+      -- Bits 2 and 64: BEFORE, INSTEAD OF.
+      AND (NOT touched.cascaded OR t.tgtype::int & 66 = 0)
+), columns AS MATERIALIZED (
+    SELECT a.attrelid, a.attnum, a.attname, a.attgenerated, a.atthasdef, a.atttypid,
+           f.oid IS NOT NULL AND a.attgenerated = '' AND a.attidentity = '' AND s.id IS NULL AS defaulted
+    FROM touched JOIN pg_catalog.pg_attribute a ON a.attrelid = touched.id
+    LEFT JOIN followed f ON f.oid = a.attrelid
+    LEFT JOIN supplied s ON s.id = a.attrelid AND s.column_name = a.attname::text
+    WHERE NOT touched.cascaded AND a.attnum > 0 AND NOT a.attisdropped
+), table_trees(object_id, kind, name, owner, tree) AS MATERIALIZED (
+    SELECT c.conrelid, 'check', c.conname, t.owner, c.conbin::text
+    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'c' WHERE NOT t.cascaded
+    UNION ALL
+    SELECT d.adrelid, CASE WHEN a.attgenerated = '' THEN 'default' ELSE 'generated' END, a.attname, t.owner, d.adbin::text
+    FROM columns a JOIN touched t ON t.id = a.attrelid
+    JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attgenerated <> '' OR a.defaulted
+    UNION ALL
+    SELECT i.indrelid, 'index', c.relname, t.owner, COALESCE(i.indexprs::text, '') || COALESCE(i.indpred::text, '')
+    FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE NOT t.cascaded AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+    UNION ALL
+    SELECT p.partrelid, 'partition key', '', t.owner, p.partexprs::text
+    FROM touched t JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.id
+    WHERE NOT t.cascaded AND p.partexprs IS NOT NULL
+    UNION ALL
+    SELECT f.tgrelid, 'trigger', f.tgname, t.owner, f.tgqual::text
+    FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
+), types(id) AS (
+    SELECT found.id FROM (
+        SELECT atttypid AS id FROM columns
+        UNION
+        SELECT (pg_catalog.regexp_matches(tree, ':\w*typ\w* (\d+)', 'g'))[1]::oid FROM table_trees
+        UNION
+        SELECT t.oid FROM ROWS FROM (pg_catalog.unnest($8::text[]), pg_catalog.unnest($9::text[])) AS named(schema_name, type_name)
+        JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
+        JOIN pg_catalog.pg_type t ON t.typnamespace = n.oid AND t.typname = named.type_name) AS found
+    WHERE found.id >= 16384
+    UNION
+    SELECT inner_type.id
+    FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id
+    CROSS JOIN LATERAL (
+        SELECT t.typelem AS id
+        UNION ALL SELECT t.typbasetype
+        UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
+                  WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE t.typtype = 'r' AND r.rngtypid = t.oid
+        UNION ALL SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE t.typtype = 'm' AND r.rngmultitypid = t.oid
+        UNION ALL SELECT (pg_catalog.regexp_matches(c.conbin::text, ':\w*typ\w* (\d+)', 'g'))[1]::oid
+                  FROM pg_catalog.pg_constraint c WHERE t.typtype = 'd' AND c.contypid = t.oid AND c.conbin IS NOT NULL
+    ) AS inner_type
+    -- The first object that is not the server's own.
+    WHERE inner_type.id >= 16384
+), trees AS MATERIALIZED (
+    SELECT * FROM table_trees
+    UNION ALL
+    SELECT t.oid, 'domain', c.conname, t.typowner, c.conbin::text
+    FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id AND t.typtype = 'd'
+    JOIN pg_catalog.pg_constraint c ON c.contypid = t.oid AND c.conbin IS NOT NULL
+    UNION ALL
+    SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
+    FROM columns a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typdefaultbin IS NOT NULL
+    WHERE a.defaulted AND NOT a.atthasdef
+), calls(object_id, kind, name, owner, function_id, made_for_others) AS (
+    SELECT object_id, kind, name, owner, (pg_catalog.regexp_matches(tree, ':\w*(?:funcid|fnoid) (\d+)', 'g'))[1]::oid, false FROM trees
+    UNION
+    -- SQL/JSON constructors look for a cast of their arguments to json by themselves: their trees name no function.
+    SELECT c.object_id, c.kind, c.name, c.owner, j.castfunc, false
+    FROM trees c JOIN pg_catalog.pg_cast j ON j.castfunc <> 0 AND j.castsource IN (SELECT id FROM types)
+        AND j.casttarget IN ('pg_catalog.json'::pg_catalog.regtype, 'pg_catalog.jsonb'::pg_catalog.regtype)
+    WHERE pg_catalog.strpos(c.tree, 'JSONCONSTRUCTOREXPR') > 0
+    UNION
+    SELECT f.tgrelid, 'trigger', f.tgname, t.owner, f.tgfoid, true FROM firing f JOIN touched t ON t.id = f.tgrelid
+    UNION
+    SELECT t.oid, 'range', '', t.typowner, called.id, true
+    FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid
+    CROSS JOIN LATERAL (VALUES (r.rngsubdiff::oid), (r.rngcanonical::oid)) AS called(id) WHERE called.id <> 0
+), foreign_calls AS (
+    SELECT c.object_id, c.kind, c.name,
+           CASE WHEN p.proowner IN (SELECT oid FROM trusted) THEN c.owner ELSE p.proowner END AS role_id,
+           pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) AS function_name
+    FROM calls c JOIN pg_catalog.pg_proc p ON p.oid = c.function_id JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    WHERE p.proowner NOT IN (SELECT oid FROM trusted)
+       OR c.owner NOT IN (SELECT oid FROM trusted)
+          AND CASE WHEN c.made_for_others
+                   -- Of the extensions refint and lo: they make SQL of their arguments, and delete large objects that rows name.
+                   THEN p.proname IN ('check_primary_key', 'check_foreign_key', 'lo_manage')
+                   ELSE p.provolatile <> 'i' AND p.oid NOT IN (SELECT oid FROM harmless) END
+    UNION
+    SELECT t.id, 'rule', r.rulename, t.owner, NULL
+    FROM touched t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.id
+    WHERE NOT t.cascaded AND r.ev_type <> '1' AND r.ev_enabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END)
+      AND t.owner NOT IN (SELECT oid FROM trusted)
+    UNION
+    SELECT t.id, 'foreign table', '', t.owner, NULL
+    FROM touched t WHERE t.kind = 'f' AND NOT t.cascaded AND t.owner NOT IN (SELECT oid FROM trusted)
+)
+SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname)::text AS schema_name, COALESCE(c.relname, t.typname)::text AS object_name,
+       f.name::text, pg_catalog.min(f.function_name), pg_catalog.pg_get_userbyid(f.role_id)::text
+FROM foreign_calls f
+LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range')
+LEFT JOIN pg_catalog.pg_namespace table_schema ON table_schema.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_type t ON t.oid = f.object_id AND f.kind IN ('domain', 'domain default', 'range')
+LEFT JOIN pg_catalog.pg_namespace type_schema ON type_schema.oid = t.typnamespace
+GROUP BY 1, 2, 3, 4, f.role_id
+ORDER BY 2, 3, 1, 4

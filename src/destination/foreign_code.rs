@@ -1,0 +1,244 @@
+//! Code that others could have run with our rights: found in the catalog before it is run, and refused.
+//!
+//! Whoever writes into a table runs the code that is attached to it: triggers, rules, functions in checks, defaults, generated
+//! columns, index expressions, partition keys, domains. It runs as the writer, so the owner of a table could use headwater's rights,
+//! which reach farther than his: the bookkeeping, all other tables of the set. `SET ROLE` to the owner does not
+//! contain it, since the code can set the role back (docs/decisions/0021).
+//!
+//! Asked by `pipeline` at every start, by its monitor while a stream runs, inside the transaction that publishes a snapshot, and by
+//! `headwater check`; by `replay` as well. What is found is judged in sql/foreign_code.sql; what is accepted is the operator's
+//! `destination.trusted_roles`. Invariant: one statement, whatever the number of tables.
+
+use super::error::DestinationError;
+use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::session::SqlClient;
+
+const FOREIGN_CODE: &str = include_str!("../../sql/foreign_code.sql");
+
+/// Lines of one report at most: the list is for a terminal.
+const LISTED_MAX: usize = 20;
+
+/// What is written, and whose code may run when it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// The tables.
+    pub tables: Vec<QualifiedName>,
+    /// The columns that are given a value: their defaults are not evaluated.
+    pub supplied: Vec<(QualifiedName, Ident)>,
+    /// Types that tables are made of which do not exist yet.
+    pub types: Vec<QualifiedName>,
+    /// Foreign keys and ordinary triggers act.
+    pub foreign_keys_act: bool,
+    /// Roles whose code is accepted.
+    pub trusted_roles: Vec<Ident>,
+}
+
+/// Where code is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attached {
+    Trigger,
+    Rule,
+    Check,
+    Default,
+    Generated,
+    Index,
+    PartitionKey,
+    Domain,
+    DomainDefault,
+    Range,
+    ForeignTable,
+}
+
+impl Attached {
+    /// The kind by the query's word for it.
+    fn of(word: &str) -> Option<Attached> {
+        Some(match word {
+            "trigger" => Attached::Trigger,
+            "rule" => Attached::Rule,
+            "check" => Attached::Check,
+            "default" => Attached::Default,
+            "generated" => Attached::Generated,
+            "index" => Attached::Index,
+            "partition key" => Attached::PartitionKey,
+            "domain" => Attached::Domain,
+            "domain default" => Attached::DomainDefault,
+            "range" => Attached::Range,
+            "foreign table" => Attached::ForeignTable,
+            _ => return None,
+        })
+    }
+}
+
+/// One piece of code that somebody else can change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignCode {
+    attached: Attached,
+    /// The table or type.
+    object: QualifiedName,
+    /// The trigger, rule, constraint, column or index.
+    name: Ident,
+    /// What is called; a rule calls nothing in particular.
+    function: Option<String>,
+    /// Who can change it.
+    role: Ident,
+}
+
+impl ForeignCode {
+    fn sentence(&self) -> String {
+        let ForeignCode { object, name, .. } = self;
+        let what = match self.attached {
+            Attached::Trigger => format!("trigger {name} of table {object}"),
+            Attached::Rule => format!("rule {name} of table {object}"),
+            Attached::Check => format!("check {name} of table {object}"),
+            Attached::Default => format!("the default of column {name} of table {object}"),
+            Attached::Generated => format!("generated column {name} of table {object}"),
+            Attached::Index => format!("index {name} of table {object}"),
+            Attached::PartitionKey => format!("the partition key of table {object}"),
+            Attached::Domain => format!("check {name} of domain {object}"),
+            Attached::DomainDefault => format!("the default of domain {object}"),
+            Attached::Range => format!("range type {object}"),
+            Attached::ForeignTable => format!("{object}, a foreign table"),
+        };
+        match &self.function {
+            Some(function) => format!("{what} calls {function} (role {})", self.role),
+            None => format!("{what} (role {})", self.role),
+        }
+    }
+
+    /// What takes the code away, if one statement does.
+    fn removal(&self, foreign_keys_act: bool) -> Option<String> {
+        let ForeignCode { object, name, .. } = self;
+        // Where foreign keys do not act, an ordinary trigger fires for others only.
+        let off = if foreign_keys_act { "DISABLE" } else { "ENABLE" };
+        Some(match self.attached {
+            Attached::Trigger => format!("ALTER TABLE {object} {off} TRIGGER {name};"),
+            Attached::Rule => format!("ALTER TABLE {object} {off} RULE {name};"),
+            Attached::Check => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),
+            Attached::Default => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP DEFAULT;"),
+            Attached::Generated => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP EXPRESSION;"),
+            Attached::Index => {
+                format!("DROP INDEX {};", QualifiedName { schema: object.schema.clone(), name: name.clone() })
+            }
+            Attached::Domain => format!("ALTER DOMAIN {object} DROP CONSTRAINT {name};"),
+            Attached::DomainDefault => format!("ALTER DOMAIN {object} DROP DEFAULT;"),
+            Attached::PartitionKey | Attached::Range | Attached::ForeignTable => return None,
+        })
+    }
+}
+
+impl Writes {
+    /// The code that others could have run.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the server does not answer.
+    pub async fn foreign_code(&self, client: &SqlClient) -> Result<Vec<ForeignCode>, DestinationError> {
+        const DOING: &str = "looking for code of others";
+        let schemas: Vec<&str> = self.tables.iter().map(|name| name.schema.as_str()).collect();
+        let names: Vec<&str> = self.tables.iter().map(|name| name.name.as_str()).collect();
+        let column_schemas: Vec<&str> = self.supplied.iter().map(|(table, _)| table.schema.as_str()).collect();
+        let column_tables: Vec<&str> = self.supplied.iter().map(|(table, _)| table.name.as_str()).collect();
+        let columns: Vec<&str> = self.supplied.iter().map(|(_, column)| column.as_str()).collect();
+        let type_schemas: Vec<&str> = self.types.iter().map(|name| name.schema.as_str()).collect();
+        let types: Vec<&str> = self.types.iter().map(|name| name.name.as_str()).collect();
+        let trusted: Vec<&str> = self.trusted_roles.iter().map(Ident::as_str).collect();
+        let rows = client
+            .query(
+                DOING,
+                FOREIGN_CODE,
+                &[
+                    &schemas,
+                    &names,
+                    &column_schemas,
+                    &column_tables,
+                    &columns,
+                    &self.foreign_keys_act,
+                    &trusted,
+                    &type_schemas,
+                    &types,
+                ],
+            )
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| ForeignCode {
+                attached: Attached::of(row.get(0)).expect("sql/foreign_code.sql has no other words"),
+                object: QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)),
+                name: Ident::new(row.get::<_, &str>(3)),
+                function: row.get(4),
+                role: Ident::new(row.get::<_, &str>(5)),
+            })
+            .collect())
+    }
+
+    /// What to report of it; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the server does not answer.
+    pub async fn foreign_code_report(&self, client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
+        let found = self.foreign_code(client).await?;
+        Ok((!found.is_empty()).then(|| self.report(&found)))
+    }
+
+    /// Refuses to write while there is any.
+    ///
+    /// # Errors
+    /// [`DestinationError::Refused`], or the server does not answer.
+    pub async fn refuse_foreign_code(&self, client: &SqlClient) -> Result<(), DestinationError> {
+        match self.foreign_code_report(client).await? {
+            Some(report) => Err(DestinationError::Refused(report)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to write while there is any, and keeps others from attaching more until this transaction ends. What is not a
+    /// table's, the check of a domain, can still change.
+    ///
+    /// # Errors
+    /// As [`Writes::refuse_foreign_code`].
+    pub async fn lock_and_refuse_foreign_code(&self, client: &SqlClient) -> Result<(), DestinationError> {
+        if self.tables.is_empty() {
+            return Ok(());
+        }
+        let tables: Vec<String> = self.tables.iter().map(QualifiedName::sql).collect();
+        // The lock that writing takes anyway: CREATE TRIGGER, CREATE RULE and ALTER TABLE wait for it.
+        let lock = format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", tables.join(", "));
+        client.batch("locking the tables that are written", &lock).await?;
+        self.refuse_foreign_code(client).await
+    }
+
+    fn report(&self, found: &[ForeignCode]) -> ErrorReport {
+        let mut roles: Vec<&Ident> = found.iter().map(|code| &code.role).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let named: Vec<String> = roles.iter().map(ToString::to_string).collect();
+        let mut lines: Vec<String> = found.iter().take(LISTED_MAX).map(ForeignCode::sentence).collect();
+        if found.len() > LISTED_MAX {
+            lines.push(format!("and {} more", found.len() - LISTED_MAX));
+        }
+        let mut detail = format!("It would run when rows are written: {}.", lines.join("; "));
+        if self.foreign_keys_act && found.iter().any(|code| code.attached == Attached::Trigger) {
+            detail.push_str(" Ordinary triggers fire because headwater's role may not set session_replication_role.");
+        }
+        let removals: Vec<String> = found.iter().filter_map(|code| code.removal(self.foreign_keys_act)).collect();
+        let hint = accepting(&self.trusted_roles, &roles);
+        let hint = if removals.is_empty() {
+            hint
+        } else {
+            format!("{hint}. Otherwise run at the destination as the owner:\n{}", removals.join("\n"))
+        };
+        let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
+        ErrorReport::new(format!("code of {whose} would run with headwater's rights at the destination"))
+            .detail(detail)
+            .hint(hint)
+    }
+}
+
+/// The setting that accepts the code of `roles`, besides that of the roles that are trusted already.
+pub(super) fn accepting(trusted: &[Ident], roles: &[&Ident]) -> String {
+    let roles: Vec<String> =
+        trusted.iter().chain(roles.iter().copied()).map(|role| format!("{:?}", role.to_string())).collect();
+    let roles = roles.join(", ");
+    format!(
+        "If all that they may write there may run with headwater's rights, set in [destination]: trusted_roles = [{roles}]"
+    )
+}

@@ -1,0 +1,502 @@
+//! Code of others at the destination: found before it is run with headwater's rights, refused, named, accepted where asked.
+//!
+//! headwater connects as the least-privilege role of docs/roles.md, which is a member of the role that owns the tables.
+
+use crate::support::roles::{Roles, owner, writer};
+use crate::support::{Database, Setup, destination, eventually, parent, source};
+
+const TABLES: &[&str] = &["t"];
+const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')";
+
+/// Databases whose destination has an owner of its own, who wants to write where only headwater may.
+async fn new(name: &str, replica: bool) -> Database {
+    let roles = Roles::Least { replica };
+    let database = Database::under(roles, source().await, destination().await, name, TABLES, SCHEMA).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database
+        .at_destination(&format!(
+            "CREATE SCHEMA only_writer; CREATE TABLE only_writer.pwned (how text); ALTER TABLE only_writer.pwned OWNER TO {writer};
+             GRANT USAGE ON SCHEMA only_writer TO PUBLIC; GRANT USAGE, CREATE ON SCHEMA public TO {owner};
+             SET ROLE {owner};
+             CREATE FUNCTION pwn_really(how text) RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF session_user = '{writer}' THEN
+                     PERFORM set_config('role', 'none', true);
+                     INSERT INTO only_writer.pwned VALUES (how);
+                 END IF;
+                 RETURN true;
+             EXCEPTION WHEN insufficient_privilege THEN RETURN true;
+             END $$;
+             CREATE FUNCTION pwn(how text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
+             BEGIN RETURN public.pwn_really(how); END $$;
+             CREATE FUNCTION pwn_trigger() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN PERFORM public.pwn(TG_NAME); RETURN COALESCE(NEW, OLD); END $$;
+             RESET ROLE;"
+        ))
+        .await;
+    database
+}
+
+/// From 15 on a role may be granted what keeps ordinary triggers from firing; before, the tests have nothing to say.
+async fn cannot_grant_parameters() -> bool {
+    let admin = destination().await.connect("postgres").await.expect("the destination answers");
+    let sql = "SELECT current_setting('server_version_num')::int < 150000";
+    let older = admin.query_one("asking for the version", sql, &[]).await.unwrap().get(0);
+    if older {
+        println!("not run: GRANT … ON PARAMETER needs 15");
+    }
+    older
+}
+
+async fn as_owner(database: &Database, sql: &str) {
+    database.at_destination(&format!("SET ROLE {}; {sql}; RESET ROLE", owner(&database.name))).await;
+}
+
+async fn nobody_was_pwned(database: &Database) {
+    let sql = "SELECT COALESCE(string_agg(DISTINCT how, ', '), 'nobody') FROM only_writer.pwned";
+    assert_eq!(database.destination_value(sql).await.as_deref(), Some("nobody"));
+}
+
+/// The SQL of a hint: what comes after its first line.
+fn statements(hint: &str) -> String {
+    hint.split_once('\n').map(|(_, sql)| sql.to_owned()).unwrap_or_default()
+}
+
+/// The statements that hand the bookkeeping over, of what a start has printed.
+fn handing_over(output: &str) -> String {
+    let (_, sql) = output.split_once("to hand its bookkeeping over:\n").expect("statements");
+    sql.lines().map(str::trim).take_while(|line| line.starts_with("ALTER ")).collect::<Vec<_>>().join("\n")
+}
+
+/// What `check` says of foreign code: its message, detail and hint.
+async fn finding(setup: &Setup) -> Option<[String; 3]> {
+    let finished = setup.command(&["check", "--json"]).await;
+    let findings: serde_json::Value = serde_json::from_str(&finished.out).expect("a list");
+    let found = findings.as_array()?.iter().find(|finding| finding["what"] == "code")?;
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (found["standing"] == "failed").then(|| [text("message"), text("detail"), text("hint")])
+}
+
+/// A way to attach code, and what is said of it.
+struct Way {
+    name: &'static str,
+    replica: bool,
+    sql: &'static str,
+    says: &'static str,
+}
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+
+const WAYS: &[Way] = &[
+    Way {
+        name: "always",
+        replica: true,
+        sql: "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pwn_trigger(); ALTER TABLE t ENABLE ALWAYS TRIGGER x",
+        says: "trigger x of table public.t calls public.pwn_trigger()",
+    },
+    Way {
+        name: "ordinary",
+        replica: false,
+        sql: "CREATE TRIGGER x AFTER DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION pwn_trigger()",
+        says: "Ordinary triggers fire because headwater's role may not set session_replication_role",
+    },
+    Way {
+        name: "when",
+        replica: true,
+        sql: "CREATE TRIGGER x BEFORE UPDATE ON t FOR EACH ROW WHEN (pwn(NEW.v)) EXECUTE FUNCTION suppress_redundant_updates_trigger();
+              ALTER TABLE t ENABLE REPLICA TRIGGER x",
+        says: "trigger x of table public.t calls public.pwn(how text)",
+    },
+    Way {
+        name: "rule",
+        replica: true,
+        sql: "CREATE RULE x AS ON INSERT TO t DO ALSO SELECT pwn('rule'); ALTER TABLE t ENABLE ALWAYS RULE x",
+        says: "rule x of table public.t (role",
+    },
+    Way { name: "check", replica: true, sql: "ALTER TABLE t ADD CONSTRAINT x CHECK (pwn('check'))", says: "check x of table public.t" },
+    Way {
+        name: "builtin",
+        replica: true,
+        sql: "ALTER TABLE t ADD CONSTRAINT x CHECK (query_to_xml('SELECT public.pwn(''xml'')', true, true, '') IS NOT NULL)",
+        says: "check x of table public.t calls pg_catalog.query_to_xml",
+    },
+    Way { name: "default", replica: true, sql: "ALTER TABLE t ADD COLUMN x text DEFAULT pwn('default')::text", says: "the default of column x of table public.t" },
+    Way {
+        name: "generated",
+        replica: true,
+        sql: "ALTER TABLE t ADD COLUMN x text GENERATED ALWAYS AS (pwn(v)::text) STORED",
+        says: "generated column x of table public.t",
+    },
+    Way { name: "index", replica: true, sql: "CREATE INDEX x ON t ((v || 'x')) WHERE pwn(v)", says: "index x of table public.t" },
+    Way {
+        name: "domain",
+        replica: true,
+        sql: "CREATE DOMAIN d AS text; CREATE TYPE c AS (a int, b d[]); ALTER TABLE t ADD COLUMN x c;
+              ALTER DOMAIN d ADD CONSTRAINT x CHECK (pwn('domain')) NOT VALID",
+        says: "check x of domain public.d",
+    },
+    Way {
+        name: "heir",
+        replica: true,
+        sql: "CREATE TABLE heir () INHERITS (t); CREATE TRIGGER x BEFORE UPDATE ON heir FOR EACH ROW EXECUTE FUNCTION pwn_trigger();
+              ALTER TABLE heir ENABLE ALWAYS TRIGGER x",
+        says: "trigger x of table public.heir",
+    },
+    Way {
+        name: "cascade",
+        replica: false,
+        sql: "CREATE TABLE other (t int REFERENCES t ON DELETE CASCADE);
+              CREATE TRIGGER x AFTER DELETE ON other FOR EACH ROW EXECUTE FUNCTION pwn_trigger()",
+        says: "trigger x of table public.other",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_of_a_tables_owner_is_refused_however_it_is_attached() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    for way in WAYS {
+        println!("{}", way.name);
+        let database = new(&format!("own_{}", way.name), way.replica).await;
+        as_owner(&database, &format!("{TABLE}; {}", way.sql)).await;
+        let setup = Setup::of(&database);
+        let [message, detail, hint] = finding(&setup).await.unwrap_or_else(|| panic!("{} is not found", way.name));
+        let owner = owner(&database.name);
+        assert_eq!(message, format!("code of role {owner} would run with headwater's rights at the destination"));
+        assert!(detail.contains(way.says), "{detail}");
+        assert!(hint.contains(&format!("trusted_roles = [\"{owner}\"]")), "{hint}");
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains(&message) && output.contains(way.says), "{output}");
+        nobody_was_pwned(&database).await;
+        // The hint's statements take the code away.
+        as_owner(&database, &statements(&hint)).await;
+        let service = setup.start();
+        service.streams().await;
+        for change in
+            ["INSERT INTO t VALUES (2, 'b')", "UPDATE t SET v = 'c' WHERE id = 1", "DELETE FROM t WHERE id = 1"]
+        {
+            database.at_source(change).await;
+        }
+        database.caught_up().await;
+        let rows = "SELECT string_agg(id || v, ',') FROM ONLY t";
+        assert_eq!(database.destination_value(rows).await.as_deref(), Some("2b"));
+        service.stop().await;
+        nobody_was_pwned(&database).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_attach_that_can_do_nothing_is_no_obstacle() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_harmless", true).await;
+    // A default of a column that is given a value is not evaluated; a trigger that does not fire calls nothing.
+    as_owner(
+        &database,
+        "CREATE TABLE t (id int PRIMARY KEY, v text DEFAULT pwn('default')::text CHECK (v <> '' AND length(v) < 100),
+                         serial_number bigserial, made timestamptz DEFAULT now(), day date DEFAULT current_date,
+                         token uuid DEFAULT gen_random_uuid(), who text DEFAULT current_user, word tsvector DEFAULT to_tsvector('x'),
+                         upper_v text GENERATED ALWAYS AS (upper(v)) STORED, year int DEFAULT date_part('year', now()));
+         CREATE INDEX ON t (lower(v)) WHERE v IS NOT NULL;
+         CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pwn_trigger()",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    assert_eq!(finding(&setup).await, None);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO t VALUES (2, 'b')").await;
+    database.caught_up().await;
+    assert_eq!(
+        database
+            .destination_value("SELECT count(*)::text FROM t WHERE upper_v = 'B' AND made IS NOT NULL")
+            .await
+            .as_deref(),
+        Some("1")
+    );
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_of_roles_that_could_do_as_much_anyway_is_no_obstacle() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_powerful", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let (admin, deployer) = (format!("admin_of_{}", database.name), format!("deployer_of_{}", database.name));
+    database.at_destination(&format!("CREATE ROLE {admin} SUPERUSER; CREATE ROLE {deployer}")).await;
+    as_owner(&database, TABLE).await;
+    database
+        .at_destination(&format!(
+            "CREATE FUNCTION deployed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+             ALTER FUNCTION deployed() OWNER TO {deployer}; ALTER TABLE t OWNER TO {deployer};
+             CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION deployed(); ALTER TABLE t ENABLE ALWAYS TRIGGER x"
+        ))
+        .await;
+    let setup = Setup::of(&database);
+    let trusting = setup.clone().destination(&format!("trusted_roles = [\"{owner}\"]"));
+    assert!(finding(&setup).await.is_some() && finding(&trusting).await.is_some());
+    database.at_destination(&format!("GRANT {owner} TO {deployer}")).await;
+    assert_eq!(finding(&trusting).await, None, "a member of a role that is trusted");
+    assert!(finding(&setup).await.is_some());
+    let version = database.destination_value("SELECT current_setting('server_version_num')").await.expect("a version");
+    let before_16 = version.parse::<u32>().expect("a number") < 160_000;
+    let ways = [
+        (true, format!("GRANT {writer} TO {deployer}"), format!("REVOKE {writer} FROM {deployer}")),
+        (true, format!("GRANT {admin} TO {deployer}"), format!("REVOKE {admin} FROM {deployer}")),
+        (
+            true,
+            format!("GRANT pg_execute_server_program TO {deployer}"),
+            format!("REVOKE pg_execute_server_program FROM {deployer}"),
+        ),
+        (before_16, format!("ALTER ROLE {deployer} CREATEROLE"), format!("ALTER ROLE {deployer} NOCREATEROLE")),
+    ];
+    for (trusted, given, taken) in ways {
+        database.at_destination(&given).await;
+        assert_eq!(finding(&setup).await.is_none(), trusted, "{given}");
+        database.at_destination(&taken).await;
+        assert!(finding(&setup).await.is_some(), "{taken}");
+    }
+    // The tables of a superuser, with triggers of his.
+    database
+        .at_destination(&format!("ALTER FUNCTION deployed() OWNER TO {admin}; ALTER TABLE t OWNER TO {admin}"))
+        .await;
+    assert_eq!(finding(&setup).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_domain_is_found_before_a_table_is_created_of_it() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_domain", true).await;
+    let column = "CREATE DOMAIN d AS text; ALTER TABLE t ADD COLUMN x d; UPDATE t SET x = 'x'";
+    database.at_source(column).await;
+    as_owner(&database, "CREATE DOMAIN d AS text CONSTRAINT x CHECK (pwn('domain'))").await;
+    let setup = Setup::of(&database);
+    let [_, detail, hint] = finding(&setup).await.expect("the domain is found");
+    assert!(detail.contains("check x of domain public.d calls public.pwn(how text)"), "{detail}");
+    setup.start().ends_with(1).await;
+    nobody_was_pwned(&database).await;
+    as_owner(&database, &statements(&hint)).await;
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cast_that_a_json_constructor_finds_by_itself_is_found() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_json", true).await;
+    let version = database.destination_value("SELECT current_setting('server_version_num')").await.expect("a version");
+    if version.parse::<u32>().expect("a number") < 160_000 {
+        println!("not run: SQL/JSON constructors came with 16");
+        return;
+    }
+    as_owner(
+        &database,
+        "CREATE TYPE mood AS ENUM ('a');
+         CREATE FUNCTION to_pwned(mood) RETURNS json LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('json'); RETURN '1'; END $$;
+         CREATE CAST (mood AS json) WITH FUNCTION to_pwned(mood);
+         CREATE TABLE t (id int PRIMARY KEY, v text, x mood DEFAULT 'a', y int CONSTRAINT y CHECK (JSON_OBJECT('a': 'a'::mood) IS NOT NULL))",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let [_, detail, _] = finding(&setup).await.expect("the cast is found");
+    assert!(detail.contains("check y of table public.t calls public.to_pwned(public.mood)"), "{detail}");
+    setup.start().ends_with(1).await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_placed_by_grant_on_headwaters_own_table_is_refused() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_granted", true).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    // GRANT ALL ON TABLE includes TRIGGER. Only the table's owner may make it fire for what is replicated.
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database.at_destination(&format!("SET ROLE {writer}; GRANT ALL ON t TO {owner}; RESET ROLE")).await;
+    as_owner(&database, "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pwn_trigger()").await;
+    assert_eq!(finding(&setup).await, None);
+    database.at_destination("ALTER TABLE t ENABLE ALWAYS TRIGGER x").await;
+    let [_, detail, hint] = finding(&setup).await.expect("the trigger is found");
+    assert!(detail.contains("trigger x of table public.t calls public.pwn_trigger()"), "{detail}");
+    assert_eq!(statements(&hint), "ALTER TABLE public.t ENABLE TRIGGER x;");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_of_trusted_roles_runs() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_trusted", true).await;
+    as_owner(&database, &format!("{TABLE}; {}", WAYS[0].sql)).await;
+    let owner = owner(&database.name);
+    let setup = Setup::of(&database).destination(&format!("trusted_roles = [\"nobody_else\", \"{owner}\"]"));
+    assert_eq!(finding(&setup).await, None);
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    assert_eq!(
+        database.destination_value("SELECT string_agg(DISTINCT how, ',') FROM only_writer.pwned").await.as_deref(),
+        Some("x")
+    );
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_is_attached_while_headwater_streams_halts_it_until_it_is_gone() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_later", true).await;
+    as_owner(&database, TABLE).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    as_owner(&database, WAYS[0].sql).await;
+    service.is("waiting").await;
+    service.says("would run with headwater's rights at the destination").await;
+    database.at_source("INSERT INTO t VALUES (2, 'b')").await;
+    nobody_was_pwned(&database).await;
+    as_owner(&database, "DROP TRIGGER x ON t").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_is_attached_while_tables_are_copied_keeps_the_copy_from_being_published() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_copying", true).await;
+    as_owner(&database, TABLE).await;
+    let setup = Setup::of(&database);
+    let mut paused = setup.clone();
+    let file = parent().join(format!("{}-paused", database.name));
+    paused.environment.push(("HEADWATER_PAUSE".to_owned(), format!("handover.comparing={}", file.display())));
+    let service = paused.start();
+    service.streams().await;
+    let asked = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(asked.0, Some(0), "{}", asked.1);
+    eventually("the copy is compared", || async { file.exists().then_some(()) }).await;
+    as_owner(&database, WAYS[0].sql).await;
+    std::fs::remove_file(&file).unwrap();
+    service.says("code of role").await;
+    nobody_was_pwned(&database).await;
+    as_owner(&database, "DROP TRIGGER x ON t").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn set_role_to_the_owner_does_not_contain_the_owners_code() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_setrole", true).await;
+    as_owner(&database, &format!("{TABLE}; {}", WAYS[0].sql)).await;
+    let client = crate::support::database::connect(&database.destination_url).await.expect("a session of the writer");
+    let owner = owner(&database.name);
+    client
+        .batch("writing", &format!("BEGIN; SET LOCAL ROLE {owner}; INSERT INTO t VALUES (5, 'x'); COMMIT"))
+        .await
+        .unwrap();
+    // Why headwater does not apply as the owner: the code has gone back to the session's role.
+    assert_eq!(database.destination_value("SELECT how FROM only_writer.pwned").await.as_deref(), Some("x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_headwater_of_somebody_else_is_refused_with_its_owner_and_the_way_out() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_schema", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let setup = Setup::of(&database);
+    // A trap: everything as headwater makes it, except for what it does.
+    let bookkeeping = std::fs::read_to_string("sql/bookkeeping.sql").expect("the bookkeeping's SQL");
+    database.at_destination(&format!("GRANT CREATE ON DATABASE {} TO {owner}", database.name)).await;
+    as_owner(
+        &database,
+        &format!(
+            "{bookkeeping}; GRANT ALL ON SCHEMA headwater TO {writer}; GRANT ALL ON ALL TABLES IN SCHEMA headwater TO {writer};
+             CREATE OR REPLACE FUNCTION headwater.advance(previous pg_lsn, next pg_lsn) RETURNS void LANGUAGE plpgsql AS $$
+             BEGIN PERFORM public.pwn('advance'); END $$"
+        ),
+    )
+    .await;
+    let message =
+        format!("schema headwater at the destination belongs to role {owner}, not to headwater's role {writer}");
+    let accepted = format!("trusted_roles = [\"{owner}\"]");
+    setup.command(&["check"]).await.exits(1).says(&[
+        &message,
+        "could have code run with headwater's rights",
+        &accepted,
+    ]);
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains(&message), "{output}");
+    setup.command(&["teardown"]).await.exits(1).says(&[&message]);
+    nobody_was_pwned(&database).await;
+    // One object of a stranger's in a schema of ours is enough.
+    let sql = handing_over(&output);
+    let (first, rest) = sql.split_once('\n').expect("several statements");
+    assert_eq!(first, format!("ALTER SCHEMA headwater OWNER TO {writer};"));
+    database.at_destination(first).await;
+    setup
+        .command(&["check"])
+        .await
+        .exits(1)
+        .says(&[r#"table headwater."position" at the destination belongs to role"#]);
+    database.at_destination(rest).await;
+    database.at_destination("DROP SCHEMA headwater CASCADE; CREATE SCHEMA headwater").await;
+    // A superuser's, which our role may not use.
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("schema headwater at the destination belongs to role postgres, and role"), "{output}");
+    assert!(output.contains("ALTER SCHEMA headwater RENAME TO not_headwater;"), "{output}");
+    database.at_destination("ALTER SCHEMA headwater RENAME TO not_headwater").await;
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bookkeeping_that_another_role_of_headwaters_made_is_handed_over_by_the_hint() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_handed", true).await;
+    database.at_destination("DROP EVENT TRIGGER hand_over").await;
+    let as_superuser = Database::existing(&database.name).await;
+    let mut first = Setup::of(&as_superuser);
+    first.tables = database.tables.clone();
+    let service = first.start();
+    service.streams().await;
+    service.stop().await;
+    // Now with the least privileges: its tables, and the bookkeeping, are the superuser's.
+    let setup = Setup::of(&database);
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("give that role in destination.url"), "{output}");
+    let sql = handing_over(&output);
+    database.at_destination(&sql).await;
+    database.at_destination(&format!("GRANT ALL ON t TO {}", writer(&database.name))).await;
+    let service = setup.start();
+    eventually("it streams", || async { (service.status().await?["state"] == "streaming").then_some(()) }).await;
+    database.at_source("INSERT INTO t VALUES (9, 'z')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
