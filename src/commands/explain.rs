@@ -204,7 +204,8 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
                  AND ((w.usename = session_user AND w.application_name LIKE $1)
                       OR (b.usename = session_user AND b.application_name LIKE $1))
                ORDER BY b.xact_start NULLS LAST LIMIT 20";
-    let rows = match client.query("looking at locks", sql, &[&pattern_of_ours(application_name)]).await {
+    // Where a role sets another one, that one may not see what the sessions of the role that has logged in are called.
+    let rows = match client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await {
         Ok(rows) => rows,
         Err(error) => return vec![Finding::notable(format!("the {end}'s locks cannot be looked at: {error}"))],
     };
@@ -332,7 +333,7 @@ async fn prepared_in_the_way(
                  AND w.usename = session_user AND w.application_name LIKE $1
                LIMIT 5";
     let mut findings = Vec::new();
-    for row in client.query("looking at locks", sql, &[&pattern_of_ours(application_name)]).await? {
+    for row in client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await? {
         let (waiting, name): (i32, &str) = (row.get(0), row.get(1));
         let Some(holder) = lock_holder(client, None, row.get(2)).await? else { continue };
         let finding =

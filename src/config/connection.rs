@@ -3,9 +3,9 @@
 //! Comes in as the text of `source.url` or `destination.url` with the `PG…` environment; goes to `session`, which
 //! connects. One parser serves all sessions, because tokio-postgres's own knows neither verify-full nor certificates.
 //! libpq's habits hold (libpq-connect, 18): parameters win over the environment, several hosts are tried in turn, a
-//! host that begins with `/` is a directory of Unix sockets. Not taken over: service files, GSSAPI and Kerberos, and
-//! `sslcompression`; parameters that only make sense for other clients are named as unsupported, not ignored, and so are
-//! variables that would make libpq stricter (PGSSLCRL, PGREQUIREAUTH).
+//! host that begins with `/` is a directory of Unix sockets, one that begins with `@` an abstract one. Not taken over: service
+//! files, GSSAPI and Kerberos, and `sslcompression`; parameters that only make sense for other clients are named as unsupported, not
+//! ignored, and so are variables that would make libpq stricter (PGSSLCRL, PGREQUIREAUTH).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,16 +17,16 @@ use crate::pg::printable;
 
 /// A text that must not be shown: its `Debug` and `Display` give stars.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct Secret(String);
+pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// Wraps a password.
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
+    /// Wraps a password. In a password file it may be of any bytes.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Secret {
+        Secret(bytes.into())
     }
 
     /// The text itself, for the authentication exchange and nothing else.
-    pub fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &[u8] {
         &self.0
     }
 }
@@ -51,7 +51,7 @@ pub enum Host {
     },
     /// The socket `.s.PGSQL.{port}` in a directory.
     Unix {
-        /// The directory.
+        /// The directory; with `@` in front a name in Linux's abstract namespace.
         directory: PathBuf,
         /// The port in the socket's name.
         port: u16,
@@ -133,10 +133,14 @@ pub enum ChannelBinding {
 pub enum TargetSession {
     /// The first that answers.
     Any,
-    /// One that accepts writes (`read-write`, `primary`).
+    /// One whose sessions may write by default.
     ReadWrite,
-    /// One that does not (`read-only`, `standby`).
+    /// One whose sessions may not: a standby, or `default_transaction_read_only`.
     ReadOnly,
+    /// One that is not a standby.
+    Primary,
+    /// One that is.
+    Standby,
     /// A standby where there is one, otherwise any.
     PreferStandby,
 }
@@ -158,7 +162,7 @@ pub struct ConnectionSettings {
     pub application_name: String,
     /// Settings for the server, as in `PGOPTIONS`.
     pub options: Option<String>,
-    /// How long one host may take to answer.
+    /// How long one address of a host may take to answer.
     pub connect_timeout: Duration,
     /// How much TLS.
     pub ssl_mode: SslMode,
@@ -269,7 +273,7 @@ mod tests {
     fn uris_are_read_as_libpq_reads_them() {
         let settings = parse("postgresql://us%40er:p%3Aw@db.example.com:6000/fo%20rum?sslmode=verify-full").unwrap();
         assert_eq!(settings.user, "us@er");
-        assert_eq!(settings.password.as_ref().map(Secret::reveal), Some("p:w"));
+        assert_eq!(settings.password.as_ref().map(Secret::reveal), Some(b"p:w".as_slice()));
         assert_eq!(settings.hosts, [tcp("db.example.com", 6000)]);
         assert_eq!(settings.database, "fo rum");
         assert_eq!(settings.ssl_mode, SslMode::VerifyFull);
@@ -294,9 +298,36 @@ mod tests {
     }
 
     #[test]
+    fn numbers_and_kinds_of_session_are_read_as_libpq_reads_them() {
+        let ours = ConnectionSettings::default().connect_timeout;
+        for (text, seconds) in [("%203%09", Some(3)), ("%2B4", Some(4)), ("-1", None), ("0", None), ("", None)] {
+            let settings = parse(&format!("postgresql://h/x?connect_timeout={text}")).unwrap();
+            assert_eq!(settings.connect_timeout, seconds.map_or(ours, Duration::from_secs), "{text}");
+        }
+        for text in ["3s", "1.5", "%20", "99999999999"] {
+            assert!(parse(&format!("postgresql://h/x?connect_timeout={text}")).unwrap_err().contains("whole number"));
+        }
+        for (text, target) in [
+            ("any", TargetSession::Any),
+            ("read-write", TargetSession::ReadWrite),
+            ("read-only", TargetSession::ReadOnly),
+            ("primary", TargetSession::Primary),
+            ("standby", TargetSession::Standby),
+            ("prefer-standby", TargetSession::PreferStandby),
+        ] {
+            let settings = parse(&format!("postgresql://h/x?target_session_attrs={text}")).unwrap();
+            assert_eq!(settings.target_session, target, "{text}");
+        }
+        for text in ["postgresql:///x?host=@pg", "postgresql://%40pg/x"] {
+            let socket = Host::Unix { directory: PathBuf::from("@pg"), port: 5432 };
+            assert_eq!(parse(text).unwrap().hosts, [socket], "{text}");
+        }
+    }
+
+    #[test]
     fn keyword_strings_may_be_quoted_and_escaped() {
         let settings = parse("host = db user=u password='it\\'s = \\\\ ok' dbname= forum").unwrap();
-        assert_eq!(settings.password.as_ref().map(Secret::reveal), Some("it's = \\ ok"));
+        assert_eq!(settings.password.as_ref().map(Secret::reveal), Some(b"it's = \\ ok".as_slice()));
         assert_eq!(settings.database, "forum");
     }
 

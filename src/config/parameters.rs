@@ -172,8 +172,10 @@ impl Parameters {
         };
         let target_session = match choice(&mut self, "target_session_attrs", "PGTARGETSESSIONATTRS").as_deref() {
             None | Some("any") => TargetSession::Any,
-            Some("read-write" | "primary") => TargetSession::ReadWrite,
-            Some("read-only" | "standby") => TargetSession::ReadOnly,
+            Some("read-write") => TargetSession::ReadWrite,
+            Some("read-only") => TargetSession::ReadOnly,
+            Some("primary") => TargetSession::Primary,
+            Some("standby") => TargetSession::Standby,
             Some("prefer-standby") => TargetSession::PreferStandby,
             Some(other) => {
                 problems.push(format!(
@@ -185,12 +187,13 @@ impl Parameters {
         };
         let mut number = |value: Option<String>, name: &str| -> Option<u32> {
             let text = value?;
-            let number = text.parse().ok();
+            // As strtol reads it, with what is blank in C.
+            let number = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']).parse::<i32>().ok();
             if number.is_none() {
                 problems.push(format!("{name} \"{text}\" is not a whole number"));
             }
-            // In libpq 0 stands for the default.
-            number.filter(|number| *number > 0)
+            // 0 and less are no bound in libpq, or the system's. Here nothing waits without one: it is our default.
+            number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0)
         };
         let seconds = |number: Option<u32>, default| number.map_or(default, |n| Duration::from_secs(n.into()));
         let connect_timeout = choice(&mut self, "connect_timeout", "PGCONNECT_TIMEOUT");
@@ -294,7 +297,7 @@ fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems
             }),
         };
         let name = if name.is_empty() { DEFAULT_SOCKET_DIRECTORY } else { name };
-        hosts.push(if name.starts_with('/') {
+        hosts.push(if name.starts_with(['/', '@']) {
             Host::Unix { directory: PathBuf::from(name), port }
         } else {
             let address = addresses.get(at).filter(|address| !address.is_empty()).map(|address| (*address).to_owned());

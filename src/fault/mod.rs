@@ -162,6 +162,8 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
         SessionError::Unreachable { .. } | SessionError::Lost { .. } | SessionError::Timeout { .. } => {
             Decision::Retry(lost)
         }
+        // Another server may be promoted at any moment.
+        SessionError::Unwanted { .. } => Decision::Retry(lost),
         SessionError::Tls { .. } => operator("tls"),
         SessionError::Authentication { .. } => operator("authentication"),
         SessionError::File { .. } => operator("file"),
@@ -278,6 +280,9 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
             )),
             SessionError::Unreachable { .. } => report.hint(format!(
                 "Start the server, or correct host and port in {end}.url; headwater run waits for it."
+            )),
+            SessionError::Unwanted { .. } => report.hint(format!(
+                "Correct hosts or target_session_attrs in {end}.url; headwater run waits for such a server."
             )),
             SessionError::File { .. } => report.hint(format!(
                 "See sslrootcert, sslcert, sslkey and passfile in {end}.url, or PGSSLROOTCERT, PGSSLCERT, PGSSLKEY and PGPASSFILE."

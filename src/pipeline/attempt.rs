@@ -409,7 +409,7 @@ impl Attempt {
     ) -> Result<Lived, Fault> {
         let config = Arc::clone(&self.config);
         let telemetry = Arc::clone(&self.telemetry);
-        while_leading(&mut leader, free_slot(&prepared, &config)).await?;
+        while_leading(&mut leader, free_slot(&prepared, &config, &telemetry)).await?;
         // The position is read under the lock, by the session that will advance it.
         let held = leader.read_position().await?;
         if held != position {

@@ -12,7 +12,7 @@ use crate::destination::{Bookkeeping, StreamState};
 use crate::fault::Fault;
 use crate::pg::Lsn;
 use crate::session::SqlClient;
-use crate::source::{LostHistory, SourceError, choose_host};
+use crate::source::{Choice, LostHistory, SourceError, choose_host};
 
 /// The configuration with one host of source.url, and what is to be said of the others.
 #[derive(Clone, Debug)]
@@ -20,8 +20,10 @@ pub(super) struct Settled {
     pub(super) config: Arc<Config>,
     /// Hosts that would do, and are not taken.
     pub(super) passed_over: Vec<String>,
-    /// Hosts that did not answer, or would not do.
+    /// Hosts that did not answer, or refuse us.
     pub(super) out_of_reach: Vec<String>,
+    /// Hosts that are not what target_session_attrs wants.
+    pub(super) unwanted: Vec<String>,
 }
 
 /// Chooses the host of source.url that everything is to lead to.
@@ -41,8 +43,9 @@ pub(super) async fn settle(config: &Arc<Config>, bookkeeping: &Bookkeeping) -> R
     let purpose = format!("{} choosing", config.source.slot);
     let chosen = choose_host(&config.source.url, stored.as_ref(), &purpose, config.source.timeout).await?;
     let mut settled = Config::clone(config);
-    settled.source.url = chosen.connection;
-    Ok(Settled { config: Arc::new(settled), passed_over: chosen.passed_over, out_of_reach: chosen.out_of_reach })
+    settled.source.url = chosen.connection.clone();
+    let Choice { passed_over, out_of_reach, unwanted, .. } = chosen;
+    Ok(Settled { config: Arc::new(settled), passed_over, out_of_reach, unwanted })
 }
 
 /// The same by the timelines alone, with a session: for commands that can do without the bookkeeping.
@@ -58,18 +61,18 @@ pub(super) async fn connect_chosen(config: &Config) -> Result<(Config, SqlClient
 impl Settled {
     /// With nothing chosen.
     pub(super) fn as_configured(config: &Arc<Config>) -> Settled {
-        Settled { config: Arc::clone(config), passed_over: Vec::new(), out_of_reach: Vec::new() }
+        Settled { config: Arc::clone(config), passed_over: Vec::new(), out_of_reach: Vec::new(), unwanted: Vec::new() }
     }
 
     /// A history that is lost at this host, with what is known of the others.
     pub(super) fn tell_of_others(&self, fault: Fault) -> Fault {
         let Fault::Source(SourceError::LostHistory(lost)) = fault else { return fault };
-        if self.out_of_reach.is_empty() {
+        let others: Vec<&str> = self.out_of_reach.iter().chain(&self.unwanted).map(String::as_str).collect();
+        if others.is_empty() {
             return SourceError::LostHistory(lost).into();
         }
         let LostHistory { cause, mut report } = *lost;
-        let text =
-            format!("source.url names others, which do not answer as they should: {}.", self.out_of_reach.join("; "));
+        let text = format!("source.url names others, which do not answer as they should: {}.", others.join("; "));
         report.detail = Some(report.detail.map_or(text.clone(), |own| format!("{own}\n{text}")));
         SourceError::from(LostHistory { cause, report }).into()
     }

@@ -477,9 +477,11 @@ pub(super) fn replaced<'a>(
 }
 
 /// Makes sure that nobody else streams from the slot.
-pub(super) async fn free_slot(prepared: &Prepared, config: &Config) -> Result<(), Fault> {
+pub(super) async fn free_slot(prepared: &Prepared, config: &Config, telemetry: &Telemetry) -> Result<(), Fault> {
     if prepared.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
-        release_slot(&prepared.source, &config.source.slot).await?;
+        for text in release_slot(&prepared.source, &config.source.slot).await? {
+            telemetry.warning("slot", text);
+        }
     }
     Ok(())
 }

@@ -156,7 +156,8 @@ async fn source(
                 });
             } else {
                 if !dry_run {
-                    release_slot(client, slot).await?;
+                    let ended = release_slot(client, slot).await?;
+                    removals.extend(ended.into_iter().map(Removal::Removed));
                     session.drop_slot(slot).await.map_err(SourceError::Session)?;
                 }
                 removals.push(Removal::Removed(format!("slot {slot} at the source")));

@@ -1,28 +1,34 @@
-//! Settings into a connected byte stream: hosts in turn, sockets with their timeouts, TLS as sslmode says.
+//! Settings into a connected byte stream: hosts and their addresses in turn, sockets with their timeouts, TLS as sslmode says.
 //!
 //! Stands under `startup` (our own sessions) and `sql` (tokio-postgres), which both give it what to do with each
 //! stream; so hosts, TLS and timeouts behave alike for all. The fallbacks are libpq's: `prefer` tries TLS and then
-//! plain, `allow` the other way round; Unix sockets never use TLS.
+//! plain, `allow` the other way round; Unix sockets never use TLS. As there, connect_timeout bounds each address of a name, and a
+//! host that is not what target_session_attrs wants is passed over.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 
 use super::connection::BoxedStream;
 use super::error::{MAJOR_MIN, SessionError, TlsProblem};
 use super::settings;
 use super::tls::{self, Secured, TlsClient};
-use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation};
+use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation, TargetSession};
 
 /// A stream on which the server waits for the startup message.
 pub(super) struct Opened {
     pub(super) stream: BoxedStream,
     pub(super) host: Host,
+    /// What the server must be.
+    pub(super) wanted: Wanted,
     /// TLS that is in force: its version and cipher suite, in words.
     pub(super) tls: Option<String>,
     /// tls-server-end-point, when TLS is in force and the certificate's hash is known.
@@ -37,6 +43,66 @@ enum Encryption {
     Required,
 }
 
+/// What a server must be for a session to stay there, of what target_session_attrs names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+}
+
+/// What a server says of itself when a session has begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ServerKind {
+    pub(super) in_recovery: bool,
+    pub(super) read_only_by_default: bool,
+}
+
+impl ServerKind {
+    /// What ParameterStatus reports, from 14 on.
+    pub(super) fn reported<'a>(parameter: impl Fn(&str) -> Option<&'a str>) -> ServerKind {
+        ServerKind {
+            in_recovery: parameter("in_hot_standby") == Some("on"),
+            read_only_by_default: parameter("default_transaction_read_only") == Some("on"),
+        }
+    }
+
+    /// # Errors
+    /// [`SessionError::Unwanted`].
+    pub(super) fn check(self, wanted: Wanted, host: &Host) -> Result<(), SessionError> {
+        let read_only = self.in_recovery || self.read_only_by_default;
+        let (is, wants) = match wanted {
+            Wanted::ReadWrite if read_only => ("read-only", "read-write"),
+            Wanted::ReadOnly if !read_only => ("read-write", "read-only"),
+            Wanted::Primary if self.in_recovery => ("a standby", "a primary"),
+            Wanted::Standby if !self.in_recovery => ("a primary", "a standby"),
+            Wanted::Any | Wanted::ReadWrite | Wanted::ReadOnly | Wanted::Primary | Wanted::Standby => return Ok(()),
+        };
+        let reasons = format!("the server is {is}, but target_session_attrs wants {wants}");
+        Err(SessionError::Unwanted { target: host.to_string(), reasons })
+    }
+}
+
+/// What is looked for, one after the other. A second round is for those only that have answered and were not what is wanted.
+///
+/// libpq refuses a primary whose sessions are read-only by default where read-write is wanted. That is what a cut-over does to
+/// stop the source's applications, and headwater must still read there: it is the second choice, and its sessions set
+/// default_transaction_read_only off.
+fn rounds(settings: &ConnectionSettings) -> &'static [Wanted] {
+    let several = settings.hosts.len() > 1;
+    match settings.target_session {
+        TargetSession::Any => &[Wanted::Any],
+        TargetSession::ReadWrite if several => &[Wanted::ReadWrite, Wanted::Primary],
+        TargetSession::ReadWrite | TargetSession::Primary => &[Wanted::Primary],
+        TargetSession::ReadOnly => &[Wanted::ReadOnly],
+        TargetSession::Standby => &[Wanted::Standby],
+        TargetSession::PreferStandby if several => &[Wanted::Standby, Wanted::Any],
+        TargetSession::PreferStandby => &[Wanted::Any],
+    }
+}
+
 /// Tries the hosts in turn until `use_stream` accepts one.
 pub(super) async fn first_host<T, F>(
     settings: &ConnectionSettings,
@@ -47,102 +113,193 @@ where
 {
     // Built once per attempt to connect, so that renewed certificates are found without a restart.
     let tls = if settings.ssl_mode == SslMode::Disable { None } else { Some(tls::client(settings)?) };
-    let mut reasons = Vec::new();
-    let mut refusal = None;
-    for host in &settings.hosts {
-        let attempts: &[Encryption] = match (settings.ssl_mode, host) {
-            (SslMode::Disable, _) | (_, Host::Unix { .. }) => &[Encryption::Plain],
+    let (mut silent, mut refusal) = (Vec::new(), None);
+    let mut hosts: Vec<&Host> = settings.hosts.iter().collect();
+    let mut unwanted = Vec::new();
+    for wanted in rounds(settings) {
+        unwanted.clear();
+        for host in std::mem::take(&mut hosts) {
+            let connecting = Connecting { settings, host, wanted: *wanted, tls: tls.as_ref() };
+            match connecting.first_address(&use_stream).await {
+                Ok(session) => return Ok(session),
+                Err(Failure::Silent(reason)) => silent.push(format!("{host}: {reason}")),
+                Err(Failure::Refused(SessionError::Unwanted { reasons, .. })) => {
+                    hosts.push(host);
+                    unwanted.push(format!("{host}: {reasons}"));
+                }
+                Err(Failure::Refused(error)) => refusal = Some(error),
+            }
+        }
+    }
+    // A server that answered and refused says more than hosts that did not answer.
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    let target = settings.to_string();
+    if silent.is_empty() {
+        return Err(SessionError::Unwanted { target, reasons: unwanted.join("; ") });
+    }
+    silent.append(&mut unwanted);
+    Err(SessionError::Unreachable { target, reasons: silent.join("; ") })
+}
+
+/// Why a host will not do.
+enum Failure {
+    /// Nobody is there, or nobody answers.
+    Silent(String),
+    /// It answered.
+    Refused(SessionError),
+}
+
+/// One place to connect to.
+#[derive(Clone, Debug)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// One host, and how.
+struct Connecting<'a> {
+    settings: &'a ConnectionSettings,
+    host: &'a Host,
+    wanted: Wanted,
+    tls: Option<&'a TlsClient>,
+}
+
+impl Connecting<'_> {
+    async fn first_address<T, F>(&self, use_stream: &impl Fn(Opened) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, SessionError>>,
+    {
+        let within = self.settings.connect_timeout;
+        let addresses = match tokio::time::timeout(within, addresses(self.host)).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => return Err(Failure::Silent(error.to_string())),
+            Err(_) => {
+                let within = humantime::format_duration(within);
+                return Err(Failure::Silent(format!("its name was not resolved within {within}")));
+            }
+        };
+        self.first_of(&addresses, use_stream).await
+    }
+
+    /// Tries the addresses of a name in turn, each for as long as connect_timeout.
+    async fn first_of<T, F>(&self, addresses: &[Address], use_stream: &impl Fn(Opened) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, SessionError>>,
+    {
+        let mut reasons = Vec::new();
+        for address in addresses {
+            let reason = match self.connect(address, use_stream).await {
+                Ok(session) => return Ok(session),
+                Err(Failure::Refused(error)) => return Err(Failure::Refused(error)),
+                Err(Failure::Silent(reason)) => reason,
+            };
+            match address {
+                Address::Tcp(address) if addresses.len() > 1 => reasons.push(format!("{reason} ({})", address.ip())),
+                Address::Tcp(_) | Address::Unix(_) => reasons.push(reason),
+            }
+        }
+        Err(Failure::Silent(reasons.join(", ")))
+    }
+
+    async fn connect<T, F>(&self, address: &Address, use_stream: &impl Fn(Opened) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, SessionError>>,
+    {
+        let attempts: &[Encryption] = match (self.settings.ssl_mode, address) {
+            (SslMode::Disable, _) | (_, Address::Unix(_)) => &[Encryption::Plain],
             (SslMode::Allow, _) => &[Encryption::Plain, Encryption::Required],
             (SslMode::Prefer, _) => &[Encryption::Offered, Encryption::Plain],
             (SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull, _) => &[Encryption::Required],
         };
-        for (attempt, encryption) in attempts.iter().enumerate() {
-            let connected = async { use_stream(open(settings, host, *encryption, tls.as_ref()).await?).await };
-            let within = settings.connect_timeout;
+        let within = self.settings.connect_timeout;
+        let mut last = Failure::Silent("its name has no address".to_owned());
+        for encryption in attempts {
+            let connected = async { use_stream(self.open(address, *encryption).await?).await };
             let error = match tokio::time::timeout(within, connected).await {
                 Ok(Ok(session)) => return Ok(session),
-                Ok(Err(SessionError::Lost { error, doing })) => match tls::refused_certificate(&error) {
+                Err(_) => {
+                    let within = humantime::format_duration(within);
+                    return Err(Failure::Silent(format!("no answer within {within}")));
+                }
+                Ok(Err(SessionError::Lost { error, .. })) => match tls::refused_certificate(&error) {
                     Some(reason) => {
-                        SessionError::Tls { host: host.to_string(), problem: TlsProblem::OurCertificate, reason }
+                        SessionError::Tls { host: self.host.to_string(), problem: TlsProblem::OurCertificate, reason }
                     }
-                    None => SessionError::Lost { error, doing },
+                    None => return Err(Failure::Silent(error.to_string())),
                 },
                 Ok(Err(SessionError::Server { error, .. })) if settings::is_unknown(&error) => {
                     SessionError::TooOld { version: format!("{} or older", MAJOR_MIN - 1) }
                 }
                 Ok(Err(error)) => error,
-                Err(_) => SessionError::Timeout { doing: "connecting", within },
             };
             // The other way is tried when this one was refused, not when nobody is there.
-            let last = attempt + 1 == attempts.len();
             let refused = matches!(
                 error,
                 SessionError::Tls { .. } | SessionError::Server { .. } | SessionError::Authentication { .. }
             );
-            if last || !refused {
-                let reason = match &error {
-                    SessionError::Lost { error, .. } => error.to_string(),
-                    SessionError::Timeout { .. } => {
-                        format!("no answer within {}", humantime::format_duration(within))
-                    }
-                    SessionError::Unreachable { .. }
-                    | SessionError::Tls { .. }
-                    | SessionError::Authentication { .. }
-                    | SessionError::TooOld { .. }
-                    | SessionError::File { .. }
-                    | SessionError::Server { .. }
-                    | SessionError::Protocol { .. } => error.to_string(),
-                };
-                reasons.push(format!("{host}: {reason}"));
-                if !matches!(error, SessionError::Lost { .. } | SessionError::Timeout { .. }) {
-                    refusal = Some(error);
-                }
+            last = Failure::Refused(error);
+            if !refused {
                 break;
             }
         }
+        Err(last)
     }
-    // A server that answered and refused says more than hosts that did not answer.
-    Err(refusal
-        .unwrap_or_else(|| SessionError::Unreachable { target: settings.to_string(), reasons: reasons.join("; ") }))
+
+    async fn open(&self, address: &Address, encryption: Encryption) -> Result<Opened, SessionError> {
+        let Connecting { settings, host, wanted, tls } = *self;
+        let lost = |error| SessionError::lost("connecting", error);
+        let plain = |stream| Opened { stream, host: host.clone(), wanted, tls: None, channel_binding: None };
+        let address = match address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(lost)?;
+                return Ok(plain(Box::new(stream)));
+            }
+            Address::Tcp(address) => address,
+        };
+        let mut stream = TcpStream::connect(address).await.map_err(lost)?;
+        tune(&stream, settings).map_err(lost)?;
+        let tls = match (encryption, tls) {
+            (Encryption::Plain, _) | (_, None) => return Ok(plain(Box::new(stream))),
+            (Encryption::Offered | Encryption::Required, Some(tls)) => tls,
+        };
+        if settings.ssl_negotiation == SslNegotiation::Postgres {
+            stream.write_all(&SSL_REQUEST).await.map_err(lost)?;
+            match stream.read_u8().await.map_err(lost)? {
+                b'S' => {}
+                b'N' if encryption == Encryption::Offered => return Ok(plain(Box::new(stream))),
+                b'N' => {
+                    return Err(SessionError::Tls {
+                        host: host.to_string(),
+                        problem: TlsProblem::NotOffered,
+                        reason: "the server does not offer TLS, but sslmode asks for it".to_owned(),
+                    });
+                }
+                _ => return Err(SessionError::protocol("connecting", "neither S nor N to an SSLRequest")),
+            }
+        }
+        let name = match host {
+            Host::Tcp { host, .. } => host,
+            Host::Unix { .. } => return Err(SessionError::protocol("connecting", "TLS on a Unix socket")),
+        };
+        let Secured { stream, words, channel_binding } = tls.handshake(stream, host, name).await?;
+        Ok(Opened { stream, host: host.clone(), wanted, tls: Some(words), channel_binding })
+    }
 }
 
-async fn open(
-    settings: &ConnectionSettings,
-    host: &Host,
-    encryption: Encryption,
-    tls: Option<&TlsClient>,
-) -> Result<Opened, SessionError> {
-    let lost = |error| SessionError::lost("connecting", error);
-    let plain = |stream| Opened { stream, host: host.clone(), tls: None, channel_binding: None };
+/// Where a host listens: what its name resolves to, in the resolver's order.
+async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
     match host {
-        Host::Unix { directory, port } => {
-            let stream = UnixStream::connect(socket_path(directory, *port)).await.map_err(lost)?;
-            Ok(plain(Box::new(stream)))
-        }
+        Host::Unix { directory, port } => Ok(vec![Address::Unix(socket_path(directory, *port))]),
         Host::Tcp { host: name, address, port } => {
-            let mut stream = TcpStream::connect((address.as_deref().unwrap_or(name), *port)).await.map_err(lost)?;
-            tune(&stream, settings).map_err(lost)?;
-            let tls = match (encryption, tls) {
-                (Encryption::Plain, _) | (_, None) => return Ok(plain(Box::new(stream))),
-                (Encryption::Offered | Encryption::Required, Some(tls)) => tls,
-            };
-            if settings.ssl_negotiation == SslNegotiation::Postgres {
-                stream.write_all(&SSL_REQUEST).await.map_err(lost)?;
-                match stream.read_u8().await.map_err(lost)? {
-                    b'S' => {}
-                    b'N' if encryption == Encryption::Offered => return Ok(plain(Box::new(stream))),
-                    b'N' => {
-                        return Err(SessionError::Tls {
-                            host: host.to_string(),
-                            problem: TlsProblem::NotOffered,
-                            reason: "the server does not offer TLS, but sslmode asks for it".to_owned(),
-                        });
-                    }
-                    _ => return Err(SessionError::protocol("connecting", "neither S nor N to an SSLRequest")),
+            let mut found: Vec<SocketAddr> = Vec::new();
+            for address in lookup_host((address.as_deref().unwrap_or(name), *port)).await? {
+                if !found.contains(&address) {
+                    found.push(address);
                 }
             }
-            let Secured { stream, words, channel_binding } = tls.handshake(stream, host, name).await?;
-            Ok(Opened { stream, host: host.clone(), tls: Some(words), channel_binding })
+            Ok(found.into_iter().map(Address::Tcp).collect())
         }
     }
 }
@@ -150,8 +307,13 @@ async fn open(
 /// SSLRequest: its length and the code 80877103 (protocol-message-formats).
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-fn socket_path(directory: &Path, port: u16) -> std::path::PathBuf {
-    directory.join(format!(".s.PGSQL.{port}"))
+/// `@` in front stands for the null byte with which an abstract name begins.
+fn socket_path(directory: &Path, port: u16) -> PathBuf {
+    let path = directory.join(format!(".s.PGSQL.{port}"));
+    match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => PathBuf::from(OsString::from_vec([b"\0", name].concat())),
+        None => path,
+    }
 }
 
 /// Keepalives find a dead peer while nothing is sent, TCP_USER_TIMEOUT while something is.
@@ -166,4 +328,73 @@ fn tune(stream: &TcpStream, settings: &ConnectionSettings) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(settings.tcp_user_timeout))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn settings(hosts: usize, target_session: TargetSession) -> ConnectionSettings {
+        let host = Host::Tcp { host: "db".into(), address: None, port: 5432 };
+        ConnectionSettings { hosts: vec![host; hosts], target_session, ..ConnectionSettings::default() }
+    }
+
+    /// Whether each kind of server would do in the end: primary, frozen primary, standby.
+    fn would_do(hosts: usize, target_session: TargetSession) -> [bool; 3] {
+        let settings = settings(hosts, target_session);
+        [(false, false), (false, true), (true, false)].map(|(in_recovery, read_only_by_default)| {
+            let kind = ServerKind { in_recovery, read_only_by_default };
+            rounds(&settings).iter().any(|wanted| kind.check(*wanted, &settings.hosts[0]).is_ok())
+        })
+    }
+
+    #[test]
+    fn each_target_session_attrs_takes_the_servers_that_libpq_takes() {
+        for (target, expected) in [
+            (TargetSession::Any, [true, true, true]),
+            // A frozen primary is the second choice, where libpq would refuse it.
+            (TargetSession::ReadWrite, [true, true, false]),
+            (TargetSession::ReadOnly, [false, true, true]),
+            (TargetSession::Primary, [true, true, false]),
+            (TargetSession::Standby, [false, false, true]),
+            (TargetSession::PreferStandby, [true, true, true]),
+        ] {
+            for hosts in [1, 2] {
+                assert_eq!(would_do(hosts, target), expected, "{target:?} of {hosts}");
+            }
+        }
+        assert_eq!(rounds(&settings(2, TargetSession::ReadWrite)).first(), Some(&Wanted::ReadWrite));
+        assert_eq!(rounds(&settings(2, TargetSession::PreferStandby)).first(), Some(&Wanted::Standby));
+    }
+
+    #[test]
+    fn a_socket_may_have_an_abstract_name() {
+        assert_eq!(socket_path(Path::new("/tmp"), 7), Path::new("/tmp/.s.PGSQL.7"));
+        assert_eq!(socket_path(Path::new("@pg"), 7).as_os_str().as_bytes(), b"\0pg/.s.PGSQL.7");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_never_answers_does_not_keep_the_next_one_of_the_name_from_its_turn() {
+        let (hung, good) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let addresses = [&hung, &good].map(|listener| Address::Tcp(listener.local_addr().unwrap()));
+        let settings = ConnectionSettings {
+            connect_timeout: Duration::from_millis(200),
+            ssl_mode: SslMode::Disable,
+            ..settings(1, TargetSession::Any)
+        };
+        let connecting = Connecting { settings: &settings, host: &settings.hosts[0], wanted: Wanted::Any, tls: None };
+        // A server speaks when it is spoken to; this one by itself.
+        let greeting = tokio::spawn(async move { good.accept().await.unwrap().0.write_all(b"x").await.unwrap() });
+        let hear = |opened: Opened| async move {
+            let mut stream = opened.stream;
+            stream.read_u8().await.map_err(|error| SessionError::lost("connecting", error))
+        };
+        assert_eq!(connecting.first_of(&addresses, &hear).await.ok(), Some(b'x'));
+        greeting.await.unwrap();
+        let Err(Failure::Silent(reasons)) = connecting.first_of(&addresses[..1], &hear).await else { panic!() };
+        assert_eq!(reasons, "no answer within 200ms");
+    }
 }

@@ -237,6 +237,14 @@ pub enum SessionError {
         /// Each host's reason.
         reasons: String,
     },
+    /// Every host answered, and none is what target_session_attrs wants; the reasons, one per host.
+    #[error("cannot connect to {target}: {reasons}")]
+    Unwanted {
+        /// `user@host/database`.
+        target: String,
+        /// Each host's reason.
+        reasons: String,
+    },
     /// TLS was refused, or the certificate is not trusted.
     #[error("TLS with {host}: {reason}")]
     Tls {
@@ -309,6 +317,7 @@ impl SessionError {
         match self {
             SessionError::Server { error, .. } => Some(error),
             SessionError::Unreachable { .. }
+            | SessionError::Unwanted { .. }
             | SessionError::Tls { .. }
             | SessionError::Authentication { .. }
             | SessionError::TooOld { .. }

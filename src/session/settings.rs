@@ -90,7 +90,7 @@ pub(super) fn afterwards(connection: &ConnectionSettings, server_version: Option
 fn depends_on_default(target: TargetSession) -> bool {
     match target {
         TargetSession::ReadWrite | TargetSession::ReadOnly => true,
-        TargetSession::Any | TargetSession::PreferStandby => false,
+        TargetSession::Any | TargetSession::Primary | TargetSession::Standby | TargetSession::PreferStandby => false,
     }
 }
 

@@ -21,11 +21,11 @@ use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row};
 
-use super::connect::{self, Opened};
+use super::connect::{self, Opened, ServerKind};
 use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
 use super::settings;
-use super::startup::{PASSWORD_MISSING, UNBOUND, accepts};
+use super::startup::{PASSWORD_MISSING, UNBOUND};
 use crate::config::{ChannelBinding, ConnectionSettings};
 
 /// How a SQL session is opened.
@@ -49,7 +49,7 @@ impl Sql {
     }
 
     async fn start(&self, opened: Opened) -> Result<SqlClient, SessionError> {
-        let Opened { stream, host, tls, channel_binding } = opened;
+        let Opened { stream, host, wanted, tls, channel_binding } = opened;
         let to = &self.connection;
         let mut config = Config::new();
         config
@@ -78,9 +78,7 @@ impl Sql {
             error
         })?;
         let version = connection.parameter("server_version").map(str::to_owned);
-        let writable = connection.parameter("in_hot_standby") != Some("on")
-            && connection.parameter("default_transaction_read_only") != Some("on");
-        accepts(to, writable)?;
+        ServerKind::reported(|name| connection.parameter(name)).check(wanted, &host)?;
         let too_old = settings::major(version.as_deref()).is_some_and(|major| major < MAJOR_MIN);
         if let Some(version) = version.as_ref().filter(|_| too_old) {
             return Err(SessionError::TooOld { version: version.clone() });

@@ -9,12 +9,12 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use postgres_protocol::message::frontend;
 
-use super::connect::{self, Opened};
+use super::connect::{self, Opened, ServerKind};
 use super::connection::Connection;
 use super::error::SessionError;
 use super::password_file;
 use super::settings;
-use crate::config::{ChannelBinding, ConnectionSettings, Secret, TargetSession};
+use crate::config::{ChannelBinding, ConnectionSettings, Secret};
 
 const DOING: &str = "connecting";
 
@@ -45,7 +45,7 @@ async fn start(
     opened: Opened,
 ) -> Result<Connection, SessionError> {
     let password = password_file::password_for(connect_to, &opened.host)?;
-    let Opened { stream, host, tls, channel_binding } = opened;
+    let Opened { stream, host, wanted, tls, channel_binding } = opened;
     let mut connection = Connection::new(stream, host);
     let application_name = format!("{} {}", connect_to.application_name, startup.purpose);
     let mut parameters = vec![
@@ -76,27 +76,12 @@ async fn start(
             tag => return Err(SessionError::protocol(DOING, format!("message {}", tag.escape_ascii()))),
         }
     }
-    let writable = connection.parameter("in_hot_standby") != Some("on")
-        && connection.parameter("default_transaction_read_only") != Some("on");
-    accepts(connect_to, writable)?;
+    ServerKind::reported(|name| connection.parameter(name)).check(wanted, connection.host())?;
     if let Some(sql) = settings::afterwards(connect_to, connection.parameter("server_version")) {
         // The connection's own bound is `first_host`'s.
         connection.simple_query(&sql, "setting up a session", connect_to.connect_timeout).await?;
     }
     Ok(connection)
-}
-
-/// Whether a host that is or is not writable will do.
-pub(super) fn accepts(settings: &ConnectionSettings, writable: bool) -> Result<(), SessionError> {
-    let wanted = match (settings.target_session, writable) {
-        (TargetSession::Any | TargetSession::PreferStandby, _)
-        | (TargetSession::ReadWrite, true)
-        | (TargetSession::ReadOnly, false) => return Ok(()),
-        (TargetSession::ReadWrite, false) => "read-only, but target_session_attrs wants read-write",
-        (TargetSession::ReadOnly, true) => "read-write, but target_session_attrs wants read-only",
-    };
-    // Like a host that is not there: another one may be promoted any moment.
-    Err(SessionError::lost(DOING, std::io::Error::other(format!("the server is {wanted}"))))
 }
 
 /// `tls`: with TLS, the channel's binding data if there is any; `None` without.
@@ -128,11 +113,11 @@ async fn authenticate(
                 connection.authenticated();
                 return Ok(());
             }
-            3 if !require_binding => send_password(connection, needed()?.reveal().as_bytes())?,
+            3 if !require_binding => send_password(connection, needed()?.reveal())?,
             5 if !require_binding => {
                 let salt = body.first_chunk::<4>();
                 let salt = *salt.ok_or_else(|| SessionError::protocol(DOING, "malformed md5 request"))?;
-                let hash = md5_hash(settings.user.as_bytes(), needed()?.reveal().as_bytes(), salt);
+                let hash = md5_hash(settings.user.as_bytes(), needed()?.reveal(), salt);
                 send_password(connection, hash.as_bytes())?;
             }
             10 => {
@@ -181,7 +166,7 @@ async fn scram(
 ) -> Result<(), SessionError> {
     let lost = |error| SessionError::lost(DOING, error);
     let host = connection.host().to_string();
-    let mut exchange = ScramSha256::new(password.reveal().as_bytes(), binding);
+    let mut exchange = ScramSha256::new(password.reveal(), binding);
     frontend::sasl_initial_response(mechanism, exchange.message(), connection.outgoing()).map_err(lost)?;
     let refused =
         |error: std::io::Error| SessionError::Authentication { host: host.clone(), reason: error.to_string() };

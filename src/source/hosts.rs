@@ -36,8 +36,10 @@ pub struct Choice {
     pub connection: ConnectionSettings,
     /// Hosts that would do, and are not taken: an old primary that came back, say.
     pub passed_over: Vec<String>,
-    /// Hosts that did not answer, or would not do.
+    /// Hosts that did not answer, or refuse us.
     pub out_of_reach: Vec<String>,
+    /// Hosts that are not what target_session_attrs wants: a standby, say.
+    pub unwanted: Vec<String>,
 }
 
 /// Chooses the host that all sessions are to lead to.
@@ -51,7 +53,12 @@ pub async fn choose_host(
     purpose: &str,
     timeout: Duration,
 ) -> Result<Choice, SourceError> {
-    let mut choice = Choice { connection: settings.clone(), passed_over: Vec::new(), out_of_reach: Vec::new() };
+    let mut choice = Choice {
+        connection: settings.clone(),
+        passed_over: Vec::new(),
+        out_of_reach: Vec::new(),
+        unwanted: Vec::new(),
+    };
     if settings.hosts.len() < 2 {
         return Ok(choice);
     }
@@ -62,6 +69,7 @@ pub async fn choose_host(
         match answer {
             Ok(identification) => found.push(identification),
             Err(SessionError::Unreachable { reasons, .. }) => choice.out_of_reach.push(reasons),
+            Err(SessionError::Unwanted { reasons, .. }) => choice.unwanted.push(reasons),
             Err(error) => {
                 choice.out_of_reach.push(format!("{host}: {error}"));
                 refusal = Some(error);
@@ -71,9 +79,18 @@ pub async fn choose_host(
     let prefers_standby = settings.target_session == TargetSession::PreferStandby;
     let Some(chosen) = choose(&found, stored, prefers_standby)? else {
         // As when hosts are tried in turn: a refusal says more than silence.
-        let unreachable =
-            || SessionError::Unreachable { target: settings.to_string(), reasons: choice.out_of_reach.join("; ") };
-        return Err(refusal.unwrap_or_else(unreachable).into());
+        let target = settings.to_string();
+        let error = match refusal {
+            Some(refusal) => refusal,
+            None if choice.out_of_reach.is_empty() => {
+                SessionError::Unwanted { target, reasons: choice.unwanted.join("; ") }
+            }
+            None => SessionError::Unreachable {
+                target,
+                reasons: [choice.out_of_reach, choice.unwanted].concat().join("; "),
+            },
+        };
+        return Err(error.into());
     };
     choice.passed_over = found.iter().filter_map(|other| passed_over(other, chosen)).collect();
     choice.connection.hosts = vec![chosen.host.clone()];

@@ -33,6 +33,8 @@ pub struct Slot {
     pub retained_wal_bytes: Option<i64>,
     /// Why it was invalidated (17 and later).
     pub invalidation_reason: Option<String>,
+    /// Whether standbys may hold it ready (17 and later).
+    pub failover: Option<bool>,
 }
 
 impl Slot {
@@ -55,7 +57,7 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
                       COALESCE(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
                           CASE WHEN pg_catalog.pg_is_in_recovery() AND (pg_catalog.to_jsonb(s) ->> 'conflicting')::bool
                               THEN 'conflict with recovery' END),
-                      s.slot_type, s.datoid
+                      s.slot_type, s.datoid, (pg_catalog.to_jsonb(s) ->> 'failover')::bool
                FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::text";
     let Some(row) = client.query_opt("looking at the replication slot", sql, &[&name.as_str()]).await? else {
         return Ok(None);
@@ -78,6 +80,7 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
         safe_wal_size: row.get(5),
         retained_wal_bytes: row.get(6),
         invalidation_reason: row.get(7),
+        failover: row.get(10),
     }))
 }
 
@@ -97,20 +100,34 @@ pub fn slot_unknown_report(slot: &Slot) -> ErrorReport {
     )
 }
 
-/// Ends the session that holds the slot, if it is one of our role's, and waits until it has let go.
+/// Ends the session that holds the slot, if it is one of our login role's, and waits until it has let go. Returns who was ended,
+/// in words. Not inside a transaction.
 ///
 /// # Errors
 /// [`SourceError::SlotInUse`] when it does not let go.
-pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<(), SourceError> {
+pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<Vec<String>, SourceError> {
+    let mut ended = Vec::new();
     let mut last = None;
     // A walsender that is told to go needs milliseconds; one that is stuck in a send goes with its connection.
     for attempt in 0..50 {
-        let Some(Slot { active_pid: Some(process_id), .. }) = find_slot(client, name).await? else { return Ok(()) };
+        let Some(Slot { active_pid: Some(process_id), .. }) = find_slot(client, name).await? else { return Ok(ended) };
         last = Some(process_id);
         if attempt % 10 == 0 {
-            let sql = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-                       WHERE pid = $1 AND usename = current_user";
-            client.query("ending the session that holds the slot", sql, &[&process_id]).await?;
+            // Another role's may be the work of somebody else. Ours is the role that has logged in, whatever SET ROLE makes of it.
+            let sql = "SELECT pg_catalog.pg_terminate_backend(pid), COALESCE(application_name, ''),
+                              COALESCE(pg_catalog.host(client_addr), 'this machine'), COALESCE(usename::text, '')
+                       FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND usename = session_user";
+            let doing = "ending the session that holds the slot";
+            for row in client.query_as_login_role(doing, sql, &[&process_id]).await? {
+                let (application, from, role): (&str, &str, &str) = (row.get(1), row.get(2), row.get(3));
+                let text = format!(
+                    "ended process {process_id} at the source, which held replication slot {name}: {application} of role {role}, \
+                     from {from}"
+                );
+                if row.get::<_, bool>(0) && !ended.contains(&text) {
+                    ended.push(text);
+                }
+            }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -155,6 +172,7 @@ pub(super) mod testing {
             safe_wal_size: None,
             retained_wal_bytes: None,
             invalidation_reason: None,
+            failover: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Cut-over: equal, drained, sequences over, and the way back stays open.
 
-use crate::support::{Database, Setup};
+use crate::support::{Database, Setup, eventually};
 
 const SCHEMA: &str = "
     CREATE TABLE parents (id serial PRIMARY KEY, v text);
@@ -105,5 +105,29 @@ async fn a_destination_that_differs_does_not_take_over() {
     setup.command(&["cutover"]).await.exits(1).says(&["differs  (id)=(9)", "repair first"]);
     setup.command(&["verify", "--repair"]).await.exits(0);
     setup.command(&["cutover"]).await.exits(0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_frozen_for_the_cut_over_is_read_to_the_end() {
+    let database = Database::of_superuser("cutfrozen", &["parents", "children"], SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    // As where there are several hosts: of which only the primary is a source.
+    let mark = if setup.source_url.contains('?') { '&' } else { '?' };
+    setup.source_url.push_str(&format!("{mark}target_session_attrs=read-write"));
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO parents (v) VALUES ('last')").await;
+    // As the cut-over's own hint says, headwater's sessions included.
+    let freeze = format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name);
+    database.at_source(&freeze).await;
+    let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    database.at_source(end_all).await;
+    eventually("the lost source is noticed", || service.metric("headwater_restarts_total{reason=\"source_lost\"}"))
+        .await;
+    service.streams().await;
+    setup.command(&["cutover"]).await.exits(0).says(&["equal: both sides compared", "the destination may be written"]);
+    database.assert_equal().await;
     service.stop().await;
 }

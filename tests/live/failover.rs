@@ -1,10 +1,13 @@
 //! The source fails over: headwater goes on against the promoted standby, or reads from a standby from the beginning.
 
+use std::path::Path;
+
 use headwater::commands::demo::{Cluster, StopMode};
 use headwater::session::SqlClient;
 
-use crate::check::fix;
+use crate::check::{find, findings, fix};
 use crate::check_refused::{failed, mended};
+use crate::support::tools::{program, run};
 use crate::support::{
     Database, Service, Setup, bin_of, destination, eventually, new_source_of, parent, seed, workload,
 };
@@ -115,7 +118,12 @@ async fn a_standby_can_be_the_source() {
     let mut database = Database::on(&first, destination().await, "standby", workload::TABLES, workload::SCHEMA).await;
     let at_standby = second.connect("postgres").await.unwrap();
     let mut setup = Setup::of(&database);
-    setup.source_url = second.url(&database.name);
+    setup.source_url = format!(
+        "postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/{}?target_session_attrs=standby",
+        first.port(),
+        second.port(),
+        database.name
+    );
     // What a standby cannot make is the primary's to make, by what check prints.
     let drop_one = format!("ALTER PUBLICATION {} DROP TABLE {}", database.name, workload::TABLES[0]);
     for (sql, message) in [("SELECT 1", "does not exist, and the source is a standby"), (&drop_one, "does not hold")] {
@@ -127,11 +135,13 @@ async fn a_standby_can_be_the_source() {
         replayed(&database, &at_standby).await;
     }
     mended(&setup).await;
+    let wanted = "the server is a primary, but target_session_attrs wants a standby";
+    assert!(find(&findings(&setup).await, "ok", wanted).is_some(), "the other host is named");
     // A slot there waits for the primary to log its running transactions, and for those.
     let running = first.connect(&database.name).await.unwrap();
     running.batch("a transaction", "BEGIN; CREATE TEMP TABLE held (id int)").await.unwrap();
     let service = setup.start();
-    service.says("run at the primary: SELECT pg_log_standby_snapshot()").await;
+    service.says("To have it logged now, run at the primary").await;
     assert_eq!(service.status().await.unwrap()["state"], "snapshot");
     running.batch("its end", "COMMIT").await.unwrap();
     eventually("it streams", || async {
@@ -283,4 +293,34 @@ async fn an_old_primary_that_comes_back_is_passed_over_on_17_with_resnapshot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_primary_that_comes_back_is_passed_over_on_18_with_stop() {
     split_brain(18, Order::PromotedFirst, "stop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_of_a_slot_that_no_standby_can_hold_ready() {
+    let (Some(bin), Some(psql)) = (bin_of(18), program("psql")) else { return };
+    let source = new_source_of(&bin, &[]).await;
+    let database =
+        Database::on(&source, destination().await, "nofailover", &["t"], "CREATE TABLE t (id int PRIMARY KEY)");
+    let database = database.await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    let message = "is no failover slot";
+    assert!(find(&findings(&setup).await, "warning", message).is_none(), "headwater makes it one");
+    // As pg_upgrade brings one from 16.
+    let connection = format!(
+        "host={} port={} user=postgres dbname={} replication=database",
+        source.dir().display(),
+        source.port(),
+        database.name
+    );
+    let alter = format!("ALTER_REPLICATION_SLOT {} (FAILOVER false)", database.name);
+    let (done, said) = run(&psql, &["-d", &connection, "-c", &alter], "");
+    assert!(done, "{said}");
+    let found = findings(&setup).await;
+    let finding = find(&found, "warning", message).unwrap_or_else(|| panic!("no warning in {found:#?}"));
+    let (done, said) = run(Path::new("/bin/sh"), &["-ec", &fix(finding)], "");
+    assert!(done, "{said}");
+    assert!(find(&findings(&setup).await, "warning", message).is_none(), "what it prints mends it");
 }

@@ -154,7 +154,7 @@ async fn a_table_locked_at_the_source_is_named_with_its_holder() {
     // The catalog can be read; the lock is what the snapshot needs.
     let output = setup.start().ends_with(1).await;
     assert!(output.contains("table public.topics is locked at the source"), "{output}");
-    assert!(output.contains("holds ACCESS EXCLUSIVE"), "{output}");
+    assert!(output.contains("ACCESS EXCLUSIVE is held by process"), "{output}");
     holder.batch("the lock goes", "ROLLBACK").await.unwrap();
     let service = setup.start();
     service.streams().await;
@@ -221,4 +221,44 @@ async fn a_reader_that_is_lost_while_its_table_is_waited_for_does_not_wait_behin
     database.assert_catches_up().await;
     let empty = "SELECT count(*)::text FROM messages WHERE r IS NULL";
     assert_eq!(database.destination_value(empty).await.as_deref(), Some("0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_never_answers_keeps_no_other_from_being_the_source() {
+    let database = Database::of_superuser("silenthost", FORUM, FORUM_SCHEMA).await;
+    // The operating system takes connections for it, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut setup = Setup::of(&database);
+    setup.source_url = format!(
+        "postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/{}?connect_timeout=%201%20",
+        silent.local_addr().unwrap().port(),
+        source().await.port(),
+        database.name
+    );
+    setup.command(&["check"]).await.exits(0).says(&["no answer within 1s"]);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE messages SET body = 'x' WHERE id = 7").await;
+    database.assert_catches_up().await;
+    setup.command(&["verify"]).await.exits(0);
+    service.stop().await;
+    setup.command(&["teardown"]).await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abstract_socket_leads_to_the_source() {
+    let mut cluster = new_source(&[]).await;
+    let name = format!("@headwater-test-{}", cluster.port());
+    cluster.stop(StopMode::Fast).await.unwrap();
+    cluster.set("unix_socket_directories", &format!("{},{name}", cluster.dir().display()));
+    cluster.start().await.unwrap();
+    let database = Database::on(&cluster, destination().await, "abstract", FORUM, FORUM_SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = format!("postgresql://postgres@/{}?host={name}&port={}", database.name, cluster.port());
+    setup.command(&["check"]).await.exits(0).says(&["over a Unix socket"]);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE messages SET body = 'x' WHERE id = 7").await;
+    database.assert_catches_up().await;
+    service.stop().await;
 }

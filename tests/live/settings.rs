@@ -6,7 +6,7 @@ use headwater::session::SqlClient;
 
 use crate::support::database::connect;
 use crate::support::roles::{Roles, reader, writer};
-use crate::support::{Database, Setup, bin_of, destination, new_destination, new_source_of, seed, source};
+use crate::support::{Database, Setup, bin_of, destination, eventually, new_destination, new_source_of, seed, source};
 
 const TABLES: &[&str] = &["things", "lines"];
 
@@ -218,6 +218,26 @@ async fn roles_that_become_another_role_at_login_copy_stream_and_verify() {
     assert!(!service.log().contains("could not be ended"), "{}", service.log());
     let (code, said) = service.command(&["explain"]).await;
     assert_eq!(code, Some(0), "{said}");
-    service.stop().await;
+    // Its sessions are known for its own also while another role looks.
+    database.at_destination("BEGIN; LOCK TABLE things").await;
+    database.at_source("UPDATE things SET took = took * 2 WHERE id = 3").await;
+    eventually("explain names the lock", || async {
+        let (_, said) = service.command(&["explain"]).await;
+        said.contains("destination: headwater's process").then_some(())
+    })
+    .await;
+    database.at_destination("ROLLBACK").await;
+    database.assert_catches_up().await;
+    // The walsender that a frozen instance has left is ended by the next one, and named.
+    service.signal("STOP");
+    let next = impatient.start();
+    next.says("which held replication slot").await;
+    assert!(next.log().contains(&format!("of role v_{reader}")), "{}", next.log());
+    next.streams().await;
+    let mut service = service;
+    service.kill();
+    database.at_source("UPDATE things SET took = took * 2 WHERE id = 4").await;
+    database.assert_catches_up().await;
+    next.stop().await;
     setup.command(&["teardown"]).await.exits(0);
 }

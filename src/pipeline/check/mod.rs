@@ -150,6 +150,9 @@ pub async fn run(config: &Arc<Config>) -> Vec<Finding> {
         for text in settled.passed_over.iter().chain(&settled.out_of_reach) {
             findings.warn(About::Source, "hosts", ErrorReport::new(text));
         }
+        for text in settled.unwanted {
+            findings.ok(About::Source, "hosts", text);
+        }
         let config = &settled.config;
         let addresses = Addresses::new(config);
         let source = source::look(config, &addresses, destination.as_ref(), &mut findings).await;

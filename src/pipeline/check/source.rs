@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{About, Findings, Standing, connection};
-use crate::config::Config;
-use crate::pg::{ErrorReport, Ident, QualifiedName, counted};
+use crate::config::{Config, Host};
+use crate::pg::{ErrorReport, Ident, QualifiedName, counted, shell_word};
 use crate::pipeline::check::destination::DestinationView;
 use crate::pipeline::prepare::{Addresses, connect_replication, live_names, replaced};
 use crate::plan::schema::{Identity, TableKind};
@@ -50,10 +50,40 @@ pub(super) async fn look(
         (Some(slot), true) => findings.fail(SOURCE, "slot", slot_unknown_report(slot)),
         (Some(slot), false) => {
             findings.ok(SOURCE, "slot", format!("{} exists, wal_status {}", slot.name, slot.wal_status));
+            let is_standby = replication.as_ref().is_some_and(|(_, identification)| identification.in_recovery);
+            // A standby cannot make such a slot.
+            if slot.failover == Some(false) && !is_standby {
+                findings.warn(SOURCE, "slot", without_failover(config, slot));
+            }
         }
         (None, _) => findings.ok(SOURCE, "slot", format!("{} will be created", config.source.slot)),
     }
     Some(SourceView { client, replication, slot, catalog })
+}
+
+/// The slot was made by an earlier major, or by other hands.
+fn without_failover(config: &Config, slot: &Slot) -> ErrorReport {
+    let url = &config.source.url;
+    // Only a replication session can change it.
+    let (host, port) = match url.hosts.first() {
+        Some(Host::Tcp { host, port, .. }) => (host.clone(), *port),
+        Some(Host::Unix { directory, port }) => (directory.display().to_string(), *port),
+        None => (String::new(), 5432),
+    };
+    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+    let connection = format!(
+        "host={} port={port} user={} dbname={} replication=database",
+        quoted(&host),
+        quoted(&url.user),
+        quoted(&url.database)
+    );
+    ErrorReport::new(format!("replication slot {} is no failover slot", slot.name))
+        .detail("No standby can hold it ready: after a failover all tables would have to be copied again.")
+        .hint(format!(
+            "If the source has a standby, stop headwater and run in a shell:\npsql -d {} -c 'ALTER_REPLICATION_SLOT {} (FAILOVER true)'",
+            shell_word(&connection),
+            slot.name
+        ))
 }
 
 async fn server(config: &Config, client: &SqlClient, needs_slot: bool, findings: &mut Findings) {

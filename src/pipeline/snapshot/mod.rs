@@ -155,17 +155,19 @@ async fn clean_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, live: bool) -> Resu
     sweep(bookkeeping.client()).await?;
     if !live {
         let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
-        drop_slot(ends.config, &source, &ends.config.source.slot).await?;
+        drop_slot(ends, &source, &ends.config.source.slot).await?;
     }
     Ok(())
 }
 
-async fn drop_slot(config: &Config, source: &SqlClient, slot: &SlotName) -> Result<(), Fault> {
+async fn drop_slot(ends: Ends<'_>, source: &SqlClient, slot: &SlotName) -> Result<(), Fault> {
     if crate::source::find_slot(source, slot).await?.is_none() {
         return Ok(());
     }
-    release_slot(source, slot).await?;
-    let mut session = connect_replication(config, "cleaning").await?;
+    for text in release_slot(source, slot).await? {
+        ends.telemetry.warning("slot", text);
+    }
+    let mut session = connect_replication(ends.config, "cleaning").await?;
     session.drop_slot(slot).await.map_err(SourceError::Session)?;
     session.close().await;
     Ok(())
@@ -207,7 +209,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
             .await?;
         failpoint::reached("snapshot.row_committed");
         // The row is there: a slot of our name is ours, from an attempt that did not get further.
-        drop_slot(config, &prepared.source, &config.source.slot).await?;
+        drop_slot(ends, &prepared.source, &config.source.slot).await?;
     }
     // Whatever part of the set was asked for: all of it is in this snapshot.
     let requests: Vec<i64> = bookkeeping.requests().await?.iter().map(|request| request.id).collect();

@@ -81,7 +81,10 @@ pub(super) async fn open_writer(config: &Config) -> Result<Connection, Fault> {
 pub(super) fn is_lost_source(fault: &Fault) -> bool {
     match fault {
         Fault::Source(SourceError::Session(error)) => match error {
-            SessionError::Lost { .. } | SessionError::Unreachable { .. } | SessionError::Timeout { .. } => true,
+            SessionError::Lost { .. }
+            | SessionError::Unreachable { .. }
+            | SessionError::Unwanted { .. }
+            | SessionError::Timeout { .. } => true,
             // Ended by an administrator or a timeout of the server's, or out of connections.
             SessionError::Server { error, .. } => error.fatal || matches!(error.code.class(), "57" | "08" | "25"),
             SessionError::Tls { .. }
