@@ -38,6 +38,12 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
         display::error("the sides differ: repair first (headwater verify --repair), then cut over again");
         return Exit::OperatorMustAct;
     }
+    if !cutover.verdict.is_proof() {
+        display::error(
+            "not all values could be compared: compare the columns named above by hand, then cut over without headwater cutover",
+        );
+        return Exit::OperatorMustAct;
+    }
     display::result(&format!("sequences moved forward: {}", cutover.sequences));
     for report in &cutover.reports {
         display::warning(&report.lines());

@@ -1,8 +1,8 @@
 //! `headwater verify`: are both sides equal, and if not, in which rows.
 //!
 //! Prints one line per table and one per key that differs on standard output, progress on standard error; exit 0 when
-//! all tables are equal, 1 when a row differs or a table could not be compared. Keys are printed here and nowhere else:
-//! this is the answer that was asked for, not a log.
+//! all tables are equal, after a repair if one was asked for; 1 when a row differs, or when a table or some of its values could not
+//! be compared. Keys are printed here and nowhere else: this is the answer that was asked for, not a log.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ use super::{Exit, display, settings};
 use crate::config::parse_rate;
 use crate::fault::report;
 use crate::pg::{Ident, QualifiedName, counted, printable};
-use crate::pipeline::{TableVerdict, Verdict, VerifyOptions, VerifyProgress, verify};
-use crate::plan::verify::Key;
+use crate::pipeline::{RepairStop, Repaired, TableVerdict, Verdict, VerifyOptions, VerifyProgress, verify};
+use crate::plan::verify::{Bounds, Key};
 
 /// Compares, prints, and repairs if asked to.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> Exit {
@@ -40,8 +40,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
     match verified {
         Ok(verdict) => {
             print(&verdict, arguments.limit);
-            let settled = verdict.is_equal() || verdict.repaired.is_some();
-            if settled && verdict.left_out.is_empty() { Exit::Done } else { Exit::OperatorMustAct }
+            if verdict.is_proof() { Exit::Done } else { Exit::OperatorMustAct }
         }
         Err(fault) => {
             display::error(&report(&fault).lines());
@@ -66,6 +65,7 @@ fn options(arguments: &VerifyArguments) -> Result<VerifyOptions, String> {
         repair: *repair,
         catch_up: *catch_up,
         no_fence: *no_fence,
+        bounds: Bounds::default(),
     })
 }
 
@@ -102,13 +102,11 @@ pub(super) fn print(verdict: &Verdict, limit: usize) {
         tell(&format!("{left_out}: not compared, verify it again when that is done"));
     }
     let result = if verdict.is_equal() {
-        let without = if verdict.left_out.is_empty() { "" } else { ", as far as they could be compared" };
+        let exact = verdict.left_out.is_empty() && verdict.tables.iter().all(|table| table.inexact.is_empty());
+        let without = if exact { "" } else { ", as far as they could be compared" };
         format!("equal{without}")
     } else {
-        match verdict.rows() {
-            1 => "1 row differs".to_owned(),
-            rows => format!("{rows} rows differ"),
-        }
+        rows_differ(&verdict.tables)
     };
     if verdict.at_fence {
         tell(&format!("{result}: both sides compared at {}, {rows} in {took}", verdict.consistent_point));
@@ -119,13 +117,57 @@ pub(super) fn print(verdict: &Verdict, limit: usize) {
             verdict.consistent_point, verdict.destination_position
         ));
     }
-    if let Some(outcome) = verdict.repaired {
-        tell(&format!(
-            "repaired: {} deleted, {} updated, {} inserted",
-            counted(outcome.deleted, "row"),
-            outcome.updated,
-            outcome.inserted
-        ));
+    if let Some(repaired) = &verdict.repaired {
+        print_repaired(repaired, limit);
+    }
+}
+
+/// `3 rows differ`; `at least`, where not all of them are known.
+fn rows_differ(tables: &[TableVerdict]) -> String {
+    let least = if tables.iter().any(|table| table.differences.more) { "at least " } else { "" };
+    match tables.iter().map(|table| table.differences.rows()).sum::<u64>() {
+        1 => format!("{least}1 row differs"),
+        rows => format!("{least}{rows} rows differ"),
+    }
+}
+
+fn print_repaired(repaired: &Repaired, limit: usize) {
+    let outcome = repaired.outcome;
+    tell(&format!(
+        "repaired: {} deleted, {} updated, {} inserted",
+        counted(outcome.deleted, "row"),
+        outcome.updated,
+        outcome.inserted
+    ));
+    for left_out in &repaired.left_out {
+        tell(&format!("{left_out}: not compared after the repair, verify it again when that is done"));
+    }
+    let result = if !repaired.left.is_empty() {
+        format!("{} after the repair", rows_differ(&repaired.left))
+    } else if repaired.left_out.is_empty() {
+        "equal after the repair".to_owned()
+    } else {
+        "equal after the repair, as far as they could be compared".to_owned()
+    };
+    for table in &repaired.left {
+        print_table(table, limit);
+        if !table.generated.is_empty() {
+            let names: Vec<String> = table.generated.iter().map(Ident::to_string).collect();
+            tell(&format!("  no repair sets what the destination generates: {}", names.join(", ")));
+        }
+    }
+    tell(&format!("{result}: both sides compared at {}", repaired.consistent_point));
+    match repaired.stop {
+        Some(RepairStop::Unchanged) => {
+            tell("the repair was given up: the destination changes or generates what is written")
+        }
+        Some(RepairStop::Disturbed) => tell(
+            "the repair was given up: rows differ that did not differ before, so something else writes to these tables at the destination",
+        ),
+        Some(RepairStop::TooMany) => {
+            tell("the repair was given up: so many rows differ that a new copy is faster: headwater run --resnapshot");
+        }
+        None => {}
     }
 }
 
@@ -149,6 +191,12 @@ fn print_table(table: &TableVerdict, limit: usize) {
     if !table.not_compared.is_empty() {
         let names: Vec<String> = table.not_compared.iter().map(Ident::to_string).collect();
         tell(&format!("  not compared, because only the source has them: {}", names.join(", ")));
+    }
+    for (column, values) in &table.inexact {
+        let values = counted(*values, "value");
+        tell(&format!(
+            "  not comparable: {values} of column {column} are not exactly what their text says, and have no binary form"
+        ));
     }
     let lines = found
         .missing

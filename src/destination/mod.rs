@@ -75,7 +75,7 @@ pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, rem
 pub use origin::{Marking, OriginEnd, drop_origins};
 pub use owner::check_bookkeeping_owner;
 pub use preflight::DestinationServer;
-pub use publish::{Deletes, Place, Publication, PublishOutcome};
+pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};
 pub use replay::{Replayed, replay};
 pub use reshape::{Original, reshape};
 pub use resnapshots::{Origin, Request, RequestState, Scope};

@@ -336,15 +336,11 @@ impl Publication<'_> {
         (number, table): (usize, &StagedTable),
         only_fixed: bool,
     ) -> Result<u64, DestinationError> {
+        let reason = if only_fixed { ExchangeReason::FixedValues } else { ExchangeReason::UniqueValues };
         if role == ReplicationRole::Origin
-            && let Some((acting, role)) = acts_on_delete(client, &table.live).await?
+            && let Some(report) = exchange_obstacle(client, &table.live, reason).await?
         {
-            let message = if only_fixed {
-                format!("identity columns that are GENERATED ALWAYS differ in rows of table {}", table.live)
-            } else {
-                format!("unique values have changed hands among rows of table {}", table.live)
-            };
-            return Err(DestinationError::Refused(exchange_refused(message, &acting, &role)));
+            return Err(DestinationError::Refused(report));
         }
         let name = Ident::new(format!("{}{number}", if only_fixed { "f" } else { "a" }));
         let aside = QualifiedName { schema: self.staging.schema.clone(), name };
@@ -448,12 +444,25 @@ impl Publication<'_> {
     }
 }
 
-/// What would act if rows were deleted and inserted again in one transaction with all constraints deferred: a foreign key onto
-/// the table that does more than check at the end, or a trigger. With our role's name.
-async fn acts_on_delete(
+/// Why rows are deleted and inserted again instead of being updated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExchangeReason {
+    /// Unique values change hands among them.
+    UniqueValues,
+    /// They differ in a column that no UPDATE can set.
+    FixedValues,
+}
+
+/// What would act if rows of a table were deleted and inserted again in one transaction with all constraints deferred: a foreign
+/// key onto the table that does more than check at the end, or a trigger.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn exchange_obstacle(
     client: &SqlClient,
     table: &QualifiedName,
-) -> Result<Option<(String, Ident)>, DestinationError> {
+    reason: ExchangeReason,
+) -> Result<Option<ErrorReport>, DestinationError> {
     let sql = "SELECT pg_catalog.format('foreign key %I of table %s', k.conname, k.conrelid::pg_catalog.regclass), current_user::text
                FROM pg_catalog.pg_constraint k WHERE k.confrelid = pg_catalog.to_regclass($1) AND k.contype = 'f'
                  AND NOT (k.condeferrable AND k.confdeltype = 'a')
@@ -461,7 +470,14 @@ async fn acts_on_delete(
                SELECT pg_catalog.format('trigger %I', g.tgname), current_user::text FROM pg_catalog.pg_trigger g
                WHERE g.tgrelid = pg_catalog.to_regclass($1) AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
                LIMIT 1";
-    Ok(client.query_opt(DOING, sql, &[&table.sql()]).await?.map(|row| (row.get(0), Ident::new(row.get::<_, &str>(1)))))
+    let Some(row) = client.query_opt(DOING, sql, &[&table.sql()]).await? else { return Ok(None) };
+    let message = match reason {
+        ExchangeReason::UniqueValues => format!("unique values have changed hands among rows of table {table}"),
+        ExchangeReason::FixedValues => {
+            format!("identity columns that are GENERATED ALWAYS differ in rows of table {table}")
+        }
+    };
+    Ok(Some(exchange_refused(message, row.get(0), &Ident::new(row.get::<_, &str>(1)))))
 }
 
 /// The triggers that act on rows that a session in this role writes.

@@ -62,7 +62,7 @@ pub use cutover::{Cutover, run as cutover};
 use monitor::Monitor;
 pub use propose::{Proposal, ProposedTable, propose};
 pub use teardown::{Removal, run as teardown};
-pub use verify::{LeftOut, TableVerdict, Verdict, VerifyOptions, VerifyProgress, run as verify};
+pub use verify::{LeftOut, RepairStop, Repaired, TableVerdict, Verdict, VerifyOptions, VerifyProgress, run as verify};
 
 /// What the operator asked for at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,17 +5,20 @@
 //!
 //! ```text
 //! pass 1  sums       count(*) and sum(hash) of every range of pages, both sides      equal sums: equal tables
-//! pass 2  buckets    the same by bucket of the hash, only of tables that differ      equal buckets are done
-//! pass 3  rows       hash and key of every row in the buckets that differ            matched by key, here
+//! pass 2  buckets    the same by bucket of the key's hash, only of large tables      equal buckets are done
+//! pass 3  rows       the key's and the row's hash of every row that is left          what does not cancel out differs: [`Net`]
+//! pass 4  keys       the keys behind the hashes that differ                          matched by key, here
 //! ```
 //!
-//! A row's hash is 64 bits over the text of all its columns; a set's is the sum of its rows' hashes, whatever their
+//! A row's hash is 64 bits over the images of all its columns; a set's is the sum of its rows' hashes, whatever their
 //! order, with duplicates counted. So the two sides need not agree on pages, orders or collations, and ranges are
-//! ranges of *hashes*, not of keys: a bucket means the same on both sides.
+//! ranges of *hashes of keys*: both sides' rows of one key are in one bucket, so that no bound can part them. Without a key
+//! the row itself takes its place.
 //!
-//! Bounds: [`BUCKETS`] sums a table, at most [`ROWS_MAX`] rows listed of each; what is beyond is counted, not listed.
+//! Bounds: [`BUCKETS`] sums a table, and [`Bounds`]. What is beyond is told as "at least".
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::pg::{Ident, QualifiedName};
@@ -24,8 +27,23 @@ use crate::plan::schema::TableDefinition;
 /// Buckets of a table's rows: enough to leave few rows in each, few enough to be grouped in memory.
 pub const BUCKETS: u64 = 1 << 14;
 
-/// Rows listed of one table and side: more differences than these are a matter for a new snapshot.
-pub const ROWS_MAX: u64 = 200_000;
+/// How much of one table is looked at row by row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Rows whose hashes are read one by one: a table with no more of them needs no buckets.
+    pub hashes_max: u64,
+    /// Keys listed: more differences than these are a matter for a new snapshot.
+    pub keys_max: usize,
+    /// Keys repaired at one fence.
+    pub keys_at_once: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        // 100 MB of ours when no row has its counterpart yet; 20 MB of keys; some seconds' work while the stream is held.
+        Bounds { hashes_max: 2_000_000, keys_max: 200_000, keys_at_once: 10_000 }
+    }
+}
 
 /// A set of rows: how many, and the sum of their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,13 +95,13 @@ pub fn differing_buckets(source: &BTreeMap<u64, Sum>, destination: &BTreeMap<u64
     found
 }
 
-/// As many of the buckets as hold at most [`ROWS_MAX`] rows, and whether others are left.
-pub fn listed_buckets(differing: &[(u64, u64)]) -> (Vec<u64>, bool) {
+/// As many of the buckets as hold at most so many rows, and whether others are left.
+pub fn listed_buckets(differing: &[(u64, u64)], hashes_max: u64) -> (Vec<u64>, bool) {
     let mut listed = Vec::new();
     let mut total = 0;
     for (bucket, rows) in differing {
         total += rows;
-        if total > ROWS_MAX && !listed.is_empty() {
+        if total > hashes_max && !listed.is_empty() {
             return (listed, true);
         }
         listed.push(*bucket);
@@ -91,13 +109,70 @@ pub fn listed_buckets(differing: &[(u64, u64)]) -> (Vec<u64>, bool) {
     (listed, false)
 }
 
+/// The rows that one side has and the other has not, by the hashes of their keys; gathered while answers come in.
+#[derive(Debug, Default)]
+pub struct Net {
+    /// Rows, and the sum of their hashes: the source's less the destination's. Kept while they are not both zero.
+    open: HashMap<i64, (i32, i64)>,
+}
+
+impl Net {
+    /// The source has a row with this key and this content.
+    pub fn at_source(&mut self, key: i64, row: i64) {
+        self.add(key, 1, row);
+    }
+
+    /// The destination has a row with this key and this content.
+    pub fn at_destination(&mut self, key: i64, row: i64) {
+        self.add(key, -1, row.wrapping_neg());
+    }
+
+    fn add(&mut self, key: i64, rows: i32, hash: i64) {
+        match self.open.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert((rows, hash));
+            }
+            Entry::Occupied(mut entry) => {
+                let (open, sum) = entry.get_mut();
+                *open += rows;
+                *sum = sum.wrapping_add(hash);
+                if (*open, *sum) == (0, 0) {
+                    entry.remove();
+                }
+            }
+        }
+    }
+
+    /// The hashes of the keys whose rows differ, `keys_max` at most, and whether there are more.
+    pub fn differing(&self, keys_max: usize) -> (Vec<i64>, bool) {
+        let mut keys: Vec<i64> = self.open.keys().copied().collect();
+        keys.sort_unstable();
+        let more = keys.len() > keys_max;
+        keys.truncate(keys_max);
+        (keys, more)
+    }
+
+    /// What it means for a table without a key, whose rows are their own keys.
+    pub fn without_key(&self) -> Differences {
+        let mut found = Differences::default();
+        for (rows, _) in self.open.values() {
+            if *rows > 0 {
+                found.unkeyed_missing += u64::from(rows.unsigned_abs());
+            } else {
+                found.unkeyed_extra += u64::from(rows.unsigned_abs());
+            }
+        }
+        found
+    }
+}
+
 /// A key's values as text, in the order of its columns.
 pub type Key = Vec<String>;
 
-/// A row of a bucket that differs.
+/// A row whose key's hash is among those that differ.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HashedRow {
-    /// Its key; empty for a table without one.
+    /// Its key.
     pub key: Key,
     /// Its hash.
     pub hash: i64,
@@ -138,33 +213,22 @@ impl Differences {
     }
 }
 
-/// Matches the rows of buckets that differ. `keyed`: rows have keys that no two rows of a side share.
-pub fn differences(source: Vec<HashedRow>, destination: Vec<HashedRow>, keyed: bool) -> Differences {
-    let mut net: BTreeMap<HashedRow, i64> = BTreeMap::new();
+/// Matches rows by their keys, which no two rows of a side share.
+pub fn differences(source: Vec<HashedRow>, destination: Vec<HashedRow>) -> Differences {
+    let mut sides: BTreeMap<Key, (Option<i64>, Option<i64>)> = BTreeMap::new();
     for row in source {
-        *net.entry(row).or_default() += 1;
+        sides.entry(row.key).or_default().0 = Some(row.hash);
     }
     for row in destination {
-        *net.entry(row).or_default() -= 1;
+        sides.entry(row.key).or_default().1 = Some(row.hash);
     }
     let mut found = Differences::default();
-    let mut sides: BTreeMap<Key, (bool, bool)> = BTreeMap::new();
-    for (row, count) in net {
-        match (count, keyed) {
-            (0, _) => {}
-            (count, false) if count > 0 => found.unkeyed_missing += count.unsigned_abs(),
-            (count, false) => found.unkeyed_extra += count.unsigned_abs(),
-            (count, true) => {
-                let side = sides.entry(row.key).or_default();
-                if count > 0 { side.0 = true } else { side.1 = true }
-            }
-        }
-    }
     for (key, side) in sides {
         match side {
-            (true, true) => found.differing.push(key),
-            (true, false) => found.missing.push(key),
-            (false, _) => found.extra.push(key),
+            (Some(there), Some(here)) if there == here => {}
+            (Some(_), Some(_)) => found.differing.push(key),
+            (Some(_), None) => found.missing.push(key),
+            (None, _) => found.extra.push(key),
         }
     }
     found
@@ -216,20 +280,37 @@ mod tests {
     fn rows_are_missing_extra_or_differing_by_their_keys() {
         let source = vec![row("1", 10), row("2", 20), row("3", 30)];
         let destination = vec![row("1", 10), row("3", 31), row("4", 40)];
-        let found = differences(source, destination, true);
+        let found = differences(source, destination);
         assert_eq!(found.missing, [["2"]]);
         assert_eq!(found.extra, [["4"]]);
         assert_eq!(found.differing, [["3"]]);
         assert_eq!(found.rows(), 3);
-        assert!(differences(vec![row("1", 1)], vec![row("1", 1)], true).is_empty());
+        assert!(differences(vec![row("1", 1)], vec![row("1", 1)]).is_empty());
     }
 
     #[test]
     fn rows_without_a_key_are_counted_with_their_duplicates() {
-        let row = |hash| HashedRow { key: Vec::new(), hash };
-        let found = differences(vec![row(1), row(1), row(1), row(2)], vec![row(1), row(3), row(3)], false);
+        let mut net = Net::default();
+        [1, 1, 1, 2].iter().for_each(|row| net.at_source(*row, *row));
+        [1, 3, 3].iter().for_each(|row| net.at_destination(*row, *row));
+        let found = net.without_key();
         assert_eq!((found.unkeyed_missing, found.unkeyed_extra), (3, 2));
         assert!(found.keys().next().is_none());
+    }
+
+    #[test]
+    fn what_both_sides_have_cancels_out_in_whatever_order_it_comes() {
+        let mut net = Net::default();
+        for key in 0..1000 {
+            net.at_source(key, key * 7);
+        }
+        for key in (0..1000).rev() {
+            net.at_destination(key, if key == 17 { 5 } else { key * 7 });
+        }
+        net.at_source(-5, 0);
+        net.at_destination(-6, 0);
+        assert_eq!(net.differing(3), (vec![-6, -5, 17], false), "a hash of zero is a row, too");
+        assert_eq!(net.differing(2), (vec![-6, -5], true));
     }
 
     #[test]
@@ -249,8 +330,8 @@ mod tests {
         let destination = BTreeMap::from([(1, sum(2, 5)), (3, sum(5, 4)), (9, sum(1, 1))]);
         let differing = differing_buckets(&source, &destination);
         assert_eq!(differing, [(2, 1), (3, 5), (9, 1)]);
-        assert_eq!(listed_buckets(&differing), (vec![2, 3, 9], false));
-        assert_eq!(listed_buckets(&[(1, ROWS_MAX), (2, 1)]), (vec![1], true));
-        assert_eq!(listed_buckets(&[(1, ROWS_MAX * 2)]), (vec![1], false), "one is always listed");
+        assert_eq!(listed_buckets(&differing, 7), (vec![2, 3, 9], false));
+        assert_eq!(listed_buckets(&differing, 6), (vec![2, 3], true));
+        assert_eq!(listed_buckets(&[(1, 14)], 7), (vec![1], false), "one is always listed");
     }
 }

@@ -72,6 +72,7 @@ mod teardown;
 mod takeover;
 mod streams;
 mod verify;
+mod verify_truth;
 mod tables;
 mod truncate;
 mod types;

@@ -134,7 +134,7 @@ async fn write(url: String, gate: Arc<RwLock<()>>, committed: Arc<AtomicU64>, se
             }
             Err(_) => session.batch("rolling back", "ROLLBACK").await.expect("the session lives"),
         }
-        tokio::time::sleep(Duration::from_millis(rng.u64(..8))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(5..25))).await;
     }
 }
 
@@ -456,6 +456,13 @@ async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
             if killed { ", killed:" } else { ":" },
             round_began.elapsed().as_millis()
         );
+        if round_began.elapsed() > Duration::from_secs(30) {
+            let log = world.service.as_ref().map(Service::log).unwrap_or_default();
+            println!(
+                "---- why it took so long\n{}",
+                log.lines().filter(|line| !line.contains("DEBUG")).collect::<Vec<_>>().join("\n")
+            );
+        }
         made += 1;
         *ways.entry(way).or_default() += 1;
         if let Some(at) = tasks.iter().position(JoinHandle::is_finished) {

@@ -1,7 +1,8 @@
-//! The three passes of a comparison, under the two snapshots of a fence.
+//! The passes of a comparison, under the two snapshots of a fence.
 //!
 //! Sums of everything first: where they agree, which is nearly always, each table was read once. Only tables that
-//! differ are read again, by buckets, and a third time for the rows of the buckets that differ.
+//! differ are read again: large ones by buckets, then for the hashes of the rows that are left, then for the keys behind those that
+//! differ.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, quote_literal};
 use crate::pipeline::fence::Fence;
 use crate::plan::sql::verify as sql;
 use crate::plan::verify::{
-    BUCKETS, Differences, HashedRow, Key, Sum, differences, differing_buckets, listed_buckets, page_ranges,
+    BUCKETS, Differences, HashedRow, Key, Net, Sum, differences, differing_buckets, listed_buckets, page_ranges,
 };
 use crate::session::SqlClient;
 
@@ -31,10 +32,13 @@ const KEYS_MAX: usize = 1000;
 /// Keys to repair, by table.
 pub(in crate::pipeline) type Keys = Vec<(QualifiedName, Vec<Key>)>;
 
-/// Compares at a fence; at another one, the tables that were truncated or rewritten meanwhile.
-pub(super) async fn compare(ends: Ends<'_>, mut maker: Maker<'_>) -> Result<(Verdict, Keys), Fault> {
+/// Compares these tables, or those that were asked for, at a fence; at another one, those that were truncated or rewritten meanwhile.
+pub(super) async fn compare(
+    ends: Ends<'_>,
+    mut maker: Maker<'_>,
+    mut names: Option<Vec<QualifiedName>>,
+) -> Result<(Verdict, Keys), Fault> {
     let (source, destination) = connect(ends).await?;
-    let mut names: Option<Vec<QualifiedName>> = None;
     let mut left_out: Vec<LeftOut> = Vec::new();
     let mut verdict: Option<Verdict> = None;
     for _ in 0..FENCES_MAX {
@@ -144,10 +148,14 @@ impl Comparison<'_> {
     async fn run(&self) -> Result<Vec<Seen>, Fault> {
         let workers = self.workers();
         let all: Vec<usize> = (0..self.tables.len()).filter(|at| self.exists(*at)).collect();
-        let sums = self.sums(&workers, &all).await?;
+        let (sums, doubts) = self.sums(&workers, &all).await?;
         let sum = |at: usize, side: Side| sums.get(&(at, side)).copied().unwrap_or_default();
-        let differ: Vec<usize> =
-            all.iter().copied().filter(|at| sum(*at, Side::Source) != sum(*at, Side::Destination)).collect();
+        let differ: Vec<(usize, u64)> = all
+            .iter()
+            .map(|at| (*at, sum(*at, Side::Source), sum(*at, Side::Destination)))
+            .filter(|(_, there, here)| there != here)
+            .map(|(at, there, here)| (at, there.rows.max(here.rows)))
+            .collect();
         let mut found = self.differences(&workers, &differ).await?;
         let mut verdicts = Vec::new();
         for (at, table) in self.tables.iter().enumerate() {
@@ -156,7 +164,7 @@ impl Comparison<'_> {
                 continue;
             }
             let differences = found.remove(&at).unwrap_or_default();
-            if differences.is_empty() && differ.contains(&at) {
+            if differences.is_empty() && differ.iter().any(|(differs, _)| *differs == at) {
                 verdicts.push(Seen::Contradicted);
                 continue;
             }
@@ -173,6 +181,8 @@ impl Comparison<'_> {
                 key: table.key_names(),
                 columns,
                 not_compared: table.not_compared.clone(),
+                inexact: table.inexact(|side| doubts.get(&(at, side)).map(Vec::as_slice).unwrap_or_default()),
+                generated: table.generated(),
             })));
         }
         Ok(verdicts)
@@ -212,7 +222,11 @@ impl Comparison<'_> {
     }
 
     /// One task for each range of pages of these tables, on both sides.
-    fn tasks(&self, tables: &[usize], statement: impl Fn(usize, &Compared, &sql::Part<'_>) -> String) -> Vec<Task> {
+    fn tasks(
+        &self,
+        tables: &[usize],
+        statement: impl Fn(usize, Side, &Compared, &sql::Part<'_>) -> String,
+    ) -> Vec<Task> {
         let range_bytes = match self.ends.options.max_rate {
             Some(rate) => RANGE_BYTES.min(rate.max(RANGE_BYTES_MIN)),
             None => RANGE_BYTES,
@@ -232,7 +246,7 @@ impl Comparison<'_> {
                             row_filter: table.row_filter(side),
                             pages,
                         };
-                        tasks.push(Task { side, table: *at, sql: statement(*at, table, &part), bytes });
+                        tasks.push(Task { side, table: *at, sql: statement(*at, side, table, &part), bytes });
                     }
                 }
             }
@@ -241,26 +255,71 @@ impl Comparison<'_> {
         tasks
     }
 
-    async fn sums(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<(usize, Side), Sum>, Fault> {
-        let tasks = self.tasks(tables, |_, table, part| sql::sums(part, &table.hashing));
+    /// The sums of each table and side, and how many values of its doubtful columns are not what their text says.
+    async fn sums(
+        &self,
+        workers: &Workers,
+        tables: &[usize],
+    ) -> Result<(BTreeMap<(usize, Side), Sum>, BTreeMap<(usize, Side), Vec<u64>>), Fault> {
+        let tasks = self.tasks(tables, |_, side, table, part| sql::sums(part, table.hashing(side)));
         let mut sums: BTreeMap<(usize, Side), Sum> = BTreeMap::new();
+        let mut doubts: BTreeMap<(usize, Side), Vec<u64>> = BTreeMap::new();
         workers
             .run(tasks, |table, side, answer| {
                 for row in answer {
                     let sum = Sum::parse(field(&row, 0), field(&row, 1)).ok_or_else(misread)?;
                     sums.entry((table, side)).or_default().add(sum);
+                    let columns = row.len().saturating_sub(2);
+                    let counts = doubts.entry((table, side)).or_insert_with(|| vec![0; columns]);
+                    for (count, at) in counts.iter_mut().zip(2..) {
+                        *count += field(&row, at).parse::<u64>().map_err(|_| misread())?;
+                    }
                 }
                 Ok(())
             })
             .await?;
-        Ok(sums)
+        Ok((sums, doubts))
     }
 
-    async fn differences(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<usize, Differences>, Fault> {
+    /// How each of these tables differs, which have so many rows.
+    async fn differences(
+        &self,
+        workers: &Workers,
+        tables: &[(usize, u64)],
+    ) -> Result<BTreeMap<usize, Differences>, Fault> {
         if tables.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let tasks = self.tasks(tables, |_, table, part| sql::bucket_sums(part, &table.hashing, BUCKETS));
+        let bounds = self.ends.options.bounds;
+        let large: Vec<usize> =
+            tables.iter().filter(|(_, rows)| *rows > bounds.hashes_max).map(|(at, _)| *at).collect();
+        let listed = self.buckets(workers, &large).await?;
+        let all: Vec<usize> = tables.iter().map(|(at, _)| *at).collect();
+        let nets = self.nets(workers, &all, &listed).await?;
+        let mut found: BTreeMap<usize, Differences> = BTreeMap::new();
+        let mut wanted: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
+        for (at, net) in nets {
+            let mut differences = Differences::default();
+            if self.tables.get(at).is_some_and(|table| table.key.is_empty()) {
+                differences = net.without_key();
+            } else {
+                let (keys, more) = net.differing(bounds.keys_max);
+                differences.more = more;
+                wanted.insert(at, keys);
+            }
+            differences.more |= listed.get(&at).is_some_and(|(_, more)| *more);
+            found.insert(at, differences);
+        }
+        for (at, listed) in self.keys(workers, &wanted).await? {
+            let more = found.get(&at).is_some_and(|differences| differences.more);
+            found.insert(at, Differences { more, ..listed });
+        }
+        Ok(found)
+    }
+
+    /// The buckets that differ of each of these tables, as many as are read row by row, and whether there are more.
+    async fn buckets(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<usize, (Vec<u64>, bool)>, Fault> {
+        let tasks = self.tasks(tables, |_, side, table, part| sql::bucket_sums(part, table.hashing(side), BUCKETS));
         let mut buckets: BTreeMap<(usize, Side), BTreeMap<u64, Sum>> = BTreeMap::new();
         workers
             .run(tasks, |table, side, answer| {
@@ -272,14 +331,52 @@ impl Comparison<'_> {
                 Ok(())
             })
             .await?;
-        let mut listed: BTreeMap<usize, (Vec<u64>, bool)> = BTreeMap::new();
-        for at in tables {
-            let mut of = |side| buckets.remove(&(*at, side)).unwrap_or_default();
-            listed.insert(*at, listed_buckets(&differing_buckets(&of(Side::Source), &of(Side::Destination))));
-        }
-        let tasks = self.tasks(tables, |at, table, part| {
-            let wanted = listed.get(&at).map(|(wanted, _)| wanted.as_slice()).unwrap_or_default();
-            sql::rows_in_buckets(part, &table.hashing, &table.key_names(), BUCKETS, wanted)
+        let mut of = |at, side| buckets.remove(&(at, side)).unwrap_or_default();
+        let listed = |at: &usize| {
+            let differing = differing_buckets(&of(*at, Side::Source), &of(*at, Side::Destination));
+            (*at, listed_buckets(&differing, self.ends.options.bounds.hashes_max))
+        };
+        Ok(tables.iter().map(listed).collect())
+    }
+
+    /// The rows that one side has and the other has not, of the buckets that are listed, or of whole tables.
+    async fn nets(
+        &self,
+        workers: &Workers,
+        tables: &[usize],
+        listed: &BTreeMap<usize, (Vec<u64>, bool)>,
+    ) -> Result<BTreeMap<usize, Net>, Fault> {
+        let tasks = self.tasks(tables, |at, side, table, part| {
+            let buckets = listed.get(&at).map(|(buckets, _)| (BUCKETS, buckets.as_slice()));
+            sql::hashes(part, table.hashing(side), buckets)
+        });
+        let mut nets: BTreeMap<usize, Net> = tables.iter().map(|at| (*at, Net::default())).collect();
+        workers
+            .run(tasks, |table, side, answer| {
+                let net = nets.entry(table).or_default();
+                for row in answer {
+                    let key: i64 = field(&row, 0).parse().map_err(|_| misread())?;
+                    let hash: i64 = field(&row, 1).parse().map_err(|_| misread())?;
+                    match side {
+                        Side::Source => net.at_source(key, hash),
+                        Side::Destination => net.at_destination(key, hash),
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(nets)
+    }
+
+    /// The keys behind these hashes, matched.
+    async fn keys(
+        &self,
+        workers: &Workers,
+        wanted: &BTreeMap<usize, Vec<i64>>,
+    ) -> Result<BTreeMap<usize, Differences>, Fault> {
+        let tables: Vec<usize> = wanted.keys().copied().collect();
+        let tasks = self.tasks(&tables, |at, side, table, part| {
+            sql::keys(part, table.hashing(side), wanted.get(&at).map(Vec::as_slice).unwrap_or_default())
         });
         let mut rows: BTreeMap<(usize, Side), Vec<HashedRow>> = BTreeMap::new();
         workers
@@ -292,15 +389,8 @@ impl Comparison<'_> {
                 Ok(())
             })
             .await?;
-        let mut found = BTreeMap::new();
-        for at in tables {
-            let keyed = self.tables.get(*at).is_some_and(|table| !table.key.is_empty());
-            let mut of = |side| rows.remove(&(*at, side)).unwrap_or_default();
-            let mut differences = differences(of(Side::Source), of(Side::Destination), keyed);
-            differences.more = listed.get(at).is_some_and(|(_, more)| *more);
-            found.insert(*at, differences);
-        }
-        Ok(found)
+        let mut of = |at, side| rows.remove(&(at, side)).unwrap_or_default();
+        Ok(tables.iter().map(|at| (*at, differences(of(*at, Side::Source), of(*at, Side::Destination)))).collect())
     }
 
     /// Which columns differ in the rows with these keys.
@@ -313,8 +403,9 @@ impl Comparison<'_> {
             let here = hashes(&destination, Side::Destination, table, keys).await?;
             for (at, key) in keys.iter().enumerate() {
                 let (Some(there), Some(here)) = (there.get(&at), here.get(&at)) else { continue };
-                let columns = table.hashing.columns.iter().zip(there.iter().zip(here));
-                let differ = columns.filter(|(_, (there, here))| there != here).map(|((name, _), _)| name.clone());
+                let columns = table.hashing(Side::Source).columns.iter().zip(there.iter().zip(here));
+                let differ = columns.filter(|(_, (there, here))| there != here);
+                let differ = differ.map(|(column, _)| column.name.clone());
                 found.push((key.clone(), differ.collect()));
             }
         }
@@ -346,7 +437,7 @@ async fn hashes(
 ) -> Result<BTreeMap<usize, Vec<i64>>, Fault> {
     let key = key_parts(client, side, table).await?;
     let definition = table.definition(side);
-    let statement = sql::column_hashes(&definition.name(), definition.is_tree(), &key, &table.hashing);
+    let statement = sql::column_hashes(&definition.name(), definition.is_tree(), &key, table.hashing(side));
     let json = serde_json::to_string(keys).unwrap_or_default();
     let rows = client.query("comparing columns", &statement, &[&json]).await.map_err(|error| side.fault(error))?;
     Ok(rows

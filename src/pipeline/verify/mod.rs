@@ -22,12 +22,14 @@
 //! what was not applied yet counts as a difference; where some are found, it is made sure once more that none leads, since a
 //! service that sets its stream up anew leads nothing for a moment.
 //!
-//! Bounds: `workers` sessions a side; one range of pages a statement; [`crate::plan::verify::ROWS_MAX`] rows listed.
+//! Bounds: `workers` sessions a side; one range of pages a statement; [`Bounds`] of what is looked at row by row.
 
 mod compare;
+mod images;
 mod left_out;
 mod parts;
 pub(super) mod repair;
+mod repair_loop;
 pub(super) mod service;
 mod tables;
 mod workers;
@@ -50,7 +52,7 @@ use crate::destination::{
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
-use crate::plan::verify::{Differences, Key};
+use crate::plan::verify::{Bounds, Differences, Key};
 use crate::session::{SqlClient, SqlState};
 use crate::source::SourceError;
 use crate::telemetry::Telemetry;
@@ -74,6 +76,8 @@ pub struct VerifyOptions {
     pub catch_up: bool,
     /// Compare both sides as they stand, without a fence.
     pub no_fence: bool,
+    /// How much is looked at row by row.
+    pub bounds: Bounds,
 }
 
 /// How far a verify is; read by whoever shows it.
@@ -112,6 +116,36 @@ pub struct TableVerdict {
     pub columns: Vec<(Key, Vec<Ident>)>,
     /// Columns that only one side has, so that they were not compared.
     pub not_compared: Vec<Ident>,
+    /// Columns of which so many values are not what their text says, so that they could not be compared exactly.
+    pub inexact: Vec<(Ident, u64)>,
+    /// Columns that the destination generates.
+    pub generated: Vec<Ident>,
+}
+
+/// Why a repair is given up while rows differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepairStop {
+    /// Just the rows that were repaired differ: the destination generates or changes what is written.
+    Unchanged,
+    /// Rows differ that did not before: something else writes to the destination.
+    Disturbed,
+    /// Too many rows differ to be repaired one by one.
+    TooMany,
+}
+
+/// What a repair has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    /// What it wrote.
+    pub outcome: RepairOutcome,
+    /// The tables that differ all the same, as they were found afterwards.
+    pub left: Vec<TableVerdict>,
+    /// Why it was given up; `None` where nothing is left, or where tables could not be compared.
+    pub stop: Option<RepairStop>,
+    /// Tables that could not be compared afterwards.
+    pub left_out: Vec<LeftOut>,
+    /// Where both sides were compared afterwards.
+    pub consistent_point: Lsn,
 }
 
 /// What a verify has found.
@@ -127,8 +161,8 @@ pub struct Verdict {
     pub tables: Vec<TableVerdict>,
     /// Tables that could not be compared, because their changes do not arrive.
     pub left_out: Vec<LeftOut>,
-    /// What a repair wrote.
-    pub repaired: Option<RepairOutcome>,
+    /// What a repair has done about it.
+    pub repaired: Option<Repaired>,
     /// From the fence on.
     pub took: Duration,
 }
@@ -144,9 +178,14 @@ impl Verdict {
         self.tables.iter().all(|table| table.differences.is_empty())
     }
 
-    /// Whether both sides are shown to be equal: no table differs, and none was left out.
+    /// Whether both sides are shown to be equal, after the repair if there was one: no table differs, none was left out, and all values
+    /// could be compared.
     pub fn is_proof(&self) -> bool {
-        self.is_equal() && self.left_out.is_empty()
+        let equal = match &self.repaired {
+            Some(repaired) => repaired.left.is_empty() && repaired.left_out.is_empty(),
+            None => self.is_equal(),
+        };
+        equal && self.left_out.is_empty() && self.tables.iter().all(|table| table.inexact.is_empty())
     }
 }
 
@@ -228,7 +267,7 @@ pub async fn run(
     if options.no_fence {
         tell("comparing both sides as they stand");
         let began = Instant::now();
-        let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
+        let (verdict, _) = compare::compare(ends, Maker::WithoutLeader, None).await?;
         return Ok(Verdict { took: began.elapsed(), ..verdict });
     }
     let leads = LockHolders::look(client, &config.source.slot).await?.leader.is_some();
@@ -255,7 +294,7 @@ pub async fn run(
         None => tell("no service runs: comparing with the destination as it stands"),
     }
     let began = Instant::now();
-    let (verdict, _) = compare::compare(ends, Maker::WithoutLeader).await?;
+    let (verdict, _) = compare::compare(ends, Maker::WithoutLeader, None).await?;
     if !verdict.is_equal() && leads_soon(config, client).await? {
         tell("a service runs after all: comparing at a fence");
         return at_fences(ends, client, tell).await;
@@ -302,26 +341,10 @@ async fn catch_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, tell: &mut Tell<'_>
 async fn at_fences(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
     ensure_fence_requests(client).await?;
     let began = Instant::now();
-    let (mut verdict, keys) = compare::compare(ends, Maker::Leader { client, tell }).await?;
+    let (mut verdict, _) = compare::compare(ends, Maker::Leader { client, tell }, None).await?;
     verdict.took = began.elapsed();
     if ends.options.repair && !verdict.is_equal() {
-        let unkeyed: Vec<String> = verdict
-            .tables
-            .iter()
-            .filter(|table| table.key.is_empty() && !table.differences.is_empty())
-            .map(|table| table.table.to_string())
-            .collect();
-        if !unkeyed.is_empty() {
-            return Err(Fault::Refused(
-                ErrorReport::new(format!(
-                    "rows of table {} have no key by which they could be repaired",
-                    unkeyed.join(", ")
-                ))
-                .hint("Reconcile it with a new snapshot: headwater run --resnapshot."),
-            ));
-        }
-        tell("repairing at a second fence");
-        verdict.repaired = Some(ask_for_repair(ends.config, client, &keys, tell).await?);
+        verdict.repaired = Some(repair_loop::until_equal(ends, client, &verdict, tell).await?);
     }
     Ok(verdict)
 }
@@ -383,6 +406,9 @@ async fn ask_for_repair(
     withdraw_fence(client, &id).await?;
     repaired
 }
+
+/// How a repair that was not done within `fence_timeout` is answered: fewer keys may be.
+const TOO_SLOW: &str = "the repair took longer than";
 
 fn request_id() -> String {
     format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))

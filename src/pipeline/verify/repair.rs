@@ -14,7 +14,7 @@ use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
 use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
-use crate::destination::{DestinationError, RepairOutcome, STATEMENT_MAX, Writes};
+use crate::destination::{DestinationError, ExchangeReason, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn};
 use crate::pipeline::control::Held;
@@ -82,10 +82,10 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
     let types: BTreeMap<Ident, String> = column_types(client, Side::Destination, &table.destination).await?;
     let definition = |name: &Ident| table.destination.column(name);
     let columns: Vec<(Ident, String)> = table
-        .hashing
+        .hashing(Side::Destination)
         .columns
         .iter()
-        .map(|(name, _)| name)
+        .map(|column| &column.name)
         .filter(|name| definition(name).is_some_and(|column| column.generated.is_none()))
         .filter_map(|name| Some((name.clone(), types.get(name)?.clone())))
         .collect();
@@ -112,7 +112,9 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
         gone.extend(keys.iter().zip(found).filter(|(_, found)| !found).map(|(key, _)| key.clone()));
     }
     let whole_tree = table.destination.kind == TableKind::Partitioned;
-    let repaired = Repaired { table: table.name.clone(), whole_tree, key, columns, fixed };
+    let stored = table.destination.columns.iter().filter(|column| column.generated.is_none());
+    let stored = stored.map(|column| column.name.clone()).collect();
+    let repaired = Repaired { table: table.name.clone(), whole_tree, key, columns, fixed, stored };
     Ok(Work { table, repaired, gone, rows })
 }
 
@@ -159,9 +161,10 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
     for part in work {
         for rows in part.rows.chunks(KEYS_MAX) {
             let json = serde_json::to_string(rows).unwrap_or_default();
-            if let Some(update) = part.repaired.update() {
-                outcome.updated += client.execute(DOING, &update, &[&json]).await.map_err(fault)?;
-            }
+            outcome.updated += update(client, replica, part, &json).await?;
+        }
+        for rows in part.rows.chunks(KEYS_MAX) {
+            let json = serde_json::to_string(rows).unwrap_or_default();
             outcome.inserted += client.execute(DOING, &part.repaired.insert(), &[&json]).await.map_err(fault)?;
         }
     }
@@ -170,4 +173,47 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
         tracing::debug!("repaired table {}: {} keys read", part.table.name, part.gone.len() + part.rows.len());
     }
     Ok(outcome)
+}
+
+/// Updates those of these rows that differ; where no UPDATE can, by exchanging them.
+async fn update(client: &SqlClient, replica: bool, part: &Work, json: &str) -> Result<u64, Fault> {
+    let repaired = &part.repaired;
+    let fault = |error| Side::Destination.fault(error);
+    let mut exchanged = 0;
+    if let Some(question) = repaired.fixed_differ()
+        && client.query_one(DOING, &question, &[&json]).await.map_err(fault)?.get(0)
+    {
+        check_exchange(client, replica, repaired, ExchangeReason::FixedValues).await?;
+        exchanged = client.execute(DOING, &repaired.exchange(true), &[&json]).await.map_err(fault)?;
+    }
+    let Some(update) = repaired.update() else { return Ok(exchanged) };
+    client.batch(DOING, "SAVEPOINT headwater_update").await.map_err(fault)?;
+    let error = match client.execute(DOING, &update, &[&json]).await {
+        Ok(updated) => {
+            client.batch(DOING, "RELEASE SAVEPOINT headwater_update").await.map_err(fault)?;
+            return Ok(exchanged + updated);
+        }
+        Err(error) => error,
+    };
+    if ![b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code))) {
+        return Err(fault(error));
+    }
+    client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await.map_err(fault)?;
+    check_exchange(client, replica, repaired, ExchangeReason::UniqueValues).await?;
+    // All rows of the table: the values may have changed hands with rows that are not among these.
+    let json = serde_json::to_string(&part.rows).unwrap_or_default();
+    Ok(exchanged + client.execute(DOING, &repaired.exchange(false), &[&json]).await.map_err(fault)?)
+}
+
+/// Rows are deleted and inserted again only where nothing acts on that.
+async fn check_exchange(
+    client: &SqlClient,
+    replica: bool,
+    repaired: &Repaired,
+    reason: ExchangeReason,
+) -> Result<(), Fault> {
+    match exchange_obstacle(client, &repaired.table, reason).await? {
+        Some(report) if !replica => Err(DestinationError::Refused(report).into()),
+        Some(_) | None => Ok(()),
+    }
 }

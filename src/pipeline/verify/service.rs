@@ -7,7 +7,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Ends, Maker, VerifyOptions, VerifyProgress, compare, repair};
+use super::{Ends, Maker, TOO_SLOW, VerifyOptions, VerifyProgress, compare, repair};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, FenceKind, answer_failed, answer_made, answer_repaired, ensure_fence_requests, ensure_reading,
@@ -135,7 +135,7 @@ impl FenceService<'_> {
             }
             Ok(Err(fault)) => answer_failed(client, id, &report(&fault), true).await?,
             Err(_) => {
-                let text = format!("the repair took longer than {}", humantime::format_duration(within));
+                let text = format!("{TOO_SLOW} {}", humantime::format_duration(within));
                 let refused = ErrorReport::new(text)
                     .hint("Raise fence_timeout, or reconcile with a new snapshot: headwater run --resnapshot.");
                 answer_failed(client, id, &refused, true).await?;
@@ -163,7 +163,7 @@ impl FenceService<'_> {
         let options = VerifyOptions { workers: Some(1), ..VerifyOptions::default() };
         let progress = Arc::new(VerifyProgress::default());
         let ends = Ends { config: self.config, addresses: self.addresses, options: &options, progress: &progress };
-        let (verdict, _) = compare::compare(ends, Maker::Ourselves(&self.control)).await?;
+        let (verdict, _) = compare::compare(ends, Maker::Ourselves(&self.control), None).await?;
         let (rows, tables) = (verdict.rows(), verdict.tables.len());
         let took = humantime::format_duration(Duration::from_millis(
             u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),

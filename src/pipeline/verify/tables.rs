@@ -1,23 +1,26 @@
 //! The tables that are compared, as both catalogs describe them, and how their rows are hashed.
 //!
-//! Columns are matched by name; one that only one side has is reported, not compared. The hash is PostgreSQL's own
+//! Columns are matched by name; one that only one side has is reported, not compared. Generated columns are compared, too, since their
+//! expressions may differ; unless the publication leaves columns out that they may be made of. The hash is PostgreSQL's own
 //! where both servers give the same for the same text, and an MD5 over UTF-8 otherwise (other encodings, another byte
 //! order).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Ends;
+use super::images::{self, Images};
 use super::left_out::{LeftOut, why};
 use super::parts::{Parts, read_parts};
 use super::workers::Side;
 use crate::destination::{Catalog, table_records};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
-use crate::plan::schema::TableDefinition;
-use crate::plan::sql::verify::{HashFunction, Hashing, KeyPart};
+use crate::plan::schema::{ColumnDefinition, TableDefinition};
+use crate::plan::sql::hashing::{HashFunction, HashedColumn, Hashing};
+use crate::plan::sql::verify::KeyPart;
 use crate::plan::verify::{KeyColumn, comparison_key};
 use crate::session::SqlClient;
-use crate::source::{SourceCatalog, SourceError, ensure_publication};
+use crate::source::{SourceCatalog, SourceError, SourceTable, ensure_publication};
 
 /// A table that is compared.
 #[derive(Clone, Debug)]
@@ -26,7 +29,8 @@ pub(in crate::pipeline) struct Compared {
     pub(super) source: TableDefinition,
     pub(super) destination: TableDefinition,
     pub(super) row_filter: Option<String>,
-    pub(super) hashing: Hashing,
+    pub(super) source_hashing: Hashing,
+    pub(super) destination_hashing: Hashing,
     pub(super) key: Vec<KeyColumn>,
     pub(super) not_compared: Vec<Ident>,
 }
@@ -45,6 +49,33 @@ impl Compared {
             Side::Source => self.row_filter.as_deref(),
             Side::Destination => None,
         }
+    }
+
+    pub(super) fn hashing(&self, side: Side) -> &Hashing {
+        match side {
+            Side::Source => &self.source_hashing,
+            Side::Destination => &self.destination_hashing,
+        }
+    }
+
+    /// The columns with values that are not what their text says, and how many: the most of either side, as `counted` there.
+    pub(super) fn inexact<'a>(&self, counted: impl Fn(Side) -> &'a [u64]) -> Vec<(Ident, u64)> {
+        let mut found: BTreeMap<Ident, u64> = BTreeMap::new();
+        for side in [Side::Source, Side::Destination] {
+            for (name, count) in self.hashing(side).doubtful().zip(counted(side)).filter(|(_, count)| **count > 0) {
+                let most = found.entry(name.clone()).or_default();
+                *most = (*most).max(*count);
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// The compared columns that the destination generates, which no repair can set.
+    pub(super) fn generated(&self) -> Vec<Ident> {
+        let is_generated =
+            |name: &&Ident| self.destination.column(name).is_some_and(|column| column.generated.is_some());
+        let names = self.destination_hashing.columns.iter().map(|column| &column.name);
+        names.filter(is_generated).cloned().collect()
     }
 
     pub(super) fn key_names(&self) -> Vec<Ident> {
@@ -84,8 +115,12 @@ pub(super) async fn read_tables(
     let followed: BTreeSet<QualifiedName> = names.iter().cloned().collect();
     ensure_publication(source, &ends.config.source.publication, &mut catalog, &followed).await?;
     let here = Catalog::read(destination, &names).await?;
+    let images = (
+        Images::read(source, Side::Source, &catalog.types).await?,
+        Images::read(destination, Side::Destination, &here.types).await?,
+    );
     let function = hash_function(source, destination).await?;
-    // Drawn anew, so that no value can hold it by intent.
+    // Drawn for this run, so that no value can hold it by intent.
     let separator = format!("\u{1}{:016x}", fastrand::u64(..));
     let mut compared = Vec::new();
     for table in catalog.tables {
@@ -93,30 +128,88 @@ pub(super) async fn read_tables(
         let Some(target) = here.table(&name) else {
             return Err(Fault::Refused(ErrorReport::new(format!("table {name} does not exist at the destination"))));
         };
-        let mut columns: BTreeMap<Ident, bool> = BTreeMap::new();
-        let mut not_compared = Vec::new();
-        for column in table.published() {
-            match target.column(&column.name) {
-                Some(other) => {
-                    columns.insert(column.name.clone(), !(column.not_null && other.not_null));
-                }
-                None => not_compared.push(column.name.clone()),
-            }
-        }
-        let names: Vec<Ident> = columns.keys().cloned().collect();
-        let key = comparison_key(target, &names);
-        let hashing = Hashing { columns: columns.into_iter().collect(), separator: separator.clone(), function };
-        compared.push(Compared {
+        let (columns, not_compared) = compared_columns(&table, target);
+        let settable: Vec<Ident> =
+            columns.iter().filter(|(_, here)| here.generated.is_none()).map(|(_, here)| here.name.clone()).collect();
+        let key = comparison_key(target, &settable);
+        let names = key.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
+        let hashing = Hashing { columns: Vec::new(), key: names, separator: separator.clone(), function };
+        let mut one = Compared {
             name,
             key,
-            hashing,
+            source_hashing: hashing.clone(),
+            destination_hashing: hashing,
             not_compared,
-            row_filter: table.row_filter,
-            source: table.definition,
+            row_filter: table.row_filter.clone(),
+            source: table.definition.clone(),
             destination: target.clone(),
-        });
+        };
+        hash_columns(&mut one, &columns, &images, (source, destination)).await?;
+        compared.push(one);
     }
     Ok((compared, left_out))
+}
+
+/// The columns that both sides have, by name, and those that only the source has.
+fn compared_columns<'a>(
+    table: &'a SourceTable,
+    target: &'a TableDefinition,
+) -> (Vec<(&'a ColumnDefinition, &'a ColumnDefinition)>, Vec<Ident>) {
+    let is_published = |column: &ColumnDefinition| table.columns.contains(&column.name);
+    let all_published =
+        table.definition.columns.iter().all(|column| column.generated.is_some() || is_published(column));
+    let mut both = Vec::new();
+    let mut not_compared = Vec::new();
+    for column in &table.definition.columns {
+        // What is generated from a column that does not come is another value here.
+        let is_compared = is_published(column) || (column.generated.is_some() && all_published);
+        if !is_compared {
+            continue;
+        }
+        match target.column(&column.name) {
+            Some(here) => both.push((column, here)),
+            None => not_compared.push(column.name.clone()),
+        }
+    }
+    both.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    (both, not_compared)
+}
+
+/// How both sides hash these columns.
+async fn hash_columns(
+    table: &mut Compared,
+    columns: &[(&ColumnDefinition, &ColumnDefinition)],
+    images: &(Images<'_>, Images<'_>),
+    (source, destination): (&SqlClient, &SqlClient),
+) -> Result<(), Fault> {
+    let mut doubtful = false;
+    for (there, here) in columns {
+        let nullable = !(there.not_null && here.not_null);
+        let pair = images::pair(images.0.of(there.type_id), images.1.of(here.type_id));
+        let [there_hashed, here_hashed] = pair.map(|(image, is_doubtful)| {
+            doubtful |= is_doubtful;
+            let doubtful = is_doubtful.then(String::new);
+            HashedColumn { name: there.name.clone(), nullable, image, doubtful }
+        });
+        table.source_hashing.columns.push(there_hashed);
+        table.destination_hashing.columns.push(here_hashed);
+    }
+    if !doubtful {
+        return Ok(());
+    }
+    for (side, client) in [(Side::Source, source), (Side::Destination, destination)] {
+        let types = column_types(client, side, table.definition(side)).await?;
+        let hashing = match side {
+            Side::Source => &mut table.source_hashing,
+            Side::Destination => &mut table.destination_hashing,
+        };
+        for column in &mut hashing.columns {
+            if let Some(type_sql) = &mut column.doubtful {
+                type_sql.clone_from(types.get(&column.name).expect("a column of the table that was read"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// PostgreSQL's own hash, where both servers compute the same of the same characters.

@@ -8,6 +8,7 @@ pub mod apply;
 pub mod conflict;
 pub mod ddl;
 pub mod evolve;
+pub mod hashing;
 pub mod sequences;
 pub mod staging;
 pub mod verify;

@@ -1,78 +1,11 @@
-//! Statements of verify and repair: hashes of rows, sums of hashes, the rows behind them, and rows put right.
+//! Statements of verify and repair: sums of hashes, the rows behind them, and rows put right.
 //!
-//! A row's hash is taken over the text of its columns, as their output functions give it: 1.0 and 1.00 differ, -0 and
-//! 0 differ, trailing blanks count, json and point and xml have one; and values that are the same on two servers have
-//! the same text there, whatever the types' OIDs and binary forms. NULLs are marked apart from empty strings, and a
-//! separator that is drawn anew for each run keeps the borders between columns.
-//!
-//! `concat_ws` is used, not `ROW(…)::text`: it does not look at each character for quotes, which makes the whole
-//! comparison three times as fast.
+//! What is hashed of a row is [`super::hashing`]'s to say.
 
 use std::ops::Range;
 
-use crate::pg::{Ident, QualifiedName, quote_literal};
-
-/// How text becomes 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HashFunction {
-    /// PostgreSQL's own hash of text: fast; the same on two servers of one encoding and byte order.
-    Native,
-    /// Half of an MD5 over the text in UTF-8: the same everywhere.
-    Md5,
-}
-
-/// The columns of a row, as they are hashed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hashing {
-    /// The columns, in the same order on both sides, and whether they may be NULL on either.
-    pub columns: Vec<(Ident, bool)>,
-    /// What stands between two values.
-    pub separator: String,
-    /// How text becomes 64 bits.
-    pub function: HashFunction,
-}
-
-/// A function takes at most 100 arguments, and a column may need two.
-const COLUMNS_MAX: usize = 40;
-
-impl Hashing {
-    fn text(&self, columns: &[(Ident, bool)]) -> String {
-        let values = columns.iter().map(|(column, nullable)| {
-            let name = column.sql();
-            if *nullable { format!("{name}, {name} IS NULL") } else { name }
-        });
-        format!("pg_catalog.concat_ws({}, {})", quote_literal(&self.separator), values.collect::<Vec<_>>().join(", "))
-    }
-
-    /// The hash of these columns.
-    fn of(&self, columns: &[(Ident, bool)]) -> String {
-        match self.function {
-            HashFunction::Native => columns.chunks(COLUMNS_MAX).fold("0".to_owned(), |seed, columns| {
-                format!("pg_catalog.hashtextextended({} COLLATE \"C\", {seed})", self.text(columns))
-            }),
-            HashFunction::Md5 => {
-                let texts: Vec<String> = columns.chunks(COLUMNS_MAX).map(|columns| self.text(columns)).collect();
-                let text = texts.join(" || ");
-                let text = if text.is_empty() { "''".to_owned() } else { text };
-                format!(
-                    "('x' || pg_catalog.substr(pg_catalog.md5(pg_catalog.convert_to({text}, 'UTF8')), 1, 16))\
-                     ::pg_catalog.bit(64)::pg_catalog.int8"
-                )
-            }
-        }
-    }
-
-    /// The hash of a row.
-    pub fn row(&self) -> String {
-        self.of(&self.columns)
-    }
-
-    /// A hash of each column by itself, as an array.
-    fn each(&self) -> String {
-        let each: Vec<String> = self.columns.iter().map(|column| self.of(std::slice::from_ref(column))).collect();
-        format!("ARRAY[{}]::pg_catalog.int8[]", each.join(", "))
-    }
-}
+use super::hashing::Hashing;
+use crate::pg::{Ident, QualifiedName};
 
 /// Which rows of a table are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,40 +34,62 @@ impl Part<'_> {
     }
 }
 
-/// Number of rows, and the sum of their hashes.
+/// Number of rows, the sum of their hashes, and for each doubtful column how many of its values are not what their text says.
 pub fn sums(part: &Part<'_>, hashing: &Hashing) -> String {
+    let doubtful = hashing.columns.iter().filter_map(|column| {
+        let (name, type_sql) = (column.name.sql(), column.doubtful.as_ref()?);
+        Some(format!(
+            ", pg_catalog.count(*) FILTER (WHERE ROW({name})::pg_catalog.record OPERATOR(pg_catalog.*<>) \
+             ROW({name}::pg_catalog.text::{type_sql})::pg_catalog.record)::text"
+        ))
+    });
     format!(
-        "SELECT pg_catalog.count(*)::text, COALESCE(pg_catalog.sum({}), 0)::text {}",
+        "SELECT pg_catalog.count(*)::text, COALESCE(pg_catalog.sum({}), 0)::text{} {}",
         hashing.row(),
+        doubtful.collect::<String>(),
         part.from(None)
     )
 }
 
-/// The same by bucket. OFFSET 0 keeps the hash from being computed twice.
+/// Number of rows and sum of their hashes by bucket of the key's hash. OFFSET 0 keeps the hashes from being computed twice.
 pub fn bucket_sums(part: &Part<'_>, hashing: &Hashing, buckets: u64) -> String {
     format!(
-        "SELECT (h & {})::text, pg_catalog.count(*)::text, pg_catalog.sum(h)::text \
-         FROM (SELECT {} AS h {} OFFSET 0) AS hashed GROUP BY h & {}",
+        "SELECT (k & {})::text, pg_catalog.count(*)::text, pg_catalog.sum(h)::text \
+         FROM (SELECT {} AS k, {} AS h {} OFFSET 0) AS hashed GROUP BY k & {}",
         buckets - 1,
+        hashing.key_hash(),
         hashing.row(),
         part.from(None),
         buckets - 1
     )
 }
 
-/// Hash and key of the rows in some buckets.
-pub fn rows_in_buckets(part: &Part<'_>, hashing: &Hashing, key: &[Ident], buckets: u64, wanted: &[u64]) -> String {
-    let names: String = key.iter().map(|column| format!(", pg_catalog.concat({})", column.sql())).collect();
-    let outer: String = (0..key.len()).map(|at| format!(", k{at}")).collect();
-    let inner: Vec<String> = (0..key.len()).map(|at| format!("k{at}")).collect();
-    let columns: String = inner.iter().map(|name| format!(", {name}")).collect();
-    let wanted: Vec<String> = wanted.iter().map(u64::to_string).collect();
+/// The hashes of the keys and of the rows in some buckets, or in all of them.
+pub fn hashes(part: &Part<'_>, hashing: &Hashing, buckets: Option<(u64, &[u64])>) -> String {
+    let wanted = buckets.map_or_else(String::new, |(buckets, wanted)| {
+        let wanted: Vec<String> = wanted.iter().map(u64::to_string).collect();
+        format!(" WHERE k & {} = ANY ('{{{}}}'::pg_catalog.int8[])", buckets - 1, wanted.join(","))
+    });
     format!(
-        "SELECT h::text{outer} FROM (SELECT {}{names} {} OFFSET 0) AS hashed (h{columns}) \
-         WHERE h & {} = ANY ('{{{}}}'::pg_catalog.int8[])",
+        "SELECT k::text, h::text FROM (SELECT {} AS k, {} AS h {} OFFSET 0) AS hashed{wanted}",
+        hashing.key_hash(),
+        hashing.row(),
+        part.from(None)
+    )
+}
+
+/// Hash and key of the rows whose keys have one of these hashes.
+pub fn keys(part: &Part<'_>, hashing: &Hashing, wanted: &[i64]) -> String {
+    let key = &hashing.key;
+    let names: String = key.iter().map(|column| format!(", pg_catalog.concat({})", column.sql())).collect();
+    let columns: String = (0..key.len()).map(|at| format!(", k{at}")).collect();
+    let wanted: Vec<String> = wanted.iter().map(i64::to_string).collect();
+    format!(
+        "SELECT h::text{columns} FROM (SELECT {}, {}{names} {} OFFSET 0) AS hashed (k, h{columns}) \
+         WHERE k = ANY ('{{{}}}'::pg_catalog.int8[])",
+        hashing.key_hash(),
         hashing.row(),
         part.from(None),
-        buckets - 1,
         wanted.join(",")
     )
 }
@@ -195,7 +150,8 @@ pub fn rows_by_key(
         .map(|column| {
             let name = column.sql();
             // The output function's text: a cast of char(n) to text would cut its blanks off.
-            format!("CASE WHEN {name} IS NULL THEN NULL ELSE pg_catalog.concat({name}) END")
+            // `IS NULL` of a row is true for one of NULLs, too.
+            format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.concat({name}) END")
         })
         .collect();
     let filter = row_filter.map(|filter| format!(" AND ({filter})")).unwrap_or_default();
@@ -222,6 +178,8 @@ pub struct Repaired {
     pub columns: Vec<(Ident, String)>,
     /// Columns of them that no UPDATE can set (GENERATED ALWAYS AS IDENTITY).
     pub fixed: Vec<Ident>,
+    /// All columns of the table that are not generated, local ones too.
+    pub stored: Vec<Ident>,
 }
 
 impl Repaired {
@@ -254,17 +212,28 @@ impl Repaired {
         )
     }
 
-    fn matches(&self) -> String {
+    fn matches(&self, row: &str) -> String {
         let parts = self.key.iter().map(|part| {
             let (name, QualifiedName { schema, name: operator }) = (part.name.sql(), &part.equality);
-            format!("t.{name} OPERATOR({}.{}) s.{name}", schema.sql(), operator.as_str())
+            format!("{row}.{name} OPERATOR({}.{}) s.{name}", schema.sql(), operator.as_str())
         });
         parts.collect::<Vec<_>>().join(" AND ")
     }
 
-    fn image(&self, of: &str) -> String {
-        let columns: Vec<String> = self.columns.iter().map(|(column, _)| format!("{of}.{}", column.sql())).collect();
-        format!("ROW({})::pg_catalog.record", columns.join(", "))
+    /// Whether the rows t and s differ in these columns.
+    fn differ<'a>(columns: impl Iterator<Item = &'a Ident>) -> String {
+        let columns: Vec<String> = columns.map(Ident::sql).collect();
+        let image = |of: &str| {
+            let values: Vec<String> = columns.iter().map(|column| format!("{of}.{column}")).collect();
+            format!("ROW({})::pg_catalog.record", values.join(", "))
+        };
+        format!("{} OPERATOR(pg_catalog.*<>) {}", image("t"), image("s"))
+    }
+
+    /// The columns outside the key that no UPDATE can set.
+    fn fixed_values(&self) -> Vec<&Ident> {
+        let is_key = |name: &Ident| self.key.iter().any(|part| part.name == *name);
+        self.fixed.iter().filter(|name| !is_key(name)).collect()
     }
 
     /// Updates the rows that differ from the source's.
@@ -279,15 +248,66 @@ impl Repaired {
             return None;
         }
         Some(format!(
-            "UPDATE {}{} AS t SET {} FROM {} WHERE {} AND {} OPERATOR(pg_catalog.*<>) {}",
+            "UPDATE {}{} AS t SET {} FROM {} WHERE {} AND {}",
             self.only(),
             self.table.sql(),
             set.join(", "),
             self.rows(),
-            self.matches(),
-            self.image("t"),
-            self.image("s")
+            self.matches("t"),
+            Self::differ(self.columns.iter().map(|(column, _)| column))
         ))
+    }
+
+    /// Whether any row differs from the source's in a column that no UPDATE can set; `None` without such columns.
+    pub fn fixed_differ(&self) -> Option<String> {
+        let fixed = self.fixed_values();
+        if fixed.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "SELECT EXISTS (SELECT FROM {}{} AS t, {} WHERE {} AND {})",
+            self.only(),
+            self.table.sql(),
+            self.rows(),
+            self.matches("t"),
+            Self::differ(fixed.into_iter())
+        ))
+    }
+
+    /// Deletes rows that differ and inserts them again, with what else they hold: where no UPDATE will do. All of them, since unique
+    /// values change hands among them; or, with `only_fixed`, those that differ in a column that no UPDATE can set.
+    pub fn exchange(&self, only_fixed: bool) -> String {
+        let differ = if only_fixed {
+            Self::differ(self.fixed_values().into_iter())
+        } else {
+            Self::differ(self.columns.iter().map(|(column, _)| column))
+        };
+        let names = |of: &str| {
+            let names: Vec<String> = self.stored.iter().map(|column| format!("{of}{}", column.sql())).collect();
+            names.join(", ")
+        };
+        let values = self.stored.iter().map(|column| {
+            let of = if self.columns.iter().any(|(written, _)| written == column) { "s" } else { "d" };
+            format!("{of}.{}", column.sql())
+        });
+        let order: Vec<String> =
+            self.key.iter().map(|part| format!("pg_catalog.concat({})", part.name.sql())).collect();
+        // Sorted, so that all are deleted before the first one is inserted.
+        format!(
+            "WITH gone AS (DELETE FROM {}{} AS t USING {} WHERE {} AND {differ} RETURNING {}) \
+             INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM (SELECT * FROM gone ORDER BY {} OFFSET 0) AS d, {} WHERE {}",
+            self.only(),
+            self.table.sql(),
+            self.rows(),
+            self.matches("t"),
+            names("t."),
+            self.table.sql(),
+            names(""),
+            values.collect::<Vec<_>>().join(", "),
+            order.join(", "),
+            self.rows(),
+            self.matches("d")
+        )
     }
 
     /// Inserts the source's rows that are missing.
@@ -303,7 +323,7 @@ impl Repaired {
             self.rows(),
             self.only(),
             self.table.sql(),
-            self.matches()
+            self.matches("t")
         )
     }
 }
@@ -311,31 +331,6 @@ impl Repaired {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn hashing(columns: &[(&str, bool)]) -> Hashing {
-        Hashing {
-            columns: columns.iter().map(|(name, nullable)| (Ident::new(*name), *nullable)).collect(),
-            separator: "|".to_owned(),
-            function: HashFunction::Native,
-        }
-    }
-
-    #[test]
-    fn a_null_is_marked_apart_from_an_empty_string() {
-        assert_eq!(
-            hashing(&[("id", false), ("body", true)]).row(),
-            "pg_catalog.hashtextextended(pg_catalog.concat_ws('|', \"id\", \"body\", \"body\" IS NULL) COLLATE \"C\", 0)"
-        );
-    }
-
-    #[test]
-    fn wide_tables_are_hashed_in_links_of_a_chain() {
-        let names: Vec<String> = (0..90).map(|n| format!("c{n}")).collect();
-        let columns: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), true)).collect();
-        let sql = hashing(&columns).row();
-        assert_eq!(sql.matches("hashtextextended").count(), 3);
-        assert!(sql.ends_with("COLLATE \"C\", 0)))"), "{sql}");
-    }
 
     #[test]
     fn a_part_reads_its_pages_and_the_rows_that_count() {
@@ -356,6 +351,7 @@ mod tests {
             }],
             columns: vec![(Ident::new("id"), "bigint".to_owned()), (Ident::new("v"), "text".to_owned())],
             fixed: vec![Ident::new("id")],
+            stored: vec![Ident::new("id"), Ident::new("v"), Ident::new("local")],
         };
         assert_eq!(
             repaired.delete(),
@@ -366,5 +362,8 @@ mod tests {
         let update = repaired.update().unwrap();
         assert!(update.starts_with("UPDATE ONLY \"public\".\"t\" AS t SET \"v\" = s.\"v\" FROM (SELECT"), "{update}");
         assert!(repaired.insert().contains("OVERRIDING SYSTEM VALUE"));
+        assert_eq!(repaired.fixed_differ(), None, "a key's column is found, not set");
+        let exchange = repaired.exchange(false);
+        assert!(exchange.contains("SELECT s.\"id\", s.\"v\", d.\"local\" FROM (SELECT * FROM gone"), "{exchange}");
     }
 }
