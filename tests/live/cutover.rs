@@ -131,3 +131,27 @@ async fn a_source_that_is_frozen_for_the_cut_over_is_read_to_the_end() {
     database.assert_equal().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_that_writes_to_a_partition_by_its_name_is_found() {
+    let schema = "CREATE TABLE visits (id int, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+        CREATE TABLE visits_old PARTITION OF visits FOR VALUES FROM (MINVALUE) TO ('2026-01-01') PARTITION BY LIST (id);
+        CREATE TABLE visits_old_1 PARTITION OF visits_old FOR VALUES IN (1);
+        CREATE TABLE visits_new PARTITION OF visits FOR VALUES FROM ('2026-01-01') TO (MAXVALUE)";
+    let database = Database::new("cutoverleaf", &["visits"], schema).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    for leaf in ["visits_new VALUES (2, '2026-06-01')", "visits_old_1 VALUES (1, '2025-06-01')"] {
+        database.at_source(&format!("BEGIN; INSERT INTO {leaf}")).await;
+        setup
+            .command(&["cutover"])
+            .await
+            .exits(1)
+            .says(&["the source is still written to", "Transactions that are open write to its tables: process"]);
+        database.at_source("COMMIT").await;
+    }
+    database.assert_catches_up().await;
+    setup.command(&["cutover"]).await.exits(0);
+    service.stop().await;
+}
