@@ -93,6 +93,8 @@ pub(super) struct RawServerError {
     pub(super) constraint: Option<String>,
     /// The server's function that reported it.
     pub(super) routine: Option<String>,
+    /// Where it happened; quotes rows (`COPY t, line 1, column x: "…"`).
+    pub(super) context: Option<String>,
 }
 
 /// An error's field that is longer is cut: it stays in memory, in /status and in the log.
@@ -117,6 +119,11 @@ impl RawServerError {
             "23" => (self.message, None),
             // RAISE in somebody's trigger or function may quote anything.
             "P0" => (RAISED.to_owned(), None),
+            // A value that names an object, for instance of type regclass, is quoted where there is no such object.
+            "42" | "3F" | "0A" if code.as_str() != "42501" && self.is_about_a_value() => {
+                self.hint = None;
+                (NAMED.to_owned(), None)
+            }
             _ => (self.message, self.detail),
         };
         ServerError {
@@ -130,6 +137,14 @@ impl RawServerError {
             column: self.column.map(cut),
             constraint: self.constraint.map(cut),
         }
+    }
+
+    /// Whether a line of COPY's or a statement's parameter was being read. The words around are translated; `COPY` and `$1` are not
+    /// (copyfromparse.c, `CopyFromErrorCallback`; postgres.c, `bind_param_error_callback`).
+    fn is_about_a_value(&self) -> bool {
+        let Some(context) = &self.context else { return false };
+        let mut dollars = context.split('$').skip(1);
+        context.contains("COPY ") || dollars.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     }
 }
 
@@ -148,6 +163,8 @@ fn cut(mut text: String) -> String {
 }
 
 const RAISED: &str = "an exception was raised in a function or trigger (its text is in the server's log)";
+
+const NAMED: &str = "a value names something that the server does not have (its text is in the server's log)";
 
 /// The condition names of class 22 that replicated values can meet (errcodes appendix).
 fn data_exception(code: SqlState) -> &'static str {
@@ -186,7 +203,8 @@ impl ServerError {
                 b'c' => raw.column = Some(value),
                 b'n' => raw.constraint = Some(value),
                 b'R' => raw.routine = Some(value),
-                // W is the context (`COPY t, line 1, column x: "…"`) and quotes rows; the rest is of no use here.
+                b'W' => raw.context = Some(value),
+                // The rest is of no use here.
                 _ => {}
             }
         }
@@ -362,6 +380,7 @@ impl SessionError {
                 column: db.column().map(str::to_owned),
                 constraint: db.constraint().map(str::to_owned),
                 routine: db.routine().map(str::to_owned),
+                context: db.where_().map(str::to_owned),
             };
             return SessionError::from_server(doing, raw.without_values());
         }
@@ -423,6 +442,19 @@ mod tests {
             let raised = format!("{:?}", ServerError::read(fields.as_bytes()));
             assert!(!raised.contains("s3cret") && raised.contains(code), "RAISE takes any SQLSTATE: {raised}");
         }
+        for context in [
+            "COPY t, Zeile 1, Spalte x: »s3cret«",
+            "unbenanntes Portal, Parameter $1",
+            "unnamed portal parameter $12 = '…'",
+        ] {
+            for code in ["42P01", "42704", "42883", "42601", "3F000", "0A000"] {
+                let fields = format!("SERROR\0C{code}\0Mrelation \"s3cret\" does not exist\0Hs3cret\0W{context}\0\0");
+                let named = format!("{:?}", ServerError::read(fields.as_bytes()));
+                assert!(!named.contains("s3cret") && named.contains(code), "{named}");
+            }
+        }
+        let missing = ServerError::read(b"SERROR\0C42P01\0Mrelation \"t\" does not exist\0\0");
+        assert!(missing.message.contains("\"t\""), "{missing}");
         let lock = shown("55P03", "canceling statement due to lock timeout", "kept");
         assert!(lock.contains("lock timeout") && lock.contains("kept"), "{lock}");
     }
