@@ -31,7 +31,8 @@ fn links(page: &Path, text: &str) -> Vec<String> {
 
 /// The committed pages.
 fn pages() -> Vec<std::path::PathBuf> {
-    let mut pages = vec!["README.md".into(), "ARCHITECTURE.md".into(), "CHANGELOG.md".into()];
+    let mut pages =
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"].map(std::path::PathBuf::from).to_vec();
     let mut open = vec![std::path::PathBuf::from("docs")];
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(&dir).expect("docs") {
@@ -65,27 +66,51 @@ fn every_link_between_the_pages_leads_somewhere() {
     assert!(broken.is_empty(), "links that lead nowhere:\n{}", broken.join("\n"));
 }
 
-#[test]
-fn every_test_that_the_crash_table_names_exists() {
-    let text = fs::read_to_string("ARCHITECTURE.md").expect("ARCHITECTURE.md");
-    let (_, table) = text.split_once("## Crash table").expect("the crash table");
-    let mut tests = String::new();
-    for dir in ["tests", "tests/live"] {
-        for entry in fs::read_dir(dir).expect("tests") {
+/// All test code, as text: the tests' own files, and the sources with their unit tests.
+fn tests() -> String {
+    let mut text = String::new();
+    let mut open: Vec<std::path::PathBuf> = vec!["tests".into(), "src".into()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).expect("a directory") {
             let path = entry.expect("an entry").path();
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                tests.push_str(&fs::read_to_string(&path).expect("a test"));
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text.push_str(&fs::read_to_string(&path).expect("a test"));
             }
         }
     }
+    text
+}
+
+/// The rows of a page's table behind a heading; the last cell of each names a test, or is empty where `exempt` says so.
+fn rows_name_tests(page: &str, heading: &str, rows_min: usize, exempt: impl Fn(&str) -> bool) {
+    let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
+    let (_, table) = text.split_once(heading).unwrap_or_else(|| panic!("{page} has no {heading}"));
+    let tests = tests();
     let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
-    assert!(rows.len() >= 12, "the crash table has {} rows", rows.len());
+    assert!(rows.len() >= rows_min, "the table of {page} has {} rows", rows.len());
     for row in rows {
-        let test = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default().trim();
+        let test = row.trim_end().trim_end_matches('|').rsplit('|').next().unwrap_or_default().trim();
         let name = test.split('`').nth(1).unwrap_or_default().trim_end_matches('…');
-        let known = test.starts_with("same") || (!name.is_empty() && tests.contains(&format!("fn {name}")));
+        let known = exempt(row) || (!name.is_empty() && tests.contains(&format!("fn {name}")));
         assert!(known, "no test of the name {name:?} for the row: {row}");
     }
+}
+
+#[test]
+fn every_test_that_the_crash_table_names_exists() {
+    let is_same = |row: &str| {
+        row.trim_end_matches([' ', '|']).rsplit('|').next().is_some_and(|test| test.trim().starts_with("same"))
+    };
+    rows_name_tests("ARCHITECTURE.md", "## Crash table", 12, is_same);
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    rows_name_tests("SECURITY.md", "## What each can do and cannot do", 25, |row| {
+        row.contains("**can** send wrong rows")
+    });
 }
 
 /// A source file without its tests.
