@@ -78,7 +78,7 @@ clean: ## Remove what was built
 	$(CARGO) clean
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := frame decode replication config expression record letter
+FUZZ_TARGETS := frame decode replication config expression expression_tokens record letter
 
 fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which is installed where missing
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
