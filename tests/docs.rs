@@ -108,7 +108,7 @@ fn every_test_that_the_crash_table_names_exists() {
 
 #[test]
 fn every_test_that_the_threat_model_names_exists() {
-    rows_name_tests("SECURITY.md", "## What each can do and cannot do", 25, |row| {
+    rows_name_tests("SECURITY.md", "## What each can do and cannot do", 20, |row| {
         row.contains("**can** send wrong rows")
     });
 }
