@@ -63,6 +63,8 @@ CREATE TABLE IF NOT EXISTS headwater.shapes (
     source_id oid PRIMARY KEY,
     shape json NOT NULL
 );
+-- What the source's catalog said of the table when its rows were last known to be those that the stream has told of.
+ALTER TABLE headwater.shapes ADD COLUMN IF NOT EXISTS fingerprint json;
 
 -- Moves the position from previous to next, first in each transaction that applies changes. Raises when it is not
 -- previous: then another instance has written, or a transaction before this one has failed.

@@ -21,6 +21,12 @@ SELECT pg_catalog.jsonb_build_object(
         THEN (SELECT pg_catalog.md5(pg_catalog.string_agg(l.oid::pg_catalog.text || ' ' || l.relfilenode::pg_catalog.text, ',' ORDER BY l.oid))
               FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_class l ON l.oid = t.relid WHERE t.isleaf)
         ELSE c.relfilenode::pg_catalog.text END,
+    'files', COALESCE((
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+            l.oid::pg_catalog.int8, l.relfilenode::pg_catalog.int8, l.reltoastrelid::pg_catalog.int8) ORDER BY l.oid)
+        FROM (SELECT c.oid WHERE c.relkind <> 'p'
+              UNION ALL SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf) AS m (id)
+        JOIN pg_catalog.pg_class l ON l.oid = m.id), '[]'),
     'replica_identity', c.relreplident,
     'row_security', c.relrowsecurity,
     'is_partition', c.relispartition,
@@ -37,6 +43,10 @@ SELECT pg_catalog.jsonb_build_object(
         -- command ids from the one to the other on 15 and 18, the shortest way by ATTACH takes 5).
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'id', h.inhrelid::pg_catalog.int8,
+            'name', (SELECT pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.relname)
+                FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace WHERE l.oid = h.inhrelid),
+            'kind', (SELECT l.relkind FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid),
+            'persistence', (SELECT l.relpersistence FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid),
             'attached', h.xmin <> s.xmin
                 OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4
         ) ORDER BY h.inhrelid)

@@ -185,6 +185,8 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'refused'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'fingerprint'
+                                      AND attrelid = pg_catalog.to_regclass('headwater.shapes'))
                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relreplident <> 'f' -- a lost table stays lost
                                AND oid IN (pg_catalog.to_regclass('headwater.position'), pg_catalog.to_regclass('headwater.skip')))
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'for_source'

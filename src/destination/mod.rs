@@ -31,6 +31,7 @@ mod dead_letter;
 mod error;
 mod expressions;
 mod fences;
+mod fingerprints;
 mod foreign_code;
 mod leadership;
 mod letter_text;
@@ -51,7 +52,7 @@ mod sessions;
 mod shapes;
 mod staging;
 
-pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, Ground, Unfit, misfit_report};
+pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, Ground, Unfit, misfit_report, renamed_report};
 pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences, Lists};
@@ -65,6 +66,7 @@ pub use fences::{
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,
     next_fence_request, refuse_fence_requests, take_up_fence_request, withdraw_fence,
 };
+pub use fingerprints::{NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints};
 pub use foreign_code::{ForeignCode, Writes};
 pub use leadership::{
     Candidate, Leader, Led, LockAttempt, ReplicationRole, WritingSettings, position_missing_report, terminate,

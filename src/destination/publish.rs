@@ -14,6 +14,7 @@ use std::future::Future;
 use super::catalog::Catalog;
 use super::compare::Differences;
 use super::error::DestinationError;
+use super::fingerprints;
 use super::foreign_code::Writes;
 use super::leadership::ReplicationRole;
 use super::resnapshots::FULFIL;
@@ -423,6 +424,9 @@ impl Publication<'_> {
                 }
             };
             client.batch(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
+            if let Some(facts) = self.staging.fingerprints.get(&table.source.relation_id()) {
+                client.batch(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;
+            }
         }
         // Of a table that was dropped and created anew the old one is forgotten.
         let sql = "DELETE FROM headwater.shapes s

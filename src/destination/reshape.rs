@@ -88,7 +88,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         let source = End { table, types };
         Change { known: &known, relation: &relation, source, destination: here, creation: &creation }.reshape()
     };
-    let (Evolution { statements, added, sequences, mut told, .. }, mut shape) = match evolution {
+    let (Evolution { statements, remedies, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,
         Err(Obstacle::Misfits(misfits)) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         Err(Obstacle::Copy(reason)) => return Err(DestinationError::NeedsCopy { table: name, reason }),
@@ -101,7 +101,18 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             // What passes by itself is for `fault` to know.
             Some(code) if !passes(code) => DestinationError::Refused(
                 ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}")).hint(
-                    format!("Make this possible at the destination, or run it there:\n{};", shown_sql(statement)),
+                    match remedies.get(statement) {
+                        Some(remedy) => {
+                            format!(
+                                "The copy brings the column's values. Run at the destination:\n{}",
+                                shown_sql(remedy)
+                            )
+                        }
+                        None => format!(
+                            "Make this possible at the destination, or run it there:\n{};",
+                            shown_sql(statement)
+                        ),
+                    },
                 ),
             ),
             Some(_) | None => error.into(),

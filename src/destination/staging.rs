@@ -9,7 +9,7 @@
 //! | empty | fill | plain columns, unlogged |
 //! | has rows | reconcile | plain columns, unlogged, and an index on the key |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::catalog::Catalog;
@@ -17,7 +17,7 @@ use super::error::DestinationError;
 use super::expressions;
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
 use crate::plan::schema::{
@@ -26,7 +26,7 @@ use crate::plan::schema::{
 };
 use crate::plan::sql::ddl::{Creation, Indexes};
 use crate::plan::sql::staging::{self as sql, Matching, Route};
-use crate::session::SqlClient;
+use crate::session::{FingerprintFacts, SqlClient};
 
 /// Names of staging schemas begin so; nothing else of a database's does.
 const SCHEMA_PREFIX: &str = "headwater_staging_";
@@ -113,6 +113,8 @@ pub struct Staging {
     indexes: BTreeMap<QualifiedName, Indexes>,
     /// What expressions may use here.
     expressions: Expressions,
+    /// What the source's catalog said of the tables under the locks of the copy.
+    pub fingerprints: HashMap<RelationId, FingerprintFacts>,
 }
 
 /// Drops staging of earlier attempts.
@@ -163,6 +165,7 @@ impl Staging {
             existing: catalog.tables.keys().cloned().collect(),
             indexes: BTreeMap::new(),
             expressions,
+            fingerprints: HashMap::new(),
         };
         let mut types = staging.create_types(client, &tables, source_types).await?;
         for table in tables {

@@ -364,6 +364,10 @@ impl Attempt {
         let Start::Stream { position } = prepared.start else {
             return Err(Fault::Refused(ErrorReport::new("the snapshot was published, but no position is stored")));
         };
+        if !prepared.changed.is_empty() {
+            while_leading(&mut leader, self.suspend(&prepared.changed)).await?;
+            return Ok(Lived::ToBeSetUpAnew);
+        }
         while_leading(&mut leader, ask_for_missing(&bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
         self.stream(bookkeeping, leader, prepared, position).await
     }
@@ -382,6 +386,16 @@ impl Attempt {
 
     async fn prepare(&self, bookkeeping: &Bookkeeping, asked: &Asked) -> Result<Prepared, Fault> {
         prepare(&self.config, &self.addresses, bookkeeping, &self.telemetry, asked).await
+    }
+
+    /// Suspends the tables whose rows may be others than the stream has told of.
+    async fn suspend(&self, changed: &[(QualifiedName, String)]) -> Result<(), Fault> {
+        for (table, reason) in changed {
+            let fault = DestinationError::NeedsCopy { table: table.clone(), reason: reason.clone() };
+            let what = (fault.into(), self.foreign_keys_act);
+            set_aside(&self.config, &self.addresses, &self.telemetry, what).await?;
+        }
+        Ok(())
     }
 
     /// Who applies large transactions ahead of their commit; nobody where foreign keys and triggers act.
@@ -416,8 +430,6 @@ impl Attempt {
             return Err(DestinationError::PositionMoved { expected: position, found: held }.into());
         }
         let confirmed_before = prepared.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
-        // An earlier version may have made it, with less in it.
-        bookkeeping.ensure().await?;
         prepared.remember_source(&bookkeeping, &telemetry).await?;
         let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
@@ -475,9 +487,11 @@ impl Attempt {
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
             stop: stream_stop,
         };
+        let truncations = self.monitor.truncations();
         let reading = tokio::spawn(stream(task, move |report| match report {
             StreamReport::Heard { source, local } => reporting.heard(source, local),
             StreamReport::Received { final_lsn, committed_at } => reporting.received(final_lsn, committed_at),
+            StreamReport::Truncated { table, transaction } => truncations.note(table, transaction),
         }));
         let applier = Applier::new(
             leader,
@@ -607,6 +621,12 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
                 return Fault::Source(SourceError::Transaction(replaced));
             }
             Ground::ForeignCode(report) => return Fault::Destination(DestinationError::Refused(report.clone())),
+            Ground::Changed { table, reason } => {
+                return Fault::Destination(DestinationError::NeedsCopy {
+                    table: table.clone(),
+                    reason: reason.clone(),
+                });
+            }
             Ground::DestinationSilent(within) => {
                 let doing = "asking the destination for a sign of life";
                 let error = crate::session::SessionError::Timeout { doing, within: *within };

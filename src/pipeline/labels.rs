@@ -4,10 +4,12 @@
 //! had a value that its column does not take. A label is added in a transaction of its own, because PostgreSQL lets nobody
 //! use one before it is committed; it may come earlier than the stream's position, since nothing refers to it until then.
 
-use crate::destination::DestinationError;
+use std::collections::BTreeMap;
+
+use crate::destination::{DestinationError, all_fingerprints};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, QualifiedName, TypeId, shown_sql};
-use crate::plan::evolution::{Labels, labels};
+use crate::plan::evolution::{KnownLabels, Labels, labels};
 use crate::plan::schema::{TypeDefinition, TypeKind, Types};
 use crate::session::{SessionError, SqlClient, SqlState, describe_named_types, describe_types};
 use crate::source::SourceError;
@@ -20,23 +22,64 @@ pub(super) async fn follow_labels(
     destination: &SqlClient,
     source_types: &Types,
     destination_types: &Types,
-    follow: bool,
+    (known, follow): (&[KnownLabels], bool),
 ) -> Result<Vec<String>, Fault> {
-    let missing = labels(source_types, destination_types);
-    if missing.renamed.is_empty() && (missing.added.is_empty() || follow) {
+    let missing = labels(source_types, destination_types, known);
+    let is_complete = missing.renamed.is_empty() && missing.added.is_empty();
+    if missing.presumed.is_empty() && (is_complete || follow) {
+        let doing = "bringing an enum's labels to the source's";
+        if !missing.renamed.is_empty() {
+            // One transaction: names may change hands.
+            let renamed = missing.renamed.join(";\n");
+            destination.batch(doing, &renamed).await.map_err(|error| unadded(&renamed, error))?;
+        }
         for statement in &missing.added {
-            destination.batch("adding an enum's label", statement).await.map_err(|error| unadded(statement, error))?;
+            destination.batch(doing, statement).await.map_err(|error| unadded(statement, error))?;
         }
         return Ok(missing.told);
     }
     Err(Fault::Halted(labels_report(&missing)))
 }
 
+/// The labels of which the OIDs are remembered, where some have other names by now.
+///
+/// # Errors
+/// [`Fault`] when one end does not answer.
+pub(super) async fn known_labels(source: &SqlClient, destination: &SqlClient) -> Result<Vec<KnownLabels>, Fault> {
+    let mut before: BTreeMap<u32, String> = BTreeMap::new();
+    let mut cluster = None;
+    for fingerprint in all_fingerprints(destination).await? {
+        cluster = Some(fingerprint.server.system_identifier);
+        let labels = fingerprint.types.into_iter().flat_map(|used| used.labels);
+        before.extend(labels.map(|label| (label.id, label.name)));
+    }
+    let Some(cluster) = cluster.filter(|_| !before.is_empty()) else { return Ok(Vec::new()) };
+    let ids: Vec<u32> = before.keys().copied().collect();
+    // OIDs of another cluster mean nothing.
+    let sql = "SELECT e.enumtypid, e.oid, e.enumlabel::text FROM pg_catalog.pg_enum e
+               WHERE e.oid = ANY ($1) AND (SELECT s.system_identifier::text FROM pg_catalog.pg_control_system() s) = $2
+               ORDER BY e.enumtypid, e.enumsortorder";
+    let rows = source.query("asking for enums' labels", sql, &[&ids, &cluster]).await.map_err(SourceError::Session)?;
+    let mut known: Vec<KnownLabels> = Vec::new();
+    for row in rows {
+        let (type_id, now) = (TypeId(row.get(0)), row.get::<_, String>(2));
+        let Some(was) = before.get(&row.get::<_, u32>(1)) else { continue };
+        if known.last().is_none_or(|last| last.type_id != type_id) {
+            known.push(KnownLabels { type_id, before: Vec::new(), now: Vec::new() });
+        }
+        if let Some(last) = known.last_mut() {
+            last.before.push(was.clone());
+            last.now.push(now);
+        }
+    }
+    known.retain(|labels| labels.before != labels.now);
+    Ok(known)
+}
+
 /// What an operator must do about labels that are not added by themselves.
 pub(super) fn labels_report(missing: &Labels) -> ErrorReport {
-    let statements: Vec<String> =
-        missing.renamed.iter().chain(&missing.added).map(|statement| format!("{};", shown_sql(statement))).collect();
-    let message = if missing.renamed.is_empty() {
+    let statements: Vec<String> = missing.statements().map(|statement| format!("{};", shown_sql(statement))).collect();
+    let message = if missing.renamed.is_empty() && missing.presumed.is_empty() {
         "an enum has got labels at the source, and schema_changes = \"stop\""
     } else {
         "an enum has other labels at the source than here"
@@ -74,7 +117,7 @@ pub(super) async fn labels_for_copy(
     let mut types = source_types.clone();
     types.extend(enums_of_now(source, source_types).await?);
     let here = same_named_enums(destination, &types).await?;
-    let told = follow_labels(destination, &types, &here, follow).await?;
+    let told = follow_labels(destination, &types, &here, (&[], follow)).await?;
     Ok((types, told))
 }
 
@@ -83,7 +126,7 @@ pub(super) async fn labels_for_copy(
 /// # Errors
 /// [`Fault`] when the destination does not answer.
 pub(super) async fn lacking_labels(destination: &SqlClient, source_types: &Types) -> Result<Labels, Fault> {
-    Ok(labels(source_types, &same_named_enums(destination, source_types).await?))
+    Ok(labels(source_types, &same_named_enums(destination, source_types).await?, &[]))
 }
 
 async fn enums_of_now(source: &SqlClient, types: &Types) -> Result<Types, Fault> {
@@ -114,6 +157,5 @@ pub(super) async fn labels_are_missing(
 ) -> Result<bool, Fault> {
     let there = describe_types(source, source_ids).await.map_err(SourceError::Session)?;
     let here = describe_types(destination, destination_ids).await.map_err(DestinationError::Session)?;
-    let missing = labels(&there, &here);
-    Ok(!missing.added.is_empty() || !missing.renamed.is_empty())
+    Ok(labels(&there, &here, &[]).statements().next().is_some())
 }

@@ -29,6 +29,7 @@ mod copy_failures;
 mod counts;
 mod cutover;
 mod fence;
+mod fingerprints;
 mod history;
 mod hosts;
 mod labels;

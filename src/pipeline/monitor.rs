@@ -2,10 +2,12 @@
 //!
 //! Stands beside the ring, never in it, on sessions of its own that it opens again when they break. It lives as long
 //! as the process, so lag goes on rising while the destination is down. What ends a stream it tells by [`Ground`];
-//! everything else goes to telemetry.
+//! everything else goes to telemetry. It looks, too, whether the rows of the tables may be others than the stream tells of
+//! ([`super::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
 //!
 //! Bounds: each question has the session's; the questions are a few a second.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +15,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::attempt::HEARTBEAT_PREFIX;
+use super::fingerprints::{Truncations, ask_for_comparison, look};
 use super::prepare::Prepared;
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::Writes;
+use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{Identities, Unidentified, find_slot};
@@ -52,6 +55,13 @@ pub(super) enum Ground {
         old: RelationId,
         /// The other's.
         new: RelationId,
+    },
+    /// A table's rows may be others than the stream has told of.
+    Changed {
+        /// The table.
+        table: QualifiedName,
+        /// Why.
+        reason: String,
     },
     /// The destination has not answered for so long.
     DestinationSilent(Duration),
@@ -126,7 +136,31 @@ pub(super) struct Monitor {
     watched: Arc<Mutex<Option<Watched>>>,
     ground: watch::Sender<Ground>,
     instance: Instance,
+    truncations: ToldTruncations,
     tasks: Vec<JoinHandle<()>>,
+}
+
+/// The truncations of which the stream has told, for whoever compares fingerprints. All handles mean the same ones.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ToldTruncations(Arc<Mutex<Truncations>>);
+
+/// Kept of each table: a file bears the mark of its last truncation, and the stream may be further than the catalog was.
+const TRUNCATIONS_KEPT: usize = 16;
+
+impl ToldTruncations {
+    /// The stream has told of one.
+    pub(super) fn note(&self, table: RelationId, transaction: u32) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.entry(table).or_default();
+        told.push_back(transaction);
+        if told.len() > TRUNCATIONS_KEPT {
+            told.pop_front();
+        }
+    }
+
+    fn now(&self) -> Truncations {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Drop for Monitor {
@@ -142,6 +176,7 @@ impl Monitor {
     pub(super) fn start(config: Arc<Config>, telemetry: Arc<Telemetry>) -> Monitor {
         let watched = Arc::new(Mutex::new(None));
         let (ground, _) = watch::channel(Ground::Firm);
+        let truncations = ToldTruncations::default();
         let instance = Instance { id: fastrand::u64(..), began: Instant::now() };
         if config.source.heartbeat_every.is_none() {
             telemetry.heartbeats_off(Some("source.heartbeat_every is off"));
@@ -156,10 +191,12 @@ impl Monitor {
             instance,
             slot_rate: WalRate::default(),
             unidentified: Vec::new(),
+            truncations: truncations.clone(),
+            doubts: HashMap::new(),
         };
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
         let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination)];
-        Monitor { connection, watched, ground, instance, tasks }
+        Monitor { connection, watched, ground, instance, truncations, tasks }
     }
 
     pub(super) fn instance(&self) -> Instance {
@@ -169,6 +206,11 @@ impl Monitor {
     /// From now on this is the source that is watched.
     pub(super) fn lead_to(&self, source: &ConnectionSettings) {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone_from(source);
+    }
+
+    /// Where the stream's truncations are told.
+    pub(super) fn truncations(&self) -> ToldTruncations {
+        self.truncations.clone()
     }
 
     /// From now on a stream stands on this.
@@ -195,6 +237,9 @@ struct SourceWatch {
     slot_rate: WalRate,
     /// Identities that were found wrong and told.
     unidentified: Vec<Unidentified>,
+    truncations: ToldTruncations,
+    /// Tables whose rows are in doubt, by the digest that made it so, and how far the source was then.
+    doubts: HashMap<RelationId, (String, Lsn)>,
 }
 
 impl SourceWatch {
@@ -230,7 +275,10 @@ impl SourceWatch {
             let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Some(watched) = watched.filter(|_| now >= publication_due) {
                 publication_due = now + PUBLICATION_EVERY;
-                let ground = look_at_ground(&client, &watched).await?;
+                let mut ground = look_at_ground(&client, &watched).await?;
+                if ground == Ground::Firm {
+                    ground = self.look_at_tables(&client, &watched).await?;
+                }
                 if ground != Ground::Firm {
                     self.ground.send_replace(ground);
                 }
@@ -250,6 +298,45 @@ impl SourceWatch {
 
     fn connection(&self) -> ConnectionSettings {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Compares the tables with what is remembered of them.
+    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Ground, SessionError> {
+        let destination =
+            Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+        // Whatever is wrong with the destination, the ring meets it too, and says so.
+        let Ok(bookkeeping) = Bookkeeping::connect(&destination).await else { return Ok(Ground::Firm) };
+        let Ok(remembered) = remembered_fingerprints(bookkeeping.client()).await else { return Ok(Ground::Firm) };
+        let found = look(client, &watched.publication, &remembered, &self.truncations.now()).await?;
+        if let Err(error) = remember_fingerprints(bookkeeping.client(), &found.harmless).await {
+            tracing::warn!("what the source's catalog says of tables could not be stored: {error}");
+        }
+        if let Some((table, reason)) = found.differ.into_iter().next() {
+            return Ok(Ground::Changed { table, reason });
+        }
+        if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
+            // A view in its place is none that could be followed.
+            let sql = "SELECT c.oid FROM pg_catalog.pg_class c
+                       WHERE c.oid = pg_catalog.to_regclass($1) AND c.relkind IN ('r', 'p')";
+            let row = client.query_opt("looking for a renamed table", sql, &[&table.sql()]).await?;
+            return Ok(match row {
+                Some(row) => Ground::Replaced { table, old, new: RelationId(row.get(0)) },
+                None => Ground::Gone { report: renamed_report(&table, &renamed), gap: false },
+            });
+        }
+        // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
+        let seen = std::mem::take(&mut self.doubts);
+        let Ok(position) = bookkeeping.position().await else { return Ok(Ground::Firm) };
+        for doubt in found.doubt {
+            let since = seen.get(&doubt.table).filter(|(digest, _)| *digest == doubt.digest).map(|(_, since)| *since);
+            let since = since.unwrap_or(found.read_at);
+            if position.is_none_or(|position| position < since) {
+                self.doubts.insert(doubt.table, (doubt.digest, since));
+            } else if let Err(error) = ask_for_comparison(&bookkeeping, &self.telemetry, &doubt).await {
+                tracing::debug!("a comparison could not be asked for: {error}");
+            }
+        }
+        Ok(Ground::Firm)
     }
 
     /// Tells how far the source is; returns whether it is a standby.

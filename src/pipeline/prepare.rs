@@ -8,14 +8,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::asked::Asked;
+use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, Found, of_copy, of_stream, stored_history};
-use super::labels::follow_labels;
+use super::labels::{follow_labels, known_labels};
 use super::lacking::lacking;
 use super::set_aside::aside;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
-    misfit_report, position_missing_report,
+    misfit_report, position_missing_report, remember_fingerprints, remembered_fingerprints, renamed_report,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted, toml_string};
@@ -60,6 +61,8 @@ pub(super) struct Prepared {
     pub(super) start: Start,
     /// Configured tables that are not followed yet.
     pub(super) added: Vec<QualifiedName>,
+    /// Tables whose rows may be others than the stream has told of, and why.
+    pub(super) changed: Vec<(QualifiedName, String)>,
     /// Tables that are set aside until a copy is published.
     pub(super) aside: Vec<QualifiedName>,
     /// What is written, and whose code may run when it is.
@@ -204,7 +207,10 @@ pub(super) async fn prepare(
     let server = SourceServer::check(&source, slot.is_none() || asked.all || asked.lost).await?;
     let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
     server.check_not_synchronous(&application_name)?;
-    let mut source_catalog = SourceCatalog::read(&source, &config.tables).await?;
+    let mut source_catalog = match SourceCatalog::read(&source, &config.tables).await {
+        Ok(catalog) => catalog,
+        Err(error) => return Err(explain_renamed(config, &source, bookkeeping, stream.as_ref(), error).await?),
+    };
 
     let mut replication = connect_replication(config, "streaming").await?;
     let identification = replication.identify_system().await.map_err(SourceError::Session)?;
@@ -288,13 +294,19 @@ pub(super) async fn prepare(
     {
         return Err(Fault::Refused(report));
     }
+    let mut changed = Vec::new();
     let transfer = match start {
         Start::Snapshot { .. } => check_fit(&source_catalog, &destination_catalog)?,
         Start::Stream { .. } => {
             let follow = config.schema_changes == SchemaChanges::Follow;
             let types = (&source_catalog.types, &destination_catalog.types);
-            for told in follow_labels(bookkeeping.client(), types.0, types.1, follow).await? {
-                telemetry.event("schema", told);
+            changed = changed_tables(&source, bookkeeping, publication).await?;
+            // Labels are renamed only once no table is followed whose rows under way may have the old names.
+            if changed.is_empty() {
+                let known = known_labels(&source, bookkeeping.client()).await?;
+                for told in follow_labels(bookkeeping.client(), types.0, types.1, (&known, follow)).await? {
+                    telemetry.event("schema", told);
+                }
             }
             // Whether it fits is told relation by relation: the source may be ahead of the stream.
             stream_format(&source_catalog, &destination_catalog)
@@ -313,9 +325,57 @@ pub(super) async fn prepare(
         stream,
         start,
         added,
+        changed,
         aside: aside(&known),
         writes,
     })
+}
+
+/// The tables that were changed at the source since they were looked at last, so that their rows may be others, and why. The
+/// stream may not have come to the change yet: a copy has it all the same.
+async fn changed_tables(
+    source: &SqlClient,
+    bookkeeping: &Bookkeeping,
+    publication: &Ident,
+) -> Result<Vec<(QualifiedName, String)>, Fault> {
+    // An earlier version may have made it, with less in it.
+    bookkeeping.ensure().await?;
+    let remembered = remembered_fingerprints(bookkeeping.client()).await?;
+    let found = look(source, publication, &remembered, &Truncations::default()).await;
+    let Look { differ, harmless, .. } = found.map_err(SourceError::Session)?;
+    // A label must be known by its OID before a row can have it at the destination.
+    remember_fingerprints(bookkeeping.client(), &harmless).await?;
+    Ok(differ)
+}
+
+/// Why the catalog cannot be read: where a table that is followed has another name, that says more than that its old name is
+/// nobody's, or a view's.
+async fn explain_renamed(
+    config: &Config,
+    source: &SqlClient,
+    bookkeeping: &Bookkeeping,
+    stream: Option<&Stream>,
+    error: SourceError,
+) -> Result<Fault, Fault> {
+    // A first copy has no tables yet, and OIDs of another cluster mean nothing.
+    let Some(stream) = stream.filter(|stream| matches!(stream.state, StreamState::Live { .. })) else {
+        return Ok(error.into());
+    };
+    let known = bookkeeping.tables().await?;
+    let ids: Vec<u32> = known.iter().map(|table| table.source_id.0).collect();
+    let sql = "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.oid = ANY ($1)
+                 AND (SELECT s.system_identifier::text FROM pg_catalog.pg_control_system() s) = $2";
+    let rows = source.query("looking for renamed tables", sql, &[&ids, &stream.system_identifier]).await;
+    for row in rows.map_err(SourceError::Session)? {
+        let now = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
+        let renamed = known.iter().find(|table| table.source_id.0 == row.get::<_, u32>(0) && table.name != now);
+        if let Some(table) = renamed.filter(|table| config.tables.contains(&table.name)) {
+            return Ok(Fault::Halted(renamed_report(&table.name, &now)));
+        }
+    }
+    Ok(error.into())
 }
 
 async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Here also: whether a table fits its source (`fit`), what it needs when the source's has changed (`shape`,
-//! `evolution`), the order in which foreign keys let tables be filled (`order`), and all SQL that is generated (`sql`),
-//! for every room that needs some; names get into it as `Ident`s only.
+//! `evolution`), whether its rows may be others than the stream has told (`fingerprint`), the order in which foreign
+//! keys let tables be filled (`order`), and all SQL that is generated (`sql`), for every room that needs some; names get
+//! into it as `Ident`s only.
 //!
 //! Invariants: a batch holds whole source transactions (I2), in their order (I1); *applying the plan to a database
 //! equals applying the changes one by one*.
@@ -20,6 +21,7 @@ mod batch;
 pub mod conflict;
 pub mod evolution;
 pub mod expression;
+pub mod fingerprint;
 pub mod fit;
 pub mod identity;
 mod merge;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pg::{Ident, QualifiedName, RelationId, ReplicaIdentity, TypeId};
 
@@ -338,12 +338,37 @@ pub struct TriggerDefinition {
 }
 
 /// A partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Partition {
     /// Its OID on this server.
     pub id: u32,
+    /// Its name.
+    pub name: QualifiedName,
+    /// What it is.
+    pub kind: TableKind,
+    /// `relpersistence`
+    pub persistence: char,
     /// It was a table before, and may have brought rows that no stream has told of.
     pub attached: bool,
+}
+
+/// The file that holds the rows of a table, or of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowFile {
+    /// Whose, by OID.
+    pub table: u32,
+    /// `relfilenode`
+    pub file: u32,
+    /// `reltoastrelid`; 0 without one.
+    pub toast: u32,
+}
+
+impl RowFile {
+    /// Whether a table that had this file and has that one now may hold other values, whatever the stream has told. VACUUM FULL, CLUSTER
+    /// and TRUNCATE keep the TOAST table, ALTER TABLE never does.
+    pub fn was_rewritten(self, now: RowFile) -> bool {
+        self.file != now.file && (self.toast != now.toast || now.toast == 0)
+    }
 }
 
 /// A table, with everything that belongs to it.
@@ -368,6 +393,8 @@ pub struct TableDefinition {
     pub attributes: i16,
     /// Which files hold the rows: others after a rewrite.
     pub storage: Option<String>,
+    /// These files: its own, or its partitions'.
+    pub files: Vec<RowFile>,
     /// `relreplident`
     #[serde(deserialize_with = "replica_identity")]
     pub replica_identity: ReplicaIdentity,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::schema::{TableDefinition, Types};
+use super::schema::{RowFile, TableDefinition, Types};
 use crate::pg::{Ident, QualifiedName, Relation, TypeId};
 
 /// A published column.
@@ -42,6 +42,9 @@ pub struct Shape {
     pub attributes: i16,
     /// Which files hold the rows: others after a rewrite.
     pub storage: String,
+    /// These files; an earlier version remembered `storage` alone.
+    #[serde(default)]
+    pub files: Option<Vec<RowFile>>,
     /// The partitions, by their OIDs.
     #[serde(default)]
     pub partitions: BTreeSet<u32>,
@@ -61,6 +64,7 @@ impl Shape {
             name: table.name(),
             attributes: table.attributes,
             storage: table.storage.clone().unwrap_or_default(),
+            files: Some(table.files.clone()),
             partitions: table.partitions.iter().flatten().map(|partition| partition.id).collect(),
             columns: columns
                 .map(|column| ShapeColumn {
@@ -83,6 +87,23 @@ impl Shape {
                 .filter_map(|found| Some((found.qualified_name().to_string(), found.labels.clone()?)))
                 .collect(),
         }
+    }
+
+    /// Whether its rows may have been given other values by a rewrite since.
+    pub fn was_rewritten(&self, now: &TableDefinition) -> bool {
+        self.has_other_files(now, RowFile::was_rewritten)
+    }
+
+    /// Whether its rows were written anew since, with other values or without. Then values of added columns that were in the catalog
+    /// are in the rows.
+    pub fn was_moved(&self, now: &TableDefinition) -> bool {
+        self.has_other_files(now, |before, now| before.file != now.file)
+    }
+
+    fn has_other_files(&self, now: &TableDefinition, is_other: fn(RowFile, RowFile) -> bool) -> bool {
+        let Some(files) = &self.files else { return self.storage != now.storage.as_deref().unwrap_or_default() };
+        let now = |before: &RowFile| now.files.iter().find(|now| now.table == before.table);
+        files.iter().any(|before| now(before).is_some_and(|now| is_other(*before, *now)))
     }
 
     /// Whether a relation has just these columns.

@@ -6,7 +6,7 @@ use crate::pg::{Ident, ReplicaIdentity, TypeId};
 use crate::plan::expression::Expressions;
 use crate::plan::expression::catalog::{Catalog, FUNCTIONS, FunctionVariant, OPERATORS, OperatorVariants, TYPES};
 use crate::plan::schema::{
-    ColumnDefinition, IndexDefinition, IndexPart, TableDefinition, TableKind, TypeDefinition, TypeKind, Types,
+    ColumnDefinition, IndexDefinition, IndexPart, RowFile, TableDefinition, TableKind, TypeDefinition, TypeKind, Types,
 };
 
 #[derive(Clone, Debug)]
@@ -57,6 +57,7 @@ pub(crate) fn table(name: &str, columns: &[Column]) -> TableDefinition {
         persistence: 'p',
         attributes: i16::try_from(columns.len()).unwrap_or(i16::MAX),
         storage: Some("1".to_owned()),
+        files: vec![RowFile { table: 1, file: 1, toast: 0 }],
         replica_identity: ReplicaIdentity::Default,
         row_security: false,
         is_partition: false,

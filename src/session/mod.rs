@@ -22,6 +22,7 @@ mod connection;
 mod copy;
 mod describe;
 mod error;
+mod fingerprints;
 mod flight;
 mod password_file;
 mod replication;
@@ -39,6 +40,7 @@ pub use describe::{
     describe_types, fill_in, read_description, read_table, read_types,
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
+pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
 pub use password_file::has_password;
 pub use replication::{

@@ -10,7 +10,7 @@ use super::marks::Marks;
 use super::snapshot::explain_lock;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
 use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
-use crate::plan::schema::{ColumnDefinition, TableDefinition, TableKind, Types};
+use crate::plan::schema::{ColumnDefinition, Partition, TableDefinition, TableKind, Types};
 use crate::session::{SqlClient, describe_tables, describe_types};
 use crate::transaction::TableSet;
 
@@ -128,6 +128,15 @@ impl SourceCatalog {
         TableSet::new(self.tables.iter().map(|table| (table.definition.relation_id(), table.definition.name())))
     }
 
+    /// Partitions whose rows the stream never brings: a copy would have them, and nothing would follow.
+    pub fn unsent(&self) -> Vec<ErrorReport> {
+        let of = |table: &TableDefinition| -> Vec<ErrorReport> {
+            let report = |partition: &Partition| unsent_partition(&table.name(), partition);
+            table.partitions.iter().flatten().filter_map(report).collect()
+        };
+        self.tables.iter().flat_map(|table| of(&table.definition)).collect()
+    }
+
     /// The table of a name.
     pub fn table(&self, name: &QualifiedName) -> Option<&SourceTable> {
         self.tables.iter().find(|table| table.definition.name() == *name)
@@ -155,6 +164,22 @@ fn kind_problem(table: &TableDefinition) -> Option<ErrorReport> {
             ErrorReport::new(format!("{name} is a {}, which cannot be replicated", table.kind))
                 .hint("Name the tables that it reads from."),
         ),
+    }
+}
+
+fn unsent_partition(table: &QualifiedName, partition: &Partition) -> Option<ErrorReport> {
+    let name = &partition.name;
+    match partition.kind {
+        TableKind::Foreign => Some(
+            ErrorReport::new(format!("partition {name} of table {table} is a foreign table: its rows never come"))
+                .hint(format!("Run at the source:\nALTER TABLE {table} DETACH PARTITION {name};")),
+        ),
+        TableKind::Partitioned | TableKind::View | TableKind::MaterializedView => None,
+        TableKind::Ordinary => (partition.persistence != 'p').then(|| {
+            ErrorReport::new(format!("partition {name} of table {table} is unlogged: its rows never come"))
+                .detail("What is written to it is not in the WAL.")
+                .hint(format!("Run at the source:\nALTER TABLE {name} SET LOGGED;"))
+        }),
     }
 }
 

@@ -25,7 +25,7 @@ use super::describe::Describer;
 use super::error::SourceError;
 use super::outlet::Outlet;
 use super::steps::Steps;
-use crate::pg::{Lsn, PgTimestamp};
+use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::Feedback;
 use crate::session::{ReplicationSession, StreamedMessage};
 use crate::spool::Spool;
@@ -58,6 +58,13 @@ pub enum StreamReport {
         final_lsn: Lsn,
         /// When it committed, on the source's clock.
         committed_at: PgTimestamp,
+    },
+    /// A table was truncated.
+    Truncated {
+        /// The table.
+        table: RelationId,
+        /// By this transaction, or subtransaction.
+        transaction: u32,
     },
 }
 
@@ -232,6 +239,9 @@ fn take_in(
                 report(StreamReport::Received { final_lsn, committed_at });
             }
             assembler.message(message)?;
+            for (table, transaction) in assembler.take_truncated() {
+                report(StreamReport::Truncated { table, transaction });
+            }
         }
         StreamedMessage::Message(ReplicationMessage::PrimaryKeepalive(keepalive)) => {
             report(StreamReport::Heard { source: keepalive.sent_at, local: clock() });

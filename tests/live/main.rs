@@ -54,6 +54,7 @@ mod resnapshot;
 mod resync;
 mod printable;
 mod prepared;
+mod rewrites;
 mod prometheus;
 mod publications;
 mod reading;

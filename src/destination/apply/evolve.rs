@@ -114,7 +114,7 @@ impl Applier {
         (mut shape, id): (Shape, crate::pg::RelationId),
         mut created: Created,
     ) -> Result<(), DestinationError> {
-        let Evolution { mut statements, added, fills, mut attempts, mut sequences, told } = evolution;
+        let Evolution { mut statements, remedies: _, added, fills, mut attempts, mut sequences, told } = evolution;
         let indexes = attempts.iter().filter_map(|attempt| match &attempt.undo {
             Undo::Unique(name) => Some(name.clone()),
             Undo::NotNull(_) => None,
@@ -277,15 +277,20 @@ fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationErro
                 ..report
             }
         }
-        Obstacle::Renamed(renamed) => ErrorReport::new(format!("table {table} is now called {renamed} at the source"))
-            .detail("The configuration and the destination know it by its old name.")
-            .hint(format!(
-                "Call it {table} again at the source. Or keep the new name: run the following at the destination, put {renamed} \
-                 into tables, and start once with --resnapshot, which writes only what differs:\n{}",
-                rename(table, &renamed)
-            )),
+        Obstacle::Renamed(renamed) => renamed_report(table, &renamed),
         Obstacle::Copy(reason) => return DestinationError::NeedsCopy { table: table.clone(), reason },
     })
+}
+
+/// What to say of a table that has another name at the source.
+pub fn renamed_report(table: &QualifiedName, renamed: &QualifiedName) -> ErrorReport {
+    ErrorReport::new(format!("table {table} is now called {renamed} at the source"))
+        .detail("The configuration and the destination know it by its old name.")
+        .hint(format!(
+            "Call it {table} again at the source. Or keep the new name: run the following at the destination, put {renamed} \
+             into tables, and start once with --resnapshot, which writes only what differs:\n{}",
+            rename(table, renamed)
+        ))
 }
 
 fn stopped_report(table: &QualifiedName, told: &[String], statements: &[String]) -> ErrorReport {

@@ -51,6 +51,7 @@ use crate::wire::Begin;
 
 pub use ahead::{Ground, Unfit};
 pub use bind::misfit_report;
+pub use evolve::renamed_report;
 
 use bind::Bound;
 

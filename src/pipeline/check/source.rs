@@ -185,7 +185,7 @@ async fn tables(
             format!("{}, {} MB, readable by the role", counted(catalog.tables.len(), "table"), catalog.bytes() >> 20);
         findings.ok(SOURCE, "tables", text);
     }
-    for problem in problems {
+    for problem in problems.into_iter().chain(catalog.unsent()) {
         findings.fail(SOURCE, "tables", problem);
     }
     if catalog.tables.is_empty() {

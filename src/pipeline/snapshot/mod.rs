@@ -28,7 +28,7 @@ pub(super) mod handover;
 mod readers;
 mod turns;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -45,10 +45,10 @@ use crate::destination::{
     sweep,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Lsn, QualifiedName, SlotName, counted};
+use crate::pg::{ErrorReport, Lsn, QualifiedName, RelationId, SlotName, counted};
 use crate::plan::fit::Transfer;
 use crate::plan::sql::staging as sql;
-use crate::session::{CreatedSlot, ReplicationSession, SlotSnapshot, SqlClient};
+use crate::session::{CreatedSlot, FingerprintFacts, ReplicationSession, SlotSnapshot, SqlClient, fingerprint_facts};
 use crate::source::{
     HeldSnapshot, SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot,
     running_transactions,
@@ -290,12 +290,14 @@ async fn begin_staging(
         ends.telemetry.set_state(State::Snapshot, None);
     }
     failpoint::reached("snapshot.slot_created");
-    Ok((taken, create_staging(ends, (source, destination), tables, generation).await?))
+    let mut staging = create_staging(ends, (source, destination), tables, generation).await?;
+    staging.fingerprints.clone_from(&taken.fingerprints);
+    Ok((taken, staging))
 }
 
 /// Copies into staging, and lets the source go.
 async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str) -> Result<Staged, Fault> {
-    let TakenSnapshot { locks, readers, slot_session, held, consistent_point } = taken;
+    let TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints: _ } = taken;
     let sent = copy::copy(ends, &staging, (&held, &locks), slot, readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
     held.release().await?;
@@ -311,6 +313,8 @@ struct TakenSnapshot {
     slot_session: ReplicationSession,
     held: HeldSnapshot,
     consistent_point: Lsn,
+    /// What the catalog says of the tables under the locks.
+    fingerprints: HashMap<RelationId, FingerprintFacts>,
 }
 
 /// Locks, then the slot, then the settled snapshot.
@@ -324,6 +328,13 @@ async fn take_snapshot(
     let tables: Vec<_> = copied.source.tables.iter().map(|table| &table.definition).collect();
     let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
     locks.check(&tables).await?;
+    let unsent = copied.source.unsent();
+    if let Some(report) = unsent.into_iter().next() {
+        return Err(SourceError::Refused(report).into());
+    }
+    let ids: Vec<RelationId> = tables.iter().map(|table| table.relation_id()).collect();
+    let fingerprints = fingerprint_facts(locks.client(), &ids, &config.source.publication).await;
+    let fingerprints = fingerprints.map_err(SourceError::Session)?;
     telemetry.event(
         "snapshot",
         format!(
@@ -335,7 +346,8 @@ async fn take_snapshot(
     let mut slot_session = connect_replication(config, "snapshot").await?;
     let created = create_slot(ends, (source, &locks), &mut slot_session, (slot, kind, copied.alone)).await?;
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
-    Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point: created.consistent_point })
+    let consistent_point = created.consistent_point;
+    Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints })
 }
 
 /// Creates the slot; says what it waits for, and gives way to whoever waits for the tables meanwhile.

@@ -51,8 +51,7 @@ enum Presence {
 pub fn numbers(known: &Shape, relation: &Relation, now: &TableDefinition) -> Result<Vec<i16>, String> {
     let candidates = candidates(known, relation, now);
     // What was rewritten may have been of any type before.
-    let rewritten = known.storage != now.storage.as_deref().unwrap_or_default();
-    let found = match Choices::new(&candidates, &relation.columns, rewritten).only() {
+    let found = match Choices::new(&candidates, &relation.columns, known.was_rewritten(now)).only() {
         Some(numbers) => numbers,
         None => return Err(reason(known, relation, now)),
     };
@@ -346,14 +345,14 @@ mod tests {
 
     #[test]
     fn after_a_rewrite_a_type_proves_nothing() {
-        let now = |storage: &str| {
+        let now = |file: u32| {
             let mut now = table("1 id, 3 c text");
-            now.storage = Some(storage.to_owned());
+            now.files[0].file = file;
             now
         };
         let (known, relation) = (known("1 id, 2 a"), relation("id, c text"));
-        assert_eq!(numbers(&known, &relation, &now("1")), Ok(vec![1, 3]));
-        assert!(numbers(&known, &relation, &now("2")).is_err(), "a may have been made a text and renamed");
+        assert_eq!(numbers(&known, &relation, &now(1)), Ok(vec![1, 3]));
+        assert!(numbers(&known, &relation, &now(2)).is_err(), "a may have been made a text and renamed");
     }
 
     /// Random histories of a small table whose columns are of one type: the numbers are right, or they are not told.

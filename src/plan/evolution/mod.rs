@@ -15,7 +15,8 @@
 //! | column added | added; old rows get the value that the source has stored for them |
 //! | column dropped | stays, without NOT NULL, and draws from its sequence no more; under another name if its own is taken |
 //! | column renamed | renamed |
-//! | type or modifier widened | the same |
+//! | type or modifier changed without a rewrite | the same |
+//! | type or modifier changed with a rewrite | copied: nobody knows by which expression |
 //! | column draws from a sequence of its own (identity, serial) | it gets one as its default |
 //! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
 
@@ -24,6 +25,8 @@ mod labels;
 mod sequence;
 mod steps;
 
+use std::collections::BTreeMap;
+
 use super::fit::{End, Misfit};
 use super::schema::{ColumnDefinition, TableDefinition, Types};
 use super::shape::{Shape, ShapeColumn};
@@ -31,7 +34,7 @@ use super::sql::ddl::Creation;
 use crate::pg::{Column, Ident, QualifiedName, Relation};
 
 pub use columns::numbers;
-pub use labels::{Labels, labels};
+pub use labels::{KnownLabels, Labels, labels};
 pub use sequence::NewSequence;
 
 /// A change of a source table, and what it meets.
@@ -55,6 +58,8 @@ pub struct Evolution {
     pub statements: Vec<String>,
     /// The columns that these statements add.
     pub added: Vec<Ident>,
+    /// What an operator can run in place of a statement that the destination refuses.
+    pub remedies: BTreeMap<String, String>,
     /// Statements that put the source's values into columns that were here before.
     pub fills: Vec<String>,
     /// Statements that the rows may not allow yet, because the catalog is ahead: each is tried.
@@ -150,7 +155,7 @@ impl Change<'_> {
         self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
-                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits)?,
+                Some(known) => self.keep(known, resolved, Rows::Stream, &mut evolution)?,
                 None => self.add(resolved, Rows::Stream, &mut evolution, &mut misfits)?,
             }
         }
@@ -168,7 +173,7 @@ impl Change<'_> {
     /// when the stream describes the table next. Sequences depend on no rows.
     ///
     /// # Errors
-    /// [`Obstacle`].
+    /// [`Obstacle::Misfits`].
     pub fn reshape(&self) -> Result<(Evolution, Shape), Obstacle> {
         let columns = self.relation.columns.iter();
         let resolved: Vec<Resolved<'_>> = columns
@@ -183,7 +188,7 @@ impl Change<'_> {
         self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
-                Some(known) => self.keep(known, resolved, &mut evolution, &mut misfits)?,
+                Some(known) => self.keep(known, resolved, Rows::Copy, &mut evolution)?,
                 None => self.add(resolved, Rows::Copy, &mut evolution, &mut misfits)?,
             }
         }
@@ -232,7 +237,8 @@ pub fn followed(known: &Shape, relation: &Relation, numbers: &[i16], table: &Tab
             type_id: resolved.column.type_id,
             type_modifier: resolved.column.type_modifier,
             not_null: match resolved.definition {
-                Some(definition) => definition.not_null,
+                // A column is added without NOT NULL where no value comes with it: that is followed when the table is described next.
+                Some(definition) => definition.not_null && (before.is_some() || definition.missing_value.is_some()),
                 None => before.is_some_and(|known| known.not_null),
             },
             sequence: match resolved.definition {
@@ -247,6 +253,7 @@ pub fn followed(known: &Shape, relation: &Relation, numbers: &[i16], table: &Tab
         // A rewrite that the stream has not come to yet must still be noticed then.
         attributes: if current { now.attributes } else { known.attributes.max(highest) },
         storage: if current { now.storage } else { known.storage.clone() },
+        files: if current { now.files } else { known.files.clone() },
         partitions: now.partitions,
         unique: now.unique,
         labels: now.labels,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Attempt, Change, Evolution, Obstacle, Resolved, Rows, Undo};
 use crate::pg::{Column, Ident};
 use crate::plan::fit::{self, Misfit};
-use crate::plan::schema::{ColumnDefinition, IndexDefinition};
+use crate::plan::schema::{ColumnDefinition, GeneratedColumn, IndexDefinition};
 use crate::plan::shape::ShapeColumn;
 use crate::plan::sql::evolve as sql;
 
@@ -141,47 +141,24 @@ impl Change<'_> {
         &self,
         known: &ShapeColumn,
         resolved: &Resolved<'_>,
+        rows: Rows,
         evolution: &mut Evolution,
-        misfits: &mut Vec<Misfit>,
     ) -> Result<(), Obstacle> {
         let Resolved { column, number, definition } = resolved;
         // A column that the operator has dropped here is for `fit` to report.
         let Some(here) = self.here(known, column) else { return Ok(()) };
         let name = &column.name;
-        if (known.type_id, known.type_modifier) != (column.type_id, column.type_modifier)
-            && !fit::column_takes(column, self.source.types, here, self.destination.types)
-        {
-            let types = [self.source.types, self.destination.types];
-            let sql = |id, modifier| types.iter().find_map(|types| fit::type_sql(id, modifier, types));
-            let shown = |id, modifier| sql(id, modifier).unwrap_or_else(|| "another type".to_owned());
-            let (before, after) =
-                (shown(known.type_id, known.type_modifier), shown(column.type_id, column.type_modifier));
-            let wanted = match definition {
-                Some(definition) => Some((self.creation.type_sql)(definition)),
-                // The catalog is ahead of the stream and has another type by now, or no such column.
-                None => sql(column.type_id, column.type_modifier),
-            };
-            match wanted {
-                Some(wanted) if self.widened(known, column) => {
-                    evolution.statements.push(sql::alter_type(&self.known.name, name, &wanted));
-                    evolution.told.push(format!("column {name} was {before} and is now {after}"));
-                }
-                None => return Err(Obstacle::Copy(format!("column {name} has had several types meanwhile"))),
-                Some(_) => misfits.push(Misfit {
-                    problem: format!("column {name} was {before} and is now {after} at the source"),
-                    remedy: Some(format!(
-                        "ALTER TABLE {} ALTER COLUMN {name} TYPE {after} USING {name}::{after};",
-                        self.known.name
-                    )),
-                }),
-            }
+        if (known.type_id, known.type_modifier) != (column.type_id, column.type_modifier) {
+            self.change_type(known, (resolved, here), rows, evolution)?;
         }
         let Some(definition) = definition else { return Ok(()) };
         let filled = here.default.is_some() || here.identity.is_some() || here.generated.is_some();
         if !known.sequence && !filled {
             evolution.sequences.extend(self.sequence_of(definition));
         }
-        if definition.not_null == known.not_null || here.not_null == definition.not_null {
+        // What is remembered may be ahead of the destination: its own column counts.
+        let relaxed = known.not_null && !definition.not_null;
+        if here.not_null == definition.not_null || !(definition.not_null || relaxed) {
             return Ok(());
         }
         if definition.not_null {
@@ -197,6 +174,51 @@ impl Change<'_> {
             evolution.statements.push(sql::drop_not_null(&self.known.name, name));
             evolution.told.push(format!("column {name} is no longer NOT NULL"));
         }
+        Ok(())
+    }
+
+    /// A column has another type. Without a rewrite of the source's table its values are what they were, and follow; otherwise
+    /// nobody knows which expression has made them, and only a copy has them. For that the destination's column must be able to
+    /// hold them: what the cast makes of the old rows until then is near enough.
+    fn change_type(
+        &self,
+        known: &ShapeColumn,
+        (resolved, here): (&Resolved<'_>, &ColumnDefinition),
+        rows: Rows,
+        evolution: &mut Evolution,
+    ) -> Result<(), Obstacle> {
+        let Resolved { column, definition, .. } = resolved;
+        let name = &column.name;
+        let types = [self.source.types, self.destination.types];
+        let type_sql = |id, modifier| types.iter().find_map(|types| fit::type_sql(id, modifier, types));
+        let shown = |id, modifier| type_sql(id, modifier).unwrap_or_else(|| "another type".to_owned());
+        let (before, after) = (shown(known.type_id, known.type_modifier), shown(column.type_id, column.type_modifier));
+        let takes = fit::column_takes(column, self.source.types, here, self.destination.types);
+        let widened = self.widened(known, column);
+        let rewritten = self.known.was_rewritten(self.source.table);
+        if rows == Rows::Stream && (rewritten || !(takes || widened)) {
+            return Err(Obstacle::Copy(format!("column {name} was {before} and is now {after}")));
+        }
+        if takes {
+            return Ok(());
+        }
+        let table = &self.known.name;
+        let wanted = match definition {
+            Some(definition) => Some((self.creation.type_sql)(definition)),
+            // The catalog is ahead of the stream and has another type by now, or no such column.
+            None => type_sql(column.type_id, column.type_modifier),
+        };
+        match (wanted, definition) {
+            (Some(wanted), _) if widened => evolution.statements.push(sql::alter_type(table, name, &wanted)),
+            (Some(wanted), Some(definition)) => {
+                let statements = sql::cast_type(table, (definition, here), &wanted, self.creation);
+                let remedy = sql::empty_type(table, name, &wanted);
+                evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
+                evolution.statements.extend(statements);
+            }
+            (_, _) => return Err(Obstacle::Copy(format!("column {name} has had several types meanwhile"))),
+        }
+        evolution.told.push(format!("column {name} was {before} and is now {after}"));
         Ok(())
     }
 
@@ -219,7 +241,10 @@ impl Change<'_> {
     ) -> Result<(), Obstacle> {
         let Some(definition) = resolved.definition else { return Ok(()) };
         let name = &definition.name;
-        let rewritten = self.known.storage != self.source.table.storage.as_deref().unwrap_or_default();
+        if rows == Rows::Stream && definition.number <= self.known.attributes {
+            return Err(Obstacle::Copy(format!("column {name} was not published before, or was generated")));
+        }
+        let rewritten = self.known.was_moved(self.source.table);
         if rows == Rows::Stream && definition.generated.is_none() && definition.missing_value.is_none() && rewritten {
             return Err(Obstacle::Copy(format!(
                 "column {name} was added and the table rewritten, so its old rows hold values that did not come through the stream"
@@ -239,6 +264,12 @@ impl Change<'_> {
             evolution.sequences.extend(self.sequence_of(definition));
             return Ok(());
         };
+        // It was generated at the source, too.
+        if here.generated == Some(GeneratedColumn::Stored) && definition.generated.is_none() && rows == Rows::Copy {
+            evolution.statements.push(sql::drop_expression(table, name));
+            evolution.told.push(format!("column {name} is not generated any more"));
+            return Ok(());
+        }
         // Prepared by the operator; or it stayed when a column of this name was dropped.
         if !fit::column_takes(resolved.column, self.source.types, here, self.destination.types) {
             misfits.push(Misfit {

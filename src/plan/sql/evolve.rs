@@ -18,6 +18,47 @@ pub fn alter_type(table: &QualifiedName, column: &Ident, wanted: &str) -> String
     format!("ALTER TABLE {} ALTER COLUMN {} TYPE {wanted}", table.sql(), column.sql())
 }
 
+/// Gives a column another type by way of its text, with the source's default. What that makes of its values is for a copy to put
+/// right.
+pub fn cast_type(
+    table: &QualifiedName,
+    (column, here): (&ColumnDefinition, &ColumnDefinition),
+    wanted: &str,
+    creation: &Creation<'_>,
+) -> Vec<String> {
+    let (table, name) = (table.sql(), column.name.sql());
+    let mut statements = Vec::new();
+    let of_its_own = here.own_sequence().is_some() || here.identity.is_some();
+    if here.default.is_some() && !of_its_own {
+        statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
+    }
+    statements.push(format!(
+        "ALTER TABLE {table} ALTER COLUMN {name} TYPE {wanted} USING CAST(CAST({name} AS text) AS {wanted})"
+    ));
+    let default = column
+        .default
+        .as_deref()
+        .filter(|_| !of_its_own && column.own_sequence().is_none() && column.generated.is_none());
+    // One that is not taken over is among what the destination lacks.
+    if let Some(Ok(expression)) = default.map(|text| creation.default(column, text)) {
+        statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT {expression}"));
+    }
+    statements
+}
+
+/// Gives a column another type whatever its values are, as an operator may run it: a copy brings them.
+pub fn empty_type(table: &QualifiedName, column: &Ident, wanted: &str) -> String {
+    format!(
+        "ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;\nALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT;\n\
+         ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING NULL;"
+    )
+}
+
+/// Makes a generated column an ordinary one; its values stay.
+pub fn drop_expression(table: &QualifiedName, column: &Ident) -> String {
+    format!("ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION", table.sql(), column.sql())
+}
+
 /// Forbids NULLs.
 pub fn set_not_null(table: &QualifiedName, column: &Ident) -> String {
     format!("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL", table.sql(), column.sql())

@@ -107,6 +107,8 @@ pub struct Assembler {
     committed: Lsn,
     /// How many messages have come.
     heard: u64,
+    /// Tables that were truncated, and the (sub)transaction that did it where the source says which.
+    truncated: Vec<(RelationId, u32)>,
 }
 
 /// The transaction between its Begin and its Commit.
@@ -149,6 +151,7 @@ impl Assembler {
             received: resumed_from,
             committed: resumed_from,
             heard: 0,
+            truncated: Vec::new(),
         }
     }
 
@@ -204,6 +207,10 @@ impl Assembler {
                 for id in truncate.relations {
                     relations.extend(self.wanted(xid, id)?);
                 }
+                let transaction = xid.or(self.open.as_ref().map(|open| open.begin.xid));
+                if let Some(transaction) = transaction {
+                    self.truncated.extend(relations.iter().map(|relation| (relation.id, transaction)));
+                }
                 if !relations.is_empty() {
                     // CASCADE is resolved at the source: the message names every published table that it reached.
                     self.change(xid, Change::Truncate { relations, restart_identity: truncate.restart_identity })?;
@@ -254,6 +261,12 @@ impl Assembler {
     pub fn in_progress(&self, xid: u32) -> Option<(u64, &[Arc<Relation>])> {
         let stream = self.streams.as_ref()?.get(&xid)?;
         Some((stream.end, &stream.numbered))
+    }
+
+    /// The tables that were truncated since this was asked last, each with the transaction that did it: a subtransaction's xid is
+    /// known in streams only.
+    pub fn take_truncated(&mut self) -> Vec<(RelationId, u32)> {
+        std::mem::take(&mut self.truncated)
     }
 
     /// The next step or order, if one is ready.

@@ -1,0 +1,107 @@
+//! What is remembered of the source's catalog, to tell whether its tables' rows are still those that the stream has told of.
+//!
+//! One document a table, in headwater.shapes. Written when a snapshot is published, in the same transaction, from what was read
+//! under the locks of the copy; and by the pipeline when it has found that a difference concerns no rows. Read at every start, and by
+//! the monitor when the source's digest is another one. What an older version has written has none: then there is nothing to
+//! compare with, and what is there now is remembered.
+
+use std::collections::HashMap;
+
+use super::error::DestinationError;
+use crate::pg::{QualifiedName, RelationId, quote_literal};
+use crate::plan::fingerprint::Fingerprint;
+use crate::session::{FingerprintFacts, SqlClient};
+
+const DOING: &str = "reading headwater.shapes";
+
+/// A table that is followed, and what is remembered of it.
+#[derive(Clone, Debug)]
+pub struct RememberedTable {
+    /// Its name.
+    pub name: QualifiedName,
+    /// The facts; `None` from a version that knew none, or others.
+    pub facts: Option<FingerprintFacts>,
+}
+
+/// What is remembered of the tables that are followed.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn remembered_fingerprints(
+    client: &SqlClient,
+) -> Result<HashMap<RelationId, RememberedTable>, DestinationError> {
+    let sql = "SELECT t.source_id, t.schema_name, t.table_name, pg_catalog.to_jsonb(s) ->> 'fingerprint'
+               FROM headwater.tables t JOIN headwater.shapes s ON s.source_id = t.source_id WHERE t.state = 'live'";
+    let rows = client.query(DOING, sql, &[]).await?;
+    let read = rows.iter().map(|row| {
+        let facts = row.get::<_, Option<&str>>(3).map(FingerprintFacts::from_document).transpose()?.flatten();
+        let name = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
+        Ok((RelationId(row.get(0)), RememberedTable { name, facts }))
+    });
+    read.collect()
+}
+
+/// What is remembered of all tables, those too that wait for a copy.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn all_fingerprints(client: &SqlClient) -> Result<Vec<Fingerprint>, DestinationError> {
+    // An earlier version's bookkeeping has none, until the stream begins.
+    let sql = "SELECT pg_catalog.to_jsonb(s) ->> 'fingerprint' FROM headwater.shapes s";
+    let rows = client.query(DOING, sql, &[]).await?;
+    let mut read = Vec::new();
+    for text in rows.iter().filter_map(|row| row.get::<_, Option<&str>>(0)) {
+        if let Some(facts) = FingerprintFacts::from_document(text)? {
+            read.push(facts.read()?);
+        }
+    }
+    Ok(read)
+}
+
+/// Remembers facts of a table whose shape is remembered; for a transaction of the caller's.
+pub(super) fn remember(table: RelationId, facts: &FingerprintFacts) -> String {
+    let document = quote_literal(&facts.to_document());
+    format!("UPDATE headwater.shapes SET fingerprint = {document} WHERE source_id = {table}")
+}
+
+/// What is to be remembered of a table whose rows are those that the stream tells of.
+#[derive(Clone, Debug)]
+pub struct NewFacts {
+    /// The table.
+    pub table: RelationId,
+    /// What was remembered when it was looked at.
+    pub before: Option<FingerprintFacts>,
+    /// What is now.
+    pub facts: FingerprintFacts,
+    /// The same, as it was read.
+    pub now: Fingerprint,
+}
+
+/// Remembers facts that differ from those of before in nothing that concerns rows, unless others were remembered meanwhile. The
+/// partitions that they name are known from now on. One statement for all tables.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn remember_fingerprints(client: &SqlClient, new: &[NewFacts]) -> Result<(), DestinationError> {
+    let tables: Vec<u32> = new.iter().map(|new| new.table.0).collect();
+    let before: Vec<Option<&str>> =
+        new.iter().map(|new| new.before.as_ref().map(|facts| facts.digest.as_str())).collect();
+    let documents: Vec<String> = new.iter().map(|new| new.facts.to_document()).collect();
+    let partitions: Vec<String> = new
+        .iter()
+        .map(|NewFacts { table, now, .. }| {
+            let members = now.members.iter().filter(|member| member.id != table.0);
+            serde_json::Value::from_iter(members.map(|member| member.id)).to_string()
+        })
+        .collect();
+    let sql = "UPDATE headwater.shapes s
+               SET fingerprint = n.document::json,
+                   shape = pg_catalog.jsonb_set(s.shape::jsonb, '{partitions}', n.partitions::jsonb)::json
+               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[]),
+                   pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS n (id, before, document, partitions)
+               WHERE s.source_id = n.id AND n.before IS NOT DISTINCT FROM
+                   CASE WHEN (s.fingerprint ->> 'format')::int8 = $5 THEN s.fingerprint ->> 'digest' END";
+    let format = i64::from(FingerprintFacts::FORMAT);
+    client.query("writing headwater.shapes", sql, &[&tables, &before, &documents, &partitions, &format]).await?;
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Whether the rows of the tables that are followed may be others than the stream has told of.
+//!
+//! Asked by `attempt` before a stream begins and by `monitor` on its clock. In come a session with the source and what is
+//! remembered of the tables; out goes a [`Look`], in which every difference has found its place. The judgement is
+//! [`crate::plan::fingerprint`]'s; here the catalog is asked: for digests of all tables at once, and for the facts of those
+//! whose digest is another one.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use crate::destination::{Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope};
+use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
+use crate::plan::fingerprint::Verdict;
+use crate::session::{SessionError, SqlClient, fingerprint_digests, fingerprint_facts};
+use crate::telemetry::Telemetry;
+
+/// What has become of the tables that are followed.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// Their rows may be others: each with the reason.
+    pub(super) differ: Vec<(QualifiedName, String)>,
+    /// The same, unless the stream tells of a TRUNCATE on its way to [`Look::read_at`].
+    pub(super) doubt: Vec<Doubt>,
+    /// They are called otherwise now: the name that is followed, and the OID.
+    pub(super) renamed: Vec<(QualifiedName, RelationId, QualifiedName)>,
+    /// What is to be remembered of the others.
+    pub(super) harmless: Vec<NewFacts>,
+    /// How far the source's WAL was when all this had been read.
+    pub(super) read_at: Lsn,
+}
+
+/// A table of which the catalog cannot tell whether its rows are others.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) table: RelationId,
+    pub(super) name: QualifiedName,
+    pub(super) digest: String,
+    pub(super) reason: String,
+}
+
+/// Transactions by which the stream has told that a table was truncated.
+pub(super) type Truncations = HashMap<RelationId, VecDeque<u32>>;
+
+/// Compares the tables with what is remembered of them.
+pub(super) async fn look(
+    source: &SqlClient,
+    publication: &Ident,
+    remembered: &HashMap<RelationId, RememberedTable>,
+    truncations: &Truncations,
+) -> Result<Look, SessionError> {
+    let ids: Vec<RelationId> = remembered.keys().copied().collect();
+    let digests = fingerprint_digests(source, &ids, publication).await?;
+    let is_new = |table: &RelationId| {
+        let before = remembered.get(table).and_then(|known| known.facts.as_ref()).map(|facts| &facts.digest);
+        digests.get(table).is_some_and(|now| Some(now) != before)
+    };
+    let changed: Vec<RelationId> = ids.into_iter().filter(is_new).collect();
+    let mut found = Look::default();
+    if changed.is_empty() {
+        return Ok(found);
+    }
+    for (table, facts) in fingerprint_facts(source, &changed, publication).await? {
+        let Some(RememberedTable { name, facts: before }) = remembered.get(&table) else { continue };
+        let now = facts.read()?;
+        if let Some(renamed) = now.name(table).filter(|now| now != name) {
+            found.renamed.push((name.clone(), table, renamed));
+            continue;
+        }
+        let truncated_by: BTreeSet<u32> = truncations.get(&table).into_iter().flatten().copied().collect();
+        let verdict = match before {
+            Some(before) => before.read()?.compare(&now, table, &truncated_by),
+            None => now.alone(),
+        };
+        match verdict {
+            Verdict::Same => found.harmless.push(NewFacts { table, before: before.clone(), facts, now }),
+            Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),
+            Verdict::Doubt(reason) => {
+                found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason });
+            }
+        }
+    }
+    found.read_at = end_of_wal(source).await?;
+    Ok(found)
+}
+
+/// How far the source's WAL is written; everything that a question before this has seen stands before it.
+async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
+    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+               ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
+    let row = source.query_one("asking how far the source is", sql, &[]).await?;
+    let text: Option<&str> = row.get(0);
+    let parsed = text.and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| SessionError::protocol("asking how far the source is", "no position"))
+}
+
+/// Has a table compared with the source whose rows are in doubt: it is copied beside the stream, which goes on meanwhile.
+pub(super) async fn ask_for_comparison(
+    bookkeeping: &Bookkeeping,
+    telemetry: &Telemetry,
+    doubt: &Doubt,
+) -> Result<(), DestinationError> {
+    let Doubt { name, reason, .. } = doubt;
+    if bookkeeping.requests().await?.iter().any(|request| request.scope.contains(name)) {
+        return Ok(());
+    }
+    bookkeeping.request(&Scope::Tables(vec![name.clone()]), Origin::Changed, None).await?;
+    let text = format!(
+        "table {name}: {reason}, and the stream has not told why: it is compared with the source, and goes on meanwhile"
+    );
+    telemetry.warning("schema", text);
+    Ok(())
+}

@@ -1,0 +1,398 @@
+//! What is done to a table at the source and is in no message of the stream: values rewritten, leaves emptied and taken away,
+//! tables that were unlogged or out of the publication for a while. Nobody writes the tables afterwards.
+
+use crate::set_aside::all_live;
+use crate::support::{Database, Service, Setup, eventually};
+
+/// Waits until the rows of a table are the source's.
+async fn becomes_equal(database: &Database, table: &str) {
+    let rows = format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t");
+    eventually(&format!("table {table} is equal"), || async {
+        (database.destination_value(&rows).await == database.source_value(&rows).await).then_some(())
+    })
+    .await;
+}
+
+/// Streams the tables, makes all changes, and waits until every table is equal and followed.
+async fn found(name: &str, tables: &[&str], schema: &str, changes: &str) -> String {
+    let database = Database::new(name, tables, schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source(changes).await;
+    for table in tables {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.streams().await;
+    let log = service.log();
+    service.stop().await;
+    log
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_alter_table_has_rewritten_are_copied_though_their_type_fits() {
+    let log = found(
+        "rewritten",
+        &["price", "digits", "instants", "words", "other"],
+        "CREATE TABLE price (id int PRIMARY KEY, v int); INSERT INTO price VALUES (1, 1), (2, 2);
+         CREATE TABLE digits (id int PRIMARY KEY, v numeric); INSERT INTO digits VALUES (1, 1.23456), (2, 2);
+         CREATE TABLE instants (id int PRIMARY KEY, v timestamp); INSERT INTO instants VALUES (1, '2026-01-01 00:00:00.6');
+         CREATE TABLE words (id int PRIMARY KEY, v text); INSERT INTO words VALUES (1, 'Word');
+         CREATE TABLE other (id int PRIMARY KEY, v int); INSERT INTO other VALUES (1, 1);",
+        "ALTER TABLE price ALTER v TYPE int USING v * 100; ALTER TABLE digits ALTER v TYPE numeric(10,2);
+         ALTER TABLE instants ALTER v TYPE timestamp(0); ALTER TABLE words ALTER v TYPE text USING lower(v);",
+    )
+    .await;
+    assert!(log.contains("the table was rewritten, and the values of column v may be others"), "{log}");
+    assert!(!log.contains("table public.other has rows and will be reconciled"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaves_that_are_emptied_dropped_detached_or_attached_with_rows_are_noticed() {
+    let tree = |name: &str| {
+        format!(
+            "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10);
+             CREATE TABLE {name}_2 PARTITION OF {name} FOR VALUES FROM (10) TO (20);
+             INSERT INTO {name} SELECT i, 'v' FROM generate_series(1, 19) i;"
+        )
+    };
+    let tables = ["emptied", "dropped", "detached", "attached", "awhile"];
+    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
+    let log = found(
+        "leaves",
+        &tables,
+        &schema.join("\n"),
+        "TRUNCATE emptied_1; DROP TABLE dropped_1; ALTER TABLE detached DETACH PARTITION detached_1;
+         CREATE TABLE attached_3 (id int NOT NULL PRIMARY KEY, v text); INSERT INTO attached_3 VALUES (25, 'brought');
+         ALTER TABLE attached ATTACH PARTITION attached_3 FOR VALUES FROM (20) TO (30);
+         ALTER TABLE awhile DETACH PARTITION awhile_1; INSERT INTO awhile_1 VALUES (0, 'not sent');
+         ALTER TABLE awhile ATTACH PARTITION awhile_1 FOR VALUES FROM (0) TO (10);",
+    )
+    .await;
+    assert!(log.contains("partition public.dropped_1 was dropped or detached"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_written_while_a_table_was_unlogged_or_out_of_the_publication_are_found() {
+    let name = "unlogged";
+    let database = Database::new(
+        name,
+        &["trip", "left"],
+        "CREATE TABLE trip (id int PRIMARY KEY, v int); INSERT INTO trip VALUES (1, 1);
+         CREATE TABLE \"left\" (id int PRIMARY KEY, v int); INSERT INTO \"left\" VALUES (1, 1);",
+    )
+    .await;
+    let setup = Setup { tables: vec!["trip".to_owned(), "\"left\"".to_owned()], ..Setup::of(&database) };
+    database.at_source(&format!("CREATE PUBLICATION {0} FOR TABLE trip, \"left\"", database.name)).await;
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source(&format!(
+            "ALTER PUBLICATION {0} DROP TABLE trip; ALTER TABLE trip SET UNLOGGED; INSERT INTO trip VALUES (2, 2);
+             ALTER TABLE trip SET LOGGED; ALTER PUBLICATION {0} ADD TABLE trip;
+             ALTER PUBLICATION {0} DROP TABLE \"left\"; INSERT INTO \"left\" VALUES (2, 2);
+             ALTER PUBLICATION {0} ADD TABLE \"left\"",
+            database.name
+        ))
+        .await;
+    becomes_equal(&database, "trip").await;
+    becomes_equal(&database, "\"left\"").await;
+    all_live(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_were_moved_to_other_files_stay_as_they_are() {
+    let database = Database::new(
+        "moved",
+        &["t", "plain", "third"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i;
+         CREATE TABLE plain (id int PRIMARY KEY, v int); INSERT INTO plain SELECT i, i FROM generate_series(1, 100) i;
+         CREATE TABLE third (id int PRIMARY KEY, v varchar(20)); INSERT INTO third SELECT i, 'v' FROM generate_series(1, 100) i;",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let statistics = "ALTER TABLE third ALTER v SET STATISTICS 7";
+    for statement in ["VACUUM FULL t", "CLUSTER t USING t_pkey", "TRUNCATE plain", statistics, "VACUUM FULL t"] {
+        database.at_source(statement).await;
+    }
+    file_is_known(&database, "t").await;
+    database.assert_catches_up().await;
+    not_copied(&service);
+    service.stop().await;
+}
+
+/// Waits until the monitor has seen the file that a table has by now.
+async fn file_is_known(database: &Database, table: &str) {
+    let file = format!("SELECT relfilenode::text FROM pg_class WHERE oid = '{table}'::regclass");
+    let now = database.source_value(&file).await.expect("a file");
+    let known = format!(
+        "SELECT (fingerprint::text LIKE '%, {now}, %')::text FROM headwater.shapes WHERE shape ->> 'name' LIKE '%\"{table}\"%'"
+    );
+    eventually("the monitor knows the new file", || async {
+        (database.destination_value(&known).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+}
+
+fn not_copied(service: &Service) {
+    let log = service.log();
+    assert!(!log.contains("copied anew") && !log.contains("compared with the source"), "{log}");
+}
+
+const HARMLESS: &[&str] = &[
+    "CREATE INDEX ON t (v)",
+    "CREATE UNIQUE INDEX t_v ON t (v, id); DROP INDEX t_v",
+    "ANALYZE",
+    "GRANT SELECT ON t, tree TO PUBLIC",
+    "COMMENT ON TABLE t IS 'a comment'; ALTER TABLE t SET (fillfactor = 70)",
+    "ALTER TABLE t ADD COLUMN constant int DEFAULT 5",
+    "ALTER TABLE t ADD COLUMN empty text",
+    "UPDATE t SET v = v || '.' WHERE id = 1",
+    "VACUUM FULL t",
+    "ALTER TABLE t ALTER v TYPE varchar(50)",
+    "UPDATE t SET v = v || '.' WHERE id = 2",
+    "ALTER TABLE t ALTER empty SET STATISTICS 7; ALTER TABLE t ALTER constant SET DEFAULT 6",
+    "ALTER TABLE t RENAME v TO w; ALTER TABLE t RENAME id TO number; ALTER TABLE t RENAME number TO id",
+    "UPDATE t SET w = w || '.' WHERE id = 3",
+    "ALTER TABLE t ADD CHECK (id > 0); ALTER TABLE t ALTER w SET NOT NULL; ALTER TABLE t REPLICA IDENTITY FULL",
+    "ALTER TYPE mood ADD VALUE 'fine'; ALTER TYPE mood RENAME TO humour; ALTER TYPE humour RENAME TO mood",
+    "ALTER TYPE pair RENAME ATTRIBUTE a TO b",
+    "UPDATE t SET w = w || '.' WHERE id = 4",
+    "ALTER TABLE t REPLICA IDENTITY DEFAULT",
+    "CREATE TABLE tree_2 PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (11, 'new')",
+    "ALTER TABLE tree_2 RENAME TO tree_second; ALTER TABLE tree ADD COLUMN added text; UPDATE tree SET v = 'w' WHERE id = 11",
+    "VACUUM FULL t",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_touch_no_values_lead_to_no_copy_whoever_sees_them_and_when() {
+    let database = Database::new(
+        "harmless",
+        &["t", "tree"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int);
+         CREATE TABLE t (id int PRIMARY KEY, v varchar(20), m mood, p pair,
+             g int GENERATED ALWAYS AS (id * 2) STORED);
+         INSERT INTO t (id, v, m) SELECT i, 'v', 'ok' FROM generate_series(1, 100) i;
+         CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE tree_1 PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'v');",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    for statements in HARMLESS {
+        for statement in statements.split("; ") {
+            database.at_source(statement).await;
+        }
+        // The value of an added column for old rows is in the catalog until VACUUM FULL puts it into them.
+        if statements.starts_with("UPDATE") {
+            database.caught_up().await;
+        }
+    }
+    file_is_known(&database, "t").await;
+    database.assert_catches_up().await;
+    not_copied(&service);
+    service.stop().await;
+    // And while nobody looks: what the next start finds.
+    for statement in ["ALTER TABLE t ALTER constant SET STATISTICS 9", "VACUUM FULL t", "GRANT SELECT ON t TO PUBLIC"] {
+        database.at_source(statement).await;
+    }
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET w = w || '.' WHERE id = 5").await;
+    file_is_known(&database, "t").await;
+    database.assert_catches_up().await;
+    not_copied(&service);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_version_remembers_leads_to_no_copy_and_is_completed() {
+    let database = Database::new(
+        "earlier",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t SELECT i, 'v', i FROM generate_series(1, 100) i;",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    database
+        .at_destination(
+            "ALTER TABLE headwater.shapes DROP COLUMN fingerprint;
+             UPDATE headwater.shapes SET shape = (shape::jsonb - 'files')::json",
+        )
+        .await;
+    database.at_source("INSERT INTO t VALUES (101, 'w', 1)").await;
+    database.at_source("VACUUM FULL t").await;
+    let service = setup.start();
+    service.streams().await;
+    file_is_known(&database, "t").await;
+    database.assert_catches_up().await;
+    not_copied(&service);
+    database.at_source("ALTER TABLE t ALTER n TYPE int USING n * 100").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    service.stop().await;
+    // Facts of another form count as none.
+    database
+        .at_destination(
+            "UPDATE headwater.shapes SET fingerprint = '{\"format\": 999, \"digest\": \"x\", \"facts\": 7}'",
+        )
+        .await;
+    let service = setup.start();
+    service.streams().await;
+    file_is_known(&database, "t").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_are_rewritten_where_schema_changes_stop_halt_with_the_way_out() {
+    let database = Database::new(
+        "rewrittenstop",
+        &["t", "other"],
+        "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 100) i;
+         CREATE TABLE other (id int PRIMARY KEY);",
+    )
+    .await;
+    let setup = Setup::of(&database).setting("schema_changes = \"stop\"");
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source("ALTER TABLE t ALTER n TYPE int USING n * 100").await;
+    service.says("The table was rewritten, and the values of column n may be others.").await;
+    service.is("waiting").await;
+    setup.command(&["resnapshot", "t"]).await.exits(0);
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_that_is_renamed_is_renamed_here_for_every_table_that_uses_it() {
+    let log = found(
+        "relabelled",
+        &["a", "b", "c"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok', 'fine');
+         CREATE TABLE a (id int PRIMARY KEY, m mood); INSERT INTO a VALUES (1, 'sad'), (2, 'ok');
+         CREATE TABLE b (id int PRIMARY KEY, m mood[]); INSERT INTO b VALUES (1, '{sad,fine}');
+         CREATE TABLE c (id int PRIMARY KEY); INSERT INTO c VALUES (1);",
+        "INSERT INTO a VALUES (3, 'fine'); ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'ok' TO 'sad';
+         ALTER TYPE mood RENAME VALUE 'x' TO 'ok'; INSERT INTO a VALUES (4, 'sad'); UPDATE b SET m = m || 'ok'::mood",
+    )
+    .await;
+    assert!(!log.contains("table public.c has rows and will be reconciled"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_column_that_becomes_an_ordinary_one_is_not_called_added_and_takes_its_values() {
+    let log = found(
+        "expression",
+        &["g"],
+        "CREATE TABLE g (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED);
+         INSERT INTO g (id, n) VALUES (1, 3);",
+        "ALTER TABLE g ALTER COLUMN g DROP EXPRESSION; INSERT INTO g VALUES (2, 4, 777)",
+    )
+    .await;
+    assert!(!log.contains("column g was added") && !log.contains("column g was dropped"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_of_a_composite_type_that_are_replaced_are_replaced_here() {
+    found(
+        "attributes",
+        &["c"],
+        "CREATE TYPE pair AS (a int, b text); CREATE TABLE c (id int PRIMARY KEY, p pair); INSERT INTO c VALUES (1, '(1,x)');",
+        "ALTER TYPE pair DROP ATTRIBUTE b, ADD ATTRIBUTE d text",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaf_that_becomes_unlogged_suspends_its_table_until_it_is_logged_again() {
+    let database = Database::new(
+        "unloggedleaf",
+        &["t", "other"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1, 'v');
+         CREATE TABLE other (id int PRIMARY KEY);",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source("ALTER TABLE t_1 SET UNLOGGED; INSERT INTO t VALUES (2, 'never sent')").await;
+    let told = "partition public.t_1 of table public.t is unlogged: its rows never come";
+    service.says(told).await;
+    setup.command(&["check"]).await.exits(1).says(&[told, "ALTER TABLE public.t_1 SET LOGGED;"]);
+    database.at_source("INSERT INTO other VALUES (1)").await;
+    database.caught_up().await;
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM other").await.as_deref(), Some("1"));
+    database.at_source("ALTER TABLE t_1 SET LOGGED").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_swapped_for_another_is_published_copied_and_followed() {
+    let database = Database::new(
+        "swapped",
+        &["t", "other"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old');
+         CREATE TABLE t_new (LIKE t INCLUDING ALL); INSERT INTO t_new VALUES (1, 'new');
+         CREATE TABLE other (id int PRIMARY KEY);",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source("BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT; INSERT INTO t VALUES (2, 'more')")
+        .await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.at_source("INSERT INTO t VALUES (3, 'followed'); UPDATE t_old SET v = 'nobody''s'").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_table_that_nobody_writes_halts_and_its_new_name_stays_in_the_message() {
+    let database = Database::new(
+        "renamedidle",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v');",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source("ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u").await;
+    let told = "table public.t is now called public.u at the source";
+    service.says(told).await;
+    service.is("waiting").await;
+    // The attempts that follow meet it at their start.
+    eventually("it has started again and again", || async {
+        let restarts = service.metric("headwater_restarts_total{reason=\"publication\"}").await?;
+        (restarts >= 3.0).then_some(())
+    })
+    .await;
+    assert!(service.get("/readyz").await.is_some_and(|(status, reason)| status == 503 && reason.contains(told)));
+    assert!(!service.log().contains("is a view") && !service.log().contains("not found"), "{}", service.log());
+    database.at_source("DROP VIEW t; ALTER TABLE u RENAME TO t; INSERT INTO t VALUES (2, 'w')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
