@@ -257,6 +257,13 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TABLE,…", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub(super) resnapshot: Option<String>,
 
+    /// The source was upgraded by pg_upgrade, which has kept the slot: continue from there without a copy.
+    ///
+    /// pg_upgrade gives the cluster another system identifier, so that without this flag it is taken for another source. Give it
+    /// once, and only for a cluster that pg_upgrade (17 or later) has made of the one that fed the destination.
+    #[arg(long, conflicts_with = "resnapshot")]
+    pub(super) accept_source_identity: bool,
+
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogStyle::Human, env = "HEADWATER_LOG_FORMAT")]
     pub(super) log_format: LogStyle,

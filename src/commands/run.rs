@@ -65,7 +65,8 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     telemetry::notify_service_manager(Arc::clone(&telemetry), stopping.clone());
     let shown = tokio::spawn(display::show_snapshots(Arc::clone(&telemetry)));
     let log_format = options.log_format;
-    let ended = pipeline::run(config, RunOptions { resnapshot }, Arc::clone(&telemetry), stopping).await;
+    let wanted = RunOptions { resnapshot, accept_source_identity: options.accept_source_identity };
+    let ended = pipeline::run(config, wanted, Arc::clone(&telemetry), stopping).await;
     display::end(shown).await;
     telemetry.set_state(State::Stopped, None);
     match ended {

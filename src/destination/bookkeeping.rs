@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::error::DestinationError;
 use super::owner::unusable_bookkeeping;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline};
-use crate::session::{SessionError, Sql, SqlClient, SqlState};
+use crate::session::{SessionError, Sql, SqlClient, SqlState, SystemIdentification};
 
 const SCHEMA: &str = include_str!("../../sql/bookkeeping.sql");
 
@@ -292,6 +292,38 @@ impl Bookkeeping {
         let (number, history) = (number_of(timeline), history_of(timeline));
         self.client.execute("writing headwater.stream", sql, &[&number, &history, &database, &database_id]).await?;
         Ok(())
+    }
+
+    /// Records another cluster as the source, with the position at which it continues the stored one.
+    ///
+    /// # Errors
+    /// [`DestinationError`]; the position is not `previous`.
+    pub async fn accept_source(
+        &self,
+        source: &SystemIdentification,
+        (database, database_id): (&str, u32),
+        previous: Lsn,
+        next: Lsn,
+    ) -> Result<(), DestinationError> {
+        let sql = "WITH moved AS (UPDATE headwater.position SET position = $1::text::pg_lsn
+                                  WHERE position = $2::text::pg_lsn RETURNING position)
+                   UPDATE headwater.stream SET system_identifier = $3, timeline = $4, timeline_history = $5,
+                          source_database = $6, source_database_id = $7
+                   WHERE state = 'live' AND EXISTS (SELECT FROM moved)";
+        let (number, history) = (number_of(&source.timeline), history_of(&source.timeline));
+        let (next, from) = (next.to_string(), previous.to_string());
+        let changed = self
+            .client
+            .execute(
+                "writing headwater.stream",
+                sql,
+                &[&next, &from, &source.system_identifier, &number, &history, &database, &database_id],
+            )
+            .await?;
+        if changed == 1 {
+            return Ok(());
+        }
+        Err(DestinationError::PositionMoved { expected: previous, found: self.position().await?.unwrap_or_default() })
     }
 
     /// Remembers that a copy was not published, and why: it is not made again before an operator asks for it.

@@ -16,6 +16,7 @@ use super::apply_loop::{ApplyLoop, Beside, Limits};
 use super::asked::{Asked, ask_for_missing, asked};
 use super::control::control;
 use super::hosts::{Settled, settle};
+use super::identity::accept_identity;
 use super::labels::labels_are_missing;
 use super::leading::lead;
 use super::monitor::{Ground, Monitor, Watched};
@@ -70,6 +71,8 @@ pub(super) struct Attempt {
     configured: Arc<Config>,
     /// With the one of source.url's hosts that this attempt leads to.
     config: Arc<Config>,
+    /// The source may be another cluster now, until that was looked at.
+    accept_source_identity: bool,
     /// What was said last of the other hosts.
     passed_over: Vec<String>,
     telemetry: Arc<Telemetry>,
@@ -111,10 +114,11 @@ impl Attempt {
         monitor: Monitor,
     ) -> Attempt {
         let addresses = Addresses::new(&config);
-        let RunOptions { resnapshot } = options;
+        let RunOptions { resnapshot, accept_source_identity } = options;
         Attempt {
             configured: Arc::clone(&config),
             config,
+            accept_source_identity,
             passed_over: Vec::new(),
             telemetry,
             stop,
@@ -320,6 +324,14 @@ impl Attempt {
             () = self.stopped() => return Ok(Lived::UntilStopped),
         };
         self.lead_to(&settled);
+        if self.accept_source_identity {
+            let accepting = accept_identity(&self.config, &self.addresses, &bookkeeping, &self.telemetry);
+            tokio::select! {
+                accepted = while_leading(&mut leader, accepting) => accepted?,
+                () = self.stopped() => return Ok(Lived::UntilStopped),
+            }
+            self.accept_source_identity = false;
+        }
         let prepared = tokio::select! {
             prepared = while_leading(&mut leader, self.prepare(&bookkeeping, &asked)) => prepared,
             () = stopped => return Ok(Lived::UntilStopped),

@@ -32,6 +32,7 @@ mod fence;
 mod fingerprints;
 mod history;
 mod hosts;
+mod identity;
 mod labels;
 mod lacking;
 mod leading;
@@ -70,6 +71,8 @@ pub use verify::{LeftOut, RepairStop, Repaired, TableVerdict, Verdict, VerifyOpt
 pub struct RunOptions {
     /// Copy tables anew, and reconcile what differs.
     pub resnapshot: Option<Scope>,
+    /// The source may be another cluster, which pg_upgrade has made of the one that is known.
+    pub accept_source_identity: bool,
 }
 
 /// An attempt that lasted so long was not a failure to start.

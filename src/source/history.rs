@@ -98,7 +98,7 @@ pub fn check_line(
     slot: Option<&Slot>,
     stored: &StoredHistory<'_>,
 ) -> Result<(), SourceError> {
-    check_cluster(now, stored)?;
+    check_cluster(now, slot, stored)?;
     check_database(database, slot, stored)?;
     check_timeline(now, stored)?;
     check_end(now, stored)
@@ -109,7 +109,7 @@ pub fn check_line(
 /// # Errors
 /// As for [`check_history`].
 pub(super) fn continues(now: &SystemIdentification, stored: &StoredHistory<'_>) -> Result<(), SourceError> {
-    check_cluster(now, stored)?;
+    check_cluster(now, None, stored)?;
     check_timeline(now, stored)?;
     check_end(now, stored)
 }
@@ -118,21 +118,32 @@ fn lost(cause: LostCause, report: ErrorReport) -> LostHistory {
     LostHistory { cause, report }
 }
 
-fn check_cluster(now: &SystemIdentification, stored: &StoredHistory<'_>) -> Result<(), LostHistory> {
+fn check_cluster(
+    now: &SystemIdentification,
+    slot: Option<&Slot>,
+    stored: &StoredHistory<'_>,
+) -> Result<(), LostHistory> {
     if now.system_identifier == stored.system_identifier {
         return Ok(());
+    }
+    let mut hint = "Correct source.url. If this cluster is to feed the destination from now on, run headwater run --resnapshot: all \
+                    tables become equal to it."
+        .to_owned();
+    if slot.is_some() {
+        hint.push_str(
+            " If pg_upgrade has made it of the one that fed the destination: headwater run --accept-source-identity",
+        );
     }
     Err(lost(
         LostCause::OtherCluster,
         ErrorReport::new("the destination was fed by another source")
             .detail(format!(
                 "It was fed by the cluster with system identifier {}; source.url leads to {} at {}.",
-                printable(stored.system_identifier), printable(&now.system_identifier), now.host
+                printable(stored.system_identifier),
+                printable(&now.system_identifier),
+                now.host
             ))
-            .hint(
-                "Correct source.url. If this cluster is to feed the destination from now on, run headwater run --resnapshot: all \
-                 tables become equal to it.",
-            ),
+            .hint(hint),
     ))
 }
 
@@ -252,7 +263,7 @@ fn check_end(now: &SystemIdentification, stored: &StoredHistory<'_>) -> Result<(
     Err(lost(LostCause::EndsBefore, report).into())
 }
 
-fn check_valid(slot: &Slot) -> Result<(), LostHistory> {
+pub(super) fn check_valid(slot: &Slot) -> Result<(), LostHistory> {
     let name = &slot.name;
     let reason = slot.invalidation_reason.clone().or((slot.wal_status == "lost").then(|| "wal_removed".to_owned()));
     let Some(reason) = reason else { return Ok(()) };

@@ -31,6 +31,7 @@ mod slot;
 mod snapshot;
 mod steps;
 mod stream;
+mod upgraded;
 
 pub use ahead::{Ahead, Changes, Next};
 pub use catalog::{SourceCatalog, SourceTable};
@@ -50,3 +51,4 @@ pub use slot::{Slot, check_slot, find_slot, release_slot, slot_unknown_report};
 pub use snapshot::{HeldSnapshot, TableLocks, hold_snapshot, settled};
 pub use steps::{StepReceiver, Steps, step_channel};
 pub use stream::{Confirmed, StreamReport, StreamSettings, StreamTask, stream};
+pub use upgraded::kept_slot_position;

@@ -314,6 +314,92 @@ async fn another_cluster_is_copied_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_pg_upgrade_has_made_of_the_source_is_followed_on_the_operators_word_without_a_copy() {
+    let database = followed("upgraded", source().await).await;
+    // As pg_upgrade leaves it: another system identifier, the same tables, and a slot behind the old WAL's end.
+    let other = "UPDATE headwater.stream SET system_identifier = '7', timeline = 9, timeline_history = NULL";
+    database.at_destination(other).await;
+    let advance = format!(
+        "SELECT pg_switch_wal(); SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())",
+        database.name
+    );
+    database.at_source(&advance).await;
+    database.at_destination("UPDATE t SET n = -7 WHERE id = 77").await;
+    let hint = "headwater run --accept-source-identity";
+    Setup::of(&database).command(&["check"]).await.exits(1).says(&["was fed by another source", hint]);
+    let output = Setup::of(&database).start().ends_with(1).await;
+    assert!(output.contains("was fed by another source") && output.contains(hint), "{output}");
+
+    let accepting = Setup::of(&database).argument("--accept-source-identity");
+    let service = accepting.start();
+    service.streams().await;
+    service.says("accepted as what pg_upgrade has made of it").await;
+    let marked = "SELECT n::text FROM t WHERE id = 77";
+    assert_eq!(database.destination_value(marked).await.as_deref(), Some("-7"), "nothing was copied");
+    database.at_destination("UPDATE t SET n = 77 WHERE id = 77").await;
+    database.at_source(MEANWHILE).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    // A supervisor starts the same command line again.
+    let service = accepting.start();
+    service.streams().await;
+    service.says("--accept-source-identity changes nothing").await;
+    database.at_source("UPDATE t SET n = 8 WHERE id = 500").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgrade() {
+    let mut database = followed("notupgraded", source().await).await;
+    let accepting = Setup::of(&database).argument("--accept-source-identity");
+    database.at_destination("UPDATE headwater.stream SET system_identifier = '7'").await;
+    let position = "SELECT position::text FROM headwater.position";
+    let before = database.destination_value(position).await;
+    // What is there now was dumped and restored.
+    let anew = "BEGIN; CREATE TABLE new (LIKE t INCLUDING ALL); INSERT INTO new TABLE t; ALTER TABLE u DROP CONSTRAINT u_t_fkey;
+                DROP TABLE t; ALTER TABLE new RENAME TO t; COMMIT";
+    database.at_source(anew).await;
+    database.at_source(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", database.name)).await;
+    let output = accepting.start().ends_with(1).await;
+    assert!(
+        output.contains("nor what pg_upgrade makes of it") && output.contains("t has another OID there"),
+        "{output}"
+    );
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", database.name);
+    database.at_source(&drop).await;
+    let output = accepting.start().ends_with(1).await;
+    assert!(output.contains("does not exist there: it was not kept"), "{output}");
+    assert_eq!(before, database.destination_value(position).await, "nothing was touched");
+    database.tables.clear();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_the_source_that_was_renamed_is_followed_without_a_copy() {
+    let cluster = new_source(&[]).await;
+    let mut database = followed("renamed", &cluster).await;
+    let admin = cluster.connect("postgres").await.unwrap();
+    drop(std::mem::replace(&mut database.source, cluster.connect("postgres").await.unwrap()));
+    let (old, new) = (database.name.clone(), format!("{}_new", database.name));
+    admin.batch("renaming", &format!("ALTER DATABASE {old} RENAME TO {new}")).await.unwrap();
+    database.source = cluster.connect(&new).await.unwrap();
+    database.at_destination("UPDATE t SET n = -7 WHERE id = 77").await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = cluster.url(&new);
+    setup.command(&["check"]).await.exits(0);
+    let service = setup.start();
+    service.streams().await;
+    service.says(&format!("database {old} at the source is called {new} now: it is the same one")).await;
+    let marked = "SELECT n::text FROM t WHERE id = 77";
+    assert_eq!(database.destination_value(marked).await.as_deref(), Some("-7"), "nothing was copied");
+    database.at_destination("UPDATE t SET n = 77 WHERE id = 77").await;
+    database.at_source("UPDATE public.t SET n = 8 WHERE id = 500").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    database.tables.clear();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_database_of_the_source_is_copied_only_when_asked() {
     let cluster = new_source(&[]).await;
     let mut database = followed("otherdatabase", &cluster).await;
