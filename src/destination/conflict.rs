@@ -186,6 +186,7 @@ mod tests {
             commit_lsn: Lsn::new(7),
             end_lsn: None,
             will_win: false,
+            user: None,
             change: None,
         }
     }

@@ -95,6 +95,8 @@ pub struct Conflict {
     pub end_lsn: Option<Lsn>,
     /// The next attempt lets its rows win.
     pub will_win: bool,
+    /// The role that writes.
+    pub user: Option<Ident>,
     /// The change that failed, where the statement tells it.
     pub change: Option<FailedChange>,
 }

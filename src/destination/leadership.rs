@@ -80,6 +80,8 @@ pub struct Leader {
     role: ReplicationRole,
     marking: Marking,
     wal_block_bytes: u64,
+    /// The role that writes, where it is known: `current_user`.
+    user: Option<Ident>,
 }
 
 const DOING: &str = "becoming the writer";
@@ -208,9 +210,10 @@ impl Candidate {
     async fn into_leader(mut self) -> Result<Leader, DestinationError> {
         let role = self.take_replica_role().await?;
         let marking = mark(&mut self.session, &origin_name(&self.settings.slot), self.settings.timeout).await?;
-        let row = self.ask("SELECT pg_catalog.current_setting('wal_block_size')").await?;
+        let row = self.ask("SELECT pg_catalog.current_setting('wal_block_size'), current_user::text").await?;
         let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok()).unwrap_or(8192);
-        Ok(Leader { session: self.session, settings: self.settings, role, marking, wal_block_bytes })
+        let user = row.get(1).and_then(|user| Some(Ident::new(user.as_deref()?)));
+        Ok(Leader { session: self.session, settings: self.settings, role, marking, wal_block_bytes, user })
     }
 
     /// The session as it is, for somebody who writes without leading.
@@ -239,6 +242,11 @@ impl Leader {
     /// How the session is set up.
     pub fn settings(&self) -> &WritingSettings {
         &self.settings
+    }
+
+    /// The role that writes.
+    pub(super) fn user(&self) -> Option<&Ident> {
+        self.user.as_ref()
     }
 
     /// Whether foreign keys and triggers act on what this session writes.
@@ -321,7 +329,7 @@ impl Leader {
         }
         let Candidate { mut session, settings } = candidate;
         record_writing(&mut session, "ahead", settings.timeout).await?;
-        Ok(Some(Leader { session, settings, role, marking, wal_block_bytes: 0 }))
+        Ok(Some(Leader { session, settings, role, marking, wal_block_bytes: 0, user: None }))
     }
 
     /// Ends the session, and with it the leadership.

@@ -63,8 +63,9 @@ fn mend(conflict: &Conflict) -> String {
         ),
         ConflictKind::PermissionDenied => format!(
             "Run at the destination as the owner of the table:\n\
-             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {table} TO …;\n\
-             and where row-level security is enabled, give the role BYPASSRLS or a policy; {on}"
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {table} TO {};\n\
+             and where row-level security is enabled, give the role BYPASSRLS or a policy; {on}",
+            conflict.user.as_ref().map_or("…".to_owned(), ToString::to_string)
         ),
         ConflictKind::Other => format!("Change what refuses the row at the destination; {on}"),
     }
@@ -98,6 +99,7 @@ mod tests {
             commit_lsn: Lsn::new(0x10),
             end_lsn,
             will_win: false,
+            user: Some(Ident::new("Writer")),
             change: None,
         })
         .lines()
@@ -132,5 +134,10 @@ mod tests {
         assert!(large.contains("headwater skip --commit-lsn 0/10"), "{large}");
         assert!(large.contains("ALTER TABLE public.messages DROP CONSTRAINT messages_pkey;"), "{large}");
         assert!(!large.contains("source-wins"), "it would not help:\n{large}");
+        let denied = shown(ConflictKind::PermissionDenied, None);
+        assert!(
+            denied.contains("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON public.messages TO \"Writer\";"),
+            "{denied}"
+        );
     }
 }

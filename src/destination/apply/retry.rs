@@ -188,6 +188,7 @@ impl Applier {
             commit_lsn,
             end_lsn,
             will_win: false,
+            user: self.leader.user().cloned(),
             change: change.map(FailedChange::of),
         }
     }
