@@ -16,7 +16,7 @@ use crate::pg::Lsn;
 #[derive(Debug, Parser)]
 #[command(name = "headwater", version, max_term_width = 100)]
 pub(super) struct Arguments {
-    /// The configuration file. Without it, every setting comes from HEADWATER_… variables.
+    /// The configuration file; by default ./headwater.toml or /etc/headwater/headwater.toml. HEADWATER_… variables win over it.
     #[arg(long, short, global = true, value_name = "FILE", env = "HEADWATER_CONFIG")]
     pub(super) config: Option<PathBuf>,
 

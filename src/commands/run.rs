@@ -46,6 +46,9 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         display::error(&format!("cannot listen for signals: {error}"));
         return Exit::OperatorMustAct;
     }
+    if let (None, Some(found)) = (path, settings::file(path.as_deref())) {
+        tracing::info!("the configuration is {}", found.display());
+    }
     tracing::info!(
         "headwater {} copies {} from {} to {}",
         env!("CARGO_PKG_VERSION"),
@@ -89,10 +92,27 @@ fn tell(fault: &Fault, log_format: LogStyle) {
     }
 }
 
-/// Turns the first SIGTERM or SIGINT into a stop, and the second into an end.
+/// Turns the first SIGTERM or SIGINT into a stop, and the second into an end. Signals that others give a meaning to, and that would
+/// end a process which knows nothing of them, change nothing: SIGHUP (a terminal that is closed, `systemctl reload`), SIGUSR1, SIGUSR2.
 fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let (mut hang_up, mut user1, mut user2) =
+        (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Some(()) = hang_up.recv() => {
+                    tracing::info!(
+                        "SIGHUP changes nothing: the configuration is read at the start, restart headwater to have it read again"
+                    );
+                }
+                Some(()) = user1.recv() => tracing::debug!("SIGUSR1 is ignored"),
+                Some(()) = user2.recv() => tracing::debug!("SIGUSR2 is ignored"),
+                else => return,
+            }
+        }
+    });
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

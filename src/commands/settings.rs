@@ -2,7 +2,7 @@
 //!
 //! The I/O half of `config`, which is pure. Used by every command that needs settings.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Exit;
@@ -12,8 +12,23 @@ use crate::destination::WritingSettings;
 use crate::pg::Ident;
 use crate::session::Sql;
 
+/// Where a configuration is looked for when neither the command line nor HEADWATER_CONFIG names one.
+const PLACES: [&str; 2] = ["./headwater.toml", "/etc/headwater/headwater.toml"];
+
+/// The configuration file: the one that was named, otherwise the first that exists. Without one the environment has it all.
+pub(super) fn file(named: Option<&Path>) -> Option<PathBuf> {
+    named.map(Path::to_path_buf).or_else(|| first(PLACES.iter().map(Path::new)))
+}
+
+/// The first that exists. One that cannot be looked at counts: whoever reads it is told why not.
+fn first<'a>(mut places: impl Iterator<Item = &'a Path>) -> Option<PathBuf> {
+    places.find(|path| path.try_exists().unwrap_or(true)).map(Path::to_path_buf)
+}
+
 /// Reads the configuration. What is wrong with it is printed, all at once.
 pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
+    let path = file(path);
+    let path = path.as_deref();
     let environment: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -36,6 +51,12 @@ pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
         display::error(&format!("the configuration has {count} {noun}:"));
         for problem in &problems.0 {
             display::line(&format!("  {}", Problem::to_string(problem)));
+        }
+        if path.is_none() {
+            display::line(&format!(
+                "No configuration file was found ({}): name one with --config FILE, or see headwater init --help.",
+                PLACES.join(", ")
+            ));
         }
         Exit::Usage
     })
@@ -60,5 +81,20 @@ pub(super) fn writing(config: &Config) -> WritingSettings {
         lock_timeout: config.destination.lock_timeout,
         timeout: config.destination.timeout,
         synchronous_commit: SynchronousCommit::On,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_configuration_that_exists_is_taken_and_a_named_one_always() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (missing, present, other) = (here.join("no-such-file"), here.join("Cargo.toml"), here.join("clippy.toml"));
+        let places = [missing.as_path(), present.as_path(), other.as_path()];
+        assert_eq!(first(places.into_iter()), Some(present));
+        assert_eq!(first([missing.as_path()].into_iter()), None);
+        assert_eq!(file(Some(&missing)), Some(missing.clone()), "what was named is read, or said to be missing");
     }
 }

@@ -65,11 +65,11 @@ fn read_file(file: FileText<'_>, values: &mut RawValues, problems: &mut Vec<Prob
             problems.push(problem(message));
             return;
         };
-        match raw(value) {
-            Some(raw) => {
+        match raw(setting, value) {
+            Ok(raw) => {
                 values.insert(setting.key, (raw, place(span)));
             }
-            None => problems.push(problem(format!("expected {}, not a {}", setting.values, value.type_str()))),
+            Err(message) => problems.push(problem(message)),
         }
     };
     for (name, value) in table.get_ref() {
@@ -98,16 +98,25 @@ fn has_section(section: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.key.split_once('.').is_some_and(|(known, _)| known == section))
 }
 
-fn raw(value: &DeValue<'_>) -> Option<RawValue> {
+/// The value, or why it is of a wrong type.
+fn raw(setting: &Setting, value: &DeValue<'_>) -> Result<RawValue, String> {
     match value {
-        DeValue::String(text) => Some(RawValue::Text(text.to_string())),
-        DeValue::Integer(number) => Some(RawValue::Text(number.as_str().to_owned())),
+        DeValue::String(text) => Ok(RawValue::Text(text.to_string())),
+        DeValue::Integer(number) if setting.is_number() => match number.radix() {
+            10 => Ok(RawValue::Text(number.as_str().to_owned())),
+            _ => Err("write the number in decimal".to_owned()),
+        },
         DeValue::Array(items) => {
             let items: Option<Vec<String>> =
                 items.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect();
-            items.map(RawValue::List)
+            items.map(RawValue::List).ok_or_else(|| "expected a list of strings".to_owned())
         }
-        DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Table(_) => None,
+        // A name of digits, say, is a string: in quotes.
+        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Table(_) => {
+            let found = value.type_str();
+            let article = if found.starts_with('i') { "an" } else { "a" };
+            Err(format!("expected {}, not {article} {found}", setting.values))
+        }
     }
 }
 

@@ -21,6 +21,11 @@ impl Setting {
     pub fn variable(&self) -> String {
         format!("HEADWATER_{}", self.key.replace('.', "_").to_ascii_uppercase())
     }
+
+    /// Whether a TOML integer can be meant: a count, or a size in bytes.
+    pub(super) fn is_number(&self) -> bool {
+        self.values.starts_with("number") || self.values.starts_with("size")
+    }
 }
 
 const fn setting(key: &'static str, values: &'static str, default: Option<&'static str>, doc: &'static str) -> Setting {
@@ -222,8 +227,9 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# Configuration\n\n\
          <!-- Printed from src/config/settings.rs by `make docs`; a test compares. -->\n\n\
-         headwater reads one TOML file (`--config headwater.toml`). Every key can also be given as an environment variable, \
-         which wins over the file. Durations are written `250ms`, `5s`, `10m`, `6h`; sizes `64kB`, `8MB`, `16GB` (powers of \
+         headwater reads one TOML file: the one that `--config` or HEADWATER_CONFIG names, otherwise `./headwater.toml`, otherwise \
+         `/etc/headwater/headwater.toml`, where they exist. Every key can also be given as an environment variable, which wins over \
+         the file. Durations are written `250ms`, `5s`, `10m`, `6h`; sizes `64kB`, `8MB`, `16GB` (powers of \
          1024) or a number of bytes. A wrong file is refused (exit 2) with every problem at once.\n\n\
          | key | values | default | environment |\n|---|---|---|---|\n",
     );

@@ -342,7 +342,7 @@ mod tests {
             "headwater.toml:3: leader_timeout: \"soon\" is not a duration",
             "headwater.toml:5: source.slto: unknown key; did you mean source.slot?",
             "headwater.toml:6: source.slot: \"Bad-Slot\" cannot name a replication slot",
-            "headwater.toml:8: http.listen: \"9477\" is not an address",
+            "headwater.toml:8: http.listen: expected address:port | off, not an integer",
             "headwater.toml:10: nonsense.x: unknown key",
             "source.url: is required: give it in the file or as HEADWATER_SOURCE_URL",
             "destination.url: is required",
@@ -350,6 +350,27 @@ mod tests {
             assert!(problems.contains(expected), "no {expected:?} in\n{problems}");
         }
         assert_eq!(problems.lines().count(), 10, "{problems}");
+    }
+
+    #[test]
+    fn a_value_of_a_wrong_toml_type_is_refused_and_a_number_is_decimal() {
+        for (line, said) in [
+            ("[source]\nslot = 5", "source.slot: expected name, not an integer"),
+            ("[source]\npublication = 5", "source.publication: expected name, not an integer"),
+            ("[source]\ntimeout = 60", "source.timeout: expected duration, not an integer"),
+            ("[spool]\ndir = 1.5", "spool.dir: expected directory, not a float"),
+            ("[apply]\nbatch_rows_max = 0x10", "apply.batch_rows_max: write the number in decimal"),
+            ("[apply]\nbatch_rows_max = true", "apply.batch_rows_max: expected number, not a boolean"),
+            ("[apply]\nbatch_rows_max = [\"1\"]", "apply.batch_rows_max: expected one value, not a list"),
+        ] {
+            let problems = parse(&format!("{line}\n")).unwrap_err();
+            assert!(problems.contains(said), "no {said:?} in\n{problems}");
+        }
+        let problems = parse("tables = [1, 2]\non_conflict = 5\n").unwrap_err();
+        assert!(problems.contains("tables: expected a list of strings"), "{problems}");
+        assert!(problems.contains("on_conflict: expected stop | source-wins, not an integer"), "{problems}");
+        let problems = parse("[apply]\nbatch_rows_max = 1_000\nbatch_bytes_max = 65536\n").unwrap_err();
+        assert!(!problems.contains("apply."), "{problems}");
     }
 
     #[test]

@@ -25,8 +25,8 @@ use crate::plan::schema::TypeDefinition;
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
-    Gap, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable, ensure_publication, find_slot,
-    gap_report, release_slot, same_database, slot_unknown_report,
+    Gap, Notice, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable, ensure_publication,
+    find_slot, gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
 use crate::transaction::TransactionError;
@@ -280,7 +280,10 @@ pub(super) async fn prepare(
         return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
     }
     match ensure_publication(&source, publication, &mut source_catalog, &followed).await {
-        Ok(told) => told.iter().for_each(|told| telemetry.event("publication", told.text())),
+        Ok(told) => told.iter().for_each(|told| match told {
+            Notice::SendsLess(text) => telemetry.warning("publication", text),
+            Notice::Changed(_) | Notice::Unidentified(_) => telemetry.event("publication", told.text()),
+        }),
         Err(SourceError::Gap(report)) => {
             bookkeeping.set_gap("has not held all tables all the time").await?;
             return Err(SourceError::Gap(report).into());

@@ -247,3 +247,29 @@ fn every_block_of_the_pages_is_run_by_a_test() {
     let missing: Vec<&&str> = RUN.iter().filter(|mark| !seen.iter().any(|found| found == *mark)).collect();
     assert!(missing.is_empty(), "no page has blocks marked {missing:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_in_the_working_directory_is_found_and_its_absence_is_said() {
+    let dir = parent().join(format!("found-{:08x}", fastrand::u32(..)));
+    std::fs::create_dir_all(&dir).unwrap();
+    let check = async || {
+        let mut command = tokio::process::Command::new(headwater());
+        command.arg("check").current_dir(&dir).stdin(Stdio::null()).env_remove("HEADWATER_CONFIG");
+        command.env_remove("HEADWATER_TEST_ROLES");
+        let output = command.output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    // A machine may have one of its own.
+    if !Path::new("/etc/headwater/headwater.toml").exists() {
+        let said = check().await;
+        assert!(
+            said.contains("No configuration file was found (./headwater.toml, /etc/headwater/headwater.toml)"),
+            "{said}"
+        );
+    }
+    std::fs::write(dir.join("headwater.toml"), "[source]\nslot = 5\n").unwrap();
+    let said = check().await;
+    assert!(said.contains("./headwater.toml:2: source.slot: expected name, not an integer"), "{said}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -121,3 +121,19 @@ async fn while_nobody_answers() {
     service.says("cannot connect").await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_have_no_meaning_for_it_leave_it_streaming() {
+    let database = Database::new("signals", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    for (signal, said) in
+        [("HUP", "SIGHUP changes nothing"), ("USR1", "SIGUSR1 is ignored"), ("USR2", "SIGUSR2 is ignored")]
+    {
+        service.signal(signal);
+        service.says(said).await;
+    }
+    database.at_source("UPDATE messages SET body = 'x' WHERE id = 7").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}

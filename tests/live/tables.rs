@@ -129,6 +129,11 @@ async fn column_lists_and_row_filters_hold_for_snapshot_and_stream_alike() {
     database.at_source("ALTER TABLE t REPLICA IDENTITY DEFAULT").await;
     let service = Setup::of(&database).start();
     service.streams().await;
+    let log = service.log();
+    for said in ["sends only rows of table public.t where (id > 50)", "of table public.t"] {
+        let line = log.lines().find(|line| line.contains(said)).unwrap_or_else(|| panic!("no {said:?} in {log}"));
+        assert!(line.contains("WARN"), "what is left out is a warning: {line}");
+    }
     let there = "SELECT string_agg(id || v || n, ',' ORDER BY id) FROM t WHERE id > 50";
     let here = "SELECT string_agg(id || v || n, ',' ORDER BY id) FROM t";
     assert_eq!(database.source_value(there).await, database.destination_value(here).await);
