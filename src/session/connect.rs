@@ -229,6 +229,7 @@ impl Connecting<'_> {
                     }
                     None => return Err(Failure::Silent(error.to_string())),
                 },
+                Ok(Err(error @ SessionError::Timeout { .. })) => return Err(Failure::Silent(error.to_string())),
                 Ok(Err(SessionError::Server { error, .. })) if settings::is_unknown(&error) => {
                     SessionError::TooOld { version: format!("{} or older", MAJOR_MIN - 1) }
                 }
