@@ -102,12 +102,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             Some(code) if !passes(code) => DestinationError::Refused(
                 ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}")).hint(
                     match remedies.get(statement) {
-                        Some(remedy) => {
-                            format!(
-                                "The copy brings the column's values. Run at the destination:\n{}",
-                                shown_sql(remedy)
-                            )
-                        }
+                        Some(remedy) => shown_sql(remedy),
                         None => format!(
                             "Make this possible at the destination, or run it there:\n{};",
                             shown_sql(statement)

@@ -164,8 +164,8 @@ const HARMLESS: &[&str] = &[
     "ALTER TABLE t ADD CHECK (id > 0); ALTER TABLE t ALTER w SET NOT NULL; ALTER TABLE t REPLICA IDENTITY FULL",
     "ALTER TYPE mood ADD VALUE 'fine'; ALTER TYPE mood RENAME TO humour; ALTER TYPE humour RENAME TO mood",
     "ALTER TYPE pair RENAME ATTRIBUTE a TO b",
-    "UPDATE t SET w = w || '.' WHERE id = 4",
     "ALTER TABLE t REPLICA IDENTITY DEFAULT",
+    "UPDATE t SET w = w || '.' WHERE id = 4",
     "CREATE TABLE tree_2 PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (11, 'new')",
     "ALTER TABLE tree_2 RENAME TO tree_second; ALTER TABLE tree ADD COLUMN added text; UPDATE tree SET v = 'w' WHERE id = 11",
     "VACUUM FULL t",
@@ -305,6 +305,41 @@ async fn a_generated_column_that_becomes_an_ordinary_one_is_not_called_added_and
     )
     .await;
     assert!(!log.contains("column g was added") && !log.contains("column g was dropped"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_expression_that_is_replaced_is_replaced_here_or_by_the_statements_that_are_printed() {
+    let database = Database::new(
+        "setexpression",
+        &["g"],
+        "CREATE TABLE g (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED);
+         INSERT INTO g (id, n) VALUES (1, 3);",
+    )
+    .await;
+    let version = "SELECT current_setting('server_version_num')::int / 10000 || ''";
+    let at_source: u32 = database.source_value(version).await.expect("a version").parse().expect("a number");
+    let at_destination: u32 = database.destination_value(version).await.expect("a version").parse().expect("a number");
+    if at_source < 17 {
+        return;
+    }
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source("ALTER TABLE g ALTER COLUMN g SET EXPRESSION AS (n * 10 + 1); INSERT INTO g (id, n) VALUES (2, 4)")
+        .await;
+    if at_destination < 17 {
+        service.says("ALTER TABLE \"public\".\"g\" DROP COLUMN \"g\";").await;
+        let log = service.log();
+        let (_, printed) = log.rsplit_once("HINT:  Run at the destination:\n").expect("the statements");
+        let statements: Vec<&str> = printed.lines().take(2).map(str::trim).collect();
+        database.at_destination(&statements.join(" ")).await;
+    }
+    becomes_equal(&database, "g").await;
+    all_live(&database).await;
+    database.at_source("INSERT INTO g (id, n) VALUES (3, 5)").await;
+    database.assert_catches_up().await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,7 @@
 //! | type or modifier changed without a rewrite | the same |
 //! | type or modifier changed with a rewrite | copied: nobody knows by which expression |
 //! | column draws from a sequence of its own (identity, serial) | it gets one as its default |
+//! | expression of a generated column replaced | copied, with the same expression |
 //! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
 
 mod columns;
@@ -58,7 +59,7 @@ pub struct Evolution {
     pub statements: Vec<String>,
     /// The columns that these statements add.
     pub added: Vec<Ident>,
-    /// What an operator can run in place of a statement that the destination refuses.
+    /// The hint for a statement that the destination refuses: what an operator can run in its place.
     pub remedies: BTreeMap<String, String>,
     /// Statements that put the source's values into columns that were here before.
     pub fills: Vec<String>,
@@ -192,6 +193,7 @@ impl Change<'_> {
                 None => self.add(resolved, Rows::Copy, &mut evolution, &mut misfits)?,
             }
         }
+        self.set_expressions(&mut evolution);
         evolution.attempts.clear();
         if !misfits.is_empty() {
             return Err(Obstacle::Misfits(misfits));

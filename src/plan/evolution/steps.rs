@@ -213,6 +213,7 @@ impl Change<'_> {
             (Some(wanted), Some(definition)) => {
                 let statements = sql::cast_type(table, (definition, here), &wanted, self.creation);
                 let remedy = sql::empty_type(table, name, &wanted);
+                let remedy = format!("The copy brings the column's values. Run at the destination:\n{remedy}");
                 evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
                 evolution.statements.extend(statements);
             }
@@ -220,6 +221,29 @@ impl Change<'_> {
         }
         evolution.told.push(format!("column {name} was {before} and is now {after}"));
         Ok(())
+    }
+
+    /// Columns that are computed at the destination get the source's expression of now. A server before 17 cannot change one: then the
+    /// operator makes the column again.
+    pub(super) fn set_expressions(&self, evolution: &mut Evolution) {
+        let table = &self.known.name;
+        let is_sent = |column: &ColumnDefinition| self.relation.columns.iter().any(|sent| sent.name == column.name);
+        for column in self.source.table.columns.iter().filter(|column| column.generated.is_some() && !is_sent(column)) {
+            let here = self.destination.table.column(&column.name).filter(|here| here.generated.is_some());
+            let Some(Ok(present)) = here.map(|here| self.creation.generated(here)) else { continue };
+            let Some(wanted) = self.creation.generated(column).ok().filter(|wanted| *wanted != present) else {
+                continue;
+            };
+            let statement = sql::set_expression(table, &column.name, &wanted);
+            let type_sql = fit::type_sql(column.type_id, column.type_modifier, self.source.types);
+            if let Some(type_sql) = type_sql {
+                let again = sql::add_column(table, column, &type_sql, self.creation).sql.join(";\n");
+                let again = format!("Run at the destination:\n{};\n{again};", sql::drop_column(table, &column.name));
+                evolution.remedies.insert(statement.clone(), again);
+            }
+            evolution.statements.push(statement);
+            evolution.told.push(format!("generated column {} has another expression", column.name));
+        }
     }
 
     /// Whether every value of before is one of the new type, with the same meaning.

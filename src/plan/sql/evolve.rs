@@ -54,6 +54,16 @@ pub fn empty_type(table: &QualifiedName, column: &Ident, wanted: &str) -> String
     )
 }
 
+/// Gives a generated column another expression (17 and later).
+pub fn set_expression(table: &QualifiedName, column: &Ident, expression: &str) -> String {
+    format!("ALTER TABLE {} ALTER COLUMN {} SET EXPRESSION AS ({expression})", table.sql(), column.sql())
+}
+
+/// Drops a column.
+pub fn drop_column(table: &QualifiedName, column: &Ident) -> String {
+    format!("ALTER TABLE {} DROP COLUMN {}", table.sql(), column.sql())
+}
+
 /// Makes a generated column an ordinary one; its values stay.
 pub fn drop_expression(table: &QualifiedName, column: &Ident) -> String {
     format!("ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION", table.sql(), column.sql())
