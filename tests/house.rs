@@ -160,6 +160,20 @@ fn lines_are_of_a_width_that_can_be_read() {
 }
 
 #[test]
+fn text_made_at_run_time_does_not_become_constant() {
+    // Sessions run several statements of one text only where it is `&'static str`: no other way may lead there.
+    let mut wrong = Vec::new();
+    for source in sources("src") {
+        for (number, line) in source.code() {
+            if line.contains("leak(") {
+                wrong.push(format!("{}:{number}: {line}", source.path.display()));
+            }
+        }
+    }
+    report("leaked text", wrong);
+}
+
+#[test]
 fn sql_that_is_shown_is_written_printably() {
     // In a hint, names go through Display and generated statements through shown_sql; `.sql()` and quote_literal are for servers.
     let mut wrong = Vec::new();

@@ -3,6 +3,7 @@
 //! One writer commits one-row transactions at a fixed rate; one reader asks the destination, again and again, for the
 //! highest row it sees. How often the reader asks (about 0.1 ms) is the resolution.
 
+use super::Script;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ pub async fn measure(bench: &Bench, peer: Peer, rate: u64, round: usize) -> Late
     bench.sql(&bench.source, "postgres", &format!("CREATE DATABASE {name} TEMPLATE forum STRATEGY file_copy")).await;
     let source = bench.open(&bench.source, &name).await;
     let publish = format!("CREATE PUBLICATION bench FOR TABLE {}", Base::Forum.tables().join(", "));
-    source.batch("publishing", &publish).await.unwrap();
+    source.script("publishing", &publish).await.unwrap();
     value(&source, &format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')::text")).await;
     let run = Copy::new(bench, &name, Base::Forum, &name).await;
     let destination = bench.open(&bench.destination, &run.database).await;

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use headwater::commands::demo::{Cluster, installed_bin};
-use headwater::session::SqlClient;
+use headwater::session::{SessionError, SqlClient};
 
 use items::{Base, ITEMS, Item, MESSAGES, PGBENCH_SCALE, TOPICS, Workload, scaled};
 use peers::{Drain, Peer};
@@ -154,15 +154,15 @@ async fn drain_item(bench: &Bench, item: &Item, peers: &[Peer], report: &mut Rep
         .await;
     let source = bench.open(&bench.source, &name).await;
     let tables = item.base.tables().join(", ");
-    source.batch("publishing", &format!("CREATE PUBLICATION bench FOR TABLE {tables}")).await.unwrap();
+    source.script("publishing", &format!("CREATE PUBLICATION bench FOR TABLE {tables}")).await.unwrap();
     source.batch("a checkpoint", "CHECKPOINT").await.unwrap();
     if peers.contains(&Peer::Pglogical) {
         let own = peers::connection(&bench.source, &name);
-        source.batch("a provider", &pglogical::provider(item.base.tables(), &own)).await.unwrap();
+        source.script("a provider", &pglogical::provider(item.base.tables(), &own)).await.unwrap();
     }
     for (at, (peer, ..)) in runs.iter().enumerate() {
         let sql = format!("SELECT pg_catalog.pg_create_logical_replication_slot('{}', '{}')", slot(at), peer.plugin());
-        source.batch("a slot", &sql).await.unwrap();
+        source.script("a slot", &sql).await.unwrap();
     }
     eprintln!("{}: writing the backlog ({})", item.name, item.what);
     let units = item.scaled(bench.scale);
@@ -170,7 +170,7 @@ async fn drain_item(bench: &Bench, item: &Item, peers: &[Peer], report: &mut Rep
         Workload::Sql(statement) => {
             let client = bench.open(&bench.source, &name).await;
             client.batch("quick commits", "SET synchronous_commit = off").await.unwrap();
-            client.batch("the workload", &statement(units, scaled(MESSAGES, bench.scale))).await.unwrap();
+            client.script("the workload", &statement(units, scaled(MESSAGES, bench.scale))).await.unwrap();
         }
         Workload::Pgbench => bench.pgbench(&name, &["-n", "-c4", "--random-seed=42", "-t", &(units / 4).to_string()]),
     }
@@ -198,10 +198,10 @@ async fn drain_item(bench: &Bench, item: &Item, peers: &[Peer], report: &mut Rep
         );
         report.drained(item, units, peer, old_snapshot, measured);
         let drop = format!("SELECT pg_catalog.pg_drop_replication_slot('{}')", slot(at));
-        source.batch("dropping a slot", &drop).await.unwrap();
+        source.script("dropping a slot", &drop).await.unwrap();
     }
     if peers.contains(&Peer::Pglogical) {
-        source.batch("removing pglogical", pglogical::REMOVE).await.unwrap();
+        source.script("removing pglogical", pglogical::REMOVE).await.unwrap();
     }
     drop(source);
     bench.drop_database(&bench.source, &name).await;
@@ -214,7 +214,7 @@ impl Bench {
     }
 
     pub async fn sql(&self, cluster: &Cluster, database: &str, sql: &str) {
-        self.open(cluster, database).await.batch("a statement", sql).await.unwrap_or_else(|e| panic!("{e} in {sql}"));
+        self.open(cluster, database).await.script("a statement", sql).await.unwrap_or_else(|e| panic!("{e} in {sql}"));
     }
 
     pub async fn drop_database(&self, cluster: &Cluster, database: &str) {
@@ -223,7 +223,7 @@ impl Bench {
             self.sql(cluster, database, pglogical::EMPTY).await;
             return client.batch("letting go of its files", "CHECKPOINT").await.unwrap();
         }
-        client.batch("dropping it", &format!("DROP DATABASE {database} WITH (FORCE)")).await.unwrap();
+        client.script("dropping it", &format!("DROP DATABASE {database} WITH (FORCE)")).await.unwrap();
     }
 
     fn pgbench(&self, database: &str, arguments: &[&str]) {
@@ -272,4 +272,17 @@ pub async fn content(client: &SqlClient, base: Base) -> Vec<String> {
         tables.push(format!("{table} {}", value(client, &sql).await));
     }
     tables
+}
+
+/// Statements of a measurement, any number in one text. The program itself has no such way for what is made at run time, so they are
+/// given the life of a constant.
+trait Script {
+    /// Runs them as [`SqlClient::batch`] does.
+    async fn script(&self, doing: &'static str, sql: &str) -> Result<(), SessionError>;
+}
+
+impl Script for SqlClient {
+    async fn script(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {
+        self.batch(doing, Box::leak(sql.to_owned().into_boxed_str())).await
+    }
 }

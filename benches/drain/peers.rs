@@ -2,6 +2,7 @@
 //!
 //! Each is started on a slot that waits for it, timed until the marker row is visible, read off, and stopped.
 
+use super::Script;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -135,16 +136,16 @@ impl Drain<'_> {
         let destination = bench.open(&bench.destination, &run.database).await;
         let source = bench.open(&bench.source, &self.item).await;
         let prewarm = "SELECT count(public.pg_prewarm(oid)) FROM pg_class WHERE relkind IN ('r', 'i', 't')";
-        destination.batch("warming up", prewarm).await.unwrap();
+        destination.script("warming up", prewarm).await.unwrap();
         destination.batch("a checkpoint", "CHECKPOINT").await.unwrap();
         let reader = bench.open(&bench.destination, &run.database).await;
         if self.old_snapshot {
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM public.marker";
-            reader.batch("an old snapshot", begin).await.unwrap();
+            reader.script("an old snapshot", begin).await.unwrap();
         }
         if peer == Peer::Pglogical {
             let own = connection(&bench.destination, &run.database);
-            destination.batch("a subscriber", &pglogical::subscriber(&own)).await.unwrap();
+            destination.script("a subscriber", &pglogical::subscriber(&own)).await.unwrap();
         }
         let wal_before = value(&destination, "SELECT pg_current_wal_insert_lsn()::text").await;
         let began = Instant::now();
@@ -254,7 +255,7 @@ impl<'a> Copy<'a> {
         let from = connection(&bench.source, &self.source_database);
         if peer == Peer::Pglogical {
             let subscribe = pglogical::subscription(&self.slot, &from);
-            destination.batch("a subscription", &subscribe).await.unwrap();
+            destination.script("a subscription", &subscribe).await.unwrap();
             return Running::Pglogical(self.slot.clone());
         }
         let binary = peer == Peer::NativeBinary;
@@ -263,8 +264,8 @@ impl<'a> Copy<'a> {
              WITH (slot_name = '{slot}', create_slot = false, enabled = false, copy_data = false, binary = {binary})",
             slot = self.slot
         );
-        destination.batch("a subscription", &create).await.unwrap();
-        destination.batch("enabling it", &format!("ALTER SUBSCRIPTION {} ENABLE", self.slot)).await.unwrap();
+        destination.script("a subscription", &create).await.unwrap();
+        destination.script("enabling it", &format!("ALTER SUBSCRIPTION {} ENABLE", self.slot)).await.unwrap();
         Running::Native(self.slot.clone())
     }
 
@@ -333,15 +334,15 @@ impl Running {
                     format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"),
                     format!("DROP SUBSCRIPTION {name}"),
                 ] {
-                    destination.batch("ending the subscription", &sql).await.unwrap();
+                    destination.script("ending the subscription", &sql).await.unwrap();
                 }
             }
             Running::Pglogical(slot) => {
-                destination.batch("ending the subscription", pglogical::STOP).await.unwrap();
+                destination.script("ending the subscription", pglogical::STOP).await.unwrap();
                 until(destination, "the end of pglogical's workers", pglogical::IS_GONE).await;
                 let origin = format!("SELECT pg_catalog.pg_replication_origin_drop('{slot}')");
-                destination.batch("its origin", &origin).await.unwrap();
-                destination.batch("removing pglogical", pglogical::REMOVE).await.unwrap();
+                destination.script("its origin", &origin).await.unwrap();
+                destination.script("removing pglogical", pglogical::REMOVE).await.unwrap();
             }
             Running::Headwater(child) => stop_headwater(child),
         }
@@ -399,5 +400,5 @@ pub async fn copy_base(bench: &Bench, base: Base) {
     }
     stop_headwater(&mut child);
     let drop = format!("SELECT pg_catalog.pg_drop_replication_slot('{slot}')");
-    source.batch("dropping a slot", &drop).await.unwrap();
+    source.script("dropping a slot", &drop).await.unwrap();
 }

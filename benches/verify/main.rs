@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use headwater::commands::demo::{Cluster, installed_bin};
-use headwater::session::SqlClient;
+use headwater::session::{SessionError, SqlClient};
 
 /// What both servers run with; what differs from the defaults is what an operator would set on such a machine.
 const SERVER: &[(&str, &str)] = &[
@@ -102,7 +102,7 @@ async fn main() {
 }
 
 async fn run(client: &SqlClient, sql: &str) {
-    if let Err(error) = client.batch("a statement of the benchmark", sql).await {
+    if let Err(error) = client.script("a statement of the benchmark", sql).await {
         panic!("{error} in {sql}");
     }
 }
@@ -266,5 +266,18 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Statements of a measurement, any number in one text. The program itself has no such way for what is made at run time, so they are
+/// given the life of a constant.
+trait Script {
+    /// Runs them as [`SqlClient::batch`] does.
+    async fn script(&self, doing: &'static str, sql: &str) -> Result<(), SessionError>;
+}
+
+impl Script for SqlClient {
+    async fn script(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {
+        self.batch(doing, Box::leak(sql.to_owned().into_boxed_str())).await
     }
 }

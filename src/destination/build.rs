@@ -48,13 +48,13 @@ impl Staging {
         for table in &self.tables {
             let attaches = self.indexes(table).map(|indexes| indexes.attaches.as_slice()).unwrap_or_default();
             for statement in attaches {
-                client.batch("adding a key", statement).await?;
+                client.statement("adding a key", statement).await?;
             }
         }
         for (table, constraint, target) in self.new_foreign_keys() {
             if let Some(parent) = self.moved(&target.table()) {
                 let statement = ddl::add_foreign_key(&table.staging, constraint, target, &parent.staging);
-                client.batch("adding a foreign key", &ddl::unvalidated(&statement)).await?;
+                client.statement("adding a foreign key", &ddl::unvalidated(&statement)).await?;
             }
         }
         let mut jobs: Vec<Job> = Vec::new();
@@ -86,7 +86,7 @@ async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Res
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(job) = next else { return Ok(()) };
                 for (doing, statement) in job {
-                    client.batch(doing, &statement).await?;
+                    client.statement(doing, &statement).await?;
                 }
             }
         });
@@ -105,16 +105,15 @@ async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Res
 /// gives anyway.
 async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<SqlClient, DestinationError> {
     let client = connect_recorded(destination).await?.with_timeout(STATEMENT_MAX);
-    let sql = format!(
-        "SET synchronous_commit = off;
-         SELECT pg_catalog.set_config('maintenance_work_mem', GREATEST(own, LEAST(shared, 1048576) / {sessions}) || 'kB', false),
-                pg_catalog.set_config('max_parallel_maintenance_workers', GREATEST(1, parallel / {sessions})::text, false)
+    let sql = "
+         SELECT pg_catalog.set_config('synchronous_commit', 'off', false),
+                pg_catalog.set_config('maintenance_work_mem', GREATEST(own, LEAST(shared, 1048576) / $1::bigint) || 'kB', false),
+                pg_catalog.set_config('max_parallel_maintenance_workers', GREATEST(1, parallel / $1::bigint)::text, false)
          FROM (SELECT pg_catalog.max(setting::bigint) FILTER (WHERE name = 'maintenance_work_mem') AS own,
                       pg_catalog.max(setting::bigint * 8) FILTER (WHERE name = 'shared_buffers') AS shared,
                       pg_catalog.max(setting::bigint) FILTER (WHERE name = 'max_parallel_workers') AS parallel
-               FROM pg_catalog.pg_settings) AS settings",
-        sessions = sessions.max(1)
-    );
-    client.batch("setting up a session", &sql).await?;
+               FROM pg_catalog.pg_settings) AS settings";
+    let sessions = i64::try_from(sessions.max(1)).unwrap_or(i64::MAX);
+    client.query("setting up a session", sql, &[&sessions]).await?;
     Ok(client)
 }

@@ -67,9 +67,9 @@ impl Lists {
             let list = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("k{number}")) };
             let Some(statements) = table.matching.keep_list(&table.staging, &list) else { continue };
             if lists.is_empty() {
-                client.batch(DOING, &sql::create_list_function(&staging.schema)).await?;
+                client.statement(DOING, &sql::create_list_function(&staging.schema)).await?;
             }
-            client.batch(DOING, &statements).await?;
+            client.statements(DOING, &statements).await?;
             lists.insert(table.live.clone(), list);
         }
         Ok(Lists { lists })
@@ -112,7 +112,7 @@ impl Comparison {
         }
         client.batch(DOING, "COMMIT").await?;
         for list in lists.values() {
-            client.batch(DOING, &sql::analyze(list)).await?;
+            client.statement(DOING, &sql::analyze(list)).await?;
         }
         Ok(Differences { lists })
     }
@@ -130,15 +130,15 @@ async fn compare(
         return Ok(());
     };
     client.batch(DOING, "SAVEPOINT comparing").await?;
-    match client.batch(DOING, &at_once).await {
+    match client.statement(DOING, &at_once).await {
         // Said by the planner, before anything is read.
         Err(error) if error.code() == Some(SqlState::new(b"0A000")) => {
             client.batch(DOING, "ROLLBACK TO SAVEPOINT comparing").await?;
-            client.batch(DOING, &one_by_one).await?;
+            client.statement(DOING, &one_by_one).await?;
         }
         compared => compared?,
     }
-    Ok(client.batch(DOING, &sql::add_to_list(list, found)).await?)
+    Ok(client.statement(DOING, &sql::add_to_list(list, found)).await?)
 }
 
 impl Differences {

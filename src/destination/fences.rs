@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::bookkeeping::{TableRecord, table_records};
 use super::error::DestinationError;
-use crate::pg::{ErrorReport, Lsn, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::plan::verify::Key;
 use crate::session::{Sql, SqlClient};
 
@@ -322,8 +322,10 @@ pub struct HeldDestination {
 pub async fn hold_destination(sql: &Sql, imported: Option<&str>) -> Result<HeldDestination, DestinationError> {
     let doing = "exporting a snapshot of the destination";
     let client = sql.connect().await?;
-    let import = imported.map(|name| format!("; SET TRANSACTION SNAPSHOT {}", quote_literal(name))).unwrap_or_default();
-    client.batch(doing, &format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{import}")).await?;
+    match imported {
+        Some(name) => client.import_snapshot(name).await?,
+        None => client.batch(doing, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
+    }
     let row = client.query_one(doing, "SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
     let snapshot_name = row.get(0);
     let row = client.query_opt(doing, "SELECT position::text FROM headwater.position", &[]).await?;

@@ -202,7 +202,7 @@ impl Writes {
         let tables: Vec<String> = self.tables.iter().map(QualifiedName::sql).collect();
         // The lock that writing takes anyway: CREATE TRIGGER, CREATE RULE and ALTER TABLE wait for it.
         let lock = format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", tables.join(", "));
-        client.batch("locking the tables that are written", &lock).await?;
+        client.statement("locking the tables that are written", &lock).await?;
         self.refuse_foreign_code(client).await
     }
 

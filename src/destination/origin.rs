@@ -106,9 +106,8 @@ async fn drop_origin(client: &SqlClient, name: String, dry_run: bool) -> Result<
     if dry_run {
         return Ok(OriginEnd::Dropped(name));
     }
-    let sql = format!("SELECT pg_catalog.pg_replication_origin_drop({})", quote_literal(&name));
-    match client.batch(DOING, &sql).await {
-        Ok(()) => Ok(OriginEnd::Dropped(name)),
+    match client.query(DOING, "SELECT pg_catalog.pg_replication_origin_drop($1::text)", &[&name]).await {
+        Ok(_) => Ok(OriginEnd::Dropped(name)),
         Err(error) if code(&error) == "55006" => Ok(OriginEnd::InUse(name)),
         Err(error) => match error.server() {
             Some(server) if !server.fatal => Ok(OriginEnd::Refused(name, server.message.clone())),

@@ -139,8 +139,8 @@ impl Publication<'_> {
     }
 
     async fn begin(&self, client: &SqlClient) -> Result<ReplicationRole, DestinationError> {
-        let begin = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = ";
-        client.batch(DOING, &format!("{begin}{}", self.lock_timeout_millis)).await?;
+        client.batch(DOING, "BEGIN; SET LOCAL synchronous_commit = on").await?;
+        client.statement(DOING, &format!("SET LOCAL lock_timeout = {}", self.lock_timeout_millis)).await?;
         self.take_turn(client).await?;
         // Before the first write: what was staged is what will be published.
         self.staging.check_alive(client).await?;
@@ -149,7 +149,7 @@ impl Publication<'_> {
         }
         for table in self.staging.tables.iter().filter(|table| table.mode == Mode::Fill) {
             // A row that somebody has written and not committed yet would not be seen, and would stay beside ours.
-            client.batch(DOING, &sql::lock_against_writers(&table.live)).await?;
+            client.statement(DOING, &sql::lock_against_writers(&table.live)).await?;
             if Catalog::count_rows(client, &table.live, 1).await? > 0 {
                 let what = format!("table {} was empty, and has rows now", table.live);
                 return Err(DestinationError::StagingLost(what));
@@ -267,7 +267,7 @@ impl Publication<'_> {
         for (table, constraint, target) in self.staging.new_foreign_keys() {
             let parent = target.table();
             if self.staging.exists(&parent) {
-                client.batch(DOING, &ddl::add_foreign_key(&table.live, constraint, target, &parent)).await?;
+                client.statement(DOING, &ddl::add_foreign_key(&table.live, constraint, target, &parent)).await?;
             }
         }
         self.staging.review_moved(client).await?;
@@ -349,7 +349,7 @@ impl Publication<'_> {
         let names = (&table.staging, &table.live);
         let [set_aside, delete, insert] =
             table.matching.exchange_different(names, listed, &aside, &table.stored, only_fixed);
-        client.batch(DOING, &set_aside).await?;
+        client.statement(DOING, &set_aside).await?;
         client.execute(DOING, &delete, &[]).await?;
         Ok(client.execute(DOING, &insert, &[]).await?)
     }
@@ -361,9 +361,9 @@ impl Publication<'_> {
             .await?
             .get(0);
         if !exists {
-            client.batch(DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
+            client.statement(DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
         }
-        client.batch(DOING, &sql::move_to(&table.staging, schema)).await?;
+        client.statement(DOING, &sql::move_to(&table.staging, schema)).await?;
         self.grant_defaults(client, &table.live).await
     }
 
@@ -381,7 +381,7 @@ impl Publication<'_> {
         for row in client.query(DOING, sql, &[&table.schema.sql()]).await? {
             let (grantee, privileges, grantable): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
             let option = if grantable { " WITH GRANT OPTION" } else { "" };
-            client.batch(DOING, &format!("GRANT {privileges} ON {} TO {grantee}{option}", table.sql())).await?;
+            client.statement(DOING, &format!("GRANT {privileges} ON {} TO {grantee}{option}", table.sql())).await?;
         }
         Ok(())
     }
@@ -423,9 +423,9 @@ impl Publication<'_> {
                     shape.without_new_promises(known.as_ref())
                 }
             };
-            client.batch(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
+            client.statement(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
             if let Some(facts) = self.staging.fingerprints.get(&table.source.relation_id()) {
-                client.batch(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;
+                client.statement(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;
             }
         }
         // Of a table that was dropped and created anew the old one is forgotten.

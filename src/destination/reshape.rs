@@ -48,8 +48,8 @@ pub async fn reshape(
 ) -> Result<Vec<String>, DestinationError> {
     let name = original.table.name();
     let Some(table) = here.table(&name) else { return Ok(Vec::new()) };
-    let begin = format!("BEGIN; SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
-    client.batch(DOING, &begin).await?;
+    let bound = format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
+    client.statement_behind("BEGIN", DOING, &bound).await?;
     let done = inside(client, original, End { table, types: &here.types }).await;
     let ended = client.batch(DOING, if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     let told = done?;
@@ -125,7 +125,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             }
         }
     }
-    client.batch(DOING, &shapes::remember(id, &shape)).await?;
+    client.statement(DOING, &shapes::remember(id, &shape)).await?;
     Ok(told)
 }
 
@@ -134,13 +134,16 @@ async fn give(client: &SqlClient, sequence: &NewSequence) -> Result<Option<Sessi
     let mut refused = None;
     for statements in sequence.tries() {
         client.batch(DOING, "SAVEPOINT headwater_attempt").await?;
-        refused = match client.batch(DOING, &statements.join("; ")).await {
+        refused = match client.statements(DOING, statements).await {
             Ok(()) => None,
             Err(error) if error.server().is_some_and(|server| !server.fatal) => Some(error),
             Err(error) => return Err(error),
         };
-        let back = if refused.is_some() { "ROLLBACK TO SAVEPOINT" } else { "RELEASE SAVEPOINT" };
-        client.batch(DOING, &format!("{back} headwater_attempt")).await?;
+        let end = match refused {
+            Some(_) => "ROLLBACK TO SAVEPOINT headwater_attempt",
+            None => "RELEASE SAVEPOINT headwater_attempt",
+        };
+        client.batch(DOING, end).await?;
         if refused.as_ref().is_none_or(|error| !is_taken(error)) {
             break;
         }

@@ -31,9 +31,9 @@ fn record(purpose: &str) -> String {
 pub async fn connect_recorded(sql: &Sql) -> Result<SqlClient, DestinationError> {
     let client = sql.connect().await?;
     // A crash of the server that loses the record has ended the session, too.
-    client
-        .batch(RECORDING, &format!("BEGIN; SET LOCAL synchronous_commit = off; {}; COMMIT", record(sql.purpose)))
-        .await?;
+    client.batch(RECORDING, "BEGIN; SET LOCAL synchronous_commit = off").await?;
+    client.statement(RECORDING, &record(sql.purpose)).await?;
+    client.batch(RECORDING, "COMMIT").await?;
     Ok(client)
 }
 

@@ -127,7 +127,7 @@ pub async fn sweep(client: &SqlClient) -> Result<u64, DestinationError> {
     let rows = client.query("looking for old staging", sql, &[&SCHEMA_PREFIX]).await?;
     for row in &rows {
         let schema = Ident::new(row.get::<_, &str>(0));
-        client.batch("dropping old staging", &format!("DROP SCHEMA IF EXISTS {} CASCADE", schema.sql())).await?;
+        client.statement("dropping old staging", &format!("DROP SCHEMA IF EXISTS {} CASCADE", schema.sql())).await?;
     }
     Ok(u64::try_from(rows.len()).unwrap_or(0))
 }
@@ -154,8 +154,8 @@ impl Staging {
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
         let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) }.sql();
-        let create = format!("CREATE SCHEMA {}; CREATE UNLOGGED TABLE {mark} AS SELECT true AS alive", schema.sql());
-        client.batch("creating the staging schema", &create).await?;
+        let mark = format!("CREATE UNLOGGED TABLE {mark} AS SELECT true AS alive");
+        client.statements("creating the staging schema", &[format!("CREATE SCHEMA {}", schema.sql()), mark]).await?;
         let mut staging = Staging {
             schema,
             tables: Vec::new(),
@@ -251,7 +251,7 @@ impl Staging {
             return Ok(known.clone());
         }
         let room = Ident::new(format!("{}_{}", self.schema.as_str(), self.moving.len()));
-        client.batch("creating the staging schema", &format!("CREATE SCHEMA {}", room.sql())).await?;
+        client.statement("creating the staging schema", &format!("CREATE SCHEMA {}", room.sql())).await?;
         self.moving.insert(schema.clone(), room.clone());
         Ok(room)
     }
@@ -270,7 +270,7 @@ impl Staging {
         let staging =
             QualifiedName { schema: self.schema.clone(), name: Ident::new(format!("t{}", self.tables.len())) };
         // The stream also brings what the live table generates by itself.
-        client.batch("creating a staging table", &sql::create_plain(&staging, &name, &held)).await?;
+        client.statement("creating a staging table", &sql::create_plain(&staging, &name, &held)).await?;
         let rows = Catalog::count_rows(client, &name, 1).await?;
         let always = |column: &&ColumnDefinition| column.identity == Some(IdentityColumn::Always);
         let fixed: Vec<Ident> = live.columns.iter().filter(always).map(|column| column.name.clone()).collect();
@@ -356,10 +356,10 @@ impl Staging {
             .replace("headwater.advance(", &format!("{schema}.advance("))
             .replace("UPDATE headwater.position ", &format!("UPDATE {schema}.position "));
         let table = format!(
-            "CREATE UNLOGGED TABLE {schema}.position (position pg_catalog.pg_lsn NOT NULL) WITH (fillfactor = 10);
-             INSERT INTO {schema}.position VALUES ('{from}')"
+            "CREATE UNLOGGED TABLE {schema}.position (position pg_catalog.pg_lsn NOT NULL) WITH (fillfactor = 10)"
         );
-        Ok(client.batch("giving staging a position", &format!("{table}; {function}")).await?)
+        let row = format!("INSERT INTO {schema}.position VALUES ('{from}')");
+        Ok(client.statements("giving staging a position", &[table, row, function]).await?)
     }
 
     /// The foreign keys that new tables get: those whose other table is of the set, or was before.
@@ -392,7 +392,7 @@ impl Staging {
     pub async fn drop(&self, client: &SqlClient) -> Result<(), DestinationError> {
         for schema in self.moving.values().chain([&self.schema]) {
             let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", schema.sql());
-            client.batch("dropping staging", &statement).await?;
+            client.statement("dropping staging", &statement).await?;
         }
         Ok(())
     }

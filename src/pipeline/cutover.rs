@@ -163,7 +163,7 @@ async fn watch(config: &Config, source: &SqlClient) -> Result<SlotName, Fault> {
     let name = format!("headwater_cutover_{:016x}", fastrand::u64(..));
     let slot: SlotName = name.parse().unwrap_or_else(|_| config.source.slot.clone());
     let within = format!("SET statement_timeout = {}", config.fence_timeout.as_millis());
-    source.batch(doing, &within).await.map_err(SourceError::Session)?;
+    source.statement(doing, &within).await.map_err(SourceError::Session)?;
     let sql = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, 'pgoutput', true)::text";
     let created = source.query(doing, sql, &[&slot.as_str()]).await;
     match created {

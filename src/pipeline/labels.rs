@@ -30,15 +30,23 @@ pub(super) async fn follow_labels(
         let doing = "bringing an enum's labels to the source's";
         if !missing.renamed.is_empty() {
             // One transaction: names may change hands.
-            let renamed = missing.renamed.join(";\n");
-            destination.batch(doing, &renamed).await.map_err(|error| unadded(&renamed, error))?;
+            let renamed = rename(destination, doing, &missing.renamed).await;
+            renamed.map_err(|error| unadded(&missing.renamed.join(";\n"), error))?;
         }
         for statement in &missing.added {
-            destination.batch(doing, statement).await.map_err(|error| unadded(statement, error))?;
+            destination.statement(doing, statement).await.map_err(|error| unadded(statement, error))?;
         }
         return Ok(missing.told);
     }
     Err(Fault::Halted(labels_report(&missing)))
+}
+
+/// Renames in one transaction.
+async fn rename(client: &SqlClient, doing: &'static str, statements: &[String]) -> Result<(), SessionError> {
+    client.batch(doing, "BEGIN").await?;
+    let renamed = client.statements(doing, statements).await;
+    let ended = client.batch(doing, if renamed.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    renamed.and(ended)
 }
 
 /// The labels of which the OIDs are remembered, where some have other names by now.

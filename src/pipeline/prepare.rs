@@ -202,7 +202,7 @@ pub(super) async fn prepare(
     let stream = bookkeeping.stream().await?;
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
-    source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+    source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let slot = find_slot(&source, &config.source.slot).await?;
     let server = SourceServer::check(&source, slot.is_none() || asked.all || asked.lost).await?;
     let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);

@@ -182,7 +182,9 @@ async fn publication(
             .push(Removal::Kept(format!("publication {publication} at the source, which headwater did not create"))),
         Some(_) => {
             if !dry_run {
-                client.batch("dropping the publication", &format!("DROP PUBLICATION {}", publication.sql())).await?;
+                client
+                    .statement("dropping the publication", &format!("DROP PUBLICATION {}", publication.sql()))
+                    .await?;
             }
             removals.push(Removal::Removed(format!("publication {publication} at the source")));
         }

@@ -23,6 +23,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::error::{ServerError, SessionError};
+use super::flight::Flight;
 use super::startup::{self, Startup};
 use crate::config::{ConnectionSettings, Host};
 
@@ -270,16 +271,49 @@ impl Connection {
 
     /// Runs SQL by the simple protocol and returns the rows of its last statement as text.
     ///
+    /// In that protocol a text may hold any number of statements: so it takes only what stands in the program's own source.
+    /// What was made at run time goes through [`Connection::statements`].
+    ///
     /// # Errors
     /// [`SessionError`]: the server's error, a lost connection, or no answer `within` the bound.
     pub async fn simple_query(
         &mut self,
-        sql: &str,
+        sql: &'static str,
         doing: &'static str,
         within: Duration,
     ) -> Result<Vec<Vec<Option<String>>>, SessionError> {
-        frontend::query(sql, &mut self.outgoing).map_err(|error| SessionError::lost(doing, error))?;
+        self.replication_command(sql, doing, within).await
+    }
+
+    /// Runs a command of the replication protocol, for which a walsender takes the simple protocol only ("replication connections
+    /// do not support the extended query protocol", 14 to 18). What is put into a command is a number, or a name of a slot: nothing
+    /// that could end it.
+    pub(super) async fn replication_command(
+        &mut self,
+        command: &str,
+        doing: &'static str,
+        within: Duration,
+    ) -> Result<Vec<Vec<Option<String>>>, SessionError> {
+        frontend::query(command, &mut self.outgoing).map_err(|error| SessionError::lost(doing, error))?;
         bounded(within, doing, self.read_rows(doing)).await
+    }
+
+    /// Runs statements that were made at run time, each alone by the extended protocol, in which a second statement in a text is a
+    /// syntax error. They are sent together; behind one that fails none is run.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the server's error, a lost connection, or no answer `within` the bound.
+    pub async fn statements(
+        &mut self,
+        sql: &[&str],
+        doing: &'static str,
+        within: Duration,
+    ) -> Result<(), SessionError> {
+        let mut flight = Flight::new();
+        sql.iter().for_each(|statement| flight.run(statement));
+        flight.sync();
+        self.outgoing.extend_from_slice(&flight.bytes);
+        bounded(within, doing, self.read_rows(doing)).await.map(|_| ())
     }
 
     async fn read_rows(&mut self, doing: &'static str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
@@ -292,7 +326,8 @@ impl Connection {
                 b'D' => {
                     rows.push(read_row(&frame.body).ok_or_else(|| SessionError::protocol(doing, "malformed DataRow"))?)
                 }
-                b'C' | b'I' => {}
+                // CommandComplete, EmptyQueryResponse; ParseComplete, BindComplete.
+                b'C' | b'I' | b'1' | b'2' => {}
                 b'E' => {
                     let server = ServerError::read(&frame.body);
                     let fatal = server.fatal;

@@ -14,6 +14,7 @@ use postgres_protocol::message::frontend;
 
 use super::connection::{Connection, bounded};
 use super::error::{ServerError, SessionError};
+use super::flight::Flight;
 use super::sql::SqlCopyIn;
 
 /// What may wait in memory for the destination: a few reads, so that neither side stands still for the other.
@@ -72,7 +73,7 @@ impl<'a> CopyOut<'a> {
         sql: &str,
         timeout: Duration,
     ) -> Result<CopyOut<'a>, SessionError> {
-        begin(connection, sql, b'H', READING, timeout).await?;
+        begin(connection, sql, Direction::Out, READING, timeout).await?;
         Ok(CopyOut { connection, frame_left: 0, header_left: 0, timeout })
     }
 
@@ -200,7 +201,7 @@ impl<'a> CopyIn<'a> {
         sql: &str,
         timeout: Duration,
     ) -> Result<CopyIn<'a>, SessionError> {
-        begin(connection, sql, b'G', WRITING, timeout).await?;
+        begin(connection, sql, Direction::In, WRITING, timeout).await?;
         Ok(CopyIn { connection, timeout })
     }
 
@@ -210,20 +211,53 @@ impl<'a> CopyIn<'a> {
     /// [`SessionError`]: the server's refusal of the data, or a broken connection.
     pub async fn finish(self) -> Result<u64, SessionError> {
         frontend::copy_done(self.connection.outgoing());
+        frontend::sync(self.connection.outgoing());
         end(self.connection, WRITING, self.timeout).await
     }
 }
 
+/// Which way the rows go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Out,
+    In,
+}
+
+/// Starts the COPY by the extended protocol, in which its text can be nothing but one statement.
+///
+/// The server takes no Sync while it waits for rows (protocol-flow, "COPY Operations"): for COPY … FROM STDIN it follows behind
+/// their end, or a refusal.
 async fn begin(
     connection: &mut Connection,
     sql: &str,
-    expected: u8,
+    direction: Direction,
     doing: &'static str,
     timeout: Duration,
 ) -> Result<(), SessionError> {
-    frontend::query(sql, connection.outgoing()).map_err(|error| SessionError::lost(doing, error))?;
-    let frame = bounded(timeout, doing, connection.next_frame(doing)).await?;
-    if frame.tag == expected { Ok(()) } else { Err(refused(connection, &frame.body, frame.tag, doing).await) }
+    let mut flight = Flight::new();
+    flight.run(sql);
+    let expected = match direction {
+        Direction::Out => {
+            flight.sync();
+            b'H'
+        }
+        Direction::In => b'G',
+    };
+    connection.outgoing().extend_from_slice(&flight.bytes);
+    loop {
+        let frame = bounded(timeout, doing, connection.next_frame(doing)).await?;
+        match frame.tag {
+            // ParseComplete, BindComplete.
+            b'1' | b'2' => {}
+            tag if tag == expected => return Ok(()),
+            tag => {
+                if direction == Direction::In {
+                    frontend::sync(connection.outgoing());
+                }
+                return Err(refused(connection, &frame.body, tag, doing).await);
+            }
+        }
+    }
 }
 
 /// After a refusal of the COPY itself the connection is in order again once its ReadyForQuery has come.

@@ -183,7 +183,7 @@ impl ReplicationSession {
     async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, SessionError> {
         let doing = "reading the source's timeline history";
         let sql = format!("TIMELINE_HISTORY {timeline}");
-        let rows = self.connection.simple_query(&sql, doing, self.timeout).await?;
+        let rows = self.connection.replication_command(&sql, doing, self.timeout).await?;
         let [_file, content] = one_row(rows, doing)?;
         // Lines of "timeline TAB switch position TAB reason"; # begins a comment (timeline.c, readTimeLineHistory).
         let mut switches = Vec::new();
@@ -228,7 +228,7 @@ impl ReplicationSession {
                 format!("CREATE_REPLICATION_SLOT {slot}{temporary} LOGICAL pgoutput EXPORT_SNAPSHOT")
             }
         };
-        let rows = self.connection.simple_query(&sql, doing, within).await?;
+        let rows = self.connection.replication_command(&sql, doing, within).await?;
         let [_name, point, snapshot_name, _plugin] = one_row(rows, doing)?;
         Ok(CreatedSlot {
             consistent_point: point
@@ -245,7 +245,10 @@ impl ReplicationSession {
     /// [`SessionError`]: 42704 when there is no such slot, 55006 when it is in use.
     pub async fn drop_slot(&mut self, slot: &SlotName) -> Result<(), SessionError> {
         let doing = "dropping the replication slot";
-        self.connection.simple_query(&format!("DROP_REPLICATION_SLOT {slot}"), doing, self.timeout).await.map(|_| ())
+        self.connection
+            .replication_command(&format!("DROP_REPLICATION_SLOT {slot}"), doing, self.timeout)
+            .await
+            .map(|_| ())
     }
 
     /// START_REPLICATION: from here on the session streams.

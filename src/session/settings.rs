@@ -74,8 +74,8 @@ pub(super) fn as_options(connection: &ConnectionSettings) -> String {
     options
 }
 
-/// What is set once the server has said what it is; `None` when nothing is.
-pub(super) fn afterwards(connection: &ConnectionSettings, server_version: Option<&str>) -> Option<String> {
+/// What is set once the server has said what it is.
+pub(super) fn afterwards(connection: &ConnectionSettings, server_version: Option<&str>) -> Vec<&'static str> {
     let mut statements = Vec::new();
     if major(server_version).is_some_and(|major| major >= 17) {
         statements.push("SET transaction_timeout = 0");
@@ -83,7 +83,7 @@ pub(super) fn afterwards(connection: &ConnectionSettings, server_version: Option
     if depends_on_default(connection.target_session) {
         statements.push("SET default_transaction_read_only = off");
     }
-    (!statements.is_empty()).then(|| statements.join("; "))
+    statements
 }
 
 /// Whether target_session_attrs asks what a session may do by default.
@@ -136,11 +136,11 @@ mod tests {
     #[test]
     fn what_older_servers_do_not_know_comes_afterwards() {
         let connection = ConnectionSettings::default();
-        assert_eq!(afterwards(&connection, Some("16.4 (Debian 16.4-1)")), None);
-        assert_eq!(afterwards(&connection, Some("17.0")).as_deref(), Some("SET transaction_timeout = 0"));
-        assert_eq!(afterwards(&connection, Some("19devel")).as_deref(), Some("SET transaction_timeout = 0"));
+        assert!(afterwards(&connection, Some("16.4 (Debian 16.4-1)")).is_empty());
+        assert_eq!(afterwards(&connection, Some("17.0")), ["SET transaction_timeout = 0"]);
+        assert_eq!(afterwards(&connection, Some("19devel")), ["SET transaction_timeout = 0"]);
         let asking = ConnectionSettings { target_session: TargetSession::ReadWrite, ..connection };
-        assert_eq!(afterwards(&asking, Some("14.1")).as_deref(), Some("SET default_transaction_read_only = off"));
+        assert_eq!(afterwards(&asking, Some("14.1")), ["SET default_transaction_read_only = off"]);
         assert!(at_startup(&asking, &[]).all(|(name, _)| name != "default_transaction_read_only"));
     }
 }

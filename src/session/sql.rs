@@ -27,6 +27,7 @@ use super::password_file;
 use super::settings;
 use super::startup::{PASSWORD_MISSING, UNBOUND};
 use crate::config::{ChannelBinding, ConnectionSettings};
+use crate::pg::quote_literal;
 
 /// How a SQL session is opened.
 #[derive(Clone, Debug)]
@@ -96,8 +97,8 @@ impl Sql {
             }
         });
         let client = SqlClient { client, timeout: self.timeout, tls, _owner: owner };
-        if let Some(sql) = settings::afterwards(to, version.as_deref()) {
-            client.batch("setting up a session", &sql).await?;
+        for sql in settings::afterwards(to, version.as_deref()) {
+            client.batch("setting up a session", sql).await?;
         }
         Ok(client)
     }
@@ -198,11 +199,52 @@ impl SqlClient {
         self.bounded(doing, self.client.execute_typed(sql, &[])).await.map(|_| ())
     }
 
+    /// Runs statements that were made at run time, each as [`SqlClient::statement`] does, one after another.
+    ///
+    /// # Errors
+    /// [`SessionError`] of the first that fails; the others are not run. Outside of a transaction those before it stay done.
+    pub async fn statements<S: AsRef<str>>(&self, doing: &'static str, sql: &[S]) -> Result<(), SessionError> {
+        for statement in sql {
+            self.statement(doing, statement.as_ref()).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a statement that was made at run time right behind `first`, without waiting for the answer in between. `first` begins a
+    /// transaction or a savepoint in one, so that nothing is done when it fails.
+    ///
+    /// # Errors
+    /// [`SessionError`] of the first of them that fails.
+    pub async fn statement_behind(
+        &self,
+        first: &'static str,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<(), SessionError> {
+        // Requests are sent in the order in which they are first polled, which is that of the arguments.
+        let (begun, done) = tokio::join!(biased; self.batch(doing, first), self.statement(doing, sql));
+        begun?;
+        done
+    }
+
+    /// Begins a transaction that reads under a snapshot which another session has exported.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the snapshot is not there any more, for instance.
+    pub async fn import_snapshot(&self, name: &str) -> Result<(), SessionError> {
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name));
+        self.statement_behind(begin, "importing the snapshot", &import).await
+    }
+
     /// Runs several statements without parameters, in one implicit transaction unless they say otherwise.
+    ///
+    /// By the simple protocol, in which a text may hold any number of statements: so it takes only what stands in the program's
+    /// own source, and nothing that was made at run time. That is what [`SqlClient::statement`] is for.
     ///
     /// # Errors
     /// [`SessionError`] of the first that fails; the others are not run.
-    pub async fn batch(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {
+    pub async fn batch(&self, doing: &'static str, sql: &'static str) -> Result<(), SessionError> {
         self.bounded(doing, self.client.batch_execute(sql)).await
     }
 
@@ -231,15 +273,8 @@ impl SqlClient {
     /// # Errors
     /// [`SessionError`]: it belongs to somebody else; or this session is in a transaction that has failed.
     pub async fn terminate(&self, doing: &'static str, process_id: u32) -> Result<(), SessionError> {
-        let sql = format!(
-            "BEGIN; SET LOCAL ROLE NONE; SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-             WHERE pid = {process_id}; COMMIT"
-        );
-        let ended = self.batch(doing, &sql).await;
-        if ended.is_err() {
-            self.batch(doing, "ROLLBACK").await?;
-        }
-        ended
+        let sql = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = $1::bigint";
+        self.query_as_login_role(doing, sql, &[&i64::from(process_id)]).await.map(|_| ())
     }
 
     /// How many more sessions the server takes, beside those that are open and those that it keeps for superusers.

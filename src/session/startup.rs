@@ -77,9 +77,9 @@ async fn start(
         }
     }
     ServerKind::reported(|name| connection.parameter(name)).check(wanted, connection.host())?;
-    if let Some(sql) = settings::afterwards(connect_to, connection.parameter("server_version")) {
+    for sql in settings::afterwards(connect_to, connection.parameter("server_version")) {
         // The connection's own bound is `first_host`'s.
-        connection.simple_query(&sql, "setting up a session", connect_to.connect_timeout).await?;
+        connection.simple_query(sql, "setting up a session", connect_to.connect_timeout).await?;
     }
     Ok(connection)
 }

@@ -44,7 +44,7 @@ pub use identity::{Identities, Unidentified};
 pub use marks::Marks;
 pub use pieces::{PIECE_BYTES, Piece, pieces};
 pub use preflight::{SourceServer, same_database};
-pub use publication::{Gap, Notice, PUBLICATION_COMMENT, ensure_publication, gap_report};
+pub use publication::{Gap, Notice, PUBLICATION_COMMENT, ensure_publication, gap_report, try_publication};
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use sequences::source_sequences;
 pub use slot::{Slot, check_slot, find_slot, release_slot, slot_unknown_report};

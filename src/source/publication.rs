@@ -14,7 +14,7 @@ use super::error::SourceError;
 use super::identity::{Identities, Unidentified, joined};
 use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, counted, printable, quote_literal};
 use crate::plan::schema::{ColumnDefinition, TableDefinition};
-use crate::session::{SqlClient, SqlState};
+use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "looking at the publication";
 
@@ -58,6 +58,40 @@ pub async fn ensure_publication(
     catalog: &mut SourceCatalog,
     followed: &BTreeSet<QualifiedName>,
 ) -> Result<Vec<Notice>, SourceError> {
+    bring_about((client, publication), catalog, followed, Outcome::Kept).await
+}
+
+/// The same, and takes everything back.
+///
+/// # Errors
+/// Those of [`ensure_publication`].
+pub async fn try_publication(
+    client: &SqlClient,
+    publication: &Ident,
+    catalog: &mut SourceCatalog,
+    followed: &BTreeSet<QualifiedName>,
+) -> Result<Vec<Notice>, SourceError> {
+    client.batch("trying the publication", "BEGIN").await?;
+    let tried = bring_about((client, publication), catalog, followed, Outcome::TakenBack).await;
+    client.batch("trying the publication", "ROLLBACK").await?;
+    tried
+}
+
+/// What becomes of the changes.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// They are committed.
+    Kept,
+    /// They are made in a transaction that is rolled back.
+    TakenBack,
+}
+
+async fn bring_about(
+    (client, publication): (&SqlClient, &Ident),
+    catalog: &mut SourceCatalog,
+    followed: &BTreeSet<QualifiedName>,
+    outcome: Outcome,
+) -> Result<Vec<Notice>, SourceError> {
     let ids = catalog.tables.iter().map(|table| table.definition.relation_id());
     let identities = Identities::read(client, publication, ids).await?;
     let mut told = Vec::new();
@@ -69,7 +103,7 @@ pub async fn ensure_publication(
         }
         None => {
             let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
-            create(client, publication, &tables, identities.to_be_created()).await?;
+            create((client, publication), &tables, identities.to_be_created(), outcome).await?;
             told.push(Notice::Changed(format!("created publication {publication}")));
         }
         Some(row) => {
@@ -129,10 +163,10 @@ pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> Er
 }
 
 async fn create(
-    client: &SqlClient,
-    publication: &Ident,
+    (client, publication): (&SqlClient, &Ident),
     tables: &[&TableDefinition],
     identities: Identities,
+    outcome: Outcome,
 ) -> Result<(), SourceError> {
     check_identities(&identities, tables)?;
     let stored = if identities.publishing.sends_stored { ", publish_generated_columns = stored" } else { "" };
@@ -146,7 +180,7 @@ async fn create(
         )
     };
     let comment = format!("COMMENT ON PUBLICATION {} IS {}", publication.sql(), quote_literal(PUBLICATION_COMMENT));
-    match client.batch("creating the publication", &format!("{}; {comment}", shown(true))).await {
+    match create_with_comment(client, &[shown(true), comment], outcome).await {
         Ok(()) => Ok(()),
         Err(error) if error.code() == Some(SqlState::new(b"42501")) => Err(SourceError::Refused(
             ErrorReport::new(format!(
@@ -164,6 +198,24 @@ async fn create(
                 .hint(format!("Run at the primary:\n{};", shown(false))),
         )),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Both or nothing: a publication without the comment would not be known as ours.
+async fn create_with_comment(
+    client: &SqlClient,
+    statements: &[String; 2],
+    outcome: Outcome,
+) -> Result<(), SessionError> {
+    const DOING: &str = "creating the publication";
+    match outcome {
+        Outcome::TakenBack => client.statements(DOING, statements).await,
+        Outcome::Kept => {
+            client.batch(DOING, "BEGIN").await?;
+            let created = client.statements(DOING, statements).await;
+            let ended = client.batch(DOING, if created.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+            created.and(ended)
+        }
     }
 }
 
@@ -223,7 +275,7 @@ async fn add_missing(
     check_identities(identities, &missing)?;
     let quoted: Vec<String> = missing.iter().map(|table| table.name().sql()).collect();
     let statement = format!("ALTER PUBLICATION {} ADD TABLE {}", publication.sql(), quoted.join(", "));
-    match client.batch("adding tables to the publication", &statement).await {
+    match client.statement("adding tables to the publication", &statement).await {
         Ok(()) => {
             told.push(Notice::Changed(format!("added {} to publication {publication}", names.join(", "))));
             Ok(())

@@ -42,6 +42,8 @@ use crate::session::{SessionError, Sql, SqlClient, SqlState, describe_tables};
 /// A commit that takes longer to become visible is stuck, and the snapshot is given up.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
+const LOCKING: &str = "locking the tables of the snapshot";
+
 /// ACCESS SHARE on the tables of a snapshot, held by a session of its own.
 pub struct TableLocks {
     client: SqlClient,
@@ -60,18 +62,18 @@ impl TableLocks {
         let client = sql.connect().await?;
         let mut tables: Vec<&TableDefinition> = tables.to_vec();
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
-        let begin = format!("BEGIN; SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
-        client.batch("locking the tables of the snapshot", &begin).await?;
-        for (number, table) in tables.iter().enumerate() {
+        let bound = format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
+        client.statement_behind("BEGIN", LOCKING, &bound).await?;
+        for table in tables {
             let name = table.name();
-            let statement = format!("SAVEPOINT t{number}; LOCK TABLE {} IN ACCESS SHARE MODE", name.sql());
-            let mut locked = client.batch("locking the tables of the snapshot", &statement).await;
+            let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", name.sql());
+            let mut locked = client.statement_behind("SAVEPOINT locking", LOCKING, &statement).await;
             if let Err(error) = &locked
                 && error.code() == Some(SqlState::new(b"42501"))
             {
                 // LOCK needs a privilege on the whole table; who may read some columns takes the same lock by reading none.
-                let statement = format!("ROLLBACK TO SAVEPOINT t{number}; SELECT FROM {} LIMIT 0", name.sql());
-                locked = client.batch("locking the tables of the snapshot", &statement).await;
+                let statement = format!("SELECT FROM {} LIMIT 0", name.sql());
+                locked = client.statement_behind("ROLLBACK TO SAVEPOINT locking", LOCKING, &statement).await;
             }
             if let Err(error) = locked {
                 client.batch("unlocking the tables of the snapshot", "ROLLBACK").await?;
@@ -179,11 +181,7 @@ pub struct HeldSnapshot {
 /// [`SourceError`].
 pub async fn hold_snapshot(sql: &Sql, exported: &str) -> Result<HeldSnapshot, SourceError> {
     let client = sql.connect().await?;
-    let import = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        crate::pg::quote_literal(exported)
-    );
-    client.batch("importing the snapshot", &import).await?;
+    client.import_snapshot(exported).await?;
     let imported = current_snapshot(&client).await?;
     settle(sql, &imported).await?;
     let row = client.query_one("exporting the snapshot", "SELECT pg_catalog.pg_export_snapshot()", &[]).await?;

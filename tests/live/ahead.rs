@@ -8,7 +8,7 @@ use headwater::session::SqlClient;
 
 use crate::streams::{SCHEMA, TABLES};
 use crate::support::roles::Roles;
-use crate::support::{Database, Service, Setup, eventually, new_destination, new_source};
+use crate::support::{Database, Script, Service, Setup, eventually, new_destination, new_source};
 
 /// About a megabyte of rows.
 const LARGE: &str =
@@ -44,7 +44,7 @@ impl Pair {
     /// A session at the source inside a transaction that has done this.
     async fn in_progress(&self, sql: &str) -> SqlClient {
         let writer = self.source.connect(&self.database.name).await.unwrap();
-        writer.batch("a transaction in progress", &format!("SET search_path = public; BEGIN; {sql}")).await.unwrap();
+        writer.script("a transaction in progress", &format!("SET search_path = public; BEGIN; {sql}")).await.unwrap();
         writer
     }
 

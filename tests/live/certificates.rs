@@ -9,7 +9,7 @@ use rcgen::{
 
 use crate::check_refused::{failed, hint, mended};
 use crate::security::{Certificates, authority_params, with_hba};
-use crate::support::{Database, Setup, destination, new_source};
+use crate::support::{Database, Script, Setup, destination, new_source};
 
 const ONE: &[&str] = &["t"];
 const ONE_SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x');";
@@ -88,7 +88,7 @@ async fn source_with(certificates: &Certificates) -> Cluster {
     let admin = source.connect("postgres").await.unwrap();
     let roles = "CREATE ROLE replicator LOGIN REPLICATION SUPERUSER; CREATE ROLE other LOGIN REPLICATION SUPERUSER;
         CREATE ROLE ordinary LOGIN REPLICATION SUPERUSER PASSWORD 'hunter2'; CREATE ROLE old LOGIN REPLICATION SUPERUSER PASSWORD 'hunter2'";
-    admin.batch("roles", roles).await.unwrap();
+    admin.script("roles", roles).await.unwrap();
     drop(admin);
     with_hba(
         &mut source,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::check::{SCHEMA, TABLES, find, findings, fix};
 use crate::pooler::{Between, Pooler};
 use crate::security::{Certificates, with_hba};
-use crate::support::{Database, Setup, destination, new_source, source};
+use crate::support::{Database, Script, Setup, destination, new_source, source};
 
 /// The failure with this message; its hint is there.
 pub async fn failed(setup: &Setup, message: &str) -> Value {
@@ -31,7 +31,7 @@ async fn passwords_roles_and_pg_hba_are_mended_by_what_is_printed() {
     let admin = server.connect("postgres").await.unwrap();
     let roles = "CREATE ROLE guarded SUPERUSER REPLICATION LOGIN PASSWORD 'the secret'; CREATE ROLE barred SUPERUSER REPLICATION LOGIN;
         CREATE ROLE idle SUPERUSER REPLICATION NOLOGIN";
-    admin.batch("roles", roles).await.unwrap();
+    admin.script("roles", roles).await.unwrap();
     admin.batch("a database", "CREATE DATABASE elsewhere").await.unwrap();
     drop(admin);
     with_hba(

@@ -11,7 +11,7 @@ use crate::check_refused::{hint, mended};
 use crate::metrics::source_with_clock;
 use crate::security::{Certificates, with_hba};
 use crate::support::disk::Disk;
-use crate::support::{Database, Setup, bin, bin_of, destination, new_source, parent, source};
+use crate::support::{Database, Script, Setup, bin, bin_of, destination, new_source, parent, source};
 
 /// The warning with this message; its hint is there.
 async fn warned(setup: &Setup, message: &str) -> Value {
@@ -127,15 +127,15 @@ async fn an_encoding_that_lacks_characters_is_told() {
     let admin = destination().await.connect("postgres").await.unwrap();
     let name = format!("{}_latin1", database.name);
     let sql = format!("CREATE DATABASE {name} ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
-    admin.batch("a database of another encoding", &sql).await.unwrap();
+    admin.script("a database of another encoding", &sql).await.unwrap();
     let mut setup = Setup::of(&database);
     setup.destination_url = setup.destination_url.replace(&format!("/{}", database.name), &format!("/{name}"));
     let message = "the source's encoding is UTF8, the destination's LATIN1";
     let finding = warned(&setup, message).await;
     // What the hint says, in a database of that name.
     let with = hint(&finding).trim_start_matches("Use a destination database with ").trim_end_matches('.');
-    admin.batch("another", &format!("DROP DATABASE {name}")).await.unwrap();
-    admin.batch("another", &format!("CREATE DATABASE {name} {with} TEMPLATE template0")).await.unwrap();
+    admin.script("another", &format!("DROP DATABASE {name}")).await.unwrap();
+    admin.script("another", &format!("CREATE DATABASE {name} {with} TEMPLATE template0")).await.unwrap();
     gone(&setup, message).await;
 }
 
@@ -199,7 +199,7 @@ async fn a_connection_that_anybody_could_read_is_told_on_either_side() {
     with_hba(&mut server, &format!("host all postgres {address}/32 trust")).await;
     let database = Database::on(&server, destination().await, "readable", TABLES, SCHEMA).await;
     let admin = server.connect("postgres").await.unwrap();
-    admin.batch("a destination there", &format!("CREATE DATABASE {}_here", database.name)).await.unwrap();
+    admin.script("a destination there", &format!("CREATE DATABASE {}_here", database.name)).await.unwrap();
     let url = |name: &str, parameters: &str| {
         format!("postgresql://postgres@localhost:{}/{name}?hostaddr={address}&{parameters}", server.port())
     };

@@ -1,7 +1,7 @@
 //! Columns whose names prove nothing: the source's catalog is read later than the stream, or earlier, or tells nothing new.
 
 use crate::set_aside::{all_live, mended};
-use crate::support::{Database, Service, Setup, eventually, new_source};
+use crate::support::{Database, Script, Service, Setup, eventually, new_source};
 
 const SCHEMA: &str = "
     CREATE TABLE t (id int PRIMARY KEY, a int, b int); INSERT INTO t SELECT i, i, 100 + i FROM generate_series(1, 9) i;
@@ -181,7 +181,7 @@ async fn a_copy_that_waits_for_a_migration_takes_the_columns_of_after_it() {
         let migration = crate::support::source().await.connect(&database.name).await.unwrap();
         let change = "SET search_path = public; BEGIN; ALTER TABLE t ADD COLUMN c int DEFAULT 5;
                       UPDATE t SET c = id * 100 WHERE id <= 3";
-        migration.batch("a migration", change).await.unwrap();
+        migration.script("a migration", change).await.unwrap();
         let service = match service.take() {
             Some(service) => {
                 let (_, out) = service.command(&["resnapshot", "--no-wait", "t"]).await;

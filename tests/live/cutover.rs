@@ -1,6 +1,6 @@
 //! Cut-over: equal, drained, sequences over, and the way back stays open.
 
-use crate::support::{Database, Setup, eventually};
+use crate::support::{Database, Script, Setup, eventually};
 
 const SCHEMA: &str = "
     CREATE TABLE parents (id serial PRIMARY KEY, v text);
@@ -29,7 +29,10 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
     let cutting = setup.command(&["cutover"]);
     let writing = async {
         for number in 0.. {
-            if writer.batch("writing", &format!("UPDATE public.parents SET v = '{number}' WHERE id = 2")).await.is_err()
+            if writer
+                .script("writing", &format!("UPDATE public.parents SET v = '{number}' WHERE id = 2"))
+                .await
+                .is_err()
             {
                 return;
             }

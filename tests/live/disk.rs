@@ -5,7 +5,7 @@ use std::path::Path;
 use headwater::commands::demo::{Cluster, StopMode};
 
 use crate::support::disk::Disk;
-use crate::support::{Database, Service, Setup, eventually, new_destination, new_source};
+use crate::support::{Database, Script, Service, Setup, eventually, new_destination, new_source};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (0, 'small');";
 
@@ -37,7 +37,7 @@ async fn a_full_disk_of_the_destination_is_waited_for_and_nothing_is_lost() {
     let database = Database::on(&source, &destination, "fullhere", &["t"], SCHEMA).await;
     let admin = destination.connect(&database.name).await.unwrap();
     let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
-    admin.batch("a small tablespace", &tablespace).await.unwrap();
+    admin.script("a small tablespace", &tablespace).await.unwrap();
     let service = Setup::of(&database).start();
     service.streams().await;
     admin.batch("moving a table there", "ALTER TABLE public.t SET TABLESPACE small").await.unwrap();
@@ -66,12 +66,12 @@ async fn nothing_is_left(database: &Database, slots: usize) -> Option<()> {
 async fn makes_tables_there(destination: &Cluster, database: &Database, place: &Path) {
     let admin = destination.connect(&database.name).await.unwrap();
     let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
-    admin.batch("a small tablespace", &tablespace).await.unwrap();
+    admin.script("a small tablespace", &tablespace).await.unwrap();
     let default = format!(
         "GRANT CREATE ON TABLESPACE small TO PUBLIC; ALTER DATABASE {} SET default_tablespace = small",
         database.name
     );
-    admin.batch("making it the default", &default).await.unwrap();
+    admin.script("making it the default", &default).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! What an operator must mend: each provoked, its words read, and where the hint holds SQL, run as printed.
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
-use crate::support::{Database, Setup, destination, new_destination, new_source, source};
+use crate::support::{Database, Script, Setup, destination, new_destination, new_source, source};
 
 /// Asserts that the output has each of these texts, in this order.
 fn says(output: &str, texts: &[&str]) {
@@ -420,7 +420,7 @@ async fn a_destination_that_is_a_source_of_its_own_cluster_works() {
     both.connect("postgres")
         .await
         .unwrap()
-        .batch("a database", &format!("CREATE DATABASE {}_copy", database.name))
+        .script("a database", &format!("CREATE DATABASE {}_copy", database.name))
         .await
         .unwrap();
     let copy = format!("{}_copy", database.name);

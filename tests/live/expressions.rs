@@ -6,7 +6,7 @@ use headwater::plan::expression::catalog::FUNCTIONS;
 use headwater::plan::expression::parse;
 use headwater::session::SqlClient;
 
-use crate::support::{Database, Setup};
+use crate::support::{Database, Script, Setup};
 
 /// Every form that `pg_get_expr` prints for ordinary schemas (PostgreSQL 14 and later).
 const SCHEMA: &str = r#"
@@ -122,7 +122,7 @@ async fn read_back(client: &SqlClient, what: &str, text: &str) -> String {
         _ => panic!("{what} is never printed otherwise"),
     };
     client
-        .batch("reading back", &format!("BEGIN; SET LOCAL search_path = public, pg_catalog; {change}"))
+        .script("reading back", &format!("BEGIN; SET LOCAL search_path = public, pg_catalog; {change}"))
         .await
         .unwrap();
     let again =

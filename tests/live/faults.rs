@@ -26,7 +26,9 @@ use tokio::task::JoinHandle;
 use crate::set_aside::all_live;
 use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Database, Service, Setup, eventually, new_destination, new_source, seed, shifting, workload};
+use crate::support::{
+    Database, Script, Service, Setup, eventually, new_destination, new_source, seed, shifting, workload,
+};
 
 const SCHEMA: &str = "
     CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL);
@@ -81,7 +83,7 @@ async fn write(url: String, gate: Arc<RwLock<()>>, (committed, shifted): Counts,
             continue;
         };
         let script = transaction(&mut rng, writer);
-        match session.batch("a random transaction", &script).await {
+        match session.script("a random transaction", &script).await {
             Ok(()) => {
                 let commits = script.ends_with("COMMIT");
                 committed.fetch_add(u64::from(commits), Ordering::Relaxed);
@@ -282,14 +284,14 @@ impl Sweep {
     /// Its own failure (a deadlock, a lock timeout) is a part of the fault.
     async fn at_source(&self, sql: &str) {
         if let Some(client) = connect(&self.database.source_url).await {
-            let _ = client.batch("a fault", sql).await;
+            let _ = client.script("a fault", sql).await;
         }
     }
 
     async fn at_destination(&self, sql: &str) {
         if let Some(client) = connect(&self.database.destination_url).await {
             for statement in sql.split(';').filter(|statement| !statement.trim().is_empty()) {
-                let _ = client.batch("a fault", statement).await;
+                let _ = client.script("a fault", statement).await;
             }
         }
     }

@@ -10,7 +10,7 @@ use headwater::config::{Config, Environment, FileText};
 use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::database::connect;
 use crate::support::roles::{as_role, blocks, like};
-use crate::support::{Database, eventually, headwater, parent};
+use crate::support::{Database, Script, eventually, headwater, parent};
 
 /// Somebody at a terminal, in a directory with his configuration.
 struct Terminal {
@@ -140,7 +140,7 @@ async fn the_pages_can_be_followed_from_top_to_bottom() {
         .await;
     let application = connect(&like(&format!("//{app}@"), &database.destination_url)).await.expect("the application");
     application
-        .batch("reading its own writes", &block("docs/roles.md", "application"))
+        .script("reading its own writes", &block("docs/roles.md", "application"))
         .await
         .expect("the page's statements");
 

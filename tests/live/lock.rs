@@ -3,7 +3,7 @@
 use headwater::session::SqlClient;
 
 use crate::support::database::connect;
-use crate::support::{Database, Service, Setup, eventually, new_destination, source};
+use crate::support::{Database, Script, Service, Setup, eventually, new_destination, source};
 
 const TABLES: &[&str] = &["t"];
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY)";
@@ -129,7 +129,7 @@ async fn a_prepared_transaction_keeps_no_instance_from_leading() {
         "SELECT pg_advisory_lock({key}); SELECT pg_advisory_unlock({key}); BEGIN; SELECT pg_advisory_xact_lock({key});
          PREPARE TRANSACTION 'it''s mine'"
     );
-    session.batch("preparing", &take).await.unwrap();
+    session.script("preparing", &take).await.unwrap();
     let leader = setup.start();
     applies(&leader, &database, 2).await;
     leader.says(&format!("a prepared transaction (role {role}, it's mine")).await;
@@ -200,7 +200,7 @@ async fn sessions_that_outlive_their_leader_are_ended_whatever_they_are_called_a
         .unwrap();
     // A process of the same number that started after the record was made.
     let record = "INSERT INTO headwater.sessions VALUES (pg_backend_pid(), 'staging', now() - interval '1 day')";
-    stranger.batch("recording", record).await.unwrap();
+    stranger.script("recording", record).await.unwrap();
     leftover.batch("working", "BEGIN; LOCK TABLE t").await.unwrap();
     leader.kill();
     let leader = setup.start();

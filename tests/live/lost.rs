@@ -4,7 +4,7 @@ use headwater::commands::demo::{Cluster, StopMode};
 
 use crate::support::roles::like;
 use crate::support::{
-    Database, Setup, bin_of, destination, eventually, new_source, new_source_of, parent, source, workload,
+    Database, Script, Setup, bin_of, destination, eventually, new_source, new_source_of, parent, source, workload,
 };
 
 const TABLES: &[&str] = &["public.t", "public.u"];
@@ -107,7 +107,7 @@ async fn a_slot_that_is_lost_under_the_running_service_is_mended_by_it() {
          SELECT pg_drop_replication_slot('{0}')",
         database.name
     );
-    eventually("the slot is dropped", || async { database.source.batch("dropping", &drop).await.ok() }).await;
+    eventually("the slot is dropped", || async { database.source.script("dropping", &drop).await.ok() }).await;
     database.at_source(MEANWHILE).await;
     service.says("reconciling all tables with a new snapshot").await;
     database.caught_up().await;
@@ -270,8 +270,8 @@ async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_
     let clone = format!("{}_clone", database.name);
     let admin = destination().await.connect("postgres").await.unwrap();
     let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'", database.name);
-    admin.batch("ending sessions", &end).await.unwrap();
-    admin.batch("a copy", &format!("CREATE DATABASE {clone} TEMPLATE {}", database.name)).await.unwrap();
+    admin.script("ending sessions", &end).await.unwrap();
+    admin.script("a copy", &format!("CREATE DATABASE {clone} TEMPLATE {}", database.name)).await.unwrap();
     let mut database = database;
     database.reconnect_destination(destination().await).await;
     let mut other = Setup::of(&database);
@@ -298,7 +298,7 @@ async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_
     feeding.streams().await;
     assert_eq!(feeding.metric("headwater_restarts_total{reason=\"source_lost\"}").await.unwrap_or(0.0), 0.0);
     feeding.stop().await;
-    admin.batch("removing the copy", &format!("DROP DATABASE {clone}")).await.unwrap();
+    admin.script("removing the copy", &format!("DROP DATABASE {clone}")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -306,7 +306,7 @@ async fn another_cluster_is_copied_only_when_asked() {
     let mut database = followed("othercluster", source().await).await;
     let other = new_source(&[]).await;
     let admin = other.connect("postgres").await.unwrap();
-    admin.batch("a database", &format!("CREATE DATABASE {}", database.name)).await.unwrap();
+    admin.script("a database", &format!("CREATE DATABASE {}", database.name)).await.unwrap();
     database.source_url = other.url(&database.name);
     database.reconnect_source(&other).await;
     database.at_source(SCHEMA).await;
@@ -381,7 +381,7 @@ async fn a_database_of_the_source_that_was_renamed_is_followed_without_a_copy() 
     let admin = cluster.connect("postgres").await.unwrap();
     drop(std::mem::replace(&mut database.source, cluster.connect("postgres").await.unwrap()));
     let (old, new) = (database.name.clone(), format!("{}_new", database.name));
-    admin.batch("renaming", &format!("ALTER DATABASE {old} RENAME TO {new}")).await.unwrap();
+    admin.script("renaming", &format!("ALTER DATABASE {old} RENAME TO {new}")).await.unwrap();
     database.source = cluster.connect(&new).await.unwrap();
     database.at_destination("UPDATE t SET n = -7 WHERE id = 77").await;
     let mut setup = Setup::of(&database);
@@ -410,7 +410,7 @@ async fn another_database_of_the_source_is_copied_only_when_asked() {
         database.name
     );
     for statement in sql.split("; ") {
-        admin.batch("another database of the name", statement).await.unwrap();
+        admin.script("another database of the name", statement).await.unwrap();
     }
     database.reconnect_source(&cluster).await;
     database.at_source(SCHEMA).await;

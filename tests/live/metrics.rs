@@ -7,7 +7,7 @@ use headwater::commands::demo::{Cluster, StopMode};
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::service::Service;
-use crate::support::{Database, SOURCE, Setup, bin, eventually, new_destination, new_source, parent, tools};
+use crate::support::{Database, SOURCE, Script, Setup, bin, eventually, new_destination, new_source, parent, tools};
 
 const BYTES: &str = "headwater_replication_lag_bytes";
 const SECONDS: &str = "headwater_replication_lag_seconds";
@@ -85,7 +85,7 @@ async fn a_huge_transaction_is_lag_from_its_commit_on_and_not_before() {
         let sql =
             "INSERT INTO messages SELECT COALESCE((SELECT max(id) FROM messages), 0) + i, 1, repeat(md5(i::text), 20)
                    FROM generate_series(1, 5000) i";
-        other.batch("more of it", sql).await.unwrap();
+        other.script("more of it", sql).await.unwrap();
     }
     // On a busy machine the source may need a while to decode it. Counted from its first row it would be 6 s, and grow.
     metric_is(&service, SECONDS, "small: nothing is committed", |seconds| seconds < 2.0).await;

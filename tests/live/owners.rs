@@ -3,7 +3,7 @@
 //! headwater connects as the least-privilege role of docs/roles.md, which is a member of the role that owns the tables.
 
 use crate::support::roles::{Roles, owner, writer};
-use crate::support::{Database, Setup, destination, eventually, parent, source};
+use crate::support::{Database, Script, Setup, destination, eventually, parent, source};
 
 const TABLES: &[&str] = &["t"];
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')";
@@ -413,7 +413,7 @@ async fn set_role_to_the_owner_does_not_contain_the_owners_code() {
     let client = crate::support::database::connect(&database.destination_url).await.expect("a session of the writer");
     let owner = owner(&database.name);
     client
-        .batch("writing", &format!("BEGIN; SET LOCAL ROLE {owner}; INSERT INTO t VALUES (5, 'x'); COMMIT"))
+        .script("writing", &format!("BEGIN; SET LOCAL ROLE {owner}; INSERT INTO t VALUES (5, 'x'); COMMIT"))
         .await
         .unwrap();
     // Why headwater does not apply as the owner: the code has gone back to the session's role.

@@ -2,7 +2,7 @@
 
 use fastrand::Rng;
 
-use crate::support::{Database, Setup, compare, destination, eventually, seed, workload};
+use crate::support::{Database, Script, Setup, compare, destination, eventually, seed, workload};
 
 /// Batches that were done again.
 const RETRIED: &str = "headwater_batch_retries_total";
@@ -78,7 +78,7 @@ fn transaction(rng: &mut Rng) -> String {
 
 async fn write(database: &Database, rng: &mut Rng, transactions: usize) {
     for _ in 0..transactions {
-        if database.source.batch("a random transaction", &transaction(rng)).await.is_err() {
+        if database.source.script("a random transaction", &transaction(rng)).await.is_err() {
             let _ = database.source.batch("rolling back", "ROLLBACK").await;
         }
     }
@@ -95,10 +95,10 @@ async fn batches_leave_what_native_replication_leaves() {
     let native = format!("{}_native", database.name);
     let cluster = destination().await;
     let admin = cluster.connect("postgres").await.unwrap();
-    admin.batch("a database", &format!("CREATE DATABASE {native}")).await.unwrap();
+    admin.script("a database", &format!("CREATE DATABASE {native}")).await.unwrap();
     let native_side = cluster.connect(&native).await.unwrap();
-    native_side.batch("tables", &format!("SET search_path = public; {schema}")).await.unwrap();
-    native_side.batch("no rows", &format!("TRUNCATE {}", tables.join(", "))).await.unwrap();
+    native_side.script("tables", &format!("SET search_path = public; {schema}")).await.unwrap();
+    native_side.script("no rows", &format!("TRUNCATE {}", tables.join(", "))).await.unwrap();
     database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE {}", database.name, tables.join(", "))).await;
     database.at_source(&format!("SELECT pg_create_logical_replication_slot('{native}', 'pgoutput')")).await;
     let source_url = &database.source_url;
@@ -106,7 +106,7 @@ async fn batches_leave_what_native_replication_leaves() {
         "CREATE SUBSCRIPTION {native} CONNECTION '{source_url}' PUBLICATION {} WITH (create_slot = false, slot_name = '{native}')",
         database.name
     );
-    native_side.batch("a subscription", &subscribe).await.unwrap();
+    native_side.script("a subscription", &subscribe).await.unwrap();
 
     let setup = Setup::of(&database);
     let service = setup.start();
@@ -137,7 +137,7 @@ async fn batches_leave_what_native_replication_leaves() {
         format!("ALTER SUBSCRIPTION {native} SET (slot_name = NONE)"),
         format!("DROP SUBSCRIPTION {native}"),
     ] {
-        native_side.batch("ending the subscription", &sql).await.unwrap();
+        native_side.script("ending the subscription", &sql).await.unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use headwater::session::SqlClient;
 
-use crate::support::{Database, Setup, eventually, seed};
+use crate::support::{Database, Script, Setup, eventually, seed};
 
 const TABLES: &[&str] = &["left_accounts", "right_accounts", "counter", "journal"];
 
@@ -37,7 +37,7 @@ async fn write(client: &SqlClient, writer: usize, rng: &mut Rng, done: &AtomicBo
         }
         script.push(format!("UPDATE right_accounts SET balance = balance + {amount} WHERE id = {to}"));
         script.push(if rng.u32(..10) == 0 { "ROLLBACK" } else { "COMMIT" }.to_owned());
-        if client.batch("a transfer", &script.join("; ")).await.is_err() {
+        if client.script("a transfer", &script.join("; ")).await.is_err() {
             let _ = client.batch("rolling back", "ROLLBACK").await;
         }
     }

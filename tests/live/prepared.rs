@@ -3,7 +3,7 @@
 use headwater::commands::demo::Cluster;
 
 use crate::support::roles::as_role;
-use crate::support::{Database, Setup, destination, eventually, new_source};
+use crate::support::{Database, Script, Setup, destination, eventually, new_source};
 
 const TABLES: &[&str] = &["t"];
 const SCHEMA: &str =
@@ -19,7 +19,7 @@ async fn a_prepared_transaction_of_another_database_is_named_wherever_a_slot_wai
     let database = Database::on(&source, destination().await, "prepared", TABLES, SCHEMA).await;
     let other = source.connect("postgres").await.expect("another database of the cluster");
     let run = async |sql: &str| {
-        other.batch("in the other database", sql).await.unwrap_or_else(|error| panic!("{error}: {sql}"))
+        other.script("in the other database", sql).await.unwrap_or_else(|error| panic!("{error}: {sql}"))
     };
     run("CREATE ROLE shop").await;
     run("BEGIN; SET LOCAL ROLE shop; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'it''s mine'").await;

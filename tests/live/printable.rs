@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::check::{findings, fix};
 use crate::support::database::Over;
-use crate::support::{Database, Setup, destination, eventually, source};
+use crate::support::{Database, Script, Setup, destination, eventually, source};
 
 /// A line of its own, a cleared screen, text that reads backwards, separators, nothing that is seen, and the ends of quotes.
 const HOSTILE: &str = "a\n\u{1b}[2J\u{202e}\u{2028}\u{200b}\r\"'; DROP TABLE victim; --\\";
@@ -41,8 +41,8 @@ async fn hostile(slot: &str, role: &str) -> Hostile {
     let mut ends = Vec::new();
     for cluster in [source().await, destination().await] {
         let admin = cluster.connect("postgres").await.unwrap();
-        admin.batch("a role", &format!("CREATE ROLE {} LOGIN {role}", quoted(&name))).await.unwrap();
-        admin.batch("a database", &format!("CREATE DATABASE {}", quoted(&name))).await.unwrap();
+        admin.script("a role", &format!("CREATE ROLE {} LOGIN {role}", quoted(&name))).await.unwrap();
+        admin.script("a database", &format!("CREATE DATABASE {}", quoted(&name))).await.unwrap();
         let client = cluster.connect(&url_encoded(&name)).await.unwrap();
         client.batch("a victim", "CREATE TABLE public.victim (id int PRIMARY KEY)").await.unwrap();
         ends.push((client, url(cluster, &name)));

@@ -1,6 +1,6 @@
 //! Reading one's own writes at the destination.
 
-use crate::support::{Database, Setup, eventually};
+use crate::support::{Database, Script, Setup, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_reads_its_own_writes_after_waiting_for_their_position() {
@@ -35,7 +35,7 @@ async fn an_application_reads_its_own_writes_after_waiting_for_their_position() 
     let never = "SELECT headwater.wait_for('FFFF/0', '200 ms')::text";
     assert_eq!(database.destination_value(never).await.as_deref(), Some("false"));
     let old = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT headwater.wait_for('0/1')";
-    let refused = database.destination.batch("an old snapshot", old).await.expect_err("refused");
+    let refused = database.destination.script("an old snapshot", old).await.expect_err("refused");
     assert!(refused.to_string().contains("SQLSTATE 55000"), "{refused}");
     database.at_destination("ROLLBACK").await;
     let hidden = database.destination.batch("the bookkeeping itself", "SELECT * FROM headwater.stream").await;

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::set_aside::all_live;
 use crate::support::database::connect;
-use crate::support::{Database, Service, Setup, eventually, seed};
+use crate::support::{Database, Script, Service, Setup, eventually, seed};
 
 /// Always followed: each transaction counts itself and writes its number down.
 const COUNTED: &[&str] = &["counter", "journal"];
@@ -128,7 +128,7 @@ async fn write(url: String, gate: Arc<RwLock<()>>, committed: Arc<AtomicU64>, se
     let session = connect(&url).await.expect("a session");
     loop {
         let _open = gate.read().await;
-        match session.batch("a random transaction", &transaction(&mut rng)).await {
+        match session.script("a random transaction", &transaction(&mut rng)).await {
             Ok(()) => {
                 committed.fetch_add(1, Ordering::Relaxed);
             }
@@ -261,7 +261,7 @@ impl World {
             let session = connect(&self.database.destination_url).await.expect("a session");
             let script = format!("SET session_replication_role = replica; BEGIN; {script}; COMMIT");
             // A deadlock with apply is no drift.
-            if session.batch("drifting", &script).await.is_err() {
+            if session.script("drifting", &script).await.is_err() {
                 println!("        no drift of {table} this time");
             }
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use headwater::commands::demo::{Cluster, StopMode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::support::{Database, Setup, destination, new_source, parent};
+use crate::support::{Database, Script, Setup, destination, new_source, parent};
 
 const ONE: &[&str] = &["t"];
 const ONE_SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x');";
@@ -123,7 +123,7 @@ async fn trust_password_md5_and_scram_are_spoken() {
         let sql = format!(
             "SET password_encryption = '{encryption}'; CREATE ROLE {role} LOGIN REPLICATION SUPERUSER PASSWORD 'hunter2'"
         );
-        admin.batch("a role", &sql).await.unwrap();
+        admin.script("a role", &sql).await.unwrap();
     }
     drop(admin);
     with_hba(&mut source, &lines.join("\n")).await;
@@ -166,7 +166,7 @@ async fn every_sslmode_means_what_it_means_in_libpq() {
     }
     let admin = source.connect("postgres").await.unwrap();
     let roles = "CREATE ROLE replicator LOGIN REPLICATION SUPERUSER PASSWORD 'hunter2'; CREATE ROLE plain LOGIN SUPERUSER REPLICATION";
-    admin.batch("roles", roles).await.unwrap();
+    admin.script("roles", roles).await.unwrap();
     drop(admin);
     with_hba(
         &mut source,
@@ -225,7 +225,7 @@ async fn tls_source(bin: &Path, certificates: &Certificates) -> Cluster {
     source.set("ssl", "on");
     let admin = source.connect("postgres").await.unwrap();
     let role = "CREATE ROLE ordinary LOGIN SUPERUSER REPLICATION PASSWORD 'hunter2'";
-    admin.batch("a role", role).await.unwrap();
+    admin.script("a role", role).await.unwrap();
     drop(admin);
     with_hba(
         &mut source,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::browser::Browser;
-use crate::support::{Database, Service, Setup, at_each, eventually};
+use crate::support::{Database, Script, Service, Setup, at_each, eventually};
 
 const TABLES: &[&str] = &["t", "other"];
 
@@ -100,7 +100,7 @@ async fn the_others_stream_on_prefix_by_prefix_while_the_table_stands_still() {
                 number % 1000,
                 9_990 + number
             );
-            writer.batch("writing", &script).await.unwrap();
+            writer.script("writing", &script).await.unwrap();
         }
         number
     };
@@ -341,7 +341,7 @@ async fn verify_never_takes_a_table_that_stands_still_for_one_that_differs() {
                 "BEGIN; UPDATE public.other SET v = {number}; UPDATE public.t SET a = 'now {number}' WHERE id = {}; COMMIT",
                 number % 1000
             );
-            writer.batch("writing", &script).await.unwrap();
+            writer.script("writing", &script).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };

@@ -6,7 +6,9 @@ use headwater::session::SqlClient;
 
 use crate::support::database::connect;
 use crate::support::roles::{Roles, reader, writer};
-use crate::support::{Database, Setup, bin_of, destination, eventually, new_destination, new_source_of, seed, source};
+use crate::support::{
+    Database, Script, Setup, bin_of, destination, eventually, new_destination, new_source_of, seed, source,
+};
 
 const TABLES: &[&str] = &["things", "lines"];
 
@@ -106,7 +108,7 @@ async fn set_some(client: &SqlClient, rng: &mut Rng, role: &str, database: &str)
     }
     let statements = statements.join("\n");
     client
-        .batch("setting what others want", &statements)
+        .script("setting what others want", &statements)
         .await
         .unwrap_or_else(|error| panic!("{error} in\n{statements}"));
     statements

@@ -15,7 +15,7 @@ use headwater::session::{ReplicationSession, SlotSnapshot, Sql, SqlClient, Strea
 use headwater::source::hold_snapshot;
 use headwater::wire::{Decoder, Message, ReplicationMessage};
 
-use crate::support::{Database, destination, eventually, new_source, seed};
+use crate::support::{Database, Script, destination, eventually, new_source, seed};
 
 /// The process that waits for a transaction to end.
 async fn waits_for(database: &Database, xid: &str) {
@@ -30,7 +30,7 @@ async fn waits_for(database: &Database, xid: &str) {
 
 /// Begins a transaction and returns its xid.
 async fn begin(client: &SqlClient, id: i64) -> String {
-    client.batch("beginning", &format!("BEGIN; INSERT INTO public.t VALUES ({id})")).await.unwrap();
+    client.script("beginning", &format!("BEGIN; INSERT INTO public.t VALUES ({id})")).await.unwrap();
     client.query_one("its xid", "SELECT pg_current_xact_id()::text", &[]).await.unwrap().get(0)
 }
 
@@ -129,11 +129,11 @@ async fn the_snapshot_shows_a_row_if_and_only_if_it_committed_before_the_consist
                 let begin = format!("BEGIN; {savepoint} INSERT INTO public.t VALUES ({id})");
                 let end = if rng.u8(..10) == 0 { "ROLLBACK" } else { "COMMIT" };
                 if rng.u8(..20) == 0 {
-                    client.batch("a slow insert", &begin).await.unwrap();
+                    client.script("a slow insert", &begin).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    client.batch("its end", end).await.unwrap();
+                    client.script("its end", end).await.unwrap();
                 } else {
-                    client.batch("an insert", &format!("{begin}; {end}")).await.unwrap();
+                    client.script("an insert", &format!("{begin}; {end}")).await.unwrap();
                 }
             }
         }));

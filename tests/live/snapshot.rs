@@ -4,7 +4,7 @@ use headwater::commands::demo::StopMode;
 use headwater::destination::{Catalog, DestinationError, Staging};
 
 use crate::basics::{FORUM, FORUM_SCHEMA};
-use crate::support::{Database, Setup, eventually, new_destination, new_source};
+use crate::support::{Database, Script, Setup, eventually, new_destination, new_source};
 
 /// Pages are nearly empty, so that few rows make a table of several pieces.
 const SHAPES: &str = "
@@ -177,7 +177,7 @@ async fn timeouts_that_the_servers_set_tightly_do_not_end_a_snapshot() {
         for row in client.query("listing timeouts", names, &[]).await.unwrap() {
             let name: &str = row.get(0);
             let sql = format!("ALTER DATABASE {} SET {name} = '300ms'", database.name);
-            client.batch(end, &sql).await.unwrap();
+            client.script(end, &sql).await.unwrap();
         }
     }
     let service = Setup::of(&database).section("[snapshot]\nworkers = 1\nmax_rate = \"400kB\"").start();

@@ -11,7 +11,7 @@ use headwater::commands::demo::Cluster;
 use headwater::session::SqlClient;
 
 use crate::support::disk::Disk;
-use crate::support::{Database, Setup, eventually, new_destination, new_source, seed};
+use crate::support::{Database, Script, Setup, eventually, new_destination, new_source, seed};
 
 pub const SCHEMA: &str = "
     CREATE TABLE events (id bigint PRIMARY KEY, session int NOT NULL, value text, large text);
@@ -163,7 +163,7 @@ impl Session {
     }
 
     async fn run(&self, sql: &str) {
-        if let Err(error) = self.client.batch("a session's statement", sql).await {
+        if let Err(error) = self.client.script("a session's statement", sql).await {
             panic!("{error} ({:?}) in:\n{sql}", error.server());
         }
     }
@@ -383,7 +383,7 @@ async fn files_of_a_killed_process_are_swept_by_the_next_start() {
     let mut service = setup.start();
     service.streams().await;
     let writer = source.connect(&database.name).await.unwrap();
-    writer.batch("a transaction in progress", &format!("SET search_path = public; BEGIN; {LARGE}")).await.unwrap();
+    writer.script("a transaction in progress", &format!("SET search_path = public; BEGIN; {LARGE}")).await.unwrap();
     eventually("some of it is in a file", || async { (spool.files() > 0).then_some(()) }).await;
     let spooled = service.metric("headwater_spool_bytes").await.unwrap();
     assert!(spooled > 100_000.0, "{spooled}");
@@ -411,7 +411,7 @@ async fn what_is_spooled_is_readable_by_us_alone_whatever_the_umask() {
         let nested = SpoolDir(spool.0.join("made/by us"));
         let service = Setup::of(&database).section(&nested.section("100kB", "1GB")).umask(umask).start();
         service.streams().await;
-        writer.batch("a transaction in progress", &format!("SET search_path = public; BEGIN; {LARGE}")).await.unwrap();
+        writer.script("a transaction in progress", &format!("SET search_path = public; BEGIN; {LARGE}")).await.unwrap();
         eventually("some of it is in a file", || async { (nested.files() > 0).then_some(()) }).await;
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         for file in nested.paths().into_iter().chain([nested.0.join("spool.lock")]) {

@@ -1,7 +1,7 @@
 //! Teardown removes what headwater made, says what it left, and touches no row.
 
 use crate::support::roles::Roles;
-use crate::support::{Database, Setup, destination};
+use crate::support::{Database, Script, Setup, destination};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')";
 
@@ -139,7 +139,7 @@ async fn a_replication_origin_goes_unless_others_use_it_or_the_role_may_not_drop
     service.stop().await;
     let other = destination().await.connect("postgres").await.unwrap();
     let hold = format!("SELECT pg_replication_origin_session_setup('headwater_{name}')");
-    other.batch("using the origin", &hold).await.unwrap();
+    other.script("using the origin", &hold).await.unwrap();
     setup.command(&["teardown"]).await.exits(0).says(&["kept: replication origin", "is in use"]);
     assert!(has_origin(&database).await);
     other.batch("letting go", "SELECT pg_replication_origin_session_reset()").await.unwrap();

@@ -7,7 +7,7 @@
 
 use headwater::session::SqlClient;
 
-use crate::support::{Database, Setup, destination, eventually, source};
+use crate::support::{Database, Script, Setup, destination, eventually, source};
 
 /// Types with the same OID on every server: these travel in binary. A column's type, and values for it.
 const BUILT_IN: &[(&str, &[&str])] = &[
@@ -227,7 +227,7 @@ async fn possible<'a>(database: &Database, columns: &Columns<'a>) -> Columns<'a>
         let mut there = true;
         for client in [&database.source, &database.destination] {
             there &= match need {
-                Some((_, statement)) => client.batch("looking for a type", statement).await.is_ok(),
+                Some((_, statement)) => client.script("looking for a type", statement).await.is_ok(),
                 None => true,
             };
         }
@@ -344,10 +344,10 @@ async fn odd_databases(name: &str, encoding: &str, odd: bool) -> Database {
         let admin = cluster.connect("postgres").await.expect("the cluster answers");
         let create =
             format!("CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
-        admin.batch("creating a database", &create).await.expect("a new database");
+        admin.script("creating a database", &create).await.expect("a new database");
         for (setting, value) in settings.iter().filter(|_| odd) {
             let set = format!("ALTER DATABASE {name} SET {setting} = {value}");
-            admin.batch("setting a database up", &set).await.expect("a setting");
+            admin.script("setting a database up", &set).await.expect("a setting");
         }
     }
     let database = Database::existing(&name).await;
@@ -357,7 +357,7 @@ async fn odd_databases(name: &str, encoding: &str, odd: bool) -> Database {
                    SET lc_monetary = 'C'; SET standard_conforming_strings = on; SET array_nulls = on; SET DateStyle = ISO, YMD;
                    SET default_transaction_isolation = 'read committed';
                    SET quote_all_identifiers = off";
-        client.batch("setting a session up", set).await.expect("settings");
+        client.script("setting a session up", set).await.expect("settings");
     }
     database
 }

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use headwater::config::{Config, Environment, FileText};
 use headwater::pipeline::{VerifyOptions, VerifyProgress, verify};
 
-use crate::support::{Database, Setup, eventually, new_destination, new_source, seed, source, workload};
+use crate::support::{Database, Script, Setup, eventually, new_destination, new_source, seed, source, workload};
 
 const DRIFT: &[&str] = &["public.drift", "public.moving"];
 
@@ -36,7 +36,7 @@ async fn write(client: &headwater::session::SqlClient, rng: &mut Rng, done: &Ato
              COMMIT",
             rng.u32(1..100)
         );
-        client.batch("writing", &sql).await.expect("a transaction");
+        client.script("writing", &sql).await.expect("a transaction");
         // So that apply keeps up on a busy machine: this is about exactness, not about speed.
         tokio::time::sleep(Duration::from_millis(rng.u64(..20))).await;
     }
@@ -398,11 +398,11 @@ async fn servers_of_different_encodings_are_compared_by_their_characters() {
     let admin = source().await.connect("postgres").await.unwrap();
     let name = format!("{}_latin1", database.name);
     let sql = format!("CREATE DATABASE {name} ENCODING LATIN1 TEMPLATE template0");
-    admin.batch("a database of another encoding", &sql).await.unwrap();
+    admin.script("a database of another encoding", &sql).await.unwrap();
     let latin = source().await.connect(&name).await.unwrap();
     let schema =
         "CREATE TABLE public.t (id int PRIMARY KEY, v text); INSERT INTO public.t VALUES (1, 'é'), (2, 'ß'), (3, 'a')";
-    latin.batch("a schema", schema).await.unwrap();
+    latin.script("a schema", schema).await.unwrap();
     let mut setup = Setup::of(&database);
     setup.source_url = source().await.url(&name);
     let service = setup.start();

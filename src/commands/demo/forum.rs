@@ -178,10 +178,14 @@ pub(super) async fn fill(client: &SqlClient, seed: u64, mut progress: impl FnMut
     client.batch(doing, SCHEMA).await?;
     let sections: Vec<String> =
         SECTION_NAMES.iter().zip(1..).map(|(name, place)| format!("({}, {place})", quote_literal(name))).collect();
-    client.batch(doing, &format!("INSERT INTO public.sections (name, place) VALUES {}", sections.join(","))).await?;
+    client
+        .statement(doing, &format!("INSERT INTO public.sections (name, place) VALUES {}", sections.join(",")))
+        .await?;
     let topics: Vec<String> =
         (0..TOPICS).map(|_| format!("({}, {})", rng.i64(1..=SECTIONS), quote_literal(&title(&mut rng)))).collect();
-    client.batch(doing, &format!("INSERT INTO public.topics (section_id, title) VALUES {}", topics.join(","))).await?;
+    client
+        .statement(doing, &format!("INSERT INTO public.topics (section_id, title) VALUES {}", topics.join(",")))
+        .await?;
     let mut written = 0;
     while written < MESSAGES {
         let rows: Vec<String> = (0..ROWS_PER_STATEMENT)
@@ -192,7 +196,7 @@ pub(super) async fn fill(client: &SqlClient, seed: u64, mut progress: impl FnMut
             })
             .collect();
         let sql = format!("INSERT INTO public.messages (topic_id, author, body, written_at) VALUES {}", rows.join(","));
-        client.batch(doing, &sql).await?;
+        client.statement(doing, &sql).await?;
         written += ROWS_PER_STATEMENT;
         progress(written);
     }
@@ -226,37 +230,46 @@ impl Writer {
         let rng = &mut self.rng;
         let topic = rng.i64(1..=TOPICS);
         let message = rng.i64(1..=MESSAGES);
-        let sql = match rng.u32(..1000) {
+        let statements = match rng.u32(..1000) {
             0..700 => {
                 let (author, body) = (quote_literal(pick(rng, &AUTHORS)), quote_literal(&body(rng)));
-                format!(
-                    "BEGIN;
-                     INSERT INTO public.messages (topic_id, author, body) SELECT id, {author}, {body} FROM public.topics WHERE id = {topic};
-                     UPDATE public.topics SET messages = messages + 1, last_message_at = now() WHERE id = {topic};
-                     COMMIT"
-                )
+                vec![
+                    format!(
+                        "INSERT INTO public.messages (topic_id, author, body)
+                         SELECT id, {author}, {body} FROM public.topics WHERE id = {topic}"
+                    ),
+                    format!(
+                        "UPDATE public.topics SET messages = messages + 1, last_message_at = now() WHERE id = {topic}"
+                    ),
+                ]
             }
             700..880 => {
                 let text = quote_literal(&format!("{}\n\nEdit: {}", body(rng), pick(rng, &ENDINGS)));
-                format!("UPDATE public.messages SET body = {text}, edited_at = now() WHERE id = {message}")
+                vec![format!("UPDATE public.messages SET body = {text}, edited_at = now() WHERE id = {message}")]
             }
-            880..970 => format!(
-                "BEGIN;
-                 UPDATE public.topics SET messages = messages - 1 WHERE id = (SELECT topic_id FROM public.messages WHERE id = {message});
-                 DELETE FROM public.messages WHERE id = {message};
-                 COMMIT"
-            ),
-            970..990 => format!("UPDATE public.topics SET section_id = {} WHERE id = {topic}", rng.i64(1..=SECTIONS)),
+            880..970 => vec![
+                format!(
+                    "UPDATE public.topics SET messages = messages - 1
+                     WHERE id = (SELECT topic_id FROM public.messages WHERE id = {message})"
+                ),
+                format!("DELETE FROM public.messages WHERE id = {message}"),
+            ],
+            970..990 => {
+                vec![format!("UPDATE public.topics SET section_id = {} WHERE id = {topic}", rng.i64(1..=SECTIONS))]
+            }
             990..997 => {
-                format!("UPDATE public.topics SET title = {} WHERE id = {topic}", quote_literal(&title(rng)))
+                vec![format!("UPDATE public.topics SET title = {} WHERE id = {topic}", quote_literal(&title(rng)))]
             }
             _ => {
                 let place = rng.usize(..SECTION_NAMES.len());
                 let name = SECTION_NAMES.get(place).copied().unwrap_or_default();
                 let name = quote_literal(&format!("{name} ({})", rng.u32(2..100)));
-                format!("UPDATE public.sections SET name = {name} WHERE place = {}", place + 1)
+                vec![format!("UPDATE public.sections SET name = {name} WHERE place = {}", place + 1)]
             }
         };
-        self.client.batch("writing in the forum", &sql).await
+        let doing = "writing in the forum";
+        self.client.batch(doing, "BEGIN").await?;
+        self.client.statements(doing, &statements).await?;
+        self.client.batch(doing, "COMMIT").await
     }
 }

@@ -115,7 +115,11 @@ async fn play(dir: &Path, seconds: Option<u64>) -> Result<bool, DemoError> {
     );
     let stage = Stage { source: source?, destination: destination? };
     for cluster in [&stage.source, &stage.destination] {
-        cluster.connect("postgres").await?.batch("creating a database", &format!("CREATE DATABASE {DATABASE}")).await?;
+        cluster
+            .connect("postgres")
+            .await?
+            .statement("creating a database", &format!("CREATE DATABASE {DATABASE}"))
+            .await?;
     }
     let seed = fastrand::u64(..);
     say("filling a forum at the source: 20 sections, 2,000 topics, 200,000 messages …");

@@ -11,8 +11,8 @@ use crate::pipeline::prepare::{Addresses, connect_replication, live_names, repla
 use crate::plan::schema::{Identity, TableKind};
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification};
 use crate::source::{
-    Notice, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, ensure_publication, find_slot,
-    running_transactions, slot_unknown_report,
+    Notice, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, find_slot, running_transactions,
+    slot_unknown_report, try_publication,
 };
 
 const SOURCE: About = About::Source;
@@ -39,7 +39,7 @@ pub(super) async fn look(
         Err(error) => findings.fault(SOURCE, "connection", SourceError::Session(error)),
     }
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
-    let _ = client.batch("setting up a session", &lock_timeout).await;
+    let _ = client.statement("setting up a session", &lock_timeout).await;
     let slot = findings.take(SOURCE, "slot", find_slot(&client, &config.source.slot).await).flatten();
     server(config, &client, slot.is_none(), findings).await;
     let replication = replication(config, findings).await;
@@ -277,10 +277,7 @@ async fn publication(
     catalog: &mut SourceCatalog,
     followed: &BTreeSet<QualifiedName>,
 ) -> Result<Vec<Notice>, SourceError> {
-    client.batch("trying the publication", "BEGIN").await?;
-    let tried = ensure_publication(client, &config.source.publication, catalog, followed).await;
-    client.batch("trying the publication", "ROLLBACK").await?;
-    tried
+    try_publication(client, &config.source.publication, catalog, followed).await
 }
 
 /// Transactions that a new slot waits for. `needs_slot`: a start makes one, and begins with it.

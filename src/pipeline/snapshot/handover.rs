@@ -163,7 +163,7 @@ async fn hand_over(
     let config = ends.config;
     let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
-    source.batch("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+    source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let server = SourceServer::check(&source, true).await?;
     let mut shapes = look(ends, &source, bookkeeping, scope).await?;
     if check_fit(&shapes.source, &shapes.destination).is_err() {

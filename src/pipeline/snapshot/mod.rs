@@ -525,7 +525,7 @@ async fn after(ends: Ends<'_>, staging: Staging, differences: &Differences) -> R
     // Nobody waits for it: statistics are a convenience, autovacuum gathers them too.
     tokio::spawn(async move {
         for table in stale {
-            if let Err(error) = client.batch("analyzing a table", &sql::analyze(&table)).await {
+            if let Err(error) = client.statement("analyzing a table", &sql::analyze(&table)).await {
                 tracing::warn!("table {table} could not be analyzed: {error}");
             }
         }

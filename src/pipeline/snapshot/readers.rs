@@ -58,7 +58,7 @@ impl Reader {
             return Ok(());
         }
         let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name));
-        self.connection.simple_query(&import, "importing the snapshot", timeout).await.map_err(|error| {
+        self.connection.statements(&[&import], "importing the snapshot", timeout).await.map_err(|error| {
             // Refused, not lost: then the snapshot is not there any more.
             let gone = error.server().is_some_and(|server| !server.fatal);
             if gone { SourceError::SnapshotLost(error) } else { SourceError::Session(error) }
@@ -131,11 +131,9 @@ async fn lock(reader: &mut Connection, tables: &[QualifiedName], timeout: Durati
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     reader.simple_query(begin, DOING, timeout).await.map_err(SourceError::Session)?;
     for table in tables {
-        let statement = format!(
-            "SAVEPOINT locking; LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT; RELEASE SAVEPOINT locking",
-            table.sql()
-        );
-        let Err(error) = reader.simple_query(&statement, DOING, timeout).await else { continue };
+        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", table.sql());
+        let statements = ["SAVEPOINT locking", &lock, "RELEASE SAVEPOINT locking"];
+        let Err(error) = reader.statements(&statements, DOING, timeout).await else { continue };
         if error.code() != Some(INSUFFICIENT_PRIVILEGE) {
             return Err(in_the_way(error, table).into());
         }

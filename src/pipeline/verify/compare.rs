@@ -14,7 +14,7 @@ use super::workers::{Answer, Reading, Side, Task, Workers};
 use super::{Ends, FENCES_MAX, Maker, TableVerdict, Verdict, sql_for};
 use crate::destination::STATEMENT_MAX;
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::fence::Fence;
 use crate::plan::sql::verify as sql;
 use crate::plan::verify::{
@@ -419,11 +419,7 @@ impl Comparison<'_> {
         };
         let fault = |error| side.fault(error);
         let client = sql_for(address, "verifying").connect().await.map_err(fault)?.with_timeout(STATEMENT_MAX);
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-            quote_literal(snapshot_name)
-        );
-        client.batch("importing the snapshot", &begin).await.map_err(fault)?;
+        client.import_snapshot(snapshot_name).await.map_err(fault)?;
         Ok(client)
     }
 }

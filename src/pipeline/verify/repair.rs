@@ -127,11 +127,9 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
         Err(error) if error.code() == Some(SqlState::new(b"42501")) => false,
         Err(error) => return Err(fault(error)),
     };
-    let begin = format!(
-        "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {}",
-        config.destination.lock_timeout.as_millis()
-    );
-    client.batch(DOING, &begin).await.map_err(fault)?;
+    client.batch(DOING, "BEGIN; SET LOCAL synchronous_commit = on").await.map_err(fault)?;
+    let lock_timeout = format!("SET LOCAL lock_timeout = {}", config.destination.lock_timeout.as_millis());
+    client.statement(DOING, &lock_timeout).await.map_err(fault)?;
     if !replica {
         client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await.map_err(fault)?;
     }

@@ -16,7 +16,6 @@ use tokio::task::JoinSet;
 use super::VerifyProgress;
 use crate::destination::{DestinationError, STATEMENT_MAX};
 use crate::fault::Fault;
-use crate::pg::quote_literal;
 use crate::session::{SessionError, Sql, SqlClient};
 use crate::source::SourceError;
 
@@ -132,11 +131,7 @@ async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<(usize, Side, Answe
 }
 
 async fn read(client: &SqlClient, snapshot_name: &str, sql: &str) -> Result<Answer, SessionError> {
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        quote_literal(snapshot_name)
-    );
-    client.batch("importing the snapshot", &begin).await?;
+    client.import_snapshot(snapshot_name).await?;
     let rows = client.query("comparing a table", sql, &[]).await?;
     client.batch("ending a read", "COMMIT").await?;
     Ok(rows.iter().map(|row| (0..row.len()).map(|at| row.get::<_, Option<String>>(at)).collect()).collect())

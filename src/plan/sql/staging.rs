@@ -196,7 +196,7 @@ impl Matching {
     /// Begins a list of keys, empty, and has `staging` put on it the key of every row that is written there from now on: both
     /// keys of an update, and all of them before a TRUNCATE. The triggers also fire for a session in the replica role. Without a
     /// key there is no list.
-    pub fn keep_list(&self, staging: &QualifiedName, into: &QualifiedName) -> Option<String> {
+    pub fn keep_list(&self, staging: &QualifiedName, into: &QualifiedName) -> Option<Vec<String>> {
         if self.key.is_empty() {
             return None;
         }
@@ -216,13 +216,12 @@ impl Matching {
             ("lists_delete", format!("AFTER DELETE ON {table} REFERENCING OLD TABLE AS rows_before")),
             ("lists_truncate", format!("BEFORE TRUNCATE ON {table}")),
         ];
-        let create: Vec<String> = events.iter().map(|(name, event)| trigger((name, event))).collect();
         let always = list(events.iter().map(|(name, _)| format!("ENABLE ALWAYS TRIGGER {name}")));
-        Some(format!(
-            "CREATE UNLOGGED TABLE {} AS SELECT {key} FROM {table} WITH NO DATA; {}; ALTER TABLE {table} {always}",
-            into.sql(),
-            create.join("; ")
-        ))
+        let mut statements =
+            vec![format!("CREATE UNLOGGED TABLE {} AS SELECT {key} FROM {table} WITH NO DATA", into.sql())];
+        statements.extend(events.iter().map(|(name, event)| trigger((name, event))));
+        statements.push(format!("ALTER TABLE {table} {always}"));
+        Some(statements)
     }
 
     /// Counts the listed keys whose rows are not the same in staging and in the live table.

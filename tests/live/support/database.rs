@@ -1,5 +1,6 @@
 //! A pair of databases for one test, one on each cluster, with a slot and a publication of their own.
 
+use super::Script;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,7 +85,7 @@ impl Database {
         for cluster in [from, to] {
             let admin = cluster.connect("postgres").await.expect("the cluster answers");
             drop_slots(&admin).await;
-            admin.batch("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
+            admin.script("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
         }
         let mut database = Database::opened(from, to, &name).await;
         if let Roles::Least { replica } = roles {
@@ -197,7 +198,7 @@ pub async fn connect(url: &str) -> Option<SqlClient> {
 }
 
 async fn run(client: &SqlClient, sql: &str) {
-    if let Err(error) = client.batch("a test's statement", sql).await {
+    if let Err(error) = client.script("a test's statement", sql).await {
         panic!("{error} ({:?}) in:\n{sql}", error.server());
     }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use headwater::commands::demo::{Cluster, installed_bin};
+use headwater::session::{SessionError, SqlClient};
 use tokio::sync::OnceCell;
 
 pub use database::Database;
@@ -157,4 +158,17 @@ pub fn seed(test: &str) -> u64 {
     let seed = seed.unwrap_or_else(|| fastrand::u64(..) >> 16);
     println!("{test}: HEADWATER_SEED={seed}");
     seed
+}
+
+/// Statements of a test, any number in one text. The program itself has no such way for what is made at run time, so they are
+/// given the life of a constant.
+pub trait Script {
+    /// Runs them as [`SqlClient::batch`] does.
+    fn script(&self, doing: &'static str, sql: &str) -> impl Future<Output = Result<(), SessionError>> + Send;
+}
+
+impl Script for SqlClient {
+    fn script(&self, doing: &'static str, sql: &str) -> impl Future<Output = Result<(), SessionError>> + Send {
+        self.batch(doing, Box::leak(sql.to_owned().into_boxed_str()))
+    }
 }

@@ -9,6 +9,7 @@
 //! that the role is a member of, which is how the page says that headwater may make the publication itself, and follow
 //! schema changes in tables that it did not create.
 
+use super::Script;
 use std::path::Path;
 
 use headwater::session::SqlClient;
@@ -146,7 +147,7 @@ fn hand_over(owner: &str) -> String {
 }
 
 async fn run(client: &SqlClient, sql: &str) {
-    if let Err(error) = client.batch("making a role", sql).await {
+    if let Err(error) = client.script("making a role", sql).await {
         panic!("{error} ({:?}) in:\n{sql}", error.server());
     }
 }

@@ -3,6 +3,7 @@
 //! Tables: the forum of `basics`, and `pairs` with a composite key and a unique column whose values change hands. Sessions
 //! work side by side; conflicts between them (deadlocks, unique violations) are rolled back, as an application would.
 
+use super::Script;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fastrand::Rng;
@@ -44,7 +45,7 @@ pub async fn run(client: &SqlClient, rng: &mut Rng, mut enough: impl FnMut() -> 
     let mut committed = 0;
     while !enough() {
         let script = transaction(rng);
-        match client.batch("a random transaction", &script).await {
+        match client.script("a random transaction", &script).await {
             Ok(()) => committed += u64::from(script.ends_with("COMMIT")),
             // A deadlock or a violated constraint: the application rolls back and goes on.
             Err(error) if error.server().is_some() => {
