@@ -156,6 +156,17 @@ async fn a_change_whose_commit_waits_for_a_synchronous_standby_is_followed_once_
         .await
         .unwrap();
     admin.batch("reloading", "SELECT pg_reload_conf()").await.unwrap();
+    // The setting counts once the checkpointer has seen it, not when a session shows it: a commit that waits tells.
+    let probe = source.connect(&database.name).await.unwrap();
+    let probing = tokio::spawn(async move {
+        while probe.batch("a probe", "SELECT pg_logical_emit_message(true, 'probe', '')").await.is_ok() {}
+    });
+    eventually("a commit waits for the standby", || async {
+        let waiting = "SELECT (count(*) > 0)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        (database.source_value(waiting).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    probing.abort();
     eventually("the session that will commit knows of the standby", || async {
         let names = database.source_value("SHOW synchronous_standby_names").await;
         (names.as_deref() == Some("nobody")).then_some(())
