@@ -311,7 +311,7 @@ async fn a_type_that_was_changed_by_an_expression_is_copied_and_no_cast_is_propo
     service.says("USING NULL;").await;
     let log = service.log();
     let (_, printed) =
-        log.split_once("The copy brings the column's values. Run at the destination:\n").expect("the way out");
+        log.split_once("The copy brings the values of the column. Run at the destination:\n").expect("the way out");
     let statements: Vec<&str> =
         printed.lines().take(3).map(|line| line.trim().trim_end_matches(" state=\"streaming\"")).collect();
     let statements: Vec<&str> =

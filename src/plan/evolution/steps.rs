@@ -213,7 +213,7 @@ impl Change<'_> {
             (Some(wanted), Some(definition)) => {
                 let statements = sql::cast_type(table, (definition, here), &wanted, self.creation);
                 let remedy = sql::empty_type(table, name, &wanted);
-                let remedy = format!("The copy brings the column's values. Run at the destination:\n{remedy}");
+                let remedy = format!("The copy brings the values of the column. Run at the destination:\n{remedy}");
                 evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
                 evolution.statements.extend(statements);
             }
