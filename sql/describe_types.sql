@@ -22,8 +22,17 @@ SELECT pg_catalog.jsonb_build_object(
     'category', t.typcategory,
     'base', NULLIF(t.typbasetype, 0)::pg_catalog.int8,
     'base_modifier', t.typtypmod,
+    -- Of a true array: int2vector and oidvector are types of their own.
     'element', CASE WHEN t.typsubscript::pg_catalog.oid = 'pg_catalog.array_subscript_handler'::pg_catalog.regproc
-        THEN NULLIF(t.typelem, 0)::pg_catalog.int8 END,
+        AND t.oid = (SELECT e.typarray FROM pg_catalog.pg_type e WHERE e.oid = t.typelem)
+        THEN t.typelem::pg_catalog.int8 END,
+    'subtype', (SELECT r.rngsubtype::pg_catalog.int8 FROM pg_catalog.pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)),
+    -- interval has infinities from 17 on, which look like finite values before.
+    'binary_form', CASE WHEN t.oid = 'pg_catalog.interval'::pg_catalog.regtype
+        AND pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 170000 THEN 1 ELSE 0 END,
+    -- "char" escapes bytes beyond ASCII from 15 on.
+    'text_form', CASE WHEN t.oid = 'pg_catalog."char"'::pg_catalog.regtype
+        AND pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN 1 ELSE 0 END,
     'array', NULLIF(t.typarray, 0)::pg_catalog.int8,
     'delimiter', t.typdelim,
     'not_null', t.typnotnull,
@@ -45,10 +54,13 @@ SELECT pg_catalog.jsonb_build_object(
         JOIN pg_catalog.pg_operator op ON op.oid = ao.amopopr
         JOIN pg_catalog.pg_namespace opn ON opn.oid = op.oprnamespace
         WHERE oc.opcintype = t.oid AND oc.opcmethod = 403 AND oc.opcdefault),
-    'extension', (SELECT x.extname FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension x ON x.oid = d.refobjid
-        WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid AND d.deptype = 'e'
-          AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass LIMIT 1)
+    'extension', extension.name,
+    'extension_version', extension.version
 )::pg_catalog.text
 FROM used
 JOIN pg_catalog.pg_type t ON t.oid = used.id
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN LATERAL (
+    SELECT x.extname, x.extversion FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension x ON x.oid = d.refobjid
+    WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid AND d.deptype = 'e'
+      AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass LIMIT 1) AS extension (name, version) ON true

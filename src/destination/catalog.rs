@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use super::error::DestinationError;
 use crate::pg::{QualifiedName, TypeId};
-use crate::plan::schema::{TableDefinition, Types};
-use crate::session::{SqlClient, describe_tables, describe_types};
+use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
+use crate::session::{SqlClient, describe_named_types, describe_tables, describe_types};
 
 /// A destination table, and whether it has rows.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct DestinationTable {
 pub struct Catalog {
     /// The tables by name.
     pub tables: BTreeMap<QualifiedName, DestinationTable>,
-    /// The types that their columns have.
+    /// The types that their columns have, and what was learnt of others.
     pub types: Types,
 }
 
@@ -41,6 +41,20 @@ impl Catalog {
         let tables =
             definitions.into_iter().map(|definition| (definition.name(), DestinationTable { definition })).collect();
         Ok(Catalog { tables, types })
+    }
+
+    /// Learns what the destination has of the source's types, also of those that none of its tables uses yet.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn learn_types(&mut self, client: &SqlClient, source: &Types) -> Result<(), DestinationError> {
+        let (built_in, named): (Vec<&TypeDefinition>, Vec<&TypeDefinition>) =
+            source.values().partition(|definition| definition.id.is_built_in());
+        let built_in: Vec<TypeId> = built_in.into_iter().map(|definition| definition.id).collect();
+        let named: Vec<QualifiedName> = named.into_iter().map(TypeDefinition::qualified_name).collect();
+        self.types.extend(describe_types(client, &built_in).await?);
+        self.types.extend(describe_named_types(client, &named).await?);
+        Ok(())
     }
 
     /// The table of a name, if it exists.

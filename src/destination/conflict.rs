@@ -11,19 +11,23 @@
 //! ```
 //!
 //! A transaction that comes in pieces cannot be done again from here: its conflict ends the attempt, and the next one
-//! gets it from the source anew and knows ([`Conflicts::winning`]) that its rows are to win.
+//! gets it from the source anew and knows ([`Conflicts::winning`]) that its rows are to win. So does one whose rows may make
+//! others go ([`Conflicts::needs_newer_catalog`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::catalog::Catalog;
 use super::dead_letter::Wanted;
 use super::error::{Conflict, ConflictKind, DestinationError};
+use super::formats::formats_of;
 use super::leadership::ReplicationRole;
 use crate::config::OnConflict;
-use crate::pg::{Datum, Lsn, QualifiedName};
-use crate::plan::conflict::{Effect, Statement, may_remove_rows, shared_uniques, winning};
+use crate::pg::{Ident, Lsn, QualifiedName, Relation, RelationId};
+use crate::plan::conflict::{Effect, Statement, Unique, UniquePart, may_remove_rows, shared_uniques, winning};
 use crate::plan::schema::TableDefinition;
 use crate::plan::target::Target;
-use crate::session::{Flight, Format};
+use crate::session::Flight;
 use crate::transaction::Change;
 
 /// How a source transaction is written.
@@ -56,6 +60,52 @@ impl Conflicts {
     /// Nothing has happened yet.
     pub fn of_source(on_conflict: OnConflict, source_tables: Vec<TableDefinition>) -> Conflicts {
         Conflicts { on_conflict, skips: BTreeSet::new(), winning: None, in_order: None, source_tables }
+    }
+
+    /// A table as the source has it.
+    pub(super) fn source_table(&self, id: RelationId) -> Option<&TableDefinition> {
+        self.source_tables.iter().find(|table| table.relation_id() == id)
+    }
+
+    /// Whether rows may have to go because the source's unique keys say so, others than those that identify the rows of these
+    /// changes. The source may have dropped such a key since its catalog was read, and the stream need not tell: what may go is
+    /// decided by a catalog that was read after the conflict.
+    pub(super) fn needs_newer_catalog(&self, changes: &[Change], catalog: &Catalog) -> bool {
+        let mut asked: Vec<&Arc<Relation>> = Vec::new();
+        for change in changes {
+            let relation = match change {
+                Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                    relation
+                }
+                Change::Truncate { .. } => continue,
+            };
+            if !asked.iter().any(|known| Arc::ptr_eq(known, relation)) {
+                asked.push(relation);
+            }
+        }
+        asked.into_iter().any(|relation| self.has_other_unique(relation, catalog))
+    }
+
+    /// Whether both ends have a unique key that is not the identity of the stream's rows: what identifies them, the source has.
+    fn has_other_unique(&self, relation: &Relation, catalog: &Catalog) -> bool {
+        let Some(there) = self.source_table(relation.id) else { return false };
+        let Some(here) = catalog.table(&relation.name).or_else(|| catalog.table(&there.name())) else { return false };
+        let identity: Vec<&Ident> =
+            relation.columns.iter().filter(|column| column.in_identity).map(|column| &column.name).collect();
+        let identifies = |unique: &Unique| {
+            let named = |part: &UniquePart| match part {
+                UniquePart::Column { name, .. } => identity.contains(&name),
+                UniquePart::Expression { .. } => false,
+            };
+            unique.predicate.is_none() && unique.parts.len() == identity.len() && unique.parts.iter().all(named)
+        };
+        shared_uniques(there, here).iter().any(|unique| !identifies(unique))
+    }
+
+    /// Takes in a table as the stream has described it since.
+    pub(super) fn described(&mut self, table: TableDefinition) {
+        self.source_tables.retain(|known| known.relation_id() != table.relation_id());
+        self.source_tables.push(table);
     }
 
     /// How to write a transaction. `end_lsn` is unknown while one comes in pieces.
@@ -120,8 +170,7 @@ impl Winning {
         role: ReplicationRole,
         change: &Change,
     ) -> Result<(), DestinationError> {
-        let there = conflicts.source_tables.iter().find(|table| table.name() == target.table);
-        let uniques = match there {
+        let uniques = match conflicts.source_table(target.relation.id) {
             Some(there) if may_remove_rows(here, role == ReplicationRole::Origin) => shared_uniques(there, here),
             Some(_) | None => Vec::new(),
         };
@@ -134,8 +183,7 @@ impl Winning {
     fn execute(&mut self, flight: &mut Flight, target: &Target, statement: &Statement<'_>) {
         // Repairs are rare: nothing is kept prepared for them.
         flight.parse("", &statement.sql, &statement.types);
-        let format = |value: &Datum<'_>| if matches!(value, Datum::Text(_)) { Format::Text } else { Format::Binary };
-        let formats: Vec<Format> = statement.values.iter().map(format).collect();
+        let formats = formats_of(&statement.values);
         flight.execute_counted("", &formats, statement.values.len(), |values| {
             statement.values.iter().for_each(|value| values.put(value.bytes()));
         });

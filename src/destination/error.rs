@@ -165,6 +165,11 @@ pub enum DestinationError {
     /// A row has an enum's label that was added at the source and is not here yet.
     #[error("an enum has got a label at the source: it is added, and the stream started again")]
     LabelMissing,
+    /// Attributes of a composite type have other names at the source by now.
+    #[error(
+        "attributes of a composite type were renamed at the source: they are renamed, and the stream started again"
+    )]
+    AttributesRenamed,
     /// A table has changed so that values must travel as text from now on.
     #[error("table {0} has changed so that its values must travel as text: the stream is started again")]
     FormatChanged(QualifiedName),

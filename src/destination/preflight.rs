@@ -4,6 +4,7 @@
 //! report with the statement that mends it.
 
 use super::error::DestinationError;
+use super::unsuited::unsuited;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::session::SqlClient;
 
@@ -64,6 +65,7 @@ impl DestinationServer {
             );
         }
         problems.extend(table_problems(client, role, names).await?);
+        problems.extend(unsuited(client, names, server.replica_role).await?);
         Ok((server, problems))
     }
 

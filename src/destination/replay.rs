@@ -15,13 +15,14 @@ use super::conflict::{Conflicts, Repair, Winning};
 use super::dead_letter::{Wanted, parts, read_part, remove};
 use super::error::DestinationError;
 use super::foreign_code::Writes;
+use super::formats::formats_of;
 use super::leadership::{Candidate, ReplicationRole, WritingSettings};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
 use crate::plan::statement;
 use crate::plan::target::Target;
-use crate::session::{Flight, FlightAnswer, Format, Sql, StatementAnswer, WritingSession};
+use crate::session::{Flight, FlightAnswer, Sql, StatementAnswer, WritingSession};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
@@ -140,7 +141,7 @@ impl Replay {
                     relation.name
                 ))));
             };
-            let target = Target::bind(relation, table, &self.catalog.types)?;
+            let target = Target::bind(relation, table, &self.catalog.types, None)?;
             self.targets.insert(Arc::clone(relation), Arc::new(target));
             let supplied = relation.columns.iter().map(|column| (relation.name.clone(), column.name.clone()));
             writes.supplied.extend(supplied);
@@ -204,9 +205,7 @@ impl Replay {
                 let mut values = Vec::new();
                 let (key, image) = statement::key_and_image(change);
                 statement::row_parameters(target, &shape, key, image, |value| values.push(value));
-                let is_text = |value: &Datum<'_>| matches!(value, Datum::Text(_));
-                let formats: Vec<Format> =
-                    values.iter().map(|value| if is_text(value) { Format::Text } else { Format::Binary }).collect();
+                let formats = formats_of(&values);
                 flight.parse("", &statement::sql(target, &shape), &statement::parameter_types(target, &shape));
                 let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
                 match shape {

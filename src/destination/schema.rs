@@ -12,6 +12,7 @@ use super::expressions;
 use super::review::Created;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
 use crate::plan::expression::{Expressions, Purpose, Scope};
+use crate::plan::fit::{modifier_at, modifier_sql};
 use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
 use crate::plan::sql::ddl::Statements;
 use crate::session::SqlClient;
@@ -68,7 +69,8 @@ pub(super) async fn resolve_types(
     for (id, modifier) in wanted {
         let name = type_name(source_types, id);
         let sql = "SELECT pg_catalog.format_type(pg_catalog.to_regtype($1), $2)";
-        let row = client.query_one("resolving a type", sql, &[&name, &modifier]).await?;
+        let known = modifier_at(id, modifier, source_types, expressions.version());
+        let row = client.query_one("resolving a type", sql, &[&name, &known]).await?;
         let Some(text) = row.get::<_, Option<String>>(0) else { return Err(missing_type(source_types, id)) };
         resolved.names.insert((id, modifier), text);
     }
@@ -85,7 +87,7 @@ pub async fn missing_types(
     columns: &[&ColumnDefinition],
 ) -> Result<Vec<ErrorReport>, DestinationError> {
     let expressions = expressions::read(client).await?;
-    let mut reports: Vec<ErrorReport> = Vec::new();
+    let mut reports = missing_built_in(client, source_types, columns).await?;
     for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
         let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
         let name = type_name(source_types, id);
@@ -100,6 +102,28 @@ pub async fn missing_types(
         }
     }
     Ok(reports)
+}
+
+/// Types that came with a later major of PostgreSQL than the destination's.
+async fn missing_built_in(
+    client: &SqlClient,
+    source_types: &Types,
+    columns: &[&ColumnDefinition],
+) -> Result<Vec<ErrorReport>, DestinationError> {
+    let ids: BTreeSet<TypeId> = columns
+        .iter()
+        .map(|column| column.type_id)
+        .filter(|id| id.is_built_in() && source_types.contains_key(id))
+        .collect();
+    let names: Vec<String> = ids.iter().map(|id| type_name(source_types, *id)).collect();
+    let sql = "SELECT wanted FROM unnest($1::pg_catalog.text[]) AS wanted WHERE pg_catalog.to_regtype(wanted) IS NULL";
+    let rows = client.query("looking for types", sql, &[&names]).await?;
+    let report = |name: &str| {
+        ErrorReport::new(format!("type {name} does not exist at the destination"))
+            .detail("It came with a later major of PostgreSQL.")
+            .hint("Upgrade the destination, or leave the column out of the publication.")
+    };
+    Ok(rows.iter().map(|row| report(row.get(0))).collect())
 }
 
 /// The collations among `names` that do not exist, and whether their schemas do.
@@ -153,7 +177,7 @@ pub(super) fn missing_type(types: &Types, id: TypeId) -> DestinationError {
 ///
 /// # Errors
 /// [`DestinationError`] when the source did not describe one of them.
-pub(super) fn needed_types(types: &Types, ids: impl Iterator<Item = TypeId>) -> Result<Vec<TypeId>, DestinationError> {
+pub fn needed_types(types: &Types, ids: impl Iterator<Item = TypeId>) -> Result<Vec<TypeId>, DestinationError> {
     fn add(types: &Types, id: TypeId, needed: &mut Vec<TypeId>) -> Result<(), DestinationError> {
         if id.is_built_in() || needed.contains(&id) {
             return Ok(());
@@ -211,7 +235,10 @@ fn creation(
         }
         TypeKind::Domain => {
             let base = definition.base?;
-            let mut sql = format!("CREATE DOMAIN {name} AS {}", with_modifier(types, base, definition.base_modifier));
+            let mut sql = format!(
+                "CREATE DOMAIN {name} AS {}",
+                with_modifier(types, (base, definition.base_modifier), expressions.version())
+            );
             if definition.not_null {
                 sql.push_str(" NOT NULL");
             }
@@ -236,7 +263,13 @@ fn creation(
                 .attributes
                 .iter()
                 .flatten()
-                .map(|a| format!("{} {}", a.name.sql(), with_modifier(types, a.type_id, a.type_modifier)))
+                .map(|a| {
+                    format!(
+                        "{} {}",
+                        a.name.sql(),
+                        with_modifier(types, (a.type_id, a.type_modifier), expressions.version())
+                    )
+                })
                 .collect();
             Some(format!("CREATE TYPE {name} AS ({})", attributes.join(", ")))
         }
@@ -244,14 +277,12 @@ fn creation(
     }
 }
 
-/// A type with its modifier, for the few built-in types whose modifier has a meaning in a domain or composite.
-fn with_modifier(types: &Types, id: TypeId, modifier: i32) -> String {
-    let name = type_name(types, id);
-    match (id.0, modifier) {
-        (_, -1) => name,
-        (1042 | 1043, modifier) => format!("{name}({})", modifier - 4),
-        (1700, modifier) => format!("{name}({}, {})", ((modifier - 4) >> 16) & 0xFFFF, (modifier - 4) & 0x7FF),
-        (1083 | 1114 | 1184 | 1266 | 1560 | 1562, modifier) => format!("{name}({modifier})"),
-        _ => name,
+/// A type with its modifier as this version of the destination has it.
+fn with_modifier(types: &Types, (id, modifier): (TypeId, i32), version: u32) -> String {
+    let element = types.get(&id).and_then(|definition| definition.element).unwrap_or(id);
+    let modifier = modifier_sql(element, modifier_at(id, modifier, types, version));
+    match types.get(&id).and_then(|definition| definition.element) {
+        Some(element) => format!("{}{modifier}[]", type_name(types, element)),
+        None => format!("{}{modifier}", type_name(types, id)),
     }
 }

@@ -29,7 +29,7 @@ use crate::plan::sql::staging::{self as sql, Matching, Route};
 use crate::session::{FingerprintFacts, SqlClient};
 
 /// Names of staging schemas begin so; nothing else of a database's does.
-const SCHEMA_PREFIX: &str = "headwater_staging_";
+pub(super) const SCHEMA_PREFIX: &str = "headwater_staging_";
 
 /// A source table that is to be copied.
 #[derive(Clone, Debug)]

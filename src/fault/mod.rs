@@ -144,6 +144,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } => Decision::Halt("schema_change"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
+            // They are renamed before the stream starts again.
+            DestinationError::AttributesRenamed => Decision::Retry("attributes_renamed"),
             // The format is chosen anew when the stream starts.
             DestinationError::FormatChanged(_) => Decision::Retry("format_changed"),
             DestinationError::NoIdentity(_) => Decision::Halt("no_identity"),
@@ -227,6 +229,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
         | Fault::Destination(
             DestinationError::PositionMoved { .. }
             | DestinationError::LabelMissing
+            | DestinationError::AttributesRenamed
             | DestinationError::FormatChanged(_)
             | DestinationError::NoIdentity(_)
             | DestinationError::StagingLost(_)

@@ -42,7 +42,7 @@ pub(super) async fn follow_labels(
 }
 
 /// Renames in one transaction.
-async fn rename(client: &SqlClient, doing: &'static str, statements: &[String]) -> Result<(), SessionError> {
+pub(super) async fn rename(client: &SqlClient, doing: &'static str, statements: &[String]) -> Result<(), SessionError> {
     client.batch(doing, "BEGIN").await?;
     let renamed = client.statements(doing, statements).await;
     let ended = client.batch(doing, if renamed.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;

@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::destination::{Catalog, missing_collations, missing_types};
+use crate::destination::{Catalog, DestinationError, missing_collations, missing_types, needed_types};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, QualifiedName, shown_sql};
-use crate::plan::schema::{ColumnDefinition, TableDefinition};
-use crate::session::SqlClient;
+use crate::plan::fit::type_misfit;
+use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
+use crate::session::{SqlClient, describe_named_types};
 use crate::source::{SourceCatalog, SourceTable, collation_statements};
 
 /// What is missing for tables, and columns, that the destination does not have yet.
@@ -31,6 +32,7 @@ pub(super) async fn lacking(
         .collect();
     let columns: Vec<&ColumnDefinition> = to_come.iter().flat_map(|(_, columns)| columns.iter().copied()).collect();
     let mut reports = missing_types(here, &catalog.types, &columns).await?;
+    reports.extend(other_types(here, &catalog.types, &columns).await?);
 
     let mut users: BTreeMap<QualifiedName, BTreeSet<String>> = BTreeMap::new();
     for (table, columns) in &to_come {
@@ -55,6 +57,28 @@ pub(super) async fn lacking(
         reports.push(collation_report(&name, &used_by, statements.get(&name), schema_exists));
     }
     Ok(reports)
+}
+
+/// Types that columns to come would get by their names, and that are not the source's.
+async fn other_types(
+    here: &SqlClient,
+    types: &Types,
+    columns: &[&ColumnDefinition],
+) -> Result<Vec<ErrorReport>, DestinationError> {
+    let needed = needed_types(types, columns.iter().map(|column| column.type_id))?;
+    let definitions = needed.iter().filter_map(|id| types.get(id)).filter(|definition| definition.element.is_none());
+    let names: Vec<QualifiedName> = definitions.map(TypeDefinition::qualified_name).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let existing = describe_named_types(here, &names).await?;
+    let misfits = needed.iter().filter_map(|id| type_misfit(*id, types, &existing));
+    let report = |misfit: String| {
+        ErrorReport::new(misfit)
+            .detail("A table that is created at the destination would get the type that is there.")
+            .hint("Rename or drop the type at the destination; headwater then creates the source's, unless it is a range.")
+    };
+    Ok(misfits.map(report).collect())
 }
 
 /// The columns that will be created.

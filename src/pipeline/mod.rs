@@ -22,6 +22,7 @@ mod ahead;
 mod apply_loop;
 mod asked;
 mod attempt;
+mod attributes;
 mod check;
 mod conflict_rows;
 mod control;

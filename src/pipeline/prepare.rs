@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::asked::Asked;
+use super::attributes::follow_attributes;
 use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, Found, of_copy, of_stream, stored_history};
 use super::labels::{follow_labels, known_labels};
@@ -21,7 +22,7 @@ use crate::destination::{
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted, toml_string};
 use crate::plan::fit::{self, End, Transfer};
-use crate::plan::schema::TypeDefinition;
+use crate::plan::schema::{TypeDefinition, Types};
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
@@ -232,7 +233,8 @@ pub(super) async fn prepare(
     let destination_server = DestinationServer::check(bookkeeping.client(), &config.tables).await?;
     let writes = writes(config, &source_catalog, !destination_server.replica_role);
     writes.refuse_foreign_code(bookkeeping.client()).await?;
-    let destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
     // A first copy that failed has left the tables as they were.
     if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
@@ -310,6 +312,9 @@ pub(super) async fn prepare(
                 for told in follow_labels(bookkeeping.client(), types.0, types.1, (&known, follow)).await? {
                     telemetry.event("schema", told);
                 }
+            }
+            for told in follow_attributes(bookkeeping.client(), types, follow).await? {
+                telemetry.event("schema", told);
             }
             // Whether it fits is told relation by relation: the source may be ahead of the stream.
             stream_format(&source_catalog, &destination_catalog)
@@ -450,17 +455,21 @@ pub(super) async fn check_empty(client: &SqlClient, tables: impl Iterator<Item =
 pub(super) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, Fault> {
     let mut transfer = Transfer::Binary;
     let mut reports: Vec<ErrorReport> = Vec::new();
+    let created = fit::as_created(&source.types, &destination.types);
     for table in &source.tables {
-        let from = End { table: &table.definition, types: &source.types };
-        // A table that is missing will be created with the source's own types.
-        let to = match destination.table(&table.definition.name()) {
-            Some(existing) => End { table: existing, types: &destination.types },
-            None => from,
-        };
+        let (from, to) = to_compare(table, source, destination, &created);
         match fit::table_fit(from, &table.published(), to) {
             Ok(format) => transfer = transfer.max(format),
             Err(misfits) => reports.push(misfit_report(&table.definition.name(), &misfits)),
         }
+    }
+    if reports.is_empty() && transfer == Transfer::Text {
+        let misfits = |table: &SourceTable| {
+            let (from, to) = to_compare(table, source, destination, &created);
+            let misfits = fit::text_misfits(from, &table.published(), to);
+            (!misfits.is_empty()).then(|| misfit_report(&table.definition.name(), &misfits))
+        };
+        reports.extend(source.tables.iter().filter_map(misfits));
     }
     match reports.as_slice() {
         [] => Ok(transfer),
@@ -476,22 +485,42 @@ pub(super) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result
     }
 }
 
+/// A table at both ends; one that is missing will be created, with these types.
+pub(super) fn to_compare<'a>(
+    table: &'a SourceTable,
+    source: &'a SourceCatalog,
+    destination: &'a Catalog,
+    created: &'a Types,
+) -> (End<'a>, End<'a>) {
+    let from = End { table: &table.definition, types: &source.types };
+    let to = match destination.table(&table.definition.name()) {
+        Some(existing) => End { table: existing, types: &destination.types },
+        None => End { table: &table.definition, types: created },
+    };
+    (from, to)
+}
+
 /// One hint of several: all statements after one line of words, so that they can be run as they stand.
 fn joined_hints(reports: &[ErrorReport]) -> String {
     let hints = reports.iter().filter_map(|report| report.hint.as_deref());
     let (with, without): (Vec<&str>, Vec<&str>) = hints.partition(|hint| hint.contains('\n'));
     let words = with.first().and_then(|hint| hint.lines().next()).unwrap_or_default();
-    let statements = with.iter().flat_map(|hint| hint.lines().skip(1));
+    // A statement is one line; one that mends a type of several tables is run once.
+    let mut statements: Vec<&str> = Vec::new();
+    for statement in with.iter().flat_map(|hint| hint.lines().skip(1)) {
+        if !statements.contains(&statement) {
+            statements.push(statement);
+        }
+    }
     let words = without.first().map_or(words.to_owned(), |other| format!("{other} {words}"));
     std::iter::once(words.trim_end()).chain(statements).collect::<Vec<_>>().join("\n")
 }
 
 fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
+    let created = fit::as_created(&source.types, &destination.types);
     let format = |table: &SourceTable| {
-        let from = End { table: &table.definition, types: &source.types };
-        let here = destination.table(&table.definition.name());
-        let to = here.map_or(from, |existing| End { table: existing, types: &destination.types });
-        fit::stream_format(from, &table.published(), to)
+        let (from, to) = to_compare(table, source, destination, &created);
+        fit::stream_format(from, &table.published(), to, &created)
     };
     source.tables.iter().map(format).max().unwrap_or(Transfer::Binary)
 }

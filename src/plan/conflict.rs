@@ -337,7 +337,7 @@ mod tests {
             replica_identity,
             columns: definition.columns.iter().enumerate().map(column).collect(),
         };
-        Target::bind(&Arc::new(relation), definition, &types()).unwrap()
+        Target::bind(&Arc::new(relation), definition, &types(), Some(definition)).unwrap()
     }
 
     fn tuple(values: &[Option<&str>]) -> Tuple {

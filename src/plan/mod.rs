@@ -9,15 +9,17 @@
 //!                 schema, target, reaction: the destination's catalog as data
 //! ```
 //!
-//! Here also: whether a table fits its source (`fit`), what it needs when the source's has changed (`shape`,
-//! `evolution`), whether its rows may be others than the stream has told (`fingerprint`), the order in which foreign
+//! Here also: whether a table fits its source (`fit`, and `carry` for its values), what it needs when the source's has changed
+//! (`shape`, `evolution`), whether its rows may be others than the stream has told (`fingerprint`), the order in which foreign
 //! keys let tables be filled (`order`), and all SQL that is generated (`sql`), for every room that needs some; names get
 //! into it as `Ident`s only.
 //!
 //! Invariants: a batch holds whole source transactions (I2), in their order (I1); *applying the plan to a database
 //! equals applying the changes one by one*.
 
+pub mod attributes;
 mod batch;
+mod carry;
 pub mod conflict;
 pub mod evolution;
 pub mod expression;

@@ -559,6 +559,15 @@ pub struct TypeDefinition {
     pub base_modifier: i32,
     /// What an array is of.
     pub element: Option<TypeId>,
+    /// What a range's, or multirange's, bounds are.
+    #[serde(default)]
+    pub subtype: Option<TypeId>,
+    /// Its binary form, numbered where majors differ in it.
+    #[serde(default)]
+    pub binary_form: i32,
+    /// Its text form, numbered where majors differ in it.
+    #[serde(default)]
+    pub text_form: i32,
     /// The array of this type.
     pub array: Option<TypeId>,
     /// What separates values in a text array.
@@ -578,6 +587,9 @@ pub struct TypeDefinition {
     pub equality: Option<QualifiedName>,
     /// The extension that it belongs to.
     pub extension: Option<String>,
+    /// `extversion`
+    #[serde(default)]
+    pub extension_version: Option<String>,
 }
 
 impl TypeDefinition {

@@ -86,11 +86,17 @@ pub enum BindError {
 }
 
 impl Target {
-    /// Binds `relation` to `table`.
+    /// Binds `relation` to `table`. `source` is the table as the source has it, where that is known: a unique key that only
+    /// the destination has tells no two of the source's rows apart.
     ///
     /// # Errors
     /// [`BindError`] when the table cannot take the relation's rows. Types are not compared here: see `fit`.
-    pub fn bind(relation: &Arc<Relation>, table: &TableDefinition, types: &Types) -> Result<Target, BindError> {
+    pub fn bind(
+        relation: &Arc<Relation>,
+        table: &TableDefinition,
+        types: &Types,
+        source: Option<&TableDefinition>,
+    ) -> Result<Target, BindError> {
         let name = table.name();
         if relation.name != name {
             return Err(BindError::Renamed { table: name, renamed: relation.name.clone() });
@@ -106,7 +112,7 @@ impl Target {
             finders.push(found);
         }
         Ok(Target {
-            identity: identity(relation, table, &columns),
+            identity: identity(relation, (table, source), &columns),
             relation: Arc::clone(relation),
             table: name,
             table_id: table.id,
@@ -244,34 +250,44 @@ fn equal_when_identical(definition: &ColumnDefinition, table: &TableDefinition, 
     }
 }
 
-fn identity(relation: &Relation, table: &TableDefinition, columns: &[Option<TargetColumn>]) -> TargetIdentity {
+fn identity(
+    relation: &Relation,
+    (table, source): (&TableDefinition, Option<&TableDefinition>),
+    columns: &[Option<TargetColumn>],
+) -> TargetIdentity {
     let flagged: Vec<usize> =
         relation.columns.iter().enumerate().filter(|(_, column)| column.in_identity).map(|(place, _)| place).collect();
     match relation.replica_identity {
         ReplicaIdentity::Nothing => TargetIdentity::None,
         ReplicaIdentity::Default | ReplicaIdentity::Index if flagged.is_empty() => TargetIdentity::None,
         ReplicaIdentity::Default | ReplicaIdentity::Index => TargetIdentity::Key(flagged),
-        ReplicaIdentity::Full => unique_key(relation, table, columns).unwrap_or(TargetIdentity::WholeRow),
+        ReplicaIdentity::Full => {
+            let key = source.and_then(|source| unique_key(relation, (table, source), columns));
+            key.unwrap_or(TargetIdentity::WholeRow)
+        }
     }
 }
 
-/// A key of the destination's over published NOT NULL columns: with the whole old row at hand it finds the row by
-/// index.
+/// A key over published NOT NULL columns that both ends have: with the whole old row at hand it finds the row by index.
 fn unique_key(
     relation: &Relation,
-    table: &TableDefinition,
+    (table, source): (&TableDefinition, &TableDefinition),
     columns: &[Option<TargetColumn>],
 ) -> Option<TargetIdentity> {
-    let place = |name: &&Ident| {
-        let place = relation.columns.iter().position(|column| column.name == **name)?;
+    let keys = |table: &TableDefinition| {
+        let immediate = table.indexes.iter().filter(|index| index.immediate);
+        let keys = immediate.filter_map(|index| index.unique_columns());
+        keys.map(|key| key.into_iter().cloned().collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    let at_source: Vec<Vec<Ident>> = keys(source);
+    let both = |key: &Vec<Ident>| {
+        at_source.iter().any(|other| other.len() == key.len() && other.iter().all(|column| key.contains(column)))
+    };
+    let place = |name: &Ident| {
+        let place = relation.columns.iter().position(|column| column.name == *name)?;
         let not_null = table.column(name)?.not_null;
         (not_null && columns.get(place)?.is_some()).then_some(place)
     };
-    table
-        .indexes
-        .iter()
-        .filter(|index| index.immediate)
-        .filter_map(|index| index.unique_columns())
-        .find_map(|key| key.iter().map(place).collect())
-        .map(TargetIdentity::Key)
+    let mut shared = keys(table).into_iter().filter(both);
+    shared.find_map(|key| key.iter().map(place).collect()).map(TargetIdentity::Key)
 }

@@ -126,6 +126,9 @@ pub(crate) fn types() -> Types {
             base: None,
             base_modifier: -1,
             element: None,
+            subtype: None,
+            binary_form: 0,
+            text_form: 0,
             array: None,
             delimiter: ',',
             not_null: false,
@@ -135,6 +138,7 @@ pub(crate) fn types() -> Types {
             checks: None,
             equality: None,
             extension: None,
+            extension_version: None,
         };
         (TypeId(id), definition)
     })

@@ -79,3 +79,4 @@ mod verify_truth;
 mod tables;
 mod truncate;
 mod types;
+mod values;

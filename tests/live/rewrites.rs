@@ -353,6 +353,71 @@ async fn attributes_of_a_composite_type_that_are_replaced_are_replaced_here() {
     .await;
 }
 
+/// A composite type's attributes, by their names and types.
+const ATTRIBUTES: &str = "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum)
+    FROM pg_attribute WHERE attrelid = 'pair'::regclass AND NOT attisdropped";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_that_get_other_names_get_them_here_though_the_names_change_hands() {
+    let database = Database::new(
+        "attributenames",
+        &["c", "d"],
+        "CREATE TYPE pair AS (a int, b int); CREATE TYPE around AS (p pair, n int);
+         CREATE TABLE c (id int PRIMARY KEY, p pair, ps pair[]); INSERT INTO c VALUES (1, '(1,2)', '{\"(3,4)\"}');
+         CREATE TABLE d (id int PRIMARY KEY, p around); INSERT INTO d VALUES (1, '(\"(1,2)\",3)');",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source(
+            "ALTER TYPE pair RENAME ATTRIBUTE a TO c; ALTER TYPE pair RENAME ATTRIBUTE b TO a; ALTER TYPE pair RENAME ATTRIBUTE c TO b;
+             ALTER TYPE around RENAME ATTRIBUTE n TO m; ALTER TABLE c ADD COLUMN v int; ALTER TABLE d ADD COLUMN v int;
+             UPDATE c SET p = ROW(5, 6); INSERT INTO d VALUES (2, '(\"(7,8)\",9)')",
+        )
+        .await;
+    database.assert_catches_up().await;
+    assert_eq!(database.destination_value("SELECT (p).b || ' ' || (ps[1]).a FROM c").await.as_deref(), Some("5 4"));
+    let nested = "SELECT ((p).p).b || ' ' || (p).m FROM d WHERE id = 2";
+    assert_eq!(database.destination_value(nested).await.as_deref(), Some("7 9"));
+    not_copied(&service);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_of_other_types_halt_the_copy_until_the_printed_statement_was_run() {
+    let database = Database::new(
+        "attributetypes",
+        &["c", "d"],
+        "CREATE TYPE pair AS (a int, b text);
+         CREATE TABLE c (id int PRIMARY KEY, p pair NOT NULL, q pair); INSERT INTO c VALUES (1, '(1,x)', '(2,)');
+         CREATE TABLE d (id int PRIMARY KEY, p pair); INSERT INTO d VALUES (1, '(1,y)');",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source("ALTER TYPE pair DROP ATTRIBUTE a, ADD ATTRIBUTE c int; ALTER TYPE pair ADD ATTRIBUTE e text; UPDATE c SET p = ROW('z', 7, 'e')")
+        .await;
+    let statement = "ALTER TYPE public.pair DROP ATTRIBUTE a, DROP ATTRIBUTE b, ADD ATTRIBUTE b text, ADD ATTRIBUTE c int4, ADD ATTRIBUTE e text;";
+    service.says(statement).await;
+    let log = service.log();
+    let reports = log.matches("2 tables at the destination do not fit the source event=").count();
+    assert_eq!(log.matches(statement).count(), reports, "once in each report: {log}");
+    database.at_destination(statement).await;
+    for table in ["c", "d"] {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    assert_eq!(database.destination_value(ATTRIBUTES).await.as_deref(), Some("b text, c integer, e text"));
+    database.at_source("UPDATE d SET p = ROW('n', 1, NULL)").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaf_that_becomes_unlogged_suspends_its_table_until_it_is_logged_again() {
     let database = Database::new(

@@ -19,7 +19,7 @@ use super::super::leadership::Leader;
 use super::{Applier, ApplierSettings, Followed};
 use crate::config::OnConflict;
 use crate::pg::{Lsn, Relation, RelationId};
-use crate::plan::schema::Types;
+use crate::plan::schema::{TableDefinition, Types};
 use crate::plan::target::TargetIdentity;
 use crate::transaction::Change;
 use crate::wire::Commit;
@@ -31,6 +31,7 @@ pub struct Ground {
     catalog: Catalog,
     source_types: Types,
     followed: HashMap<RelationId, Followed>,
+    source_tables: Vec<TableDefinition>,
 }
 
 /// Why changes cannot be applied ahead of their commit.
@@ -58,13 +59,14 @@ impl Applier {
             catalog: self.catalog.clone(),
             source_types: self.source_types.clone(),
             followed: self.followed.clone(),
+            source_tables: self.conflicts.source_tables.clone(),
         }
     }
 
     /// An applier for one transaction that has not committed at the source.
     pub fn ahead(leader: Leader, ground: Ground) -> Applier {
-        let Ground { settings, catalog, source_types, followed } = ground;
-        let conflicts = Conflicts::of_source(OnConflict::Stop, Vec::new());
+        let Ground { settings, catalog, source_types, followed, source_tables } = ground;
+        let conflicts = Conflicts::of_source(OnConflict::Stop, source_tables);
         let mut applier = Applier::new(leader, Lsn::INVALID, settings, catalog, source_types, followed, conflicts);
         applier.ahead = true;
         applier

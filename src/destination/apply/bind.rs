@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId, printable, shown_sql};
+use crate::plan::attributes::attribute_names;
 use crate::plan::fit::{self, End};
 use crate::plan::sets::Way;
 use crate::plan::statement::{self, Shape};
@@ -72,13 +73,20 @@ impl Applier {
         match fits {
             Ok(transfer) if transfer <= self.settings.transfer => {}
             Ok(_) => return Err(DestinationError::FormatChanged(name)),
+            Err(_)
+                if self.settings.follow_schema_changes
+                    && !attribute_names(&self.source_types, &self.catalog.types).is_empty() =>
+            {
+                return Err(DestinationError::AttributesRenamed);
+            }
             Err(misfits) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
         }
+        let source = self.conflicts.source_table(relation.id);
         let target = if self.former_names.contains(&(relation.id, relation.name.clone())) {
             let called = Relation { name: name.clone(), ..(**relation).clone() };
-            Target::bind(&Arc::new(called), table, &self.catalog.types)?
+            Target::bind(&Arc::new(called), table, &self.catalog.types, source)?
         } else {
-            Target::bind(relation, table, &self.catalog.types)?
+            Target::bind(relation, table, &self.catalog.types, source)?
         };
         let bound = Bound {
             relation: Arc::clone(relation),
@@ -112,7 +120,12 @@ impl Applier {
 /// All misfits of a table in one report, with the statements that mend them.
 pub fn misfit_report(table: &QualifiedName, misfits: &[fit::Misfit]) -> ErrorReport {
     let problems: Vec<String> = misfits.iter().map(|misfit| printable(&misfit.problem).into_owned()).collect();
-    let remedies: Vec<String> = misfits.iter().filter_map(|misfit| misfit.remedy.as_deref().map(shown_sql)).collect();
+    let mut remedies: Vec<String> = Vec::new();
+    // A statement is one line; one that mends a type of several columns is run once.
+    for remedy in misfits.iter().filter_map(|misfit| misfit.remedy.as_deref()) {
+        let new: Vec<String> = shown_sql(remedy).lines().map(str::to_owned).collect();
+        remedies.extend(new.into_iter().filter(|statement| !remedies.contains(statement)).collect::<Vec<_>>());
+    }
     let report = ErrorReport::new(format!("table {table} at the destination does not fit the source"))
         .detail(format!("{}.", problems.join(";\n")));
     if remedies.is_empty() {

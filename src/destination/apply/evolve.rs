@@ -22,7 +22,7 @@ use super::bind::misfit_report;
 use crate::pg::{ErrorReport, QualifiedName, quote_literal, shown_sql};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::plan::expression::Expressions;
-use crate::plan::fit::End;
+use crate::plan::fit::{End, modifier_at};
 use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl::Creation;
@@ -58,6 +58,7 @@ impl Applier {
         let Some(followed) = self.followed.get(&relation.id) else { return Ok(()) };
         let name = followed.name.clone();
         let (source, source_types) = read_description(&description)?;
+        self.conflicts.described(source.clone());
         let Some((table, types)) = self.read_table(&name).await? else {
             // For `bind` to report, with its hint.
             return Ok(());
@@ -258,7 +259,8 @@ impl Applier {
         let mut resolved = Vec::new();
         for column in columns {
             let name = quote_literal(&type_name(types, column.type_id));
-            let sql = format!("SELECT pg_catalog.format_type(pg_catalog.to_regtype({name}), {})", column.type_modifier);
+            let known = modifier_at(column.type_id, column.type_modifier, types, expressions.version());
+            let sql = format!("SELECT pg_catalog.format_type(pg_catalog.to_regtype({name}), {known})");
             match self.ask(&sql).await?.into_iter().next().flatten() {
                 Some(text) => resolved.push(((column.type_id, column.type_modifier), text)),
                 None => return Err(missing_type(types, column.type_id)),

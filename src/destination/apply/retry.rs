@@ -55,9 +55,11 @@ impl Applier {
                 let mut conflict = self.conflict((&work, &sent.marks, sent.large), statement, kind, error);
                 let wins = self.conflicts.may_win(&conflict);
                 match work {
-                    Work::Batch(_) if wins => {
+                    Work::Batch(batch)
+                        if wins && !self.conflicts.needs_newer_catalog(&batch.changes, &self.catalog) =>
+                    {
                         self.conflicts.winning = Some(conflict.commit_lsn);
-                        self.again.push_back((work, Form::InOrder));
+                        self.again.push_back((Work::Batch(batch), Form::InOrder));
                     }
                     Work::Batch(_)
                     | Work::BeginLarge(_)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::pg::{Datum, Lsn, Tuple};
 use crate::plan::Batch;
+use crate::plan::fit::Transfer;
 use crate::plan::net::{Effect, Known, NetEffect, NetRow, Part};
 use crate::plan::sets::{self, Way};
 use crate::plan::sql::apply as sql;
@@ -17,6 +18,7 @@ use crate::session::{Flight, Format};
 use crate::transaction::Change;
 
 use super::super::error::DestinationError;
+use super::super::formats::format_of;
 use super::Applier;
 use super::bind::{Prepared, SetStatement};
 
@@ -269,10 +271,13 @@ impl Applier {
         shape: &Shape,
         (key, image): (&Tuple, &Tuple),
     ) {
+        // A stream's values have one format.
+        let nulls = match self.settings.transfer {
+            Transfer::Binary => Format::Binary,
+            Transfer::Text => Format::Text,
+        };
         self.formats.clear();
-        statement::row_parameters(target, shape, key, image, |value| {
-            self.formats.push(if matches!(value, Datum::Text(_)) { Format::Text } else { Format::Binary });
-        });
+        statement::row_parameters(target, shape, key, image, |value| self.formats.push(format_of(value, nulls)));
         let write = |values: &mut crate::session::Parameters<'_>| {
             statement::row_parameters(target, shape, key, image, |value| values.put(value.bytes()));
         };

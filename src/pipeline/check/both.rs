@@ -6,6 +6,7 @@ use super::destination::DestinationView;
 use super::here::free_bytes;
 use super::publications;
 use super::source::SourceView;
+use super::values;
 use super::{About, Findings};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{Catalog, DestinationError};
@@ -13,11 +14,10 @@ use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
 use crate::pipeline::history::stored_history;
-use crate::pipeline::labels::{labels_report, lacking_labels};
 use crate::pipeline::lacking::lacking;
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
-use crate::plan::fit::{End, Transfer, text_columns};
+use crate::plan::fit::Transfer;
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
 use crate::session::{SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
@@ -54,7 +54,15 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         }
     }
     if let (Some(catalog), Some(existing)) = (&catalog, &destination.catalog) {
-        fit(config, catalog, existing, destination.position.is_some(), findings);
+        let mut existing = existing.clone();
+        if let Err(error) = existing.learn_types(here, &catalog.types).await {
+            findings.fault(BOTH, "types", error);
+        }
+        let existing = &existing;
+        let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
+        if let Err(fault) = values::look((&client, here), catalog, existing, transfer, findings).await {
+            findings.fault(BOTH, "values", fault);
+        }
         match lacking(&client, here, catalog, existing).await {
             Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
             Err(fault) => findings.fault(BOTH, "types", fault),
@@ -62,7 +70,7 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         if let Err(error) = publications::look(here, catalog, existing, findings).await {
             findings.fault(About::Destination, "publications", error);
         }
-        enum_labels(config, here, catalog, findings).await;
+        values::enum_labels(config, here, catalog, findings).await;
         let writes = writes(config, catalog, destination.foreign_keys_act);
         match writes.foreign_code_report(here).await {
             Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
@@ -115,11 +123,20 @@ async fn followed(
 }
 
 /// `live`: a stream follows the tables, and comes to each change of theirs in its turn.
-fn fit(config: &Config, catalog: &SourceCatalog, existing: &Catalog, live: bool, findings: &mut Findings) {
-    match check_fit(catalog, existing) {
+/// Returns the format that the stream would have, where all tables fit.
+fn fit(
+    config: &Config,
+    catalog: &SourceCatalog,
+    existing: &Catalog,
+    live: bool,
+    findings: &mut Findings,
+) -> Option<Transfer> {
+    let fitting = check_fit(catalog, existing);
+    let transfer = fitting.as_ref().ok().copied();
+    match fitting {
         Ok(Transfer::Binary) => findings.ok(BOTH, "columns", "they fit; values travel in binary"),
         Ok(Transfer::Text) => {
-            let text = format!("they fit; values travel as text, because of {}", text_types(catalog, existing));
+            let text = format!("they fit; values travel as text, because of {}", values::text_types(catalog, existing));
             findings.ok(BOTH, "columns", text);
         }
         Err(Fault::Refused(report)) if live && config.schema_changes == SchemaChanges::Follow => {
@@ -145,43 +162,7 @@ fn fit(config: &Config, catalog: &SourceCatalog, existing: &Catalog, live: bool,
             findings.ok(BOTH, "generated columns", text);
         }
     }
-}
-
-/// Labels that the destination's enums lack: a start adds them, unless the operator wants to do that.
-async fn enum_labels(config: &Config, here: &SqlClient, catalog: &SourceCatalog, findings: &mut Findings) {
-    let missing = match lacking_labels(here, &catalog.types).await {
-        Ok(missing) => missing,
-        Err(fault) => return findings.fault(BOTH, "enums", fault),
-    };
-    if missing.added.is_empty() && missing.renamed.is_empty() {
-        return;
-    }
-    if missing.renamed.is_empty() && config.schema_changes == SchemaChanges::Follow {
-        let text = format!("{}: added before rows have them", missing.told.join("; "));
-        return findings.ok(BOTH, "enums", text);
-    }
-    findings.fail(BOTH, "enums", labels_report(&missing));
-}
-
-/// Columns named in one line: more would hide the line that follows.
-const NAMED_MAX: usize = 6;
-
-/// The columns that keep values from travelling in binary.
-fn text_types(catalog: &SourceCatalog, existing: &Catalog) -> String {
-    let mut named = Vec::new();
-    for table in &catalog.tables {
-        let from = End { table: &table.definition, types: &catalog.types };
-        let to =
-            existing.table(&table.definition.name()).map_or(from, |here| End { table: here, types: &existing.types });
-        let columns = text_columns(from, &table.published(), to);
-        named.extend(columns.iter().map(|(column, sql)| format!("{}.{column} ({sql})", table.definition.name())));
-    }
-    let more = named.len().saturating_sub(NAMED_MAX);
-    named.truncate(NAMED_MAX);
-    if more > 0 {
-        named.push(format!("{more} others"));
-    }
-    named.join(", ")
+    transfer
 }
 
 /// Whether owned sequences can follow: nothing else tells of it before a cut-over.

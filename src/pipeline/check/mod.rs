@@ -19,6 +19,7 @@ mod destination;
 mod here;
 mod publications;
 mod source;
+mod values;
 
 use std::sync::Arc;
 

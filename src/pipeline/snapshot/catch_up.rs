@@ -90,6 +90,7 @@ impl CatchUp {
         let position = leader.read_position().await?;
         let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
         let catalog = Catalog::read(client, &names).await?;
+        let source_tables = tables.source.tables.iter().map(|table| table.definition.clone());
         let applier = Applier::new(
             leader,
             position,
@@ -105,7 +106,7 @@ impl CatchUp {
             tables.source.types.clone(),
             followed(staging, from),
             // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
-            Conflicts::of_source(OnConflict::Stop, Vec::new()),
+            Conflicts::of_source(OnConflict::Stop, source_tables.collect()),
         );
         let mut options = streaming::options(config, server.version, tables.transfer);
         // There is one spool, and it is the live stream's. A large transaction comes here when it has committed.
@@ -288,6 +289,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::Bind(_)
         | DestinationError::NoIdentity(_)
         | DestinationError::LabelMissing
+        | DestinationError::AttributesRenamed
         | DestinationError::FormatChanged(_)
         | DestinationError::NeedsCopy { .. }
         | DestinationError::SetsRefused { .. }

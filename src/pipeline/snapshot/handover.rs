@@ -42,13 +42,14 @@ use super::{
     Ends, Staged, TELL_EVERY, Tables, after, begin_showing, begin_staging, finish, load, publish, publishing_session,
     tell_large_differences, temporary_slot,
 };
-use crate::config::OnSlotLost;
+use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
     Publication, Request, Scope, Staging, TableRecord, reshape, sweep,
 };
 use crate::fault::{Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
+use crate::pipeline::attributes::follow_attributes;
 use crate::pipeline::control::{Control, Held};
 use crate::pipeline::prepare::check_fit;
 use crate::pipeline::set_aside::aside;
@@ -166,6 +167,13 @@ async fn hand_over(
     source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
     let server = SourceServer::check(&source, true).await?;
     let mut shapes = look(ends, &source, bookkeeping, scope).await?;
+    let follow = config.schema_changes == SchemaChanges::Follow;
+    let types = (&shapes.source.types, &shapes.destination.types);
+    let renamed = follow_attributes(bookkeeping.client(), types, follow).await?;
+    if !renamed.is_empty() {
+        renamed.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+        shapes = look(ends, &source, bookkeeping, scope).await?;
+    }
     if check_fit(&shapes.source, &shapes.destination).is_err() {
         // The catalog may know of a change that the stream has not come to: it brings the table along, or sets it aside.
         pass(ends, control, end_of_wal(&source).await?).await?;
@@ -316,6 +324,7 @@ async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, sco
     if !aside.is_empty() {
         destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     }
+    destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
     Ok(Shapes { source: source_catalog, destination: destination_catalog, followed, aside })
 }
 

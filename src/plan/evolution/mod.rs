@@ -18,6 +18,7 @@
 //! | type or modifier changed without a rewrite | the same |
 //! | type or modifier changed with a rewrite | copied: nobody knows by which expression |
 //! | column draws from a sequence of its own (identity, serial) | it gets one as its default |
+//! | attributes of a composite type renamed | the same, when the stream starts again (`plan::attributes`) |
 //! | expression of a generated column replaced | copied, with the same expression |
 //! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
 

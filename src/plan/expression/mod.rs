@@ -62,6 +62,11 @@ impl Expressions {
         Ok(expression.to_string())
     }
 
+    /// The destination's `server_version_num`.
+    pub fn version(&self) -> u32 {
+        self.catalog.version
+    }
+
     /// The functions that accepted expressions may call, by the destination's OIDs.
     pub fn functions(&self) -> BTreeSet<u32> {
         self.catalog.allowed_functions()

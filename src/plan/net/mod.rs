@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use self::fold::{Folded, Folder, after, before, key_changes};
 use super::reaction::{self, Touched};
-use crate::pg::{Datum, Relation, Tuple};
+use crate::pg::{Datum, Relation, ReplicaIdentity, Tuple};
 use crate::plan::target::{Target, TargetIdentity};
 use crate::transaction::Change;
 
@@ -281,7 +281,11 @@ impl Net {
         }
         let TargetIdentity::Key(key) = &target.identity else { return None };
         let exact = key.iter().all(|place| target.key_column(*place).is_some_and(|column| column.equal_when_identical));
-        if !exact || !uniform(table, changes) {
+        // The first old row and the last new one would have to tell whether a GENERATED ALWAYS identity has changed.
+        let fixed = |place: &usize| target.column(*place).is_some_and(|column| column.identity_always);
+        let blind = target.relation.replica_identity == ReplicaIdentity::Full
+            && target.stored_columns().any(|place| fixed(&place) && !key.contains(&place));
+        if !exact || blind || !uniform(table, changes) {
             return None;
         }
         Folder::new(key, changes, &self.hasher, table.changes.len()).fold(target, &table.changes, merged)

@@ -433,7 +433,12 @@ fn schedule(seed: u64, outcome: &mut Outcome) {
         .iter()
         .zip(tables.iter())
         .map(|(relation, table)| {
-            (relation.id.0, Arc::new(Target::bind(relation, &table.definition, &testing::types()).unwrap()))
+            (
+                relation.id.0,
+                Arc::new(
+                    Target::bind(relation, &table.definition, &testing::types(), Some(&table.definition)).unwrap(),
+                ),
+            )
         })
         .collect();
     let mut source = Database { rows: vec![Vec::new(); tables.len()], tables: Arc::clone(&tables), acting: true };

@@ -214,7 +214,8 @@ impl Case {
         for (table, key) in self.tables.values() {
             let identity = if key.is_empty() { ReplicaIdentity::Nothing } else { ReplicaIdentity::Default };
             let relation = relation_of(table, key, identity);
-            self.targets.insert(table.id, Arc::new(Target::bind(&relation, table, &testing::types()).unwrap()));
+            self.targets
+                .insert(table.id, Arc::new(Target::bind(&relation, table, &testing::types(), Some(table)).unwrap()));
         }
         let (net, effect) = effect_of(&self.changes, &self.targets, self.acting);
         let mut text = String::new();

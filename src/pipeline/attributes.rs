@@ -1,0 +1,49 @@
+//! Attributes of composite types that were renamed at the source, renamed at the destination.
+//!
+//! Called by `prepare` whenever a stream is to begin, and by `snapshot` when tables are copied again. In come the types of both
+//! ends; the destination's types have the source's names afterwards. All of it is one transaction, since names may change hands.
+
+use super::labels::rename;
+use crate::destination::DestinationError;
+use crate::fault::Fault;
+use crate::pg::{ErrorReport, shown_sql};
+use crate::plan::attributes::attribute_names;
+use crate::plan::schema::Types;
+use crate::session::{SqlClient, SqlState};
+
+/// Renames the attributes that have other names at the destination; returns what was done, for the log.
+///
+/// # Errors
+/// [`Fault`]: they are not to be followed, or cannot be, with the statements to run.
+pub(super) async fn follow_attributes(
+    destination: &SqlClient,
+    (source_types, destination_types): (&Types, &Types),
+    follow: bool,
+) -> Result<Vec<String>, Fault> {
+    let renamed = attribute_names(source_types, destination_types);
+    let statements: Vec<String> = renamed.iter().flat_map(|names| names.statements.clone()).collect();
+    if statements.is_empty() {
+        return Ok(Vec::new());
+    }
+    let told: Vec<String> = renamed
+        .iter()
+        .map(|names| format!("attributes of type {} have other names at the source", names.name))
+        .collect();
+    let run: Vec<String> = statements.iter().map(|statement| format!("{};", shown_sql(statement))).collect();
+    let run = run.join("\n");
+    if !follow {
+        let report = ErrorReport::new("a composite type has changed at the source, and schema_changes = \"stop\"");
+        return Err(Fault::Halted(
+            report.detail(format!("{}.", told.join("; "))).hint(format!("Run at the destination:\n{run}")),
+        ));
+    }
+    rename(destination, "renaming attributes", &statements).await.map_err(|error| {
+        if error.code() != Some(SqlState::new(b"42501")) {
+            return Fault::from(DestinationError::Session(error));
+        }
+        let report =
+            ErrorReport::new(format!("cannot rename attributes of a composite type at the destination: {error}"));
+        Fault::Halted(report.hint(format!("Run at the destination as the owner of the type:\n{run}")))
+    })?;
+    Ok(told)
+}
