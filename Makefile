@@ -138,6 +138,14 @@ RECONNECTS ?= 1000
 reconnects: setup ## Cut both links RECONNECTS (1,000) times and look at descriptors, memory and sessions
 	HEADWATER_RECONNECTS=$(RECONNECTS) $(CARGO) test --release --quiet --test live -- reconnects:: --nocapture
 
+STARVED_TABLES ?= 1000
+STARVED_ROW_MB ?= 200
+
+.PHONY: starved
+starved: setup ## Keep the lead with a tenth of a core, STARVED_TABLES (1,000) tables and a row of STARVED_ROW_MB (200) MB
+	HEADWATER_STARVED_TABLES=$(STARVED_TABLES) HEADWATER_STARVED_ROW_MB=$(STARVED_ROW_MB) \
+		$(CARGO) test --release --quiet --test live -- starved:: --nocapture --test-threads 1
+
 TAKEOVERS ?= 4
 
 .PHONY: takeovers

@@ -76,8 +76,7 @@ pub(super) fn writing(config: &Config) -> WritingSettings {
         connection: config.destination.url.clone(),
         slot: config.source.slot.clone(),
         positions: Ident::new("headwater"),
-        // It leads nothing, so nobody waits for its silence.
-        leader_timeout: config.destination.timeout,
+        silence_max: config.destination.timeout,
         lock_timeout: config.destination.lock_timeout,
         timeout: config.destination.timeout,
         synchronous_commit: SynchronousCommit::On,

@@ -83,7 +83,8 @@ pub const SETTINGS: &[Setting] = &[
         "leader_timeout",
         "duration",
         Some("5s"),
-        "A running instance whose writing session is silent for so long is replaced by one that stands by.",
+        "A running instance that stands still as a whole for so long (frozen, cut off, its machine gone) is replaced by one that stands \
+         by. One that is only busy or starved is not.",
     ),
     setting(
         "fence_timeout",

@@ -21,7 +21,7 @@ use super::catalog::Catalog;
 use super::dead_letter::Wanted;
 use super::error::{Conflict, ConflictKind, DestinationError};
 use super::formats::formats_of;
-use super::leadership::ReplicationRole;
+use super::writer::ReplicationRole;
 use crate::config::OnConflict;
 use crate::pg::{Ident, Lsn, QualifiedName, Relation, RelationId};
 use crate::plan::conflict::{Effect, Statement, Unique, UniquePart, may_remove_rows, shared_uniques, winning};

@@ -4,8 +4,8 @@
 //! and only to that operator; no log, error or page calls this.
 
 use super::error::DestinationError;
-use super::leadership::WritingSettings;
 use super::row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
+use super::writer::WritingSettings;
 use crate::pg::{Datum, Ident, Relation, Tuple, shown_literal};
 use crate::session::SqlClient;
 use crate::transaction::Change;

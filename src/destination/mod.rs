@@ -9,7 +9,8 @@
 //! catalog ────── the tables as they are here
 //! fences ─────── requests for one state of both ends, and this end's half of it
 //! owner, foreign_code ── whose the bookkeeping is, and whose code would run when rows are written
-//! leadership ─── who may write: one advisory lock (lock), one conditional position; sessions: what a leader leaves behind
+//! leadership ─── who leads: one advisory lock (lock), in a session of its own; sessions: what a leader leaves behind
+//! writer ─────── the session that writes, and the one conditional position
 //! apply ──────── work into flights, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
 //!                open_conflict: the change that halts the service
@@ -53,6 +54,7 @@ mod sessions;
 mod shapes;
 mod staging;
 mod unsuited;
+mod writer;
 
 pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, Ground, Unfit, misfit_report, renamed_report};
 pub use bookkeeping::{Bookkeeping, Stream, StreamState, TableRecord, TableState, table_records};
@@ -70,9 +72,7 @@ pub use fences::{
 };
 pub use fingerprints::{NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints};
 pub use foreign_code::{ForeignCode, Writes};
-pub use leadership::{
-    Candidate, Leader, Led, LockAttempt, ReplicationRole, WritingSettings, position_missing_report, terminate,
-};
+pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate};
 pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
@@ -86,6 +86,7 @@ pub use resnapshots::{Origin, Request, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types, needed_types};
 pub use sequences::follow_sequences;
-pub use sessions::{connect_recorded, terminate_leftovers};
+pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};
+pub use writer::{ReplicationRole, Writer, WritingSettings, position_missing_report};

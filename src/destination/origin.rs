@@ -1,6 +1,6 @@
 //! Marks what we apply with a replication origin, where the role may.
 //!
-//! Called by `leadership`, for the session that has just become the leader's and for one beside it. What a marked session
+//! Called by `writer`, for the leader's session and for that of parallel apply. What a marked session
 //! commits is known as replicated: a subscription or another headwater that follows this database with `origin = "none"`
 //! leaves it out, which cuts loops. The position is not kept there: an origin's progress needs privileges and is not saved
 //! by a transaction without an xid. `teardown` drops the origins again ([`drop_origins`]).
@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
-use super::leadership::one_row;
+use super::writer::one_row;
 use crate::pg::{SlotName, quote_literal};
 use crate::session::{Flight, SessionError, SqlClient, WritingSession};
 

@@ -16,7 +16,7 @@ use super::dead_letter::{Wanted, parts, read_part, remove};
 use super::error::DestinationError;
 use super::foreign_code::Writes;
 use super::formats::formats_of;
-use super::leadership::{Candidate, ReplicationRole, WritingSettings};
+use super::writer::{ReplicationRole, Writer, WritingSettings};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
@@ -57,7 +57,7 @@ pub async fn replay(
                 .hint("See what there is: headwater dead-letter list"),
         ));
     }
-    let (session, role) = Candidate::connect(settings).await?.into_session().await?;
+    let (session, role) = Writer::of_command(settings).await?;
     let mut replay = Replay {
         session,
         role,

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use super::error::DestinationError;
-use super::leadership::{Candidate, WritingSettings};
+use super::writer::{Writer, WritingSettings};
 use crate::pg::{Datum, Ident, QualifiedName, Relation, Tuple, TypeId};
 use crate::session::{Flight, Format, SessionError, SqlClient, StatementAnswer, WritingSession};
 use crate::transaction::Change;
@@ -75,7 +75,7 @@ pub async fn shown_changes(
     changes: &[Change],
 ) -> Result<Vec<ShownChange>, DestinationError> {
     let types = column_types(client, changes).await?;
-    let (mut session, _) = Candidate::connect(settings).await?.into_session().await?;
+    let (mut session, _) = Writer::of_command(settings).await?;
     let mut shown = Vec::with_capacity(changes.len());
     for chunk in changes.chunks(CHANGES_AT_ONCE) {
         let tuples: Vec<RowOf<'_>> = chunk.iter().flat_map(rows_of).collect();

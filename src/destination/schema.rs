@@ -11,7 +11,7 @@ use super::error::DestinationError;
 use super::expressions;
 use super::review::Created;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
-use crate::plan::expression::{BOOLEAN, Expressions, Purpose, Scope};
+use crate::plan::expression::{Expressions, Purpose, Scope};
 use crate::plan::fit::{modifier_at, modifier_sql};
 use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
 use crate::plan::sql::ddl::Statements;
@@ -242,7 +242,7 @@ fn creation(
             if definition.not_null {
                 sql.push_str(" NOT NULL");
             }
-            let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
+            let scope = Scope::domain(base, types);
             for check in definition.checks.iter().flatten() {
                 match expressions.accept(&check.expression, Purpose::Immutable, &scope) {
                     Ok(expression) => {

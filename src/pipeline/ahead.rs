@@ -1,4 +1,4 @@
-//! Large transactions applied ahead of their commit, by a task of their own on a writing session beside the leader's.
+//! Large transactions applied ahead of their commit, by a task of their own on a writing session of its own.
 //!
 //! Started by `attempt` where it is sound (design: replica role; `destination::apply::ahead` says what else), fed through
 //! [`Ahead`] and from the spool, and told by the apply loop, through [`AheadOf`], when it is its transaction's turn:
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use crate::destination::{Applied, Applier, DestinationError, Ground, Leader, Unfit, WritingSettings};
+use crate::destination::{Applied, Applier, DestinationError, Ground, Unfit, Writer, WritingSettings};
 use crate::pg::{Lsn, PgTimestamp};
 use crate::plan::Work;
 use crate::source::{Ahead, Changes, Next};
@@ -215,12 +215,12 @@ impl Worker {
     }
 
     async fn follow(&self, xid: u32, ground: Ground, changes: &mut Changes) -> Result<(), Stopped> {
-        let Some(leader) = Leader::beside(&self.settings, self.marked).await? else { return Err(Stopped::NoSession) };
+        let Some(writer) = Writer::ahead(&self.settings, self.marked).await? else { return Err(Stopped::NoSession) };
         self.ahead.working(true);
         let mut transaction =
-            Following { xid, applier: Applier::ahead(leader, ground), rows: Vec::new(), bytes: 0, counts: Vec::new() };
+            Following { xid, applier: Applier::ahead(writer, ground), rows: Vec::new(), bytes: 0, counts: Vec::new() };
         let followed = self.apply(&mut transaction, changes).await;
-        let close = transaction.applier.into_leader().close();
+        let close = transaction.applier.into_writer().close();
         let _ = tokio::time::timeout(CLOSE_MAX, close).await;
         followed
     }
@@ -272,7 +272,7 @@ impl Worker {
                 continue;
             }
             let busy = transaction.applier.is_busy();
-            let mut ping_in = (self.settings.leader_timeout / 3).saturating_sub(pinged_at.elapsed());
+            let mut ping_in = (self.settings.silence_max / 3).saturating_sub(pinged_at.elapsed());
             if gathers && !transaction.rows.is_empty() {
                 ping_in = ping_in.min(GATHER_MAX);
             }
@@ -288,7 +288,7 @@ impl Worker {
                     if read_at.elapsed() > IDLE_MAX {
                         return Err(Stopped::Idle);
                     }
-                    if !busy && pinged_at.elapsed() >= self.settings.leader_timeout / 3 {
+                    if !busy && pinged_at.elapsed() >= self.settings.silence_max / 3 {
                         pinged_at = Instant::now();
                         transaction.applier.ping(false).await?;
                     }

@@ -43,7 +43,7 @@ use super::scheduling::Scheduling;
 pub(super) struct Limits {
     pub(super) batch_rows_max: usize,
     pub(super) batch_bytes_max: usize,
-    /// The server ends our session after so long a silence.
+    /// An idle session that is lost is noticed within a third of it.
     pub(super) leader_timeout: Duration,
     /// COMMIT's answer means that it is durable.
     pub(super) commits_are_durable: bool,
@@ -446,7 +446,7 @@ impl<'a> ApplyLoop<'a> {
         if let Some(ahead) = self.ahead {
             ahead.end().await;
         }
-        self.applier.into_leader().close().await;
+        self.applier.into_writer().close().await;
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use super::control::control;
 use super::hosts::{Settled, settle};
 use super::identity::accept_identity;
 use super::labels::labels_are_missing;
-use super::leading::lead;
+use super::leading::{lead, open_writer};
 use super::monitor::{Ground, Monitor, Watched};
 use super::prepare::{Addresses, Prepared, Start, free_slot, prepare};
 use super::sequences::Sequences;
@@ -28,9 +27,9 @@ use super::verify::service::FenceService;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
-    Applier, ApplierSettings, Bookkeeping, Conflicts, Deletes, DestinationError, Followed, Leader, Marking,
-    ReplicationRole, Scope, TableState, Wanted, forget_passed_conflict, refuse_fence_requests, remember_conflict,
-    shapes, skips,
+    Applier, ApplierSettings, Bookkeeping, Conflicts, Deletes, DestinationError, Followed, Lead, Marking,
+    ReplicationRole, Scope, TableState, Wanted, Writer, forget_passed_conflict, refuse_fence_requests,
+    remember_conflict, shapes, skips,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -46,6 +45,14 @@ use crate::wire::Decoder;
 
 /// Logical messages with this prefix are our heartbeats.
 pub(super) const HEARTBEAT_PREFIX: &str = "headwater";
+
+/// What comes of getting ready to stream.
+enum Ready {
+    /// Everything is as the stream needs it.
+    Stream { prepared: Box<Prepared>, position: Lsn },
+    /// The attempt ends before it has streamed.
+    Not(Lived),
+}
 
 /// How an attempt ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,31 +317,46 @@ impl Attempt {
             led = lead(&self.config, &self.addresses, &self.telemetry) => led?,
             () = stopped => return Ok(Lived::UntilStopped),
         };
-        let (bookkeeping, mut leader) = led;
-        self.foreign_keys_act = leader.role() == ReplicationRole::Origin;
+        let (bookkeeping, mut lead) = led;
+        match self.make_ready(&bookkeeping, &mut lead).await {
+            Ok(Ready::Stream { prepared, position }) => self.stream(bookkeeping, lead, *prepared, position).await,
+            Ok(Ready::Not(lived)) => {
+                lead.close().await;
+                Ok(lived)
+            }
+            Err(fault) => {
+                lead.close().await;
+                Err(fault)
+            }
+        }
+    }
+
+    /// Does what comes before the stream: looks at both ends, and makes a snapshot where one is needed.
+    async fn make_ready(&mut self, bookkeeping: &Bookkeeping, lead: &mut Lead) -> Result<Ready, Fault> {
+        self.foreign_keys_act = lead.role() == ReplicationRole::Origin;
         let stopped = self.stopped();
-        let mut asked = while_leading(&mut leader, asked(&bookkeeping, &mut self.flag, &self.telemetry)).await?;
+        let mut asked = while_leading(lead, asked(bookkeeping, &mut self.flag, &self.telemetry)).await?;
         self.flagged |= asked.remembered;
         if self.lost {
             asked = asked.lost();
         }
-        let settling = while_leading(&mut leader, settle(&self.configured, &bookkeeping));
+        let settling = while_leading(lead, settle(&self.configured, bookkeeping));
         let settled = tokio::select! {
             settled = settling => settled?,
-            () = self.stopped() => return Ok(Lived::UntilStopped),
+            () = self.stopped() => return Ok(Ready::Not(Lived::UntilStopped)),
         };
         self.lead_to(&settled);
         if self.accept_source_identity {
-            let accepting = accept_identity(&self.config, &self.addresses, &bookkeeping, &self.telemetry);
+            let accepting = accept_identity(&self.config, &self.addresses, bookkeeping, &self.telemetry);
             tokio::select! {
-                accepted = while_leading(&mut leader, accepting) => accepted?,
-                () = self.stopped() => return Ok(Lived::UntilStopped),
+                accepted = while_leading(lead, accepting) => accepted?,
+                () = self.stopped() => return Ok(Ready::Not(Lived::UntilStopped)),
             }
             self.accept_source_identity = false;
         }
         let prepared = tokio::select! {
-            prepared = while_leading(&mut leader, self.prepare(&bookkeeping, &asked)) => prepared,
-            () = stopped => return Ok(Lived::UntilStopped),
+            prepared = while_leading(lead, self.prepare(bookkeeping, &asked)) => prepared,
+            () = stopped => return Ok(Ready::Not(Lived::UntilStopped)),
         };
         let prepared = prepared.map_err(|fault| settled.tell_of_others(fault))?;
         let prepared = match prepared.start {
@@ -348,14 +370,14 @@ impl Attempt {
                 let kind = snapshot::Kind { live, invocation: asked.invocation.take(), deletes };
                 let copying = snapshot::snapshot(
                     snapshot::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
-                    &bookkeeping,
+                    bookkeeping,
                     prepared,
                     &kind,
                     self.stopped(),
                 );
-                match while_leading(&mut leader, copying).await {
+                match while_leading(lead, copying).await {
                     Ok(snapshot::Ending::Published) => {}
-                    Ok(snapshot::Ending::Stopped) => return Ok(Lived::UntilStopped),
+                    Ok(snapshot::Ending::Stopped) => return Ok(Ready::Not(Lived::UntilStopped)),
                     Err(fault) => {
                         // Otherwise every start would copy everything, to refuse it again.
                         if let Fault::Destination(DestinationError::LacksMost { tables }) = &fault {
@@ -370,18 +392,18 @@ impl Attempt {
                 self.made_progress = true;
                 self.held_up_at = Lsn::INVALID;
                 asked = Asked::default();
-                while_leading(&mut leader, self.prepare(&bookkeeping, &asked)).await?
+                while_leading(lead, self.prepare(bookkeeping, &asked)).await?
             }
         };
         let Start::Stream { position } = prepared.start else {
             return Err(Fault::Refused(ErrorReport::new("the snapshot was published, but no position is stored")));
         };
         if !prepared.changed.is_empty() {
-            while_leading(&mut leader, self.suspend(&prepared.changed)).await?;
-            return Ok(Lived::ToBeSetUpAnew);
+            while_leading(lead, self.suspend(&prepared.changed)).await?;
+            return Ok(Ready::Not(Lived::ToBeSetUpAnew));
         }
-        while_leading(&mut leader, ask_for_missing(&bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
-        self.stream(bookkeeping, leader, prepared, position).await
+        while_leading(lead, ask_for_missing(bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
+        Ok(Ready::Stream { prepared: Box::new(prepared), position })
     }
 
     /// From here on every session of this attempt leads to the host that was chosen.
@@ -411,15 +433,15 @@ impl Attempt {
     }
 
     /// Who applies large transactions ahead of their commit; nobody where foreign keys and triggers act.
-    fn ahead(&self, spool: &Spool, leader: &Leader, position: Lsn) -> Option<AheadOf> {
-        if leader.role() == ReplicationRole::Origin {
+    fn ahead(&self, spool: &Spool, writer: &Writer, position: Lsn) -> Option<AheadOf> {
+        if writer.role() == ReplicationRole::Origin {
             return None;
         }
         Some(AheadOf::start(Worker {
             ahead: Ahead::new(position, worth_bytes(self.config.spool.memory_bytes_max)),
             peeker: spool.peeker(),
-            settings: leader.settings().clone(),
-            marked: matches!(leader.marking(), Marking::Origin(_)),
+            settings: writer.settings().clone(),
+            marked: matches!(writer.marking(), Marking::Origin(_)),
             piece_bytes_max: self.config.apply.batch_bytes_max,
             telemetry: Arc::clone(&self.telemetry),
         }))
@@ -429,21 +451,22 @@ impl Attempt {
     async fn stream(
         &mut self,
         bookkeeping: Bookkeeping,
-        mut leader: Leader,
+        mut lead: Lead,
         mut prepared: Prepared,
         position: Lsn,
     ) -> Result<Lived, Fault> {
         let config = Arc::clone(&self.config);
         let telemetry = Arc::clone(&self.telemetry);
-        while_leading(&mut leader, free_slot(&prepared, &config, &telemetry)).await?;
+        while_leading(&mut lead, free_slot(&prepared, &config, &telemetry)).await?;
         // The position is read under the lock, by the session that will advance it.
-        let held = leader.read_position().await?;
+        let mut writer = open_writer(&config, &bookkeeping, &lead).await?;
+        let held = writer.read_position().await?;
         if held != position {
             return Err(DestinationError::PositionMoved { expected: position, found: held }.into());
         }
         let confirmed_before = prepared.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
         prepared.remember_source(&bookkeeping, &telemetry).await?;
-        let ledger = Ledger::resume(position, confirmed_before, leader.wal_block_bytes());
+        let ledger = Ledger::resume(position, confirmed_before, writer.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
         let shapes = shapes(bookkeeping.client()).await?;
         prepared.remember(&shapes).await?;
@@ -485,7 +508,7 @@ impl Attempt {
         let passed = confirmed_receiver.clone();
         let halted_at = self.conflict.map(|(commit_lsn, _)| commit_lsn);
         let reporting = Arc::clone(&telemetry);
-        let ahead_of = spool.as_ref().and_then(|spool| self.ahead(spool, &leader, position));
+        let ahead_of = spool.as_ref().and_then(|spool| self.ahead(spool, &writer, position));
         let ahead = ahead_of.as_ref().map(AheadOf::handle);
         let task = StreamTask {
             session: prepared.replication,
@@ -506,7 +529,7 @@ impl Attempt {
             StreamReport::Truncated { table, transaction } => truncations.note(table, transaction),
         }));
         let applier = Applier::new(
-            leader,
+            writer,
             position,
             ApplierSettings {
                 truncate: config.truncate,
@@ -545,6 +568,7 @@ impl Attempt {
         };
         let applied = tokio::select! {
             applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Lived::UntilStopped),
+            lost = lead.lost() => Err(lost.into()),
             lost = ground_lost(&mut ground) => Err(lost),
             // It holds until the loop runs no more.
             _held = snapshot::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
@@ -559,7 +583,8 @@ impl Attempt {
         applying.close().await;
         self.monitor.unwatch();
         let _ = stop_stream.send(true);
-        let read = tokio::time::timeout(STREAM_END_MAX, reading).await;
+        // The lock comes last: who takes it finds no writing session of ours.
+        let (read, ()) = tokio::join!(tokio::time::timeout(STREAM_END_MAX, reading), lead.close());
         telemetry.stream_ends();
         if self.is_stopping() {
             sequences.finish().await;
@@ -607,18 +632,15 @@ const INVALID_TEXT: &[u8; 5] = b"22P02";
 /// How long the stream may take to end once nobody listens.
 const STREAM_END_MAX: Duration = Duration::from_secs(4);
 
-/// Does `work` while the leader's session is kept alive beside it.
-async fn while_leading<T, E>(leader: &mut Leader, work: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
+/// Does `work` for as long as this instance leads.
+async fn while_leading<T, E>(lead: &mut Lead, work: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
 where
     Fault: From<E>,
 {
-    let mut work = pin!(work);
-    let done = tokio::select! {
-        done = &mut work => done,
-        lost = leader.keep_alive() => return Err(lost.into()),
-    };
-    leader.settle().await?;
-    Ok(done?)
+    tokio::select! {
+        done = work => Ok(done?),
+        lost = lead.lost() => Err(lost.into()),
+    }
 }
 
 /// Resolves when the monitor finds the stream's ground gone.

@@ -1,14 +1,15 @@
 //! Who leads: the destination is opened and its lock waited for.
 //!
-//! The first thing that an attempt does. While another instance leads, this one stands by, asks once a second, and ends
-//! the other's session where that froze in the middle of a flight.
+//! The first thing that an attempt does. While another instance leads, this one stands by and asks once a second. When it has
+//! the lock, it ends what an earlier leader has left and sweeps its staging. The writing session is opened later, when there is
+//! something to stream ([`open_writer`]).
 
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Holder, Leader, Led, LockHolders, Marking, ReplicationRole, WritingSettings,
-    check_bookkeeping_owner, sweep, terminate, terminate_leftovers,
+    Bookkeeping, Candidate, Holder, Lead, Led, LockHolders, LockSettings, Marking, ReplicationRole, Writer,
+    WritingSettings, check_bookkeeping_owner, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
 use crate::pg::{Ident, counted};
@@ -24,26 +25,18 @@ pub(super) async fn lead(
     config: &Config,
     addresses: &Addresses,
     telemetry: &Telemetry,
-) -> Result<(Bookkeeping, Leader), Fault> {
+) -> Result<(Bookkeeping, Lead), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
-    let settings = WritingSettings {
-        connection: config.destination.url.clone(),
-        slot: config.source.slot.clone(),
-        positions: Ident::new("headwater"),
-        leader_timeout: config.leader_timeout,
-        lock_timeout: config.destination.lock_timeout,
-        timeout: config.destination.timeout,
-        synchronous_commit: config.destination.synchronous_commit,
-    };
+    let settings = lock_settings(config);
     let mut candidate = Candidate::connect(&settings).await?;
     let mut frozen = FrozenLeader::default();
     let mut known = KnownHolders::default();
-    let leader = loop {
+    let lead = loop {
         let LockHolders { leader: held_by, foreign } = match candidate.try_lead(&bookkeeping).await? {
-            Led::Leader(leader, holders) => {
+            Led::Lead(lead, holders) => {
                 known.report(telemetry, &holders);
-                break leader;
+                break lead;
             }
             Led::Candidate(still, holders) => {
                 candidate = still;
@@ -63,20 +56,61 @@ pub(super) async fn lead(
     if telemetry.state() == State::Standby {
         telemetry.event("takeover", "this instance leads now");
     }
-    let ended = terminate_leftovers(bookkeeping.client()).await?;
-    if ended > 0 {
-        telemetry.event("takeover", format!("ended {} that an earlier leader had left", counted(ended, "session")));
+    let left = terminate_leftovers(bookkeeping.client()).await?;
+    if left.ended > 0 {
+        telemetry
+            .event("takeover", format!("ended {} that an earlier leader had left", counted(left.ended, "session")));
+    }
+    for process_id in left.lingering {
+        let text = format!("process {process_id} of an earlier leader was told to end and has not ended yet");
+        telemetry.warning("takeover", text);
     }
     // Staging of an earlier attempt belongs to nobody now.
     sweep(bookkeeping.client()).await?;
-    if leader.role() == ReplicationRole::Origin {
+    if lead.role() == ReplicationRole::Origin {
         tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
     }
-    match leader.marking() {
+    Ok((bookkeeping, lead))
+}
+
+/// How the lock's session is set up.
+pub(super) fn lock_settings(config: &Config) -> LockSettings {
+    LockSettings {
+        connection: config.destination.url.clone(),
+        slot: config.source.slot.clone(),
+        leader_timeout: config.leader_timeout,
+        timeout: config.destination.timeout,
+    }
+}
+
+/// Silence inside a transaction after which the server ends a writing session. Nothing of leadership depends on it: only locks
+/// of a process that is frozen, or whose machine has gone without a word, while no other instance is there to end its sessions.
+/// A process that is merely starved is silent for seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How the writing session is set up.
+pub(super) fn writing_settings(config: &Config) -> WritingSettings {
+    WritingSettings {
+        connection: config.destination.url.clone(),
+        slot: config.source.slot.clone(),
+        positions: Ident::new("headwater"),
+        silence_max: SILENCE_MAX.max(config.leader_timeout),
+        lock_timeout: config.destination.lock_timeout,
+        timeout: config.destination.timeout,
+        synchronous_commit: config.destination.synchronous_commit,
+    }
+}
+
+/// Opens the session that writes.
+pub(super) async fn open_writer(config: &Config, bookkeeping: &Bookkeeping, lead: &Lead) -> Result<Writer, Fault> {
+    // It is recorded there, and an earlier version may have made the bookkeeping with less in it.
+    bookkeeping.ensure().await?;
+    let writer = lead.open_writer(&writing_settings(config)).await?;
+    match writer.marking() {
         Marking::Origin(name) => tracing::debug!("what is applied is marked with replication origin {name}"),
         Marking::None(why) => tracing::debug!("what is applied is not marked with a replication origin: {why}"),
     }
-    Ok((bookkeeping, leader))
+    Ok(writer)
 }
 
 /// Which holders of the lock have been reported.

@@ -9,12 +9,13 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, WritingSettings, check_bookkeeping_owner,
-    drop_origins, sweep,
+    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, check_bookkeeping_owner, drop_origins,
+    sweep,
 };
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, Ident, counted, shown_literal};
+use crate::pg::{ErrorReport, counted, shown_literal};
 use crate::pipeline::hosts::connect_chosen;
+use crate::pipeline::leading::lock_settings;
 use crate::pipeline::prepare::{Addresses, connect_replication};
 use crate::session::SqlClient;
 use crate::source::{PUBLICATION_COMMENT, SourceError, find_slot, release_slot};
@@ -96,17 +97,7 @@ async fn record(bookkeeping: &Bookkeeping) -> Result<Option<Stream>, Fault> {
 async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Candidate), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
-    let settings = WritingSettings {
-        connection: config.destination.url.clone(),
-        slot: config.source.slot.clone(),
-        // Nobody pings while the source is being asked.
-        leader_timeout: config.source.timeout.max(config.leader_timeout) * 4,
-        lock_timeout: config.destination.lock_timeout,
-        timeout: config.destination.timeout,
-        synchronous_commit: config.destination.synchronous_commit,
-        positions: Ident::new("headwater"),
-    };
-    let mut candidate = Candidate::connect(&settings).await?;
+    let candidate = Candidate::connect(&lock_settings(config)).await?;
     let LockAttempt { taken, holders } = candidate.try_lock(&bookkeeping).await?;
     if taken {
         return Ok((bookkeeping, candidate));

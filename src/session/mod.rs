@@ -1,15 +1,16 @@
 //! Sessions with a server: an address, a password and TLS become a connected stream, and what runs on it.
 //!
-//! Room 9, I/O. In come [`crate::config::ConnectionSettings`]; out go three kinds of session:
+//! Room 9, I/O. In come [`crate::config::ConnectionSettings`]; out go five kinds of session:
 //!
 //! ```text
 //!                      ┌─ sql::connect ─────▶ tokio_postgres::Client   catalog, bookkeeping, snapshot control
 //! connect ─ TLS ─ auth ┼─ ReplicationSession  CopyBoth with the source's walsender
 //!                      ├─ WritingSession      flights to the destination, one transaction each
+//!                      ├─ DedicatedSession    the leader's lock, on a thread of its own
 //!                      └─ Connection          COPY out of one server and into another
 //! ```
 //!
-//! The last three are ours, on postgres-protocol: tokio-postgres knows no CopyBoth, sends a Sync with every statement
+//! The last four are ours, on postgres-protocol: tokio-postgres knows no CopyBoth, sends a Sync with every statement
 //! (so that a cancelled BEGIN lets a batch commit row by row) and waits before COPY data. `Bytes` all the way: what is
 //! received is sliced, never copied.
 //!
@@ -20,6 +21,7 @@
 mod connect;
 mod connection;
 mod copy;
+mod dedicated;
 mod describe;
 mod error;
 mod fingerprints;
@@ -35,6 +37,7 @@ mod writing;
 
 pub use connection::{Connection, Frame};
 pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
+pub use dedicated::{DedicatedSession, DedicatedSettings};
 pub use describe::{
     ask_table, ask_types, describe_identities, describe_named_types, describe_relation, describe_tables,
     describe_types, fill_in, read_description, read_table, read_types,

@@ -4,9 +4,8 @@
 //! flight is sent before the previous one is answered; answers come in the order of the flights. Sending and receiving
 //! are driven together by [`WritingSession::answer`], so neither side can block the other.
 //!
-//! A frozen leader must lose its session: the session sets idle_session_timeout and
-//! idle_in_transaction_session_timeout, and the caller pings by an empty flight. (TCP keepalives do not help: a
-//! stopped process's kernel answers them.)
+//! A caller that must be silent for longer than the session's idle timeouts allow pings by an empty flight: one Sync. (TCP
+//! keepalives do not count as a sign of life: a stopped process's kernel answers them.)
 //!
 //! Bounds: how many flights are under way is the caller's choice; how long an answer takes is bounded by the caller
 //! too, who alone knows what an honest batch may need.
@@ -156,8 +155,21 @@ impl WritingSession {
         }
     }
 
+    /// Resolves when the server ends the session, while no flight is under way. Cancel-safe.
+    pub(super) async fn ended(&mut self, doing: &'static str) -> SessionError {
+        match self.connection.next_answer(doing).await {
+            Ok(frame) => SessionError::protocol(doing, format!("message {}", frame.tag.escape_ascii())),
+            Err(error) => error,
+        }
+    }
+
     /// Ends the session; a transaction that is still open is rolled back by the server.
     pub async fn close(self) {
         self.connection.close().await;
+    }
+
+    /// The same, and waits a moment until the server has let go of what the session held.
+    pub async fn close_and_wait(self) {
+        self.connection.close_and_wait().await;
     }
 }

@@ -1,8 +1,9 @@
 //! Points at which a test lets the process die, or wait.
 //!
 //! Every row of the crash table has one: the code says that it has reached the point, and a test that was asked for it
-//! kills the process there, as `kill -9` would. At a few points it can also be made to wait, so that a test acts exactly then.
-//! Only in builds with debug assertions; in a release nothing of it is left.
+//! kills the process there, as `kill -9` would, or blocks the thread that came there, as a long computation would. At a few
+//! points it can also be made to wait, so that a test acts exactly then. Only in builds with debug assertions; in a release
+//! nothing of it is left.
 
 /// The process has reached a point of the crash table.
 #[inline]
@@ -50,7 +51,32 @@ mod armed {
             // No unwinding, no destructors, no goodbye to the servers.
             std::process::abort();
         }
+        block(point);
     }
+
+    /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds`: keep the thread for so long, the first time that the point is reached.
+    struct Block {
+        point: String,
+        duration: Duration,
+        over: AtomicBool,
+    }
+
+    static BLOCK: OnceLock<Option<Block>> = OnceLock::new();
+
+    fn block(point: &str) {
+        let block = BLOCK.get_or_init(|| {
+            let text = std::env::var("HEADWATER_FAILPOINT_BLOCK").ok()?;
+            let (point, milliseconds) = text.split_once('=')?;
+            let duration = Duration::from_millis(milliseconds.parse().ok()?);
+            Some(Block { point: point.to_owned(), duration, over: AtomicBool::new(false) })
+        });
+        if let Some(block) = block.as_ref().filter(|block| block.point == point)
+            && !block.over.swap(true, Ordering::Relaxed)
+        {
+            std::thread::sleep(block.duration);
+        }
+    }
+
     /// `HEADWATER_PAUSE=point=path`: write the file when the point is reached, and wait until it is removed.
     struct Pause {
         point: String,

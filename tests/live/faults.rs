@@ -227,11 +227,13 @@ impl Sweep {
                 "walsender terminated"
             }
             15 => {
-                self.at_destination(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%writing'",
-                )
-                .await;
-                "writer terminated"
+                let (session, told) =
+                    if self.rng.bool() { ("writing", "writer terminated") } else { ("leading", "lock taken away") };
+                let sql = format!(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%{session}'"
+                );
+                self.at_destination(&sql).await;
+                told
             }
             16 => {
                 self.at_destination(

@@ -73,6 +73,7 @@ mod stopping;
 mod systemd;
 mod teardown;
 mod takeover;
+mod starved;
 mod streams;
 mod verify;
 mod verify_truth;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::super::catalog::Catalog;
 use super::super::conflict::Conflicts;
 use super::super::error::DestinationError;
-use super::super::leadership::Leader;
+use super::super::writer::Writer;
 use super::{Applier, ApplierSettings, Followed};
 use crate::config::OnConflict;
 use crate::pg::{Lsn, Relation, RelationId};
@@ -64,10 +64,10 @@ impl Applier {
     }
 
     /// An applier for one transaction that has not committed at the source.
-    pub fn ahead(leader: Leader, ground: Ground) -> Applier {
+    pub fn ahead(writer: Writer, ground: Ground) -> Applier {
         let Ground { settings, catalog, source_types, followed, source_tables } = ground;
         let conflicts = Conflicts::of_source(OnConflict::Stop, source_tables);
-        let mut applier = Applier::new(leader, Lsn::INVALID, settings, catalog, source_types, followed, conflicts);
+        let mut applier = Applier::new(writer, Lsn::INVALID, settings, catalog, source_types, followed, conflicts);
         applier.ahead = true;
         applier
     }

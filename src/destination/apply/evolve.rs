@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use super::super::error::DestinationError;
 use super::super::expressions;
-use super::super::leadership::one_row;
 use super::super::reshape::is_taken;
 use super::super::review::{self, Created};
 use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creation, type_name};
 use super::super::shapes;
+use super::super::writer::one_row;
 use super::Applier;
 use super::bind::misfit_report;
 use crate::pg::{ErrorReport, QualifiedName, quote_literal, shown_sql};
@@ -179,7 +179,7 @@ impl Applier {
         flight.run("SAVEPOINT headwater_attempt");
         statements.iter().for_each(|statement| flight.run(statement));
         flight.run("RELEASE SAVEPOINT headwater_attempt");
-        match self.leader.session.round_trip(DOING, flight, STATEMENT_MAX).await {
+        match self.writer.session.round_trip(DOING, flight, STATEMENT_MAX).await {
             Ok(_) => Ok(None),
             Err(error) if error.server().is_some() => {
                 self.statement("ROLLBACK TO SAVEPOINT headwater_attempt").await?;
@@ -192,13 +192,13 @@ impl Applier {
     async fn statement(&mut self, sql: &str) -> Result<(), SessionError> {
         let mut flight = Flight::new();
         flight.run(sql);
-        self.leader.session.round_trip(DOING, flight, STATEMENT_MAX).await.map(|_| ())
+        self.writer.session.round_trip(DOING, flight, STATEMENT_MAX).await.map(|_| ())
     }
 
     async fn ask(&mut self, sql: &str) -> Result<Vec<Option<String>>, DestinationError> {
         let mut flight = Flight::new();
         flight.query(sql);
-        Ok(one_row(self.leader.session.round_trip(DOING, flight, self.settings.timeout).await?))
+        Ok(one_row(self.writer.session.round_trip(DOING, flight, self.settings.timeout).await?))
     }
 
     /// The table as this session sees it now, with its types.

@@ -139,6 +139,6 @@ impl Applier {
     ) -> Result<(), DestinationError> {
         let (Some(winning), Some(bound)) = (&mut self.winning, self.bound.get(&relation.id)) else { return Ok(()) };
         let Some(here) = self.catalog.table(&bound.target.table) else { return Ok(()) };
-        winning.write(flight, &bound.target, (here, &self.conflicts), self.leader.role(), change)
+        winning.write(flight, &bound.target, (here, &self.conflicts), self.writer.role(), change)
     }
 }

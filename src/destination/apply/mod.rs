@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use super::catalog::Catalog;
 use super::conflict::{Conflicts, Manner, Repair, Winning};
 use super::error::DestinationError;
-use super::leadership::{Leader, ReplicationRole};
+use super::writer::{ReplicationRole, Writer};
 use crate::config::TruncateMode;
 use crate::pg::{Lsn, QualifiedName, RelationId};
 use crate::plan::Work;
@@ -105,9 +105,9 @@ pub struct Applied {
     pub took: Duration,
 }
 
-/// Applies work through the leader's session.
+/// Applies work through a writing session.
 pub struct Applier {
-    leader: Leader,
+    writer: Writer,
     settings: ApplierSettings,
     catalog: Catalog,
     source_types: Types,
@@ -198,9 +198,9 @@ struct Large {
 }
 
 impl Applier {
-    /// An applier for a leader at the position that it has read.
+    /// An applier for a writer at the position that it has read.
     pub fn new(
-        leader: Leader,
+        writer: Writer,
         position: Lsn,
         settings: ApplierSettings,
         catalog: Catalog,
@@ -208,10 +208,10 @@ impl Applier {
         followed: HashMap<RelationId, Followed>,
         conflicts: Conflicts,
     ) -> Applier {
-        let foreign_keys_act = leader.role() == ReplicationRole::Origin;
+        let foreign_keys_act = writer.role() == ReplicationRole::Origin;
         let snapshots_end = followed.values().map(|table| table.snapshot_position).max().unwrap_or_default();
         Applier {
-            leader,
+            writer,
             settings,
             catalog,
             source_types,
@@ -328,7 +328,7 @@ impl Applier {
             }
             Work::CommitAhead { commit, .. } => {
                 // Others have moved the position's row meanwhile: this finds it for `advance`.
-                flight.query(&self.leader.settings.read_position());
+                flight.query(&self.writer.settings.read_position());
                 self.advance(&mut flight, self.sent, commit.end_lsn);
                 self.large = None;
                 flight.commit();
@@ -378,13 +378,13 @@ impl Applier {
         commits: Option<Lsn>,
         (durable, left_out): (bool, bool),
     ) -> Result<(), DestinationError> {
-        self.leader.session.send(flight);
+        self.writer.session.send(flight);
         let (marks, winning) = (std::mem::take(&mut self.marks), self.winning.take());
         let (sent_at, large) = (Instant::now(), self.large_commit_lsn());
         let expected_counts = std::mem::take(&mut self.expected_counts);
         let sent = Sent { cargo, commits, durable, sent_at, marks, winning, left_out, large, expected_counts };
         self.under_way.push_back(sent);
-        self.leader.session.push().await?;
+        self.writer.session.push().await?;
         failpoint::reached("apply.flight_sent");
         Ok(())
     }
@@ -399,7 +399,7 @@ impl Applier {
     pub async fn answered(&mut self) -> Result<Answered, DestinationError> {
         let sent_at = self.under_way.front().expect("an answer is awaited only for a flight that was sent").sent_at;
         let left = self.settings.timeout.saturating_sub(sent_at.elapsed());
-        let answer = match tokio::time::timeout(left, self.leader.session.answer()).await {
+        let answer = match tokio::time::timeout(left, self.writer.session.answer()).await {
             Ok(answer) => answer?,
             Err(_) => {
                 let doing = "waiting for the destination's answer";
@@ -499,9 +499,9 @@ impl Applier {
         Ok(())
     }
 
-    /// Gives the leader's session back.
-    pub fn into_leader(self) -> Leader {
-        self.leader
+    /// Gives the session back.
+    pub fn into_writer(self) -> Writer {
+        self.writer
     }
 }
 

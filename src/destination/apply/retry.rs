@@ -13,7 +13,7 @@ use crate::transaction::Change;
 
 use super::super::conflict::Manner;
 use super::super::error::{Conflict, ConflictKind, DestinationError, FailedChange};
-use super::super::leadership::{one_row, position_in};
+use super::super::writer::{one_row, position_in};
 use super::{Applier, Cargo, Form, Sent};
 
 impl Applier {
@@ -97,7 +97,7 @@ impl Applier {
     pub(super) async fn roll_back(&mut self) -> Result<Vec<(Work, Form)>, DestinationError> {
         let mut followers = Vec::new();
         while let Some(follower) = self.under_way.pop_front() {
-            tokio::time::timeout(self.settings.timeout, self.leader.session.answer()).await.map_err(|_| {
+            tokio::time::timeout(self.settings.timeout, self.writer.session.answer()).await.map_err(|_| {
                 let doing = "waiting for the destination's answer";
                 SessionError::Timeout { doing, within: self.settings.timeout }
             })??;
@@ -109,7 +109,7 @@ impl Applier {
         let mut flight = Flight::new();
         flight.run("ROLLBACK");
         flight.run("DEALLOCATE ALL");
-        self.leader.session.round_trip("rolling back", flight, self.settings.timeout).await?;
+        self.writer.session.round_trip("rolling back", flight, self.settings.timeout).await?;
         self.bound.clear();
         self.prepared = 0;
         self.advance_prepared = false;
@@ -119,8 +119,8 @@ impl Applier {
 
     pub(super) async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
         let mut flight = Flight::new();
-        flight.query(&self.leader.settings.read_position());
-        let answer = self.leader.session.round_trip("reading the position", flight, self.settings.timeout).await?;
+        flight.query(&self.writer.settings.read_position());
+        let answer = self.writer.session.round_trip("reading the position", flight, self.settings.timeout).await?;
         let found = position_in(&one_row(answer))?;
         self.sent = self.stored;
         Ok(found)
@@ -190,7 +190,7 @@ impl Applier {
             commit_lsn,
             end_lsn,
             will_win: false,
-            user: self.leader.user().cloned(),
+            user: self.writer.user().cloned(),
             change: change.map(FailedChange::of),
         }
     }

@@ -32,7 +32,7 @@ impl Applier {
 
     pub(super) fn advance(&mut self, flight: &mut Flight, previous: Lsn, next: Lsn) {
         if !self.advance_prepared {
-            flight.parse("advance", &self.leader.settings.advance(), &[PG_LSN, PG_LSN]);
+            flight.parse("advance", &self.writer.settings.advance(), &[PG_LSN, PG_LSN]);
             self.advance_prepared = true;
         }
         flight.execute("advance", &[Format::Binary], 2, |values| {

@@ -3,10 +3,11 @@
 use super::{About, Findings, connection};
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState,
-    TableRecord, WritingSettings, check_bookkeeping_owner, position_missing_report,
+    Bookkeeping, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState, TableRecord, Writer,
+    check_bookkeeping_owner, position_missing_report,
 };
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::pipeline::leading::writing_settings;
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
 use crate::pipeline::set_aside::aside;
 use crate::session::SqlClient;
@@ -143,20 +144,8 @@ async fn readable(client: &SqlClient, catalog: &Catalog) -> Result<Vec<Qualified
 
 /// The writing session, as a start opens it: a pooler in between is found.
 async fn writing(config: &Config, findings: &mut Findings) {
-    let settings = WritingSettings {
-        connection: config.destination.url.clone(),
-        slot: config.source.slot.clone(),
-        leader_timeout: config.leader_timeout,
-        lock_timeout: config.destination.lock_timeout,
-        timeout: config.destination.timeout,
-        synchronous_commit: config.destination.synchronous_commit,
-        positions: Ident::new("headwater"),
-    };
-    match Candidate::connect(&settings).await {
-        Ok(candidate) => {
-            candidate.close().await;
-            findings.ok(DESTINATION, "writing session", "no pooler stands in between");
-        }
+    match Writer::try_open(&writing_settings(config)).await {
+        Ok(()) => findings.ok(DESTINATION, "writing session", "no pooler stands in between"),
         Err(error) => findings.fault(DESTINATION, "writing session", error),
     }
 }

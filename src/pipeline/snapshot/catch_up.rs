@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::{Ends, Tables};
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
-    Applier, ApplierSettings, Catalog, Conflicts, DestinationError, Followed, Leader, StagedTable, Staging,
+    Applier, ApplierSettings, Catalog, Conflicts, DestinationError, Followed, StagedTable, Staging, Writer,
     WritingSettings,
 };
 use crate::fault::Fault;
@@ -81,18 +81,18 @@ impl CatchUp {
             connection: config.destination.url.clone(),
             slot: slot.clone(),
             positions: staging.schema.clone(),
-            leader_timeout: IDLE_MAX,
+            silence_max: IDLE_MAX,
             lock_timeout: config.destination.lock_timeout,
             timeout: config.destination.timeout,
             synchronous_commit: SynchronousCommit::Off,
         };
-        let mut leader = Leader::of_staging(&settings).await?;
-        let position = leader.read_position().await?;
+        let mut writer = Writer::of_staging(&settings).await?;
+        let position = writer.read_position().await?;
         let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
         let catalog = Catalog::read(client, &names).await?;
         let source_tables = tables.source.tables.iter().map(|table| table.definition.clone());
         let applier = Applier::new(
-            leader,
+            writer,
             position,
             ApplierSettings {
                 truncate: TruncateMode::Truncate,

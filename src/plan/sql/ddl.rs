@@ -9,7 +9,7 @@
 //! partitioned table becomes an ordinary one.
 
 use crate::pg::{Ident, QualifiedName, quote_literal};
-use crate::plan::expression::{BOOLEAN, Expressions, Purpose, Refusal, Scope};
+use crate::plan::expression::{Expressions, Purpose, Refusal, Scope};
 use crate::plan::schema::{
     ColumnDefinition, ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, GeneratedColumn,
     IndexDefinition, IndexPart, SequenceOptions, SequenceType, TableDefinition, Types,
@@ -93,7 +93,7 @@ impl Creation<'_> {
     /// [`Refusal`]: it is not taken over.
     pub fn generated(&self, column: &ColumnDefinition) -> Result<String, Refusal> {
         let stored = |column: &&ColumnDefinition| self.has(&column.name) && column.generated.is_none();
-        let scope = Scope::table(self.table.columns.iter().filter(stored), self.types).assigned_to(column.type_id);
+        let scope = Scope::table(self.table.columns.iter().filter(stored), self.types);
         let text = column.default.as_deref().unwrap_or_default();
         self.expressions.accept(text, Purpose::Immutable, &scope)
     }
@@ -103,7 +103,7 @@ impl Creation<'_> {
     /// # Errors
     /// [`Refusal`]: it is not taken over.
     pub fn default(&self, column: &ColumnDefinition, text: &str) -> Result<String, Refusal> {
-        let scope = Scope::table([column], self.types).without_columns().assigned_to(column.type_id);
+        let scope = Scope::table([column], self.types).without_columns();
         self.expressions.accept(text, Purpose::Default, &scope)
     }
 
@@ -120,7 +120,7 @@ impl Creation<'_> {
                 lines.push(line);
             }
         }
-        let scope = self.scope().assigned_to(BOOLEAN);
+        let scope = self.scope();
         for constraint in &self.table.constraints {
             let Some(text) = &constraint.expression else { continue };
             match self.expressions.accept(text, Purpose::Immutable, &scope) {
@@ -315,10 +315,7 @@ impl Creation<'_> {
         });
         let unique = if index.unique { "UNIQUE " } else { "" };
         let predicate = match &index.predicate {
-            Some(text) => {
-                let scope = scope.assigned_to(BOOLEAN);
-                format!(" WHERE {}", self.expressions.accept(text, Purpose::Immutable, &scope)?)
-            }
+            Some(text) => format!(" WHERE {}", self.expressions.accept(text, Purpose::Immutable, &scope)?),
             None => String::new(),
         };
         let method = index.method.sql();

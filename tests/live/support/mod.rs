@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod roles;
 pub mod service;
 pub mod shifting;
+pub mod starved;
 pub mod tools;
 pub mod workload;
 
