@@ -60,6 +60,10 @@ SELECT pg_catalog.jsonb_build_object(
             'type_id', a.atttypid::pg_catalog.int8,
             'type_modifier', a.atttypmod,
             'not_null', a.attnotnull,
+            'not_null_constraint', (
+                SELECT pg_catalog.jsonb_build_object('name', nn.conname, 'validated', nn.convalidated, 'no_inherit', nn.connoinherit)
+                FROM pg_catalog.pg_constraint nn
+                WHERE nn.conrelid = c.oid AND nn.contype = 'n' AND nn.conkey = ARRAY[a.attnum]),
             'identity', NULLIF(a.attidentity, ''),
             'generated', NULLIF(a.attgenerated, ''),
             'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
@@ -157,6 +161,9 @@ SELECT pg_catalog.jsonb_build_object(
             'deferrable', k.condeferrable,
             'deferred', k.condeferred,
             'validated', k.convalidated,
+            'enforced', COALESCE((pg_catalog.to_jsonb(k) ->> 'conenforced')::pg_catalog.bool, true),
+            'no_inherit', k.connoinherit,
+            'period', COALESCE((pg_catalog.to_jsonb(k) ->> 'conperiod')::pg_catalog.bool, false),
             'expression', CASE WHEN k.contype = 'c' THEN pg_catalog.pg_get_expr(k.conbin, k.conrelid) END,
             'columns', (SELECT pg_catalog.jsonb_agg(ka.attname ORDER BY u.place)
                 FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u (attnum, place)

@@ -6,9 +6,13 @@
 //! ```text
 //! side by side   CREATE INDEX …                    all tables, all indexes, the largest table's first
 //! in order       … ADD CONSTRAINT … USING INDEX    no time
+//! in order       … ADD CHECK … NOT VALID           no time, where the source has it so
 //! in order       … ADD FOREIGN KEY … NOT VALID     no time, among the new tables
 //! side by side   … VALIDATE CONSTRAINT, ANALYZE    table by table
 //! ```
+//!
+//! A foreign key that the copied rows violate stays NOT VALID: the source says that it is valid, and has such rows all the same
+//! (they were written where foreign keys do not act).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
 
 use super::error::DestinationError;
+use super::orphans::{is_orphaned, orphans_told};
 use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use crate::plan::sql::ddl;
@@ -23,15 +28,29 @@ use crate::plan::sql::staging as sql;
 use crate::session::{Sql, SqlClient};
 
 /// Statements that one session runs one after another.
-type Job = Vec<(&'static str, String)>;
+type Job = Vec<Step>;
+
+/// One of them.
+struct Step {
+    doing: &'static str,
+    statement: String,
+    /// Of a foreign key: what is told when the rows violate it.
+    orphans: Option<String>,
+}
+
+impl Step {
+    fn new(doing: &'static str, statement: String) -> Step {
+        Step { doing, statement, orphans: None }
+    }
+}
 
 impl Staging {
     /// Builds what the loaded rows need, with so many sessions: indexes and keys of new tables, foreign keys among them,
-    /// an index on the key of what will be reconciled, and statistics.
+    /// an index on the key of what will be reconciled, and statistics. Returns what an operator should know of them.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn finish(&self, destination: &Sql, sessions: usize) -> Result<(), DestinationError> {
+    pub async fn finish(&self, destination: &Sql, sessions: usize) -> Result<Vec<String>, DestinationError> {
         let mut by_size: Vec<&StagedTable> = self.tables.iter().collect();
         by_size.sort_by_key(|table| std::cmp::Reverse(table.source.bytes));
         let mut builds: Vec<Job> = Vec::new();
@@ -40,7 +59,7 @@ impl Staging {
                 Mode::Move => self.indexes(table).map(|indexes| indexes.builds.clone()).unwrap_or_default(),
                 Mode::Fill | Mode::Reconcile => table.matching.index(&table.staging).into_iter().collect(),
             };
-            builds.extend(statements.into_iter().map(|statement| vec![("building an index", statement)]));
+            builds.extend(statements.into_iter().map(|statement| vec![Step::new("building an index", statement)]));
         }
         side_by_side(destination, builds, sessions).await?;
 
@@ -50,6 +69,11 @@ impl Staging {
             for statement in attaches {
                 client.statement("adding a key", statement).await?;
             }
+        }
+        for statement in
+            self.tables.iter().filter_map(|table| self.indexes(table)).flat_map(|indexes| &indexes.not_valid)
+        {
+            client.statement("adding a constraint", statement).await?;
         }
         for (table, constraint, target) in self.new_foreign_keys() {
             if let Some(parent) = self.moved(&target.table()) {
@@ -63,42 +87,49 @@ impl Staging {
             for (owner, constraint, target) in self.new_foreign_keys() {
                 if owner.live == table.live && constraint.validated && self.moved(&target.table()).is_some() {
                     let statement = ddl::validate_constraint(&table.staging, &constraint.name);
-                    job.push(("validating a foreign key", statement));
+                    let orphans = Some(orphans_told(&table.live, &constraint.name));
+                    job.push(Step { doing: "validating a foreign key", statement, orphans });
                 }
             }
-            job.push(("analyzing a staging table", sql::analyze(&table.staging)));
+            job.push(Step::new("analyzing a staging table", sql::analyze(&table.staging)));
             jobs.push(job);
         }
         side_by_side(destination, jobs, sessions).await
     }
 }
 
-/// Runs jobs in order with so many sessions at a time.
-async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Result<(), DestinationError> {
+/// Runs jobs in order with so many sessions at a time; returns what is told of them.
+async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Result<Vec<String>, DestinationError> {
     let sessions = sessions.min(jobs.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
-    let mut running: JoinSet<Result<(), DestinationError>> = JoinSet::new();
+    let mut running: JoinSet<Result<Vec<String>, DestinationError>> = JoinSet::new();
     for _ in 0..sessions {
         let (queue, destination) = (Arc::clone(&queue), destination.clone());
         running.spawn(async move {
             let client = maintenance_session(&destination, sessions).await?;
+            let mut told = Vec::new();
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(job) = next else { return Ok(()) };
-                for (doing, statement) in job {
-                    client.statement(doing, &statement).await?;
+                let Some(job) = next else { return Ok(told) };
+                for Step { doing, statement, orphans } in job {
+                    match (client.statement(doing, &statement).await, orphans) {
+                        (Ok(()), _) => {}
+                        (Err(error), Some(orphans)) if is_orphaned(&error) => told.push(orphans),
+                        (Err(error), _) => return Err(error.into()),
+                    }
                 }
             }
         });
     }
+    let mut told = Vec::new();
     while let Some(done) = running.join_next().await {
         match done {
-            Ok(done) => done?,
+            Ok(done) => told.extend(done?),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => {}
         }
     }
-    Ok(())
+    Ok(told)
 }
 
 /// All sessions together use at most as much memory as the server's shared buffers, and never less each than the server

@@ -16,6 +16,7 @@
 //!                open_conflict: the change that halts the service
 //! schema, staging, build, compare, publish ── a snapshot, from missing tables to one visible instant
 //! expressions, review ── what the source's expressions may use, and what became of them
+//! orphans ────── foreign keys that the copied rows violate
 //! resnapshots ── snapshots that were asked for and are not made yet
 //! ```
 //!
@@ -40,6 +41,7 @@ mod letter_text;
 mod lock;
 mod open_conflict;
 mod origin;
+mod orphans;
 mod owner;
 mod preflight;
 mod publish;
@@ -84,7 +86,7 @@ pub use replay::{Replayed, replay};
 pub use reshape::{Original, reshape};
 pub use resnapshots::{Origin, Request, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
-pub use schema::{missing_collations, missing_types, needed_types};
+pub use schema::{missing_collations, missing_types, needed_types, operator_classes_here};
 pub use sequences::follow_sequences;
 pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;

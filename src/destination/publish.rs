@@ -16,6 +16,7 @@ use super::compare::Differences;
 use super::error::DestinationError;
 use super::fingerprints;
 use super::foreign_code::Writes;
+use super::orphans::{orphans_told, validates};
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
 use super::shapes;
@@ -90,6 +91,8 @@ pub struct PublishOutcome {
     pub reconciled: BTreeMap<QualifiedName, (u64, u64, u64)>,
     /// Rows that are not what was written, because triggers of the destination act on them: how many, and the triggers.
     pub altered: BTreeMap<QualifiedName, (i64, String)>,
+    /// Foreign keys that the copied rows violate, each a sentence without its full stop.
+    pub orphaned: Vec<String>,
     /// Tables that have lost more than half of their rows: `table public.t (950 of 1000)`.
     pub lost_most: Vec<String>,
 }
@@ -267,7 +270,11 @@ impl Publication<'_> {
         for (table, constraint, target) in self.staging.new_foreign_keys() {
             let parent = target.table();
             if self.staging.exists(&parent) {
-                client.statement(DOING, &ddl::add_foreign_key(&table.live, constraint, target, &parent)).await?;
+                let statement = ddl::add_foreign_key(&table.live, constraint, target, &parent);
+                client.statement(DOING, &ddl::unvalidated(&statement)).await?;
+                if constraint.validated && !validates(client, &table.live, &constraint.name).await? {
+                    outcome.orphaned.push(orphans_told(&table.live, &constraint.name));
+                }
             }
         }
         self.staging.review_moved(client).await?;

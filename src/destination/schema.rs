@@ -148,6 +148,26 @@ pub async fn missing_collations(
     Ok(found.collect())
 }
 
+/// The operator classes among `wanted`, each with its access method, that exist in some schema.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn operator_classes_here(
+    client: &SqlClient,
+    wanted: &[(Ident, Ident)],
+) -> Result<BTreeSet<(Ident, Ident)>, DestinationError> {
+    let sql = "SELECT DISTINCT oc.opcname::text, am.amname::text
+               FROM pg_catalog.pg_opclass oc
+               JOIN pg_catalog.pg_am am ON am.oid = oc.opcmethod
+               JOIN ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS wanted (class, method)
+                   ON wanted.class = oc.opcname AND wanted.method = am.amname";
+    let classes: Vec<&str> = wanted.iter().map(|(class, _)| class.as_str()).collect();
+    let methods: Vec<&str> = wanted.iter().map(|(_, method)| method.as_str()).collect();
+    let rows = client.query("looking for operator classes", sql, &[&classes, &methods]).await?;
+    let found = rows.iter().map(|row| (Ident::new(row.get::<_, &str>(0)), Ident::new(row.get::<_, &str>(1))));
+    Ok(found.collect())
+}
+
 /// A source type's name as SQL; an array's is its element's with brackets.
 pub(super) fn type_name(types: &Types, id: TypeId) -> String {
     match types.get(&id) {
@@ -239,19 +259,39 @@ fn creation(
                 "CREATE DOMAIN {name} AS {}",
                 with_modifier(types, (base, definition.base_modifier), expressions.version())
             );
-            if definition.not_null {
-                sql.push_str(" NOT NULL");
-            }
             let scope = Scope::domain(base, types);
+            let domain = definition.qualified_name();
+            if let Some(text) = &definition.default {
+                let scope = scope.without_columns();
+                match expressions.accept(text, Purpose::Default, &scope) {
+                    Ok(expression) => sql.push_str(&format!(" DEFAULT {expression}")),
+                    Err(refusal) => {
+                        left_out.push(format!("domain {domain}: its default ({refusal}) was not taken over"));
+                    }
+                }
+            }
+            match &definition.not_null_name {
+                Some(name) => sql.push_str(&format!(" CONSTRAINT {} NOT NULL", name.sql())),
+                None if definition.not_null => sql.push_str(" NOT NULL"),
+                None => {}
+            }
             for check in definition.checks.iter().flatten() {
+                if !check.validated {
+                    // A row that holds such a value is written whole here, whichever of its columns has changed there.
+                    left_out.push(format!(
+                        "domain {domain}: check constraint {} (it is NOT VALID: values that are older than it come, too) was \
+                         not taken over",
+                        check.name
+                    ));
+                    continue;
+                }
                 match expressions.accept(&check.expression, Purpose::Immutable, &scope) {
                     Ok(expression) => {
                         sql.push_str(&format!(" CONSTRAINT {} CHECK ({expression})", check.name.sql()));
                     }
                     // The source has already checked every value.
                     Err(refusal) => left_out.push(format!(
-                        "domain {}: check constraint {} ({refusal}) was not taken over",
-                        definition.qualified_name(),
+                        "domain {domain}: check constraint {} ({refusal}) was not taken over",
                         check.name
                     )),
                 }

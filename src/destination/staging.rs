@@ -24,7 +24,7 @@ use crate::plan::schema::{
     ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, Identity, IdentityColumn, TableDefinition, TableKind,
     Types,
 };
-use crate::plan::sql::ddl::{Creation, Indexes};
+use crate::plan::sql::ddl::{Creation, Indexes, foreign_key_obstacle};
 use crate::plan::sql::staging::{self as sql, Matching, Route};
 use crate::session::{FingerprintFacts, SqlClient};
 
@@ -217,19 +217,19 @@ impl Staging {
     /// Looks at what the new tables have become, before any row comes into them. Their indexes come after the rows; those that
     /// compute something are built on the empty tables for a moment, so that they are looked at before they compute anything.
     async fn review_new(&self, client: &SqlClient) -> Result<(), DestinationError> {
-        const DOING: &str = "trying an index";
+        const DOING: &str = "trying an index or a constraint";
         let mut created = Created::default();
         let mut tried = Vec::new();
         for table in self.tables.iter().filter(|table| table.mode == Mode::Move) {
             created.add_table(&table.staging);
-            for index in self.indexes(table).into_iter().flat_map(|indexes| &indexes.computing) {
-                client.statement(DOING, &index.build).await?;
-                tried.push(QualifiedName { schema: table.staging.schema.clone(), name: index.name.clone() });
+            for trial in self.indexes(table).into_iter().flat_map(|indexes| &indexes.trials) {
+                client.statement(DOING, &trial.statement).await?;
+                tried.push(&trial.undo);
             }
         }
         created.review(client, &self.expressions).await?;
-        for index in tried {
-            client.statement(DOING, &format!("DROP INDEX {}", index.sql())).await?;
+        for undo in tried {
+            client.statement(DOING, undo).await?;
         }
         Ok(())
     }
@@ -368,6 +368,7 @@ impl Staging {
             .iter()
             .filter(|table| table.mode == Mode::Move)
             .flat_map(|table| table.source.foreign_keys().map(move |(constraint, target)| (table, constraint, target)))
+            .filter(|(_, constraint, _)| foreign_key_obstacle(constraint, self.expressions.version()).is_none())
     }
 
     /// The staged table of a name, when it is one that will be moved.
@@ -447,8 +448,9 @@ fn matching(source: &TableDefinition, live: &TableDefinition, columns: &[Ident],
     let same = |a: &[&Ident], b: &[&Ident]| a.len() == b.len() && a.iter().all(|column| b.contains(column));
     let usable = live.indexes.iter().filter_map(|index| {
         let key = index.unique_columns()?;
-        let all_here =
-            key.iter().all(|name| columns.contains(name) && live.column(name).is_some_and(|column| column.not_null));
+        let all_here = key
+            .iter()
+            .all(|name| columns.contains(name) && live.column(name).is_some_and(ColumnDefinition::is_never_null));
         all_here.then_some((index, key))
     });
     let chosen = usable.min_by_key(|(index, key)| (!same(key, &identity), !index.primary));

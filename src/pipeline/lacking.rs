@@ -1,5 +1,5 @@
 //! What tables need that the destination will create, and that only its operator can give: types of extensions,
-//! collations.
+//! their operator classes, collations.
 //!
 //! Asked by `prepare` before the first copy, and by `check`. In come both catalogs; out goes a report for each thing that is
 //! missing, with the statement that creates it. Schemas, enums, domains and composites are no matter of this file: they are
@@ -7,13 +7,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::destination::{Catalog, DestinationError, missing_collations, missing_types, needed_types};
+use crate::destination::{
+    Catalog, DestinationError, missing_collations, missing_types, needed_types, operator_classes_here,
+};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, QualifiedName, shown_sql};
+use crate::pg::{ErrorReport, Ident, QualifiedName, shown_sql};
+use crate::plan::features::Feature;
 use crate::plan::fit::type_misfit;
 use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::session::{SqlClient, describe_named_types};
-use crate::source::{SourceCatalog, SourceTable, collation_statements};
+use crate::source::{OperatorClass, SourceCatalog, SourceTable, collation_statements, operator_classes};
 
 /// What is missing for tables, and columns, that the destination does not have yet.
 ///
@@ -33,6 +36,14 @@ pub(super) async fn lacking(
     let columns: Vec<&ColumnDefinition> = to_come.iter().flat_map(|(_, columns)| columns.iter().copied()).collect();
     let mut reports = missing_types(here, &catalog.types, &columns).await?;
     reports.extend(other_types(here, &catalog.types, &columns).await?);
+    let version = server_version(here).await?;
+    let new_tables = to_come.iter().map(|(table, _)| *table).filter(|table| existing.table(&table.name()).is_none());
+    for report in missing_classes(source, here, new_tables, version).await? {
+        // An extension that a type needs is said already.
+        if !reports.iter().any(|known| known.hint == report.hint) {
+            reports.push(report);
+        }
+    }
 
     let mut users: BTreeMap<QualifiedName, BTreeSet<String>> = BTreeMap::new();
     for (table, columns) in &to_come {
@@ -79,6 +90,58 @@ async fn other_types(
             .hint("Rename or drop the type at the destination; headwater then creates the source's, unless it is a range.")
     };
     Ok(misfits.map(report).collect())
+}
+
+/// The destination's `server_version_num`.
+pub(super) async fn server_version(here: &SqlClient) -> Result<u32, Fault> {
+    let sql = "SELECT pg_catalog.current_setting('server_version_num')::int";
+    let row = here.query_one("asking for the version", sql, &[]).await.map_err(DestinationError::Session)?;
+    Ok(row.get::<_, i32>(0).unsigned_abs())
+}
+
+/// Operator classes of extensions that the new tables' indexes need, and the destination lacks.
+async fn missing_classes(
+    source: &SqlClient,
+    here: &SqlClient,
+    tables: impl Iterator<Item = &TableDefinition>,
+    version: u32,
+) -> Result<Vec<ErrorReport>, Fault> {
+    let mut indexes: Vec<u32> = Vec::new();
+    for table in tables {
+        // Exclusion constraints are not created. A key WITHOUT OVERLAPS is, where it is known.
+        let is_period = |id: u32| table.constraints.iter().any(|found| found.index == Some(id) && found.period);
+        let is_built = |id: u32, exclusion: bool| match is_period(id) {
+            true => Feature::WithoutOverlaps.is_known_to(version),
+            false => !exclusion,
+        };
+        let valid = table.indexes.iter().filter(|index| index.valid);
+        indexes.extend(valid.filter(|index| is_built(index.id, index.exclusion)).map(|index| index.id));
+    }
+    let classes = operator_classes(source, &indexes).await?;
+    if classes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wanted: Vec<(Ident, Ident)> = classes.iter().map(|class| (class.name.clone(), class.method.clone())).collect();
+    let found = operator_classes_here(here, &wanted).await?;
+    let missing = classes.iter().filter(|class| !found.contains(&(class.name.clone(), class.method.clone())));
+    let mut by_extension: BTreeMap<&Ident, Vec<&OperatorClass>> = BTreeMap::new();
+    missing.for_each(|class| by_extension.entry(&class.extension).or_default().push(class));
+    Ok(by_extension.into_iter().filter_map(|(extension, classes)| classes_report(extension, &classes)).collect())
+}
+
+fn classes_report(extension: &Ident, classes: &[&OperatorClass]) -> Option<ErrorReport> {
+    let first = classes.first()?;
+    let names: Vec<String> = classes.iter().map(|class| format!("{} of {}", class.name, class.method)).collect();
+    let users: BTreeSet<String> = classes
+        .iter()
+        .flat_map(|class| class.users.iter().map(|(index, table)| format!("index {index} of table {table}")))
+        .collect();
+    let users: Vec<String> = users.into_iter().collect();
+    Some(
+        ErrorReport::new(format!("operator classes of extension {extension} do not exist at the destination"))
+            .detail(format!("{} is used by {}.", names.join(", "), users.join(", ")))
+            .hint(format!("Run at the destination:\nCREATE EXTENSION {extension} SCHEMA {};", first.schema)),
+    )
 }
 
 /// The columns that will be created.

@@ -9,7 +9,8 @@
 //!                 schema, target, reaction: the destination's catalog as data
 //! ```
 //!
-//! Here also: whether a table fits its source (`fit`, and `carry` for its values), what it needs when the source's has changed
+//! Here also: whether a table fits its source (`fit`, and `carry` for its values), what of its constraints an
+//! older destination lacks (`features`), what it needs when the source's has changed
 //! (`shape`, `evolution`), whether its rows may be others than the stream has told (`fingerprint`), the order in which foreign
 //! keys let tables be filled (`order`), and all SQL that is generated (`sql`), for every room that needs some; names get
 //! into it as `Ident`s only.
@@ -23,6 +24,7 @@ mod carry;
 pub mod conflict;
 pub mod evolution;
 pub mod expression;
+pub mod features;
 pub mod fingerprint;
 pub mod fit;
 pub mod identity;

@@ -97,6 +97,17 @@ pub enum SequenceType {
     Bigint,
 }
 
+/// A NOT NULL with a name of its own (18 and later).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct NotNullConstraint {
+    /// The name.
+    pub name: Ident,
+    /// Not NOT VALID: no row has NULL.
+    pub validated: bool,
+    /// NO INHERIT
+    pub no_inherit: bool,
+}
+
 /// A column.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ColumnDefinition {
@@ -110,6 +121,8 @@ pub struct ColumnDefinition {
     pub type_modifier: i32,
     /// NOT NULL
     pub not_null: bool,
+    /// The constraint that says so (18 and later).
+    pub not_null_constraint: Option<NotNullConstraint>,
     /// An identity column, and of which kind.
     pub identity: Option<IdentityColumn>,
     /// A generated column, and of which kind.
@@ -130,6 +143,11 @@ pub struct ColumnDefinition {
 }
 
 impl ColumnDefinition {
+    /// NOT NULL, and no row is older than that.
+    pub fn is_never_null(&self) -> bool {
+        self.not_null && self.not_null_constraint.as_ref().is_none_or(|constraint| constraint.validated)
+    }
+
     /// The name of the sequence that it owns and draws its values from: an identity's, or a serial's.
     pub fn own_sequence(&self) -> Option<Ident> {
         let serial = self.default.as_deref().is_some_and(|default| default.starts_with("nextval("));
@@ -305,6 +323,12 @@ pub struct ConstraintDefinition {
     pub deferred: bool,
     /// Not NOT VALID.
     pub validated: bool,
+    /// Not NOT ENFORCED (18 and later).
+    pub enforced: bool,
+    /// A check's NO INHERIT; keys and foreign keys have it always.
+    pub no_inherit: bool,
+    /// WITHOUT OVERLAPS of a key, PERIOD of a foreign key (18 and later).
+    pub period: bool,
     /// A check's expression, as SQL.
     pub expression: Option<String>,
     /// The columns.
@@ -536,6 +560,8 @@ pub struct TypeAttribute {
 pub struct DomainCheck {
     /// The constraint's name.
     pub name: Ident,
+    /// Not NOT VALID.
+    pub validated: bool,
     /// The expression, as SQL.
     pub expression: String,
 }
@@ -574,6 +600,12 @@ pub struct TypeDefinition {
     pub delimiter: char,
     /// A domain's NOT NULL.
     pub not_null: bool,
+    /// The name of that constraint (17 and later).
+    #[serde(default)]
+    pub not_null_name: Option<Ident>,
+    /// A domain's default, as SQL.
+    #[serde(default)]
+    pub default: Option<String>,
     /// It has both a send and a receive function.
     pub has_binary: bool,
     /// An enum's labels, in order.

@@ -72,7 +72,7 @@ impl Shape {
                     name: column.name.clone(),
                     type_id: column.type_id,
                     type_modifier: column.type_modifier,
-                    not_null: column.not_null,
+                    not_null: column.is_never_null(),
                     sequence: column.own_sequence().is_some(),
                 })
                 .collect(),

@@ -285,7 +285,7 @@ fn unique_key(
     };
     let place = |name: &Ident| {
         let place = relation.columns.iter().position(|column| column.name == *name)?;
-        let not_null = table.column(name)?.not_null;
+        let not_null = table.column(name)?.is_never_null();
         (not_null && columns.get(place)?.is_some()).then_some(place)
     };
     let mut shared = keys(table).into_iter().filter(both);

@@ -246,7 +246,8 @@ pub struct KeyColumn {
 /// The key by which a table's rows are named: a unique index of `table` over NOT NULL columns among `columns`, the
 /// primary key first; empty when there is none.
 pub fn comparison_key(table: &TableDefinition, columns: &[Ident]) -> Vec<KeyColumn> {
-    let usable = |name: &&Ident| columns.contains(name) && table.column(name).is_some_and(|column| column.not_null);
+    let usable =
+        |name: &&Ident| columns.contains(name) && table.column(name).is_some_and(|column| column.is_never_null());
     let index = table
         .indexes
         .iter()

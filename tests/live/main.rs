@@ -16,6 +16,7 @@ mod check_refused;
 mod check_tells;
 mod check_warns;
 mod columns;
+mod constraints;
 mod conflicts;
 mod crash;
 mod cutover;

@@ -14,9 +14,10 @@ use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
 use crate::pipeline::history::stored_history;
-use crate::pipeline::lacking::lacking;
+use crate::pipeline::lacking::{lacking, server_version};
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
+use crate::plan::features::{TooNew, too_new};
 use crate::plan::fit::Transfer;
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
 use crate::session::{SqlClient, read_sequences};
@@ -66,6 +67,10 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         match lacking(&client, here, catalog, existing).await {
             Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
             Err(fault) => findings.fault(BOTH, "types", fault),
+        }
+        match server_version(here).await {
+            Ok(version) => constraints(catalog, existing, version, findings),
+            Err(fault) => findings.fault(BOTH, "constraints", fault),
         }
         if let Err(error) = publications::look(here, catalog, existing, findings).await {
             findings.fault(About::Destination, "publications", error);
@@ -163,6 +168,26 @@ fn fit(
         }
     }
     transfer
+}
+
+/// Constraints that a destination of an older version cannot have as the source has them: said before a row moves.
+fn constraints(catalog: &SourceCatalog, existing: &Catalog, version: u32, findings: &mut Findings) {
+    for table in &catalog.tables {
+        let name = table.definition.name();
+        if existing.table(&name).is_some() {
+            continue;
+        }
+        for TooNew { kind, name: constraint, feature } in too_new(&table.definition, version) {
+            let report = ErrorReport::new(format!(
+                "{kind} {constraint} of table {name} is {} at the source, which the destination (PostgreSQL {}) does not know",
+                feature.as_sql(),
+                version / 10_000
+            ))
+            .detail(format!("It came with PostgreSQL {}. When the table is created, {}.", feature.since(), feature.instead()))
+            .hint(format!("To have it as at the source, use a destination of PostgreSQL {} or later.", feature.since()));
+            findings.warn(BOTH, "constraints", report);
+        }
+    }
 }
 
 /// Whether owned sequences can follow: nothing else tells of it before a cut-over.

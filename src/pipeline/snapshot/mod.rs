@@ -454,11 +454,12 @@ async fn finish(ends: Ends<'_>, client: &SqlClient, staging: &Staging) -> Result
             cores.min(client.free_sessions().await.map_err(DestinationError::Session)? / 2).max(1)
         }
     };
-    staging.finish(&ends.addresses.destination_for("staging"), sessions).await?;
+    let told = staging.finish(&ends.addresses.destination_for("staging"), sessions).await?;
     failpoint::reached("snapshot.finished");
     for left_out in &staging.left_out {
         ends.telemetry.event("snapshot", left_out.clone());
     }
+    told.into_iter().for_each(|told| ends.telemetry.warning("snapshot", told));
     Ok(())
 }
 
@@ -474,6 +475,9 @@ async fn publish(ends: Ends<'_>, client: &SqlClient, publication: &Publication<'
     if !outcome.lost_most.is_empty() {
         let tables = outcome.lost_most.join(", ");
         ends.telemetry.event("snapshot", format!("more than half of the rows were deleted: {tables}"));
+    }
+    for orphaned in &outcome.orphaned {
+        ends.telemetry.warning("snapshot", orphaned.clone());
     }
     for (table, (deleted, updated, inserted)) in &outcome.reconciled {
         let deleted = counted(*deleted, "row");

@@ -184,7 +184,7 @@ async fn hash_columns(
 ) -> Result<(), Fault> {
     let mut doubtful = false;
     for (there, here) in columns {
-        let nullable = !(there.not_null && here.not_null);
+        let nullable = !(there.is_never_null() && here.is_never_null());
         let pair = images::pair(images.0.of(there.type_id), images.1.of(here.type_id));
         let [there_hashed, here_hashed] = pair.map(|(image, is_doubtful)| {
             doubtful |= is_doubtful;

@@ -241,7 +241,9 @@ pub fn followed(known: &Shape, relation: &Relation, numbers: &[i16], table: &Tab
             type_modifier: resolved.column.type_modifier,
             not_null: match resolved.definition {
                 // A column is added without NOT NULL where no value comes with it: that is followed when the table is described next.
-                Some(definition) => definition.not_null && (before.is_some() || definition.missing_value.is_some()),
+                Some(definition) => {
+                    definition.is_never_null() && (before.is_some() || definition.missing_value.is_some())
+                }
                 None => before.is_some_and(|known| known.not_null),
             },
             sequence: match resolved.definition {

@@ -157,11 +157,11 @@ impl Change<'_> {
             evolution.sequences.extend(self.sequence_of(definition));
         }
         // What is remembered may be ahead of the destination: its own column counts.
-        let relaxed = known.not_null && !definition.not_null;
-        if here.not_null == definition.not_null || !(definition.not_null || relaxed) {
+        let relaxed = known.not_null && !definition.is_never_null();
+        if here.is_never_null() == definition.is_never_null() || !(definition.is_never_null() || relaxed) {
             return Ok(());
         }
-        if definition.not_null {
+        if definition.is_never_null() {
             evolution.attempts.push(Attempt {
                 statement: sql::set_not_null(&self.known.name, name),
                 told: format!("column {name} is now NOT NULL"),
@@ -308,7 +308,7 @@ impl Change<'_> {
             let value = sql::missing_value(definition, &wanted);
             let brings_null = match rows {
                 Rows::Stream => value.is_none(),
-                Rows::Copy => !definition.not_null,
+                Rows::Copy => !definition.is_never_null(),
             };
             if brings_null && here.not_null {
                 evolution.statements.push(sql::drop_not_null(table, name));

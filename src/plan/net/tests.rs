@@ -86,6 +86,9 @@ pub(super) fn foreign_key(
         deferrable: deferred,
         deferred,
         validated: true,
+        enforced: true,
+        no_inherit: true,
+        period: false,
         expression: None,
         columns: Some(vec![child.columns[column].name.clone()]),
         references: Some(ForeignKeyTarget {

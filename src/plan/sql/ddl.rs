@@ -10,6 +10,7 @@
 
 use crate::pg::{Ident, QualifiedName, quote_literal};
 use crate::plan::expression::{Expressions, Purpose, Refusal, Scope};
+use crate::plan::features::{Feature, feature_of, too_new};
 use crate::plan::schema::{
     ColumnDefinition, ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, GeneratedColumn,
     IndexDefinition, IndexPart, SequenceOptions, SequenceType, TableDefinition, Types,
@@ -42,21 +43,24 @@ struct AddConstraint {
 pub struct Indexes {
     /// Builds: they read the table, and may run side by side, also those of one table.
     pub builds: Vec<String>,
-    /// Those of the builds that hold an expression or a condition.
-    pub computing: Vec<ComputingIndex>,
-    /// Then, one after another: what is built becomes primary key and unique constraints. They take no time.
+    /// What holds an expression or a condition, or may lack an operator class: is made on the empty table, and undone.
+    pub trials: Vec<Trial>,
+    /// Then, one after another: what is built becomes primary key and unique constraints, which takes no time; keys WITHOUT
+    /// OVERLAPS cannot be built before.
     pub attaches: Vec<String>,
+    /// At last the constraints that hold for new rows only.
+    pub not_valid: Vec<String>,
     /// What of the source's indexes is not taken over.
     pub left_out: Vec<String>,
 }
 
-/// An index that computes something for each row.
+/// A statement that is tried on a table without rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ComputingIndex {
-    /// Its name, in its table's schema.
-    pub name: Ident,
-    /// The statement that builds it.
-    pub build: String,
+pub struct Trial {
+    /// The statement.
+    pub statement: String,
+    /// The one that undoes it.
+    pub undo: String,
 }
 
 /// Statements, and what they leave out.
@@ -120,16 +124,10 @@ impl Creation<'_> {
                 lines.push(line);
             }
         }
-        let scope = self.scope();
-        for constraint in &self.table.constraints {
-            let Some(text) = &constraint.expression else { continue };
-            match self.expressions.accept(text, Purpose::Immutable, &scope) {
-                Ok(expression) => lines.push(format!("CONSTRAINT {} CHECK ({expression})", constraint.name.sql())),
-                Err(refusal) => {
-                    statements.left_out.push(format!("check constraint {} ({refusal})", constraint.name));
-                }
-            }
+        for constraint in self.table.constraints.iter().filter(|constraint| !is_for_new_rows_only(constraint)) {
+            lines.extend(self.check_constraint(constraint, &mut statements.left_out));
         }
+        statements.left_out.extend(too_new(self.table, self.expressions.version()).iter().map(ToString::to_string));
         let name = self.name();
         statements.sql.push(format!("CREATE TABLE {name} ({})", lines.join(", ")));
         statements.sql.extend(owned);
@@ -196,16 +194,80 @@ impl Creation<'_> {
             },
             (None, None) => {}
         }
-        if column.not_null {
-            line.push_str(" NOT NULL");
+        if column.is_never_null() {
+            line.push_str(&self.not_null(column));
         }
         Some(line)
     }
 
+    /// NOT NULL, by the source's name where the destination keeps names of it.
+    fn not_null(&self, column: &ColumnDefinition) -> String {
+        match &column.not_null_constraint {
+            Some(constraint) if Feature::NotNullNotValid.is_known_to(self.expressions.version()) => {
+                let inherit = if constraint.no_inherit { " NO INHERIT" } else { "" };
+                format!(" CONSTRAINT {} NOT NULL{inherit}", constraint.name.sql())
+            }
+            Some(_) | None => " NOT NULL".to_owned(),
+        }
+    }
+
+    /// A check as the source has it, but for NOT VALID; `None` where it is none, or is not taken over.
+    fn check_constraint(&self, constraint: &ConstraintDefinition, left_out: &mut Vec<String>) -> Option<String> {
+        let text = constraint.expression.as_ref()?;
+        // What is not enforced there must not refuse a row here.
+        if feature_of(constraint).is_some_and(|feature| !feature.is_known_to(self.expressions.version())) {
+            return None;
+        }
+        let scope = self.scope();
+        let expression = match self.expressions.accept(text, Purpose::Immutable, &scope) {
+            Ok(expression) => expression,
+            Err(refusal) => {
+                left_out.push(format!("check constraint {} ({refusal})", constraint.name));
+                return None;
+            }
+        };
+        let inherit = if constraint.no_inherit { " NO INHERIT" } else { "" };
+        let enforced = if constraint.enforced { "" } else { " NOT ENFORCED" };
+        Some(format!("CONSTRAINT {} CHECK ({expression}){inherit}{enforced}", constraint.name.sql()))
+    }
+
+    /// The constraints that older rows may violate.
+    fn not_valid(&self, indexes: &mut Indexes) {
+        let name = self.name();
+        for constraint in self.table.constraints.iter().filter(|constraint| is_for_new_rows_only(constraint)) {
+            if let Some(check) = self.check_constraint(constraint, &mut indexes.left_out) {
+                let statement = format!("ALTER TABLE {name} ADD {check} NOT VALID");
+                let undo = drop_constraint(&name, &constraint.name);
+                indexes.trials.push(Trial { statement: statement.clone(), undo });
+                indexes.not_valid.push(statement);
+            }
+        }
+        let may_be_null = self.table.columns.iter().filter(|column| self.has(&column.name) && !column.is_never_null());
+        for column in may_be_null.filter(|_| Feature::NotNullNotValid.is_known_to(self.expressions.version())) {
+            if let Some(constraint) = &column.not_null_constraint {
+                let inherit = if constraint.no_inherit { " NO INHERIT" } else { "" };
+                let (constraint, column) = (constraint.name.sql(), column.name.sql());
+                let add =
+                    format!("ALTER TABLE {name} ADD CONSTRAINT {constraint} NOT NULL {column}{inherit} NOT VALID");
+                indexes.not_valid.push(add);
+            }
+        }
+    }
+
     /// One index, or the constraint that it enforces; `None` where it holds what is not understood.
     pub fn index_of(&self, index: &IndexDefinition) -> Option<String> {
-        let (build, attach) = self.index(index, self.constraint_of(index)).ok().filter(|_| !index.exclusion)?;
+        let constraint = self.constraint_of(index);
+        if index.exclusion && !constraint.is_some_and(|constraint| constraint.period) {
+            return None;
+        }
+        let (build, attach) = self.index(index, constraint).ok()?;
         Some(attach.map_or(build, |constraint| constraint.whole))
+    }
+
+    /// Whether a key looks at overlaps at the destination, too.
+    fn is_without_overlaps(&self, constraint: Option<&ConstraintDefinition>) -> bool {
+        let feature = constraint.and_then(feature_of);
+        feature == Some(Feature::WithoutOverlaps) && Feature::WithoutOverlaps.is_known_to(self.expressions.version())
     }
 
     fn constraint_of(&self, index: &IndexDefinition) -> Option<&ConstraintDefinition> {
@@ -230,15 +292,21 @@ impl Creation<'_> {
         let mut statements = Indexes::default();
         for index in self.table.indexes.iter().filter(|index| index.valid) {
             let constraint = self.constraint_of(index);
-            if index.exclusion {
+            if index.exclusion && !constraint.is_some_and(|constraint| constraint.period) {
                 statements.left_out.push(format!("exclusion constraint {}", index.name));
                 continue;
             }
             match self.index(index, constraint) {
+                Ok((_, Some(add))) if self.is_without_overlaps(constraint) => {
+                    let undo = drop_constraint(&self.name(), &index.name);
+                    statements.trials.push(Trial { statement: add.whole.clone(), undo });
+                    statements.attaches.push(add.whole);
+                }
                 Ok((build, attach)) => {
                     if index.predicate.is_some() || index.parts.iter().any(|part| part.column.is_none()) {
-                        let build = build.clone();
-                        statements.computing.push(ComputingIndex { name: index.name.clone(), build });
+                        let name = QualifiedName { schema: self.schema.clone(), name: index.name.clone() };
+                        let undo = format!("DROP INDEX {}", name.sql());
+                        statements.trials.push(Trial { statement: build.clone(), undo });
                     }
                     statements.builds.push(build);
                     statements.attaches.extend(attach.map(|constraint| constraint.using_index));
@@ -250,11 +318,18 @@ impl Creation<'_> {
                 Err(refusal) => statements.left_out.push(format!("index {} ({refusal})", index.name)),
             }
         }
+        self.not_valid(&mut statements);
         statements
     }
 
     /// A column or an expression of an index, with how it is sorted.
-    fn part(&self, index: &IndexDefinition, part: &IndexPart, scope: &Scope<'_>) -> Result<String, Refusal> {
+    fn part(
+        &self,
+        index: &IndexDefinition,
+        part: &IndexPart,
+        scope: &Scope<'_>,
+        as_key: bool,
+    ) -> Result<String, Refusal> {
         let mut sql = match (&part.column, &part.expression) {
             (Some(column), _) if self.table.column(column).is_some_and(|column| self.creates(column)) => column.sql(),
             (Some(column), _) => return Err(Refusal::Column(column.clone())),
@@ -267,7 +342,7 @@ impl Creation<'_> {
         if let Some(collation) = part.collation.as_ref().filter(|_| part.column.is_some()) {
             sql.push_str(&format!(" COLLATE {}", collation.sql()));
         }
-        if let Some(class) = &part.operator_class {
+        if let Some(class) = part.operator_class.as_ref().filter(|_| !as_key) {
             sql.push_str(&format!(" {}", class.sql()));
         }
         if index.method.as_str() == "btree" {
@@ -284,9 +359,12 @@ impl Creation<'_> {
         constraint: Option<&ConstraintDefinition>,
     ) -> Result<(String, Option<AddConstraint>), Refusal> {
         let scope = self.scope();
+        // Where a key WITHOUT OVERLAPS is not known, one over the same columns holds too: an ordinary one.
+        let as_key = constraint.is_some_and(|constraint| constraint.period);
         let parts = |included: bool| -> Result<String, Refusal> {
             let parts = index.parts.iter().filter(|part| part.included == included);
-            let parts: Result<Vec<String>, Refusal> = parts.map(|part| self.part(index, part, &scope)).collect();
+            let parts: Result<Vec<String>, Refusal> =
+                parts.map(|part| self.part(index, part, &scope, as_key)).collect();
             Ok(parts?.join(", "))
         };
         let key = parts(false)?;
@@ -294,7 +372,8 @@ impl Creation<'_> {
             "" => String::new(),
             columns => format!(" INCLUDE ({columns})"),
         };
-        let nulls = if index.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
+        let knows_nulls = Feature::NullsNotDistinct.is_known_to(self.expressions.version());
+        let nulls = if index.nulls_not_distinct && knows_nulls { " NULLS NOT DISTINCT" } else { "" };
         let options = storage_options(index.options.as_deref());
         let table = self.name();
         let name = index.name.sql();
@@ -306,7 +385,10 @@ impl Creation<'_> {
                 (false, _) => "",
             };
             let distinct = if index.primary { "" } else { nulls };
-            let names: Vec<String> = index.key_columns().map(Ident::sql).collect();
+            let mut names: Vec<String> = index.key_columns().map(Ident::sql).collect();
+            if let (true, Some(last)) = (self.is_without_overlaps(Some(constraint)), names.last_mut()) {
+                last.push_str(" WITHOUT OVERLAPS");
+            }
             let add = format!("ALTER TABLE {table} ADD CONSTRAINT {name} {kind}");
             AddConstraint {
                 using_index: format!("{add} USING INDEX {name}{deferrable}"),
@@ -318,12 +400,26 @@ impl Creation<'_> {
             Some(text) => format!(" WHERE {}", self.expressions.accept(text, Purpose::Immutable, &scope)?),
             None => String::new(),
         };
-        let method = index.method.sql();
+        let method = if as_key { Ident::new("btree").sql() } else { index.method.sql() };
         let build = format!(
             "CREATE {unique}INDEX {name} ON {table} USING {method} ({key}){include}{nulls}{options}{predicate}"
         );
         Ok((build, attach))
     }
+}
+
+/// Whether older rows may violate a check that is enforced.
+fn is_for_new_rows_only(constraint: &ConstraintDefinition) -> bool {
+    constraint.kind == ConstraintKind::Check && constraint.enforced && !constraint.validated
+}
+
+fn drop_constraint(table: &str, name: &Ident) -> String {
+    format!("ALTER TABLE {table} DROP CONSTRAINT {}", name.sql())
+}
+
+/// What keeps a foreign key from being made at a destination of this `server_version_num`.
+pub fn foreign_key_obstacle(constraint: &ConstraintDefinition, version: u32) -> Option<Feature> {
+    feature_of(constraint).filter(|feature| !feature.is_known_to(version))
 }
 
 /// What makes a column a generated one.
@@ -353,10 +449,20 @@ pub fn add_foreign_key(
     target: &ForeignKeyTarget,
     parent: &QualifiedName,
 ) -> String {
-    let names = |columns: &[Ident]| columns.iter().map(Ident::sql).collect::<Vec<_>>().join(", ");
+    let names = |columns: &[Ident]| {
+        let mut names: Vec<String> = columns.iter().map(Ident::sql).collect();
+        if let (true, Some(last)) = (constraint.period, names.last_mut()) {
+            last.insert_str(0, "PERIOD ");
+        }
+        names.join(", ")
+    };
     let matching = if target.matching == 'f' { " MATCH FULL" } else { "" };
     let deferred = if constraint.deferred { " INITIALLY DEFERRED" } else { "" };
-    let validated = if constraint.validated { "" } else { " NOT VALID" };
+    let validated = match (constraint.enforced, constraint.validated) {
+        (false, _) => " NOT ENFORCED NOT VALID",
+        (true, false) => " NOT VALID",
+        (true, true) => "",
+    };
     format!(
         "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}){matching} ON DELETE {} ON UPDATE {} \
          DEFERRABLE{deferred}{validated}",

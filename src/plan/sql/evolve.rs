@@ -126,7 +126,7 @@ pub fn add_column(
     if let Some(value) = &value {
         add.push_str(&format!(" DEFAULT {value}"));
         // Without a value to put in, rows that are to come may bring it before anything forbids NULLs.
-        add.push_str(if column.not_null { " NOT NULL" } else { "" });
+        add.push_str(if column.is_never_null() { " NOT NULL" } else { "" });
     }
     statements.sql.push(add);
     // A sequence of its own comes afterwards.
