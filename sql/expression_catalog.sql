@@ -45,13 +45,19 @@ SELECT pg_catalog.jsonb_build_object(
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'from', pg_catalog.jsonb_build_object('schema', fn.nspname, 'name', f.typname),
             'to', pg_catalog.jsonb_build_object('schema', tn.nspname, 'name', t.typname),
-            'implicit', c.castcontext = 'i'))
+            'implicit', c.castcontext <> 'e',
+            'of_extension', EXISTS (
+                SELECT FROM pg_catalog.pg_depend d
+                WHERE d.classid = 'pg_catalog.pg_cast'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')))
         FROM pg_catalog.pg_cast c
-        JOIN pg_catalog.pg_type f ON f.oid = c.castsource
+        -- Of an array the element counts: the one converts the other.
+        JOIN pg_catalog.pg_type a ON a.oid = c.castsource
+        JOIN pg_catalog.pg_type f ON f.oid = CASE WHEN a.typcategory = 'A' AND a.typelem <> 0 THEN a.typelem ELSE a.oid END
         JOIN pg_catalog.pg_namespace fn ON fn.oid = f.typnamespace
-        JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
+        JOIN pg_catalog.pg_type b ON b.oid = c.casttarget
+        JOIN pg_catalog.pg_type t ON t.oid = CASE WHEN b.typcategory = 'A' AND b.typelem <> 0 THEN b.typelem ELSE b.oid END
         JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
-        WHERE c.castfunc >= 16384), '[]'),
+        WHERE c.castfunc <> 0 AND c.oid >= 16384), '[]'),
     'configurations', COALESCE((
         SELECT pg_catalog.jsonb_agg(g.cfgname) FROM pg_catalog.pg_ts_config g
         WHERE g.cfgnamespace = 'pg_catalog'::pg_catalog.regnamespace AND g.oid < 16384), '[]'),

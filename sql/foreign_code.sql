@@ -108,9 +108,18 @@ WITH RECURSIVE ourselves AS (
     UNION ALL
     SELECT f.tgrelid, 'trigger', f.tgname, t.owner, f.tgqual::text
     FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
+), foreign_keys AS MATERIALIZED (
+    SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
+    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE $6 AND NOT t.cascaded
 ), types(id) AS (
     SELECT found.id FROM (
         SELECT atttypid AS id FROM columns
+        UNION
+        -- Both sides of a foreign key are compared as the type of one of them.
+        SELECT a.atttypid FROM foreign_keys k
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = ANY (k.confkey)
+        UNION
+        SELECT c.reltype FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.cascaded
         UNION
         SELECT (pg_catalog.regexp_matches(tree, ':\w*typ\w* (\d+)', 'g'))[1]::oid FROM table_trees
         UNION
@@ -143,6 +152,13 @@ WITH RECURSIVE ourselves AS (
     SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
     FROM columns a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typdefaultbin IS NOT NULL
     WHERE a.defaulted AND NOT a.atthasdef
+), operator_classes(object_id, kind, name, family) AS (
+    SELECT i.indrelid, 'index', c.relname, o.opcfamily
+    FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_opclass o ON o.oid = ANY (i.indclass) WHERE NOT t.cascaded
+    UNION
+    SELECT o.opcintype, 'type', '', o.opcfamily
+    FROM types JOIN pg_catalog.pg_opclass o ON o.opcintype = types.id AND o.opcdefault
 ), calls(object_id, kind, name, owner, function_id, made_for_others) AS (
     SELECT object_id, kind, name, owner, (pg_catalog.regexp_matches(tree, ':\w*(?:funcid|fnoid) (\d+)', 'g'))[1]::oid, false FROM trees
     UNION
@@ -157,6 +173,32 @@ WITH RECURSIVE ourselves AS (
     SELECT t.oid, 'range', '', t.typowner, called.id, true
     FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid
     CROSS JOIN LATERAL (VALUES (r.rngsubdiff::oid), (r.rngcanonical::oid)) AS called(id) WHERE called.id <> 0
+    UNION
+    -- A cast is preferred to a type's own input and output functions, wherever values are compared or assigned. Who owns one of its
+    -- types may create it.
+    SELECT c.oid, 'cast', '', CASE WHEN f.typowner IN (SELECT oid FROM trusted) THEN t.typowner ELSE f.typowner END, c.castfunc, false
+    FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_type f ON f.oid = c.castsource JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
+    WHERE c.castfunc <> 0 AND c.oid >= 16384
+      AND (f.oid IN (SELECT id FROM types) OR f.typelem IN (SELECT id FROM types)
+           OR t.oid IN (SELECT id FROM types) OR t.typelem IN (SELECT id FROM types))
+    UNION
+    -- Superusers choose the functions of operator classes, foreign keys and base types; the functions may be anybody's.
+    SELECT called.object_id, called.kind, called.name, p.proowner, p.oid, true
+    FROM (
+        SELECT o.object_id, o.kind, o.name, s.amproc::oid FROM operator_classes o JOIN pg_catalog.pg_amproc s ON s.amprocfamily = o.family
+        UNION
+        SELECT o.object_id, o.kind, o.name, e.oprcode::oid
+        FROM operator_classes o JOIN pg_catalog.pg_amop s ON s.amopfamily = o.family JOIN pg_catalog.pg_operator e ON e.oid = s.amopopr
+        UNION
+        SELECT k.conrelid, 'foreign key', k.conname, e.oprcode::oid
+        FROM foreign_keys k JOIN pg_catalog.pg_operator e ON e.oid = ANY (k.conpfeqop || k.conppeqop || k.conffeqop)
+        UNION
+        SELECT t.oid, 'type', '', f.id
+        FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id
+        CROSS JOIN LATERAL (VALUES (t.typinput::oid), (t.typoutput::oid), (t.typreceive::oid), (t.typsend::oid), (t.typmodin::oid),
+                                   (t.typmodout::oid), (t.typsubscript::oid)) AS f(id)
+    ) AS called(object_id, kind, name, id)
+    JOIN pg_catalog.pg_proc p ON p.oid = called.id AND p.oid >= 16384
 ), foreign_calls AS (
     SELECT c.object_id, c.kind, c.name,
            CASE WHEN p.proowner IN (SELECT oid FROM trusted) THEN c.owner ELSE p.proowner END AS role_id,
@@ -178,11 +220,15 @@ WITH RECURSIVE ourselves AS (
     FROM touched t WHERE t.kind = 'f' AND NOT t.cascaded AND t.owner NOT IN (SELECT oid FROM trusted)
 )
 SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname)::text AS schema_name, COALESCE(c.relname, t.typname)::text AS object_name,
-       f.name::text, pg_catalog.min(f.function_name), pg_catalog.pg_get_userbyid(f.role_id)::text
+       f.name::text, pg_catalog.min(f.function_name), pg_catalog.pg_get_userbyid(f.role_id)::text,
+       target_schema.nspname::text AS target_schema, target.typname::text AS target_name
 FROM foreign_calls f
-LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range')
+LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast')
 LEFT JOIN pg_catalog.pg_namespace table_schema ON table_schema.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_type t ON t.oid = f.object_id AND f.kind IN ('domain', 'domain default', 'range')
+LEFT JOIN pg_catalog.pg_cast k ON k.oid = f.object_id AND f.kind = 'cast'
+LEFT JOIN pg_catalog.pg_type t ON t.oid = COALESCE(k.castsource, f.object_id) AND f.kind IN ('domain', 'domain default', 'range', 'type', 'cast')
 LEFT JOIN pg_catalog.pg_namespace type_schema ON type_schema.oid = t.typnamespace
-GROUP BY 1, 2, 3, 4, f.role_id
-ORDER BY 2, 3, 1, 4
+LEFT JOIN pg_catalog.pg_type target ON target.oid = k.casttarget
+LEFT JOIN pg_catalog.pg_namespace target_schema ON target_schema.oid = target.typnamespace
+GROUP BY 1, 2, 3, 4, f.role_id, 7, 8
+ORDER BY 2, 3, 1, 4, 7, 8

@@ -119,6 +119,8 @@ FROM (
     SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass::pg_catalog.oid, d.id, d.expression, d.draws FROM defaults d
     UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.id, i.expression, false FROM indexes i
     UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.id, k.expression, false FROM constraints k
+    UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, w.id, t.typdefaultbin::pg_catalog.text, false
+        FROM wanted_types w JOIN pg_catalog.pg_type t ON t.oid = w.id AND t.typdefaultbin IS NOT NULL
 ) AS e (class, id, expression, draws)
 CROSS JOIN LATERAL pg_catalog.regexp_matches(e.expression, ':(?:op)?funcid ([0-9]+)', 'g') AS found (oids)
 CROSS JOIN LATERAL (SELECT found.oids[1]::pg_catalog.oid) AS called (id)

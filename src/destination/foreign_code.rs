@@ -1,8 +1,8 @@
 //! Code that others could have run with our rights: found in the catalog before it is run, and refused.
 //!
 //! Whoever writes into a table runs the code that is attached to it: triggers, rules, functions in checks, defaults, generated
-//! columns, index expressions, partition keys, domains. It runs as the writer, so the owner of a table could use headwater's rights,
-//! which reach farther than his: the bookkeeping, all other tables of the set. `SET ROLE` to the owner does not
+//! columns, index expressions, partition keys, domains, casts of its types. It runs as the writer, so the owner of a table could
+//! use headwater's rights, which reach farther than his: the bookkeeping, all other tables of the set. `SET ROLE` to the owner does not
 //! contain it, since the code can set the role back (docs/decisions/0021).
 //!
 //! Asked by `pipeline` at every start, by its monitor while a stream runs, inside the transaction that publishes a snapshot, and by
@@ -47,6 +47,9 @@ enum Attached {
     DomainDefault,
     Range,
     ForeignTable,
+    ForeignKey,
+    Type,
+    Cast,
 }
 
 impl Attached {
@@ -64,6 +67,9 @@ impl Attached {
             "domain default" => Attached::DomainDefault,
             "range" => Attached::Range,
             "foreign table" => Attached::ForeignTable,
+            "foreign key" => Attached::ForeignKey,
+            "type" => Attached::Type,
+            "cast" => Attached::Cast,
             _ => return None,
         })
     }
@@ -73,8 +79,10 @@ impl Attached {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignCode {
     attached: Attached,
-    /// The table or type.
+    /// The table or type; a cast's source type.
     object: QualifiedName,
+    /// A cast's target type.
+    target: Option<QualifiedName>,
     /// The trigger, rule, constraint, column or index.
     name: Ident,
     /// What is called; a rule calls nothing in particular.
@@ -98,11 +106,20 @@ impl ForeignCode {
             Attached::DomainDefault => format!("the default of domain {object}"),
             Attached::Range => format!("range type {object}"),
             Attached::ForeignTable => format!("{object}, a foreign table"),
+            Attached::ForeignKey => format!("foreign key {name} of table {object}"),
+            Attached::Type => format!("type {object}"),
+            Attached::Cast => format!("cast {}", self.cast()),
         };
         match &self.function {
             Some(function) => format!("{what} calls {function} (role {})", self.role),
             None => format!("{what} (role {})", self.role),
         }
+    }
+
+    /// `(source AS target)`, the name of a cast.
+    fn cast(&self) -> String {
+        let target = self.target.as_ref().expect("sql/foreign_code.sql names the target of a cast");
+        format!("({} AS {target})", self.object)
     }
 
     /// What takes the code away, if one statement does.
@@ -113,7 +130,8 @@ impl ForeignCode {
         Some(match self.attached {
             Attached::Trigger => format!("ALTER TABLE {object} {off} TRIGGER {name};"),
             Attached::Rule => format!("ALTER TABLE {object} {off} RULE {name};"),
-            Attached::Check => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),
+            Attached::Check | Attached::ForeignKey => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),
+            Attached::Cast => format!("DROP CAST {};", self.cast()),
             Attached::Default => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP DEFAULT;"),
             Attached::Generated => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP EXPRESSION;"),
             Attached::Index => {
@@ -121,7 +139,7 @@ impl ForeignCode {
             }
             Attached::Domain => format!("ALTER DOMAIN {object} DROP CONSTRAINT {name};"),
             Attached::DomainDefault => format!("ALTER DOMAIN {object} DROP DEFAULT;"),
-            Attached::PartitionKey | Attached::Range | Attached::ForeignTable => return None,
+            Attached::PartitionKey | Attached::Range | Attached::ForeignTable | Attached::Type => return None,
         })
     }
 }
@@ -166,6 +184,10 @@ impl Writes {
                 name: Ident::new(row.get::<_, &str>(3)),
                 function: row.get(4),
                 role: Ident::new(row.get::<_, &str>(5)),
+                target: row
+                    .get::<_, Option<&str>>(6)
+                    .zip(row.get::<_, Option<&str>>(7))
+                    .map(|(schema, name)| QualifiedName::new(schema, name)),
             })
             .collect())
     }
@@ -176,7 +198,20 @@ impl Writes {
     /// [`DestinationError`] when the server does not answer.
     pub async fn foreign_code_report(&self, client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
         let found = self.foreign_code(client).await?;
-        Ok((!found.is_empty()).then(|| self.report(&found)))
+        Ok((!found.is_empty()).then(|| self.report(&found, "written")))
+    }
+
+    /// Refuses to compare rows while that could call casts of others. Nothing else of theirs is run by reading.
+    ///
+    /// # Errors
+    /// As [`Writes::refuse_foreign_code`].
+    pub async fn refuse_foreign_casts(&self, client: &SqlClient) -> Result<(), DestinationError> {
+        let mut found = self.foreign_code(client).await?;
+        found.retain(|code| code.attached == Attached::Cast);
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(DestinationError::Refused(self.report(&found, "compared"))),
+        }
     }
 
     /// Refuses to write while there is any.
@@ -206,7 +241,7 @@ impl Writes {
         self.refuse_foreign_code(client).await
     }
 
-    fn report(&self, found: &[ForeignCode]) -> ErrorReport {
+    fn report(&self, found: &[ForeignCode], when_rows_are: &str) -> ErrorReport {
         let mut roles: Vec<&Ident> = found.iter().map(|code| &code.role).collect();
         roles.sort_unstable();
         roles.dedup();
@@ -215,7 +250,7 @@ impl Writes {
         if found.len() > LISTED_MAX {
             lines.push(format!("and {} more", found.len() - LISTED_MAX));
         }
-        let mut detail = format!("It would run when rows are written: {}.", lines.join("; "));
+        let mut detail = format!("It would run when rows are {when_rows_are}: {}.", lines.join("; "));
         if self.foreign_keys_act && found.iter().any(|code| code.attached == Attached::Trigger) {
             detail.push_str(" Ordinary triggers fire because headwater's role may not set session_replication_role.");
         }

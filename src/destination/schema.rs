@@ -11,7 +11,7 @@ use super::error::DestinationError;
 use super::expressions;
 use super::review::Created;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
-use crate::plan::expression::{Expressions, Purpose, Scope};
+use crate::plan::expression::{BOOLEAN, Expressions, Purpose, Scope};
 use crate::plan::fit::{modifier_at, modifier_sql};
 use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
 use crate::plan::sql::ddl::Statements;
@@ -259,10 +259,10 @@ fn creation(
                 "CREATE DOMAIN {name} AS {}",
                 with_modifier(types, (base, definition.base_modifier), expressions.version())
             );
-            let scope = Scope::domain(base, types);
+            let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
             let domain = definition.qualified_name();
             if let Some(text) = &definition.default {
-                let scope = scope.without_columns();
+                let scope = scope.without_columns().assigned_to(base);
                 match expressions.accept(text, Purpose::Default, &scope) {
                     Ok(expression) => sql.push_str(&format!(" DEFAULT {expression}")),
                     Err(refusal) => {

@@ -14,6 +14,7 @@ use crate::destination::{
 };
 use crate::pg::{ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::schema::TableDefinition;
+use crate::plan::sql::value::ValueType;
 use crate::session::{SessionError, SqlClient};
 use crate::transaction::Change;
 
@@ -157,10 +158,22 @@ fn rivals(table: &TableDefinition, constraint: Option<&str>, new: &ShownRow, key
 /// A column, as this server has it.
 struct ColumnType {
     name: Ident,
-    /// As SQL, without a length that would cut the value.
-    type_sql: String,
-    /// pg_catalog's `=` compares it; otherwise its image is compared, which no index serves.
+    /// Without a length that would cut the value.
+    value_type: ValueType,
+    /// pg_catalog's `=` compares it, and no cast that somebody has created can come before; otherwise its image is compared, which no
+    /// index serves.
     has_equality: bool,
+}
+
+impl ColumnType {
+    /// Its value as text. A cast is for types of pg_catalog only: of others their owners may create one, which would run with our rights.
+    fn shown(&self) -> String {
+        let name = self.name.sql();
+        match self.value_type.built_in {
+            true => format!("{name}::text"),
+            false => format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.concat({name}) END"),
+        }
+    }
 }
 
 /// The rows with these values, every column as text. A table that this end lacks has none.
@@ -178,10 +191,13 @@ async fn rows_with(
             ShownValue::Null => conditions.push(format!("{} IS NULL", name.sql())),
             ShownValue::Text(text) => {
                 parameters.push(text);
-                let wanted = format!("CAST(($1::text[])[{}] AS {})", parameters.len(), column.type_sql);
+                let wanted = column.value_type.of_text(&format!("($1::text[])[{}]", parameters.len()));
                 conditions.push(match column.has_equality {
                     true => format!("{} = {wanted}", name.sql()),
-                    false => format!("ROW({}) OPERATOR(pg_catalog.*=) ROW({wanted})", name.sql()),
+                    false => format!(
+                        "ROW({})::pg_catalog.record OPERATOR(pg_catalog.*=) ROW({wanted})::pg_catalog.record",
+                        name.sql()
+                    ),
                 });
             }
             ShownValue::Unchanged | ShownValue::Unreadable(_) => return Ok(Vec::new()),
@@ -190,7 +206,7 @@ async fn rows_with(
     if conditions.is_empty() || columns.is_empty() {
         return Ok(Vec::new());
     }
-    let shown: Vec<String> = columns.iter().map(|column| format!("{}::text", column.name.sql())).collect();
+    let shown: Vec<String> = columns.iter().map(ColumnType::shown).collect();
     let sql = format!(
         "SELECT ARRAY[{}]::text[] FROM {} WHERE {} LIMIT {ROWS_MAX}",
         shown.join(", "),
@@ -216,7 +232,8 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
                    UNION ALL
                    SELECT base.attnum, t.typbasetype FROM base JOIN pg_catalog.pg_type t ON t.oid = base.id WHERE t.typtype = 'd')
                SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1),
-                      COALESCE(t.typtype IN ('e', 'r', 'm') OR t.typcategory = 'A' OR o.oprleft IS NOT NULL, false)
+                      COALESCE(t.typtype IN ('r', 'm') OR t.typcategory = 'A' OR o.oprleft IS NOT NULL, false) AND t.oid < 16384,
+                      t.oid < 16384
                FROM base JOIN pg_catalog.pg_type t ON t.oid = base.id AND t.typtype <> 'd'
                JOIN pg_catalog.pg_class c ON c.relname = $2 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = $1
                JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = base.attnum
@@ -229,7 +246,7 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
         .iter()
         .map(|row| ColumnType {
             name: Ident::new(row.get::<_, &str>(0)),
-            type_sql: row.get(1),
+            value_type: ValueType { sql: row.get(1), built_in: row.get(3) },
             has_equality: row.get(2),
         })
         .collect())

@@ -149,6 +149,38 @@ const WAYS: &[Way] = &[
               CREATE TRIGGER x AFTER DELETE ON other FOR EACH ROW EXECUTE FUNCTION pwn_trigger()",
         says: "trigger x of table public.other",
     },
+    Way {
+        name: "cast",
+        replica: true,
+        sql: "CREATE TYPE mood AS ENUM ('a'); ALTER TABLE t ADD COLUMN x mood;
+              CREATE FUNCTION pwn_mood(text) RETURNS mood LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('cast'); RETURN 'a'; END $$;
+              CREATE CAST (text AS mood) WITH FUNCTION pwn_mood(text)",
+        says: "cast (pg_catalog.text AS public.mood) calls public.pwn_mood(text)",
+    },
+    Way {
+        name: "cast_array",
+        replica: true,
+        sql: "CREATE TYPE mood AS (a int); ALTER TABLE t ADD COLUMN x mood;
+              CREATE FUNCTION pwn_moods(mood[]) RETURNS json LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('cast'); RETURN '1'; END $$;
+              CREATE CAST (mood[] AS json) WITH FUNCTION pwn_moods(mood[])",
+        says: "cast (public._mood AS pg_catalog.\"json\") calls public.pwn_moods(public.mood[])",
+    },
+    Way {
+        name: "cast_row",
+        replica: true,
+        sql: "CREATE FUNCTION pwn_row(t) RETURNS json LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('row'); RETURN '1'; END $$;
+              CREATE CAST (t AS json) WITH FUNCTION pwn_row(t)",
+        says: "cast (public.t AS pg_catalog.\"json\") calls public.pwn_row(public.t)",
+    },
+    Way {
+        name: "cast_of_key",
+        replica: false,
+        sql: "CREATE TYPE mood AS ENUM ('a'); CREATE TABLE numbers (id int PRIMARY KEY);
+              CREATE FUNCTION pwn_number(mood) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('cast'); RETURN 1; END $$;
+              CREATE CAST (mood AS int) WITH FUNCTION pwn_number(mood) AS IMPLICIT;
+              ALTER TABLE t ADD COLUMN x mood REFERENCES numbers",
+        says: "cast (public.mood AS pg_catalog.int4) calls public.pwn_number(public.mood)",
+    },
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,6 +348,116 @@ async fn a_cast_that_a_json_constructor_finds_by_itself_is_found() {
     let [_, detail, _] = finding(&setup).await.expect("the cast is found");
     assert!(detail.contains("check y of table public.t calls public.to_pwned(public.mood)"), "{detail}");
     setup.start().ends_with(1).await;
+    nobody_was_pwned(&database).await;
+}
+
+/// A type of the owner's with casts from and to text that he has made, and what is made of it.
+const MOODS: &str = "
+    CREATE TYPE mood AS ENUM ('a', 'b'); CREATE DOMAIN calm AS mood; CREATE TYPE pair AS (m mood, n int);";
+const MOODY: &str = "ALTER TABLE t ADD COLUMN x mood NOT NULL DEFAULT 'a', ADD COLUMN y mood[], ADD COLUMN z calm, ADD COLUMN w pair,
+                     ADD COLUMN short char(3), ADD COLUMN j json, DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, x);
+    INSERT INTO t VALUES (2, 'b', 'b', '{a,b}', 'a', '(a,1)', 'x', '{\"a\": \"b\"}'), (3, 'c', 'a', NULL, NULL, '(,)', NULL, '\"s\"'),
+                         (4, 'd', 'b', '{NULL}', 'b', NULL, '', 'null')";
+const CASTS: &str = "
+    CREATE FUNCTION mood_of(text) RETURNS mood LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('from text'); RETURN 'a'; END $$;
+    CREATE FUNCTION text_of(mood) RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('to text'); RETURN 'a'; END $$;
+    CREATE FUNCTION moods_of(text) RETURNS mood[] LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('array'); RETURN '{}'; END $$;
+    CREATE FUNCTION pair_of(text) RETURNS pair LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('pair'); RETURN NULL; END $$;
+    CREATE CAST (text AS mood) WITH FUNCTION mood_of(text) AS ASSIGNMENT; CREATE CAST (mood AS text) WITH FUNCTION text_of(mood) AS ASSIGNMENT;
+    CREATE CAST (text AS mood[]) WITH FUNCTION moods_of(text); CREATE CAST (text AS pair) WITH FUNCTION pair_of(text);";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_are_read_by_input_functions_though_their_types_have_casts() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_casts", true).await;
+    database.at_source(MOODS).await;
+    database.at_source(MOODY).await;
+    as_owner(&database, MOODS).await;
+    as_owner(&database, CASTS).await;
+    let owner = owner(&database.name);
+    let setup = Setup::of(&database);
+    let [_, detail, hint] = finding(&setup).await.expect("the casts are found");
+    assert_eq!(detail.matches("cast (").count(), 4, "{detail}");
+    assert_eq!(statements(&hint).matches("DROP CAST (").count(), 4, "{hint}");
+    let trusting = setup.clone().destination(&format!("trusted_roles = [\"{owner}\"]"));
+    let service = trusting.start();
+    service.streams().await;
+    database
+        .at_source(
+            "UPDATE t SET y = '{b}' WHERE id = 1; DELETE FROM t WHERE id = 3; INSERT INTO t VALUES (5, 'e', 'b')",
+        )
+        .await;
+    database.assert_catches_up().await;
+    // A row that differs in every column, one that is missing, and one too many.
+    database
+        .at_destination(
+            "UPDATE t SET v = 'z', y = '{}', z = 'b', w = '(b,2)', short = 'zzz', j = '1' WHERE id = 2; DELETE FROM t WHERE id = 4;
+             INSERT INTO t (id, v, x) VALUES (9, 'z', 'b')",
+        )
+        .await;
+    let refused = setup.command(&["verify"]).await.exits(1);
+    refused.says(&["would run with headwater's rights", "when rows are compared: cast (", "trusted_roles"]);
+    nobody_was_pwned(&database).await;
+    trusting.command(&["verify", "--show-columns"]).await.exits(1).says(&["differs  (id, x)=(2, b)"]);
+    trusting.command(&["verify", "--repair"]).await.exits(0).says(&["1 row deleted, 1 updated, 1 inserted"]);
+    trusting.command(&["verify"]).await.exits(0);
+    database.assert_catches_up().await;
+    nobody_was_pwned(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_is_shown_without_the_casts_of_its_types() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_shown", true).await;
+    database.at_source(MOODS).await;
+    database.at_source(MOODY).await;
+    as_owner(&database, MOODS).await;
+    as_owner(&database, CASTS).await;
+    let trusting = Setup::of(&database).destination(&format!("trusted_roles = [\"{}\"]", owner(&database.name)));
+    let service = trusting.start();
+    service.streams().await;
+    database.at_destination("INSERT INTO t (id, v, x, short) VALUES (7, 'here', 'b', 'x')").await;
+    database.at_source("INSERT INTO t (id, v, x) VALUES (7, 'there', 'b')").await;
+    let shown = eventually("the conflict is shown", || async {
+        let (code, text) = service.command(&["conflict", "show"]).await;
+        (code == Some(1)).then_some(text)
+    })
+    .await;
+    assert!(shown.contains("v = 'here', x = 'b'") && shown.contains("v = 'there', x = 'b'"), "{shown}");
+    nobody_was_pwned(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_that_a_cast_would_convert_is_left_out_with_the_reason() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_assigned", true).await;
+    database.at_source(MOODS).await;
+    database
+        .at_source(
+            "CREATE CAST (text AS mood) WITH INOUT AS ASSIGNMENT;
+             ALTER TABLE t ADD COLUMN x mood DEFAULT lower('A'), ADD COLUMN y mood DEFAULT 'a'",
+        )
+        .await;
+    as_owner(&database, MOODS).await;
+    as_owner(&database, CASTS).await;
+    let setup = Setup::of(&database).destination(&format!("trusted_roles = [\"{}\"]", owner(&database.name)));
+    let service = setup.start();
+    service
+        .says("the default of column x (a function of the destination would convert a value of type public.mood)")
+        .await;
+    service.streams().await;
+    let defaults = "SELECT string_agg(a.attname, ',') FROM pg_attrdef d
+                    JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = 't'::regclass";
+    assert_eq!(database.destination_value(defaults).await.as_deref(), Some("y"));
+    service.stop().await;
     nobody_was_pwned(&database).await;
 }
 

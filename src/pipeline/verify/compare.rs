@@ -12,7 +12,7 @@ use super::parts::Parts;
 use super::tables::{Compared, all_parts, connect, key_parts, read_tables};
 use super::workers::{Answer, Reading, Side, Task, Workers};
 use super::{Ends, FENCES_MAX, Maker, TableVerdict, Verdict, sql_for};
-use crate::destination::STATEMENT_MAX;
+use crate::destination::{STATEMENT_MAX, Writes};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::fence::Fence;
@@ -47,6 +47,12 @@ pub(super) async fn compare(
         if tables.is_empty() && verdict.is_none() {
             return Err(nothing_to_compare(&left_out));
         }
+        let compared = Writes {
+            tables: tables.iter().map(|table| table.name.clone()).collect(),
+            trusted_roles: ends.config.destination.trusted_roles.clone(),
+            ..Writes::default()
+        };
+        compared.refuse_foreign_casts(&destination).await?;
         let there = all_parts(&source, Side::Source, &tables).await?;
         let here = all_parts(&destination, Side::Destination, &tables).await?;
         let (fence, at_fence) = maker.make(ends).await?;

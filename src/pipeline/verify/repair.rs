@@ -7,8 +7,6 @@
 //!
 //! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
 
-use std::collections::BTreeMap;
-
 use super::compare::Keys;
 use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
@@ -21,6 +19,7 @@ use crate::pipeline::control::Held;
 use crate::pipeline::fence::Fence;
 use crate::pipeline::prepare::Addresses;
 use crate::plan::schema::{IdentityColumn, TableKind};
+use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::{Repaired, rows_by_key};
 use crate::plan::verify::Key;
 use crate::session::{SqlClient, SqlState};
@@ -79,9 +78,9 @@ pub(in crate::pipeline) async fn repair(
 async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys: &[Key]) -> Result<Work, Fault> {
     let key = key_parts(client, Side::Destination, &table).await?;
     let key_there = key_parts(source, Side::Source, &table).await?;
-    let types: BTreeMap<Ident, String> = column_types(client, Side::Destination, &table.destination).await?;
+    let types = column_types(client, Side::Destination, &table.destination).await?;
     let definition = |name: &Ident| table.destination.column(name);
-    let columns: Vec<(Ident, String)> = table
+    let columns: Vec<(Ident, ValueType)> = table
         .hashing(Side::Destination)
         .columns
         .iter()

@@ -17,6 +17,7 @@ use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::{ColumnDefinition, TableDefinition};
 use crate::plan::sql::hashing::{HashFunction, HashedColumn, Hashing};
+use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::KeyPart;
 use crate::plan::verify::{KeyColumn, comparison_key};
 use crate::session::SqlClient;
@@ -182,19 +183,20 @@ async fn hash_columns(
     images: &(Images<'_>, Images<'_>),
     (source, destination): (&SqlClient, &SqlClient),
 ) -> Result<(), Fault> {
-    let mut doubtful = false;
+    let mut any_doubtful = false;
     for (there, here) in columns {
         let nullable = !(there.is_never_null() && here.is_never_null());
         let pair = images::pair(images.0.of(there.type_id), images.1.of(here.type_id));
         let [there_hashed, here_hashed] = pair.map(|(image, is_doubtful)| {
-            doubtful |= is_doubtful;
-            let doubtful = is_doubtful.then(String::new);
+            any_doubtful |= is_doubtful;
+            // Its type is read below.
+            let doubtful = is_doubtful.then(|| ValueType { sql: String::new(), built_in: false });
             HashedColumn { name: there.name.clone(), nullable, image, doubtful }
         });
         table.source_hashing.columns.push(there_hashed);
         table.destination_hashing.columns.push(here_hashed);
     }
-    if !doubtful {
+    if !any_doubtful {
         return Ok(());
     }
     for (side, client) in [(Side::Source, source), (Side::Destination, destination)] {
@@ -204,8 +206,8 @@ async fn hash_columns(
             Side::Destination => &mut table.destination_hashing,
         };
         for column in &mut hashing.columns {
-            if let Some(type_sql) = &mut column.doubtful {
-                type_sql.clone_from(types.get(&column.name).expect("a column of the table that was read"));
+            if let Some(value_type) = &mut column.doubtful {
+                value_type.clone_from(types.get(&column.name).expect("a column of the table that was read"));
             }
         }
     }
@@ -244,14 +246,14 @@ pub(in crate::pipeline) async fn key_parts(
     side: Side,
     table: &Compared,
 ) -> Result<Vec<KeyPart>, Fault> {
-    let types = column_types(client, side, table.definition(side)).await?;
+    let mut types = column_types(client, side, table.definition(side)).await?;
     let key = comparison_key(table.definition(side), &table.key_names());
     Ok(table
         .key
         .iter()
         .map(|column| KeyPart {
             name: column.name.clone(),
-            type_sql: types.get(&column.name).cloned().unwrap_or_else(|| "text".to_owned()),
+            value_type: types.remove(&column.name).expect("a column of the table that was read"),
             // Each side's own operator, where it has an index like the other's.
             equality: key
                 .iter()
@@ -261,16 +263,26 @@ pub(in crate::pipeline) async fn key_parts(
         .collect())
 }
 
-/// Every column's type as SQL.
+/// Every column's type.
 pub(in crate::pipeline) async fn column_types(
     client: &SqlClient,
     side: Side,
     table: &TableDefinition,
-) -> Result<BTreeMap<Ident, String>, Fault> {
-    let sql = "SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute
-               WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped";
+) -> Result<BTreeMap<Ident, ValueType>, Fault> {
+    // Objects below 16384 came with the server (transam.h: FirstNormalObjectId). Of a domain its base type counts.
+    let sql = "WITH RECURSIVE bases (attname, type_sql, id) AS (
+                   SELECT attname, pg_catalog.format_type(atttypid, atttypmod), atttypid FROM pg_catalog.pg_attribute
+                   WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+                   UNION ALL
+                   SELECT b.attname, b.type_sql, t.typbasetype FROM bases b JOIN pg_catalog.pg_type t ON t.oid = b.id
+                   WHERE t.typtype = 'd')
+               SELECT b.attname::text, b.type_sql, b.id < 16384
+               FROM bases b JOIN pg_catalog.pg_type t ON t.oid = b.id WHERE t.typtype <> 'd'";
     let rows = client.query("reading column types", sql, &[&table.id]).await.map_err(|error| side.fault(error))?;
-    Ok(rows.iter().map(|row| (Ident::new(row.get::<_, &str>(0)), row.get::<_, String>(1))).collect())
+    Ok(rows
+        .iter()
+        .map(|row| (Ident::new(row.get::<_, &str>(0)), ValueType { sql: row.get(1), built_in: row.get(2) }))
+        .collect())
 }
 
 /// Both sides' sessions for questions about catalogs.

@@ -202,7 +202,7 @@ pub struct Catalog {
     pub types: BTreeSet<String>,
     /// Functions that came with the server and convert to a type, by its name.
     pub cast_functions: Vec<(String, u32)>,
-    /// Casts that call a function which did not come with the server.
+    /// Casts by a function that did not come with the server.
     pub foreign_casts: Vec<ForeignCast>,
     /// Text search configurations that came with the server.
     pub configurations: BTreeSet<String>,
@@ -246,15 +246,17 @@ pub struct OperatorVariants {
     pub built_in: bool,
 }
 
-/// A cast by a function of the destination's own.
+/// A cast of the destination's own that calls a function. An array counts as its element.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ForeignCast {
     /// From which type.
     pub from: QualifiedName,
     /// To which type.
     pub to: QualifiedName,
-    /// It is used without being asked for.
+    /// It is used without being asked for: at least where a value is assigned, or stands for a condition.
     pub implicit: bool,
+    /// It is an extension's, and not of somebody who happens to own a type.
+    pub of_extension: bool,
 }
 
 impl Catalog {

@@ -9,10 +9,10 @@
 //! | a function, an operator | all variants that could be meant are on the lists of [`super::catalog`] and came with the server |
 //! | a cast to a type of pg_catalog | it is on the list |
 //! | a cast to another type | the type is one of the table's columns, which `destination::schema` has resolved |
-//! | any cast, any operand | no function of the destination's own stands behind the conversion |
+//! | any cast, any operand, a column that is assigned to | no function of the destination's own stands behind the conversion |
 //! | a collation, a text search configuration | the destination has it; a configuration came with the server |
 //!
-//! Values are followed as far as needed for the last but one: a column and a cast have a type; what functions and operators
+//! Values are followed as far as needed for the conversions: a column and a cast have a type; what functions and operators
 //! of pg_catalog return is of pg_catalog, or polymorphic and then an operand's.
 
 use std::collections::BTreeSet;
@@ -24,6 +24,9 @@ use super::tree::{BaseType, Expression, Special, Subscript, Test, TypeName};
 use crate::pg::{Ident, QualifiedName, TypeId};
 use crate::plan::schema::{ColumnDefinition, TypeDefinition, Types};
 
+/// The type of a check and of a predicate: the condition is converted as an assigned value is.
+pub const BOOLEAN: TypeId = TypeId(16);
+
 /// Where an expression belongs: what it may name.
 #[derive(Clone, Debug)]
 pub struct Scope<'a> {
@@ -31,6 +34,8 @@ pub struct Scope<'a> {
     /// The types of other schemas than pg_catalog that these columns are made of.
     own: BTreeSet<QualifiedName>,
     types: &'a Types,
+    /// The type of the column that the value is assigned to.
+    assigned_to: Option<TypeId>,
 }
 
 impl<'a> Scope<'a> {
@@ -46,7 +51,12 @@ impl<'a> Scope<'a> {
 
     /// The same without its columns: a default may name none.
     pub fn without_columns(&self) -> Scope<'a> {
-        Scope { columns: Vec::new(), own: self.own.clone(), types: self.types }
+        Scope { columns: Vec::new(), ..self.clone() }
+    }
+
+    /// The same for a value that is assigned to a column of this type.
+    pub fn assigned_to(self, id: TypeId) -> Scope<'a> {
+        Scope { assigned_to: Some(id), ..self }
     }
 
     fn new(columns: Vec<(Ident, TypeId)>, types: &'a Types) -> Scope<'a> {
@@ -61,7 +71,7 @@ impl<'a> Scope<'a> {
                 own.insert(definition.qualified_name());
             }
         }
-        Scope { columns, own, types }
+        Scope { columns, own, types, assigned_to: None }
     }
 }
 
@@ -127,7 +137,9 @@ pub(super) fn check(
     scope: &Scope<'_>,
     purpose: Purpose,
 ) -> Result<(), Refusal> {
-    Check { catalog, scope, purpose }.value(expression).map(|_| ())
+    let check = Check { catalog, scope, purpose };
+    let value = check.value(expression)?;
+    check.assignment(&value)
 }
 
 struct Check<'a> {
@@ -192,6 +204,24 @@ impl Check<'_> {
             Expression::Clock(..) if self.purpose == Purpose::Immutable => Err(Refusal::Clock),
             Expression::Clock(..) => Ok(Known::BuiltIn),
         }
+    }
+
+    /// A value that is assigned is converted unasked, by a cast of somebody's own where there is one.
+    fn assignment(&self, value: &Known) -> Result<(), Refusal> {
+        let Some(id) = self.scope.assigned_to else { return Ok(()) };
+        let Some(column) = self.known(id) else { return Ok(()) };
+        let is_planted = |from: &dyn Fn(&QualifiedName) -> bool, to: &dyn Fn(&QualifiedName) -> bool| {
+            self.catalog.foreign_casts.iter().any(|cast| !cast.of_extension && from(&cast.from) && to(&cast.to))
+        };
+        let of_catalog = |name: &QualifiedName| name.schema.as_str() == "pg_catalog";
+        let (name, converts) = match (value, &column) {
+            // The input function is no cast, and between types of pg_catalog nobody may create one.
+            (Known::Untyped, _) | (_, Known::Untyped) | (Known::BuiltIn, Known::BuiltIn) => return Ok(()),
+            (Known::BuiltIn, Known::Own(to)) => (to, is_planted(&of_catalog, &|name| name == to)),
+            (Known::Own(from), Known::BuiltIn) => (from, is_planted(&|name| name == from, &of_catalog)),
+            (Known::Own(from), Known::Own(to)) => (to, is_planted(&|name| name == from, &|name| name == to)),
+        };
+        if converts { Err(Refusal::Conversion(name.to_string())) } else { Ok(()) }
     }
 
     fn column(&self, name: &Ident) -> Result<Known, Refusal> {

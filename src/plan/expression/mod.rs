@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use catalog::Catalog;
-pub use check::{Refusal, Scope};
+pub use check::{BOOLEAN, Refusal, Scope};
 pub use parser::parse;
 
 /// What an expression is for.

@@ -4,7 +4,7 @@ use super::tree::{
     Argument, BaseType, Call, Case, Choice, Clock, CollationName, Expression, Field, INTERVAL_FIELDS, JsonKind,
     Junction, NormalForm, Quantifier, Side, Special, Subscript, Test, TypeName,
 };
-use super::{Catalog, Expressions, Purpose, Refusal, Scope, parse};
+use super::{BOOLEAN, Catalog, Expressions, Purpose, Refusal, Scope, parse};
 use crate::pg::{Ident, QualifiedName, TypeId};
 use crate::plan::expression::catalog::{ForeignCast, OPERATORS};
 use crate::plan::schema::{TableDefinition, TypeDefinition, TypeKind, Types};
@@ -232,6 +232,7 @@ fn a_conversion_by_a_function_of_the_destinations_own_is_left_out() {
         from: QualifiedName::new(from.0, from.1),
         to: QualifiedName::new(to.0, to.1),
         implicit,
+        of_extension: false,
     };
     let (text, citext) = (("pg_catalog", "text"), ("public", "citext"));
     catalog.foreign_casts =
@@ -247,6 +248,32 @@ fn a_conversion_by_a_function_of_the_destinations_own_is_left_out() {
     assert!(matches!(accept(&expressions, "lower(email)", Purpose::Immutable), Err(Refusal::Conversion(_))));
     assert!(matches!(accept(&expressions, "COALESCE(email, body)", Purpose::Immutable), Err(Refusal::Conversion(_))));
     assert!(accept(&expressions, "(email IS NULL)", Purpose::Immutable).is_ok());
+}
+
+#[test]
+fn a_value_that_a_cast_of_somebodys_own_would_convert_for_its_column_is_left_out() {
+    let mut catalog = catalog();
+    let cast = |from: (&str, &str), to: (&str, &str), of_extension| ForeignCast {
+        from: QualifiedName::new(from.0, from.1),
+        to: QualifiedName::new(to.0, to.1),
+        implicit: true,
+        of_extension,
+    };
+    let (text, mood, citext) = (("pg_catalog", "text"), ("public", "mood"), ("public", "citext"));
+    catalog.foreign_casts =
+        vec![cast(text, mood, false), cast(citext, ("pg_catalog", "bool"), false), cast(text, citext, true)];
+    let expressions = Expressions::new(catalog);
+    let (definition, types) = (definition(), all_types());
+    let accept = |text: &str, column: TypeId| {
+        let scope = Scope::table(&definition.columns, &types).assigned_to(column);
+        expressions.accept(text, Purpose::Immutable, &scope)
+    };
+    let refused = Err(Refusal::Conversion("public.mood".to_owned()));
+    assert_eq!(accept("'a'::text", MOOD), refused);
+    assert_eq!(accept("lower(body)", MOOD), refused);
+    assert!(accept("'a'", MOOD).is_ok() && accept("'a'::public.mood", MOOD).is_ok() && accept("mood", MOOD).is_ok());
+    assert_eq!(accept("email", BOOLEAN), Err(Refusal::Conversion("public.citext".to_owned())));
+    assert!(accept("(body IS NULL)", BOOLEAN).is_ok() && accept("body", CITEXT).is_ok());
 }
 
 #[test]

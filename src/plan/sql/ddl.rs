@@ -9,7 +9,7 @@
 //! partitioned table becomes an ordinary one.
 
 use crate::pg::{Ident, QualifiedName, quote_literal};
-use crate::plan::expression::{Expressions, Purpose, Refusal, Scope};
+use crate::plan::expression::{BOOLEAN, Expressions, Purpose, Refusal, Scope};
 use crate::plan::features::{Feature, feature_of, too_new};
 use crate::plan::schema::{
     ColumnDefinition, ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, GeneratedColumn,
@@ -97,7 +97,7 @@ impl Creation<'_> {
     /// [`Refusal`]: it is not taken over.
     pub fn generated(&self, column: &ColumnDefinition) -> Result<String, Refusal> {
         let stored = |column: &&ColumnDefinition| self.has(&column.name) && column.generated.is_none();
-        let scope = Scope::table(self.table.columns.iter().filter(stored), self.types);
+        let scope = Scope::table(self.table.columns.iter().filter(stored), self.types).assigned_to(column.type_id);
         let text = column.default.as_deref().unwrap_or_default();
         self.expressions.accept(text, Purpose::Immutable, &scope)
     }
@@ -107,7 +107,7 @@ impl Creation<'_> {
     /// # Errors
     /// [`Refusal`]: it is not taken over.
     pub fn default(&self, column: &ColumnDefinition, text: &str) -> Result<String, Refusal> {
-        let scope = Scope::table([column], self.types).without_columns();
+        let scope = Scope::table([column], self.types).without_columns().assigned_to(column.type_id);
         self.expressions.accept(text, Purpose::Default, &scope)
     }
 
@@ -218,7 +218,7 @@ impl Creation<'_> {
         if feature_of(constraint).is_some_and(|feature| !feature.is_known_to(self.expressions.version())) {
             return None;
         }
-        let scope = self.scope();
+        let scope = self.scope().assigned_to(BOOLEAN);
         let expression = match self.expressions.accept(text, Purpose::Immutable, &scope) {
             Ok(expression) => expression,
             Err(refusal) => {
@@ -397,7 +397,10 @@ impl Creation<'_> {
         });
         let unique = if index.unique { "UNIQUE " } else { "" };
         let predicate = match &index.predicate {
-            Some(text) => format!(" WHERE {}", self.expressions.accept(text, Purpose::Immutable, &scope)?),
+            Some(text) => {
+                let scope = scope.assigned_to(BOOLEAN);
+                format!(" WHERE {}", self.expressions.accept(text, Purpose::Immutable, &scope)?)
+            }
             None => String::new(),
         };
         let method = if as_key { Ident::new("btree").sql() } else { index.method.sql() };

@@ -9,6 +9,7 @@
 //! `concat_ws` is used, not `ROW(…)::text`: it does not look at each character for quotes, which makes the whole
 //! comparison three times as fast.
 
+use super::value::ValueType;
 use crate::pg::{Ident, QualifiedName, quote_literal};
 
 /// How text becomes 64 bits.
@@ -93,8 +94,8 @@ pub struct HashedColumn {
     pub nullable: bool,
     /// What of its values is hashed.
     pub image: Image,
-    /// Its type, as SQL, where the image is a text that may say less than the value.
-    pub doubtful: Option<String>,
+    /// Its type, where the image is a text that may say less than the value.
+    pub doubtful: Option<ValueType>,
 }
 
 /// The columns of a row, as they are hashed on one server.

@@ -11,4 +11,5 @@ pub mod evolve;
 pub mod hashing;
 pub mod sequences;
 pub mod staging;
+pub mod value;
 pub mod verify;

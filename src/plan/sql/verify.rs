@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::hashing::Hashing;
+use super::value::ValueType;
 use crate::pg::{Ident, QualifiedName};
 
 /// Which rows of a table are read.
@@ -37,10 +38,12 @@ impl Part<'_> {
 /// Number of rows, the sum of their hashes, and for each doubtful column how many of its values are not what their text says.
 pub fn sums(part: &Part<'_>, hashing: &Hashing) -> String {
     let doubtful = hashing.columns.iter().filter_map(|column| {
-        let (name, type_sql) = (column.name.sql(), column.doubtful.as_ref()?);
+        let (name, value_type) = (column.name.sql(), column.doubtful.as_ref()?);
+        // The output function's text, as a cast to text would be the one that somebody has created.
+        let again = value_type.of_text(&format!("pg_catalog.concat({name})"));
         Some(format!(
-            ", pg_catalog.count(*) FILTER (WHERE ROW({name})::pg_catalog.record OPERATOR(pg_catalog.*<>) \
-             ROW({name}::pg_catalog.text::{type_sql})::pg_catalog.record)::text"
+            ", pg_catalog.count(*) FILTER (WHERE {name} IS DISTINCT FROM NULL AND ROW({name})::pg_catalog.record \
+             OPERATOR(pg_catalog.*<>) ROW({again})::pg_catalog.record)::text"
         ))
     });
     format!(
@@ -99,24 +102,25 @@ pub fn keys(part: &Part<'_>, hashing: &Hashing, wanted: &[i64]) -> String {
 pub struct KeyPart {
     /// Its name.
     pub name: Ident,
-    /// Its type, as SQL.
-    pub type_sql: String,
+    /// Its type.
+    pub value_type: ValueType,
     /// The operator that finds equal values.
     pub equality: QualifiedName,
 }
 
-/// `w.k0::type OPERATOR(…) t.key AND …`
+/// `t.key OPERATOR(…) w.k0 AND …`
 fn same_key(key: &[KeyPart], table: &str) -> String {
     let parts = key.iter().enumerate().map(|(at, part)| {
         let QualifiedName { schema, name } = &part.equality;
-        format!("{table}.{} OPERATOR({}.{}) w.k{at}::{}", part.name.sql(), schema.sql(), name.as_str(), part.type_sql)
+        format!("{table}.{} OPERATOR({}.{}) w.k{at}", part.name.sql(), schema.sql(), name.as_str())
     });
     parts.collect::<Vec<_>>().join(" AND ")
 }
 
 /// The keys in `$1`, a JSON array of arrays of texts, each with its place from 1 on.
-fn wanted_keys(count: usize) -> String {
-    let values: Vec<String> = (0..count).map(|at| format!("e ->> {at} AS k{at}")).collect();
+fn wanted_keys(key: &[KeyPart]) -> String {
+    let values = key.iter().enumerate().map(|(at, part)| format!("{} AS k{at}", part.value_type.of_element("e", at)));
+    let values: Vec<String> = values.collect();
     format!(
         "(SELECT {}, place FROM pg_catalog.jsonb_array_elements($1::pg_catalog.text::pg_catalog.jsonb) \
          WITH ORDINALITY AS x (e, place) OFFSET 0) AS w",
@@ -129,7 +133,7 @@ pub fn column_hashes(table: &QualifiedName, whole_tree: bool, key: &[KeyPart], h
     let only = if whole_tree { "" } else { "ONLY " };
     format!(
         "SELECT w.place, h.each FROM {} CROSS JOIN LATERAL (SELECT {} AS each FROM {only}{} AS t WHERE {}) AS h",
-        wanted_keys(key.len()),
+        wanted_keys(key),
         hashing.each(),
         table.sql(),
         same_key(key, "t")
@@ -158,7 +162,7 @@ pub fn rows_by_key(
     format!(
         "SELECT w.place, r.row FROM {} CROSS JOIN LATERAL \
          (SELECT ARRAY[{}]::pg_catalog.text[] AS row FROM {only}{} AS t WHERE {}{filter}) AS r",
-        wanted_keys(key.len()),
+        wanted_keys(key),
         values.join(", "),
         table.sql(),
         same_key(key, "t")
@@ -174,8 +178,8 @@ pub struct Repaired {
     pub whole_tree: bool,
     /// Its key.
     pub key: Vec<KeyPart>,
-    /// The columns that are written, with their types as SQL.
-    pub columns: Vec<(Ident, String)>,
+    /// The columns that are written, with their types.
+    pub columns: Vec<(Ident, ValueType)>,
     /// Columns of them that no UPDATE can set (GENERATED ALWAYS AS IDENTITY).
     pub fixed: Vec<Ident>,
     /// All columns of the table that are not generated, local ones too.
@@ -189,7 +193,7 @@ impl Repaired {
 
     /// Deletes the rows with the keys in `$1`.
     pub fn delete(&self) -> String {
-        let wanted = wanted_keys(self.key.len());
+        let wanted = wanted_keys(&self.key);
         format!(
             "DELETE FROM {}{} AS t USING {wanted} WHERE {}",
             self.only(),
@@ -204,7 +208,7 @@ impl Repaired {
             .columns
             .iter()
             .enumerate()
-            .map(|(at, (column, type_sql))| format!("(e ->> {at})::{type_sql} AS {}", column.sql()))
+            .map(|(at, (column, value_type))| format!("{} AS {}", value_type.of_element("e", at), column.sql()))
             .collect();
         format!(
             "(SELECT {} FROM pg_catalog.jsonb_array_elements($1::pg_catalog.text::pg_catalog.jsonb) AS e OFFSET 0) AS s",
@@ -332,6 +336,10 @@ impl Repaired {
 mod tests {
     use super::*;
 
+    fn value_type(sql: &str, built_in: bool) -> ValueType {
+        ValueType { sql: sql.to_owned(), built_in }
+    }
+
     #[test]
     fn a_part_reads_its_pages_and_the_rows_that_count() {
         let table = QualifiedName::new("public", "t");
@@ -346,21 +354,25 @@ mod tests {
             whole_tree: false,
             key: vec![KeyPart {
                 name: Ident::new("id"),
-                type_sql: "bigint".to_owned(),
+                value_type: value_type("bigint", true),
                 equality: QualifiedName::new("pg_catalog", "="),
             }],
-            columns: vec![(Ident::new("id"), "bigint".to_owned()), (Ident::new("v"), "text".to_owned())],
+            columns: vec![
+                (Ident::new("id"), value_type("bigint", true)),
+                (Ident::new("v"), value_type("public.mood", false)),
+            ],
             fixed: vec![Ident::new("id")],
             stored: vec![Ident::new("id"), Ident::new("v"), Ident::new("local")],
         };
         assert_eq!(
             repaired.delete(),
-            "DELETE FROM ONLY \"public\".\"t\" AS t USING (SELECT e ->> 0 AS k0, place FROM \
+            "DELETE FROM ONLY \"public\".\"t\" AS t USING (SELECT (e ->> 0)::bigint AS k0, place FROM \
              pg_catalog.jsonb_array_elements($1::pg_catalog.text::pg_catalog.jsonb) WITH ORDINALITY AS x (e, place) OFFSET 0) \
-             AS w WHERE t.\"id\" OPERATOR(\"pg_catalog\".=) w.k0::bigint"
+             AS w WHERE t.\"id\" OPERATOR(\"pg_catalog\".=) w.k0"
         );
         let update = repaired.update().unwrap();
         assert!(update.starts_with("UPDATE ONLY \"public\".\"t\" AS t SET \"v\" = s.\"v\" FROM (SELECT"), "{update}");
+        assert!(!update.contains("::public.mood") && update.contains("AS r (v public.mood)) AS \"v\""), "{update}");
         assert!(repaired.insert().contains("OVERRIDING SYSTEM VALUE"));
         assert_eq!(repaired.fixed_differ(), None, "a key's column is found, not set");
         let exchange = repaired.exchange(false);
