@@ -9,6 +9,7 @@
 mod support;
 
 mod ahead;
+mod attacks;
 mod basics;
 mod certificates;
 mod check;
