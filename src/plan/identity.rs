@@ -10,7 +10,7 @@
 use serde::Deserialize;
 
 use super::schema::{TableKind, replica_identity};
-use crate::pg::{Ident, QualifiedName, ReplicaIdentity};
+use crate::pg::{Ident, QualifiedName, ReplicaIdentity, shown_literal};
 
 /// A table, or a leaf of its tree.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -272,13 +272,15 @@ impl IdentifiedTable {
     pub fn whole_rows(&self) -> Vec<String> {
         let lacking: Vec<&Member> = self.members().filter(|member| !member.is_full()).collect();
         if lacking.len() > LEAVES_LISTED_MAX {
-            let tree = crate::pg::quote_literal(&self.table.name.to_string());
+            let tree = shown_literal(&self.table.name.sql());
+            let body = format!(
+                "DECLARE leaf regclass; BEGIN\n  FOR leaf IN SELECT relid FROM pg_partition_tree({tree}) WHERE isleaf LOOP\n    \
+                 EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', leaf);\n  END LOOP;\nEND"
+            );
+            let quote = dollar_quote(&body);
             return vec![
                 format!("ALTER TABLE {} REPLICA IDENTITY FULL;", self.table.name),
-                format!(
-                    "DO $$ DECLARE leaf regclass; BEGIN\n  FOR leaf IN SELECT relid FROM pg_partition_tree({tree}) WHERE isleaf LOOP\n    \
-                     EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', leaf);\n  END LOOP;\nEND $$;"
-                ),
+                format!("DO {quote} {body} {quote};"),
             ];
         }
         lacking.into_iter().map(|member| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", member.name)).collect()
@@ -330,6 +332,15 @@ pub struct Way {
 
 fn list(columns: &[Ident]) -> String {
     columns.iter().map(Ident::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A dollar quote that the text does not end: a name in it may hold `$$`.
+fn dollar_quote(text: &str) -> String {
+    let mut quote = "$$".to_owned();
+    while text.contains(&quote) {
+        quote.insert(1, 'q');
+    }
+    quote
 }
 
 #[cfg(test)]
@@ -388,6 +399,18 @@ mod tests {
             let table = tree(root, leaves);
             assert_eq!(table.harms(&publishing(15)), harms, "{table:?}");
         }
+    }
+
+    #[test]
+    fn a_name_does_not_end_the_block_that_goes_through_the_leaves() {
+        let leaves = (0..=LEAVES_LISTED_MAX).map(|n| member(&format!("t{n}"), DEFAULT, None)).collect();
+        let whole_rows = tree(member("a$$; DROP TABLE victim; --\n\u{202e}", FULL, None), leaves).whole_rows();
+        let block = &whole_rows[1];
+        assert!(
+            block.starts_with("DO $q$ ") && block.ends_with("END $q$;") && block.matches("$q$").count() == 2,
+            "{block}"
+        );
+        assert!(block.contains(r#"(E'"public"."a$$; DROP TABLE victim; --\u000a\u202e"')"#), "{block}");
     }
 
     #[test]

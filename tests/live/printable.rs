@@ -10,7 +10,7 @@ use crate::support::database::Over;
 use crate::support::{Database, Script, Setup, destination, eventually, source};
 
 /// A line of its own, a cleared screen, text that reads backwards, separators, nothing that is seen, and the ends of quotes.
-const HOSTILE: &str = "a\n\u{1b}[2J\u{202e}\u{2028}\u{200b}\r\"'; DROP TABLE victim; --\\";
+const HOSTILE: &str = "a\n\u{1b}[2J\u{202e}\u{2028}\u{200b}\r\"'$$; DROP TABLE victim; --\\";
 
 /// The name in quotes, as the server takes it.
 fn quoted(name: &str) -> String {
@@ -298,4 +298,104 @@ async fn what_check_prints_to_be_pasted_says_what_it_says_whatever_the_names() {
     assert_eq!(database.destination_value(&count).await.as_deref(), Some("1"));
     assert_log(&service.log());
     service.stop().await;
+}
+
+/// What a role that is not trusted attaches to the table `own.own`, every name of it hostile.
+fn attached(own: &str, other: &str, mood: &str, role: &str) -> String {
+    format!(
+        "CREATE ROLE {role}; CREATE SCHEMA {own} AUTHORIZATION {role}; SET ROLE {role};
+         CREATE FUNCTION {own}.{own}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+         CREATE FUNCTION {own}.{own}(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+         CREATE TYPE {own}.{mood} AS ENUM ('a');
+         CREATE FUNCTION {own}.{own}({own}.{mood}) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT ''x''::text';
+         CREATE CAST ({own}.{mood} AS text) WITH FUNCTION {own}.{own}({own}.{mood});
+         CREATE DOMAIN {own}.{other} AS text DEFAULT {own}.{own}('x')::text CONSTRAINT {own} CHECK ({own}.{own}(VALUE));
+         CREATE TABLE {own}.{own} (id int PRIMARY KEY, v text, e {own}.{mood}, {own} {own}.{other},
+             {mood} boolean DEFAULT {own}.{own}('x'), {other} boolean GENERATED ALWAYS AS ({own}.{own}(v)) STORED,
+             CONSTRAINT {own} CHECK ({own}.{own}(v)));
+         CREATE INDEX {mood} ON {own}.{own} (({own}.{own}(v)));
+         CREATE TRIGGER {own} BEFORE INSERT ON {own}.{own} FOR EACH ROW EXECUTE FUNCTION {own}.{own}();
+         ALTER TABLE {own}.{own} ENABLE ALWAYS TRIGGER {own};
+         CREATE RULE {own} AS ON DELETE TO {own}.{own} DO ALSO SELECT 1; ALTER TABLE {own}.{own} ENABLE ALWAYS RULE {own};
+         RESET ROLE"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_of_others_code_leaves_and_schema_changes_says_what_it_says() {
+    let Hostile { mut database, setup, name } = hostile("p", "SUPERUSER REPLICATION").await;
+    let [own, other, mood, role, tree] = ["", "2", "m", "r", "t"].map(|end| quoted(&format!("{name}{end}")));
+    let leaves: Vec<String> =
+        (0..25).map(|n| format!("CREATE TABLE {own}.leaf{n} PARTITION OF {own}.{tree} FOR VALUES IN ({n})")).collect();
+    database
+        .at_source(&format!(
+            "CREATE SCHEMA {own}; CREATE TYPE {own}.{mood} AS ENUM ('a');
+             CREATE TABLE {own}.{own} (id int PRIMARY KEY, v text, e {own}.{mood});
+             CREATE TABLE {own}.{tree} (id int) PARTITION BY LIST (id); {}; INSERT INTO {own}.{own} VALUES (1, 'x', 'a')",
+            leaves.join("; ")
+        ))
+        .await;
+    database.at_destination(&attached(&own, &other, &mood, &role)).await;
+    database.tables =
+        ["", "t"].map(|end| QualifiedName::new(name.as_str(), format!("{name}{end}").as_str()).to_string()).into();
+    let setup = Setup { tables: database.tables.clone(), ..setup }.setting("schema_changes = \"stop\"");
+    let mut pasted = String::new();
+    loop {
+        let found = findings(&setup).await;
+        found.iter().for_each(assert_values_printable);
+        let Some(finding) = found.iter().find(|finding| finding["standing"] == "failed") else { break };
+        let sql = fix(finding);
+        assert!(!pasted.contains(&sql), "it mended nothing: {finding:#?}");
+        match finding["about"].as_str() {
+            Some("source") => database.at_source(&sql).await,
+            _ => database.at_destination(&sql).await,
+        }
+        pasted.push_str(&sql);
+    }
+    for kind in [
+        "DO $q$ ",
+        "DROP CAST (",
+        "DROP CONSTRAINT",
+        "DROP DEFAULT;",
+        "DROP EXPRESSION;",
+        "DROP INDEX",
+        "ENABLE TRIGGER",
+        "DISABLE RULE",
+        "ALTER DOMAIN",
+    ] {
+        assert!(pasted.contains(kind), "{kind} is not in {pasted}");
+    }
+
+    let service = setup.start();
+    service.streams().await;
+    let said = literal(&format!("{HOSTILE}said"));
+    for change in [
+        format!("ADD COLUMN {role} text NOT NULL DEFAULT {said}, ADD COLUMN {} int", quoted(&format!("{name}x"))),
+        format!("RENAME COLUMN {role} TO {}", quoted(&format!("{name}y"))),
+    ] {
+        println!("{change}");
+        database.at_source(&format!("ALTER TABLE {own}.{own} {change}; UPDATE {own}.{own} SET v = v || 'x'")).await;
+        paste_what_halts(&database, &service).await;
+    }
+    database.at_source(&format!("ALTER TYPE {own}.{mood} ADD VALUE {}", literal(&name))).await;
+    database.at_source(&format!("UPDATE {own}.{own} SET e = {}", literal(&name))).await;
+    paste_what_halts(&database, &service).await;
+    assert_log(&service.log());
+    service.stop().await;
+    for client in [&database.source, &database.destination] {
+        let sql = "SELECT count(*) FROM public.victim";
+        assert_eq!(client.query_one("looking", sql, &[]).await.unwrap().get::<_, i64>(0), 0);
+    }
+}
+
+/// Runs what the halted service prints at the destination, as printed, until it streams.
+async fn paste_what_halts(database: &Database, service: &crate::support::Service) {
+    service.is("waiting").await;
+    let status = service.status().await.unwrap();
+    assert_values_printable(&status);
+    let hint = status["hint"].as_str().unwrap_or_else(|| panic!("no hint in {status:#}"));
+    let (_, sql) = hint.split_once(":\n").unwrap_or_else(|| panic!("no SQL in {hint}"));
+    database.at_destination(sql).await;
+    service.streams().await;
+    database.caught_up().await;
 }
