@@ -30,6 +30,7 @@ mod catalog;
 mod conflict;
 mod compare;
 mod dead_letter;
+mod drop_staging;
 mod error;
 mod expressions;
 mod fences;

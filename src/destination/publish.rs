@@ -27,7 +27,7 @@ use crate::plan::schema::Types;
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl;
 use crate::plan::sql::staging as sql;
-use crate::session::{SqlClient, SqlState};
+use crate::session::{SqlClient, SqlState, read_lock_table};
 use crate::telemetry::failpoint;
 
 /// Where the position stands, and where it will.
@@ -79,6 +79,16 @@ pub struct Publication<'a> {
     pub types: &'a Types,
     /// Roles whose code may run.
     pub trusted_roles: &'a [Ident],
+}
+
+/// Refuses to write more tables in one transaction than the server has room for in locks. Staging's are taken already.
+async fn check_room(client: &SqlClient, written: &[&StagedTable]) -> Result<(), DestinationError> {
+    let need = written.iter().map(|table| table.writing_locks).sum();
+    let doing = format!("making {} equal", counted(written.len(), "table"));
+    match read_lock_table(client).await?.lacks_room("destination", &doing, need) {
+        Some(report) => Err(DestinationError::Refused(report)),
+        None => Ok(()),
+    }
 }
 
 /// A table that loses no more rows than this may lose all of them: in a small one, half is a usual change.
@@ -222,6 +232,7 @@ impl Publication<'_> {
         let differs = |table: &StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);
         let listed = |table: &StagedTable| self.differences.of(&table.live);
         let written: Vec<&StagedTable> = tables.iter().filter(|table| differs(table)).collect();
+        check_room(client, &written).await?;
         self.writes(role, &written).lock_and_refuse_foreign_code(client).await?;
         for table in tables.iter().rev().filter(|table| differs(table)) {
             let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::catalog::Catalog;
+use super::drop_staging::drop_staging_schema;
 use super::error::DestinationError;
 use super::expressions;
 use super::review::Created;
@@ -20,6 +21,7 @@ use super::schema::{self, ResolvedTypes};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
+use crate::plan::locks;
 use crate::plan::schema::{
     ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, Identity, IdentityColumn, TableDefinition, TableKind,
     Types,
@@ -86,6 +88,8 @@ pub struct StagedTable {
     pub stored: Vec<Ident>,
     /// The live table has GENERATED ALWAYS identity columns.
     pub overrides_identity: bool,
+    /// How many locks are taken when rows of the live table are written.
+    pub writing_locks: u64,
 }
 
 impl StagedTable {
@@ -117,7 +121,7 @@ pub struct Staging {
     pub fingerprints: HashMap<RelationId, FingerprintFacts>,
 }
 
-/// Drops staging of earlier attempts.
+/// Drops staging of earlier attempts, a few tables at a time.
 ///
 /// # Errors
 /// [`DestinationError`].
@@ -126,8 +130,7 @@ pub async fn sweep(client: &SqlClient) -> Result<u64, DestinationError> {
                WHERE pg_catalog.starts_with(nspname, $1) AND pg_catalog.pg_has_role(nspowner, 'USAGE')";
     let rows = client.query("looking for old staging", sql, &[&SCHEMA_PREFIX]).await?;
     for row in &rows {
-        let schema = Ident::new(row.get::<_, &str>(0));
-        client.statement("dropping old staging", &format!("DROP SCHEMA IF EXISTS {} CASCADE", schema.sql())).await?;
+        drop_staging_schema(client, &Ident::new(row.get::<_, &str>(0))).await?;
     }
     Ok(u64::try_from(rows.len()).unwrap_or(0))
 }
@@ -285,6 +288,7 @@ impl Staging {
             route: Route { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: !fixed.is_empty(),
+            writing_locks: locks::of_writing(live),
         });
         Ok(())
     }
@@ -338,6 +342,7 @@ impl Staging {
             route: Route { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: false,
+            writing_locks: 0,
         });
         Ok(())
     }
@@ -392,8 +397,7 @@ impl Staging {
     /// [`DestinationError`].
     pub async fn drop(&self, client: &SqlClient) -> Result<(), DestinationError> {
         for schema in self.moving.values().chain([&self.schema]) {
-            let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", schema.sql());
-            client.statement("dropping staging", &statement).await?;
+            drop_staging_schema(client, schema).await?;
         }
         Ok(())
     }

@@ -12,7 +12,8 @@
 //! Here also: whether a table fits its source (`fit`, and `carry` for its values), what of its constraints an
 //! older destination lacks (`features`), what it needs when the source's has changed
 //! (`shape`, `evolution`), whether its rows may be others than the stream has told (`fingerprint`), the order in which foreign
-//! keys let tables be filled (`order`), and all SQL that is generated (`sql`), for every room that needs some; names get
+//! keys let tables be filled (`order`), whether a server has room for a copy's locks (`locks`), and all SQL that is
+//! generated (`sql`), for every room that needs some; names get
 //! into it as `Ident`s only.
 //!
 //! Invariants: a batch holds whole source transactions (I2), in their order (I1); *applying the plan to a database
@@ -28,6 +29,7 @@ pub mod features;
 pub mod fingerprint;
 pub mod fit;
 pub mod identity;
+pub mod locks;
 mod merge;
 pub mod net;
 pub mod order;

@@ -26,6 +26,7 @@ mod describe;
 mod error;
 mod fingerprints;
 mod flight;
+mod locks;
 mod password_file;
 mod replication;
 mod sequences;
@@ -45,6 +46,7 @@ pub use describe::{
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
+pub use locks::read_lock_table;
 pub use password_file::has_password;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,

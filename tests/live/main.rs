@@ -44,6 +44,7 @@ mod large;
 mod leadership;
 mod links;
 mod lock;
+mod locks;
 mod lost;
 mod logs;
 mod metrics;

@@ -17,6 +17,7 @@ use crate::pipeline::history::stored_history;
 use crate::pipeline::lacking::{lacking, server_version};
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
+use crate::pipeline::snapshot::room::Room;
 use crate::plan::features::{TooNew, too_new};
 use crate::plan::fit::Transfer;
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
@@ -82,6 +83,7 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Ok(Some(report)) => findings.fail(About::Destination, "code", report),
             Err(error) => findings.fault(About::Destination, "code", error),
         }
+        locks((&client, here), (catalog, existing), destination.position.is_some(), findings).await;
         foreign_keys(config, catalog, findings);
         if destination.position.is_some()
             && let Err(fault) = followed(config, catalog, existing, destination, findings).await
@@ -98,6 +100,23 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
     }
     encodings(&client, here, findings).await;
     clocks(&client, here, findings).await;
+}
+
+/// Whether both servers have room for the locks of a copy. Where a stream is live, only `resnapshot` of all tables makes one.
+async fn locks(
+    clients: (&SqlClient, &SqlClient),
+    (catalog, existing): (&SourceCatalog, &Catalog),
+    is_live: bool,
+    findings: &mut Findings,
+) {
+    let Some(room) = findings.take(BOTH, "locks", Room::look(clients, catalog, existing).await) else { return };
+    for (about, lacks) in [(About::Source, room.lacks_at_source), (About::Destination, room.lacks_at_destination)] {
+        match lacks {
+            None => findings.ok(about, "locks", "there is room for those of a copy"),
+            Some(report) if is_live => findings.warn(about, "locks", report),
+            Some(report) => findings.fail(about, "locks", report),
+        }
+    }
 }
 
 /// What a live stream has to say of the tables: which were followed, which are new, which are other tables now.

@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::destination::{DestinationError, Staging};
 use crate::fault::Fault;
 use crate::pg::QualifiedName;
+use crate::plan::locks::{LockTable, relations};
 use crate::plan::schema::TableDefinition;
 use crate::plan::sql::staging as sql;
 use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
@@ -60,14 +61,18 @@ struct Shared {
 /// Opens as many readers as there will be work for, each holding all tables.
 pub(super) async fn open_readers(
     config: &Config,
-    source: &SqlClient,
-    destination: &SqlClient,
+    (source, destination): (&SqlClient, &SqlClient),
     tables: &[&TableDefinition],
+    room: &LockTable,
 ) -> Result<Vec<Reader>, Fault> {
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
     // A few more than there will be, if the tables are partitioned: every leaf is a piece at least.
     let pieces: u64 = tables.iter().map(|table| table.bytes.div_ceil(PIECE_BYTES).max(1)).sum();
-    let workers = workers(config, source, destination, usize::try_from(pieces).unwrap_or(usize::MAX)).await?;
+    let wanted = workers(config, source, destination, usize::try_from(pieces).unwrap_or(usize::MAX)).await?;
+    let workers = room.readers(wanted, tables.iter().map(|table| relations(table)).sum());
+    if workers < wanted {
+        tracing::info!("{workers} of {wanted} readers: the source has no room for the locks of more");
+    }
     let mut readers = Vec::new();
     for _ in 0..workers {
         readers.push(Reader::open(config, &names).await?);

@@ -26,6 +26,7 @@ mod fill;
 mod guard;
 pub(super) mod handover;
 mod readers;
+pub(super) mod room;
 mod turns;
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::readers::{Reader, stand_in_the_way};
+use self::room::Room;
 use super::asked::name_of;
 use super::labels::labels_for_copy;
 use super::prepare::{Addresses, Prepared, connect_replication};
@@ -325,6 +327,7 @@ async fn take_snapshot(
     (slot, kind): (&SlotName, SlotSnapshot),
 ) -> Result<TakenSnapshot, Fault> {
     let Ends { config, addresses, telemetry } = ends;
+    let room = Room::look((source, destination), copied.source, copied.destination).await?.require()?;
     let tables: Vec<_> = copied.source.tables.iter().map(|table| &table.definition).collect();
     let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
     locks.check(&tables).await?;
@@ -342,7 +345,7 @@ async fn take_snapshot(
             counted(tables.len(), "table")
         ),
     );
-    let readers = copy::open_readers(config, source, destination, &tables).await?;
+    let readers = copy::open_readers(config, (source, destination), &tables, &room).await?;
     let mut slot_session = connect_replication(config, "snapshot").await?;
     let created = create_slot(ends, (source, &locks), &mut slot_session, (slot, kind, copied.alone)).await?;
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
