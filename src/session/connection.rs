@@ -41,6 +41,8 @@ const PARAMETERS_MAX: usize = 100;
 const PARAMETER_BYTES_MAX: usize = 4 << 10;
 /// What is read at once. One allocation of this size carries the values of many rows.
 const READ_BYTES: usize = 128 << 10;
+/// The buffer of a frame that is larger is not kept for the next ones.
+const KEPT_BYTES: usize = 1 << 20;
 /// Room for less than this is not worth a system call.
 const READ_BYTES_LEAST: usize = 8 << 10;
 
@@ -154,6 +156,9 @@ impl Connection {
         while let Some(frame) = Frame::take(&mut self.incoming, self.frame_bytes_max).map_err(|length| {
             SessionError::protocol(doing, format!("a message that claims to be {length} bytes long"))
         })? {
+            if frame.body.len() > KEPT_BYTES {
+                self.give_back();
+            }
             match frame.tag {
                 b'N' | b'A' => {}
                 b'S' => self.learn(&frame.body),
@@ -161,6 +166,13 @@ impl Connection {
             }
         }
         Ok(None)
+    }
+
+    /// Replaces the buffer behind a large frame: its memory is then the frame's alone, and is freed with it.
+    fn give_back(&mut self) {
+        let rest = std::mem::take(&mut self.incoming);
+        self.incoming = BytesMut::with_capacity(READ_BYTES.max(rest.len()));
+        self.incoming.extend_from_slice(&rest);
     }
 
     /// A setting that the server reports. An honest one reports two dozen; whatever else comes is nobody's to keep.

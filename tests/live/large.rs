@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Database, Setup};
+use crate::support::{Database, Setup, eventually};
 
 /// Resident memory may not rise above this, whatever the transaction's size.
 const RESIDENT_MAX: u64 = 300 << 20;
@@ -98,6 +98,16 @@ async fn a_row_of_many_megabytes_is_copied_in_little_more_memory_than_its_size()
     let content =
         "SELECT count(*) || ' ' || sum(length(body)) || ' ' || md5(string_agg(md5(body), '' ORDER BY id)) FROM t";
     assert_eq!(database.source_value(content).await, database.destination_value(content).await);
+    // The stream brings it in one message. It is held twice at most: as it came and in the spool, then as read and as sent.
+    database
+        .at_source(&format!("INSERT INTO t SELECT 2000, 1, convert_to(repeat('y', {megabytes} << 20), 'UTF8')"))
+        .await;
+    database.caught_up().await;
+    assert_eq!(database.source_value(content).await, database.destination_value(content).await);
+    let resident = service.resident_max_bytes();
+    println!("through the stream: at most {} MB resident", resident >> 20);
+    assert!(resident < (100 + megabytes * 5 / 2) << 20, "{} MB resident", resident >> 20);
+    eventually("its memory is given back", || async { (service.resident_bytes() < 60 << 20).then_some(()) }).await;
     // Its value is not in the stream when something else of the row changes.
     database.at_source("UPDATE t SET n = -1 WHERE id = 1").await;
     database.caught_up().await;

@@ -84,6 +84,8 @@ pub enum TransactionError {
 
 /// Records of one stream are handed to the spool in chunks of about this size: large enough for a file, small in memory.
 const CHUNK_BYTES: usize = 256 << 10;
+/// A chunk of this size holds one large row, in a buffer that was made for it.
+const LARGE_BYTES: usize = 4 * CHUNK_BYTES;
 
 /// Assembles one replication session's messages into steps and orders.
 #[derive(Debug)]
@@ -471,9 +473,15 @@ impl Assembler {
         if self.records.is_empty() {
             return;
         }
-        // An allocation of just this size: what is kept for long must not weigh more than it says.
-        let records = Bytes::copy_from_slice(&self.records);
-        self.records.clear();
+        // An allocation of just this size: what is kept for long must not weigh more than it says. That of a large row is one
+        // already, and there must not be two of it.
+        let records = if self.records.len() >= LARGE_BYTES {
+            std::mem::take(&mut self.records).freeze()
+        } else {
+            let records = Bytes::copy_from_slice(&self.records);
+            self.records.clear();
+            records
+        };
         if let Some(stream) = self.streams.as_mut().and_then(|streams| streams.get_mut(&xid)) {
             stream.spooled = true;
         }
