@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check deny fmt docs test test-roles test-failover test-matrix demo bench bench-snapshot bench-verify fuzz golden simulate soak stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-roles test-failover test-matrix demo fuzz-schema bench bench-snapshot bench-verify fuzz golden simulate soak stress-settle clean
 .PHONY: setup-tools package deb deploy-check
 
 CARGO ?= cargo
@@ -151,6 +151,11 @@ TAKEOVERS ?= 4
 .PHONY: takeovers
 takeovers: setup ## Kill, freeze, cut off and stop the leader TAKEOVERS (4) times each and tell how long the destination stands still
 	HEADWATER_TAKEOVERS=$(TAKEOVERS) $(CARGO) test --release --quiet --test live -- takeover:: --nocapture
+
+SCHEMA_SECONDS ?= 1800
+
+fuzz-schema: setup ## Random ALTER TABLE and ALTER TYPE among random writes for SCHEMA_SECONDS (1800); HEADWATER_SEED replays an episode
+	SCHEMA_SECONDS=$(SCHEMA_SECONDS) $(CARGO) test --quiet --test live -- schemas:: --nocapture
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

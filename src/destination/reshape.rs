@@ -35,6 +35,13 @@ pub struct Original<'a> {
     pub types: &'a Types,
 }
 
+impl<'a> Original<'a> {
+    /// The columns that the destination has, too: those that come, and those that are computed.
+    fn taken_over(self) -> impl Iterator<Item = &'a ColumnDefinition> {
+        self.table.columns.iter().filter(|column| column.generated.is_some() || self.columns.contains(&column.name))
+    }
+}
+
 /// Brings the destination's table to the source's shape; returns what was done, in sentences. A table that does not exist
 /// is created by the copy.
 ///
@@ -49,12 +56,30 @@ pub async fn reshape(
     let name = original.table.name();
     let Some(table) = here.table(&name) else { return Ok(Vec::new()) };
     let bound = format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
+    // By itself: what an operator may have to run needs the types.
     client.statement_behind("BEGIN", DOING, &bound).await?;
-    let done = inside(client, original, End { table, types: &here.types }).await;
-    let ended = client.batch(DOING, if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
-    let told = done?;
-    ended?;
+    let mut told = ended(client, create_types(client, original).await).await?;
+    client.statement_behind("BEGIN", DOING, &bound).await?;
+    told.extend(ended(client, inside(client, original, End { table, types: &here.types }).await).await?);
     Ok(told.into_iter().map(|told| format!("table {name}: {told}")).collect())
+}
+
+/// Ends a transaction as what was done in it demands.
+async fn ended<T>(client: &SqlClient, done: Result<T, DestinationError>) -> Result<T, DestinationError> {
+    let ended = client.batch(DOING, if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    let done = done?;
+    ended?;
+    Ok(done)
+}
+
+/// Creates the types that the destination lacks; returns what of them was left out.
+async fn create_types(client: &SqlClient, original: Original<'_>) -> Result<Vec<String>, DestinationError> {
+    let allowed = expressions::read(client).await?;
+    let mut created = Created::default();
+    let taken_over: Vec<&ColumnDefinition> = original.taken_over().collect();
+    let resolved = resolve_types(client, original.types, &taken_over, &allowed, &mut created).await?;
+    created.review(client, &allowed).await?;
+    Ok(resolved.left_out)
 }
 
 async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Result<Vec<String>, DestinationError> {
@@ -67,14 +92,14 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     };
     let allowed = expressions::read(client).await?;
     let mut created = Created::default();
-    let published: Vec<&ColumnDefinition> =
-        table.columns.iter().filter(|column| columns.contains(&column.name)).collect();
-    let resolved = resolve_types(client, types, &published, &allowed, &mut created).await?;
+    let taken_over: Vec<&ColumnDefinition> = original.taken_over().collect();
+    let resolved = resolve_types(client, types, &taken_over, &allowed, &mut created).await?;
+    let published = table.columns.iter().filter(|column| columns.contains(&column.name));
     let relation = Relation {
         id,
         name: name.clone(),
         replica_identity: table.replica_identity,
-        columns: published.iter().map(|column| described(column)).collect(),
+        columns: published.map(described).collect(),
     };
     let evolution = {
         let creation = Creation {
@@ -115,7 +140,6 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     }
     created.add_parts(&name, added, Vec::new());
     created.review(client, &allowed).await?;
-    told.extend(resolved.left_out);
     for sequence in &sequences {
         match give(client, sequence).await? {
             None => told.push(sequence.told()),

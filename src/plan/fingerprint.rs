@@ -283,7 +283,17 @@ impl Fingerprint {
         })
     }
 
+    /// Generated columns are not among those that the stream describes, or else they are copied once more than they need to be.
     fn generation_differs(&self, now: &Fingerprint) -> Option<String> {
+        for now in now.columns.iter().filter(|now| !now.generated.is_empty()) {
+            match self.columns.iter().find(|before| before.number == now.number) {
+                None => return Some(format!("generated column {} was added", now.name)),
+                Some(before) if before.name != now.name => {
+                    return Some(format!("generated column {} is now called {}", before.name, now.name));
+                }
+                Some(_) => {}
+            }
+        }
         self.columns.iter().find_map(|before| {
             let now = now.columns.iter().find(|now| now.number == before.number)?;
             (before.generated != now.generated || before.expression != now.expression)

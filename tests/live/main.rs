@@ -63,6 +63,7 @@ mod prometheus;
 mod publications;
 mod reading;
 mod reconnects;
+mod schemas;
 mod security;
 mod sequences;
 mod settings;

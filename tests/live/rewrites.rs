@@ -343,6 +343,36 @@ async fn a_generation_expression_that_is_replaced_is_replaced_here_or_by_the_sta
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn generated_columns_that_are_added_or_renamed_are_here_though_the_stream_describes_none() {
+    let database = Database::new(
+        "generatedalone",
+        &["added", "renamed"],
+        "CREATE TABLE added (id int PRIMARY KEY, v int); INSERT INTO added VALUES (1, 1);
+         CREATE TABLE renamed (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id * 2) STORED); INSERT INTO renamed VALUES (1);",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source(
+            "ALTER TABLE added ADD g int GENERATED ALWAYS AS (v * 2) STORED; INSERT INTO added VALUES (2, 2);
+             ALTER TABLE renamed RENAME g TO h; INSERT INTO renamed VALUES (2);",
+        )
+        .await;
+    becomes_equal(&database, "added").await;
+    service.says("table public.renamed: generated column h was added").await;
+    all_live(&database).await;
+    database.at_source("INSERT INTO added VALUES (3, 3); INSERT INTO renamed VALUES (3)").await;
+    database.caught_up().await;
+    becomes_equal(&database, "added").await;
+    // Under its old name it stays, as a column does that was dropped.
+    let rows = "SELECT string_agg(id || ' ' || g || ' ' || h, ', ' ORDER BY id) FROM renamed";
+    assert_eq!(database.destination_value(rows).await.as_deref(), Some("1 2 2, 2 4 4, 3 6 6"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn attributes_of_a_composite_type_that_are_replaced_are_replaced_here() {
     found(
         "attributes",

@@ -19,6 +19,7 @@
 //! | type or modifier changed with a rewrite | copied: nobody knows by which expression |
 //! | column draws from a sequence of its own (identity, serial) | it gets one as its default |
 //! | attributes of a composite type renamed | the same, when the stream starts again (`plan::attributes`) |
+//! | generated column added or renamed | copied, with the same expression; under its old name it stays, too |
 //! | expression of a generated column replaced | copied, with the same expression |
 //! | NOT NULL set or dropped, unique index created | the same; set and created only if the rows allow it by now |
 
@@ -194,7 +195,7 @@ impl Change<'_> {
                 None => self.add(resolved, Rows::Copy, &mut evolution, &mut misfits)?,
             }
         }
-        self.set_expressions(&mut evolution);
+        self.set_generated(&mut evolution);
         evolution.attempts.clear();
         if !misfits.is_empty() {
             return Err(Obstacle::Misfits(misfits));

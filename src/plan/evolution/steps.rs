@@ -47,7 +47,10 @@ impl Change<'_> {
                     problem: format!(
                         "column {old} is now called {new} at the source, but here another column is called so"
                     ),
-                    remedy: Some(format!("ALTER TABLE {name} RENAME COLUMN {new} TO another_name;")),
+                    remedy: Some(format!(
+                        "ALTER TABLE {name} RENAME COLUMN {new} TO {};",
+                        self.another_name(misfits.len())
+                    )),
                 });
                 continue;
             } else if table.column(new).is_some() {
@@ -223,14 +226,18 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Columns that are computed at the destination get the source's expression of now. A server before 17 cannot change one: then the
-    /// operator makes the column again.
-    pub(super) fn set_expressions(&self, evolution: &mut Evolution) {
+    /// Columns that are computed at the destination are added where they are missing, and get the source's expression of now. A server
+    /// before 17 cannot change one: then the operator makes the column again.
+    pub(super) fn set_generated(&self, evolution: &mut Evolution) {
         let table = &self.known.name;
         let is_sent = |column: &ColumnDefinition| self.relation.columns.iter().any(|sent| sent.name == column.name);
         for column in self.source.table.columns.iter().filter(|column| column.generated.is_some() && !is_sent(column)) {
-            let here = self.destination.table.column(&column.name).filter(|here| here.generated.is_some());
-            let Some(Ok(present)) = here.map(|here| self.creation.generated(here)) else { continue };
+            let Some(here) = self.destination.table.column(&column.name) else {
+                self.add_generated(column, evolution);
+                continue;
+            };
+            let present = here.generated.is_some().then(|| self.creation.generated(here));
+            let Some(Ok(present)) = present else { continue };
             let Some(wanted) = self.creation.generated(column).ok().filter(|wanted| *wanted != present) else {
                 continue;
             };
@@ -244,6 +251,19 @@ impl Change<'_> {
             evolution.statements.push(statement);
             evolution.told.push(format!("generated column {} has another expression", column.name));
         }
+    }
+
+    /// Without its expression it would be a column whose values never come.
+    fn add_generated(&self, column: &ColumnDefinition, evolution: &mut Evolution) {
+        let name = &column.name;
+        if let Err(refusal) = self.creation.generated(column) {
+            evolution.told.push(format!("generated column {name} ({refusal}) was not taken over"));
+            return;
+        }
+        let added = sql::add_column(&self.known.name, column, &(self.creation.type_sql)(column), self.creation);
+        evolution.statements.extend(added.sql);
+        evolution.added.push(name.clone());
+        evolution.told.push(format!("generated column {name} was added"));
     }
 
     /// Whether every value of before is one of the new type, with the same meaning.
@@ -300,7 +320,10 @@ impl Change<'_> {
                 problem: format!(
                     "column {name} was added at the source, and here is another one of that name and another type"
                 ),
-                remedy: Some(format!("ALTER TABLE {table} RENAME COLUMN {name} TO another_name;")),
+                remedy: Some(format!(
+                    "ALTER TABLE {table} RENAME COLUMN {name} TO {};",
+                    self.another_name(misfits.len())
+                )),
             });
             return Ok(());
         }
@@ -319,6 +342,14 @@ impl Change<'_> {
         }
         evolution.told.push(format!("column {name} was added; the one that is here takes its values"));
         Ok(())
+    }
+
+    /// What an operator may call a column of the destination that is in the way, after so many others.
+    fn another_name(&self, others: usize) -> Ident {
+        let numbered = (2..).map(|number| Ident::new(format!("another_name_{number}")));
+        let free = |name: &Ident| self.destination.table.column(name).is_none();
+        let mut names = std::iter::once(Ident::new("another_name")).chain(numbered).filter(free);
+        names.nth(others).expect("a table has not all names")
     }
 
     /// Whether a known column still comes, under another name.

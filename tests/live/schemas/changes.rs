@@ -1,0 +1,306 @@
+//! What can be altered, made up from the catalog. The server refuses what makes no sense, so nothing here is sure to be taken.
+
+use fastrand::Rng;
+
+use super::world::{Column, POOL, Table, World};
+use super::writes::value;
+
+/// Statements that no transaction block takes.
+pub fn stands_alone(sql: &str) -> bool {
+    sql.starts_with("VACUUM") || sql.contains("CONCURRENTLY")
+}
+
+/// A new name; now and then one that must be quoted.
+fn new_name(rng: &mut Rng) -> String {
+    let number = rng.u16(..);
+    if number.is_multiple_of(5) { format!("\"C {number}\"") } else { format!("x{number}") }
+}
+
+/// A change of a random kind: the kind's name and the statement.
+pub fn change(world: &World, rng: &mut Rng) -> Option<(&'static str, String)> {
+    let table = rng.choice(&world.tables)?.clone();
+    match rng.u32(..10) {
+        0..5 => of_columns(world, &table, rng),
+        5..7 => of_table(&table, rng),
+        7..9 => of_types(world, rng),
+        _ => of_leaves(world, rng),
+    }
+}
+
+fn of_columns(world: &World, table: &Table, rng: &mut Rng) -> Option<(&'static str, String)> {
+    let name = &table.name;
+    let others: Vec<&Column> = table.columns.iter().filter(|column| column.name != "id").collect();
+    let column = (*rng.choice(&others)?).clone();
+    let c = &column.name;
+    let new = new_name(rng);
+    let pool = *rng.choice(POOL)?;
+    let alter = |rest: String| format!("ALTER TABLE {name} {rest}");
+    let default = value(world, &canonical(pool), rng);
+    Some(match rng.u32(..30) {
+        0 => ("ADD COLUMN", alter(format!("ADD COLUMN {new} {pool}"))),
+        1 => ("ADD COLUMN DEFAULT", alter(format!("ADD COLUMN {new} {pool} DEFAULT {default}"))),
+        2 => ("ADD COLUMN NOT NULL DEFAULT", alter(format!("ADD COLUMN {new} int NOT NULL DEFAULT 7"))),
+        3 => ("ADD COLUMN volatile DEFAULT", alter(format!("ADD COLUMN {new} float8 DEFAULT random()"))),
+        4 => (
+            "ADD COLUMN GENERATED STORED",
+            alter(format!("ADD COLUMN {new} int GENERATED ALWAYS AS (id * {}) STORED", rng.u8(..))),
+        ),
+        5 => (
+            "ADD COLUMN GENERATED VIRTUAL",
+            alter(format!("ADD COLUMN {new} int GENERATED ALWAYS AS (id + 1) VIRTUAL")),
+        ),
+        6 => (
+            "ADD COLUMN IDENTITY",
+            alter(format!("ADD COLUMN {new} int GENERATED {} AS IDENTITY", rng.choice(["ALWAYS", "BY DEFAULT"])?)),
+        ),
+        7 => ("ADD COLUMN serial", alter(format!("ADD COLUMN {new} serial"))),
+        8 => ("ADD COLUMN COLLATE", alter(format!("ADD COLUMN {new} text COLLATE \"C\" DEFAULT 'é'"))),
+        9 => ("DROP COLUMN", alter(format!("DROP COLUMN {c} CASCADE"))),
+        10 => (
+            "DROP and ADD COLUMN of one name",
+            alter(format!("DROP COLUMN {c} CASCADE, ADD COLUMN {c} {pool} DEFAULT {default}")),
+        ),
+        11 | 12 => ("RENAME COLUMN", alter(format!("RENAME COLUMN {c} TO {new}"))),
+        13 => {
+            let other = rng.choice(&others)?.name.clone();
+            let sql = format!(
+                "ALTER TABLE {name} RENAME COLUMN {c} TO between; ALTER TABLE {name} RENAME COLUMN {other} TO {c};
+                 ALTER TABLE {name} RENAME COLUMN between TO {other}"
+            );
+            ("RENAME COLUMN, names change hands", sql)
+        }
+        14 | 15 => ("ALTER COLUMN TYPE", alter(format!("ALTER COLUMN {c} TYPE {pool}"))),
+        16 => (
+            "ALTER COLUMN TYPE by text",
+            alter(format!("ALTER COLUMN {c} DROP DEFAULT, ALTER COLUMN {c} TYPE {pool} USING {c}::text::{pool}")),
+        ),
+        17 => (
+            "ALTER COLUMN TYPE USING a value",
+            alter(format!("ALTER COLUMN {c} DROP DEFAULT, ALTER COLUMN {c} TYPE {pool} USING {default}")),
+        ),
+        18 => (
+            "ALTER COLUMN TYPE USING an expression",
+            alter(format!("ALTER COLUMN {c} TYPE {0} USING (CASE WHEN id % 2 = 0 THEN {c} END)", column.type_name)),
+        ),
+        19 => ("SET DEFAULT", alter(format!("ALTER COLUMN {c} SET DEFAULT {}", value(world, &column.type_name, rng)))),
+        20 => ("DROP DEFAULT", alter(format!("ALTER COLUMN {c} DROP DEFAULT"))),
+        21 => ("SET NOT NULL", alter(format!("ALTER COLUMN {c} SET NOT NULL"))),
+        22 => ("DROP NOT NULL", alter(format!("ALTER COLUMN {c} DROP NOT NULL"))),
+        23 => {
+            let generated = table.columns.iter().find(|column| column.is_generated)?;
+            ("DROP EXPRESSION", alter(format!("ALTER COLUMN {} DROP EXPRESSION", generated.name)))
+        }
+        24 => {
+            let generated = table.columns.iter().find(|column| column.is_generated)?;
+            (
+                "SET EXPRESSION",
+                alter(format!("ALTER COLUMN {} SET EXPRESSION AS (id * {})", generated.name, rng.u8(..))),
+            )
+        }
+        25 => (
+            "ADD IDENTITY",
+            format!(
+                "ALTER TABLE {name} ALTER COLUMN {c} SET NOT NULL; ALTER TABLE {name} ALTER COLUMN {c} ADD GENERATED BY DEFAULT AS IDENTITY"
+            ),
+        ),
+        26 => {
+            let identity = table.columns.iter().find(|column| column.is_identity)?;
+            let rest =
+                rng.choice(["DROP IDENTITY", "SET GENERATED ALWAYS", "SET GENERATED BY DEFAULT", "RESTART WITH 500"])?;
+            ("ALTER IDENTITY", alter(format!("ALTER COLUMN {} {rest}", identity.name)))
+        }
+        27 => ("SET STATISTICS", alter(format!("ALTER COLUMN {c} SET STATISTICS 5"))),
+        28 => (
+            "SET STORAGE",
+            alter(format!("ALTER COLUMN {c} SET STORAGE {}", rng.choice(["PLAIN", "EXTERNAL", "MAIN"])?)),
+        ),
+        _ => ("SET COMPRESSION", alter(format!("ALTER COLUMN {c} SET COMPRESSION pglz"))),
+    })
+}
+
+/// A type's name as `format_type` writes it.
+fn canonical(type_name: &str) -> String {
+    match type_name {
+        "int" => "integer".to_owned(),
+        "int[]" => "integer[]".to_owned(),
+        "bool" => "boolean".to_owned(),
+        "float8" => "double precision".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn of_table(table: &Table, rng: &mut Rng) -> Option<(&'static str, String)> {
+    let name = &table.name;
+    let alter = |rest: String| format!("ALTER TABLE {name} {rest}");
+    let column = &rng.choice(&table.columns)?.name;
+    let constraint = rng.choice(&table.constraints);
+    let index = rng.choice(&table.indexes);
+    Some(match rng.u32(..26) {
+        0 => ("ADD CHECK", alter("ADD CHECK (id > -1)".to_owned())),
+        1 => ("ADD CHECK NOT VALID", alter("ADD CHECK (id % 7 <> 3) NOT VALID".to_owned())),
+        2 => ("VALIDATE CONSTRAINT", alter(format!("VALIDATE CONSTRAINT {}", constraint?))),
+        3 => ("DROP CONSTRAINT", alter(format!("DROP CONSTRAINT {} CASCADE", constraint?))),
+        4 => ("ADD UNIQUE", alter(format!("ADD UNIQUE (id, {column})"))),
+        5 => ("CREATE UNIQUE INDEX", format!("CREATE UNIQUE INDEX ON {name} ({column}, id)")),
+        6 => ("DROP INDEX", format!("DROP INDEX {} CASCADE", index?)),
+        7 => ("ADD FOREIGN KEY", alter("ADD FOREIGN KEY (id) REFERENCES other (id) NOT VALID".to_owned())),
+        8 => (
+            "DROP and ADD PRIMARY KEY",
+            alter(format!("DROP CONSTRAINT {name}_pkey CASCADE, ADD CONSTRAINT {name}_pkey PRIMARY KEY (id)")),
+        ),
+        9 => ("REPLICA IDENTITY FULL", alter("REPLICA IDENTITY FULL".to_owned())),
+        10 => ("REPLICA IDENTITY DEFAULT", alter("REPLICA IDENTITY DEFAULT".to_owned())),
+        11 => (
+            "REPLICA IDENTITY USING INDEX",
+            format!(
+                "CREATE UNIQUE INDEX {name}_identity ON {name} (id); ALTER TABLE {name} REPLICA IDENTITY USING INDEX {name}_identity"
+            ),
+        ),
+        12 => (
+            "REPLICA IDENTITY NOTHING",
+            format!("ALTER TABLE {name} REPLICA IDENTITY NOTHING; ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+        ),
+        13 => ("VACUUM FULL", format!("VACUUM FULL {name}")),
+        14 => ("CLUSTER", format!("CLUSTER {name} USING {name}_pkey")),
+        15 => ("SET UNLOGGED and LOGGED", format!("ALTER TABLE {name} SET UNLOGGED; ALTER TABLE {name} SET LOGGED")),
+        16 => ("SET (storage parameters)", alter(format!("SET (fillfactor = {})", rng.u32(50..100)))),
+        17 => ("RENAME TO and back", format!("ALTER TABLE {name} RENAME TO away; ALTER TABLE away RENAME TO {name}")),
+        18 => (
+            "SET SCHEMA and back",
+            format!("ALTER TABLE {name} SET SCHEMA elsewhere; ALTER TABLE elsewhere.{name} SET SCHEMA public"),
+        ),
+        19 => {
+            let copy = format!("copy{}", rng.u16(..));
+            let sql = format!(
+                "CREATE TABLE {copy} (LIKE {name} INCLUDING ALL); INSERT INTO {copy} (id) SELECT 7000 + i FROM generate_series(1, 9) i;
+                 ALTER TABLE {name} RENAME TO old_{copy}; ALTER TABLE {copy} RENAME TO {name}"
+            );
+            ("two tables swap their names", sql)
+        }
+        20 => (
+            "DROP and CREATE TABLE",
+            format!(
+                "CREATE TABLE kept (LIKE {name} INCLUDING ALL); DROP TABLE {name} CASCADE; ALTER TABLE kept RENAME TO {name}"
+            ),
+        ),
+        21 => (
+            "CREATE TRIGGER",
+            format!(
+                "CREATE TRIGGER t{} BEFORE UPDATE ON {name} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+                rng.u16(..)
+            ),
+        ),
+        22 => ("COMMENT", format!("COMMENT ON COLUMN {name}.{column} IS 'one'")),
+        23 => ("CREATE STATISTICS", format!("CREATE STATISTICS ON id, {column} FROM {name}")),
+        24 => {
+            ("ENABLE ROW LEVEL SECURITY", alter(format!("{} ROW LEVEL SECURITY", rng.choice(["ENABLE", "DISABLE"])?)))
+        }
+        _ => ("GRANT", format!("GRANT SELECT ON {name} TO PUBLIC")),
+    })
+}
+
+fn of_types(world: &World, rng: &mut Rng) -> Option<(&'static str, String)> {
+    let new = new_name(rng);
+    let label = rng.choice(&world.labels).map(|label| format!("'{}'", label.replace('\'', "''")));
+    let attribute = rng.choice(&world.attributes);
+    let check = rng.choice(&world.domain_checks);
+    let number = rng.u16(..);
+    Some(match rng.u32(..18) {
+        0 => ("ADD VALUE", format!("ALTER TYPE mood ADD VALUE 'l{number}'")),
+        1 => ("ADD VALUE BEFORE", format!("ALTER TYPE mood ADD VALUE 'it''s {number}' BEFORE {}", label?)),
+        2 => ("RENAME VALUE", format!("ALTER TYPE mood RENAME VALUE {} TO 'r{number}'", label?)),
+        3 => {
+            ("type RENAME TO and back", "ALTER TYPE mood RENAME TO humour; ALTER TYPE humour RENAME TO mood".to_owned())
+        }
+        4 => ("ADD ATTRIBUTE", format!("ALTER TYPE pair ADD ATTRIBUTE {new} int")),
+        5 => ("DROP ATTRIBUTE", format!("ALTER TYPE pair DROP ATTRIBUTE {}", attribute?)),
+        6 => (
+            "DROP and ADD ATTRIBUTE",
+            format!("ALTER TYPE pair DROP ATTRIBUTE {0}, ADD ATTRIBUTE {0} text", attribute?),
+        ),
+        7 | 8 => ("RENAME ATTRIBUTE", format!("ALTER TYPE pair RENAME ATTRIBUTE {} TO {new}", attribute?)),
+        9 => {
+            let other = rng.choice(&world.attributes)?;
+            let attribute = attribute?;
+            let sql = format!(
+                "ALTER TYPE pair RENAME ATTRIBUTE {attribute} TO between; ALTER TYPE pair RENAME ATTRIBUTE {other} TO {attribute};
+                 ALTER TYPE pair RENAME ATTRIBUTE between TO {other}"
+            );
+            ("RENAME ATTRIBUTE, names change hands", sql)
+        }
+        10 => {
+            ("domain ADD CHECK", format!("ALTER DOMAIN money2 ADD CHECK (VALUE < {})", 1_000_000 + u32::from(number)))
+        }
+        11 => ("domain ADD CHECK NOT VALID", "ALTER DOMAIN money2 ADD CHECK (VALUE <> 13) NOT VALID".to_owned()),
+        12 => ("domain DROP CONSTRAINT", format!("ALTER DOMAIN money2 DROP CONSTRAINT {}", check?)),
+        13 => ("domain VALIDATE CONSTRAINT", format!("ALTER DOMAIN money2 VALIDATE CONSTRAINT {}", check?)),
+        14 => ("domain SET DEFAULT", format!("ALTER DOMAIN money2 SET DEFAULT {number}")),
+        15 => ("domain SET NOT NULL", format!("ALTER DOMAIN word {} NOT NULL", rng.choice(["SET", "DROP"])?)),
+        16 => (
+            "domain RENAME TO and back",
+            "ALTER DOMAIN word RENAME TO words; ALTER DOMAIN words RENAME TO word".to_owned(),
+        ),
+        _ => {
+            // As one does who wants a label removed.
+            let labels: Vec<String> =
+                world.labels.iter().map(|label| format!("'{}'", label.replace('\'', "''"))).collect();
+            let columns = world.tables.iter().flat_map(|table| {
+                let of = table.columns.iter().filter(|column| column.type_name == "mood");
+                of.map(|column| {
+                    format!("ALTER TABLE {0} ALTER COLUMN {1} DROP DEFAULT, ALTER COLUMN {1} TYPE mood USING {1}::text::mood", table.name, column.name)
+                })
+            });
+            let columns: Vec<String> = columns.collect();
+            let sql = format!(
+                "ALTER TYPE mood RENAME TO mood_old; CREATE TYPE mood AS ENUM ({}, 'n{number}'); {}; DROP TYPE mood_old",
+                labels.join(", "),
+                columns.join("; ")
+            );
+            ("an enum replaced by another", sql.replace("; ;", ";"))
+        }
+    })
+}
+
+fn of_leaves(world: &World, rng: &mut Rng) -> Option<(&'static str, String)> {
+    let tree = world.tables.iter().find(|table| table.name == "tree")?;
+    let leaf = rng.choice(&tree.leaves)?;
+    let number = rng.u32(2..2000) * 1000;
+    let bounds = format!("FOR VALUES FROM ({number}) TO ({})", number + 1000);
+    Some(match rng.u32(..12) {
+        0 => ("CREATE TABLE PARTITION OF", format!("CREATE TABLE tree_{number} PARTITION OF tree {bounds}")),
+        1 => ("DROP TABLE of a leaf", format!("DROP TABLE {leaf}")),
+        2 | 3 => ("DETACH PARTITION", format!("ALTER TABLE tree DETACH PARTITION {leaf}")),
+        4 => {
+            let loose = rng.choice(&world.loose)?;
+            (
+                "ATTACH PARTITION with rows",
+                format!(
+                    "DELETE FROM {loose} WHERE id NOT BETWEEN {number} AND {number} + 9; ALTER TABLE tree ATTACH PARTITION {loose} {bounds}"
+                ),
+            )
+        }
+        5 => (
+            "ATTACH PARTITION, empty",
+            format!(
+                "CREATE TABLE tree_{number} (LIKE tree INCLUDING ALL); ALTER TABLE tree ATTACH PARTITION tree_{number} {bounds}"
+            ),
+        ),
+        6 => ("TRUNCATE of a leaf", format!("TRUNCATE {leaf}")),
+        7 => (
+            "leaf SET UNLOGGED and LOGGED",
+            format!(
+                "ALTER TABLE {leaf} SET UNLOGGED; INSERT INTO {leaf} (id) \
+                 SELECT 90 + i FROM generate_series(1, 3) i ON CONFLICT DO NOTHING; ALTER TABLE {leaf} SET LOGGED"
+            ),
+        ),
+        8 => ("leaf RENAME TO", format!("ALTER TABLE {leaf} RENAME TO tree_n{number}")),
+        9 => ("leaf VACUUM FULL", format!("VACUUM FULL {leaf}")),
+        10 => ("leaf REPLICA IDENTITY FULL", format!("ALTER TABLE {leaf} REPLICA IDENTITY FULL")),
+        _ => (
+            "DETACH and ATTACH of a leaf",
+            format!(
+                "ALTER TABLE tree DETACH PARTITION {leaf}; TRUNCATE {leaf}; ALTER TABLE tree ATTACH PARTITION {leaf} {bounds}"
+            ),
+        ),
+    })
+}
