@@ -182,7 +182,7 @@ SELECT pg_catalog.jsonb_build_object(
         WHERE k.conrelid = c.oid AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND k.conparentid = 0), '[]'),
     'referenced_by', COALESCE((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'name', k.conname, 'schema', rn.nspname, 'table', rc.relname,
+            'name', k.conname, 'schema', rn.nspname, 'table', rc.relname, 'index', NULLIF(k.conindid, 0)::pg_catalog.int8,
             'on_delete', k.confdeltype, 'on_update', k.confupdtype) ORDER BY rn.nspname, rc.relname, k.conname)
         FROM pg_catalog.pg_constraint k
         JOIN pg_catalog.pg_class rc ON rc.oid = k.conrelid

@@ -216,6 +216,7 @@ impl Winning {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::difference::Violated;
     use crate::session::SqlState;
 
     fn conflicts(on_conflict: OnConflict) -> Conflicts {
@@ -234,6 +235,8 @@ mod tests {
             commit_lsn: Lsn::new(7),
             end_lsn: None,
             will_win: false,
+            violated: Violated::default(),
+            difference: None,
             user: None,
             change: None,
         }

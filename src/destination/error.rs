@@ -5,6 +5,7 @@
 use std::fmt;
 
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::plan::difference::{Difference, Violated};
 use crate::plan::target::BindError;
 use crate::session::{SessionError, SqlState};
 use crate::transaction::Change;
@@ -95,6 +96,10 @@ pub struct Conflict {
     pub end_lsn: Option<Lsn>,
     /// The next attempt lets its rows win.
     pub will_win: bool,
+    /// What the server has named.
+    pub violated: Violated,
+    /// How the ends differ in it, where the source does not have the constraint as it is here.
+    pub difference: Option<Difference>,
     /// The role that writes.
     pub user: Option<Ident>,
     /// The change that failed, where the statement tells it.
@@ -162,6 +167,9 @@ pub enum DestinationError {
     /// A change that the destination's rows do not allow.
     #[error("{0}")]
     Conflict(Box<Conflict>),
+    /// A row that is copied violates a constraint that the source does not have, or has otherwise.
+    #[error("{0}")]
+    Constraint(ErrorReport),
     /// A row has an enum's label that was added at the source and is not here yet.
     #[error("an enum has got a label at the source: it is added, and the stream started again")]
     LabelMissing,

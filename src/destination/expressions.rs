@@ -17,7 +17,7 @@ const DOING: &str = "reading what expressions may use";
 ///
 /// # Errors
 /// [`DestinationError`].
-pub(super) async fn read(client: &SqlClient) -> Result<Expressions, DestinationError> {
+pub async fn read(client: &SqlClient) -> Result<Expressions, DestinationError> {
     let names: Vec<&str> = FUNCTIONS.keys().copied().collect();
     let row = client.query_one(DOING, CATALOG, &[&names]).await?;
     parse(row.get(0))

@@ -68,6 +68,7 @@ pub use dead_letter::{
     DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,
 };
 pub use error::{Conflict, ConflictKind, DestinationError, FailedChange};
+pub use expressions::read as expressions_here;
 pub use fences::{
     FenceAnswer, FenceKind, HeldDestination, MadeFence, RepairOutcome, answer_failed, answer_made, answer_repaired,
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,

@@ -10,15 +10,22 @@ use crate::pg::{ErrorReport, Lsn};
 /// The report of a conflict.
 pub(super) fn report(conflict: &Conflict) -> ErrorReport {
     let report = ErrorReport::new(conflict.to_string());
-    let report = match &conflict.constraint {
-        Some(constraint) => report.detail(format!("Constraint or column: {constraint}.")),
-        None => report,
-    };
-    let mut ways = vec![mend(conflict)];
+    let named = conflict.constraint.as_ref().map(|constraint| format!("Constraint or column: {constraint}."));
+    let why = conflict.difference.as_ref().map(|difference| format!("{}.", difference.why));
+    let detail: Vec<String> = named.into_iter().chain(why).collect();
+    let report = if detail.is_empty() { report } else { report.detail(detail.join(" ")) };
+    let mut ways = vec![match &conflict.difference {
+        // The row is as the source has it: nothing is to be done to rows.
+        Some(difference) => {
+            format!("Run at the destination:\n{}\nheadwater then goes on by itself.", difference.shown())
+        }
+        None => mend(conflict),
+    }];
     if conflict.change.is_some() {
         ways.push("See the key's values and the rows at both ends: headwater conflict show".to_owned());
     }
-    if matches!(conflict.kind, ConflictKind::UniqueViolation | ConflictKind::MissingRow) {
+    let of_rows = matches!(conflict.kind, ConflictKind::UniqueViolation | ConflictKind::MissingRow);
+    if of_rows && conflict.difference.is_none() {
         ways.push("Or set on_conflict = \"source-wins\".".to_owned());
     }
     if conflict.commit_lsn == Lsn::INVALID {
@@ -85,6 +92,7 @@ fn without_columns(named: &str) -> &str {
 mod tests {
     use super::*;
     use crate::pg::{Ident, QualifiedName};
+    use crate::plan::difference::Violated;
     use crate::session::SqlState;
 
     fn shown(kind: ConflictKind, end_lsn: Option<Lsn>) -> String {
@@ -99,6 +107,8 @@ mod tests {
             commit_lsn: Lsn::new(0x10),
             end_lsn,
             will_win: false,
+            violated: Violated::default(),
+            difference: None,
             user: Some(Ident::new("Writer")),
             change: None,
         })

@@ -132,6 +132,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
         Fault::Destination(error) => match error {
             DestinationError::Session(error) => session(error, "destination_lost", &operator),
             DestinationError::Refused(_) => operator("destination_refused"),
+            DestinationError::Constraint(_) => Decision::Halt("constraint"),
             // Another instance leads: stand by behind its lock.
             DestinationError::PositionMoved { .. } => Decision::Retry("position_moved"),
             // The source's rows win in the next attempt, which gets the transaction anew.
@@ -182,7 +183,9 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Refused(report)
         | Fault::Halted(report)
         | Fault::Source(SourceError::Refused(report) | SourceError::Gap(report))
-        | Fault::Destination(DestinationError::Refused(report)) => report.clone(),
+        | Fault::Destination(DestinationError::Refused(report) | DestinationError::Constraint(report)) => {
+            report.clone()
+        }
         Fault::Source(SourceError::LostHistory(lost)) => lost.report.clone(),
         Fault::Destination(DestinationError::LacksMost { tables }) => ErrorReport::new(
             "the new copy lacks most of the rows that the destination has, and nobody has asked for it",

@@ -24,6 +24,7 @@ use super::sequences::Sequences;
 use super::set_aside::set_aside;
 use super::verify::NO_FENCE_HINT;
 use super::verify::service::FenceService;
+use super::violated::explained;
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
@@ -198,6 +199,14 @@ impl Attempt {
         let forgetting = async { Bookkeeping::connect(&self.addresses.destination).await?.forget_invocations().await };
         if let Ok(Err(error)) = tokio::time::timeout(END_MAX, forgetting).await {
             tracing::debug!("an earlier --resnapshot could not be forgotten: {error}");
+        }
+    }
+
+    /// A fault about a constraint, with how the source has it.
+    pub(super) async fn explained(&self, fault: Fault) -> Fault {
+        match self.is_stopping() {
+            true => fault,
+            false => explained(&self.config, &self.addresses, fault).await,
         }
     }
 

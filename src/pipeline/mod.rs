@@ -47,6 +47,7 @@ mod snapshot;
 mod streaming;
 mod teardown;
 mod verify;
+mod violated;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -101,7 +102,7 @@ pub async fn run(
                 return Ok(());
             }
             Ok(Lived::ToBeSetUpAnew) => continue,
-            Err(fault) => fault,
+            Err(fault) => attempt.explained(fault).await,
         };
         if attempt.is_stopping() {
             // What broke while stopping was going to end anyway.

@@ -447,6 +447,7 @@ mod tests {
             name: Ident::new("fk"),
             schema: Ident::new("public"),
             table: Ident::new("child"),
+            index: None,
             on_delete: ForeignKeyAction::Cascade,
             on_update: ForeignKeyAction::NoAction,
         });

@@ -9,12 +9,11 @@
 //!                 schema, target, reaction: the destination's catalog as data
 //! ```
 //!
-//! Here also: whether a table fits its source (`fit`, and `carry` for its values), what of its constraints an
-//! older destination lacks (`features`), what it needs when the source's has changed
-//! (`shape`, `evolution`), whether its rows may be others than the stream has told (`fingerprint`), the order in which foreign
-//! keys let tables be filled (`order`), whether a server has room for a copy's locks (`locks`), and all SQL that is
-//! generated (`sql`), for every room that needs some; names get
-//! into it as `Ident`s only.
+//! Here also: whether a table fits its source (`fit`, and `carry` for its values), what of its constraints an older
+//! destination lacks (`features`), whether one that refused a row is the source's (`difference`), what it needs when the
+//! source's has changed (`shape`, `evolution`), whether its rows may be others than the stream has told (`fingerprint`),
+//! the order in which foreign keys let tables be filled (`order`), whether a server has room for a copy's locks (`locks`),
+//! and all SQL that is generated (`sql`), for every room that needs some; names get into it as `Ident`s only.
 //!
 //! Invariants: a batch holds whole source transactions (I2), in their order (I1); *applying the plan to a database
 //! equals applying the changes one by one*.
@@ -23,6 +22,7 @@ pub mod attributes;
 mod batch;
 mod carry;
 pub mod conflict;
+pub mod difference;
 pub mod evolution;
 pub mod expression;
 pub mod features;

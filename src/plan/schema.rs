@@ -346,6 +346,8 @@ pub struct IncomingForeignKey {
     pub schema: Ident,
     /// The referencing table.
     pub table: Ident,
+    /// The index of the key that it stands on.
+    pub index: Option<u32>,
     /// ON DELETE
     pub on_delete: ForeignKeyAction,
     /// ON UPDATE

@@ -9,7 +9,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::pg::printable;
+use crate::pg::{Ident, QualifiedName, printable};
+use crate::plan::difference::Violated;
 
 /// A five-character SQLSTATE.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +78,18 @@ pub struct ServerError {
     pub column: Option<String>,
     /// The constraint concerned.
     pub constraint: Option<String>,
+}
+
+impl ServerError {
+    /// What the server has named of a constraint that refused a row; of a domain its schema alone, with an empty table.
+    pub fn violated(&self) -> Violated {
+        let schema = self.schema.as_deref().map(|schema| (schema, self.table.as_deref().unwrap_or_default()));
+        Violated {
+            table: schema.map(|(schema, table)| QualifiedName::new(schema, table)),
+            constraint: self.constraint.as_deref().map(Ident::new),
+            column: self.column.as_deref().map(Ident::new),
+        }
+    }
 }
 
 /// An error's fields as a server sends them, before what may quote a row is left out.

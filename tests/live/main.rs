@@ -23,6 +23,7 @@ mod crash;
 mod cutover;
 mod docs;
 mod ddl;
+mod differences;
 mod disk;
 mod errors;
 mod evolving;

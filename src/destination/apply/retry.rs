@@ -173,8 +173,9 @@ impl Applier {
             | ConflictKind::ExclusionViolation
             | ConflictKind::DataException
             | ConflictKind::PermissionDenied
-            | ConflictKind::Other => error.message,
+            | ConflictKind::Other => error.message.clone(),
         };
+        let violated = error.violated();
         let here = table.as_ref().and_then(|table| self.catalog.table(table));
         Conflict {
             kind,
@@ -190,6 +191,8 @@ impl Applier {
             commit_lsn,
             end_lsn,
             will_win: false,
+            violated,
+            difference: None,
             user: self.writer.user().cloned(),
             change: change.map(FailedChange::of),
         }

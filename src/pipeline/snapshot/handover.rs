@@ -53,6 +53,7 @@ use crate::pipeline::attributes::follow_attributes;
 use crate::pipeline::control::{Control, Held};
 use crate::pipeline::prepare::check_fit;
 use crate::pipeline::set_aside::aside;
+use crate::pipeline::violated::explained;
 use crate::session::{SessionError, SqlClient};
 use crate::source::{SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::telemetry::failpoint;
@@ -103,6 +104,7 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
             Ok(Some(again)) => return again,
             Ok(None) => bookkeeping = Some(client),
             Err(fault) => {
+                let fault = explained(ends.config, ends.addresses, fault).await;
                 let failure = settle_failure(ends, &client, &requests, (&scope, &fault)).await;
                 turns.failed(&requests, failure, (began.elapsed(), fastrand::f64()));
                 // Staging of this attempt is nobody's. The next attempt sweeps too.

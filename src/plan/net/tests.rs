@@ -64,6 +64,7 @@ pub(super) fn refer(
 
 pub(super) fn incoming(child: &TableDefinition, action: ForeignKeyAction) -> IncomingForeignKey {
     IncomingForeignKey {
+        index: None,
         name: Ident::new("fk"),
         schema: child.schema.clone(),
         table: child.table.clone(),

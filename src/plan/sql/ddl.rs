@@ -212,7 +212,11 @@ impl Creation<'_> {
     }
 
     /// A check as the source has it, but for NOT VALID; `None` where it is none, or is not taken over.
-    fn check_constraint(&self, constraint: &ConstraintDefinition, left_out: &mut Vec<String>) -> Option<String> {
+    pub(in crate::plan) fn check_constraint(
+        &self,
+        constraint: &ConstraintDefinition,
+        left_out: &mut Vec<String>,
+    ) -> Option<String> {
         let text = constraint.expression.as_ref()?;
         // What is not enforced there must not refuse a row here.
         if feature_of(constraint).is_some_and(|feature| !feature.is_known_to(self.expressions.version())) {
@@ -412,7 +416,7 @@ impl Creation<'_> {
 }
 
 /// Whether older rows may violate a check that is enforced.
-fn is_for_new_rows_only(constraint: &ConstraintDefinition) -> bool {
+pub(in crate::plan) fn is_for_new_rows_only(constraint: &ConstraintDefinition) -> bool {
     constraint.kind == ConstraintKind::Check && constraint.enforced && !constraint.validated
 }
 

@@ -1,0 +1,241 @@
+//! A constraint of the destination that refuses a row is first compared with the source's: what the source no longer has, or has otherwise,
+//! is dropped or replaced by what is printed, and no row is ever called to be in the way of it.
+
+use crate::support::roles::Roles;
+use crate::support::{Database, Service, Setup, destination, source};
+
+const TABLES: &[&str] = &["parent", "t"];
+
+const SCHEMA: &str = "
+    CREATE DOMAIN d AS text CONSTRAINT short CHECK (length(VALUE) < 5) CONSTRAINT clean CHECK (VALUE <> 'x');
+    CREATE DOMAIN filled AS int NOT NULL;
+    CREATE TABLE parent (id int PRIMARY KEY);
+    CREATE TABLE t (id int PRIMARY KEY, tenant int NOT NULL, u int CONSTRAINT \"U key\" UNIQUE, v d, w int, f filled DEFAULT 1,
+        parent int CONSTRAINT \"To parent\" REFERENCES parent,
+        CONSTRAINT \"Positive w\" CHECK (w > 0));
+    CREATE UNIQUE INDEX partly ON t (w);
+    INSERT INTO parent VALUES (1);
+    INSERT INTO t SELECT i, i, i, 'v', i, i, 1 FROM generate_series(1, 3) i";
+
+struct Case {
+    name: &'static str,
+    /// What the source is changed to, and the row that the destination then refuses.
+    at_source: &'static str,
+    why: &'static str,
+    /// The first statement that is printed.
+    first: &'static str,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "unique dropped",
+        at_source: "ALTER TABLE t DROP CONSTRAINT \"U key\"; INSERT INTO t VALUES (4, 4, 1, 'v', 4)",
+        why: "The source does not have unique index \"U key\" over these columns.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT \"U key\";",
+    },
+    Case {
+        name: "unique partial",
+        at_source: "DROP INDEX partly; CREATE UNIQUE INDEX partly ON t (w) WHERE id < 3; INSERT INTO t VALUES (4, 4, 4, 'v', 3)",
+        why: "The source has unique index partly otherwise.",
+        first: "DROP INDEX public.partly;",
+    },
+    Case {
+        name: "key widened",
+        at_source: "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (tenant, id); INSERT INTO t VALUES (1, 2, 4, 'v', 4)",
+        why: "The source has primary key t_pkey otherwise.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT t_pkey;",
+    },
+    Case {
+        name: "key dropped",
+        at_source: "ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ALTER id DROP NOT NULL; ALTER TABLE t REPLICA IDENTITY FULL;
+                    INSERT INTO t VALUES (NULL, 2, 4, 'v', 4)",
+        why: "The source allows NULL in column id.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT t_pkey;",
+    },
+    Case {
+        name: "check dropped",
+        at_source: "ALTER TABLE t DROP CONSTRAINT \"Positive w\"; INSERT INTO t VALUES (4, 4, 4, 'v', -4)",
+        why: "The source does not have check constraint \"Positive w\".",
+        first: "ALTER TABLE public.t DROP CONSTRAINT \"Positive w\";",
+    },
+    Case {
+        name: "check replaced",
+        at_source: "ALTER TABLE t DROP CONSTRAINT \"Positive w\", ADD CONSTRAINT \"Positive w\" CHECK (w > -10 AND w <> 7);
+                    INSERT INTO t VALUES (4, 4, 4, 'v', -4)",
+        why: "The source has check constraint \"Positive w\" with another expression.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT \"Positive w\";",
+    },
+    Case {
+        name: "domain check dropped",
+        at_source: "ALTER DOMAIN d DROP CONSTRAINT short; INSERT INTO t VALUES (4, 4, 4, 'longer', 4)",
+        why: "The source does not have check constraint short of domain public.d.",
+        first: "ALTER DOMAIN public.d DROP CONSTRAINT short;",
+    },
+    Case {
+        name: "domain check replaced",
+        at_source: "ALTER DOMAIN d DROP CONSTRAINT short; ALTER DOMAIN d ADD CONSTRAINT short CHECK (length(VALUE) < 50);
+                    INSERT INTO t VALUES (4, 4, 4, 'longer', 4)",
+        why: "The source has check constraint short of domain public.d with another expression.",
+        first: "ALTER DOMAIN public.d DROP CONSTRAINT short;",
+    },
+    Case {
+        name: "domain null",
+        at_source: "ALTER DOMAIN filled DROP NOT NULL; INSERT INTO t VALUES (4, 4, 4, 'v', 4, NULL)",
+        why: "The source allows NULL in domain public.filled.",
+        first: "ALTER DOMAIN public.filled DROP NOT NULL;",
+    },
+];
+
+/// The SQL that was printed last with this reason.
+fn printed(log: &str, why: &str) -> String {
+    let (_, told) = log.rsplit_once(why).unwrap_or_else(|| panic!("{why} is not in\n{log}"));
+    let (_, sql) = told.split_once("Run at the destination:\n").unwrap_or_else(|| panic!("no SQL in\n{told}"));
+    let lines =
+        sql.lines().take_while(|line| line.starts_with(' ') && !line.contains("headwater then goes on by itself"));
+    lines.map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+/// Waits for the difference, runs what is printed, and compares.
+async fn is_told_and_ended(service: &Service, database: &Database, case: &Case) {
+    service.says(case.why).await;
+    let told = printed(&service.log(), case.why);
+    println!("{}: {told}", case.name);
+    assert!(told.starts_with(case.first), "{}: {told}", case.name);
+    let log = service.log();
+    // Whose rows are to win may be tried once before.
+    let halted = log.rsplit_once("state=\"waiting\"").map_or_else(|| log.clone(), |(_, halted)| halted.to_owned());
+    assert!(!halted.contains("Delete it there") && !halted.contains("source-wins"), "{log}");
+    database.at_destination(&told).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_the_source_no_longer_has_so_is_told_with_what_ends_the_difference() {
+    let cases = CASES.iter().zip(0..).map(|(case, number)| async move {
+        let database = Database::of_superuser(&format!("difference{number}"), TABLES, SCHEMA).await;
+        let service = Setup::of(&database).start();
+        service.streams().await;
+        database.at_source(case.at_source).await;
+        is_told_and_ended(&service, &database, case).await;
+        // The source's constraint stands where it has one.
+        let constraints = "SELECT string_agg(conname || ' ' || pg_get_constraintdef(oid), E'\\n' ORDER BY conname) FROM pg_constraint
+            WHERE (conrelid = 't'::regclass OR contypid <> 0) AND contype IN ('c', 'p', 'u') AND connamespace = 'public'::regnamespace";
+        let indexes = "SELECT string_agg(pg_get_indexdef(indexrelid), E'\\n' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 't'::regclass";
+        for sql in [constraints, indexes] {
+            let (there, here) = (database.source_value(sql).await, database.destination_value(sql).await);
+            assert_eq!(there, here, "{}", case.name);
+        }
+        service.stop().await;
+    });
+    futures_util::StreamExt::collect::<()>(futures_util::StreamExt::buffer_unordered(
+        futures_util::stream::iter(cases),
+        3,
+    ))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_key_that_the_source_no_longer_has_is_told_to_a_role_that_it_binds() {
+    let roles = Roles::Least { replica: false };
+    let database = Database::under(roles, source().await, destination().await, "differentkey", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_source("ALTER TABLE t DROP CONSTRAINT \"To parent\"; INSERT INTO t VALUES (4, 4, 4, 'v', 4, 4, 77)")
+        .await;
+    let case = Case {
+        name: "foreign key dropped",
+        at_source: "",
+        why: "The source does not have foreign key \"To parent\".",
+        first: "ALTER TABLE public.t DROP CONSTRAINT \"To parent\";",
+    };
+    is_told_and_ended(&service, &database, &case).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn source_wins_is_told_of_a_constraint_that_the_source_no_longer_has() {
+    let database = Database::of_superuser("differencewins", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).setting("on_conflict = \"source-wins\"").start();
+    service.streams().await;
+    let case = &CASES[0];
+    // In transactions of their own: what is known of the source is older than the second one.
+    for statement in case.at_source.split("; ") {
+        database.at_source(statement).await;
+    }
+    is_told_and_ended(&service, &database, case).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_in_the_way_of_the_sources_own_constraint_is_told_as_such() {
+    let database = Database::of_superuser("nodifference", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_destination("INSERT INTO t VALUES (9, 9, 4, 'v', 9)").await;
+    database.at_source("INSERT INTO t VALUES (4, 4, 4, 'v', 4)").await;
+    service.says("A row that was changed at the destination is in the way. Delete it there").await;
+    assert!(!service.log().contains("DROP CONSTRAINT"), "{}", service.log());
+    database.at_destination("DELETE FROM t WHERE id = 9").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// What the destination's table has before the first copy, and the source's has not, or not so.
+const COPIES: &[Case] = &[
+    Case {
+        name: "NOT VALID",
+        at_source: "",
+        why: "The source has check constraint aged NOT VALID: older rows violate it.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT aged;\n-- once all rows are there: ALTER TABLE \"public\".\"t\" ADD CONSTRAINT \"aged\" CHECK",
+    },
+    Case {
+        name: "null",
+        at_source: "",
+        why: "The source allows NULL in column n.",
+        first: "ALTER TABLE public.t ALTER COLUMN n DROP NOT NULL;",
+    },
+    Case {
+        name: "unique",
+        at_source: "",
+        why: "The source does not have unique index mine over these columns.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT mine;",
+    },
+    Case {
+        name: "exclusion",
+        at_source: "",
+        why: "The source does not have exclusion constraint apart over these columns.",
+        first: "ALTER TABLE public.t DROP CONSTRAINT apart;",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_a_constraint_of_the_destinations_refuses_is_told_what_the_source_has() {
+    let schema =
+        "CREATE TABLE t (id int PRIMARY KEY, n int, w int, x int); INSERT INTO t VALUES (1, NULL, -1, 1), (2, 2, 2, 1);
+                  ALTER TABLE t ADD CONSTRAINT aged CHECK (w > 0) NOT VALID";
+    let here = [
+        "n int, w int, x int, CONSTRAINT aged CHECK (w > 0)",
+        "n int NOT NULL, w int, x int",
+        "n int, w int, x int CONSTRAINT mine UNIQUE",
+        "n int, w int, x int, CONSTRAINT apart EXCLUDE USING btree (x WITH =)",
+    ];
+    for (case, (columns, number)) in COPIES.iter().zip(here.iter().zip(0..)) {
+        let database = Database::of_superuser(&format!("differentcopy{number}"), &["t"], schema).await;
+        database.at_destination(&format!("CREATE TABLE t (id int PRIMARY KEY, {columns})")).await;
+        let service = Setup::of(&database).start();
+        is_told_and_ended(&service, &database, case).await;
+        // What is printed for later can be run now.
+        for line in printed(&service.log(), case.why)
+            .lines()
+            .filter_map(|line| line.strip_prefix("-- once all rows are there: "))
+        {
+            database.at_destination(line).await;
+        }
+        database.at_source("INSERT INTO t VALUES (3, 3, 3, 3)").await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+}
