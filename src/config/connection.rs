@@ -227,7 +227,15 @@ impl ConnectionSettings {
             None if text.contains("://") => Err("is not a postgresql:// URI".to_owned()),
             None => Parameters::from_keywords(text),
         };
-        parameters.map_err(|message| vec![message])?.into_settings(environment)
+        let settings =
+            parameters.map_err(|message| vec![message]).and_then(|parameters| parameters.into_settings(environment));
+        match uri.is_some_and(|rest| splits_password(rest, settings.is_err())) {
+            true => Err(vec![
+                "has an @ behind its first / or ?: in a password write / as %2F, ? as %3F, # as %23 and @ as %40"
+                    .to_owned(),
+            ]),
+            false => settings,
+        }
     }
 
     /// True when both strings lead to the same database by their very text. What they really lead to is asked of the
@@ -241,6 +249,14 @@ impl ConnectionSettings {
         let application_name = format!("{} {suffix}", self.application_name);
         ConnectionSettings { application_name, ..self.clone() }
     }
+}
+
+/// Whether what stands behind the first `/` or `?` may be the rest of a login. Then no part of it is shown, not as a port, a database
+/// or a parameter. A parameter may hold an `@` where nothing else is wrong.
+fn splits_password(uri: &str, is_wrong: bool) -> bool {
+    let (before_query, _) = uri.split_once('?').unwrap_or((uri, ""));
+    let authority = before_query.split('/').next().unwrap_or_default();
+    !authority.contains('@') && (before_query.contains('@') || is_wrong && uri.contains('@'))
 }
 
 impl fmt::Display for ConnectionSettings {

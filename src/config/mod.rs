@@ -252,12 +252,19 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.place, self.key.as_str()) {
-            (Place::Default, key) => f.write_str(&printable(&format!("{key}: {}", self.message))),
-            (place, "") => f.write_str(&printable(&format!("{place}: {}", self.message))),
-            (place, key) => f.write_str(&printable(&format!("{place}: {key}: {}", self.message))),
+        let (key, message) = (without_login(&self.key), without_login(&self.message));
+        match (&self.place, key.as_str()) {
+            (Place::Default, key) => f.write_str(&printable(&format!("{key}: {message}"))),
+            (place, "") => f.write_str(&printable(&format!("{place}: {message}"))),
+            (place, key) => f.write_str(&printable(&format!("{place}: {key}: {message}"))),
         }
     }
+}
+
+/// The text without user and password of a URL in it: one may have got into the place of a key, a table or another value.
+fn without_login(text: &str) -> String {
+    let login = text.split_once("://").and_then(|(before, rest)| Some((before, rest.rsplit_once('@')?.1)));
+    login.map_or_else(|| text.to_owned(), |(before, after)| format!("{before}://…@{after}"))
 }
 
 /// Everything that is wrong with a configuration, in the order of the file.

@@ -33,9 +33,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 pub(super) type BoxedStream = Box<dyn Stream>;
 
 /// Longest frame: 1 GiB.
-const FRAME_BYTES_MAX: usize = 1 << 30;
+pub(super) const FRAME_BYTES_MAX: usize = 1 << 30;
 /// Longest frame before authentication: as much as any honest server needs, and no more.
-const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
+pub(super) const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
 /// How many settings of the server's are kept, and how long each may be with its name.
 const PARAMETERS_MAX: usize = 100;
 const PARAMETER_BYTES_MAX: usize = 4 << 10;

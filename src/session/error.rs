@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::config::Secret;
 use crate::pg::{Ident, QualifiedName, printable};
 use crate::plan::difference::Violated;
 
@@ -343,6 +344,18 @@ pub enum SessionError {
 }
 
 impl SessionError {
+    /// The same, where a server that was given a password quotes it in its refusal.
+    pub(super) fn without_password(mut self, password: Option<&Secret>) -> SessionError {
+        let password = password.and_then(|secret| std::str::from_utf8(secret.reveal()).ok()).unwrap_or_default();
+        if let (SessionError::Server { error, .. }, false) = (&mut self, password.is_empty()) {
+            let hide = |text: &mut String| *text = text.replace(password, "…");
+            hide(&mut error.message);
+            let ServerError { detail, hint, schema, table, column, constraint, .. } = &mut **error;
+            [detail, hint, schema, table, column, constraint].into_iter().flatten().for_each(hide);
+        }
+        self
+    }
+
     /// The server's error, when it is one.
     pub fn server(&self) -> Option<&ServerError> {
         match self {

@@ -18,6 +18,7 @@
 //! side claims of its lengths is bounded before memory is taken for it. tokio-postgres, postgres-protocol and rustls
 //! are used in this room only.
 
+mod bounded;
 mod connect;
 mod connection;
 mod copy;

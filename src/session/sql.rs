@@ -21,6 +21,7 @@ use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row};
 
+use super::bounded::BoundedStream;
 use super::connect::{self, Opened, ServerKind};
 use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
@@ -62,21 +63,22 @@ impl Sql {
                 ChannelBinding::Prefer => TokioChannelBinding::Prefer,
                 ChannelBinding::Require => TokioChannelBinding::Require,
             });
-        if let Some(password) = password_file::password_for(to, &host)? {
+        let password = password_file::password_for(to, &host)?;
+        if let Some(password) = &password {
             config.password(password.reveal());
         }
         config.options(settings::as_options(to));
         // TLS is already in force: "direct" makes tokio-postgres take the stream over without a request of its own.
         config.ssl_mode(if tls.is_some() { TokioSslMode::Require } else { TokioSslMode::Disable });
         config.ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
-        let connecting = config.connect_raw(stream, Negotiated { channel_binding });
+        let connecting = config.connect_raw(BoundedStream::new(stream), Negotiated { channel_binding });
         let (client, connection) = connecting.await.map_err(|error| {
             let error = SessionError::from_sql("connecting", &error);
             // What tokio-postgres finds wrong by itself at this stage concerns the authentication.
             if let SessionError::Protocol { what, .. } = error {
                 return SessionError::Authentication { host: host.to_string(), reason: in_our_words(what) };
             }
-            error
+            error.without_password(password.as_ref())
         })?;
         let version = connection.parameter("server_version").map(str::to_owned);
         ServerKind::reported(|name| connection.parameter(name)).check(wanted, &host)?;

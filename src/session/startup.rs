@@ -62,9 +62,11 @@ async fn start(
     parameters.extend(settings::at_startup(connect_to, startup.settings));
     frontend::startup_message(parameters, connection.outgoing()).map_err(|error| SessionError::lost(DOING, error))?;
 
-    authenticate(&mut connection, connect_to, password.as_ref(), tls.map(|_| channel_binding)).await?;
+    let refused = |error: SessionError| error.without_password(password.as_ref());
+    let tls = tls.map(|_| channel_binding);
+    authenticate(&mut connection, connect_to, password.as_ref(), tls).await.map_err(refused)?;
     loop {
-        let frame = connection.next_answer(DOING).await?;
+        let frame = connection.next_answer(DOING).await.map_err(refused)?;
         match frame.tag {
             b'K' => {
                 let process_id = frame.body.first_chunk::<4>().map_or(0, |id| u32::from_be_bytes(*id));

@@ -40,6 +40,7 @@ mod http_clients;
 mod identities;
 mod idle;
 mod labels;
+mod impostor;
 mod init;
 mod large;
 mod leadership;

@@ -1,0 +1,147 @@
+//! A byte stream that bounds the messages of a server: what it sends passes unchanged, or ends the session.
+//!
+//! Stands between `connect` and tokio-postgres, which gathers a message of any length in memory, from a server that has not yet let
+//! us in as well, and keeps every setting that a server reports. The bounds are those of our own sessions
+//! ([`super::connection`]): 64 KiB before authentication, PostgreSQL's own limit afterwards. Invariant: looks at the heads of
+//! messages, copies and delays nothing. Format: protocol-message-formats.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connection::{BoxedStream, FRAME_BYTES_MAX, FRAME_BYTES_MAX_UNAUTHENTICATED};
+
+/// All that a session's server reports of its settings: a name and a value are some tens of bytes, and a dozen come with a session.
+const PARAMETER_BYTES_MAX: usize = 1 << 20;
+
+/// The stream of a session of tokio-postgres.
+pub(super) struct BoundedStream {
+    stream: BoxedStream,
+    heads: Heads,
+}
+
+impl BoundedStream {
+    /// For a stream on which no message of the server's has been read.
+    pub(super) fn new(stream: BoxedStream) -> BoundedStream {
+        BoundedStream { stream, heads: Heads::default() }
+    }
+}
+
+/// What is known of the messages that have passed.
+#[derive(Default)]
+struct Heads {
+    /// The head that is being read: tag and length, and of an authentication message the method.
+    head: Vec<u8>,
+    /// Bytes of the message's body that are to come.
+    body_left: usize,
+    authenticated: bool,
+    parameter_bytes: usize,
+}
+
+impl Heads {
+    fn pass(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            if self.body_left > 0 {
+                let passed = self.body_left.min(bytes.len());
+                self.body_left -= passed;
+                bytes = &bytes[passed..];
+                continue;
+            }
+            self.head.push(bytes[0]);
+            bytes = &bytes[1..];
+            self.read_head()?;
+        }
+        Ok(())
+    }
+
+    fn read_head(&mut self) -> io::Result<()> {
+        let Some([tag, length @ ..]) = self.head.first_chunk::<5>().copied() else { return Ok(()) };
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        let most = if self.authenticated { FRAME_BYTES_MAX } else { FRAME_BYTES_MAX_UNAUTHENTICATED };
+        if length < 4 || length > most {
+            return Err(invalid(format!("a message of {length} bytes")));
+        }
+        if tag == b'R' && !self.authenticated && length >= 8 {
+            let Some(method) = self.head.get(5..9) else { return Ok(()) };
+            self.authenticated = method == [0; 4];
+        }
+        if tag == b'S' {
+            self.parameter_bytes = self.parameter_bytes.saturating_add(length);
+            if self.parameter_bytes > PARAMETER_BYTES_MAX {
+                return Err(invalid("settings without end".to_owned()));
+            }
+        }
+        self.body_left = length + 1 - self.head.len();
+        self.head.clear();
+        Ok(())
+    }
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the server sends {what}"))
+}
+
+impl AsyncRead for BoundedStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        Poll::Ready(this.heads.pass(read))
+    }
+}
+
+impl AsyncWrite for BoundedStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).expect("short");
+        [&[tag][..], &length.to_be_bytes(), body].concat()
+    }
+
+    /// However the bytes are cut.
+    fn pass(heads: &mut Heads, bytes: &[u8], cut: usize) -> io::Result<()> {
+        bytes.chunks(cut).try_for_each(|chunk| heads.pass(chunk))
+    }
+
+    #[test]
+    fn messages_are_short_until_the_session_is_authenticated() {
+        let long = message(b'D', &[0; FRAME_BYTES_MAX_UNAUTHENTICATED]);
+        for cut in [1, 2, 7, 1 << 20] {
+            for first in [message(b'R', &10_u32.to_be_bytes()), message(b'N', b"\0"), Vec::new()] {
+                assert!(pass(&mut Heads::default(), &[first, long.clone()].concat(), cut).is_err());
+            }
+            let mut heads = Heads::default();
+            let session = [message(b'R', b"\0\0\0\x0asasl"), message(b'R', &[0; 4]), message(b'Z', b"I"), long.clone()];
+            assert!(pass(&mut heads, &session.concat(), cut).is_ok());
+            assert!(heads.authenticated && heads.head.is_empty() && heads.body_left == 0);
+            assert!(pass(&mut heads, b"D\x40\0\0\x01", cut).is_err(), "more than PostgreSQL's own limit");
+            assert!(pass(&mut Heads::default(), b"R\0\0\0\x03", cut).is_err(), "no length");
+        }
+    }
+
+    #[test]
+    fn settings_are_not_reported_without_end() {
+        let setting = message(b'S', &[b'x'; 60_000]);
+        let mut heads = Heads::default();
+        assert!(pass(&mut heads, &setting.repeat(17), 1 << 20).is_ok());
+        assert!(pass(&mut heads, &setting, 1 << 20).is_err());
+    }
+}
