@@ -2,7 +2,7 @@
 //! tables that were unlogged or out of the publication for a while. Nobody writes the tables afterwards.
 
 use crate::set_aside::all_live;
-use crate::support::{Database, Service, Setup, eventually};
+use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of};
 
 /// Waits until the rows of a table are the source's.
 async fn becomes_equal(database: &Database, table: &str) {
@@ -369,6 +369,31 @@ async fn generated_columns_that_are_added_or_renamed_are_here_though_the_stream_
     // Under its old name it stays, as a column does that was dropped.
     let rows = "SELECT string_agg(id || ' ' || g || ' ' || h, ', ' ORDER BY id) FROM renamed";
     assert_eq!(database.destination_value(rows).await.as_deref(), Some("1 2 2, 2 4 4, 3 6 6"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn virtual_generated_columns_are_stored_at_a_destination_that_does_not_know_them() {
+    let Some(bin) = bin_of(18) else { return };
+    let source = new_source_of(&bin, &[]).await;
+    let database = Database::on(
+        &source,
+        destination().await,
+        "virtualstored",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, v int, a int GENERATED ALWAYS AS (v * 2) VIRTUAL); INSERT INTO t VALUES (1, 1);",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source("ALTER TABLE t ADD b int GENERATED ALWAYS AS (v * 3) VIRTUAL; INSERT INTO t VALUES (2, 2)")
+        .await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.at_source("UPDATE t SET v = 5 WHERE id = 1").await;
+    database.assert_catches_up().await;
     service.stop().await;
 }
 

@@ -232,7 +232,10 @@ impl Change<'_> {
         let table = &self.known.name;
         let is_sent = |column: &ColumnDefinition| self.relation.columns.iter().any(|sent| sent.name == column.name);
         for column in self.source.table.columns.iter().filter(|column| column.generated.is_some() && !is_sent(column)) {
-            let Some(here) = self.destination.table.column(&column.name) else {
+            // A column of this name that is renamed makes room for it.
+            let leaves =
+                |name: &Ident| self.known.columns.iter().any(|known| known.name == *name && self.is_renamed(known));
+            let Some(here) = self.destination.table.column(&column.name).filter(|here| !leaves(&here.name)) else {
                 self.add_generated(column, evolution);
                 continue;
             };

@@ -160,7 +160,7 @@ impl Creation<'_> {
         }
         match (&column.generated, &column.default) {
             (Some(kind), _) => match self.generated(column) {
-                Ok(expression) => line.push_str(&generated(*kind, &expression)),
+                Ok(expression) => line.push_str(&generated(*kind, &expression, self.expressions.version())),
                 Err(refusal) if self.has(&column.name) => {
                     let what = format!("the expression of generated column {} ({refusal})", column.name);
                     statements.left_out.push(what);
@@ -429,11 +429,15 @@ pub fn foreign_key_obstacle(constraint: &ConstraintDefinition, version: u32) -> 
     feature_of(constraint).filter(|feature| !feature.is_known_to(version))
 }
 
-/// What makes a column a generated one.
-pub(super) fn generated(kind: GeneratedColumn, expression: &str) -> String {
+/// The first `server_version_num` that knows virtual generated columns.
+const VIRTUAL_COLUMNS: u32 = 180_000;
+
+/// What makes a column a generated one. `version`: the destination's. One that cannot compute it as it is read stores it: the values
+/// are the same.
+pub(super) fn generated(kind: GeneratedColumn, expression: &str, version: u32) -> String {
     let kind = match kind {
-        GeneratedColumn::Stored => "STORED",
-        GeneratedColumn::Virtual => "VIRTUAL",
+        GeneratedColumn::Virtual if version >= VIRTUAL_COLUMNS => "VIRTUAL",
+        GeneratedColumn::Virtual | GeneratedColumn::Stored => "STORED",
     };
     format!(" GENERATED ALWAYS AS ({expression}) {kind}")
 }

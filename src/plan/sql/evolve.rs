@@ -112,7 +112,7 @@ pub fn add_column(
     }
     if let Some(kind) = column.generated {
         match creation.generated(column) {
-            Ok(expression) => add.push_str(&generated(kind, &expression)),
+            Ok(expression) => add.push_str(&generated(kind, &expression, creation.expressions.version())),
             // Without its expression it is an ordinary column, and takes the values that are sent.
             Err(refusal) => {
                 let what = format!("the expression of generated column {} ({refusal})", column.name);
