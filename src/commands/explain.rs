@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::observe::{self, AtSource};
 use super::status::{named, verdict};
-use super::words::{duration, size, without_values};
+use super::words::{duration, size};
 use super::{Exit, display, settings};
 use crate::config::Config;
-use crate::pg::{printable, printable_lines};
+use crate::pg::{printable, printable_lines, without_values};
 use crate::session::{SessionError, SqlClient};
 use crate::source::{RunningOwner, ending_hint, lock_holder, running_transactions};
 use crate::telemetry::{State, StatusView};

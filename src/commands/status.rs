@@ -227,6 +227,9 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
     if let Some(verified) = &status.verified {
         named(text, "verified", &format!("{}: {} differing", verified.at, counts(verified.mismatched_rows, "row")))?;
     }
+    for wait in &status.waits {
+        named(text, "waits", wait)?;
+    }
     tables(text, status, display::terminal().map(|(_, columns)| columns))?;
     if !status.events.is_empty() {
         writeln!(text, "\nevents")?;

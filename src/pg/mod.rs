@@ -17,6 +17,7 @@ mod slot_name;
 mod time;
 mod timeline;
 mod tuple;
+mod without_values;
 
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal, split_names};
 pub use lsn::{Lsn, ParseLsnError};
@@ -28,3 +29,4 @@ pub use slot_name::{SlotName, SlotNameError};
 pub use time::PgTimestamp;
 pub use timeline::{Descent, ParseTimelineError, Timeline, TimelineHistory, TimelineSwitch};
 pub use tuple::{Columns, Datum, MalformedTuple, Tuple};
+pub use without_values::without_values;

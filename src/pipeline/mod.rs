@@ -48,6 +48,7 @@ mod streaming;
 mod teardown;
 mod verify;
 mod violated;
+mod waits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

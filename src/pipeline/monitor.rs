@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::attempt::HEARTBEAT_PREFIX;
 use super::fingerprints::{Truncations, ask_for_comparison, look};
 use super::prepare::Prepared;
+use super::waits::tell_waits;
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
@@ -194,8 +195,9 @@ impl Monitor {
             truncations: truncations.clone(),
             doubts: HashMap::new(),
         };
+        let waits = tell_waits(Arc::clone(&config), Arc::clone(&source.telemetry));
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
-        let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination)];
+        let tasks = vec![tokio::spawn(source.run()), tokio::spawn(destination), tokio::spawn(waits)];
         Monitor { connection, watched, ground, instance, truncations, tasks }
     }
 

@@ -51,6 +51,8 @@ struct Inner {
     snapshot_began: Option<Instant>,
     /// Tables that are set aside until a copy is published.
     standing_still: Vec<QualifiedName>,
+    /// What sessions of ours wait for now.
+    waits: Vec<String>,
     events: VecDeque<Event>,
 }
 
@@ -95,6 +97,7 @@ impl Telemetry {
                 slot: None,
                 snapshot_began: None,
                 standing_still: Vec::new(),
+                waits: Vec::new(),
                 events: VecDeque::new(),
             }),
         };
@@ -179,6 +182,11 @@ impl Telemetry {
     /// These tables are set aside, and no others: the stream that begins passes over their changes.
     pub fn stands_still(&self, tables: &[QualifiedName]) {
         self.inner().standing_still = tables.to_vec();
+    }
+
+    /// Sessions of ours wait for these locks now, and for no others.
+    pub fn waits(&self, waits: Vec<String>) {
+        self.inner().waits = waits;
     }
 
     /// The stream begins at a stored position.

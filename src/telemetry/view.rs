@@ -141,6 +141,9 @@ pub struct StatusView {
     /// Tables whose changes are passed over until they are copied anew, as in `tables`.
     #[serde(default)]
     pub standing_still: Vec<String>,
+    /// Locks that sessions of ours have waited for, for more than 5 s, with their holders.
+    #[serde(default)]
+    pub waits: Vec<String>,
     /// Since when the snapshot runs, in seconds; `None` when none does.
     pub snapshot_seconds: Option<f64>,
     /// In-progress transactions kept in memory and files, in bytes.

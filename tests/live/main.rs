@@ -86,4 +86,5 @@ mod verify_truth;
 mod tables;
 mod truncate;
 mod types;
+mod waits;
 mod values;
