@@ -2,7 +2,7 @@
 --
 -- $1, $2 schemas and names of the tables; $3, $4, $5 schema, table and name of each column that we give a value;
 -- $6 whether foreign keys and ordinary triggers act; $7 names of roles whose code is accepted; $8, $9 schemas and names of types that
--- tables yet to be created are made of, where they exist.
+-- tables yet to be created are made of, where they exist. Parameters may be filled in as literals, for a session that takes none.
 --
 -- Whoever may act as us, and superusers, are trusted: they can do all that we can without our help. A function of a role that is
 -- not trusted is foreign wherever it is called: its body can be replaced at any time. A function of a trusted role that is called by
@@ -152,6 +152,11 @@ WITH RECURSIVE ourselves AS (
     SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
     FROM columns a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typdefaultbin IS NOT NULL
     WHERE a.defaulted AND NOT a.atthasdef
+    UNION ALL
+    -- Without tables: a column of these types is about to be added, and the rows that are there get its type's default.
+    SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
+    FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id AND t.typdefaultbin IS NOT NULL
+    WHERE pg_catalog.cardinality($1::text[]) = 0
 ), operator_classes(object_id, kind, name, family) AS (
     SELECT i.indrelid, 'index', c.relname, o.opcfamily
     FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid

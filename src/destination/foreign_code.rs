@@ -9,9 +9,11 @@
 //! `headwater check`; by `replay` as well. What is found is judged in sql/foreign_code.sql; what is accepted is the operator's
 //! `destination.trusted_roles`. Invariant: one statement, whatever the number of tables.
 
+use serde::Deserialize;
+
 use super::error::DestinationError;
-use crate::pg::{ErrorReport, Ident, QualifiedName};
-use crate::session::SqlClient;
+use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
+use crate::session::{SessionError, SqlClient, fill_in};
 
 const FOREIGN_CODE: &str = include_str!("../../sql/foreign_code.sql");
 
@@ -89,6 +91,32 @@ pub struct ForeignCode {
     function: Option<String>,
     /// Who can change it.
     role: Ident,
+}
+
+/// A row of sql/foreign_code.sql.
+#[derive(Debug, Deserialize)]
+struct FoundCode {
+    attached: String,
+    schema: String,
+    name: String,
+    part: String,
+    function: Option<String>,
+    role: String,
+    target_schema: Option<String>,
+    target_name: Option<String>,
+}
+
+impl From<FoundCode> for ForeignCode {
+    fn from(row: FoundCode) -> ForeignCode {
+        ForeignCode {
+            attached: Attached::of(&row.attached).expect("sql/foreign_code.sql has no other words"),
+            object: QualifiedName::new(row.schema, row.name),
+            target: row.target_schema.zip(row.target_name).map(|(schema, name)| QualifiedName::new(schema, name)),
+            name: Ident::new(row.part),
+            function: row.function,
+            role: Ident::new(row.role),
+        }
+    }
 }
 
 impl ForeignCode {
@@ -178,17 +206,17 @@ impl Writes {
             .await?;
         Ok(rows
             .iter()
-            .map(|row| ForeignCode {
-                attached: Attached::of(row.get(0)).expect("sql/foreign_code.sql has no other words"),
-                object: QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)),
-                name: Ident::new(row.get::<_, &str>(3)),
+            .map(|row| FoundCode {
+                attached: row.get(0),
+                schema: row.get(1),
+                name: row.get(2),
+                part: row.get(3),
                 function: row.get(4),
-                role: Ident::new(row.get::<_, &str>(5)),
-                target: row
-                    .get::<_, Option<&str>>(6)
-                    .zip(row.get::<_, Option<&str>>(7))
-                    .map(|(schema, name)| QualifiedName::new(schema, name)),
+                role: row.get(5),
+                target_schema: row.get(6),
+                target_name: row.get(7),
             })
+            .map(ForeignCode::from)
             .collect())
     }
 
@@ -199,6 +227,47 @@ impl Writes {
     pub async fn foreign_code_report(&self, client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
         let found = self.foreign_code(client).await?;
         Ok((!found.is_empty()).then(|| self.report(&found, "written")))
+    }
+
+    /// The question for a session that takes no parameters; the answer is a row of one text, for [`Writes::refuse`].
+    pub(super) fn ask(&self) -> String {
+        let list = |texts: Vec<&str>| {
+            let quoted: Vec<String> = texts.into_iter().map(quote_literal).collect();
+            format!("ARRAY[{}]::text[]", quoted.join(", "))
+        };
+        let schemas = |names: &[QualifiedName]| list(names.iter().map(|name| name.schema.as_str()).collect());
+        let names = |names: &[QualifiedName]| list(names.iter().map(|name| name.name.as_str()).collect());
+        let supplied: Vec<QualifiedName> = self.supplied.iter().map(|(table, _)| table.clone()).collect();
+        let question = fill_in(
+            FOREIGN_CODE,
+            &[
+                schemas(&self.tables),
+                names(&self.tables),
+                schemas(&supplied),
+                names(&supplied),
+                list(self.supplied.iter().map(|(_, column)| column.as_str()).collect()),
+                self.foreign_keys_act.to_string(),
+                list(self.trusted_roles.iter().map(Ident::as_str).collect()),
+                schemas(&self.types),
+                names(&self.types),
+            ],
+        );
+        format!(
+            "SELECT pg_catalog.json_agg(found)::pg_catalog.text FROM ({question}) AS found \
+             (attached, schema, name, part, function, role, target_schema, target_name)"
+        )
+    }
+
+    /// Refuses to write where the answer to [`Writes::ask`] names any code.
+    ///
+    /// # Errors
+    /// [`DestinationError::Refused`], or the answer is none.
+    pub(super) fn refuse(&self, answer: Option<&str>) -> Result<(), DestinationError> {
+        let Some(answer) = answer else { return Ok(()) };
+        let rows: Vec<FoundCode> = serde_json::from_str(answer)
+            .map_err(|error| SessionError::protocol("looking for code of others", error.to_string()))?;
+        let found: Vec<ForeignCode> = rows.into_iter().map(ForeignCode::from).collect();
+        Err(DestinationError::Refused(self.report(&found, "written")))
     }
 
     /// Refuses to compare rows while that could call casts of others. Nothing else of theirs is run by reading.

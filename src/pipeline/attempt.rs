@@ -545,6 +545,7 @@ impl Attempt {
                 commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
                 transfer: prepared.transfer,
                 follow_schema_changes: config.schema_changes == SchemaChanges::Follow,
+                trusted_roles: config.destination.trusted_roles.clone(),
                 timeout: config.destination.timeout,
             },
             prepared.destination_catalog,

@@ -326,6 +326,32 @@ async fn a_strangers_domain_is_found_before_a_table_is_created_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_type_is_found_before_a_column_of_it_is_added_in_the_stream() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_evolved", true).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    // It waits under the name of a type that the source will have one day; its owner owns no table.
+    as_owner(&database, "CREATE DOMAIN later AS text DEFAULT pwn('default')::text CONSTRAINT x CHECK (pwn('domain'))")
+        .await;
+    let column = "CREATE DOMAIN later AS text; ALTER TABLE t ADD COLUMN x later; INSERT INTO t VALUES (2, 'b', 'x')";
+    database.at_source(column).await;
+    service.is("waiting").await;
+    service.says("check x of domain public.later calls public.pwn(how text)").await;
+    service.says("the default of domain public.later calls public.pwn(how text)").await;
+    nobody_was_pwned(&database).await;
+    let status = service.status().await.expect("a status");
+    as_owner(&database, &statements(status["hint"].as_str().expect("a hint"))).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cast_that_a_json_constructor_finds_by_itself_is_found() {
     if cannot_grant_parameters().await {
         return;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::super::error::DestinationError;
 use super::super::expressions;
+use super::super::foreign_code::Writes;
 use super::super::reshape::is_taken;
 use super::super::review::{self, Created};
 use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creation, type_name};
@@ -95,6 +96,9 @@ impl Applier {
             .follow()
         };
         let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
+        if !evolution.statements.is_empty() {
+            self.refuse_foreign_types(&source_types).await?;
+        }
         self.told.extend(resolved.left_out);
         self.run(&name, evolution, (shape, relation.id), created).await?;
         if self.changed {
@@ -106,6 +110,20 @@ impl Applier {
         }
         self.bound.remove(&relation.id);
         Ok(())
+    }
+
+    /// A type that the source has now may have been waiting under its name: its checks, its default and its casts would run in the
+    /// statements themselves, before the monitor looks.
+    async fn refuse_foreign_types(&mut self, source_types: &Types) -> Result<(), DestinationError> {
+        let types = source_types.values().filter(|definition| !definition.id.is_built_in());
+        let types: Vec<QualifiedName> = types.map(TypeDefinition::qualified_name).collect();
+        if types.is_empty() {
+            return Ok(());
+        }
+        let trusted_roles = self.settings.trusted_roles.clone();
+        let writes = Writes { types, trusted_roles, ..Writes::default() };
+        let answer = self.ask(&writes.ask()).await?;
+        writes.refuse(answer.first().and_then(Option::as_deref))
     }
 
     async fn run(

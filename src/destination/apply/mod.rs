@@ -37,7 +37,7 @@ use super::conflict::{Conflicts, Manner, Repair, Winning};
 use super::error::DestinationError;
 use super::writer::{ReplicationRole, Writer};
 use crate::config::TruncateMode;
-use crate::pg::{Lsn, QualifiedName, RelationId};
+use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::plan::Work;
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
@@ -71,6 +71,8 @@ pub struct ApplierSettings {
     pub transfer: Transfer,
     /// Changes of the source's tables are followed; otherwise they stop the stream until they are made here.
     pub follow_schema_changes: bool,
+    /// Roles whose code may run with our rights.
+    pub trusted_roles: Vec<Ident>,
     /// How long an answer may take.
     pub timeout: Duration,
 }

@@ -99,6 +99,7 @@ impl CatchUp {
                 // Nothing is confirmed on the strength of it that would be missed: staging goes with a crash.
                 commits_are_durable: true,
                 follow_schema_changes: false,
+                trusted_roles: config.destination.trusted_roles.clone(),
                 transfer: tables.transfer,
                 timeout: config.destination.timeout,
             },
