@@ -1,7 +1,7 @@
 //! `headwater check`: is everything as `run` needs it.
 //!
 //! A list on standard output, one line a requirement, with what mends those that fail; exit 0 when none does, 1
-//! otherwise. `--json` gives the same as an array of objects.
+//! otherwise. `--json` gives the same as an array of objects; `--not-carried` prints, instead of the list, the SQL of what is not carried.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::cli::CheckArguments;
 use super::{Exit, display, settings};
 use crate::pg::{counted, printable_json};
-use crate::pipeline::{Finding, Standing, check};
+use crate::pipeline::{Finding, NotCarried, Standing, check, script};
 
 /// Looks, prints, changes nothing.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> Exit {
@@ -18,7 +18,10 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
         Err(exit) => return exit,
     };
     let findings = check(&config).await;
-    if arguments.json {
+    if arguments.not_carried {
+        let found: Vec<NotCarried> = findings.iter().flat_map(|finding| finding.objects.iter().cloned()).collect();
+        display::result(&script(&found));
+    } else if arguments.json {
         display::result(&json(&findings));
     } else {
         display::result(&table(&findings));
@@ -31,24 +34,38 @@ fn json(findings: &[Finding]) -> String {
     let findings: Vec<serde_json::Value> = findings
         .iter()
         .map(|finding| {
-            serde_json::json!({
+            let mut shown = serde_json::json!({
                 "about": finding.about.as_str(),
                 "what": finding.what,
                 "standing": finding.standing.as_str(),
                 "message": finding.report.message,
                 "detail": finding.report.detail,
                 "hint": finding.report.hint,
-            })
+            });
+            if !finding.objects.is_empty() {
+                shown["objects"] = finding.objects.iter().map(object).collect();
+            }
+            shown
         })
         .collect();
     printable_json(&serde_json::to_string_pretty(&findings).unwrap_or_default()).into_owned()
+}
+
+fn object(thing: &NotCarried) -> serde_json::Value {
+    serde_json::json!({
+        "class": thing.class.as_str(),
+        "table": thing.table,
+        "name": thing.name,
+        "differs": thing.differs,
+        "sql": thing.sql,
+    })
 }
 
 fn table(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
     let mut lines = Vec::new();
     for finding in findings {
-        let Finding { about, what, standing, report } = finding;
+        let Finding { about, what, standing, report, objects: _ } = finding;
         let line = format!("{:11}  {what:width$}  {:7}  {}", about.as_str(), standing.as_str(), report.message);
         lines.push(display::fitted(&line, 13));
         for (name, text) in [("DETAIL", &report.detail), ("HINT", &report.hint)] {

@@ -187,6 +187,10 @@ pub(super) struct CutoverArguments {
     /// Sessions on each side of the comparison. Default: as many as this machine has cores, at most 4.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) workers: Option<u8>,
+
+    /// Print, too, the SQL of everything that replication does not carry (triggers, policies, grants, …).
+    #[arg(long)]
+    pub(super) not_carried: bool,
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +205,10 @@ pub(super) struct CheckArguments {
     /// Print an array of objects.
     #[arg(long)]
     pub(super) json: bool,
+
+    /// Print the SQL of everything that replication does not carry (triggers, policies, grants, …), to be read and run by hand.
+    #[arg(long, conflicts_with = "json")]
+    pub(super) not_carried: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::cli::CutoverArguments;
 use super::{Exit, display, settings, verify};
 use crate::fault::report;
-use crate::pipeline::{VerifyOptions, VerifyProgress, cutover};
+use crate::pipeline::{VerifyOptions, VerifyProgress, cutover, script, summary};
 
 /// Drains, verifies, brings sequences over, reports.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) -> Exit {
@@ -64,6 +64,14 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
         for statement in &cutover.foreign_keys {
             display::result(&format!("    {statement}"));
         }
+    }
+    for (_, line) in summary(&cutover.not_carried) {
+        display::result(&line);
+    }
+    if arguments.not_carried {
+        display::result(&script(&cutover.not_carried));
+    } else if !cutover.not_carried.is_empty() {
+        display::result("headwater check --not-carried prints the SQL that makes these here");
     }
     display::result("undo: until something is written here, go on writing at the source; headwater run carries on");
     if cutover.reports.is_empty() { Exit::Done } else { Exit::OperatorMustAct }

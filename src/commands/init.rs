@@ -13,7 +13,7 @@ use super::{Exit, display};
 use crate::config::{ConnectionSettings, Environment, SETTINGS};
 use crate::fault::report;
 use crate::pg::{Ident, QualifiedName, toml_string};
-use crate::pipeline::{Proposal, propose};
+use crate::pipeline::{Proposal, propose, summary};
 
 /// Looks, writes, prints.
 pub(super) async fn run(arguments: &InitArguments) -> Exit {
@@ -53,6 +53,12 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
     }
     display::line(&format!("wrote {}", arguments.output.display()));
     display::result(&grants(&proposal));
+    for (_, line) in summary(&proposal.not_carried) {
+        display::line(&line);
+    }
+    if !proposal.not_carried.is_empty() {
+        display::line("headwater check --not-carried prints the SQL that makes these at the destination.");
+    }
     display::line("Run these statements, then: headwater check, headwater run (both with --config).");
     Exit::Done
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::fence::{slot_not_created, sql_for};
 use super::hosts::settle;
+use super::not_carried::not_carried;
 use super::prepare::Addresses;
 use super::sequences::follow;
 use super::set_aside::aside;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::destination::{Bookkeeping, Catalog, DestinationError, LockHolders, StreamState};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
+use crate::plan::not_carried::NotCarried;
 use crate::plan::schema::{ForeignKeyAction, IdentityColumn};
 use crate::plan::sequences::Standing;
 use crate::session::{SessionError, SqlClient, SqlState};
@@ -43,6 +45,8 @@ pub struct Cutover {
     pub identities: Vec<String>,
     /// Statements that give foreign keys the source's actions back, for when the service has stopped.
     pub foreign_keys: Vec<String>,
+    /// What the destination lacks and replication does not carry.
+    pub not_carried: Vec<NotCarried>,
 }
 
 /// How long draining may take.
@@ -92,6 +96,7 @@ pub async fn run(
             position,
             identities: Vec::new(),
             foreign_keys: Vec::new(),
+            not_carried: Vec::new(),
         });
     }
     tell("bringing the sequences over");
@@ -106,7 +111,10 @@ pub async fn run(
     let here = Catalog::read(bookkeeping.client(), &config.tables).await?;
     let standing = source_sequences(&source, &config.tables).await?;
     let identities = identities(&standing, &catalog, &here);
-    Ok(Cutover { verdict, sequences, reports, position, identities, foreign_keys: foreign_keys(&catalog, &here) })
+    let publication = Some(&config.source.publication);
+    let not_carried = not_carried(&source, bookkeeping.client(), &config.tables, publication).await?;
+    let foreign_keys = foreign_keys(&catalog, &here);
+    Ok(Cutover { verdict, sequences, reports, position, identities, foreign_keys, not_carried })
 }
 
 fn still_written(config: &Config, detail: &str) -> ErrorReport {

@@ -7,10 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::not_carried::not_carried;
 use crate::config::ConnectionSettings;
 use crate::destination::DestinationError;
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::plan::not_carried::NotCarried;
 use crate::plan::schema::{Identity, TableDefinition};
 use crate::session::{Sql, SqlClient, describe_tables};
 use crate::source::SourceError;
@@ -47,6 +49,8 @@ pub struct Proposal {
     pub writer_exists: bool,
     /// The destination lets session_replication_role be granted (15 and later).
     pub replica_grantable: bool,
+    /// What belongs to the tables and will not be carried.
+    pub not_carried: Vec<NotCarried>,
 }
 
 const QUERY_MAX: Duration = Duration::from_secs(60);
@@ -115,6 +119,7 @@ pub async fn propose(
         )
         .await
         .map_err(DestinationError::Session)?;
+    let not_carried = not_carried(&there, &here, &wanted, None).await?;
     Ok(Proposal {
         tables: chosen
             .into_iter()
@@ -132,6 +137,7 @@ pub async fn propose(
         reader_exists: reader.1,
         writer_exists: writer.1,
         replica_grantable: row.get(1),
+        not_carried,
     })
 }
 

@@ -32,6 +32,7 @@ pub mod identity;
 pub mod locks;
 mod merge;
 pub mod net;
+pub mod not_carried;
 pub mod order;
 mod reaction;
 pub mod schema;

@@ -9,11 +9,13 @@ use super::error::SessionError;
 use super::sql::SqlClient;
 use crate::pg::{Description, Ident, QualifiedName, RelationId, TypeId, quote_literal};
 use crate::plan::identity::Member;
+use crate::plan::not_carried::Thing;
 use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
 
 const TABLES: &str = include_str!("../../sql/describe_tables.sql");
 const IDENTITIES: &str = include_str!("../../sql/identities.sql");
 const TYPES: &str = include_str!("../../sql/describe_types.sql");
+const NOT_CARRIED: &str = include_str!("../../sql/not_carried.sql");
 
 /// The tables among `names` that exist and that the role may look up, in the order of their names.
 ///
@@ -36,6 +38,24 @@ pub async fn describe_types(client: &SqlClient, ids: &[TypeId]) -> Result<Types,
     let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
     let types: Vec<TypeDefinition> = describe(client, "describing types", TYPES, &[&ids]).await?;
     Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
+}
+
+/// What belongs to these tables, and to their database, that replication does not carry; without these publications.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn describe_not_carried(
+    client: &SqlClient,
+    names: &[QualifiedName],
+    publications: &[&str],
+) -> Result<Vec<Thing>, SessionError> {
+    let doing = "looking at what is not carried";
+    let sql = "SELECT pg_catalog.current_setting('server_version_num')::int >= 150000";
+    let is_newer: bool = client.query_one(doing, sql, &[]).await?.get(0);
+    let sql = if is_newer { NOT_CARRIED.replace("--15 ", "") } else { NOT_CARRIED.to_owned() };
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    describe(client, doing, &sql, &[&schemas, &tables, &publications]).await
 }
 
 /// The types with these names that exist, and all that they are made of.

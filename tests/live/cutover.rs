@@ -107,7 +107,11 @@ async fn a_destination_that_differs_does_not_take_over() {
     database.at_destination("UPDATE parents SET v = 'drift' WHERE id = 9").await;
     setup.command(&["cutover"]).await.exits(1).says(&["differs  (id)=(9)", "repair first"]);
     setup.command(&["verify", "--repair"]).await.exits(0);
-    setup.command(&["cutover"]).await.exits(0);
+    database.at_source("CREATE INDEX late ON parents (v)").await;
+    let told = "indexes: 1 not carried (late of public.parents)";
+    setup.command(&["cutover"]).await.exits(0).says(&[told, "headwater check --not-carried prints the SQL"]);
+    let sql = "CREATE INDEX late ON public.parents USING btree (v);";
+    setup.command(&["cutover", "--not-carried"]).await.exits(0).says(&[told, sql]);
     service.stop().await;
 }
 

@@ -27,6 +27,10 @@ async fn what_init_writes_and_prints_is_all_that_a_first_start_needs() {
     }
     assert!(!text.contains("public.other"), "{text}");
     assert!(text.contains("needed by a foreign key of public.messages"), "{text}");
+    assert!(
+        err.contains("owners: ") && err.contains("headwater check --not-carried"),
+        "what a copy will not bring: {err}"
+    );
     let (code, _, err) = init(&arguments).await;
     assert_eq!(code, Some(1), "an existing file is not written over");
     assert!(err.contains("cannot write"), "{err}");

@@ -50,6 +50,7 @@ mod locks;
 mod lost;
 mod logs;
 mod metrics;
+mod not_carried;
 mod owners;
 mod page;
 mod plan;

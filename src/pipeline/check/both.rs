@@ -15,6 +15,7 @@ use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
 use crate::pipeline::history::stored_history;
 use crate::pipeline::lacking::{lacking, server_version};
+use crate::pipeline::not_carried::not_carried;
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
 use crate::pipeline::snapshot::room::Room;
@@ -95,6 +96,11 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
         }
     }
     sequences(config, &client, here, findings).await;
+    match not_carried(&client, here, &config.tables, Some(&config.source.publication)).await {
+        Ok(found) => findings.not_carried(found),
+        // Nothing that a start needs.
+        Err(fault) => findings.warn(BOTH, "not carried", report(&fault)),
+    }
     if let Some(catalog) = &catalog {
         disk(catalog, destination, findings).await;
     }

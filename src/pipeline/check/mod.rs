@@ -28,6 +28,7 @@ use super::prepare::Addresses;
 use crate::config::Config;
 use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
+use crate::plan::not_carried::{NotCarried, summary};
 
 /// How a requirement stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +88,8 @@ pub struct Finding {
     pub standing: Standing,
     /// What was found, and what mends it.
     pub report: ErrorReport,
+    /// What of the source is meant, where that is a list of things that are not carried.
+    pub objects: Vec<NotCarried>,
 }
 
 /// The list, as it grows.
@@ -95,7 +98,7 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn push(&mut self, about: About, what: &'static str, standing: Standing, report: ErrorReport) {
-        self.0.push(Finding { about, what, standing, report });
+        self.0.push(Finding { about, what, standing, report, objects: Vec::new() });
     }
 
     fn ok(&mut self, about: About, what: &'static str, text: impl Into<String>) {
@@ -108,6 +111,25 @@ impl Findings {
 
     fn fail(&mut self, about: About, what: &'static str, report: ErrorReport) {
         self.push(about, what, Standing::Failed, report);
+    }
+
+    /// What is not carried: a line for each class.
+    fn not_carried(&mut self, found: Vec<NotCarried>) {
+        const WHAT: &str = "not carried";
+        let lines = summary(&found);
+        if lines.is_empty() {
+            return self.ok(
+                About::Both,
+                WHAT,
+                "nothing: what belongs to the tables at the source is at the destination",
+            );
+        }
+        for (class, line) in lines {
+            let objects = found.iter().filter(|thing| thing.class == class).cloned().collect();
+            let report = ErrorReport::new(line);
+            self.0.push(Finding { about: About::Both, what: WHAT, standing: Standing::Ok, report, objects });
+        }
+        self.ok(About::Both, WHAT, "headwater check --not-carried prints the SQL that makes all of it");
     }
 
     /// A failure of whatever kind, in the words that a start would use.
