@@ -216,8 +216,16 @@ found (class, owning, name, makes, undoes) AS (
                 CASE WHEN p.pubdelete THEN 'delete' END, CASE WHEN p.pubtruncate THEN 'truncate' END), p.pubviaroot::pg_catalog.text),
         pg_catalog.format('DROP PUBLICATION %I;', p.pubname)
     FROM pg_catalog.pg_publication p WHERE p.pubname <> ALL ($3::pg_catalog.text[])
+),
+-- What stands on another of its class was made after it. By OIDs: names can be looked up only where the role may use their schemas.
+places (class, name, place) AS (
+    SELECT 'view', v.id::pg_catalog.regclass::pg_catalog.text, v.id FROM views v
+    UNION
+    SELECT 'partitioning', t.relid::pg_catalog.regclass::pg_catalog.text, t.relid
+    FROM wanted w CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.id) AS t WHERE w.kind = 'p'
 )
-SELECT pg_catalog.jsonb_build_object('class', class, 'table', owning, 'name', name, 'makes', makes, 'undoes', undoes)::pg_catalog.text
-FROM found WHERE makes IS NOT NULL
--- What stands on another of its class comes after it.
-ORDER BY class, owning, CASE WHEN class IN ('view', 'partitioning') THEN pg_catalog.to_regclass(name)::pg_catalog.oid END NULLS FIRST, name
+SELECT pg_catalog.jsonb_build_object(
+    'class', f.class, 'table', f.owning, 'name', f.name, 'makes', f.makes, 'undoes', f.undoes)::pg_catalog.text
+FROM found f LEFT JOIN places p ON p.class = f.class AND p.name = f.name
+WHERE f.makes IS NOT NULL
+ORDER BY f.class, f.owning, p.place NULLS FIRST, f.name

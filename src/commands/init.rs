@@ -53,11 +53,13 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
     }
     display::line(&format!("wrote {}", arguments.output.display()));
     display::result(&grants(&proposal));
-    for (_, line) in summary(&proposal.not_carried) {
-        display::line(&line);
-    }
-    if !proposal.not_carried.is_empty() {
-        display::line("headwater check --not-carried prints the SQL that makes these at the destination.");
+    match &proposal.not_carried {
+        Ok(found) if found.is_empty() => {}
+        Ok(found) => {
+            summary(found).iter().for_each(|(_, line)| display::line(line));
+            display::line("headwater check --not-carried prints the SQL that makes these at the destination.");
+        }
+        Err(report) => display::warning(&report.lines()),
     }
     display::line("Run these statements, then: headwater check, headwater run (both with --config).");
     Exit::Done

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::not_carried::not_carried;
 use crate::config::ConnectionSettings;
 use crate::destination::DestinationError;
-use crate::fault::Fault;
+use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::not_carried::NotCarried;
 use crate::plan::schema::{Identity, TableDefinition};
@@ -49,8 +49,8 @@ pub struct Proposal {
     pub writer_exists: bool,
     /// The destination lets session_replication_role be granted (15 and later).
     pub replica_grantable: bool,
-    /// What belongs to the tables and will not be carried.
-    pub not_carried: Vec<NotCarried>,
+    /// What belongs to the tables and will not be carried, or why it could not be listed.
+    pub not_carried: Result<Vec<NotCarried>, ErrorReport>,
 }
 
 const QUERY_MAX: Duration = Duration::from_secs(60);
@@ -119,7 +119,7 @@ pub async fn propose(
         )
         .await
         .map_err(DestinationError::Session)?;
-    let not_carried = not_carried(&there, &here, &wanted, None).await?;
+    let not_carried = not_carried(&there, &here, &wanted, None).await.map_err(|fault| report(&fault));
     Ok(Proposal {
         tables: chosen
             .into_iter()

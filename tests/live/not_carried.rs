@@ -169,3 +169,17 @@ async fn what_is_not_carried_from_14_is_listed() {
         "{found:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_carried_is_listed_to_a_role_that_may_not_look_into_its_schema() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY); CREATE SCHEMA hidden; CREATE VIEW hidden.b AS SELECT id FROM t;
+        CREATE VIEW hidden.a AS SELECT id FROM hidden.b; CREATE FUNCTION hidden.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+        CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION hidden.f()";
+    let roles = Roles::Least { replica: true };
+    let database = Database::under(roles, source().await, destination().await, "notcarriedleast", &["t"], schema).await;
+    let found = findings(&Setup::of(&database)).await;
+    let listed = objects(&found);
+    let names: Vec<&str> = listed.iter().filter(|o| o["class"] == "views").filter_map(|o| o["name"].as_str()).collect();
+    assert_eq!(names, ["hidden.b", "hidden.a"], "one that reads another comes after it: {found:?}");
+    assert!(listed.iter().any(|object| object["name"] == "hidden.f()"), "{found:?}");
+}
