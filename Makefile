@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check deny fmt docs test test-roles test-failover test-matrix demo fuzz-schema bench bench-snapshot bench-verify fuzz golden simulate soak stress-settle clean
+.PHONY: help setup build release check deny fmt docs test test-roles test-failover test-matrix demo fuzz-schema fuzz-startup bench bench-snapshot bench-verify fuzz golden simulate soak stress-settle clean
 .PHONY: setup-tools package deb deploy-check
 
 CARGO ?= cargo
@@ -156,6 +156,11 @@ SCHEMA_SECONDS ?= 1800
 
 fuzz-schema: setup ## Random ALTER TABLE and ALTER TYPE among random writes for SCHEMA_SECONDS (1800); HEADWATER_SEED replays an episode
 	SCHEMA_SECONDS=$(SCHEMA_SECONDS) $(CARGO) test --quiet --test live -- schemas:: --nocapture
+
+STARTUP_SECONDS ?= 600
+
+fuzz-startup: setup ## What check says against what a start does, by chance, for STARTUP_SECONDS (600); HEADWATER_SEED replays a draw
+	STARTUP_SECONDS=$(STARTUP_SECONDS) $(CARGO) test --quiet --test live -- startups:: --nocapture
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture

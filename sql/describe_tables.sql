@@ -77,29 +77,8 @@ SELECT pg_catalog.jsonb_build_object(
                     WHERE p.isleaf) END,
             'collation', CASE WHEN a.attcollation <> t.typcollation AND a.attcollation <> 0 THEN
                 pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,
-            'sequence', pg_catalog.pg_get_serial_sequence(
-                pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname),
-            'sequence_options', (
-                SELECT pg_catalog.jsonb_build_object(
-                    'type', pg_catalog.format_type(s.seqtypid, NULL),
-                    'start', s.seqstart,
-                    'increment', s.seqincrement,
-                    'least', s.seqmin,
-                    'most', s.seqmax,
-                    'cache', s.seqcache,
-                    'cycles', s.seqcycle)
-                FROM pg_catalog.pg_depend e
-                JOIN pg_catalog.pg_sequence s ON s.seqrelid = e.objid
-                JOIN pg_catalog.pg_class sc ON sc.oid = s.seqrelid
-                JOIN pg_catalog.pg_namespace sn ON sn.oid = sc.relnamespace
-                WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                  AND e.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                  AND e.refobjid = c.oid AND e.refobjsubid = a.attnum AND e.deptype IN ('a', 'i')
-                  -- A column may own several.
-                  AND pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(sc.relname)
-                      = pg_catalog.pg_get_serial_sequence(
-                            pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname)
-                LIMIT 1),
+            'sequence', own.name,
+            'sequence_options', own.options,
             'comment', pg_catalog.col_description(c.oid, a.attnum)
         ) ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute a
@@ -107,6 +86,26 @@ SELECT pg_catalog.jsonb_build_object(
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
         LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
+        -- Not pg_get_serial_sequence: it looks at the catalog of now, and raises an error where the column has another name by then.
+        LEFT JOIN LATERAL (
+            SELECT pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(sc.relname) AS name,
+                   pg_catalog.jsonb_build_object(
+                       'type', pg_catalog.format_type(s.seqtypid, NULL),
+                       'start', s.seqstart,
+                       'increment', s.seqincrement,
+                       'least', s.seqmin,
+                       'most', s.seqmax,
+                       'cache', s.seqcache,
+                       'cycles', s.seqcycle) AS options
+            FROM pg_catalog.pg_depend e
+            JOIN pg_catalog.pg_sequence s ON s.seqrelid = e.objid
+            JOIN pg_catalog.pg_class sc ON sc.oid = s.seqrelid
+            JOIN pg_catalog.pg_namespace sn ON sn.oid = sc.relnamespace
+            WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+              AND e.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+              AND e.refobjid = c.oid AND e.refobjsubid = a.attnum AND e.deptype IN ('a', 'i')
+            -- A column may own several.
+            ORDER BY e.objid LIMIT 1) AS own ON true
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
     'indexes', COALESCE((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(

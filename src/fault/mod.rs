@@ -17,7 +17,7 @@ mod sqlstate;
 
 use crate::config::OnSlotLost;
 use crate::destination::DestinationError;
-use crate::pg::{ErrorReport, QualifiedName, shell_word};
+use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::session::{CopyError, MAJOR_MIN, SessionError, TlsProblem};
 use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
@@ -320,13 +320,28 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
              in sslcert and sslkey."
         )),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
-        ("53300", _) if end == "source" => Some("Raise max_wal_senders or max_connections at the source.".to_owned()),
+        ("53300", _) => Some(too_many_sessions(&server.message, end)),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
         (_, hint) => hint.clone(),
     };
     match hint {
         Some(hint) => report.hint(hint),
         None => report,
+    }
+}
+
+/// The server names the role or the database whose limit it is.
+fn too_many_sessions(message: &str, end: &str) -> String {
+    let named = message.split('"').nth(1).map(Ident::new);
+    match named {
+        Some(name) if message.contains("for role") => {
+            format!("Run at the {end} as a superuser:\nALTER ROLE {name} CONNECTION LIMIT 20;")
+        }
+        Some(name) if message.contains("for database") => {
+            format!("Run at the {end} as a superuser:\nALTER DATABASE {name} CONNECTION LIMIT 20;")
+        }
+        Some(_) | None if end == "source" => "Raise max_wal_senders or max_connections at the source.".to_owned(),
+        Some(_) | None => format!("Raise max_connections at the {end}."),
     }
 }
 

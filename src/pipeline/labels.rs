@@ -137,6 +137,29 @@ pub(super) async fn lacking_labels(destination: &SqlClient, source_types: &Types
     Ok(labels(source_types, &same_named_enums(destination, source_types).await?, &[]))
 }
 
+/// Those of them that our role may not add, since it does not own the enum.
+///
+/// # Errors
+/// [`Fault`] when the destination does not answer.
+pub(super) async fn labels_of_others(destination: &SqlClient, source_types: &Types) -> Result<Labels, Fault> {
+    let mut here = same_named_enums(destination, source_types).await?;
+    let ids: Vec<u32> = here.keys().map(|id| id.0).collect();
+    let sql = "SELECT t.oid FROM pg_catalog.pg_type t
+               WHERE t.oid = ANY ($1) AND NOT pg_catalog.pg_has_role(t.typowner, 'USAGE')";
+    let rows = destination.query("asking who owns the enums", sql, &[&ids]).await.map_err(DestinationError::Session)?;
+    let of_others: Vec<TypeId> = rows.iter().map(|row| TypeId(row.get(0))).collect();
+    here.retain(|id, _| of_others.contains(id));
+    Ok(labels(source_types, &here, &[]))
+}
+
+/// What to say of labels that only the enum's owner can add.
+pub(super) fn labels_of_others_report(missing: &Labels) -> ErrorReport {
+    let statements: Vec<String> = missing.statements().map(|statement| format!("{};", shown_sql(statement))).collect();
+    ErrorReport::new("an enum of another role lacks labels at the destination")
+        .detail(format!("{}. headwater's role may not add them.", missing.told.join("; ")))
+        .hint(format!("Run at the destination as the owner of the type:\n{}", statements.join("\n")))
+}
+
 async fn enums_of_now(source: &SqlClient, types: &Types) -> Result<Types, Fault> {
     let ids: Vec<TypeId> = enums(types).map(|definition| definition.id).collect();
     if ids.is_empty() {

@@ -14,9 +14,9 @@ use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName, shown_sql};
 use crate::plan::features::Feature;
 use crate::plan::fit::type_misfit;
-use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
+use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, TypeKind, Types};
 use crate::session::{SqlClient, describe_named_types};
-use crate::source::{OperatorClass, SourceCatalog, SourceTable, collation_statements, operator_classes};
+use crate::source::{OperatorClass, SourceCatalog, SourceError, SourceTable, collation_statements, operator_classes};
 
 /// What is missing for tables, and columns, that the destination does not have yet.
 ///
@@ -35,6 +35,7 @@ pub(super) async fn lacking(
         .collect();
     let columns: Vec<&ColumnDefinition> = to_come.iter().flat_map(|(_, columns)| columns.iter().copied()).collect();
     let mut reports = missing_types(here, &catalog.types, &columns).await?;
+    reports.extend(row_types((source, here), &catalog.types, &columns).await?);
     reports.extend(other_types(here, &catalog.types, &columns).await?);
     let version = server_version(here).await?;
     let new_tables = to_come.iter().map(|(table, _)| *table).filter(|table| existing.table(&table.name()).is_none());
@@ -68,6 +69,40 @@ pub(super) async fn lacking(
         reports.push(collation_report(&name, &used_by, statements.get(&name), schema_exists));
     }
     Ok(reports)
+}
+
+/// Row types of tables and views, which come with their tables and are not created beside them.
+async fn row_types(
+    (source, here): (&SqlClient, &SqlClient),
+    types: &Types,
+    columns: &[&ColumnDefinition],
+) -> Result<Vec<ErrorReport>, Fault> {
+    let needed = needed_types(types, columns.iter().map(|column| column.type_id))?;
+    let composites =
+        needed.into_iter().filter(|id| types.get(id).is_some_and(|found| found.kind == TypeKind::Composite));
+    let ids: Vec<u32> = composites.map(|id| id.0).collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.reltype = ANY ($1) AND c.relkind <> 'c' ORDER BY 1, 2";
+    let rows = source.query("looking for row types", sql, &[&ids]).await.map_err(SourceError::Session)?;
+    let names: Vec<QualifiedName> =
+        rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let existing = describe_named_types(here, &names).await.map_err(DestinationError::Session)?;
+    let is_missing = |name: &&QualifiedName| !existing.values().any(|found| found.qualified_name() == **name);
+    let report = |name: &QualifiedName| {
+        ErrorReport::new(format!("the row type of {name} does not exist at the destination"))
+            .detail("A column to come is made of it. Such a type comes with its table and is not created for a column.")
+            .hint(format!(
+                "Create {name} at the destination, as it is at the source, or leave the column out of the publication."
+            ))
+    };
+    Ok(names.iter().filter(is_missing).map(report).collect())
 }
 
 /// Types that columns to come would get by their names, and that are not the source's.

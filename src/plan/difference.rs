@@ -75,6 +75,24 @@ impl Ends<'_> {
         self.of_not_null(violated.column.as_ref()?)
     }
 
+    /// The differences in all that may refuse a row here, before one is refused.
+    pub fn all(&self) -> Vec<Difference> {
+        let indexes = self.here.indexes.iter().filter(|index| index.valid && (index.unique || index.exclusion));
+        let keys: BTreeSet<&Ident> =
+            indexes.clone().filter(|key| key.primary).flat_map(IndexDefinition::key_columns).collect();
+        let checks = self.here.constraints.iter().filter(|found| found.enforced);
+        let nulls = self.here.columns.iter().filter(|column| column.not_null && !keys.contains(&column.name));
+        // A column of its own is for the comparison of columns.
+        let nulls = nulls.filter(|column| self.source.column(&column.name).is_some());
+        let found = indexes.map(|index| self.of_index(index));
+        let found = found.chain(checks.map(|constraint| match constraint.kind {
+            ConstraintKind::Check => self.of_check(constraint),
+            ConstraintKind::ForeignKey => self.of_foreign_key(constraint),
+            ConstraintKind::PrimaryKey | ConstraintKind::Unique | ConstraintKind::Exclusion => None,
+        }));
+        found.chain(nulls.map(|column| self.of_not_null(&column.name))).flatten().collect()
+    }
+
     fn table(&self) -> QualifiedName {
         self.here.name()
     }
@@ -254,6 +272,19 @@ pub fn domain_difference(
         }
     };
     domains.filter_map(find).next()
+}
+
+/// The differences in the domains that both ends have, before a value is refused.
+pub fn domain_differences((here, source): (&Types, &Types), expressions: &Expressions) -> Vec<Difference> {
+    let domains = here.values().filter(|found| found.kind == TypeKind::Domain);
+    let differences = |domain: &TypeDefinition| {
+        let there = source.values().find(|there| there.qualified_name() == domain.qualified_name());
+        let names = domain.checks.iter().flatten().map(|check| &check.name);
+        let checks = names.map(|name| of_domain_check((domain, name), (there, source), expressions));
+        let null = of_domain_null(domain, there);
+        there.map(|_| checks.chain([null]).flatten().collect::<Vec<_>>()).unwrap_or_default()
+    };
+    domains.flat_map(differences).collect()
 }
 
 fn of_domain_check(

@@ -53,6 +53,6 @@ pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };
 pub use sequences::read_sequences;
-pub use sql::{Sql, SqlClient, SqlCopyIn};
+pub use sql::{SessionsRoom, Sql, SqlClient, SqlCopyIn};
 pub use tokio_postgres::Row;
 pub use writing::WritingSession;

@@ -28,6 +28,7 @@ use super::password_file;
 use super::settings;
 use super::startup::{PASSWORD_MISSING, UNBOUND};
 use crate::config::{ChannelBinding, ConnectionSettings};
+use crate::pg::Ident;
 use crate::pg::quote_literal;
 
 /// How a SQL session is opened.
@@ -279,16 +280,40 @@ impl SqlClient {
         self.query_as_login_role(doing, sql, &[&i64::from(process_id)]).await.map(|_| ())
     }
 
-    /// How many more sessions the server takes, beside those that are open and those that it keeps for superusers.
+    /// How many more sessions this role may open.
     ///
     /// # Errors
     /// [`SessionError`].
     pub async fn free_sessions(&self) -> Result<usize, SessionError> {
-        let sql = "SELECT pg_catalog.current_setting('max_connections')::bigint
-                          - pg_catalog.current_setting('superuser_reserved_connections')::bigint - pg_catalog.count(*)
-                   FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'";
-        let free: i64 = self.query_one("counting sessions", sql, &[]).await?.get(0);
-        Ok(usize::try_from(free).unwrap_or(0))
+        Ok(usize::try_from(self.sessions_room().await?.least()).unwrap_or(0))
+    }
+
+    /// How many more sessions this role may open, by each limit.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn sessions_room(&self) -> Result<SessionsRoom, SessionError> {
+        // Limits of roles and databases hold for walsenders, too, and not for superusers.
+        let sql = "WITH open AS (SELECT a.usesysid, a.datid, a.backend_type FROM pg_catalog.pg_stat_activity a
+                                 WHERE a.backend_type IN ('client backend', 'walsender'))
+                   SELECT pg_catalog.current_setting('max_connections')::bigint
+                              - pg_catalog.current_setting('superuser_reserved_connections')::bigint
+                              - (SELECT pg_catalog.count(*) FROM open WHERE open.backend_type = 'client backend'),
+                          CASE WHEN r.rolconnlimit >= 0 AND NOT r.rolsuper THEN
+                              r.rolconnlimit - (SELECT pg_catalog.count(*) FROM open WHERE open.usesysid = r.oid) END,
+                          CASE WHEN d.datconnlimit >= 0 AND NOT r.rolsuper THEN
+                              d.datconnlimit - (SELECT pg_catalog.count(*) FROM open WHERE open.datid = d.oid) END,
+                          r.rolname::text, d.datname::text
+                   FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
+                   WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()";
+        let row = self.query_one("counting sessions", sql, &[]).await?;
+        Ok(SessionsRoom {
+            server: row.get(0),
+            role: row.get(1),
+            database: row.get(2),
+            role_name: Ident::new(row.get::<_, &str>(3)),
+            database_name: Ident::new(row.get::<_, &str>(4)),
+        })
     }
 
     /// Whether the session is known to have ended.
@@ -305,6 +330,28 @@ impl SqlClient {
             Ok(result) => result.map_err(|error| SessionError::from_sql(doing, &error)),
             Err(_) => Err(SessionError::Timeout { doing, within: self.timeout }),
         }
+    }
+}
+
+/// How many more sessions a role may open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionsRoom {
+    /// Of those that the server takes beside what it keeps for superusers.
+    pub server: i64,
+    /// Of the role's; `None` where it has no limit.
+    pub role: Option<i64>,
+    /// Of the database's; `None` where it has no limit.
+    pub database: Option<i64>,
+    /// The role.
+    pub role_name: Ident,
+    /// The database.
+    pub database_name: Ident,
+}
+
+impl SessionsRoom {
+    /// By the narrowest limit.
+    pub fn least(&self) -> i64 {
+        [Some(self.server), self.role, self.database].into_iter().flatten().min().unwrap_or(0)
     }
 }
 

@@ -74,6 +74,7 @@ mod settle;
 mod set_aside;
 mod shapes;
 mod snapshot;
+mod startups;
 mod statements;
 mod status;
 mod stopping;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::constraints;
 use super::destination::DestinationView;
 use super::here::free_bytes;
 use super::publications;
@@ -9,7 +10,7 @@ use super::source::SourceView;
 use super::values;
 use super::{About, Findings};
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Catalog, DestinationError};
+use crate::destination::{Catalog, DestinationError, expressions_here};
 use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
@@ -19,7 +20,6 @@ use crate::pipeline::not_carried::not_carried;
 use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
 use crate::pipeline::snapshot::room::Room;
-use crate::plan::features::{TooNew, too_new};
 use crate::plan::fit::Transfer;
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
 use crate::session::{SqlClient, read_sequences};
@@ -71,8 +71,15 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Err(fault) => findings.fault(BOTH, "types", fault),
         }
         match server_version(here).await {
-            Ok(version) => constraints(catalog, existing, version, findings),
+            Ok(version) => constraints::too_new_for(version, catalog, existing, findings),
             Err(fault) => findings.fault(BOTH, "constraints", fault),
+        }
+        match expressions_here(here).await {
+            Ok(expressions) => constraints::stricter(catalog, existing, &expressions, findings),
+            Err(error) => findings.fault(BOTH, "constraints", error),
+        }
+        if let Err(error) = constraints::partitions(here, catalog, existing, findings).await {
+            findings.fault(BOTH, "partitions", error);
         }
         if let Err(error) = publications::look(here, catalog, existing, findings).await {
             findings.fault(About::Destination, "publications", error);
@@ -193,26 +200,6 @@ fn fit(
         }
     }
     transfer
-}
-
-/// Constraints that a destination of an older version cannot have as the source has them: said before a row moves.
-fn constraints(catalog: &SourceCatalog, existing: &Catalog, version: u32, findings: &mut Findings) {
-    for table in &catalog.tables {
-        let name = table.definition.name();
-        if existing.table(&name).is_some() {
-            continue;
-        }
-        for TooNew { kind, name: constraint, feature } in too_new(&table.definition, version) {
-            let report = ErrorReport::new(format!(
-                "{kind} {constraint} of table {name} is {} at the source, which the destination (PostgreSQL {}) does not know",
-                feature.as_sql(),
-                version / 10_000
-            ))
-            .detail(format!("It came with PostgreSQL {}. When the table is created, {}.", feature.since(), feature.instead()))
-            .hint(format!("To have it as at the source, use a destination of PostgreSQL {} or later.", feature.since()));
-            findings.warn(BOTH, "constraints", report);
-        }
-    }
 }
 
 /// Whether owned sequences can follow: nothing else tells of it before a cut-over.

@@ -1,12 +1,12 @@
 //! The destination's half of the list.
 
-use super::{About, Findings, connection};
+use super::{About, Findings, connection, sessions};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState, TableRecord, Writer,
     check_bookkeeping_owner, position_missing_report,
 };
-use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::leading::writing_settings;
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
 use crate::pipeline::set_aside::aside;
@@ -119,10 +119,32 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     for holder in foreign {
         findings.warn(DESTINATION, "leader", holder.foreign_report());
     }
+    if position.is_none() {
+        sessions::look((client, 1), DESTINATION, |error| DestinationError::Session(error).into(), findings).await;
+    }
+    event_triggers(client, foreign_keys_act, findings).await;
     if let Some(catalog) = &catalog {
         tables(config, catalog, foreign_keys_act, findings);
     }
     Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
+}
+
+/// Event triggers that would fire when headwater creates and drops its own objects, and follows schema changes.
+async fn event_triggers(client: &SqlClient, foreign_keys_act: bool, findings: &mut Findings) {
+    let sql = "SELECT e.evtname::text FROM pg_catalog.pg_event_trigger e
+               WHERE e.evtevent <> 'login' AND e.evtenabled = ANY (CASE WHEN $1 THEN '{O,A}'::\"char\"[] ELSE '{R,A}'::\"char\"[] END)
+               ORDER BY 1";
+    let found = client.query("looking for event triggers", sql, &[&foreign_keys_act]).await;
+    let Some(rows) = findings.take(DESTINATION, "event triggers", found.map_err(DestinationError::Session)) else {
+        return;
+    };
+    if rows.is_empty() {
+        return;
+    }
+    let names: Vec<String> = rows.iter().map(|row| Ident::new(row.get::<_, &str>(0)).to_string()).collect();
+    let report = ErrorReport::new(format!("event triggers fire for what headwater creates: {}", names.join(", ")))
+        .detail("An error in one of them halts a start. search_path is empty: names in them without a schema are not found.");
+    findings.warn(DESTINATION, "event triggers", report);
 }
 
 async fn stored_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {

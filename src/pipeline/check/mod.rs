@@ -15,9 +15,11 @@
 
 mod both;
 mod connection;
+mod constraints;
 mod destination;
 mod here;
 mod publications;
+mod sessions;
 mod source;
 mod values;
 

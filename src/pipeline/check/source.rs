@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{About, Findings, Standing, connection};
+use super::{About, Findings, Standing, connection, sessions};
 use crate::config::{Config, Host};
 use crate::pg::{ErrorReport, Ident, QualifiedName, counted, shell_word};
 use crate::pipeline::check::destination::DestinationView;
@@ -43,6 +43,10 @@ pub(super) async fn look(
     let slot = findings.take(SOURCE, "slot", find_slot(&client, &config.source.slot).await).flatten();
     server(config, &client, slot.is_none(), findings).await;
     let replication = replication(config, findings).await;
+    if destination.is_none_or(|destination| destination.position.is_none()) {
+        let own = 1 + i64::from(replication.is_some());
+        sessions::look((&client, own), SOURCE, |error| SourceError::Session(error).into(), findings).await;
+    }
     room(&client, findings).await;
     let catalog = tables(config, &client, destination, findings).await;
     transactions(config, &client, slot.is_none(), findings).await;

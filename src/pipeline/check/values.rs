@@ -8,7 +8,7 @@ use crate::config::{Config, SchemaChanges};
 use crate::destination::{Catalog, DestinationError};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, QualifiedName};
-use crate::pipeline::labels::{labels_report, lacking_labels};
+use crate::pipeline::labels::{labels_of_others, labels_of_others_report, labels_report, lacking_labels};
 use crate::pipeline::prepare::to_compare;
 use crate::plan::fit::{Transfer, as_created, text_columns};
 use crate::plan::schema::{ColumnDefinition, IdentityColumn, TableDefinition, TypeKind, Types};
@@ -207,10 +207,17 @@ pub(super) async fn enum_labels(config: &Config, here: &SqlClient, catalog: &Sou
         Ok(missing) => missing,
         Err(fault) => return findings.fault(BOTH, "enums", fault),
     };
-    if missing.added.is_empty() && missing.renamed.is_empty() {
+    if missing.statements().next().is_none() {
         return;
     }
-    if missing.renamed.is_empty() && config.schema_changes == SchemaChanges::Follow {
+    match labels_of_others(here, &catalog.types).await {
+        Ok(others) if others.statements().next().is_some() => {
+            return findings.fail(BOTH, "enums", labels_of_others_report(&others));
+        }
+        Ok(_) => {}
+        Err(fault) => return findings.fault(BOTH, "enums", fault),
+    }
+    if missing.renamed.is_empty() && missing.presumed.is_empty() && config.schema_changes == SchemaChanges::Follow {
         let text = format!("{}: added before rows have them", missing.told.join("; "));
         return findings.ok(BOTH, "enums", text);
     }

@@ -43,7 +43,7 @@ pub const SOURCE: &[(&str, &str)] = &[
 /// What makes tests quick. Up to 17 the number of slots is that of replication origins, too, and each test leaves one.
 pub const DESTINATION: &[(&str, &str)] = &[
     ("max_connections", "300"),
-    ("max_replication_slots", "500"),
+    ("max_replication_slots", "1000"),
     ("fsync", "off"),
     ("autovacuum", "off"),
     ("log_min_messages", "warning"),
@@ -102,7 +102,7 @@ pub async fn new_destination(settings: &[(&str, &str)]) -> Cluster {
 /// A destination cluster of one's own of a major.
 pub async fn new_destination_of(bin: &Path, settings: &[(&str, &str)]) -> Cluster {
     // From 18 on the number of replication origins is one of its own.
-    let origins = [("max_active_replication_origins", "500")];
+    let origins = [("max_active_replication_origins", "1000")];
     let origins = origins.iter().filter(|_| major_of(bin) >= 18);
     let settings: Vec<_> = DESTINATION.iter().chain(origins).chain(settings).copied().collect();
     let cluster = Cluster::start_new(bin, &parent(), "destination", &settings, &[]).await;

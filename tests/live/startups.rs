@@ -1,0 +1,317 @@
+//! `check` is a promise: whatever servers, roles, schemas and the configuration are like, a start does what check has said.
+//!
+//! Each draw makes a pair of databases with up to three peculiarities out of a list. A check without a failure before a service that
+//! does not come to stream is a defect, and so is a failure before one that streams. `HEADWATER_SEED` replays a draw;
+//! `STARTUP_SECONDS` makes it as many as fit (`make fuzz-startup`).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use futures_util::{StreamExt, stream};
+
+use crate::support::roles::{Roles, reader, writer};
+use crate::support::{Database, Script, Setup, destination, eventually, seed, source};
+
+const TABLES: &[&str] = &["sections", "topics", "messages"];
+
+const SCHEMA: &str = "
+    CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN short AS varchar(20) CHECK (VALUE <> '');
+    CREATE TABLE sections (id int PRIMARY KEY, name text NOT NULL, m mood DEFAULT 'ok');
+    CREATE TABLE topics (id int PRIMARY KEY, section int NOT NULL REFERENCES sections, title short, n numeric(10,2));
+    CREATE TABLE messages (id bigint PRIMARY KEY, topic int REFERENCES topics, body text, at timestamptz DEFAULT now(),
+        length int GENERATED ALWAYS AS (topic * 2) STORED);
+    INSERT INTO sections SELECT i, 's' || i, 'sad' FROM generate_series(1, 5) i;
+    INSERT INTO topics SELECT i, 1 + i % 5, 't', i FROM generate_series(1, 20) i;
+    INSERT INTO messages (id, topic, body) SELECT i, 1 + i % 20, 'b' FROM generate_series(1, 100) i;";
+
+/// The destination's tables as an operator may have prepared them.
+const PREPARED: &str = "
+    CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN short AS varchar(20) CHECK (VALUE <> '');
+    CREATE TABLE sections (id int PRIMARY KEY, name text NOT NULL, m mood DEFAULT 'ok');
+    CREATE TABLE topics (id int PRIMARY KEY, section int NOT NULL REFERENCES sections, title short, n numeric(10,2));
+    CREATE TABLE messages (id bigint PRIMARY KEY, topic int REFERENCES topics, body text, at timestamptz DEFAULT now(),
+        length int GENERATED ALWAYS AS (topic * 2) STORED);";
+
+/// What is done at one end. `{db}`, `{reader}` and `{writer}` stand for the database and headwater's roles.
+#[derive(Clone, Copy)]
+enum Peculiar {
+    Source(&'static str),
+    /// Where the destination has the tables already.
+    Prepared(&'static str),
+    Destination(&'static str),
+    /// A line before the first section.
+    Setting(&'static str),
+    SourceSetting(&'static str),
+    DestinationSetting(&'static str),
+    Tables(&'static [&'static str]),
+}
+
+use Peculiar::{Destination, DestinationSetting, Prepared, Setting, Source, SourceSetting, Tables};
+
+const PECULIARITIES: &[Peculiar] = &[
+    Source("ALTER ROLE {reader} NOREPLICATION"),
+    Source("ALTER ROLE {reader} CONNECTION LIMIT 1"),
+    Source("ALTER ROLE {reader} CONNECTION LIMIT 2"),
+    Source("ALTER ROLE {reader} CONNECTION LIMIT 4"),
+    Source("ALTER ROLE {reader} CONNECTION LIMIT 12"),
+    Source("ALTER ROLE {reader} SET default_transaction_read_only = on"),
+    Source("ALTER ROLE {reader} SET statement_timeout = '5ms'"),
+    Source("ALTER ROLE {reader} SET search_path = nowhere"),
+    Source("REVOKE ALL ON topics FROM PUBLIC, {reader}"),
+    Source("REVOKE USAGE ON SCHEMA public FROM PUBLIC, {reader}"),
+    Source("DROP TABLE messages"),
+    Source("DROP TABLE messages; CREATE VIEW messages AS SELECT 1 AS id"),
+    Source("ALTER TABLE messages SET UNLOGGED"),
+    Source("ALTER TABLE messages DROP CONSTRAINT messages_pkey"),
+    Source("ALTER TABLE messages DROP CONSTRAINT messages_pkey; ALTER TABLE messages REPLICA IDENTITY FULL"),
+    Source("ALTER TABLE messages REPLICA IDENTITY NOTHING"),
+    Source("CREATE PUBLICATION {db} FOR TABLE sections, topics, messages"),
+    Source("CREATE PUBLICATION {db} FOR TABLE sections, topics"),
+    Source("CREATE PUBLICATION {db} FOR ALL TABLES"),
+    Source("CREATE PUBLICATION {db} FOR TABLE sections, topics, messages WITH (publish = 'insert')"),
+    Source("CREATE PUBLICATION {db} FOR TABLE sections, topics, messages (id, topic)"),
+    Source("CREATE PUBLICATION {db} FOR TABLE sections, topics, messages WHERE (id > 5)"),
+    Source("CREATE PUBLICATION {db} FOR TABLES IN SCHEMA public"),
+    Source("CREATE PUBLICATION {db}"),
+    Source("SELECT pg_create_logical_replication_slot('{db}', 'test_decoding')"),
+    Source("SELECT pg_create_logical_replication_slot('{db}', 'pgoutput')"),
+    Source("SELECT pg_create_physical_replication_slot('{db}')"),
+    Source("ALTER TABLE sections ENABLE ROW LEVEL SECURITY; ALTER TABLE sections FORCE ROW LEVEL SECURITY"),
+    Source("ALTER TABLE topics ADD COLUMN c citext"),
+    Source("ALTER TABLE topics ADD COLUMN p sections; "),
+    Source("ALTER TABLE topics ADD COLUMN r regclass DEFAULT 'topics'::regclass"),
+    Source("ALTER TYPE mood ADD VALUE 'new' BEFORE 'sad'"),
+    Source("ALTER TABLE topics ADD CHECK (n < 10) NOT VALID"),
+    Source("ALTER TABLE messages ADD COLUMN extra int GENERATED ALWAYS AS IDENTITY"),
+    Source(
+        "CREATE COLLATION odd (provider = icu, locale = 'de-u-co-phonebk'); ALTER TABLE topics ADD COLUMN o text COLLATE odd",
+    ),
+    Source("ALTER TABLE messages ALTER COLUMN topic TYPE bigint USING topic"),
+    Source("CREATE INDEX ON messages USING gin (to_tsvector('english', body))"),
+    Source("ALTER TABLE sections RENAME TO \"Sections\""),
+    Prepared("SELECT 1"),
+    Prepared("INSERT INTO sections VALUES (1, 'other', 'ok')"),
+    Prepared("ALTER TABLE topics DROP COLUMN title"),
+    Prepared("ALTER TABLE topics ALTER COLUMN n TYPE numeric(5,2)"),
+    Prepared("ALTER TABLE topics ALTER COLUMN section TYPE bigint"),
+    Prepared("ALTER TABLE topics ADD COLUMN local int NOT NULL"),
+    Prepared("ALTER TABLE topics ADD COLUMN local int NOT NULL DEFAULT 5"),
+    Prepared("ALTER TABLE topics ADD CHECK (n < 10)"),
+    Prepared("ALTER TABLE messages ADD UNIQUE (topic)"),
+    Prepared("ALTER TABLE messages DROP CONSTRAINT messages_pkey"),
+    Prepared("ALTER TABLE messages ALTER COLUMN body SET NOT NULL"),
+    Prepared("ALTER TABLE messages SET UNLOGGED"),
+    Prepared("ALTER TABLE messages DROP COLUMN length; ALTER TABLE messages ADD COLUMN length int"),
+    Prepared("ALTER TABLE messages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY"),
+    Prepared("ALTER TABLE sections ENABLE ROW LEVEL SECURITY; ALTER TABLE sections FORCE ROW LEVEL SECURITY"),
+    Prepared("CREATE RULE nothing AS ON INSERT TO messages DO INSTEAD NOTHING"),
+    Prepared(
+        "CREATE RULE nothing AS ON DELETE TO messages DO INSTEAD NOTHING; ALTER TABLE messages DISABLE RULE nothing",
+    ),
+    Prepared("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'"),
+    Prepared("ALTER DOMAIN short ADD CHECK (VALUE <> 't')"),
+    Prepared("DROP TABLE messages; CREATE VIEW messages AS SELECT 1 AS id"),
+    Prepared(
+        "DROP TABLE messages; CREATE TABLE messages (id bigint PRIMARY KEY, topic int, body text, at timestamptz) PARTITION BY RANGE (id)",
+    ),
+    Prepared(
+        "DROP TABLE messages; CREATE TABLE messages (id bigint PRIMARY KEY, topic int, body text, at timestamptz) \
+              PARTITION BY RANGE (id); CREATE TABLE messages_1 PARTITION OF messages FOR VALUES FROM (0) TO (50)",
+    ),
+    Prepared("REVOKE ALL ON topics FROM {writer}; ALTER TABLE topics OWNER TO postgres"),
+    Prepared(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END'; \
+              CREATE TRIGGER t BEFORE INSERT ON topics FOR EACH ROW EXECUTE FUNCTION fail(); \
+              ALTER TABLE topics ENABLE ALWAYS TRIGGER t",
+    ),
+    Prepared(
+        "CREATE FUNCTION harmless() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
+              CREATE TRIGGER t BEFORE INSERT ON topics FOR EACH ROW EXECUTE FUNCTION harmless()",
+    ),
+    Prepared("CREATE TABLE local (topic int REFERENCES topics)"),
+    Destination("REVOKE CREATE ON DATABASE {db} FROM {writer}"),
+    Destination("ALTER ROLE {writer} CONNECTION LIMIT 1"),
+    Destination("ALTER ROLE {writer} CONNECTION LIMIT 3"),
+    Destination("ALTER ROLE {writer} CONNECTION LIMIT 20"),
+    Destination("ALTER ROLE {writer} SET default_transaction_read_only = on"),
+    Destination("ALTER DATABASE {db} SET default_transaction_read_only = on"),
+    Destination("ALTER ROLE {writer} SET search_path = nowhere"),
+    Destination("CREATE PUBLICATION everything FOR ALL TABLES"),
+    Destination("CREATE SCHEMA headwater"),
+    Destination("CREATE SCHEMA headwater AUTHORIZATION {writer}; CREATE TABLE headwater.position (x int)"),
+    Destination("CREATE TYPE mood AS ENUM ('sad')"),
+    Destination("CREATE TYPE mood AS (a int)"),
+    Destination("CREATE DOMAIN short AS varchar(5)"),
+    Destination("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {writer}"),
+    Destination(
+        "CREATE FUNCTION stop() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no DDL here''; END'; \
+                 CREATE EVENT TRIGGER stop ON ddl_command_start EXECUTE FUNCTION stop()",
+    ),
+    Destination("REVOKE CONNECT ON DATABASE {db} FROM PUBLIC, {writer}"),
+    Setting("on_conflict = \"source-wins\""),
+    Setting("schema_changes = \"stop\""),
+    SourceSetting("heartbeat_every = \"off\""),
+    SourceSetting("create_publication = false"),
+    DestinationSetting("parallel_apply = 4"),
+    Tables(&["sections", "topics"]),
+    Tables(&["topics", "messages"]),
+    Tables(&["sections", "topics", "messages", "mesages"]),
+    Tables(&["sections", "public.topics", "messages", "messages"]),
+];
+
+/// How long a start that was refused by check may have to prove the opposite.
+const REFUSED_MAX: Duration = Duration::from_secs(8);
+
+/// Warnings that say of a start that it may come to nothing.
+const WARNED: &[&str] = &[
+    "may refuse rows that the source has",
+    "fire for what is applied",
+    "fire for what headwater creates: hand_over, stop",
+    "creates: stop",
+    "has no default partition",
+];
+
+struct Draw {
+    seed: u64,
+    database: Database,
+    setup: Setup,
+    story: Vec<String>,
+}
+
+impl Draw {
+    async fn make(seed: u64) -> Draw {
+        let mut rng = Rng::with_seed(seed);
+        let roles = match rng.u32(..3) {
+            0 => Roles::Superuser,
+            1 => Roles::Least { replica: true },
+            _ => Roles::Least { replica: false },
+        };
+        let database = Database::under(roles, source().await, destination().await, "startup", TABLES, "").await;
+        let mut chosen: Vec<Peculiar> = Vec::new();
+        for _ in 0..rng.usize(1..4) {
+            chosen.push(*rng.choice(PECULIARITIES).expect("one"));
+        }
+        let (from, to) = match roles {
+            Roles::Superuser => ("postgres".to_owned(), "postgres".to_owned()),
+            Roles::Least { .. } => (reader(&database.name), writer(&database.name)),
+        };
+        let fill = |sql: &str| sql.replace("{db}", &database.name).replace("{reader}", &from).replace("{writer}", &to);
+        let mut story = vec![format!("{roles:?}")];
+        database.at_source("CREATE EXTENSION citext").await;
+        database.at_source(SCHEMA).await;
+        if chosen.iter().any(|one| matches!(one, Prepared(_))) {
+            database.at_destination(PREPARED).await;
+        }
+        let mut setup = Setup::of(&database);
+        setup.tables = TABLES.iter().map(|table| (*table).to_owned()).collect();
+        for one in chosen {
+            let (client, sql) = match one {
+                Source(sql) => (&database.source, sql),
+                Prepared(sql) | Destination(sql) => (&database.destination, sql),
+                Setting(line) => {
+                    setup = setup.setting(line);
+                    story.push(line.to_owned());
+                    continue;
+                }
+                SourceSetting(line) => {
+                    setup = setup.source(line);
+                    story.push(line.to_owned());
+                    continue;
+                }
+                DestinationSetting(line) => {
+                    setup = setup.destination(line);
+                    story.push(line.to_owned());
+                    continue;
+                }
+                Tables(tables) => {
+                    setup.tables = tables.iter().map(|table| (*table).to_owned()).collect();
+                    story.push(format!("tables = {tables:?}"));
+                    continue;
+                }
+            };
+            let sql = fill(sql);
+            // Of roles of the whole cluster only those of this database are touched.
+            if sql.contains("ROLE postgres") || sql.contains("FROM PUBLIC, postgres") {
+                continue;
+            }
+            // What one has taken away another cannot change.
+            if client.script("a peculiarity", &sql).await.is_ok() {
+                story.push(sql);
+            }
+        }
+        Draw { seed, database, setup, story }
+    }
+
+    /// What check says against what a start does.
+    async fn judge(self) -> Result<(bool, Vec<String>), String> {
+        let checked = self.setup.command(&["check"]).await;
+        let green = checked.code == Some(0);
+        // What may go wrong, or not: a start may do either.
+        let warned = WARNED.iter().any(|text| checked.out.contains(text));
+        let mut service = self.setup.start();
+        let began = Instant::now();
+        let streams = loop {
+            let state = service.status().await.and_then(|status| status.get("state")?.as_str().map(str::to_owned));
+            if state.as_deref() == Some("streaming") {
+                break true;
+            }
+            if service.has_ended() {
+                break false;
+            }
+            let patience = if green { Duration::from_secs(60) } else { REFUSED_MAX };
+            if began.elapsed() > patience {
+                break false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let log = service.log();
+        let seed = self.seed;
+        if streams && green {
+            let name = self.database.name.clone();
+            eventually(&format!("{name} is copied"), || async {
+                let rows = "SELECT count(*)::text FROM topics";
+                let here = self.database.destination.query_opt("counting", rows, &[]).await.ok()??;
+                (here.get::<_, String>(0) == "20").then_some(())
+            })
+            .await;
+        }
+        drop(service);
+        if green == streams || warned {
+            return Ok((green, self.story));
+        }
+        let what = if green { "check is green, and a start is not" } else { "check is red, and a start streams" };
+        Err(format!(
+            "seed {seed}: {what}\n{}\n---- check\n{}{}\n---- log\n{}",
+            self.story.join("\n"),
+            checked.out,
+            checked.err,
+            log.lines().filter(|line| !line.contains(" DEBUG ")).take(40).collect::<Vec<_>>().join("\n")
+        ))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_does_what_check_has_said_whatever_is_peculiar() {
+    let first = seed("startups");
+    let seconds: u64 = std::env::var("STARTUP_SECONDS").map_or(0, |text| text.parse().expect("seconds"));
+    let began = Instant::now();
+    let mut seeds = Rng::with_seed(first);
+    // One draw is replayed by its own seed.
+    let more = std::iter::once(first).chain(std::iter::from_fn(|| Some(seeds.u64(..) >> 16)));
+    let more = more.enumerate().take_while(|(number, _)| *number < 8 || began.elapsed().as_secs() < seconds);
+    let judged = stream::iter(more).map(|(_, seed)| async move { Draw::make(seed).await.judge().await });
+    let mut judged = judged.buffer_unordered(3);
+    let (mut counts, mut problems) = (BTreeMap::<bool, u32>::new(), Vec::new());
+    while let Some(result) = judged.next().await {
+        match result {
+            Ok((green, _)) => *counts.entry(green).or_default() += 1,
+            Err(problem) => {
+                println!("{problem}\n");
+                problems.push(problem.lines().take(5).collect::<Vec<_>>().join(" | "));
+            }
+        }
+    }
+    println!("green and streaming, red and not: {counts:?}");
+    assert!(problems.is_empty(), "{} draws failed:\n{}", problems.len(), problems.join("\n"));
+}
