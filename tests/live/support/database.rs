@@ -2,14 +2,14 @@
 
 use super::Script;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater::commands::demo::Cluster;
 use headwater::config::{ConnectionSettings, Environment};
 use headwater::session::{Sql, SqlClient};
 
 use super::roles::{self, Roles};
-use super::{compare, destination, eventually, source};
+use super::{PATIENCE, compare, destination, eventually, source};
 
 /// Databases whose tests are over: their slots are dropped before the next one needs one, or the source would run out of them.
 static OVER: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -159,11 +159,26 @@ impl Database {
         let now = self.source_value("SELECT pg_current_wal_lsn()::text").await.expect("a position");
         // Something must come after it, or an idle source would say so only after seconds.
         self.at_source("SELECT pg_logical_emit_message(true, 'test', 'caught up?')").await;
-        let sql = format!("SELECT (position >= '{now}')::text FROM headwater.position");
-        eventually(&format!("the destination's position has reached {now}"), || async {
-            (value_if_any(&self.destination, &sql).await.as_deref() == Some("true")).then_some(())
-        })
-        .await;
+        let sql = format!(
+            "SELECT position::text || CASE WHEN position >= '{now}' THEN ' reached' ELSE '' END FROM headwater.position"
+        );
+        // On a busy machine a backlog takes as long as it takes: what must not be is that it stands still.
+        let (mut known, mut since) = (None, Instant::now());
+        loop {
+            let position = value_if_any(&self.destination, &sql).await;
+            if position.as_ref().is_some_and(|position| position.ends_with("reached")) {
+                return;
+            }
+            if position != known {
+                (known, since) = (position, Instant::now());
+            }
+            let waited = since.elapsed();
+            assert!(
+                waited < PATIENCE,
+                "waited {PATIENCE:?} in vain until the destination's position {known:?} moved towards {now}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The same, once a service that was just started has a position.
