@@ -70,7 +70,7 @@ pub const SETTINGS: &[Setting] = &[
          cause; `resnapshot` makes a new slot and reconciles all tables, without disturbing readers. It does so only where the \
          source is known to continue what the destination has: same system identifier, same database, the same timeline or one \
          that left it at or behind the stored position. Anything else may be an old primary that came back, an older state or a \
-         wrong address, and so may a copy that lacks more than half of a table's rows: then nothing is changed before \
+         wrong address, and so may a copy that lacks more than half of the rows of a table, by their keys: then nothing is changed before \
          `headwater run --resnapshot` asks for it.",
     ),
     setting(

@@ -60,8 +60,17 @@ pub struct Stream {
     pub gap: Option<String>,
     /// Rows that tables hold may be changed by the copy being made: an earlier stream brought them, or the operator has agreed.
     pub agreed: bool,
-    /// A copy that was made by itself was not published: the tables of which it lacked most rows.
-    pub refused: Option<String>,
+    /// A copy that was made by itself was not published.
+    pub refused: Option<RefusedCopy>,
+}
+
+/// A copy that lacked most rows of tables, and that no operator had asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedCopy {
+    /// `table public.t (950 of 1000)`, several of them joined.
+    pub tables: String,
+    /// When it was begun: `2026-11-27 10:20:01 UTC`.
+    pub begun_at: String,
 }
 
 /// Whether a table is followed yet.
@@ -124,7 +133,8 @@ impl Bookkeeping {
                           COALESCE((pg_catalog.to_jsonb(stream) ->> 'agreed')::boolean, true),
                           pg_catalog.to_jsonb(stream) ->> 'timeline_history',
                           (pg_catalog.to_jsonb(stream) ->> 'source_database_id')::oid,
-                          pg_catalog.to_jsonb(stream) ->> 'source_lsn', pg_catalog.to_jsonb(stream) ->> 'refused'
+                          pg_catalog.to_jsonb(stream) ->> 'source_lsn', pg_catalog.to_jsonb(stream) ->> 'refused',
+                          pg_catalog.to_char(pg_catalog.timezone('UTC', created_at), 'YYYY-MM-DD HH24:MI:SS') || ' UTC'
                    FROM headwater.stream";
         let asked = self.client.query_opt(doing, sql, &[]).await.map_err(|error| incomplete("headwater.stream", error));
         let Some(row) = asked? else { return Ok(None) };
@@ -146,6 +156,7 @@ impl Bookkeeping {
         let history: Option<&str> = row.get(11);
         let history = history.map(str::parse).transpose();
         let source_lsn: Option<&str> = row.get(13);
+        let refused: Option<String> = row.get(14);
         Ok(Some(Stream {
             state,
             generation: row.get(1),
@@ -161,7 +172,7 @@ impl Bookkeeping {
             source_lsn: source_lsn.map(str::parse).transpose().map_err(|_| damaged("headwater.stream.source_lsn"))?,
             gap: row.get(9),
             agreed: row.get(10),
-            refused: row.get(14),
+            refused: refused.map(|tables| RefusedCopy { tables, begun_at: row.get(15) }),
         }))
     }
 

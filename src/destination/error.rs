@@ -217,6 +217,8 @@ pub enum DestinationError {
     LacksMost {
         /// `table public.t (950 of 1000)`, several of them joined.
         tables: String,
+        /// When the copy was begun that these were counted in, where that was at an earlier start.
+        copy_begun_at: Option<String>,
     },
     /// Staged rows are not those that were sent.
     #[error("staging was lost: {0}")]

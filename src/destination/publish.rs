@@ -52,7 +52,8 @@ pub enum Place {
 pub enum Deletes {
     /// All: an operator has asked for the copy, or the stream itself has told of the table's change.
     All,
-    /// Not more than half: the copy is made by itself after a slot was lost, and a source that lacks so much is in doubt.
+    /// Not more than half of any table, however small: the copy is made by itself after a slot was lost, and a source that lacks so
+    /// much is in doubt. A row counts as deleted where the copy has no row of its key; in a table without a key, no row equal to it.
     Half,
 }
 
@@ -90,9 +91,6 @@ async fn check_room(client: &SqlClient, written: &[&StagedTable]) -> Result<(), 
         None => Ok(()),
     }
 }
-
-/// A table that loses no more rows than this may lose all of them: in a small one, half is a usual change.
-const FEW_ROWS: u64 = 100;
 
 /// What publishing wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -238,7 +236,7 @@ impl Publication<'_> {
             let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
             let deleted = client.execute(DOING, &statement, &[]).await?;
             outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
-            if deleted <= FEW_ROWS {
+            if deleted == 0 {
                 continue;
             }
             // Counted up to as many as were deleted: more of them are not the smaller half.
@@ -251,7 +249,7 @@ impl Publication<'_> {
         }
         outcome.lost_most.reverse();
         if self.deletes == Deletes::Half && !outcome.lost_most.is_empty() {
-            return Err(DestinationError::LacksMost { tables: outcome.lost_most.join(", ") });
+            return Err(DestinationError::LacksMost { tables: outcome.lost_most.join(", "), copy_begun_at: None });
         }
         for (number, table) in tables.iter().enumerate().filter(|(_, table)| differs(table)) {
             outcome.reconciled.entry(table.live.clone()).or_default().1 =

@@ -177,6 +177,23 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
     }
 }
 
+/// What to tell of a copy that lacks most rows of tables. `copy_begun_at`: the start that counted them was an earlier one.
+fn lacks_most(tables: &str, copy_begun_at: Option<&str>) -> ErrorReport {
+    let counted = match copy_begun_at {
+        None => format!("Publishing it would delete, of each table, rows whose keys it lacks: {tables}."),
+        Some(at) => format!(
+            "This start has not counted again. Publishing the copy that was begun at {at} would have deleted, of each table, rows \
+             whose keys it lacked: {tables}."
+        ),
+    };
+    ErrorReport::new("the new copy lacks most of the rows that the destination has, and nobody has asked for it")
+        .detail(format!("Nothing was changed, and the old rows are still served. {counted}"))
+        .hint(
+            "See whether source.url leads to the right server and its tables are whole. If they are, run headwater run \
+             --resnapshot, which copies them again.",
+        )
+}
+
 /// What to tell the operator.
 pub fn report(fault: &Fault) -> ErrorReport {
     match fault {
@@ -187,14 +204,9 @@ pub fn report(fault: &Fault) -> ErrorReport {
             report.clone()
         }
         Fault::Source(SourceError::LostHistory(lost)) => lost.report.clone(),
-        Fault::Destination(DestinationError::LacksMost { tables }) => ErrorReport::new(
-            "the new copy lacks most of the rows that the destination has, and nobody has asked for it",
-        )
-        .detail(format!("Nothing was changed, and the old rows are still served. These would be deleted: {tables}."))
-        .hint(
-            "See whether source.url leads to the right server and its tables are whole. If they are, run headwater run \
-                     --resnapshot; for single tables, while the service runs, headwater resnapshot TABLE.",
-        ),
+        Fault::Destination(DestinationError::LacksMost { tables, copy_begun_at }) => {
+            lacks_most(tables, copy_begun_at.as_deref())
+        }
         Fault::Source(SourceError::Session(error)) => session_report("source", error),
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),

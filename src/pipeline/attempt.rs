@@ -389,7 +389,7 @@ impl Attempt {
                     Ok(snapshot::Ending::Stopped) => return Ok(Ready::Not(Lived::UntilStopped)),
                     Err(fault) => {
                         // Otherwise every start would copy everything, to refuse it again.
-                        if let Fault::Destination(DestinationError::LacksMost { tables }) = &fault {
+                        if let Fault::Destination(DestinationError::LacksMost { tables, .. }) = &fault {
                             bookkeeping.set_refused(tables).await?;
                         }
                         return Err(fault);

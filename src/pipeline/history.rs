@@ -9,7 +9,7 @@
 
 use super::asked::Asked;
 use crate::config::OnSlotLost;
-use crate::destination::{DestinationError, Stream};
+use crate::destination::{DestinationError, RefusedCopy, Stream};
 use crate::fault::{Decision, Fault, Phase, decide};
 use crate::pg::{ErrorReport, Lsn};
 use crate::session::SystemIdentification;
@@ -79,7 +79,10 @@ pub(super) fn of_copy(found: Found<'_>, stream: Option<&Stream>, asked: &Asked) 
         }
     }
     match &stream.refused {
-        Some(tables) if !asked.word.is_given() => Err(DestinationError::LacksMost { tables: tables.clone() }.into()),
+        Some(refused) if !asked.word.is_given() => {
+            let RefusedCopy { tables, begun_at } = refused.clone();
+            Err(DestinationError::LacksMost { tables, copy_begun_at: Some(begun_at) }.into())
+        }
         Some(_) | None => Ok(()),
     }
 }

@@ -448,15 +448,52 @@ async fn a_copy_that_lacks_most_rows_of_a_table_is_published_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn few_rows_may_all_be_gone_from_a_copy_that_is_made_by_itself() {
-    let schema = "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, t int REFERENCES t);
-        INSERT INTO t SELECT i, i FROM generate_series(1, 100) i";
-    let database = Database::new("fewrows", TABLES, schema).await;
+async fn most_rows_of_a_table_are_deleted_only_when_asked_however_small_it_is() {
+    let tables = &["public.a", "public.b", "public.c", "public.d", "public.e", "public.f"];
+    let schema = "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (LIKE a INCLUDING ALL);
+        CREATE TABLE c (LIKE a INCLUDING ALL); CREATE TABLE d (LIKE a INCLUDING ALL); CREATE TABLE e (LIKE a INCLUDING ALL);
+        CREATE TABLE f (LIKE a INCLUDING ALL);
+        INSERT INTO a VALUES (1, 1), (2, 2), (3, 3); INSERT INTO b VALUES (1, 1), (2, 2); INSERT INTO c VALUES (1, 1), (2, 2), (3, 3);
+        INSERT INTO d SELECT i, i FROM generate_series(1, 1000) i; INSERT INTO f VALUES (1, 1)";
+    let database = Database::on(source().await, destination().await, "fewrows", tables, schema).await;
     let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
     let service = setup.start();
     service.streams().await;
     service.stop().await;
-    database.at_source(&format!("SELECT pg_drop_replication_slot('{}'); DELETE FROM t", database.name)).await;
+    let lose = format!("SELECT pg_drop_replication_slot('{}')", database.name);
+    database.at_source(&lose).await;
+    // Two of three, one of two, the keys of two of three, all values, nothing at all, and the only one.
+    let meanwhile = "DELETE FROM a WHERE id < 3; DELETE FROM b WHERE id = 1; UPDATE c SET id = id + 100 WHERE id < 3;
+        UPDATE d SET n = -n; DELETE FROM f";
+    database.at_source(meanwhile).await;
+    let output = setup.start().ends_with(1).await;
+    for text in
+        ["Publishing it would delete", "table public.a (2 of 3), table public.c (2 of 3), table public.f (1 of 1)."]
+    {
+        assert!(output.contains(text), "{text:?} is not in:\n{output}");
+    }
+    for table in ["public.b", "public.d", "public.e"] {
+        assert!(!output.contains(&format!("table {table} (")), "{output}");
+    }
+    let counts = "SELECT concat_ws(' ', (SELECT count(*) FROM a), (SELECT count(*) FROM b), (SELECT count(*) FROM c),
+        (SELECT min(n) FROM d), (SELECT count(*) FROM f))";
+    assert_eq!(database.destination_value(counts).await.as_deref(), Some("3 2 3 1 1"), "nothing was touched");
+
+    // Rows are back. A later start copies nothing, so it says when the counts are from.
+    let begun = "SELECT to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM headwater.stream";
+    let begun = database.destination_value(begun).await.unwrap();
+    database.at_source("INSERT INTO a VALUES (1, 1), (2, 2); UPDATE c SET id = id - 100 WHERE id > 100").await;
+    let output = setup.start().ends_with(1).await;
+    let says = format!("has not counted again. Publishing the copy that was begun at {begun} UTC would have deleted");
+    assert!(output.contains(&says) && output.contains("table public.f (1 of 1)."), "{says:?} is not in:\n{output}");
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+
+    // Without what speaks against it the copy is made unasked.
+    database.at_source(&lose).await;
+    database.at_source("UPDATE d SET n = n + 1; UPDATE a SET n = 0").await;
     let service = setup.start();
     service.streams().await;
     database.assert_catches_up().await;
