@@ -33,6 +33,11 @@ ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_database_id oid;
 ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_lsn pg_lsn;
 -- The copy that was made by itself was not published, because it lacked most rows of a table: which, and how many.
 ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS refused text;
+-- The source's server_version_num when it was last connected.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_version integer;
+-- All transactions of the source before this 64-bit transaction ID had ended before the position; of the stream of that generation.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_xid bigint;
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_xid_generation text;
 
 -- The hot fact: everything of the live tables with end_lsn <= position is here. One row, without an index: it is found by
 -- its ctid, so that an old snapshot elsewhere (pg_dump, a report) does not make each update search dead versions.

@@ -56,6 +56,10 @@ pub struct Stream {
     pub source_database_id: Option<u32>,
     /// Where the source's WAL ended when the copy was begun.
     pub source_lsn: Option<Lsn>,
+    /// The source's server_version_num when it was last connected; an earlier version did not record it.
+    pub source_version: Option<i32>,
+    /// A 64-bit transaction ID that the source had reached before the position, where one is known.
+    pub source_xid: Option<i64>,
     /// Why the copy may have gaps, until a resnapshot of all tables has closed them.
     pub gap: Option<String>,
     /// Rows that tables hold may be changed by the copy being made: an earlier stream brought them, or the operator has agreed.
@@ -134,7 +138,10 @@ impl Bookkeeping {
                           pg_catalog.to_jsonb(stream) ->> 'timeline_history',
                           (pg_catalog.to_jsonb(stream) ->> 'source_database_id')::oid,
                           pg_catalog.to_jsonb(stream) ->> 'source_lsn', pg_catalog.to_jsonb(stream) ->> 'refused',
-                          pg_catalog.to_char(pg_catalog.timezone('UTC', created_at), 'YYYY-MM-DD HH24:MI:SS') || ' UTC'
+                          pg_catalog.to_char(pg_catalog.timezone('UTC', created_at), 'YYYY-MM-DD HH24:MI:SS') || ' UTC',
+                          (pg_catalog.to_jsonb(stream) ->> 'source_version')::int4,
+                          CASE WHEN pg_catalog.to_jsonb(stream) ->> 'source_xid_generation' = generation
+                              THEN (pg_catalog.to_jsonb(stream) ->> 'source_xid')::int8 END
                    FROM headwater.stream";
         let asked = self.client.query_opt(doing, sql, &[]).await.map_err(|error| incomplete("headwater.stream", error));
         let Some(row) = asked? else { return Ok(None) };
@@ -170,6 +177,8 @@ impl Bookkeeping {
             source_database: row.get(6),
             source_database_id: row.get(12),
             source_lsn: source_lsn.map(str::parse).transpose().map_err(|_| damaged("headwater.stream.source_lsn"))?,
+            source_version: row.get(16),
+            source_xid: row.get(17),
             gap: row.get(9),
             agreed: row.get(10),
             refused: refused.map(|tables| RefusedCopy { tables, begun_at: row.get(15) }),
@@ -194,7 +203,7 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.open_conflict') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
-                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'refused'
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'source_xid_generation'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'fingerprint'
                                       AND attrelid = pg_catalog.to_regclass('headwater.shapes'))
@@ -257,14 +266,15 @@ impl Bookkeeping {
     pub async fn begin_stream(&self, stream: &Stream) -> Result<(), DestinationError> {
         let sql = "INSERT INTO headwater.stream (state, generation, slot, publication, system_identifier, timeline,
                                                  source_database, bookkeeping_version, agreed, timeline_history,
-                                                 source_database_id, source_lsn)
-                   VALUES ('creating', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::pg_lsn)
+                                                 source_database_id, source_lsn, source_version)
+                   VALUES ('creating', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::pg_lsn, $12)
                    ON CONFLICT (only_row) DO UPDATE SET
                        state = EXCLUDED.state, generation = EXCLUDED.generation, slot = EXCLUDED.slot,
                        publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
                        timeline = EXCLUDED.timeline, source_database = EXCLUDED.source_database,
                        timeline_history = EXCLUDED.timeline_history,
                        source_database_id = EXCLUDED.source_database_id, source_lsn = EXCLUDED.source_lsn,
+                       source_version = EXCLUDED.source_version,
                        consistent_point = NULL, gap = NULL, refused = NULL, agreed = EXCLUDED.agreed,
                        bookkeeping_version = EXCLUDED.bookkeeping_version,
                        created_at = pg_catalog.now()";
@@ -284,6 +294,7 @@ impl Bookkeeping {
                     &history_of(&stream.timeline),
                     &stream.source_database_id,
                     &stream.source_lsn.map(|lsn| lsn.to_string()),
+                    &stream.source_version,
                 ],
             )
             .await?;
@@ -297,11 +308,40 @@ impl Bookkeeping {
     pub async fn set_source(
         &self,
         timeline: &Timeline,
-        (database, database_id): (&str, u32),
+        database: (&str, u32),
+        version: i32,
     ) -> Result<(), DestinationError> {
-        let sql = "UPDATE headwater.stream SET timeline = $1, timeline_history = $2, source_database = $3, source_database_id = $4";
+        let sql = "UPDATE headwater.stream SET timeline = $1, timeline_history = $2, source_database = $3, source_database_id = $4,
+                          source_version = $5";
         let (number, history) = (number_of(timeline), history_of(timeline));
-        self.client.execute("writing headwater.stream", sql, &[&number, &history, &database, &database_id]).await?;
+        self.client
+            .execute("writing headwater.stream", sql, &[&number, &history, &database.0, &database.1, &version])
+            .await?;
+        Ok(())
+    }
+
+    /// Remembers a transaction ID that the source has reached, if the position has reached `seen_at` and the stream is still that of
+    /// this source. Does not wait for whoever has locked the row.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn set_source_xid(
+        &self,
+        xid: i64,
+        seen_at: Lsn,
+        source: &SystemIdentification,
+    ) -> Result<(), DestinationError> {
+        // Before another timeline is streamed from, the row has its number: so the position has come to `seen_at` on this one.
+        let sql = "UPDATE headwater.stream SET source_xid = $1, source_xid_generation = generation
+                   WHERE only_row IN (
+                       SELECT only_row FROM headwater.stream
+                       WHERE state = 'live' AND system_identifier = $3 AND timeline = $4
+                         AND (source_xid_generation = generation AND source_xid >= $1) IS NOT TRUE
+                         AND (SELECT position FROM headwater.position) >= $2::text::pg_lsn
+                       FOR UPDATE SKIP LOCKED)";
+        let (seen_at, number) = (seen_at.to_string(), number_of(&source.timeline));
+        let identifier = &source.system_identifier;
+        self.client.execute("writing headwater.stream", sql, &[&xid, &seen_at, identifier, &number]).await?;
         Ok(())
     }
 
@@ -313,13 +353,13 @@ impl Bookkeeping {
         &self,
         source: &SystemIdentification,
         (database, database_id): (&str, u32),
-        previous: Lsn,
-        next: Lsn,
+        version: i32,
+        (previous, next): (Lsn, Lsn),
     ) -> Result<(), DestinationError> {
         let sql = "WITH moved AS (UPDATE headwater.position SET position = $1::text::pg_lsn
                                   WHERE position = $2::text::pg_lsn RETURNING position)
                    UPDATE headwater.stream SET system_identifier = $3, timeline = $4, timeline_history = $5,
-                          source_database = $6, source_database_id = $7
+                          source_database = $6, source_database_id = $7, source_version = $8
                    WHERE state = 'live' AND EXISTS (SELECT FROM moved)";
         let (number, history) = (number_of(&source.timeline), history_of(&source.timeline));
         let (next, from) = (next.to_string(), previous.to_string());
@@ -328,7 +368,7 @@ impl Bookkeeping {
             .execute(
                 "writing headwater.stream",
                 sql,
-                &[&next, &from, &source.system_identifier, &number, &history, &database, &database_id],
+                &[&next, &from, &source.system_identifier, &number, &history, &database, &database_id, &version],
             )
             .await?;
         if changed == 1 {

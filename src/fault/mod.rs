@@ -98,6 +98,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
                 | LostCause::ForkedTimeline
                 | LostCause::LeftBefore
                 | LostCause::EndsBefore
+                | LostCause::XidBefore
                 | LostCause::SlotTaken => operator("source_history"),
             },
             SourceError::Gap(_) => operator("publication_gap"),
@@ -446,6 +447,7 @@ mod tests {
             LostCause::ForkedTimeline,
             LostCause::LeftBefore,
             LostCause::EndsBefore,
+            LostCause::XidBefore,
             LostCause::SlotTaken,
         ] {
             for chosen in [OnSlotLost::Stop, OnSlotLost::Resnapshot] {

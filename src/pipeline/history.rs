@@ -96,6 +96,8 @@ pub(super) fn stored_history(stream: &Stream, position: Lsn) -> StoredHistory<'_
         database: &stream.source_database,
         database_id: stream.source_database_id,
         position,
+        version: stream.source_version,
+        xid: stream.source_xid,
     }
 }
 
@@ -130,7 +132,8 @@ fn check_replaceable(found: Found<'_>, lost: &LostHistory) -> Result<(), Fault> 
         | LostCause::OlderTimeline
         | LostCause::ForkedTimeline
         | LostCause::LeftBefore
-        | LostCause::EndsBefore => false,
+        | LostCause::EndsBefore
+        | LostCause::XidBefore => false,
     };
     match slot.active_pid.filter(|_| elsewhere) {
         None => Ok(()),

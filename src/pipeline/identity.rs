@@ -40,12 +40,14 @@ pub(super) async fn accept_identity(
     let replaced: Vec<_> = replaced(&followed, &catalog).map(|(table, _)| table.name.clone()).collect();
     let stored = stored_history(&stream, position);
     let next = kept_slot_position(&identification, &database, slot.as_ref(), &stored, &replaced)?;
-    bookkeeping.accept_source(&identification, (&database.name, database.id), position, next).await?;
+    let version = database.server_version;
+    bookkeeping.accept_source(&identification, (&database.name, database.id), version, (position, next)).await?;
     telemetry.warning(
         "source",
         format!(
             "the source is the cluster with system identifier {} now, and was {}: accepted as what pg_upgrade has made of it; the \
-             position goes from {position} to {next}, where its slot begins",
+             position goes from {position} to {next}, where its slot begins. A cluster that was made in the same way cannot be told \
+             from it: run headwater verify now",
             identification.system_identifier, stream.system_identifier
         ),
     );

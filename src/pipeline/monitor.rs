@@ -20,8 +20,8 @@ use super::prepare::Prepared;
 use super::waits::tell_waits;
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
-use crate::session::{SessionError, Sql, SqlClient, SqlState};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
+use crate::session::{SessionError, Sql, SqlClient, SqlState, SystemIdentification};
 use crate::source::{Identities, Unidentified, find_slot};
 use crate::telemetry::{SlotHealth, Telemetry};
 use crate::transaction::Heartbeat;
@@ -76,6 +76,8 @@ pub(super) struct Watched {
     publication: Ident,
     /// The walsender's process.
     process_id: u32,
+    /// Whose walsender that is.
+    source: SystemIdentification,
     tables: Vec<WatchedTable>,
     writes: Writes,
 }
@@ -103,6 +105,7 @@ impl Watched {
         Watched {
             publication,
             process_id: prepared.replication.process_id(),
+            source: prepared.identification.clone(),
             tables: tables.collect(),
             writes: prepared.writes.clone(),
         }
@@ -194,6 +197,7 @@ impl Monitor {
             unidentified: Vec::new(),
             truncations: truncations.clone(),
             doubts: HashMap::new(),
+            reached_xid: None,
         };
         let waits = tell_waits(Arc::clone(&config), Arc::clone(&source.telemetry));
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
@@ -242,6 +246,8 @@ struct SourceWatch {
     truncations: ToldTruncations,
     /// Tables whose rows are in doubt, by the digest that made it so, and how far the source was then.
     doubts: HashMap<RelationId, (String, Lsn)>,
+    /// Waits for the position.
+    reached_xid: Option<ReachedXid>,
 }
 
 impl SourceWatch {
@@ -329,6 +335,7 @@ impl SourceWatch {
         // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
         let seen = std::mem::take(&mut self.doubts);
         let Ok(position) = bookkeeping.position().await else { return Ok(Ground::Firm) };
+        self.remember_xid(client, &bookkeeping, watched, position).await?;
         for doubt in found.doubt {
             let since = seen.get(&doubt.table).filter(|(digest, _)| *digest == doubt.digest).map(|(_, since)| *since);
             let since = since.unwrap_or(found.read_at);
@@ -339,6 +346,28 @@ impl SourceWatch {
             }
         }
         Ok(Ground::Firm)
+    }
+
+    /// Remembers how many transaction IDs the source had assigned, once the position has passed that moment.
+    async fn remember_xid(
+        &mut self,
+        client: &SqlClient,
+        bookkeeping: &Bookkeeping,
+        watched: &Watched,
+        position: Option<Lsn>,
+    ) -> Result<(), SessionError> {
+        if let Some(reached) =
+            self.reached_xid.take_if(|reached| position.is_some_and(|position| position >= reached.at))
+        {
+            let ReachedXid { xid, at, source } = reached;
+            if let Err(error) = bookkeeping.set_source_xid(xid, at, &source).await {
+                tracing::warn!("the transaction ID that the source has reached could not be stored: {error}");
+            }
+        }
+        if self.reached_xid.as_ref().is_none_or(|reached| reached.source != watched.source) {
+            self.reached_xid = read_reached_xid(client, &self.config.source.slot, watched).await?;
+        }
+        Ok(())
     }
 
     /// Tells how far the source is; returns whether it is a standby.
@@ -423,6 +452,35 @@ impl SourceWatch {
             self.telemetry.heartbeat_sent();
         }
     }
+}
+
+/// The source had assigned all transaction IDs before `xid`, and its WAL up to `at` says so: commits and aborts write their records
+/// before they count as ended.
+struct ReachedXid {
+    xid: i64,
+    at: Lsn,
+    source: SystemIdentification,
+}
+
+/// Nothing on a standby, and nothing where this session leads to another server than the stream does.
+async fn read_reached_xid(
+    client: &SqlClient,
+    slot: &SlotName,
+    watched: &Watched,
+) -> Result<Option<ReachedXid>, SessionError> {
+    // The statement's snapshot is taken first.
+    let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8,
+                      pg_catalog.pg_current_wal_insert_lsn()::text
+               FROM pg_catalog.pg_replication_slots s
+               WHERE s.slot_name = $1::text AND s.active_pid = $2 AND NOT pg_catalog.pg_is_in_recovery()";
+    let Ok(process_id) = i32::try_from(watched.process_id) else { return Ok(None) };
+    let row = client.query_opt("asking for transaction IDs", sql, &[&slot.as_str(), &process_id]).await?;
+    let Some(row) = row else { return Ok(None) };
+    let at = row
+        .get::<_, &str>(1)
+        .parse()
+        .map_err(|_| SessionError::protocol("asking for transaction IDs", "a malformed position"))?;
+    Ok(Some(ReachedXid { xid: row.get(0), at, source: watched.source.clone() }))
 }
 
 /// How fast the WAL that a slot keeps grows.

@@ -103,7 +103,8 @@ impl Prepared {
         let remembered = stream.timeline.history.as_ref().filter(|_| stream.timeline.number == now.number);
         let timeline = Timeline { number: now.number, history: now.history.as_ref().or(remembered).cloned() };
         let same_database = stream.source_database == database.name && stream.source_database_id == Some(database.id);
-        if stream.timeline == timeline && same_database {
+        let same_version = stream.source_version == Some(database.server_version);
+        if stream.timeline == timeline && same_database && same_version {
             return Ok(());
         }
         if stream.source_database != database.name {
@@ -120,7 +121,7 @@ impl Prepared {
             );
             telemetry.event("source", text);
         }
-        bookkeeping.set_source(&timeline, (&database.name, database.id)).await
+        bookkeeping.set_source(&timeline, (&database.name, database.id), database.server_version).await
     }
 }
 

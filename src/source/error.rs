@@ -44,6 +44,8 @@ pub enum LostCause {
     LeftBefore,
     /// Its WAL ends before the position.
     EndsBefore,
+    /// Its WAL reaches the position with fewer transactions than the one that fed the destination had.
+    XidBefore,
 }
 
 /// What went wrong at the source.

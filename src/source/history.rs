@@ -10,6 +10,7 @@
 
 use super::error::{LostCause, LostHistory, SourceError};
 use super::slot::{Slot, check_slot};
+use super::upgraded::KEEPS_SLOTS_SINCE;
 use crate::pg::{Descent, ErrorReport, Lsn, SlotName, Timeline, printable};
 use crate::session::{SqlClient, SystemIdentification};
 
@@ -28,6 +29,10 @@ pub struct StoredHistory<'a> {
     pub database_id: Option<u32>,
     /// How far the destination is.
     pub position: Lsn,
+    /// The source's server_version_num, where it is known.
+    pub version: Option<i32>,
+    /// A 64-bit transaction ID that the source had reached before the position, where one is known.
+    pub xid: Option<i64>,
 }
 
 /// The database that source.url leads to.
@@ -39,6 +44,10 @@ pub struct SourceDatabase {
     pub name: String,
     /// A database of the name that is remembered exists.
     pub remembered_exists: bool,
+    /// Its server's server_version_num.
+    pub server_version: i32,
+    /// All transactions of its cluster before this 64-bit transaction ID have ended, and the latest of them is just before it.
+    pub next_xid: i64,
 }
 
 impl SourceDatabase {
@@ -48,10 +57,18 @@ impl SourceDatabase {
     /// [`SourceError`].
     pub async fn read(client: &SqlClient, remembered: &str) -> Result<SourceDatabase, SourceError> {
         let sql =
-            "SELECT d.oid, d.datname::text, EXISTS (SELECT FROM pg_catalog.pg_database o WHERE o.datname = $1::text)
+            "SELECT d.oid, d.datname::text, EXISTS (SELECT FROM pg_catalog.pg_database o WHERE o.datname = $1::text),
+                          pg_catalog.current_setting('server_version_num')::int4,
+                          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8
                    FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
         let row = client.query_one("looking at the source's database", sql, &[&remembered]).await?;
-        Ok(SourceDatabase { id: row.get(0), name: row.get(1), remembered_exists: row.get(2) })
+        Ok(SourceDatabase {
+            id: row.get(0),
+            name: row.get(1),
+            remembered_exists: row.get(2),
+            server_version: row.get(3),
+            next_xid: row.get(4),
+        })
     }
 }
 
@@ -98,10 +115,11 @@ pub fn check_line(
     slot: Option<&Slot>,
     stored: &StoredHistory<'_>,
 ) -> Result<(), SourceError> {
-    check_cluster(now, slot, stored)?;
+    check_cluster(now, slot.filter(|_| database.server_version >= KEEPS_SLOTS_SINCE), stored)?;
     check_database(database, slot, stored)?;
     check_timeline(now, stored)?;
-    check_end(now, stored)
+    check_end(now, stored)?;
+    Ok(check_xid(now, database, stored)?)
 }
 
 /// Whether the stored position is part of what this server has, as far as cluster, timeline and WAL tell.
@@ -118,6 +136,7 @@ fn lost(cause: LostCause, report: ErrorReport) -> LostHistory {
     LostHistory { cause, report }
 }
 
+/// `slot`: where pg_upgrade may have kept it.
 fn check_cluster(
     now: &SystemIdentification,
     slot: Option<&Slot>,
@@ -131,7 +150,8 @@ fn check_cluster(
         .to_owned();
     if slot.is_some() {
         hint.push_str(
-            " If pg_upgrade has made it of the one that fed the destination: headwater run --accept-source-identity",
+            " If pg_upgrade has made it of the one that fed the destination: headwater run --accept-source-identity, and headwater \
+             verify at once, since a cluster that was made in the same way may look the same.",
         );
     }
     Err(lost(
@@ -263,6 +283,26 @@ fn check_end(now: &SystemIdentification, stored: &StoredHistory<'_>) -> Result<(
     Err(lost(LostCause::EndsBefore, report).into())
 }
 
+/// A server that has all WAL up to the position has assigned all transaction IDs in it, whatever became of it since: a crash,
+/// recovery and promotion begin behind the last one. A standby has them from its primary, and is not asked.
+fn check_xid(
+    now: &SystemIdentification,
+    database: &SourceDatabase,
+    stored: &StoredHistory<'_>,
+) -> Result<(), LostHistory> {
+    let Some(reached) = stored.xid.filter(|reached| !now.in_recovery && database.next_xid < *reached) else {
+        return Ok(());
+    };
+    let report = ErrorReport::new("the source has assigned fewer transaction IDs than the one that fed the destination")
+        .detail(format!(
+            "Its next transaction ID is {}, and {reached} was reached before the destination's position {}. {} is a copy of the \
+             source's files that was started without recovery and has been written to since, or was restored from an older state.",
+            database.next_xid, stored.position, now.host
+        ))
+        .hint(BRANCH_HINT);
+    Err(lost(LostCause::XidBefore, report))
+}
+
 pub(super) fn check_valid(slot: &Slot) -> Result<(), LostHistory> {
     let name = &slot.name;
     let reason = slot.invalidation_reason.clone().or((slot.wal_status == "lost").then(|| "wal_removed".to_owned()));
@@ -346,7 +386,13 @@ mod tests {
     }
 
     fn database() -> SourceDatabase {
-        SourceDatabase { id: 16_384, name: "forum".into(), remembered_exists: true }
+        SourceDatabase {
+            id: 16_384,
+            name: "forum".into(),
+            remembered_exists: true,
+            server_version: 180_004,
+            next_xid: 1000,
+        }
     }
 
     fn slot(confirmed: u64) -> Slot {
@@ -368,6 +414,8 @@ mod tests {
             database: "forum",
             database_id,
             position: Lsn::new(0x500),
+            version: Some(180_004),
+            xid: Some(1000),
         };
         check_history(now, database, slot, &stored)
     }
@@ -425,6 +473,18 @@ mod tests {
             let found = cause(check(&now, &database(), slot.as_ref(), Some(16_384)));
             assert_eq!(found.map(|(cause, _)| cause), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_primary_that_has_assigned_fewer_transaction_ids_is_another_history() {
+        let now = source(2, "1@0/100");
+        let behind = SourceDatabase { next_xid: 999, ..database() };
+        let (found, text) = cause(check(&now, &behind, Some(&slot(0x500)), Some(16_384))).unwrap();
+        assert_eq!(found, LostCause::XidBefore);
+        assert!(text.contains("next transaction ID is 999, and 1000 was reached"), "{text}");
+        assert!(!text.contains("on_slot_lost"), "{text}");
+        let standby = SystemIdentification { in_recovery: true, ..now };
+        assert_eq!(cause(check(&standby, &behind, Some(&slot(0x500)), Some(16_384))), None);
     }
 
     #[test]

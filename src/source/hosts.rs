@@ -212,6 +212,8 @@ mod tests {
             database: "forum",
             database_id: None,
             position: Lsn::new(0x500),
+            version: None,
+            xid: None,
         });
         match choose(found, stored.as_ref(), false) {
             Ok(Some(server)) => server.host.to_string(),

@@ -35,6 +35,8 @@ pub struct Slot {
     pub invalidation_reason: Option<String>,
     /// Whether standbys may hold it ready (17 and later).
     pub failover: Option<bool>,
+    /// Whether it decodes prepared transactions at PREPARE TRANSACTION, which headwater never asks for.
+    pub two_phase: bool,
 }
 
 impl Slot {
@@ -57,7 +59,8 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
                       COALESCE(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
                           CASE WHEN pg_catalog.pg_is_in_recovery() AND (pg_catalog.to_jsonb(s) ->> 'conflicting')::bool
                               THEN 'conflict with recovery' END),
-                      s.slot_type, s.datoid, (pg_catalog.to_jsonb(s) ->> 'failover')::bool
+                      s.slot_type, s.datoid, (pg_catalog.to_jsonb(s) ->> 'failover')::bool,
+                      COALESCE((pg_catalog.to_jsonb(s) ->> 'two_phase')::bool, false)
                FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::text";
     let Some(row) = client.query_opt("looking at the replication slot", sql, &[&name.as_str()]).await? else {
         return Ok(None);
@@ -81,6 +84,7 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
         retained_wal_bytes: row.get(6),
         invalidation_reason: row.get(7),
         failover: row.get(10),
+        two_phase: row.get(11),
     }))
 }
 
@@ -173,6 +177,7 @@ pub(super) mod testing {
             retained_wal_bytes: None,
             invalidation_reason: None,
             failover: None,
+            two_phase: false,
         }
     }
 }
@@ -183,7 +188,13 @@ mod tests {
 
     #[test]
     fn a_slot_of_another_plugin_or_database_is_not_ours() {
-        let database = SourceDatabase { id: 16_384, name: "forum".into(), remembered_exists: true };
+        let database = SourceDatabase {
+            id: 16_384,
+            name: "forum".into(),
+            remembered_exists: true,
+            server_version: 180_004,
+            next_xid: 1000,
+        };
         assert!(check_slot(&testing::slot(), &database).is_ok());
         let other_plugin = Slot { plugin: "wal2json".into(), ..testing::slot() };
         let other_database = Slot { database: "x".into(), database_id: Some(99), ..testing::slot() };

@@ -190,6 +190,41 @@ async fn a_source_restored_from_an_older_state_is_copied_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_the_sources_files_with_fewer_transactions_is_copied_only_when_asked() {
+    let mut source = new_source(&[]).await;
+    let mut database = followed("filecopy", &source).await;
+    source.stop(StopMode::Fast).await.unwrap();
+    let mut copy = source.copy(&parent(), "filecopy", &[], false).unwrap();
+    source.start().await.unwrap();
+    database.reconnect_source(&source).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_source("DO $$ BEGIN FOR i IN 3001..4000 LOOP INSERT INTO t VALUES (i, i); COMMIT; END LOOP; END $$")
+        .await;
+    database.assert_catches_up().await;
+    let reached = database.source_value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await.unwrap();
+    let remembered = format!("SELECT (source_xid >= {reached})::text FROM headwater.stream");
+    eventually("the transaction ID is remembered", || async {
+        (database.destination_value(&remembered).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    service.stop().await;
+    let position = database.destination_value("SELECT position::text FROM headwater.position").await.unwrap();
+    source.stop(StopMode::Fast).await.unwrap();
+
+    // Same system identifier, same timeline, a slot that is behind, and WAL that reaches the position.
+    copy.start().await.unwrap();
+    database.source_url = like(&database.source_url, &copy.url(&database.name));
+    database.reconnect_source(&copy).await;
+    let passed = format!("SELECT (pg_current_wal_flush_lsn() > '{position}')::text");
+    while database.source_value(&passed).await.as_deref() != Some("true") {
+        database.at_source("INSERT INTO t SELECT max(id) + 1, 0 FROM t; SELECT pg_switch_wal()").await;
+    }
+    is_copied_only_when_asked(&database, &["has assigned fewer transaction IDs", "started without recovery"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_timeline_that_left_before_the_position_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
     let mut database = followed("timeline", &source).await;
@@ -311,67 +346,6 @@ async fn another_cluster_is_copied_only_when_asked() {
     database.reconnect_source(&other).await;
     database.at_source(SCHEMA).await;
     is_copied_only_when_asked(&database, &["the destination was fed by another source", "Correct source.url"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_pg_upgrade_has_made_of_the_source_is_followed_on_the_operators_word_without_a_copy() {
-    let database = followed("upgraded", source().await).await;
-    // As pg_upgrade leaves it: another system identifier, the same tables, and a slot behind the old WAL's end.
-    let other = "UPDATE headwater.stream SET system_identifier = '7', timeline = 9, timeline_history = NULL";
-    database.at_destination(other).await;
-    let advance = format!(
-        "SELECT pg_switch_wal(); SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())",
-        database.name
-    );
-    database.at_source(&advance).await;
-    database.at_destination("UPDATE t SET n = -7 WHERE id = 77").await;
-    let hint = "headwater run --accept-source-identity";
-    Setup::of(&database).command(&["check"]).await.exits(1).says(&["was fed by another source", hint]);
-    let output = Setup::of(&database).start().ends_with(1).await;
-    assert!(output.contains("was fed by another source") && output.contains(hint), "{output}");
-
-    let accepting = Setup::of(&database).argument("--accept-source-identity");
-    let service = accepting.start();
-    service.streams().await;
-    service.says("accepted as what pg_upgrade has made of it").await;
-    let marked = "SELECT n::text FROM t WHERE id = 77";
-    assert_eq!(database.destination_value(marked).await.as_deref(), Some("-7"), "nothing was copied");
-    database.at_destination("UPDATE t SET n = 77 WHERE id = 77").await;
-    database.at_source(MEANWHILE).await;
-    database.assert_catches_up().await;
-    service.stop().await;
-    // A supervisor starts the same command line again.
-    let service = accepting.start();
-    service.streams().await;
-    service.says("--accept-source-identity changes nothing").await;
-    database.at_source("UPDATE t SET n = 8 WHERE id = 500").await;
-    database.assert_catches_up().await;
-    service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgrade() {
-    let mut database = followed("notupgraded", source().await).await;
-    let accepting = Setup::of(&database).argument("--accept-source-identity");
-    database.at_destination("UPDATE headwater.stream SET system_identifier = '7'").await;
-    let position = "SELECT position::text FROM headwater.position";
-    let before = database.destination_value(position).await;
-    // What is there now was dumped and restored.
-    let anew = "BEGIN; CREATE TABLE new (LIKE t INCLUDING ALL); INSERT INTO new TABLE t; ALTER TABLE u DROP CONSTRAINT u_t_fkey;
-                DROP TABLE t; ALTER TABLE new RENAME TO t; COMMIT";
-    database.at_source(anew).await;
-    database.at_source(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", database.name)).await;
-    let output = accepting.start().ends_with(1).await;
-    assert!(
-        output.contains("nor what pg_upgrade makes of it") && output.contains("t has another OID there"),
-        "{output}"
-    );
-    let drop = format!("SELECT pg_drop_replication_slot('{}')", database.name);
-    database.at_source(&drop).await;
-    let output = accepting.start().ends_with(1).await;
-    assert!(output.contains("does not exist there: it was not kept"), "{output}");
-    assert_eq!(before, database.destination_value(position).await, "nothing was touched");
-    database.tables.clear();
 }
 
 #[tokio::test(flavor = "multi_thread")]

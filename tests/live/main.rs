@@ -88,5 +88,6 @@ mod verify_truth;
 mod tables;
 mod truncate;
 mod types;
+mod upgraded;
 mod waits;
 mod values;

@@ -204,6 +204,8 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
                 source_database: prepared.identification.database.clone(),
                 source_database_id: Some(prepared.database.id),
                 source_lsn: Some(prepared.identification.flushed_lsn),
+                source_version: Some(prepared.database.server_version),
+                source_xid: None,
                 gap: None,
                 agreed: ours || said,
                 refused: None,
