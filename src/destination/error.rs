@@ -189,6 +189,14 @@ pub enum DestinationError {
         /// What has changed, as a sentence without its full stop.
         reason: String,
     },
+    /// The stream brings a followed table under another name.
+    #[error("table {table} is now called {renamed} at the source")]
+    Renamed {
+        /// The table, by the name that is followed.
+        table: QualifiedName,
+        /// Its name at the source.
+        renamed: QualifiedName,
+    },
     /// A transaction in pieces met a row's error in sets. That may be the sets' doing: in their original order its
     /// changes may be allowed.
     #[error("the transaction with commit_lsn {commit_lsn} is applied again, change by change: {message}")]

@@ -14,7 +14,7 @@ use super::expressions;
 use super::review::Created;
 use super::schema::resolve_types;
 use super::shapes;
-use crate::pg::{Column, ErrorReport, Ident, Relation, shown_sql};
+use crate::pg::{Column, ErrorReport, Ident, QualifiedName, Relation, shown_sql};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
 use crate::plan::fit::End;
 use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
@@ -86,10 +86,11 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     let Original { table, columns, types } = original;
     let name = table.name();
     let id = table.relation_id();
-    let known = match client.query_opt(DOING, &shapes::ask(id), &[]).await? {
-        Some(row) => shapes::parse(row.get(0))?,
-        None => by_name(original, here.table),
-    };
+    not_followed_otherwise(client, table).await?;
+    // Tables that have changed names among each other are remembered by those of before, and so of the other's columns here.
+    let remembered = client.query_opt(DOING, &shapes::ask(id), &[]).await?;
+    let remembered = remembered.map(|row| shapes::parse(row.get(0))).transpose()?;
+    let known = remembered.filter(|known| known.name == name).unwrap_or_else(|| by_name(original, here.table));
     let allowed = expressions::read(client).await?;
     let mut created = Created::default();
     let taken_over: Vec<&ColumnDefinition> = original.taken_over().collect();
@@ -151,6 +152,22 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     }
     client.statement(DOING, &shapes::remember(id, &shape)).await?;
     Ok(told)
+}
+
+/// What is remembered of a source table belongs to one table here: until it is known that the one that follows it has to be copied,
+/// too, another one does not take its place.
+async fn not_followed_otherwise(client: &SqlClient, table: &TableDefinition) -> Result<(), DestinationError> {
+    let name = table.name();
+    let sql = "SELECT t.schema_name, t.table_name FROM headwater.tables t
+               WHERE t.source_id = $1 AND t.state = 'live' AND (t.schema_name, t.table_name) <> ($2::text, $3::text)";
+    let (schema, table_name) = (name.schema.as_str(), name.name.as_str());
+    match client.query_opt(DOING, sql, &[&table.id, &schema, &table_name]).await? {
+        Some(row) => {
+            let other = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+            Err(DestinationError::StagingLost(format!("{other} is now called {name} at the source")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Makes a sequence under the first of its names that is free; returns what the server refuses.

@@ -16,7 +16,7 @@ mod conflict;
 mod sqlstate;
 
 use crate::config::OnSlotLost;
-use crate::destination::DestinationError;
+use crate::destination::{DestinationError, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::session::{CopyError, MAJOR_MIN, SessionError, TlsProblem};
 use crate::source::{LostCause, SourceError};
@@ -143,7 +143,9 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::SetsRefused { .. } => Decision::Retry("sets_refused"),
             // The next attempt gets it anew, and leaves it out from its first piece on.
             DestinationError::WantedOut { .. } => Decision::Retry("skip"),
-            DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } => Decision::Halt("schema_change"),
+            DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } | DestinationError::Renamed { .. } => {
+                Decision::Halt("schema_change")
+            }
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
             // They are renamed before the stream starts again.
@@ -219,6 +221,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .detail(format!("{}.", capitalized(reason)))
                 .hint(copy_anew(table))
         }
+        Fault::Destination(DestinationError::Renamed { table, renamed }) => renamed_report(table, renamed, false),
         Fault::Source(error @ SourceError::SlotInUse { .. }) => ErrorReport::new(error.to_string())
             .detail("It belongs to another role, or did not end when it was asked to.")
             .hint("End that session, or choose another name for source.slot."),

@@ -82,6 +82,14 @@ pub(super) async fn look(
     Ok(found)
 }
 
+/// The table that bears a name at the source now. A view is none that could be followed.
+pub(super) async fn table_called(source: &SqlClient, name: &QualifiedName) -> Result<Option<RelationId>, SessionError> {
+    let sql = "SELECT c.oid FROM pg_catalog.pg_class c
+               WHERE c.oid = pg_catalog.to_regclass($1) AND c.relkind IN ('r', 'p')";
+    let row = source.query_opt("looking for a renamed table", sql, &[&name.sql()]).await?;
+    Ok(row.map(|row| RelationId(row.get(0))))
+}
+
 /// How far the source's WAL is written; everything that a question before this has seen stands before it.
 async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
     let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::attempt::HEARTBEAT_PREFIX;
-use super::fingerprints::{Truncations, ask_for_comparison, look};
+use super::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use super::prepare::Prepared;
 use super::waits::tell_waits;
 use crate::config::{Config, ConnectionSettings};
@@ -323,13 +323,12 @@ impl SourceWatch {
             return Ok(Ground::Changed { table, reason });
         }
         if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
-            // A view in its place is none that could be followed.
-            let sql = "SELECT c.oid FROM pg_catalog.pg_class c
-                       WHERE c.oid = pg_catalog.to_regclass($1) AND c.relkind IN ('r', 'p')";
-            let row = client.query_opt("looking for a renamed table", sql, &[&table.sql()]).await?;
-            return Ok(match row {
-                Some(row) => Ground::Replaced { table, old, new: RelationId(row.get(0)) },
-                None => Ground::Gone { report: renamed_report(&table, &renamed), gap: false },
+            return Ok(match table_called(client, &table).await? {
+                Some(new) => Ground::Replaced { table, old, new },
+                None => {
+                    let is_followed = self.config.tables.contains(&renamed);
+                    Ground::Gone { report: renamed_report(&table, &renamed, is_followed), gap: false }
+                }
             });
         }
         // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.

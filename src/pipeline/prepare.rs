@@ -372,16 +372,21 @@ async fn explain_renamed(
     };
     let known = bookkeeping.tables().await?;
     let ids: Vec<u32> = known.iter().map(|table| table.source_id.0).collect();
-    let sql = "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
+    let names: Vec<String> = known.iter().map(|table| table.name.sql()).collect();
+    // Where several have changed names, one whose old name is no table's says why the catalog cannot be read.
+    let sql = "SELECT c.oid, n.nspname::text, c.relname::text
+               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($3::text[])) AS known (id, name)
+               JOIN pg_catalog.pg_class c ON c.oid = known.id
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               WHERE c.oid = ANY ($1)
-                 AND (SELECT s.system_identifier::text FROM pg_catalog.pg_control_system() s) = $2";
-    let rows = source.query("looking for renamed tables", sql, &[&ids, &stream.system_identifier]).await;
+               WHERE (SELECT s.system_identifier::text FROM pg_catalog.pg_control_system() s) = $2
+               ORDER BY EXISTS (SELECT FROM pg_catalog.pg_class t
+                   WHERE t.oid = pg_catalog.to_regclass(known.name) AND t.relkind IN ('r', 'p')), c.oid";
+    let rows = source.query("looking for renamed tables", sql, &[&ids, &stream.system_identifier, &names]).await;
     for row in rows.map_err(SourceError::Session)? {
         let now = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
         let renamed = known.iter().find(|table| table.source_id.0 == row.get::<_, u32>(0) && table.name != now);
         if let Some(table) = renamed.filter(|table| config.tables.contains(&table.name)) {
-            return Ok(Fault::Halted(renamed_report(&table.name, &now)));
+            return Ok(Fault::Halted(renamed_report(&table.name, &now, config.tables.contains(&now))));
         }
     }
     Ok(error.into())

@@ -20,11 +20,12 @@
 //! neither; the next start comes to the same fault, or to the hand-over. Not until the copy is published is this instance
 //! ready, since the table's rows are older than the others'.
 
+use super::fingerprints::table_called;
 use super::prepare::Addresses;
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Bookkeeping, DestinationError, TableRecord, TableState};
+use crate::destination::{Bookkeeping, DestinationError, TableRecord, TableState, renamed_report};
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, QualifiedName};
+use crate::pg::{ErrorReport, QualifiedName, RelationId};
 use crate::source::SourceError;
 use crate::telemetry::{Telemetry, failpoint};
 use crate::transaction::TransactionError;
@@ -45,6 +46,7 @@ pub(super) async fn set_aside(
     telemetry: &Telemetry,
     (fault, foreign_keys_act): (Fault, bool),
 ) -> Result<(), Fault> {
+    let fault = renamed(config, addresses, fault).await;
     let Some(table) = concerned(&fault) else { return Err(fault) };
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     if let Some(held) = held(&bookkeeping, &fault, table, foreign_keys_act).await? {
@@ -58,6 +60,29 @@ pub(super) async fn set_aside(
     telemetry.warning("schema", format!("{fault}; it is copied anew, while the others stream on"));
     failpoint::reached("schema.set_aside");
     Ok(())
+}
+
+/// A table that the stream brings under another name: where its own name is another table's by now, that one replaces it.
+async fn renamed(config: &Config, addresses: &Addresses, fault: Fault) -> Fault {
+    let Fault::Destination(DestinationError::Renamed { table, renamed }) = &fault else { return fault };
+    match replaced_by(addresses, table).await {
+        Ok(Some((old, new))) => {
+            SourceError::Transaction(TransactionError::Replaced { table: table.clone(), old, new }).into()
+        }
+        Ok(None) => Fault::Halted(renamed_report(table, renamed, config.tables.contains(renamed))),
+        Err(error) => {
+            tracing::debug!("a renamed table could not be looked for: {error}");
+            fault
+        }
+    }
+}
+
+async fn replaced_by(addresses: &Addresses, table: &QualifiedName) -> Result<Option<(RelationId, RelationId)>, Fault> {
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    let known = bookkeeping.tables().await?.into_iter().find(|known| known.name == *table);
+    let source = addresses.source.connect().await.map_err(SourceError::Session)?;
+    let now = table_called(&source, table).await.map_err(SourceError::Session)?;
+    Ok(known.map(|known| known.source_id).zip(now).filter(|(old, new)| old != new))
 }
 
 /// What keeps a table from being copied by itself when this fault is met, for whoever only looks; `None`: it will be.

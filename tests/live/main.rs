@@ -78,6 +78,7 @@ mod startups;
 mod statements;
 mod status;
 mod stopping;
+mod swaps;
 mod systemd;
 mod teardown;
 mod takeover;

@@ -297,14 +297,23 @@ fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationErro
                 ..report
             }
         }
-        Obstacle::Renamed(renamed) => renamed_report(table, &renamed),
+        Obstacle::Renamed(renamed) => return DestinationError::Renamed { table: table.clone(), renamed },
         Obstacle::Copy(reason) => return DestinationError::NeedsCopy { table: table.clone(), reason },
     })
 }
 
-/// What to say of a table that has another name at the source.
-pub fn renamed_report(table: &QualifiedName, renamed: &QualifiedName) -> ErrorReport {
-    ErrorReport::new(format!("table {table} is now called {renamed} at the source"))
+/// What to say of a table that has another name at the source; `is_followed` says whether the configuration has that name, too.
+pub fn renamed_report(table: &QualifiedName, renamed: &QualifiedName, is_followed: bool) -> ErrorReport {
+    let report = ErrorReport::new(format!("table {table} is now called {renamed} at the source"));
+    if is_followed {
+        return report
+            .detail(format!("It has taken the name of another table that is followed, and no table is called {table}."))
+            .hint(format!(
+                "Call a table {table} again at the source. Or take {table} out of tables and start once with --resnapshot, \
+                 which brings {renamed} to the rows that it has now."
+            ));
+    }
+    report
         .detail("The configuration and the destination know it by its old name.")
         .hint(format!(
             "Call it {table} again at the source. Or keep the new name: run the following at the destination, put {renamed} \

@@ -294,6 +294,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::AttributesRenamed
         | DestinationError::FormatChanged(_)
         | DestinationError::NeedsCopy { .. }
+        | DestinationError::Renamed { .. }
         | DestinationError::SetsRefused { .. }
         | DestinationError::WantedOut { .. }
         | DestinationError::LacksMost { .. }
