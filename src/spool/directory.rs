@@ -13,12 +13,12 @@
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, fchmod, fstat, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::SpoolError;
@@ -27,8 +27,9 @@ use crate::pg::SlotName;
 
 /// Held while directories are made and swept.
 pub(super) const GATE: &str = "spool.lock";
-/// Making and sweeping take milliseconds; who holds the gate for longer is no headwater, or hangs on its disk.
-const GATE_MAX: Duration = Duration::from_secs(20);
+/// Making and sweeping take milliseconds; who holds the gate for longer is no headwater, or hangs on its disk. Every attempt to stream
+/// waits for it.
+const GATE_MAX: Duration = Duration::from_secs(3);
 const GATE_POLL: Duration = Duration::from_millis(20);
 
 const DIRECTORY_MODE: Mode = Mode::RWXU;
@@ -57,22 +58,16 @@ impl Directory {
     /// Sweeps `parent`, which is made where it is missing, and makes a directory in it.
     pub(super) fn create(parent: &Path, slot: &SlotName) -> Result<Directory, SpoolError> {
         create_directories(parent).map_err(failed("create the directory", parent))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent_fd = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed("open", parent))?;
-        let _gate = lock_gate(&parent_fd, &parent.join(GATE))?;
+        let parent_fd = open_parent(parent).map_err(failed("open", parent))?;
+        let gate_path = parent.join(GATE);
+        let gate = open_gate(&parent_fd, OFlags::CREATE).map_err(failed("open", &gate_path))?;
+        let _gate = lock_gate(gate, &gate_path)?;
         sweep::sweep(&parent_fd).map_err(failed("read the directory", parent))?;
         let name = sweep::name_of(slot, fastrand::u64(..));
         let path = parent.join(&name);
         let creating = failed("create the directory", &path);
-        mkdirat(&parent_fd, &name, DIRECTORY_MODE).map_err(&creating)?;
-        // The umask may have taken bits away that opening it needs.
-        chmodat(&parent_fd, &name, DIRECTORY_MODE, AtFlags::empty()).map_err(&creating)?;
-        let fd = openat(&parent_fd, &name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(&creating)?;
-        let created = fstat(&fd).map_err(&creating)?;
-        if created.st_uid != rustix::process::geteuid().as_raw() || created.st_mode & 0o077 != 0 {
-            let error = io::Error::other("somebody else has put another one in its place");
-            return Err(failed("create the directory", &path)(error));
-        }
+        mkdirat(&parent_fd, &name, DIRECTORY_MODE).map_err(failed("create the directory", &path))?;
+        let fd = open_created(&parent_fd, Path::new(&name)).map_err(&creating)?;
         let marker_path = path.join(MARKER);
         let mut marker = open_file(&fd, MARKER, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
             .map_err(failed("create", &marker_path))?;
@@ -119,8 +114,7 @@ impl Directory {
 /// Makes a directory and those above it that are missing, for us alone.
 fn create_directories(directory: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(DIRECTORY_MODE.bits()).create(directory) {
-        // The umask may have taken bits away that making the next one in it needs.
-        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE.bits())),
+        Ok(()) => open_created(CWD, directory).map(drop),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).ok_or(error)?;
@@ -129,6 +123,30 @@ fn create_directories(directory: &Path) -> io::Result<()> {
         }
         Err(error) => Err(error),
     }
+}
+
+fn open_parent(parent: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens a directory that was just made, and gives it the bits that the umask has taken away: those of its owner. A directory in its
+/// place that was not made so is refused, and stays as it is: where others may write, they may have exchanged it.
+pub(super) fn open_created(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
+    // No bit is needed to get hold of it, and from here on it is this directory, whatever becomes of the name.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = openat(parent, name, flags, Mode::empty())?;
+    let found = fstat(&held)?;
+    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o077 != 0 {
+        return Err(io::Error::other("somebody else has put another one in its place"));
+    }
+    if found.st_mode & DIRECTORY_MODE.bits() != DIRECTORY_MODE.bits() {
+        // fchmod refuses such a descriptor; this link leads to what it holds and to nothing else.
+        fs::set_permissions(
+            format!("/proc/self/fd/{}", held.as_raw_fd()),
+            Permissions::from_mode(DIRECTORY_MODE.bits()),
+        )?;
+    }
+    Ok(openat(&held, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Opens a regular file, and no other one. With `CREATE` it is made where it is missing, with the mode 0600.
@@ -152,25 +170,78 @@ fn open_file(directory: impl AsFd, name: &str, flags: OFlags) -> io::Result<File
     Ok(File::from(file))
 }
 
-fn lock_gate(parent: impl AsFd, path: &Path) -> Result<File, SpoolError> {
-    let opening = failed("open", path);
-    if let Ok(found) = statat(&parent, GATE, AtFlags::SYMLINK_NOFOLLOW)
-        && FileType::from_raw_mode(found.st_mode) != FileType::RegularFile
-    {
-        return Err(opening(io::Error::other("it is not a regular file")));
-    }
-    let gate = open_file(&parent, GATE, OFlags::RDWR | OFlags::CREATE).map_err(opening)?;
+fn lock_gate(gate: File, path: &Path) -> Result<File, SpoolError> {
     let give_up = Instant::now() + GATE_MAX;
     loop {
         match gate.try_lock() {
             Ok(()) => return Ok(gate),
             Err(TryLockError::WouldBlock) if Instant::now() < give_up => std::thread::sleep(GATE_POLL),
             Err(TryLockError::WouldBlock) => {
-                return Err(failed("lock", path)(io::Error::other("another process holds it locked")));
+                let holder = match holder_of(&gate) {
+                    Some(process_id) => format!("process {process_id}"),
+                    None => "another process".to_owned(),
+                };
+                return Err(failed("lock", path)(io::Error::other(format!("{holder} holds it locked"))));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
         }
     }
+}
+
+fn open_gate(parent: impl AsFd, create: OFlags) -> io::Result<File> {
+    if let Ok(found) = statat(&parent, GATE, AtFlags::SYMLINK_NOFOLLOW) {
+        let kind = match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => None,
+            FileType::Symlink => Some("it is a symbolic link, not a regular file"),
+            FileType::Directory => Some("it is a directory, not a regular file"),
+            FileType::Fifo => Some("it is a FIFO, not a regular file"),
+            FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice | FileType::Unknown => {
+                Some("it is not a regular file")
+            }
+        };
+        if let Some(kind) = kind {
+            return Err(io::Error::other(kind));
+        }
+    }
+    open_file(&parent, GATE, OFlags::RDWR | create)
+}
+
+/// The process that holds a file locked, as far as this system tells (proc(5), /proc/locks: kind, access, process, file).
+fn holder_of(file: &File) -> Option<u32> {
+    let inode = fstat(file).ok()?.st_ino.to_string();
+    fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip_while(|field| *field != "FLOCK").skip(3);
+        let (process_id, held) = (fields.next()?, fields.next()?);
+        if held.rsplit(':').next() == Some(inode.as_str()) { process_id.parse().ok() } else { None }
+    })
+}
+
+/// What keeps a start from a directory that exists.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Directory(SpoolError),
+    /// What has the lock file's name is none, or none of ours.
+    #[error(transparent)]
+    Kind(SpoolError),
+    /// Somebody holds the lock file.
+    #[error(transparent)]
+    Held(SpoolError),
+}
+
+/// Whether a start gets past the gate of a directory that exists, for `check`: nothing is made here.
+///
+/// # Errors
+/// [`GateError`], with what the start would say.
+pub fn check_gate(directory: &Path) -> Result<(), GateError> {
+    let path = directory.join(GATE);
+    let parent = open_parent(directory).map_err(failed("open", directory)).map_err(GateError::Directory)?;
+    if matches!(statat(&parent, GATE, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)) {
+        return Ok(());
+    }
+    let gate = open_gate(&parent, OFlags::empty()).map_err(failed("open", &path)).map_err(GateError::Kind)?;
+    lock_gate(gate, &path).map(drop).map_err(GateError::Held)
 }
 
 pub(super) fn failed<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl Fn(E) -> SpoolError {

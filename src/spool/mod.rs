@@ -33,6 +33,7 @@ use crate::config::SpoolSettings;
 use crate::pg::SlotName;
 use crate::telemetry::Telemetry;
 use directory::Directory;
+pub use directory::{GateError, check_gate};
 use store::Store;
 
 /// Orders on their way to the thread at most: chunks of a quarter of a megabyte, mostly.
@@ -289,6 +290,12 @@ fn give_back(store: &mut Store, xid: u32, chunks: &mpsc::Sender<Chunk>, telemetr
             return;
         }
     }
+}
+
+/// Whether a start could use this directory, for the tests of `check`.
+#[cfg(test)]
+pub(crate) fn can_be_opened(directory: &std::path::Path) -> bool {
+    Directory::create(directory, &"s".parse().expect("a slot name")).is_ok()
 }
 
 #[cfg(test)]

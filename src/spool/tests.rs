@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode};
 
-use super::directory::{Directory, GATE};
+use super::directory::{Directory, GATE, GateError, check_gate, open_created};
 use super::sweep::{MARKER, MARKER_TEXT, name_of};
 use crate::pg::SlotName;
 
@@ -106,6 +106,60 @@ fn a_gate_of_another_kind_is_refused_at_once_and_stays() {
         assert!(error.contains("spool.lock") && error.contains("not a regular file"), "{kind}: {error}");
         assert_eq!(scratch.entries(), [GATE], "{kind}");
     }
+}
+
+#[test]
+fn a_gate_that_somebody_holds_is_said_by_check_as_by_a_start() {
+    let scratch = Scratch::new();
+    fs::create_dir(&scratch.0).unwrap();
+    check_gate(&scratch.0).unwrap();
+    assert!(scratch.entries().is_empty(), "check leaves nothing");
+    drop(Directory::create(&scratch.0, &slot("s")).unwrap());
+    let held = File::open(scratch.0.join(GATE)).unwrap();
+    held.try_lock().unwrap();
+    let checked = check_gate(&scratch.0).unwrap_err();
+    assert!(matches!(checked, GateError::Held(_)), "{checked:?}");
+    let started = Directory::create(&scratch.0, &slot("s")).unwrap_err();
+    assert_eq!(checked.to_string(), started.to_string());
+    assert!(started.to_string().ends_with("holds it locked"), "{started}");
+    drop(held);
+    check_gate(&scratch.0).unwrap();
+    drop(Directory::create(&scratch.0, &slot("s")).unwrap());
+}
+
+#[test]
+fn what_others_put_in_the_place_of_a_new_directory_is_refused_and_keeps_its_mode() {
+    let scratch = Scratch::new();
+    let made = |name: &str, mode: u32| {
+        let path = scratch.0.join(name);
+        fs::create_dir_all(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    let shared = made("shared", 0o755);
+    let closed = made("closed", 0o000);
+    for target in [&shared, &closed] {
+        let link = scratch.0.join("link");
+        symlink(target, &link).unwrap();
+        open_created(CWD, &link).unwrap_err();
+        fs::remove_file(link).unwrap();
+    }
+    assert_eq!((mode(&shared), mode(&closed)), (0o755, 0o000), "what a link leads to");
+    let error = open_created(CWD, &shared).unwrap_err().to_string();
+    assert!(error.contains("somebody else"), "{error}");
+    assert_eq!(mode(&shared), 0o755);
+    if std::os::unix::fs::chown(&closed, Some(65534), None).is_ok() {
+        open_created(CWD, &closed).unwrap_err();
+        assert_eq!(mode(&closed), 0o000, "another user's");
+    }
+    let file = scratch.0.join("file");
+    fs::write(&file, b"").unwrap();
+    open_created(CWD, &file).unwrap_err();
+    // The umask may take every bit away.
+    let made = made("made", 0o000);
+    open_created(CWD, &made).unwrap();
+    assert_eq!(mode(&made), 0o700);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::{About, Findings};
 use crate::config::Config;
 use crate::pg::{ErrorReport, printable, shell_word};
+use crate::spool::{GateError, SpoolError, check_gate};
 
 const HERE: About = About::Here;
 
@@ -27,19 +28,20 @@ fn inspect(dir: &Path, bytes_max: u64) -> Result<String, ErrorReport> {
     let word = shell_word(&text);
     let cannot = |detail: String| ErrorReport::new(format!("spool.dir {shown} cannot be used")).detail(detail);
     let make_it = format!("Make it for the user that runs headwater, or set spool.dir:\nmkdir -p -m 700 {word}");
-    match fs::symlink_metadata(dir) {
-        Ok(link) if link.is_symlink() => {
-            let leads_to = fs::read_link(dir).map(|to| to.display().to_string()).unwrap_or_default();
-            return Err(cannot(format!(
-                "It is a symbolic link to {}: whoever may change the link decides where rows go.",
-                printable(&leads_to)
-            ))
-            .hint("Set spool.dir to the directory itself."));
-        }
+    let link = fs::read_link(dir).ok().map(|to| printable(&to.display().to_string()).into_owned());
+    match fs::metadata(dir) {
         Ok(found) if !found.is_dir() => {
             return Err(cannot("It is not a directory.".to_owned()).hint("Set spool.dir to a directory."));
         }
-        Ok(found) => judge_access(&shown, &word, &found)?,
+        Ok(found) => {
+            judge_gate(dir, &shown, &word)?;
+            judge_access(&shown, &word, &found)?;
+        }
+        Err(error) if link.is_some() => {
+            let leads_to = link.unwrap_or_default();
+            let detail = format!("It is a symbolic link to {leads_to}, which cannot be followed: {error}.");
+            return Err(cannot(detail).hint("Set spool.dir to the directory itself."));
+        }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
         Err(error) => return Err(cannot(format!("Looking at it failed: {error}.")).hint(make_it)),
     }
@@ -57,6 +59,11 @@ fn inspect(dir: &Path, bytes_max: u64) -> Result<String, ErrorReport> {
             false => format!("It does not exist, and cannot be made in {}: {error}.", printable(&existing_text)),
         };
         return Err(cannot(detail).hint(make_it));
+    }
+    if let Some(link) = link {
+        let report = ErrorReport::new(format!("spool.dir {shown} is a symbolic link"))
+            .detail(format!("It leads to {link} and is used; whoever may change the link decides where rows go."));
+        return Err(report.hint("Set spool.dir to the directory itself."));
     }
     match free_bytes(existing) {
         Some(free) if free < bytes_max => {
@@ -87,6 +94,26 @@ fn judge_access(shown: &str, word: &str, found: &Metadata) -> Result<(), ErrorRe
         return Err(report.hint(format!("Take that right from them:\nchmod go-w {word}")));
     }
     Ok(())
+}
+
+/// A start takes a lock in the directory before it uses it, and does without a spool where it does not get it.
+fn judge_gate(dir: &Path, shown: &str, word: &str) -> Result<(), ErrorReport> {
+    let Err(error) = check_gate(dir) else { return Ok(()) };
+    let report = ErrorReport::new(format!("spool.dir {shown} cannot be used"));
+    let report = report.detail(format!("A start fails there: {}.", printable(&error.to_string())));
+    Err(match error {
+        GateError::Directory(_) => {
+            report.hint(format!("Let the user that runs headwater read it, or set spool.dir:\nchmod u+rwx {word}"))
+        }
+        GateError::Kind(SpoolError::File { path, .. }) => {
+            let gate = shell_word(&path.display().to_string());
+            let aside = shell_word(&format!("{}.old", path.display()));
+            report.hint(format!("Move it out of the way, or set spool.dir:\nmv -- {gate} {aside}"))
+        }
+        GateError::Kind(_) | GateError::Held(_) => {
+            report.hint("End the process that holds it, or set spool.dir to a directory of its own.")
+        }
+    })
 }
 
 /// A file is made and removed at once: access bits do not tell of read-only file systems.
@@ -147,10 +174,18 @@ mod tests {
         assert!(wrong(&file.join("below")).contains("file is not a directory."), "{}", wrong(&file.join("below")));
         let link = scratch.0.join("link");
         symlink(&scratch.0, &link).unwrap();
-        assert!(wrong(&link).contains("It is a symbolic link to "));
+        assert!(
+            wrong(&link).contains("is a symbolic link\n") && wrong(&link).contains(" and is used; "),
+            "{}",
+            wrong(&link)
+        );
         fs::remove_file(&link).unwrap();
         symlink("/nowhere", &link).unwrap();
-        assert!(wrong(&link).contains("It is a symbolic link to /nowhere"));
+        assert!(
+            wrong(&link).contains("It is a symbolic link to /nowhere, which cannot be followed"),
+            "{}",
+            wrong(&link)
+        );
         // Nobody may make anything there, root neither.
         let said = wrong(Path::new("/proc/headwater/spool"));
         assert!(said.contains("It does not exist, and cannot be made in /proc: "), "{said}");
@@ -167,5 +202,60 @@ mod tests {
         }
         let full = inspect(&scratch.0, u64::MAX).unwrap_err().lines();
         assert!(full.contains("less than spool.bytes_max"), "{full}");
+    }
+
+    #[test]
+    fn check_says_that_a_directory_cannot_be_used_where_a_start_cannot_use_it_and_nowhere_else() {
+        let root = scratch();
+        let mkfifo = |path: &Path| {
+            let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+            rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+        };
+        // Directories by what has the lock file's name in them.
+        let dir = |name: &str| {
+            let path = root.0.join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (plain, fifo, directory, link, held) =
+            (dir("plain"), dir("fifo"), dir("directory"), dir("link"), dir("held"));
+        mkfifo(&fifo.join("spool.lock"));
+        fs::create_dir(directory.join("spool.lock")).unwrap();
+        symlink(plain.join("spool.lock"), link.join("spool.lock")).unwrap();
+        let lock = fs::File::create(held.join("spool.lock")).unwrap();
+        lock.try_lock().unwrap();
+        // And by what leads to them.
+        let linked = |name: &str, to: &Path| {
+            let path = root.0.join(name);
+            symlink(to, &path).unwrap();
+            path
+        };
+        let (to_plain, to_fifo, dangling) =
+            (linked("to plain", &plain), linked("to fifo", &fifo), linked("dangling", Path::new("/nowhere")));
+        let file = root.0.join("file");
+        fs::write(&file, b"").unwrap();
+        for (path, works) in [
+            (&plain, true),
+            (&root.0.join("to/be/made"), true),
+            (&to_plain, true),
+            (&to_plain.join("below"), true),
+            (&fifo, false),
+            (&directory, false),
+            (&link, false),
+            (&held, false),
+            (&to_fifo, false),
+            (&dangling, false),
+            (&dangling.join("below"), false),
+            (&file, false),
+            (&file.join("below"), false),
+        ] {
+            let said = inspect(path, 0).unwrap_or_else(|report| report.lines());
+            assert_eq!(!said.contains("cannot be used"), works, "{}: {said}", path.display());
+            assert_eq!(crate::spool::can_be_opened(path), works, "{}: {said}", path.display());
+        }
+        let said = wrong(&fifo);
+        assert!(said.contains("spool.lock: it is a FIFO") && said.contains("\n        mv -- "), "{said}");
+        let said = wrong(&held);
+        assert!(said.contains("holds it locked.") && said.contains("End the process"), "{said}");
     }
 }
