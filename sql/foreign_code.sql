@@ -46,7 +46,7 @@ WITH RECURSIVE ourselves AS (
         'textanycat', 'anytextcat', 'array_to_string', 'money', 'numeric', 'pg_typeof', 'pg_column_size',
         'to_tsvector', 'to_tsquery', 'plainto_tsquery', 'phraseto_tsquery', 'websearch_to_tsquery', 'get_current_ts_config',
         'enum_first', 'enum_last', 'enum_range', 'regclass', 'current_setting', 'current_database', 'current_schema', 'version',
-        'pg_backend_pid', 'pg_postmaster_start_time', 'inet_client_addr', 'inet_client_port', 'inet_server_addr', 'inet_server_port',
+        'pg_backend_pid', 'pg_trigger_depth', 'pg_postmaster_start_time', 'inet_client_addr', 'inet_client_port', 'inet_server_addr', 'inet_server_port',
         'txid_current', 'txid_current_if_assigned', 'pg_current_xact_id', 'pg_current_xact_id_if_assigned', 'host', 'family')
     UNION
     -- The same of extensions.
@@ -58,6 +58,12 @@ WITH RECURSIVE ourselves AS (
     FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS named(schema_name, table_name)
     JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = named.table_name AND c.relkind IN ('r', 'p')
+    UNION
+    -- What headwater writes besides: its bookkeeping, and staging of its own.
+    SELECT c.oid
+    FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
+    WHERE n.nspname = 'headwater'
+       OR pg_catalog.starts_with(n.nspname, 'headwater_staging_') AND n.nspowner IN (SELECT oid FROM trusted)
 ), reaches(parent, child, cascades) AS MATERIALIZED (
     SELECT inhparent, inhrelid, false FROM pg_catalog.pg_inherits
     UNION ALL
@@ -69,8 +75,14 @@ WITH RECURSIVE ourselves AS (
     UNION
     SELECT r.child, w.cascaded OR r.cascades FROM written w JOIN reaches r ON r.parent = w.id
 ), touched AS MATERIALIZED (
-    SELECT c.oid AS id, c.relowner AS owner, c.relkind AS kind, pg_catalog.bool_and(w.cascaded) AS cascaded
-    FROM written w JOIN pg_catalog.pg_class c ON c.oid = w.id GROUP BY c.oid, c.relowner, c.relkind
+    SELECT c.oid AS id, c.relowner AS owner, c.relkind AS kind, w.cascaded,
+           -- Whose a trigger may be: nothing tells who made it, and a role with TRIGGER may. 0 is PUBLIC.
+           CASE WHEN c.relowner IN (SELECT oid FROM trusted)
+                THEN COALESCE((SELECT pg_catalog.min(a.grantee) FROM pg_catalog.aclexplode(c.relacl) a
+                               WHERE a.privilege_type = 'TRIGGER' AND a.grantee NOT IN (SELECT oid FROM trusted)), c.relowner)
+                ELSE c.relowner END AS trigger_owner
+    FROM (SELECT id, pg_catalog.bool_and(cascaded) AS cascaded FROM written GROUP BY id) w
+    JOIN pg_catalog.pg_class c ON c.oid = w.id
 ), supplied AS MATERIALIZED (
     SELECT DISTINCT c.oid AS id, given.column_name
     FROM ROWS FROM (pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]))
@@ -106,7 +118,7 @@ WITH RECURSIVE ourselves AS (
     FROM touched t JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.id
     WHERE NOT t.cascaded AND p.partexprs IS NOT NULL
     UNION ALL
-    SELECT f.tgrelid, 'trigger', f.tgname, t.owner, f.tgqual::text
+    SELECT f.tgrelid, 'trigger', f.tgname, t.trigger_owner, f.tgqual::text
     FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
 ), foreign_keys AS MATERIALIZED (
     SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
@@ -173,7 +185,7 @@ WITH RECURSIVE ourselves AS (
         AND j.casttarget IN ('pg_catalog.json'::pg_catalog.regtype, 'pg_catalog.jsonb'::pg_catalog.regtype)
     WHERE pg_catalog.strpos(c.tree, 'JSONCONSTRUCTOREXPR') > 0
     UNION
-    SELECT f.tgrelid, 'trigger', f.tgname, t.owner, f.tgfoid, true FROM firing f JOIN touched t ON t.id = f.tgrelid
+    SELECT f.tgrelid, 'trigger', f.tgname, t.trigger_owner, f.tgfoid, true FROM firing f JOIN touched t ON t.id = f.tgrelid
     UNION
     SELECT t.oid, 'range', '', t.typowner, called.id, true
     FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid
@@ -225,7 +237,8 @@ WITH RECURSIVE ourselves AS (
     FROM touched t WHERE t.kind = 'f' AND NOT t.cascaded AND t.owner NOT IN (SELECT oid FROM trusted)
 )
 SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname)::text AS schema_name, COALESCE(c.relname, t.typname)::text AS object_name,
-       f.name::text, pg_catalog.min(f.function_name), pg_catalog.pg_get_userbyid(f.role_id)::text,
+       f.name::text, pg_catalog.min(f.function_name),
+       CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
        target_schema.nspname::text AS target_schema, target.typname::text AS target_name
 FROM foreign_calls f
 LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast')

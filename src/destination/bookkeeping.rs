@@ -18,7 +18,7 @@ use super::owner::unusable_bookkeeping;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline};
 use crate::session::{SessionError, Sql, SqlClient, SqlState, SystemIdentification};
 
-const SCHEMA: &str = include_str!("../../sql/bookkeeping.sql");
+const SCHEMA: &str = concat!(include_str!("../../sql/bookkeeping.sql"), include_str!("../../sql/withhold_grants.sql"));
 
 /// Raised when the tables' layout changes; an older headwater then refuses to touch what it does not know.
 const VERSION: i32 = 1;

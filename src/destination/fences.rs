@@ -18,7 +18,7 @@ use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::plan::verify::Key;
 use crate::session::{Sql, SqlClient};
 
-const SCHEMA: &str = include_str!("../../sql/fences.sql");
+const SCHEMA: &str = concat!(include_str!("../../sql/fences.sql"), include_str!("../../sql/withhold_grants.sql"));
 const READING: &str = include_str!("../../sql/reading.sql");
 
 /// A request whose heartbeat is older belongs to nobody.

@@ -12,6 +12,7 @@
 use serde::Deserialize;
 
 use super::error::DestinationError;
+use super::staging::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
 use crate::session::{SessionError, SqlClient, fill_in};
 
@@ -89,8 +90,8 @@ pub struct ForeignCode {
     name: Ident,
     /// What is called; a rule calls nothing in particular.
     function: Option<String>,
-    /// Who can change it.
-    role: Ident,
+    /// Who can change it; `None`: everybody, by a grant to PUBLIC.
+    role: Option<Ident>,
 }
 
 /// A row of sql/foreign_code.sql.
@@ -101,7 +102,7 @@ struct FoundCode {
     name: String,
     part: String,
     function: Option<String>,
-    role: String,
+    role: Option<String>,
     target_schema: Option<String>,
     target_name: Option<String>,
 }
@@ -114,7 +115,7 @@ impl From<FoundCode> for ForeignCode {
             target: row.target_schema.zip(row.target_name).map(|(schema, name)| QualifiedName::new(schema, name)),
             name: Ident::new(row.part),
             function: row.function,
-            role: Ident::new(row.role),
+            role: row.role.map(Ident::new),
         }
     }
 }
@@ -138,9 +139,10 @@ impl ForeignCode {
             Attached::Type => format!("type {object}"),
             Attached::Cast => format!("cast {}", self.cast()),
         };
+        let role = name_of(self.role.as_ref());
         match &self.function {
-            Some(function) => format!("{what} calls {function} (role {})", self.role),
-            None => format!("{what} (role {})", self.role),
+            Some(function) => format!("{what} calls {function} (role {role})"),
+            None => format!("{what} (role {role})"),
         }
     }
 
@@ -156,6 +158,8 @@ impl ForeignCode {
         // Where foreign keys do not act, an ordinary trigger fires for others only.
         let off = if foreign_keys_act { "DISABLE" } else { "ENABLE" };
         Some(match self.attached {
+            // Nobody but headwater has anything to attach there.
+            Attached::Trigger if is_own_schema(&object.schema) => format!("DROP TRIGGER {name} ON {object};"),
             Attached::Trigger => format!("ALTER TABLE {object} {off} TRIGGER {name};"),
             Attached::Rule => format!("ALTER TABLE {object} {off} RULE {name};"),
             Attached::Check | Attached::ForeignKey => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),
@@ -311,10 +315,10 @@ impl Writes {
     }
 
     fn report(&self, found: &[ForeignCode], when_rows_are: &str) -> ErrorReport {
-        let mut roles: Vec<&Ident> = found.iter().map(|code| &code.role).collect();
+        let mut roles: Vec<Option<&Ident>> = found.iter().map(|code| code.role.as_ref()).collect();
         roles.sort_unstable();
         roles.dedup();
-        let named: Vec<String> = roles.iter().map(ToString::to_string).collect();
+        let named: Vec<String> = roles.iter().copied().map(name_of).collect();
         let mut lines: Vec<String> = found.iter().take(LISTED_MAX).map(ForeignCode::sentence).collect();
         if found.len() > LISTED_MAX {
             lines.push(format!("and {} more", found.len() - LISTED_MAX));
@@ -324,11 +328,14 @@ impl Writes {
             detail.push_str(" Ordinary triggers fire because headwater's role may not set session_replication_role.");
         }
         let removals: Vec<String> = found.iter().filter_map(|code| code.removal(self.foreign_keys_act)).collect();
-        let hint = accepting(&self.trusted_roles, &roles);
-        let hint = if removals.is_empty() {
-            hint
-        } else {
-            format!("{hint}. Otherwise run at the destination as the owner:\n{}", removals.join("\n"))
+        let remove = |first: String| match removals.is_empty() {
+            true => first,
+            false => format!("{first}un at the destination as the owner:\n{}", removals.join("\n")),
+        };
+        let hint = match accepting(&self.trusted_roles, &roles) {
+            Some(accept) if removals.is_empty() => accept,
+            Some(accept) => remove(format!("{accept}. Otherwise r")),
+            None => remove("R".to_owned()),
         };
         let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
         ErrorReport::new(format!("code of {whose} would run with headwater's rights at the destination"))
@@ -337,12 +344,17 @@ impl Writes {
     }
 }
 
-/// The setting that accepts the code of `roles`, besides that of the roles that are trusted already.
-pub(super) fn accepting(trusted: &[Ident], roles: &[&Ident]) -> String {
-    let roles: Vec<String> =
-        trusted.iter().chain(roles.iter().copied()).map(|role| format!("{:?}", role.to_string())).collect();
+/// The role's name as people read it; `None` is everybody.
+pub(super) fn name_of(role: Option<&Ident>) -> String {
+    role.map_or("PUBLIC".to_owned(), ToString::to_string)
+}
+
+/// The setting that accepts the code of `roles`, besides that of the roles that are trusted already. None accepts everybody's.
+pub(super) fn accepting(trusted: &[Ident], roles: &[Option<&Ident>]) -> Option<String> {
+    let roles: Option<Vec<&Ident>> = roles.iter().copied().collect();
+    let roles: Vec<String> = trusted.iter().chain(roles?).map(|role| format!("{:?}", role.to_string())).collect();
     let roles = roles.join(", ");
-    format!(
+    Some(format!(
         "If all that they may write there may run with headwater's rights, set in [destination]: trusted_roles = [{roles}]"
-    )
+    ))
 }

@@ -1,33 +1,58 @@
-//! Whose the bookkeeping is: schema `headwater` must belong to a role that could do as much as we can without it.
+//! Whose the bookkeeping is: schema `headwater` must belong to a role that could do as much as we can without it, and nobody
+//! else may change it.
 //!
-//! Asked by `pipeline` at every start, before anything in the schema is used, and by `headwater check`. The functions and tables
-//! in the schema are called and written with our rights, and the owner of a schema can replace whatever is in it. So a
-//! role that has made a schema of this name in advance, or owns an object in it, could have its code run as us.
+//! Asked by `pipeline` at every start, before anything in the schema is used, by its monitor, and by `headwater check`. The functions
+//! and tables in the schema are called and written with our rights, and the owner of a schema can replace whatever is in it. So a
+//! role that has made a schema of this name in advance, or owns an object in it, could have its code run as us. So could one that was
+//! granted TRIGGER on a table of it, or CREATE on the schema; one that may write could move the position. Such grants are not
+//! made with the bookkeeping (sql/withhold_grants.sql): what is found here was granted later, or by an earlier version.
+
+use serde::Deserialize;
 
 use super::error::DestinationError;
-use super::foreign_code::accepting;
-use crate::pg::{ErrorReport, Ident};
-use crate::session::SqlClient;
+use super::foreign_code::{accepting, name_of};
+use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::session::{SessionError, SqlClient};
 
 const OWNER: &str = include_str!("../../sql/bookkeeping_owner.sql");
 
-/// Refuses a schema `headwater` that belongs to a stranger, or that our role may not use.
+/// Privileges named in one detail at most; the hint takes all of them back.
+const LISTED_MAX: usize = 20;
+
+const DOING: &str = "asking whose schema headwater is";
+
+/// Refuses a schema `headwater` that belongs to a stranger, that our role may not use, or that others may change.
 ///
 /// # Errors
 /// [`DestinationError::Refused`], naming the owner and the way out.
 pub async fn check_bookkeeping_owner(client: &SqlClient, trusted_roles: &[Ident]) -> Result<(), DestinationError> {
-    let Some(found) = Found::read(client, trusted_roles).await? else { return Ok(()) };
-    let report = match &found.stranger {
+    match bookkeeping_owner_report(client, trusted_roles).await? {
+        Some(report) => Err(DestinationError::Refused(report)),
+        None => Ok(()),
+    }
+}
+
+/// What to report of a schema `headwater` that others own or may change, or that our role may not use.
+///
+/// # Errors
+/// [`DestinationError`] when the server does not answer.
+pub async fn bookkeeping_owner_report(
+    client: &SqlClient,
+    trusted_roles: &[Ident],
+) -> Result<Option<ErrorReport>, DestinationError> {
+    let Some(found) = Found::read(client, trusted_roles).await? else { return Ok(None) };
+    Ok(match &found.stranger {
         Some((object, owner)) => {
             let role = &found.role;
             let text = format!("{object} at the destination belongs to role {owner}, not to headwater's role {role}");
             let report = ErrorReport::new(text).detail("Its owner could have code run with headwater's rights.");
-            report.hint(format!("{}. {}", accepting(trusted_roles, &[owner]), found.way_out()))
+            let accept = accepting(trusted_roles, &[Some(owner)]).map_or(String::new(), |accept| format!("{accept}. "));
+            Some(report.hint(format!("{accept}{}", found.way_out())))
         }
-        None if found.usable => return Ok(()),
-        None => found.unusable().hint(found.way_out()),
-    };
-    Err(DestinationError::Refused(report))
+        None if !found.usable => Some(found.unusable().hint(found.way_out())),
+        None if found.granted.is_empty() => None,
+        None => Some(found.granted_report(trusted_roles)),
+    })
 }
 
 /// Why our role could not make the bookkeeping what it must be; `None` where there is no schema of its name.
@@ -44,23 +69,117 @@ struct Found {
     made_by_headwater: bool,
     hand_over: Option<String>,
     role: Ident,
+    /// What others may do.
+    granted: Vec<Granted>,
+    /// Triggers of tables on which others have TRIGGER.
+    triggers: Vec<AttachedTrigger>,
+}
+
+/// Privileges of one role on one object of the bookkeeping.
+#[derive(Debug, Deserialize)]
+struct Granted {
+    kind: String,
+    name: Ident,
+    /// Of a grant on one column.
+    column: Option<Ident>,
+    privileges: Vec<String>,
+    /// `None` is PUBLIC.
+    grantee: Option<Ident>,
+    /// Who granted it by a grant option; `None`: the owner.
+    grantor: Option<Ident>,
+}
+
+/// A trigger of a table of the bookkeeping.
+#[derive(Debug, Deserialize)]
+struct AttachedTrigger {
+    table: Ident,
+    trigger: Ident,
+}
+
+impl Granted {
+    fn object(&self) -> String {
+        if self.kind == "SCHEMA" { self.name.to_string() } else { of_bookkeeping(&self.name).to_string() }
+    }
+
+    fn privileges(&self) -> String {
+        let of_column = self.column.as_ref().map_or(String::new(), |column| format!(" ({column})"));
+        let named: Vec<String> = self.privileges.iter().map(|privilege| format!("{privilege}{of_column}")).collect();
+        named.join(", ")
+    }
+
+    fn sentence(&self) -> String {
+        let Granted { kind, grantee, .. } = self;
+        let (kind, object) = (kind.to_lowercase(), self.object());
+        format!("role {} has {} on {kind} {object}", name_of(grantee.as_ref()), self.privileges())
+    }
+
+    /// Only the role that has granted a privilege can revoke it.
+    fn revocation(&self) -> String {
+        let Granted { kind, grantee, grantor, .. } = self;
+        let (object, privileges, grantee) = (self.object(), self.privileges(), name_of(grantee.as_ref()));
+        let revoke = format!("REVOKE {privileges} ON {kind} {object} FROM {grantee} CASCADE;");
+        match grantor {
+            Some(grantor) => format!("SET ROLE {grantor}; {revoke} RESET ROLE;"),
+            None => revoke,
+        }
+    }
+}
+
+fn of_bookkeeping(name: &Ident) -> QualifiedName {
+    QualifiedName { schema: Ident::new("headwater"), name: name.clone() }
+}
+
+/// The rows of an answer that is a JSON array, or none.
+fn rows_of<T: for<'a> Deserialize<'a>>(json: Option<&str>) -> Result<Vec<T>, DestinationError> {
+    let rows = json.map_or(Ok(Vec::new()), serde_json::from_str);
+    rows.map_err(|error| SessionError::protocol(DOING, error.to_string()).into())
 }
 
 impl Found {
     async fn read(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<Found>, DestinationError> {
         let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
-        let row = client.query_opt("asking whose schema headwater is", OWNER, &[&trusted]).await?;
-        Ok(row.map(|row| {
-            let (object, owner): (Option<String>, Option<&str>) = (row.get(1), row.get(2));
-            Found {
-                owner: Ident::new(row.get::<_, &str>(0)),
-                stranger: object.zip(owner.map(Ident::new)),
-                usable: row.get(3),
-                made_by_headwater: row.get(4),
-                hand_over: row.get(5),
-                role: Ident::new(row.get::<_, &str>(6)),
-            }
+        let Some(row) = client.query_opt(DOING, OWNER, &[&trusted]).await? else { return Ok(None) };
+        let (object, owner): (Option<String>, Option<&str>) = (row.get(1), row.get(2));
+        Ok(Some(Found {
+            owner: Ident::new(row.get::<_, &str>(0)),
+            stranger: object.zip(owner.map(Ident::new)),
+            usable: row.get(3),
+            made_by_headwater: row.get(4),
+            hand_over: row.get(5),
+            role: Ident::new(row.get::<_, &str>(6)),
+            granted: rows_of(row.get(7))?,
+            triggers: rows_of(row.get(8))?,
         }))
+    }
+
+    fn granted_report(&self, trusted_roles: &[Ident]) -> ErrorReport {
+        let mut roles: Vec<Option<&Ident>> = self.granted.iter().map(|granted| granted.grantee.as_ref()).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let named: Vec<String> = roles.iter().copied().map(name_of).collect();
+        let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
+        let mut sentences: Vec<String> = self.granted.iter().take(LISTED_MAX).map(Granted::sentence).collect();
+        if self.granted.len() > LISTED_MAX {
+            sentences.push(format!("and {} more", self.granted.len() - LISTED_MAX));
+        }
+        let detail = format!(
+            "{}. Code that is attached there runs with headwater's rights, and a position that is changed there loses rows.",
+            sentences.join("; ")
+        );
+        let drop = |AttachedTrigger { table, trigger }: &AttachedTrigger| {
+            format!("DROP TRIGGER {trigger} ON {};", of_bookkeeping(table))
+        };
+        // First the grants: what is dropped could be made again.
+        let statements: Vec<String> =
+            self.granted.iter().map(Granted::revocation).chain(self.triggers.iter().map(drop)).collect();
+        let run = format!("un at the destination as a superuser:\n{}", statements.join("\n"));
+        let hint = match accepting(trusted_roles, &roles) {
+            Some(accept) => format!("{accept}. Otherwise r{run}"),
+            None => format!("R{run}"),
+        };
+        ErrorReport::new(format!("{whose} may change headwater's bookkeeping at the destination"))
+            .detail(detail)
+            .hint(hint)
     }
 
     fn unusable(&self) -> ErrorReport {

@@ -31,7 +31,12 @@ use crate::plan::sql::staging::{self as sql, Matching, Route};
 use crate::session::{FingerprintFacts, SqlClient};
 
 /// Names of staging schemas begin so; nothing else of a database's does.
-pub(super) const SCHEMA_PREFIX: &str = "headwater_staging_";
+const SCHEMA_PREFIX: &str = "headwater_staging_";
+
+/// The bookkeeping's schema, or one of staging.
+pub(super) fn is_own_schema(schema: &Ident) -> bool {
+    schema.as_str() == "headwater" || schema.as_str().starts_with(SCHEMA_PREFIX)
+}
 
 /// A source table that is to be copied.
 #[derive(Clone, Debug)]
@@ -135,6 +140,28 @@ pub async fn sweep(client: &SqlClient) -> Result<u64, DestinationError> {
     Ok(u64::try_from(rows.len()).unwrap_or(0))
 }
 
+/// Creates a schema that nobody else may use, whatever ALTER DEFAULT PRIVILEGES of our role says. Without USAGE nothing in it can be
+/// named: so no trigger is attached to a staging table, and none of the functions there becomes a trigger of another table.
+async fn create_schema(client: &SqlClient, schema: &Ident) -> Result<(), DestinationError> {
+    const DOING: &str = "creating the staging schema";
+    let create = async {
+        client.statement_behind("BEGIN", DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
+        let sql = "SELECT DISTINCT CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END
+                   FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a
+                   WHERE n.nspname = $1 AND a.grantee <> n.nspowner";
+        for row in client.query(DOING, sql, &[&schema.as_str()]).await? {
+            let grantee = row.get::<_, Option<&str>>(0).map_or("PUBLIC".to_owned(), |role| Ident::new(role).sql());
+            client.statement(DOING, &format!("REVOKE ALL ON SCHEMA {} FROM {grantee} CASCADE", schema.sql())).await?;
+        }
+        client.batch(DOING, "COMMIT").await
+    };
+    let created = create.await;
+    if created.is_err() {
+        client.batch(DOING, "ROLLBACK").await?;
+    }
+    Ok(created?)
+}
+
 const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
 
 /// An unlogged table with one row. When one server process crashes, all are restarted without a new start time; the row
@@ -157,8 +184,9 @@ impl Staging {
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
         let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) }.sql();
+        create_schema(client, &schema).await?;
         let mark = format!("CREATE UNLOGGED TABLE {mark} AS SELECT true AS alive");
-        client.statements("creating the staging schema", &[format!("CREATE SCHEMA {}", schema.sql()), mark]).await?;
+        client.statement("creating the mark of life", &mark).await?;
         let mut staging = Staging {
             schema,
             tables: Vec::new(),
@@ -254,7 +282,7 @@ impl Staging {
             return Ok(known.clone());
         }
         let room = Ident::new(format!("{}_{}", self.schema.as_str(), self.moving.len()));
-        client.statement("creating the staging schema", &format!("CREATE SCHEMA {}", room.sql())).await?;
+        create_schema(client, &room).await?;
         self.moving.insert(schema.clone(), room.clone());
         Ok(room)
     }

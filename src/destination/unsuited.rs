@@ -3,6 +3,7 @@
 //! Asked by `preflight` for all tables at once, at every start and by `check`.
 
 use super::error::DestinationError;
+use super::staging::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::TableKind;
 use crate::session::SqlClient;
@@ -36,7 +37,8 @@ pub(super) async fn unsuited(
 ) -> Result<Vec<ErrorReport>, DestinationError> {
     let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
     let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
-    let mut problems: Vec<ErrorReport> = names.iter().filter(|name| is_own(name)).map(own_schema).collect();
+    let mut problems: Vec<ErrorReport> =
+        names.iter().filter(|name| is_own_schema(&name.schema)).map(own_schema).collect();
     for row in client.query(DOING, RELATIONS, &[&schemas, &tables, &replica]).await? {
         let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
         problems.extend(other_kind(&name, row.get(2)));
@@ -52,11 +54,6 @@ pub(super) async fn unsuited(
         }
     }
     Ok(problems)
-}
-
-fn is_own(name: &QualifiedName) -> bool {
-    let schema = name.schema.as_str();
-    schema == "headwater" || schema.starts_with(super::staging::SCHEMA_PREFIX)
 }
 
 fn own_schema(name: &QualifiedName) -> ErrorReport {

@@ -55,6 +55,8 @@ pub(super) async fn lead(
     };
     if telemetry.state() == State::Standby {
         telemetry.event("takeover", "this instance leads now");
+        // The look above is as old as the wait.
+        check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
     }
     let left = terminate_leftovers(bookkeeping.client()).await?;
     if left.ended > 0 {

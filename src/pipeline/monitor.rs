@@ -19,7 +19,9 @@ use super::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use super::prepare::Prepared;
 use super::waits::tell_waits;
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
+use crate::destination::{
+    Bookkeeping, Writes, bookkeeping_owner_report, remember_fingerprints, remembered_fingerprints, renamed_report,
+};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::session::{SessionError, Sql, SqlClient, SqlState, SystemIdentification};
 use crate::source::{Identities, Unidentified, find_slot};
@@ -616,7 +618,10 @@ async fn watch_destination(config: Arc<Config>, watched: Arc<Mutex<Option<Watche
         }
         if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
             let asked_at = Instant::now();
-            let looked = writes.foreign_code_report(&asked).await;
+            let looked = match bookkeeping_owner_report(&asked, &writes.trusted_roles).await {
+                Ok(None) => writes.foreign_code_report(&asked).await,
+                found => found,
+            };
             code_due = Instant::now() + CODE_LOOK_SHARE * asked_at.elapsed();
             match looked {
                 Ok(None) => client = Some(asked),

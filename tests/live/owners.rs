@@ -671,3 +671,222 @@ async fn bookkeeping_that_another_role_of_headwaters_made_is_handed_over_by_the_
     database.assert_catches_up().await;
     service.stop().await;
 }
+
+/// Everything that default privileges can give, to a role and to everybody.
+fn default_privileges(writer: &str, to: &str) -> String {
+    ["TABLES", "SEQUENCES", "FUNCTIONS", "SCHEMAS"]
+        .map(|kind| format!("ALTER DEFAULT PRIVILEGES FOR ROLE {writer} GRANT ALL ON {kind} TO {to};"))
+        .join("\n")
+}
+
+/// What others than headwater's role may do with what it made for itself.
+const GRANTED: &str = "
+    SELECT string_agg(DISTINCT what, ', ') FROM (
+        SELECT nspname || ' ' || a.privilege_type AS what FROM pg_namespace n, aclexplode(n.nspacl) a
+        WHERE (nspname = 'headwater' AND a.privilege_type <> 'USAGE' OR nspname LIKE 'headwater_staging%') AND a.grantee <> n.nspowner
+        UNION ALL
+        SELECT c.oid::regclass || ' ' || a.privilege_type FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.relnamespace = 'headwater'::regnamespace AND a.privilege_type <> 'SELECT' AND a.grantee <> c.relowner) AS granted";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn default_privileges_reach_neither_the_bookkeeping_nor_staging() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_defaults", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let granting = [default_privileges(&writer, &owner), default_privileges(&writer, "PUBLIC")].join("\n");
+    database.at_destination(&granting).await;
+    let mut setup = Setup::of(&database);
+    let file = parent().join(format!("{}-paused", database.name));
+    setup.environment.push(("HEADWATER_PAUSE".to_owned(), format!("handover.comparing={}", file.display())));
+    let service = setup.start();
+    service.streams().await;
+    assert_eq!(database.destination_value(GRANTED).await, None);
+    let trigger = "CREATE TRIGGER x BEFORE UPDATE ON headwater.position FOR EACH ROW EXECUTE FUNCTION pwn_trigger()";
+    let instead =
+        "CREATE FUNCTION headwater.expect(bigint, int) RETURNS boolean LANGUAGE sql AS 'SELECT public.pwn(''expect'')'";
+    for denied in [trigger, instead, "UPDATE headwater.position SET position = '0/1'"] {
+        let sql = format!("SET ROLE {owner}; {denied}");
+        let error = database.destination.script("attaching", &sql).await.expect_err("it is denied");
+        assert!(error.to_string().contains("SQLSTATE 42501"), "{denied}: {error}");
+        database.at_destination("RESET ROLE").await;
+    }
+    // Reading stays as it was granted.
+    as_owner(&database, "SELECT * FROM headwater.position").await;
+    service.command(&["verify"]).await;
+    let asked = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(asked.0, Some(0), "{}", asked.1);
+    eventually("the copy is compared", || async { file.exists().then_some(()) }).await;
+    let staging = "SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'headwater_staging%'";
+    assert_ne!(database.destination_value(staging).await.as_deref(), Some("0"));
+    assert_eq!(database.destination_value(GRANTED).await, None);
+    std::fs::remove_file(&file).unwrap();
+    service.stop().await;
+    assert_eq!(finding(&setup).await, None);
+    nobody_was_pwned(&database).await;
+}
+
+/// What `check` says of the bookkeeping where that is no obstacle but a refusal.
+async fn bookkeeping_finding(setup: &Setup) -> Option<[String; 3]> {
+    let finished = setup.command(&["check", "--json"]).await;
+    let findings: serde_json::Value = serde_json::from_str(&finished.out).expect("a list");
+    let wrong = |finding: &&serde_json::Value| finding["what"] == "bookkeeping" && finding["standing"] == "failed";
+    let found = findings.as_array()?.iter().find(wrong)?;
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    Some([text("message"), text("detail"), text("hint")])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_that_let_others_change_the_bookkeeping_are_refused_until_the_hint_is_run() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_grants", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    let granted = |on: &str, to: &str| format!("GRANT {on} TO {to};");
+    let ways = [
+        (granted("TRIGGER ON headwater.leadership", &owner), "has TRIGGER on table headwater.leadership"),
+        (granted("ALL ON headwater.position", "PUBLIC"), "role PUBLIC has DELETE, INSERT, "),
+        (granted("UPDATE (replaced_key) ON headwater.leadership", &owner), "has UPDATE (replaced_key) on table headwater.leadership"),
+        (granted("CREATE ON SCHEMA headwater", &owner), "has CREATE on schema headwater"),
+        (granted("ALL ON SEQUENCE headwater.resnapshots_id_seq", &owner), "has UPDATE, USAGE on sequence headwater.resnapshots_id_seq"),
+        (granted("REFERENCES ON headwater.skip", &owner), "has REFERENCES on table headwater.skip"),
+        (
+            format!(
+                "GRANT USAGE ON SCHEMA headwater TO {owner};
+                 GRANT INSERT ON headwater.skip TO {owner} WITH GRANT OPTION; SET ROLE {owner}; GRANT INSERT ON headwater.skip TO PUBLIC; RESET ROLE;"
+            ),
+            "has INSERT on table headwater.skip",
+        ),
+        (
+            format!(
+                "CREATE ROLE middle_{owner}; GRANT {writer} TO middle_{owner}; GRANT USAGE ON SCHEMA headwater TO middle_{owner};
+                 GRANT INSERT ON headwater.skip TO middle_{owner} WITH GRANT OPTION;
+                 SET ROLE middle_{owner}; GRANT INSERT ON headwater.skip TO {owner}; RESET ROLE;"
+            ),
+            "has INSERT on table headwater.skip",
+        ),
+    ];
+    for (sql, says) in ways {
+        database.at_destination(&sql).await;
+        let [message, detail, hint] = bookkeeping_finding(&setup).await.unwrap_or_else(|| panic!("{sql} is found"));
+        assert!(message.contains("may change headwater's bookkeeping at the destination"), "{message}");
+        assert!(detail.contains(says), "{detail}");
+        let to_everybody = detail.contains("role PUBLIC");
+        assert_eq!(hint.contains(&format!("trusted_roles = [\"{owner}\"]")), !to_everybody, "{hint}");
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains(&message), "{output}");
+        if !to_everybody {
+            let trusting = setup.clone().destination(&format!("trusted_roles = [\"{owner}\"]"));
+            assert_eq!(bookkeeping_finding(&trusting).await, None);
+        }
+        database.at_destination(&statements(&hint)).await;
+        assert_eq!(bookkeeping_finding(&setup).await, None, "{hint}");
+    }
+    // Of a trigger that a role with the privilege has made, nothing tells that: it goes with the grant.
+    database.at_destination(&granted("USAGE ON SCHEMA headwater", &owner)).await;
+    database.at_destination(&granted("SELECT ON ALL TABLES IN SCHEMA headwater", "PUBLIC")).await;
+    database.at_destination(&granted("TRIGGER ON headwater.position", &owner)).await;
+    as_owner(
+        &database,
+        "CREATE TRIGGER x BEFORE UPDATE ON headwater.position FOR EACH ROW
+         WHEN (query_to_xml('SELECT public.pwn(''when'')', true, true, '') IS NOT NULL) EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    )
+    .await;
+    let [_, _, hint] = bookkeeping_finding(&setup).await.expect("the grant is found");
+    assert!(hint.ends_with("DROP TRIGGER x ON headwater.\"position\";"), "{hint}");
+    setup.start().ends_with(1).await;
+    database.at_destination(&statements(&hint)).await;
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO t VALUES (3, 'c')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_and_grants_on_the_bookkeeping_halt_headwater_while_it_streams() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_watched", false).await;
+    let owner = owner(&database.name);
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    let ways = [
+        (
+            "CREATE TRIGGER x BEFORE INSERT ON headwater.dead_letter FOR EACH ROW EXECUTE FUNCTION pwn_trigger()"
+                .to_owned(),
+            format!("code of role {owner} would run with headwater's rights"),
+            "DROP TRIGGER x ON headwater.dead_letter;".to_owned(),
+        ),
+        (
+            format!("GRANT TRIGGER ON headwater.dead_letter TO {owner}"),
+            format!("role {owner} may change headwater's bookkeeping"),
+            format!("REVOKE TRIGGER ON TABLE headwater.dead_letter FROM {owner} CASCADE;"),
+        ),
+    ];
+    for (sql, says, undo) in ways {
+        database.at_destination(&sql).await;
+        service.is("waiting").await;
+        service.says(&says).await;
+        service.says(&undo).await;
+        database.at_destination(&undo).await;
+        service.streams().await;
+    }
+    database.at_source("INSERT INTO t VALUES (2, 'b')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_a_grantee_may_have_made_counts_as_his() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_grantee", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    // The table is headwater's, and everything that the trigger calls is the server's own.
+    database.at_destination(&format!("SET ROLE {writer}; GRANT TRIGGER ON t TO {owner}; RESET ROLE")).await;
+    as_owner(
+        &database,
+        "CREATE TRIGGER y BEFORE UPDATE ON t FOR EACH ROW WHEN (pg_trigger_depth() = 0 AND NEW.id > 0)
+         EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    )
+    .await;
+    assert_eq!(finding(&setup).await, None, "it can do nothing");
+    as_owner(
+        &database,
+        "CREATE TRIGGER x BEFORE UPDATE ON t FOR EACH ROW
+         WHEN (query_to_xml('SELECT public.pwn(''when'')', true, true, '') IS NOT NULL) EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    )
+    .await;
+    let [message, detail, hint] = finding(&setup).await.expect("the trigger is found");
+    assert_eq!(message, format!("code of role {owner} would run with headwater's rights at the destination"));
+    assert!(detail.contains("trigger x of table public.t calls pg_catalog.query_to_xml("), "{detail}");
+    database.at_destination(&format!("GRANT TRIGGER ON t TO PUBLIC; REVOKE TRIGGER ON t FROM {owner}")).await;
+    let [message, _, everybodys] = finding(&setup).await.expect("the trigger is found");
+    assert_eq!(message, "code of role PUBLIC would run with headwater's rights at the destination");
+    assert!(everybodys.starts_with("Run at the destination as the owner:\n"), "{everybodys}");
+    assert_eq!(statements(&everybodys), statements(&hint));
+    setup.start().ends_with(1).await;
+    database.at_destination(&statements(&hint)).await;
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'b'").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
