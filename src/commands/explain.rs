@@ -4,8 +4,12 @@
 //! wait for, who waits for ours, which transaction delays the slot, what the walsender waits for. Nothing here changes
 //! anything. Other sessions' statements are shown without the values in them. Exit code 0: nothing blocks; 1: something
 //! does.
+//!
+//! Its own questions may meet a lock, too (on the bookkeeping, say): who holds it is looked up while they wait, by a question that
+//! needs no lock on a table. Bound: [`END_MAX`] for each server, both at once.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use super::observe::{self, AtSource};
@@ -48,6 +52,10 @@ impl Finding {
 
 /// A transaction at the source that is older than this is worth a word: the slot keeps WAL from its beginning on.
 const LONG_TRANSACTION: Duration = Duration::from_secs(60);
+/// A server that is well answers within this; one question waits for a lock otherwise.
+const PROMPT: Duration = Duration::from_secs(2);
+/// Somebody waits for the answer.
+const END_MAX: Duration = Duration::from_secs(30);
 /// Statements are shown up to here.
 const STATEMENT_SHOWN: usize = 300;
 
@@ -61,7 +69,10 @@ pub(super) async fn explain(path: Option<&Path>) -> Exit {
     let mut findings = vec![of_service(&service)];
     // Between two attempts a halted service holds no lock: that is no cause of its own.
     let is_running = service.is_ok();
-    let (destination, source) = tokio::join!(at_destination(&config, is_running), at_source(&config));
+    let (destination, source) = tokio::join!(
+        within(END_MAX, "destination", at_destination(&config, is_running)),
+        within(END_MAX, "source", at_source(&config))
+    );
     findings.extend(destination);
     findings.extend(source);
     let mut text = String::new();
@@ -110,7 +121,16 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
         Err(error) => return vec![unreachable("destination", &error)],
     };
     let mut findings = Vec::new();
-    match observe::destination(config).await {
+    let ours = &config.destination.url.application_name;
+    let mut looking = pin!(observe::destination(config));
+    let prompt = tokio::time::timeout(PROMPT, &mut looking).await;
+    // While a question of ours waits, its own holder is among these.
+    let locks = locks(&client, "destination", ours).await;
+    let seen = match prompt {
+        Ok(seen) => seen,
+        Err(_) => looking.await,
+    };
+    match seen {
         Ok(seen) => {
             if seen.leader_process.is_none() && !is_running {
                 findings
@@ -130,8 +150,7 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
         }
         Err(error) => findings.push(unreachable("destination", &error)),
     }
-    findings.extend(locks(&client, "destination", &config.destination.url.application_name).await);
-    let ours = &config.destination.url.application_name;
+    findings.extend(locks);
     findings.extend(prepared_in_the_way(&client, "destination", ours).await.unwrap_or_default());
     findings
 }
@@ -152,6 +171,14 @@ async fn at_source(config: &Config) -> Vec<Finding> {
     findings.extend(walsender(&client, config).await.unwrap_or_default());
     findings.extend(transactions(&client).await.unwrap_or_default());
     findings
+}
+
+/// What was found at an end, if it answers in time.
+async fn within(bound: Duration, end: &str, looking: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+    match tokio::time::timeout(bound, looking).await {
+        Ok(findings) => findings,
+        Err(_) => vec![unreachable(end, &format!("it has not answered all questions within {} s", bound.as_secs()))],
+    }
 }
 
 fn unreachable(end: &str, error: &str) -> Finding {

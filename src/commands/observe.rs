@@ -2,7 +2,7 @@
 //!
 //! Used by `status` and `explain`, which print it. Nothing here changes anything. Bounds: the service is given
 //! [`SERVICE_MAX`] and [`ANSWER_BYTES_MAX`]; each server its connect_timeout, at most [`CONNECT_MAX`], and
-//! [`QUERY_MAX`] a question.
+//! [`QUERY_MAX`] a question, of which a lock may cost [`LOCK_MAX`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -23,6 +23,8 @@ const SERVICE_MAX: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const QUERY_MAX: Duration = Duration::from_secs(10);
+/// Long enough for `explain` to see who holds it.
+const LOCK_MAX: &str = "SET lock_timeout = '4s'";
 
 /// The status that the running service tells; otherwise why there is none.
 pub(super) async fn service(config: &Config) -> Result<StatusView, String> {
@@ -136,7 +138,9 @@ pub(super) async fn connect(url: &ConnectionSettings) -> Result<SqlClient, Strin
     let mut connection = url.clone();
     connection.connect_timeout = connection.connect_timeout.min(CONNECT_MAX);
     let sql = Sql { connection, purpose: "status", timeout: QUERY_MAX };
-    sql.connect().await.map_err(|error| error.to_string())
+    let client = sql.connect().await.map_err(|error| error.to_string())?;
+    client.batch("setting up a session", LOCK_MAX).await.map_err(|error| error.to_string())?;
+    Ok(client)
 }
 
 /// A session for looking at the source: with the one of several hosts that has the highest timeline.
@@ -153,6 +157,7 @@ pub(super) async fn destination(config: &Config) -> Result<AtDestination, String
     connection.connect_timeout = connection.connect_timeout.min(CONNECT_MAX);
     let sql = Sql { connection, purpose: "status", timeout: QUERY_MAX };
     let bookkeeping = Bookkeeping::connect(&sql).await.map_err(|error| error.to_string())?;
+    bookkeeping.client().batch("setting up a session", LOCK_MAX).await.map_err(|error| error.to_string())?;
     look_at_destination(config, &bookkeeping).await.map_err(|error| error.to_string())
 }
 

@@ -31,6 +31,7 @@ mod counts;
 mod cutover;
 mod fence;
 mod fingerprints;
+mod ground;
 mod history;
 mod hosts;
 mod identity;
@@ -83,11 +84,40 @@ pub struct RunOptions {
 /// An attempt that lasted so long was not a failure to start.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
+/// A supervisor kills what has not stopped after ten seconds or more; this leaves room for the goodbyes.
+const STOP_MAX: Duration = Duration::from_secs(8);
+
 /// Keeps the destination equal to the source until `stop` becomes true.
+///
+/// Whatever waits then is given up after 8 s: breaking off is safe at any point (I5).
 ///
 /// # Errors
 /// [`Fault`] when an operator must act; what can be waited for is waited for.
 pub async fn run(
+    config: Arc<Config>,
+    options: RunOptions,
+    telemetry: Arc<Telemetry>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Fault> {
+    let mut stopping = stop.clone();
+    let overdue = async {
+        if stopping.wait_for(|stop| *stop).await.is_err() {
+            // Nobody is left who could ask.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(STOP_MAX).await;
+    };
+    tokio::select! {
+        ended = attempts(config, options, telemetry, stop) => ended,
+        () = overdue => {
+            tracing::warn!("stopped without waiting any longer: something was not over within {STOP_MAX:?}");
+            Ok(())
+        }
+    }
+}
+
+/// Attempts, one after another, until one is asked to stop or an operator must act.
+async fn attempts(
     config: Arc<Config>,
     options: RunOptions,
     telemetry: Arc<Telemetry>,

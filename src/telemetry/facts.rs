@@ -51,8 +51,8 @@ struct Inner {
     snapshot_began: Option<Instant>,
     /// Tables that are set aside until a copy is published.
     standing_still: Vec<QualifiedName>,
-    /// What sessions of ours wait for now.
-    waits: Vec<String>,
+    /// What sessions of ours wait for now, by the end.
+    waits: BTreeMap<&'static str, Vec<String>>,
     events: VecDeque<Event>,
 }
 
@@ -97,7 +97,7 @@ impl Telemetry {
                 slot: None,
                 snapshot_began: None,
                 standing_still: Vec::new(),
-                waits: Vec::new(),
+                waits: BTreeMap::new(),
                 events: VecDeque::new(),
             }),
         };
@@ -184,9 +184,9 @@ impl Telemetry {
         self.inner().standing_still = tables.to_vec();
     }
 
-    /// Sessions of ours wait for these locks now, and for no others.
-    pub fn waits(&self, waits: Vec<String>) {
-        self.inner().waits = waits;
+    /// Sessions of ours wait for these locks at this end now, and for no others.
+    pub fn waits(&self, end: &'static str, waits: Vec<String>) {
+        self.inner().waits.insert(end, waits);
     }
 
     /// The stream begins at a stored position.

@@ -26,6 +26,7 @@ mod ddl;
 mod differences;
 mod disk;
 mod errors;
+mod every_wait;
 mod evolving;
 mod failover;
 mod faults;

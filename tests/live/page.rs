@@ -213,3 +213,34 @@ async fn pages_beyond_the_bound_are_refused_and_welcome_again_when_others_go() {
     let (_, _still_open) = ask(&service, "/events").await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_what_it_waits_for_while_it_waits() {
+    let database = Database::new("pagewaits", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let Some(mut browser) = Browser::open(&service.http_url()).await else { return };
+    let holder = crate::support::destination().await.connect(&database.name).await.unwrap();
+    holder.batch("holding", "BEGIN; LOCK TABLE public.messages").await.unwrap();
+    database.at_source("UPDATE messages SET body = 'SECRET' WHERE id = 7").await;
+    browser.shows("#waits", "waits for RowExclusiveLock on public.messages, held by process").await;
+    holder.batch("letting go", "ROLLBACK").await.unwrap();
+    database.assert_catches_up().await;
+    eventually("nothing is shown", || async {
+        service.status().await?.get("waits")?.as_array()?.is_empty().then_some(())
+    })
+    .await;
+    let hidden = eventually_hidden(&mut browser).await;
+    assert!(hidden, "what is over is not shown");
+    service.stop().await;
+}
+
+async fn eventually_hidden(browser: &mut Browser) -> bool {
+    for _ in 0..600 {
+        if browser.evaluate("document.querySelector('#waits-shown').hidden").await == true {
+            return true;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    false
+}

@@ -54,7 +54,7 @@ impl Telemetry {
             slot: inner.slot.clone(),
             tables: inner.tables.clone(),
             standing_still: inner.standing_still.iter().map(QualifiedName::unquoted).collect(),
-            waits: inner.waits.clone(),
+            waits: inner.waits.values().flatten().cloned().collect(),
             snapshot_seconds: inner.snapshot_began.map(|began| began.elapsed().as_secs_f64()),
             spool_bytes: inner.spool_bytes,
             verified: inner.verified.clone(),

@@ -247,6 +247,8 @@
     show(at("detail"), s.detail);
     at("todo").hidden = !s.hint;
     put(at("hint"), s.hint ?? "");
+    at("waits-shown").hidden = !s.waits.length;
+    put(at("waits"), s.waits.join("\n\n"));
     at("overall").hidden = s.snapshot_seconds === null;
     if (s.snapshot_seconds !== null) {
       const c = copied(s);

@@ -1,0 +1,266 @@
+//! Whatever headwater waits for is said: once in the log, in /status and by `status` while it lasts, by `explain` with who is in the
+//! way and what ends it; and SIGTERM is obeyed within ten seconds in the middle of it. One table, a row for each kind of wait.
+
+use futures_util::{StreamExt, stream};
+use headwater::commands::demo::Cluster;
+use headwater::session::SqlClient;
+
+use crate::support::{Database, Script, Service, Setup, destination, eventually, new_source, source};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
+
+/// A kind of wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A start reads the catalog, and somebody alters the table at the source.
+    StartBehindAlter,
+    /// The same, by a prepared transaction.
+    StartBehindPrepared,
+    /// CREATE PUBLICATION needs a lock that somebody else's excludes.
+    Publication,
+    /// A new slot waits for a transaction that runs.
+    SlotBehindOpen,
+    /// The same, for a prepared one of another database.
+    SlotBehindPrepared,
+    /// The slot of a fence, which `verify` has asked for.
+    Fence,
+    /// The monitor's look at the publication, while the stream runs on.
+    Ground,
+    /// A batch, behind a lock on a table.
+    Batch,
+    /// A batch, behind a lock on the bookkeeping, which `explain` itself meets.
+    Bookkeeping,
+    /// A start, behind a lock on the bookkeeping.
+    StartBehindBookkeeping,
+    /// A publish that writes a row which somebody else has locked.
+    Publish,
+}
+
+const KINDS: &[Kind] = &[
+    Kind::StartBehindAlter,
+    Kind::StartBehindPrepared,
+    Kind::Publication,
+    Kind::SlotBehindOpen,
+    Kind::SlotBehindPrepared,
+    Kind::Fence,
+    Kind::Ground,
+    Kind::Batch,
+    Kind::Bookkeeping,
+    Kind::StartBehindBookkeeping,
+    Kind::Publish,
+];
+
+/// What is said of a wait.
+struct Said {
+    /// In one line of the log, and no other line has them: the first of them begins it.
+    log: Vec<String>,
+    /// In /status.
+    status: Vec<String>,
+    /// By `explain`, which exits with 1.
+    explain: Vec<String>,
+}
+
+/// The process of a session.
+async fn process_of(session: &SqlClient) -> String {
+    session.query_one("asking", "SELECT pg_backend_pid()::text", &[]).await.unwrap().get(0)
+}
+
+/// A session that says who it is and holds what this takes, in a transaction that it leaves open.
+async fn holding(cluster: &Cluster, database: &Database, sql: &str) -> (SqlClient, String) {
+    let session = cluster.connect(&database.name).await.unwrap();
+    let process = process_of(&session).await;
+    let begin = format!("SET application_name = 'night job'; SET search_path = public; BEGIN; {sql}");
+    session.script("holding", &begin).await.unwrap();
+    (session, process)
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// What is said of a lock that a session holds.
+fn said_of_lock(end: &str, purpose: &str, lock: &str, process: &str) -> Said {
+    let waits = format!("{end}: headwater{purpose} waits for {lock}");
+    let held = format!("held by process {process}");
+    let ends = format!("SELECT pg_terminate_backend({process});");
+    Said {
+        log: words(&[&waits, &held, "night job", " since ", &ends]),
+        status: words(&[&waits, &held, &ends]),
+        explain: words(&["BLOCKS", &format!("waits for {lock}"), &held, &ends]),
+    }
+}
+
+fn said_of_prepared(end: &str, purpose: &str, lock: &str, gid: &str) -> Said {
+    let waits = format!("{end}: headwater{purpose} waits for {lock}");
+    let held = format!("prepared transaction '{gid}'");
+    let ends = format!("ROLLBACK PREPARED '{gid}';");
+    Said {
+        log: words(&[&waits, &held, "since ", &ends]),
+        status: words(&[&waits, &held, &ends]),
+        explain: words(&["BLOCKS", &held, &ends]),
+    }
+}
+
+/// Waits until everything is said, and asserts that it is said once and that the service can be stopped.
+async fn assert_said(kind: Kind, service: Service, said: &Said) {
+    let has = |text: &str, words: &[String]| words.iter().all(|word| text.contains(word));
+    eventually(&format!("{kind:?}: the log says {:?}", said.log), || async {
+        service.log().lines().any(|line| has(line, &said.log)).then_some(())
+    })
+    .await;
+    eventually(&format!("{kind:?}: /status says {:?}", said.status), || async {
+        has(&service.status().await?.to_string().replace("\\\"", "\""), &said.status).then_some(())
+    })
+    .await;
+    eventually(&format!("{kind:?}: status says {:?}", said.status), || async {
+        let (_, text) = service.command(&["status"]).await;
+        has(&text, &said.status).then_some(())
+    })
+    .await;
+    eventually(&format!("{kind:?}: explain says {:?}", said.explain), || async {
+        let (code, text) = service.command(&["explain"]).await;
+        (code == Some(1) && has(&text, &said.explain)).then_some(())
+    })
+    .await;
+    // The wait goes on, whatever was given up and tried again meanwhile.
+    let times = service.log().lines().filter(|line| line.contains(&said.log[0])).count();
+    assert_eq!(times, 1, "{kind:?}: {:?} in the log:\n{}", said.log[0], service.log());
+    service.stop().await;
+}
+
+async fn streaming(database: &Database) -> Service {
+    let service = Setup::of(database).start();
+    service.streams().await;
+    database.caught_up().await;
+    service
+}
+
+async fn one(kind: Kind) {
+    let own = match kind {
+        Kind::Batch | Kind::Bookkeeping | Kind::StartBehindBookkeeping | Kind::Publish => None,
+        // A lock on a table takes an xid, for which every new slot of the cluster waits.
+        Kind::StartBehindAlter
+        | Kind::StartBehindPrepared
+        | Kind::Publication
+        | Kind::SlotBehindOpen
+        | Kind::SlotBehindPrepared
+        | Kind::Fence
+        | Kind::Ground => Some(new_source(&[("max_prepared_transactions", "5")]).await),
+    };
+    let from = match &own {
+        Some(own) => own,
+        None => source().await,
+    };
+    let to = destination().await;
+    let database = Database::on(from, to, "everywait", &["t"], TABLE).await;
+    match kind {
+        Kind::StartBehindAlter => {
+            let (_holder, process) = holding(from, &database, "ALTER TABLE t ADD more int").await;
+            let service = Setup::of(&database).start();
+            let said = said_of_lock("source", " control", "AccessShareLock on public.t", &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::StartBehindPrepared => {
+            let (_holder, _) = holding(from, &database, "LOCK TABLE t; PREPARE TRANSACTION 'left over'").await;
+            let service = Setup::of(&database).start();
+            let said = said_of_prepared("source", " control", "AccessShareLock on public.t", "left over");
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Publication => {
+            let (_holder, process) = holding(from, &database, "LOCK TABLE t IN SHARE MODE").await;
+            let service = Setup::of(&database).start();
+            let said = said_of_lock("source", " control", "ShareUpdateExclusiveLock on public.t", &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::SlotBehindOpen => {
+            let (_holder, process) = holding(from, &database, "CREATE TABLE elsewhere (id int)").await;
+            let service = Setup::of(&database).start();
+            let (waits, ends) =
+                (format!("process {process} of role"), format!("SELECT pg_terminate_backend({process});"));
+            let what = "the copy waits for its replication slot at the source";
+            let said = Said {
+                log: words(&[what]),
+                status: words(&[what, &waits, &ends]),
+                explain: words(&["BLOCKS", what, &waits, &ends]),
+            };
+            assert_said(kind, service, &said).await;
+        }
+        Kind::SlotBehindPrepared => {
+            let other = from.connect("postgres").await.unwrap();
+            let sql = "BEGIN; CREATE TABLE public.elsewhere (id int); PREPARE TRANSACTION 'left over'";
+            other.script("preparing", sql).await.unwrap();
+            let service = Setup::of(&database).start();
+            let what = "the copy waits for its replication slot at the source";
+            let all = words(&[
+                what,
+                "prepared transaction 'left over'",
+                "ROLLBACK PREPARED 'left over'; -- in database postgres",
+            ]);
+            let said = Said { log: words(&[what]), status: all.clone(), explain: all };
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Fence => {
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(from, &database, "CREATE TABLE elsewhere (id int)").await;
+            let config = service.configuration_file().to_owned();
+            let mut verify = tokio::process::Command::new(crate::support::headwater());
+            verify.arg("verify").arg("--config").arg(config).env_remove("PGPASSWORD").kill_on_drop(true);
+            let _verify = verify.stdout(std::process::Stdio::null()).spawn().unwrap();
+            let purpose = format!(" {} fence", database.name);
+            let said = said_of_lock("source", &purpose, "ShareLock on a transactionid", &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Ground => {
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(from, &database, "LOCK TABLE pg_catalog.pg_publication").await;
+            let said = said_of_lock("source", " ground", "AccessShareLock on pg_catalog.pg_publication", &process);
+            // Lag and slot are looked at all the same, and the stream goes on.
+            let at = service.status().await.unwrap()["source_flush_lsn"].clone();
+            eventually("the source's position is still asked for", || async {
+                (service.status().await?["source_flush_lsn"] != at).then_some(())
+            })
+            .await;
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Batch => {
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(to, &database, "LOCK TABLE t").await;
+            database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
+            let purpose = format!(" {} writing", database.name);
+            let said = said_of_lock("destination", &purpose, "RowExclusiveLock on public.t", &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Bookkeeping => {
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(to, &database, "LOCK TABLE headwater.position").await;
+            database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
+            let purpose = format!(" {} writing", database.name);
+            let said = said_of_lock("destination", &purpose, "RowExclusiveLock on headwater.\"position\"", &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::StartBehindBookkeeping => {
+            streaming(&database).await.stop().await;
+            let (_holder, process) = holding(to, &database, "LOCK TABLE headwater.resnapshots").await;
+            let service = Setup::of(&database).start();
+            let lock = "AccessShareLock on headwater.resnapshots";
+            let said = said_of_lock("destination", " bookkeeping", lock, &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Publish => {
+            streaming(&database).await.stop().await;
+            let sql = "UPDATE t SET v = 'mine' WHERE id = 2";
+            database.at_destination("UPDATE t SET v = 'other' WHERE id = 2").await;
+            let (_holder, process) = holding(to, &database, sql).await;
+            let service = Setup::of(&database).argument("--resnapshot").start();
+            let purpose = format!(" {} publishing", database.name);
+            let said = said_of_lock("destination", &purpose, "ShareLock on a transactionid", &process);
+            assert_said(kind, service, &said).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_wait_is_said_once_and_explained_and_obeys_sigterm() {
+    // They wait most of the time, and each has a server of its own.
+    stream::iter(KINDS).map(|kind| one(*kind)).buffer_unordered(3).collect::<()>().await;
+}
