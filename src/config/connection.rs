@@ -221,6 +221,7 @@ impl ConnectionSettings {
     /// # Errors
     /// One sentence per problem. None of them contains the password.
     pub fn parse(text: &str, environment: &Environment) -> Result<ConnectionSettings, Vec<String>> {
+        let text = text.trim();
         let uri = text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://"));
         let parameters = match uri {
             Some(rest) => Parameters::from_uri(rest),
@@ -231,7 +232,8 @@ impl ConnectionSettings {
             parameters.map_err(|message| vec![message]).and_then(|parameters| parameters.into_settings(environment));
         match uri.is_some_and(|rest| splits_password(rest, settings.is_err())) {
             true => Err(vec![
-                "has an @ behind its first / or ?: in a password write / as %2F, ? as %3F, # as %23 and @ as %40"
+                "has more than one @, or one behind its first / or ?: in a user or password write / as %2F, ? as %3F, # as %23 \
+                 and @ as %40"
                     .to_owned(),
             ]),
             false => settings,
@@ -251,12 +253,14 @@ impl ConnectionSettings {
     }
 }
 
-/// Whether what stands behind the first `/` or `?` may be the rest of a login. Then no part of it is shown, not as a port, a database
-/// or a parameter. A parameter may hold an `@` where nothing else is wrong.
+/// Whether what stands behind the first `@`, `/` or `?` may be the rest of a login. Then no part of it is shown, not as a host, a port, a
+/// database or a parameter. A parameter may hold an `@` where nothing else is wrong. libpq ends the login at the first `@`.
 fn splits_password(uri: &str, is_wrong: bool) -> bool {
-    let (before_query, _) = uri.split_once('?').unwrap_or((uri, ""));
+    let (before_query, query) = uri.split_once('?').unwrap_or((uri, ""));
     let authority = before_query.split('/').next().unwrap_or_default();
-    !authority.contains('@') && (before_query.contains('@') || is_wrong && uri.contains('@'))
+    before_query.matches('@').count() > 1
+        || !authority.contains('@') && before_query.contains('@')
+        || is_wrong && query.contains('@')
 }
 
 impl fmt::Display for ConnectionSettings {
@@ -399,5 +403,123 @@ mod tests {
             }
         }
         assert!(parse("postgresql://h/x?sslnegotiation=direct").unwrap_err().contains("sslmode=require"));
+    }
+
+    #[test]
+    fn what_stands_behind_a_part_of_a_uri_is_refused_and_not_shown() {
+        for text in [
+            "postgresql://me@h/x password=hunter2",
+            "postgresql://me@h/x hunter2",
+            "postgresql://me@h/x&password=hunter2",
+            "postgresql://me@h/x;password=hunter2",
+            "postgresql://me@h/x#hunter2",
+            "postgresql://me@h:5432;password=hunter2/x",
+            "postgresql://me@h:5432 hunter2/x",
+            "postgresql://me@h hunter2/x",
+            "postgresql://me;hunter2@h/x",
+            "postgresql://me:hunter2h/x",
+            "postgresql://me@h/x?sslmode=require password=hunter2",
+            "postgresql://me@h/x?sslmode=require;password=hunter2",
+            "postgresql://me@h/x?sslrootcert=/x;password=hunter2",
+            "postgresql://me@h/x?password=a&hunter=2",
+            "postgresql://me@h/x?connect_timeout=3,hunter2",
+            "host=h dbname=x;password=hunter2",
+            "host=h dbname=x user=me&password=hunter2",
+            "host=h dbname=x password=a hunter=2",
+            "host=h dbname=x password=a hunter='2",
+            "host=h port=1;password=hunter2 dbname=x",
+        ] {
+            let problem = parse(text).map(|settings| settings.to_string()).unwrap_err();
+            assert!(!problem.contains("hunter"), "{text}: {problem}");
+        }
+        assert_eq!(parse("  host=h dbname='x=1;2' user=me").unwrap().database, "x=1;2", "quoted, it is meant");
+        assert_eq!(parse("postgresql://me@h/x%3D1%202").unwrap().database, "x=1 2", "escaped, it is meant");
+        assert_eq!(
+            parse(" postgresql://me@h:5/x\n").unwrap().to_string(),
+            "me@h:5/x",
+            "blanks around it are none of it"
+        );
+        let password = |text: &str| parse(text).unwrap().password.unwrap().reveal().to_vec();
+        assert_eq!(password("host=h dbname=x password=a=b;c&d"), b"a=b;c&d");
+        assert_eq!(password("postgresql://me:a=b;c&d@h/x"), b"a=b;c&d");
+        assert_eq!(password("postgresql://me@h/x?password=a=b;c"), b"a=b;c");
+    }
+
+    /// Draws a string around a password, by somebody who escapes, quotes and separates as he pleases.
+    fn draw(rng: &mut fastrand::Rng) -> String {
+        fn one<'a>(rng: &mut fastrand::Rng, of: &[&'a str]) -> &'a str {
+            of[rng.usize(..of.len())]
+        }
+        let specials = [
+            "", ":", "/", "?", "#", "@", "&", "=", ";", ",", " ", "\t", "\n", "'", "\"", "\\", "%", "[", "]", "|", "<",
+            "+",
+        ];
+        let secret = || "secretive";
+        let mut password = String::new();
+        for _ in 0..rng.usize(1..4) {
+            password += one(rng, &specials);
+            password += secret();
+            password += one(rng, &specials);
+        }
+        // One that is no host, no port, no database and no name of a parameter by chance.
+        let junk = |rng: &mut fastrand::Rng| {
+            let separator = one(rng, &[" ", "\t", "\n", ";", "&", "#", "'", "\"", "|", "<", " ; ", "&&"]);
+            format!("{separator}{}{password}", one(rng, &["", "password=", "pw ", "Password="]))
+        };
+        let place = rng.u8(..12);
+        let at = |number: u8, rng: &mut fastrand::Rng| if place == number { junk(rng) } else { String::new() };
+        if rng.bool() {
+            let login = match rng.u8(..3) {
+                0 => format!("me:{password}@"),
+                // Without a login of its own, what stands before an @ is one.
+                1 if !password.contains('@') => String::new(),
+                _ => "me@".to_owned(),
+            };
+            let query = match rng.u8(..4) {
+                0 => format!("?password={password}"),
+                1 => format!("?sslmode={}{}", one(rng, &["require", "wrong"]), at(1, rng)),
+                2 => format!("?connect_timeout=3{}&password={password}", at(2, rng)),
+                _ => String::new(),
+            };
+            let port = one(rng, &["", ":5432", ":99999"]);
+            format!("postgresql://{login}h{}{port}{}/x{}{query}{}", at(3, rng), at(4, rng), at(5, rng), at(6, rng))
+        } else {
+            let quoted = match rng.u8(..3) {
+                0 => format!("'{password}'"),
+                1 => format!("'{}'", password.replace('\\', "\\\\").replace('\'', "\\'")),
+                _ => password.clone(),
+            };
+            format!(
+                "host=h{} dbname=x{} password={quoted} port=1{} user=me{}",
+                at(1, rng),
+                at(2, rng),
+                at(3, rng),
+                at(4, rng)
+            )
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_password_or_of_what_was_not_understood_is_shown() {
+        let (mut read, mut refused) = (0, 0);
+        for seed in 0..30_000 {
+            let text = draw(&mut fastrand::Rng::with_seed(seed));
+            let shown = match parse(&text) {
+                Ok(settings) => {
+                    read += 1;
+                    let hosts: Vec<String> = settings.hosts.iter().map(Host::to_string).collect();
+                    format!(
+                        "{settings} {hosts:?} {} {} {}",
+                        settings.user, settings.database, settings.application_name
+                    )
+                }
+                Err(problems) => {
+                    refused += 1;
+                    problems
+                }
+            };
+            assert!(!shown.contains("secret"), "seed {seed}: {text:?}: {shown}");
+        }
+        assert!(read > 1000 && refused > 1000, "{read} read, {refused} refused");
     }
 }

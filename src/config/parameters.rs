@@ -17,7 +17,11 @@ const DEFAULT_PORT: u16 = 5432;
 
 /// A connection string's parameters before they have types; the last of a name wins, as in libpq.
 #[derive(Default)]
-pub(super) struct Parameters(Vec<(String, String)>);
+pub(super) struct Parameters {
+    values: Vec<(String, String)>,
+    /// A password stands among them, and where it was not quoted or escaped, what follows may be the rest of it.
+    has_password_parameter: bool,
+}
 
 impl Parameters {
     pub(super) fn from_uri(rest: &str) -> Result<Parameters, String> {
@@ -28,7 +32,7 @@ impl Parameters {
             authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
         if let Some(login) = login {
             let (user, password) = login.split_once(':').map_or((login, None), |(user, word)| (user, Some(word)));
-            parameters.set("user", decode(user)?);
+            parameters.set("user", decode(understood(user, &JUNK_IN_NAMES)?)?);
             if let Some(password) = password {
                 parameters.set("password", decode(password)?);
             }
@@ -43,7 +47,10 @@ impl Parameters {
                 }
                 None => host.rsplit_once(':').unwrap_or((host, "")),
             };
-            names.push(decode(name)?);
+            names.push(decode(understood(name, &JUNK_IN_NAMES)?)?);
+            if !port.bytes().all(|digit| digit.is_ascii_digit()) {
+                return Err("has a port that is not a number".to_owned());
+            }
             ports.push(port.to_owned());
         }
         if names.iter().any(|name| !name.is_empty()) {
@@ -53,12 +60,15 @@ impl Parameters {
             parameters.set("port", ports.join(","));
         }
         if !database.is_empty() {
-            parameters.set("dbname", decode(database)?);
+            parameters.set("dbname", decode(understood(database, &JUNK_IN_NAMES)?)?);
         }
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             // What stands here may be the rest of a password with an unescaped `?`, so it is not shown.
             let (name, value) = pair.split_once('=').ok_or("has a parameter without a value after the ?")?;
-            parameters.set(&decode(name)?, decode(value)?);
+            let name = decode(name)?;
+            let value = if FREE_TEXTS.contains(&name.as_str()) { value } else { understood(value, &JUNK)? };
+            parameters.has_password_parameter |= name == "password";
+            parameters.set(&name, decode(value)?);
         }
         Ok(parameters)
     }
@@ -89,27 +99,37 @@ impl Parameters {
                     Some('\\') => value.extend(chars.next()),
                     Some(c) if !quoted && c.is_whitespace() => break,
                     Some(c) => value.push(c),
-                    None if quoted => return Err(format!("has an unterminated quoted value for {name}")),
+                    None if quoted => {
+                        let name = if KNOWN.contains(&name.as_str()) { name } else { "a parameter".to_owned() };
+                        return Err(format!("has an unterminated quoted value for {name}"));
+                    }
                     None => break,
                 }
             }
+            if !quoted && !FREE_TEXTS.contains(&name.as_str()) {
+                understood(&value, &JUNK).map_err(|_| JUNK_IN_KEYWORDS.to_owned())?;
+            }
+            parameters.has_password_parameter |= name == "password";
             parameters.set(&name, value);
         }
     }
 
     fn set(&mut self, name: &str, value: String) {
-        self.0.retain(|(known, _)| known != name);
-        self.0.push((name.to_owned(), value));
+        self.values.retain(|(known, _)| known != name);
+        self.values.push((name.to_owned(), value));
     }
 
     fn take(&mut self, name: &str) -> Option<String> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
-        let (_, value) = self.0.swap_remove(at);
+        let at = self.values.iter().position(|(known, _)| known == name)?;
+        let (_, value) = self.values.swap_remove(at);
         (!value.is_empty()).then_some(value)
     }
 
     pub(super) fn into_settings(mut self, environment: &Environment) -> Result<ConnectionSettings, Vec<String>> {
         let mut problems = Vec::new();
+        let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        // Names may be pieces of a password then.
+        let hides_names = self.has_password_parameter || !self.values.iter().all(|(name, _)| is_name(name));
         let defaults = ConnectionSettings::default();
         let variable = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
         let home = variable("HOME").map(PathBuf::from);
@@ -142,7 +162,8 @@ impl Parameters {
             Some("verify-full") => SslMode::VerifyFull,
             Some(other) => {
                 problems.push(format!(
-                    "sslmode \"{other}\" is not one of disable, allow, prefer, require, verify-ca, verify-full"
+                    "sslmode{} is not one of disable, allow, prefer, require, verify-ca, verify-full",
+                    shown(other)
                 ));
                 SslMode::Prefer
             }
@@ -154,7 +175,7 @@ impl Parameters {
             None | Some("postgres") => SslNegotiation::Postgres,
             Some("direct") => SslNegotiation::Direct,
             Some(other) => {
-                problems.push(format!("sslnegotiation \"{other}\" is not one of postgres, direct"));
+                problems.push(format!("sslnegotiation{} is not one of postgres, direct", shown(other)));
                 SslNegotiation::Postgres
             }
         };
@@ -166,7 +187,7 @@ impl Parameters {
             Some("disable") => ChannelBinding::Disable,
             Some("require") => ChannelBinding::Require,
             Some(other) => {
-                problems.push(format!("channel_binding \"{other}\" is not one of disable, prefer, require"));
+                problems.push(format!("channel_binding{} is not one of disable, prefer, require", shown(other)));
                 ChannelBinding::Prefer
             }
         };
@@ -179,8 +200,8 @@ impl Parameters {
             Some("prefer-standby") => TargetSession::PreferStandby,
             Some(other) => {
                 problems.push(format!(
-                    "target_session_attrs \"{other}\" is not one of any, read-write, read-only, primary, standby, \
-                     prefer-standby"
+                    "target_session_attrs{} is not one of any, read-write, read-only, primary, standby, prefer-standby",
+                    shown(other)
                 ));
                 TargetSession::Any
             }
@@ -190,7 +211,7 @@ impl Parameters {
             // As strtol reads it, with what is blank in C.
             let number = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']).parse::<i32>().ok();
             if number.is_none() {
-                problems.push(format!("{name} \"{text}\" is not a whole number"));
+                problems.push(format!("{name}{} is not a whole number", shown(&text)));
             }
             // 0 and less are no bound in libpq, or the system's. Here nothing waits without one: it is our default.
             number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0)
@@ -239,7 +260,7 @@ impl Parameters {
         if settings.ssl_certificate.is_some() != settings.ssl_key.is_some() {
             problems.push("sslcert and sslkey need each other".to_owned());
         }
-        for (name, value) in self.0 {
+        for (name, value) in self.values {
             match name.as_str() {
                 // True of every connection of ours, or without meaning for it.
                 "keepalives" | "load_balance_hosts" => {}
@@ -251,7 +272,7 @@ impl Parameters {
                     problems.push("replication cannot be chosen: headwater sets it where needed".to_owned())
                 }
                 _ if value.is_empty() => {}
-                _ if name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') => {
+                _ if KNOWN.contains(&name.as_str()) || !hides_names && is_name(&name) => {
                     problems.push(format!("has an unsupported parameter: {name}"));
                 }
                 _ => problems.push("has a parameter that is not a name".to_owned()),
@@ -292,7 +313,11 @@ fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems
         let port = match ports.get(at).or(ports.first()).copied().unwrap_or_default() {
             "" => DEFAULT_PORT,
             text => text.parse().unwrap_or_else(|_| {
-                problems.push(format!("port \"{text}\" is not between 1 and 65535"));
+                let is_number = text.len() <= PORT_DIGITS && text.bytes().all(|digit| digit.is_ascii_digit());
+                problems.push(format!(
+                    "port{} is not between 1 and 65535",
+                    if is_number { shown(text) } else { String::new() }
+                ));
                 DEFAULT_PORT
             }),
         };
@@ -307,8 +332,78 @@ fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems
     hosts
 }
 
-/// Percent-decoding, as in RFC 3986; `+` is a plus.
+/// Digits of the largest port: what has more may be a password that stands in its place.
+const PORT_DIGITS: usize = 5;
+
+/// Values in which every character has its meaning: they are sent as they are, and never shown.
+const FREE_TEXTS: [&str; 2] = ["password", "options"];
+
+/// What parameters, paths and names hardly ever hold: where it stands unescaped or unquoted, one separator was written for another,
+/// and what follows may be anything, a password too.
+const JUNK: [char; 9] = ['&', '=', ';', '#', '"', '\'', '<', '>', '|'];
+/// The same of users, hosts and databases in a URI.
+const JUNK_IN_NAMES: [char; 11] = ['&', '=', ';', '#', '"', '\'', '<', '>', '|', ',', '/'];
+
+const JUNK_IN_KEYWORDS: &str = "has a value with one of & = ; # \" ' < > | in it: put such a value into single quotes";
+
+/// A part of a URI that holds nothing that only escapes may bring; without a word of it where it does.
+fn understood<'a>(text: &'a str, junk: &[char]) -> Result<&'a str, String> {
+    match text.contains(junk) {
+        true => Err("has one of & = ; # , / \" ' < > | where it has no meaning: write it as %26 %3D %3B %23 %2C %2F %22 %27 %3C %3E %7C"
+            .to_owned()),
+        false => Ok(text),
+    }
+}
+
+/// A value as it is shown behind its parameter's name: only where it is one word.
+fn shown(value: &str) -> String {
+    let is_word =
+        value.len() <= 32 && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if is_word { format!(" \"{value}\"") } else { String::new() }
+}
+
+/// What libpq knows and headwater does not: such a name is no piece of a password.
+const KNOWN: [&str; 33] = [
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "gssdelegation",
+    "gsslib",
+    "host",
+    "hostaddr",
+    "krbsrvname",
+    "max_protocol_version",
+    "min_protocol_version",
+    "oauth_client_id",
+    "oauth_issuer",
+    "oauth_scope",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "require_auth",
+    "requirepeer",
+    "scram_client_key",
+    "scram_server_key",
+    "service",
+    "servicefile",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkeylogfile",
+    "sslpassword",
+    "sslsni",
+    "user",
+];
+
+/// Percent-decoding, as in RFC 3986; `+` is a plus. No blank may stand in a part (libpq, 18).
 fn decode(text: &str) -> Result<String, String> {
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("has a space or control character in it: write a space as %20".to_owned());
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {

@@ -105,8 +105,9 @@ pub const SETTINGS: &[Setting] = &[
         "Where the source is: `postgresql://user@host:port/database?sslmode=verify-full&sslrootcert=system`, or libpq's \
          keyword/value form. libpq's habits hold: PGPASSWORD, ~/.pgpass, sslmode, sslrootcert, sslcert, sslkey, Unix \
          sockets, several hosts with target_session_attrs. What headwater does not support and would make libpq stricter \
-         (sslcrl, require_auth, gssencmode=require) is refused, as a parameter and as a PG… variable. The role needs \
-         REPLICATION and SELECT on the tables.",
+         (sslcrl, require_auth, gssencmode=require) is refused, as a parameter and as a PG… variable. In a URI \
+         write spaces and the characters `& = ; # , / \" ' < > | @` of names by their % escapes (`%20` for a space); in the \
+         keyword/value form put such values into single quotes. The role needs REPLICATION and SELECT on the tables.",
     ),
     setting(
         "source.slot",
