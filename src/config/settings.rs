@@ -90,7 +90,7 @@ pub const SETTINGS: &[Setting] = &[
         "fence_timeout",
         "duration",
         Some("30s"),
-        "How long the stream may be held while a fence for verify or repair is made, before the attempt is given up.",
+        "How long the stream may be held while a fence for verify or repair is made; how long verify waits for one, or for a lock.",
     ),
     setting(
         "verify_every",

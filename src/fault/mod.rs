@@ -337,6 +337,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         )),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
         ("53300", _) => Some(too_many_sessions(&server.message, end)),
+        ("55P03", _) => Some("Let the transaction that holds the lock end: headwater explain names it.".to_owned()),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
         (_, hint) => hint.clone(),
     };

@@ -86,6 +86,7 @@ mod takeover;
 mod starved;
 mod streams;
 mod verify;
+mod verify_states;
 mod verify_truth;
 mod tables;
 mod truncate;

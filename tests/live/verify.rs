@@ -329,20 +329,21 @@ async fn a_fence_waits_for_no_transaction_longer_than_fence_timeout_and_names_it
         .await
         .unwrap();
     let pid: i32 = long.query_one("its process", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let verifying = setup.command(&["verify"]);
-    let ending = async {
-        service.says(&format!("process {pid}")).await;
-        // Apply went on meanwhile.
+    // Apply goes on meanwhile.
+    let beside = async {
         database.at_source("INSERT INTO moving VALUES (8888, 'beside')").await;
         let sql = "SELECT count(*)::text FROM moving WHERE id = 8888";
         eventually("apply goes on", || async {
             (database.destination_value(sql).await.as_deref() == Some("1")).then_some(())
         })
         .await;
-        long.batch("its end", "COMMIT").await.unwrap();
     };
-    let (finished, ()) = tokio::join!(verifying, ending);
-    finished.exits(0).says(&["the slot was not created within 1s", &format!("process {pid}"), "equal"]);
+    let (finished, ()) = tokio::join!(setup.command(&["verify"]), beside);
+    let named = format!("process {pid}");
+    finished.exits(1).says(&["the slot was not created within 1s", &named, "headwater verify --no-fence"]);
+    service.says(&named).await;
+    long.batch("its end", "COMMIT").await.unwrap();
+    setup.command(&["verify"]).await.exits(0).says(&["equal"]);
     let slots = "SELECT count(*)::text FROM pg_replication_slots WHERE temporary";
     eventually("no slot is left", || async {
         (database.source_value(slots).await.as_deref() == Some("0")).then_some(())

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::left_out::{LeftOut, why};
 use super::parts::Parts;
 use super::tables::{Compared, all_parts, connect, key_parts, read_tables};
-use super::workers::{Answer, Reading, Side, Task, Workers};
+use super::workers::{Answer, Reading, Side, Task, Workers, session};
 use super::{Ends, FENCES_MAX, Maker, TableVerdict, Verdict, sql_for};
 use crate::destination::{STATEMENT_MAX, Writes};
 use crate::fault::Fault;
@@ -200,10 +200,12 @@ impl Comparison<'_> {
             Side::Source => Reading {
                 sql: sql_for(&self.ends.addresses.source, "verifying"),
                 snapshot_name: self.fence.source.snapshot_name.clone(),
+                lock_timeout: self.ends.config.fence_timeout,
             },
             Side::Destination => Reading {
                 sql: sql_for(&self.ends.addresses.destination, "verifying"),
                 snapshot_name: self.fence.destination.snapshot_name.clone(),
+                lock_timeout: self.ends.config.fence_timeout,
             },
         };
         Workers {
@@ -424,7 +426,8 @@ impl Comparison<'_> {
             Side::Destination => (&self.ends.addresses.destination, &self.fence.destination.snapshot_name),
         };
         let fault = |error| side.fault(error);
-        let client = sql_for(address, "verifying").connect().await.map_err(fault)?.with_timeout(STATEMENT_MAX);
+        let client = session(&sql_for(address, "verifying"), self.ends.config.fence_timeout).await.map_err(fault)?;
+        let client = client.with_timeout(STATEMENT_MAX);
         client.import_snapshot(snapshot_name).await.map_err(fault)?;
         Ok(client)
     }

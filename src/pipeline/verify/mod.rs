@@ -22,7 +22,8 @@
 //! what was not applied yet counts as a difference; where some are found, it is made sure once more that none leads, since a
 //! service that sets its stream up anew leads nothing for a moment.
 //!
-//! Bounds: `workers` sessions a side; one range of pages a statement; [`Bounds`] of what is looked at row by row.
+//! Bounds: `fence_timeout` for a fence, and for a lock that somebody else holds; what is waited for is said ([`super::waits`]);
+//! `workers` sessions a side; one range of pages a statement; [`Bounds`] of what is looked at row by row.
 
 mod compare;
 mod images;
@@ -38,14 +39,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::control::Control;
 use super::fence::{self, Fence, FenceProgress, NoFence, sql_for};
 use super::hosts::settle;
 use super::prepare::Addresses;
+use super::waits::{End, LOOK_EVERY, ToldWaits, waits};
 use super::{RunOptions, run as run_service};
-use crate::config::Config;
+use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
     Bookkeeping, DestinationError, FenceAnswer, FenceKind, LockHolders, RepairOutcome, StreamState, ask_for_fence,
     beat, ensure_fence_requests, open_conflict, withdraw_fence,
@@ -53,7 +55,7 @@ use crate::destination::{
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::verify::{Bounds, Differences, Key};
-use crate::session::{SqlClient, SqlState};
+use crate::session::{Sql, SqlClient, SqlState};
 use crate::source::SourceError;
 use crate::telemetry::Telemetry;
 
@@ -235,10 +237,10 @@ const BEAT_EVERY: Duration = Duration::from_millis(100);
 /// How long a service takes to set its stream up anew when nothing is wrong, with room for a busy machine. Where `leader_timeout`
 /// is longer, that counts: on a machine of 2 cores with a load of 16 it was seen to take more than this.
 const LEADS_SOON_MIN: Duration = Duration::from_secs(2);
-/// How long to wait for the leader to make a fence.
-const FENCE_MAX: Duration = Duration::from_secs(900);
+/// Words that nobody has read yet: they are printed at once.
+const WORDS_MAX: usize = 64;
 
-/// Compares both sides; `tell` hears what is being waited for.
+/// Compares both sides; `tell` hears what is being waited for, at either end too.
 ///
 /// # Errors
 /// [`Fault`]: a side is not reachable, nothing is followed yet, or no fence could be made.
@@ -248,7 +250,62 @@ pub async fn run(
     progress: &Arc<VerifyProgress>,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Verdict, Fault> {
+    let (words, mut said) = mpsc::channel::<String>(WORDS_MAX);
+    let own = words.clone();
+    // Full means that nobody reads: a word less.
+    let mut own = move |text: &str| drop(own.try_send(text.to_owned()));
+    let mut verifying = std::pin::pin!(verify(config, options, progress, &mut own));
+    let mut watching = std::pin::pin!(tell_waits(config, &words));
+    let verified = loop {
+        tokio::select! {
+            biased;
+            Some(text) = said.recv() => tell(&text),
+            verified = &mut verifying => break verified,
+            never = &mut watching => match never {},
+        }
+    };
+    while let Ok(text) = said.try_recv() {
+        tell(&text);
+    }
+    verified
+}
+
+/// Says what sessions of headwater's wait for at either end: those of this verify, and those of the service on which a fence depends.
+async fn tell_waits(config: &Config, words: &mpsc::Sender<String>) -> std::convert::Infallible {
+    let watch = async |end: End, connection: &ConnectionSettings| {
+        let sql = Sql { connection: connection.clone(), purpose: "monitor", timeout: WAITS_MAX };
+        let mut told = ToldWaits::default();
+        loop {
+            // A server that does not answer is the comparison's to report.
+            if let Ok(client) = sql.connect().await {
+                while let Ok(found) = waits(&client, end, &connection.application_name).await {
+                    for wait in told.new_ones(&found) {
+                        let _ = words.try_send(wait.text());
+                    }
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let (never, _): (std::convert::Infallible, std::convert::Infallible) =
+        tokio::join!(watch(End::Source, &config.source.url), watch(End::Destination, &config.destination.url));
+    never
+}
+
+/// What a look at the waits may take.
+const WAITS_MAX: Duration = Duration::from_secs(10);
+
+async fn verify(
+    config: &Arc<Config>,
+    options: &VerifyOptions,
+    progress: &Arc<VerifyProgress>,
+    tell: &mut Tell<'_>,
+) -> Result<Verdict, Fault> {
     let bookkeeping = Bookkeeping::connect(&Addresses::new(config).destination).await?;
+    let bound = format!("SET lock_timeout = {}", config.fence_timeout.as_millis());
+    let setting = bookkeeping.client().statement("setting up a session", &bound).await;
+    setting.map_err(DestinationError::Session)?;
     // The same host that a running service has chosen: its snapshots are that server's.
     let settled = settle(config, &bookkeeping).await?;
     let config = &settled.config;
@@ -425,19 +482,35 @@ fn unexpected(answer: &FenceAnswer) -> Fault {
 }
 
 /// Waits for an answer that is one, and tells what it waits for.
+///
+/// Bound: `fence_timeout`, by which an attempt is given up, and then the verify. Only while apply is on its way to a fence that is
+/// known, which is honest work, it waits on for as long as the stored position moves within that time.
 async fn answer(config: &Config, client: &SqlClient, id: &str, tell: &mut Tell<'_>) -> Result<FenceAnswer, Fault> {
     let began = Instant::now();
     let mut told: Option<ErrorReport> = None;
+    let mut moved = (began, None);
     loop {
         match beat(client, id).await? {
             FenceAnswer::Waiting(report) => {
-                // A service that streams takes a request up at once; later its own bounds count.
-                let bound = if report.is_some() { FENCE_MAX } else { config.fence_timeout + TAKEN_UP_WITHIN };
-                if began.elapsed() > bound {
-                    return Err(Fault::Refused(report.unwrap_or_else(|| not_taken_up(bound))));
-                }
                 // A failed attempt says what to do, and is told at once.
                 let failed = report.as_ref().is_some_and(|report| report.hint.is_some());
+                if began.elapsed() >= config.fence_timeout {
+                    if let Some(report) = report.clone().filter(|_| failed) {
+                        return Err(Fault::Refused(or_as_they_stand(report)));
+                    }
+                    let position = stored_position(client).await?;
+                    if moved.1 != Some(position.clone()) {
+                        moved = (Instant::now(), Some(position));
+                    }
+                    // A service that streams takes a request up at once; then its own bounds count.
+                    let bound = config.fence_timeout + TAKEN_UP_WITHIN;
+                    if report.is_none() && began.elapsed() > bound {
+                        return Err(Fault::Refused(not_taken_up(bound)));
+                    }
+                    if let Some(report) = report.clone().filter(|_| moved.0.elapsed() > bound) {
+                        return Err(Fault::Refused(or_as_they_stand(report)));
+                    }
+                }
                 if report != told && (failed || began.elapsed() >= TELL_AFTER) {
                     if let Some(report) = &report {
                         tell(&report.lines());
@@ -452,6 +525,22 @@ async fn answer(config: &Config, client: &SqlClient, id: &str, tell: &mut Tell<'
         }
         tokio::time::sleep(BEAT_EVERY).await;
     }
+}
+
+/// Where the destination is, as text: whether it moves.
+async fn stored_position(client: &SqlClient) -> Result<Option<String>, DestinationError> {
+    let row = client.query_opt("reading the position", "SELECT position::text FROM headwater.position", &[]).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Why there was no fence, with the way to compare all the same.
+fn or_as_they_stand(report: ErrorReport) -> ErrorReport {
+    let hint = match &report.hint {
+        Some(hint) if hint.contains(NO_FENCE_HINT) => return report,
+        Some(hint) => format!("{hint}\n{NO_FENCE_HINT}"),
+        None => format!("See what holds it up: headwater explain\n{NO_FENCE_HINT}"),
+    };
+    report.hint(hint)
 }
 
 /// A service that has just failed to make a fence pauses before it looks for the next request.

@@ -11,7 +11,7 @@ use super::Ends;
 use super::images::{self, Images};
 use super::left_out::{LeftOut, why};
 use super::parts::{Parts, read_parts};
-use super::workers::Side;
+use super::workers::{Side, session};
 use crate::destination::{Catalog, table_records};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
@@ -21,7 +21,7 @@ use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::KeyPart;
 use crate::plan::verify::{KeyColumn, comparison_key};
 use crate::session::SqlClient;
-use crate::source::{SourceCatalog, SourceError, SourceTable, ensure_publication};
+use crate::source::{SourceCatalog, SourceTable, ensure_publication};
 
 /// A table that is compared.
 #[derive(Clone, Debug)]
@@ -287,7 +287,9 @@ pub(in crate::pipeline) async fn column_types(
 
 /// Both sides' sessions for questions about catalogs.
 pub(super) async fn connect(ends: Ends<'_>) -> Result<(SqlClient, SqlClient), Fault> {
-    let source = super::sql_for(&ends.addresses.source, "verifying").connect().await.map_err(SourceError::Session)?;
-    let destination = super::sql_for(&ends.addresses.destination, "verifying").connect().await;
+    let bound = ends.config.fence_timeout;
+    let source = session(&super::sql_for(&ends.addresses.source, "verifying"), bound).await;
+    let source = source.map_err(|error| Side::Source.fault(error))?;
+    let destination = session(&super::sql_for(&ends.addresses.destination, "verifying"), bound).await;
     Ok((source, destination.map_err(|error| Side::Destination.fault(error))?))
 }

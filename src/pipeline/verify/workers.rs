@@ -54,6 +54,8 @@ pub(super) type Answer = Vec<Vec<Option<String>>>;
 pub(super) struct Reading {
     pub(super) sql: Sql,
     pub(super) snapshot_name: String,
+    /// How long a statement waits for a lock that somebody else holds.
+    pub(super) lock_timeout: Duration,
 }
 
 /// How the work is shared.
@@ -113,9 +115,18 @@ struct Shared {
     progress: Arc<VerifyProgress>,
 }
 
+/// A session that reads tables, and waits for nobody's lock for longer than this.
+pub(super) async fn session(sql: &Sql, lock_timeout: Duration) -> Result<SqlClient, SessionError> {
+    let client = sql.connect().await?;
+    let bound = format!("SET lock_timeout = {}", lock_timeout.as_millis());
+    client.statement("setting up a session", &bound).await?;
+    Ok(client)
+}
+
 async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<(usize, Side, Answer)>) -> Result<(), Fault> {
     let fault = |error| shared.side.fault(error);
-    let client = shared.reading.sql.connect().await.map_err(fault)?.with_timeout(STATEMENT_MAX);
+    let client =
+        session(&shared.reading.sql, shared.reading.lock_timeout).await.map_err(fault)?.with_timeout(STATEMENT_MAX);
     loop {
         let next = shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(task) = next else { return Ok(()) };

@@ -1,0 +1,179 @@
+//! `verify` beside every state of the service: it ends, within `fence_timeout` where there is a fence to wait for, with an exit code and
+//! words that say what it has compared, or why nothing was and how both sides are compared as they stand.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+
+use crate::support::command::Finished;
+use crate::support::{Database, Service, Setup, destination, eventually};
+
+const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE big (id int PRIMARY KEY, v text);
+    INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO big SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 1500) i";
+const TABLES: &[&str] = &["t", "big"];
+
+/// Long enough for a wait of 5 s to be told before the verify is given up.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(8);
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Streaming,
+    /// Another instance stands by.
+    LedElsewhere,
+    /// A conflict halts it.
+    Halted,
+    /// A table is suspended until its copy is published.
+    Suspended,
+    /// The first copy is made.
+    Copying,
+    /// A batch waits for somebody's lock.
+    WaitingForLock,
+    /// A table is locked at the destination, and is compared without a fence.
+    TableLocked,
+    /// It has streamed, and was stopped.
+    Stopped,
+    /// It has never run.
+    NeverRun,
+}
+
+const STATES: &[State] = &[
+    State::Streaming,
+    State::LedElsewhere,
+    State::Halted,
+    State::Suspended,
+    State::Copying,
+    State::WaitingForLock,
+    State::TableLocked,
+    State::Stopped,
+    State::NeverRun,
+];
+
+async fn verifies(setup: &Setup, arguments: &[&str], code: i32, said: &[&str]) -> Finished {
+    let began = Instant::now();
+    let finished = setup.command(&[&["verify"], arguments].concat()).await.exits(code).says(said);
+    // What it was given, and what a busy machine takes to compare two tables.
+    assert!(began.elapsed() < FENCE_TIMEOUT + Duration::from_secs(22), "{said:?} after {:?}", began.elapsed());
+    finished
+}
+
+async fn streaming(setup: &Setup, database: &Database) -> Service {
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service
+}
+
+async fn beside(state: State) {
+    let database = Database::new("verifystate", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database).setting(&format!("fence_timeout = \"{}s\"", FENCE_TIMEOUT.as_secs()));
+    let slow = setup.clone().section("[snapshot]\nmax_rate = \"100kB\"");
+    match state {
+        State::Streaming => {
+            let service = streaming(&setup, &database).await;
+            verifies(&setup, &[], 0, &["equal: both sides compared at"]).await;
+            service.stop().await;
+        }
+        State::LedElsewhere => {
+            let leader = streaming(&setup, &database).await;
+            let standby = setup.start();
+            standby.is("standby").await;
+            verifies(&setup, &[], 0, &["equal: both sides compared at"]).await;
+            standby.stop().await;
+            leader.stop().await;
+        }
+        State::Halted => {
+            let service = streaming(&setup, &database).await;
+            database.at_destination("INSERT INTO t VALUES (3, 'mine')").await;
+            database.at_source("INSERT INTO t VALUES (3, 'theirs')").await;
+            service.is("waiting").await;
+            // Whether it asks while a retry leads or between two of them.
+            let finished = verifies(&setup, &[], 1, &[]).await;
+            let said = format!("{}{}", finished.out, finished.err);
+            let refused = said.contains("no fence can be made: the service is halted")
+                && said.contains("headwater verify --no-fence");
+            let compared = said.contains("a conflict halts the service") && said.contains("1 row differs");
+            assert!(refused || compared, "{said}");
+            verifies(&setup, &["--no-fence"], 1, &["comparing both sides as they stand", "1 row differs"]).await;
+            service.stop().await;
+        }
+        State::Suspended => {
+            streaming(&setup, &database).await.stop().await;
+            let service = slow.start();
+            service.streams().await;
+            database
+                .at_source("ALTER TABLE big ADD COLUMN r float8 DEFAULT random(); UPDATE big SET v = '' WHERE id = 1")
+                .await;
+            service.says("table public.big").await;
+            eventually("the table is suspended", || async {
+                (!service.status().await?["standing_still"].as_array()?.is_empty()).then_some(())
+            })
+            .await;
+            verifies(&setup, &[], 1, &["table public.big stands still until it is copied anew: not compared", "equal"])
+                .await;
+            service.stop().await;
+        }
+        State::Copying => {
+            let service = slow.start();
+            eventually("the copy has begun", || async {
+                (service.metric("headwater_snapshot_rows_total{table=\"public.big\"}").await? > 1.0).then_some(())
+            })
+            .await;
+            verifies(
+                &setup,
+                &[],
+                1,
+                &["nothing is followed yet: there is no snapshot to verify", "wait until it streams"],
+            )
+            .await;
+            service.stop().await;
+        }
+        State::WaitingForLock => {
+            let service = streaming(&setup, &database).await;
+            let holder = destination().await.connect(&database.name).await.unwrap();
+            holder.batch("holding", "BEGIN; LOCK TABLE public.t IN EXCLUSIVE MODE").await.unwrap();
+            database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
+            eventually("the batch waits", || async {
+                let sql = "SELECT max(pid)::text FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+                database.destination_value(sql).await
+            })
+            .await;
+            let said = [
+                "writing waits for RowExclusiveLock on public.t, held by process",
+                "no fence could be made: the transaction that is being applied took too long",
+                "fence_timeout is 8s",
+                "headwater verify --no-fence",
+            ];
+            verifies(&setup, &[], 1, &said).await;
+            holder.batch("letting go", "ROLLBACK").await.unwrap();
+            database.caught_up().await;
+            verifies(&setup, &[], 0, &["equal: both sides compared at"]).await;
+            service.stop().await;
+        }
+        State::TableLocked => {
+            streaming(&setup, &database).await.stop().await;
+            let holder = destination().await.connect(&database.name).await.unwrap();
+            holder.batch("holding", "BEGIN; LOCK TABLE public.t").await.unwrap();
+            let said = [
+                "verifying waits for AccessShareLock on public.t, held by process",
+                "lock timeout",
+                "headwater explain",
+            ];
+            verifies(&setup, &["--no-fence"], 1, &said).await;
+            holder.batch("letting go", "ROLLBACK").await.unwrap();
+            verifies(&setup, &["--no-fence"], 0, &["equal: the source at"]).await;
+        }
+        State::Stopped => {
+            streaming(&setup, &database).await.stop().await;
+            let said = ["no service runs: comparing with the destination as it stands", "equal: the source at"];
+            verifies(&setup, &[], 0, &said).await;
+        }
+        State::NeverRun => {
+            verifies(&setup, &[], 1, &["nothing is followed yet: there is no snapshot to verify"]).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_ends_beside_every_state_of_the_service_and_says_what_it_has_compared() {
+    stream::iter(STATES).map(|state| beside(*state)).buffer_unordered(3).collect::<()>().await;
+}
