@@ -12,7 +12,7 @@
 use serde::Deserialize;
 
 use super::error::DestinationError;
-use super::staging::is_own_schema;
+use super::staging_schema::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
 use crate::session::{SessionError, SqlClient, fill_in};
 

@@ -14,7 +14,7 @@
 //! apply ──────── work into flights, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
 //!                open_conflict: the change that halts the service
-//! schema, staging, build, compare, publish ── a snapshot, from missing tables to one visible instant
+//! schema, staging (staging_schema), build, compare, publish ── a snapshot, from missing tables to one visible instant
 //! expressions, review ── what the source's expressions may use, and what became of them
 //! orphans ────── foreign keys that the copied rows violate
 //! resnapshots ── snapshots that were asked for and are not made yet
@@ -30,7 +30,6 @@ mod catalog;
 mod conflict;
 mod compare;
 mod dead_letter;
-mod drop_staging;
 mod error;
 mod expressions;
 mod fences;
@@ -56,6 +55,7 @@ mod sequences;
 mod sessions;
 mod shapes;
 mod staging;
+mod staging_schema;
 mod unsuited;
 mod writer;
 
@@ -92,5 +92,6 @@ pub use schema::{missing_collations, missing_types, needed_types, operator_class
 pub use sequences::follow_sequences;
 pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
-pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy, sweep};
+pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy};
+pub use staging_schema::{StagingSchema, Swept, sweep};
 pub use writer::{ReplicationRole, Writer, WritingSettings, position_missing_report};

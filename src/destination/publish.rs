@@ -15,7 +15,7 @@ use super::catalog::Catalog;
 use super::compare::Differences;
 use super::error::DestinationError;
 use super::fingerprints;
-use super::foreign_code::Writes;
+use super::foreign_code::{Writes, name_of};
 use super::orphans::{orphans_told, validates};
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
@@ -101,6 +101,8 @@ pub struct PublishOutcome {
     pub altered: BTreeMap<QualifiedName, (i64, String)>,
     /// Foreign keys that the copied rows violate, each a sentence without its full stop.
     pub orphaned: Vec<String>,
+    /// Privileges that default privileges would have granted on new tables, each a sentence without its full stop.
+    pub withheld: Vec<String>,
     /// Tables that have lost more than half of their rows: `table public.t (950 of 1000)`.
     pub lost_most: Vec<String>,
 }
@@ -257,7 +259,7 @@ impl Publication<'_> {
         }
         for table in tables {
             match table.mode {
-                Mode::Move => self.move_table(client, table).await?,
+                Mode::Move => outcome.withheld.extend(self.move_table(client, role, table).await?),
                 Mode::Fill => {
                     let columns = &table.route.columns;
                     let statement = sql::fill(&table.staging, &table.live, columns, table.overrides_identity);
@@ -370,7 +372,12 @@ impl Publication<'_> {
         Ok(client.execute(DOING, &insert, &[]).await?)
     }
 
-    async fn move_table(&self, client: &SqlClient, table: &StagedTable) -> Result<(), DestinationError> {
+    async fn move_table(
+        &self,
+        client: &SqlClient,
+        role: ReplicationRole,
+        table: &StagedTable,
+    ) -> Result<Vec<String>, DestinationError> {
         let schema = &table.live.schema;
         let exists: bool = client
             .query_one(DOING, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", &[&schema.sql()])
@@ -380,7 +387,35 @@ impl Publication<'_> {
             client.statement(DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
         }
         client.statement(DOING, &sql::move_to(&table.staging, schema)).await?;
-        self.grant_defaults(client, &table.live).await
+        self.grant_defaults(client, &table.live).await?;
+        match role {
+            ReplicationRole::Origin => self.withhold(client, &table.live).await,
+            ReplicationRole::Replica => Ok(Vec::new()),
+        }
+    }
+
+    /// Where triggers and foreign keys act on what is applied, nobody else gets what attaches them to a new table: by the time that
+    /// the monitor looks, the first changes would have run them.
+    async fn withhold(&self, client: &SqlClient, table: &QualifiedName) -> Result<Vec<String>, DestinationError> {
+        let sql = "SELECT CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END,
+                          pg_catalog.string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
+                   FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
+                   WHERE c.oid = pg_catalog.to_regclass($1) AND a.privilege_type IN ('TRIGGER', 'REFERENCES') AND a.grantee <> c.relowner
+                   GROUP BY a.grantee ORDER BY 1";
+        let mut withheld = Vec::new();
+        for row in client.query(DOING, sql, &[&table.sql()]).await? {
+            let grantee: Option<Ident> = row.get::<_, Option<&str>>(0).map(Ident::new);
+            let privileges: &str = row.get(1);
+            let sent = grantee.as_ref().map_or("PUBLIC".to_owned(), Ident::sql);
+            let revoke = format!("REVOKE {privileges} ON TABLE {} FROM {sent} CASCADE", table.sql());
+            client.statement(DOING, &revoke).await?;
+            let grantee = name_of(grantee.as_ref());
+            let told = format!(
+                "table {table}: {privileges} not granted to role {grantee}, whose triggers would run with headwater's rights"
+            );
+            withheld.push(format!("{told}. To grant it: GRANT {privileges} ON TABLE {table} TO {grantee};"));
+        }
+        Ok(withheld)
     }
 
     /// A moved table lacks what ALTER DEFAULT PRIVILEGES would have granted had it been created in its schema.

@@ -13,11 +13,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::catalog::Catalog;
-use super::drop_staging::drop_staging_schema;
 use super::error::DestinationError;
 use super::expressions;
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
+use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
@@ -29,14 +29,6 @@ use crate::plan::schema::{
 use crate::plan::sql::ddl::{Creation, Indexes, foreign_key_obstacle};
 use crate::plan::sql::staging::{self as sql, Matching, Route};
 use crate::session::{FingerprintFacts, SqlClient};
-
-/// Names of staging schemas begin so; nothing else of a database's does.
-const SCHEMA_PREFIX: &str = "headwater_staging_";
-
-/// The bookkeeping's schema, or one of staging.
-pub(super) fn is_own_schema(schema: &Ident) -> bool {
-    schema.as_str() == "headwater" || schema.as_str().starts_with(SCHEMA_PREFIX)
-}
 
 /// A source table that is to be copied.
 #[derive(Clone, Debug)]
@@ -126,47 +118,7 @@ pub struct Staging {
     pub fingerprints: HashMap<RelationId, FingerprintFacts>,
 }
 
-/// Drops staging of earlier attempts, a few tables at a time.
-///
-/// # Errors
-/// [`DestinationError`].
-pub async fn sweep(client: &SqlClient) -> Result<u64, DestinationError> {
-    let sql = "SELECT nspname::text FROM pg_catalog.pg_namespace
-               WHERE pg_catalog.starts_with(nspname, $1) AND pg_catalog.pg_has_role(nspowner, 'USAGE')";
-    let rows = client.query("looking for old staging", sql, &[&SCHEMA_PREFIX]).await?;
-    for row in &rows {
-        drop_staging_schema(client, &Ident::new(row.get::<_, &str>(0))).await?;
-    }
-    Ok(u64::try_from(rows.len()).unwrap_or(0))
-}
-
-/// Creates a schema that nobody else may use, whatever ALTER DEFAULT PRIVILEGES of our role says. Without USAGE nothing in it can be
-/// named: so no trigger is attached to a staging table, and none of the functions there becomes a trigger of another table.
-async fn create_schema(client: &SqlClient, schema: &Ident) -> Result<(), DestinationError> {
-    const DOING: &str = "creating the staging schema";
-    let create = async {
-        client.statement_behind("BEGIN", DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
-        let sql = "SELECT DISTINCT CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END
-                   FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a
-                   WHERE n.nspname = $1 AND a.grantee <> n.nspowner";
-        for row in client.query(DOING, sql, &[&schema.as_str()]).await? {
-            let grantee = row.get::<_, Option<&str>>(0).map_or("PUBLIC".to_owned(), |role| Ident::new(role).sql());
-            client.statement(DOING, &format!("REVOKE ALL ON SCHEMA {} FROM {grantee} CASCADE", schema.sql())).await?;
-        }
-        client.batch(DOING, "COMMIT").await
-    };
-    let created = create.await;
-    if created.is_err() {
-        client.batch(DOING, "ROLLBACK").await?;
-    }
-    Ok(created?)
-}
-
 const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
-
-/// An unlogged table with one row. When one server process crashes, all are restarted without a new start time; the row
-/// is gone then, as all rows of unlogged tables are.
-const MARK_OF_LIFE: &str = "headwater alive";
 
 impl Staging {
     /// Creates the staging schema and a staging table for each of `tables`, which come parents first.
@@ -184,7 +136,7 @@ impl Staging {
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
         let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) }.sql();
-        create_schema(client, &schema).await?;
+        staging_schema::create(client, &schema).await?;
         let mark = format!("CREATE UNLOGGED TABLE {mark} AS SELECT true AS alive");
         client.statement("creating the mark of life", &mark).await?;
         let mut staging = Staging {
@@ -282,7 +234,7 @@ impl Staging {
             return Ok(known.clone());
         }
         let room = Ident::new(format!("{}_{}", self.schema.as_str(), self.moving.len()));
-        create_schema(client, &room).await?;
+        staging_schema::create(client, &room).await?;
         self.moving.insert(schema.clone(), room.clone());
         Ok(room)
     }
@@ -425,7 +377,7 @@ impl Staging {
     /// [`DestinationError`].
     pub async fn drop(&self, client: &SqlClient) -> Result<(), DestinationError> {
         for schema in self.moving.values().chain([&self.schema]) {
-            drop_staging_schema(client, schema).await?;
+            staging_schema::drop(client, schema).await?;
         }
         Ok(())
     }

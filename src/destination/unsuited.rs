@@ -3,7 +3,7 @@
 //! Asked by `preflight` for all tables at once, at every start and by `check`.
 
 use super::error::DestinationError;
-use super::staging::is_own_schema;
+use super::staging_schema::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::TableKind;
 use crate::session::SqlClient;

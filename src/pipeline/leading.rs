@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, Holder, Lead, Led, LockHolders, LockSettings, Marking, ReplicationRole, Writer,
-    WritingSettings, check_bookkeeping_owner, sweep, terminate, terminate_leftovers,
+    Bookkeeping, Candidate, DestinationError, Holder, Lead, Led, LockHolders, LockSettings, Marking, ReplicationRole,
+    StagingSchema, Writer, WritingSettings, check_bookkeeping_owner, sweep, terminate, terminate_leftovers,
 };
 use crate::fault::Fault;
 use crate::pg::{Ident, counted};
+use crate::session::SqlClient;
 use crate::telemetry::{State, Telemetry};
 
 use super::prepare::Addresses;
@@ -68,11 +69,28 @@ pub(super) async fn lead(
         telemetry.warning("takeover", text);
     }
     // Staging of an earlier attempt belongs to nobody now.
-    sweep(bookkeeping.client()).await?;
+    for StagingSchema { name, owner } in sweep_staging(bookkeeping.client(), telemetry).await? {
+        let text =
+            format!("schema {name} (role {owner}) is named as staging is, but headwater did not make it: it stays");
+        telemetry.warning("staging", text);
+    }
     if lead.role() == ReplicationRole::Origin {
         tracing::debug!("session_replication_role cannot be set: foreign keys and triggers act on what is applied");
     }
     Ok((bookkeeping, lead))
+}
+
+/// Drops staging of attempts that have ended, each schema with a line in the log; returns those that only have such a name.
+pub(super) async fn sweep_staging(
+    client: &SqlClient,
+    telemetry: &Telemetry,
+) -> Result<Vec<StagingSchema>, DestinationError> {
+    let swept = sweep(client).await?;
+    for StagingSchema { name, owner } in swept.dropped {
+        telemetry
+            .event("staging", format!("dropped schema {name} (role {owner}): staging of an attempt that has ended"));
+    }
+    Ok(swept.unmarked)
 }
 
 /// How the lock's session is set up.

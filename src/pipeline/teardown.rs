@@ -9,8 +9,8 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, Stream, check_bookkeeping_owner, drop_origins,
-    sweep,
+    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, StagingSchema, Stream, check_bookkeeping_owner,
+    drop_origins, sweep,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, counted, shown_literal};
@@ -228,7 +228,11 @@ async fn remove_bookkeeping(
         }
     }
     if !dry_run {
-        sweep(client).await?;
+        for StagingSchema { name, .. } in sweep(client).await?.dropped {
+            removals.push(Removal::Removed(format!(
+                "schema {name} at the destination, staging of an attempt that has ended"
+            )));
+        }
         client.batch(doing, "DROP SCHEMA headwater CASCADE").await.map_err(session)?;
     }
     removals.push(Removal::Removed(what));

@@ -95,7 +95,13 @@ async fn old_staging_is_dropped_in_steps_that_leave_locks_to_others() {
     let small = new_destination(SMALL).await;
     let database = with_tables(source().await, &small, "sweepsteps", 1).await;
     // What an attempt with many tables leaves.
-    database.at_destination("CREATE SCHEMA headwater_staging_0123456789abcdef").await;
+    database
+        .at_destination(
+            "CREATE SCHEMA headwater_staging_0123456789abcdef;
+             COMMENT ON SCHEMA headwater_staging_0123456789abcdef
+             IS 'Staging of the headwater replicator: dropped with everything in it when the copy has ended'",
+        )
+        .await;
     for start in (0..400).step_by(20) {
         let sql: Vec<String> = (start..start + 20)
             .map(|n| {

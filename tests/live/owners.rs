@@ -712,6 +712,25 @@ async fn default_privileges_reach_neither_the_bookkeeping_nor_staging() {
         assert!(error.to_string().contains("SQLSTATE 42501"), "{denied}: {error}");
         database.at_destination("RESET ROLE").await;
     }
+    // Of the tables that headwater creates for others, where triggers act: reading and writing as it was granted, and no code.
+    for denied in [
+        "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pwn_trigger()",
+        "CREATE TABLE other (t int REFERENCES t ON DELETE CASCADE)",
+    ] {
+        let error = database
+            .destination
+            .script("attaching", &format!("SET ROLE {owner}; {denied}"))
+            .await
+            .expect_err("it is denied");
+        assert!(error.to_string().contains("SQLSTATE 42501"), "{denied}: {error}");
+        database.at_destination("RESET ROLE").await;
+    }
+    as_owner(&database, "SELECT * FROM t FOR UPDATE").await;
+    for grantee in [owner.as_str(), "PUBLIC"] {
+        service
+            .says(&format!("table public.t: REFERENCES, TRIGGER not granted to role {grantee}, whose triggers would run with headwater's rights"))
+            .await;
+    }
     // Reading stays as it was granted.
     as_owner(&database, "SELECT * FROM headwater.position").await;
     service.command(&["verify"]).await;
@@ -889,4 +908,49 @@ async fn a_trigger_that_a_grantee_may_have_made_counts_as_his() {
     database.assert_catches_up().await;
     service.stop().await;
     nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_drops_only_what_headwater_marked_and_says_it() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_swept", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database.at_destination(&format!("GRANT CREATE ON DATABASE {} TO {owner}", database.name)).await;
+    let mark = "Staging of the headwater replicator: dropped with everything in it when the copy has ended";
+    as_owner(
+        &database,
+        &format!(
+            "CREATE SCHEMA headwater_staging_mine; CREATE TABLE headwater_staging_mine.t (id int);
+             CREATE SCHEMA headwater_staging_1_0; CREATE SCHEMA \"headwater_staging_\u{202e}x\";
+             CREATE SCHEMA headwater_staging_a; COMMENT ON SCHEMA headwater_staging_a IS '{mark}';
+             CREATE TABLE headwater_staging_a.t (id int)"
+        ),
+    )
+    .await;
+    // As an earlier version marked it.
+    database
+        .at_destination(&format!(
+            "SET ROLE {writer}; CREATE SCHEMA headwater_staging_b; CREATE UNLOGGED TABLE headwater_staging_b.\"headwater alive\" AS SELECT true;
+             CREATE SCHEMA headwater_staging_b_again_0; CREATE SCHEMA headwater_staging_b_0; RESET ROLE"
+        ))
+        .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    let left = "SELECT string_agg(nspname, ' ' ORDER BY nspname COLLATE \"C\") FROM pg_namespace WHERE nspname LIKE 'headwater\\_staging%'";
+    let stays = "headwater_staging_1_0 headwater_staging_b_again_0 headwater_staging_mine headwater_staging_\u{202e}x";
+    assert_eq!(database.destination_value(left).await.as_deref(), Some(stays));
+    let log = service.log();
+    for (name, role) in [("a", &owner), ("b", &writer), ("b_0", &writer)] {
+        let line =
+            format!("dropped schema headwater_staging_{name} (role {role}): staging of an attempt that has ended");
+        assert_eq!(log.matches(&line).count(), 1, "{name}: {log}");
+    }
+    assert!(log.contains(&format!("schema headwater_staging_mine (role {owner}) is named as staging is")), "{log}");
+    assert!(log.contains(r#"schema U&"headwater_staging_\202ex" (role"#), "{log}");
+    assert_eq!(log.matches("it stays").count(), 4, "{log}");
+    assert_eq!(log.matches("dropped schema").count(), 3, "{log}");
+    service.stop().await;
 }

@@ -45,12 +45,13 @@ use super::{
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
-    Publication, Request, Scope, Staging, TableRecord, reshape, sweep,
+    Publication, Request, Scope, Staging, TableRecord, reshape,
 };
 use crate::fault::{Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::attributes::follow_attributes;
 use crate::pipeline::control::{Control, Held};
+use crate::pipeline::leading::sweep_staging;
 use crate::pipeline::prepare::check_fit;
 use crate::pipeline::set_aside::aside;
 use crate::pipeline::violated::explained;
@@ -108,7 +109,7 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
                 let failure = settle_failure(ends, &client, &requests, (&scope, &fault)).await;
                 turns.failed(&requests, failure, (began.elapsed(), fastrand::f64()));
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
-                if let Err(error) = sweep(client.client()).await {
+                if let Err(error) = sweep_staging(client.client(), ends.telemetry).await {
                     tracing::debug!("staging could not be swept: {error}");
                 }
             }

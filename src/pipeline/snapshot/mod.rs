@@ -39,12 +39,12 @@ use self::readers::{Reader, stand_in_the_way};
 use self::room::Room;
 use super::asked::name_of;
 use super::labels::labels_for_copy;
+use super::leading::sweep_staging;
 use super::prepare::{Addresses, Prepared, connect_replication};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
     RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, connect_recorded,
-    sweep,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName, RelationId, SlotName, counted};
@@ -154,7 +154,7 @@ fn begin_showing(ends: Ends<'_>, catalog: &SourceCatalog) {
 
 /// Removes what an unfinished snapshot leaves: staging, and the slot unless it is the live one.
 async fn clean_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, live: bool) -> Result<(), Fault> {
-    sweep(bookkeeping.client()).await?;
+    sweep_staging(bookkeeping.client(), ends.telemetry).await?;
     if !live {
         let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
         drop_slot(ends, &source, &ends.config.source.slot).await?;
@@ -428,7 +428,7 @@ async fn create_staging(
     tables: &Tables<'_>,
     generation: &str,
 ) -> Result<Staging, Fault> {
-    sweep(client).await?;
+    sweep_staging(client, ends.telemetry).await?;
     let follow = ends.config.schema_changes == SchemaChanges::Follow;
     let (source_types, told) = labels_for_copy(source, client, &tables.source.types, follow).await?;
     told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
@@ -481,8 +481,8 @@ async fn publish(ends: Ends<'_>, client: &SqlClient, publication: &Publication<'
         let tables = outcome.lost_most.join(", ");
         ends.telemetry.event("snapshot", format!("more than half of the rows were deleted: {tables}"));
     }
-    for orphaned in &outcome.orphaned {
-        ends.telemetry.warning("snapshot", orphaned.clone());
+    for told in outcome.orphaned.iter().chain(&outcome.withheld) {
+        ends.telemetry.warning("snapshot", told.clone());
     }
     for (table, (deleted, updated, inserted)) in &outcome.reconciled {
         let deleted = counted(*deleted, "row");
