@@ -222,9 +222,12 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .hint(copy_anew(table))
         }
         Fault::Destination(DestinationError::Renamed { table, renamed }) => renamed_report(table, renamed, false),
-        Fault::Source(error @ SourceError::SlotInUse { .. }) => ErrorReport::new(error.to_string())
-            .detail("It belongs to another role, or did not end when it was asked to.")
-            .hint("End that session, or choose another name for source.slot."),
+        Fault::Source(error @ SourceError::SlotInUse { process_id, holder, .. }) => ErrorReport::new(error.to_string())
+            .detail(format!("It is a session of {holder}. It belongs to another role, or did not end when it was asked to."))
+            .hint(format!(
+                "Choose another name for source.slot; or, if that session has no right to this slot, end it at the source:\n\
+                 SELECT pg_terminate_backend({process_id});"
+            )),
         Fault::Source(SourceError::Spool(error)) => spool_report(error),
         Fault::Source(error @ SourceError::Behind { .. }) => ErrorReport::new(error.to_string())
             .detail("The destination was fed by a server that was ahead of this one. It is waited for.")
@@ -338,6 +341,10 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
         ("53300", _) => Some(too_many_sessions(&server.message, end)),
         ("55P03", _) => Some("Let the transaction that holds the lock end: headwater explain names it.".to_owned()),
+        ("25006", _) => Some(format!(
+            "The server is a standby, or lets nobody write. Let {end}.url name the primary (several hosts with \
+             target_session_attrs=read-write find it); headwater then goes on by itself."
+        )),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
         (_, hint) => hint.clone(),
     };

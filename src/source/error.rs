@@ -70,6 +70,8 @@ pub enum SourceError {
         slot: String,
         /// The server process that uses it.
         process_id: i32,
+        /// Whose that is, as far as our role may see it.
+        holder: String,
     },
     /// The source is a standby that has not replayed up to the position.
     #[error("the source, a standby, has replayed up to {replayed} only, and the destination is at {position}")]

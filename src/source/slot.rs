@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::error::SourceError;
 use super::history::SourceDatabase;
-use crate::pg::{ErrorReport, Lsn, SlotName, printable};
+use crate::pg::{ErrorReport, Ident, Lsn, SlotName, printable};
 use crate::session::SqlClient;
 
 /// A row of pg_replication_slots.
@@ -135,7 +135,28 @@ pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<Vec<Str
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Err(SourceError::SlotInUse { slot: name.to_string(), process_id: last.unwrap_or(0) })
+    let process_id = last.unwrap_or(0);
+    let holder = holder(client, process_id).await?;
+    Err(SourceError::SlotInUse { slot: name.to_string(), process_id, holder })
+}
+
+/// Whose a process is: `role app (pg_recvlogical, from 10.0.0.7), since 2026-11-27 00:03:12 UTC`.
+async fn holder(client: &SqlClient, process_id: i32) -> Result<String, SourceError> {
+    let sql =
+        "SELECT COALESCE(usename::text, '?'), application_name, COALESCE(pg_catalog.host(client_addr), 'this machine'),
+                      pg_catalog.to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS \"UTC\"')
+               FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+    let Some(row) = client.query_opt("looking for the slot's holder", sql, &[&process_id]).await? else {
+        return Ok("a session that has ended by now".to_owned());
+    };
+    let role = Ident::new(row.get::<_, &str>(0));
+    Ok(match (row.get::<_, Option<&str>>(1), row.get::<_, Option<&str>>(3)) {
+        (Some(program), Some(since)) => {
+            let (program, from) = (printable(program), row.get::<_, &str>(2));
+            format!("role {role} ({program}, from {from}), since {since}")
+        }
+        (_, _) => format!("role {role} (the rest is not visible to this role)"),
+    })
 }
 
 /// Refuses a slot that is not the one that headwater made, whatever it is called: one of another plugin or another database.

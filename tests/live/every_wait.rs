@@ -1,11 +1,16 @@
 //! Whatever headwater waits for is said: once in the log, in /status and by `status` while it lasts, by `explain` with who is in the
-//! way and what ends it; and SIGTERM is obeyed within ten seconds in the middle of it. One table, a row for each kind of wait.
+//! way and what ends it; and SIGTERM is obeyed within ten seconds in the middle of it. Two tables, a row for each kind of wait: behind
+//! somebody's transaction, and for a server, a slot, a disk or the lead.
+
+use std::fmt::Debug;
+use std::process::Stdio;
 
 use futures_util::{StreamExt, stream};
-use headwater::commands::demo::Cluster;
+use headwater::commands::demo::{Cluster, StopMode, installed_bin};
 use headwater::session::SqlClient;
 
-use crate::support::{Database, Script, Service, Setup, destination, eventually, new_source, source};
+use crate::support::disk::Disk;
+use crate::support::{Database, Script, Service, Setup, destination, eventually, new_destination, new_source, source};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
 
@@ -56,8 +61,9 @@ struct Said {
     log: Vec<String>,
     /// In /status.
     status: Vec<String>,
-    /// By `explain`, which exits with 1.
+    /// By `explain`, with this exit code.
     explain: Vec<String>,
+    code: i32,
 }
 
 /// The process of a session.
@@ -87,6 +93,7 @@ fn said_of_lock(end: &str, purpose: &str, lock: &str, process: &str) -> Said {
         log: words(&[&waits, &held, "night job", " since ", &ends]),
         status: words(&[&waits, &held, &ends]),
         explain: words(&["BLOCKS", &format!("waits for {lock}"), &held, &ends]),
+        code: 1,
     }
 }
 
@@ -98,11 +105,12 @@ fn said_of_prepared(end: &str, purpose: &str, lock: &str, gid: &str) -> Said {
         log: words(&[&waits, &held, "since ", &ends]),
         status: words(&[&waits, &held, &ends]),
         explain: words(&["BLOCKS", &held, &ends]),
+        code: 1,
     }
 }
 
 /// Waits until everything is said, and asserts that it is said once and that the service can be stopped.
-async fn assert_said(kind: Kind, service: Service, said: &Said) {
+async fn assert_said(kind: impl Debug, service: Service, said: &Said) {
     let has = |text: &str, words: &[String]| words.iter().all(|word| text.contains(word));
     eventually(&format!("{kind:?}: the log says {:?}", said.log), || async {
         service.log().lines().any(|line| has(line, &said.log)).then_some(())
@@ -119,7 +127,7 @@ async fn assert_said(kind: Kind, service: Service, said: &Said) {
     .await;
     eventually(&format!("{kind:?}: explain says {:?}", said.explain), || async {
         let (code, text) = service.command(&["explain"]).await;
-        (code == Some(1) && has(&text, &said.explain)).then_some(())
+        (code == Some(said.code) && has(&text, &said.explain)).then_some(())
     })
     .await;
     // The wait goes on, whatever was given up and tried again meanwhile.
@@ -182,6 +190,7 @@ async fn one(kind: Kind) {
                 log: words(&[what]),
                 status: words(&[what, &waits, &ends]),
                 explain: words(&["BLOCKS", what, &waits, &ends]),
+                code: 1,
             };
             assert_said(kind, service, &said).await;
         }
@@ -196,7 +205,7 @@ async fn one(kind: Kind) {
                 "prepared transaction 'left over'",
                 "ROLLBACK PREPARED 'left over'; -- in database postgres",
             ]);
-            let said = Said { log: words(&[what]), status: all.clone(), explain: all };
+            let said = Said { log: words(&[what]), status: all.clone(), explain: all, code: 1 };
             assert_said(kind, service, &said).await;
         }
         Kind::Fence => {
@@ -205,7 +214,7 @@ async fn one(kind: Kind) {
             let config = service.configuration_file().to_owned();
             let mut verify = tokio::process::Command::new(crate::support::headwater());
             verify.arg("verify").arg("--config").arg(config).env_remove("PGPASSWORD").kill_on_drop(true);
-            let _verify = verify.stdout(std::process::Stdio::null()).spawn().unwrap();
+            let _verify = verify.stdout(Stdio::null()).spawn().unwrap();
             let purpose = format!(" {} fence", database.name);
             let said = said_of_lock("source", &purpose, "ShareLock on a transactionid", &process);
             assert_said(kind, service, &said).await;
@@ -263,4 +272,154 @@ async fn one(kind: Kind) {
 async fn every_wait_is_said_once_and_explained_and_obeys_sigterm() {
     // They wait most of the time, and each has a server of its own.
     stream::iter(KINDS).map(|kind| one(*kind)).buffer_unordered(3).collect::<()>().await;
+}
+
+/// What is waited for that nobody's transaction holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outage {
+    /// Nobody listens there.
+    Refused,
+    /// Somebody takes the connection and says nothing.
+    BlackHole,
+    /// The role may not log in any more.
+    Authentication,
+    /// Another role streams from the slot.
+    SlotHeld,
+    /// The destination has become a standby.
+    ReadOnly,
+    /// The destination's disk is full.
+    DiskFull,
+    /// Another instance leads.
+    LedElsewhere,
+}
+
+const OUTAGES: &[Outage] = &[
+    Outage::Refused,
+    Outage::BlackHole,
+    Outage::Authentication,
+    Outage::SlotHeld,
+    Outage::ReadOnly,
+    Outage::DiskFull,
+    Outage::LedElsewhere,
+];
+
+/// The same is said everywhere; the first of these once in the log.
+fn said_of_outage(all: &[&str]) -> Said {
+    Said { log: words(&all[..1]), status: words(all), explain: words(&[&["BLOCKS"], all].concat()), code: 1 }
+}
+
+async fn outage(outage: Outage) {
+    let database = Database::of_superuser("everyoutage", &["t"], TABLE).await;
+    let mut setup = Setup::of(&database);
+    match outage {
+        Outage::Refused => {
+            setup.source_url = "postgresql://postgres@127.0.0.1:1/x".to_owned();
+            let service = setup.start();
+            let said =
+                said_of_outage(&["source: cannot connect to", "127.0.0.1:1", "Start the server, or correct host"]);
+            assert_said(outage, service, &said).await;
+        }
+        Outage::BlackHole => {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            setup.source_url = format!("postgresql://postgres@127.0.0.1:{port}/x?connect_timeout=2");
+            let service = setup.start();
+            let said = said_of_outage(&[
+                "source: cannot connect to",
+                "no answer within 2s",
+                "Start the server, or correct host",
+            ]);
+            assert_said(outage, service, &said).await;
+        }
+        Outage::Authentication => {
+            let role = format!("reader_{}", database.name);
+            let create = format!("CREATE ROLE {role} LOGIN REPLICATION SUPERUSER");
+            database.at_source(&create).await;
+            setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
+            let service = setup.start();
+            service.streams().await;
+            let ends = format!(
+                "ALTER ROLE {role} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+            );
+            database.at_source(&ends).await;
+            let refused = format!("role \"{role}\" is not permitted to log in");
+            assert_said(outage, service, &said_of_outage(&[&refused, "Correct the user in source.url"])).await;
+        }
+        Outage::SlotHeld => {
+            let role = format!("reader_{}", database.name);
+            let create = format!(
+                "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON t TO {role}; GRANT pg_monitor TO {role};
+                 CREATE PUBLICATION {} FOR TABLE t WITH (publish_via_partition_root = true)",
+                database.name
+            );
+            database.at_source(&create).await;
+            setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
+            let service = setup.start();
+            service.streams().await;
+            // It is frozen for the moment in which the other one takes the slot.
+            service.signal("STOP");
+            let active =
+                format!("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
+            database.at_source(&format!("SELECT pg_terminate_backend(({active})::int)")).await;
+            eventually("the slot is free", || async { database.source_value(&active).await.is_none().then_some(()) })
+                .await;
+            let mut pump = tokio::process::Command::new(installed_bin().unwrap().join("pg_recvlogical"));
+            pump.args(["--start", "--slot", &database.name, "--file", "/dev/null"]);
+            pump.args(["--dbname", &source().await.tcp_url(&database.name), "-o", "proto_version=1"]);
+            pump.args(["-o", &format!("publication_names={}", database.name)]).kill_on_drop(true).stderr(Stdio::null());
+            let _pump = pump.spawn().unwrap();
+            let process = eventually("the slot is in use", || database.source_value(&active)).await;
+            service.signal("CONT");
+            let what = format!("replication slot {} is in use by process {process}", database.name);
+            let ends = format!("SELECT pg_terminate_backend({process});");
+            let said = said_of_outage(&[&what, "role postgres (", "from 127.0.0.1), since ", &ends]);
+            assert_said(outage, service, &said).await;
+        }
+        Outage::ReadOnly => {
+            let mut to = new_destination(&[]).await;
+            let database = Database::on(source().await, &to, "everyreadonly", &["t"], TABLE).await;
+            let service = streaming(&database).await;
+            to.stop(StopMode::Fast).await.unwrap();
+            std::fs::write(to.dir().join("data/standby.signal"), "").unwrap();
+            to.start().await.unwrap();
+            let said = said_of_outage(&[
+                "in a read-only transaction (SQLSTATE 25006)",
+                "Let destination.url name the primary",
+            ]);
+            assert_said(outage, service, &said).await;
+        }
+        Outage::DiskFull => {
+            let to = new_destination(&[]).await;
+            let place = to.dir().join("small");
+            let Some(_disk) = Disk::mount(&place, "6m") else { return };
+            let database = Database::on(source().await, &to, "everydisk", &["t"], TABLE).await;
+            let admin = to.connect(&database.name).await.unwrap();
+            let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
+            admin.script("a small tablespace", &tablespace).await.unwrap();
+            let service = streaming(&database).await;
+            admin.batch("moving a table there", "ALTER TABLE public.t SET TABLESPACE small").await.unwrap();
+            let large = "INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(3, 20000) i";
+            database.at_source(large).await;
+            let said = said_of_outage(&["No space left on device", "Make room on the destination's disk"]);
+            assert_said(outage, service, &said).await;
+        }
+        Outage::LedElsewhere => {
+            let leader = streaming(&database).await;
+            let standby = setup.start();
+            let led = "leads";
+            let said = Said {
+                log: words(&["standing by: process ", led]),
+                status: words(&["standing by: ", led]),
+                explain: words(&["nother instance leads"]),
+                code: 0,
+            };
+            assert_said(outage, standby, &said).await;
+            leader.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_outage_is_said_once_and_explained_and_obeys_sigterm() {
+    stream::iter(OUTAGES).map(|kind| outage(*kind)).buffer_unordered(3).collect::<()>().await;
 }
