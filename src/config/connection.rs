@@ -428,9 +428,23 @@ mod tests {
             "host=h dbname=x password=a hunter=2",
             "host=h dbname=x password=a hunter='2",
             "host=h port=1;password=hunter2 dbname=x",
+            "postgresql://me:hunter2:5432/x",
+            "postgresql://h/x:hunter2",
+            "postgresql://h/hunter2@x",
+            "host=me:hunter2@h dbname=x",
+            "host='me:hunter2@h' dbname=x",
+            "host=h hostaddr=hunter2 dbname=x",
+            "host=h user=me:hunter2 dbname=x",
+            "host=h user=me dbname=postgresql://me:hunter2@h/x",
+            "host=h user=me dbname='postgresql://me:hunter2@h/x'",
         ] {
             let problem = parse(text).map(|settings| settings.to_string()).unwrap_err();
             assert!(!problem.contains("hunter"), "{text}: {problem}");
+        }
+        let environment = [("PGDATABASE", "postgresql://me:hunter2@h/x"), ("USER", "me")];
+        assert!(!parse_in("host=h", &environment).unwrap_err().contains("hunter2"));
+        for host in ["[::1]", "[fe80::1%25eth0]", "10.0.0.1", "db-1.example.com", "%2Ftmp%2Fs"] {
+            parse(&format!("postgresql://{host}/x")).unwrap();
         }
         assert_eq!(parse("  host=h dbname='x=1;2' user=me").unwrap().database, "x=1;2", "quoted, it is meant");
         assert_eq!(parse("postgresql://me@h/x%3D1%202").unwrap().database, "x=1 2", "escaped, it is meant");
@@ -463,7 +477,7 @@ mod tests {
         }
         // One that is no host, no port, no database and no name of a parameter by chance.
         let junk = |rng: &mut fastrand::Rng| {
-            let separator = one(rng, &[" ", "\t", "\n", ";", "&", "#", "'", "\"", "|", "<", " ; ", "&&"]);
+            let separator = one(rng, &[":", " ", "\t", "\n", ";", "&", "#", "'", "\"", "|", "<", " ; ", "&&"]);
             format!("{separator}{}{password}", one(rng, &["", "password=", "pw ", "Password="]))
         };
         let place = rng.u8(..12);

@@ -60,7 +60,7 @@ impl Parameters {
             parameters.set("port", ports.join(","));
         }
         if !database.is_empty() {
-            parameters.set("dbname", decode(understood(database, &JUNK_IN_NAMES)?)?);
+            parameters.set("dbname", decode(understood(understood(database, &JUNK_IN_NAMES)?, &[':', '@'])?)?);
         }
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             // What stands here may be the rest of a password with an unescaped `?`, so it is not shown.
@@ -107,7 +107,9 @@ impl Parameters {
                 }
             }
             if !quoted && !FREE_TEXTS.contains(&name.as_str()) {
-                understood(&value, &JUNK).map_err(|_| JUNK_IN_KEYWORDS.to_owned())?;
+                let junk = JUNK.iter().chain(if matches!(name.as_str(), "user" | "dbname") { &[':'][..] } else { &[] });
+                let junk: Vec<char> = junk.copied().collect();
+                understood(&value, &junk).map_err(|_| JUNK_IN_KEYWORDS.to_owned())?;
             }
             parameters.has_password_parameter |= name == "password";
             parameters.set(&name, value);
@@ -144,6 +146,9 @@ impl Parameters {
         let addresses = self.take("hostaddr").or_else(|| variable("PGHOSTADDR"));
         let ports = self.take("port").or_else(|| variable("PGPORT")).unwrap_or_default();
         let hosts = hosts(names, addresses, &ports, &mut problems);
+        if user.contains("://") || database.contains("://") {
+            problems.push("has a URI in the place of a user or database".to_owned());
+        }
 
         let choice =
             |parameters: &mut Parameters, name: &str, from: &str| parameters.take(name).or_else(|| variable(from));
@@ -322,6 +327,14 @@ fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems
             }),
         };
         let name = if name.is_empty() { DEFAULT_SOCKET_DIRECTORY } else { name };
+        // A whole login may stand in its place, so it is not shown.
+        let is_name = !name.contains([':', '@', '/']) && !name.contains(char::is_whitespace);
+        if !is_name && !is_address(name) && !name.starts_with(['/', '@']) {
+            problems.push("has a host that is neither a name nor an address".to_owned());
+        }
+        if addresses.get(at).is_some_and(|address| !address.is_empty() && !is_address(address)) {
+            problems.push("has a hostaddr that is not an address".to_owned());
+        }
         hosts.push(if name.starts_with(['/', '@']) {
             Host::Unix { directory: PathBuf::from(name), port }
         } else {
@@ -330,6 +343,14 @@ fn hosts(names: Option<String>, addresses: Option<String>, ports: &str, problems
         });
     }
     hosts
+}
+
+/// Whether a text looks like an IPv4 or IPv6 address, with or without a zone.
+fn is_address(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').unwrap_or((text, "0"));
+    !address.is_empty()
+        && address.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b'.' | b':'))
+        && zone.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// Digits of the largest port: what has more may be a password that stands in its place.
@@ -344,13 +365,14 @@ const JUNK: [char; 9] = ['&', '=', ';', '#', '"', '\'', '<', '>', '|'];
 /// The same of users, hosts and databases in a URI.
 const JUNK_IN_NAMES: [char; 11] = ['&', '=', ';', '#', '"', '\'', '<', '>', '|', ',', '/'];
 
-const JUNK_IN_KEYWORDS: &str = "has a value with one of & = ; # \" ' < > | in it: put such a value into single quotes";
+const JUNK_IN_KEYWORDS: &str =
+    "has a value with one of & = ; # \" ' < > | in it, or a user or database with a colon: put it into single quotes";
 
 /// A part of a URI that holds nothing that only escapes may bring; without a word of it where it does.
 fn understood<'a>(text: &'a str, junk: &[char]) -> Result<&'a str, String> {
     match text.contains(junk) {
-        true => Err("has one of & = ; # , / \" ' < > | where it has no meaning: write it as %26 %3D %3B %23 %2C %2F %22 %27 %3C %3E %7C"
-            .to_owned()),
+        true => Err("has one of & = ; # , / : @ \" ' < > | where it has no meaning: write it as %26 %3D %3B %23 %2C %2F %3A %40 \
+                          %22 %27 %3C %3E %7C"            .to_owned()),
         false => Ok(text),
     }
 }

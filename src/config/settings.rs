@@ -106,7 +106,7 @@ pub const SETTINGS: &[Setting] = &[
          keyword/value form. libpq's habits hold: PGPASSWORD, ~/.pgpass, sslmode, sslrootcert, sslcert, sslkey, Unix \
          sockets, several hosts with target_session_attrs. What headwater does not support and would make libpq stricter \
          (sslcrl, require_auth, gssencmode=require) is refused, as a parameter and as a PG… variable. In a URI \
-         write spaces and the characters `& = ; # , / \" ' < > | @` of names by their % escapes (`%20` for a space); in the \
+         write spaces and the characters `& = ; # , / : @ \" ' < > |` of names by their % escapes (`%20` for a space); in the \
          keyword/value form put such values into single quotes. The role needs REPLICATION and SELECT on the tables.",
     ),
     setting(
