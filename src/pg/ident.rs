@@ -150,10 +150,14 @@ impl QualifiedName {
         format!("{}.{}", self.schema.sql(), self.name.sql())
     }
 
-    /// `schema.name` without any quotes, for metric labels; with them where it would not be seen as it is.
+    /// `schema.name` without any quotes, for metric labels and keys; with them where it would not be seen as it is, or could be
+    /// another table's. No two tables have the same: with quotes it holds a `"`, without them none and one dot.
     pub fn unquoted(&self) -> String {
-        let name = format!("{}.{}", self.schema.as_str(), self.name.as_str());
-        if name.chars().all(is_printable) { name } else { self.to_string() }
+        let is_plain = |name: &Ident| name.as_str().chars().all(|c| is_printable(c) && c != '.' && c != '"');
+        match is_plain(&self.schema) && is_plain(&self.name) {
+            true => format!("{}.{}", self.schema.as_str(), self.name.as_str()),
+            false => self.to_string(),
+        }
     }
 }
 
@@ -293,7 +297,7 @@ mod tests {
             ("messages", "public.messages"),
             ("Forum.Messages", "forum.messages"),
             ("public.\"Mixed Case\"", "public.Mixed Case"),
-            ("\"a.b\".\"c\"\"d\"", "a.b.c\"d"),
+            ("\"a.b\".\"c\"\"d\"", "\"a.b\".\"c\"\"d\""),
             (" straße ", "public.straße"),
             ("_x$1", "public._x$1"),
         ] {
@@ -355,6 +359,39 @@ mod tests {
             assert!(matches!(malformed.parse::<Ident>(), Err(IdentError::Syntax(_))), "{malformed}");
         }
         assert_eq!(QualifiedName::new("a", "b\r").unquoted(), "a.U&\"b\\000d\"");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn two_tables_never_share_a_label(
+            names in proptest::collection::vec(r#"[ab."U&\\0\n\u{202e}' ]{1,4}"#, 4),
+        ) {
+            let [a, b] = [(&names[0], &names[1]), (&names[2], &names[3])]
+                .map(|(schema, name)| QualifiedName::new(schema.as_str(), name.as_str()));
+            proptest::prop_assert_eq!(a == b, a.unquoted() == b.unquoted());
+            // The same characters, parted at every place.
+            let joined = format!("{}.{}", names[0], names[1]);
+            let labels: Vec<String> = joined
+                .match_indices('.')
+                .filter(|(at, _)| *at > 0 && at + 1 < joined.len())
+                .map(|(at, _)| QualifiedName::new(&joined[..at], &joined[at + 1..]).unquoted())
+                .collect();
+            let distinct: std::collections::BTreeSet<&String> = labels.iter().collect();
+            proptest::prop_assert_eq!(distinct.len(), labels.len(), "{:?}", labels);
+        }
+    }
+
+    #[test]
+    fn a_label_that_could_be_another_tables_is_quoted() {
+        for (schema, name, label) in [
+            ("a.b", "c", "\"a.b\".c"),
+            ("a", "b.c", "a.\"b.c\""),
+            ("a", "U&\"b\\000d\"", "a.\"U&\"\"b\\000d\"\"\""),
+            ("public", "Mixed Case", "public.Mixed Case"),
+            ("public", "it's-1", "public.it's-1"),
+        ] {
+            assert_eq!(QualifiedName::new(schema, name).unquoted(), label);
+        }
     }
 
     #[test]
