@@ -27,6 +27,12 @@ views (id) AS (
     )
     SELECT id FROM reading
 ),
+-- Those that mark schema changes for headwater belong to the source alone.
+event_triggers AS (
+    SELECT e.oid AS id, e.* FROM pg_catalog.pg_event_trigger e
+    JOIN pg_catalog.pg_proc f ON f.oid = e.evtfoid
+    JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace AND n.nspname <> 'headwater_marks'
+),
 parts (class, id) AS (
     SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, g.oid FROM wanted w JOIN pg_catalog.pg_trigger g ON g.tgrelid = w.id
     UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid FROM wanted w JOIN pg_catalog.pg_attrdef d ON d.adrelid = w.id
@@ -35,7 +41,7 @@ parts (class, id) AS (
     UNION ALL SELECT 'pg_catalog.pg_rewrite'::pg_catalog.regclass, r.oid FROM wanted w JOIN pg_catalog.pg_rewrite r ON r.ev_class = w.id
     UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid FROM wanted w JOIN pg_catalog.pg_index i ON i.indrelid = w.id
     UNION ALL SELECT 'pg_catalog.pg_rewrite'::pg_catalog.regclass, r.oid FROM views v JOIN pg_catalog.pg_rewrite r ON r.ev_class = v.id
-    UNION ALL SELECT 'pg_catalog.pg_event_trigger'::pg_catalog.regclass, e.oid FROM pg_catalog.pg_event_trigger e
+    UNION ALL SELECT 'pg_catalog.pg_event_trigger'::pg_catalog.regclass, e.id FROM event_triggers e
 ),
 found (class, owning, name, makes, undoes) AS (
     SELECT 'function', NULL::pg_catalog.text, f.oid::pg_catalog.regprocedure::pg_catalog.text, pg_catalog.pg_get_functiondef(f.oid), NULL::pg_catalog.text
@@ -194,9 +200,9 @@ found (class, owning, name, makes, undoes) AS (
                 WHEN 'R' THEN pg_catalog.format(E'\nALTER EVENT TRIGGER %I ENABLE REPLICA;', e.evtname)
                 WHEN 'A' THEN pg_catalog.format(E'\nALTER EVENT TRIGGER %I ENABLE ALWAYS;', e.evtname) ELSE '' END,
         pg_catalog.format('DROP EVENT TRIGGER %I;', e.evtname)
-    FROM pg_catalog.pg_event_trigger e
+    FROM event_triggers e
     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend x WHERE x.classid = 'pg_catalog.pg_event_trigger'::pg_catalog.regclass
-                          AND x.objid = e.oid AND x.deptype = 'e')
+                          AND x.objid = e.id AND x.deptype = 'e')
     UNION ALL
     SELECT 'publication', NULL, p.pubname, pg_catalog.format('CREATE PUBLICATION %I%s WITH (publish = %L, publish_via_partition_root = %s);', p.pubname,
             CASE WHEN p.puballtables THEN ' FOR ALL TABLES' ELSE COALESCE((

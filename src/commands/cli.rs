@@ -166,12 +166,29 @@ pub(super) struct InitArguments {
     ///
     /// Other users of this machine see the arguments of its processes: give a password by PGPASSWORD, a password file
     /// (~/.pgpass), or in HEADWATER_SOURCE_URL instead of here.
-    #[arg(value_name = "SOURCE_URL", env = "HEADWATER_SOURCE_URL", hide_env_values = true)]
-    pub(super) source: String,
+    #[arg(
+        value_name = "SOURCE_URL",
+        env = "HEADWATER_SOURCE_URL",
+        hide_env_values = true,
+        required_unless_present = "ddl_marks"
+    )]
+    pub(super) source: Option<String>,
 
     /// Where the destination is.
-    #[arg(value_name = "DESTINATION_URL", env = "HEADWATER_DESTINATION_URL", hide_env_values = true)]
-    pub(super) destination: String,
+    #[arg(
+        value_name = "DESTINATION_URL",
+        env = "HEADWATER_DESTINATION_URL",
+        hide_env_values = true,
+        required_unless_present = "ddl_marks"
+    )]
+    pub(super) destination: Option<String>,
+
+    /// Only print the event triggers that mark schema changes in the source's stream, and the statements that drop them.
+    ///
+    /// With marks, tables are compared with the source's catalog at the very transaction that changes them. They are optional, and a
+    /// superuser of the source installs them.
+    #[arg(long)]
+    pub(super) ddl_marks: bool,
 
     /// The file to write; one that is there is never written over.
     #[arg(long, short, value_name = "FILE", default_value = "headwater.toml")]

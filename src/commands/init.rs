@@ -15,16 +15,27 @@ use crate::fault::report;
 use crate::pg::{Ident, QualifiedName, toml_string};
 use crate::pipeline::{Proposal, propose, summary};
 
+/// What marks schema changes in the stream. Its owner's to install: nothing of it is ever run by headwater.
+const DDL_MARKS: &str = include_str!("../../sql/ddl_marks.sql");
+
 /// Looks, writes, prints.
 pub(super) async fn run(arguments: &InitArguments) -> Exit {
+    if arguments.ddl_marks {
+        display::result(DDL_MARKS.trim_end());
+        return Exit::Done;
+    }
+    let (Some(from), Some(to)) = (&arguments.source, &arguments.destination) else {
+        display::error("SOURCE_URL and DESTINATION_URL are required");
+        return Exit::Usage;
+    };
     let environment: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let parse = |name: &str, text: &str| {
         ConnectionSettings::parse(text, &environment).map_err(|problems| format!("{name}: {}", problems.join("; ")))
     };
-    let parsed = parse("SOURCE_URL", &arguments.source).and_then(|source| {
-        let destination = parse("DESTINATION_URL", &arguments.destination)?;
+    let parsed = parse("SOURCE_URL", from).and_then(|source| {
+        let destination = parse("DESTINATION_URL", to)?;
         let tables: Result<Vec<QualifiedName>, String> = arguments
             .table
             .iter()
@@ -46,7 +57,7 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
             return Exit::OperatorMustAct;
         }
     };
-    let text = configuration(arguments, &proposal);
+    let text = configuration((from, to), &proposal);
     if let Err(error) = write(&arguments.output, &text) {
         display::error(&format!("cannot write {}: {error}", arguments.output.display()));
         return Exit::OperatorMustAct;
@@ -71,7 +82,7 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-fn configuration(arguments: &InitArguments, proposal: &Proposal) -> String {
+fn configuration((source, destination): (&str, &str), proposal: &Proposal) -> String {
     let mut text = String::from(
         "# headwater's configuration, as proposed by headwater init. Every key is explained in docs/configuration.md.\n\
          # Passwords do not belong here: use ~/.pgpass, or PGPASSWORD.\n\n# The tables to keep equal.\ntables = [\n",
@@ -92,9 +103,9 @@ fn configuration(arguments: &InitArguments, proposal: &Proposal) -> String {
     text.push_str("]\n\n");
     text.push_str(&defaults(""));
     let with_role = |url: &str, role: &Ident| toml_string(&without_password(url, role));
-    text.push_str(&format!("\n[source]\nurl = {}\n", with_role(&arguments.source, &proposal.reader)));
+    text.push_str(&format!("\n[source]\nurl = {}\n", with_role(source, &proposal.reader)));
     text.push_str(&defaults("source"));
-    text.push_str(&format!("\n[destination]\nurl = {}\n", with_role(&arguments.destination, &proposal.writer)));
+    text.push_str(&format!("\n[destination]\nurl = {}\n", with_role(destination, &proposal.writer)));
     text.push_str(&defaults("destination"));
     for section in ["apply", "spool", "snapshot", "http"] {
         text.push_str(&format!("\n[{section}]\n{}", defaults(section)));

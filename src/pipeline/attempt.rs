@@ -528,6 +528,7 @@ impl Attempt {
             steps,
             spool,
             ahead,
+            looks: Some(self.monitor.looks()),
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
             stop: stream_stop,

@@ -6,22 +6,26 @@
 //! stream that stands on nothing. It looks, too, whether the rows of the tables may be others than the stream tells of
 //! ([`super::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
 //!
-//! Bounds: one look every [`LOOK_EVERY`], each question [`QUERY_MAX`]. A look that fails is made again after [`RETRY_AFTER`]; what it
-//! waits for is said by [`super::waits`]. Invariant: what was found of one stream's ground never ends another stream.
+//! The stream may wait for a look ([`super::looks`]), which then needs no lock unless it finds something.
+//!
+//! Bounds: one look every [`LOOK_EVERY`] and those that the stream waits for, each question [`QUERY_MAX`]. A look that fails is
+//! made again after [`RETRY_AFTER`]; what it waits for is said by [`super::waits`]. Invariant: what was found of one stream's
+//! ground never ends another stream.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::fingerprints::{Truncations, ask_for_comparison, look, table_called};
+use super::looks::{LookPace, objects};
 use super::prepare::Prepared;
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::session::{SessionError, Sql, SqlClient, SystemIdentification};
-use crate::source::{Identities, Unidentified};
+use crate::source::{Identities, LooksAsked, Unidentified, VisibleTransactions};
 use crate::telemetry::Telemetry;
 
 /// A table that has left the publication is noticed within this and a look's own time.
@@ -148,29 +152,92 @@ pub(super) struct GroundWatch {
     pub(super) doubts: HashMap<RelationId, (String, Lsn)>,
     /// Waits for the position.
     pub(super) reached_xid: Option<ReachedXid>,
+    /// Looks that the stream waits for.
+    pub(super) asked: LooksAsked,
 }
 
+type Session = (ConnectionSettings, SqlClient);
+
 impl GroundWatch {
-    /// Looks until it is dropped.
+    /// Looks until it is dropped: on its clock, and between whenever the stream has come to a mark of a schema change.
     pub(super) async fn run(mut self) {
-        let mut session: Option<(ConnectionSettings, SqlClient)> = None;
+        let mut session: Option<Session> = None;
+        let mut pace = LookPace::begin();
+        let mut due = Instant::now();
         loop {
-            let pause = match self.watched() {
-                Some(watched) => match self.look(session.take(), &watched).await {
-                    Ok(kept) => {
-                        session = Some(kept);
-                        LOOK_EVERY
+            let watched = self.watched();
+            let is_watched = watched.is_some();
+            match watched {
+                Some(watched) => {
+                    let is_asked = self.asked.open().is_some();
+                    let looked = match is_asked {
+                        true => self.look_as_asked(session.take(), &watched, &mut pace).await,
+                        false if Instant::now() >= due => {
+                            due = Instant::now() + LOOK_EVERY;
+                            self.look(session.take(), &watched).await
+                        }
+                        false => self.session(session.take()).await,
+                    };
+                    match looked {
+                        Ok(kept) => session = Some(kept),
+                        // A source that does not answer is the ring's to report; here it only means: later.
+                        Err(_) if is_asked => {
+                            pace = LookPace::begin();
+                            pace.later(RETRY_AFTER);
+                        }
+                        Err(_) => due = Instant::now() + RETRY_AFTER,
                     }
-                    // A source that does not answer is the ring's to report; here it only means: later.
-                    Err(_) => RETRY_AFTER,
-                },
+                }
                 None => {
                     session = None;
-                    RETRY_AFTER
+                    due = Instant::now() + RETRY_AFTER;
                 }
-            };
-            tokio::time::sleep(pause).await;
+            }
+            self.asked.sleep(due.saturating_duration_since(Instant::now()), is_watched).await;
         }
+    }
+
+    /// Looks because the stream waits at a mark. Nothing of this waits for a lock on a table, unless something has been found: then the
+    /// publication is looked at first, as always.
+    async fn look_as_asked(
+        &mut self,
+        session: Option<Session>,
+        watched: &Arc<Watched>,
+        pace: &mut LookPace,
+    ) -> Result<Session, SessionError> {
+        let (connection, client) = self.session(session).await?;
+        if let Some(asked) = pace.due(&client, &self.asked).await? {
+            let began = Instant::now();
+            let seen = VisibleTransactions::read(&client).await?;
+            match self.look_at_tables(&client, watched).await? {
+                Some(Ground::Firm) => {
+                    tracing::debug!(
+                        "transaction {} has changed a schema, and the tables were looked at",
+                        asked.transaction
+                    );
+                    self.asked.answer(asked);
+                    pace.looked(seen, began.elapsed());
+                }
+                Some(found) => {
+                    pace.later(RETRY_AFTER);
+                    let ground = look_at_ground(&client, watched).await?;
+                    self.tell(watched, if ground == Ground::Firm { found } else { ground });
+                }
+                None => pace.later(RETRY_AFTER),
+            }
+        }
+        Ok((connection, client))
+    }
+
+    /// A session with what is the source now.
+    async fn session(&self, session: Option<Session>) -> Result<Session, SessionError> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Another of source.url's hosts may be the source now.
+        let client = match session.filter(|(to, _)| *to == connection) {
+            Some((_, client)) => client,
+            None => Sql { connection: connection.clone(), purpose: "ground", timeout: QUERY_MAX }.connect().await?,
+        };
+        Ok((connection, client))
     }
 
     fn watched(&self) -> Option<Arc<Watched>> {
@@ -178,20 +245,11 @@ impl GroundWatch {
     }
 
     /// Looks once; returns the session for the next time.
-    async fn look(
-        &mut self,
-        session: Option<(ConnectionSettings, SqlClient)>,
-        watched: &Arc<Watched>,
-    ) -> Result<(ConnectionSettings, SqlClient), SessionError> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // Another of source.url's hosts may be the source now.
-        let client = match session.filter(|(to, _)| *to == connection) {
-            Some((_, client)) => client,
-            None => Sql { connection: connection.clone(), purpose: "ground", timeout: QUERY_MAX }.connect().await?,
-        };
+    async fn look(&mut self, session: Option<Session>, watched: &Arc<Watched>) -> Result<Session, SessionError> {
+        let (connection, client) = self.session(session).await?;
         let mut ground = look_at_ground(&client, watched).await?;
         if ground == Ground::Firm {
-            ground = self.look_at_tables(&client, watched).await?;
+            ground = self.look_at_tables(&client, watched).await?.unwrap_or(Ground::Firm);
         }
         if ground != Ground::Firm {
             self.tell(watched, ground);
@@ -207,32 +265,35 @@ impl GroundWatch {
         }
     }
 
-    /// Compares the tables with what is remembered of them.
-    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Ground, SessionError> {
+    /// Compares the tables with what is remembered of them; `None` when that cannot be read.
+    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Option<Ground>, SessionError> {
         let destination =
             Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
         // Whatever is wrong with the destination, the ring meets it too, and says so.
-        let Ok(bookkeeping) = Bookkeeping::connect(&destination).await else { return Ok(Ground::Firm) };
-        let Ok(remembered) = remembered_fingerprints(bookkeeping.client()).await else { return Ok(Ground::Firm) };
+        let Ok(bookkeeping) = Bookkeeping::connect(&destination).await else { return Ok(None) };
+        let Ok(remembered) = remembered_fingerprints(bookkeeping.client()).await else { return Ok(None) };
         let found = look(client, &watched.publication, &remembered, &self.truncations.now()).await?;
+        if self.asked.wants_followed() || !found.harmless.is_empty() {
+            self.asked.follow(objects(&remembered, &found.harmless)?);
+        }
         if let Err(error) = remember_fingerprints(bookkeeping.client(), &found.harmless).await {
             tracing::warn!("what the source's catalog says of tables could not be stored: {error}");
         }
         if let Some((table, reason)) = found.differ.into_iter().next() {
-            return Ok(Ground::Changed { table, reason });
+            return Ok(Some(Ground::Changed { table, reason }));
         }
         if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
-            return Ok(match table_called(client, &table).await? {
+            return Ok(Some(match table_called(client, &table).await? {
                 Some(new) => Ground::Replaced { table, old, new },
                 None => {
                     let is_followed = self.config.tables.contains(&renamed);
                     Ground::Gone { report: renamed_report(&table, &renamed, is_followed), gap: false }
                 }
-            });
+            }));
         }
         // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
         let seen = std::mem::take(&mut self.doubts);
-        let Ok(position) = bookkeeping.position().await else { return Ok(Ground::Firm) };
+        let Ok(position) = bookkeeping.position().await else { return Ok(None) };
         self.remember_xid(client, &bookkeeping, watched, position).await?;
         for doubt in found.doubt {
             let since = seen.get(&doubt.table).filter(|(digest, _)| *digest == doubt.digest).map(|(_, since)| *since);
@@ -243,7 +304,7 @@ impl GroundWatch {
                 tracing::debug!("a comparison could not be asked for: {error}");
             }
         }
-        Ok(Ground::Firm)
+        Ok(Some(Ground::Firm))
     }
 
     /// Remembers how many transaction IDs the source had assigned, once the position has passed that moment.

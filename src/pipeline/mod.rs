@@ -38,6 +38,7 @@ mod identity;
 mod labels;
 mod lacking;
 mod leading;
+mod looks;
 mod monitor;
 mod not_carried;
 mod prepare;

@@ -22,7 +22,7 @@ use crate::config::{Config, ConnectionSettings};
 use crate::destination::bookkeeping_owner_report;
 use crate::pg::Lsn;
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
-use crate::source::find_slot;
+use crate::source::{SchemaLooks, find_slot, schema_looks};
 use crate::telemetry::{SlotHealth, Telemetry};
 use crate::transaction::Heartbeat;
 
@@ -64,6 +64,7 @@ pub(super) struct Monitor {
     ground: watch::Sender<Ground>,
     instance: Instance,
     truncations: ToldTruncations,
+    looks: SchemaLooks,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -81,6 +82,7 @@ impl Monitor {
         let watched = WatchedNow::default();
         let (ground, _) = watch::channel(Ground::Firm);
         let truncations = ToldTruncations::default();
+        let (looks, asked) = schema_looks();
         let instance = Instance { id: fastrand::u64(..), began: Instant::now() };
         if config.source.heartbeat_every.is_none() {
             telemetry.heartbeats_off(Some("source.heartbeat_every is off"));
@@ -94,7 +96,7 @@ impl Monitor {
             slot_rate: WalRate::default(),
             waits: ToldWaits::default(),
         };
-        let looks = GroundWatch {
+        let ground_watch = GroundWatch {
             config: Arc::clone(&config),
             connection: Arc::clone(&connection),
             telemetry: Arc::clone(&telemetry),
@@ -104,12 +106,17 @@ impl Monitor {
             truncations: truncations.clone(),
             doubts: HashMap::new(),
             reached_xid: None,
+            asked,
         };
         let waits = tell_waits(Arc::clone(&config), telemetry);
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
-        let tasks =
-            vec![tokio::spawn(source.run()), tokio::spawn(looks.run()), tokio::spawn(destination), tokio::spawn(waits)];
-        Monitor { connection, watched, ground, instance, truncations, tasks }
+        let tasks = vec![
+            tokio::spawn(source.run()),
+            tokio::spawn(ground_watch.run()),
+            tokio::spawn(destination),
+            tokio::spawn(waits),
+        ];
+        Monitor { connection, watched, ground, instance, truncations, looks, tasks }
     }
 
     pub(super) fn instance(&self) -> Instance {
@@ -126,8 +133,14 @@ impl Monitor {
         self.truncations.clone()
     }
 
+    /// Who looks at the tables when the stream comes to a mark of a schema change.
+    pub(super) fn looks(&self) -> SchemaLooks {
+        self.looks.clone()
+    }
+
     /// From now on a stream stands on this.
     pub(super) fn watch(&self, watched: Watched) -> watch::Receiver<Ground> {
+        self.looks.forget_followed();
         self.ground.send_replace(Ground::Firm);
         *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watched));
         self.ground.subscribe()

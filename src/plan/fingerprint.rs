@@ -206,6 +206,11 @@ impl Fingerprint {
         self.root(table).map(Member::name)
     }
 
+    /// The OIDs of what the table is made of: its members, and the types of its columns.
+    pub fn objects(&self) -> impl Iterator<Item = u32> + '_ {
+        self.members.iter().map(|member| member.id).chain(self.types.iter().map(|used| used.id.0))
+    }
+
     /// Compares what was remembered of a table with what the catalog says now. `truncated_by`: the transactions of which the
     /// stream has told that they truncated it.
     pub fn compare(&self, now: &Fingerprint, table: RelationId, truncated_by: &BTreeSet<u32>) -> Verdict {

@@ -251,6 +251,28 @@ async fn current_snapshot(client: &SqlClient) -> Result<String, SourceError> {
     Ok(client.query_one("reading the snapshot", sql, &[]).await?.get(0))
 }
 
+/// The transactions that every question sees which a session asks from a moment on.
+#[derive(Clone, Debug)]
+pub struct VisibleTransactions(Snapshot);
+
+impl VisibleTransactions {
+    /// Those that are visible now.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn read(client: &SqlClient) -> Result<VisibleTransactions, SessionError> {
+        const DOING: &str = "reading the snapshot";
+        let row = client.query_one(DOING, "SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
+        let snapshot = Snapshot::parse(row.get(0)).ok_or_else(|| SessionError::protocol(DOING, "no snapshot"))?;
+        Ok(VisibleTransactions(snapshot))
+    }
+
+    /// Whether one is among them, by its xid in the stream.
+    pub fn contains(&self, xid: u32) -> bool {
+        self.0.shows(self.0.nearest(xid))
+    }
+}
+
 /// Whether questions that this session asks from now on see a transaction that has committed, by its xid in the stream.
 ///
 /// # Errors

@@ -24,6 +24,7 @@ use super::ahead::Ahead;
 use super::describe::Describer;
 use super::error::SourceError;
 use super::outlet::Outlet;
+use super::schema_looks::SchemaLooks;
 use super::steps::Steps;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::Feedback;
@@ -93,6 +94,8 @@ pub struct StreamTask {
     pub spool: Option<Spool>,
     /// Who applies them already; `None`: nobody.
     pub ahead: Option<Ahead>,
+    /// Who looks at the catalog at a mark of a schema change; `None`: nobody.
+    pub looks: Option<SchemaLooks>,
     /// Where the destination's progress comes from.
     pub confirmed: watch::Receiver<Confirmed>,
     /// How the stream is read.
@@ -117,6 +120,7 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
         steps,
         spool,
         ahead,
+        looks,
         mut confirmed,
         settings,
         mut stop,
@@ -127,19 +131,21 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
     let mut feedback = Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed());
     let mut silence = Silence::new(began.elapsed(), settings.timeout);
     let mut greeted = false;
+    let mut looking = Looking { looks, number: None, last: None };
 
     while !*stop.borrow() && !outlet.is_gone() {
         // Whatever has arrived is taken without asking the runtime.
         while outlet.is_clear()
+            && looking.is_over()
             && let Some(message) = session.ready()?
         {
             silence.heard(began.elapsed());
             take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-            outlet.forward(&mut assembler)?;
+            looking.forward(&mut outlet, &mut assembler)?;
         }
         let now = began.elapsed();
         feedback.received(assembler.received());
-        if !outlet.is_clear() {
+        if !outlet.is_clear() || !looking.is_over() {
             // It is we who are not listening.
             silence.heard(now);
         }
@@ -159,6 +165,7 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
         }
         let nap = feedback.due_in(now).min(silence.check_in(now)).max(Duration::from_millis(1));
         let clear = outlet.is_clear();
+        let reading = clear && looking.is_over();
         tokio::select! {
             _ = stop.changed() => {}
             changed = confirmed.changed() => {
@@ -171,13 +178,14 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
             }
             moved = outlet.progress(), if !clear => {
                 moved?;
-                outlet.forward(&mut assembler)?;
+                looking.forward(&mut outlet, &mut assembler)?;
             }
-            turn = turn(&mut session, clear) => {
+            () = looking.answered() => looking.forward(&mut outlet, &mut assembler)?,
+            turn = turn(&mut session, reading) => {
                 if let Some(message) = turn? {
                     silence.heard(began.elapsed());
                     take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-                    outlet.forward(&mut assembler)?;
+                    looking.forward(&mut outlet, &mut assembler)?;
                 }
             }
             () = tokio::time::sleep(nap) => {}
@@ -185,6 +193,44 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
     }
     outlet.close().await;
     finish(session, confirmed, feedback, began).await
+}
+
+/// The look that the stream waits for at a mark of a schema change.
+struct Looking {
+    looks: Option<SchemaLooks>,
+    /// The question that is out.
+    number: Option<u64>,
+    /// The transaction that the last one was about: its other marks are covered by the same answer.
+    last: Option<u32>,
+}
+
+impl Looking {
+    /// Whether nothing is waited for.
+    fn is_over(&self) -> bool {
+        self.number.is_none()
+    }
+
+    /// Hands on what is ready, unless it is behind a mark: then a look comes first.
+    fn forward(&mut self, outlet: &mut Outlet, assembler: &mut Assembler) -> Result<(), SourceError> {
+        if let Some(looks) = &self.looks
+            && let Some(mark) = assembler.take_schema_mark().filter(|mark| self.last != Some(mark.transaction))
+        {
+            self.number = looks.ask(&mark);
+            if self.number.is_some() {
+                self.last = Some(mark.transaction);
+            }
+        }
+        if self.is_over() { outlet.forward(assembler) } else { Ok(()) }
+    }
+
+    /// Waits for the answer; pending when none is waited for. Cancel-safe.
+    async fn answered(&mut self) {
+        match &mut self.looks {
+            Some(looks) => looks.answered(self.number).await,
+            None => std::future::pending().await,
+        }
+        self.number = None;
+    }
 }
 
 /// Confirms what the destination still reaches, then ends the stream.

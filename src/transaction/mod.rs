@@ -28,6 +28,7 @@ mod letter;
 mod record;
 mod relations;
 mod replay;
+mod schema_mark;
 mod streams;
 
 pub use assembler::{Assembler, TransactionError};
@@ -36,4 +37,5 @@ pub use letter::{LetterError, read_letter, write_letter};
 pub use record::{RecordError, read_changes, write_change};
 pub use relations::TableSet;
 pub use replay::Replay;
+pub use schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
 pub use streams::SpoolOrder;

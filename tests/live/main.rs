@@ -50,6 +50,7 @@ mod lock;
 mod locks;
 mod lost;
 mod logs;
+mod marks;
 mod metrics;
 mod not_carried;
 mod owners;

@@ -50,6 +50,7 @@ pub(super) async fn look(
     room(&client, findings).await;
     let catalog = tables(config, &client, destination, findings).await;
     transactions(config, &client, slot.is_none(), findings).await;
+    schema_marks(&client, findings).await;
     match (&slot, destination.is_some_and(|destination| destination.stream.is_none())) {
         (Some(slot), true) => findings.fail(SOURCE, "slot", slot_unknown_report(slot)),
         (Some(slot), false) => {
@@ -63,6 +64,40 @@ pub(super) async fn look(
         (None, _) => findings.ok(SOURCE, "slot", format!("{} will be created", config.source.slot)),
     }
     Some(SourceView { client, replication, slot, catalog })
+}
+
+/// Whether schema changes are marked in the stream (sql/ddl_marks.sql).
+async fn schema_marks(client: &SqlClient, findings: &mut Findings) {
+    const TOPIC: &str = "schema marks";
+    const TRIGGERS: i64 = 3;
+    let sql = "SELECT pg_catalog.count(*) FILTER (WHERE t.evtenabled IN ('O', 'A')), pg_catalog.count(*)
+               FROM pg_catalog.pg_event_trigger t
+               JOIN pg_catalog.pg_proc p ON p.oid = t.evtfoid
+               JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+               WHERE n.nspname = 'headwater_marks' AND p.proname = 'mark'";
+    match client.query_one("looking at event triggers", sql, &[]).await {
+        Ok(row) => match (row.get::<_, i64>(0), row.get::<_, i64>(1)) {
+            (TRIGGERS, TRIGGERS) => findings.ok(
+                SOURCE,
+                TOPIC,
+                "event triggers mark schema changes in the stream: tables are compared at the transaction that changes them",
+            ),
+            (_, 0) => findings.ok(
+                SOURCE,
+                TOPIC,
+                "none: a change that the stream does not tell (values rewritten, partitions dropped) is seen within 10 s; with the event \
+                 triggers that headwater init --ddl-marks prints, at its own transaction",
+            ),
+            (enabled, _) => findings.warn(
+                SOURCE,
+                TOPIC,
+                ErrorReport::new(format!("of the {TRIGGERS} event triggers that mark schema changes, {enabled} fire"))
+                    .detail("What the others would mark is seen within 10 s.")
+                    .hint("Drop what is there and install all of them: headwater init --ddl-marks prints both."),
+            ),
+        },
+        Err(error) => findings.fault(SOURCE, TOPIC, SourceError::Session(error)),
+    }
 }
 
 /// The slot was made by an earlier major, or by other hands.

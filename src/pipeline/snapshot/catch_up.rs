@@ -132,6 +132,8 @@ impl CatchUp {
             steps,
             spool: None,
             ahead: None,
+            // The tables are locked against such changes, and the catalog is compared at the end.
+            looks: None,
             describer: Describer::new(Sql { purpose: "describing", ..ends.addresses.source.clone() }, shapes),
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },

@@ -15,6 +15,7 @@ use crate::transaction::change::{Change, Heartbeat, Output, Piece, Step, Transac
 use crate::transaction::record::RecordError;
 use crate::transaction::relations::{RelationCache, TableSet};
 use crate::transaction::replay::Replay;
+use crate::transaction::schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
 use crate::transaction::streams::{InProgress, SpoolOrder};
 use crate::wire::{Abort, Begin, Commit, LogicalMessage, Message};
 
@@ -111,6 +112,8 @@ pub struct Assembler {
     heard: u64,
     /// Tables that were truncated, and the (sub)transaction that did it where the source says which.
     truncated: Vec<(RelationId, u32)>,
+    /// A schema change that the last message has told of, or those of the stream that it has committed.
+    marked: Option<SchemaMark>,
 }
 
 /// The transaction between its Begin and its Commit.
@@ -154,6 +157,7 @@ impl Assembler {
             committed: resumed_from,
             heard: 0,
             truncated: Vec::new(),
+            marked: None,
         }
     }
 
@@ -349,7 +353,30 @@ impl Assembler {
         }
     }
 
+    /// The schema changes that the last message has told of. Its transaction has committed: what is read of the source once that is
+    /// visible shows them.
+    pub fn take_schema_mark(&mut self) -> Option<SchemaMark> {
+        self.marked.take()
+    }
+
+    fn schema_mark(&mut self, xid: Option<u32>, message: &LogicalMessage) {
+        let objects = Objects::parse(&message.content);
+        if let (Some(_), Some(top)) = (xid, self.current) {
+            if let Some(stream) = self.streams.as_mut().and_then(|streams| streams.get_mut(&top)) {
+                stream.mark(objects);
+            }
+            return;
+        }
+        // One that is not transactional has no place in the order of commits.
+        if let Some(open) = self.open.as_ref().filter(|open| !open.again) {
+            self.marked = Some(SchemaMark { transaction: open.begin.xid, objects });
+        }
+    }
+
     fn logical(&mut self, xid: Option<u32>, message: &LogicalMessage) {
+        if message.prefix == SCHEMA_MARK_PREFIX && message.transactional {
+            return self.schema_mark(xid, message);
+        }
         if message.prefix != self.heartbeat_prefix {
             return;
         }
@@ -508,6 +535,7 @@ impl Assembler {
             return Ok(());
         }
         self.passed(commit);
+        self.marked = stream.take_marks().map(|objects| SchemaMark { transaction: xid, objects });
         let heartbeat = stream.take_heartbeat();
         let begin = Begin { final_lsn: commit.commit_lsn, committed_at: commit.committed_at, xid };
         if stream.end > 0 {

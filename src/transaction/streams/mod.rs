@@ -26,6 +26,7 @@ use crate::transaction::change::{Change, Heartbeat};
 use crate::transaction::record;
 use crate::transaction::relations::{RelationCache, TableSet};
 use crate::transaction::replay::Replay;
+use crate::transaction::schema_mark::Objects;
 
 /// What `spool` is to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub(super) struct InProgress {
     pub(super) spooled: bool,
     /// A heartbeat in it, and where it stood.
     heartbeat: Option<(u64, Heartbeat)>,
+    /// What schema changes in it were about; those that were rolled back stay, since nothing comes of a mark but a look.
+    marks: Option<Objects>,
     /// It was replicated to the source from elsewhere, and such are not wanted.
     pub(super) foreign: bool,
 }
@@ -100,6 +103,17 @@ impl InProgress {
     pub(super) fn heartbeat(&mut self, xid: u32, subxid: u32, heartbeat: Heartbeat) {
         self.note(xid, subxid);
         self.heartbeat = Some((self.end, heartbeat));
+    }
+
+    pub(super) fn mark(&mut self, objects: Objects) {
+        match &mut self.marks {
+            Some(marks) => marks.merge(objects),
+            None => self.marks = Some(objects),
+        }
+    }
+
+    pub(super) fn take_marks(&mut self) -> Option<Objects> {
+        self.marks.take()
     }
 
     /// Remembers where a subtransaction begins.
