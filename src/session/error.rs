@@ -128,9 +128,12 @@ impl RawServerError {
         let (message, detail) = match code.class() {
             _ if raised => (RAISED.to_owned(), None),
             // Data exceptions quote the value in the message: `invalid input syntax for type integer: "…"`.
-            "22" => (data_exception(code).to_owned(), None),
+            "22" => (data_exception(code).to_owned(), self.copied_at()),
             // Violated constraints name it in the message and quote the row in the detail.
-            "23" => (self.message, None),
+            "23" => {
+                let at = self.copied_at();
+                (self.message, at)
+            }
             // RAISE in somebody's trigger or function may quote anything.
             "P0" => (RAISED.to_owned(), None),
             // A value that names an object, for instance of type regclass, is quoted where there is no such object.
@@ -151,6 +154,27 @@ impl RawServerError {
             column: self.column.map(cut),
             constraint: self.constraint.map(cut),
         }
+    }
+
+    /// Where a COPY met the error: `COPY items, line 3, column body`. The value, or the row, follows behind a colon (copyfromparse.c,
+    /// `CopyFromErrorCallback`, 14 to 18). The words are translated; what has another form than these, or an odd name in it, is not shown.
+    fn copied_at(&self) -> Option<String> {
+        let line = self.context.as_ref()?.lines().find_map(|line| line.strip_prefix("COPY "))?;
+        let at = line.split_once(':').map_or(line, |(at, _)| at).trim_end();
+        let parts: Vec<&str> = at.split(", ").collect();
+        let is_name =
+            |text: &str| !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.');
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let shown = match parts.as_slice() {
+            [table, line] => is_name(table) && line.split_once(' ').is_some_and(|(_, number)| is_number(number)),
+            [table, line, column] => {
+                is_name(table)
+                    && line.split_once(' ').is_some_and(|(_, number)| is_number(number))
+                    && column.split_once(' ').is_some_and(|(word, name)| is_name(word) && is_name(name))
+            }
+            _ => false,
+        };
+        shown.then(|| format!("It happened at COPY {at}."))
     }
 
     /// Whether a line of COPY's or a statement's parameter was being read. The words around are translated; `COPY` and `$1` are not
@@ -483,6 +507,38 @@ mod tests {
         assert!(missing.message.contains("\"t\""), "{missing}");
         let lock = shown("55P03", "canceling statement due to lock timeout", "kept");
         assert!(lock.contains("lock timeout") && lock.contains("kept"), "{lock}");
+    }
+
+    #[test]
+    fn an_error_of_a_copy_says_where_and_never_what() {
+        let detail = |context: &str| {
+            let fields = format!("SERROR\0C22P02\0Minvalid input: \"s3cret\"\0W{context}\0\0");
+            let error = ServerError::read(fields.as_bytes());
+            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+            error.detail
+        };
+        for (context, at) in [
+            ("COPY items, line 3, column body: \"s3cret\"", "COPY items, line 3, column body"),
+            ("COPY items, line 3: \"1\ts3cret\"", "COPY items, line 3"),
+            ("COPY items, line 3, column body", "COPY items, line 3, column body"),
+            ("COPY items, ligne 3, colonne body : « s3cret »", "COPY items, ligne 3, colonne body"),
+            (
+                "SQL function \"f\" statement 1\nCOPY items, Zeile 3, Spalte body: »s3cret«",
+                "COPY items, Zeile 3, Spalte body",
+            ),
+        ] {
+            assert_eq!(detail(context), Some(format!("It happened at {at}.")), "{context}");
+        }
+        for context in [
+            "COPY s3cret",
+            "COPY items FROM 's3cret'",
+            "COPY items, line 3, column x\u{ff1a}\u{300c}s3cret\u{300d}",
+            "COPY items, line s3cret",
+            "COPY s3cret, line 3, column x, y",
+            "SQL statement \"COPY s3cret, line 3\"",
+        ] {
+            assert_eq!(detail(context), None, "{context}");
+        }
     }
 
     #[test]

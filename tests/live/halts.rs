@@ -116,3 +116,26 @@ async fn a_first_copy_that_fails_the_same_way_three_times_waits_for_an_operator(
     database.assert_catches_up().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_the_copy_names_table_and_line_and_not_the_value() {
+    let schema = "CREATE TABLE items (id int PRIMARY KEY, body text); INSERT INTO items VALUES (1, '7'), (2, '8'), (3, 'SECRET')";
+    let cases = [
+        ("body text CHECK (body <> 'SECRET')", "violates check constraint", "ALTER TABLE public.items DROP CONSTRAINT"),
+        ("body text CHECK (body::int > 0)", "invalid text representation (SQLSTATE 22P02)", ""),
+    ];
+    for (here, said, todo) in cases {
+        let database = Database::new("copyline", &["public.items"], schema).await;
+        database.at_destination(&format!("CREATE TABLE items (id int PRIMARY KEY, {here})")).await;
+        let service = Setup::of(&database).start();
+        service.is("waiting").await;
+        service.says("is not tried again by itself").await;
+        let (code, text) = service.command(&["explain"]).await;
+        assert_eq!(code, Some(1), "{text}");
+        for word in [said, todo, "COPY items, line 3"] {
+            assert!(text.contains(word), "no {word:?} in {text}");
+        }
+        assert!(!text.contains("SECRET") && !service.log().contains("SECRET"), "{text}{}", service.log());
+        service.stop().await;
+    }
+}
