@@ -551,3 +551,32 @@ async fn a_renamed_table_that_nobody_writes_halts_and_its_new_name_stays_in_the_
     database.assert_catches_up().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_leaf_is_refused_and_one_that_comes_later_suspends_its_table_until_it_is_detached() {
+    // Nothing reads it, so no wrapper's code is needed.
+    let foreign = "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nothing;
+        CREATE FOREIGN TABLE t_2 PARTITION OF t FOR VALUES FROM (10) TO (20) SERVER elsewhere";
+    let database = Database::of_superuser(
+        "foreignleaf",
+        &["t", "other"],
+        "CREATE TABLE t (id int, v text) PARTITION BY RANGE (id); CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10);
+         ALTER TABLE t REPLICA IDENTITY FULL; ALTER TABLE t_1 REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 'v');
+         CREATE TABLE other (id int PRIMARY KEY);",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source(&format!("{foreign}; INSERT INTO t VALUES (2, 'w'); INSERT INTO other VALUES (1)")).await;
+    let told = "partition public.t_2 of table public.t is a foreign table: its rows never come";
+    service.says(told).await;
+    // The others stream on.
+    becomes_equal(&database, "other").await;
+    setup.command(&["check"]).await.exits(1).says(&[told, "ALTER TABLE public.t DETACH PARTITION public.t_2;"]);
+    database.at_source("ALTER TABLE public.t DETACH PARTITION public.t_2;").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    service.stop().await;
+}
