@@ -1,7 +1,8 @@
 -- Code that runs with our rights when we write into the tables named, and that somebody else can change.
 --
 -- $1, $2 schemas and names of the tables; $3, $4, $5 schema, table and name of each column that we give a value;
--- $6 whether foreign keys and ordinary triggers act; $7 names of roles whose code is accepted; $8, $9 schemas and names of types that
+-- $6 whether foreign keys and ordinary triggers act on those tables: headwater's own are also written by sessions whose role is origin,
+-- whatever it may set; $7 names of roles whose code is accepted; $8, $9 schemas and names of types that
 -- tables yet to be created are made of, where they exist. Parameters may be filled in as literals, for a session that takes none.
 --
 -- Whoever may act as us, and superusers, are trusted: they can do all that we can without our help. A function of a role that is
@@ -54,13 +55,13 @@ WITH RECURSIVE ourselves AS (
     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e'
     WHERE p.proname IN ('uuid_generate_v1', 'uuid_generate_v1mc', 'uuid_generate_v4', 'gen_random_uuid', 'gen_random_bytes', 'unaccent')
 ), followed AS MATERIALIZED (
-    SELECT c.oid
+    SELECT c.oid, false AS own
     FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS named(schema_name, table_name)
     JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = named.table_name AND c.relkind IN ('r', 'p')
     UNION
     -- What headwater writes besides: its bookkeeping, and staging of its own.
-    SELECT c.oid
+    SELECT c.oid, true
     FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
     WHERE n.nspname = 'headwater'
        OR pg_catalog.starts_with(n.nspname, 'headwater_staging_') AND n.nspowner IN (SELECT oid FROM trusted)
@@ -69,19 +70,22 @@ WITH RECURSIVE ourselves AS (
     UNION ALL
     -- What a foreign key carries on is done as the referencing table's owner; the AFTER triggers of it are ours.
     SELECT confrelid, conrelid, true FROM pg_catalog.pg_constraint
-    WHERE $6 AND contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
-), written(id, cascaded) AS (
-    SELECT oid, false FROM followed
+    WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
+), written(id, cascaded, own) AS (
+    SELECT oid, false, own FROM followed
     UNION
-    SELECT r.child, w.cascaded OR r.cascades FROM written w JOIN reaches r ON r.parent = w.id
+    SELECT r.child, w.cascaded OR r.cascades, w.own
+    FROM written w JOIN reaches r ON r.parent = w.id AND ($6 OR w.own OR NOT r.cascades)
 ), touched AS MATERIALIZED (
-    SELECT c.oid AS id, c.relowner AS owner, c.relkind AS kind, w.cascaded,
-           -- Whose a trigger may be: nothing tells who made it, and a role with TRIGGER may. 0 is PUBLIC.
+    SELECT c.oid AS id, c.relowner AS owner, c.relkind AS kind, w.cascaded, w.own,
+           -- Whose a trigger may be: nothing tells who made it, and a role with TRIGGER may. 0 is PUBLIC. Of headwater's own tables
+           -- anybody may have made it: headwater has none there, and a grant may have been revoked since.
            CASE WHEN c.relowner IN (SELECT oid FROM trusted)
                 THEN COALESCE((SELECT pg_catalog.min(a.grantee) FROM pg_catalog.aclexplode(c.relacl) a
-                               WHERE a.privilege_type = 'TRIGGER' AND a.grantee NOT IN (SELECT oid FROM trusted)), c.relowner)
+                               WHERE a.privilege_type = 'TRIGGER' AND a.grantee NOT IN (SELECT oid FROM trusted)),
+                              CASE WHEN w.own AND NOT w.cascaded THEN 0 ELSE c.relowner END)
                 ELSE c.relowner END AS trigger_owner
-    FROM (SELECT id, pg_catalog.bool_and(cascaded) AS cascaded FROM written GROUP BY id) w
+    FROM (SELECT id, pg_catalog.bool_and(cascaded) AS cascaded, pg_catalog.bool_or(own) AS own FROM written GROUP BY id) w
     JOIN pg_catalog.pg_class c ON c.oid = w.id
 ), supplied AS MATERIALIZED (
     SELECT DISTINCT c.oid AS id, given.column_name
@@ -90,8 +94,9 @@ WITH RECURSIVE ourselves AS (
     JOIN pg_catalog.pg_namespace n ON n.nspname = given.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = given.table_name
 ), firing AS MATERIALIZED (
-    SELECT t.* FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
-    WHERE t.tgenabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END)
+    SELECT t.*, CASE WHEN touched.own THEN 'own trigger' ELSE 'trigger' END AS kind
+    FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
+    WHERE (t.tgenabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END) OR touched.own AND t.tgenabled <> 'D')
       -- Bits 2 and 64: BEFORE, INSTEAD OF.
       AND (NOT touched.cascaded OR t.tgtype::int & 66 = 0)
 ), columns AS MATERIALIZED (
@@ -118,11 +123,11 @@ WITH RECURSIVE ourselves AS (
     FROM touched t JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.id
     WHERE NOT t.cascaded AND p.partexprs IS NOT NULL
     UNION ALL
-    SELECT f.tgrelid, 'trigger', f.tgname, t.trigger_owner, f.tgqual::text
+    SELECT f.tgrelid, f.kind, f.tgname, t.trigger_owner, f.tgqual::text
     FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
 ), foreign_keys AS MATERIALIZED (
     SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
-    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE $6 AND NOT t.cascaded
+    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE ($6 OR t.own) AND NOT t.cascaded
 ), types(id) AS (
     SELECT found.id FROM (
         SELECT atttypid AS id FROM columns
@@ -185,7 +190,7 @@ WITH RECURSIVE ourselves AS (
         AND j.casttarget IN ('pg_catalog.json'::pg_catalog.regtype, 'pg_catalog.jsonb'::pg_catalog.regtype)
     WHERE pg_catalog.strpos(c.tree, 'JSONCONSTRUCTOREXPR') > 0
     UNION
-    SELECT f.tgrelid, 'trigger', f.tgname, t.trigger_owner, f.tgfoid, true FROM firing f JOIN touched t ON t.id = f.tgrelid
+    SELECT f.tgrelid, f.kind, f.tgname, t.trigger_owner, f.tgfoid, true FROM firing f JOIN touched t ON t.id = f.tgrelid
     UNION
     SELECT t.oid, 'range', '', t.typowner, called.id, true
     FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid
@@ -230,7 +235,7 @@ WITH RECURSIVE ourselves AS (
     UNION
     SELECT t.id, 'rule', r.rulename, t.owner, NULL
     FROM touched t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.id
-    WHERE NOT t.cascaded AND r.ev_type <> '1' AND r.ev_enabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END)
+    WHERE NOT t.cascaded AND r.ev_type <> '1' AND (r.ev_enabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END) OR t.own AND r.ev_enabled <> 'D')
       AND t.owner NOT IN (SELECT oid FROM trusted)
     UNION
     SELECT t.id, 'foreign table', '', t.owner, NULL

@@ -40,6 +40,8 @@ pub struct Writes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attached {
     Trigger,
+    /// Of a table of headwater's own, or of one that a foreign key leads to from there: it fires whatever role the session has.
+    OwnTrigger,
     Rule,
     Check,
     Default,
@@ -60,6 +62,7 @@ impl Attached {
     fn of(word: &str) -> Option<Attached> {
         Some(match word {
             "trigger" => Attached::Trigger,
+            "own trigger" => Attached::OwnTrigger,
             "rule" => Attached::Rule,
             "check" => Attached::Check,
             "default" => Attached::Default,
@@ -124,7 +127,7 @@ impl ForeignCode {
     fn sentence(&self) -> String {
         let ForeignCode { object, name, .. } = self;
         let what = match self.attached {
-            Attached::Trigger => format!("trigger {name} of table {object}"),
+            Attached::Trigger | Attached::OwnTrigger => format!("trigger {name} of table {object}"),
             Attached::Rule => format!("rule {name} of table {object}"),
             Attached::Check => format!("check {name} of table {object}"),
             Attached::Default => format!("the default of column {name} of table {object}"),
@@ -159,7 +162,8 @@ impl ForeignCode {
         let off = if foreign_keys_act { "DISABLE" } else { "ENABLE" };
         Some(match self.attached {
             // Nobody but headwater has anything to attach there.
-            Attached::Trigger if is_own_schema(&object.schema) => format!("DROP TRIGGER {name} ON {object};"),
+            Attached::OwnTrigger if is_own_schema(&object.schema) => format!("DROP TRIGGER {name} ON {object};"),
+            Attached::OwnTrigger => format!("ALTER TABLE {object} DISABLE TRIGGER {name};"),
             Attached::Trigger => format!("ALTER TABLE {object} {off} TRIGGER {name};"),
             Attached::Rule => format!("ALTER TABLE {object} {off} RULE {name};"),
             Attached::Check | Attached::ForeignKey => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),

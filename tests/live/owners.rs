@@ -867,6 +867,65 @@ async fn code_and_grants_on_the_bookkeeping_halt_headwater_while_it_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ordinary_code_on_the_bookkeeping_is_refused_where_replicated_tables_have_none_that_fires() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_bookkeeping", true).await;
+    let owner = owner(&database.name);
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    database.at_destination(&format!("GRANT USAGE ON SCHEMA headwater TO {owner}")).await;
+    let replica =
+        "CREATE TRIGGER x BEFORE INSERT ON headwater.sessions FOR EACH STATEMENT EXECUTE FUNCTION pwn_trigger()";
+    let ways = [
+        ("TRIGGER ON headwater.sessions", replica, owner.as_str(), "DROP TRIGGER x ON headwater.sessions;"),
+        (
+            "TRIGGER ON headwater.leadership",
+            "CREATE TRIGGER x BEFORE UPDATE ON headwater.leadership FOR EACH ROW
+             WHEN (query_to_xml('SELECT public.pwn(''when'')', true, true, '') IS NOT NULL)
+             EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            "PUBLIC",
+            "DROP TRIGGER x ON headwater.leadership;",
+        ),
+        (
+            "REFERENCES ON headwater.tables",
+            "CREATE TABLE other (s text, n text, FOREIGN KEY (s, n) REFERENCES headwater.tables ON UPDATE CASCADE ON DELETE CASCADE);
+             INSERT INTO other VALUES ('public', 't');
+             CREATE TRIGGER x AFTER UPDATE OR DELETE ON other FOR EACH ROW EXECUTE FUNCTION pwn_trigger()",
+            owner.as_str(),
+            "ALTER TABLE public.other DISABLE TRIGGER x;",
+        ),
+    ];
+    for (privilege, sql, whose, undo) in ways {
+        database.at_destination(&format!("GRANT {privilege} TO {owner}")).await;
+        as_owner(&database, sql).await;
+        database.at_destination(&format!("REVOKE {privilege} FROM {owner}")).await;
+        let [message, _, hint] = finding(&setup).await.unwrap_or_else(|| panic!("not found: {sql}"));
+        assert_eq!(message, format!("code of role {whose} would run with headwater's rights at the destination"));
+        assert_eq!(statements(&hint), undo);
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains(&message), "{output}");
+        database.at_destination(undo).await;
+        assert_eq!(finding(&setup).await, None, "{undo}");
+    }
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination(&format!("GRANT TRIGGER ON headwater.sessions TO {owner}")).await;
+    as_owner(&database, replica).await;
+    database.at_destination(&format!("REVOKE TRIGGER ON headwater.sessions FROM {owner}")).await;
+    service.is("waiting").await;
+    database.at_destination("DROP TRIGGER x ON headwater.sessions").await;
+    service.streams().await;
+    database.at_source("INSERT INTO t VALUES (2, 'b')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_a_grantee_may_have_made_counts_as_his() {
     if cannot_grant_parameters().await {
         return;
