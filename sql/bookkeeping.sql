@@ -73,25 +73,25 @@ ALTER TABLE headwater.shapes ADD COLUMN IF NOT EXISTS fingerprint json;
 
 -- Moves the position from previous to next, first in each transaction that applies changes. Raises when it is not
 -- previous: then another instance has written, or a transaction before this one has failed.
-CREATE OR REPLACE FUNCTION headwater.advance(previous pg_lsn, next pg_lsn) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION headwater.advance(previous pg_catalog.pg_lsn, next pg_catalog.pg_lsn) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    moved tid;
+    moved pg_catalog.tid;
 BEGIN
     UPDATE headwater.position AS p SET position = next
-    WHERE p.ctid = pg_catalog.current_setting('headwater.position_ctid')::tid AND p.position = previous
+    WHERE p.ctid = pg_catalog.current_setting('headwater.position_ctid')::pg_catalog.tid AND p.position = previous
     RETURNING p.ctid INTO moved;
     IF moved IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'HW001',
             MESSAGE = pg_catalog.format('stored position is not %s', previous);
     END IF;
-    PERFORM pg_catalog.set_config('headwater.position_ctid', moved::text, false);
+    PERFORM pg_catalog.set_config('headwater.position_ctid', moved::pg_catalog.text, false);
 END
 $$;
 
 -- Raises; called when a statement touched another number of rows than the changes that it carries out.
 CREATE OR REPLACE FUNCTION headwater.expect(found bigint, expected bigint) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'HW002',
         MESSAGE = pg_catalog.format('%s rows found where %s were expected', found, expected);
@@ -162,8 +162,8 @@ ALTER TABLE headwater.resnapshots DROP CONSTRAINT IF EXISTS resnapshots_origin_c
 
 -- A number that nobody else can work out: gen_random_uuid() draws from the system's random source, and 60 of these bits.
 CREATE OR REPLACE FUNCTION headwater.random_key() RETURNS bigint
-LANGUAGE sql VOLATILE AS $$
-    SELECT ('x' || pg_catalog.left(pg_catalog.replace(pg_catalog.gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ('x' || pg_catalog.left(pg_catalog.replace(pg_catalog.gen_random_uuid()::pg_catalog.text, '-', ''), 16))::bit(64)::bigint
 $$;
 
 -- The key of the advisory lock that the leader holds. Every role may take every advisory lock, so the key must be one that

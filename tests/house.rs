@@ -192,3 +192,34 @@ fn sql_that_is_shown_is_written_printably() {
     }
     report("SQL for servers in what is shown", wrong);
 }
+
+#[test]
+fn every_function_that_is_made_in_a_database_looks_into_pg_temp_last() {
+    // A search_path without pg_temp is searched from pg_temp on, which belongs to whoever calls.
+    let mut texts: Vec<(PathBuf, String)> =
+        sources("src").into_iter().map(|source| (source.path, source.text)).collect();
+    for entry in fs::read_dir("sql").expect("sql") {
+        let path = entry.expect("a directory entry").path();
+        let text = fs::read_to_string(&path).expect("an SQL file");
+        texts.push((path, text));
+    }
+    let (mut wrong, mut found) = (Vec::new(), 0);
+    for (path, text) in &texts {
+        for create in
+            ["CREATE FUNCTION ", "CREATE OR REPLACE FUNCTION ", "CREATE PROCEDURE ", "CREATE OR REPLACE PROCEDURE "]
+        {
+            for (at, _) in text.match_indices(create) {
+                // What stands before the body; statements that tests and searches mention have no LANGUAGE.
+                let head = text[at..].split("AS $").next().unwrap_or_default().split("AS '").next().unwrap_or_default();
+                if head.len() < 400 && head.contains("LANGUAGE") {
+                    found += 1;
+                    if !head.contains("SET search_path = pg_catalog, pg_temp") {
+                        wrong.push(format!("{}: {}", path.display(), head.lines().next().unwrap_or_default()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(found >= 7, "only {found} functions were found");
+    report("functions that do not set search_path = pg_catalog, pg_temp", wrong);
+}

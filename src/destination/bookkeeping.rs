@@ -100,6 +100,37 @@ pub struct TableRecord {
     pub state: TableState,
 }
 
+/// A function in schema headwater that differs from what this headwater would create.
+pub(super) struct OutdatedFunction {
+    /// With its arguments, as ALTER FUNCTION takes it.
+    pub(super) name: String,
+    /// The role it belongs to.
+    pub(super) owner: String,
+    /// Whether our role may replace it.
+    pub(super) is_replaceable: bool,
+}
+
+/// The functions of `script` that exist with another body, or without the search_path that each of them has.
+pub(super) async fn outdated_functions(
+    client: &SqlClient,
+    doing: &'static str,
+    script: &str,
+) -> Result<Vec<OutdatedFunction>, DestinationError> {
+    // prosrc is the body as the script has it.
+    let sql = "SELECT p.oid::regprocedure::text, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(p.proowner)),
+                      pg_catalog.pg_has_role(p.proowner, 'USAGE')
+               FROM pg_catalog.pg_proc p
+               WHERE p.pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'headwater')
+                 AND pg_catalog.strpos($1, 'FUNCTION headwater.' || p.proname::text || '(') > 0
+                 AND (p.proconfig IS DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp']
+                      OR pg_catalog.strpos($1, p.prosrc) = 0)
+               ORDER BY 1";
+    let rows = client.query(doing, sql, &[&script]).await?;
+    let functions =
+        rows.iter().map(|row| OutdatedFunction { name: row.get(0), owner: row.get(1), is_replaceable: row.get(2) });
+    Ok(functions.collect())
+}
+
 /// A session for the bookkeeping.
 pub struct Bookkeeping {
     client: SqlClient,
@@ -213,7 +244,11 @@ impl Bookkeeping {
                                       AND attrelid = pg_catalog.to_regclass('headwater.resnapshots'))
                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conname = 'resnapshots_origin_check'
                                           AND conrelid = pg_catalog.to_regclass('headwater.resnapshots'))";
-        Ok(self.client.query_one("looking for the bookkeeping", sql, &[]).await?.get(0))
+        let doing = "looking for the bookkeeping";
+        if !self.client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+            return Ok(false);
+        }
+        Ok(outdated_functions(&self.client, doing, SCHEMA).await?.iter().all(|function| !function.is_replaceable))
     }
 
     /// Creates what is missing of the bookkeeping's schema.

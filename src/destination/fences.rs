@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use super::bookkeeping::{TableRecord, table_records};
+use super::bookkeeping::{OutdatedFunction, TableRecord, outdated_functions, table_records};
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::plan::verify::Key;
@@ -100,17 +100,33 @@ pub async fn ensure_fence_requests(client: &SqlClient) -> Result<(), Destination
     }
 }
 
-/// Creates the functions by which applications read their own writes, where they are missing.
+/// Creates the functions by which applications read their own writes, and replaces those of an earlier version; grants on them stay.
+/// Returns what to say of those that belong to another role and stay as they are.
 ///
 /// # Errors
 /// [`DestinationError`].
-pub async fn ensure_reading(client: &SqlClient) -> Result<(), DestinationError> {
+pub async fn ensure_reading(client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
     let doing = "creating headwater.wait_for";
+    let outdated = outdated_functions(client, doing, READING).await?;
+    if let Some(function) = outdated.iter().find(|function| !function.is_replaceable) {
+        let OutdatedFunction { name, owner, .. } = function;
+        let alter = |function: &OutdatedFunction| {
+            format!("ALTER FUNCTION {} SET search_path = pg_catalog, pg_temp;", function.name)
+        };
+        let hint = outdated.iter().map(alter).collect::<Vec<_>>().join("\n");
+        return Ok(Some(
+            ErrorReport::new(format!(
+                "cannot replace function {name} of an earlier version: it belongs to role {owner}"
+            ))
+            .detail("Roles that may call it can have code of theirs run with the rights of its owner.")
+            .hint(format!("Run as role {owner}:\n{hint}")),
+        ));
+    }
     let sql = "SELECT pg_catalog.to_regprocedure('headwater.wait_for(pg_lsn, interval)') IS NOT NULL";
-    if !client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+    if !outdated.is_empty() || !client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
         client.batch(doing, READING).await?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Asks for a fence; for a repair, of these keys.

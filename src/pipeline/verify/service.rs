@@ -79,7 +79,9 @@ impl FenceService<'_> {
         let bookkeeping = Bookkeeping::connect(&sql_for(&self.addresses.destination, "fences")).await?;
         let client = bookkeeping.client();
         ensure_fence_requests(client).await?;
-        ensure_reading(client).await?;
+        if let Some(report) = ensure_reading(client).await? {
+            tracing::warn!(event = "functions_outdated", "{}", report.lines());
+        }
         let mut told: Option<ErrorReport> = None;
         loop {
             if let Some((id, kind)) = next_fence_request(client).await? {

@@ -413,7 +413,7 @@ fn list_function(schema: &Ident) -> QualifiedName {
 /// The function behind the triggers that keep lists; their arguments are the list and the key's columns, as SQL.
 pub fn create_list_function(schema: &Ident) -> String {
     format!(
-        "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$
+        "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
          BEGIN
              IF TG_OP IN ('UPDATE', 'DELETE') THEN
                  EXECUTE 'INSERT INTO ' || TG_ARGV[0] || ' SELECT ' || TG_ARGV[1] || ' FROM rows_before';
