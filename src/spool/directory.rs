@@ -57,6 +57,7 @@ impl Drop for Directory {
 impl Directory {
     /// Sweeps `parent`, which is made where it is missing, and makes a directory in it.
     pub(super) fn create(parent: &Path, slot: &SlotName) -> Result<Directory, SpoolError> {
+        let parent = &resolve(parent).map_err(failed("create the directory", parent))?;
         create_directories(parent).map_err(failed("create the directory", parent))?;
         let parent_fd = open_parent(parent).map_err(failed("open", parent))?;
         let gate_path = parent.join(GATE);
@@ -111,17 +112,42 @@ impl Directory {
     }
 }
 
-/// Makes a directory and those above it that are missing, for us alone.
+/// The absolute path of a `spool.dir`, without `.` and without a slash at its end: by these the directory above a missing one would be
+/// taken for the missing one itself, and links would be followed where none may be. `check` judges the same path.
+///
+/// # Errors
+/// The path is empty, or leads back by `..` from a directory that is missing.
+pub fn resolve(directory: &Path) -> io::Result<PathBuf> {
+    let resolved: PathBuf = std::path::absolute(directory)?.components().collect();
+    let mut missing = resolved.ancestors().take_while(|directory| is_missing(directory));
+    if missing.any(|directory| directory.ends_with("..")) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it leads back by .. from a directory that does not exist",
+        ));
+    }
+    Ok(resolved)
+}
+
+fn is_missing(directory: &Path) -> bool {
+    matches!(fs::symlink_metadata(directory), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Makes a resolved directory and those above it that are missing, for us alone. Each is tried once: where one cannot be made, as below
+/// /proc, that is the answer.
 fn create_directories(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY_MODE.bits()).create(directory) {
-        Ok(()) => open_created(CWD, directory).map(drop),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).ok_or(error)?;
-            create_directories(parent)?;
-            create_directories(directory)
+    let missing: Vec<&Path> = directory.ancestors().take_while(|directory| is_missing(directory)).collect();
+    for directory in missing.into_iter().rev() {
+        match DirBuilder::new().mode(DIRECTORY_MODE.bits()).create(directory) {
+            Ok(()) => drop(open_created(CWD, directory)?),
+            // Another process was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
+    }
+    match fs::metadata(directory)?.is_dir() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotADirectory.into()),
     }
 }
 

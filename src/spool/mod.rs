@@ -33,7 +33,7 @@ use crate::config::SpoolSettings;
 use crate::pg::SlotName;
 use crate::telemetry::Telemetry;
 use directory::Directory;
-pub use directory::{GateError, check_gate};
+pub use directory::{GateError, check_gate, resolve};
 use store::Store;
 
 /// Orders on their way to the thread at most: chunks of a quarter of a megabyte, mostly.

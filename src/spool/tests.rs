@@ -91,6 +91,23 @@ fn a_directory_that_cannot_be_made_is_named() {
 }
 
 #[test]
+fn a_directory_is_made_once_or_refused_whatever_its_path_looks_like() {
+    let scratch = Scratch::new();
+    for (below, made) in [(".", ""), ("new/.", "new"), ("a/./b/.//", "a/b"), ("d/".repeat(300).as_str(), "d/d")] {
+        let directory = Directory::create(&scratch.0.join(below), &slot("s")).unwrap();
+        assert!(
+            scratch.0.join(made).is_dir() && !directory.parent().ends_with("."),
+            "{}",
+            directory.parent().display()
+        );
+    }
+    for refused in ["/proc/headwater", "/proc/headwater/.", "", &"/x".repeat(5000), "/nowhere at all/../tmp"] {
+        let error = Directory::create(Path::new(refused), &slot("s")).unwrap_err().to_string();
+        assert!(error.contains("could not create the directory"), "{error}");
+    }
+}
+
+#[test]
 fn a_gate_of_another_kind_is_refused_at_once_and_stays() {
     type Make = fn(&Path);
     let kinds: [(&str, Make); 3] = [

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{About, Findings};
 use crate::config::Config;
 use crate::pg::{ErrorReport, printable, shell_word};
-use crate::spool::{GateError, SpoolError, check_gate};
+use crate::spool::{GateError, SpoolError, check_gate, resolve};
 
 const HERE: About = About::Here;
 
@@ -23,6 +23,13 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
 /// What is said of a good directory, or what is wrong with it. Without a spool everything works: the source then keeps
 /// transactions until they commit.
 fn inspect(dir: &Path, bytes_max: u64) -> Result<String, ErrorReport> {
+    let resolved = resolve(dir).map_err(|error| {
+        let shown = printable(&dir.display().to_string()).into_owned();
+        ErrorReport::new(format!("spool.dir {shown} cannot be used"))
+            .detail(format!("A start fails there: {error}."))
+            .hint("Set spool.dir to an absolute path without .. in it.")
+    })?;
+    let dir = resolved.as_path();
     let text = dir.display().to_string();
     let shown = printable(&text);
     let word = shell_word(&text);
@@ -248,10 +255,37 @@ mod tests {
             (&dangling.join("below"), false),
             (&file, false),
             (&file.join("below"), false),
+            (&PathBuf::from("/proc/headwater"), false),
+            (&PathBuf::from("/proc/headwater/."), false),
+            (&PathBuf::new(), false),
+            (&root.0.join("dot/."), true),
+            (&root.0.join("dot/deeper/././below/./."), true),
+            (&root.0.join("slash///"), true),
+            (&plain.join(".."), true),
+            (&plain.join("../back"), true),
+            (&root.0.join("away/../back"), false),
+            (&root.0.join("away/.."), false),
+            (&to_plain.join("."), true),
+            (&file.join("."), false),
+            (&root.0.join("d/".repeat(300)), true),
+            (&root.0.join("d/".repeat(5000)), false),
+            (&root.0.join("n".repeat(300)), false),
+            (&root.0.join("nul\0"), false),
         ] {
             let said = inspect(path, 0).unwrap_or_else(|report| report.lines());
             assert_eq!(!said.contains("cannot be used"), works, "{}: {said}", path.display());
             assert_eq!(crate::spool::can_be_opened(path), works, "{}: {said}", path.display());
+        }
+        // Relative to the directory that headwater was started in, whose absolute path is said.
+        let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+        let relative = Path::new(&up).join(plain.strip_prefix("/").unwrap());
+        for (path, works) in
+            [(relative.clone(), true), (relative.join("to/be/made/."), true), ("src/spool/mod.rs".into(), false)]
+        {
+            let said = inspect(&path, 0).unwrap_or_else(|report| report.lines());
+            assert_eq!(!said.contains("cannot be used"), works, "{}: {said}", path.display());
+            assert!(said.contains(&std::env::current_dir().unwrap().display().to_string()), "{said}");
+            assert_eq!(crate::spool::can_be_opened(&path), works, "{}: {said}", path.display());
         }
         let said = wrong(&fifo);
         assert!(said.contains("spool.lock: it is a FIFO") && said.contains("\n        mv -- "), "{said}");
