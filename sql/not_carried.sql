@@ -105,7 +105,7 @@ found (class, owning, name, makes, undoes) AS (
     FROM wanted w JOIN pg_catalog.pg_class t ON t.oid = w.toast CROSS JOIN LATERAL pg_catalog.pg_options_to_table(t.reloptions) AS o
     UNION ALL
     SELECT 'partitioning', w.sql, NULL, pg_catalog.format('-- Only when it is created: CREATE TABLE %s (…) PARTITION BY %s;',
-        pg_catalog.replace(w.sql, E'\n', ' '), pg_catalog.replace(pg_catalog.pg_get_partkeydef(w.id), E'\n', ' ')), NULL
+        w.sql, pg_catalog.pg_get_partkeydef(w.id)), NULL
     FROM wanted w WHERE w.kind = 'p'
     UNION ALL
     SELECT 'partitioning', w.sql, h.inhrelid::pg_catalog.regclass::pg_catalog.text, pg_catalog.format('CREATE TABLE %s PARTITION OF %s %s%s;',
@@ -121,8 +121,8 @@ found (class, owning, name, makes, undoes) AS (
     UNION ALL
     SELECT 'owner', w.sql, NULL, pg_catalog.format('ALTER TABLE %s OWNER TO %I;', w.sql, pg_catalog.pg_get_userbyid(w.owner)), NULL FROM wanted w
     UNION ALL
-    SELECT 'grant', w.sql, pg_catalog.concat_ws(' ', CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(g.grantee) END,
-            g.columns, CASE WHEN g.grantable THEN 'grantable' END), pg_catalog.format('GRANT %s ON %s TO %s%s;', g.privileges, w.sql,
+    SELECT 'grant', w.sql, pg_catalog.concat_ws(' ', CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(g.grantee)) END,
+            pg_catalog.quote_ident(g.columns), CASE WHEN g.grantable THEN 'grantable' END), pg_catalog.format('GRANT %s ON %s TO %s%s;', g.privileges, w.sql,
             CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(g.grantee)) END,
             CASE WHEN g.grantable THEN ' WITH GRANT OPTION' ELSE '' END), NULL
     FROM wanted w
@@ -180,7 +180,7 @@ found (class, owning, name, makes, undoes) AS (
                 WHERE i.indrelid = w.id AND i.indisreplident), 'NOTHING') ELSE 'DEFAULT' END), NULL
     FROM wanted w
     UNION ALL
-    SELECT 'column option', w.sql, a.attname || ' ' || s.option, pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET %s;', w.sql, a.attname, s.setting), NULL
+    SELECT 'column option', w.sql, pg_catalog.quote_ident(a.attname) || ' ' || s.option, pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET %s;', w.sql, a.attname, s.setting), NULL
     FROM wanted w
     JOIN pg_catalog.pg_attribute a ON a.attrelid = w.id AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
-use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
+use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal, toml_string};
 use crate::session::{SessionError, SqlClient, fill_in};
 
 const FOREIGN_CODE: &str = include_str!("../../sql/foreign_code.sql");
@@ -356,7 +356,7 @@ pub(super) fn name_of(role: Option<&Ident>) -> String {
 /// The setting that accepts the code of `roles`, besides that of the roles that are trusted already. None accepts everybody's.
 pub(super) fn accepting(trusted: &[Ident], roles: &[Option<&Ident>]) -> Option<String> {
     let roles: Option<Vec<&Ident>> = roles.iter().copied().collect();
-    let roles: Vec<String> = trusted.iter().chain(roles?).map(|role| format!("{:?}", role.to_string())).collect();
+    let roles: Vec<String> = trusted.iter().chain(roles?).map(|role| toml_string(&role.to_string())).collect();
     let roles = roles.join(", ");
     Some(format!(
         "If all that they may write there may run with headwater's rights, set in [destination]: trusted_roles = [{roles}]"

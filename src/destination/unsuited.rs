@@ -73,7 +73,7 @@ fn other_kind(name: &QualifiedName, letter: &str) -> Option<ErrorReport> {
         // r and p are what is wanted; TOAST tables are in a schema of their own.
         _ => return None,
     };
-    let other = Ident::new(format!("{}_old", name.name.as_str()));
+    let other = name.name.with_suffix("_old");
     Some(ErrorReport::new(format!("{name} is a {kind} at the destination, not a table")).hint(format!(
         "Give it another name, or drop it. Run at the destination:\nALTER {statement} {name} RENAME TO {other};"
     )))

@@ -1,8 +1,9 @@
 //! SQL that is shown to be pasted: it says what it says to a server, and every character of it is seen.
 //!
-//! In comes SQL that headwater made itself (identifiers in double quotes, literals in single quotes or as `E'…'`), out goes
-//! SQL of the same meaning in which quoted text with characters that are not printable is written as `U&"\000a"` or
-//! `E'\u000a'`. Called where a hint holds a statement; what is sent to a server is never changed. Pure.
+//! In comes SQL that headwater or a server's catalog made (identifiers in double quotes, literals in single quotes, as `E'…'`
+//! or between dollar quotes), out goes SQL of the same meaning in which quoted text with characters that are not printable is
+//! written as `U&"\000a"` or `E'\u000a'`. The lines between dollar quotes, a function's body, stay lines. Called where a hint
+//! or a list holds a statement; what is sent to a server is never changed. Pure.
 //!
 //! So a name with a newline cannot begin a line of its own, one with a bidirectional control cannot read as something
 //! else, and the pasted statement is the statement that was meant. Both forms need `standard_conforming_strings`, which is on
@@ -35,16 +36,27 @@ pub fn shown_sql(sql: &str) -> String {
     for part in parts(sql) {
         match part {
             Part::Bare(text) => shown.push_str(text),
+            Part::Quoted(quoted, Content::Lines(_)) if quoted.chars().all(|c| is_printable(c) || c == '\n') => {
+                shown.push_str(quoted);
+            }
             Part::Quoted(quoted, _) if quoted.chars().all(is_printable) => shown.push_str(quoted),
             Part::Quoted(_, Content::Identifier(name)) => write_identifier(&mut shown, &name),
             Part::Quoted(_, Content::Literal(text)) => write_literal(&mut shown, &text),
+            Part::Quoted(_, Content::Lines(text)) => {
+                let lines: Vec<&str> = text.split('\n').collect();
+                write_literal_lines(&mut shown, &lines);
+            }
         }
     }
     shown
 }
 
 fn has_line_break_in_quotes(sql: &str) -> bool {
-    sql.contains('\n') && parts(sql).any(|part| matches!(part, Part::Quoted(quoted, _) if quoted.contains('\n')))
+    let has_line_break = |part: Part<'_>| match part {
+        Part::Quoted(quoted, Content::Identifier(_) | Content::Literal(_)) => quoted.contains('\n'),
+        Part::Bare(_) | Part::Quoted(_, Content::Lines(_)) => false,
+    };
+    sql.contains('\n') && parts(sql).any(has_line_break)
 }
 
 /// A stretch of SQL: the text as it stands, and for quoted text what it stands for.
@@ -56,6 +68,8 @@ enum Part<'a> {
 enum Content {
     Identifier(String),
     Literal(String),
+    /// What stands between dollar quotes.
+    Lines(String),
 }
 
 /// Splits SQL into bare and quoted text.
@@ -69,6 +83,13 @@ fn parts(sql: &str) -> impl Iterator<Item = Part<'_>> {
             rest = after;
             return Some(Part::Quoted(quoted, content(quoted)));
         }
+        if let Some(quote) = dollar_quote(rest) {
+            let inside = rest.get(quote.len()..).unwrap_or_default();
+            let (inside, after) = inside.split_once(quote).unwrap_or((inside, ""));
+            let (quoted, _) = rest.split_at(rest.len() - after.len());
+            rest = after;
+            return Some(Part::Quoted(quoted, Content::Lines(inside.to_owned())));
+        }
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
         // Not into a word, whose last letter may be an E.
         let end = rest.find(|c| !is_word(c)).filter(|end| *end > 0).unwrap_or_else(|| match is_word(first) {
@@ -79,6 +100,13 @@ fn parts(sql: &str) -> impl Iterator<Item = Part<'_>> {
         rest = after;
         Some(Part::Bare(bare))
     })
+}
+
+/// The `$tag$` with which `sql` begins.
+fn dollar_quote(sql: &str) -> Option<&str> {
+    let (tag, _) = sql.strip_prefix('$')?.split_once('$')?;
+    let is_tag = !tag.starts_with(|c: char| c.is_ascii_digit()) && tag.chars().all(|c| c.is_alphanumeric() || c == '_');
+    is_tag.then(|| sql.split_at(tag.len() + 2).0)
 }
 
 /// How long the quoted text is with which `sql` begins; to its end where the quote is never closed.
@@ -122,19 +150,31 @@ fn write_identifier(into: &mut String, name: &str) {
 }
 
 fn write_literal(into: &mut String, text: &str) {
-    let is_plain = text.chars().all(|c| is_printable(c) && c != '\\');
+    write_literal_lines(into, &[text]);
+}
+
+/// A literal of these lines, with line breaks between them that are seen as such.
+fn write_literal_lines(into: &mut String, lines: &[&str]) {
+    let is_plain = lines.iter().all(|line| line.chars().all(|c| is_printable(c) && c != '\\'));
     // Not the end of a word, and not that of another literal.
     if !is_plain && into.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '\'') {
         into.push(' ');
     }
     into.push_str(if is_plain { "'" } else { "E'" });
-    for c in text.chars().filter(|c| *c != '\0') {
-        match c {
-            '\'' => into.push_str("''"),
-            '\\' => into.push_str("\\\\"),
-            c if is_printable(c) => into.push(c),
-            c if u32::from(c) <= 0xffff => write!(into, "\\u{:04x}", u32::from(c)).expect("a String takes everything"),
-            c => write!(into, "\\U{:08x}", u32::from(c)).expect("a String takes everything"),
+    for (at, line) in lines.iter().enumerate() {
+        if at > 0 {
+            into.push('\n');
+        }
+        for c in line.chars().filter(|c| *c != '\0') {
+            match c {
+                '\'' => into.push_str("''"),
+                '\\' => into.push_str("\\\\"),
+                c if is_printable(c) => into.push(c),
+                c if u32::from(c) <= 0xffff => {
+                    write!(into, "\\u{:04x}", u32::from(c)).expect("a String takes everything");
+                }
+                c => write!(into, "\\U{:08x}", u32::from(c)).expect("a String takes everything"),
+            }
         }
     }
     into.push('\'');
@@ -165,6 +205,9 @@ mod tests {
             ("SELECT  E'\u{1b}''\\\\'", "SELECT  E'\\u001b''\\\\'"),
             ("\"\u{e0001}\\\"\"\"", "U&\"\\+0e0001\\\\\"\"\""),
             ("VALUE'\r'", "VALUE E'\\u000d'"),
+            ("AS $f$a\n\tb''\\$f$, \"\n\"", "AS E'a\n\\u0009b''''\\\\', U&\"\\000a\""),
+            ("AS $f$a\n'$$\"$f$; \"\n\"", "AS $f$a\n'$$\"$f$; U&\"\\000a\""),
+            ("a$f$\"\n\", $1, $2$, '\t'", "a$f$U&\"\\000a\", $1, $2$, E'\\u0009'"),
         ] {
             assert_eq!(shown_sql(sql), shown);
         }
@@ -187,7 +230,9 @@ mod tests {
             let read: Vec<String> = parts(&sql)
                 .filter_map(|part| match part {
                     Part::Bare(_) => None,
-                    Part::Quoted(_, Content::Identifier(text) | Content::Literal(text)) => Some(text),
+                    Part::Quoted(_, Content::Identifier(text) | Content::Literal(text) | Content::Lines(text)) => {
+                        Some(text)
+                    }
                 })
                 .collect();
             assert_eq!(read, [name.as_str(), &value, &other], "seed {seed}: {sql:?}");

@@ -338,7 +338,7 @@ fn other_definition(
         what(found.as_deref())
     );
     let recreate = |kind: &str| {
-        let (wanted, old) = (wanted.as_deref()?, Ident::new(format!("{}_old", name.name.as_str())));
+        let (wanted, old) = (wanted.as_deref()?, name.name.with_suffix("_old"));
         Some(format!(
             "ALTER {kind} {name} RENAME TO {old};\nCREATE {kind} {name} AS {wanted};\n\
              ALTER TABLE {table} ALTER COLUMN {column} TYPE {whole} USING {column}::text::{whole};"

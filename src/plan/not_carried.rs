@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::pg::{printable, printable_lines, shown_sql};
+use crate::pg::{Ident, is_printable, printable_lines, shown_sql};
 
 /// What kind of thing it is. In this order they can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -131,6 +131,35 @@ impl Class {
         }
     }
 
+    /// Whether the name is SQL, and not the bare name that the catalog holds.
+    const fn is_named_in_sql(self) -> bool {
+        match self {
+            Class::Partitioning
+            | Class::Function
+            | Class::Inheritance
+            | Class::Statistics
+            | Class::ColumnOption
+            | Class::View
+            | Class::Grant => true,
+            Class::Default
+            | Class::Key
+            | Class::Check
+            | Class::Index
+            | Class::ForeignKey
+            | Class::ReplicaIdentity
+            | Class::StorageParameter
+            | Class::Trigger
+            | Class::Rule
+            | Class::Policy
+            | Class::RowSecurity
+            | Class::Owner
+            | Class::Comment
+            | Class::PartComment
+            | Class::EventTrigger
+            | Class::Publication => false,
+        }
+    }
+
     /// Whether only its presence counts, because the destination has it otherwise on purpose.
     const fn is_otherwise_on_purpose(self) -> bool {
         // Foreign keys have no actions before the cut-over.
@@ -145,7 +174,7 @@ pub struct Thing {
     pub class: Class,
     /// Whose it is, as SQL; none where it is the database's.
     pub table: Option<String>,
-    /// Its name; none where a table has one of the class.
+    /// Its name, as SQL or bare, by its class; none where a table has one of the class.
     pub name: Option<String>,
     /// The SQL that makes it, as this server's catalog has it.
     pub makes: String,
@@ -192,17 +221,19 @@ pub fn not_carried(source: Vec<Thing>, here: &[Thing], created: impl Fn(&str) ->
         }
         let undoes = other.and_then(|other| other.undoes.as_deref());
         let text = undoes.map_or_else(|| thing.makes.clone(), |undoes| format!("{undoes}\n{}", thing.makes));
-        // A function's text is quoted by dollars, in which quotes mean nothing.
+        let sql = printable_lines(&shown_sql(&text)).into_owned();
         let sql = if thing.class == Class::Function {
-            printable_lines(&format!("{};", text.trim_end())).into_owned()
+            format!("{};", sql.trim_end())
+        } else if sql.starts_with("-- ") {
+            // Every line break that is left stands outside of quotes, where a space means the same.
+            sql.replace('\n', " ")
         } else {
-            printable_lines(&shown_sql(&text)).into_owned()
+            sql
         };
-        let shown = |text: Option<String>| text.map(|text| printable(&text).into_owned());
         found.push(NotCarried {
             class: thing.class,
-            table: shown(thing.table),
-            name: shown(thing.name),
+            table: thing.table.map(|table| printable_lines(&shown_sql(&table)).into_owned()),
+            name: thing.name.map(|name| shown_name(thing.class, name)),
             differs: other.is_some(),
             sql,
         });
@@ -210,6 +241,15 @@ pub fn not_carried(source: Vec<Thing>, here: &[Thing], created: impl Fn(&str) ->
     // Inside a class in the order of the source's answer: a view after those that it reads.
     found.sort_by_key(|thing| thing.class);
     found
+}
+
+/// The name as it is shown: with characters that would not be seen as `U&"…"`, which SQL reads as that name.
+fn shown_name(class: Class, name: String) -> String {
+    match class.is_named_in_sql() {
+        true => printable_lines(&shown_sql(&name)).into_owned(),
+        false if name.chars().all(is_printable) => name,
+        false => Ident::new(name).to_string(),
+    }
 }
 
 /// Names told of a class: more would hide the line that follows.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use headwater::commands::demo::Cluster;
+use headwater::pg::{Ident, QualifiedName, is_printable};
 use serde_json::Value;
 
 use crate::check::findings;
@@ -19,8 +20,8 @@ const SCHEMA: &str = r#"
     CREATE TABLE "p 1" PARTITION OF parted FOR VALUES FROM (0) TO (100);
     CREATE TABLE outside (id int PRIMARY KEY); INSERT INTO outside VALUES (1);
     CREATE FUNCTION "sta""mp"() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
-        NEW.v := COALESCE(NEW.v, 'it''s; -- "new"
-        line'); RETURN NEW; END $f$;
+	NEW.v := COALESCE(NEW.v, 'it''s; -- "new"
+        line \ of tabs'); RETURN NEW; END $f$;
     CREATE FUNCTION watched() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RETURN; END';
     CREATE FUNCTION twice(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
     INSERT INTO t VALUES (1, 'one', 1, 'b'); INSERT INTO "We""ird T" VALUES (1, 1, 'b'); INSERT INTO parted VALUES (1, 'p')"#;
@@ -80,9 +81,41 @@ fn objects(found: &[Value]) -> Vec<Value> {
     found.iter().filter_map(|finding| finding["objects"].as_array()).flatten().cloned().collect()
 }
 
-/// Lists, runs what is printed by hand, and lists again.
-async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str) {
-    let database = Database::under(Roles::Superuser, from, to, name, TABLES, SCHEMA).await;
+/// Ends a name with what is not seen, steers a terminal, reads backwards, or ends a quote.
+const HIDDEN: &str = "\n\u{1b}[31m\u{202e}\u{e0001}$$\\";
+
+/// The SQL with `end` at the end of each name in it that needs quotes.
+fn with_ends(sql: &str, end: &str) -> String {
+    let names = [
+        "We\"\"ird T",
+        "p 1",
+        "sta\"\"mp",
+        "o'c",
+        "b\\s",
+        "tri\"\"gger; --",
+        "some rows",
+        "v iew",
+        "c'o",
+        "st at",
+        "plain idx",
+        "new check",
+        "ev ent",
+        "pub lic",
+    ];
+    names.iter().fold(sql.to_owned(), |sql, name| {
+        ["\"", "'"].iter().fold(sql, |sql, quote| {
+            sql.replace(&format!("{quote}{name}{quote}"), &format!("{quote}{name}{end}{quote}"))
+        })
+    })
+}
+
+/// Lists, runs what is printed by hand, and lists again. Names that need quotes end with `end`.
+async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str, end: &str) {
+    let with_end = |sql: &str| with_ends(sql, end);
+    let tables: Vec<String> =
+        TABLES.iter().map(|table| with_end(table).parse::<QualifiedName>().expect("a table").to_string()).collect();
+    let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
+    let database = Database::under(Roles::Superuser, from, to, name, &tables, &with_end(SCHEMA)).await;
     database.at_destination("CREATE TABLE outside (id int PRIMARY KEY); INSERT INTO outside VALUES (1)").await;
     database.at_source("CREATE SCHEMA public_too").await;
     database.at_destination("CREATE SCHEMA public_too").await;
@@ -95,7 +128,7 @@ async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str) {
     );
     let service = setup.start();
     service.streams().await;
-    database.at_source(CHANGES).await;
+    database.at_source(&with_end(CHANGES)).await;
     database.at_source(NEWER).await;
     let found = findings(&setup).await;
     let listed = objects(&found);
@@ -105,11 +138,15 @@ async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str) {
     let summary = |text: &str| {
         found.iter().any(|f| f["what"] == "not carried" && f["message"].as_str().unwrap_or_default().contains(text))
     };
-    assert!(summary("triggers: 2 not carried (off of public.t, tri\"gger; -- of public.t)"), "{found:?}");
+    let trigger = match end {
+        "" => "tri\"gger; --".to_owned(),
+        end => Ident::new(format!("tri\"gger; --{end}")).to_string(),
+    };
+    assert!(summary(&format!("triggers: 2 not carried (off of public.t, {trigger} of public.t)")), "{found:?}");
     service.stop().await;
 
     let printed = setup.command(&["check", "--not-carried"]).await.exits(0).out;
-    assert!(!printed.contains('\u{1b}'), "{printed}");
+    assert!(printed.chars().all(|c| is_printable(c) || c == '\n'), "{printed:?}");
     assert!(
         printed.starts_with(
             "-- What the source has and the destination has not, as text of the source's catalog. Read each"
@@ -139,6 +176,7 @@ async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str) {
             FROM pg_publication_tables WHERE pubname IN ('pub lic', 'part')",
         "SELECT relacl::text || reloptions::text FROM pg_class WHERE oid = 't'::regclass",
     ] {
+        let sql = &with_end(sql);
         let (there, here) = (database.source_value(sql).await, database.destination_value(sql).await);
         assert!(there.is_some(), "{sql}");
         assert_eq!(there, here, "{sql}");
@@ -147,14 +185,19 @@ async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_carried_is_listed_with_the_sql_that_makes_it() {
-    listed_and_made((source().await, destination().await), "notcarried").await;
+    listed_and_made((source().await, destination().await), "notcarried", "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_carried_is_printed_as_sql_that_runs_where_names_hide() {
+    listed_and_made((source().await, destination().await), "notcarriedhidden", HIDDEN).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_carried_from_18_is_listed_with_the_sql_that_makes_it() {
     let Some(bin) = bin_of(18) else { return };
     let (from, to) = (new_source_of(&bin, &[]).await, new_destination_of(&bin, &[]).await);
-    listed_and_made((&from, &to), "notcarried18").await;
+    listed_and_made((&from, &to), "notcarried18", "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

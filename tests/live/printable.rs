@@ -2,7 +2,7 @@
 //! pasted says what it says.
 
 use headwater::commands::demo::Cluster;
-use headwater::pg::{Ident, QualifiedName, is_printable};
+use headwater::pg::{Ident, QualifiedName, is_printable, quote_literal, shown_literal, shown_sql};
 use serde_json::Value;
 
 use crate::check::{findings, fix};
@@ -398,4 +398,86 @@ async fn paste_what_halts(database: &Database, service: &crate::support::Service
     database.at_destination(sql).await;
     service.streams().await;
     database.caught_up().await;
+}
+
+/// Up to 63 bytes of what ends quotes, hides or steers, and of any character that PostgreSQL can keep.
+fn random_name(rng: &mut fastrand::Rng) -> String {
+    const ODD: &[char] = &[
+        '"',
+        '\'',
+        '\\',
+        '$',
+        'E',
+        'U',
+        '&',
+        '+',
+        '0',
+        '.',
+        ',',
+        ';',
+        '-',
+        '/',
+        '*',
+        ' ',
+        '\n',
+        '\r',
+        '\t',
+        '\u{1}',
+        '\u{1b}',
+        '\u{7f}',
+        '\u{85}',
+        '\u{200b}',
+        '\u{200f}',
+        '\u{202e}',
+        '\u{2028}',
+        '\u{2066}',
+        '\u{feff}',
+        '\u{e0001}',
+        'ä',
+        '日',
+        '🐘',
+    ];
+    let mut name = String::new();
+    let length = rng.usize(1..16);
+    while name.chars().count() < length {
+        name.push(if rng.u8(..4) > 0 { ODD[rng.usize(..ODD.len())] } else { rng.char('\u{1}'..) });
+    }
+    assert!(name.len() <= 63);
+    name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_name_is_printed_as_sql_that_names_the_same_object() {
+    let database = Database::new("names", &[], "SELECT 1").await;
+    let client = &database.source;
+    for round in 0..150 {
+        let seed = fastrand::u64(..);
+        println!("round {round}, seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut text = || random_name(&mut rng);
+        let (schema, table, column, value) = (text() + "s", text(), text(), text());
+        let (name, ident) = (QualifiedName::new(schema.as_str(), table.as_str()), Ident::new(column.as_str()));
+        let own = format!("{}.{}", quoted(&schema), quoted(&table));
+        let sql = format!("CREATE SCHEMA {}; CREATE TABLE {own} ({} int)", quoted(&schema), quoted(&column));
+        database.at_source(&sql).await;
+        // A body between dollar quotes, in which quotes end nothing; the tag does not occur in it.
+        let body = format!("SELECT {} --\t{}", quote_literal(&value), value.replace(['\n', '\r'], " "));
+        for printed in [
+            format!("COMMENT ON COLUMN {name}.{ident} IS {}", shown_literal(&value)),
+            shown_sql(&format!("COMMENT ON TABLE {} IS {}", name.sql(), quote_literal(&value))),
+            shown_sql(&format!("CREATE FUNCTION {}() RETURNS text LANGUAGE sql AS $body${body}$body$", name.sql())),
+        ] {
+            assert_printable("printed", &printed);
+            database.at_source(&printed).await;
+        }
+        let sql = "SELECT pg_catalog.col_description(c.oid, 1), pg_catalog.obj_description(c.oid, 'pg_class'), p.prosrc
+                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = $3::text
+                   JOIN pg_catalog.pg_proc p ON p.pronamespace = n.oid AND p.proname = c.relname
+                   WHERE n.nspname = $1::text AND c.relname = $2::text";
+        let row = client.query_one("looking", sql, &[&schema, &table, &column]).await.unwrap();
+        let found: [Option<String>; 3] = [row.get(0), row.get(1), row.get(2)];
+        assert_eq!(found, [Some(value.clone()), Some(value), Some(body)]);
+        assert_eq!(name.to_string().parse::<QualifiedName>().unwrap(), name);
+    }
 }
