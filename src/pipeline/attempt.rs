@@ -666,7 +666,9 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
                 let replaced = TransactionError::Replaced { table: table.clone(), old: *old, new: *new };
                 return Fault::Source(SourceError::Transaction(replaced));
             }
-            Ground::ForeignCode(report) => return Fault::Destination(DestinationError::Refused(report.clone())),
+            Ground::ForeignCode(report) | Ground::Cascades(report) => {
+                return Fault::Destination(DestinationError::Refused(report.clone()));
+            }
             Ground::Changed { table, reason } => {
                 return Fault::Destination(DestinationError::NeedsCopy {
                     table: table.clone(),

@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::cascades;
 use super::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use super::looks::{LookPace, objects};
 use super::prepare::Prepared;
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
+use crate::fault::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::session::{SessionError, Sql, SqlClient, SystemIdentification};
 use crate::source::{Identities, LooksAsked, Unidentified, VisibleTransactions};
@@ -67,6 +69,8 @@ pub(super) enum Ground {
     DestinationSilent(Duration),
     /// Code of others would run with our rights at the destination.
     ForeignCode(ErrorReport),
+    /// Foreign keys of the destination would change rows that the source keeps.
+    Cascades(ErrorReport),
 }
 
 /// What the monitor compares with while a stream runs.
@@ -251,6 +255,9 @@ impl GroundWatch {
         if ground == Ground::Firm {
             ground = self.look_at_tables(&client, watched).await?.unwrap_or(Ground::Firm);
         }
+        if ground == Ground::Firm {
+            ground = self.look_at_cascades(&client, watched).await;
+        }
         if ground != Ground::Firm {
             self.tell(watched, ground);
         }
@@ -305,6 +312,22 @@ impl GroundWatch {
             }
         }
         Ok(Some(Ground::Firm))
+    }
+
+    /// Somebody may add a foreign key at the destination, or drop the source's, while the stream runs.
+    async fn look_at_cascades(&self, client: &SqlClient, watched: &Watched) -> Ground {
+        let destination =
+            Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+        // Whatever is wrong with the destination, the ring meets it too, and says so.
+        let Ok(here) = destination.connect().await else { return Ground::Firm };
+        match cascades::report(client, &here, &watched.writes).await {
+            Ok(None) => Ground::Firm,
+            Ok(Some(report)) => Ground::Cascades(report),
+            Err(fault) => {
+                tracing::warn!("cannot look at the actions of foreign keys: {}", report(&fault).lines());
+                Ground::Firm
+            }
+        }
     }
 
     /// Remembers how many transaction IDs the source had assigned, once the position has passed that moment.

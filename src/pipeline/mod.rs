@@ -23,6 +23,7 @@ mod apply_loop;
 mod asked;
 mod attempt;
 mod attributes;
+mod cascades;
 mod check;
 mod conflict_rows;
 mod control;

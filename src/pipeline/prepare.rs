@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::asked::Asked;
 use super::attributes::follow_attributes;
+use super::cascades;
 use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, Found, of_copy, of_stream, stored_history};
 use super::labels::{follow_labels, known_labels};
@@ -234,6 +235,7 @@ pub(super) async fn prepare(
     let destination_server = DestinationServer::check(bookkeeping.client(), &config.tables).await?;
     let writes = writes(config, &source_catalog, !destination_server.replica_role);
     writes.refuse_foreign_code(bookkeeping.client()).await?;
+    cascades::refuse(&source, bookkeeping.client(), &writes).await?;
     let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
     // A first copy that failed has left the tables as they were.

@@ -11,6 +11,7 @@ mod support;
 mod ahead;
 mod attacks;
 mod basics;
+mod cascades;
 mod certificates;
 mod check;
 mod check_refused;

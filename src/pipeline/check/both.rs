@@ -14,6 +14,7 @@ use crate::destination::{Catalog, DestinationError, expressions_here};
 use crate::fault::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::pipeline::asked::Asked;
+use crate::pipeline::cascades;
 use crate::pipeline::history::stored_history;
 use crate::pipeline::lacking::{lacking, server_version};
 use crate::pipeline::not_carried::not_carried;
@@ -90,6 +91,13 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
             Ok(Some(report)) => findings.fail(About::Destination, "code", report),
             Err(error) => findings.fault(About::Destination, "code", error),
+        }
+        match cascades::report(&client, here, &writes).await {
+            Ok(None) => {
+                findings.ok(BOTH, "actions", "no foreign key of the destination changes rows that the source keeps")
+            }
+            Ok(Some(report)) => findings.fail(BOTH, "actions", report),
+            Err(fault) => findings.fault(BOTH, "actions", fault),
         }
         locks((&client, here), (catalog, existing), destination.position.is_some(), findings).await;
         foreign_keys(config, catalog, findings);
