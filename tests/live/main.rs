@@ -37,6 +37,7 @@ mod expressions;
 mod golden;
 mod handover;
 mod halts;
+mod hints;
 mod hostile;
 mod http_clients;
 mod identities;
