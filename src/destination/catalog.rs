@@ -68,18 +68,21 @@ impl Catalog {
         self.tables.insert(definition.name(), DestinationTable { definition });
     }
 
-    /// Roughly how many rows a table has: its exact number up to `most`, otherwise the planner's estimate.
+    /// Roughly how many rows a table has: its exact number up to `most`, otherwise the planner's estimate. Those of tables that
+    /// inherit from it are not its own, as in everything that is written to it; those of partitions are.
     ///
     /// # Errors
     /// [`DestinationError`].
     pub async fn count_rows(client: &SqlClient, name: &QualifiedName, most: i64) -> Result<i64, DestinationError> {
         let table = name.sql();
+        let sql = "SELECT relkind = 'p', reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $1::text::regclass";
+        let found = client.query_one("counting rows", sql, &[&table]).await?;
+        let only = if found.get(0) { "" } else { "ONLY " };
         let sql = format!(
-            "SELECT CASE WHEN n < $1 THEN n
-                 ELSE pg_catalog.greatest(n, (SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $2::text::regclass)) END
-             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {table} LIMIT $1) AS sample) AS counted"
+            "SELECT CASE WHEN n < $1 THEN n ELSE GREATEST(n, $2) END
+             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {only}{table} LIMIT $1) AS sample) AS counted"
         );
-        let sql = sql.replace("pg_catalog.greatest", "GREATEST");
-        Ok(client.query_one("counting rows", &sql, &[&most, &table]).await?.get(0))
+        let estimate: i64 = found.get(1);
+        Ok(client.query_one("counting rows", &sql, &[&most, &estimate]).await?.get(0))
     }
 }

@@ -163,6 +163,8 @@ struct ColumnType {
     /// pg_catalog's `=` compares it, and no cast that somebody has created can come before; otherwise its image is compared, which no
     /// index serves.
     has_equality: bool,
+    /// The rows of its table are its partitions'; those of tables that inherit from one that is not partitioned are none of its own.
+    of_tree: bool,
 }
 
 impl ColumnType {
@@ -207,8 +209,9 @@ async fn rows_with(
         return Ok(Vec::new());
     }
     let shown: Vec<String> = columns.iter().map(ColumnType::shown).collect();
+    let only = if columns.iter().any(|column| column.of_tree) { "" } else { "ONLY " };
     let sql = format!(
-        "SELECT ARRAY[{}]::text[] FROM {} WHERE {} LIMIT {ROWS_MAX}",
+        "SELECT ARRAY[{}]::text[] FROM {only}{} WHERE {} LIMIT {ROWS_MAX}",
         shown.join(", "),
         table.sql(),
         conditions.join(" AND ")
@@ -233,7 +236,7 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
                    SELECT base.attnum, t.typbasetype FROM base JOIN pg_catalog.pg_type t ON t.oid = base.id WHERE t.typtype = 'd')
                SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1),
                       COALESCE(t.typtype IN ('r', 'm') OR t.typcategory = 'A' OR o.oprleft IS NOT NULL, false) AND t.oid < 16384,
-                      t.oid < 16384
+                      t.oid < 16384, c.relkind = 'p'
                FROM base JOIN pg_catalog.pg_type t ON t.oid = base.id AND t.typtype <> 'd'
                JOIN pg_catalog.pg_class c ON c.relname = $2 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = $1
                JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = base.attnum
@@ -248,6 +251,7 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
             name: Ident::new(row.get::<_, &str>(0)),
             value_type: ValueType { sql: row.get(1), built_in: row.get(3) },
             has_equality: row.get(2),
+            of_tree: row.get(4),
         })
         .collect())
 }

@@ -281,6 +281,80 @@ async fn rows_of_an_inherited_table_stay_in_their_own_table() {
     service.stop().await;
 }
 
+/// A parent that is followed, and a child that only the destination has.
+const INHERITED: &str = "CREATE TABLE parent (id int PRIMARY KEY, v text)";
+const OF_A_CHILD: &str = "SELECT count(*) || ' ' || sum(id) || ' ' || min(v) || ' ' || max(v) FROM child";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_child_that_only_the_destination_has_count_for_nothing_and_stay() {
+    let database = Database::new("localchild", &["parent"], INHERITED).await;
+    database.at_source("INSERT INTO parent SELECT i, 'p' FROM generate_series(1, 4) i").await;
+    let child = "CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent); ALTER TABLE parent ADD w int;
+                 INSERT INTO child SELECT i, 'mine', 7 FROM generate_series(1, 1000) i";
+    database.at_destination(&format!("{INHERITED}; {child}")).await;
+    let children = "1000 500500 mine mine";
+    let own = "SELECT string_agg(id || v, ' ' ORDER BY id) FROM ONLY parent";
+    // The parent is empty: a first start fills it unasked.
+    let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
+    let service = setup.start();
+    service.streams().await;
+    assert_eq!(database.destination_value(own).await, database.source_value(own).await);
+    // A column that is there already is set in the parent's rows alone.
+    database.at_source("ALTER TABLE parent ADD w int DEFAULT 5; UPDATE parent SET v = 'q' WHERE id = 1").await;
+    database.caught_up().await;
+    let filled =
+        "SELECT string_agg(w::text, ' ') || ' ' || (SELECT min(w) || ' ' || max(w) FROM child) FROM ONLY parent";
+    assert_eq!(database.destination_value(filled).await.as_deref(), Some("5 5 5 5 7 7"));
+    let (code, said) = service.command(&["verify"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    service.stop().await;
+
+    // Three of the parent's four rows are most of them, whatever the child holds.
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
+    database.at_source("DELETE FROM parent WHERE id < 4").await;
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("table public.parent (3 of 4)"), "{output}");
+    assert_eq!(database.destination_value(own).await.as_deref(), Some("1q 2p 3p 4p"), "nothing was touched");
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    database.caught_up().await;
+    assert_eq!(database.destination_value(own).await, database.source_value(own).await);
+    assert_eq!(database.destination_value(OF_A_CHILD).await.as_deref(), Some(children));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn most_rows_of_a_parent_are_its_own_where_both_sides_have_its_children() {
+    let schema = format!("{INHERITED}; CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)");
+    let database = Database::new("bothchildren", &["parent", "child"], &schema).await;
+    let rows = "INSERT INTO parent SELECT i, 'p' FROM generate_series(1, 4) i;
+                INSERT INTO child SELECT i, 'c' FROM generate_series(1, 1000) i";
+    database.at_source(rows).await;
+    database.at_destination(&schema).await;
+    let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    let equal = || async {
+        for table in ["parent", "child"] {
+            let rows = format!("SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM ONLY {table} t");
+            assert_eq!(database.source_value(&rows).await, database.destination_value(&rows).await, "{table}");
+        }
+    };
+    equal().await;
+    database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
+    database.at_source("DELETE FROM ONLY parent WHERE id < 4; DELETE FROM child WHERE id < 400").await;
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains("would delete") && output.contains("table public.parent (3 of 4)."), "{output}");
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    database.caught_up().await;
+    equal().await;
+    let (code, said) = service.command(&["verify"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn composites_are_updated_and_deleted_by_many_at_once() {
     let database = Database::new(

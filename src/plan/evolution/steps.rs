@@ -340,7 +340,8 @@ impl Change<'_> {
                 evolution.statements.push(sql::drop_not_null(table, name));
             }
             if rows == Rows::Stream {
-                evolution.fills.push(sql::reset(table, name, value.as_deref(), &wanted));
+                let whole_tree = self.destination.table.is_tree();
+                evolution.fills.push(sql::reset(table, whole_tree, name, value.as_deref(), &wanted));
             }
         }
         evolution.told.push(format!("column {name} was added; the one that is here takes its values"));

@@ -192,12 +192,13 @@ pub fn rename_label(name: &QualifiedName, from: &str, to: &str) -> String {
     format!("ALTER TYPE {} RENAME VALUE {} TO {}", name.sql(), quote_literal(from), quote_literal(to))
 }
 
-/// Sets a column that is there already to what the source's old rows hold in it.
-pub fn reset(table: &QualifiedName, column: &Ident, value: Option<&str>, wanted: &str) -> String {
+/// Sets a column that is there already to what the source's old rows hold in it. `whole_tree`: rows of partitions belong to the table.
+pub fn reset(table: &QualifiedName, whole_tree: bool, column: &Ident, value: Option<&str>, wanted: &str) -> String {
+    let only = if whole_tree { "" } else { "ONLY " };
     let (table, column) = (table.sql(), column.sql());
     let value = value.map_or_else(|| format!("CAST(NULL AS {wanted})"), str::to_owned);
     let (here, there) = (record(&column), record(&value));
-    format!("UPDATE {table} SET {column} = {value} WHERE {here} OPERATOR(pg_catalog.*<>) {there}")
+    format!("UPDATE {only}{table} SET {column} = {value} WHERE {here} OPERATOR(pg_catalog.*<>) {there}")
 }
 
 #[cfg(test)]
