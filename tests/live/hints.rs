@@ -171,11 +171,17 @@ fn filled(template: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_statement_that_a_message_prints_is_one_that_a_server_parses() {
     let database = Database::new("hints", &[], "SELECT 1").await;
+    let version = "SELECT current_setting('server_version_num')";
+    let version: u32 = database.source_value(version).await.expect("a version").parse().expect("a number");
     // In a failed transaction a server parses a statement and refuses to run it.
     database.source.script("a transaction", "BEGIN; SELECT 1 / 0").await.unwrap_err();
     let (mut count, mut wrong) = (0, Vec::new());
     for (place, literal) in printed() {
         for template in literal.lines().filter_map(statement) {
+            // Printed for servers from 15 on.
+            if version < 150_000 && template.contains(" ON PARAMETER ") {
+                continue;
+            }
             let sql = filled(template);
             assert!(sql.chars().all(is_printable), "{place}: {sql:?}");
             let error = database.source.script("parsing", &sql).await.expect_err("nothing runs");
