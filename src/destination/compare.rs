@@ -29,6 +29,7 @@ use std::collections::BTreeMap;
 use super::error::DestinationError;
 use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
+use super::staging_schema;
 use crate::pg::{Ident, QualifiedName};
 use crate::plan::sql::staging as sql;
 use crate::session::{Sql, SqlClient, SqlState};
@@ -67,9 +68,10 @@ impl Lists {
             let list = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("k{number}")) };
             let Some(statements) = table.matching.keep_list(&table.staging, &list) else { continue };
             if lists.is_empty() {
-                client.statement(DOING, &sql::create_list_function(&staging.schema)).await?;
+                let function = sql::create_list_function(&staging.schema);
+                staging_schema::create_function(client, DOING, &staging.schema, &function).await?;
             }
-            client.statements(DOING, &statements).await?;
+            staging_schema::create_table(client, DOING, &list, &statements).await?;
             lists.insert(table.live.clone(), list);
         }
         Ok(Lists { lists })
@@ -138,6 +140,7 @@ async fn compare(
         }
         compared => compared?,
     }
+    staging_schema::withhold(client, DOING, found).await?;
     Ok(client.statement(DOING, &sql::add_to_list(list, found)).await?)
 }
 

@@ -21,6 +21,7 @@ use super::resnapshots::FULFIL;
 use super::schema::needed_types;
 use super::shapes;
 use super::staging::{Mode, StagedTable, Staging};
+use super::staging_schema;
 use super::writer::ReplicationRole;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
 use crate::plan::schema::Types;
@@ -368,6 +369,7 @@ impl Publication<'_> {
         let [set_aside, delete, insert] =
             table.matching.exchange_different(names, listed, &aside, &table.stored, only_fixed);
         client.statement(DOING, &set_aside).await?;
+        staging_schema::withhold(client, DOING, &aside).await?;
         client.execute(DOING, &delete, &[]).await?;
         Ok(client.execute(DOING, &insert, &[]).await?)
     }
@@ -418,21 +420,28 @@ impl Publication<'_> {
         Ok(withheld)
     }
 
-    /// A moved table lacks what ALTER DEFAULT PRIVILEGES would have granted had it been created in its schema.
+    /// A moved table lacks what ALTER DEFAULT PRIVILEGES would have granted had it been created in its schema: in staging nobody else
+    /// had any privilege on it. The same of its sequences.
     async fn grant_defaults(&self, client: &SqlClient, table: &QualifiedName) -> Result<(), DestinationError> {
-        let sql = "SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END,
-                          pg_catalog.string_agg(a.privilege_type, ', '), a.is_grantable
-                   FROM pg_catalog.pg_default_acl d
+        let sql = "SELECT pg_catalog.format('GRANT %s ON %s %I.%I TO %s%s', pg_catalog.string_agg(DISTINCT a.privilege_type, ', '),
+                                            CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.relname,
+                                            CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END,
+                                            CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+                   FROM (SELECT pg_catalog.to_regclass($1)::oid
+                         UNION ALL
+                         SELECT d.objid FROM pg_catalog.pg_depend d
+                         WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = pg_catalog.to_regclass($1)
+                           AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i')) AS moved(id)
+                   JOIN pg_catalog.pg_class c ON c.oid = moved.id JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                   JOIN pg_catalog.pg_default_acl d ON d.defaclobjtype = CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END
                    CROSS JOIN LATERAL pg_catalog.aclexplode(d.defaclacl) a
                    LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
-                   WHERE d.defaclobjtype = 'r' AND d.defaclrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
-                     AND d.defaclnamespace = pg_catalog.to_regnamespace($1)
-                     AND (a.grantee = 0 OR r.rolname <> current_user)
-                   GROUP BY 1, 3";
-        for row in client.query(DOING, sql, &[&table.schema.sql()]).await? {
-            let (grantee, privileges, grantable): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
-            let option = if grantable { " WITH GRANT OPTION" } else { "" };
-            client.statement(DOING, &format!("GRANT {privileges} ON {} TO {grantee}{option}", table.sql())).await?;
+                   WHERE c.relkind IN ('r', 'p', 'S')
+                     AND d.defaclrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
+                     AND d.defaclnamespace IN (0, c.relnamespace) AND (a.grantee = 0 OR r.rolname <> current_user)
+                   GROUP BY c.relkind, n.nspname, c.relname, a.grantee, r.rolname, a.is_grantable";
+        for row in client.query(DOING, sql, &[&table.sql()]).await? {
+            client.statement(DOING, row.get(0)).await?;
         }
         Ok(())
     }

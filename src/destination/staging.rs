@@ -135,10 +135,10 @@ impl Staging {
         let expressions = expressions::read(client).await?;
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
-        let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) }.sql();
+        let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) };
         staging_schema::create(client, &schema).await?;
-        let mark = format!("CREATE UNLOGGED TABLE {mark} AS SELECT true AS alive");
-        client.statement("creating the mark of life", &mark).await?;
+        let create = format!("CREATE UNLOGGED TABLE {} AS SELECT true AS alive", mark.sql());
+        staging_schema::create_table(client, "creating the mark of life", &mark, &[create]).await?;
         let mut staging = Staging {
             schema,
             tables: Vec::new(),
@@ -253,7 +253,8 @@ impl Staging {
         let staging =
             QualifiedName { schema: self.schema.clone(), name: Ident::new(format!("t{}", self.tables.len())) };
         // The stream also brings what the live table generates by itself.
-        client.statement("creating a staging table", &sql::create_plain(&staging, &name, &held)).await?;
+        let create = sql::create_plain(&staging, &name, &held);
+        staging_schema::create_table(client, "creating a staging table", &staging, &[create]).await?;
         let rows = Catalog::count_rows(client, &name, 1).await?;
         let always = |column: &&ColumnDefinition| column.identity == Some(IdentityColumn::Always);
         let fixed: Vec<Ident> = live.columns.iter().filter(always).map(|column| column.name.clone()).collect();
@@ -294,13 +295,11 @@ impl Staging {
             };
             (creation.create(), creation.indexes())
         };
-        for statement in &create.sql {
-            client.statement("creating a table", statement).await?;
-        }
+        let staging = QualifiedName { schema: room, name: name.name.clone() };
+        staging_schema::create_table(client, "creating a table", &staging, &create.sql).await?;
         let missing = create.left_out.iter().chain(&indexes.left_out);
         self.left_out.extend(missing.map(|what| format!("table {name}: {what} was not taken over")));
         self.indexes.insert(name.clone(), indexes);
-        let staging = QualifiedName { schema: room, name: name.name.clone() };
         let stored = |column: &Ident| table.source.column(column).is_some_and(|column| column.generated.is_none());
         let published = table.columns.clone();
         let columns: Vec<Ident> = table.columns.into_iter().filter(stored).collect();
@@ -340,11 +339,14 @@ impl Staging {
         let function = function
             .replace("headwater.advance(", &format!("{schema}.advance("))
             .replace("UPDATE headwater.position ", &format!("UPDATE {schema}.position "));
+        let position = QualifiedName { schema: self.schema.clone(), name: Ident::new("position") };
         let table = format!(
             "CREATE UNLOGGED TABLE {schema}.position (position pg_catalog.pg_lsn NOT NULL) WITH (fillfactor = 10)"
         );
         let row = format!("INSERT INTO {schema}.position VALUES ('{from}')");
-        Ok(client.statements("giving staging a position", &[table, row, function]).await?)
+        const DOING: &str = "giving staging a position";
+        staging_schema::create_table(client, DOING, &position, &[table, row]).await?;
+        staging_schema::create_function(client, DOING, &self.schema, &function).await
     }
 
     /// The foreign keys that new tables get: those whose other table is of the set, or was before.

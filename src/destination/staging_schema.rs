@@ -1,6 +1,7 @@
-//! The schemas of staging: made so that nobody else can use them, marked, and dropped a few tables at a time.
+//! The schemas of staging: made so that nobody else can use them or what is in them, marked, and dropped a few tables at a time.
 //!
-//! Called by `staging`, which keeps its tables in them, and by `pipeline::leading`, which sweeps what an earlier attempt has left.
+//! Called by `staging`, `compare` and `publish`, which create tables and functions in them, and by `pipeline::leading`, which sweeps
+//! what an earlier attempt has left.
 //! A schema of staging has a name that begins with [`SCHEMA_PREFIX`] and carries a comment that says so, both from the transaction
 //! that creates it; a schema that has only the name is somebody else's, and stays.
 //!
@@ -8,6 +9,8 @@
 //! has room for, and then every session that asks for a lock fails. So only what is left goes with the schema.
 //!
 //! Bound: [`TABLES_AT_ONCE`] tables in a transaction. When one is interrupted, the next sweep finds the rest.
+
+use std::future::Future;
 
 use super::error::DestinationError;
 use crate::pg::{Ident, QualifiedName, quote_literal};
@@ -65,8 +68,91 @@ pub struct Swept {
     pub unmarked: Vec<StagingSchema>,
 }
 
-/// Creates a schema that nobody else may use, whatever ALTER DEFAULT PRIVILEGES of our role says. Without USAGE nothing in it can be
-/// named: so no trigger is attached to a staging table, and none of the functions there becomes a trigger of another table.
+/// What takes every privilege of others on a table of staging, and on its sequences, away.
+const REVOKE_TABLE: &str = "
+    SELECT pg_catalog.format('REVOKE ALL ON %s %I.%I FROM %s CASCADE', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+                             n.nspname, c.relname,
+                             CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
+    FROM (SELECT pg_catalog.to_regclass($1)::oid
+          UNION ALL
+          SELECT d.objid FROM pg_catalog.pg_depend d
+          WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = pg_catalog.to_regclass($1)
+            AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i')) AS made(id)
+    JOIN pg_catalog.pg_class c ON c.oid = made.id JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
+    WHERE a.grantee <> c.relowner GROUP BY c.relkind, n.nspname, c.relname, a.grantee";
+
+/// The same of the functions in a schema of staging; PUBLIC has EXECUTE without a grant.
+const REVOKE_FUNCTIONS: &str = "
+    SELECT pg_catalog.format('REVOKE ALL ON FUNCTION %I.%I(%s) FROM %s CASCADE', n.nspname, p.proname,
+                             pg_catalog.pg_get_function_identity_arguments(p.oid),
+                             CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
+    FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_proc p ON p.pronamespace = n.oid
+    CROSS JOIN LATERAL pg_catalog.aclexplode(COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner))) a
+    WHERE n.nspname = $1 AND a.grantee <> p.proowner";
+
+/// Creates a table in a schema of staging, with all that belongs to it, so that nobody else ever has a privilege on it.
+///
+/// A schema without USAGE for others does not suffice: a member of pg_read_all_data has USAGE of every schema, and what ALTER DEFAULT
+/// PRIVILEGES of our role grants could be TRIGGER.
+pub(super) async fn create_table<S: AsRef<str>>(
+    client: &SqlClient,
+    doing: &'static str,
+    table: &QualifiedName,
+    statements: &[S],
+) -> Result<(), DestinationError> {
+    in_transaction(client, doing, statements, async { withhold(client, doing, table).await }).await
+}
+
+/// Creates a function in a schema of staging that nobody else may make a trigger of a table of his.
+pub(super) async fn create_function(
+    client: &SqlClient,
+    doing: &'static str,
+    schema: &Ident,
+    statement: &str,
+) -> Result<(), DestinationError> {
+    let withhold = async {
+        for row in client.query(doing, REVOKE_FUNCTIONS, &[&schema.as_str()]).await? {
+            client.statement(doing, row.get(0)).await?;
+        }
+        Ok(())
+    };
+    in_transaction(client, doing, &[statement], withhold).await
+}
+
+/// Takes every privilege of others on a table of staging away that the current transaction has created.
+pub(super) async fn withhold(
+    client: &SqlClient,
+    doing: &'static str,
+    table: &QualifiedName,
+) -> Result<(), DestinationError> {
+    for row in client.query(doing, REVOKE_TABLE, &[&table.sql()]).await? {
+        client.statement(doing, row.get(0)).await?;
+    }
+    Ok(())
+}
+
+async fn in_transaction<S: AsRef<str>>(
+    client: &SqlClient,
+    doing: &'static str,
+    statements: &[S],
+    then: impl Future<Output = Result<(), DestinationError>>,
+) -> Result<(), DestinationError> {
+    let create = async {
+        let Some((first, rest)) = statements.split_first() else { return Ok(()) };
+        client.statement_behind("BEGIN", doing, first.as_ref()).await?;
+        client.statements(doing, rest).await?;
+        then.await?;
+        Ok(client.batch(doing, "COMMIT").await?)
+    };
+    let created = create.await;
+    if created.is_err() {
+        client.batch(doing, "ROLLBACK").await?;
+    }
+    created
+}
+
+/// Creates a schema that nobody else may use, whatever ALTER DEFAULT PRIVILEGES of our role says.
 pub(super) async fn create(client: &SqlClient, schema: &Ident) -> Result<(), DestinationError> {
     const DOING: &str = "creating the staging schema";
     let create = async {

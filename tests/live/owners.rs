@@ -686,7 +686,15 @@ const GRANTED: &str = "
         WHERE (nspname = 'headwater' AND a.privilege_type <> 'USAGE' OR nspname LIKE 'headwater_staging%') AND a.grantee <> n.nspowner
         UNION ALL
         SELECT c.oid::regclass || ' ' || a.privilege_type FROM pg_class c, aclexplode(c.relacl) a
-        WHERE c.relnamespace = 'headwater'::regnamespace AND a.privilege_type <> 'SELECT' AND a.grantee <> c.relowner) AS granted";
+        WHERE c.relnamespace = 'headwater'::regnamespace AND a.privilege_type <> 'SELECT' AND a.grantee <> c.relowner
+        UNION ALL
+        SELECT c.oid::regclass || ' ' || a.privilege_type
+        FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid, aclexplode(c.relacl) a
+        WHERE nspname LIKE 'headwater_staging%' AND a.grantee <> c.relowner
+        UNION ALL
+        SELECT p.oid::regprocedure || ' ' || a.privilege_type
+        FROM pg_namespace n JOIN pg_proc p ON p.pronamespace = n.oid, aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a
+        WHERE nspname LIKE 'headwater_staging%' AND a.grantee <> p.proowner) AS granted";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn default_privileges_reach_neither_the_bookkeeping_nor_staging() {
@@ -743,6 +751,73 @@ async fn default_privileges_reach_neither_the_bookkeeping_nor_staging() {
     std::fs::remove_file(&file).unwrap();
     service.stop().await;
     assert_eq!(finding(&setup).await, None);
+    nobody_was_pwned(&database).await;
+}
+
+/// What the owner would have run in staging, each statement by itself: triggers on all of its tables, and its functions as triggers.
+const ATTACHING: &str = "
+    SELECT string_agg(statement, ';') FROM (
+        SELECT format('CREATE TRIGGER x BEFORE INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pwn_trigger()', c.oid::regclass) AS statement
+        FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid WHERE nspname LIKE 'headwater_staging%' AND relkind IN ('r', 'p')
+        UNION ALL
+        SELECT format('CREATE TRIGGER x AFTER INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION %s', p.oid::regprocedure)
+        FROM pg_namespace n JOIN pg_proc p ON p.pronamespace = n.oid
+        WHERE nspname LIKE 'headwater_staging%' AND prorettype = 'trigger'::regtype) AS statements";
+
+/// Has the owner try to attach code in staging; returns how often it was denied.
+async fn attaching_is_denied(database: &Database) -> usize {
+    assert_eq!(database.destination_value(GRANTED).await, None);
+    let statements = database.destination_value(ATTACHING).await.expect("there is staging");
+    for denied in statements.split(';') {
+        let sql = format!("SET ROLE {}; {denied}", owner(&database.name));
+        let error = database.destination.script("attaching", &sql).await.expect_err(denied);
+        assert!(error.to_string().contains("SQLSTATE 42501"), "{denied}: {error}");
+        database.at_destination("RESET ROLE").await;
+    }
+    statements.split(';').count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_read_everything_attaches_nothing_to_staging_by_default_privileges() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_staged", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database.at_source("ALTER TABLE t ADD COLUMN n serial").await;
+    // In the schema besides: what both grant is granted once.
+    database
+        .at_destination(&format!(
+            "{}; ALTER DEFAULT PRIVILEGES FOR ROLE {writer} IN SCHEMA public GRANT SELECT, INSERT ON TABLES TO {owner} WITH GRANT OPTION;
+             ALTER DEFAULT PRIVILEGES FOR ROLE {writer} GRANT SELECT ON TABLES TO PUBLIC; GRANT pg_read_all_data TO {owner}",
+            default_privileges(&writer, &owner)
+        ))
+        .await;
+    as_owner(&database, "CREATE TABLE mine (id int)").await;
+    let setup = Setup::of(&database);
+    setup.clone().failing_at("snapshot.copying").start().ended().await;
+    // The mark of life, and the table that will be moved.
+    assert_eq!(attaching_is_denied(&database).await, 2);
+    let mut setup = setup;
+    let file = parent().join(format!("{}-paused", database.name));
+    setup.environment.push(("HEADWATER_PAUSE".to_owned(), format!("handover.comparing={}", file.display())));
+    let service = setup.start();
+    service.streams().await;
+    let kept = format!(
+        "SELECT has_table_privilege('{owner}', 't', 'INSERT WITH GRANT OPTION') AND has_table_privilege('{owner}', 't', 'TRIGGER')
+                AND has_sequence_privilege('{owner}', 't_n_seq', 'UPDATE')
+                AND (SELECT array_agg(privilege_type) = '{{SELECT}}' FROM pg_class, aclexplode(relacl) WHERE oid = 't'::regclass AND grantee = 0)"
+    );
+    assert_eq!(database.destination_value(&format!("SELECT ({kept})::text")).await.as_deref(), Some("true"));
+    let asked = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(asked.0, Some(0), "{}", asked.1);
+    eventually("the copy is compared", || async { file.exists().then_some(()) }).await;
+    // The mark of life, the copy, its position, its list, and the function that keeps the list.
+    assert_eq!(attaching_is_denied(&database).await, 5);
+    std::fs::remove_file(&file).unwrap();
+    service.streams().await;
+    assert_eq!(database.destination_value(&format!("SELECT ({kept})::text")).await.as_deref(), Some("true"));
+    service.stop().await;
     nobody_was_pwned(&database).await;
 }
 
