@@ -1,4 +1,4 @@
--- Code that runs with our rights when we write into the tables named, and that somebody else can change.
+-- Code that runs with our rights when we write into the tables named or run DDL, and that somebody else can change.
 --
 -- $1, $2 schemas and names of the tables; $3, $4, $5 schema, table and name of each column that we give a value;
 -- $6 whether foreign keys and ordinary triggers act on those tables: headwater's own are also written by sessions whose role is origin,
@@ -240,8 +240,15 @@ WITH RECURSIVE ourselves AS (
     UNION
     SELECT t.id, 'foreign table', '', t.owner, NULL
     FROM touched t WHERE t.kind = 'f' AND NOT t.cascaded AND t.owner NOT IN (SELECT oid FROM trusted)
+    UNION
+    -- Whatever is written, headwater also creates and drops objects, in sessions of either role. Superusers make event triggers; the
+    -- functions may be anybody's.
+    SELECT 0, 'event trigger', e.evtname, p.proowner, pg_catalog.format('%I.%I()', n.nspname, p.proname)
+    FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    WHERE e.evtenabled <> 'D' AND p.proowner NOT IN (SELECT oid FROM trusted)
 )
-SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname)::text AS schema_name, COALESCE(c.relname, t.typname)::text AS object_name,
+SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, '')::text AS schema_name,
+       COALESCE(c.relname, t.typname, '')::text AS object_name,
        f.name::text, pg_catalog.min(f.function_name),
        CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
        target_schema.nspname::text AS target_schema, target.typname::text AS target_name

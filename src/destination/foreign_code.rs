@@ -1,7 +1,8 @@
 //! Code that others could have run with our rights: found in the catalog before it is run, and refused.
 //!
 //! Whoever writes into a table runs the code that is attached to it: triggers, rules, functions in checks, defaults, generated
-//! columns, index expressions, partition keys, domains, casts of its types. It runs as the writer, so the owner of a table could
+//! columns, index expressions, partition keys, domains, casts of its types; who creates objects runs event triggers. It runs
+//! as the writer, so the owner of a table could
 //! use headwater's rights, which reach farther than his: the bookkeeping, all other tables of the set. `SET ROLE` to the owner does not
 //! contain it, since the code can set the role back (docs/decisions/0021).
 //!
@@ -55,6 +56,8 @@ enum Attached {
     ForeignKey,
     Type,
     Cast,
+    /// Of no table: it runs when objects are created, changed or dropped, or a session begins.
+    EventTrigger,
 }
 
 impl Attached {
@@ -76,6 +79,7 @@ impl Attached {
             "foreign key" => Attached::ForeignKey,
             "type" => Attached::Type,
             "cast" => Attached::Cast,
+            "event trigger" => Attached::EventTrigger,
             _ => return None,
         })
     }
@@ -85,7 +89,7 @@ impl Attached {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignCode {
     attached: Attached,
-    /// The table or type; a cast's source type.
+    /// The table or type; a cast's source type; nothing for an event trigger.
     object: QualifiedName,
     /// A cast's target type.
     target: Option<QualifiedName>,
@@ -141,6 +145,7 @@ impl ForeignCode {
             Attached::ForeignKey => format!("foreign key {name} of table {object}"),
             Attached::Type => format!("type {object}"),
             Attached::Cast => format!("cast {}", self.cast()),
+            Attached::EventTrigger => format!("event trigger {name}"),
         };
         let role = name_of(self.role.as_ref());
         match &self.function {
@@ -168,6 +173,7 @@ impl ForeignCode {
             Attached::Rule => format!("ALTER TABLE {object} {off} RULE {name};"),
             Attached::Check | Attached::ForeignKey => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),
             Attached::Cast => format!("DROP CAST {};", self.cast()),
+            Attached::EventTrigger => format!("ALTER EVENT TRIGGER {name} DISABLE;"),
             Attached::Default => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP DEFAULT;"),
             Attached::Generated => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP EXPRESSION;"),
             Attached::Index => {
@@ -327,14 +333,19 @@ impl Writes {
         if found.len() > LISTED_MAX {
             lines.push(format!("and {} more", found.len() - LISTED_MAX));
         }
-        let mut detail = format!("It would run when rows are {when_rows_are}: {}.", lines.join("; "));
+        let by_event = found.iter().any(|code| code.attached == Attached::EventTrigger);
+        let or_else = if by_event { ", objects are created, changed or dropped, or a session begins" } else { "" };
+        let mut detail = format!("It would run when rows are {when_rows_are}{or_else}: {}.", lines.join("; "));
         if self.foreign_keys_act && found.iter().any(|code| code.attached == Attached::Trigger) {
             detail.push_str(" Ordinary triggers fire because headwater's role may not set session_replication_role.");
         }
         let removals: Vec<String> = found.iter().filter_map(|code| code.removal(self.foreign_keys_act)).collect();
         let remove = |first: String| match removals.is_empty() {
             true => first,
-            false => format!("{first}un at the destination as the owner:\n{}", removals.join("\n")),
+            false => {
+                let by = if by_event { "a superuser" } else { "the owner" };
+                format!("{first}un at the destination as {by}:\n{}", removals.join("\n"))
+            }
         };
         let hint = match accepting(&self.trusted_roles, &roles) {
             Some(accept) if removals.is_empty() => accept,
@@ -346,6 +357,18 @@ impl Writes {
             .detail(detail)
             .hint(hint)
     }
+}
+
+/// Refuses to create or drop anything while event triggers of others would run, or code on headwater's own tables.
+///
+/// # Errors
+/// As [`Writes::refuse_foreign_code`].
+pub async fn refuse_foreign_event_triggers(
+    client: &SqlClient,
+    trusted_roles: &[Ident],
+) -> Result<(), DestinationError> {
+    let writes = Writes { trusted_roles: trusted_roles.to_vec(), ..Writes::default() };
+    writes.refuse_foreign_code(client).await
 }
 
 /// The role's name as people read it; `None` is everybody.

@@ -75,7 +75,7 @@ pub use fences::{
     next_fence_request, refuse_fence_requests, take_up_fence_request, withdraw_fence,
 };
 pub use fingerprints::{NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints};
-pub use foreign_code::{ForeignCode, Writes};
+pub use foreign_code::{ForeignCode, Writes, refuse_foreign_event_triggers};
 pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate};
 pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Candidate, DestinationError, Holder, Lead, Led, LockHolders, LockSettings, Marking, ReplicationRole,
-    StagingSchema, Writer, WritingSettings, check_bookkeeping_owner, sweep, terminate, terminate_leftovers,
+    StagingSchema, Writer, WritingSettings, check_bookkeeping_owner, refuse_foreign_event_triggers, sweep, terminate,
+    terminate_leftovers,
 };
 use crate::fault::Fault;
 use crate::pg::{Ident, counted};
@@ -29,6 +30,7 @@ pub(super) async fn lead(
 ) -> Result<(Bookkeeping, Lead), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
+    refuse_foreign_event_triggers(bookkeeping.client(), &config.destination.trusted_roles).await?;
     let settings = lock_settings(config);
     let mut candidate = Candidate::connect(&settings).await?;
     let mut frozen = FrozenLeader::default();
@@ -58,6 +60,7 @@ pub(super) async fn lead(
         telemetry.event("takeover", "this instance leads now");
         // The look above is as old as the wait.
         check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
+        refuse_foreign_event_triggers(bookkeeping.client(), &config.destination.trusted_roles).await?;
     }
     let left = terminate_leftovers(bookkeeping.client()).await?;
     if left.ended > 0 {

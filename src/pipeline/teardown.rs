@@ -10,7 +10,7 @@
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, StagingSchema, Stream, check_bookkeeping_owner,
-    drop_origins, sweep,
+    drop_origins, refuse_foreign_event_triggers, sweep,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, counted, shown_literal};
@@ -97,6 +97,7 @@ async fn record(bookkeeping: &Bookkeeping) -> Result<Option<Stream>, Fault> {
 async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Candidate), Fault> {
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
+    refuse_foreign_event_triggers(bookkeeping.client(), &config.destination.trusted_roles).await?;
     let candidate = Candidate::connect(&lock_settings(config)).await?;
     let LockAttempt { taken, holders } = candidate.try_lock(&bookkeeping).await?;
     if taken {

@@ -1001,6 +1001,59 @@ async fn ordinary_code_on_the_bookkeeping_is_refused_where_replicated_tables_hav
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn event_triggers_whose_function_is_a_strangers_are_refused_before_anything_is_created() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_event", true).await;
+    let owner = owner(&database.name);
+    as_owner(
+        &database,
+        "CREATE FUNCTION pwn_event() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn(TG_EVENT); END $$",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let message = format!("code of role {owner} would run with headwater's rights at the destination");
+    for (event, how) in [
+        ("ddl_command_start", "ENABLE"),
+        ("ddl_command_end", "ENABLE REPLICA"),
+        ("sql_drop", "ENABLE ALWAYS"),
+        ("table_rewrite", "ENABLE"),
+    ] {
+        let create =
+            format!("CREATE EVENT TRIGGER x ON {event} EXECUTE FUNCTION pwn_event(); ALTER EVENT TRIGGER x {how}");
+        database.at_destination(&create).await;
+        let [found, detail, hint] = finding(&setup).await.unwrap_or_else(|| panic!("{create}"));
+        assert_eq!(found, message);
+        assert!(detail.contains("event trigger x calls public.pwn_event()"), "{detail}");
+        assert!(hint.contains("un at the destination as a superuser:"), "{hint}");
+        assert_eq!(statements(&hint), "ALTER EVENT TRIGGER x DISABLE;");
+        // The first start would create the bookkeeping.
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains(&message), "{output}");
+        assert_eq!(database.destination_value("SELECT to_regnamespace('headwater')::text").await, None);
+        let trusting = setup.clone().destination(&format!("trusted_roles = [\"{owner}\"]"));
+        assert_eq!(finding(&trusting).await, None);
+        database.at_destination(&statements(&hint)).await;
+        assert_eq!(finding(&setup).await, None);
+        database.at_destination("DROP EVENT TRIGGER x").await;
+    }
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination("CREATE EVENT TRIGGER x ON ddl_command_end EXECUTE FUNCTION pwn_event()").await;
+    service.is("waiting").await;
+    service.says("event trigger x calls public.pwn_event()").await;
+    // A superuser's own is a warning, whatever role it fires for.
+    database.at_destination("ALTER FUNCTION pwn_event() OWNER TO CURRENT_USER").await;
+    service.streams().await;
+    setup.command(&["check"]).await.says(&["event triggers fire for what headwater creates: ", "x"]);
+    service.stop().await;
+    database.at_destination(&format!("ALTER FUNCTION pwn_event() OWNER TO {owner}")).await;
+    setup.command(&["teardown"]).await.exits(1).says(&[&message]);
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_a_grantee_may_have_made_counts_as_his() {
     if cannot_grant_parameters().await {
         return;
