@@ -21,6 +21,16 @@ const LISTED_MAX: usize = 20;
 
 const DOING: &str = "asking whose schema headwater is";
 
+/// A relation under the name of one of ours that cannot be ours. Every version had these columns.
+const NOT_OURS: &str = "
+    SELECT c.relname::text, ours.attribute
+    FROM (VALUES ('stream', 'generation'), ('position', 'position'), ('tables', 'schema_name')) AS ours(relation, attribute)
+    JOIN pg_catalog.pg_class c ON c.relname = ours.relation
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'headwater'
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                      WHERE a.attrelid = c.oid AND a.attname = ours.attribute AND NOT a.attisdropped)
+    ORDER BY 1 LIMIT 1";
+
 /// Refuses a schema `headwater` that belongs to a stranger, that our role may not use, or that others may change.
 ///
 /// # Errors
@@ -50,9 +60,21 @@ pub async fn bookkeeping_owner_report(
             Some(report.hint(format!("{accept}{}", found.way_out())))
         }
         None if !found.usable => Some(found.unusable().hint(found.way_out())),
-        None if found.granted.is_empty() => None,
+        None if found.granted.is_empty() => not_ours_report(client).await?,
         None => Some(found.granted_report(trusted_roles)),
     })
+}
+
+/// What to report of a relation that only has the name of one of ours.
+async fn not_ours_report(client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
+    let rows = client.query(DOING, NOT_OURS, &[]).await?;
+    Ok(rows.first().map(|row| {
+        let name = of_bookkeeping(&Ident::new(row.get::<_, String>(0)));
+        let column = Ident::new(row.get::<_, String>(1));
+        ErrorReport::new(format!("{name} at the destination is not headwater's: it has no column {column}"))
+            .detail("Something else has made a schema of the name that headwater keeps its position in.")
+            .hint("Rename the schema:\nALTER SCHEMA headwater RENAME TO headwater_of_others;")
+    }))
 }
 
 /// Why our role could not make the bookkeeping what it must be; `None` where there is no schema of its name.

@@ -1040,14 +1040,22 @@ async fn event_triggers_whose_function_is_a_strangers_are_refused_before_anythin
     }
     let service = setup.start();
     service.streams().await;
+    // The last that a first start creates.
+    eventually("the functions for readers are there", || async {
+        let there = "SELECT (to_regprocedure('headwater.wait_for(pg_lsn, interval)') IS NOT NULL)::text";
+        (database.destination_value(there).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
     database.at_destination("CREATE EVENT TRIGGER x ON ddl_command_end EXECUTE FUNCTION pwn_event()").await;
     service.is("waiting").await;
     service.says("event trigger x calls public.pwn_event()").await;
-    // A superuser's own is a warning, whatever role it fires for.
+    nobody_was_pwned(&database).await;
+    // A superuser's own is a warning, whatever role it fires for, and may run.
     database.at_destination("ALTER FUNCTION pwn_event() OWNER TO CURRENT_USER").await;
     service.streams().await;
     setup.command(&["check"]).await.says(&["event triggers fire for what headwater creates: ", "x"]);
     service.stop().await;
+    database.at_destination("DELETE FROM only_writer.pwned").await;
     database.at_destination(&format!("ALTER FUNCTION pwn_event() OWNER TO {owner}")).await;
     setup.command(&["teardown"]).await.exits(1).says(&[&message]);
     nobody_was_pwned(&database).await;
@@ -1095,6 +1103,26 @@ async fn a_trigger_that_a_grantee_may_have_made_counts_as_his() {
     database.assert_catches_up().await;
     service.stop().await;
     nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relation_under_a_name_of_the_bookkeepings_is_refused_before_anything_is_copied() {
+    let database = Database::new("own_namesake", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    for relation in
+        ["TABLE headwater.position (x int)", "VIEW headwater.stream AS SELECT 1 AS x", "TABLE headwater.tables ()"]
+    {
+        database.at_destination(&format!("CREATE SCHEMA headwater; CREATE {relation}")).await;
+        let said = "at the destination is not headwater's: it has no column";
+        setup.command(&["check"]).await.exits(1).says(&[said]);
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains(said), "{output}");
+        database
+            .at_destination(
+                "ALTER SCHEMA headwater RENAME TO headwater_of_others; DROP SCHEMA headwater_of_others CASCADE",
+            )
+            .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
