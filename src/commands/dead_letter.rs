@@ -21,10 +21,11 @@ pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterComm
         Err(exit) => return exit,
     };
     let shown = async {
-        let client = settings::destination(&config).connect().await.map_err(DestinationError::Session)?;
+        let bookkeeping = settings::bookkeeping(&config).await?;
+        let client = bookkeeping.client();
         match command {
-            DeadLetterCommand::List => list(&client).await,
-            DeadLetterCommand::Show(options) => show(&config, &client, options).await,
+            DeadLetterCommand::List => list(client).await,
+            DeadLetterCommand::Show(options) => show(&config, client, options).await,
         }
     };
     match shown.await {

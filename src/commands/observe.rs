@@ -156,7 +156,8 @@ pub(super) async fn destination(config: &Config) -> Result<AtDestination, String
     let mut connection = config.destination.url.clone();
     connection.connect_timeout = connection.connect_timeout.min(CONNECT_MAX);
     let sql = Sql { connection, purpose: "status", timeout: QUERY_MAX };
-    let bookkeeping = Bookkeeping::connect(&sql).await.map_err(|error| error.to_string())?;
+    let bookkeeping = Bookkeeping::connect_checked(&sql, &config.destination.trusted_roles).await;
+    let bookkeeping = bookkeeping.map_err(|error| error.to_string())?;
     bookkeeping.client().batch("setting up a session", LOCK_MAX).await.map_err(|error| error.to_string())?;
     look_at_destination(config, &bookkeeping).await.map_err(|error| error.to_string())
 }

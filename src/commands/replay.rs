@@ -18,9 +18,13 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
         Err(exit) => return exit,
     };
     let wanted = options.transaction.wanted();
-    let (sql, writing) = (settings::destination(&config), settings::writing(&config));
     let trusted_roles = &config.destination.trusted_roles;
-    match destination::replay(&sql, &writing, wanted, trusted_roles, config.truncate, options.source_wins).await {
+    let (writing, truncate, wins) = (settings::writing(&config), config.truncate, options.source_wins);
+    let replayed = async {
+        let bookkeeping = settings::bookkeeping(&config).await?;
+        destination::replay(bookkeeping.client(), &writing, wanted, trusted_roles, truncate, wins).await
+    };
+    match replayed.await {
         Ok(replayed) => {
             display::result(&format!(
                 "applied {} of the source transaction with {wanted}; it is no dead letter any more",

@@ -65,7 +65,7 @@ pub(super) async fn resnapshot(path: &Option<PathBuf>, options: &ResnapshotArgum
 async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, DestinationError> {
     let connection = config.destination.url.clone();
     let destination = Sql { connection, purpose: "asking", timeout: STATEMENT_MAX };
-    let bookkeeping = Bookkeeping::connect(&destination).await?;
+    let bookkeeping = Bookkeeping::connect_checked(&destination, &config.destination.trusted_roles).await?;
     if bookkeeping.stream().await?.is_none() || !bookkeeping.takes_requests().await? {
         display::error("this destination is not fed by a headwater that could be asked");
         display::line("hint: Start headwater run: it makes the first snapshot by itself.");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Exit;
 use super::display;
 use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, misspelt_variables};
-use crate::destination::WritingSettings;
+use crate::destination::{Bookkeeping, DestinationError, WritingSettings};
 use crate::pg::Ident;
 use crate::session::Sql;
 
@@ -65,8 +65,13 @@ pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
 /// How long a statement of a command may take.
 const STATEMENT_MAX: Duration = Duration::from_secs(60);
 
+/// A session for the bookkeeping at the destination, once it is known that nothing there is somebody else's.
+pub(super) async fn bookkeeping(config: &Config) -> Result<Bookkeeping, DestinationError> {
+    Bookkeeping::connect_checked(&destination(config), &config.destination.trusted_roles).await
+}
+
 /// Ordinary sessions at the destination.
-pub(super) fn destination(config: &Config) -> Sql {
+fn destination(config: &Config) -> Sql {
     Sql { connection: config.destination.url.clone(), purpose: "command", timeout: STATEMENT_MAX }
 }
 

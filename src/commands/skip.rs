@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::cli::TransactionArguments;
 use super::{Exit, display, settings};
-use crate::destination::{DestinationError, request_skip};
+use crate::destination::request_skip;
 use crate::fault::{Fault, report};
 
 /// Asks for a transaction to be left out.
@@ -18,8 +18,8 @@ pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments)
     };
     let wanted = options.wanted();
     let asked = async {
-        let client = settings::destination(&config).connect().await.map_err(DestinationError::Session)?;
-        request_skip(&client, wanted).await
+        let bookkeeping = settings::bookkeeping(&config).await?;
+        request_skip(bookkeeping.client(), wanted).await
     };
     match asked.await {
         Ok(()) => {

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
-use super::owner::unusable_bookkeeping;
+use super::owner::{check_bookkeeping, unusable_bookkeeping};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline};
 use crate::session::{SessionError, Sql, SqlClient, SqlState, SystemIdentification};
 
@@ -137,7 +137,7 @@ pub struct Bookkeeping {
 }
 
 impl Bookkeeping {
-    /// Opens a session.
+    /// Opens a session of a service whose start and monitor have looked at the schema already.
     ///
     /// # Errors
     /// [`DestinationError`].
@@ -146,6 +146,17 @@ impl Bookkeeping {
         // What is decided on the strength of these rows happens at the source too: they must survive a crash here.
         client.batch("setting up a session", "SET synchronous_commit = on").await?;
         Ok(Bookkeeping { client })
+    }
+
+    /// Opens a session once it is known that nothing in schema `headwater` is somebody else's: for a start, and for every command that
+    /// reads or writes there.
+    ///
+    /// # Errors
+    /// [`DestinationError`]: [`DestinationError::Refused`] where others own the schema or something in it, or may change it.
+    pub async fn connect_checked(sql: &Sql, trusted_roles: &[Ident]) -> Result<Bookkeeping, DestinationError> {
+        let bookkeeping = Bookkeeping::connect(sql).await?;
+        check_bookkeeping(&bookkeeping.client, trusted_roles).await?;
+        Ok(bookkeeping)
     }
 
     /// The session, for questions of other kinds.

@@ -1,7 +1,8 @@
 //! Whose the bookkeeping is: schema `headwater` must belong to a role that could do as much as we can without it, and nobody
 //! else may change it.
 //!
-//! Asked by `pipeline` at every start, before anything in the schema is used, by its monitor, and by `headwater check`. The functions
+//! Asked before anything in the schema is used: by [`super::Bookkeeping::connect_checked`], with which every start and every command
+//! that touches the schema opens its session, and by the monitor of `pipeline` while a stream runs. The functions
 //! and tables in the schema are called and written with our rights, and the owner of a schema can replace whatever is in it. So a
 //! role that has made a schema of this name in advance, or owns an object in it, could have its code run as us. So could one that was
 //! granted TRIGGER on a table of it, or CREATE on the schema; one that may write could move the position. Such grants are not
@@ -10,7 +11,7 @@
 use serde::Deserialize;
 
 use super::error::DestinationError;
-use super::foreign_code::{accepting, name_of};
+use super::foreign_code::{Writes, accepting, name_of};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::session::{SessionError, SqlClient};
 
@@ -31,25 +32,51 @@ const NOT_OURS: &str = "
                       WHERE a.attrelid = c.oid AND a.attname = ours.attribute AND NOT a.attisdropped)
     ORDER BY 1 LIMIT 1";
 
-/// Refuses a schema `headwater` that belongs to a stranger, that our role may not use, or that others may change.
+/// Refuses a schema `headwater` that belongs to a stranger, that our role may not use, that others may change, or that holds code
+/// of others.
 ///
 /// # Errors
-/// [`DestinationError::Refused`], naming the owner and the way out.
-pub async fn check_bookkeeping_owner(client: &SqlClient, trusted_roles: &[Ident]) -> Result<(), DestinationError> {
-    match bookkeeping_owner_report(client, trusted_roles).await? {
+/// [`DestinationError::Refused`], naming the role and the way out.
+pub async fn check_bookkeeping(client: &SqlClient, trusted_roles: &[Ident]) -> Result<(), DestinationError> {
+    match bookkeeping_report(client, trusted_roles).await? {
         Some(report) => Err(DestinationError::Refused(report)),
         None => Ok(()),
     }
 }
 
-/// What to report of a schema `headwater` that others own or may change, or that our role may not use.
+/// What to report of a schema `headwater` that others own or may change, that our role may not use, or that holds code of others.
 ///
 /// # Errors
 /// [`DestinationError`] when the server does not answer.
-pub async fn bookkeeping_owner_report(
+pub async fn bookkeeping_report(
     client: &SqlClient,
     trusted_roles: &[Ident],
 ) -> Result<Option<ErrorReport>, DestinationError> {
+    match owner_report(client, trusted_roles).await? {
+        Some(report) => Ok(Some(report)),
+        // Whatever is enabled on headwater's own tables counts, where ordinary triggers act on what is applied and where they do not.
+        None => {
+            let tables = vec![of_bookkeeping(&Ident::new("stream"))];
+            let trusted_roles = trusted_roles.to_vec();
+            let writes = Writes { tables, trusted_roles, ..Writes::default() };
+            writes.foreign_code_report(client).await
+        }
+    }
+}
+
+/// Refuses a schema `headwater` that belongs to a stranger, that our role may not use, or that others may change: enough for reading it,
+/// where the code in it is looked at by itself.
+///
+/// # Errors
+/// As [`check_bookkeeping`].
+pub async fn check_bookkeeping_owner(client: &SqlClient, trusted_roles: &[Ident]) -> Result<(), DestinationError> {
+    match owner_report(client, trusted_roles).await? {
+        Some(report) => Err(DestinationError::Refused(report)),
+        None => Ok(()),
+    }
+}
+
+async fn owner_report(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<ErrorReport>, DestinationError> {
     let Some(found) = Found::read(client, trusted_roles).await? else { return Ok(None) };
     Ok(match &found.stranger {
         Some((object, owner)) => {

@@ -22,7 +22,7 @@ use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
 use crate::plan::statement;
 use crate::plan::target::Target;
-use crate::session::{Flight, FlightAnswer, Sql, StatementAnswer, WritingSession};
+use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, WritingSession};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
@@ -42,15 +42,14 @@ pub struct Replayed {
 /// # Errors
 /// [`DestinationError`]; nothing is changed then.
 pub async fn replay(
-    sql: &Sql,
+    client: &SqlClient,
     settings: &WritingSettings,
     wanted: Wanted,
     trusted_roles: &[Ident],
     truncate: TruncateMode,
     wins: bool,
 ) -> Result<Replayed, DestinationError> {
-    let client = sql.connect().await?;
-    let parts = parts(&client, wanted).await?;
+    let parts = parts(client, wanted).await?;
     if parts == 0 {
         return Err(DestinationError::Refused(
             ErrorReport::new(format!("there is no dead letter with {wanted}"))
@@ -73,8 +72,8 @@ pub async fn replay(
     flight.run("BEGIN");
     replay.send(flight).await?;
     for part in 1..=parts {
-        let changes = read_part(&client, wanted, part).await?;
-        replay.learn(&client, &changes).await?;
+        let changes = read_part(client, wanted, part).await?;
+        replay.learn(client, &changes).await?;
         replay.apply(&changes).await?;
     }
     let mut flight = Flight::new();
@@ -109,7 +108,7 @@ impl Replay {
     }
 
     /// Binds the relations of some changes to the tables as they are now.
-    async fn learn(&mut self, client: &crate::session::SqlClient, changes: &[Change]) -> Result<(), DestinationError> {
+    async fn learn(&mut self, client: &SqlClient, changes: &[Change]) -> Result<(), DestinationError> {
         let mut relations: Vec<&Arc<Relation>> = Vec::new();
         for change in changes {
             match change {

@@ -170,6 +170,11 @@ impl Attempt {
         self.made_progress
     }
 
+    /// For what is done between two attempts, when the fault may be that somebody else has a hand in the bookkeeping.
+    async fn bookkeeping(&self) -> Result<Bookkeeping, DestinationError> {
+        Bookkeeping::connect_checked(&self.addresses.destination, &self.config.destination.trusted_roles).await
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         *self.stop.borrow()
     }
@@ -197,7 +202,7 @@ impl Attempt {
         if self.asks_for_copy || !is_answered_by_a_copy {
             return;
         }
-        let forgetting = async { Bookkeeping::connect(&self.addresses.destination).await?.forget_invocations().await };
+        let forgetting = async { self.bookkeeping().await?.forget_invocations().await };
         if let Ok(Err(error)) = tokio::time::timeout(END_MAX, forgetting).await {
             tracing::debug!("an earlier --resnapshot could not be forgotten: {error}");
         }
@@ -230,7 +235,7 @@ impl Attempt {
             return;
         }
         let keeping = async {
-            let bookkeeping = Bookkeeping::connect(&self.addresses.destination).await?;
+            let bookkeeping = self.bookkeeping().await?;
             remember_conflict(bookkeeping.client(), conflict).await
         };
         match tokio::time::timeout(END_MAX, keeping).await {
@@ -247,7 +252,7 @@ impl Attempt {
         let mut known: Option<usize> = None;
         loop {
             // While the destination does not answer nobody can ask there either.
-            if let Ok(bookkeeping) = Bookkeeping::connect(&self.addresses.destination).await
+            if let Ok(bookkeeping) = self.bookkeeping().await
                 && let Ok(requests) = bookkeeping.requests().await
             {
                 if known.is_some_and(|known| requests.len() > known) {
@@ -265,7 +270,7 @@ impl Attempt {
             .detail(format!("{halted}."))
             .hint(format!("See what to do: headwater explain\n{NO_FENCE_HINT}"));
         let refusing = async {
-            let bookkeeping = Bookkeeping::connect(&self.addresses.destination).await?;
+            let bookkeeping = self.bookkeeping().await?;
             refuse_fence_requests(bookkeeping.client(), &report).await
         };
         // Whoever asks gives up after fence_timeout.
@@ -282,7 +287,7 @@ impl Attempt {
         };
         let names = [Some(Wanted::CommitLsn(conflict.commit_lsn)), conflict.end_lsn.map(Wanted::EndLsn)];
         // Without an answer the back-off ends by itself, and the next attempt says what is wrong.
-        let Ok(bookkeeping) = Bookkeeping::connect(&self.addresses.destination).await else {
+        let Ok(bookkeeping) = self.bookkeeping().await else {
             return std::future::pending().await;
         };
         loop {
@@ -300,7 +305,7 @@ impl Attempt {
         if !self.flagged {
             return;
         }
-        let ending = async { Bookkeeping::connect(&self.addresses.destination).await?.end_invocation().await };
+        let ending = async { self.bookkeeping().await?.end_invocation().await };
         if !matches!(tokio::time::timeout(END_MAX, ending).await, Ok(Ok(()))) {
             tracing::warn!(
                 "the destination could not be told that --resnapshot is done with: the next start with it asks for nothing"

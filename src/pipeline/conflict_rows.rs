@@ -9,7 +9,7 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Catalog, DestinationError, OpenConflict, ShownChange, ShownRow, ShownValue, WritingSettings, open_conflict,
+    Bookkeeping, Catalog, OpenConflict, ShownChange, ShownRow, ShownValue, WritingSettings, open_conflict,
     shown_changes,
 };
 use crate::pg::{ErrorReport, Ident, QualifiedName, Relation};
@@ -53,23 +53,25 @@ pub struct ConflictRows {
 /// [`Fault`] when the destination cannot be asked.
 pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Result<Option<ConflictRows>, Fault> {
     let addresses = Addresses::new(config);
-    let client = addresses.destination.connect().await.map_err(DestinationError::Session)?;
-    let Some(conflict) = open_conflict(&client).await? else { return Ok(None) };
+    let trusted_roles = &config.destination.trusted_roles;
+    let bookkeeping = Bookkeeping::connect_checked(&addresses.destination, trusted_roles).await?;
+    let client = bookkeeping.client();
+    let Some(conflict) = open_conflict(client).await? else { return Ok(None) };
     let mut found = ConflictRows { conflict, change: None, destination: Vec::new(), source: Vec::new() };
     let Some(change) = &found.conflict.change else { return Ok(Some(found)) };
-    let shown = shown_changes(&client, settings, std::slice::from_ref(change)).await?;
+    let shown = shown_changes(client, settings, std::slice::from_ref(change)).await?;
     let Some((relation, shown)) = relation_of(change).zip(shown.into_iter().next()) else { return Ok(Some(found)) };
     let key = key_of(relation, &shown);
 
-    let catalog = Catalog::read(&client, std::slice::from_ref(&relation.name)).await?;
+    let catalog = Catalog::read(client, std::slice::from_ref(&relation.name)).await?;
     let definition = catalog.table(&relation.name);
     found.destination.push(FoundRows {
         by: by("key", key.iter().map(|(name, _)| name)),
-        rows: rows_with(&client, &relation.name, &key).await.map_err(|error| error.to_string()),
+        rows: rows_with(client, &relation.name, &key).await.map_err(|error| error.to_string()),
     });
     if let (Some(definition), Some(new)) = (definition, new_row(&shown)) {
         for rival in rivals(definition, found.conflict.constraint.as_deref(), new, &key) {
-            let rows = rows_with(&client, &rival.table, &rival.values).await.map_err(|error| error.to_string());
+            let rows = rows_with(client, &rival.table, &rival.values).await.map_err(|error| error.to_string());
             found.destination.push(FoundRows { by: rival.by, rows });
         }
     }

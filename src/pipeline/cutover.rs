@@ -63,7 +63,8 @@ pub async fn run(
     progress: &Arc<VerifyProgress>,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Cutover, Fault> {
-    let bookkeeping = Bookkeeping::connect(&Addresses::new(config).destination).await?;
+    let bookkeeping =
+        Bookkeeping::connect_checked(&Addresses::new(config).destination, &config.destination.trusted_roles).await?;
     let settled = settle(config, &bookkeeping).await?;
     let config = &settled.config;
     let addresses = Addresses::new(config);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Candidate, DestinationError, Holder, Lead, Led, LockHolders, LockSettings, Marking, ReplicationRole,
-    StagingSchema, Writer, WritingSettings, check_bookkeeping_owner, refuse_foreign_event_triggers, sweep, terminate,
+    StagingSchema, Writer, WritingSettings, check_bookkeeping, refuse_foreign_event_triggers, sweep, terminate,
     terminate_leftovers,
 };
 use crate::fault::Fault;
@@ -28,8 +28,7 @@ pub(super) async fn lead(
     addresses: &Addresses,
     telemetry: &Telemetry,
 ) -> Result<(Bookkeeping, Lead), Fault> {
-    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
-    check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
+    let bookkeeping = Bookkeeping::connect_checked(&addresses.destination, &config.destination.trusted_roles).await?;
     refuse_foreign_event_triggers(bookkeeping.client(), &config.destination.trusted_roles).await?;
     let settings = lock_settings(config);
     let mut candidate = Candidate::connect(&settings).await?;
@@ -59,7 +58,7 @@ pub(super) async fn lead(
     if telemetry.state() == State::Standby {
         telemetry.event("takeover", "this instance leads now");
         // The look above is as old as the wait.
-        check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
+        check_bookkeeping(bookkeeping.client(), &config.destination.trusted_roles).await?;
         refuse_foreign_event_triggers(bookkeeping.client(), &config.destination.trusted_roles).await?;
     }
     let left = terminate_leftovers(bookkeeping.client()).await?;

@@ -19,7 +19,7 @@ use super::attempt::HEARTBEAT_PREFIX;
 use super::ground::{Ground, GroundWatch, ToldTruncations, Watched, WatchedNow};
 use super::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::bookkeeping_owner_report;
+use crate::destination::bookkeeping_report;
 use crate::pg::Lsn;
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, find_slot, schema_looks};
@@ -325,7 +325,7 @@ async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: wat
         }
         if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
             let asked_at = Instant::now();
-            let looked = match bookkeeping_owner_report(&asked, &watched.writes.trusted_roles).await {
+            let looked = match bookkeeping_report(&asked, &watched.writes.trusted_roles).await {
                 Ok(None) => watched.writes.foreign_code_report(&asked).await,
                 found => found,
             };

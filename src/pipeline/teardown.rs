@@ -9,8 +9,8 @@
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, StagingSchema, Stream, check_bookkeeping_owner,
-    drop_origins, refuse_foreign_event_triggers, sweep,
+    Bookkeeping, Candidate, DestinationError, LockAttempt, OriginEnd, StagingSchema, Stream, drop_origins,
+    refuse_foreign_event_triggers, sweep,
 };
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, counted, shown_literal};
@@ -95,8 +95,7 @@ async fn record(bookkeeping: &Bookkeeping) -> Result<Option<Stream>, Fault> {
 
 /// The destination, with the lock taken.
 async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeeping, Candidate), Fault> {
-    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
-    check_bookkeeping_owner(bookkeeping.client(), &config.destination.trusted_roles).await?;
+    let bookkeeping = Bookkeeping::connect_checked(&addresses.destination, &config.destination.trusted_roles).await?;
     refuse_foreign_event_triggers(bookkeeping.client(), &config.destination.trusted_roles).await?;
     let candidate = Candidate::connect(&lock_settings(config)).await?;
     let LockAttempt { taken, holders } = candidate.try_lock(&bookkeeping).await?;

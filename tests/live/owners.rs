@@ -1169,3 +1169,126 @@ async fn a_sweep_drops_only_what_headwater_marked_and_says_it() {
     assert_eq!(log.matches("dropped schema").count(), 3, "{log}");
     service.stop().await;
 }
+
+/// Every command that reads or writes schema headwater.
+const COMMANDS: &[&[&str]] = &[
+    &["skip", "--end-lsn", "0/1"],
+    &["conflict", "show"],
+    &["dead-letter", "list"],
+    &["dead-letter", "show", "--end-lsn", "0/1"],
+    &["replay", "--end-lsn", "0/1"],
+    &["resnapshot", "--no-wait"],
+    &["verify"],
+    &["verify", "--repair"],
+    &["verify", "--no-fence"],
+    &["verify", "--catch-up"],
+    &["cutover"],
+    &["status"],
+    &["explain"],
+    &["check"],
+    &["teardown", "--dry-run"],
+    &["teardown"],
+];
+
+async fn every_command_refuses(setup: &Setup, database: &Database, message: &str) {
+    for command in COMMANDS {
+        let finished = setup.command(command).await;
+        assert_ne!(finished.code, Some(0), "{command:?}: {finished:?}");
+        // Two of them fit their lines to the terminal.
+        let words: Vec<&str> = finished.out.split_whitespace().chain(finished.err.split_whitespace()).collect();
+        assert!(words.join(" ").contains(message), "{command:?} does not say {message:?}: {finished:?}");
+        nobody_was_pwned(database).await;
+    }
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains(message), "{output}");
+    nobody_was_pwned(database).await;
+}
+
+/// The code is there, and works: it runs when headwater's role does what the commands would have done.
+async fn the_trap_works(database: &Database, sql: &str) {
+    let client = crate::support::database::connect(&database.destination_url).await.expect("a session of the writer");
+    client.script("stepping into the trap", sql).await.expect("the trap is not seen");
+    let pwned = "SELECT (count(*) > 0)::text FROM only_writer.pwned";
+    assert_eq!(database.destination_value(pwned).await.as_deref(), Some("true"), "{sql}");
+    database.at_destination("TRUNCATE only_writer.pwned").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_runs_what_a_strangers_schema_headwater_holds() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_trap", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let setup = Setup::of(&database);
+    let bookkeeping = std::fs::read_to_string("sql/bookkeeping.sql").expect("the bookkeeping's SQL");
+    database.at_destination(&format!("GRANT CREATE ON DATABASE {} TO {owner}", database.name)).await;
+    // Every table has become a view that calls what it likes, and every function does something else.
+    as_owner(
+        &database,
+        &format!(
+            "{bookkeeping};
+             DO $do$ DECLARE o record; BEGIN
+                 FOR o IN SELECT relname FROM pg_class WHERE relnamespace = 'headwater'::regnamespace AND relkind = 'r' LOOP
+                     EXECUTE format('ALTER TABLE headwater.%I RENAME TO %I', o.relname, 'real_' || o.relname);
+                     EXECUTE format('CREATE VIEW headwater.%I AS SELECT * FROM headwater.%I WHERE public.pwn(%L)',
+                                    o.relname, 'real_' || o.relname, o.relname);
+                     EXECUTE format('CREATE TRIGGER x INSTEAD OF INSERT OR UPDATE OR DELETE ON headwater.%I
+                                     FOR EACH ROW EXECUTE FUNCTION public.pwn_trigger()', o.relname);
+                 END LOOP;
+             END $do$;
+             CREATE OR REPLACE FUNCTION headwater.random_key() RETURNS bigint LANGUAGE sql AS
+                 $$ SELECT 1::bigint FROM public.pwn('random_key') $$;
+             GRANT ALL ON SCHEMA headwater TO {writer}; GRANT ALL ON ALL TABLES IN SCHEMA headwater TO {writer}"
+        ),
+    )
+    .await;
+    let message =
+        format!("schema headwater at the destination belongs to role {owner}, not to headwater's role {writer}");
+    every_command_refuses(&setup, &database, &message).await;
+    the_trap_works(&database, "SELECT * FROM headwater.stream").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_fires_triggers_that_others_have_left_on_the_bookkeeping() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    // Where ordinary triggers do not act on what is applied, either: they do on what commands write.
+    let database = new("own_left", true).await;
+    let owner = owner(&database.name);
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    // The privilege is gone again; what was made with it has stayed.
+    database
+        .at_destination(&format!(
+            "GRANT USAGE ON SCHEMA headwater TO {owner};
+             DO $do$ DECLARE o regclass; BEGIN
+                 FOR o IN SELECT oid FROM pg_class WHERE relnamespace = 'headwater'::regnamespace AND relkind = 'r' LOOP
+                     EXECUTE format('GRANT TRIGGER ON %s TO {owner}', o);
+                     SET LOCAL ROLE {owner};
+                     EXECUTE format('CREATE TRIGGER x BEFORE INSERT OR UPDATE OR DELETE ON %s EXECUTE FUNCTION public.pwn_trigger()', o);
+                     RESET ROLE;
+                     EXECUTE format('REVOKE TRIGGER ON %s FROM {owner}', o);
+                 END LOOP;
+             END $do$"
+        ))
+        .await;
+    let message = format!("code of role {owner} would run with headwater's rights at the destination");
+    every_command_refuses(&setup, &database, &message).await;
+    the_trap_works(&database, "INSERT INTO headwater.skip (end_lsn) VALUES ('0/1')").await;
+    database.at_destination("DELETE FROM headwater.skip; TRUNCATE only_writer.pwned").await;
+    let [found, detail, hint] = finding(&setup).await.expect("the triggers are found");
+    assert_eq!(found, message);
+    assert!(!detail.contains("session_replication_role"), "{detail}");
+    database.at_destination(&statements(&hint)).await;
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO t VALUES (7, 'x')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    setup.command(&["dead-letter", "list"]).await.exits(0);
+    nobody_was_pwned(&database).await;
+}

@@ -302,7 +302,8 @@ async fn verify(
     progress: &Arc<VerifyProgress>,
     tell: &mut Tell<'_>,
 ) -> Result<Verdict, Fault> {
-    let bookkeeping = Bookkeeping::connect(&Addresses::new(config).destination).await?;
+    let bookkeeping =
+        Bookkeeping::connect_checked(&Addresses::new(config).destination, &config.destination.trusted_roles).await?;
     let bound = format!("SET lock_timeout = {}", config.fence_timeout.as_millis());
     let setting = bookkeeping.client().statement("setting up a session", &bound).await;
     setting.map_err(DestinationError::Session)?;
