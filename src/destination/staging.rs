@@ -1,7 +1,7 @@
 //! Staging: the rows of a snapshot beside the live tables, where no reader sees them.
 //!
 //! `pipeline::snapshot` prepares it, copies into it, finishes it and hands it to `publish`. Its schema carries the
-//! generation, so that staging of an earlier attempt is recognised and swept.
+//! generation, for whoever reads the catalog, and a part that nobody can guess.
 //!
 //! | the target is | mode | staging holds |
 //! |---|---|---|
@@ -120,6 +120,10 @@ pub struct Staging {
 
 const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
 
+/// A part of the schema's name that nobody can know before: a role that may create schemas would take the name otherwise, and no copy
+/// could be made. The server draws it (pg_strong_random); 48 bits, so that names stay below 63 bytes.
+const CHANCE: &str = "SELECT pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12)";
+
 impl Staging {
     /// Creates the staging schema and a staging table for each of `tables`, which come parents first.
     ///
@@ -134,7 +138,8 @@ impl Staging {
     ) -> Result<Staging, DestinationError> {
         let expressions = expressions::read(client).await?;
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
-        let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}"));
+        let chance: String = client.query_one("naming staging", CHANCE, &[]).await?.get(0);
+        let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}_{chance}"));
         let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) };
         staging_schema::create(client, &schema).await?;
         let create = format!("CREATE UNLOGGED TABLE {} AS SELECT true AS alive", mark.sql());

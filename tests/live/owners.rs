@@ -1126,6 +1126,22 @@ async fn a_relation_under_a_name_of_the_bookkeepings_is_refused_before_anything_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_schema_under_a_name_that_staging_could_have_stops_no_copy() {
+    let database = new("own_squatted", true).await;
+    let owner = owner(&database.name);
+    database.at_destination(&format!("GRANT CREATE ON DATABASE {} TO {owner}", database.name)).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    let generation = database.destination_value("SELECT generation FROM headwater.stream").await.expect("a generation");
+    for name in ["", "_again", "_0", "_again_0"] {
+        as_owner(&database, &format!("CREATE SCHEMA \"headwater_staging_{generation}{name}\"")).await;
+    }
+    setup.command(&["resnapshot"]).await.exits(0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_drops_only_what_headwater_marked_and_says_it() {
     if cannot_grant_parameters().await {
         return;
