@@ -4,6 +4,8 @@
 //! one, so that it survives us; from then on only the bookkeeping counts. A command line that was fulfilled and comes
 //! again after a crash is not carried out twice.
 
+use std::collections::BTreeSet;
+
 use crate::destination::{Bookkeeping, DestinationError, Origin, Request, RequestState, Scope, Stream, StreamState};
 use crate::pg::{Lsn, QualifiedName};
 use crate::session::SystemIdentification;
@@ -24,6 +26,8 @@ pub(super) struct Asked {
     pub(super) lost: bool,
     /// What an operator has asked for, as distinct from what is copied by itself.
     pub(super) word: Word,
+    /// The numbers of the requests that were read for this. One that comes later is another reason to copy.
+    pub(super) requests: BTreeSet<i64>,
 }
 
 /// What an operator's command line has said.
@@ -145,7 +149,7 @@ pub(super) async fn asked(
     }
     let requests = bookkeeping.requests().await?;
     let remembered = bookkeeping.remembers_invocation().await?;
-    let mut asked = Asked { remembered, word: Word::of(&requests), ..Asked::default() };
+    let mut asked = Asked { remembered, word: Word::of(&requests), requests: numbers(&requests), ..Asked::default() };
     for request in requests {
         asked.all |= request.origin == Origin::Start && request.scope == Scope::All;
         asked.scope = Some(match asked.scope.take() {
@@ -163,8 +167,9 @@ async fn asked_before_the_first_copy(
     flag: Option<&Scope>,
 ) -> Result<Asked, DestinationError> {
     let known = bookkeeping.takes_requests().await?;
-    let mut word = if known { Word::of(&bookkeeping.requests().await?) } else { Word::default() };
-    let Some(scope) = flag else { return Ok(Asked { word, ..Asked::default() }) };
+    let open = if known { bookkeeping.requests().await? } else { Vec::new() };
+    let (mut word, requests) = (Word::of(&open), numbers(&open));
+    let Some(scope) = flag else { return Ok(Asked { word, requests, ..Asked::default() }) };
     let line = invocation(scope);
     let before = if known { bookkeeping.request_of(&line).await? } else { None };
     match before {
@@ -172,7 +177,12 @@ async fn asked_before_the_first_copy(
         Some(RequestState::Requested(_) | RequestState::Done) => {}
         Some(RequestState::Failed(_)) | None => word.hear(scope, None),
     }
-    Ok(Asked { scope: Some(scope.clone()), invocation: Some((line, scope.clone())), word, ..Asked::default() })
+    let (invocation, scope) = (Some((line, scope.clone())), Some(scope.clone()));
+    Ok(Asked { scope, invocation, word, requests, ..Asked::default() })
+}
+
+fn numbers(requests: &[Request]) -> BTreeSet<i64> {
+    requests.iter().map(|request| request.id).collect()
 }
 
 /// Asks for tables that were added to the configuration, and for those that are suspended, unless somebody has asked for

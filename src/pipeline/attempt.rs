@@ -3,7 +3,7 @@
 //! Run by `pipeline::run` again and again. What one attempt leaves to the next is little: whether the process has ever
 //! streamed, and whether the command line still asks for a snapshot. Everything else is read anew from both servers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +103,8 @@ pub(super) struct Attempt {
     has_streamed: bool,
     /// The attempt ended while it made the first copy.
     failed_in_first_copy: bool,
+    /// The requests for copies that were open when the last attempt began.
+    requests_known: BTreeSet<i64>,
     made_progress: bool,
     /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
     conflict: Option<(Lsn, bool)>,
@@ -141,6 +143,7 @@ impl Attempt {
             spool_failed: false,
             has_streamed: false,
             failed_in_first_copy: false,
+            requests_known: BTreeSet::new(),
             made_progress: false,
             conflict: None,
             held_up_at: Lsn::INVALID,
@@ -247,18 +250,15 @@ impl Attempt {
         }
     }
 
-    /// Resolves once an operator asks for a copy that nobody has asked for yet (`headwater resnapshot`).
+    /// Resolves once an operator has asked for a copy after the last attempt began (`headwater resnapshot`).
     pub(super) async fn copy_requested(&self) {
-        let mut known: Option<usize> = None;
         loop {
             // While the destination does not answer nobody can ask there either.
             if let Ok(bookkeeping) = self.bookkeeping().await
                 && let Ok(requests) = bookkeeping.requests().await
+                && requests.iter().any(|request| !self.requests_known.contains(&request.id))
             {
-                if known.is_some_and(|known| requests.len() > known) {
-                    return;
-                }
-                known = Some(requests.len());
+                return;
             }
             tokio::time::sleep(COPY_REQUEST_POLL_EVERY).await;
         }
@@ -352,6 +352,7 @@ impl Attempt {
         let stopped = self.stopped();
         let mut asked = while_leading(lead, asked(bookkeeping, &mut self.flag, &self.telemetry)).await?;
         self.flagged |= asked.remembered;
+        self.requests_known.clone_from(&asked.requests);
         if self.lost {
             asked = asked.lost();
         }

@@ -63,7 +63,7 @@ use crate::config::Config;
 pub use crate::destination::Scope;
 use crate::fault::{Backoff, Decision, Fault, Phase, decide, report};
 pub use crate::plan::not_carried::{NotCarried, script, summary};
-use crate::telemetry::{State, Telemetry};
+use crate::telemetry::{State, Telemetry, failpoint};
 use attempt::{Attempt, Lived};
 pub use check::{About, Finding, Standing, run as check};
 pub use conflict_rows::{ConflictRows, FoundRows, conflict_rows, no_conflict_report};
@@ -175,6 +175,7 @@ async fn attempts(
         let told = waits_for_operator.clone().unwrap_or_else(|| report(&fault));
         attempt.telemetry().set_state(state, Some(told));
         if waits_for_operator.is_some() {
+            failpoint::pause("copy.waiting").await;
             tokio::select! {
                 () = attempt.copy_requested() => copy_failures.reset(),
                 () = attempt.stopped() => return Ok(()),

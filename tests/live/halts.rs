@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::handover::Pause;
 use crate::support::{Database, Service, Setup, eventually};
 
 const TABLES: &[&str] = &["public.items", "public.others"];
@@ -112,6 +113,22 @@ async fn a_first_copy_that_fails_the_same_way_three_times_waits_for_an_operator(
     database.at_destination("ALTER TABLE items DROP CONSTRAINT items_body_check").await;
     let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
     assert_eq!(code, Some(0), "{text}");
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_asked_for_before_the_service_waits_for_it_is_made() {
+    let database = Database::new("asked_early", TABLES, SCHEMA).await;
+    database.at_destination("CREATE TABLE items (id int PRIMARY KEY, body text CHECK (body <> 'b'))").await;
+    let (setup, pause) = Pause::at("copy.waiting", Setup::of(&database));
+    let service = setup.start();
+    pause.reached().await;
+    database.at_destination("ALTER TABLE items DROP CONSTRAINT items_body_check").await;
+    let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    pause.end();
     service.streams().await;
     database.assert_catches_up().await;
     service.stop().await;
