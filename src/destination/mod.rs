@@ -81,7 +81,7 @@ pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
-pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner};
+pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};
 pub use replay::{Replayed, replay};

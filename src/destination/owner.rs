@@ -32,6 +32,15 @@ const NOT_OURS: &str = "
                       WHERE a.attrelid = c.oid AND a.attname = ours.attribute AND NOT a.attisdropped)
     ORDER BY 1 LIMIT 1";
 
+/// Direct members of the role that may write every table, headwater's own as well. $1 names of roles that are trusted.
+const WRITERS_OF_ALL: &str = "
+    SELECT m.rolname::text
+    FROM pg_catalog.pg_auth_members a
+    JOIN pg_catalog.pg_roles g ON g.oid = a.roleid AND g.rolname = 'pg_write_all_data'
+    JOIN pg_catalog.pg_roles m ON m.oid = a.member
+    WHERE NOT m.rolsuper AND m.rolname NOT IN (current_user, session_user) AND m.rolname <> ALL ($1::text[])
+    GROUP BY 1 ORDER BY 1";
+
 /// Refuses a schema `headwater` that belongs to a stranger, that our role may not use, that others may change, or that holds code
 /// of others.
 ///
@@ -90,6 +99,36 @@ async fn owner_report(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Opt
         None if found.granted.is_empty() => not_ours_report(client).await?,
         None => Some(found.granted_report(trusted_roles)),
     })
+}
+
+/// What to report of roles that may write every table, so that no grant keeps them from moving the position. The server means it so,
+/// and nothing of theirs runs as us: it is for the operator to know.
+///
+/// # Errors
+/// [`DestinationError`] when the server does not answer.
+pub async fn writers_of_all_report(
+    client: &SqlClient,
+    trusted_roles: &[Ident],
+) -> Result<Option<ErrorReport>, DestinationError> {
+    let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
+    let rows = client.query("asking who may write every table", WRITERS_OF_ALL, &[&trusted]).await?;
+    let roles: Vec<Ident> = rows.iter().map(|row| Ident::new(row.get::<_, String>(0))).collect();
+    if roles.is_empty() {
+        return Ok(None);
+    }
+    let named = roles.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let accepted: Vec<Option<&Ident>> = roles.iter().map(Some).collect();
+    let run = format!("un at the destination as a superuser:\nREVOKE pg_write_all_data FROM {named};");
+    let hint = match accepting(trusted_roles, &accepted) {
+        Some(accept) => format!("{accept}. Otherwise r{run}"),
+        None => format!("R{run}"),
+    };
+    let whose = format!("{} {named}", if roles.len() == 1 { "role" } else { "roles" });
+    Ok(Some(
+        ErrorReport::new(format!("{whose} may write headwater's bookkeeping at the destination"))
+            .detail("Members of pg_write_all_data may write every table. A position that is changed loses rows.")
+            .hint(hint),
+    ))
 }
 
 /// What to report of a relation that only has the name of one of ours.

@@ -230,3 +230,22 @@ async fn a_connection_that_anybody_could_read_is_told_on_either_side() {
         mended(&verified).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_may_write_every_table_are_named_until_they_are_trusted_or_may_not() {
+    // A cluster of its own: its roles are everybody's.
+    let here =
+        Cluster::start_new(&bin("DESTINATION"), &parent(), "destination", &[("fsync", "off")], &[]).await.unwrap();
+    let database = Database::on(source().await, &here, "writeall", TABLES, SCHEMA).await;
+    let roles = r#"CREATE ROLE "Write'all"; CREATE ROLE loader; GRANT pg_write_all_data TO "Write'all", loader"#;
+    database.at_destination(roles).await;
+    let setup = Setup::of(&database);
+    let message = r#"roles "Write'all", loader may write headwater's bookkeeping at the destination"#;
+    let finding = warned(&setup, message).await;
+    let trusting = setup.clone().destination(r#"trusted_roles = ["\"Write'all\"", "loader"]"#);
+    gone(&trusting, "may write headwater's bookkeeping").await;
+    let (words, statement) = hint(&finding).rsplit_once(":\n").expect("a statement");
+    assert!(words.contains(r#"trusted_roles = ["\"Write'all\"", "loader"]"#), "{words}");
+    database.at_destination(statement).await;
+    gone(&setup, "may write headwater's bookkeeping").await;
+}

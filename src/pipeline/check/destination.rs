@@ -4,7 +4,7 @@ use super::{About, Findings, connection, sessions};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState, TableRecord, Writer,
-    check_bookkeeping_owner, position_missing_report,
+    check_bookkeeping_owner, position_missing_report, writers_of_all_report,
 };
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::leading::writing_settings;
@@ -39,6 +39,10 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     let owned = check_bookkeeping_owner(client, &config.destination.trusted_roles).await;
     // What is in a stranger's schema is nothing to go by.
     findings.take(DESTINATION, "bookkeeping", owned)?;
+    let writers = writers_of_all_report(client, &config.destination.trusted_roles).await;
+    if let Some(report) = findings.take(DESTINATION, "bookkeeping", writers).flatten() {
+        findings.warn(DESTINATION, "bookkeeping", report);
+    }
     writing(config, findings).await;
     let examined = DestinationServer::examine(client, &config.tables).await;
     let mut foreign_keys_act = false;
