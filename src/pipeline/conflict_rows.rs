@@ -1,19 +1,19 @@
 //! The rows of a conflict, at both ends, for the operator who asks to see them.
 //!
 //! In comes the conflict that the service keeps in headwater.open_conflict; out go the change with its values, the rows
-//! at the destination that its key and the violated constraint find, and the row at the source as it is now. Called by
-//! the command `conflict show` alone: its output is the only place where a conflict's values appear.
+//! at the destination that its key and the violated constraint find, and the row at the source as it is now, by the key that the
+//! change has left it with. Called by the command `conflict show` alone: its output is the only place where a conflict's values appear.
 //!
 //! Reads only, each end by itself: what one end cannot show is said, and the rest is shown. Bounds: [`ROWS_MAX`] rows a
 //! question, each value cut by whoever prints it.
 
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, Catalog, OpenConflict, ShownChange, ShownRow, ShownValue, WritingSettings, open_conflict,
-    shown_changes,
+    Bookkeeping, Catalog, DestinationError, OpenConflict, ShownChange, ShownRow, ShownValue, Writes, WritingSettings,
+    open_conflict, shown_changes,
 };
-use crate::pg::{ErrorReport, Ident, QualifiedName, Relation};
-use crate::plan::schema::TableDefinition;
+use crate::pg::{ErrorReport, Ident, QualifiedName, Relation, ReplicaIdentity};
+use crate::plan::schema::{IndexDefinition, IndexPart, TableDefinition};
 use crate::plan::sql::value::ValueType;
 use crate::session::{SessionError, SqlClient};
 use crate::transaction::Change;
@@ -61,25 +61,26 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
     let Some(change) = &found.conflict.change else { return Ok(Some(found)) };
     let shown = shown_changes(client, settings, std::slice::from_ref(change)).await?;
     let Some((relation, shown)) = relation_of(change).zip(shown.into_iter().next()) else { return Ok(Some(found)) };
-    let key = key_of(relation, &shown);
 
     let catalog = Catalog::read(client, std::slice::from_ref(&relation.name)).await?;
     let definition = catalog.table(&relation.name);
-    found.destination.push(FoundRows {
-        by: by("key", key.iter().map(|(name, _)| name)),
-        rows: rows_with(client, &relation.name, &key).await.map_err(|error| error.to_string()),
-    });
+    let (before, after) = keys_of(relation, definition, &shown);
+    let rows = rows_with(client, &relation.name, &equal(&before), &[]).await;
+    found.destination.push(FoundRows { by: by("key", &before), rows });
     if let (Some(definition), Some(new)) = (definition, new_row(&shown)) {
-        for rival in rivals(definition, found.conflict.constraint.as_deref(), new, &key) {
-            let rows = rows_with(client, &rival.table, &rival.values).await.map_err(|error| error.to_string());
+        for rival in rivals(client, definition, found.conflict.constraint.as_deref(), new, &before).await? {
+            let rows = match unsafe_to_evaluate(client, &rival, trusted_roles).await? {
+                Some(reason) => Err(reason),
+                None => rows_with(client, &rival.table, &rival.conditions, new).await,
+            };
             found.destination.push(FoundRows { by: rival.by, rows });
         }
     }
     let rows = match connect_chosen(config).await {
-        Ok((_, source)) => rows_with(&source, &relation.name, &key).await.map_err(|error| error.to_string()),
+        Ok((_, source)) => rows_with(&source, &relation.name, &equal(&after), &[]).await,
         Err(error) => Err(report(&Fault::Source(error)).to_string()),
     };
-    found.source.push(FoundRows { by: by("key", key.iter().map(|(name, _)| name)), rows });
+    found.source.push(FoundRows { by: by("key", &after), rows });
     found.change = Some(shown);
     Ok(Some(found))
 }
@@ -100,48 +101,88 @@ fn new_row(change: &ShownChange) -> Option<&ShownRow> {
     }
 }
 
-/// The values by which the change finds its row: the old key where it changed.
-fn key_of(relation: &Relation, change: &ShownChange) -> ShownRow {
-    let row = match change {
-        ShownChange::Insert(row)
-        | ShownChange::Update { old: Some(row), .. }
-        | ShownChange::Update { old: None, new: row }
-        | ShownChange::Delete(row) => row,
-        ShownChange::Truncate => return ShownRow::new(),
+/// The values of the row's key before the change and after it. Where the source sends whole rows, the key is the destination's
+/// primary key: a row that differs in another column would not be found by all of them.
+fn keys_of(relation: &Relation, table: Option<&TableDefinition>, change: &ShownChange) -> (ShownRow, ShownRow) {
+    let (old, new) = match change {
+        ShownChange::Insert(row) | ShownChange::Delete(row) | ShownChange::Update { old: None, new: row } => (row, row),
+        ShownChange::Update { old: Some(old), new } => (old, new),
+        ShownChange::Truncate => return (ShownRow::new(), ShownRow::new()),
     };
-    let in_key = |name: &Ident| relation.columns.iter().any(|column| column.name == *name && column.in_identity);
-    row.iter().filter(|(name, value)| in_key(name) && *value != ShownValue::Unchanged).cloned().collect()
+    let primary = table.and_then(|table| table.indexes.iter().find(|index| index.primary));
+    let primary: Vec<&Ident> = primary.map(|index| index.key_columns().collect()).unwrap_or_default();
+    let is_sent = |name: &Ident| relation.columns.iter().any(|column| column.name == *name);
+    let is_narrowed = relation.replica_identity == ReplicaIdentity::Full
+        && !primary.is_empty()
+        && primary.iter().all(|name| is_sent(name));
+    let in_key = |name: &Ident| match is_narrowed {
+        true => primary.contains(&name),
+        false => relation.columns.iter().any(|column| column.name == *name && column.in_identity),
+    };
+    let known = |(name, value): &(Ident, ShownValue)| in_key(name) && *value != ShownValue::Unchanged;
+    let before: ShownRow = old.iter().filter(|column| known(column)).cloned().collect();
+    let of_before = |name: &Ident| before.iter().find(|(known, _)| known == name).cloned();
+    // A large value that stayed is in the old row alone.
+    let after = new.iter().filter(|(name, _)| in_key(name));
+    let after = after.filter_map(|column| if known(column) { Some(column.clone()) } else { of_before(&column.0) });
+    (before.clone(), after.collect())
 }
 
-fn by<'a>(what: &str, columns: impl Iterator<Item = &'a Ident>) -> String {
-    format!("{what} ({})", columns.map(Ident::to_string).collect::<Vec<_>>().join(", "))
+fn by(what: &str, key: &ShownRow) -> String {
+    by_columns(what, key.iter().map(|(name, _)| name.to_string()))
+}
+
+fn by_columns(what: &str, columns: impl Iterator<Item = String>) -> String {
+    format!("{what} ({})", columns.collect::<Vec<_>>().join(", "))
+}
+
+/// What is asked of a row that is looked for.
+enum Condition {
+    /// The column has the value.
+    Equal(Ident, ShownValue),
+    /// Column or expression, compared with the same of the new row by an operator.
+    Compared { sql: String, operator: QualifiedName },
+    /// The row and the new one fulfil it.
+    Both(String),
+}
+
+fn equal(key: &ShownRow) -> Vec<Condition> {
+    key.iter().map(|(name, value)| Condition::Equal(name.clone(), value.clone())).collect()
 }
 
 /// Rows that the violated constraint is about.
 struct Rival {
     by: String,
     table: QualifiedName,
-    values: ShownRow,
+    conditions: Vec<Condition>,
 }
 
 /// What to look for because of the constraint: the row that holds the unique values, or the parent that is missing.
-fn rivals(table: &TableDefinition, constraint: Option<&str>, new: &ShownRow, key: &ShownRow) -> Vec<Rival> {
-    let Some(named) = constraint else { return Vec::new() };
+async fn rivals(
+    client: &SqlClient,
+    table: &TableDefinition,
+    constraint: Option<&str>,
+    new: &ShownRow,
+    key: &ShownRow,
+) -> Result<Vec<Rival>, DestinationError> {
+    let Some(named) = constraint else { return Ok(Vec::new()) };
     // The service keeps it with its columns, for people.
     let is_named =
         |name: &Ident| named == name.as_str() || named == name.to_string() || named.starts_with(&format!("{name} ("));
     let value = |column: &Ident| new.iter().find(|(name, _)| name == column).cloned();
     let mut found = Vec::new();
-    if let Some(index) = table.indexes.iter().find(|index| is_named(&index.name))
-        && let Some(columns) = index.unique_columns()
-        && let Some(values) = columns.iter().map(|column| value(column)).collect::<Option<ShownRow>>()
-        && values != *key
-    {
-        found.push(Rival {
-            by: by(&format!("unique index {}", index.name), columns.into_iter()),
-            table: table.name(),
-            values,
-        });
+    if let Some(index) = table.indexes.iter().find(|index| is_named(&index.name)) {
+        let columns: Option<ShownRow> =
+            index.unique_columns().and_then(|columns| columns.into_iter().map(value).collect());
+        match columns {
+            Some(values) if values == *key => {}
+            Some(values) => found.push(Rival {
+                by: by(&format!("unique index {}", index.name), &values),
+                table: table.name(),
+                conditions: equal(&values),
+            }),
+            None => found.push(rival_of_index(client, table, index).await?),
+        }
     }
     if let Some((constraint, target)) = table.foreign_keys().find(|(constraint, _)| is_named(&constraint.name)) {
         let columns = constraint.columns.iter().flatten();
@@ -151,10 +192,70 @@ fn rivals(table: &TableDefinition, constraint: Option<&str>, new: &ShownRow, key
             .collect();
         if let Some(values) = values {
             let what = format!("foreign key {}: {}", constraint.name, target.table());
-            found.push(Rival { by: by(&what, target.columns.iter()), table: target.table(), values });
+            found.push(Rival { by: by(&what, &values), table: target.table(), conditions: equal(&values) });
         }
     }
-    found
+    Ok(found)
+}
+
+/// What to look for because of an index over expressions or a part of the rows, or of an exclusion constraint.
+async fn rival_of_index(
+    client: &SqlClient,
+    table: &TableDefinition,
+    index: &IndexDefinition,
+) -> Result<Rival, DestinationError> {
+    let parts = index.parts.iter().filter(|part| !part.included);
+    // As SQL, and as people read it.
+    let named = |part: &IndexPart| match (&part.column, &part.expression) {
+        (Some(name), _) => Some((name.sql(), name.to_string())),
+        (None, Some(expression)) => Some((expression.clone(), expression.clone())),
+        (None, None) => None,
+    };
+    let operators = match index.exclusion {
+        true => exclusion_operators(client, index).await.map_err(DestinationError::Session)?,
+        false => {
+            let equality = |part: &IndexPart| part.equality.clone();
+            parts.clone().map(|part| equality(part).unwrap_or_else(|| QualifiedName::new("pg_catalog", "="))).collect()
+        }
+    };
+    let what = if index.exclusion { "exclusion constraint" } else { "unique index" };
+    let (sql, names): (Vec<String>, Vec<String>) = parts.filter_map(named).unzip();
+    let compared = sql.into_iter().zip(operators).map(|(sql, operator)| Condition::Compared { sql, operator });
+    Ok(Rival {
+        by: by_columns(&format!("{what} {}", index.name), names.into_iter()),
+        table: table.name(),
+        conditions: compared.chain(index.predicate.clone().map(Condition::Both)).collect(),
+    })
+}
+
+/// Why the expressions of an index are not evaluated: they may call code of others, which would run with our rights.
+async fn unsafe_to_evaluate(
+    client: &SqlClient,
+    rival: &Rival,
+    trusted_roles: &[Ident],
+) -> Result<Option<String>, DestinationError> {
+    let calls_code = rival.conditions.iter().any(|condition| match condition {
+        Condition::Equal(..) => false,
+        Condition::Compared { .. } | Condition::Both(_) => true,
+    });
+    if !calls_code {
+        return Ok(None);
+    }
+    let tables = vec![rival.table.clone()];
+    let writes = Writes { tables, trusted_roles: trusted_roles.to_vec(), ..Writes::default() };
+    Ok(writes.foreign_code_report(client).await?.map(|report| report.to_string()))
+}
+
+/// The operators of an exclusion constraint, in its columns' order.
+async fn exclusion_operators(client: &SqlClient, index: &IndexDefinition) -> Result<Vec<QualifiedName>, SessionError> {
+    let sql = "SELECT n.nspname::text, o.oprname::text
+               FROM pg_catalog.pg_constraint c
+               CROSS JOIN pg_catalog.unnest(c.conexclop) WITH ORDINALITY AS used (id, at)
+               JOIN pg_catalog.pg_operator o ON o.oid = used.id
+               JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+               WHERE c.conindid = $1 AND c.contype = 'x' ORDER BY used.at";
+    let rows = client.query("looking at an exclusion constraint", sql, &[&index.id]).await?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
 }
 
 /// A column, as this server has it.
@@ -180,35 +281,22 @@ impl ColumnType {
     }
 }
 
-/// The rows with these values, every column as text. A table that this end lacks has none.
+/// The rows that fulfil the conditions, every column as text; `new` is the change's new row. An error says why they could not be read.
 async fn rows_with(
     client: &SqlClient,
     table: &QualifiedName,
-    values: &ShownRow,
-) -> Result<Vec<ShownRow>, SessionError> {
-    let columns = column_types(client, table).await?;
-    let mut conditions = Vec::new();
-    let mut parameters: Vec<&str> = Vec::new();
-    for (name, value) in values {
-        let Some(column) = columns.iter().find(|column| column.name == *name) else { return Ok(Vec::new()) };
-        match value {
-            ShownValue::Null => conditions.push(format!("{} IS NULL", name.sql())),
-            ShownValue::Text(text) => {
-                parameters.push(text);
-                let wanted = column.value_type.of_text(&format!("($1::text[])[{}]", parameters.len()));
-                conditions.push(match column.has_equality {
-                    true => format!("{} = {wanted}", name.sql()),
-                    false => format!(
-                        "ROW({})::pg_catalog.record OPERATOR(pg_catalog.*=) ROW({wanted})::pg_catalog.record",
-                        name.sql()
-                    ),
-                });
-            }
-            ShownValue::Unchanged | ShownValue::Unreadable(_) => return Ok(Vec::new()),
-        }
+    conditions: &[Condition],
+    new: &[(Ident, ShownValue)],
+) -> Result<Vec<ShownRow>, String> {
+    let columns = column_types(client, table).await.map_err(|error| error.to_string())?;
+    if columns.is_empty() {
+        return Err(format!("table {table} does not exist"));
     }
-    if conditions.is_empty() || columns.is_empty() {
-        return Ok(Vec::new());
+    let mut question = Question { table, columns: &columns, parameters: Vec::new() };
+    let conditions = conditions.iter().map(|condition| question.condition(condition, new));
+    let conditions = conditions.collect::<Result<Vec<_>, String>>()?;
+    if conditions.is_empty() {
+        return Err("the change names no key".to_owned());
     }
     let shown: Vec<String> = columns.iter().map(ColumnType::shown).collect();
     let only = if columns.iter().any(|column| column.of_tree) { "" } else { "ONLY " };
@@ -218,8 +306,9 @@ async fn rows_with(
         table.sql(),
         conditions.join(" AND ")
     );
-    let rows = client.query("looking at a conflict's rows", &sql, &[&parameters]).await?;
+    let rows = client.query("looking at a conflict's rows", &sql, &[&question.parameters]).await;
     Ok(rows
+        .map_err(|error| error.to_string())?
         .iter()
         .map(|row| {
             let texts: Vec<Option<String>> = row.get(0);
@@ -227,6 +316,67 @@ async fn rows_with(
             columns.iter().map(|column| column.name.clone()).zip(values).collect()
         })
         .collect())
+}
+
+/// A question for rows, with the values that it has so far.
+struct Question<'a> {
+    table: &'a QualifiedName,
+    columns: &'a [ColumnType],
+    parameters: Vec<&'a str>,
+}
+
+impl<'a> Question<'a> {
+    fn condition(&mut self, condition: &'a Condition, new: &'a [(Ident, ShownValue)]) -> Result<String, String> {
+        match condition {
+            Condition::Equal(name, value) => {
+                let column = self.column(name)?;
+                let Some(wanted) = self.value(column, value)? else { return Ok(format!("{} IS NULL", name.sql())) };
+                Ok(match column.has_equality {
+                    true => format!("{} = {wanted}", name.sql()),
+                    false => format!(
+                        "ROW({})::pg_catalog.record OPERATOR(pg_catalog.*=) ROW({wanted})::pg_catalog.record",
+                        name.sql()
+                    ),
+                })
+            }
+            Condition::Compared { sql, operator } => {
+                let operator = format!("OPERATOR({}.{})", operator.schema.sql(), operator.name.as_str());
+                Ok(format!("({sql}) {operator} (SELECT ({sql}) FROM {})", self.new_row(new)?))
+            }
+            Condition::Both(sql) => Ok(format!("({sql}) AND (SELECT ({sql}) FROM {})", self.new_row(new)?)),
+        }
+    }
+
+    /// The new row as SQL, with its columns' names.
+    fn new_row(&mut self, new: &'a [(Ident, ShownValue)]) -> Result<String, String> {
+        let mut values = Vec::with_capacity(new.len());
+        for (name, value) in new {
+            let column = self.column(name)?;
+            let value = self.value(column, value)?.unwrap_or_else(|| format!("NULL::{}", column.value_type.sql));
+            values.push(format!("{value} AS {}", name.sql()));
+        }
+        Ok(format!("(SELECT {}) AS new", values.join(", ")))
+    }
+
+    fn column(&self, name: &Ident) -> Result<&'a ColumnType, String> {
+        let found = self.columns.iter().find(|column| column.name == *name);
+        found.ok_or_else(|| format!("table {} has no column {name}", self.table))
+    }
+
+    /// The value as SQL; `None` for NULL.
+    fn value(&mut self, column: &ColumnType, value: &'a ShownValue) -> Result<Option<String>, String> {
+        match value {
+            ShownValue::Null => Ok(None),
+            ShownValue::Text(text) => {
+                self.parameters.push(text);
+                Ok(Some(column.value_type.of_text(&format!("($1::text[])[{}]", self.parameters.len()))))
+            }
+            ShownValue::Unchanged => {
+                Err(format!("the change does not carry the value of column {}, which it left as it was", column.name))
+            }
+            ShownValue::Unreadable(_) => Err(format!("the value of column {} cannot be read as text", column.name)),
+        }
+    }
 }
 
 async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<ColumnType>, SessionError> {

@@ -19,6 +19,7 @@ mod check_tells;
 mod check_warns;
 mod columns;
 mod constraints;
+mod conflict_show;
 mod conflicts;
 mod crash;
 mod cutover;
