@@ -162,5 +162,11 @@ STARTUP_SECONDS ?= 600
 fuzz-startup: setup ## What check says against what a start does, by chance, for STARTUP_SECONDS (600); HEADWATER_SEED replays a draw
 	STARTUP_SECONDS=$(STARTUP_SECONDS) $(CARGO) test --quiet --test live -- startups:: --nocapture
 
+SEEDS ?= 20
+
+.PHONY: seeds
+seeds: setup ## Run each randomized live test with SEEDS (20) fresh seeds; what fails is printed with its seed
+	tests/seeds $(SEEDS)
+
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture
