@@ -14,11 +14,12 @@
 mod backoff;
 mod conflict;
 mod sqlstate;
+mod tls;
 
 use crate::config::OnSlotLost;
 use crate::destination::{DestinationError, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
-use crate::session::{CopyError, MAJOR_MIN, SessionError, TlsProblem};
+use crate::session::{CopyError, MAJOR_MIN, SessionError};
 use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
@@ -293,7 +294,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
     let report = ErrorReport::new(format!("{end}: {error}"));
     let Some(server) = error.server() else {
         return match error {
-            SessionError::Tls { problem, .. } => report.hint(tls_hint(end, *problem)),
+            SessionError::Tls { host, problem, .. } => report.hint(tls::hint(end, host, *problem)),
             SessionError::Authentication { reason, .. } if reason.starts_with("channel_binding=require") => {
                 report.hint(format!(
                     "Let this role log in by scram-sha-256 over TLS (hostssl) in pg_hba.conf at the {end}, where the certificate is \
@@ -366,32 +367,6 @@ fn too_many_sessions(message: &str, end: &str) -> String {
         }
         Some(_) | None if end == "source" => "Raise max_wal_senders or max_connections at the source.".to_owned(),
         Some(_) | None => format!("Raise max_connections at the {end}."),
-    }
-}
-
-/// What brings TLS about.
-fn tls_hint(end: &str, problem: TlsProblem) -> String {
-    match problem {
-        TlsProblem::NotOffered => format!(
-            "Set ssl = on at the {end}, with a certificate; or, where the network is trusted, sslmode=prefer in {end}.url."
-        ),
-        TlsProblem::Untrusted => format!(
-            "Set sslrootcert in {end}.url to the certificate of the authority that signed the server's; or to system, for those \
-             that this machine trusts."
-        ),
-        TlsProblem::OtherName => {
-            format!(
-                "Give the name in the server's certificate as host in {end}.url, beside it hostaddr where it does not resolve."
-            )
-        }
-        TlsProblem::Expired => format!("Renew the certificate at the {end}, then run there: SELECT pg_reload_conf();"),
-        TlsProblem::NotYet => "Compare the clocks of both machines: date -u.".to_owned(),
-        TlsProblem::OurCertificate => format!(
-            "Give in sslcert and sslkey of {end}.url a certificate that is valid today, by an authority in ssl_ca_file at the {end}, \
-             and not in ssl_crl_file there."
-        ),
-        TlsProblem::NotDirect => format!("Take sslnegotiation=direct out of {end}.url."),
-        TlsProblem::Other => format!("See sslmode, sslrootcert, sslcert and sslkey in {end}.url."),
     }
 }
 

@@ -273,6 +273,10 @@ pub enum TlsProblem {
     NotYet,
     /// The server refuses the certificate that we show.
     OurCertificate,
+    /// What headwater, and mostly OpenSSL as well, does not take for a certificate or its key.
+    Unfit,
+    /// Server and client have no kind of key, cipher or version in common.
+    NothingInCommon,
     /// TLS was begun at once, with a server that does not know how.
     NotDirect,
     /// Anything else.

@@ -19,6 +19,7 @@
 //! are used in this room only.
 
 mod bounded;
+mod certificate_faults;
 mod connect;
 mod connection;
 mod copy;
@@ -31,7 +32,9 @@ mod locks;
 mod password_file;
 mod replication;
 mod sequences;
+mod server_certificate;
 mod settings;
+mod signatures;
 mod sql;
 mod startup;
 mod tls;

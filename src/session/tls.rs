@@ -9,21 +9,20 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, OtherError, RootCertStore};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use x509_cert::der::Decode;
+use x509_cert::der::{Decode, Encode};
 
+use super::certificate_faults::{OtherNames, Unfit};
 use super::connection::BoxedStream;
 use super::error::{SessionError, TlsProblem};
+use super::server_certificate::{Roots, Verification};
+use super::signatures::load_key;
 use crate::config::{ConnectionSettings, Host, RootCertificates, SslMode, SslNegotiation};
 
 /// What is needed for handshakes with the hosts of one connection string.
@@ -35,18 +34,10 @@ pub(super) struct TlsClient {
 pub(super) fn client(settings: &ConnectionSettings) -> Result<TlsClient, SessionError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let roots = settings.ssl_root_certificates.as_ref().map(load_roots).transpose()?;
-    // As in libpq, a root certificate makes `require` as strong as verify-ca.
-    let strength = match (settings.ssl_mode, &roots) {
-        (SslMode::Require, Some(_)) => SslMode::VerifyCa,
-        (mode, _) => mode,
-    };
-    let verifier: Arc<dyn ServerCertVerifier> = match (strength, roots) {
-        (SslMode::VerifyCa | SslMode::VerifyFull, Some(roots)) => {
-            let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-            let chain = built
-                .map_err(|error| SessionError::File { path: "sslrootcert".to_owned(), reason: error.to_string() })?;
-            if strength == SslMode::VerifyFull { chain } else { Arc::new(AnyName { chain }) }
-        }
+    let verification = match (settings.ssl_mode, roots) {
+        (SslMode::VerifyFull, Some(roots)) => Verification::ChainAndName(roots),
+        // As in libpq, a root certificate makes `require` as strong as verify-ca.
+        (SslMode::VerifyCa | SslMode::Require, Some(roots)) => Verification::Chain(roots),
         (SslMode::VerifyCa | SslMode::VerifyFull, None) => {
             return Err(SessionError::File {
                 path: "sslrootcert".to_owned(),
@@ -54,20 +45,16 @@ pub(super) fn client(settings: &ConnectionSettings) -> Result<TlsClient, Session
                     .to_owned(),
             });
         }
-        (SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require, _) => {
-            Arc::new(Unverified { provider: Arc::clone(&provider) })
-        }
+        (SslMode::Disable | SslMode::Allow | SslMode::Prefer, _) | (SslMode::Require, None) => Verification::None,
     };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| SessionError::File { path: "TLS".to_owned(), reason: error.to_string() })?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
+        .with_custom_certificate_verifier(Arc::new(verification));
     let mut config = match (&settings.ssl_certificate, &settings.ssl_key) {
         (Some(certificate), Some(key)) => {
-            let chain = load_certificates(certificate)?;
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &error.to_string()))?;
-            builder.with_client_auth_cert(chain, private).map_err(|error| unusable(certificate, &error.to_string()))?
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(load_own(certificate, key)?)))
         }
         (None, _) | (_, None) => builder.with_no_client_auth(),
     };
@@ -159,28 +146,85 @@ fn explain(error: &std::io::Error) -> (TlsProblem, String) {
         Some(Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         )) => (TlsProblem::NotYet, "the server's certificate is not valid yet"),
+        Some(Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        )) => (TlsProblem::Unfit, "the server's certificate is not for servers: its extendedKeyUsage lacks serverAuth"),
+        Some(Error::InvalidCertificate(CertificateError::Other(other))) => return explain_own(other, error),
+        Some(Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)) => (
+            TlsProblem::NothingInCommon,
+            "the server takes no version of TLS, no cipher or no kind of key that headwater knows",
+        ),
+        Some(Error::PeerIncompatible(_)) => (
+            TlsProblem::NothingInCommon,
+            "the server offers no version of TLS, no cipher or no kind of key that headwater knows",
+        ),
         _ => return (TlsProblem::Other, error.to_string()),
     };
     (problem, format!("{words} ({error})"))
 }
 
-fn load_roots(roots: &RootCertificates) -> Result<RootCertStore, SessionError> {
+/// What `server_certificate` has found.
+fn explain_own(found: &OtherError, error: &std::io::Error) -> (TlsProblem, String) {
+    if let Some(unfit) = found.0.downcast_ref::<Unfit>() {
+        return (TlsProblem::Unfit, unfit.to_string());
+    }
+    if let Some(names) = found.0.downcast_ref::<OtherNames>() {
+        let words =
+            "the server's certificate is for another name: connect by the name that it holds, or use sslmode=verify-ca";
+        return (TlsProblem::OtherName, format!("{words} ({names})"));
+    }
+    (TlsProblem::Other, error.to_string())
+}
+
+fn load_roots(roots: &RootCertificates) -> Result<Roots, SessionError> {
     let mut store = RootCertStore::empty();
-    match roots {
+    let certificates = match roots {
         RootCertificates::File(path) => {
-            for certificate in load_certificates(path)? {
-                store.add(certificate).map_err(|error| unusable(path, &error.to_string()))?;
+            let certificates = load_certificates(path)?;
+            for certificate in &certificates {
+                store.add(certificate.clone()).map_err(|error| unusable(path, &error.to_string()))?;
             }
+            certificates
         }
         RootCertificates::System => {
             // Some of a system's roots may be beyond rustls; those it can use decide.
-            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let certificates = rustls_native_certs::load_native_certs().certs;
+            store.add_parsable_certificates(certificates.iter().cloned());
+            certificates
         }
-    }
+    };
     if store.is_empty() {
         return Err(SessionError::File { path: "sslrootcert".to_owned(), reason: "holds no certificate".to_owned() });
     }
-    Ok(store)
+    Ok(Roots { store, certificates })
+}
+
+/// Our own certificate and key. The server judges the certificate, so all kinds that it may take are shown to it.
+fn load_own(certificate: &Path, key: &Path) -> Result<CertifiedKey, SessionError> {
+    let chain = load_certificates(certificate)?;
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &explain_key(key, &error.to_string())))?;
+    let signing = load_key(&private).map_err(|reason| unusable(key, &reason))?;
+    let of_certificate = chain.first().and_then(|first| public_key(first));
+    let differs = signing.public_key().is_some_and(|public| of_certificate.is_some_and(|one| one != public.as_ref()));
+    if differs {
+        return Err(unusable(certificate, &format!("is not the certificate of the key in {}", key.display())));
+    }
+    Ok(CertifiedKey::new(chain, signing))
+}
+
+/// Why a key's file holds none that can be read.
+fn explain_key(path: &Path, error: &str) -> String {
+    let encrypted = std::fs::read(path).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("ENCRYPTED"));
+    if encrypted {
+        return "the key is encrypted, and headwater asks for no passphrase: openssl pkey writes it without one"
+            .to_owned();
+    }
+    error.to_owned()
+}
+
+fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    x509_cert::Certificate::from_der(certificate).ok()?.tbs_certificate.subject_public_key_info.to_der().ok()
 }
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SessionError> {
@@ -213,92 +257,4 @@ fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(hashed)
-}
-
-/// verify-ca: the chain is checked, the name is not.
-#[derive(Debug)]
-struct AnyName {
-    chain: Arc<WebPkiServerVerifier>,
-}
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // webpki checks the name last, so everything else held.
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// require and weaker: whoever it is, the line is encrypted.
-#[derive(Debug)]
-struct Unverified {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -12,6 +12,7 @@ mod ahead;
 mod attacks;
 mod basics;
 mod cascades;
+mod certificate_kinds;
 mod certificates;
 mod check;
 mod check_refused;
