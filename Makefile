@@ -170,3 +170,10 @@ seeds: setup ## Run each randomized live test with SEEDS (20) fresh seeds; what 
 
 simulate: ## Run 100,000 schedules of the simulated ring
 	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture
+
+MUTANTS ?= 200
+MUTANTS_SEED ?= 1
+
+.PHONY: mutants
+mutants: setup ## Change MUTANTS (200) places of the code that keeps rows exact, one at a time, and see a test fail; MUTANTS_SEED draws them (hours)
+	$(CARGO) run --quiet --manifest-path tests/mutants/Cargo.toml --target-dir target/mutants/tool -- $(MUTANTS) $(MUTANTS_SEED)

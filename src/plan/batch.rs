@@ -74,6 +74,14 @@ impl Batch {
         })
     }
 
+    /// The batch, or the batch of each of its transactions if one of several is `wanted` by itself.
+    pub fn split_if(self, wanted: impl Fn(&Commit) -> bool) -> Vec<Batch> {
+        if self.members.len() < 2 || !self.members.iter().any(|member| wanted(&member.commit)) {
+            return vec![self];
+        }
+        self.split().collect()
+    }
+
     fn add(&mut self, transaction: Transaction) {
         let Transaction { begin, commit, changes, size_bytes, heartbeat } = transaction;
         self.changes.extend(changes);
@@ -409,7 +417,19 @@ mod tests {
             }
         }
         assert_eq!(batch.member_of(2).map(|m| m.commit.end_lsn), Some(Lsn::new(30)));
-        let parts: Vec<(u64, usize)> = batch.split().map(|b| (b.end_lsn().as_u64(), b.changes.len())).collect();
-        assert_eq!(parts, [(10, 2), (20, 0), (30, 1)]);
+        let parts = |batches: &mut dyn Iterator<Item = Batch>| -> Vec<(u64, usize, usize)> {
+            batches.map(|batch| (batch.end_lsn().as_u64(), batch.members.len(), batch.changes.len())).collect()
+        };
+        let split = [(10, 1, 2), (20, 1, 0), (30, 1, 1)];
+        assert_eq!(parts(&mut batch.clone().split()), split);
+        assert_eq!(parts(&mut batch.clone().split_if(|_| false).into_iter()), [(30, 3, 3)]);
+        let of = |end| move |commit: &Commit| commit.end_lsn == Lsn::new(end);
+        for end in [10, 20, 30] {
+            assert_eq!(
+                parts(&mut batch.clone().split_if(of(end)).into_iter()),
+                split,
+                "the transaction at {end} is wanted"
+            );
+        }
     }
 }

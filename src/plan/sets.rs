@@ -261,9 +261,14 @@ impl KeyOrder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::pg::Ident;
+    use crate::pg::{Ident, QualifiedName, Relation, RelationId, ReplicaIdentity};
     use crate::plan::merge::tuple_of;
+    use crate::plan::reaction::Reaction;
+    use crate::plan::schema::TableDefinition;
+    use crate::plan::testing;
 
     fn column(type_id: u32) -> TargetColumn {
         TargetColumn {
@@ -307,5 +312,110 @@ mod tests {
         let other = KeyOrder { place: 0, integer: false };
         let of = |text: &[u8]| other.place(&tuple_of([Datum::Text(text)]).unwrap());
         assert!(of(b"a") < of(b"ab") && of(b"ab") < of(b"b"));
+    }
+
+    /// Table t (id, a), found by id, whose columns have an array and an operator for equality, changed by `change`.
+    fn target(change: impl Fn(&mut Target)) -> Target {
+        let table = testing::table("t", &[testing::Column::new("id", 25).not_null(), testing::Column::new("a", 25)]);
+        let columns = table.columns.iter().map(|column| crate::pg::Column {
+            name: column.name.clone(),
+            in_identity: column.name == Ident::new("id"),
+            type_id: column.type_id,
+            type_modifier: -1,
+        });
+        let relation = Relation {
+            id: RelationId(1),
+            name: table.name(),
+            replica_identity: ReplicaIdentity::Default,
+            columns: columns.collect(),
+        };
+        let mut target = Target::bind(&Arc::new(relation), &table, &testing::types(), Some(&table)).unwrap();
+        for column in &mut target.finders {
+            column.array = Some(TypeId(1009));
+            column.equality = Some(QualifiedName::new("pg_catalog", "="));
+        }
+        change(&mut target);
+        target
+    }
+
+    #[test]
+    fn many_rows_go_by_copy_and_arrays_and_few_one_by_one() {
+        let target = target(|_| {});
+        let row = tuple_of([Datum::Text(b"1"), Datum::Null]).unwrap();
+        let ways = |effect: &Effect, rows: [usize; 2]| rows.map(|rows| way(&target, effect, rows, &row));
+        assert_eq!(ways(&Effect::Insert, [COPY_ROWS_MIN - 1, COPY_ROWS_MIN]), [Way::Rows, Way::CopyText]);
+        for effect in [Effect::Update(vec![1]), Effect::Delete] {
+            assert_eq!(ways(&effect, [ARRAY_ROWS_MIN - 1, ARRAY_ROWS_MIN]), [Way::Rows, Way::Arrays], "{effect:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_copy_or_arrays_cannot_change_takes_rows_one_by_one() {
+        let row = tuple_of([Datum::Text(b"1"), Datum::Text(b"x")]).unwrap();
+        let ways = |target: &Target| {
+            [Effect::Insert, Effect::Update(vec![1]), Effect::Delete].map(|effect| way(target, &effect, 100, &row))
+        };
+        let by = |change: &dyn Fn(&mut Target)| ways(&target(change));
+        let secured = TableDefinition { row_security: true, ..testing::table("t", &[testing::Column::new("id", 25)]) };
+        let no_copy = by(&|target| target.reaction = Reaction::of(&secured));
+        assert_eq!(no_copy, [Way::Rows, Way::Arrays, Way::Arrays], "row-level security refuses COPY");
+        let no_operator = by(&|target| target.finders[0].equality = None);
+        assert_eq!(no_operator, [Way::CopyText, Way::Rows, Way::Rows], "a key without an operator");
+        let no_array_of_key = by(&|target| target.finders[0].array = None);
+        assert_eq!(no_array_of_key, [Way::CopyText, Way::Rows, Way::Rows], "a key without an array");
+        let no_array_of_value = by(&|target| target.finders[1].array = None);
+        assert_eq!(no_array_of_value, [Way::CopyText, Way::Rows, Way::Arrays], "a value without an array");
+        let no_key = by(&|target| target.identity = TargetIdentity::WholeRow);
+        assert_eq!(no_key, [Way::CopyText, Way::Rows, Way::Rows], "no key");
+        let all_generated = by(&|target| target.columns = vec![None, None]);
+        assert_eq!(all_generated, [Way::Rows, Way::Arrays, Way::Arrays], "no column to copy into");
+    }
+
+    #[test]
+    fn copy_goes_in_the_format_of_the_values_and_not_where_they_do_not_say_which() {
+        let target = target(|_| {});
+        let of = |row: [Datum<'_>; 2]| way(&target, &Effect::Insert, 100, &tuple_of(row).unwrap());
+        assert_eq!(of([Datum::Text(b"1"), Datum::Null]), Way::CopyText);
+        assert_eq!(of([Datum::Binary(b"1"), Datum::Null]), Way::CopyBinary);
+        assert_eq!(of([Datum::Null, Datum::Null]), Way::Rows);
+        assert_eq!(of([Datum::Text(b"1"), Datum::Binary(b"1")]), Way::Rows);
+    }
+
+    fn copied(way: Way, target: &Target, rows: &[[Datum<'_>; 2]]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        copy_begin(&mut out, way);
+        let columns = i16::try_from(target.stored_columns().count()).unwrap();
+        for row in rows {
+            copy_row(&mut out, way, target, columns, &tuple_of(*row).unwrap());
+        }
+        copy_end(&mut out, way);
+        out.to_vec()
+    }
+
+    #[test]
+    fn copy_in_text_escapes_what_ends_values_and_rows() {
+        let rows = [[Datum::Text(b"a\tb\nc\rd\\e"), Datum::Null], [Datum::Text(b""), Datum::Text(b"\\N")]];
+        let expected = b"a\\tb\\nc\\rd\\\\e\t\\N\n\t\\\\N\n";
+        assert_eq!(copied(Way::CopyText, &target(|_| {}), &rows), expected);
+    }
+
+    #[test]
+    fn copy_in_binary_has_lengths_and_a_header_and_an_end() {
+        let rows = [[Datum::Binary(b"ab"), Datum::Null]];
+        let expected: Vec<u8> = [
+            b"PGCOPY\n\xff\r\n\0".as_slice(),
+            &[0; 8],
+            &[0, 2, 0, 0, 0, 2, b'a', b'b', 0xff, 0xff, 0xff, 0xff],
+            &[0xff, 0xff],
+        ]
+        .concat();
+        assert_eq!(copied(Way::CopyBinary, &target(|_| {}), &rows), expected);
+    }
+
+    #[test]
+    fn copy_leaves_out_what_the_destination_generates() {
+        let target = target(|target| target.columns[1] = None);
+        let rows = [[Datum::Text(b"a"), Datum::Text(b"generated")]];
+        assert_eq!(copied(Way::CopyText, &target, &rows), b"a\n");
     }
 }

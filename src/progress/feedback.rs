@@ -113,6 +113,21 @@ mod tests {
     }
 
     #[test]
+    fn movement_of_either_position_alone_is_told_and_what_was_only_received_is_not() {
+        for (stored, flushed) in [(20, 15), (30, 10)] {
+            let mut feedback = quiet();
+            feedback.progressed(Lsn::new(stored), Lsn::new(flushed));
+            assert_eq!(feedback.due_in(at(10)), at(40), "{stored} stored, {flushed} flushed");
+            assert_eq!(feedback.take(at(60)), (Lsn::new(stored), Lsn::new(flushed), Lsn::new(stored)));
+            assert_eq!(feedback.due_in(at(70)), at(9_990), "it was told");
+        }
+        let mut feedback = quiet();
+        feedback.received(Lsn::new(40));
+        assert_eq!(feedback.due_in(at(10)), at(9_990));
+        assert_eq!(feedback.take(at(10)), (Lsn::new(40), Lsn::new(10), Lsn::new(20)), "but told along");
+    }
+
+    #[test]
     fn silence_never_lasts_a_third_of_the_senders_timeout() {
         let feedback = quiet();
         assert_eq!(feedback.due_in(at(0)), at(10_000), "and never more than ten seconds");

@@ -21,14 +21,7 @@ impl Applier {
     /// waits in line.
     pub(super) fn set_aside(&mut self, work: Work, form: Form) -> Work {
         let Work::Batch(batch) = work else { return work };
-        let wanted = |batch: &Batch| {
-            let mut commits = batch.members.iter().map(|member| member.commit);
-            commits.any(|commit| self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn)))
-        };
-        if batch.members.len() < 2 || !wanted(&batch) {
-            return Work::Batch(batch);
-        }
-        let mut parts: Vec<Batch> = batch.split().collect();
+        let mut parts = batch.split_if(|commit| self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn)));
         let first = parts.remove(0);
         for part in parts.into_iter().rev() {
             self.again.push_front((Work::Batch(part), form));

@@ -25,6 +25,7 @@ mod ahead;
 mod bind;
 mod manner;
 mod evolve;
+mod followed;
 mod retry;
 mod rows;
 mod sets;
@@ -52,6 +53,7 @@ use crate::wire::Begin;
 pub use ahead::{Ground, Unfit};
 pub use bind::misfit_report;
 pub use evolve::renamed_report;
+pub use followed::Followed;
 
 use bind::Bound;
 
@@ -75,15 +77,6 @@ pub struct ApplierSettings {
     pub trusted_roles: Vec<Ident>,
     /// How long an answer may take.
     pub timeout: Duration,
-}
-
-/// A table that is followed.
-#[derive(Clone, Debug)]
-pub struct Followed {
-    /// Its name at the destination.
-    pub name: QualifiedName,
-    /// Changes with commit_lsn below this are in its snapshot.
-    pub snapshot_position: Lsn,
 }
 
 /// What became of a piece of work.

@@ -92,7 +92,7 @@ impl Applier {
     pub(super) fn is_live(&self, relation: RelationId, commit_lsn: Lsn) -> bool {
         match self.followed.get(&relation) {
             Some(_) if commit_lsn >= self.snapshots_end => true,
-            Some(table) => commit_lsn >= table.snapshot_position,
+            Some(table) => table.is_live_at(commit_lsn),
             None => false,
         }
     }

@@ -160,6 +160,12 @@ impl Case {
         match words.as_slice() {
             ["acting"] => self.acting = true,
             ["table", name, rest @ ..] => self.table(name, rest),
+            ["refer", child, parent] => {
+                let mut child_table = self.tables.remove(*child).unwrap();
+                let parent = &mut self.tables.get_mut(*parent).unwrap().0;
+                refer(&mut child_table.0, 1, parent, ForeignKeyAction::NoAction, false);
+                self.tables.insert((*child).to_owned(), child_table);
+            }
             [operation, name, values @ ..] => self.change(operation, name, values),
             _ => panic!("{line}"),
         }
