@@ -193,11 +193,7 @@ fn grants(proposal: &Proposal) -> String {
     let schemas = schemas.into_iter().map(Ident::to_string).collect::<Vec<_>>().join(", ");
     let all = names(&mut tables.iter().map(|table| &table.name));
     let existing = names(&mut tables.iter().filter(|table| table.exists).map(|table| &table.name));
-    let mut lines = vec!["-- At the source, as a superuser:".to_owned()];
-    lines.push(match proposal.reader_exists {
-        true => format!("ALTER ROLE {reader} REPLICATION;"),
-        false => format!("CREATE ROLE {reader} LOGIN REPLICATION; -- and \\password {reader}"),
-    });
+    let mut lines = replication_grants(proposal);
     lines.push(format!("GRANT USAGE ON SCHEMA {schemas} TO {reader};"));
     lines.push(format!("GRANT SELECT ON {all} TO {reader};"));
     lines.push(format!("GRANT SELECT ON ALL SEQUENCES IN SCHEMA {schemas} TO {reader};"));
@@ -221,6 +217,30 @@ fn grants(proposal: &Proposal) -> String {
         lines.push(format!("GRANT SET ON PARAMETER session_replication_role TO {writer};"));
     }
     lines.join("\n")
+}
+
+/// What makes a role that may replicate, by the means of the source's provider.
+fn replication_grants(proposal: &Proposal) -> Vec<String> {
+    let Proposal { reader, reader_exists, .. } = proposal;
+    let Some(provider) = proposal.provider else {
+        let statement = match reader_exists {
+            true => format!("ALTER ROLE {reader} REPLICATION;"),
+            false => format!("CREATE ROLE {reader} LOGIN REPLICATION; -- and \\password {reader}"),
+        };
+        return vec!["-- At the source, as a superuser:".to_owned(), statement];
+    };
+    let mut lines = vec![format!("-- At the source, as {} ({}):", provider.administrator(), provider.name())];
+    let grant = provider.replication_statement(reader);
+    match (reader_exists, &grant) {
+        (false, Some(_)) => lines.push(format!("CREATE ROLE {reader} LOGIN; -- and \\password {reader}")),
+        (_, None) => lines.push(format!(
+            "-- {reader} comes from {}'s console, CLI or API: such roles may replicate.",
+            provider.name()
+        )),
+        (true, Some(_)) => {}
+    }
+    lines.extend(grant);
+    lines
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 mod ident;
 mod lsn;
 mod printable;
+mod provider;
 mod relation;
 mod report;
 mod shown_sql;
@@ -22,6 +23,7 @@ mod without_values;
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal, split_names};
 pub use lsn::{Lsn, ParseLsnError};
 pub use printable::{is_printable, printable, printable_json, printable_lines, shell_word, toml_string};
+pub use provider::{Provider, logical_decoding_hint, replication_hint, settings_hint};
 pub use relation::{Column, Description, Relation, RelationId, ReplicaIdentity, TypeId};
 pub use report::{ErrorReport, counted};
 pub use shown_sql::{shown_literal, shown_sql};

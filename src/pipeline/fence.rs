@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use super::attempt::HEARTBEAT_PREFIX;
 use super::control::{BrokenOff, Control, Held};
-use super::prepare::{Addresses, connect_replication};
+use super::prepare::Addresses;
+use super::replication_session::connect_replication;
 use crate::config::Config;
 use crate::destination::{DestinationError, HeldDestination, MadeFence, hold_destination};
 use crate::fault::{Fault, report};

@@ -4,7 +4,8 @@
 //! statement; from then on the start is like any other, and the flag changes nothing when a supervisor gives it again.
 
 use super::history::stored_history;
-use super::prepare::{Addresses, connect_replication, replaced};
+use super::prepare::{Addresses, replaced};
+use super::replication_session::connect_replication;
 use crate::config::Config;
 use crate::destination::{Bookkeeping, StreamState};
 use crate::fault::Fault;

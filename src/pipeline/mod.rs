@@ -44,6 +44,7 @@ mod monitor;
 mod not_carried;
 mod prepare;
 mod propose;
+mod replication_session;
 pub mod sequences;
 mod scheduling;
 mod set_aside;

@@ -14,6 +14,7 @@ use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, Found, of_copy, of_stream, stored_history};
 use super::labels::{follow_labels, known_labels};
 use super::lacking::lacking;
+use super::replication_session::connect_replication;
 use super::set_aside::aside;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
@@ -151,47 +152,6 @@ impl Addresses {
         let connection = self.destination.connection.with_application_suffix(self.slot.as_str());
         Sql { connection, purpose, ..self.destination.clone() }
     }
-}
-
-/// Opens a replication session.
-pub(super) async fn connect_replication(config: &Config, purpose: &str) -> Result<ReplicationSession, Fault> {
-    let purpose = format!("{} {purpose}", config.source.slot);
-    let timeout = config.source.timeout;
-    let session = ReplicationSession::connect(&config.source.url, &purpose, timeout, timeout).await;
-    let mut session = session.map_err(|error| {
-        let role = Ident::new(config.source.url.user.as_str());
-        let message = error.server().map(|server| server.message.clone()).unwrap_or_default();
-        let refused = match error.code().map(|code| code.as_str().to_owned()).as_deref() {
-            // The same role has an ordinary session in the same database: only the attribute can be missing. The
-            // message's words differ between majors and languages.
-            Some("42501") => ErrorReport::new(format!(
-                "role {role} may not replicate: it lacks the REPLICATION attribute at the source"
-            ))
-            .hint(format!("Run at the source as a superuser:\nALTER ROLE {role} REPLICATION;")),
-            Some("53300") if message.contains("max_wal_senders") => ErrorReport::new(
-                "all walsenders at the source are taken",
-            )
-            .detail(format!("The source says: {message}."))
-            .hint(
-                "End a replication connection that nobody needs, or run at the source as a superuser and restart it:\n\
-                     ALTER SYSTEM SET max_wal_senders = 20;",
-            ),
-            // PgBouncer refuses what it does not know in the start-up message, replication included.
-            _ if message.contains("unsupported startup parameter") => source_pooler_report(),
-            _ => return Fault::from(SourceError::Session(error)),
-        };
-        SourceError::Refused(refused).into()
-    })?;
-    if session.is_direct().await.map_err(SourceError::Session)? {
-        return Ok(session);
-    }
-    Err(SourceError::Refused(source_pooler_report()).into())
-}
-
-fn source_pooler_report() -> ErrorReport {
-    ErrorReport::new("source.url leads through a connection pooler")
-        .detail("The replication slot, exported snapshots and settings live in sessions, which headwater must have for itself.")
-        .hint("Give the address of the PostgreSQL server itself as source.url.")
 }
 
 /// Checks both ends and decides what to do, with the snapshots in mind that are asked for.

@@ -11,10 +11,10 @@ use super::not_carried::not_carried;
 use crate::config::ConnectionSettings;
 use crate::destination::DestinationError;
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Provider, QualifiedName};
 use crate::plan::not_carried::NotCarried;
 use crate::plan::schema::{Identity, TableDefinition};
-use crate::session::{Sql, SqlClient, describe_tables};
+use crate::session::{Sql, SqlClient, ask_provider, describe_tables};
 use crate::source::SourceError;
 
 /// A table of the proposal.
@@ -41,6 +41,8 @@ pub struct Proposal {
     pub destination_database: Ident,
     /// The role that will read: the URL's, unless that is a superuser.
     pub reader: Ident,
+    /// Who runs the source, where it is not the operator.
+    pub provider: Option<Provider>,
     /// The role that will write.
     pub writer: Ident,
     /// The reader's role exists.
@@ -133,6 +135,7 @@ pub async fn propose(
         left_out,
         destination_database: Ident::new(row.get::<_, &str>(0)),
         reader: reader.0,
+        provider: ask_provider(&there).await.map_err(SourceError::Session)?,
         writer: writer.0,
         reader_exists: reader.1,
         writer_exists: writer.1,

@@ -16,8 +16,9 @@ use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, counted, shown_literal};
 use crate::pipeline::hosts::connect_chosen;
 use crate::pipeline::leading::lock_settings;
-use crate::pipeline::prepare::{Addresses, connect_replication};
-use crate::session::SqlClient;
+use crate::pipeline::prepare::Addresses;
+use crate::pipeline::replication_session::connect_replication;
+use crate::session::{SessionError, SqlClient};
 use crate::source::{PUBLICATION_COMMENT, SourceError, find_slot, release_slot};
 
 /// What became of one thing.
@@ -135,7 +136,16 @@ async fn source(
         }),
         (Some(_), Some(Some(stream))) => {
             // The replication session also drops the slot: it is the role that has logged in, with its REPLICATION attribute.
-            let mut session = connect_replication(config, "teardown").await?;
+            let mut session = match connect_replication(config, "teardown").await {
+                Ok(session) => session,
+                // The source answers, and refuses this session: everything else can go.
+                Err(fault @ Fault::Source(SourceError::Refused(_))) => {
+                    let what = format!("slot {slot} at the source: {}", report(&fault).message);
+                    removals.push(Removal::Left { what, sql: drop_slot });
+                    return publication(config, client, dry_run, removals).await;
+                }
+                Err(fault) => return Err(fault),
+            };
             let system = session.identify_system().await.map_err(SourceError::Session)?.system_identifier;
             if stream.slot != *slot || stream.system_identifier != system {
                 removals.push(Removal::Left {
@@ -149,13 +159,23 @@ async fn source(
                 if !dry_run {
                     let ended = release_slot(client, slot).await?;
                     removals.extend(ended.into_iter().map(Removal::Removed));
-                    session.drop_slot(slot).await.map_err(SourceError::Session)?;
                 }
-                removals.push(Removal::Removed(format!("slot {slot} at the source")));
+                let dropped = if dry_run { Ok(()) } else { session.drop_slot(slot).await };
+                let thing = format!("slot {slot} at the source");
+                removals.push(outcome(dropped, thing, drop_slot).map_err(SourceError::Session)?);
             }
         }
     }
-    publication(config, client, dry_run, removals).await.map_err(|error| SourceError::Session(error).into())
+    publication(config, client, dry_run, removals).await
+}
+
+/// What the server itself refuses is left, with the statement for whoever may run it; a lost session is an error.
+fn outcome(dropped: Result<(), SessionError>, thing: String, sql: String) -> Result<Removal, SessionError> {
+    let Err(error) = dropped else { return Ok(Removal::Removed(thing)) };
+    match error.server() {
+        Some(server) if !server.fatal => Ok(Removal::Left { what: format!("{thing}: {}", server.message), sql }),
+        Some(_) | None => Err(error),
+    }
 }
 
 async fn publication(
@@ -163,21 +183,30 @@ async fn publication(
     client: &SqlClient,
     dry_run: bool,
     removals: &mut Vec<Removal>,
-) -> Result<(), crate::session::SessionError> {
+) -> Result<(), Fault> {
     let publication = &config.source.publication;
     let sql = "SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication WHERE pubname = $1::text";
-    let found = client.query_opt("looking at the publication", sql, &[&publication.as_str()]).await?;
+    let found = client.query_opt("looking at the publication", sql, &[&publication.as_str()]).await;
+    let found = found.map_err(SourceError::Session)?;
     match found.map(|row| row.get::<_, Option<String>>(0)) {
         None => removals.push(Removal::Kept(format!("publication {publication} does not exist at the source"))),
         Some(comment) if comment.as_deref() != Some(PUBLICATION_COMMENT) => removals
             .push(Removal::Kept(format!("publication {publication} at the source, which headwater did not create"))),
         Some(_) => {
-            if !dry_run {
-                client
-                    .statement("dropping the publication", &format!("DROP PUBLICATION {}", publication.sql()))
-                    .await?;
-            }
-            removals.push(Removal::Removed(format!("publication {publication} at the source")));
+            let statement = format!("DROP PUBLICATION {}", publication.sql());
+            let dropped = match dry_run {
+                true => Ok(()),
+                false => client.statement("dropping the publication", &statement).await,
+            };
+            // A standby cannot drop it, nor a role that does not own it any more.
+            let standby = client.query_one("looking at the source", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+            let place = match standby.map_err(SourceError::Session)?.get(0) {
+                true => "at the source, a standby; its primary drops it",
+                false => "at the source",
+            };
+            let sql = format!("DROP PUBLICATION IF EXISTS {};", publication.sql());
+            let thing = format!("publication {publication} {place}");
+            removals.push(outcome(dropped, thing, sql).map_err(SourceError::Session)?);
         }
     }
     Ok(())

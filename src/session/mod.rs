@@ -30,6 +30,7 @@ mod fingerprints;
 mod flight;
 mod locks;
 mod password_file;
+mod provider;
 mod replication;
 mod sequences;
 mod server_certificate;
@@ -52,6 +53,7 @@ pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts}
 pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
 pub use locks::read_lock_table;
 pub use password_file::has_password;
+pub use provider::ask_provider;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };

@@ -5,8 +5,8 @@
 
 use super::error::SourceError;
 use crate::config::ConnectionSettings;
-use crate::pg::{ErrorReport, Ident, shown_literal};
-use crate::session::{SqlClient, SystemIdentification};
+use crate::pg::{ErrorReport, Ident, Provider, logical_decoding_hint, settings_hint, shown_literal};
+use crate::session::{SqlClient, SystemIdentification, ask_provider};
 
 /// The source server, as far as decisions need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,29 +59,28 @@ impl SourceServer {
             in_recovery: row.get(2),
             synchronous_standby_names: row.get(4),
         };
+        let provider = ask_provider(client).await?;
         let mut problems = Vec::new();
         let wal_level: &str = row.get::<_, Option<&str>>(8).unwrap_or(row.get(3));
         if wal_level != "logical" {
             problems.push(
                 ErrorReport::new(format!("wal_level is {wal_level} at the source, headwater needs logical"))
-                    .hint("Run at the source as a superuser, then restart it:\nALTER SYSTEM SET wal_level = logical;"),
+                    .hint(logical_decoding_hint(provider)),
             );
         }
         let (slots_max, slots): (i64, i64) = (row.get(5), row.get(6));
         if needs_slot && slots >= slots_max {
-            problems.push(ErrorReport::new(format!("all {slots_max} replication slots at the source are taken")).hint(
-                format!(
-                    "Drop a slot that nobody needs, or run at the source as a superuser and restart it:\n\
-                     ALTER SYSTEM SET max_replication_slots = {};",
-                    slots_max.saturating_add(4)
-                ),
-            ));
+            problems.push(
+                ErrorReport::new(format!("all {slots_max} replication slots at the source are taken"))
+                    .hint(more_slots(provider, slots_max.saturating_add(4))),
+            );
         }
         if row.get::<_, i64>(7) == 0 {
-            problems
-                .push(ErrorReport::new("max_wal_senders is 0 at the source").hint(
-                    "Run at the source as a superuser, then restart it:\nALTER SYSTEM SET max_wal_senders = 10;",
-                ));
+            problems.push(ErrorReport::new("max_wal_senders is 0 at the source").hint(settings_hint(
+                provider,
+                &[("max_wal_senders", "10".to_owned())],
+                true,
+            )));
         }
         Ok((server, problems))
     }
@@ -95,6 +94,18 @@ impl SourceServer {
             return Ok(());
         }
         Err(refused(synchronous_report(&self.synchronous_standby_names)))
+    }
+}
+
+/// A slot that is free, or room for more.
+fn more_slots(provider: Option<Provider>, count: i64) -> String {
+    let setting = ("max_replication_slots", count.to_string());
+    match provider {
+        None => format!(
+            "Drop a slot that nobody needs, or run at the source as a superuser and restart it:\n\
+             ALTER SYSTEM SET max_replication_slots = {count};"
+        ),
+        Some(_) => format!("Drop a slot that nobody needs. Or: {}", settings_hint(provider, &[setting], true)),
     }
 }
 

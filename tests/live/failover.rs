@@ -170,6 +170,23 @@ async fn a_standby_can_be_the_source() {
     .await;
     let output = setup.start().ends_with(1).await;
     assert!(output.contains("was invalidated by the source") && output.contains("hot_standby_feedback"), "{output}");
+
+    // A standby drops its slot, and its primary the publication, by what is printed.
+    let comment = format!("COMMENT ON PUBLICATION {} IS 'Created by headwater'", database.name);
+    database.at_source(&comment).await;
+    replayed(&database, &at_standby).await;
+    let left = setup.command(&["teardown"]).await.exits(1);
+    let left = left.says(&["removed: slot", "a standby; its primary drops it", "removed: the bookkeeping"]);
+    let sql = left
+        .out
+        .lines()
+        .find(|line| line.trim().starts_with("DROP PUBLICATION"))
+        .expect("the statement")
+        .trim()
+        .to_owned();
+    database.at_source(&sql).await;
+    replayed(&database, &at_standby).await;
+    setup.command(&["teardown"]).await.exits(0).says(&["kept: slot", "kept: publication"]);
     database.tables.clear();
 }
 

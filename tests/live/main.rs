@@ -69,6 +69,7 @@ mod printable;
 mod prepared;
 mod rewrites;
 mod prometheus;
+mod providers;
 mod publications;
 mod reading;
 mod reconnects;

@@ -1,7 +1,10 @@
 //! Teardown removes what headwater made, says what it left, and touches no row.
 
+use headwater::commands::demo::StopMode;
+
+use crate::check::granted;
 use crate::support::roles::Roles;
-use crate::support::{Database, Script, Setup, destination};
+use crate::support::{Database, Script, Setup, destination, new_source};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')";
 
@@ -144,4 +147,74 @@ async fn a_replication_origin_goes_unless_others_use_it_or_the_role_may_not_drop
     assert!(has_origin(&database).await);
     other.batch("letting go", "SELECT pg_replication_origin_session_reset()").await.unwrap();
     database.at_destination(&format!("SELECT pg_replication_origin_drop('headwater_{name}')")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_made_read_only_for_the_cut_over_is_torn_down_too() {
+    let mut source = new_source(&[]).await;
+    let mut database = Database::on(&source, destination().await, "frozen", &["t"], SCHEMA).await;
+    for parameter in ["", "target_session_attrs=read-write"] {
+        let mut setup = Setup::of(&database);
+        if !parameter.is_empty() {
+            let separator = if setup.source_url.contains('?') { '&' } else { '?' };
+            setup.source_url.push_str(&format!("{separator}{parameter}"));
+        }
+        let service = setup.start();
+        service.streams().await;
+        service.stop().await;
+        let role =
+            setup.source_url.split("//").nth(1).and_then(|rest| rest.split('@').next()).expect("a role").to_owned();
+        let freeze = format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name);
+        database.at_source(&freeze).await;
+        let of_role = format!(
+            "SET default_transaction_read_only = off; ALTER ROLE {role} SET default_transaction_read_only = on"
+        );
+        database.at_source(&of_role).await;
+        source.set("default_transaction_read_only", "on");
+        source.stop(StopMode::Fast).await.unwrap();
+        source.start().await.unwrap();
+        database.reconnect_source(&source).await;
+        setup.command(&["teardown"]).await.exits(0).says(&[
+            "removed: slot",
+            "removed: publication",
+            "removed: the bookkeeping",
+        ]);
+        assert_eq!(slots(&database).await.as_deref(), Some("0"));
+        let thaw = format!(
+            "SET default_transaction_read_only = off; ALTER DATABASE {} RESET ALL; ALTER ROLE {role} RESET ALL",
+            database.name
+        );
+        database.at_source(&thaw).await;
+        source.set("default_transaction_read_only", "off");
+        source.stop(StopMode::Fast).await.unwrap();
+        source.start().await.unwrap();
+        database.reconnect_source(&source).await;
+        database.at_destination("DROP TABLE t").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_source_refuses_to_drop_is_left_with_its_statement_and_the_rest_goes() {
+    let (database, setup, role) = granted("refuses").await;
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    let name = &database.name;
+    database.at_source(&format!("COMMENT ON PUBLICATION {name} IS 'Created by headwater'")).await;
+    database.at_source(&format!("ALTER ROLE {role} NOREPLICATION")).await;
+    let left = setup.command(&["teardown"]).await.exits(1);
+    let left = left.says(&[
+        "left: slot",
+        "may not replicate",
+        "left: publication",
+        "must be owner",
+        "removed: the bookkeeping",
+    ]);
+    let sql: Vec<&str> = left.out.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    assert_eq!(sql.len(), 2, "{}", left.out);
+    for statement in sql {
+        database.at_source(statement).await;
+    }
+    assert_eq!(slots(&database).await.as_deref(), Some("0"));
+    setup.command(&["teardown"]).await.exits(0).says(&["kept: slot", "does not exist", "there is no bookkeeping"]);
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::{About, Findings, Standing, connection, sessions};
 use crate::config::{Config, Host};
-use crate::pg::{ErrorReport, Ident, QualifiedName, counted, shell_word};
+use crate::pg::{ErrorReport, Ident, QualifiedName, counted, settings_hint, shell_word};
 use crate::pipeline::check::destination::DestinationView;
-use crate::pipeline::prepare::{Addresses, connect_replication, live_names, replaced};
+use crate::pipeline::prepare::{Addresses, live_names, replaced};
+use crate::pipeline::replication_session::connect_replication;
 use crate::plan::schema::{Identity, TableKind};
-use crate::session::{ReplicationSession, SqlClient, SystemIdentification};
+use crate::session::{ReplicationSession, SqlClient, SystemIdentification, ask_provider};
 use crate::source::{
     Notice, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, find_slot, running_transactions,
     slot_unknown_report, try_publication,
@@ -177,13 +178,15 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
     };
     let (slots, senders): (i64, i64) = (row.get(0), row.get(1));
     let text = format!("free: {}, {}", counted(slots, "slot"), counted(senders, "walsender"));
+    let provider = match ask_provider(client).await {
+        Ok(provider) => provider,
+        Err(error) => return findings.fault(SOURCE, "room", SourceError::Session(error)),
+    };
     if slots < 2 || senders < 2 {
+        let wanted = [("max_replication_slots", "20".to_owned()), ("max_wal_senders", "20".to_owned())];
         let report = ErrorReport::new(text)
             .detail("Beside the stream, verify and a resnapshot need one of each for a while.")
-            .hint(
-                "Run at the source as a superuser, then restart it:\nALTER SYSTEM SET max_replication_slots = 20;\n\
-                 ALTER SYSTEM SET max_wal_senders = 20;",
-            );
+            .hint(settings_hint(provider, &wanted, true));
         findings.warn(SOURCE, "room", report);
     } else {
         findings.ok(SOURCE, "room", text);
@@ -205,7 +208,7 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
     if let Some(idle) = idle.filter(|idle| idle != "0") {
         let report = ErrorReport::new(format!("idle_replication_slot_timeout is {idle} at the source"))
             .detail("A slot that is not used for so long is lost.")
-            .hint("Run at the source as a superuser:\nALTER SYSTEM SET idle_replication_slot_timeout = 0;\nSELECT pg_reload_conf();");
+            .hint(settings_hint(provider, &[("idle_replication_slot_timeout", "0".to_owned())], false));
         findings.warn(SOURCE, "WAL", report);
     }
 }

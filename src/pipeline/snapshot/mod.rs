@@ -40,7 +40,8 @@ use self::room::Room;
 use super::asked::name_of;
 use super::labels::labels_for_copy;
 use super::leading::sweep_staging;
-use super::prepare::{Addresses, Prepared, connect_replication};
+use super::prepare::{Addresses, Prepared};
+use super::replication_session::connect_replication;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
