@@ -1,15 +1,19 @@
 //! `headwater check`: is everything as `run` needs it.
 //!
 //! A list on standard output, one line a requirement, with what mends those that fail; exit 0 when none does, 1
-//! otherwise. `--json` gives the same as an array of objects; `--not-carried` prints, instead of the list, the SQL of what is not carried.
+//! otherwise. `--json` gives the same as an array of objects; `--quiet` leaves out what is as it should be; `--not-carried` prints, instead
+//! of the list, the SQL of what is not carried. Whether http.listen is free is looked at here: the running service may have it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::cli::CheckArguments;
-use super::{Exit, display, settings};
-use crate::pg::{counted, printable_json};
-use crate::pipeline::{Finding, NotCarried, Standing, check, script};
+use super::display::Colour;
+use super::{Exit, display, observe, settings};
+use crate::config::Config;
+use crate::pg::{ErrorReport, counted, printable_json};
+use crate::pipeline::{About, Finding, NotCarried, Standing, check, script};
+use crate::telemetry::try_listen;
 
 /// Looks, prints, changes nothing.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> Exit {
@@ -17,14 +21,15 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
     };
-    let findings = check(&config).await;
+    let mut findings = check(&config).await;
+    findings.extend(http(&config).await);
     if arguments.not_carried {
         let found: Vec<NotCarried> = findings.iter().flat_map(|finding| finding.objects.iter().cloned()).collect();
         display::result(&script(&found));
     } else if arguments.json {
         display::result(&json(&findings));
     } else {
-        display::result(&table(&findings));
+        list(&findings, arguments.quiet);
     }
     let failed = findings.iter().any(|finding| finding.standing == Standing::Failed);
     if failed { Exit::OperatorMustAct } else { Exit::Done }
@@ -61,13 +66,35 @@ fn object(thing: &NotCarried) -> serde_json::Value {
     })
 }
 
-fn table(findings: &[Finding]) -> String {
+/// Whether a start can listen where status, metrics and health are to be found.
+async fn http(config: &Config) -> Option<Finding> {
+    let address = config.http.listen?;
+    let found =
+        |standing, report| Some(Finding { about: About::Here, what: "http", standing, report, objects: Vec::new() });
+    let Err(error) = try_listen(address).await else {
+        return found(Standing::Ok, ErrorReport::new(format!("http.listen: {address} is free")));
+    };
+    match observe::service(config).await {
+        Ok(_) => {
+            found(Standing::Ok, ErrorReport::new(format!("http.listen: the running service answers at {address}")))
+        }
+        Err(_) => found(Standing::Failed, error.report()),
+    }
+}
+
+fn list(findings: &[Finding], quiet: bool) {
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
-    let mut lines = Vec::new();
-    for finding in findings {
+    let shown = |finding: &&Finding| !quiet || finding.standing != Standing::Ok;
+    for finding in findings.iter().filter(shown) {
         let Finding { about, what, standing, report, objects: _ } = finding;
+        let mut lines = Vec::new();
+        let colour = match standing {
+            Standing::Ok => Colour::Green,
+            Standing::Warning => Colour::Yellow,
+            Standing::Failed => Colour::Red,
+        };
         let line = format!("{:11}  {what:width$}  {:7}  {}", about.as_str(), standing.as_str(), report.message);
-        lines.push(display::fitted(&line, 13));
+        display::coloured(&display::fitted(&line, 13), 11 + 2 + width + 2, standing.as_str(), colour);
         for (name, text) in [("DETAIL", &report.detail), ("HINT", &report.hint)] {
             if let Some(text) = text {
                 // What follows the first line is SQL, to be copied as it is.
@@ -77,13 +104,18 @@ fn table(findings: &[Finding]) -> String {
                 lines.extend(sql.map(|sql| format!("            {}", sql.replace('\n', "\n            "))));
             }
         }
+        if !lines.is_empty() {
+            display::result(&lines.join("\n"));
+        }
     }
     let count = |standing| findings.iter().filter(|finding| finding.standing == standing).count();
-    lines.push(format!(
+    if quiet && count(Standing::Warning) + count(Standing::Failed) == 0 {
+        return;
+    }
+    display::result(&format!(
         "{} ok, {}, {} failed",
         count(Standing::Ok),
         counted(count(Standing::Warning), "warning"),
         count(Standing::Failed)
     ));
-    lines.join("\n")
 }

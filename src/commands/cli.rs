@@ -223,6 +223,10 @@ pub(super) struct CheckArguments {
     #[arg(long)]
     pub(super) json: bool,
 
+    /// Print only warnings and failures; nothing when there are none.
+    #[arg(long, short, conflicts_with_all = ["json", "not_carried"])]
+    pub(super) quiet: bool,
+
     /// Print the SQL of everything that replication does not carry (triggers, policies, grants, …), to be read and run by hand.
     #[arg(long, conflicts_with = "json")]
     pub(super) not_carried: bool,

@@ -37,6 +37,36 @@ pub(super) fn result(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{}", printable_lines(text));
 }
 
+/// A colour that says how something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colour {
+    /// As it should be.
+    Green,
+    /// To be known.
+    Yellow,
+    /// To be acted on.
+    Red,
+}
+
+/// Prints a line of a result as [`result`] does; `word`, which begins at this byte, has the colour where the terminal shows any
+/// (`NO_COLOR`, `CLICOLOR` and `TERM=dumb` are honoured).
+pub(super) fn coloured(text: &str, at: usize, word: &str, colour: Colour) {
+    let text = printable_lines(text);
+    let style = console::Style::new().for_stdout();
+    let style = match colour {
+        Colour::Green => style.green(),
+        Colour::Yellow => style.yellow(),
+        Colour::Red => style.red().bold(),
+    };
+    // A narrow terminal may have broken the line before the word.
+    let parts = text.split_at_checked(at).and_then(|(before, rest)| Some((before, rest.strip_prefix(word)?)));
+    let mut out = std::io::stdout().lock();
+    let _ = match parts {
+        Some((before, after)) => writeln!(out, "{before}{}{after}", style.apply_to(word)),
+        None => writeln!(out, "{text}"),
+    };
+}
+
 /// Lines and columns of the terminal that results go to; `None` where they go elsewhere, or where it does not say.
 pub(super) fn terminal() -> Option<(usize, usize)> {
     let terminal = console::Term::stdout();

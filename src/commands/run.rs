@@ -60,7 +60,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         match telemetry::serve(address, Arc::clone(&telemetry), stopping.clone()).await {
             Ok(bound) => tracing::info!("metrics, health and status at http://{bound}/"),
             Err(error) => {
-                display::error(&error.to_string());
+                display::error(&error.report().lines());
                 return Exit::OperatorMustAct;
             }
         }

@@ -131,7 +131,7 @@ pub(super) fn misspelt_variables(environment: &Environment) -> Vec<(String, Stri
 }
 
 /// The known name that differs least, when it differs little enough to have been meant.
-pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // A third of the name may be wrong: more, and the suggestion would be a guess.
     let tolerated = (name.len() / 3).clamp(1, 6);
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();

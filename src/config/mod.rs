@@ -27,6 +27,7 @@ use std::time::Duration;
 pub use connection::{
     ChannelBinding, ConnectionSettings, Host, RootCertificates, Secret, SslMode, SslNegotiation, TargetSession,
 };
+pub use file::nearest;
 pub use settings::{SETTINGS, Setting, reference};
 pub use values::parse_rate;
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::error::SourceError;
 use super::marks::Marks;
 use super::snapshot::explain_lock;
+use crate::config::nearest;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
 use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
 use crate::plan::schema::{ColumnDefinition, Partition, TableDefinition, TableKind, Types};
@@ -81,11 +82,7 @@ impl SourceCatalog {
             .map(QualifiedName::to_string)
             .collect();
         if !missing.is_empty() {
-            problems.push(
-                ErrorReport::new(format!("{} not found at the source", tables_named(&missing)))
-                    .detail("They do not exist, or the role lacks USAGE on their schema.".to_owned())
-                    .hint("Correct tables in the configuration."),
-            );
+            problems.push(not_found(&missing, &names_of_tables(client).await?));
         }
         problems.extend(definitions.iter().filter_map(kind_problem));
         definitions.retain(|table| matches!(table.kind, TableKind::Ordinary | TableKind::Partitioned));
@@ -148,6 +145,29 @@ fn tables_named(names: &[String]) -> String {
         [name] => format!("table {name}"),
         names => format!("tables {}", names.join(", ")),
     }
+}
+
+/// What to say of configured tables that are not there; `known` are the tables that are.
+fn not_found(missing: &[String], known: &[String]) -> ErrorReport {
+    let mut hint = "Correct tables in the configuration.".to_owned();
+    for name in missing {
+        let others = known.iter().map(String::as_str).filter(|known| known != name);
+        if let Some(known) = nearest(name, others) {
+            hint.push_str(&format!(" Nearest to {name} is {known}."));
+        }
+    }
+    ErrorReport::new(format!("{} not found at the source", tables_named(missing)))
+        .detail("They do not exist, or the role lacks USAGE on their schema.")
+        .hint(hint)
+}
+
+/// The users' tables of the database, as the configuration names them.
+async fn names_of_tables(client: &SqlClient) -> Result<Vec<String>, SourceError> {
+    let sql = "SELECT n.nspname::text, c.relname::text
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
+    let rows = client.query("looking for tables", sql, &[]).await?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).to_string()).collect())
 }
 
 fn kind_problem(table: &TableDefinition) -> Option<ErrorReport> {

@@ -4,6 +4,7 @@
 //! Nothing is changed here.
 
 use super::error::SourceError;
+use super::output_plugin::plugin_report;
 use crate::config::ConnectionSettings;
 use crate::pg::{ErrorReport, Ident, Provider, logical_decoding_hint, settings_hint, shown_literal};
 use crate::session::{SqlClient, SystemIdentification, ask_provider};
@@ -82,6 +83,7 @@ impl SourceServer {
                 true,
             )));
         }
+        problems.extend(plugin_report(client).await?);
         Ok((server, problems))
     }
 

@@ -91,17 +91,25 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
 /// What to say of a slot that this destination knows nothing of.
 pub fn slot_unknown_report(slot: &Slot) -> ErrorReport {
     let name = &slot.name;
+    let report = ErrorReport::new(format!("replication slot {name} exists but this destination has no record of it"));
+    if slot.plugin != "pgoutput" {
+        let (plugin, database) = (printable(&slot.plugin), printable(&slot.database));
+        let detail =
+            format!("It belongs to another program: its output plugin is {plugin}, its database is {database}.");
+        return report.detail(detail).hint("Choose another name for source.slot.");
+    }
     let mut detail = format!("It may belong to another destination: its database is {}", printable(&slot.database));
     match slot.active_pid {
-        Some(process_id) => detail.push_str(&format!(", and process {process_id} is using it.")),
+        Some(process_id) => {
+            detail.push_str(&format!(", and process {process_id} is using it."));
+            return report.detail(detail).hint("Choose another name for source.slot.");
+        }
         None => detail.push_str(", and nobody is using it."),
     }
-    ErrorReport::new(format!("replication slot {name} exists but this destination has no record of it")).detail(detail).hint(
-        format!(
-            "Choose another name for source.slot; or, if the slot is left over from a destination that is gone, run at the source:\n\
-             SELECT pg_drop_replication_slot('{name}');"
-        ),
-    )
+    report.detail(detail).hint(format!(
+        "Choose another name for source.slot; or, if the slot is left over from a destination that is gone, run at the source:\n\
+         SELECT pg_drop_replication_slot('{name}');"
+    ))
 }
 
 /// Ends the session that holds the slot, if it is one of our login role's, and waits until it has let go. Returns who was ended,

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 use super::facts::Telemetry;
 use super::page::Page;
-use crate::pg::printable_json;
+use crate::pg::{ErrorReport, printable_json};
 use server::Limits;
 
 /// The HTTP server cannot listen.
@@ -40,6 +40,22 @@ pub struct HttpError {
     pub address: SocketAddr,
     /// The operating system's words.
     pub error: std::io::Error,
+}
+
+impl HttpError {
+    /// What to say of it.
+    pub fn report(&self) -> ErrorReport {
+        ErrorReport::new(self.to_string())
+            .hint("Set http.listen to an address that is free on this machine, or to \"off\"; or end the program that listens there.")
+    }
+}
+
+/// Whether the address can be listened on.
+///
+/// # Errors
+/// [`HttpError`] when it cannot.
+pub async fn try_listen(address: SocketAddr) -> Result<(), HttpError> {
+    TcpListener::bind(address).await.map(drop).map_err(|error| HttpError { address, error })
 }
 
 /// Pages that are kept up to date at once, at most; one more is asked to come again later.

@@ -18,7 +18,7 @@ mod systemd;
 mod view;
 
 pub use facts::{State, Telemetry};
-pub use http::{HttpError, serve};
+pub use http::{HttpError, serve, try_listen};
 pub use log::{LogFormat, start_logging};
 pub use metrics::Operation;
 pub use systemd::notify_service_manager;

@@ -15,6 +15,7 @@ mod cascades;
 mod certificate_kinds;
 mod certificates;
 mod check;
+mod check_promises;
 mod check_refused;
 mod check_tells;
 mod check_warns;

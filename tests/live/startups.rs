@@ -160,6 +160,10 @@ const PECULIARITIES: &[Peculiar] = &[
     Tables(&["sections", "public.topics", "messages", "messages"]),
 ];
 
+/// How long a start that check has promised may wait for something before it counts as one that does not come to stream.
+const HELD_UP_MAX: Duration = Duration::from_secs(60);
+/// How long it may take on a machine that does much else: seen at a load of 30 on two cores were 90 s.
+const PROMISED_MAX: Duration = Duration::from_secs(600);
 /// How long a start that was refused by check may have to prove the opposite.
 const REFUSED_MAX: Duration = Duration::from_secs(8);
 
@@ -250,7 +254,7 @@ impl Draw {
         // What may go wrong, or not: a start may do either.
         let warned = WARNED.iter().any(|text| checked.out.contains(text));
         let mut service = self.setup.start();
-        let began = Instant::now();
+        let (began, mut held_up) = (Instant::now(), None);
         let streams = loop {
             let state = service.status().await.and_then(|status| status.get("state")?.as_str().map(str::to_owned));
             if state.as_deref() == Some("streaming") {
@@ -259,7 +263,16 @@ impl Draw {
             if service.has_ended() {
                 break false;
             }
-            let patience = if green { Duration::from_secs(60) } else { REFUSED_MAX };
+            // What holds a start up is said; one that only has little of a busy machine's time goes on.
+            held_up = match state.as_deref() {
+                Some("waiting") => held_up.or_else(|| Some(Instant::now())),
+                Some(_) | None => None,
+            };
+            let patience = match (green, held_up) {
+                (true, Some(since)) if since.elapsed() > HELD_UP_MAX => break false,
+                (true, _) => PROMISED_MAX,
+                (false, _) => REFUSED_MAX,
+            };
             if began.elapsed() > patience {
                 break false;
             }

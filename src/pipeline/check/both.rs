@@ -1,7 +1,9 @@
 //! What concerns both sides together.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::connection;
 use super::constraints;
 use super::destination::DestinationView;
 use super::here::free_bytes;
@@ -12,7 +14,7 @@ use super::{About, Findings};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{Catalog, DestinationError, expressions_here};
 use crate::fault::{Fault, report};
-use crate::pg::ErrorReport;
+use crate::pg::{ErrorReport, Ident};
 use crate::pipeline::asked::Asked;
 use crate::pipeline::cascades;
 use crate::pipeline::history::stored_history;
@@ -22,6 +24,7 @@ use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, w
 use crate::pipeline::set_aside::obstacle;
 use crate::pipeline::snapshot::room::Room;
 use crate::plan::fit::Transfer;
+use crate::plan::schema::{Identity, IndexDefinition, TableKind};
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
 use crate::session::{SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
@@ -42,7 +45,9 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Some(before) => destination.bookkeeping.position().await.ok().flatten().or(Some(before)),
             None => None,
         };
-        if let (Some(stream), Some(position)) = (&destination.stream, position) {
+        // Of another slot than the one that feeds this destination nothing follows.
+        let stream = destination.stream.as_ref().filter(|stream| stream.slot == config.source.slot);
+        if let (Some(stream), Some(position)) = (stream, position) {
             if let Ok(now) = session.identify_system().await {
                 *identification = now;
             }
@@ -63,6 +68,8 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             findings.fault(BOTH, "types", error);
         }
         let existing = &existing;
+        created(catalog, existing, findings);
+        keys(catalog, existing, findings);
         let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
         if let Err(fault) = values::look((&client, here), catalog, existing, transfer, findings).await {
             findings.fault(BOTH, "values", fault);
@@ -72,7 +79,12 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Err(fault) => findings.fault(BOTH, "types", fault),
         }
         match server_version(here).await {
-            Ok(version) => constraints::too_new_for(version, catalog, existing, findings),
+            Ok(version) => {
+                if let Some(report) = connection::newer(version, "destination") {
+                    findings.warn(About::Destination, "server", report);
+                }
+                constraints::too_new_for(version, catalog, existing, findings);
+            }
             Err(fault) => findings.fault(BOTH, "constraints", fault),
         }
         match expressions_here(here).await {
@@ -121,6 +133,47 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
     }
     encodings(&client, here, findings).await;
     clocks(&client, here, findings).await;
+}
+
+/// The source's tables that the destination lacks.
+fn created(catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
+    let names = catalog.tables.iter().map(|table| table.definition.name());
+    let missing: Vec<String> =
+        names.filter(|name| existing.table(name).is_none()).map(|name| name.to_string()).collect();
+    if !missing.is_empty() {
+        findings.ok(About::Destination, "tables", format!("{} will be created", missing.join(", ")));
+    }
+}
+
+/// Tables of the destination without a unique index over the key by which their rows are found: an operator may have made them, or
+/// dropped it since.
+fn keys(catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
+    for table in &catalog.tables {
+        let name = table.definition.name();
+        let (Identity::Key(key), Some(here)) = (table.definition.identity_columns(), existing.table(&name)) else {
+            continue;
+        };
+        let key: BTreeSet<&Ident> = key.into_iter().collect();
+        let covers = |index: &IndexDefinition| {
+            index.unique_columns().is_some_and(|columns| columns.into_iter().collect::<BTreeSet<_>>() == key)
+        };
+        if here.indexes.iter().any(covers) {
+            continue;
+        }
+        let key = key.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let statement = match (here.kind, here.indexes.iter().any(|index| index.primary)) {
+            // A unique index of a partitioned table needs the columns of its partitions' bounds.
+            (TableKind::Partitioned, _) => format!("CREATE INDEX ON {name} ({key});"),
+            (_, true) => format!("CREATE UNIQUE INDEX ON {name} ({key});"),
+            (_, false) => format!("ALTER TABLE {name} ADD PRIMARY KEY ({key});"),
+        };
+        let report = ErrorReport::new(format!(
+            "table {name} has no unique index over its key ({key}) at the destination"
+        ))
+        .detail("Each update and delete reads the whole table, and nothing keeps a second row with the same key out.")
+        .hint(format!("Run at the destination:\n{statement}"));
+        findings.warn(About::Destination, "keys", report);
+    }
 }
 
 /// Whether both servers have room for the locks of a copy. Where a stream is live, only `resnapshot` of all tables makes one.

@@ -41,6 +41,19 @@ pub(super) async fn judge(
     Ok(Ok(format!("PostgreSQL {version}, role {role}, {how}")))
 }
 
+/// The newest major that the tests run with.
+const NEWEST_TESTED: u32 = 18;
+
+/// What to say of a server that is newer than all that the tests run with; `version` is its `server_version_num`.
+pub(super) fn newer(version: u32, end: &str) -> Option<ErrorReport> {
+    let major = version / 10_000;
+    (major > NEWEST_TESTED).then(|| {
+        ErrorReport::new(format!("PostgreSQL {major} at the {end} is newer than what headwater is tested with"))
+            .detail(format!("That is 14 to {NEWEST_TESTED}. It is used all the same."))
+            .hint("Look for a newer headwater, and run headwater verify after the first copy and after schema changes.")
+    })
+}
+
 /// Whether what is sent there can be seen on a network. A name that does not resolve now may resolve to anything later.
 async fn leaves_this_machine(host: &Host) -> bool {
     let (name, port) = match host {
@@ -84,6 +97,15 @@ fn remedy(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_newer_than_those_of_the_tests_is_told_of_and_others_are_not() {
+        assert_eq!(newer(140_000, "source"), None);
+        assert_eq!(newer(180_006, "source"), None);
+        assert!(
+            newer(190_000, "source").expect("a report").message.starts_with("PostgreSQL 19 at the source is newer")
+        );
+    }
     use crate::config::Environment;
 
     fn settings(url: &str) -> ConnectionSettings {

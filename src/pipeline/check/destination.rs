@@ -59,7 +59,11 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
             findings.ok(DESTINATION, "session_replication_role", text);
         } else {
             let report = ErrorReport::new("origin: foreign keys and triggers act on what is applied")
-                .detail(format!("Role {} may not set session_replication_role. It works, but it is slower.", server.role))
+                .detail(format!(
+                    "Role {} may not set session_replication_role: triggers of the destination fire for what the source's triggers have \
+                     done already, and foreign keys are checked and cascade.",
+                    server.role
+                ))
                 .hint(if server.grants_parameters {
                     format!(
                         "Run at the destination as a superuser:\nGRANT SET ON PARAMETER session_replication_role TO {};",
@@ -179,11 +183,6 @@ async fn writing(config: &Config, findings: &mut Findings) {
 
 /// What acts on the tables that exist, and what points at them.
 fn tables(config: &Config, catalog: &Catalog, foreign_keys_act: bool, findings: &mut Findings) {
-    let missing: Vec<String> =
-        config.tables.iter().filter(|name| catalog.table(name).is_none()).map(ToString::to_string).collect();
-    if !missing.is_empty() {
-        findings.ok(DESTINATION, "tables", format!("{} will be created", missing.join(", ")));
-    }
     for name in &config.tables {
         let Some(table) = catalog.table(name) else { continue };
         let outside: Vec<String> = table

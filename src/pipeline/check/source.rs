@@ -13,7 +13,7 @@ use crate::plan::schema::{Identity, TableKind};
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification, ask_provider};
 use crate::source::{
     Notice, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, find_slot, running_transactions,
-    slot_unknown_report, try_publication,
+    slot_unknown_report, try_plugin, try_publication,
 };
 
 const SOURCE: About = About::Source;
@@ -136,6 +136,12 @@ async fn server(config: &Config, client: &SqlClient, needs_slot: bool, findings:
     }
     for problem in problems {
         findings.fail(SOURCE, "server", problem);
+    }
+    if let Err(error) = try_plugin(client).await {
+        findings.fault(SOURCE, "server", error);
+    }
+    if let Some(report) = connection::newer(server.version.unsigned_abs(), "source") {
+        findings.warn(SOURCE, "server", report);
     }
     if server.in_recovery {
         findings.ok(

@@ -59,10 +59,14 @@ pub fn bin(end: &str) -> PathBuf {
 
 /// The server programs of a major, fetched when they are not there; `None`, and a line, when they cannot be.
 pub fn bin_of(major: u32) -> Option<PathBuf> {
-    let output =
-        std::process::Command::new("tests/servers").arg(major.to_string()).output().expect("tests/servers runs");
+    bin_of_version(&major.to_string())
+}
+
+/// The server programs of a version that `tests/servers` knows, likewise.
+pub fn bin_of_version(version: &str) -> Option<PathBuf> {
+    let output = std::process::Command::new("tests/servers").arg(version).output().expect("tests/servers runs");
     if !output.status.success() {
-        println!("not run: servers of {major} cannot be fetched: {}", String::from_utf8_lossy(&output.stderr));
+        println!("not run: servers of {version} cannot be fetched: {}", String::from_utf8_lossy(&output.stderr));
         return None;
     }
     Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))

@@ -1,0 +1,159 @@
+//! After a green check a start comes to stream: what else a start needs, and what check says of it. Nothing that only follows from a
+//! failure is said beside it.
+
+use std::net::TcpListener;
+
+use crate::check::{SCHEMA, TABLES, find, findings, fix, granted};
+use crate::support::{Database, Setup, bin_of_version, destination, new_source_of};
+
+/// All messages, and all hints, in one text.
+fn text(found: &[serde_json::Value]) -> String {
+    let part = |finding: &serde_json::Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    found.iter().flat_map(|finding| [part(finding, "message"), part(finding, "hint")]).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http_port_that_another_program_has_fails_check_and_a_start_alike() {
+    let database = Database::new("port", TABLES, SCHEMA).await;
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut setup = Setup::of(&database);
+    setup.environment.push(("HEADWATER_HTTP_LISTEN".to_owned(), address.clone()));
+    let message = format!("http.listen: cannot listen on {address}");
+    let found = findings(&setup).await;
+    assert!(find(&found, "failed", &message).is_some_and(|finding| finding["hint"].is_string()), "{found:#?}");
+    setup.command(&["run"]).await.exits(1).says(&[&message, "HINT:  Set http.listen to an address that is free"]);
+    drop(taken);
+    let found = findings(&setup).await;
+    assert!(find(&found, "ok", &format!("http.listen: {address} is free")).is_some(), "{found:#?}");
+    // The running service's own port is none that is taken.
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let (code, list) = service.command(&["check"]).await;
+    assert!(code == Some(0) && list.contains("http.listen: the running service answers at"), "{list}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_table_is_told_with_the_nearest_and_nothing_that_follows_from_it() {
+    let database = Database::new("misspelt", TABLES, SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    setup.tables = vec!["parent".to_owned(), "chlid".to_owned()];
+    let found = findings(&setup).await;
+    let finding = find(&found, "failed", "table public.chlid not found at the source").expect("a failure");
+    assert_eq!(finding["hint"], "Correct tables in the configuration. Nearest to public.chlid is public.child.");
+    assert_eq!(text(&found).matches("chlid").count(), 2, "once in the message, once in the hint: {found:#?}");
+    assert!(find(&found, "ok", "public.parent will be created").is_some(), "{found:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_slot_in_the_configuration_is_one_failure_and_not_a_lost_history() {
+    let database = Database::new("renamed", TABLES, SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    setup.slot = format!("other_{}", setup.slot);
+    setup.environment.push(("HEADWATER_SOURCE_PUBLICATION".to_owned(), database.name.clone()));
+    let found = findings(&setup).await;
+    let failed: Vec<_> = found.iter().filter(|finding| finding["standing"] == "failed").collect();
+    assert_eq!(failed.len(), 1, "{failed:#?}");
+    assert!(failed[0]["message"].as_str().unwrap_or_default().contains("is fed through slot"), "{failed:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_of_another_program_is_never_offered_to_be_dropped() {
+    let database = Database::new("foreignslot", TABLES, SCHEMA).await;
+    let create = format!("SELECT pg_create_logical_replication_slot('{}', 'test_decoding')", database.name);
+    database.at_source(&create).await;
+    let setup = Setup::of(&database);
+    let found = findings(&setup).await;
+    let finding = find(&found, "failed", "exists but this destination has no record of it").expect("a failure");
+    assert!(finding["detail"].as_str().unwrap_or_default().contains("its output plugin is test_decoding"), "{finding}");
+    assert_eq!(finding["hint"], "Choose another name for source.slot.");
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", database.name);
+    database.at_source(&drop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_its_key_at_the_destination_is_mended_by_what_is_printed() {
+    let database = Database::new("keyless", TABLES, SCHEMA).await;
+    let tables = "CREATE TABLE parent (id int, v text);
+        CREATE TABLE child (id int NOT NULL, parent int, v varchar(20), other int PRIMARY KEY DEFAULT 1)";
+    database.at_destination(tables).await;
+    let setup = Setup::of(&database);
+    for (table, statement) in [
+        ("public.parent", "ALTER TABLE public.parent ADD PRIMARY KEY (id);"),
+        ("public.child", "CREATE UNIQUE INDEX ON public.child (id);"),
+    ] {
+        let message = format!("table {table} has no unique index over its key (id) at the destination");
+        let found = findings(&setup).await;
+        let finding = find(&found, "warning", &message).unwrap_or_else(|| panic!("no {message:?} in {found:#?}"));
+        assert_eq!(fix(finding), statement);
+        database.at_destination(statement).await;
+        assert!(find(&findings(&setup).await, "warning", &message).is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_prints_what_is_to_be_acted_on_and_nothing_else() {
+    let (database, setup, role) = granted("quietly").await;
+    let all = setup.command(&["check"]).await.exits(0);
+    // How much room the disk has left differs from one to the other.
+    let warnings = |text: &str| -> Vec<String> {
+        text.lines().filter_map(|line| Some(line.split_once("  warning  ")?.0.to_owned())).collect()
+    };
+    let quiet = setup.command(&["check", "--quiet"]).await.exits(0);
+    assert_eq!(warnings(&quiet.out), warnings(&all.out));
+    assert!(!quiet.out.contains("  ok  "), "{}", quiet.out);
+    assert!(!all.out.contains('\u{1b}'), "colours are for terminals");
+    database.at_source(&format!("REVOKE SELECT ON child FROM {role}")).await;
+    let failed = setup.command(&["check", "-q"]).await.exits(1);
+    assert!(
+        failed.out.contains("  failed   ") && failed.out.contains("HINT:") && !failed.out.contains("  ok  "),
+        "{}",
+        failed.out
+    );
+}
+
+/// Which roles may see the setting decides how it is found: both are tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_plugin_that_the_source_does_not_allow_is_mended_by_what_is_printed() {
+    let Some(bin) = bin_of_version("18.6") else { return };
+    // Not on its command line, which ALTER SYSTEM could not change.
+    let cluster = new_source_of(&bin, &[]).await;
+    let database = Database::on(&cluster, destination().await, "plugins", TABLES, SCHEMA).await;
+    let role = format!("replicator_{}", database.name);
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON parent, child TO {role}; CREATE PUBLICATION {} FOR TABLE parent, child",
+        database.name
+    );
+    database.at_source(&grants).await;
+    let seeing = Setup::of(&database);
+    let mut blind = seeing.clone();
+    blind.source_url = blind.source_url.replacen("postgres@", &format!("{role}@"), 1);
+    assert_ne!(blind.source_url, seeing.source_url);
+    let message = "output_plugin_libraries at the source does not list pgoutput";
+    for setup in [&blind, &seeing] {
+        assert!(find(&findings(setup).await, "failed", message).is_none());
+        database.at_source("ALTER SYSTEM SET output_plugin_libraries = 'test_decoding'").await;
+        database.at_source("SELECT pg_reload_conf()").await;
+        crate::support::eventually("the setting counts", || async {
+            (database.source_value("SHOW output_plugin_libraries").await? == "test_decoding").then_some(())
+        })
+        .await;
+        let found = findings(setup).await;
+        let finding = find(&found, "failed", message).unwrap_or_else(|| panic!("no {message:?} in {found:#?}"));
+        setup.command(&["run"]).await.exits(1).says(&["output_plugin"]);
+        for statement in fix(finding).lines() {
+            database.at_source(statement).await;
+        }
+        crate::support::eventually("check finds nothing any more", || async {
+            find(&findings(setup).await, "failed", message).is_none().then_some(())
+        })
+        .await;
+    }
+    let service = blind.start();
+    service.streams().await;
+    service.stop().await;
+}
