@@ -42,14 +42,23 @@ columns (root, facts) AS (
     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''
     GROUP BY a.attrelid
 ),
+-- Of the leaves, too: theirs identify the rows that the stream tells of.
 keys (root, facts) AS (
-    SELECT i.indrelid, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
-        i.indexrelid::pg_catalog.int8, c.relname, i.indkey::pg_catalog.text, i.indisprimary, i.indisreplident,
-        i.indimmediate) ORDER BY i.indexrelid)
-    FROM wanted w
-    JOIN pg_catalog.pg_index i ON i.indrelid = w.id AND i.indisunique AND i.indisvalid AND i.indislive
+    SELECT m.root, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+        i.indexrelid::pg_catalog.int8, i.indrelid::pg_catalog.int8, c.relname, i.indkey::pg_catalog.text, i.indisprimary,
+        i.indisreplident, i.indimmediate, i.xmin::pg_catalog.text::pg_catalog.int8) ORDER BY i.indexrelid)
+    FROM member m
+    JOIN pg_catalog.pg_index i ON i.indrelid = m.id AND i.indisunique AND i.indisvalid AND i.indislive
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    GROUP BY i.indrelid
+    GROUP BY m.root
+),
+-- Those that are indexes stand there, and NOT NULL stands with its column.
+constraints (root, facts) AS (
+    SELECT k.conrelid, pg_catalog.jsonb_agg(
+        pg_catalog.jsonb_build_array(k.oid::pg_catalog.int8, k.conname) ORDER BY k.oid)
+    FROM wanted w
+    JOIN pg_catalog.pg_constraint k ON k.conrelid = w.id AND k.contype IN ('c', 'f', 'x')
+    GROUP BY k.conrelid
 ),
 -- Types that are not built in, and those that they are made of.
 used (root, id) AS (
@@ -106,6 +115,7 @@ facts (id, text) AS MATERIALIZED (
         'members', m.facts,
         'columns', COALESCE(c.facts, '[]'),
         'keys', COALESCE(k.facts, '[]'),
+        'constraints', COALESCE(o.facts, '[]'),
         'types', COALESCE(t.facts, '[]'),
         -- Another one once the table has left the publication and come back; none where that names no tables.
         'published', (p.oid)::pg_catalog.int8
@@ -114,6 +124,7 @@ facts (id, text) AS MATERIALIZED (
     JOIN members m ON m.root = w.id
     LEFT JOIN columns c ON c.root = w.id
     LEFT JOIN keys k ON k.root = w.id
+    LEFT JOIN constraints o ON o.root = w.id
     LEFT JOIN types t ON t.root = w.id
     LEFT JOIN (
         SELECT r.oid, r.prrelid FROM pg_catalog.pg_publication_rel r

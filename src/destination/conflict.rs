@@ -14,7 +14,7 @@
 //! gets it from the source anew and knows ([`Conflicts::winning`]) that its rows are to win. So does one whose rows may make
 //! others go ([`Conflicts::needs_newer_catalog`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::catalog::Catalog;
@@ -53,13 +53,40 @@ pub struct Conflicts {
     /// The commit_lsn of a transaction in pieces that is to be applied change by change, because its sets were refused.
     pub in_order: Option<Lsn>,
     /// The tables as they are at the source, whose unique keys tell which rows cannot be there.
-    pub source_tables: Vec<TableDefinition>,
+    source_tables: Vec<TableDefinition>,
+    /// The unique indexes that were there when the stream began, by OID: only of what was there before the stream's changes, and is
+    /// now, no two rows were ever alike. `None` where all of them are known to be such.
+    old_indexes: Option<HashMap<RelationId, BTreeSet<u32>>>,
 }
 
 impl Conflicts {
     /// Nothing has happened yet.
     pub fn of_source(on_conflict: OnConflict, source_tables: Vec<TableDefinition>) -> Conflicts {
-        Conflicts { on_conflict, skips: BTreeSet::new(), winning: None, in_order: None, source_tables }
+        Conflicts {
+            on_conflict,
+            skips: BTreeSet::new(),
+            winning: None,
+            in_order: None,
+            source_tables,
+            old_indexes: None,
+        }
+    }
+
+    /// Nothing has happened yet, and these unique indexes of the tables were there before the stream's next change.
+    pub fn of_stream(
+        on_conflict: OnConflict,
+        source_tables: Vec<TableDefinition>,
+        old_indexes: HashMap<RelationId, BTreeSet<u32>>,
+    ) -> Conflicts {
+        let mut conflicts =
+            Conflicts { old_indexes: Some(old_indexes), ..Conflicts::of_source(on_conflict, Vec::new()) };
+        source_tables.into_iter().for_each(|table| conflicts.described(table));
+        conflicts
+    }
+
+    /// The tables as they are known to have been all the time.
+    pub(super) fn source_tables(&self) -> &[TableDefinition] {
+        &self.source_tables
     }
 
     /// A table as the source has it.
@@ -69,7 +96,8 @@ impl Conflicts {
 
     /// Whether rows may have to go because the source's unique keys say so, others than those that identify the rows of these
     /// changes. The source may have dropped such a key since its catalog was read, and the stream need not tell: what may go is
-    /// decided by a catalog that was read after the conflict.
+    /// decided by a catalog that was read after the conflict. So it is where a partition may have identified its rows otherwise for a
+    /// while: a row that is not found by the table's key need not be missing.
     pub(super) fn needs_newer_catalog(&self, changes: &[Change], catalog: &Catalog) -> bool {
         let mut asked: Vec<&Arc<Relation>> = Vec::new();
         for change in changes {
@@ -89,6 +117,9 @@ impl Conflicts {
     /// Whether both ends have a unique key that is not the identity of the stream's rows: what identifies them, the source has.
     fn has_other_unique(&self, relation: &Relation, catalog: &Catalog) -> bool {
         let Some(there) = self.source_table(relation.id) else { return false };
+        if there.is_tree() {
+            return true;
+        }
         let Some(here) = catalog.table(&relation.name).or_else(|| catalog.table(&there.name())) else { return false };
         let identity: Vec<&Ident> =
             relation.columns.iter().filter(|column| column.in_identity).map(|column| &column.name).collect();
@@ -103,7 +134,12 @@ impl Conflicts {
     }
 
     /// Takes in a table as the stream has described it since.
-    pub(super) fn described(&mut self, table: TableDefinition) {
+    pub(super) fn described(&mut self, mut table: TableDefinition) {
+        if let Some(old) = &self.old_indexes {
+            let old = old.get(&table.relation_id());
+            let is_old = |id: &u32| old.is_some_and(|old| old.contains(id));
+            table.indexes.retain(|index| !index.unique || is_old(&index.id));
+        }
         self.source_tables.retain(|known| known.relation_id() != table.relation_id());
         self.source_tables.push(table);
     }

@@ -78,7 +78,8 @@ pub struct NewFacts {
 }
 
 /// Remembers facts that differ from those of before in nothing that concerns rows, unless others were remembered meanwhile. The
-/// partitions that they name are known from now on. One statement for all tables.
+/// partitions that they name are known from now on. What the stream has passed stays what it was: see [`set_passed`]. One statement for
+/// all tables.
 ///
 /// # Errors
 /// [`DestinationError`].
@@ -95,7 +96,9 @@ pub async fn remember_fingerprints(client: &SqlClient, new: &[NewFacts]) -> Resu
         })
         .collect();
     let sql = "UPDATE headwater.shapes s
-               SET fingerprint = n.document::json,
+               SET fingerprint = (n.document::jsonb || pg_catalog.jsonb_build_object('passed',
+                       CASE WHEN (s.fingerprint ->> 'format')::int8 = $5
+                       THEN COALESCE(s.fingerprint::jsonb -> 'passed', s.fingerprint::jsonb -> 'facts') ELSE '{}' END))::json,
                    shape = pg_catalog.jsonb_set(s.shape::jsonb, '{partitions}', n.partitions::jsonb)::json
                FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[]),
                    pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS n (id, before, document, partitions)
@@ -103,5 +106,19 @@ pub async fn remember_fingerprints(client: &SqlClient, new: &[NewFacts]) -> Resu
                    CASE WHEN (s.fingerprint ->> 'format')::int8 = $5 THEN s.fingerprint ->> 'digest' END";
     let format = i64::from(FingerprintFacts::FORMAT);
     client.query("writing headwater.shapes", sql, &[&tables, &before, &documents, &partitions, &format]).await?;
+    Ok(())
+}
+
+/// The stream has passed a moment at which the source's catalog said what is remembered of these tables, by its digests.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn set_passed(client: &SqlClient, tables: &[(RelationId, String)]) -> Result<(), DestinationError> {
+    let ids: Vec<u32> = tables.iter().map(|(table, _)| table.0).collect();
+    let digests: Vec<&str> = tables.iter().map(|(_, digest)| digest.as_str()).collect();
+    let sql = "UPDATE headwater.shapes s SET fingerprint = (s.fingerprint::jsonb - 'passed')::json
+               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[])) AS n (id, digest)
+               WHERE s.source_id = n.id AND s.fingerprint ->> 'digest' = n.digest";
+    client.query("writing headwater.shapes", sql, &[&ids, &digests]).await?;
     Ok(())
 }

@@ -74,7 +74,9 @@ pub use fences::{
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,
     next_fence_request, refuse_fence_requests, take_up_fence_request, withdraw_fence,
 };
-pub use fingerprints::{NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints};
+pub use fingerprints::{
+    NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints, set_passed,
+};
 pub use foreign_code::{ForeignCode, Writes, refuse_foreign_event_triggers};
 pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate};
 pub use letter_text::{describe, describe_with_values, row_text};

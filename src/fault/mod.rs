@@ -222,6 +222,9 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .detail(format!("{}.", capitalized(reason)))
                 .hint(copy_anew(table))
         }
+        Fault::Destination(DestinationError::NoIdentity(error)) => {
+            ErrorReport::new(error.to_string()).hint(copy_anew(&error.table))
+        }
         Fault::Destination(DestinationError::Renamed { table, renamed }) => renamed_report(table, renamed, false),
         Fault::Source(error @ SourceError::SlotInUse { process_id, holder, .. }) => ErrorReport::new(error.to_string())
             .detail(format!("It is a session of {holder}. It belongs to another role, or did not end when it was asked to."))
@@ -254,7 +257,6 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | DestinationError::LabelMissing
             | DestinationError::AttributesRenamed
             | DestinationError::FormatChanged(_)
-            | DestinationError::NoIdentity(_)
             | DestinationError::StagingLost(_)
             | DestinationError::SetsRefused { .. }
             | DestinationError::WantedOut { .. },

@@ -14,6 +14,7 @@ use super::ahead::{AheadOf, Worker, worth_bytes};
 use super::apply_loop::{ApplyLoop, Beside, Limits};
 use super::asked::{Asked, ask_for_missing, asked};
 use super::control::control;
+use super::fingerprints::passed_indexes;
 use super::ground::{Ground, Watched};
 use super::hosts::{Settled, settle};
 use super::identity::accept_identity;
@@ -25,7 +26,7 @@ use super::sequences::Sequences;
 use super::set_aside::set_aside;
 use super::verify::NO_FENCE_HINT;
 use super::verify::service::FenceService;
-use super::violated::explained;
+use super::violated::{explained, let_through};
 use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
@@ -317,6 +318,7 @@ impl Attempt {
     pub(super) async fn run(&mut self) -> Result<Lived, Fault> {
         match self.lead_and_stream().await {
             Err(fault) if !self.is_stopping() => {
+                let fault = let_through(&self.config, &self.addresses, fault).await;
                 let what = (fault, self.foreign_keys_act);
                 set_aside(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Lived::ToBeSetUpAnew)
             }
@@ -492,13 +494,12 @@ impl Attempt {
         );
         let watched = Watched::new(&prepared, config.source.publication.clone());
 
-        let conflicts = Conflicts {
-            on_conflict: config.on_conflict,
-            skips: skips(bookkeeping.client(), self.left_out).await?,
-            in_order: self.in_order,
-            winning: self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn)),
-            source_tables: prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect(),
-        };
+        let source_tables = prepared.source_catalog.tables.iter().map(|table| table.definition.clone());
+        let indexes = passed_indexes(&bookkeeping).await?;
+        let mut conflicts = Conflicts::of_stream(config.on_conflict, source_tables.collect(), indexes);
+        conflicts.skips = skips(bookkeeping.client(), self.left_out).await?;
+        conflicts.in_order = self.in_order;
+        conflicts.winning = self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn));
 
         let mut options = streaming::options(&config, prepared.server.version, prepared.transfer);
         options.streaming &= !std::mem::take(&mut self.spool_failed);

@@ -7,10 +7,12 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::destination::{Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope};
+use crate::destination::{
+    Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
+};
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::plan::fingerprint::Verdict;
-use crate::session::{SessionError, SqlClient, fingerprint_digests, fingerprint_facts};
+use crate::session::{FingerprintFacts, SessionError, SqlClient, fingerprint_digests, fingerprint_facts};
 use crate::telemetry::Telemetry;
 
 /// What has become of the tables that are followed.
@@ -24,6 +26,8 @@ pub(super) struct Look {
     pub(super) renamed: Vec<(QualifiedName, RelationId, QualifiedName)>,
     /// What is to be remembered of the others.
     pub(super) harmless: Vec<NewFacts>,
+    /// What is remembered of these is what the catalog says, by its digest, and the stream had not passed such a moment before.
+    pub(super) ahead: Vec<(RelationId, String)>,
     /// How far the source's WAL was when all this had been read.
     pub(super) read_at: Lsn,
 }
@@ -54,8 +58,14 @@ pub(super) async fn look(
         digests.get(table).is_some_and(|now| Some(now) != before)
     };
     let changed: Vec<RelationId> = ids.into_iter().filter(is_new).collect();
-    let mut found = Look::default();
+    let known = remembered.iter().filter(|(table, _)| !changed.contains(table) && digests.contains_key(table));
+    let known = known.filter_map(|(table, known)| Some((*table, known.facts.as_ref()?)));
+    let ahead = known.filter(|(_, facts)| facts.are_ahead()).map(|(table, facts)| (table, facts.digest.clone()));
+    let mut found = Look { ahead: ahead.collect(), ..Look::default() };
     if changed.is_empty() {
+        if !found.ahead.is_empty() {
+            found.read_at = end_of_wal(source).await?;
+        }
         return Ok(found);
     }
     for (table, facts) in fingerprint_facts(source, &changed, publication).await? {
@@ -98,6 +108,20 @@ async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
     let text: Option<&str> = row.get(0);
     let parsed = text.and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| SessionError::protocol("asking how far the source is", "no position"))
+}
+
+/// The unique indexes that the tables had at a moment that the stream has passed, by their OIDs.
+pub(super) async fn passed_indexes(
+    bookkeeping: &Bookkeeping,
+) -> Result<HashMap<RelationId, BTreeSet<u32>>, DestinationError> {
+    let mut indexes = HashMap::new();
+    for (table, known) in remembered_fingerprints(bookkeeping.client()).await? {
+        let passed = known.facts.as_ref().map(FingerprintFacts::read_passed).transpose();
+        if let Some(passed) = passed.map_err(DestinationError::Session)?.flatten() {
+            indexes.insert(table, passed.unique_indexes(table).collect());
+        }
+    }
+    Ok(indexes)
 }
 
 /// Has a table compared with the source whose rows are in doubt: it is copied beside the stream, which goes on meanwhile.

@@ -23,7 +23,9 @@ use super::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use super::looks::{LookPace, objects};
 use super::prepare::Prepared;
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report};
+use crate::destination::{
+    Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
+};
 use crate::fault::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::session::{SessionError, Sql, SqlClient, SystemIdentification};
@@ -154,6 +156,8 @@ pub(super) struct GroundWatch {
     pub(super) truncations: ToldTruncations,
     /// Tables whose rows are in doubt, by the digest that made it so, and how far the source was then.
     pub(super) doubts: HashMap<RelationId, (String, Lsn)>,
+    /// Tables of which more is remembered than the stream has passed, in the same way.
+    pub(super) ahead: HashMap<RelationId, (String, Lsn)>,
     /// Waits for the position.
     pub(super) reached_xid: Option<ReachedXid>,
     /// Looks that the stream waits for.
@@ -301,6 +305,7 @@ impl GroundWatch {
         // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
         let seen = std::mem::take(&mut self.doubts);
         let Ok(position) = bookkeeping.position().await else { return Ok(None) };
+        self.note_passed(&bookkeeping, (found.ahead, found.read_at), position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
         for doubt in found.doubt {
             let since = seen.get(&doubt.table).filter(|(digest, _)| *digest == doubt.digest).map(|(_, since)| *since);
@@ -312,6 +317,29 @@ impl GroundWatch {
             }
         }
         Ok(Some(Ground::Firm))
+    }
+
+    /// What is remembered of tables counts as passed once the stream is where the source was when its catalog was seen to say so.
+    async fn note_passed(
+        &mut self,
+        bookkeeping: &Bookkeeping,
+        (ahead, read_at): (Vec<(RelationId, String)>, Lsn),
+        position: Option<Lsn>,
+    ) {
+        let seen = std::mem::take(&mut self.ahead);
+        let mut passed = Vec::new();
+        for (table, digest) in ahead {
+            let since = seen.get(&table).filter(|(before, _)| *before == digest).map_or(read_at, |(_, since)| *since);
+            match position.is_some_and(|position| position >= since) {
+                true => passed.push((table, digest)),
+                false => drop(self.ahead.insert(table, (digest, since))),
+            }
+        }
+        if !passed.is_empty()
+            && let Err(error) = set_passed(bookkeeping.client(), &passed).await
+        {
+            tracing::warn!("how far the stream is could not be stored with what the source's catalog says: {error}");
+        }
     }
 
     /// Somebody may add a foreign key at the destination, or drop the source's, while the stream runs.

@@ -105,6 +105,7 @@ impl Monitor {
             unidentified: Vec::new(),
             truncations: truncations.clone(),
             doubts: HashMap::new(),
+            ahead: HashMap::new(),
             reached_xid: None,
             asked,
         };

@@ -1,7 +1,8 @@
 //! A table that the stream cannot keep equal any more is set aside, so that the others stream on, until a copy has replaced it.
 //!
 //! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns one table's rows: it was changed in
-//! a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or another table bears its name now
+//! a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
+//! ([`DestinationError::NoIdentity`]), or another table bears its name now
 //! ([`TransactionError::Replaced`]).
 //!
 //! ```text
@@ -26,6 +27,7 @@ use crate::config::{Config, SchemaChanges};
 use crate::destination::{Bookkeeping, DestinationError, TableRecord, TableState, renamed_report};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, QualifiedName, RelationId};
+use crate::plan::statement::NoIdentity;
 use crate::source::SourceError;
 use crate::telemetry::{Telemetry, failpoint};
 use crate::transaction::TransactionError;
@@ -33,7 +35,9 @@ use crate::transaction::TransactionError;
 /// The table whose rows a fault is about, and none other's.
 fn concerned(fault: &Fault) -> Option<&QualifiedName> {
     match fault {
-        Fault::Destination(DestinationError::NeedsCopy { table, .. })
+        Fault::Destination(
+            DestinationError::NeedsCopy { table, .. } | DestinationError::NoIdentity(NoIdentity { table }),
+        )
         | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => Some(table),
         Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => None,
     }

@@ -75,6 +75,16 @@ impl Ends<'_> {
         self.of_not_null(violated.column.as_ref()?)
     }
 
+    /// The source's unique indexes that forbid what a unique index of the destination forbids, by their OIDs; none for another name.
+    pub fn counterparts(&self, name: &Ident) -> Vec<u32> {
+        let Some(index) = self.here.indexes.iter().find(|index| index.name == *name && index.unique) else {
+            return Vec::new();
+        };
+        let there = self.source.indexes.iter().filter(|there| there.valid && there.unique);
+        let there = there.filter(|there| parts(there) == parts(index) && there.predicate == index.predicate);
+        there.map(|there| there.id).collect()
+    }
+
     /// The differences in all that may refuse a row here, before one is refused.
     pub fn all(&self) -> Vec<Difference> {
         let indexes = self.here.indexes.iter().filter(|index| index.valid && (index.unique || index.exclusion));

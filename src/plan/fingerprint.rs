@@ -15,6 +15,11 @@
 //!
 //! Every rewrite also writes anew the rows of columns that had a value for older rows in the catalog (`atthasmissing`).
 //!
+//! A unique index, a constraint or the identity of a partition that is changed moves no row, and the stream tells of every row since.
+//! But what the source let through meanwhile may be refused here, or name another row. So what the stream has passed is kept apart
+//! from what the catalog says (`session::fingerprints`), and [`Fingerprint::explains`] a refused change by what was not there all the
+//! time: then the table is copied, and no row here is ever called to be in the way.
+//!
 //! | new file | TOAST table | columns' rows | so it was |
 //! |---|---|---|---|
 //! | no | same | any | nothing that touches values |
@@ -98,11 +103,13 @@ pub struct FingerprintColumn {
     pub written_by: u32,
 }
 
-/// A unique index of the table.
+/// A unique index of the table, or of a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct UniqueKey {
-    /// Its OID.
+    /// Its OID: an index that is dropped and created again has another one.
     pub id: u32,
+    /// The OID of the table or partition.
+    pub table: u32,
     /// Its name.
     pub name: Ident,
     /// `indkey`: its columns by number, 0 for an expression.
@@ -113,6 +120,17 @@ pub struct UniqueKey {
     pub replica_identity: bool,
     /// Not DEFERRABLE.
     pub immediate: bool,
+    /// The transaction that has written its row of `pg_index`: a change of the identity writes it.
+    pub written_by: u32,
+}
+
+/// A CHECK, foreign key or exclusion constraint of the table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct TableConstraint {
+    /// Its OID: one that is dropped and added again has another one.
+    pub id: u32,
+    /// Its name.
+    pub name: Ident,
 }
 
 /// A label of an enum.
@@ -176,12 +194,28 @@ pub struct Fingerprint {
     pub members: Vec<Member>,
     /// Its columns, by number.
     pub columns: Vec<FingerprintColumn>,
-    /// Its unique indexes, by OID.
+    /// Its unique indexes and those of its partitions, by OID.
     pub keys: Vec<UniqueKey>,
+    /// Its CHECK, foreign key and exclusion constraints, by OID.
+    pub constraints: Vec<TableConstraint>,
     /// The types that its columns are made of, by OID.
     pub types: Vec<UsedType>,
     /// The entry that names it in the publication; `None` where the publication names no tables.
     pub published: Option<u32>,
+}
+
+/// A change of the stream that the destination cannot take as it is: the source has let it through, so one of its rules was
+/// another one at that moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Two rows are alike; the OIDs of the source's indexes that forbid it now.
+    Alike(Vec<u32>),
+    /// A constraint by its name, which both ends have now.
+    Constraint(Ident),
+    /// NULL in a column that is NOT NULL now.
+    Null(Ident),
+    /// The row to be updated is not there under the key of the table's identity.
+    Missing,
 }
 
 /// What a comparison of two fingerprints says of the rows.
@@ -253,6 +287,68 @@ impl Fingerprint {
             }
         }
         doubt.map_or(Verdict::Same, Verdict::Doubt)
+    }
+
+    /// The unique indexes of the table itself that are there all the time from this fingerprint to any other one that has them.
+    pub fn unique_indexes(&self, table: RelationId) -> impl Iterator<Item = u32> + '_ {
+        self.keys.iter().filter(move |key| key.table == table.0).map(|key| key.id)
+    }
+
+    /// Why the source let a change through that its catalog of now would refuse, or that says nothing of its row: what it has now
+    /// was not there all the time since this fingerprint, which the stream has passed. `None` where it was: then the destination's
+    /// rows are others.
+    pub fn explains(&self, now: &Fingerprint, table: RelationId, refusal: &Refusal) -> Option<String> {
+        if self.server != now.server {
+            return None;
+        }
+        match refusal {
+            Refusal::Alike(indexes) => {
+                let known = |id: &u32| self.keys.iter().any(|key| key.id == *id);
+                if indexes.iter().any(known) {
+                    return None;
+                }
+                let new = now.keys.iter().find(|key| indexes.contains(&key.id))?;
+                Some(format!(
+                    "unique index {} was dropped for a while, and rows of that time are alike in its columns",
+                    new.name
+                ))
+            }
+            Refusal::Constraint(name) => {
+                let named =
+                    |of: &Fingerprint| of.constraints.iter().find(|found| found.name == *name).map(|found| found.id);
+                let is_another = named(now).is_some_and(|id| Some(id) != named(self));
+                is_another
+                    .then(|| format!("constraint {name} was dropped for a while, and rows of that time violate it"))
+            }
+            Refusal::Null(name) => {
+                let now = now.columns.iter().find(|column| column.name == *name)?;
+                let before = self.columns.iter().find(|before| before.number == now.number);
+                let is_another = before.is_none_or(|before| before.written_by != now.written_by);
+                is_another.then(|| {
+                    format!("column {name} was not NOT NULL for a while, and rows of that time are NULL in it")
+                })
+            }
+            Refusal::Missing => {
+                let mut leaves = now.members.iter().filter(|member| member.id != table.0);
+                let changed = leaves.find(|leaf| !self.identifies_as(now, leaf.id))?;
+                Some(format!(
+                    "partition {} was altered, and may have identified its rows otherwise than the table for a while",
+                    changed.name()
+                ))
+            }
+        }
+    }
+
+    /// Whether a member identifies its rows as it did, and has done so all the time.
+    fn identifies_as(&self, now: &Fingerprint, member: u32) -> bool {
+        let found = |of: &Fingerprint| {
+            let member = of.members.iter().find(|found| found.id == member)?;
+            Some((member.replica_identity, member.changed_by))
+        };
+        let keys = |of: &Fingerprint| -> Vec<(u32, u32)> {
+            of.keys.iter().filter(|key| key.table == member).map(|key| (key.id, key.written_by)).collect()
+        };
+        found(self) == found(now) && keys(self) == keys(now)
     }
 
     /// What can be said of a table of which nothing was remembered.
@@ -385,6 +481,7 @@ mod tests {
             members: vec![member(TABLE.0, toast)],
             columns: vec![column(1, 700), column(2, 700)],
             keys: Vec::new(),
+            constraints: Vec::new(),
             types: Vec::new(),
             published: Some(9),
         }
@@ -473,6 +570,50 @@ mod tests {
     }
 
     #[test]
+    fn what_the_source_let_through_is_told_from_rows_that_are_others_here() {
+        let key = |id, table, written_by| UniqueKey {
+            id,
+            table,
+            name: Ident::new("u"),
+            columns: "1".to_owned(),
+            primary: false,
+            replica_identity: false,
+            immediate: true,
+            written_by,
+        };
+        let mut before = tree();
+        before.keys = vec![key(200, TABLE.0, 700), key(201, 101, 700)];
+        before.constraints = vec![TableConstraint { id: 300, name: Ident::new("c") }];
+        let explained = |refusal: Refusal, change: &dyn Fn(&mut Fingerprint)| {
+            let mut now = before.clone();
+            change(&mut now);
+            before.explains(&now, TABLE, &refusal).is_some()
+        };
+        let alike = |id| Refusal::Alike(vec![id]);
+        assert!(!explained(alike(200), &|_| {}), "it was there all the time");
+        assert!(explained(alike(250), &|now| now.keys[0].id = 250));
+        assert!(!explained(alike(250), &|_| {}), "the source has no such index");
+        let constraint = || Refusal::Constraint(Ident::new("c"));
+        assert!(!explained(constraint(), &|_| {}));
+        assert!(explained(constraint(), &|now| now.constraints[0].id = 350));
+        assert!(!explained(constraint(), &|now| now.constraints.clear()), "a difference of the ends says it");
+        let null = || Refusal::Null(Ident::new("c2"));
+        assert!(!explained(null(), &|_| {}));
+        assert!(explained(null(), &|now| now.columns[1].written_by = 900));
+        assert!(!explained(Refusal::Missing, &|_| {}));
+        assert!(!explained(Refusal::Missing, &|now| now.members[0].changed_by = 900), "the stream describes the table");
+        assert!(explained(Refusal::Missing, &|now| now.members[1].changed_by = 900));
+        assert!(explained(Refusal::Missing, &|now| now.members[1].replica_identity = 'i'));
+        assert!(explained(Refusal::Missing, &|now| now.keys[1].written_by = 900), "from one index to another and back");
+        assert!(explained(Refusal::Missing, &|now| now.members.push(member(103, 8))));
+        let restored = |now: &mut Fingerprint| {
+            now.server.catalog_version += 1;
+            now.keys[0].id = 250;
+        };
+        assert!(!explained(alike(250), &restored), "nothing of another catalog can be compared");
+    }
+
+    #[test]
     fn types_generation_and_the_publication_count_too() {
         let attribute = |number| Attribute { number, name: Ident::new("a"), type_id: TypeId(23), type_modifier: -1 };
         let mut before = table(7);
@@ -506,11 +647,12 @@ mod tests {
     fn facts_are_read_as_the_question_gives_them() {
         let text = r#"{"server": ["7435", 202209061], "members": [[100, "public", "t", "r", "p", 100, 7, 700, "d", false, 0]],
             "columns": [[1, "id", 23, -1, 0, true, "", "", null, false, 700], [2, "g", 23, -1, 0, false, "", "s", -5, true, 700]],
-            "keys": [[103, "t_pkey", "1", true, false, true]],
+            "keys": [[103, 100, "t_pkey", "1", true, false, true, 699]], "constraints": [[104, "c"]],
             "types": [[16400, "public", "mood", "e", 0, -1, [[16402, "sad"]], []]], "published": null}"#;
         let read: Fingerprint = serde_json::from_str(text).unwrap();
         assert_eq!(read.name(TABLE), Some(QualifiedName::new("public", "t")));
         assert_eq!(read.columns[1].expression, Some(-5));
+        assert_eq!(read.unique_indexes(TABLE).collect::<Vec<_>>(), [103]);
         assert_eq!(read.types[0].labels, [Label { id: 16402, name: "sad".to_owned() }]);
     }
 }

@@ -106,6 +106,8 @@ pub struct Publishing {
 pub enum Harm {
     /// These have no replica identity.
     NoIdentity(Vec<QualifiedName>),
+    /// The table that is published has no replica identity, and leaves have one: their changes come and name no row.
+    RootWithoutIdentity,
     /// These leaves identify their rows otherwise than the table that is published.
     OtherIdentity(Vec<QualifiedName>),
     /// The identity of these has stored generated columns that the publication does not send.
@@ -142,7 +144,10 @@ impl IdentifiedTable {
         // A root without an identity describes rows that nothing identifies.
         let mut without = named(&|member| !member.is_identified());
         if self.table.is_tree() && !self.table.is_identified() {
-            without.insert(0, self.table.name.clone());
+            match self.leaves.iter().any(Member::is_identified) {
+                true => harms.push(Harm::RootWithoutIdentity),
+                false => without.insert(0, self.table.name.clone()),
+            }
         }
         if !without.is_empty() {
             harms.push(Harm::NoIdentity(without));
@@ -390,6 +395,11 @@ mod tests {
             (member("t", FULL, None), vec![leaf("t1", FULL, None)], vec![]),
             (member("t", FULL, None), vec![leaf("t1", DEFAULT, Some(&["id"]))], vec![Harm::OtherIdentity(of("t1"))]),
             (member("t", DEFAULT, Some(&["id"])), vec![leaf("t1", FULL, None)], vec![]),
+            (
+                member("t", ReplicaIdentity::Nothing, None),
+                vec![leaf("t1", DEFAULT, Some(&["id"])), leaf("t2", DEFAULT, None)],
+                vec![Harm::RootWithoutIdentity, Harm::NoIdentity(of("t2"))],
+            ),
             (
                 member("t", DEFAULT, Some(&["id"])),
                 vec![leaf("t1", ReplicaIdentity::Index, Some(&["code"]))],

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::schema::{RowFile, TableDefinition, Types};
+use super::schema::{IndexDefinition, RowFile, TableDefinition, Types};
 use crate::pg::{Ident, QualifiedName, Relation, TypeId};
 
 /// A published column.
@@ -52,8 +52,15 @@ pub struct Shape {
     pub columns: Vec<ShapeColumn>,
     /// Names of the unique indexes.
     pub unique: BTreeSet<Ident>,
+    /// Their OIDs: one that was dropped and created again has another one, and rows may have been alike in between.
+    #[serde(default)]
+    pub keys: BTreeSet<u32>,
     /// The labels of each enum that the columns use.
     pub labels: BTreeMap<String, Vec<String>>,
+}
+
+fn unique(table: &TableDefinition) -> impl Iterator<Item = &IndexDefinition> {
+    table.indexes.iter().filter(|index| index.unique && index.valid)
 }
 
 impl Shape {
@@ -76,12 +83,8 @@ impl Shape {
                     sequence: column.own_sequence().is_some(),
                 })
                 .collect(),
-            unique: table
-                .indexes
-                .iter()
-                .filter(|index| index.unique && index.valid)
-                .map(|index| index.name.clone())
-                .collect(),
+            unique: unique(table).map(|index| index.name.clone()).collect(),
+            keys: unique(table).map(|index| index.id).collect(),
             labels: types
                 .values()
                 .filter_map(|found| Some((found.qualified_name().to_string(), found.labels.clone()?)))

@@ -39,7 +39,8 @@ pub async fn fingerprint_facts(
 ) -> Result<HashMap<RelationId, FingerprintFacts>, SessionError> {
     let ids: Vec<u32> = tables.iter().map(|table| table.0).collect();
     let rows = client.query(DOING, FINGERPRINTS, &[&ids, &publication.as_str(), &true]).await?;
-    let facts = rows.iter().map(|row| FingerprintFacts { digest: row.get(1), facts: row.get(2) });
+    let facts =
+        rows.iter().map(|row| FingerprintFacts { digest: row.get(1), facts: row.get(2), passed: Passed::These });
     Ok(rows.iter().map(|row| RelationId(row.get(0))).zip(facts).collect())
 }
 
@@ -49,11 +50,23 @@ pub struct FingerprintFacts {
     /// The source's digest of the facts: another server's may be another one, for the sake of its encoding.
     pub digest: String,
     facts: String,
+    passed: Passed,
+}
+
+/// The facts that the stream has passed: what held at a moment at or before the stored position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Passed {
+    /// Those that are remembered.
+    These,
+    /// Earlier ones: the others may be of a moment that the stream has not come to.
+    Earlier(String),
+    /// None that anybody knows.
+    None,
 }
 
 impl FingerprintFacts {
     /// Which facts a document has: counted up when sql/fingerprints.sql asks for others.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// Reads them.
     ///
@@ -63,7 +76,25 @@ impl FingerprintFacts {
         serde_json::from_str(&self.facts).map_err(|error| SessionError::protocol(DOING, error.to_string()))
     }
 
-    /// As one JSON document.
+    /// Whether the stream may not have come to the moment of these facts.
+    pub fn are_ahead(&self) -> bool {
+        self.passed != Passed::These
+    }
+
+    /// The facts that the stream has passed; `None` where nobody knows of any.
+    ///
+    /// # Errors
+    /// [`SessionError`] when they are none.
+    pub fn read_passed(&self) -> Result<Option<Fingerprint>, SessionError> {
+        let facts = match &self.passed {
+            Passed::These => &self.facts,
+            Passed::Earlier(facts) => facts,
+            Passed::None => return Ok(None),
+        };
+        serde_json::from_str(facts).map(Some).map_err(|error| SessionError::protocol(DOING, error.to_string()))
+    }
+
+    /// As one JSON document, for facts that the stream has passed: `passed` is added to it where they are others.
     pub fn to_document(&self) -> String {
         let digest = serde_json::Value::from(self.digest.as_str());
         format!("{{\"format\": {}, \"digest\": {digest}, \"facts\": {}}}", Self::FORMAT, self.facts)
@@ -79,10 +110,16 @@ impl FingerprintFacts {
             format: u32,
             digest: String,
             facts: serde_json::Value,
+            passed: Option<serde_json::Map<String, serde_json::Value>>,
         }
-        let Document { format, digest, facts } =
+        let Document { format, digest, facts, passed } =
             serde_json::from_str(text).map_err(|error| SessionError::protocol(DOING, error.to_string()))?;
-        Ok((format == Self::FORMAT).then(|| FingerprintFacts { digest, facts: facts.to_string() }))
+        let passed = match passed {
+            None => Passed::These,
+            Some(passed) if passed.is_empty() => Passed::None,
+            Some(passed) => Passed::Earlier(serde_json::Value::Object(passed).to_string()),
+        };
+        Ok((format == Self::FORMAT).then(|| FingerprintFacts { digest, facts: facts.to_string(), passed }))
     }
 }
 
@@ -97,10 +134,18 @@ mod tests {
 
     #[test]
     fn facts_come_back_from_their_document() {
-        let facts =
-            FingerprintFacts { digest: "d".to_owned(), facts: "{\"columns\":[[1,\"a \\\"b\\\"\"]]}".to_owned() };
+        let mut facts = FingerprintFacts {
+            digest: "d".to_owned(),
+            facts: "{\"columns\":[[1,\"a \\\"b\\\"\"]]}".to_owned(),
+            passed: Passed::These,
+        };
         assert_eq!(FingerprintFacts::from_document(&facts.to_document()).unwrap(), Some(facts.clone()));
-        let newer = facts.to_document().replace("\"format\": 1", "\"format\": 2");
+        for (added, passed) in [("{}", Passed::None), ("{\"keys\":[]}", Passed::Earlier("{\"keys\":[]}".to_owned()))] {
+            let document = facts.to_document().replace("{\"format\"", &format!("{{\"passed\": {added}, \"format\""));
+            facts.passed = passed;
+            assert_eq!(FingerprintFacts::from_document(&document).unwrap(), Some(facts.clone()));
+        }
+        let newer = facts.to_document().replace("\"format\": 2", "\"format\": 3");
         assert_eq!(FingerprintFacts::from_document(&newer).unwrap(), None);
     }
 }

@@ -37,7 +37,7 @@ impl Unidentified {
     /// Whether rows of the stream would be taken for others: not even an owner's publication makes that right.
     pub fn misleads_the_stream(&self) -> bool {
         match self.harm {
-            Harm::OtherIdentity(_) | Harm::KeyNotSent(_) => true,
+            Harm::RootWithoutIdentity | Harm::OtherIdentity(_) | Harm::KeyNotSent(_) => true,
             Harm::NoIdentity(_) | Harm::StoredNotSent(_) | Harm::Virtual(_) | Harm::Filter(_) | Harm::List(_) => false,
         }
     }
@@ -142,6 +142,11 @@ fn report(table: &IdentifiedTable, harm: &Harm, publishing: &Publishing, publish
             let words = "it does not have a replica identity and publishes updates";
             ErrorReport::new(format!("table {name} has no replica identity at the source"))
                 .detail(format!("{reason} {}", refused(words)))
+                .hint(ways(table, publishing))
+        }
+        Harm::RootWithoutIdentity => {
+            ErrorReport::new(format!("table {name} has no replica identity at the source, and its partitions have one"))
+                .detail("Their updates and deletes come, and do not say which row they mean.")
                 .hint(ways(table, publishing))
         }
         Harm::OtherIdentity(leaves) => {

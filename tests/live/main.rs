@@ -45,6 +45,7 @@ mod hostile;
 mod http_clients;
 mod identities;
 mod idle;
+mod keys;
 mod labels;
 mod impostor;
 mod init;

@@ -59,7 +59,7 @@ impl Applier {
             catalog: self.catalog.clone(),
             source_types: self.source_types.clone(),
             followed: self.followed.clone(),
-            source_tables: self.conflicts.source_tables.clone(),
+            source_tables: self.conflicts.source_tables().to_vec(),
         }
     }
 

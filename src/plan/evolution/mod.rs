@@ -262,6 +262,7 @@ pub fn followed(known: &Shape, relation: &Relation, numbers: &[i16], table: &Tab
         files: if current { now.files } else { known.files.clone() },
         partitions: now.partitions,
         unique: now.unique,
+        keys: now.keys,
         labels: now.labels,
     }
 }
