@@ -369,6 +369,7 @@ fn check_confirmed(slot: &Slot, stored: &StoredHistory<'_>) -> Result<(), LostHi
 mod tests {
     use super::*;
     use crate::config::Host;
+    use crate::source::slot::testing::database;
 
     fn timeline(number: u32, history: &str) -> Timeline {
         Timeline { number, history: Some(history.parse().unwrap()) }
@@ -382,16 +383,6 @@ mod tests {
             flushed_lsn: Lsn::new(0x900),
             in_recovery: false,
             database: "forum".into(),
-        }
-    }
-
-    fn database() -> SourceDatabase {
-        SourceDatabase {
-            id: 16_384,
-            name: "forum".into(),
-            remembered_exists: true,
-            server_version: 180_004,
-            next_xid: 1000,
         }
     }
 

@@ -191,6 +191,18 @@ pub fn check_slot(slot: &Slot, database: &SourceDatabase) -> Result<(), SourceEr
 pub(super) mod testing {
     use super::Slot;
     use crate::pg::Lsn;
+    use crate::source::history::SourceDatabase;
+
+    /// Database 16384, forum, of an 18.4.
+    pub(in crate::source) fn database() -> SourceDatabase {
+        SourceDatabase {
+            id: 16_384,
+            name: "forum".into(),
+            remembered_exists: true,
+            server_version: 180_004,
+            next_xid: 1000,
+        }
+    }
 
     /// One of ours in database 16384, forum, at 0/1.
     pub(in crate::source) fn slot() -> Slot {
@@ -217,13 +229,7 @@ mod tests {
 
     #[test]
     fn a_slot_of_another_plugin_or_database_is_not_ours() {
-        let database = SourceDatabase {
-            id: 16_384,
-            name: "forum".into(),
-            remembered_exists: true,
-            server_version: 180_004,
-            next_xid: 1000,
-        };
+        let database = testing::database();
         assert!(check_slot(&testing::slot(), &database).is_ok());
         let other_plugin = Slot { plugin: "wal2json".into(), ..testing::slot() };
         let other_database = Slot { database: "x".into(), database_id: Some(99), ..testing::slot() };

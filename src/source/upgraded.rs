@@ -124,6 +124,7 @@ mod tests {
     use super::*;
     use crate::config::Host;
     use crate::pg::Timeline;
+    use crate::source::slot::testing::database;
 
     fn upgraded() -> SystemIdentification {
         SystemIdentification {
@@ -143,16 +144,6 @@ mod tests {
     /// With a position of 0x500.
     fn position(now: &SystemIdentification, slot: Option<&Slot>, replaced: &[QualifiedName]) -> Result<Lsn, String> {
         position_in(&database(), Some(170_010), now, slot, replaced)
-    }
-
-    fn database() -> SourceDatabase {
-        SourceDatabase {
-            id: 16_384,
-            name: "forum".into(),
-            remembered_exists: true,
-            server_version: 180_004,
-            next_xid: 1000,
-        }
     }
 
     fn position_in(

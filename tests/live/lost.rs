@@ -203,12 +203,7 @@ async fn a_copy_of_the_sources_files_with_fewer_transactions_is_copied_only_when
         .at_source("DO $$ BEGIN FOR i IN 3001..4000 LOOP INSERT INTO t VALUES (i, i); COMMIT; END LOOP; END $$")
         .await;
     database.assert_catches_up().await;
-    let reached = database.source_value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await.unwrap();
-    let remembered = format!("SELECT (source_xid >= {reached})::text FROM headwater.stream");
-    eventually("the transaction ID is remembered", || async {
-        (database.destination_value(&remembered).await.as_deref() == Some("true")).then_some(())
-    })
-    .await;
+    database.transaction_id_is_remembered().await;
     service.stop().await;
     let position = database.destination_value("SELECT position::text FROM headwater.position").await.unwrap();
     source.stop(StopMode::Fast).await.unwrap();

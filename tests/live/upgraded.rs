@@ -4,7 +4,7 @@
 use headwater::commands::demo::Cluster;
 
 use crate::support::roles::like;
-use crate::support::{Database, Script, Setup, bin_of, destination, eventually, new_source_of};
+use crate::support::{Database, Script, Setup, bin_of, destination, new_source_of};
 
 const TABLES: &[&str] = &["public.t", "public.u"];
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, t int REFERENCES t);
@@ -23,12 +23,7 @@ async fn followed(name: &str, from: &Cluster) -> Database {
         .at_source("DO $$ BEGIN FOR i IN 1..300 LOOP UPDATE t SET n = n + 1 WHERE id = 1000; COMMIT; END LOOP; END $$")
         .await;
     database.assert_catches_up().await;
-    let reached = database.source_value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await.unwrap();
-    let remembered = format!("SELECT (source_xid >= {reached})::text FROM headwater.stream");
-    eventually("the transaction ID is remembered", || async {
-        (database.destination_value(&remembered).await.as_deref() == Some("true")).then_some(())
-    })
-    .await;
+    database.transaction_id_is_remembered().await;
     service.stop().await;
     database
 }

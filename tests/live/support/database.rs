@@ -181,6 +181,16 @@ impl Database {
         }
     }
 
+    /// Waits until the bookkeeping remembers a transaction ID that the source has reached by now.
+    pub async fn transaction_id_is_remembered(&self) {
+        let reached = self.source_value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await.expect("an ID");
+        let remembered = format!("SELECT (source_xid >= {reached})::text FROM headwater.stream");
+        eventually("the transaction ID is remembered", || async {
+            (self.destination_value(&remembered).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+    }
+
     /// The same, once a service that was just started has a position.
     pub async fn caught_up_when_there(&self) {
         let sql = "SELECT (to_regclass('headwater.position') IS NOT NULL)::text";
