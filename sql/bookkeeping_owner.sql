@@ -1,26 +1,9 @@
 -- Whom schema headwater and what is in it belong to, and who else may change it. No row: there is no such schema.
 --
--- $1 names of roles whose code is accepted. Whoever owns the schema can replace what is in it, and so have code run with our rights;
+-- Continues sql/trusted_roles.sql. Whoever owns the schema can replace what is in it, and so have code run with our rights;
 -- so can a role with TRIGGER on a table of it, with CREATE on the schema, and with REFERENCES where a foreign key's actions are
 -- followed by triggers. A role that may write a table of it can have the position say what is not true.
-WITH ourselves AS (
-    SELECT oid, rolsuper FROM pg_catalog.pg_roles WHERE rolname IN (current_user, session_user)
-), powerful AS (
-    -- Whoever can act as one of these can do all that we can without our help. The last two become superusers by the files they write.
-    SELECT oid FROM ourselves
-    UNION
-    SELECT r.oid FROM pg_catalog.pg_roles r
-    WHERE r.rolsuper OR r.rolname = ANY ($1::text[]) OR r.rolname IN ('pg_execute_server_program', 'pg_write_server_files')
-), trusted AS (
-    SELECT r.oid FROM pg_catalog.pg_roles r
-    WHERE EXISTS (SELECT FROM powerful p
-                  WHERE pg_catalog.pg_has_role(r.oid, p.oid,
-                        CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000
-                             THEN 'USAGE, SET, MEMBER WITH ADMIN OPTION' ELSE 'MEMBER' END))
-       -- Before 16, CREATEROLE grants itself any role but a superuser's.
-       OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::int < 160000
-          AND NOT EXISTS (SELECT FROM ourselves o WHERE o.rolsuper)
-), bookkeeping AS (
+, bookkeeping AS (
     SELECT oid, nspowner, nspacl FROM pg_catalog.pg_namespace WHERE nspname = 'headwater'
 ), objects(rank, owner, kind, name) AS (
     SELECT 1, nspowner, 'SCHEMA', 'headwater' FROM bookkeeping

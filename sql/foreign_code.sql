@@ -1,32 +1,14 @@
 -- Code that runs with our rights when we write into the tables named or run DDL, and that somebody else can change.
 --
--- $1, $2 schemas and names of the tables; $3, $4, $5 schema, table and name of each column that we give a value;
--- $6 whether foreign keys and ordinary triggers act on those tables: headwater's own are also written by sessions whose role is origin,
--- whatever it may set; $7 names of roles whose code is accepted; $8, $9 schemas and names of types that
+-- Continues sql/trusted_roles.sql. $2, $3 schemas and names of the tables; $4, $5, $6 schema, table and name of each column that we
+-- give a value; $7 whether foreign keys and ordinary triggers act on those tables: headwater's own are also written by sessions whose
+-- role is origin, whatever it may set; $8, $9 schemas and names of types that
 -- tables yet to be created are made of, where they exist. Parameters may be filled in as literals, for a session that takes none.
 --
--- Whoever may act as us, and superusers, are trusted: they can do all that we can without our help. A function of a role that is
--- not trusted is foreign wherever it is called: its body can be replaced at any time. A function of a trusted role that is called by
+-- A function of a role that is not trusted is foreign wherever it is called: its body can be replaced at any time. A function of a trusted role that is called by
 -- an object of one that is not is foreign unless nothing can be done by it, whatever its arguments: it is immutable, or on the list
 -- below. Trigger functions of trusted roles are made to be called by others' tables. One statement, however many tables there are.
-WITH RECURSIVE ourselves AS (
-    SELECT oid, rolsuper FROM pg_catalog.pg_roles WHERE rolname IN (current_user, session_user)
-), powerful AS (
-    -- Whoever can act as one of these can do all that we can without our help. The last two become superusers by the files they write.
-    SELECT oid FROM ourselves
-    UNION
-    SELECT r.oid FROM pg_catalog.pg_roles r
-    WHERE r.rolsuper OR r.rolname = ANY ($7::text[]) OR r.rolname IN ('pg_execute_server_program', 'pg_write_server_files')
-), trusted AS (
-    SELECT r.oid FROM pg_catalog.pg_roles r
-    WHERE EXISTS (SELECT FROM powerful p
-                  WHERE pg_catalog.pg_has_role(r.oid, p.oid,
-                        CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000
-                             THEN 'USAGE, SET, MEMBER WITH ADMIN OPTION' ELSE 'MEMBER' END))
-       -- Before 16, CREATEROLE grants itself any role but a superuser's.
-       OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::int < 160000
-          AND NOT EXISTS (SELECT FROM ourselves o WHERE o.rolsuper)
-), harmless AS (
+, harmless AS (
     -- Neither immutable nor able to do anything but return a value. Not here, among others: what reads or runs SQL that it is given
     -- (query_to_xml, ts_stat, ts_rewrite), what calls casts or constraints of others' types (to_json, json_populate_record,
     -- domain_in), what acts (set_config, setval, lo_*, pg_notify, pg_advisory_*, pg_terminate_backend).
@@ -56,7 +38,7 @@ WITH RECURSIVE ourselves AS (
     WHERE p.proname IN ('uuid_generate_v1', 'uuid_generate_v1mc', 'uuid_generate_v4', 'gen_random_uuid', 'gen_random_bytes', 'unaccent')
 ), followed AS MATERIALIZED (
     SELECT c.oid, false AS own
-    FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS named(schema_name, table_name)
+    FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS named(schema_name, table_name)
     JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = named.table_name AND c.relkind IN ('r', 'p')
     UNION
@@ -75,7 +57,7 @@ WITH RECURSIVE ourselves AS (
     SELECT oid, false, own FROM followed
     UNION
     SELECT r.child, w.cascaded OR r.cascades, w.own
-    FROM written w JOIN reaches r ON r.parent = w.id AND ($6 OR w.own OR NOT r.cascades)
+    FROM written w JOIN reaches r ON r.parent = w.id AND ($7 OR w.own OR NOT r.cascades)
 ), touched AS MATERIALIZED (
     SELECT c.oid AS id, c.relowner AS owner, c.relkind AS kind, w.cascaded, w.own,
            -- Whose a trigger may be: nothing tells who made it, and a role with TRIGGER may. 0 is PUBLIC. Of headwater's own tables
@@ -89,14 +71,14 @@ WITH RECURSIVE ourselves AS (
     JOIN pg_catalog.pg_class c ON c.oid = w.id
 ), supplied AS MATERIALIZED (
     SELECT DISTINCT c.oid AS id, given.column_name
-    FROM ROWS FROM (pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]))
+    FROM ROWS FROM (pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]), pg_catalog.unnest($6::text[]))
         AS given(schema_name, table_name, column_name)
     JOIN pg_catalog.pg_namespace n ON n.nspname = given.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = given.table_name
 ), firing AS MATERIALIZED (
     SELECT t.*, CASE WHEN touched.own THEN 'own trigger' ELSE 'trigger' END AS kind
     FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
-    WHERE (t.tgenabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END) OR touched.own AND t.tgenabled <> 'D')
+    WHERE (t.tgenabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR touched.own AND t.tgenabled <> 'D')
       -- Bits 2 and 64: BEFORE, INSTEAD OF.
       AND (NOT touched.cascaded OR t.tgtype::int & 66 = 0)
 ), columns AS MATERIALIZED (
@@ -127,7 +109,7 @@ WITH RECURSIVE ourselves AS (
     FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
 ), foreign_keys AS MATERIALIZED (
     SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
-    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE ($6 OR t.own) AND NOT t.cascaded
+    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE ($7 OR t.own) AND NOT t.cascaded
 ), types(id) AS (
     SELECT found.id FROM (
         SELECT atttypid AS id FROM columns
@@ -173,7 +155,7 @@ WITH RECURSIVE ourselves AS (
     -- Without tables: a column of these types is about to be added, and the rows that are there get its type's default.
     SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
     FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id AND t.typdefaultbin IS NOT NULL
-    WHERE pg_catalog.cardinality($1::text[]) = 0
+    WHERE pg_catalog.cardinality($2::text[]) = 0
 ), operator_classes(object_id, kind, name, family) AS (
     SELECT i.indrelid, 'index', c.relname, o.opcfamily
     FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
@@ -235,7 +217,7 @@ WITH RECURSIVE ourselves AS (
     UNION
     SELECT t.id, 'rule', r.rulename, t.owner, NULL
     FROM touched t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.id
-    WHERE NOT t.cascaded AND r.ev_type <> '1' AND (r.ev_enabled IN ('A', CASE WHEN $6 THEN 'O' ELSE 'R' END) OR t.own AND r.ev_enabled <> 'D')
+    WHERE NOT t.cascaded AND r.ev_type <> '1' AND (r.ev_enabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR t.own AND r.ev_enabled <> 'D')
       AND t.owner NOT IN (SELECT oid FROM trusted)
     UNION
     SELECT t.id, 'foreign table', '', t.owner, NULL

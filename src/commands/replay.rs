@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::cli::ReplayArguments;
 use super::{Exit, display, settings};
-use crate::destination;
+use crate::destination::{self, ReplayRequest};
 use crate::fault::{Fault, report};
 use crate::pg::counted;
 
@@ -18,11 +18,17 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
         Err(exit) => return exit,
     };
     let wanted = options.transaction.wanted();
-    let trusted_roles = &config.destination.trusted_roles;
-    let (writing, truncate, wins) = (settings::writing(&config), config.truncate, options.source_wins);
+    let writing = settings::writing(&config);
+    let request = ReplayRequest {
+        wanted,
+        tables: &config.tables,
+        trusted_roles: &config.destination.trusted_roles,
+        truncate: config.truncate,
+        wins: options.source_wins,
+    };
     let replayed = async {
         let bookkeeping = settings::bookkeeping(&config).await?;
-        destination::replay(bookkeeping.client(), &writing, wanted, trusted_roles, truncate, wins).await
+        destination::replay(bookkeeping.client(), &writing, &request).await
     };
     match replayed.await {
         Ok(replayed) => {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::error::DestinationError;
 use crate::pg::{QualifiedName, TypeId};
 use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
+use crate::plan::sql::only_tables::is_table;
 use crate::session::{SqlClient, describe_named_types, describe_tables, describe_types};
 
 /// A destination table, and whether it has rows.
@@ -80,7 +81,8 @@ impl Catalog {
         let only = if found.get(0) { "" } else { "ONLY " };
         let sql = format!(
             "SELECT CASE WHEN n < $1 THEN n ELSE GREATEST(n, $2) END
-             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {only}{table} LIMIT $1) AS sample) AS counted"
+             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {only}{table} WHERE {} LIMIT $1) AS sample) AS counted",
+            is_table(name)
         );
         let estimate: i64 = found.get(1);
         Ok(client.query_one("counting rows", &sql, &[&most, &estimate]).await?.get(0))

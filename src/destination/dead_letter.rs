@@ -215,7 +215,7 @@ pub async fn dead_letters(client: &SqlClient) -> Result<Vec<DeadLetter>, Destina
     let sql = "SELECT commit_lsn::text, pg_catalog.max(end_lsn)::text, pg_catalog.min(committed_at)::text,
                       pg_catalog.max(moved_at)::text, pg_catalog.sum(changes)::bigint,
                       ARRAY(SELECT DISTINCT t FROM headwater.dead_letter p, pg_catalog.unnest(p.tables) AS t
-                            WHERE p.commit_lsn = d.commit_lsn ORDER BY t)
+                            WHERE p.commit_lsn = d.commit_lsn AND t IS NOT NULL ORDER BY t)
                FROM headwater.dead_letter d GROUP BY commit_lsn ORDER BY commit_lsn";
     let rows = client.query("reading headwater.dead_letter", sql, &[]).await?;
     let lsn = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or_default();

@@ -237,7 +237,9 @@ pub async fn is_fence_wanted(client: &SqlClient, id: &str) -> Result<bool, Desti
 /// # Errors
 /// [`DestinationError`].
 pub async fn keys_of_repair(client: &SqlClient, id: &str) -> Result<Vec<(QualifiedName, Vec<Key>)>, DestinationError> {
-    let sql = "SELECT schema_name, table_name, key FROM headwater.fence_keys WHERE request = $1
+    let sql = "SELECT schema_name, table_name, key FROM headwater.fence_keys
+               -- As they are asked for: no other array can be read.
+               WHERE request = $1 AND pg_catalog.array_ndims(key) = 1 AND pg_catalog.array_position(key, NULL) IS NULL
                ORDER BY schema_name, table_name, key";
     let mut tables: Vec<(QualifiedName, Vec<Key>)> = Vec::new();
     for row in client.query("reading the keys of a repair", sql, &[&id]).await? {

@@ -17,7 +17,8 @@ use super::staging_schema::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal, toml_string};
 use crate::session::{SessionError, SqlClient, fill_in};
 
-const FOREIGN_CODE: &str = include_str!("../../sql/foreign_code.sql");
+const FOREIGN_CODE: &str =
+    concat!(include_str!("../../sql/trusted_roles.sql"), include_str!("../../sql/foreign_code.sql"));
 
 /// Lines of one report at most: the list is for a terminal.
 const LISTED_MAX: usize = 20;
@@ -127,6 +128,26 @@ impl From<FoundCode> for ForeignCode {
     }
 }
 
+impl Attached {
+    /// Whether reading a table, and making values of its types of their texts, runs it.
+    const fn is_run_by_reading(self) -> bool {
+        match self {
+            Attached::Cast | Attached::Domain | Attached::Range | Attached::Type | Attached::ForeignTable => true,
+            Attached::Trigger
+            | Attached::OwnTrigger
+            | Attached::Rule
+            | Attached::Check
+            | Attached::Default
+            | Attached::Generated
+            | Attached::Index
+            | Attached::PartitionKey
+            | Attached::DomainDefault
+            | Attached::ForeignKey
+            | Attached::EventTrigger => false,
+        }
+    }
+}
+
 impl ForeignCode {
     fn sentence(&self) -> String {
         let ForeignCode { object, name, .. } = self;
@@ -206,13 +227,13 @@ impl Writes {
                 DOING,
                 FOREIGN_CODE,
                 &[
+                    &trusted,
                     &schemas,
                     &names,
                     &column_schemas,
                     &column_tables,
                     &columns,
                     &self.foreign_keys_act,
-                    &trusted,
                     &type_schemas,
                     &types,
                 ],
@@ -255,13 +276,13 @@ impl Writes {
         let question = fill_in(
             FOREIGN_CODE,
             &[
+                list(self.trusted_roles.iter().map(Ident::as_str).collect()),
                 schemas(&self.tables),
                 names(&self.tables),
                 schemas(&supplied),
                 names(&supplied),
                 list(self.supplied.iter().map(|(_, column)| column.as_str()).collect()),
                 self.foreign_keys_act.to_string(),
-                list(self.trusted_roles.iter().map(Ident::as_str).collect()),
                 schemas(&self.types),
                 names(&self.types),
             ],
@@ -284,13 +305,14 @@ impl Writes {
         Err(DestinationError::Refused(self.report(&found, "written")))
     }
 
-    /// Refuses to compare rows while that could call casts of others. Nothing else of theirs is run by reading.
+    /// Refuses to compare rows while that could call code of others: casts, and the functions of types that texts are made into again.
+    /// Reading a table runs nothing else of theirs; what is not a table is not read (`plan::sql::only_tables`).
     ///
     /// # Errors
     /// As [`Writes::refuse_foreign_code`].
-    pub async fn refuse_foreign_casts(&self, client: &SqlClient) -> Result<(), DestinationError> {
+    pub async fn refuse_code_of_types(&self, client: &SqlClient) -> Result<(), DestinationError> {
         let mut found = self.foreign_code(client).await?;
-        found.retain(|code| code.attached == Attached::Cast);
+        found.retain(|code| code.attached.is_run_by_reading());
         match found.is_empty() {
             true => Ok(()),
             false => Err(DestinationError::Refused(self.report(&found, "compared"))),

@@ -12,15 +12,23 @@ use serde::Deserialize;
 
 use super::error::DestinationError;
 use super::foreign_code::{Writes, accepting, name_of};
-use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::pg::{ErrorReport, Ident, QualifiedName, shown_literal};
 use crate::session::{SessionError, SqlClient};
 
-const OWNER: &str = include_str!("../../sql/bookkeeping_owner.sql");
+const OWNER: &str =
+    concat!(include_str!("../../sql/trusted_roles.sql"), include_str!("../../sql/bookkeeping_owner.sql"));
 
 /// Privileges named in one detail at most; the hint takes all of them back.
 const LISTED_MAX: usize = 20;
 
 const DOING: &str = "asking whose schema headwater is";
+
+/// The role that acts and the one that has logged in, where the first is not to be trusted with the rights of the second.
+const CHOSEN_ROLE: &str = concat!(
+    include_str!("../../sql/trusted_roles.sql"),
+    "SELECT current_user::text, session_user::text, pg_catalog.current_database()::text
+     WHERE NOT EXISTS (SELECT FROM trusted t JOIN pg_catalog.pg_roles r ON r.oid = t.oid WHERE r.rolname = current_user)"
+);
 
 /// A relation under the name of one of ours that cannot be ours. Every version had these columns.
 const NOT_OURS: &str = "
@@ -85,7 +93,29 @@ pub async fn check_bookkeeping_owner(client: &SqlClient, trusted_roles: &[Ident]
     }
 }
 
+/// What to report of sessions that the database has act as another role: its owner's choice, not the operator's.
+async fn chosen_role_report(
+    client: &SqlClient,
+    trusted_roles: &[Ident],
+) -> Result<Option<ErrorReport>, DestinationError> {
+    let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
+    let rows = client.query(DOING, CHOSEN_ROLE, &[&trusted]).await?;
+    Ok(rows.first().map(|row| {
+        let [chosen, role, database] = [0, 1, 2].map(|at| Ident::new(row.get::<_, String>(at)));
+        ErrorReport::new(format!("database {database} at the destination has sessions act as role {chosen}, and not as {role}"))
+            .detail(format!("Its owner may set that, and code of role {chosen} could go back to the rights of role {role}."))
+            .hint(format!(
+                "Run at the destination: ALTER DATABASE {database} RESET role; Or, if headwater is to act as that role, as a superuser:\n\
+                 ALTER ROLE {role} IN DATABASE {database} SET role = {};",
+                shown_literal(chosen.as_str())
+            ))
+    }))
+}
+
 async fn owner_report(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<ErrorReport>, DestinationError> {
+    if let Some(report) = chosen_role_report(client, trusted_roles).await? {
+        return Ok(Some(report));
+    }
     let Some(found) = Found::read(client, trusted_roles).await? else { return Ok(None) };
     Ok(match &found.stranger {
         Some((object, owner)) => {

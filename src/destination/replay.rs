@@ -20,6 +20,7 @@ use super::writer::{ReplicationRole, Writer, WritingSettings};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
+use crate::plan::sql::only_tables::refuse_others;
 use crate::plan::statement;
 use crate::plan::target::Target;
 use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, WritingSession};
@@ -37,18 +38,31 @@ pub struct Replayed {
     pub repairs: Vec<Repair>,
 }
 
-/// Applies a dead letter and removes it. With `wins` its rows win over those that are there.
+/// What is to be replayed, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplayRequest<'a> {
+    /// The dead letter.
+    pub wanted: Wanted,
+    /// The configured tables. No other is written: who may write headwater.dead_letter must not choose what is written with our rights.
+    pub tables: &'a [QualifiedName],
+    /// Roles whose code is accepted.
+    pub trusted_roles: &'a [Ident],
+    /// How a TRUNCATE is applied.
+    pub truncate: TruncateMode,
+    /// The letter's rows win over those that are there.
+    pub wins: bool,
+}
+
+/// Applies a dead letter and removes it.
 ///
 /// # Errors
 /// [`DestinationError`]; nothing is changed then.
 pub async fn replay(
     client: &SqlClient,
     settings: &WritingSettings,
-    wanted: Wanted,
-    trusted_roles: &[Ident],
-    truncate: TruncateMode,
-    wins: bool,
+    request: &ReplayRequest<'_>,
 ) -> Result<Replayed, DestinationError> {
+    let ReplayRequest { wanted, tables, trusted_roles, truncate, wins } = *request;
     let parts = parts(client, wanted).await?;
     if parts == 0 {
         return Err(DestinationError::Refused(
@@ -61,6 +75,7 @@ pub async fn replay(
         session,
         role,
         settings: settings.clone(),
+        tables: tables.to_vec(),
         trusted_roles: trusted_roles.to_vec(),
         truncate,
         wins,
@@ -91,6 +106,7 @@ struct Replay {
     session: WritingSession,
     role: ReplicationRole,
     settings: WritingSettings,
+    tables: Vec<QualifiedName>,
     trusted_roles: Vec<Ident>,
     truncate: TruncateMode,
     wins: bool,
@@ -117,6 +133,13 @@ impl Replay {
                 }
                 Change::Truncate { relations: several, .. } => relations.extend(several),
             }
+        }
+        if let Some(other) = relations.iter().find(|relation| !self.tables.contains(&relation.name)) {
+            return Err(DestinationError::Refused(
+                ErrorReport::new(format!("table {} of the dead letter is not configured", other.name))
+                    .detail("Only tables of the configuration are written.")
+                    .hint("Name it in tables, as it was when the transaction was skipped; or delete the dead letter."),
+            ));
         }
         let unknown: BTreeSet<&QualifiedName> =
             relations.iter().map(|relation| &relation.name).filter(|name| self.catalog.table(name).is_none()).collect();
@@ -217,7 +240,10 @@ impl Replay {
             Change::Truncate { relations, restart_identity } => {
                 let targets: Vec<&Target> = relations.iter().filter_map(target).collect();
                 match self.truncate {
-                    TruncateMode::Truncate => flight.run(&sql::truncate(&targets, *restart_identity)),
+                    TruncateMode::Truncate => {
+                        flight.run(&refuse_others(targets.iter().map(|target| &target.table)));
+                        flight.run(&sql::truncate(&targets, *restart_identity));
+                    }
                     TruncateMode::Delete => targets.iter().for_each(|target| flight.run(&sql::delete_all(target))),
                 }
             }

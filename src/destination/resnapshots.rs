@@ -157,7 +157,8 @@ impl Bookkeeping {
     /// # Errors
     /// [`DestinationError`].
     pub async fn requests(&self) -> Result<Vec<Request>, DestinationError> {
-        let sql = "SELECT id, tables, origin, message IS NOT NULL, pg_catalog.to_jsonb(r) ->> 'for_source'
+        let sql = "SELECT id, CASE WHEN tables IS NOT NULL THEN ARRAY(SELECT t FROM pg_catalog.unnest(tables) AS t WHERE t IS NOT NULL) END,
+                          origin, message IS NOT NULL, pg_catalog.to_jsonb(r) ->> 'for_source'
                    FROM headwater.resnapshots r WHERE state = 'requested' ORDER BY id";
         let rows = self.client().query(READING, sql, &[]).await?;
         let requests = rows.iter().map(|row| {

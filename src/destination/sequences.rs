@@ -7,7 +7,7 @@ use super::error::DestinationError;
 use crate::pg::{ErrorReport, QualifiedName};
 use crate::plan::sequences::{Standing, moves};
 use crate::plan::sql::sequences::move_forward;
-use crate::session::{SqlClient, read_sequences};
+use crate::session::{SqlClient, query_sequences, read_sequences};
 
 /// Moves the sequences of `tables` that the source's are ahead of. Returns how many, and what could not be done.
 ///
@@ -20,7 +20,7 @@ pub async fn follow_sequences(
 ) -> Result<(usize, Vec<ErrorReport>), DestinationError> {
     let found = moves(source, &read_sequences(client, tables).await?);
     for sequence in &found.moves {
-        client.query("moving a sequence", &move_forward(sequence), &[]).await?;
+        query_sequences(client, "moving a sequence", &[&sequence.name], &move_forward(sequence)).await?;
     }
     Ok((found.moves.len(), found.reports))
 }

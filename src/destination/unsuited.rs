@@ -56,6 +56,20 @@ pub(super) async fn unsuited(
     Ok(problems)
 }
 
+/// Refuses to read relations that are no tables: a view's query is its owner's code.
+///
+/// # Errors
+/// [`DestinationError::Refused`], or the destination does not answer.
+pub async fn refuse_other_kinds(client: &SqlClient, names: &[QualifiedName]) -> Result<(), DestinationError> {
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    let rows = client.query(DOING, RELATIONS, &[&schemas, &tables, &true]).await?;
+    let mut others = rows
+        .iter()
+        .filter_map(|row| other_kind(&QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2)));
+    others.next().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
+}
+
 fn own_schema(name: &QualifiedName) -> ErrorReport {
     ErrorReport::new(format!("table {name} would stand in a schema that headwater keeps for itself at the destination"))
         .detail("Schema headwater holds the bookkeeping and goes with teardown; those named headwater_staging_… go with each copy.")

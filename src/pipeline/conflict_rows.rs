@@ -10,10 +10,11 @@
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, OpenConflict, ShownChange, ShownRow, ShownValue, Writes, WritingSettings,
-    open_conflict, shown_changes,
+    open_conflict, refuse_other_kinds, shown_changes,
 };
 use crate::pg::{ErrorReport, Ident, QualifiedName, Relation, ReplicaIdentity};
 use crate::plan::schema::{IndexDefinition, IndexPart, TableDefinition};
+use crate::plan::sql::only_tables::is_table;
 use crate::plan::sql::value::ValueType;
 use crate::session::{SessionError, SqlClient};
 use crate::transaction::Change;
@@ -61,15 +62,22 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
     let Some(change) = &found.conflict.change else { return Ok(Some(found)) };
     let shown = shown_changes(client, settings, std::slice::from_ref(change)).await?;
     let Some((relation, shown)) = relation_of(change).zip(shown.into_iter().next()) else { return Ok(Some(found)) };
-
+    // Who may write the bookkeeping must not choose what is read with our rights.
+    if !config.tables.contains(&relation.name) {
+        let report = ErrorReport::new(format!("table {} of the conflict is not configured", relation.name));
+        return Err(Fault::Refused(report.hint("Name it in tables, as it was when the conflict was met.")));
+    }
     let catalog = Catalog::read(client, std::slice::from_ref(&relation.name)).await?;
     let definition = catalog.table(&relation.name);
     let (before, after) = keys_of(relation, definition, &shown);
-    let rows = rows_with(client, &relation.name, &equal(&before), &[]).await;
+    let rows = match unsafe_to_read(client, &relation.name, false, trusted_roles).await? {
+        Some(reason) => Err(reason),
+        None => rows_with(client, &relation.name, &equal(&before), &[]).await,
+    };
     found.destination.push(FoundRows { by: by("key", &before), rows });
     if let (Some(definition), Some(new)) = (definition, new_row(&shown)) {
         for rival in rivals(client, definition, found.conflict.constraint.as_deref(), new, &before).await? {
-            let rows = match unsafe_to_evaluate(client, &rival, trusted_roles).await? {
+            let rows = match unsafe_to_read(client, &rival.table, rival.evaluates(), trusted_roles).await? {
                 Some(reason) => Err(reason),
                 None => rows_with(client, &rival.table, &rival.conditions, new).await,
             };
@@ -228,22 +236,37 @@ async fn rival_of_index(
     })
 }
 
-/// Why the expressions of an index are not evaluated: they may call code of others, which would run with our rights.
-async fn unsafe_to_evaluate(
+impl Rival {
+    /// Whether expressions of the index are evaluated.
+    fn evaluates(&self) -> bool {
+        self.conditions.iter().any(|condition| match condition {
+            Condition::Equal(..) => false,
+            Condition::Compared { .. } | Condition::Both(_) => true,
+        })
+    }
+}
+
+/// Why rows are not looked for: code of others would run with our rights. `evaluates`: expressions of the table's index are, too.
+async fn unsafe_to_read(
     client: &SqlClient,
-    rival: &Rival,
+    table: &QualifiedName,
+    evaluates: bool,
     trusted_roles: &[Ident],
 ) -> Result<Option<String>, DestinationError> {
-    let calls_code = rival.conditions.iter().any(|condition| match condition {
-        Condition::Equal(..) => false,
-        Condition::Compared { .. } | Condition::Both(_) => true,
-    });
-    if !calls_code {
-        return Ok(None);
+    let tables = vec![table.clone()];
+    let looked = async {
+        refuse_other_kinds(client, &tables).await?;
+        let writes = Writes { tables: tables.clone(), trusted_roles: trusted_roles.to_vec(), ..Writes::default() };
+        match evaluates {
+            true => writes.refuse_foreign_code(client).await,
+            false => writes.refuse_code_of_types(client).await,
+        }
+    };
+    match looked.await {
+        Ok(()) => Ok(None),
+        Err(DestinationError::Refused(report)) => Ok(Some(report.to_string())),
+        Err(error) => Err(error),
     }
-    let tables = vec![rival.table.clone()];
-    let writes = Writes { tables, trusted_roles: trusted_roles.to_vec(), ..Writes::default() };
-    Ok(writes.foreign_code_report(client).await?.map(|report| report.to_string()))
 }
 
 /// The operators of an exclusion constraint, in its columns' order.
@@ -261,7 +284,7 @@ async fn exclusion_operators(client: &SqlClient, index: &IndexDefinition) -> Res
 /// A column, as this server has it.
 struct ColumnType {
     name: Ident,
-    /// Without a length that would cut the value.
+    /// Without a length that would cut the value; of a domain the base type, so that no check of its owner's is evaluated.
     value_type: ValueType,
     /// pg_catalog's `=` compares it, and no cast that somebody has created can come before; otherwise its image is compared, which no
     /// index serves.
@@ -301,9 +324,10 @@ async fn rows_with(
     let shown: Vec<String> = columns.iter().map(ColumnType::shown).collect();
     let only = if columns.iter().any(|column| column.of_tree) { "" } else { "ONLY " };
     let sql = format!(
-        "SELECT ARRAY[{}]::text[] FROM {only}{} WHERE {} LIMIT {ROWS_MAX}",
+        "SELECT ARRAY[{}]::text[] FROM {only}{} WHERE {} AND {} LIMIT {ROWS_MAX}",
         shown.join(", "),
         table.sql(),
+        is_table(table),
         conditions.join(" AND ")
     );
     let rows = client.query("looking at a conflict's rows", &sql, &[&question.parameters]).await;
@@ -334,8 +358,9 @@ impl<'a> Question<'a> {
                 Ok(match column.has_equality {
                     true => format!("{} = {wanted}", name.sql()),
                     false => format!(
-                        "ROW({})::pg_catalog.record OPERATOR(pg_catalog.*=) ROW({wanted})::pg_catalog.record",
-                        name.sql()
+                        "ROW({}::{})::pg_catalog.record OPERATOR(pg_catalog.*=) ROW({wanted})::pg_catalog.record",
+                        name.sql(),
+                        column.value_type.sql
                     ),
                 })
             }
@@ -386,7 +411,7 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
                    WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped
                    UNION ALL
                    SELECT base.attnum, t.typbasetype FROM base JOIN pg_catalog.pg_type t ON t.oid = base.id WHERE t.typtype = 'd')
-               SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1),
+               SELECT a.attname::text, pg_catalog.format_type(t.oid, -1),
                       COALESCE(t.typtype IN ('r', 'm') OR t.typcategory = 'A' OR o.oprleft IS NOT NULL, false) AND t.oid < 16384,
                       t.oid < 16384, c.relkind = 'p'
                FROM base JOIN pg_catalog.pg_type t ON t.oid = base.id AND t.typtype <> 'd'

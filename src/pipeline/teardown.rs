@@ -13,7 +13,7 @@ use crate::destination::{
     refuse_foreign_event_triggers, sweep,
 };
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, counted, shown_literal};
+use crate::pg::{ErrorReport, counted, printable, shown_literal};
 use crate::pipeline::hosts::connect_chosen;
 use crate::pipeline::leading::lock_settings;
 use crate::pipeline::prepare::Addresses;
@@ -101,6 +101,7 @@ async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeep
     let candidate = Candidate::connect(&lock_settings(config)).await?;
     let LockAttempt { taken, holders } = candidate.try_lock(&bookkeeping).await?;
     if taken {
+        refuse_dependants(bookkeeping.client()).await?;
         return Ok((bookkeeping, candidate));
     }
     candidate.close().await;
@@ -108,6 +109,74 @@ async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeep
     Err(Fault::Refused(
         ErrorReport::new(format!("an instance runs{}", process.unwrap_or_default()))
             .hint("Stop every headwater run of this slot first."),
+    ))
+}
+
+/// Objects outside of schema headwater that use what is in it, and objects in it that are not headwater's: dropping the schema drops
+/// them. $1 are the names of the bookkeeping's own.
+const DEPENDANTS: &str = "
+    WITH own AS (
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass AS class_id, c.oid, c.relname AS name,
+               c.relkind IN ('r', 'p', 'v', 'm', 'f') AS is_main
+        FROM pg_catalog.pg_class c WHERE c.relnamespace = pg_catalog.to_regnamespace('headwater')
+        UNION ALL
+        SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, p.proname, true
+        FROM pg_catalog.pg_proc p WHERE p.pronamespace = pg_catalog.to_regnamespace('headwater')
+        UNION ALL
+        SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, t.typname, false
+        FROM pg_catalog.pg_type t WHERE t.typnamespace = pg_catalog.to_regnamespace('headwater')
+    ), using_it AS (
+        SELECT d.classid, d.objid, d.objsubid,
+               COALESCE(c.relnamespace, f.pronamespace, t.typnamespace) AS schema_id
+        FROM own JOIN pg_catalog.pg_depend d ON d.refclassid = own.class_id AND d.refobjid = own.oid AND d.deptype = 'n'
+        LEFT JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND r.oid = d.objid
+        LEFT JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND a.oid = d.objid
+        LEFT JOIN pg_catalog.pg_constraint k ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND k.oid = d.objid
+        LEFT JOIN pg_catalog.pg_trigger g ON d.classid = 'pg_catalog.pg_trigger'::pg_catalog.regclass AND g.oid = d.objid
+        LEFT JOIN pg_catalog.pg_policy p ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND p.oid = d.objid
+        LEFT JOIN pg_catalog.pg_class c
+            ON c.oid = COALESCE(r.ev_class, a.adrelid, k.conrelid, g.tgrelid, p.polrelid,
+                                CASE WHEN d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass THEN d.objid END)
+        LEFT JOIN pg_catalog.pg_proc f ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND f.oid = d.objid
+        LEFT JOIN pg_catalog.pg_type t ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND t.oid = d.objid
+    )
+    SELECT pg_catalog.pg_describe_object(classid, objid, objsubid) FROM using_it
+    WHERE schema_id IS DISTINCT FROM pg_catalog.to_regnamespace('headwater')
+    UNION
+    SELECT pg_catalog.pg_describe_object(class_id, oid, 0) FROM own
+    WHERE is_main AND name <> ALL ($1::text[])
+    ORDER BY 1";
+
+/// Lines of one report at most: the list is for a terminal.
+const LISTED_MAX: usize = 20;
+
+/// The names of what the bookkeeping is made of.
+fn own_names() -> Vec<&'static str> {
+    const SQL: &str = concat!(
+        include_str!("../../sql/bookkeeping.sql"),
+        include_str!("../../sql/fences.sql"),
+        include_str!("../../sql/reading.sql")
+    );
+    let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    SQL.split("headwater.").skip(1).filter_map(|rest| rest.split(is_other).next()).collect()
+}
+
+/// Refuses to drop, with the bookkeeping, what others have made of it or put into its schema.
+async fn refuse_dependants(client: &SqlClient) -> Result<(), Fault> {
+    let rows = client.query("looking at what uses the bookkeeping", DEPENDANTS, &[&own_names()]).await;
+    let rows = rows.map_err(DestinationError::Session)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut listed: Vec<String> =
+        rows.iter().take(LISTED_MAX).map(|row| printable(row.get::<_, &str>(0)).into_owned()).collect();
+    if rows.len() > LISTED_MAX {
+        listed.push(format!("and {} more", rows.len() - LISTED_MAX));
+    }
+    Err(Fault::Refused(
+        ErrorReport::new("teardown would drop objects at the destination that are not headwater's")
+            .detail(format!("They use schema headwater, or stand in it: {}.", listed.join("; ")))
+            .hint("Drop or move them at the destination, then run headwater teardown again."),
     ))
 }
 

@@ -57,7 +57,7 @@ pub use provider::ask_provider;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };
-pub use sequences::read_sequences;
+pub use sequences::{query_sequences, read_sequences};
 pub use sql::{SessionsRoom, Sql, SqlClient, SqlCopyIn};
 pub use tokio_postgres::Row;
 pub use writing::WritingSession;

@@ -7,12 +7,41 @@ use super::error::SessionError;
 use super::sql::SqlClient;
 use crate::pg::QualifiedName;
 use crate::plan::sequences::{OwnedSequence, SequenceState, Standing};
-use crate::plan::sql::sequences::read_states;
+use crate::plan::sql::sequences::{HOLD, read_states};
+use tokio_postgres::Row;
 
 const OWNED: &str = include_str!("../../sql/owned_sequences.sql");
 
 /// Sequences that one statement reads at most.
 const STATES_MAX: usize = 200;
+
+/// Runs a statement that names these sequences, in a transaction in which they cannot become anything else.
+///
+/// # Errors
+/// [`SessionError`]; also when one of them is not a sequence any more. The session is outside of a transaction again, unless it is gone.
+pub async fn query_sequences(
+    client: &SqlClient,
+    doing: &'static str,
+    names: &[&QualifiedName],
+    sql: &str,
+) -> Result<Vec<Row>, SessionError> {
+    let names: Vec<String> = names.iter().map(|name| name.sql()).collect();
+    client.batch(doing, "BEGIN").await?;
+    let queried = async {
+        let ids = async || -> Result<Vec<u32>, SessionError> {
+            Ok(client.query(doing, HOLD, &[&names]).await?.iter().map(|row| row.get(0)).collect())
+        };
+        if ids().await? != ids().await? {
+            return Err(SessionError::protocol(doing, "a sequence was renamed meanwhile".to_owned()));
+        }
+        client.query(doing, sql, &[]).await
+    };
+    let queried = queried.await;
+    let ended = client.batch(doing, if queried.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    let rows = queried?;
+    ended?;
+    Ok(rows)
+}
 
 /// The sequences owned by columns of `tables`, and where they stand.
 ///
@@ -25,8 +54,9 @@ pub async fn read_sequences(client: &SqlClient, tables: &[QualifiedName]) -> Res
     let mut standing: Vec<Standing> = owned.into_iter().map(|sequence| (sequence, None)).collect();
     let mut readable: Vec<&mut Standing> = standing.iter_mut().filter(|(sequence, _)| sequence.readable).collect();
     for some in readable.chunks_mut(STATES_MAX) {
-        let sql = read_states(some.iter().map(|(sequence, _)| &sequence.name));
-        for row in client.query("reading sequences", &sql, &[]).await? {
+        let names: Vec<&QualifiedName> = some.iter().map(|(sequence, _)| &sequence.name).collect();
+        let sql = read_states(names.iter().copied());
+        for row in query_sequences(client, "reading sequences", &names, &sql).await? {
             let place = usize::try_from(row.get::<_, i32>(0)).unwrap_or(usize::MAX);
             if let Some((_, state)) = some.get_mut(place) {
                 *state = Some(SequenceState { last_value: row.get(1), is_called: row.get(2) });

@@ -64,6 +64,7 @@ mod page;
 mod plan;
 mod pooler;
 mod prefix;
+mod replaced;
 mod resnapshot;
 mod reviewed;
 mod resync;

@@ -9,7 +9,7 @@ const TABLES: &[&str] = &["t"];
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')";
 
 /// Databases whose destination has an owner of its own, who wants to write where only headwater may.
-async fn new(name: &str, replica: bool) -> Database {
+pub async fn new(name: &str, replica: bool) -> Database {
     let roles = Roles::Least { replica };
     let database = Database::under(roles, source().await, destination().await, name, TABLES, SCHEMA).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));
@@ -38,7 +38,7 @@ async fn new(name: &str, replica: bool) -> Database {
 }
 
 /// From 15 on a role may be granted what keeps ordinary triggers from firing; before, the tests have nothing to say.
-async fn cannot_grant_parameters() -> bool {
+pub async fn cannot_grant_parameters() -> bool {
     let admin = destination().await.connect("postgres").await.expect("the destination answers");
     let sql = "SELECT current_setting('server_version_num')::int < 150000";
     let older = admin.query_one("asking for the version", sql, &[]).await.unwrap().get(0);
@@ -48,11 +48,11 @@ async fn cannot_grant_parameters() -> bool {
     older
 }
 
-async fn as_owner(database: &Database, sql: &str) {
+pub async fn as_owner(database: &Database, sql: &str) {
     database.at_destination(&format!("SET ROLE {}; {sql}; RESET ROLE", owner(&database.name))).await;
 }
 
-async fn nobody_was_pwned(database: &Database) {
+pub async fn nobody_was_pwned(database: &Database) {
     let sql = "SELECT COALESCE(string_agg(DISTINCT how, ', '), 'nobody') FROM only_writer.pwned";
     assert_eq!(database.destination_value(sql).await.as_deref(), Some("nobody"));
 }

@@ -34,6 +34,8 @@ pub(super) enum SetStatement {
     Delete,
     /// Updates the columns at these places.
     Update(Vec<usize>),
+    /// Refuses what is not a table: a COPY comes behind it.
+    RefuseOthers,
     /// Inserts them.
     Copy(Way),
 }

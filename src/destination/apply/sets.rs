@@ -12,6 +12,7 @@ use crate::plan::fit::Transfer;
 use crate::plan::net::{Effect, Known, NetEffect, NetRow, Part};
 use crate::plan::sets::{self, Way};
 use crate::plan::sql::apply as sql;
+use crate::plan::sql::only_tables::refuse_others;
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::Target;
 use crate::session::{Flight, Format};
@@ -145,6 +146,10 @@ impl Applier {
                 Ok(())
             }
             way @ (Way::CopyText | Way::CopyBinary) => {
+                let guard = self.prepare_set(flight, target, &SetStatement::RefuseOthers, || {
+                    (refuse_others(std::iter::once(&target.table)), Vec::new())
+                });
+                flight.execute(&guard.name, &[], guard.parameters, |_| {});
                 let prepared = self.prepare_set(flight, target, &SetStatement::Copy(way), || {
                     (sql::copy_rows(target, way == Way::CopyBinary), Vec::new())
                 });

@@ -17,6 +17,7 @@ use super::{Ends, TakenSnapshot};
 use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
 use crate::fault::Fault;
 use crate::pg::QualifiedName;
+use crate::plan::sql::only_tables::refuse_others;
 use crate::plan::sql::staging as sql;
 use crate::session::{CopyError, CopyOut, SessionError, SqlClient};
 use crate::source::{SourceError, pieces};
@@ -147,6 +148,8 @@ impl Filling<'_> {
         reader.take_snapshot(&self.snapshot_name, timeout).await?;
         let outgoing = CopyOut::start(&mut reader.connection, copy_out, timeout).await;
         let mut outgoing = outgoing.map_err(|error| in_the_way(error, &table.live))?;
+        let guard = refuse_others(std::iter::once(&table.live));
+        self.client.statement("filling a table", &guard).await.map_err(destination)?;
         let copy_in = sql::copy_in(&table.live, &table.route);
         let mut incoming = self.client.copy_in("filling a table", &copy_in).await.map_err(destination)?;
         loop {

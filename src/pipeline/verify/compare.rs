@@ -52,7 +52,7 @@ pub(super) async fn compare(
             trusted_roles: ends.config.destination.trusted_roles.clone(),
             ..Writes::default()
         };
-        compared.refuse_foreign_casts(&destination).await?;
+        compared.refuse_code_of_types(&destination).await?;
         let there = all_parts(&source, Side::Source, &tables).await?;
         let here = all_parts(&destination, Side::Destination, &tables).await?;
         let (fence, at_fence) = maker.make(ends).await?;

@@ -86,7 +86,7 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
         .iter()
         .map(|column| &column.name)
         .filter(|name| definition(name).is_some_and(|column| column.generated.is_none()))
-        .filter_map(|name| Some((name.clone(), types.get(name)?.clone())))
+        .filter_map(|name| Some((name.clone(), types.get(name)?.declared.clone())))
         .collect();
     let fixed = columns
         .iter()

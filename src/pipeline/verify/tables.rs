@@ -12,7 +12,7 @@ use super::images::{self, Images};
 use super::left_out::{LeftOut, why};
 use super::parts::{Parts, read_parts};
 use super::workers::{Side, session};
-use crate::destination::{Catalog, table_records};
+use crate::destination::{Catalog, refuse_other_kinds, table_records};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::{ColumnDefinition, TableDefinition};
@@ -20,7 +20,7 @@ use crate::plan::sql::hashing::{HashFunction, HashedColumn, Hashing};
 use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::KeyPart;
 use crate::plan::verify::{KeyColumn, comparison_key};
-use crate::session::SqlClient;
+use crate::session::{Row, SqlClient};
 use crate::source::{SourceCatalog, SourceTable, ensure_publication};
 
 /// A table that is compared.
@@ -115,6 +115,7 @@ pub(super) async fn read_tables(
     // Followed: nothing of the publication is changed, only read.
     let followed: BTreeSet<QualifiedName> = names.iter().cloned().collect();
     ensure_publication(source, &ends.config.source.publication, &mut catalog, &followed).await?;
+    refuse_other_kinds(destination, &names).await?;
     let here = Catalog::read(destination, &names).await?;
     let images = (
         Images::read(source, Side::Source, &catalog.types).await?,
@@ -207,7 +208,7 @@ async fn hash_columns(
         };
         for column in &mut hashing.columns {
             if let Some(value_type) = &mut column.doubtful {
-                value_type.clone_from(types.get(&column.name).expect("a column of the table that was read"));
+                value_type.clone_from(&types.get(&column.name).expect("a column of the table that was read").base);
             }
         }
     }
@@ -253,7 +254,7 @@ pub(in crate::pipeline) async fn key_parts(
         .iter()
         .map(|column| KeyPart {
             name: column.name.clone(),
-            value_type: types.remove(&column.name).expect("a column of the table that was read"),
+            value_type: types.remove(&column.name).expect("a column of the table that was read").base,
             // Each side's own operator, where it has an index like the other's.
             equality: key
                 .iter()
@@ -263,26 +264,37 @@ pub(in crate::pipeline) async fn key_parts(
         .collect())
 }
 
+/// A column's type.
+pub(in crate::pipeline) struct ColumnType {
+    /// As it was declared.
+    pub(in crate::pipeline) declared: ValueType,
+    /// Of a domain the base type, so that nothing checks the value: the checks are the domain owner's.
+    pub(in crate::pipeline) base: ValueType,
+}
+
 /// Every column's type.
 pub(in crate::pipeline) async fn column_types(
     client: &SqlClient,
     side: Side,
     table: &TableDefinition,
-) -> Result<BTreeMap<Ident, ValueType>, Fault> {
-    // Objects below 16384 came with the server (transam.h: FirstNormalObjectId). Of a domain its base type counts.
-    let sql = "WITH RECURSIVE bases (attname, type_sql, id) AS (
-                   SELECT attname, pg_catalog.format_type(atttypid, atttypmod), atttypid FROM pg_catalog.pg_attribute
-                   WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+) -> Result<BTreeMap<Ident, ColumnType>, Fault> {
+    // Objects below 16384 came with the server (transam.h: FirstNormalObjectId). A base type below a domain has no modifier here: a
+    // value that is too long is to be found nowhere, and not to be cut.
+    let sql = "WITH RECURSIVE bases (attname, declared, base, id) AS (
+                   SELECT attname, pg_catalog.format_type(atttypid, atttypmod), pg_catalog.format_type(atttypid, atttypmod), atttypid
+                   FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
                    UNION ALL
-                   SELECT b.attname, b.type_sql, t.typbasetype FROM bases b JOIN pg_catalog.pg_type t ON t.oid = b.id
+                   SELECT b.attname, b.declared, pg_catalog.format_type(t.typbasetype, -1), t.typbasetype
+                   FROM bases b JOIN pg_catalog.pg_type t ON t.oid = b.id
                    WHERE t.typtype = 'd')
-               SELECT b.attname::text, b.type_sql, b.id < 16384
+               SELECT b.attname::text, b.declared, b.base, b.id < 16384
                FROM bases b JOIN pg_catalog.pg_type t ON t.oid = b.id WHERE t.typtype <> 'd'";
     let rows = client.query("reading column types", sql, &[&table.id]).await.map_err(|error| side.fault(error))?;
-    Ok(rows
-        .iter()
-        .map(|row| (Ident::new(row.get::<_, &str>(0)), ValueType { sql: row.get(1), built_in: row.get(2) }))
-        .collect())
+    let column = |row: &Row| {
+        let value_type = |at: usize| ValueType { sql: row.get(at), built_in: row.get(3) };
+        (Ident::new(row.get::<_, &str>(0)), ColumnType { declared: value_type(1), base: value_type(2) })
+    };
+    Ok(rows.iter().map(column).collect())
 }
 
 /// Both sides' sessions for questions about catalogs.

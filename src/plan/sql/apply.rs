@@ -3,46 +3,48 @@
 //! Parameters are numbered in the order in which `plan::statement` gives their values. Row counts are checked in the
 //! server, because COMMIT is already on its way when the answer comes: `headwater.expect` raises when they differ.
 
+use super::only_tables::is_table;
 use crate::pg::QualifiedName;
 use crate::plan::target::{Target, TargetColumn};
 
 /// Inserts a row of all stored columns.
 pub fn insert_row(target: &Target) -> String {
     let columns = stored(target);
-    let table = target.table.sql();
+    let (table, is_table) = (target.table.sql(), is_table(&target.table));
     if columns.is_empty() {
-        return format!("INSERT INTO {table} DEFAULT VALUES");
+        return format!("INSERT INTO {table} SELECT WHERE {is_table}");
     }
     let names = join(columns.iter().map(|column| column.name.sql()));
     let values = join((1..=columns.len()).map(|n| format!("${n}")));
-    format!("INSERT INTO {table} ({names}){} VALUES ({values})", overriding(target))
+    // VALUES has no WHERE.
+    format!("INSERT INTO {table} ({names}){} SELECT {values} WHERE {is_table}", overriding(target))
 }
 
 /// Updates the columns at `set` of the one row whose columns at `key` have the values behind them.
 pub fn update_row(target: &Target, set: &[usize], key: &[usize]) -> String {
     let assignments = assignments(target, set);
     let found = key_condition(target, key, set.len());
-    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found}", only(target)))
+    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found} AND {}", only(target), is_table(&target.table)))
 }
 
 /// Updates one of the rows that equal the old values at all stored columns, which come behind the values of `set`.
 pub fn update_whole_row(target: &Target, set: &[usize]) -> String {
     let assignments = assignments(target, set);
     let found = whole_row(target, set.len());
-    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found}", only(target)))
+    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found} AND {}", only(target), is_table(&target.table)))
 }
 
 /// Deletes the row with this key.
 pub fn delete_row(target: &Target, key: &[usize]) -> String {
-    format!("DELETE FROM {} WHERE {}", only(target), key_condition(target, key, 0))
+    format!("DELETE FROM {} WHERE {} AND {}", only(target), key_condition(target, key, 0), is_table(&target.table))
 }
 
 /// Deletes one of the rows that equal the old values at all stored columns.
 pub fn delete_whole_row(target: &Target) -> String {
-    format!("DELETE FROM {} WHERE {}", only(target), whole_row(target, 0))
+    format!("DELETE FROM {} WHERE {} AND {}", only(target), whole_row(target, 0), is_table(&target.table))
 }
 
-/// COPY of all stored columns.
+/// COPY of all stored columns. It has no WHERE: [`super::only_tables::refuse_others`] comes before it in its transaction.
 pub fn copy_rows(target: &Target, binary: bool) -> String {
     let names = join(stored(target).iter().map(|column| column.name.sql()));
     let format = if binary { " (FORMAT binary)" } else { "" };
@@ -56,10 +58,11 @@ pub fn delete_set(target: &Target, key: &[usize]) -> String {
     {
         // Sets are for keys whose columns have an operator (`sets::way`).
         let equals = column.equality.as_ref().map(equals).unwrap_or_default();
-        return format!("DELETE FROM {} WHERE {} {equals} ANY ($1)", only(target), column.name.sql());
+        let (name, is_table) = (column.name.sql(), is_table(&target.table));
+        return format!("DELETE FROM {} WHERE {name} {equals} ANY ($1) AND {is_table}", only(target));
     }
     let (rows, found) = unnested(target, &[], key);
-    format!("DELETE FROM {} AS t USING {rows} WHERE {found}", only(target))
+    format!("DELETE FROM {} AS t USING {rows} WHERE {found} AND {}", only(target), is_table(&target.table))
 }
 
 /// Updates the columns at `set` of the rows with these keys: an array for each column to set, one for each of the key,
@@ -68,7 +71,8 @@ pub fn update_set(target: &Target, set: &[usize], key: &[usize]) -> String {
     let columns = set.iter().filter_map(|place| target.column(*place));
     let assignments = join(columns.zip(1..).map(|(column, n)| format!("{} = k.c{n}", column.name.sql())));
     let (rows, found) = unnested(target, set, key);
-    let statement = format!("UPDATE {} AS t SET {assignments} FROM {rows} WHERE {found}", only(target));
+    let (only, is_table) = (only(target), is_table(&target.table));
+    let statement = format!("UPDATE {only} AS t SET {assignments} FROM {rows} WHERE {found} AND {is_table}");
     expecting(&statement, &format!("${}", set.len() + key.len() + 1))
 }
 
@@ -98,7 +102,7 @@ pub fn truncate(targets: &[&Target], restart_identity: bool) -> String {
 
 /// Empties a table without making its readers wait.
 pub fn delete_all(target: &Target) -> String {
-    format!("DELETE FROM {}", only(target))
+    format!("DELETE FROM {} WHERE {}", only(target), is_table(&target.table))
 }
 
 pub(super) fn stored(target: &Target) -> Vec<&TargetColumn> {

@@ -9,6 +9,7 @@ pub mod conflict;
 pub mod ddl;
 pub mod evolve;
 pub mod hashing;
+pub mod only_tables;
 pub mod sequences;
 pub mod staging;
 pub mod value;

@@ -3,6 +3,14 @@
 use crate::pg::{QualifiedName, quote_literal};
 use crate::plan::sequences::Move;
 
+/// The OIDs of the sequences with the names in `$1`, a text array, locked until the transaction ends (sequence.c:
+/// lock_and_open_sequence); fails where a name does not stand for a sequence. Once it has given the same OIDs twice, the names keep
+/// standing for these: a name that has changed hands while the lock was waited for gives another one. A statement that names a
+/// sequence in FROM comes behind it, since its owner may put a view under the name, whose query would run with our rights.
+pub const HOLD: &str =
+    "SELECT name::pg_catalog.regclass::oid, pg_catalog.pg_sequence_last_value(name::pg_catalog.regclass)
+    FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS named (name, at) ORDER BY at";
+
 /// Reads where these sequences stand: place in the list, last_value, is_called.
 pub fn read_states<'a>(names: impl IntoIterator<Item = &'a QualifiedName>) -> String {
     let selects = names.into_iter().enumerate();

@@ -6,6 +6,7 @@
 //! text: every type has one, and within one session equal images have equal texts.
 
 use super::apply::record;
+use super::only_tables::is_table;
 use crate::pg::{Ident, QualifiedName, quote_literal};
 use crate::plan::fit::Transfer;
 
@@ -173,6 +174,7 @@ impl Matching {
         if self.key.is_empty() {
             return None;
         }
+        let is_table = is_table(live);
         let (staging, live, only, same) = (staging.sql(), live.sql(), self.only(), self.same_key("s", "l"));
         let key = |of: &str| list(self.key.iter().map(|(column, _)| format!("{of}.{}", column.sql())));
         let either = list(self.key.iter().map(|(column, _)| format!("COALESCE(l.{0}, s.{0}) AS {0}", column.sql())));
@@ -181,11 +183,11 @@ impl Matching {
         Some([
             format!(
                 "CREATE UNLOGGED TABLE {into} AS SELECT {either} FROM {only}{live} AS l FULL JOIN {staging} AS s ON {same} \
-                 WHERE l.ctid IS NULL OR s.ctid IS NULL OR {differ}"
+                 WHERE (l.ctid IS NULL OR s.ctid IS NULL OR {differ}) AND {is_table}"
             ),
             format!(
                 "CREATE UNLOGGED TABLE {into} AS \
-                 SELECT {} FROM {only}{live} AS l LEFT JOIN {staging} AS s ON {same} WHERE s.ctid IS NULL OR {differ} \
+                 SELECT {} FROM {only}{live} AS l LEFT JOIN {staging} AS s ON {same} WHERE (s.ctid IS NULL OR {differ}) AND {is_table} \
                  UNION ALL SELECT {} FROM {staging} AS s WHERE NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})",
                 key("l"),
                 key("s"),
@@ -228,7 +230,7 @@ impl Matching {
     pub fn still_different(&self, staging: &QualifiedName, live: &QualifiedName, list: &QualifiedName) -> String {
         format!(
             "SELECT pg_catalog.count(*) FROM {} AS d LEFT JOIN {} AS s ON {} LEFT JOIN {}{} AS l ON {} \
-             WHERE (s.ctid IS NULL) <> (l.ctid IS NULL) OR {} OPERATOR(pg_catalog.*<>) {}",
+             WHERE ((s.ctid IS NULL) <> (l.ctid IS NULL) OR {} OPERATOR(pg_catalog.*<>) {}) AND {}",
             list.sql(),
             staging.sql(),
             self.same_key("s", "d"),
@@ -236,7 +238,8 @@ impl Matching {
             live.sql(),
             self.same_key("l", "d"),
             self.image("l"),
-            self.image("s")
+            self.image("s"),
+            is_table(live)
         )
     }
 
@@ -247,10 +250,11 @@ impl Matching {
         live: &QualifiedName,
         differences: Option<&QualifiedName>,
     ) -> String {
+        let is_table = is_table(live);
         let (staging, live, only) = (staging.sql(), live.sql(), self.only());
         if !self.key.is_empty() {
             let same = self.same_key("s", "l");
-            let lacking = format!("NOT EXISTS (SELECT FROM {staging} AS s WHERE {same})");
+            let lacking = format!("NOT EXISTS (SELECT FROM {staging} AS s WHERE {same}) AND {is_table}");
             return match differences {
                 Some(listed) => {
                     let (listed, same) = (listed.sql(), self.same_key("d", "l"));
@@ -266,7 +270,7 @@ impl Matching {
              numbered AS (SELECT l.tableoid AS part, l.ctid AS place, {mine} AS image, \
              pg_catalog.row_number() OVER (PARTITION BY {mine}) AS n FROM {only}{live} AS l) \
              DELETE FROM {only}{live} AS l USING numbered LEFT JOIN counted ON counted.image = numbered.image \
-             WHERE l.tableoid = numbered.part AND l.ctid = numbered.place AND numbered.n > COALESCE(counted.n, 0)"
+             WHERE l.tableoid = numbered.part AND l.ctid = numbered.place AND numbered.n > COALESCE(counted.n, 0) AND {is_table}"
         )
     }
 
@@ -305,7 +309,8 @@ impl Matching {
         }
         let (from, condition) = self.different(staging, differences, &self.columns.iter().collect::<Vec<_>>());
         let set = set.join(", ");
-        Some(format!("UPDATE {}{} AS l SET {set} FROM {from} WHERE {condition}", self.only(), live.sql()))
+        let (only, table, is_table) = (self.only(), live.sql(), is_table(live));
+        Some(format!("UPDATE {only}{table} AS l SET {set} FROM {from} WHERE {is_table} AND {condition}"))
     }
 
     /// The columns outside the key that no UPDATE can set.
@@ -326,7 +331,8 @@ impl Matching {
             return None;
         }
         let (from, condition) = self.different(staging, differences, &fixed);
-        Some(format!("SELECT EXISTS (SELECT FROM {}{} AS l, {from} WHERE {condition})", self.only(), live.sql()))
+        let (only, table, is_table) = (self.only(), live.sql(), is_table(live));
+        Some(format!("SELECT EXISTS (SELECT FROM {only}{table} AS l, {from} WHERE {is_table} AND {condition})"))
     }
 
     /// Updates rows where no UPDATE can: they are set aside with all that they hold, deleted, and inserted again. Either because
@@ -342,6 +348,7 @@ impl Matching {
     ) -> [String; 3] {
         let columns = if only_fixed { self.fixed_values() } else { self.columns.iter().collect() };
         let (from, condition) = self.different(staging, differences, &columns);
+        let is_table = is_table(live);
         let (only, live, aside) = (self.only(), live.sql(), aside.sql());
         let kept = list(all.iter().map(|column| format!("l.{}", column.sql())));
         let names = list(all.iter().map(Ident::sql));
@@ -352,10 +359,13 @@ impl Matching {
         let same = self.same_key("s", "l");
         let gone = self.same_key("a", "l");
         [
-            format!("CREATE UNLOGGED TABLE {aside} AS SELECT {kept} FROM {only}{live} AS l, {from} WHERE {condition}"),
-            format!("DELETE FROM {only}{live} AS l USING {aside} AS a WHERE {gone}"),
             format!(
-                "INSERT INTO {live} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {aside} AS l, {} AS s WHERE {same}",
+                "CREATE UNLOGGED TABLE {aside} AS SELECT {kept} FROM {only}{live} AS l, {from} WHERE {is_table} AND {condition}"
+            ),
+            format!("DELETE FROM {only}{live} AS l USING {aside} AS a WHERE {is_table} AND {gone}"),
+            format!(
+                "INSERT INTO {live} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {aside} AS l, {} AS s \
+                 WHERE {is_table} AND {same}",
                 staging.sql()
             ),
         ]
@@ -371,6 +381,7 @@ impl Matching {
         let names = list(self.columns.iter().map(Ident::sql));
         let values = list(self.columns.iter().map(|column| format!("s.{}", column.sql())));
         let overriding = if self.fixed.is_empty() { "" } else { " OVERRIDING SYSTEM VALUE" };
+        let is_table = is_table(live);
         let (staging, live, only) = (staging.sql(), live.sql(), self.only());
         if !self.key.is_empty() {
             let same = self.same_key("s", "l");
@@ -380,7 +391,7 @@ impl Matching {
             });
             return format!(
                 "INSERT INTO {live} ({names}){overriding} SELECT {values} FROM {staging} AS s \
-                 WHERE {listed}NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})"
+                 WHERE {is_table} AND {listed}NOT EXISTS (SELECT FROM {only}{live} AS l WHERE {same})"
             );
         }
         let (mine, theirs) = (self.text("l"), self.text("s"));
@@ -389,7 +400,7 @@ impl Matching {
              INSERT INTO {live} ({names}){overriding} SELECT {values} FROM (SELECT s.*, {theirs} AS headwater_image, \
              pg_catalog.row_number() OVER (PARTITION BY {theirs}) AS headwater_n FROM {staging} AS s) AS s \
              LEFT JOIN counted ON counted.image = s.headwater_image \
-             WHERE s.headwater_n > COALESCE(counted.n, 0)"
+             WHERE s.headwater_n > COALESCE(counted.n, 0) AND {is_table}"
         )
     }
 }
@@ -398,7 +409,8 @@ impl Matching {
 pub fn fill(staging: &QualifiedName, live: &QualifiedName, columns: &[Ident], overrides_identity: bool) -> String {
     let names = list(columns.iter().map(Ident::sql));
     let overriding = if overrides_identity { " OVERRIDING SYSTEM VALUE" } else { "" };
-    format!("INSERT INTO {} ({names}){overriding} SELECT {names} FROM {}", live.sql(), staging.sql())
+    let (table, is_table) = (live.sql(), is_table(live));
+    format!("INSERT INTO {table} ({names}){overriding} SELECT {names} FROM {} WHERE {is_table}", staging.sql())
 }
 
 /// Moves a finished table to where it belongs.
@@ -513,9 +525,9 @@ mod tests {
         };
         let (staging, live) = (QualifiedName::new("hw", "t"), QualifiedName::new("public", "t"));
         assert_eq!(
-            matching.update_different(&staging, &live, None).unwrap(),
+            matching.update_different(&staging, &live, None).unwrap().replace(&is_table(&live), "is_table"),
             "UPDATE ONLY \"public\".\"t\" AS l SET \"id\" = s.\"id\", \"body\" = s.\"body\" FROM \"hw\".\"t\" AS s \
-             WHERE s.\"id\" OPERATOR(\"pg_catalog\".=) l.\"id\" AND \
+             WHERE is_table AND s.\"id\" OPERATOR(\"pg_catalog\".=) l.\"id\" AND \
              ROW(l.\"id\", l.\"body\")::pg_catalog.record OPERATOR(pg_catalog.*<>) \
              ROW(s.\"id\", s.\"body\")::pg_catalog.record"
         );

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::hashing::Hashing;
+use super::only_tables::is_table;
 use super::value::ValueType;
 use crate::pg::{Ident, QualifiedName};
 
@@ -24,14 +25,12 @@ pub struct Part<'a> {
 impl Part<'_> {
     fn from(&self, more: Option<&str>) -> String {
         let only = if self.whole_tree { "" } else { "ONLY " };
-        let mut conditions: Vec<String> = Vec::new();
+        let mut conditions: Vec<String> = vec![is_table(self.table)];
         conditions.extend(self.row_filter.map(|filter| format!("({filter})")));
         conditions.extend(self.pages.start.map(|page| format!("ctid >= '({page},0)'::pg_catalog.tid")));
         conditions.extend(self.pages.end.map(|page| format!("ctid < '({page},0)'::pg_catalog.tid")));
         conditions.extend(more.map(str::to_owned));
-        let conditions =
-            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
-        format!("FROM {only}{}{conditions}", self.table.sql())
+        format!("FROM {only}{} WHERE {}", self.table.sql(), conditions.join(" AND "))
     }
 }
 
@@ -41,8 +40,10 @@ pub fn sums(part: &Part<'_>, hashing: &Hashing) -> String {
         let (name, value_type) = (column.name.sql(), column.doubtful.as_ref()?);
         // The output function's text, as a cast to text would be the one that somebody has created.
         let again = value_type.of_text(&format!("pg_catalog.concat({name})"));
+        // The images of a domain and of its base type cannot be compared.
+        let read = format!("{name}::{}", value_type.sql);
         Some(format!(
-            ", pg_catalog.count(*) FILTER (WHERE {name} IS DISTINCT FROM NULL AND ROW({name})::pg_catalog.record \
+            ", pg_catalog.count(*) FILTER (WHERE {name} IS DISTINCT FROM NULL AND ROW({read})::pg_catalog.record \
              OPERATOR(pg_catalog.*<>) ROW({again})::pg_catalog.record)::text"
         ))
     });
@@ -132,11 +133,12 @@ fn wanted_keys(key: &[KeyPart]) -> String {
 pub fn column_hashes(table: &QualifiedName, whole_tree: bool, key: &[KeyPart], hashing: &Hashing) -> String {
     let only = if whole_tree { "" } else { "ONLY " };
     format!(
-        "SELECT w.place, h.each FROM {} CROSS JOIN LATERAL (SELECT {} AS each FROM {only}{} AS t WHERE {}) AS h",
+        "SELECT w.place, h.each FROM {} CROSS JOIN LATERAL (SELECT {} AS each FROM {only}{} AS t WHERE {} AND {}) AS h",
         wanted_keys(key),
         hashing.each(),
         table.sql(),
-        same_key(key, "t")
+        same_key(key, "t"),
+        is_table(table)
     )
 }
 
@@ -161,11 +163,12 @@ pub fn rows_by_key(
     let filter = row_filter.map(|filter| format!(" AND ({filter})")).unwrap_or_default();
     format!(
         "SELECT w.place, r.row FROM {} CROSS JOIN LATERAL \
-         (SELECT ARRAY[{}]::pg_catalog.text[] AS row FROM {only}{} AS t WHERE {}{filter}) AS r",
+         (SELECT ARRAY[{}]::pg_catalog.text[] AS row FROM {only}{} AS t WHERE {} AND {}{filter}) AS r",
         wanted_keys(key),
         values.join(", "),
         table.sql(),
-        same_key(key, "t")
+        same_key(key, "t"),
+        is_table(table)
     )
 }
 
@@ -195,10 +198,11 @@ impl Repaired {
     pub fn delete(&self) -> String {
         let wanted = wanted_keys(&self.key);
         format!(
-            "DELETE FROM {}{} AS t USING {wanted} WHERE {}",
+            "DELETE FROM {}{} AS t USING {wanted} WHERE {} AND {}",
             self.only(),
             self.table.sql(),
-            same_key(&self.key, "t")
+            same_key(&self.key, "t"),
+            is_table(&self.table)
         )
     }
 
@@ -252,11 +256,12 @@ impl Repaired {
             return None;
         }
         Some(format!(
-            "UPDATE {}{} AS t SET {} FROM {} WHERE {} AND {}",
+            "UPDATE {}{} AS t SET {} FROM {} WHERE {} AND {} AND {}",
             self.only(),
             self.table.sql(),
             set.join(", "),
             self.rows(),
+            is_table(&self.table),
             self.matches("t"),
             Self::differ(self.columns.iter().map(|(column, _)| column))
         ))
@@ -269,10 +274,11 @@ impl Repaired {
             return None;
         }
         Some(format!(
-            "SELECT EXISTS (SELECT FROM {}{} AS t, {} WHERE {} AND {})",
+            "SELECT EXISTS (SELECT FROM {}{} AS t, {} WHERE {} AND {} AND {})",
             self.only(),
             self.table.sql(),
             self.rows(),
+            is_table(&self.table),
             self.matches("t"),
             Self::differ(fixed.into_iter())
         ))
@@ -298,11 +304,12 @@ impl Repaired {
             self.key.iter().map(|part| format!("pg_catalog.concat({})", part.name.sql())).collect();
         // Sorted, so that all are deleted before the first one is inserted.
         format!(
-            "WITH gone AS (DELETE FROM {}{} AS t USING {} WHERE {} AND {differ} RETURNING {}) \
+            "WITH gone AS (DELETE FROM {}{} AS t USING {} WHERE {} AND {} AND {differ} RETURNING {}) \
              INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM (SELECT * FROM gone ORDER BY {} OFFSET 0) AS d, {} WHERE {}",
             self.only(),
             self.table.sql(),
             self.rows(),
+            is_table(&self.table),
             self.matches("t"),
             names("t."),
             self.table.sql(),
@@ -320,11 +327,12 @@ impl Repaired {
         let values: Vec<String> = names.iter().map(|name| format!("s.{name}")).collect();
         let overriding = if self.fixed.is_empty() { "" } else { " OVERRIDING SYSTEM VALUE" };
         format!(
-            "INSERT INTO {} ({}){overriding} SELECT {} FROM {} WHERE NOT EXISTS (SELECT FROM {}{} AS t WHERE {})",
+            "INSERT INTO {} ({}){overriding} SELECT {} FROM {} WHERE {} AND NOT EXISTS (SELECT FROM {}{} AS t WHERE {})",
             self.table.sql(),
             names.join(", "),
             values.join(", "),
             self.rows(),
+            is_table(&self.table),
             self.only(),
             self.table.sql(),
             self.matches("t")
@@ -344,7 +352,10 @@ mod tests {
     fn a_part_reads_its_pages_and_the_rows_that_count() {
         let table = QualifiedName::new("public", "t");
         let part = Part { table: &table, whole_tree: false, row_filter: Some("(id > 5)"), pages: Some(8)..None };
-        assert_eq!(part.from(None), "FROM ONLY \"public\".\"t\" WHERE ((id > 5)) AND ctid >= '(8,0)'::pg_catalog.tid");
+        assert_eq!(
+            part.from(None).replace(&is_table(&table), "is_table"),
+            "FROM ONLY \"public\".\"t\" WHERE is_table AND ((id > 5)) AND ctid >= '(8,0)'::pg_catalog.tid"
+        );
     }
 
     #[test]
@@ -365,10 +376,10 @@ mod tests {
             stored: vec![Ident::new("id"), Ident::new("v"), Ident::new("local")],
         };
         assert_eq!(
-            repaired.delete(),
+            repaired.delete().replace(&is_table(&repaired.table), "is_table"),
             "DELETE FROM ONLY \"public\".\"t\" AS t USING (SELECT (e ->> 0)::bigint AS k0, place FROM \
              pg_catalog.jsonb_array_elements($1::pg_catalog.text::pg_catalog.jsonb) WITH ORDINALITY AS x (e, place) OFFSET 0) \
-             AS w WHERE t.\"id\" OPERATOR(\"pg_catalog\".=) w.k0"
+             AS w WHERE t.\"id\" OPERATOR(\"pg_catalog\".=) w.k0 AND is_table"
         );
         let update = repaired.update().unwrap();
         assert!(update.starts_with("UPDATE ONLY \"public\".\"t\" AS t SET \"v\" = s.\"v\" FROM (SELECT"), "{update}");

@@ -88,6 +88,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// A chunk of this size holds one large row, in a buffer that was made for it.
 const LARGE_BYTES: usize = 4 * CHUNK_BYTES;
 
+/// Transactions in progress at most, each of some 500 bytes here and up to a chunk more. A server streams only those that have outgrown
+/// logical_decoding_work_mem, of at most as many sessions as it has; none has so many.
+const STREAMS_MAX: usize = 0xFFFF;
+
 /// Assembles one replication session's messages into steps and orders.
 #[derive(Debug)]
 pub struct Assembler {
@@ -465,6 +469,9 @@ impl Assembler {
             return Err(misplaced("inside a transaction"));
         }
         match (first, streams.contains_key(&xid)) {
+            (true, false) if streams.len() >= STREAMS_MAX => {
+                return Err(misplaced("for one more transaction in progress than a server can have"));
+            }
             (true, false) => {
                 streams.insert(xid, InProgress::default());
             }

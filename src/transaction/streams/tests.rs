@@ -405,3 +405,15 @@ fn a_spool_that_gives_back_too_little_is_noticed() {
     let lost = ring.message(Message::StreamCommit { xid: 5, commit: commit(100) }).unwrap_err();
     assert!(lost.to_string().contains("0 bytes came back"), "{lost}");
 }
+
+#[test]
+fn more_streams_than_a_server_has_sessions_end_the_run() {
+    let mut ring = Ring::new(1000);
+    let begin = |ring: &mut Ring, xid| ring.message(Message::StreamStart { xid, first: true });
+    for xid in 1..=0xFFFF {
+        begin(&mut ring, xid).unwrap();
+        ring.message(Message::StreamStop).unwrap();
+    }
+    let refused = begin(&mut ring, 0x1_0000).unwrap_err().to_string();
+    assert!(refused.contains("one more transaction in progress than a server can have"), "{refused}");
+}
