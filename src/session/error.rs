@@ -141,6 +141,12 @@ impl RawServerError {
                 self.hint = None;
                 (NAMED.to_owned(), None)
             }
+            // A statement that somebody's trigger makes up may hold a row's value as a name.
+            "42" | "3F" | "0A" if self.function().is_some() => {
+                let function = self.function().unwrap_or_default().to_owned();
+                self.hint = is_missing(code).then(|| search_path_hint(&function));
+                (format!("function {function}() failed: {}", condition(code)), Some(IN_LOG.to_owned()))
+            }
             _ => (self.message, self.detail),
         };
         ServerError {
@@ -178,11 +184,24 @@ impl RawServerError {
     }
 
     /// Whether a line of COPY's or a statement's parameter was being read. The words around are translated; `COPY` and `$1` are not
-    /// (copyfromparse.c, `CopyFromErrorCallback`; postgres.c, `bind_param_error_callback`).
+    /// (copyfromparse.c, `CopyFromErrorCallback`; postgres.c, `bind_param_error_callback`). What a trigger does comes before them, as
+    /// the innermost is named first.
     fn is_about_a_value(&self) -> bool {
-        let Some(context) = &self.context else { return false };
+        let Some(context) = self.context.as_ref().filter(|_| self.function().is_none()) else { return false };
         let mut dollars = context.split('$').skip(1);
         context.contains("COPY ") || dollars.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    }
+
+    /// The trigger function in which it happened: the outermost, which the server has called. Such functions take no arguments, and
+    /// those of other schemas than pg_catalog are named with theirs, as our search_path is empty (pl_exec.c, `plpgsql_exec_error_callback`,
+    /// 14 to 18).
+    fn function(&self) -> Option<&str> {
+        let lines = self.context.as_ref()?.lines();
+        let line = lines.take_while(|line| !line.starts_with("COPY ")).last()?;
+        let (before, _) = line.split_once("()").filter(|_| line.contains("PL/pgSQL"))?;
+        let name = before.rsplit(' ').next()?;
+        let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.');
+        (is_name && name.contains('.')).then_some(name)
     }
 }
 
@@ -201,6 +220,34 @@ fn cut(mut text: String) -> String {
 }
 
 const RAISED: &str = "an exception was raised in a function or trigger (its text is in the server's log)";
+
+const IN_LOG: &str = "The server's words may quote a row: they are in its log.";
+
+/// Whether something that was named could not be found.
+fn is_missing(code: SqlState) -> bool {
+    matches!(code.as_str(), "42P01" | "42883" | "42704" | "3F000" | "42703")
+}
+
+/// The condition names of errors that statements in functions meet (errcodes appendix).
+fn condition(code: SqlState) -> &'static str {
+    match code.as_str() {
+        "42P01" => "a table that it names was not found",
+        "42883" => "a function or operator that it names was not found",
+        "42704" => "an object that it names was not found",
+        "42703" => "a column that it names was not found",
+        "3F000" => "a schema that it names was not found",
+        "42501" => "headwater's role lacks a privilege that it needs",
+        "42601" => "a statement in it is not valid",
+        _ => "a statement in it was refused",
+    }
+}
+
+fn search_path_hint(function: &str) -> String {
+    format!(
+        "headwater's search_path is empty, so that names in it without a schema are not found. Run at the destination, with the schemas of \
+         what it names:\nALTER FUNCTION {function}() SET search_path = public;"
+    )
+}
 
 const NAMED: &str = "a value names something that the server does not have (its text is in the server's log)";
 
@@ -384,6 +431,14 @@ impl SessionError {
         self
     }
 
+    /// The server's error with where it happened, a sentence, in its detail. Other errors as they are.
+    pub fn at(mut self, place: &str) -> SessionError {
+        if let SessionError::Server { error, .. } = &mut self {
+            error.detail = Some(error.detail.take().map_or(place.to_owned(), |detail| format!("{place} {detail}")));
+        }
+        self
+    }
+
     /// The server's error, when it is one.
     pub fn server(&self) -> Option<&ServerError> {
         match self {
@@ -480,6 +535,31 @@ mod tests {
             ..RawServerError::default()
         };
         format!("{:?}", raw.without_values())
+    }
+
+    #[test]
+    fn an_error_in_a_trigger_names_its_function_and_not_what_it_has_made_of_a_row() {
+        let read = |code: &str, context: &str| {
+            let fields = format!("SERROR\0C{code}\0Mrelation \"log_s3cret\" does not exist\0Hs3cret\0W{context}\0\0");
+            let error = ServerError::read(fields.as_bytes());
+            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+            error
+        };
+        for context in [
+            "SQL statement \"insert into log_s3cret\"\nPL/pgSQL function public.f() line 1 at EXECUTE\nCOPY t, line 1: \"s3cret\"",
+            "PL/pgSQL-Funktion public.f() Zeile 1 bei SQL-Anweisung",
+            "fonction PL/pgSQL public.f(), ligne 1",
+        ] {
+            let error = read("42P01", context);
+            assert_eq!(error.message, "function public.f() failed: a table that it names was not found");
+            assert!(
+                error.hint.is_some_and(|hint| hint.ends_with("ALTER FUNCTION public.f() SET search_path = public;"))
+            );
+        }
+        let error = read("42501", "PL/pgSQL function public.f() line 1 at EXECUTE");
+        assert_eq!(error.hint, None, "it has nothing to do with search_path");
+        // A value that looks like a function is none.
+        assert_eq!(read("42P01", "COPY t, line 1, column x: \"a\nPL/pgSQL function s3cret.s3cret()\"").message, NAMED);
     }
 
     #[test]

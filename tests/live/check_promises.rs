@@ -157,3 +157,42 @@ async fn an_output_plugin_that_the_source_does_not_allow_is_mended_by_what_is_pr
     service.streams().await;
     service.stop().await;
 }
+
+/// A trigger of the destination's whose function names a table without its schema, as one that pg_dump has brought along.
+const TRIGGER: &str = "
+    CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE log_of_parent (at timestamptz DEFAULT now());
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN EXECUTE ''INSERT INTO log_of_parent /* '' || NEW.v || '' */ DEFAULT VALUES''; RETURN NEW; END';
+    CREATE TRIGGER noted {when} INSERT ON parent FOR EACH ROW EXECUTE FUNCTION note(); ALTER TABLE parent ENABLE ALWAYS TRIGGER noted;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_cannot_find_a_table_is_named_with_the_statement_and_without_a_value() {
+    let message = "function public.note() failed: a table that it names was not found";
+    for when in ["BEFORE", "AFTER"] {
+        let database = Database::with_replica_role("noted", &["parent"], SCHEMA).await;
+        database.at_destination(&TRIGGER.replace("{when}", when)).await;
+        let setup = Setup::of(&database);
+        let found = findings(&setup).await;
+        let warned = find(&found, "warning", "triggers of table public.parent fire for what is applied: noted");
+        let detail = warned.expect("a warning")["detail"].as_str().unwrap_or_default().to_owned();
+        assert!(detail.contains("search_path is empty for them"), "{detail}");
+        let ended = setup.command(&["run"]).await.exits(1).says(&[message, "Table public.parent was being filled."]);
+        assert!(!ended.err.contains("secret"), "{}", ended.err);
+        let statement = "ALTER FUNCTION public.note() SET search_path = public;";
+        assert!(ended.err.contains(statement), "{}", ended.err);
+        database.at_destination(statement).await;
+        let service = setup.start();
+        service.streams().await;
+        // The same while streaming.
+        database.at_destination("ALTER FUNCTION note() RESET search_path").await;
+        database.at_source("INSERT INTO parent VALUES (2, 'secret')").await;
+        service.says(message).await;
+        service.says(statement).await;
+        let status = service.get("/status").await.expect("a status").1;
+        assert!(!service.log().contains("secret") && !status.contains("secret"), "no value is told");
+        database.at_destination(statement).await;
+        service.streams().await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+}

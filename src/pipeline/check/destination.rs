@@ -211,11 +211,14 @@ fn tables(config: &Config, catalog: &Catalog, foreign_keys_act: bool, findings: 
             .collect();
         if !acting.is_empty() {
             let text = format!("triggers of table {name} fire for what is applied: {}", acting.join(", "));
-            let detail = if foreign_keys_act {
-                "They are enabled, and our role may not set session_replication_role. Each change is applied by itself, in its order."
-            } else {
-                "They are ENABLE REPLICA or ENABLE ALWAYS. Each change is applied by itself, in its order."
+            let why = match foreign_keys_act {
+                true => "They are enabled, and our role may not set session_replication_role.",
+                false => "They are ENABLE REPLICA or ENABLE ALWAYS.",
             };
+            let detail = format!(
+                "{why} Each change is applied by itself, in its order. search_path is empty for them: names without a schema are not \
+                 found, unless their function sets its own."
+            );
             let report = ErrorReport::new(text).detail(detail);
             findings.warn(DESTINATION, "triggers", report);
         }

@@ -151,11 +151,12 @@ impl Filling<'_> {
         let guard = refuse_others(std::iter::once(&table.live));
         self.client.statement("filling a table", &guard).await.map_err(destination)?;
         let copy_in = sql::copy_in(&table.live, &table.route);
-        let mut incoming = self.client.copy_in("filling a table", &copy_in).await.map_err(destination)?;
+        let at_table = |error: SessionError| destination(error.at(&format!("Table {} was being filled.", table.live)));
+        let mut incoming = self.client.copy_in("filling a table", &copy_in).await.map_err(at_table)?;
         loop {
             let moved = outgoing.transfer_into(&mut incoming).await.map_err(|error| match error {
                 CopyError::Source(error) => source(error),
-                CopyError::Destination(error) => destination(error),
+                CopyError::Destination(error) => at_table(error),
             })?;
             telemetry.snapshot_copied(&table.live, moved.messages, moved.bytes);
             counted.0 += moved.messages;
@@ -171,6 +172,7 @@ impl Filling<'_> {
         }
         // The source must have said that all was well before the destination is told that this was all.
         outgoing.finish().await.map_err(source)?;
-        incoming.finish().await.map_err(destination)
+        // Triggers that fire behind a statement have fired by then.
+        incoming.finish().await.map_err(at_table)
     }
 }
