@@ -122,3 +122,67 @@ async fn the_position_is_moved_without_searching_dead_versions_of_it() {
     assert!(read < 1000, "{read} versions were read for 5,000 updates");
     old.batch("the old snapshot goes", "ROLLBACK").await.unwrap();
 }
+
+/// Has the destination wait for a standby that is not there, or not any more.
+async fn wait_for_nobody(database: &Database, wait: bool) {
+    let set = if wait { "SET synchronous_standby_names = 'nobody'" } else { "RESET synchronous_standby_names" };
+    database.at_destination(&format!("ALTER SYSTEM {set}")).await;
+    database.destination_value("SELECT pg_reload_conf()::text").await;
+    let names = if wait { "nobody" } else { "" };
+    eventually("the destination has read its settings", || async {
+        (database.destination_value("SHOW synchronous_standby_names").await.as_deref() == Some(names)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_of_the_destination_that_is_out_of_reach_holds_up_neither_rows_nor_the_idle_slot() {
+    let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
+    let database = Database::on(&source, &destination, "nobody", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).source("heartbeat_every = \"off\"").start();
+    service.streams().await;
+    wait_for_nobody(&database, true).await;
+    database.at_source("CREATE TABLE other AS SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i").await;
+    let now = database.source_value("SELECT pg_current_wal_lsn()::text").await.unwrap();
+    slot_passes(&database, &now).await;
+    // What is confirmed is stored here, and flushed.
+    let confirmed = slot_position(&database).await;
+    let stored = format!("SELECT (position >= '{confirmed}')::text FROM headwater.position");
+    assert_eq!(database.destination_value(&stored).await.as_deref(), Some("true"));
+    database.at_source("UPDATE messages SET body = body || '!'").await;
+    database.assert_catches_up().await;
+    wait_for_nobody(&database, false).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_confirmed_that_waits_for_the_destinations_standby_where_commits_wait_for_it() {
+    let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
+    let database = Database::on(&source, &destination, "standby", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).destination("synchronous_commit = \"on\"").start();
+    service.streams().await;
+    wait_for_nobody(&database, true).await;
+    database.at_source("UPDATE messages SET body = body || '!'").await;
+    let written = database.source_value("SELECT pg_current_wal_lsn()::text").await.unwrap();
+    eventually("the commit waits for the standby", || async {
+        let sql =
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%COMMIT%')::text";
+        (database.destination_value(sql).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    // Statuses go out while it waits.
+    eventually("the source has heard from headwater since", || async {
+        let sql = format!("SELECT EXISTS (SELECT FROM pg_stat_replication WHERE write_lsn >= '{written}')::text");
+        (database.source_value(&sql).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    let sql = format!(
+        "SELECT (confirmed_flush_lsn < '{written}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
+        database.name
+    );
+    assert_eq!(database.source_value(&sql).await.as_deref(), Some("true"));
+    wait_for_nobody(&database, false).await;
+    database.assert_catches_up().await;
+    slot_passes(&database, &written).await;
+    service.stop().await;
+}

@@ -10,7 +10,7 @@
 //!                                             └ sent only once the server says that it is inside a transaction
 //! a changed table:    between two pieces of a large one, once those before are answered: see `evolve`
 //! ahead of a commit:  BEGIN · Sync   rows … · Sync   …   advance(p, end_lsn) · COMMIT · Sync      see `ahead`
-//! an idle position:   BEGIN · SET LOCAL synchronous_commit = on · advance(p, wal_end) · COMMIT · Sync
+//! an idle position:   BEGIN · SET LOCAL synchronous_commit = local · advance(p, wal_end) · COMMIT · Sync
 //! ```
 //!
 //! Changes go by their net effect, in sets. After an error: wait for the last outstanding Sync, ROLLBACK, read the
@@ -331,7 +331,11 @@ impl Applier {
             }
             Work::Reached(position) => {
                 flight.run("BEGIN");
-                flight.run("SET LOCAL synchronous_commit = on");
+                // Its answer must mean that it is durable here. Whether a standby has it, too, is for the operator's setting to
+                // say, as of every other commit: one that is out of reach would hold up all rows behind this.
+                if !self.settings.commits_are_durable {
+                    flight.run("SET LOCAL synchronous_commit = local");
+                }
                 self.advance(&mut flight, self.sent, *position);
                 flight.commit();
                 commits = Some(*position);
