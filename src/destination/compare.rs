@@ -33,6 +33,7 @@ use super::staging_schema;
 use crate::pg::{Ident, QualifiedName};
 use crate::plan::sql::staging as sql;
 use crate::session::{Sql, SqlClient, SqlState};
+use crate::telemetry::failpoint;
 
 /// The lists, by live table. From their making on they get the key of every row of staging that is written.
 #[derive(Debug)]
@@ -112,6 +113,7 @@ impl Comparison {
             let found = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("d{number}")) };
             compare(&client, table, &found, list).await?;
         }
+        failpoint::pause("comparison.read").await;
         client.batch(DOING, "COMMIT").await?;
         for list in lists.values() {
             client.statement(DOING, &sql::analyze(list)).await?;

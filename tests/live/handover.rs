@@ -105,6 +105,34 @@ async fn what_is_written_while_an_added_table_is_compared_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_waits_for_the_comparison_that_reads_the_table_and_for_nothing_else() {
+    let mut database = Database::new("hotruncate", &["a"], SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    service.stop().await;
+    // Not followed yet: the live table has no stream that could wait for the comparison as well.
+    let filled = "CREATE TABLE b (id int PRIMARY KEY, n int, v text); INSERT INTO b VALUES (1, 1, 'v'), (2, 3, 'w')";
+    database.at_destination(filled).await;
+    database.tables.push("b".to_owned());
+    let (setup, pause) = Pause::at("comparison.read", Setup::of(&database));
+    let service = setup.argument("--resnapshot=public.b").start();
+    pause.reached().await;
+    database.at_source("TRUNCATE b; INSERT INTO b (id, v) VALUES (1, 'alone')").await;
+    let waits = "SELECT count(*)::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                 JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE NOT l.granted AND l.mode = 'AccessExclusiveLock' AND starts_with(n.nspname, 'headwater_staging_')";
+    eventually("the truncate waits for the comparison", || async {
+        (database.destination_value(waits).await.as_deref() == Some("1")).then_some(())
+    })
+    .await;
+    pause.end();
+    service.says("published public.b").await;
+    database.assert_catches_up().await;
+    assert!(!service.log().contains("failed and is tried again"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_while_a_followed_table_is_compared_is_not_lost() {
     at_each(&[SAME_KEYS, OTHER_KEYS, "TRUNCATE b; INSERT INTO b (id, v) VALUES (1, 'alone')"], |changes| async move {
         let database = Database::new("hofollowed", &["a", "b"], SCHEMA).await;

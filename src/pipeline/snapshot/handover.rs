@@ -36,6 +36,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use super::catch_up::CatchUp;
 use super::turns::{Failure, Turns};
 use super::{
@@ -264,19 +266,26 @@ async fn compare_beside(
     comparison: Comparison,
     staging: &Staging,
 ) -> Result<Differences, Fault> {
+    let (over, mut is_over) = oneshot::channel::<()>();
     let comparing = async {
         failpoint::pause("handover.comparing").await;
-        comparison.run(staging).await
+        let compared = comparison.run(staging).await?;
+        drop(over);
+        Ok::<_, Fault>(compared)
     };
-    let mut comparing = std::pin::pin!(comparing);
-    loop {
-        let position = position(bookkeeping).await?;
-        catch_up.advance_to(position).await?;
-        tokio::select! {
-            compared = &mut comparing => return Ok(compared?),
-            () = tokio::time::sleep(CAUGHT_UP) => {}
+    let following = async {
+        loop {
+            let position = position(bookkeeping).await?;
+            catch_up.advance_to(position).await?;
+            tokio::select! {
+                _ = &mut is_over => return Ok(()),
+                () = tokio::time::sleep(CAUGHT_UP) => {}
+            }
         }
-    }
+    };
+    // Both at once: a TRUNCATE that is applied to staging waits for the comparison, which must not wait for us.
+    let (differences, ()) = tokio::try_join!(comparing, following)?;
+    Ok(differences)
 }
 
 /// Says for how long the stream is held, when the publish takes long.
