@@ -64,6 +64,26 @@ fn a_recorded_message_that_is_cut_or_followed_by_more_is_refused() {
     }
 }
 
+#[test]
+fn a_message_that_is_cut_is_named() {
+    let mut decoder = Decoder::new(false);
+    let names = [
+        (b'B', "Begin"),
+        (b'C', "Commit"),
+        (b'O', "Origin"),
+        (b'R', "Relation"),
+        (b'Y', "Type"),
+        (b'M', "Message"),
+        (b'S', "Stream Start"),
+        (b'c', "Stream Commit"),
+        (b'A', "Stream Abort"),
+    ];
+    for (kind, name) in names {
+        let error = decoder.read(&Bytes::from(vec![kind])).expect_err("nothing follows the kind").to_string();
+        assert!(error.starts_with(&format!("{name} message ends inside its ")), "{error}");
+    }
+}
+
 fn lsn() -> impl Strategy<Value = Lsn> {
     any::<u64>().prop_map(Lsn::new)
 }

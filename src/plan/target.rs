@@ -291,3 +291,82 @@ fn unique_key(
     let mut shared = keys(table).into_iter().filter(both);
     shared.find_map(|key| key.iter().map(place).collect()).map(TargetIdentity::Key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{Column, RelationId};
+    use crate::plan::testing;
+
+    fn described(table: &TableDefinition, name: &str, columns: &[&str]) -> Arc<Relation> {
+        let column = |name: &&str| {
+            let name = Ident::new(*name);
+            Column { in_identity: name == table.columns[0].name, name, type_id: TypeId(25), type_modifier: -1 }
+        };
+        Arc::new(Relation {
+            id: RelationId(1),
+            name: QualifiedName::new("public", name),
+            replica_identity: ReplicaIdentity::Default,
+            columns: columns.iter().map(column).collect(),
+        })
+    }
+
+    #[test]
+    fn a_relation_is_bound_to_the_table_of_its_name_that_has_its_columns() {
+        let table = testing::table("t", &[testing::Column::new("id", 25).not_null(), testing::Column::new("a", 25)]);
+        let bind = |relation: &Arc<Relation>| Target::bind(relation, &table, &testing::types(), Some(&table));
+        let target = bind(&described(&table, "t", &["a", "id"])).unwrap();
+        assert_eq!(target.identity, TargetIdentity::Key(vec![1]), "the place in the relation, not in the table");
+        let renamed = BindError::Renamed { table: table.name(), renamed: QualifiedName::new("public", "other") };
+        assert_eq!(bind(&described(&table, "other", &["id", "a"])).err(), Some(renamed));
+        let missing = BindError::MissingColumn { table: table.name(), column: Ident::new("z") };
+        assert_eq!(bind(&described(&table, "t", &["id", "z"])).err(), Some(missing));
+    }
+
+    #[test]
+    fn values_go_in_arrays_unless_unnest_takes_them_apart() {
+        let mut types = testing::types();
+        let mut add = |id: u32, change: &dyn Fn(&mut TypeDefinition)| {
+            let text = &types[&TypeId(25)];
+            let mut definition = TypeDefinition { id: TypeId(id), array: Some(TypeId(id + 1)), ..text.clone() };
+            change(&mut definition);
+            types.insert(TypeId(id), definition);
+        };
+        add(100, &|_| {});
+        add(200, &|array| array.element = Some(TypeId(25)));
+        add(300, &|composite| composite.kind = TypeKind::Composite);
+        add(400, &|domain| (domain.kind, domain.base) = (TypeKind::Domain, Some(TypeId(100))));
+        add(500, &|domain| (domain.kind, domain.base) = (TypeKind::Domain, Some(TypeId(300))));
+        let table = testing::table("t", &[testing::Column::new("id", 25).not_null()]);
+        let array = |id: u32| {
+            let definition = ColumnDefinition { type_id: TypeId(id), ..table.columns[0].clone() };
+            target_column(&definition, &table, &types).array
+        };
+        assert_eq!([100, 200, 300, 400, 500].map(array), [Some(TypeId(101)), None, None, Some(TypeId(401)), None]);
+    }
+
+    #[test]
+    fn the_whole_row_is_narrowed_to_a_key_that_both_ends_have_and_to_no_other() {
+        let columns = ["id", "a", "b"];
+        let with = |key: &[&str]| {
+            let mut table = testing::table("t", &columns.map(|name| testing::Column::new(name, 25).not_null()));
+            let key: Vec<Ident> = key.iter().map(|name| Ident::new(*name)).collect();
+            table.indexes = vec![testing::unique_index("t_key", &key, false)];
+            table
+        };
+        let identity = |source: &[&str], destination: &[&str]| {
+            let table = with(destination);
+            let relation = described(&table, "t", &columns);
+            let relation = Relation { replica_identity: ReplicaIdentity::Full, ..(*relation).clone() };
+            Target::bind(&Arc::new(relation), &table, &testing::types(), Some(&with(source))).unwrap().identity
+        };
+        assert_eq!(
+            identity(&["a", "b"], &["b", "a"]),
+            TargetIdentity::Key(vec![2, 1]),
+            "in the order of the destination's"
+        );
+        assert_eq!(identity(&["a"], &["b"]), TargetIdentity::WholeRow, "as many columns, but others");
+        assert_eq!(identity(&["a"], &["a", "b"]), TargetIdentity::WholeRow, "fewer at the source");
+        assert_eq!(identity(&["a", "b"], &["a"]), TargetIdentity::WholeRow, "fewer at the destination");
+    }
+}

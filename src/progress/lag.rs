@@ -201,6 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn the_clocks_offset_is_the_greatest_of_this_minute_and_the_one_before() {
+        let mut clock = ClockOffset::default();
+        let mut shift = |offset: i64, now: u64| {
+            clock.observe(secs(1_000 + offset), secs(1_000), at(now));
+            clock.source_time(secs(0)).micros_since(secs(0)) / 1_000_000
+        };
+        assert_eq!(shift(10, 1), 10);
+        assert_eq!(shift(7, 2), 10, "a slow message is no other clock");
+        assert_eq!(shift(5, 61), 10, "the minute before counts");
+        assert_eq!(shift(3, 62), 10, "throughout the minute");
+        assert_eq!(shift(4, 122), 5, "and then no more");
+    }
+
+    #[test]
     fn an_idle_source_means_no_lag() {
         let mut lag = Lag::new(lsn(100), at(0));
         lag.source_at(lsn(500), at(1));

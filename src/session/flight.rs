@@ -332,6 +332,21 @@ mod tests {
     }
 
     #[test]
+    fn a_statement_is_parsed_and_bound_under_its_name() {
+        let mut flight = Flight::new();
+        flight.parse("h1", "SELECT $1", &[TypeId(23)]);
+        let parse = b"P\0\0\0\x17h1\0SELECT $1\0\0\x01\0\0\0\x17";
+        assert_eq!(&flight.bytes[..], parse);
+        flight.execute("h1", &[Format::Text, Format::Binary], 2, |values| {
+            values.put(Some(b"7"));
+            values.put(None);
+        });
+        let bind = b"B\0\0\0\x1b\0h1\0\0\x02\0\0\0\x01\0\x02\0\0\0\x017\xff\xff\xff\xff\0\0";
+        let execute = b"E\0\0\0\x09\0\0\0\0\0";
+        assert_eq!(&flight.bytes[parse.len()..], [&bind[..], &execute[..]].concat());
+    }
+
+    #[test]
     fn copy_data_is_cut_between_rows() {
         let mut flight = Flight::new();
         flight.copy("c", |data| {

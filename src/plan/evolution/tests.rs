@@ -3,8 +3,10 @@
 use super::*;
 use crate::pg::RelationId;
 use crate::plan::fit;
-use crate::plan::schema::{IdentityColumn, SequenceOptions, SequenceType, TableDefinition};
-use crate::plan::testing::{Column as Of, table, types};
+use crate::plan::schema::{
+    GeneratedColumn, IdentityColumn, Partition, SequenceOptions, SequenceType, TableDefinition, TableKind,
+};
+use crate::plan::testing::{Column as Of, table, types, unique_index};
 
 const INT: u32 = 23;
 const BIGINT: u32 = 20;
@@ -189,9 +191,14 @@ fn a_column_that_gets_its_sequence_later_gets_one_here_too_unless_it_has_a_defau
     assert!(evolution.statements.is_empty());
     assert_eq!(evolution.sequences.len(), 1);
     assert!(shape.columns[2].sequence);
-    let mut here = start();
-    here.columns[2].default = Some("7".to_owned());
-    assert_eq!(follow_into(&here, &now, &["id", "a", "b"], &now).unwrap().0.sequences, []);
+    let given = |fill: &dyn Fn(&mut ColumnDefinition)| {
+        let mut here = start();
+        fill(&mut here.columns[2]);
+        follow_into(&here, &now, &["id", "a", "b"], &now).unwrap().0.sequences
+    };
+    assert_eq!(given(&|column| column.default = Some("7".to_owned())), []);
+    assert_eq!(given(&|column| column.identity = Some(IdentityColumn::ByDefault)), []);
+    assert_eq!(given(&|column| column.generated = Some(GeneratedColumn::Stored)), []);
 }
 
 #[test]
@@ -412,4 +419,60 @@ fn a_table_that_has_its_old_name_back_is_followed_under_it() {
         follow_described(&described, &["id", "a", "b"], &described),
         Err(Obstacle::Renamed(name)) if name == described.name()
     ));
+}
+
+#[test]
+fn a_column_that_was_there_and_was_not_published_is_copied() {
+    let before = numbered(&[id(), b()]);
+    let obstacle = follow_from(&before, &before, &start(), &["id", "a", "b"], &start()).unwrap_err();
+    assert_eq!(obstacle, Obstacle::Copy("column a was not published before, or was generated".to_owned()));
+}
+
+#[test]
+fn a_new_unique_index_is_tried_once_unless_the_destination_has_it_or_a_column_does_not_come() {
+    let mut now = start();
+    now.indexes.push(unique_index("t_a_key", &[Ident::new("a")], false));
+    let attempts = |here: &TableDefinition, columns: &[&str]| {
+        let (evolution, _) = follow_into(here, &now, columns, &now).unwrap();
+        evolution.attempts.into_iter().map(|attempt| attempt.statement).collect::<Vec<_>>()
+    };
+    let created = r#"CREATE UNIQUE INDEX "t_a_key" ON "public"."t" USING "btree" ("a" NULLS LAST)"#;
+    assert_eq!(attempts(&start(), &["id", "a", "b"]), [created]);
+    assert_eq!(attempts(&now, &["id", "a", "b"]), [""; 0], "it is there");
+    let mut ahead = numbered(&[id(), a(), b(), (4, Of::new("c", INT))]);
+    ahead.indexes.push(unique_index("t_c_key", &[Ident::new("c")], false));
+    let (evolution, _) = follow(&["id", "a", "b"], &ahead).unwrap();
+    assert!(evolution.attempts.is_empty(), "its column does not come yet");
+}
+
+#[test]
+fn partitions_that_were_attached_or_are_gone_are_copied_and_new_ones_are_not() {
+    let leaf = |id: u32, attached: bool| Partition {
+        id,
+        name: crate::pg::QualifiedName::new("public", format!("t{id}")),
+        kind: TableKind::Ordinary,
+        persistence: 'p',
+        attached,
+    };
+    let with = |leaves: Vec<Partition>| TableDefinition { partitions: Some(leaves), ..start() };
+    let before = with(vec![leaf(10, true), leaf(11, false)]);
+    let follow = |now: Vec<Partition>| {
+        let now = with(now);
+        follow_from(&before, &start(), &now, &["id", "a", "b"], &now).map(|(_, shape)| shape.partitions.len())
+    };
+    assert_eq!(follow(vec![leaf(10, true), leaf(11, false)]), Ok(2), "one that was attached long ago is known");
+    assert_eq!(follow(vec![leaf(10, true), leaf(11, false), leaf(12, false)]), Ok(3), "a new one began empty");
+    let copied = Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
+    assert_eq!(follow(vec![leaf(10, true), leaf(11, false), leaf(12, true)]), copied);
+    assert_eq!(follow(vec![leaf(10, true)]), copied);
+}
+
+#[test]
+fn what_is_remembered_is_the_catalogs_once_the_stream_describes_all_of_it() {
+    let mut now = numbered(&[id(), a(), b(), (4, Of::new("c", INT))]);
+    now.columns[3].missing_value = Some("{7}".to_owned());
+    now.storage = Some("2".to_owned());
+    let storage = |columns: &[&str]| Some(follow(columns, &now).unwrap().1.storage);
+    assert_eq!(storage(&["id", "a", "b", "c"]), now.storage);
+    assert_eq!(storage(&["id", "a", "b"]), start().storage, "a rewrite that comes later must still be noticed");
 }

@@ -46,6 +46,7 @@ impl Ring {
             match output {
                 Output::Step(step) => self.steps.push(step),
                 Output::Spool(SpoolOrder::Append { xid, records }) => {
+                    assert!(!records.is_empty(), "the spool is given something to write");
                     self.spool.entry(xid).or_default().extend_from_slice(&records);
                 }
                 Output::Spool(SpoolOrder::Cut { xid, at }) => {
@@ -307,6 +308,16 @@ fn a_stream_of_which_nothing_is_left_only_moves_the_position() {
     ring.commit(5, 100);
     assert_eq!(ring.steps, [Step::Reached(Lsn::new(108))]);
     assert!(ring.spool.is_empty());
+}
+
+#[test]
+fn a_block_that_only_describes_a_table_leaves_nothing_in_the_spool() {
+    let mut ring = Ring::new(1 << 20);
+    ring.block(5, true, vec![described(Some(5), &["id"])]);
+    assert!(ring.spool.is_empty());
+    ring.block(5, false, vec![insert(5, &["a"])]);
+    ring.commit(5, 100);
+    assert_eq!(ring.inserted(), [vec!["a"]]);
 }
 
 #[test]

@@ -139,8 +139,10 @@ pub fn apply(text: &str, mutants: &[&Mutant]) -> String {
             Edit::Operator { left, instead, right } => {
                 let (left, right) = (&text[left.clone()], &text[right.clone()]);
                 let original = &text[start..end];
-                replaced
-                    .insert(start, (end, format!("(if {alive} {{ {left} {instead} {right} }} else {{ {original} }})")));
+                replaced.insert(
+                    start,
+                    (end, format!("(if {alive} {{ ({left}) {instead} ({right}) }} else {{ {original} }})")),
+                );
             }
         }
     }

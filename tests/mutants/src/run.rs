@@ -122,31 +122,50 @@ fn try_one(tree: &Tree, mutant: &Mutant, suites: &[Suite], state: &mut State) ->
     let likely: Vec<String> = likely.split_whitespace().map(|module| format!("live {module}")).collect();
     let mut suites: Vec<&Suite> = suites.iter().collect();
     suites.sort_by_key(|suite| likely.iter().position(|name| *name == suite.name).unwrap_or(likely.len()));
-    for suite in suites {
+    let is_left = |state: &State, suite: &Suite| {
         let is_reached = state.reach(&suite.name).is_none_or(|reach| reach.mutants.contains(&mutant.name));
-        let is_known = state.is_killed(&mutant.name) || state.has_survived(&mutant.name, &suite.name, &suite.tests);
-        if !is_reached || is_known || state.seconds(&mutant.name) > LIMIT_PER_MUTANT {
-            continue;
+        is_reached && !state.has_survived(&mutant.name, &suite.name, &suite.tests)
+    };
+    suites.retain(|suite| is_left(state, suite));
+    // Tests without a server go together, by program: they take less time than the start of a process for each.
+    let (live, unit): (Vec<&Suite>, Vec<&Suite>) = suites.into_iter().partition(|suite| suite.is_live);
+    let programs: BTreeSet<&PathBuf> = unit.iter().map(|suite| &suite.program).collect();
+    let mut groups: Vec<Vec<&Suite>> = programs
+        .iter()
+        .map(|program| unit.iter().filter(|suite| suite.program == **program).copied().collect())
+        .collect();
+    groups.extend(live.into_iter().map(|suite| vec![suite]));
+    for group in groups {
+        if state.is_killed(&mutant.name) || state.seconds(&mutant.name) > LIMIT_PER_MUTANT {
+            break;
         }
         let began = Instant::now();
-        match killed_by(tree, suite, mutant, state) {
+        match killed_by(tree, &group, mutant, state) {
             Some(by) => {
                 println!("killed by {by}: {} (line {})", mutant.name, mutant.line);
                 state.kill(&mutant.name, by);
             }
-            None => state.survive(&mutant.name, &suite.name, &suite.tests, began.elapsed()),
+            None => {
+                for suite in &group {
+                    state.survive(&mutant.name, &suite.name, &suite.tests, began.elapsed() / group.len() as u32);
+                }
+            }
         }
-        if suite.is_live || state.is_killed(&mutant.name) {
-            state.write()?;
-        }
+        state.write()?;
     }
     Ok(())
 }
 
-/// What kills this mutant in this suite.
-fn killed_by(tree: &Tree, suite: &Suite, mutant: &Mutant, state: &State) -> Option<String> {
-    let seconds = state.reach(&suite.name).map(|reach| reach.seconds);
+/// What kills this mutant in these suites of one program.
+fn killed_by(tree: &Tree, suites: &[&Suite], mutant: &Mutant, state: &State) -> Option<String> {
+    let seconds: Option<f64> = suites.iter().map(|suite| Some(state.reach(&suite.name)?.seconds)).sum();
     let bound = seconds.map_or(LIVE_MAX, |seconds| Duration::from_secs_f64(seconds) * 5 + Duration::from_secs(60));
+    let suite = &Suite {
+        name: suites[0].name.clone(),
+        program: suites[0].program.clone(),
+        is_live: suites[0].is_live,
+        tests: suites.iter().flat_map(|suite| suite.tests.iter().cloned()).collect(),
+    };
     let with = |test: Option<&str>| run(&tree.dir, suite, test, Some(mutant.number), None, bound);
     let passes_without = |test: Option<&str>| run(&tree.dir, suite, test, None, None, bound) == Verdict::Passed;
     match with(None) {
@@ -292,7 +311,9 @@ fn run(
     if verdict != Verdict::Passed {
         // A cluster has a keeper that removes it when the program has ended; services are ended here.
         child.kill().and_then(|()| child.wait().map(drop)).unwrap_or_default();
-        end_services(dir);
+        if suite.is_live {
+            end_services(dir);
+        }
     }
     verdict
 }
