@@ -1,6 +1,7 @@
 -- Everything headwater needs to know of the tables named by $1 (schemas) and $2 (names), one JSON object a table.
 -- Read by session::describe into plan::schema::TableDefinition, on both ends, PostgreSQL 14 to 18. Columns of catalogs
--- that older majors lack are reached through to_jsonb, where they are simply absent.
+-- that older majors lack are reached through to_jsonb, where they are simply absent. Partitions are found in pg_inherits:
+-- pg_partition_tree() would lock every one of them, and all tables are asked for at once.
 SELECT pg_catalog.jsonb_build_object(
     'id', c.oid::pg_catalog.int8,
     'schema', n.nspname,
@@ -19,13 +20,21 @@ SELECT pg_catalog.jsonb_build_object(
     -- Which files hold the rows: a rewrite gives them others.
     'storage', CASE WHEN c.relkind = 'p'
         THEN (SELECT pg_catalog.md5(pg_catalog.string_agg(l.oid::pg_catalog.text || ' ' || l.relfilenode::pg_catalog.text, ',' ORDER BY l.oid))
-              FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_class l ON l.oid = t.relid WHERE t.isleaf)
+              FROM (
+                  WITH RECURSIVE tree (relid) AS (
+                      SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
+                      UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t JOIN pg_catalog.pg_class l ON l.oid = t.relid WHERE t.isleaf)
         ELSE c.relfilenode::pg_catalog.text END,
     'files', COALESCE((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
             l.oid::pg_catalog.int8, l.relfilenode::pg_catalog.int8, l.reltoastrelid::pg_catalog.int8) ORDER BY l.oid)
         FROM (SELECT c.oid WHERE c.relkind <> 'p'
-              UNION ALL SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf) AS m (id)
+              UNION ALL SELECT t.relid FROM (
+                  WITH RECURSIVE tree (relid) AS (
+                      SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
+                      UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t WHERE c.relkind = 'p' AND t.isleaf) AS m (id)
         JOIN pg_catalog.pg_class l ON l.oid = m.id), '[]'),
     'replica_identity', c.relreplident,
     'row_security', c.relrowsecurity,
@@ -35,7 +44,11 @@ SELECT pg_catalog.jsonb_build_object(
     'options', c.reloptions,
     'bytes', CASE WHEN c.relkind = 'p'
         THEN (SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(t.relid)), 0)::pg_catalog.int8
-              FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)
+              FROM (
+                  WITH RECURSIVE tree (relid) AS (
+                      SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
+                      UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t WHERE t.isleaf)
         ELSE pg_catalog.pg_table_size(c.oid) END,
     'partitions', CASE WHEN c.relkind = 'p' THEN (
         -- A partition that was created as one has brought no rows. ATTACH is another command than the one that created the
@@ -50,7 +63,11 @@ SELECT pg_catalog.jsonb_build_object(
             'attached', h.xmin <> s.xmin
                 OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4
         ) ORDER BY h.inhrelid)
-        FROM pg_catalog.pg_partition_tree(c.oid) t
+        FROM (
+            WITH RECURSIVE tree (relid) AS (
+                SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
+                UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+            SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t
         JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.relid
         JOIN pg_catalog.pg_attribute s ON s.attrelid = t.relid AND s.attnum = -1) END,
     'columns', COALESCE((
@@ -72,7 +89,11 @@ SELECT pg_catalog.jsonb_build_object(
                 WHEN c.relkind = 'p' THEN (
                     SELECT CASE WHEN pg_catalog.count(DISTINCT l.attmissingval::pg_catalog.text) = 1
                                  AND pg_catalog.bool_and(l.atthasmissing) THEN pg_catalog.min(l.attmissingval::pg_catalog.text) END
-                    FROM pg_catalog.pg_partition_tree(c.oid) p
+                    FROM (
+                        WITH RECURSIVE tree (relid) AS (
+                            SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
+                            UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+                        SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) p
                     JOIN pg_catalog.pg_attribute l ON l.attrelid = p.relid AND l.attname = a.attname AND NOT l.attisdropped
                     WHERE p.isleaf) END,
             'collation', CASE WHEN a.attcollation <> t.typcollation AND a.attcollation <> 0 THEN

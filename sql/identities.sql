@@ -6,7 +6,11 @@ WITH member (root, id) AS (
     SELECT wanted.id, wanted.id FROM unnest($1::pg_catalog.oid[]) AS wanted (id)
     UNION
     SELECT wanted.id, tree.relid FROM unnest($1::pg_catalog.oid[]) AS wanted (id)
-    CROSS JOIN LATERAL pg_catalog.pg_partition_tree(wanted.id::pg_catalog.regclass) AS tree
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE tree (relid) AS (
+            SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = wanted.id AND r.relkind = 'p'
+            UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+        SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) AS tree
     WHERE tree.isleaf
 ),
 -- RelationGetIndexList: what can be an identity. Looked up table by table, by pg_index's own index.

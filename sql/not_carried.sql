@@ -111,7 +111,11 @@ found (class, owning, name, makes, undoes) AS (
     SELECT 'partitioning', w.sql, h.inhrelid::pg_catalog.regclass::pg_catalog.text, pg_catalog.format('CREATE TABLE %s PARTITION OF %s %s%s;',
         h.inhrelid::pg_catalog.regclass, h.inhparent::pg_catalog.regclass, pg_catalog.pg_get_expr(c.relpartbound, c.oid),
         ' PARTITION BY ' || CASE WHEN c.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END), NULL
-    FROM wanted w CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.id) AS t
+    FROM wanted w CROSS JOIN LATERAL (
+        WITH RECURSIVE tree (relid) AS (
+            SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = w.id AND r.relkind = 'p'
+            UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+        SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) AS t
     JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.relid JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid
     WHERE w.kind = 'p' AND t.relid <> w.id
     UNION ALL
@@ -228,7 +232,11 @@ places (class, name, place) AS (
     SELECT 'view', v.id::pg_catalog.regclass::pg_catalog.text, v.id FROM views v
     UNION
     SELECT 'partitioning', t.relid::pg_catalog.regclass::pg_catalog.text, t.relid
-    FROM wanted w CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.id) AS t WHERE w.kind = 'p'
+    FROM wanted w CROSS JOIN LATERAL (
+        WITH RECURSIVE tree (relid) AS (
+            SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = w.id AND r.relkind = 'p'
+            UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+        SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) AS t WHERE w.kind = 'p'
 )
 SELECT pg_catalog.jsonb_build_object(
     'class', f.class, 'table', f.owning, 'name', f.name, 'makes', f.makes, 'undoes', f.undoes)::pg_catalog.text

@@ -26,8 +26,8 @@ use super::writer::ReplicationRole;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
 use crate::plan::schema::Types;
 use crate::plan::shape::Shape;
-use crate::plan::sql::ddl;
 use crate::plan::sql::staging as sql;
+use crate::plan::sql::{ddl, partition_tree};
 use crate::session::{SqlClient, SqlState, read_lock_table};
 use crate::telemetry::failpoint;
 
@@ -559,7 +559,8 @@ async fn acting_triggers(
         "SELECT pg_catalog.string_agg(DISTINCT pg_catalog.quote_ident(g.tgname), ', ') FROM pg_catalog.pg_trigger g
          WHERE NOT g.tgisinternal AND g.tgenabled IN ({when}) AND g.tgrelid IN (
              SELECT pg_catalog.to_regclass($1)
-             UNION SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)))"
+             UNION SELECT relid FROM {} AS t)",
+        partition_tree!("pg_catalog.to_regclass($1)")
     );
     Ok(client.query_one(DOING, &sql, &[&table.sql()]).await?.get(0))
 }

@@ -6,16 +6,20 @@ use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::TableKind;
+use crate::plan::sql::partition_tree;
 use crate::session::SqlClient;
 
 const DOING: &str = "looking at the destination's tables";
 
 /// For each name: the relation, the unlogged tables of its tree, and the rules that would change what is written to it. A rule
 /// acts where a trigger of its `ev_enabled` would (rewriteHandler.c).
-const RELATIONS: &str = "
+const RELATIONS: &str = concat!(
+        "
     SELECT n.nspname::text, c.relname::text, c.relkind::text,
            ARRAY(SELECT pg_catalog.jsonb_build_object('schema', un.nspname, 'name', u.relname)::text
-                 FROM (SELECT c.oid UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t) AS tree (id)
+                 FROM (SELECT c.oid UNION SELECT t.relid FROM ",
+        partition_tree!("c.oid"),
+        " t) AS tree (id)
                  JOIN pg_catalog.pg_class u ON u.oid = tree.id
                  JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace
                  WHERE c.relkind IN ('r', 'p') AND u.relkind = 'r' AND u.relpersistence = 'u' ORDER BY 1),
@@ -24,7 +28,8 @@ const RELATIONS: &str = "
                    AND r.ev_enabled = ANY (CASE WHEN $3 THEN '{R,A}'::\"char\"[] ELSE '{O,A}'::\"char\"[] END) ORDER BY 1)
     FROM unnest($1::text[], $2::text[]) AS wanted (schema_name, table_name)
     JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name
-    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name";
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name"
+    );
 
 /// What an operator must change before these tables can be written. `replica`: the role may set session_replication_role.
 ///

@@ -25,6 +25,7 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
 use crate::plan::not_carried::NotCarried;
 use crate::plan::schema::{ForeignKeyAction, IdentityColumn};
 use crate::plan::sequences::Standing;
+use crate::plan::sql::partition_tree;
 use crate::session::{SessionError, SqlClient, SqlState};
 use crate::source::{
     Running, SourceCatalog, SourceError, ending_hint, lock_holder, running_transactions, source_sequences,
@@ -143,14 +144,18 @@ fn still_written(config: &Config, detail: &str) -> ErrorReport {
 async fn nobody_writes(config: &Config, source: &SqlClient) -> Result<(), Fault> {
     let names: Vec<String> = config.tables.iter().map(QualifiedName::sql).collect();
     // A prepared transaction has no process, and writes when it is committed. Who writes to a partition by its name locks it alone.
-    let sql = "WITH tables AS (SELECT pg_catalog.to_regclass(name) AS id FROM pg_catalog.unnest($1::text[]) AS name)
+    let sql = concat!(
+        "WITH tables AS (SELECT pg_catalog.to_regclass(name) AS id FROM pg_catalog.unnest($1::text[]) AS name)
                SELECT DISTINCT l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l
                WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
                  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
                  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
                  AND l.relation IN (SELECT t.id FROM tables t UNION ALL
-                                    SELECT p.relid FROM tables t, LATERAL pg_catalog.pg_partition_tree(t.id) p)
-               LIMIT 5";
+                                    SELECT p.relid FROM tables t, LATERAL ",
+        partition_tree!("t.id"),
+        " p)
+               LIMIT 5"
+    );
     let rows = source.query("looking for writers", sql, &[&names]).await.map_err(SourceError::Session)?;
     if rows.is_empty() {
         return Ok(());

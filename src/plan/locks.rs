@@ -103,6 +103,36 @@ pub fn of_reading<'a>(tables: impl Iterator<Item = (&'a TableDefinition, bool)>,
     FIXED + locked.max(held / HOLDERS_PER_LOCK)
 }
 
+/// One statement that compares a table: a partition and its indexes, or, where all are read through their root (`whole_tree`), those
+/// of each.
+pub fn of_comparing(table: &TableDefinition, whole_tree: bool) -> u64 {
+    if whole_tree { relations(table) + indexes(table) } else { 1 + count(table.indexes.len()) }
+}
+
+/// How many sessions may run such statements at the same time, which need `each` at most; or what to say when not even one may.
+///
+/// # Errors
+/// A report with the numbers and the setting to raise.
+pub fn comparing_sessions(
+    (room, end): (&LockTable, &str),
+    doing: &str,
+    wanted: usize,
+    each: u64,
+) -> Result<usize, ErrorReport> {
+    if let Some(report) = room.lacks_room(end, doing, each.saturating_add(FIXED)) {
+        return Err(report);
+    }
+    let sessions = (room.available() - FIXED) / each.max(1);
+    Ok(wanted.min(usize::try_from(sessions).unwrap_or(usize::MAX)).max(1))
+}
+
+/// What a repair of these tables locks in one transaction at the source, where it reads rows by their keys, and at the destination.
+pub fn of_repairing<'a>(tables: impl Iterator<Item = (&'a TableDefinition, &'a TableDefinition)>) -> (u64, u64) {
+    tables.fold((FIXED, FIXED), |(at_source, at_destination), (source, destination)| {
+        (at_source + of_comparing(source, true), at_destination + of_writing(destination))
+    })
+}
+
 /// What will be done with a table at the destination.
 #[derive(Clone, Copy, Debug)]
 pub enum Publishing<'a> {
@@ -148,6 +178,14 @@ mod tests {
         );
         assert!(report.hint.unwrap().ends_with("ALTER SYSTEM SET max_locks_per_transaction = 256;"));
         assert!(LockTable { per_transaction: 256, ..DEFAULT }.lacks_room("destination", "it", 20_000).is_none());
+    }
+
+    #[test]
+    fn sessions_that_compare_are_as_many_as_have_room_and_without_room_for_one_it_is_said() {
+        assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 1_000), Ok(4));
+        assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 2_000), Ok(2));
+        assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 5_600), Ok(1));
+        assert!(comparing_sessions((&DEFAULT, "source"), "it", 4, 5_601).is_err());
     }
 
     #[test]

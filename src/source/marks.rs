@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::error::SourceError;
 use crate::pg::QualifiedName;
+use crate::plan::sql::partition_tree;
 use crate::session::SqlClient;
 
 /// The marks of some tables, with those of their partitions.
@@ -17,7 +18,8 @@ pub struct Marks {
     marks: BTreeMap<QualifiedName, String>,
 }
 
-const MARKS: &str = "
+const MARKS: &str = concat!(
+    "
     WITH roots (number, id, persistence) AS (
         SELECT wanted.number, c.oid, c.relpersistence
         FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) -- its form takes no schema
@@ -26,14 +28,17 @@ const MARKS: &str = "
         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name
     ), parts (number, id) AS (
         SELECT number, id FROM roots
-        UNION SELECT number, t.relid FROM roots CROSS JOIN LATERAL pg_catalog.pg_partition_tree(roots.id) AS t
+        UNION SELECT number, t.relid FROM roots CROSS JOIN LATERAL ",
+    partition_tree!("roots.id"),
+    " AS t
     ), columns (number, mark) AS (
         SELECT number, pg_catalog.md5(pg_catalog.string_agg(
             a.attrelid || ' ' || a.attnum || ' ' || a.xmin::pg_catalog.text, ',' ORDER BY a.attrelid, a.attnum))
         FROM parts JOIN pg_catalog.pg_attribute a ON a.attrelid = parts.id AND a.attnum > 0 GROUP BY number
     )
     SELECT roots.number, pg_catalog.concat_ws(' ', roots.id, roots.persistence, columns.mark)
-    FROM roots LEFT JOIN columns USING (number)";
+    FROM roots LEFT JOIN columns USING (number)"
+);
 
 impl Marks {
     /// Reads the marks of the tables that have these names now.

@@ -10,6 +10,7 @@
 use super::error::SourceError;
 use crate::pg::QualifiedName;
 use crate::plan::schema::{TableDefinition, TableKind};
+use crate::plan::sql::partition_tree;
 use crate::plan::sql::staging::PageRange;
 use crate::session::SqlClient;
 
@@ -31,16 +32,20 @@ pub struct Piece {
     pub bytes: u64,
 }
 
-const PAGES: &str = "
+const PAGES: &str = concat!(
+    "
     SELECT n.nspname::text, c.relname::text,
            c.relkind = 'r' AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
                AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND (c.oid = $1 OR NOT c.relrowsecurity),
            pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::bigint,
            pg_catalog.current_setting('block_size')::bigint
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) t WHERE t.isleaf)
+    WHERE c.oid IN (SELECT t.relid FROM ",
+    partition_tree!("$1"),
+    " t WHERE t.isleaf)
        OR (c.oid = $1 AND c.relkind = 'r')
-    ORDER BY 1, 2";
+    ORDER BY 1, 2"
+);
 
 /// A table's pieces, as large as it is now.
 ///

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use headwater::commands::demo::Cluster;
+use headwater::commands::demo::{Cluster, StopMode};
 
 use crate::support::{Database, Service, Setup, destination, eventually, new_destination, new_source, source};
 
@@ -145,4 +145,77 @@ async fn a_copy_that_fits_takes_no_lock_from_others_and_one_whose_differences_do
     assert!(log.contains("ALTER SYSTEM SET max_locks_per_transaction = "), "{log}");
     at_source.ends().await;
     at_destination.ends().await;
+}
+
+/// Partitions of the tables below.
+const PARTITIONS: usize = 200;
+
+/// Room for 400 locks by the documented reckoning.
+const SMALLER: (&str, &str) = ("max_locks_per_transaction", "10");
+
+/// A table with many partitions, made in steps.
+async fn with_partitions(from: &Cluster, to: &Cluster, name: &str) -> Database {
+    let schema = "CREATE TABLE parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)";
+    let database = Database::on(from, to, name, &["parted"], schema).await;
+    let partition =
+        |n: &usize| format!("CREATE TABLE part{n} PARTITION OF parted FOR VALUES FROM ({n}) TO ({})", n + 1);
+    for step in (0..PARTITIONS).collect::<Vec<_>>().chunks(30) {
+        database.at_source(&step.iter().map(partition).collect::<Vec<_>>().join(";")).await;
+        let ends = (step[0], step[0] + step.len() - 1);
+        database
+            .at_source(&format!("INSERT INTO parted SELECT n, 'v' FROM generate_series({}, {}) n", ends.0, ends.1))
+            .await;
+    }
+    database
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_takes_no_more_locks_than_there_are_and_says_when_too_few_are_left() {
+    let mut source = new_source(&[("max_connections", "40")]).await;
+    let mut database = with_partitions(&source, destination().await, "fewlocks").await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    streams_at_last(&service).await;
+    service.stop().await;
+    source.set(SMALLER.0, SMALLER.1);
+    source.stop(StopMode::Fast).await.unwrap();
+    source.start().await.unwrap();
+    database.reconnect_source(&source).await;
+    let client = Client::of(&source, &database).await;
+    let service = setup.start();
+    service.streams().await;
+    // Partition by partition there is room, also to find a row that differs; not so to read it by its key.
+    setup.command(&["verify"]).await.exits(0).says(&["equal"]);
+    database.at_destination("UPDATE parted SET v = 'other' WHERE id = 7").await;
+    setup.command(&["verify"]).await.exits(1).says(&["differ", "(id)=(7)"]);
+    let hint = "ALTER SYSTEM SET max_locks_per_transaction = ";
+    let repair = setup.command(&["verify", "--repair"]).await.exits(1);
+    repair.says(&["repairing 1 table needs about 502 locks at once at the source", hint]);
+    // A role that may read the root only reads all partitions at once.
+    let role = format!("root_{}", database.name);
+    database.at_source(&format!("CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON parted TO {role}")).await;
+    let url = format!("postgresql://{role}@127.0.0.1:{}/{}", source.port(), database.name);
+    let through_root = Setup { source_url: url, ..setup.clone() };
+    let refused = through_root.command(&["verify"]).await.exits(1);
+    refused.says(&["comparing table public.parted needs about 502 locks at once at the source", hint]);
+    client.ends().await;
+    assert!(!service.log().contains("out of shared memory"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_at_a_table_locks_none_of_its_partitions() {
+    let database = with_partitions(source().await, destination().await, "looked").await;
+    let holder = source().await.connect(&database.name).await.expect("a session");
+    holder.batch("a lock", "BEGIN; LOCK TABLE public.part199 IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let setup = Setup::of(&database);
+    let looking = tokio::spawn(async move { setup.command(&["check"]).await });
+    // Its size is asked for under a lock that is given back at once, so the question waits here, with all that it holds.
+    let waiting = "SELECT max((SELECT count(*) FROM pg_locks g JOIN pg_inherits i ON i.inhrelid = g.relation
+                               WHERE g.pid = w.pid AND g.granted))::text
+                   FROM pg_locks w WHERE NOT w.granted AND w.relation = 'public.part199'::regclass";
+    let held = eventually("check looks at the partition", || async { database.source_value(waiting).await }).await;
+    assert_eq!(held, "0", "locks of other partitions");
+    holder.batch("its end", "ROLLBACK").await.unwrap();
+    looking.await.unwrap().exits(0);
 }

@@ -9,6 +9,7 @@ use super::{About, Findings};
 use crate::destination::{Catalog, DestinationError};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::plan::schema::Identity;
+use crate::plan::sql::partition_tree;
 use crate::session::{SessionError, SqlClient};
 use crate::source::SourceCatalog;
 
@@ -75,7 +76,8 @@ async fn published_without_identity(
     let roots: BTreeMap<u32, &QualifiedName> =
         existing.tables.iter().map(|(name, table)| (table.definition.id, name)).collect();
     // An index serves only if it is enforced at once (RelationGetReplicaIndex); publications are inherited from all ancestors.
-    let sql = "WITH published AS (
+    let sql = concat!(
+        "WITH published AS (
                    SELECT c.oid, p.pubname FROM pg_catalog.pg_publication p
                    JOIN pg_catalog.pg_publication_tables t ON t.pubname = p.pubname
                    JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
@@ -85,7 +87,9 @@ async fn published_without_identity(
                    SELECT root, root AS leaf FROM pg_catalog.unnest($1::oid[]) AS root
                    UNION
                    SELECT root, t.relid::oid FROM pg_catalog.unnest($1::oid[]) AS root
-                   CROSS JOIN LATERAL pg_catalog.pg_partition_tree(root) AS t
+                   CROSS JOIN LATERAL ",
+        partition_tree!("root"),
+        " AS t
                )
                SELECT l.root, n.nspname::text, c.relname::text, pg_catalog.array_agg(DISTINCT p.pubname::text)
                FROM leaves l JOIN pg_catalog.pg_class c ON c.oid = l.leaf AND c.relkind = 'r'
@@ -95,7 +99,8 @@ async fn published_without_identity(
                WHERE c.relreplident <> 'f' AND NOT EXISTS (
                    SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
                    AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident))
-               GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
+               GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+    );
     let ids: Vec<u32> = roots.keys().copied().collect();
     let mut found: BTreeMap<QualifiedName, Vec<Leaf>> = BTreeMap::new();
     for row in client.query(DOING, sql, &[&ids]).await? {

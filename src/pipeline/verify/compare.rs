@@ -16,11 +16,12 @@ use crate::destination::{STATEMENT_MAX, Writes};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::fence::Fence;
+use crate::plan::locks;
 use crate::plan::sql::verify as sql;
 use crate::plan::verify::{
     BUCKETS, Differences, HashedRow, Key, Net, Sum, differences, differing_buckets, listed_buckets, page_ranges,
 };
-use crate::session::SqlClient;
+use crate::session::{SqlClient, read_lock_table};
 
 /// What one statement reads at most: long enough to be worth a round trip, short enough to show progress and to lock
 /// a table only for a moment.
@@ -79,7 +80,11 @@ pub(super) async fn compare(
             repaired: None,
             took: std::time::Duration::ZERO,
         });
-        let comparison = Comparison { ends, fence: &fence, tables: &left, there: &there, here: &here };
+        let mut sessions = ends.options.workers.unwrap_or_else(default_workers).max(1);
+        for (side, client, parts) in [(Side::Source, &source, &there), (Side::Destination, &destination, &here)] {
+            sessions = sessions.min(sessions_with_room(client, side, (&left, parts), sessions).await?);
+        }
+        let comparison = Comparison { ends, fence: &fence, tables: &left, there: &there, here: &here, sessions };
         let compared = comparison.run().await?;
         if !fence.is_held() {
             return Err(Fault::Refused(ErrorReport::new(
@@ -147,6 +152,35 @@ struct Comparison<'a> {
     tables: &'a [Compared],
     there: &'a [Option<Parts>],
     here: &'a [Option<Parts>],
+    /// Sessions of each side.
+    sessions: usize,
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(4)
+}
+
+/// How many sessions may compare these tables at the same time without taking locks that others need.
+async fn sessions_with_room(
+    client: &SqlClient,
+    side: Side,
+    (tables, parts): (&[Compared], &[Option<Parts>]),
+    wanted: usize,
+) -> Result<usize, Fault> {
+    let whole_tree =
+        |parts: &Option<Parts>| parts.as_ref().is_some_and(|parts| parts.parts.iter().any(|part| part.whole_tree));
+    let needs = tables
+        .iter()
+        .zip(parts)
+        .map(|(table, parts)| (locks::of_comparing(table.definition(side), whole_tree(parts)), &table.name));
+    let Some((each, largest)) = needs.max_by_key(|(need, _)| *need) else { return Ok(wanted) };
+    let room = read_lock_table(client).await.map_err(|error| side.fault(error))?;
+    let end = match side {
+        Side::Source => "source",
+        Side::Destination => "destination",
+    };
+    let doing = format!("comparing table {largest}");
+    locks::comparing_sessions((&room, end), &doing, wanted, each).map_err(Fault::Refused)
 }
 
 impl Comparison<'_> {
@@ -195,7 +229,6 @@ impl Comparison<'_> {
     }
 
     fn workers(&self) -> Workers {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let reading = |side: Side| match side {
             Side::Source => Reading {
                 sql: sql_for(&self.ends.addresses.source, "verifying"),
@@ -211,7 +244,7 @@ impl Comparison<'_> {
         Workers {
             source: reading(Side::Source),
             destination: reading(Side::Destination),
-            count: self.ends.options.workers.unwrap_or(cores.min(4)).max(1),
+            count: self.sessions,
             max_rate: self.ends.options.max_rate,
             progress: Arc::clone(self.ends.progress),
         }
@@ -405,6 +438,17 @@ impl Comparison<'_> {
     async fn differing_columns(&self, table: &Compared, keys: &[Key]) -> Result<Vec<(Key, Vec<Ident>)>, Fault> {
         let source = self.under_snapshot(Side::Source).await?;
         let destination = self.under_snapshot(Side::Destination).await?;
+        // Rows are found through the root, which locks all partitions: that the rows differ is worth more than which columns do.
+        for (client, side, end) in [(&source, Side::Source, "source"), (&destination, Side::Destination, "destination")]
+        {
+            let room = read_lock_table(client).await.map_err(|error| side.fault(error))?;
+            let each = locks::of_comparing(table.definition(side), true);
+            let doing = format!("finding the columns of table {} that differ", table.name);
+            if let Err(report) = locks::comparing_sessions((&room, end), &doing, 1, each) {
+                tracing::warn!("{}", report.lines());
+                return Ok(Vec::new());
+            }
+        }
         let mut found = Vec::new();
         for keys in keys.chunks(KEYS_MAX) {
             let there = hashes(&source, Side::Source, table, keys).await?;

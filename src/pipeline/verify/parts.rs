@@ -6,6 +6,7 @@
 
 use crate::pg::QualifiedName;
 use crate::plan::schema::{TableDefinition, TableKind};
+use crate::plan::sql::partition_tree;
 use crate::session::{SessionError, SqlClient};
 
 /// A table or partition that holds rows.
@@ -31,15 +32,19 @@ pub(super) struct Parts {
 pub(super) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> Result<Option<Parts>, SessionError> {
     let doing = "looking at a table's files";
     let partitioned = table.kind == TableKind::Partitioned;
-    let sql = "SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.pg_relation_filenode(c.oid),
+    let sql = concat!(
+        "SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.pg_relation_filenode(c.oid),
                       COALESCE(pg_catalog.pg_relation_size(c.oid), 0) / pg_catalog.current_setting('block_size')::bigint,
                       COALESCE(pg_catalog.pg_table_size(c.oid), 0),
                       pg_catalog.has_table_privilege(c.oid, 'SELECT')
                           AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE c.oid = $1 AND NOT $2
-                  OR $2 AND c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf)
-               ORDER BY c.oid";
+                  OR $2 AND c.oid IN (SELECT relid FROM ",
+        partition_tree!("$1"),
+        " AS t WHERE isleaf)
+               ORDER BY c.oid"
+    );
     let rows = client.query(doing, sql, &[&table.id, &partitioned]).await?;
     if rows.is_empty() && !partitioned {
         return Ok(None);

@@ -14,15 +14,16 @@ use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
 use crate::destination::{DestinationError, ExchangeReason, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn};
+use crate::pg::{ErrorReport, Ident, Lsn, counted};
 use crate::pipeline::control::Held;
 use crate::pipeline::fence::Fence;
 use crate::pipeline::prepare::Addresses;
+use crate::plan::locks;
 use crate::plan::schema::{IdentityColumn, TableKind};
 use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::{Repaired, rows_by_key};
 use crate::plan::verify::Key;
-use crate::session::{SqlClient, SqlState};
+use crate::session::{SqlClient, SqlState, read_lock_table};
 
 /// Keys read and written at a time.
 const KEYS_MAX: usize = 500;
@@ -61,6 +62,16 @@ pub(in crate::pipeline) async fn repair(
             ErrorReport::new(format!("rows of table {table} cannot be repaired: it {reason}"))
                 .hint("The copy puts all of its rows right. Verify again when it is done."),
         ));
+    }
+    let needs = locks::of_repairing(tables.iter().map(|table| (&table.source, &table.destination)));
+    for (client, side, end, need) in
+        [(source, Side::Source, "source", needs.0), (&client, Side::Destination, "destination", needs.1)]
+    {
+        let room = read_lock_table(client).await.map_err(|error| side.fault(error))?;
+        let doing = format!("repairing {}", counted(tables.len(), "table"));
+        if let Some(report) = room.lacks_room(end, &doing, need) {
+            return Err(Fault::Refused(report));
+        }
     }
     for table in tables {
         let keys = keys.iter().find(|(name, _)| *name == table.name).map(|(_, keys)| keys.as_slice());
