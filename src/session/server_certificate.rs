@@ -5,10 +5,12 @@
 //! extensions makes; no server certificate that is an authority's, as the self-signed one that is its own root; and no name but those in
 //! subjectAltName. These are checked here, by libpq's and OpenSSL's rules: a chain is climbed by the same signatures, dates and
 //! limits of authorities, and the common name counts only where the certificate holds no subjectAltName of the host's kind.
+//! Where webpki is content, OpenSSL asks more (`check_beyond_webpki`): that roots are authorities in force, and what keys are for.
 //! What is not sound (MD5 and SHA-1, RSA below 2048 bits) stays refused, with words that say what the certificate lacks.
 //!
 //! Always, also without verification, the handshake's signature is checked: the peer owns the key that it shows.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -16,6 +18,7 @@ use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_na
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, RootCertStore, SignatureScheme};
+use webpki::{EndEntityCert, VerifiedPath, anchor_from_trusted_cert};
 use x509_cert::Certificate;
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
@@ -125,7 +128,7 @@ fn verify_chain(
     let by_webpki = ParsedCertificate::try_from(leaf).and_then(|parsed| {
         verify_server_cert_signed_by_trust_anchor(&parsed, &roots.store, intermediates, now, &ALGORITHMS.all)
     });
-    let Err(error) = by_webpki else { return Ok(()) };
+    let Err(error) = by_webpki else { return check_beyond_webpki(leaf, intermediates, roots, now) };
     let mut presented = vec![parse(leaf)?];
     for certificate in intermediates {
         presented.push(parse(certificate)?);
@@ -141,6 +144,56 @@ fn verify_chain(
     climb(&chain, roots, now).map_err(|error| instead_of(error, &presented))
 }
 
+/// What RFC 5280 and OpenSSL ask of a chain that webpki finds good: webpki looks at no keyUsage, and of a root at nothing but its name,
+/// its key and its constraints of names. Without this, the key of a server's certificate that stands in sslrootcert, as its own
+/// root or beside the authority's, would vouch for all names.
+fn check_beyond_webpki(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &Roots,
+    now: UnixTime,
+) -> Result<(), Error> {
+    let parsed = parse(leaf)?;
+    check_key_usage(&parsed)?;
+    if is_own_root(leaf, &parsed, roots) {
+        return Ok(());
+    }
+    let end = EndEntityCert::try_from(leaf).map_err(|_| malformed())?;
+    let refused = Cell::new(None);
+    // webpki goes on to the next path when one is refused.
+    let check = |path: &VerifiedPath<'_>| {
+        check_path(path, roots, now).map_err(|why| {
+            refused.set(Some(why));
+            webpki::Error::UnknownIssuer
+        })
+    };
+    let usage = webpki::KeyUsage::server_auth();
+    let anchors = &roots.store.roots;
+    let path = end.verify_for_usage(&ALGORITHMS.all, anchors, intermediates, now, usage, None, Some(&check));
+    path.map(drop).map_err(|_| refused.take().unwrap_or_else(|| CertificateError::UnknownIssuer.into()))
+}
+
+fn check_path(path: &VerifiedPath<'_>, roots: &Roots, now: UnixTime) -> Result<(), Error> {
+    let mut below = 0;
+    for between in path.intermediate_certificates() {
+        // How many there may be below it, webpki has counted.
+        check_authority(&parse(&between.der())?, 0, false)?;
+        below += usize::from(between.subject() != between.issuer());
+    }
+    // A renewed root has the name and key of the old one.
+    let anchors =
+        roots.certificates.iter().filter(|root| anchor_from_trusted_cert(root).ok().as_ref() == Some(path.anchor()));
+    let mut verdict = Err(CertificateError::UnknownIssuer.into());
+    for root in anchors {
+        verdict =
+            parse(root).and_then(|root| check_authority(&root, below, true).and_then(|()| check_dates(&root, now)));
+        if verdict.is_ok() {
+            break;
+        }
+    }
+    verdict
+}
+
 /// Longer chains are refused, as there are none.
 const CHAIN_MAX: usize = 8;
 
@@ -149,10 +202,7 @@ fn climb(presented: &[(&CertificateDer<'_>, &Certificate)], roots: &Roots, now: 
     let (leaf, parsed) = presented[0];
     check_dates(parsed, now)?;
     check_leaf(parsed)?;
-    // Whom the operator has named as a root needs nobody else; OpenSSL takes only those that vouch for themselves.
-    if roots.certificates.iter().any(|root| root == leaf)
-        && parsed.tbs_certificate.issuer == parsed.tbs_certificate.subject
-    {
+    if is_own_root(leaf, parsed, roots) {
         return Ok(());
     }
     let parsed_roots: Vec<Certificate> = roots.certificates.iter().filter_map(|root| parse(root).ok()).collect();
@@ -168,6 +218,12 @@ fn climb(presented: &[(&CertificateDer<'_>, &Certificate)], roots: &Roots, now: 
         (der, current) = (issuer_der, issuer);
     }
     Err(CertificateError::UnknownIssuer.into())
+}
+
+/// Whom the operator has named as a root needs nobody else; OpenSSL takes only those that vouch for themselves.
+fn is_own_root(leaf: &CertificateDer<'_>, parsed: &Certificate, roots: &Roots) -> bool {
+    roots.certificates.iter().any(|root| root == leaf)
+        && parsed.tbs_certificate.issuer == parsed.tbs_certificate.subject
 }
 
 /// Whether `issuer` has the name of the certificate's issuer, and the key that has signed it.
@@ -214,17 +270,28 @@ fn check_dates(certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
 /// What a certificate may say about itself that is understood here (RFC 5280, 4.2): anything else that is marked critical is refused.
 const UNDERSTOOD: [&str; 4] = ["2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37"];
 
-/// `id-kp-serverAuth` and `anyExtendedKeyUsage`
-const FOR_SERVERS: [&str; 2] = ["1.3.6.1.5.5.7.3.1", "2.5.29.37.0"];
+/// `id-kp-serverAuth`; neither webpki nor OpenSSL take `anyExtendedKeyUsage` for it.
+const FOR_SERVERS: &str = "1.3.6.1.5.5.7.3.1";
 
 fn check_leaf(certificate: &Certificate) -> Result<(), Error> {
     check_critical(certificate)?;
+    check_key_usage(certificate)?;
+    if is_for_servers(certificate)? { Ok(()) } else { Err(CertificateError::InvalidPurpose.into()) }
+}
+
+/// Whether a certificate, or those that it vouches for, may be a server's.
+fn is_for_servers(certificate: &Certificate) -> Result<bool, Error> {
     let usage = certificate.tbs_certificate.get::<ExtendedKeyUsage>().map_err(|_| malformed())?;
-    let for_servers = |usage: &ObjectIdentifier| FOR_SERVERS.contains(&usage.to_string().as_str());
-    match usage {
-        Some((_, usage)) if !usage.0.iter().any(for_servers) => Err(CertificateError::InvalidPurpose.into()),
-        Some(_) | None => Ok(()),
-    }
+    let for_servers = |usage: &ObjectIdentifier| usage.to_string() == FOR_SERVERS;
+    Ok(usage.is_none_or(|(_, usage)| usage.0.iter().any(for_servers)))
+}
+
+/// Whether a server's key may do what a handshake does (OpenSSL's `KU_TLS`): an authority's often may not.
+fn check_key_usage(leaf: &Certificate) -> Result<(), Error> {
+    let usage = leaf.tbs_certificate.get::<KeyUsage>().map_err(|_| malformed())?;
+    let fits =
+        usage.is_none_or(|(_, usage)| usage.digital_signature() || usage.key_encipherment() || usage.key_agreement());
+    if fits { Ok(()) } else { Err(unfit("is not for servers: its keyUsage lacks digitalSignature".to_owned())) }
 }
 
 fn check_critical(certificate: &Certificate) -> Result<(), Error> {
@@ -238,31 +305,40 @@ fn check_critical(certificate: &Certificate) -> Result<(), Error> {
     }
 }
 
-/// Whether a certificate may vouch for others, with `below` authorities between it and the server's certificate.
+/// Whether a certificate may vouch for others, as far as `climb` understands what it says about itself.
 fn check_issuer(issuer: &Certificate, below: usize, is_root: bool) -> Result<(), Error> {
-    let not_an_authority = || {
-        Err(unfit(format!(
-            "is signed by {}, which is not the certificate of an authority (basicConstraints)",
-            issuer.tbs_certificate.subject
-        )))
-    };
-    if issuer.tbs_certificate.version == Version::V1 {
-        // Version 1 has no way to say it; a root that vouches for itself is one by the operator's word.
-        let itself = issuer.tbs_certificate.issuer == issuer.tbs_certificate.subject;
-        return if is_root && itself { Ok(()) } else { not_an_authority() };
-    }
+    check_authority(issuer, below, is_root)?;
     check_critical(issuer)?;
-    let constraints = issuer.tbs_certificate.get::<BasicConstraints>().map_err(|_| malformed())?;
-    let Some((_, BasicConstraints { ca: true, path_len_constraint })) = constraints else { return not_an_authority() };
-    if path_len_constraint.is_some_and(|most| below > usize::from(most)) {
-        return not_an_authority();
-    }
-    let usage = issuer.tbs_certificate.get::<KeyUsage>().map_err(|_| malformed())?;
-    if usage.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
-        return not_an_authority();
-    }
     if has_name_constraints(issuer) {
         return Err(unfit("is signed by an authority that is limited to certain names".to_owned()));
+    }
+    Ok(())
+}
+
+/// Whether a certificate may vouch for servers, with `below` authorities between it and the server's certificate.
+fn check_authority(issuer: &Certificate, below: usize, is_root: bool) -> Result<(), Error> {
+    let body = &issuer.tbs_certificate;
+    let not_an_authority = |which: &str| {
+        Err(unfit(format!("is signed by {}, which is not the certificate of an authority ({which})", body.subject)))
+    };
+    if body.version == Version::V1 {
+        // Version 1 has no way to say it; a root that vouches for itself is one by the operator's word.
+        return if is_root && body.issuer == body.subject { Ok(()) } else { not_an_authority("basicConstraints") };
+    }
+    let constraints = body.get::<BasicConstraints>().map_err(|_| malformed())?;
+    let signs = body.get::<KeyUsage>().map_err(|_| malformed())?.map(|(_, usage)| usage.key_cert_sign());
+    match constraints {
+        Some((_, BasicConstraints { ca: true, path_len_constraint }))
+            if path_len_constraint.is_none_or(|most| below <= usize::from(most)) => {}
+        // OpenSSL: of a root, keyUsage alone may say it.
+        None if is_root && signs == Some(true) => {}
+        Some(_) | None => return not_an_authority("basicConstraints"),
+    }
+    if signs == Some(false) {
+        return not_an_authority("keyUsage");
+    }
+    if !is_for_servers(issuer)? {
+        return not_an_authority("extendedKeyUsage");
     }
     Ok(())
 }
@@ -298,8 +374,9 @@ fn verify_name(
         return strict.map_err(|_| other_names(&parsed, &names));
     }
     // Constraints of names hold for common names as well, which webpki does not look at.
-    let mut above = roots.certificates.iter().chain(intermediates).filter_map(|one| parse(one).ok());
-    if above.any(|one| has_name_constraints(&one)) {
+    // Those that cannot be read may hold some.
+    let mut above = roots.certificates.iter().chain(intermediates).map(parse);
+    if above.any(|one| one.map_or(true, |one| has_name_constraints(&one))) {
         return Err(unfit(
             "holds its name as its common name only, under an authority that is limited to certain names".to_owned(),
         ));
@@ -322,8 +399,13 @@ fn is_name_of(pattern: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
+        KeyUsagePurpose, NameConstraints, date_time_ymd,
+    };
     use rustls::pki_types::pem::PemObject;
+
+    use super::*;
 
     /// Made by openssl with openssl's security level turned down: no server loads them otherwise. The root has signed the next two.
     const ROOT: &str = "-----BEGIN CERTIFICATE-----
@@ -403,5 +485,130 @@ AQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAxD1QQgAYulrYyFHX/X3Y3yO2
         assert!(!is_name_of("*.0.0.1", "127.0.0.1"));
         assert!(is_name_of("127.0.0.1", "127.0.0.1"));
         assert!(!is_name_of("localhost\0.evil.com", "localhost"));
+    }
+
+    /// A certificate of the tests and its key.
+    struct Made {
+        der: CertificateDer<'static>,
+        params: CertificateParams,
+        key: KeyPair,
+    }
+
+    /// One by that name, as `change` has it, signed by `by` or by itself.
+    fn made(name: &str, by: Option<&Made>, change: impl FnOnce(&mut CertificateParams)) -> Made {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = match by {
+            Some(by) => params.signed_by(&key, &Issuer::from_params(&by.params, &by.key)),
+            None => params.self_signed(&key),
+        };
+        Made { der: certificate.unwrap().der().clone(), params, key }
+    }
+
+    fn authority(params: &mut CertificateParams) {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.subject_alt_names = vec![];
+    }
+
+    /// The verdict of verify-full about `localhost`.
+    fn verdict(presented: &[&Made], trusted: &[&Made]) -> Result<(), String> {
+        let certificates: Vec<CertificateDer<'static>> = trusted.iter().map(|one| one.der.clone()).collect();
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(certificates.iter().cloned());
+        let chain: Vec<CertificateDer<'static>> = presented.iter().map(|one| one.der.clone()).collect();
+        let name = ServerName::try_from("localhost").unwrap();
+        Verification::ChainAndName(Roots { store, certificates })
+            .verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::now())
+            .map(drop)
+            .map_err(|error| format!("{error:?}"))
+    }
+
+    #[track_caller]
+    fn refused_for(words: &str, presented: &[&Made], trusted: &[&Made]) {
+        let why = verdict(presented, trusted).expect_err(words);
+        assert!(why.contains(words), "{why}");
+    }
+
+    /// Of both kinds of leaf: what webpki judges, and what is judged here.
+    const LEAVES: [IsCa; 2] = [IsCa::ExplicitNoCa, IsCa::Ca(BasicConstraints::Unconstrained)];
+
+    #[test]
+    fn only_authorities_in_force_vouch_and_a_servers_certificate_among_the_roots_for_itself_alone() {
+        let root = made("root", None, authority);
+        let server = made("elsewhere", None, |params| params.is_ca = IsCa::ExplicitNoCa);
+        let below = made("elsewhere", Some(&root), |_| {});
+        let no_signer = made("no signer", None, |params| {
+            authority(params);
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        });
+        let expired = made("root", None, |params| {
+            authority(params);
+            params.not_after = date_time_ymd(2020, 1, 1);
+        });
+        let for_clients = made("for clients", None, |params| {
+            authority(params);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        });
+        let alone = made("alone", None, |params| {
+            authority(params);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        });
+        for kind in LEAVES {
+            let leaf = |by: &Made| made("localhost", Some(by), |params| params.is_ca = kind);
+            assert_eq!(verdict(&[&leaf(&root)], &[&server, &root]), Ok(()));
+            refused_for("(basicConstraints)", &[&leaf(&server)], &[&server, &root]);
+            refused_for("(basicConstraints)", &[&leaf(&below)], &[&below, &root]);
+            refused_for("(keyUsage)", &[&leaf(&no_signer)], &[&no_signer]);
+            refused_for("(extendedKeyUsage)", &[&leaf(&for_clients)], &[&for_clients]);
+            refused_for("Expired", &[&leaf(&expired)], &[&expired]);
+            assert_eq!(verdict(&[&leaf(&alone)], &[&alone]), Ok(()));
+            let between = made("between", Some(&alone), authority);
+            refused_for("(basicConstraints)", &[&leaf(&between), &between], &[&alone]);
+            let itself = made("localhost", None, |params| params.is_ca = kind);
+            assert_eq!(verdict(&[&itself], &[&itself]), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_a_key_is_for_binds_servers_and_the_authorities_between() {
+        let root = made("root", None, authority);
+        for kind in LEAVES {
+            let leaf = |by: &Made| made("localhost", Some(by), |params| params.is_ca = kind);
+            let good = made("good", Some(&root), authority);
+            assert_eq!(verdict(&[&leaf(&good), &good], &[&root]), Ok(()));
+            let no_signer = made("no signer", Some(&root), |params| {
+                authority(params);
+                params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            });
+            refused_for("(keyUsage)", &[&leaf(&no_signer), &no_signer], &[&root]);
+            let for_clients = made("for clients", Some(&root), |params| {
+                authority(params);
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            });
+            assert!(verdict(&[&leaf(&for_clients), &for_clients], &[&root]).is_err());
+            let signs_only = made("localhost", Some(&root), |params| {
+                params.is_ca = kind;
+                params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            });
+            refused_for("lacks digitalSignature", &[&signs_only], &[&root]);
+        }
+    }
+
+    #[test]
+    fn an_authority_that_cannot_be_read_vouches_for_no_common_name() {
+        let root = made("root", None, authority);
+        let limited = made("limited", Some(&root), |params| {
+            authority(params);
+            // Longer than RFC 5280 allows: webpki reads it, x509-cert does not.
+            params.serial_number = Some(vec![0x11; 24].into());
+            params.name_constraints = Some(NameConstraints {
+                permitted_subtrees: vec![GeneralSubtree::DnsName("example.org".to_owned())],
+                excluded_subtrees: vec![],
+            });
+        });
+        let leaf = made("localhost", Some(&limited), |params| params.subject_alt_names = vec![]);
+        assert!(verdict(&[&leaf, &limited], &[&root]).is_err());
     }
 }

@@ -129,6 +129,43 @@ const KINDS: &[Kind] = &[
          request rsa:2048; signed inter; cat inter.crt >> server.crt",
         "is not the certificate of an authority",
     ),
+    refused(
+        "signed by a server whose certificate is among the roots",
+        "authority rsa:2048; request rsa:2048; echo subjectAltName=DNS:elsewhere > ext; signed root -extfile ext
+         cat server.crt >> root.crt; mv server.key inter.key; mv server.crt inter.crt
+         request rsa:2048; echo subjectAltName=DNS:localhost > ext; signed inter -extfile ext",
+        "which is not the certificate of an authority",
+    ),
+    refused(
+        "an authority whose key is not for certificates",
+        "authority rsa:2048
+         openssl req -new -nodes -newkey rsa:2048 -subj /CN=inter -keyout inter.key -out inter.csr
+         printf 'basicConstraints=CA:TRUE\\nkeyUsage=digitalSignature\\n' > ext
+         openssl x509 -req -in inter.csr -days 1825 -extfile ext -CA root.crt -CAkey root.key -CAcreateserial -out inter.crt
+         request rsa:2048; echo subjectAltName=DNS:localhost > ext; signed inter -extfile ext; cat inter.crt >> server.crt",
+        "(keyUsage)",
+    ),
+    refused(
+        "an authority for clients above a certificate of version 1",
+        "authority rsa:2048
+         openssl req -new -nodes -newkey rsa:2048 -subj /CN=inter -keyout inter.key -out inter.csr
+         printf 'basicConstraints=CA:TRUE\\nextendedKeyUsage=clientAuth\\n' > ext
+         openssl x509 -req -in inter.csr -days 1825 -extfile ext -CA root.crt -CAkey root.key -CAcreateserial -out inter.crt
+         request rsa:2048; signed inter; cat inter.crt >> server.crt",
+        "(extendedKeyUsage)",
+    ),
+    refused(
+        "a root that has expired",
+        "openssl req -new -nodes -newkey rsa:2048 -subj /CN=root -keyout root.key -out root.csr
+         echo basicConstraints=CA:TRUE > ext; openssl x509 -req -in root.csr -days -1 -extfile ext -signkey root.key -out root.crt
+         request rsa:2048; echo subjectAltName=DNS:localhost > ext; signed root -extfile ext",
+        "has expired",
+    ),
+    refused(
+        "an authority's key that is for certificates only",
+        "itself -addext keyUsage=keyCertSign,cRLSign",
+        "its keyUsage lacks digitalSignature",
+    ),
     refused("for clients", "itself -addext extendedKeyUsage=clientAuth", "its extendedKeyUsage lacks serverAuth"),
     refused("expired, of version 1", "authority rsa:2048; request rsa:2048; signed root -days -1", "has expired"),
     Kind {
