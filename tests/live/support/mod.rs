@@ -127,7 +127,7 @@ pub async fn destination() -> &'static Cluster {
 }
 
 /// How long anything may take before a test gives up on it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Does the same at each of these points, three at a time: each has a database of its own, and waits most of the time.
 pub async fn at_each<F>(points: &[&'static str], each: impl Fn(&'static str) -> F)
