@@ -339,11 +339,14 @@ impl Writes {
         if self.tables.is_empty() {
             return Ok(());
         }
-        let tables: Vec<String> = self.tables.iter().map(QualifiedName::sql).collect();
-        // The lock that writing takes anyway: CREATE TRIGGER, CREATE RULE and ALTER TABLE wait for it.
-        let lock = format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", tables.join(", "));
-        client.statement("locking the tables that are written", &lock).await?;
+        client.statement("locking the tables that are written", &self.lock()).await?;
         self.refuse_foreign_code(client).await
+    }
+
+    /// Takes the lock that writing takes anyway: CREATE TRIGGER, CREATE RULE and ALTER TABLE wait for it.
+    pub(super) fn lock(&self) -> String {
+        let tables: Vec<String> = self.tables.iter().map(QualifiedName::sql).collect();
+        format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", tables.join(", "))
     }
 
     fn report(&self, found: &[ForeignCode], when_rows_are: &str) -> ErrorReport {

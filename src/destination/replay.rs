@@ -170,6 +170,10 @@ impl Replay {
             writes.tables.push(relation.name.clone());
         }
         if !writes.tables.is_empty() {
+            // Locked first, in the transaction that writes, so that nobody attaches anything behind the look.
+            let mut flight = Flight::new();
+            flight.run(&writes.lock());
+            self.send(flight).await?;
             writes.refuse_foreign_code(client).await?;
         }
         Ok(())

@@ -342,8 +342,8 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
              in sslcert and sslkey."
         )),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
-        // TABLESAMPLE, by which each statement makes sure that it is about a table.
-        ("42809", _) => Some(format!(
+        // By which each statement makes sure that it is about a table.
+        ("0A000", _) if server.message.contains("TABLESAMPLE") => Some(format!(
             "A view or a foreign table stands under the name of a table at the {end}. See which: headwater check"
         )),
         ("53300", _) => Some(too_many_sessions(&server.message, end)),

@@ -67,23 +67,9 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
         let report = ErrorReport::new(format!("table {} of the conflict is not configured", relation.name));
         return Err(Fault::Refused(report.hint("Name it in tables, as it was when the conflict was met.")));
     }
-    let catalog = Catalog::read(client, std::slice::from_ref(&relation.name)).await?;
-    let definition = catalog.table(&relation.name);
-    let (before, after) = keys_of(relation, definition, &shown);
-    let rows = match unsafe_to_read(client, &relation.name, false, trusted_roles).await? {
-        Some(reason) => Err(reason),
-        None => rows_with(client, &relation.name, &equal(&before), &[]).await,
-    };
-    found.destination.push(FoundRows { by: by("key", &before), rows });
-    if let (Some(definition), Some(new)) = (definition, new_row(&shown)) {
-        for rival in rivals(client, definition, found.conflict.constraint.as_deref(), new, &before).await? {
-            let rows = match unsafe_to_read(client, &rival.table, rival.evaluates(), trusted_roles).await? {
-                Some(reason) => Err(reason),
-                None => rows_with(client, &rival.table, &rival.conditions, new).await,
-            };
-            found.destination.push(FoundRows { by: rival.by, rows });
-        }
-    }
+    let destination = Destination { client, trusted_roles };
+    let (rows, after) = destination.look(relation, &shown, found.conflict.constraint.as_deref()).await?;
+    found.destination = rows;
     let rows = match connect_chosen(config).await {
         Ok((_, source)) => rows_with(&source, &relation.name, &equal(&after), &[]).await,
         Err(error) => Err(report(&Fault::Source(error)).to_string()),
@@ -91,6 +77,95 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
     found.source.push(FoundRows { by: by("key", &after), rows });
     found.change = Some(shown);
     Ok(Some(found))
+}
+
+/// The destination, where tables may be of roles that are not trusted.
+struct Destination<'a> {
+    client: &'a SqlClient,
+    trusted_roles: &'a [Ident],
+}
+
+impl Destination<'_> {
+    /// The rows that the change and the constraint are about, and the key that the change leaves the row with.
+    ///
+    /// One transaction that may not write. Each table is locked before anything of it is looked at, so that nobody puts something else
+    /// behind the look, and each question stands by itself.
+    async fn look(
+        &self,
+        relation: &Relation,
+        shown: &ShownChange,
+        constraint: Option<&str>,
+    ) -> Result<(Vec<FoundRows>, ShownRow), Fault> {
+        const DOING: &str = "looking at a conflict's rows";
+        let session = |error| Fault::from(DestinationError::Session(error));
+        self.client.batch(DOING, "BEGIN READ ONLY").await.map_err(session)?;
+        let looked = self.look_locked(relation, shown, constraint).await;
+        self.client.batch(DOING, "ROLLBACK").await.map_err(session)?;
+        looked
+    }
+
+    async fn look_locked(
+        &self,
+        relation: &Relation,
+        shown: &ShownChange,
+        constraint: Option<&str>,
+    ) -> Result<(Vec<FoundRows>, ShownRow), Fault> {
+        let client = self.client;
+        let locked = self.lock(&relation.name).await?;
+        let catalog = Catalog::read(client, std::slice::from_ref(&relation.name)).await?;
+        let definition = catalog.table(&relation.name);
+        let (before, after) = keys_of(relation, definition, shown);
+        let rows = match locked {
+            Err(reason) => Err(reason),
+            Ok(()) => self.rows(&relation.name, false, &equal(&before), &[]).await?,
+        };
+        let mut found = vec![FoundRows { by: by("key", &before), rows }];
+        if let (Some(definition), Some(new)) = (definition, new_row(shown)) {
+            for rival in rivals(client, definition, constraint, new, &before).await? {
+                let rows = match self.lock(&rival.table).await? {
+                    Err(reason) => Err(reason),
+                    Ok(()) => self.rows(&rival.table, rival.evaluates(), &rival.conditions, new).await?,
+                };
+                found.push(FoundRows { by: rival.by, rows });
+            }
+        }
+        Ok((found, after))
+    }
+
+    /// Locks a table as reading it does; why it cannot be.
+    async fn lock(&self, table: &QualifiedName) -> Result<Result<(), String>, DestinationError> {
+        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", table.sql());
+        self.apart(async { self.client.statement("locking a table", &lock).await.map_err(|error| error.to_string()) })
+            .await
+    }
+
+    /// The rows, or why they are not read. `evaluates`: expressions of the table's index are evaluated.
+    async fn rows(
+        &self,
+        table: &QualifiedName,
+        evaluates: bool,
+        conditions: &[Condition],
+        new: &[(Ident, ShownValue)],
+    ) -> Result<Result<Vec<ShownRow>, String>, DestinationError> {
+        match unsafe_to_read(self.client, table, evaluates, self.trusted_roles).await? {
+            Some(reason) => Ok(Err(reason)),
+            None => self.apart(rows_with(self.client, table, conditions, new)).await,
+        }
+    }
+
+    /// A question whose failure ends no other.
+    async fn apart<T>(
+        &self,
+        question: impl Future<Output = Result<T, String>>,
+    ) -> Result<Result<T, String>, DestinationError> {
+        const DOING: &str = "keeping a question apart";
+        self.client.batch(DOING, "SAVEPOINT question").await?;
+        let answer = question.await;
+        if answer.is_err() {
+            self.client.batch(DOING, "ROLLBACK TO SAVEPOINT question").await?;
+        }
+        Ok(answer)
+    }
 }
 
 fn relation_of(change: &Change) -> Option<&Relation> {

@@ -19,8 +19,8 @@ use super::attempt::HEARTBEAT_PREFIX;
 use super::ground::{Ground, GroundWatch, ToldTruncations, Watched, WatchedNow};
 use super::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::bookkeeping_report;
-use crate::pg::Lsn;
+use crate::destination::{DestinationError, bookkeeping_report};
+use crate::pg::{ErrorReport, Lsn};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, find_slot, schema_looks};
 use crate::telemetry::{SlotHealth, Telemetry};
@@ -33,6 +33,10 @@ const DESTINATION_EVERY: Duration = Duration::from_secs(10);
 const DESTINATION_SILENT_MAX: Duration = Duration::from_secs(30);
 /// Looking for code of others takes half a second where there are thousands of tables, and so a hundredth of the time at most.
 const CODE_LOOK_SHARE: u32 = 99;
+/// But it is never put off for longer, since the owner of a table decides how long it takes.
+const CODE_LOOK_WITHIN: Duration = Duration::from_secs(60);
+/// Looks in a row that may fail, some 20 s each, before the stream stops: code that is attached meanwhile runs.
+const CODE_LOOKS_FAILED_MAX: u32 = 3;
 const QUERY_MAX: Duration = Duration::from_secs(10);
 
 /// This process, as heartbeats name it: a random number, and times since it began.
@@ -299,11 +303,22 @@ impl WalRate {
     }
 }
 
+/// What to report when nobody knows whether code of others runs.
+fn unseen_code(error: &DestinationError) -> ErrorReport {
+    ErrorReport::new(format!("cannot look for code of others at the destination: {error}"))
+        .detail("Code that is attached to a table meanwhile would run with headwater's rights, so nothing is applied.")
+        .hint(
+            "See what makes the look slow: the load of the server, or checks, defaults and indexes with very long expressions on the \
+             tables and on those that inherit from them.",
+        )
+}
+
 async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: watch::Sender<Ground>) {
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let mut client: Option<SqlClient> = None;
     let mut answered_at = Instant::now();
     let mut code_due = Instant::now();
+    let mut looks_failed = 0;
     loop {
         tokio::time::sleep(DESTINATION_EVERY).await;
         let watched = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -330,15 +345,22 @@ async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: wat
                 Ok(None) => watched.writes.foreign_code_report(&asked).await,
                 found => found,
             };
-            code_due = Instant::now() + CODE_LOOK_SHARE * asked_at.elapsed();
-            match looked {
-                Ok(None) => client = Some(asked),
-                Ok(Some(report)) => {
-                    client = Some(asked);
-                    ground.send_replace(Ground::ForeignCode(report));
+            code_due = Instant::now() + CODE_LOOK_WITHIN.min(CODE_LOOK_SHARE * asked_at.elapsed());
+            if let Ok(found) = &looked {
+                looks_failed = 0;
+                client = Some(asked);
+                if let Some(report) = found {
+                    ground.send_replace(Ground::ForeignCode(report.clone()));
                 }
-                // A slow answer to this says nothing of the destination, which has just given a sign of life.
-                Err(error) => tracing::warn!("cannot look for code of others at the destination: {error}"),
+            }
+            // A slow answer to this says nothing of the destination, which has just given a sign of life.
+            if let Err(error) = looked {
+                tracing::warn!("cannot look for code of others at the destination: {error}");
+                code_due = Instant::now();
+                looks_failed += 1;
+                if looks_failed >= CODE_LOOKS_FAILED_MAX {
+                    ground.send_replace(Ground::ForeignCode(unseen_code(&error)));
+                }
             }
         }
         if answered_at.elapsed() >= DESTINATION_SILENT_MAX {

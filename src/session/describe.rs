@@ -198,11 +198,23 @@ pub(super) async fn describe<T: serde::de::DeserializeOwned>(
     sql: &str,
     parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
 ) -> Result<Vec<T>, SessionError> {
-    let rows = client.query(doing, sql, parameters).await?;
-    rows.iter()
-        .map(|row| parse(doing, row.try_get(0).map_err(|_| SessionError::protocol(doing, "not a text"))?))
-        .collect()
+    let mut tries = 1;
+    loop {
+        let rows = client.query(doing, sql, parameters).await?;
+        let described: Result<Vec<T>, SessionError> = rows
+            .iter()
+            .map(|row| parse(doing, row.try_get(0).map_err(|_| SessionError::protocol(doing, "not a text"))?))
+            .collect();
+        // Functions that look at the catalog of now give NULL for what was dropped since the statement began.
+        if described.is_ok() || tries == DESCRIBED_MAX {
+            return described;
+        }
+        tries += 1;
+    }
 }
+
+/// How often a question is asked whose answer makes no sense, because an object in it was dropped meanwhile.
+const DESCRIBED_MAX: u32 = 5;
 
 fn parse<T: serde::de::DeserializeOwned>(doing: &'static str, text: &str) -> Result<T, SessionError> {
     serde_json::from_str(text).map_err(|error| SessionError::protocol(doing, error.to_string()))

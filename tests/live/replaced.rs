@@ -132,6 +132,81 @@ async fn commands_read_tables_and_nothing_that_stands_in_their_place() {
     let ((), times) = tokio::join!(commands, toggle(&database, &view, PUT_BACK, &stop));
     assert!(times > 12, "only {times} rounds");
     nobody_was_pwned(&database).await;
+    // Another table, whose key has a type with a cast that the operators of the old one would call.
+    as_owner(
+        &database,
+        "CREATE TYPE e AS ENUM ('1', '5', '100', '200');
+         CREATE FUNCTION to_int(e) RETURNS int LANGUAGE sql AS $$ SELECT CASE WHEN public.pwn('cast') THEN $1::text::int END $$;
+         CREATE CAST (e AS int) WITH FUNCTION to_int(e) AS IMPLICIT;
+         CREATE TABLE t2 (id e PRIMARY KEY, v text); INSERT INTO t2 VALUES ('1', 'x'), ('5', 'x'), ('100', 'x'), ('200', 'x')",
+    )
+    .await;
+    let stop = AtomicBool::new(false);
+    let commands = async {
+        for round in 0..12 {
+            let command: &[&str] =
+                if round % 2 == 0 { &["verify", "--no-fence", "--show-columns"] } else { &["conflict", "show"] };
+            setup.command(command).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    let put = format!("{PUT}; ALTER TABLE t2 RENAME TO t");
+    let put_back = "ALTER TABLE t RENAME TO t2; ALTER TABLE t_old RENAME TO t";
+    let ((), times) = tokio::join!(commands, toggle(&database, &put, put_back, &stop));
+    assert!(times > 12, "only {times} rounds");
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_looks_for_code_of_others_behind_the_lock_under_which_it_writes() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = with_owners_table("repreplay").await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination("DELETE FROM t WHERE id = 1").await;
+    database.at_source("UPDATE t SET v = 'b' WHERE id = 1").await;
+    let one = |sql: &'static str| async { database.destination_value(sql).await };
+    let end_lsn =
+        eventually("the conflict is remembered", || one("SELECT (SELECT end_lsn::text FROM headwater.open_conflict)"))
+            .await;
+    setup.command(&["skip", "--end-lsn", &end_lsn]).await.exits(0);
+    eventually("the transaction is a dead letter", || one("SELECT (SELECT end_lsn::text FROM headwater.dead_letter)"))
+        .await;
+    service.stop().await;
+    database.at_destination("INSERT INTO t VALUES (1, 'a')").await;
+    as_owner(&database, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await;
+    let replay = ["replay", "--end-lsn", &end_lsn];
+    let replayed = setup.command(&replay);
+    let attaching = async {
+        let waits = "SELECT count(*)::text FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+        eventually("the replay waits for the table", || async {
+            (one(waits).await.as_deref() == Some("1")).then_some(())
+        })
+        .await;
+        let trigger = "CREATE TRIGGER x BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION pwn_trigger();
+                       ALTER TABLE t ENABLE ALWAYS TRIGGER x; COMMIT";
+        as_owner(&database, trigger).await;
+    };
+    let (finished, ()) = tokio::join!(replayed, attaching);
+    finished.exits(1).says(&["code of role"]);
+    nobody_was_pwned(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_applied_while_nobody_can_look_for_code_of_others() {
+    let database = new("replook", true).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_destination("BEGIN; LOCK TABLE pg_catalog.pg_rewrite IN ACCESS EXCLUSIVE MODE").await;
+    service.says("so nothing is applied").await;
+    database.at_destination("COMMIT").await;
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'b'").await;
+    database.assert_catches_up().await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

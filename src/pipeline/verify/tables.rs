@@ -252,9 +252,14 @@ pub(in crate::pipeline) async fn key_parts(
     Ok(table
         .key
         .iter()
-        .map(|column| KeyPart {
+        .map(|column| {
+            let found = types.remove(&column.name).expect("a column of the table that was read");
+            (column, found)
+        })
+        .map(|(column, found)| KeyPart {
             name: column.name.clone(),
-            value_type: types.remove(&column.name).expect("a column of the table that was read").base,
+            value_type: found.base,
+            declared: found.declared.sql,
             // Each side's own operator, where it has an index like the other's.
             equality: key
                 .iter()

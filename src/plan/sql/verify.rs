@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::hashing::Hashing;
-use super::only_tables::is_table;
+use super::only_tables::{has_type, is_table};
 use super::value::ValueType;
 use crate::pg::{Ident, QualifiedName};
 
@@ -103,17 +103,25 @@ pub fn keys(part: &Part<'_>, hashing: &Hashing, wanted: &[i64]) -> String {
 pub struct KeyPart {
     /// Its name.
     pub name: Ident,
-    /// Its type.
+    /// The type into which texts are made.
     pub value_type: ValueType,
+    /// The type that it was found to have, as SQL.
+    pub declared: String,
     /// The operator that finds equal values.
     pub equality: QualifiedName,
 }
 
-/// `t.key OPERATOR(…) w.k0 AND …`
+/// `t.key OPERATOR(…) w.k0 AND …`, of columns that have the types which were looked at.
 fn same_key(key: &[KeyPart], table: &str) -> String {
     let parts = key.iter().enumerate().map(|(at, part)| {
         let QualifiedName { schema, name } = &part.equality;
-        format!("{table}.{} OPERATOR({}.{}) w.k{at}", part.name.sql(), schema.sql(), name.as_str())
+        let column = format!("{table}.{}", part.name.sql());
+        format!(
+            "{column} OPERATOR({}.{}) w.k{at} AND {}",
+            schema.sql(),
+            name.as_str(),
+            has_type(&column, &part.declared)
+        )
     });
     parts.collect::<Vec<_>>().join(" AND ")
 }
@@ -366,6 +374,7 @@ mod tests {
             key: vec![KeyPart {
                 name: Ident::new("id"),
                 value_type: value_type("bigint", true),
+                declared: "bigint".to_owned(),
                 equality: QualifiedName::new("pg_catalog", "="),
             }],
             columns: vec![
@@ -376,10 +385,13 @@ mod tests {
             stored: vec![Ident::new("id"), Ident::new("v"), Ident::new("local")],
         };
         assert_eq!(
-            repaired.delete().replace(&is_table(&repaired.table), "is_table"),
+            repaired
+                .delete()
+                .replace(&is_table(&repaired.table), "is_table")
+                .replace(&has_type("t.\"id\"", "bigint"), "has_type"),
             "DELETE FROM ONLY \"public\".\"t\" AS t USING (SELECT (e ->> 0)::bigint AS k0, place FROM \
              pg_catalog.jsonb_array_elements($1::pg_catalog.text::pg_catalog.jsonb) WITH ORDINALITY AS x (e, place) OFFSET 0) \
-             AS w WHERE t.\"id\" OPERATOR(\"pg_catalog\".=) w.k0 AND is_table"
+             AS w WHERE t.\"id\" OPERATOR(\"pg_catalog\".=) w.k0 AND has_type AND is_table"
         );
         let update = repaired.update().unwrap();
         assert!(update.starts_with("UPDATE ONLY \"public\".\"t\" AS t SET \"v\" = s.\"v\" FROM (SELECT"), "{update}");
