@@ -17,7 +17,7 @@
 //! schema, staging (staging_schema), build, compare, publish ── a snapshot, from missing tables to one visible instant
 //! expressions, review ── what the source's expressions may use, and what became of them
 //! orphans ────── foreign keys that the copied rows violate
-//! resnapshots ── snapshots that were asked for and are not made yet
+//! resnapshots ── snapshots that were asked for and are not made yet; unfollow: tables that are configured no longer
 //! ```
 //!
 //! Invariants: the position moves in the transaction that its rows are in (I3), first, and only from where this
@@ -56,6 +56,7 @@ mod sessions;
 mod shapes;
 mod staging;
 mod staging_schema;
+mod unfollow;
 mod unsuited;
 mod writer;
 
@@ -96,5 +97,6 @@ pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy};
 pub use staging_schema::{StagingSchema, Swept, sweep};
+pub use unfollow::LooseForeignKey;
 pub use unsuited::refuse_other_kinds;
 pub use writer::{ReplicationRole, Writer, WritingSettings, position_missing_report};

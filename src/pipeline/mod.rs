@@ -51,6 +51,7 @@ mod set_aside;
 mod snapshot;
 mod streaming;
 mod teardown;
+mod unconfigured;
 mod verify;
 mod violated;
 mod waits;

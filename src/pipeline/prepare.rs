@@ -16,13 +16,16 @@ use super::labels::{follow_labels, known_labels};
 use super::lacking::lacking;
 use super::replication_session::connect_replication;
 use super::set_aside::aside;
+use super::unconfigured::{Published, split, unfollow};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
     misfit_report, position_missing_report, remember_fingerprints, remembered_fingerprints, renamed_report,
 };
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted, toml_string};
+use crate::pg::{
+    ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName, Timeline, TypeId, counted, shell_word, toml_string,
+};
 use crate::plan::fit::{self, End, Transfer};
 use crate::plan::schema::{TypeDefinition, Types};
 use crate::plan::shape::Shape;
@@ -203,6 +206,7 @@ pub(super) async fn prepare(
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
     }
     let known = if live { bookkeeping.tables().await? } else { Vec::new() };
+    let (known, unconfigured) = split(known, &config.tables);
     let mut added = Vec::new();
     let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
         (true, Some(position)) => {
@@ -213,7 +217,8 @@ pub(super) async fn prepare(
                 Course::Stream => {
                     added = check_tables(&known, &source_catalog, asked)?;
                     let existing = added.iter().filter(|name| destination_catalog.table(name).is_some());
-                    check_empty(bookkeeping.client(), existing.filter(|name| !asked.covers(name))).await?;
+                    let existing = existing.filter(|name| !asked.covers(name));
+                    check_added_empty(bookkeeping.client(), existing).await?;
                     Start::Stream { position }
                 }
                 Course::Copy => Start::Snapshot { live: true },
@@ -262,6 +267,11 @@ pub(super) async fn prepare(
     {
         return Err(Fault::Refused(report));
     }
+    // OIDs of another cluster mean nothing.
+    let is_same_cluster =
+        stream.as_ref().is_some_and(|stream| stream.system_identifier == identification.system_identifier);
+    let published = Published { source: is_same_cluster.then_some(&source), publication, slot: &config.source.slot };
+    unfollow(bookkeeping, telemetry, &unconfigured, published).await?;
     let mut changed = Vec::new();
     let transfer = match start {
         Start::Snapshot { .. } => check_fit(&source_catalog, &destination_catalog)?,
@@ -397,26 +407,52 @@ pub(super) fn check_configured(config: &Config, stream: &Stream) -> Result<(), F
 
 /// Nobody's rows are deleted by a typing error: tables with rows need the operator's word.
 pub(super) async fn check_empty(client: &SqlClient, tables: impl Iterator<Item = &QualifiedName>) -> Result<(), Fault> {
+    match rows_found(client, tables).await?.as_slice() {
+        [] => Ok(()),
+        found => Err(rows_report(found, "--resnapshot")),
+    }
+}
+
+/// The same for tables that are added to a live stream: the word is asked for them alone.
+pub(super) async fn check_added_empty(
+    client: &SqlClient,
+    tables: impl Iterator<Item = &QualifiedName>,
+) -> Result<(), Fault> {
+    let found = rows_found(client, tables).await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = found.iter().map(|(name, _)| name.to_string()).collect();
+    Err(rows_report(&found, &format!("--resnapshot={}", shell_word(&names.join(",")))))
+}
+
+/// The tables that have rows, and how many.
+async fn rows_found<'a>(
+    client: &SqlClient,
+    tables: impl Iterator<Item = &'a QualifiedName>,
+) -> Result<Vec<(&'a QualifiedName, String)>, Fault> {
     const COUNTED_MAX: i64 = 100_000;
-    let mut full = Vec::new();
+    let mut found = Vec::new();
     for name in tables {
         match Catalog::count_rows(client, name, COUNTED_MAX).await? {
             0 => {}
-            rows if rows < COUNTED_MAX => full.push(format!("{name} has {}", counted(rows, "row"))),
-            rows => full.push(format!("{name} has about {rows} rows")),
+            rows if rows < COUNTED_MAX => found.push((name, counted(rows, "row"))),
+            rows => found.push((name, format!("about {rows} rows"))),
         }
     }
-    if full.is_empty() {
-        return Ok(());
-    }
-    Err(Fault::Refused(
+    Ok(found)
+}
+
+fn rows_report(found: &[(&QualifiedName, String)], flag: &str) -> Fault {
+    let found: Vec<String> = found.iter().map(|(name, rows)| format!("{name} has {rows}")).collect();
+    Fault::Refused(
         ErrorReport::new("destination tables already have rows")
-            .detail(format!("Table {}.", full.join("; table ")))
-            .hint(
-                "If they are to become equal to the source's, start once with --resnapshot: rows that the source lacks are then \
-                 deleted, differing ones updated, missing ones inserted.",
-            ),
-    ))
+            .detail(format!("Table {}.", found.join("; table ")))
+            .hint(format!(
+                "If they are to become equal to the source's, start once with {flag}: rows that the source lacks are then \
+                 deleted, differing ones updated, missing ones inserted."
+            )),
+    )
 }
 
 /// Compares every table that exists at the destination, and decides the format for the whole stream.
@@ -498,8 +534,8 @@ pub(super) fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &Qualifi
     known.iter().filter(|table| table.state != TableState::Staging).map(|table| &table.name)
 }
 
-/// What is followed must be configured, and its tables the same ones as ever, unless they are to be copied anew. Returns
-/// what is configured but not followed yet.
+/// The followed tables must be the same ones as ever, unless they are to be copied again. Returns what is configured but not
+/// followed yet.
 pub(super) fn check_tables(
     followed: &[TableRecord],
     source: &SourceCatalog,
@@ -507,17 +543,6 @@ pub(super) fn check_tables(
 ) -> Result<Vec<QualifiedName>, Fault> {
     let configured: BTreeSet<QualifiedName> = source.tables.iter().map(|table| table.definition.name()).collect();
     let known: BTreeSet<QualifiedName> = followed.iter().map(|table| table.name.clone()).collect();
-    let names = |tables: &mut dyn Iterator<Item = &QualifiedName>| {
-        tables.map(QualifiedName::to_string).collect::<Vec<_>>().join(", ")
-    };
-    let removed = names(&mut known.difference(&configured));
-    if !removed.is_empty() {
-        return Err(Fault::Refused(
-            ErrorReport::new("this destination was fed with another table set")
-                .detail(format!("Followed but not configured: {removed}."))
-                .hint("Correct tables in the configuration, or start once with --resnapshot to follow the new set."),
-        ));
-    }
     match replaced(followed, source).find(|(table, _)| !asked.covers(&table.name)) {
         Some((_, error)) => Err(SourceError::Transaction(error).into()),
         None => Ok(configured.difference(&known).cloned().collect()),

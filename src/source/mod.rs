@@ -35,6 +35,7 @@ mod snapshot;
 mod steps;
 mod stream;
 mod upgraded;
+mod withdrawal;
 
 pub use ahead::{Ahead, Changes, Next};
 pub use catalog::{SourceCatalog, SourceTable};
@@ -58,3 +59,4 @@ pub use snapshot::{HeldSnapshot, TableLocks, VisibleTransactions, hold_snapshot,
 pub use steps::{StepReceiver, Steps, step_channel};
 pub use stream::{Confirmed, StreamReport, StreamSettings, StreamTask, stream};
 pub use upgraded::kept_slot_position;
+pub use withdrawal::{Withdrawal, withdraw};

@@ -215,12 +215,21 @@ async fn another_source_another_table_set_another_slot_are_told_apart() {
     let output = setup.start().ends_with(1).await;
     says(&output, &["the destination was fed by another source", "system identifier"]);
 
-    // A table more is copied; one less may be a typing error.
-    database.at_source("CREATE TABLE more (id int PRIMARY KEY)").await;
+    // A table more is copied, one less is no longer followed: also where that is the whole set.
+    database
+        .at_source("CREATE TABLE more (id int PRIMARY KEY); INSERT INTO more VALUES (1); UPDATE t SET v = 'b'")
+        .await;
     let mut setup = Setup::of(&database);
     setup.tables = vec!["more".to_owned()];
-    let output = setup.start().ends_with(1).await;
-    says(&output, &["another table set", "Followed but not configured: public.t."]);
+    let service = setup.start();
+    service.says("table public.t is not configured any more and no longer followed").await;
+    service.streams().await;
+    crate::set_aside::all_live(&database).await;
+    database.at_source("INSERT INTO more VALUES (2); UPDATE t SET v = 'c'").await;
+    database.caught_up().await;
+    let rows = "SELECT (SELECT string_agg(v, ' ') FROM t) || ' ' || (SELECT count(*) FROM more)";
+    assert_eq!(database.destination_value(rows).await.as_deref(), Some("secret value 2"));
+    service.stop().await;
 
     let mut setup = Setup::of(&database);
     setup.slot.push_str("_2");

@@ -100,6 +100,7 @@ mod verify_truth;
 mod tables;
 mod truncate;
 mod types;
+mod unconfigured;
 mod upgraded;
 mod waits;
 mod values;

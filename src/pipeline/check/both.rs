@@ -20,7 +20,7 @@ use crate::pipeline::cascades;
 use crate::pipeline::history::stored_history;
 use crate::pipeline::lacking::{lacking, server_version};
 use crate::pipeline::not_carried::not_carried;
-use crate::pipeline::prepare::{check_empty, check_fit, check_tables, replaced, writes};
+use crate::pipeline::prepare::{check_added_empty, check_fit, check_tables, replaced, writes};
 use crate::pipeline::set_aside::obstacle;
 use crate::pipeline::snapshot::room::Room;
 use crate::plan::fit::Transfer;
@@ -217,7 +217,7 @@ async fn followed(
     }
     let added = check_tables(&destination.followed, catalog, &Asked::these(anew))?;
     let added: Vec<_> = added.iter().filter(|name| existing.table(name).is_some()).collect();
-    check_empty(bookkeeping.client(), added.into_iter()).await
+    check_added_empty(bookkeeping.client(), added.into_iter()).await
 }
 
 /// `live`: a stream follows the tables, and comes to each change of theirs in its turn.

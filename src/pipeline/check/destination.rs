@@ -10,6 +10,7 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::leading::writing_settings;
 use crate::pipeline::prepare::{Addresses, check_configured, check_empty};
 use crate::pipeline::set_aside::aside;
+use crate::pipeline::unconfigured::{split, unconfigured_report};
 use crate::session::SqlClient;
 
 const DESTINATION: About = About::Destination;
@@ -88,6 +89,10 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         Some(_) => findings.take(DESTINATION, "bookkeeping", bookkeeping.tables().await).unwrap_or_default(),
         None => Vec::new(),
     };
+    let (followed, unconfigured) = split(followed, &config.tables);
+    if !unconfigured.is_empty() {
+        findings.warn(DESTINATION, "tables", unconfigured_report(&unconfigured));
+    }
     for name in aside(&followed) {
         let report = ErrorReport::new(format!("table {name} stands still until it is copied anew"))
             .detail("Its changes are passed over meanwhile; the copy brings them.")
