@@ -270,7 +270,14 @@ pub(super) async fn prepare(
     // OIDs of another cluster mean nothing.
     let is_same_cluster =
         stream.as_ref().is_some_and(|stream| stream.system_identifier == identification.system_identifier);
-    let published = Published { source: is_same_cluster.then_some(&source), publication, slot: &config.source.slot };
+    let configured: Vec<RelationId> =
+        source_catalog.tables.iter().map(|table| table.definition.relation_id()).collect();
+    let published = Published {
+        source: is_same_cluster.then_some(&source),
+        publication,
+        slot: &config.source.slot,
+        configured: &configured,
+    };
     unfollow(bookkeeping, telemetry, &unconfigured, published).await?;
     let mut changed = Vec::new();
     let transfer = match start {

@@ -63,6 +63,8 @@ pub(super) struct Published<'a> {
     pub(super) source: Option<&'a SqlClient>,
     pub(super) publication: &'a Ident,
     pub(super) slot: &'a SlotName,
+    /// The tables that are configured. One of them may be a table that was followed under another name: that one stays.
+    pub(super) configured: &'a [RelationId],
 }
 
 /// Follows these tables no longer, and says so.
@@ -87,7 +89,8 @@ pub(super) async fn unfollow(
         telemetry.warning("tables", report.lines());
     }
     let Some(source) = published.source else { return Ok(()) };
-    let ids: Vec<RelationId> = tables.iter().map(|table| table.source_id).collect();
+    let ids = tables.iter().map(|table| table.source_id);
+    let ids: Vec<RelationId> = ids.filter(|id| !published.configured.contains(id)).collect();
     match withdraw(source, published.publication, published.slot, &ids).await? {
         Withdrawal::None => {}
         Withdrawal::Done(text) => telemetry.event("publication", text),

@@ -227,3 +227,28 @@ async fn of_two_instances_with_different_tables_the_leaders_count() {
     let output = all.start().ends_with(1).await;
     assert!(output.contains("start once with --resnapshot=public.u:"), "{output}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_configured_under_its_new_name_stays_published_and_is_copied_alone() {
+    let mut database = followed("takenoutnamed").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("ALTER TABLE u RENAME TO u2; UPDATE u2 SET v = 'renamed' WHERE id = 3").await;
+    service.says("table public.u is now called public.u2 at the source").await;
+    service.stop().await;
+    database.at_destination("ALTER TABLE u RENAME TO u2; UPDATE t SET v = 'local' WHERE id = 90").await;
+    let service = with(&mut database, &["t", "u2", "w"]).argument("--resnapshot=public.u2").start();
+    service.streams().await;
+    database.caught_up().await;
+    crate::set_aside::all_live(&database).await;
+    database.at_source("UPDATE u2 SET v = 'later' WHERE id = 4").await;
+    database.caught_up().await;
+    let rows = "SELECT (SELECT count(*) || md5(string_agg(u2::text, ',' ORDER BY id)) FROM u2)";
+    assert_eq!(database.destination_value(rows).await, database.source_value(rows).await);
+    let local = "SELECT v FROM t WHERE id = 90";
+    assert_eq!(database.destination_value(local).await.as_deref(), Some("local"), "the others are not copied");
+    let log = service.log();
+    assert!(log.contains("table public.u is not configured any more"), "{log}");
+    assert!(!log.contains("out of publication") && !log.contains("has left publication"), "{log}");
+    service.stop().await;
+}
