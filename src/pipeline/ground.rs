@@ -22,13 +22,14 @@ use super::cascades;
 use super::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use super::looks::{LookPace, objects};
 use super::prepare::Prepared;
+use super::whereabouts::{Whereabouts, lost_report, whereabouts};
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
     Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
 };
 use crate::fault::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
-use crate::session::{SessionError, Sql, SqlClient, SystemIdentification};
+use crate::session::{Row, SessionError, Sql, SqlClient, SystemIdentification};
 use crate::source::{Identities, LooksAsked, Unidentified, VisibleTransactions};
 use crate::telemetry::Telemetry;
 
@@ -462,19 +463,15 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
             return Ok(gap(publication_gone(watched)));
         }
     }
+    let published: HashMap<u32, &Row> = rows.iter().map(|row| (row.get(2), row)).collect();
+    let missing = watched.tables.iter().filter(|table| !published.contains_key(&table.id.0));
+    let missing: Vec<(&QualifiedName, RelationId)> = missing.map(|table| (&table.name, table.id)).collect();
+    if !missing.is_empty() {
+        let found = whereabouts(client, missing.into_iter()).await?;
+        return Ok(unpublished(watched, found));
+    }
     for table in &watched.tables {
-        let row = rows.iter().find(|row| row.get::<_, u32>(2) == table.id.0);
-        let Some(row) = row else {
-            // DROP TABLE takes a table out of a publication; one that is created anew is in it only where it names no tables.
-            let sql = "SELECT pg_catalog.to_regclass($1)::oid";
-            let now: Option<u32> = client.query_one(doing, sql, &[&table.name.sql()]).await?.get(0);
-            return Ok(match now {
-                Some(new) if new != table.id.0 => {
-                    Ground::Replaced { table: table.name.clone(), old: table.id, new: RelationId(new) }
-                }
-                Some(_) | None => gap(table_left(watched, table)),
-            });
-        };
+        let Some(row) = published.get(&table.id.0) else { continue };
         let lists_columns: bool = row.get(5);
         let row_filter: Option<String> = row.get(4);
         let (sent, live): (Vec<String>, Vec<String>) = (row.get(3), row.get(6));
@@ -487,6 +484,23 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
         }
     }
     Ok(Ground::Firm)
+}
+
+/// Why tables are in the publication no longer. DROP TABLE takes a table out; another one of its name is in it only where the
+/// publication names no tables.
+fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> Ground {
+    if let Some(Whereabouts { table, id, bearer: Some(new), .. }) =
+        tables.iter().find(|found| found.bearer.is_some_and(|bearer| bearer != found.id))
+    {
+        return Ground::Replaced { table: table.clone(), old: *id, new: *new };
+    }
+    let (lost, left): (Vec<Whereabouts>, Vec<Whereabouts>) =
+        tables.into_iter().partition(|found| found.name_now.as_ref() != Some(&found.table));
+    match (lost_report(&lost, &watched.writes.tables), left.first()) {
+        (Some(report), _) => Ground::Gone { report, gap: false },
+        (None, Some(left)) => Ground::Gone { report: table_left(watched, &left.table), gap: true },
+        (None, None) => Ground::Firm,
+    }
 }
 
 /// Columns may be added, renamed and dropped: the stream tells of that itself. But what is still there must be sent.
@@ -506,12 +520,12 @@ fn publication_gone(watched: &Watched) -> ErrorReport {
         ))
 }
 
-fn table_left(watched: &Watched, table: &WatchedTable) -> ErrorReport {
-    ErrorReport::new(format!("table {} has left publication {} at the source", table.name, watched.publication))
+fn table_left(watched: &Watched, table: &QualifiedName) -> ErrorReport {
+    ErrorReport::new(format!("table {table} has left publication {} at the source", watched.publication))
         .detail("What is written to it is not sent.")
         .hint(format!(
             "Start headwater once with --resnapshot, which finds what is missing. Before that, run at the source as its owner:\n\
-             ALTER PUBLICATION {} ADD TABLE {};",
-            watched.publication, table.name
+             ALTER PUBLICATION {} ADD TABLE {table};",
+            watched.publication
         ))
 }

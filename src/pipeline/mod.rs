@@ -55,6 +55,7 @@ mod unconfigured;
 mod verify;
 mod violated;
 mod waits;
+mod whereabouts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -17,10 +17,11 @@ use super::lacking::lacking;
 use super::replication_session::connect_replication;
 use super::set_aside::aside;
 use super::unconfigured::{Published, split, unfollow};
+use super::whereabouts::{lost_report, lost_tables};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
-    misfit_report, position_missing_report, remember_fingerprints, remembered_fingerprints, renamed_report,
+    misfit_report, position_missing_report, remember_fingerprints, remembered_fingerprints,
 };
 use crate::fault::Fault;
 use crate::pg::{
@@ -175,7 +176,7 @@ pub(super) async fn prepare(
     server.check_not_synchronous(&application_name)?;
     let mut source_catalog = match SourceCatalog::read(&source, &config.tables).await {
         Ok(catalog) => catalog,
-        Err(error) => return Err(explain_renamed(config, &source, bookkeeping, stream.as_ref(), error).await?),
+        Err(error) => return Err(explain_lost(config, &source, bookkeeping, stream.as_ref(), error).await?),
     };
 
     let mut replication = connect_replication(config, "streaming").await?;
@@ -336,39 +337,30 @@ async fn changed_tables(
     Ok(differ)
 }
 
-/// Why the catalog cannot be read: where a table that is followed has another name, that says more than that its old name is
-/// nobody's, or a view's.
-async fn explain_renamed(
+/// Why the catalog cannot be read: where a table that is followed was dropped, or has another name, that says more than that its
+/// name is nobody's, or a view's.
+async fn explain_lost(
     config: &Config,
     source: &SqlClient,
     bookkeeping: &Bookkeeping,
     stream: Option<&Stream>,
     error: SourceError,
 ) -> Result<Fault, Fault> {
-    // A first copy has no tables yet, and OIDs of another cluster mean nothing.
+    // A first copy has no tables yet.
     let Some(stream) = stream.filter(|stream| matches!(stream.state, StreamState::Live { .. })) else {
         return Ok(error.into());
     };
-    let known = bookkeeping.tables().await?;
-    let ids: Vec<u32> = known.iter().map(|table| table.source_id.0).collect();
-    let names: Vec<String> = known.iter().map(|table| table.name.sql()).collect();
-    // Where several have changed names, one whose old name is no table's says why the catalog cannot be read.
-    let sql = "SELECT c.oid, n.nspname::text, c.relname::text
-               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($3::text[])) AS known (id, name)
-               JOIN pg_catalog.pg_class c ON c.oid = known.id
-               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               WHERE (SELECT s.system_identifier::text FROM pg_catalog.pg_control_system() s) = $2
-               ORDER BY EXISTS (SELECT FROM pg_catalog.pg_class t
-                   WHERE t.oid = pg_catalog.to_regclass(known.name) AND t.relkind IN ('r', 'p')), c.oid";
-    let rows = source.query("looking for renamed tables", sql, &[&ids, &stream.system_identifier, &names]).await;
-    for row in rows.map_err(SourceError::Session)? {
-        let now = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
-        let renamed = known.iter().find(|table| table.source_id.0 == row.get::<_, u32>(0) && table.name != now);
-        if let Some(table) = renamed.filter(|table| config.tables.contains(&table.name)) {
-            return Ok(Fault::Halted(renamed_report(&table.name, &now, config.tables.contains(&now))));
-        }
+    // OIDs of another cluster mean nothing.
+    // Without an answer the first error is as true as the second.
+    let Ok(mut session) = connect_replication(config, "looking").await else { return Ok(error.into()) };
+    let identification = session.identify_system().await.map_err(SourceError::Session)?;
+    session.close_and_wait().await;
+    if identification.system_identifier != stream.system_identifier {
+        return Ok(error.into());
     }
-    Ok(error.into())
+    let known = bookkeeping.tables().await?;
+    let lost = lost_tables(source, &known, &config.tables).await.map_err(SourceError::Session)?;
+    Ok(lost_report(&lost, &config.tables).map_or_else(|| error.into(), Fault::Halted))
 }
 
 async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {

@@ -415,7 +415,13 @@ async fn a_renamed_table_keeps_its_new_name_by_the_statements_that_are_printed()
         let oid = database.destination_value("SELECT 't'::regclass::oid::text").await;
         database.at_source(change).await;
         database.at_source(&format!("UPDATE {renamed} SET a = 'after' WHERE id = 1; UPDATE other SET v = 'w'")).await;
-        service.says("start once with --resnapshot, which writes only what differs:").await;
+        service.says(", which writes only what differs:").await;
+        let flag = if renamed.contains('"') {
+            "--resnapshot='public.\"The New\"',"
+        } else {
+            &format!("--resnapshot={renamed},")
+        };
+        service.says(&format!("in its place, and start once with {flag}")).await;
         let log = service.log();
         service.stop().await;
         let (_, printed) = log.split_once("writes only what differs:\n").expect("the way out");
@@ -424,9 +430,11 @@ async fn a_renamed_table_keeps_its_new_name_by_the_statements_that_are_printed()
             statements.iter().map(|line| line.rsplit_once(';').map_or(*line, |(sql, _)| sql)).collect();
         database.at_destination(&statements.join("; ")).await;
         database.tables[0] = renamed.to_owned();
-        let service = Setup::of(&database).argument("--resnapshot").start();
+        let service = Setup::of(&database).argument(&format!("--resnapshot={renamed}")).start();
         service.streams().await;
         database.at_source(&format!("UPDATE {renamed} SET a = 'later' WHERE id = 2")).await;
+        database.caught_up().await;
+        all_live(&database).await;
         database.assert_catches_up().await;
         let now = database.destination_value(&format!("SELECT '{renamed}'::regclass::oid::text")).await;
         assert_eq!(now, oid, "it is the same table");

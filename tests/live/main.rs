@@ -29,6 +29,7 @@ mod docs;
 mod ddl;
 mod differences;
 mod disk;
+mod dropped;
 mod errors;
 mod every_wait;
 mod evolving;

@@ -20,7 +20,7 @@ use super::super::shapes;
 use super::super::writer::one_row;
 use super::Applier;
 use super::bind::misfit_report;
-use crate::pg::{ErrorReport, QualifiedName, quote_literal, shown_sql};
+use crate::pg::{ErrorReport, QualifiedName, quote_literal, shell_word, shown_sql};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::{End, modifier_at};
@@ -317,7 +317,8 @@ pub fn renamed_report(table: &QualifiedName, renamed: &QualifiedName, is_followe
         .detail("The configuration and the destination know it by its old name.")
         .hint(format!(
             "Call it {table} again at the source. Or keep the new name: run the following at the destination, put {renamed} \
-             into tables, and start once with --resnapshot, which writes only what differs:\n{}",
+             into tables in its place, and start once with --resnapshot={}, which writes only what differs:\n{}",
+            shell_word(&renamed.to_string()),
             rename(table, renamed)
         ))
 }

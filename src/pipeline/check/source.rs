@@ -9,6 +9,7 @@ use crate::pg::{ErrorReport, Ident, QualifiedName, counted, settings_hint, shell
 use crate::pipeline::check::destination::DestinationView;
 use crate::pipeline::prepare::{Addresses, live_names, replaced};
 use crate::pipeline::replication_session::connect_replication;
+use crate::pipeline::whereabouts::{lost_report, lost_tables};
 use crate::plan::schema::{Identity, TableKind};
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification, ask_provider};
 use crate::source::{
@@ -49,7 +50,9 @@ pub(super) async fn look(
         sessions::look((&client, own), SOURCE, |error| SourceError::Session(error).into(), findings).await;
     }
     room(&client, findings).await;
-    let catalog = tables(config, &client, destination, findings).await;
+    let identification = replication.as_ref().map(|(_, identification)| identification);
+    let lost = lost(config, &client, (destination, identification), findings).await;
+    let catalog = tables(config, &client, (destination, &lost), findings).await;
     transactions(config, &client, slot.is_none(), findings).await;
     schema_marks(&client, findings).await;
     match (&slot, destination.is_some_and(|destination| destination.stream.is_none())) {
@@ -219,14 +222,39 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
     }
 }
 
+/// The followed tables that no table at the source is any more, with why: a start says it in the same words.
+async fn lost(
+    config: &Config,
+    client: &SqlClient,
+    (destination, identification): (Option<&DestinationView>, Option<&SystemIdentification>),
+    findings: &mut Findings,
+) -> Vec<QualifiedName> {
+    let stream = destination.and_then(|destination| Some((destination, destination.stream.as_ref()?)));
+    let (Some((destination, stream)), Some(identification)) = (stream, identification) else { return Vec::new() };
+    // OIDs of another cluster mean nothing.
+    if stream.system_identifier != identification.system_identifier {
+        return Vec::new();
+    }
+    let lost = lost_tables(client, &destination.followed, &config.tables).await.map_err(SourceError::Session);
+    let lost = findings.take(SOURCE, "tables", lost).unwrap_or_default();
+    if let Some(report) = lost_report(&lost, &config.tables) {
+        findings.fail(SOURCE, "tables", report);
+    }
+    lost.into_iter().map(|lost| lost.table).collect()
+}
+
 /// Tables, their identities, and the publication, as a start would leave it.
 async fn tables(
     config: &Config,
     client: &SqlClient,
-    destination: Option<&DestinationView>,
+    (destination, lost): (Option<&DestinationView>, &[QualifiedName]),
     findings: &mut Findings,
 ) -> Option<SourceCatalog> {
-    let examined = SourceCatalog::examine(client, &config.tables).await;
+    let names: Vec<QualifiedName> = config.tables.iter().filter(|name| !lost.contains(name)).cloned().collect();
+    if names.is_empty() {
+        return None;
+    }
+    let examined = SourceCatalog::examine(client, &names).await;
     let (mut catalog, problems) = findings.take(SOURCE, "tables", examined)?;
     if problems.is_empty() {
         let text =

@@ -1,0 +1,112 @@
+//! Where tables that are followed are at the source now: under another name, or nowhere.
+//!
+//! Asked when a start cannot read the catalog (`prepare`), by `check`, and by the monitor when a table is not in the publication
+//! (`ground`). In come names and the OIDs that the bookkeeping knows, out goes what an operator is told. A question for any number of
+//! tables; it needs no lock and no privilege on them.
+
+use std::collections::BTreeSet;
+
+use crate::destination::{TableRecord, renamed_report};
+use crate::pg::{ErrorReport, QualifiedName, RelationId};
+use crate::session::{SessionError, SqlClient};
+
+/// A table that is followed, and what the source's catalog knows of its OID and of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Whereabouts {
+    /// The name that is followed.
+    pub(super) table: QualifiedName,
+    /// The OID that is followed.
+    pub(super) id: RelationId,
+    /// The name of that OID now; `None` where the table was dropped.
+    pub(super) name_now: Option<QualifiedName>,
+    /// The table that has the followed name now, this one or another. A view is none.
+    pub(super) bearer: Option<RelationId>,
+}
+
+/// Asks for these tables. Only the cluster that their OIDs are of knows the answer.
+pub(super) async fn whereabouts(
+    source: &SqlClient,
+    tables: impl Iterator<Item = (&QualifiedName, RelationId)>,
+) -> Result<Vec<Whereabouts>, SessionError> {
+    let tables: Vec<(&QualifiedName, RelationId)> = tables.collect();
+    let ids: Vec<u32> = tables.iter().map(|(_, id)| id.0).collect();
+    let schemas: Vec<&str> = tables.iter().map(|(table, _)| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|(table, _)| table.name.as_str()).collect();
+    // Not to_regclass(), which needs USAGE on the schema.
+    let sql = "SELECT n.nspname::text, c.relname::text, b.oid
+               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]))
+                   WITH ORDINALITY AS known (id, schema_name, name, number)
+               LEFT JOIN pg_catalog.pg_class c ON c.oid = known.id
+               LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               LEFT JOIN pg_catalog.pg_namespace s ON s.nspname = known.schema_name
+               LEFT JOIN pg_catalog.pg_class b ON b.relnamespace = s.oid AND b.relname = known.name AND b.relkind IN ('r', 'p')
+               ORDER BY known.number";
+    let rows = source.query("looking for dropped and renamed tables", sql, &[&ids, &schemas, &names]).await?;
+    let found = rows.iter().zip(tables).map(|(row, (table, id))| {
+        let now: (Option<&str>, Option<&str>) = (row.get(0), row.get(1));
+        let name_now = now.0.zip(now.1).map(|(schema, name)| QualifiedName::new(schema, name));
+        Whereabouts { table: table.clone(), id, name_now, bearer: row.get::<_, Option<u32>>(2).map(RelationId) }
+    });
+    Ok(found.collect())
+}
+
+/// The tables of the bookkeeping that are configured and that no table at the source is, by their names or by their OIDs' names.
+pub(super) async fn lost_tables(
+    source: &SqlClient,
+    known: &[TableRecord],
+    configured: &[QualifiedName],
+) -> Result<Vec<Whereabouts>, SessionError> {
+    let configured: BTreeSet<&QualifiedName> = configured.iter().collect();
+    let known = known.iter().filter(|table| configured.contains(&table.name));
+    let mut found = whereabouts(source, known.map(|table| (&table.name, table.source_id))).await?;
+    found.retain(|table| table.bearer.is_none() && table.name_now.as_ref() != Some(&table.table));
+    Ok(found)
+}
+
+/// What to say of tables whose names no table has any more; `None` when there are none.
+pub(super) fn lost_report(lost: &[Whereabouts], configured: &[QualifiedName]) -> Option<ErrorReport> {
+    let dropped: Vec<&QualifiedName> =
+        lost.iter().filter(|table| table.name_now.is_none()).map(|table| &table.table).collect();
+    if !dropped.is_empty() {
+        return Some(dropped_report(&dropped));
+    }
+    let renamed = lost.iter().find_map(|table| Some((&table.table, table.name_now.as_ref()?)));
+    renamed.map(|(table, now)| renamed_report(table, now, configured.contains(now)))
+}
+
+fn dropped_report(tables: &[&QualifiedName]) -> ErrorReport {
+    let names = tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message = match tables {
+        [_] => format!("table {names} was dropped at the source"),
+        _ => format!("tables {names} were dropped at the source"),
+    };
+    ErrorReport::new(message)
+        .detail(format!(
+            "At the destination {names} still has the rows that the stream has brought. The other tables wait, because the configuration \
+             still names it."
+        ))
+        .hint(format!(
+            "Take {names} out of tables and start headwater again: the other tables stream on without a copy, and {names} stays at the \
+             destination until you drop it there. Or create {names} at the source again, which is then copied by itself."
+        ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(table: &str, now: Option<&str>) -> Whereabouts {
+        let name = |name: &str| QualifiedName::new("public", name);
+        Whereabouts { table: name(table), id: RelationId(1), name_now: now.map(name), bearer: None }
+    }
+
+    #[test]
+    fn what_was_dropped_is_said_before_what_was_renamed() {
+        let report = |lost: &[Whereabouts]| lost_report(lost, &[]).map(|report| report.message);
+        assert_eq!(report(&[]), None);
+        let tables = [lost("a", Some("z")), lost("b", None), lost("c", None)];
+        assert_eq!(report(&tables).unwrap(), "tables public.b, public.c were dropped at the source");
+        assert_eq!(report(&tables[..2]).unwrap(), "table public.b was dropped at the source");
+        assert_eq!(report(&tables[..1]).unwrap(), "table public.a is now called public.z at the source");
+    }
+}
