@@ -447,7 +447,8 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
         ));
     }
     let sql = "SELECT t.schemaname::text, t.tablename::text, c.oid,
-                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames') ORDER BY 1),
+                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(
+                          COALESCE(NULLIF(pg_catalog.to_jsonb(t) -> 'attnames', 'null'), '[]')) ORDER BY 1),
                       pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
                       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
                             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)

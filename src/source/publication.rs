@@ -303,7 +303,8 @@ async fn take_over_lists(
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
     let sql = "SELECT t.schemaname::text, t.tablename::text,
-                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(t) -> 'attnames')),
+                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(
+                          COALESCE(NULLIF(pg_catalog.to_jsonb(t) -> 'attnames', 'null'), '[]'))),
                       pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
                       EXISTS (SELECT FROM pg_catalog.pg_publication p
                               WHERE p.pubname = t.pubname AND pg_catalog.to_jsonb(p) ? 'pubgencols')

@@ -59,6 +59,7 @@ mod lost;
 mod logs;
 mod marks;
 mod metrics;
+mod no_columns;
 mod not_carried;
 mod owners;
 mod page;
