@@ -73,6 +73,7 @@ mod armed {
         if let Some(block) = block.as_ref().filter(|block| block.point == point)
             && !block.over.swap(true, Ordering::Relaxed)
         {
+            tracing::debug!("{point}: its thread is kept for {} ms", block.duration.as_millis());
             std::thread::sleep(block.duration);
         }
     }

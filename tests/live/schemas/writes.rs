@@ -25,7 +25,8 @@ pub fn write(world: &World, rng: &mut Rng) -> String {
     }
 }
 
-fn insert(world: &World, table: &Table, rng: &mut Rng) -> String {
+/// An INSERT of some columns. The server may refuse it.
+pub fn insert(world: &World, table: &Table, rng: &mut Rng) -> String {
     let columns: Vec<&Column> =
         table.columns.iter().filter(|c| c.is_writable && c.name != "id" && rng.u32(..4) > 0).collect();
     let names: String = columns.iter().map(|column| format!(", {}", column.name)).collect();

@@ -11,10 +11,10 @@ use headwater::session::{Sql, SqlClient};
 use super::roles::{self, Roles};
 use super::{PATIENCE, compare, destination, eventually, source};
 
-/// Databases whose tests are over: their slots are dropped before the next one needs one, or the source would run out of them.
+/// Databases whose tests are over: they go, and their slots, before the next ones are made.
 static OVER: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// A test's databases. Their slots go after the test.
+/// A test's databases. They go after the test.
 pub struct Database {
     pub name: String,
     pub source: SqlClient,
@@ -42,13 +42,21 @@ impl Drop for Over {
     }
 }
 
-/// Drops what slots are left of tests that are over. One that is still in use goes later, or with its cluster.
-async fn drop_slots(admin: &SqlClient) {
+/// Drops slots and databases that are left of tests that are over: the whole run would need 12 GB otherwise. What is still in use
+/// goes later, or with its cluster.
+async fn drop_what_is_over(admin: &SqlClient) {
     let over = OVER.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let sql =
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = ANY ($1) AND NOT active";
     // Somebody else may have dropped it in the same moment.
     let _ = admin.query("dropping slots", sql, &[&over]).await;
+    let sql = "SELECT quote_ident(datname) FROM pg_database WHERE datname = ANY ($1)
+               AND datname NOT IN (SELECT a.datname FROM pg_stat_activity a WHERE a.datname IS NOT NULL
+                                   UNION SELECT s.database FROM pg_replication_slots s WHERE s.database IS NOT NULL)";
+    for row in admin.query("looking for databases", sql, &[&over]).await.expect("the cluster answers") {
+        let _ =
+            admin.script("dropping a database", &format!("DROP DATABASE IF EXISTS {}", row.get::<_, &str>(0))).await;
+    }
 }
 
 impl Database {
@@ -84,7 +92,7 @@ impl Database {
         let name = format!("{name}_{:06x}", fastrand::u32(..0x100_0000));
         for cluster in [from, to] {
             let admin = cluster.connect("postgres").await.expect("the cluster answers");
-            drop_slots(&admin).await;
+            drop_what_is_over(&admin).await;
             admin.script("creating a database", &format!("CREATE DATABASE {name}")).await.expect("a new database");
         }
         let mut database = Database::opened(from, to, &name).await;
