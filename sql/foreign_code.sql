@@ -3,7 +3,8 @@
 -- Continues sql/trusted_roles.sql. $2, $3 schemas and names of the tables; $4, $5, $6 schema, table and name of each column that we
 -- give a value; $7 whether foreign keys and ordinary triggers act on those tables: headwater's own are also written by sessions whose
 -- role is origin, whatever it may set; $8, $9 schemas and names of types that
--- tables yet to be created are made of, where they exist. Parameters may be filled in as literals, for a session that takes none.
+-- tables yet to be created are made of, where they exist; $10 whether roles that could attach code are named as well. Parameters may be filled
+-- in as literals, for a session that takes none.
 --
 -- A function of a role that is not trusted is foreign wherever it is called: its body can be replaced at any time. A function of a trusted role that is called by
 -- an object of one that is not is foreign unless nothing can be done by it, whatever its arguments: it is immutable, or on the list
@@ -11,7 +12,8 @@
 , harmless AS (
     -- Neither immutable nor able to do anything but return a value. Not here, among others: what reads or runs SQL that it is given
     -- (query_to_xml, ts_stat, ts_rewrite), what calls casts or constraints of others' types (to_json, json_populate_record,
-    -- domain_in), what acts (set_config, setval, lo_*, pg_notify, pg_advisory_*, pg_terminate_backend).
+    -- domain_in), what acts (set_config, setval, lo_*, pg_notify, pg_advisory_*, pg_terminate_backend), what shows that only we may see
+    -- (current_setting: with pg_monitor also the passwords in primary_conninfo).
     SELECT p.oid FROM pg_catalog.pg_proc p
     WHERE p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace AND p.proname IN (
         'nextval', 'currval', 'lastval', 'gen_random_uuid', 'uuidv4', 'uuidv7', 'random', 'random_normal',
@@ -28,7 +30,7 @@
         'to_char', 'to_date', 'to_timestamp', 'to_number', 'concat', 'concat_ws', 'format', 'quote_literal', 'quote_nullable',
         'textanycat', 'anytextcat', 'array_to_string', 'money', 'numeric', 'pg_typeof', 'pg_column_size',
         'to_tsvector', 'to_tsquery', 'plainto_tsquery', 'phraseto_tsquery', 'websearch_to_tsquery', 'get_current_ts_config',
-        'enum_first', 'enum_last', 'enum_range', 'regclass', 'current_setting', 'current_database', 'current_schema', 'version',
+        'enum_first', 'enum_last', 'enum_range', 'regclass', 'current_database', 'current_schema', 'version',
         'pg_backend_pid', 'pg_trigger_depth', 'pg_postmaster_start_time', 'inet_client_addr', 'inet_client_port', 'inet_server_addr', 'inet_server_port',
         'txid_current', 'txid_current_if_assigned', 'pg_current_xact_id', 'pg_current_xact_id_if_assigned', 'host', 'family')
     UNION
@@ -228,17 +230,41 @@
     SELECT 0, 'event trigger', e.evtname, p.proowner, pg_catalog.format('%I.%I()', n.nspname, p.proname)
     FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE e.evtenabled <> 'D' AND p.proowner NOT IN (SELECT oid FROM trusted)
+    UNION
+    SELECT o.object_id, o.kind, '', o.role_id, NULL
+    FROM (
+        SELECT t.id, 'table owner', t.owner FROM touched t WHERE NOT t.own
+        UNION
+        -- Tables that do not exist yet will stand in schemas that do. Since 15 the database's owner has public.
+        SELECT n.oid, 'schema owner', CASE WHEN n.nspowner = 6171 THEN d.datdba ELSE n.nspowner END
+        FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+        WHERE n.nspname = ANY ($2::text[])
+           OR n.oid IN (SELECT c.relnamespace FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.own)
+        UNION
+        -- Neither the row types of tables nor arrays, which belong to whom their elements belong to.
+        SELECT y.oid, 'type owner', y.typowner
+        FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
+        WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = y.oid)
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = y.typrelid AND c.relkind <> 'c')
+        UNION
+        SELECT t.id, 'trigger privilege', a.grantee
+        FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
+        WHERE a.privilege_type = 'TRIGGER' AND a.grantee <> t.owner AND NOT t.own
+    ) AS o (object_id, kind, role_id)
+    WHERE $10 AND o.role_id NOT IN (SELECT oid FROM trusted)
 )
-SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, '')::text AS schema_name,
+SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.nspname, '')::text AS schema_name,
        COALESCE(c.relname, t.typname, '')::text AS object_name,
        f.name::text, pg_catalog.min(f.function_name),
        CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
        target_schema.nspname::text AS target_schema, target.typname::text AS target_name
 FROM foreign_calls f
-LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast')
+LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner')
 LEFT JOIN pg_catalog.pg_namespace table_schema ON table_schema.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_cast k ON k.oid = f.object_id AND f.kind = 'cast'
-LEFT JOIN pg_catalog.pg_type t ON t.oid = COALESCE(k.castsource, f.object_id) AND f.kind IN ('domain', 'domain default', 'range', 'type', 'cast')
+LEFT JOIN pg_catalog.pg_type t ON t.oid = COALESCE(k.castsource, f.object_id) 
+    AND f.kind IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner')
+LEFT JOIN pg_catalog.pg_namespace owned_schema ON owned_schema.oid = f.object_id AND f.kind = 'schema owner'
 LEFT JOIN pg_catalog.pg_namespace type_schema ON type_schema.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_type target ON target.oid = k.casttarget
 LEFT JOIN pg_catalog.pg_namespace target_schema ON target_schema.oid = target.typnamespace

@@ -106,6 +106,14 @@ fn configuration((source, destination): (&str, &str), proposal: &Proposal) -> St
     text.push_str(&format!("\n[source]\nurl = {}\n", with_role(source, &proposal.reader)));
     text.push_str(&defaults("source"));
     text.push_str(&format!("\n[destination]\nurl = {}\n", with_role(destination, &proposal.writer)));
+    if !proposal.owners.is_empty() {
+        let owners: Vec<String> = proposal.owners.iter().map(|owner| toml_string(&owner.to_string())).collect();
+        text.push_str(&format!(
+            "# They own tables, schemas or types here: what they attach to them runs with headwater's rights.\n\
+             trusted_roles = [{}]\n",
+            owners.join(", ")
+        ));
+    }
     text.push_str(&defaults("destination"));
     for section in ["apply", "spool", "snapshot", "http"] {
         text.push_str(&format!("\n[{section}]\n{}", defaults(section)));

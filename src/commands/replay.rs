@@ -23,6 +23,7 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
         wanted,
         tables: &config.tables,
         trusted_roles: &config.destination.trusted_roles,
+        names_owners: config.destination.names_owners(),
         truncate: config.truncate,
         wins: options.source_wins,
     };

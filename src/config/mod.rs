@@ -69,6 +69,15 @@ pub enum OnSlotLost {
     Resnapshot,
 }
 
+/// What to do where a role that is not trusted owns what is written: a table, its schema, a type of its columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UntrustedOwners {
+    /// Do not write: such a role can attach code at a moment that it chooses.
+    Refuse,
+    /// Write, and refuse code of theirs where it is found.
+    Watch,
+}
+
 /// Which of the source's transactions are wanted, by their replication origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -134,6 +143,15 @@ pub struct DestinationSettings {
     pub timeout: Duration,
     /// Roles whose code may run with our rights, besides superusers and whoever may act as our role.
     pub trusted_roles: Vec<Ident>,
+    /// What becomes of tables that belong to other roles.
+    pub untrusted_owners: UntrustedOwners,
+}
+
+impl DestinationSettings {
+    /// Whether owners that are not trusted are in the way.
+    pub fn names_owners(&self) -> bool {
+        self.untrusted_owners == UntrustedOwners::Refuse
+    }
 }
 
 /// `[apply]`

@@ -14,6 +14,7 @@ use super::file::{RawValue, RawValues};
 use super::{
     ApplySettings, Config, DestinationSettings, Environment, HttpSettings, OnConflict, OnSlotLost, Origin, Place,
     Problem, SchemaChanges, SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode,
+    UntrustedOwners,
 };
 use crate::pg::{Ident, IdentError, QualifiedName, SlotName, SlotNameError};
 
@@ -57,6 +58,10 @@ pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mu
             lock_timeout: read.duration("destination.lock_timeout", Duration::from_millis(1)),
             timeout: read.duration("destination.timeout", Duration::from_secs(1)),
             trusted_roles: read.unless("destination.trusted_roles", "none", Reader::idents).unwrap_or_default(),
+            untrusted_owners: read.choice(
+                "destination.untrusted_owners",
+                &[("refuse", UntrustedOwners::Refuse), ("watch", UntrustedOwners::Watch)],
+            )?,
         },
         apply: ApplySettings {
             batch_rows_max: read.count("apply.batch_rows_max", 1, 10_000_000),

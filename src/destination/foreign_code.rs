@@ -23,6 +23,9 @@ const FOREIGN_CODE: &str =
 /// Lines of one report at most: the list is for a terminal.
 const LISTED_MAX: usize = 20;
 
+/// Reasons of one role at most: a role often owns all tables.
+const REASONS_MAX: usize = 5;
+
 /// What is written, and whose code may run when it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writes {
@@ -36,6 +39,8 @@ pub struct Writes {
     pub foreign_keys_act: bool,
     /// Roles whose code is accepted.
     pub trusted_roles: Vec<Ident>,
+    /// Roles that could attach code to the tables are named, too, whether there is any or not.
+    pub names_owners: bool,
 }
 
 /// Where code is attached.
@@ -59,6 +64,14 @@ enum Attached {
     Cast,
     /// Of no table: it runs when objects are created, changed or dropped, or a session begins.
     EventTrigger,
+    /// No code: whose the table is, which may attach some.
+    TableOwner,
+    /// Likewise: whose the schema is, which may put another table under the name.
+    SchemaOwner,
+    /// Likewise: whose the type is.
+    TypeOwner,
+    /// Likewise: who may create triggers on the table.
+    TriggerPrivilege,
 }
 
 impl Attached {
@@ -81,6 +94,10 @@ impl Attached {
             "type" => Attached::Type,
             "cast" => Attached::Cast,
             "event trigger" => Attached::EventTrigger,
+            "table owner" => Attached::TableOwner,
+            "schema owner" => Attached::SchemaOwner,
+            "type owner" => Attached::TypeOwner,
+            "trigger privilege" => Attached::TriggerPrivilege,
             _ => return None,
         })
     }
@@ -133,6 +150,7 @@ impl Attached {
     const fn is_run_by_reading(self) -> bool {
         match self {
             Attached::Cast | Attached::Domain | Attached::Range | Attached::Type | Attached::ForeignTable => true,
+            Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner => true,
             Attached::Trigger
             | Attached::OwnTrigger
             | Attached::Rule
@@ -143,15 +161,40 @@ impl Attached {
             | Attached::PartitionKey
             | Attached::DomainDefault
             | Attached::ForeignKey
+            | Attached::TriggerPrivilege
             | Attached::EventTrigger => false,
+        }
+    }
+
+    /// Whether there is code, and not only somebody who may attach some.
+    const fn is_code(self) -> bool {
+        match self {
+            Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner | Attached::TriggerPrivilege => false,
+            Attached::Trigger
+            | Attached::OwnTrigger
+            | Attached::Rule
+            | Attached::Check
+            | Attached::Default
+            | Attached::Generated
+            | Attached::Index
+            | Attached::PartitionKey
+            | Attached::Domain
+            | Attached::DomainDefault
+            | Attached::Range
+            | Attached::ForeignTable
+            | Attached::ForeignKey
+            | Attached::Type
+            | Attached::Cast
+            | Attached::EventTrigger => true,
         }
     }
 }
 
 impl ForeignCode {
-    fn sentence(&self) -> String {
+    /// What it is; of somebody who may attach some, why.
+    fn what(&self) -> String {
         let ForeignCode { object, name, .. } = self;
-        let what = match self.attached {
+        match self.attached {
             Attached::Trigger | Attached::OwnTrigger => format!("trigger {name} of table {object}"),
             Attached::Rule => format!("rule {name} of table {object}"),
             Attached::Check => format!("check {name} of table {object}"),
@@ -167,7 +210,15 @@ impl ForeignCode {
             Attached::Type => format!("type {object}"),
             Attached::Cast => format!("cast {}", self.cast()),
             Attached::EventTrigger => format!("event trigger {name}"),
-        };
+            Attached::TableOwner => format!("table {object} belongs to it"),
+            Attached::SchemaOwner => format!("schema {} belongs to it", object.schema),
+            Attached::TypeOwner => format!("type {object} belongs to it"),
+            Attached::TriggerPrivilege => format!("it has TRIGGER on table {object}"),
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let what = self.what();
         let role = name_of(self.role.as_ref());
         match &self.function {
             Some(function) => format!("{what} calls {function} (role {role})"),
@@ -202,7 +253,16 @@ impl ForeignCode {
             }
             Attached::Domain => format!("ALTER DOMAIN {object} DROP CONSTRAINT {name};"),
             Attached::DomainDefault => format!("ALTER DOMAIN {object} DROP DEFAULT;"),
-            Attached::PartitionKey | Attached::Range | Attached::ForeignTable | Attached::Type => return None,
+            Attached::TriggerPrivilege => {
+                format!("REVOKE TRIGGER ON {object} FROM {};", name_of(self.role.as_ref()))
+            }
+            Attached::PartitionKey
+            | Attached::Range
+            | Attached::ForeignTable
+            | Attached::Type
+            | Attached::TableOwner
+            | Attached::SchemaOwner
+            | Attached::TypeOwner => return None,
         })
     }
 }
@@ -236,6 +296,7 @@ impl Writes {
                     &self.foreign_keys_act,
                     &type_schemas,
                     &types,
+                    &self.names_owners,
                 ],
             )
             .await?;
@@ -285,6 +346,7 @@ impl Writes {
                 self.foreign_keys_act.to_string(),
                 schemas(&self.types),
                 names(&self.types),
+                self.names_owners.to_string(),
             ],
         );
         format!(
@@ -350,6 +412,14 @@ impl Writes {
     }
 
     fn report(&self, found: &[ForeignCode], when_rows_are: &str) -> ErrorReport {
+        if !found.iter().any(|code| code.attached.is_code()) {
+            return self.owners_report(found);
+        }
+        let code: Vec<ForeignCode> = found.iter().filter(|code| code.attached.is_code()).cloned().collect();
+        self.code_report(&code, when_rows_are)
+    }
+
+    fn code_report(&self, found: &[ForeignCode], when_rows_are: &str) -> ErrorReport {
         let mut roles: Vec<Option<&Ident>> = found.iter().map(|code| code.role.as_ref()).collect();
         roles.sort_unstable();
         roles.dedup();
@@ -381,6 +451,56 @@ impl Writes {
         ErrorReport::new(format!("code of {whose} would run with headwater's rights at the destination"))
             .detail(detail)
             .hint(hint)
+    }
+
+    fn owners_report(&self, found: &[ForeignCode]) -> ErrorReport {
+        let mut roles: Vec<Option<&Ident>> = found.iter().map(|found| found.role.as_ref()).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let of_role = |role: &Option<&Ident>| {
+            let of_it: Vec<&ForeignCode> = found.iter().filter(|found| found.role.as_ref() == *role).collect();
+            let mut reasons: Vec<String> = of_it.iter().take(REASONS_MAX).map(|found| found.what()).collect();
+            if of_it.len() > REASONS_MAX {
+                reasons.push(format!("{} more", of_it.len() - REASONS_MAX));
+            }
+            format!("{}: {}", name_of(*role), reasons.join(", "))
+        };
+        let reasons: Vec<String> = roles.iter().map(of_role).collect();
+        let named: Vec<String> = roles.iter().copied().map(name_of).collect();
+        let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
+        let revoked: Vec<String> = found.iter().filter_map(|found| found.removal(self.foreign_keys_act)).collect();
+        let mut ways = vec![
+            "Give the tables, their schemas and types to a role that is trusted, headwater's own for example"
+                .to_owned(),
+        ];
+        ways.extend(accepting(&self.trusted_roles, &roles));
+        ways.push("Or set untrusted_owners = \"watch\" there: code is then refused where it is found".to_owned());
+        if !revoked.is_empty() {
+            ways.push(format!("TRIGGER alone is taken away at the destination by:\n{}", revoked.join("\n")));
+        }
+        ErrorReport::new(format!("{whose} could have code run with headwater's rights at the destination"))
+            .detail(format!(
+                "Whoever owns what is written can attach triggers to it at any moment. {}.",
+                reasons.join("; ")
+            ))
+            .hint(ways.join(". "))
+    }
+
+    /// Roles that own what is written and are not trusted.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the server does not answer.
+    pub async fn untrusted_owners(&self, client: &SqlClient) -> Result<Vec<Ident>, DestinationError> {
+        let mut roles: Vec<Ident> = self
+            .foreign_code(client)
+            .await?
+            .into_iter()
+            .filter(|found| !found.attached.is_code())
+            .filter_map(|found| found.role)
+            .collect();
+        roles.sort_unstable();
+        roles.dedup();
+        Ok(roles)
     }
 }
 

@@ -189,6 +189,8 @@ impl Publication<'_> {
             types: Vec::new(),
             foreign_keys_act: role == ReplicationRole::Origin,
             trusted_roles: self.trusted_roles.to_vec(),
+            // The start and the monitor have looked; staging is headwater's own.
+            names_owners: false,
         }
     }
 

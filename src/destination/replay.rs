@@ -20,7 +20,6 @@ use super::writer::{ReplicationRole, Writer, WritingSettings};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
-use crate::plan::sql::only_tables::refuse_others;
 use crate::plan::statement;
 use crate::plan::target::Target;
 use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, WritingSession};
@@ -47,6 +46,8 @@ pub struct ReplayRequest<'a> {
     pub tables: &'a [QualifiedName],
     /// Roles whose code is accepted.
     pub trusted_roles: &'a [Ident],
+    /// Roles that could attach code to the tables are in the way, whether there is any or not.
+    pub names_owners: bool,
     /// How a TRUNCATE is applied.
     pub truncate: TruncateMode,
     /// The letter's rows win over those that are there.
@@ -62,7 +63,7 @@ pub async fn replay(
     settings: &WritingSettings,
     request: &ReplayRequest<'_>,
 ) -> Result<Replayed, DestinationError> {
-    let ReplayRequest { wanted, tables, trusted_roles, truncate, wins } = *request;
+    let ReplayRequest { wanted, tables, trusted_roles, names_owners, truncate, wins } = *request;
     let parts = parts(client, wanted).await?;
     if parts == 0 {
         return Err(DestinationError::Refused(
@@ -77,6 +78,7 @@ pub async fn replay(
         settings: settings.clone(),
         tables: tables.to_vec(),
         trusted_roles: trusted_roles.to_vec(),
+        names_owners,
         truncate,
         wins,
         catalog: Catalog::default(),
@@ -108,6 +110,7 @@ struct Replay {
     settings: WritingSettings,
     tables: Vec<QualifiedName>,
     trusted_roles: Vec<Ident>,
+    names_owners: bool,
     truncate: TruncateMode,
     wins: bool,
     catalog: Catalog,
@@ -151,6 +154,7 @@ impl Replay {
         let mut writes = Writes {
             foreign_keys_act: self.role == ReplicationRole::Origin,
             trusted_roles: self.trusted_roles.clone(),
+            names_owners: self.names_owners,
             ..Writes::default()
         };
         for relation in relations {
@@ -245,8 +249,7 @@ impl Replay {
                 let targets: Vec<&Target> = relations.iter().filter_map(target).collect();
                 match self.truncate {
                     TruncateMode::Truncate => {
-                        flight.run(&refuse_others(targets.iter().map(|target| &target.table)));
-                        flight.run(&sql::truncate(&targets, *restart_identity));
+                        sql::truncate(&targets, *restart_identity).iter().for_each(|statement| flight.run(statement));
                     }
                     TruncateMode::Delete => targets.iter().for_each(|target| flight.run(&sql::delete_all(target))),
                 }

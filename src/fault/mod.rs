@@ -19,6 +19,7 @@ mod tls;
 use crate::config::OnSlotLost;
 use crate::destination::{DestinationError, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
+use crate::plan::sql::only_tables::is_refusal;
 use crate::session::{CopyError, MAJOR_MIN, SessionError};
 use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
@@ -342,8 +343,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
              in sslcert and sslkey."
         )),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
-        // By which each statement makes sure that it is about a table.
-        ("0A000", _) if server.message.contains("TABLESAMPLE") => Some(format!(
+        (code, _) if is_refusal(code, &server.message) => Some(format!(
             "A view or a foreign table stands under the name of a table at the {end}. See which: headwater check"
         )),
         ("53300", _) => Some(too_many_sessions(&server.message, end)),

@@ -7,7 +7,7 @@
 //! Reads only, each end by itself: what one end cannot show is said, and the rest is shown. Bounds: [`ROWS_MAX`] rows a
 //! question, each value cut by whoever prints it.
 
-use crate::config::Config;
+use crate::config::{Config, DestinationSettings};
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, OpenConflict, ShownChange, ShownRow, ShownValue, Writes, WritingSettings,
     open_conflict, refuse_other_kinds, shown_changes,
@@ -67,7 +67,7 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
         let report = ErrorReport::new(format!("table {} of the conflict is not configured", relation.name));
         return Err(Fault::Refused(report.hint("Name it in tables, as it was when the conflict was met.")));
     }
-    let destination = Destination { client, trusted_roles };
+    let destination = Destination { client, settings: &config.destination };
     let (rows, after) = destination.look(relation, &shown, found.conflict.constraint.as_deref()).await?;
     found.destination = rows;
     let rows = match connect_chosen(config).await {
@@ -82,7 +82,7 @@ pub async fn conflict_rows(config: &Config, settings: &WritingSettings) -> Resul
 /// The destination, where tables may be of roles that are not trusted.
 struct Destination<'a> {
     client: &'a SqlClient,
-    trusted_roles: &'a [Ident],
+    settings: &'a DestinationSettings,
 }
 
 impl Destination<'_> {
@@ -147,7 +147,7 @@ impl Destination<'_> {
         conditions: &[Condition],
         new: &[(Ident, ShownValue)],
     ) -> Result<Result<Vec<ShownRow>, String>, DestinationError> {
-        match unsafe_to_read(self.client, table, evaluates, self.trusted_roles).await? {
+        match unsafe_to_read(self.client, table, evaluates, self.settings).await? {
             Some(reason) => Ok(Err(reason)),
             None => self.apart(rows_with(self.client, table, conditions, new)).await,
         }
@@ -326,12 +326,17 @@ async fn unsafe_to_read(
     client: &SqlClient,
     table: &QualifiedName,
     evaluates: bool,
-    trusted_roles: &[Ident],
+    settings: &DestinationSettings,
 ) -> Result<Option<String>, DestinationError> {
     let tables = vec![table.clone()];
     let looked = async {
         refuse_other_kinds(client, &tables).await?;
-        let writes = Writes { tables: tables.clone(), trusted_roles: trusted_roles.to_vec(), ..Writes::default() };
+        let writes = Writes {
+            tables: tables.clone(),
+            trusted_roles: settings.trusted_roles.clone(),
+            names_owners: settings.names_owners(),
+            ..Writes::default()
+        };
         match evaluates {
             true => writes.refuse_foreign_code(client).await,
             false => writes.refuse_code_of_types(client).await,

@@ -379,6 +379,7 @@ pub(super) fn writes(config: &Config, source: &SourceCatalog, foreign_keys_act: 
         types: source.types.values().map(TypeDefinition::qualified_name).collect(),
         foreign_keys_act,
         trusted_roles: config.destination.trusted_roles.clone(),
+        names_owners: config.destination.names_owners(),
     }
 }
 

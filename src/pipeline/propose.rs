@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::not_carried::not_carried;
 use crate::config::ConnectionSettings;
-use crate::destination::DestinationError;
+use crate::destination::{DestinationError, Writes};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, Provider, QualifiedName};
 use crate::plan::not_carried::NotCarried;
@@ -37,6 +37,8 @@ pub struct Proposal {
     pub tables: Vec<ProposedTable>,
     /// Tables that cannot be, and why.
     pub left_out: Vec<(QualifiedName, &'static str)>,
+    /// Roles that could have code run with headwater's rights, since they own what it writes.
+    pub owners: Vec<Ident>,
     /// The destination's database.
     pub destination_database: Ident,
     /// The role that will read: the URL's, unless that is a superuser.
@@ -121,6 +123,9 @@ pub async fn propose(
         )
         .await
         .map_err(DestinationError::Session)?;
+    let written = Writes { tables: wanted.clone(), names_owners: true, ..Writes::default() };
+    let mut owners = written.untrusted_owners(&here).await?;
+    owners.retain(|owner| *owner != writer.0);
     let not_carried = not_carried(&there, &here, &wanted, None).await.map_err(|fault| report(&fault));
     Ok(Proposal {
         tables: chosen
@@ -133,6 +138,7 @@ pub async fn propose(
             })
             .collect(),
         left_out,
+        owners,
         destination_database: Ident::new(row.get::<_, &str>(0)),
         reader: reader.0,
         provider: ask_provider(&there).await.map_err(SourceError::Session)?,

@@ -143,7 +143,7 @@ pub fn ask_types(ids: &[TypeId]) -> String {
     )
 }
 
-/// A fixed question with its parameters (`$1`, …, at most nine) as SQL in their places, for a session that takes none. In one
+/// A fixed question with its parameters (`$1`, …) as SQL in their places, for a session that takes none. In one
 /// pass, so that a name which holds `$2` stays a name; without the lines that are comments, which a line break in a name would
 /// end.
 pub fn fill_in(question: &str, parameters: &[String]) -> String {
@@ -152,16 +152,13 @@ pub fn fill_in(question: &str, parameters: &[String]) -> String {
         let mut rest = line;
         while let Some((before, after)) = rest.split_once('$') {
             filled.push_str(before);
-            let number = after
-                .chars()
-                .next()
-                .and_then(|digit| digit.to_digit(10))
-                .and_then(|number| usize::try_from(number).ok());
+            let digits = after.len() - after.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
+            let number = after.get(..digits).and_then(|digits| digits.parse::<usize>().ok());
             let parameter = number.and_then(|number| parameters.get(number.checked_sub(1)?));
             match parameter {
                 Some(parameter) => {
                     filled.push_str(parameter);
-                    rest = after.get(1..).unwrap_or_default();
+                    rest = after.get(digits..).unwrap_or_default();
                 }
                 None => {
                     filled.push('$');
@@ -229,6 +226,8 @@ mod tests {
         let question = "-- of $1\nSELECT $1, $2, $3 -- $2\n";
         let filled = fill_in(question, &["'$2\n'".to_owned(), "'b'".to_owned()]);
         assert_eq!(filled, "SELECT '$2\n', 'b', $3 -- 'b'\n");
+        let ten: Vec<String> = ('a'..='j').map(String::from).collect();
+        assert_eq!(fill_in("$1, $10, $11, $9", &ten), "a, j, $11, i\n");
         let asked = ask_table(&QualifiedName::new("a$2", "b\n'; --"));
         assert_eq!(asked.matches("'a$2'").count(), 1);
         assert_eq!(asked.matches("'b\n''; --'").count(), 1);

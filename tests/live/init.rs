@@ -14,6 +14,9 @@ async fn init(arguments: &[&str]) -> (Option<i32>, String, String) {
 async fn what_init_writes_and_prints_is_all_that_a_first_start_needs() {
     let schema = format!("{FORUM_SCHEMA} CREATE TABLE keyless (v text); CREATE TABLE other (id int PRIMARY KEY);");
     let database = Database::of_superuser("init", FORUM, &schema).await;
+    let owner = format!("owner_{}", database.name);
+    let owned = format!("CREATE ROLE {owner}; ALTER DATABASE {} OWNER TO {owner}", database.name);
+    database.at_destination(&owned).await;
     let file = parent().join(format!("{}.toml", database.name));
     let path = file.display().to_string();
     let with_password = database.source_url.replace("postgres@", "postgres:hunter2@");
@@ -26,6 +29,10 @@ async fn what_init_writes_and_prints_is_all_that_a_first_start_needs() {
         assert!(text.contains(&format!("\"{table}\",")), "{table} is missing in\n{text}");
     }
     assert!(!text.contains("public.other"), "{text}");
+    // Schema public is the database owner's from 15 on.
+    let version = database.destination_value("SELECT current_setting('server_version_num')").await.expect("a version");
+    let owns_public = version.parse::<u32>().expect("a number") >= 150_000;
+    assert_eq!(text.contains(&format!("\ntrusted_roles = [\"{owner}\"]\n")), owns_public, "{text}");
     assert!(text.contains("needed by a foreign key of public.messages"), "{text}");
     assert!(
         err.contains("owners: ") && err.contains("headwater check --not-carried"),

@@ -1308,3 +1308,84 @@ async fn no_command_fires_triggers_that_others_have_left_on_the_bookkeeping() {
     setup.command(&["dead-letter", "list"]).await.exits(0);
     nobody_was_pwned(&database).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operator_says_so() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_refused", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    as_owner(&database, TABLE).await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    let message = format!("role {owner} could have code run with headwater's rights at the destination");
+    let [said, detail, hint] = finding(&setup).await.expect("the owner is named");
+    assert_eq!(said, message);
+    assert!(detail.contains(&format!("{owner}: table public.t belongs to it.")), "{detail}");
+    assert!(hint.contains(&format!("trusted_roles = [\"{owner}\"]")) && hint.contains("\"watch\""), "{hint}");
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains(&message), "{output}");
+    // By default.
+    let by_default = Setup::of(&database).destination("# untrusted_owners");
+    assert_eq!(finding(&by_default).await.expect("the owner is named")[0], message);
+    // Each way of having a hand in it, with the table in headwater's own.
+    database.at_destination(&format!("ALTER TABLE t OWNER TO {writer}")).await;
+    assert_eq!(finding(&setup).await, None);
+    let ways = [
+        (
+            format!("ALTER SCHEMA public OWNER TO {owner}"),
+            "ALTER SCHEMA public OWNER TO pg_database_owner".to_owned(),
+            "schema public belongs to it",
+        ),
+        (
+            format!("ALTER DATABASE {} OWNER TO {owner}", database.name),
+            format!("ALTER DATABASE {} OWNER TO postgres", database.name),
+            "schema public belongs to it",
+        ),
+        (
+            format!("GRANT TRIGGER ON t TO {owner}"),
+            format!("REVOKE TRIGGER ON t FROM {owner}"),
+            "it has TRIGGER on table public.t",
+        ),
+        ("GRANT TRIGGER ON t TO PUBLIC".to_owned(), "REVOKE TRIGGER ON t FROM PUBLIC".to_owned(), "PUBLIC: it has TRIGGER"),
+        (
+            format!("CREATE TYPE odd AS ENUM ('a'); ALTER TYPE odd OWNER TO {owner}; ALTER TABLE t ADD COLUMN o odd[]"),
+            "ALTER TABLE t DROP COLUMN o; DROP TYPE odd".to_owned(),
+            "type public.odd belongs to it",
+        ),
+        (
+            format!(
+                "CREATE TABLE child (); ALTER TABLE child OWNER TO {owner}; ALTER TABLE child ADD COLUMN id int NOT NULL, ADD COLUMN v text;
+                 ALTER TABLE child INHERIT t"
+            ),
+            "DROP TABLE child".to_owned(),
+            "table public.child belongs to it",
+        ),
+    ];
+    for (given, taken, says) in &ways {
+        database.at_destination(given).await;
+        let [_, detail, _] = finding(&setup).await.unwrap_or_else(|| panic!("{given} is seen"));
+        assert!(detail.contains(says) && detail.matches("belongs").count() < 2, "{detail}");
+        database.at_destination(taken).await;
+        assert_eq!(finding(&setup).await, None, "{taken}");
+    }
+    // While it streams the monitor sees it; what the hint prints takes a privilege away.
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination(&format!("GRANT TRIGGER ON t TO {owner}")).await;
+    service.is("waiting").await;
+    service.says(&message).await;
+    let [_, _, hint] = finding(&setup).await.expect("the privilege is named");
+    database.at_destination(&statements(&hint)).await;
+    service.streams().await;
+    database.at_destination(&format!("ALTER TABLE t OWNER TO {owner}")).await;
+    service.is("waiting").await;
+    service.stop().await;
+    for accepted in [format!("trusted_roles = [\"{owner}\"]"), "untrusted_owners = \"watch\"".to_owned()] {
+        let service = Setup::of(&database).destination(&accepted).start();
+        service.streams().await;
+        database.at_source("INSERT INTO t SELECT max(id) + 1 FROM t").await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+}

@@ -446,3 +446,54 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
     database.at_destination("DROP VIEW public.lag; DROP TABLE public.mine; DROP TABLE headwater.note").await;
     setup.command(&["teardown"]).await.exits(0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_wait_for_a_lock_are_not_written_into_another_schema_that_takes_the_name() {
+    // Triggers fire for this role.
+    let mut database = new("repschema", false).await;
+    database.tables = vec!["app.t".to_owned()];
+    let owner = owner(&database.name);
+    database
+        .at_destination(&format!(
+            "CREATE SCHEMA app AUTHORIZATION {owner}; GRANT CREATE ON DATABASE {} TO {owner}",
+            database.name
+        ))
+        .await;
+    let table = "CREATE TABLE app.t (id int PRIMARY KEY, v text)";
+    database.at_source(&format!("CREATE SCHEMA app; {table}; INSERT INTO app.t VALUES (1, 'a')")).await;
+    as_owner(&database, table).await;
+    as_owner(
+        &database,
+        "CREATE SCHEMA other; CREATE TABLE other.t_old (id int PRIMARY KEY, v text); CREATE VIEW other.t AS SELECT * FROM other.t_old;
+         CREATE SEQUENCE ran; GRANT ALL ON SEQUENCE ran TO PUBLIC;
+         CREATE FUNCTION runs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('public.ran'); RETURN NEW; END $$;
+         CREATE TRIGGER x INSTEAD OF INSERT ON other.t FOR EACH ROW EXECUTE FUNCTION runs()",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_destination(&format!(
+            "GRANT USAGE ON SCHEMA app, other TO {0}; GRANT ALL ON app.t, other.t, other.t_old TO {0}",
+            writer(&database.name)
+        ))
+        .await;
+    for written in ["INSERT INTO app.t SELECT i, 'set' FROM generate_series(10, 2009) i", "TRUNCATE app.t"] {
+        as_owner(&database, "BEGIN; LOCK TABLE app.t IN SHARE MODE").await;
+        database.at_source(written).await;
+        let waits = "SELECT count(*)::text FROM pg_locks WHERE relation = 'app.t'::regclass AND NOT granted";
+        eventually("headwater waits for the table", || async {
+            (database.destination_value(waits).await.as_deref() == Some("1")).then_some(())
+        })
+        .await;
+        as_owner(&database, "ALTER SCHEMA app RENAME TO app_old; ALTER SCHEMA other RENAME TO app; COMMIT").await;
+        service.says("app.t is a view at the destination, not a table").await;
+        as_owner(&database, "BEGIN; ALTER SCHEMA app RENAME TO other; ALTER SCHEMA app_old RENAME TO app; COMMIT")
+            .await;
+        service.streams().await;
+        database.assert_catches_up().await;
+    }
+    // What code writes goes with the transaction; a sequence stays where it was.
+    assert_eq!(database.destination_value("SELECT is_called::text FROM ran").await.as_deref(), Some("false"));
+    service.stop().await;
+}

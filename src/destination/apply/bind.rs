@@ -34,7 +34,9 @@ pub(super) enum SetStatement {
     Delete,
     /// Updates the columns at these places.
     Update(Vec<usize>),
-    /// Refuses what is not a table: a COPY comes behind it.
+    /// Locks the table as a COPY will.
+    Lock,
+    /// Refuses what is not a table, before a COPY and after it.
     RefuseOthers,
     /// Inserts them.
     Copy(Way),

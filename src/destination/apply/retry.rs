@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
 use crate::plan::Work;
 use crate::plan::schema::TableDefinition;
+use crate::plan::sql::only_tables::is_refusal;
 use crate::session::{Flight, ServerError, SessionError};
 use crate::transaction::Change;
 
@@ -73,7 +74,10 @@ impl Applier {
                     }
                 }
             }
-            (work, None) if error.code.as_str() == FEATURE_NOT_SUPPORTED => {
+            (work, None)
+                if error.code.as_str() == FEATURE_NOT_SUPPORTED
+                    && !is_refusal(FEATURE_NOT_SUPPORTED, &error.message) =>
+            {
                 return Err(match change_of(&work, &sent.marks, statement) {
                     Some(Change::Truncate { relations, .. }) => truncate_refused(relations, &error),
                     Some(Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. }) | None => {

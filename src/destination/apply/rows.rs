@@ -9,7 +9,6 @@ use crate::config::TruncateMode;
 use crate::pg::{Lsn, Relation, RelationId, TypeId};
 use crate::plan::Batch;
 use crate::plan::sql::apply as sql;
-use crate::plan::sql::only_tables::refuse_others;
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::Target;
 use crate::session::{Flight, Format};
@@ -105,9 +104,7 @@ impl Applier {
         match mode {
             TruncateMode::Truncate => {
                 let targets: Vec<&Target> = targets.iter().map(Arc::as_ref).collect();
-                // A foreign table would have its rows deleted at its own server.
-                flight.run(&refuse_others(targets.iter().map(|target| &target.table)));
-                flight.run(&sql::truncate(&targets, restart_identity));
+                sql::truncate(&targets, restart_identity).iter().for_each(|statement| flight.run(statement));
             }
             TruncateMode::Delete => {
                 for target in targets {

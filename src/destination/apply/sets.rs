@@ -12,7 +12,7 @@ use crate::plan::fit::Transfer;
 use crate::plan::net::{Effect, Known, NetEffect, NetRow, Part};
 use crate::plan::sets::{self, Way};
 use crate::plan::sql::apply as sql;
-use crate::plan::sql::only_tables::refuse_others;
+use crate::plan::sql::only_tables::{LockMode, lock, refuse_others};
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::Target;
 use crate::session::{Flight, Format};
@@ -146,9 +146,14 @@ impl Applier {
                 Ok(())
             }
             way @ (Way::CopyText | Way::CopyBinary) => {
+                // The partitions of a table are found through it, whatever they are called.
+                let locking = self.prepare_set(flight, target, &SetStatement::Lock, || {
+                    (lock(&format!("ONLY {}", target.table.sql()), LockMode::RowExclusive), Vec::new())
+                });
                 let guard = self.prepare_set(flight, target, &SetStatement::RefuseOthers, || {
                     (refuse_others(std::iter::once(&target.table)), Vec::new())
                 });
+                flight.execute(&locking.name, &[], locking.parameters, |_| {});
                 flight.execute(&guard.name, &[], guard.parameters, |_| {});
                 let prepared = self.prepare_set(flight, target, &SetStatement::Copy(way), || {
                     (sql::copy_rows(target, way == Way::CopyBinary), Vec::new())
@@ -162,6 +167,7 @@ impl Applier {
                     }
                     data.row(|out| sets::copy_end(out, way));
                 });
+                flight.execute(&guard.name, &[], guard.parameters, |_| {});
                 self.expected_counts.push(rows.len() as u64);
                 Ok(())
             }

@@ -148,6 +148,7 @@ impl Filling<'_> {
         reader.take_snapshot(&self.snapshot_name, timeout).await?;
         let outgoing = CopyOut::start(&mut reader.connection, copy_out, timeout).await;
         let mut outgoing = outgoing.map_err(|error| in_the_way(error, &table.live))?;
+        // Nothing waits for a lock from here on: this transaction holds a stronger one.
         let guard = refuse_others(std::iter::once(&table.live));
         self.client.statement("filling a table", &guard).await.map_err(destination)?;
         let copy_in = sql::copy_in(&table.live, &table.route);
@@ -173,6 +174,8 @@ impl Filling<'_> {
         // The source must have said that all was well before the destination is told that this was all.
         outgoing.finish().await.map_err(source)?;
         // Triggers that fire behind a statement have fired by then.
-        incoming.finish().await.map_err(at_table)
+        let rows = incoming.finish().await.map_err(at_table)?;
+        self.client.statement("filling a table", &guard).await.map_err(destination)?;
+        Ok(rows)
     }
 }

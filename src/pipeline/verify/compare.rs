@@ -51,6 +51,7 @@ pub(super) async fn compare(
         let compared = Writes {
             tables: tables.iter().map(|table| table.name.clone()).collect(),
             trusted_roles: ends.config.destination.trusted_roles.clone(),
+            names_owners: ends.config.destination.names_owners(),
             ..Writes::default()
         };
         compared.refuse_code_of_types(&destination).await?;

@@ -157,6 +157,7 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
         types: Vec::new(),
         foreign_keys_act: !replica,
         trusted_roles: config.destination.trusted_roles.clone(),
+        names_owners: config.destination.names_owners(),
     };
     writes.lock_and_refuse_foreign_code(client).await?;
     let mut outcome = RepairOutcome::default();

@@ -3,7 +3,7 @@
 //! Parameters are numbered in the order in which `plan::statement` gives their values. Row counts are checked in the
 //! server, because COMMIT is already on its way when the answer comes: `headwater.expect` raises when they differ.
 
-use super::only_tables::is_table;
+use super::only_tables::{LockMode, is_table, lock, refuse_others};
 use crate::pg::QualifiedName;
 use crate::plan::target::{Target, TargetColumn};
 
@@ -44,7 +44,7 @@ pub fn delete_whole_row(target: &Target) -> String {
     format!("DELETE FROM {} WHERE {} AND {}", only(target), whole_row(target, 0), is_table(&target.table))
 }
 
-/// COPY of all stored columns. It has no WHERE: [`super::only_tables::refuse_others`] comes before it in its transaction.
+/// COPY of all stored columns. It has no WHERE: [`super::only_tables`] has what comes before it and after it in its transaction.
 pub fn copy_rows(target: &Target, binary: bool) -> String {
     let names = join(stored(target).iter().map(|column| column.name.sql()));
     let format = if binary { " (FORMAT binary)" } else { "" };
@@ -93,11 +93,14 @@ fn unnested(target: &Target, set: &[usize], key: &[usize]) -> (String, String) {
     (format!("unnest({arrays}) AS k ({names})"), conditions.join(" AND "))
 }
 
-/// Empties tables together. RESTRICT, as in native replication: what the source's CASCADE reached is named.
-pub fn truncate(targets: &[&Target], restart_identity: bool) -> String {
+/// Statements that empty tables together. RESTRICT, as in native replication: what the source's CASCADE reached is named. Views
+/// cannot be truncated, but a foreign table would have its rows deleted at its own server.
+pub fn truncate(targets: &[&Target], restart_identity: bool) -> [String; 4] {
+    let names = || targets.iter().map(|target| &target.table);
     let tables = join(targets.iter().map(|target| only(target)));
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
-    format!("TRUNCATE {tables}{identity}")
+    let truncate = format!("TRUNCATE {tables}{identity}");
+    [lock(&tables, LockMode::AccessExclusive), refuse_others(names()), truncate, refuse_others(names())]
 }
 
 /// Empties a table without making its readers wait.

@@ -21,9 +21,34 @@ pub fn has_type(column: &str, type_sql: &str) -> String {
     format!("CASE WHEN false THEN pg_catalog.array_eq(ARRAY[{column}], NULL::{type_sql}[]) ELSE true END")
 }
 
-/// A statement without rows, that fails if a name does not stand for a table: for what has no WHERE. Until the transaction ends the
-/// names keep their tables.
+/// A statement without rows, that fails if a name does not stand for a table: for COPY and TRUNCATE, which have no WHERE.
+///
+/// It goes before them and after them, behind a lock of the mode that they take ([`lock`]). Without the lock they would wait for it
+/// themselves, and whoever makes them wait may have the schema renamed meanwhile, which needs no lock on its tables.
 pub fn refuse_others<'a>(tables: impl Iterator<Item = &'a QualifiedName>) -> String {
     let conditions: Vec<String> = tables.map(is_table).collect();
     format!("SELECT WHERE NOT ({})", conditions.join(" AND "))
+}
+
+/// Whether an error of a server is the refusal of a statement here. Translations of the message keep the word.
+pub fn is_refusal(code: &str, message: &str) -> bool {
+    code == "0A000" && message.contains("TABLESAMPLE")
+}
+
+/// How strongly a statement locks the tables that it writes.
+#[derive(Clone, Copy, Debug)]
+pub enum LockMode {
+    /// COPY.
+    RowExclusive,
+    /// TRUNCATE.
+    AccessExclusive,
+}
+
+/// Locks tables, as the statement that follows will. `tables` is a list as FROM has it: names, with ONLY or without.
+pub fn lock(tables: &str, mode: LockMode) -> String {
+    let mode = match mode {
+        LockMode::RowExclusive => "ROW EXCLUSIVE",
+        LockMode::AccessExclusive => "ACCESS EXCLUSIVE",
+    };
+    format!("LOCK TABLE {tables} IN {mode} MODE")
 }
