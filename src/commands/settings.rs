@@ -2,6 +2,7 @@
 //!
 //! The I/O half of `config`, which is pure. Used by every command that needs settings.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::Exit;
 use super::display;
 use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, misspelt_variables};
 use crate::destination::{Bookkeeping, DestinationError, WritingSettings};
-use crate::pg::Ident;
+use crate::pg::{Ident, shell_word};
 use crate::session::Sql;
 
 /// Where a configuration is looked for when neither the command line nor HEADWATER_CONFIG names one.
@@ -45,6 +46,9 @@ pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
     for (variable, meant) in misspelt_variables(&environment) {
         display::warning(&format!("environment variable {variable} is no setting; did you mean {meant}?"));
     }
+    if let Some((path, file)) = path.zip(file) {
+        warn_of_others(path, &file);
+    }
     Config::parse(file, &environment).map_err(|problems| {
         let count = problems.0.len();
         let noun = if count == 1 { "problem" } else { "problems" };
@@ -60,6 +64,30 @@ pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
         }
         Exit::Usage
     })
+}
+
+/// Says it where other users of the machine may change the file, or read a password in it.
+fn warn_of_others(path: &Path, file: &FileText<'_>) {
+    let Ok(found) = std::fs::metadata(path) else { return };
+    let shown = path.display().to_string();
+    let word = shell_word(&shown);
+    if found.is_file() && found.mode() & 0o022 != 0 {
+        display::warning(&format!(
+            "others may write configuration file {shown}; take that from them: chmod go-w {word}"
+        ));
+    }
+    let has_password = Config::parse(Some(*file), &Environment::new())
+        .is_ok_and(|config| config.source.url.password.is_some() || config.destination.url.password.is_some());
+    if has_password && found.is_file() && is_readable_by_others(&found) {
+        display::warning(&format!(
+            "others can read the password in configuration file {shown}; take that from them, or use ~/.pgpass: chmod go-r {word}"
+        ));
+    }
+}
+
+/// Whether somebody besides its owner may read a file. What root has made for a group is meant for it, as libpq has it for keys.
+fn is_readable_by_others(found: &std::fs::Metadata) -> bool {
+    found.mode() & if found.uid() == 0 { 0o007 } else { 0o077 } != 0
 }
 
 /// How long a statement of a command may take.

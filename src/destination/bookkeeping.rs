@@ -282,7 +282,7 @@ impl Bookkeeping {
                 if let Some(report) = unusable_bookkeeping(&self.client).await? {
                     return Err(DestinationError::Refused(report));
                 }
-                let (role, database) = self.role_and_database().await?;
+                let Some((role, database)) = self.lacks_create().await? else { return Err(error.into()) };
                 return Err(DestinationError::Refused(
                     ErrorReport::new(format!("role {role} may not create the schema headwater at the destination"))
                         .hint(format!("Run as the database's owner:\nGRANT CREATE ON DATABASE {database} TO {role};")),
@@ -297,12 +297,13 @@ impl Bookkeeping {
         }
     }
 
-    async fn role_and_database(&self) -> Result<(Ident, Ident), DestinationError> {
-        let row = self
-            .client
-            .query_one("asking who we are", "SELECT current_user::text, pg_catalog.current_database()::text", &[])
-            .await?;
-        Ok((Ident::new(row.get::<_, &str>(0)), Ident::new(row.get::<_, &str>(1))))
+    /// Our role and the database, if we may not create schemas there. A server refuses with the same code what a setting leads to, such as
+    /// default_tablespace = pg_global.
+    async fn lacks_create(&self) -> Result<Option<(Ident, Ident)>, DestinationError> {
+        let sql = "SELECT current_user::text, pg_catalog.current_database()::text
+                   WHERE NOT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
+        let row = self.client.query_opt("asking what we may create", sql, &[]).await?;
+        Ok(row.map(|row| (Ident::new(row.get::<_, &str>(0)), Ident::new(row.get::<_, &str>(1)))))
     }
 
     /// Commits a row `creating`, before the slot is asked for. Replaces a row of an earlier stream.

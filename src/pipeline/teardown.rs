@@ -116,14 +116,13 @@ async fn destination(config: &Config, addresses: &Addresses) -> Result<(Bookkeep
 /// them. $1 are the names of the bookkeeping's own.
 const DEPENDANTS: &str = "
     WITH own AS (
-        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass AS class_id, c.oid, c.relname AS name,
-               c.relkind IN ('r', 'p', 'v', 'm', 'f') AS is_main
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass AS class_id, c.oid
         FROM pg_catalog.pg_class c WHERE c.relnamespace = pg_catalog.to_regnamespace('headwater')
         UNION ALL
-        SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, p.proname, true
+        SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid
         FROM pg_catalog.pg_proc p WHERE p.pronamespace = pg_catalog.to_regnamespace('headwater')
         UNION ALL
-        SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, t.typname, false
+        SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid
         FROM pg_catalog.pg_type t WHERE t.typnamespace = pg_catalog.to_regnamespace('headwater')
     ), using_it AS (
         SELECT d.classid, d.objid, d.objsubid,
@@ -143,8 +142,22 @@ const DEPENDANTS: &str = "
     SELECT pg_catalog.pg_describe_object(classid, objid, objsubid) FROM using_it
     WHERE schema_id IS DISTINCT FROM pg_catalog.to_regnamespace('headwater')
     UNION
-    SELECT pg_catalog.pg_describe_object(class_id, oid, 0) FROM own
-    WHERE is_main AND name <> ALL ($1::text[])
+    -- Whatever its class, an object in a schema depends on it. Default privileges are no object of anybody.
+    SELECT pg_catalog.pg_describe_object(d.classid, d.objid, 0)
+    FROM pg_catalog.pg_depend d
+    JOIN pg_catalog.pg_namespace n ON n.nspname = 'headwater' AND d.refobjid = n.oid
+    LEFT JOIN pg_catalog.pg_class c ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.oid = d.objid
+    LEFT JOIN pg_catalog.pg_proc p ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = d.objid
+    WHERE d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.deptype = 'n'
+      AND d.classid <> 'pg_catalog.pg_default_acl'::pg_catalog.regclass
+      AND NOT COALESCE(c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname = ANY ($1::text[]), false)
+      -- The sequence of an identity column.
+      AND NOT (COALESCE(c.relkind = 'S', false) AND EXISTS (
+          SELECT FROM pg_catalog.pg_depend o WHERE o.classid = d.classid AND o.objid = d.objid
+          AND o.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND o.deptype IN ('a', 'i')))
+      -- headwater has one function of a name.
+      AND NOT COALESCE(p.proname = ANY ($1::text[]) AND (p.proowner = n.nspowner OR NOT EXISTS (
+            SELECT FROM pg_catalog.pg_proc f WHERE f.pronamespace = n.oid AND f.proname = p.proname AND f.oid <> p.oid)), false)
     ORDER BY 1";
 
 /// Lines of one report at most: the list is for a terminal.

@@ -6,6 +6,7 @@
 //! shows; who it is stays unknown, as in libpq's `require`.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -202,6 +203,7 @@ fn load_roots(roots: &RootCertificates) -> Result<Roots, SessionError> {
 /// Our own certificate and key. The server judges the certificate, so all kinds that it may take are shown to it.
 fn load_own(certificate: &Path, key: &Path) -> Result<CertifiedKey, SessionError> {
     let chain = load_certificates(certificate)?;
+    refuse_key_of_everybody(key)?;
     let private =
         PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &explain_key(key, &error.to_string())))?;
     let signing = load_key(&private).map_err(|reason| unusable(key, &reason))?;
@@ -211,6 +213,19 @@ fn load_own(certificate: &Path, key: &Path) -> Result<CertifiedKey, SessionError
         return Err(unusable(certificate, &format!("is not the certificate of the key in {}", key.display())));
     }
     Ok(CertifiedKey::new(chain, signing))
+}
+
+/// As libpq has it (fe-secure-openssl.c): a key is its owner's alone, or root's and a group's that may read it.
+fn refuse_key_of_everybody(key: &Path) -> Result<(), SessionError> {
+    let found = std::fs::metadata(key).map_err(|error| unusable(key, &error.to_string()))?;
+    if !found.is_file() {
+        return Err(unusable(key, "is not a regular file"));
+    }
+    let (of_others, mode) = if found.uid() == 0 { (0o037, "0640") } else { (0o077, "0600") };
+    match found.mode() & of_others {
+        0 => Ok(()),
+        _ => Err(unusable(key, &format!("others can use this private key; allow only yourself (chmod {mode})"))),
+    }
 }
 
 /// Why a key's file holds none that can be read.

@@ -1,6 +1,8 @@
 //! Certificates that are no good, on either side of the handshake, and what cannot be bound to its channel: each is refused
 //! with what mends it, and then mended so.
 
+use std::os::unix::fs::PermissionsExt;
+
 use headwater::commands::demo::Cluster;
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, CertifiedIssuer, KeyIdMethod, KeyPair, PKCS_ED25519,
@@ -138,7 +140,14 @@ async fn a_client_certificate_that_is_no_good_is_told_apart_and_mended_by_what_i
     assert!(hint(&finding).contains("sslcert and sslkey"), "{finding}");
     let finding = failed(&with("replicator", "client.crt", "server.key"), "client.crt").await;
     assert!(hint(&finding).starts_with("See sslrootcert, sslcert, sslkey"), "{finding}");
-    mended(&with("replicator", "client.crt", "client.key")).await;
+    let good = with("replicator", "client.crt", "client.key");
+    // A key that everybody may use: libpq refuses it.
+    let key = certificates.path("client.key");
+    let allow = |mode: u32| std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+    allow(0o644);
+    failed(&good, "others can use this private key").await;
+    allow(0o600);
+    mended(&good).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

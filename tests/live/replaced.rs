@@ -429,7 +429,11 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
         .at_destination(
             "CREATE VIEW public.lag AS SELECT position FROM headwater.position;
              CREATE TABLE public.mine (id int, at pg_lsn DEFAULT headwater.applied_lsn());
-             CREATE TABLE headwater.note (n int)",
+             CREATE TABLE headwater.note (n int); CREATE SEQUENCE headwater.counter; CREATE TYPE headwater.mood AS ENUM ('ok');
+             CREATE DOMAIN headwater.word AS text; CREATE COLLATION headwater.plain FROM \"C\";
+             CREATE TEXT SEARCH CONFIGURATION headwater.search (COPY = pg_catalog.simple);
+             CREATE STATISTICS headwater.counted ON id, v FROM public.t;
+             CREATE FUNCTION headwater.expect(text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         )
         .await;
     database.at_destination(&format!("ALTER TABLE headwater.note OWNER TO {}", writer(&database.name))).await;
@@ -439,11 +443,21 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
             "public.lag",
             "public.mine",
             "headwater.note",
+            "headwater.counter",
+            "headwater.mood",
+            "headwater.word",
+            "headwater.plain",
+            "headwater.search",
+            "headwater.counted",
+            "headwater.expect(text)",
         ]);
     }
     let slots = format!("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
     assert_eq!(database.source_value(&slots).await.as_deref(), Some("1"), "nothing was removed");
-    database.at_destination("DROP VIEW public.lag; DROP TABLE public.mine; DROP TABLE headwater.note").await;
+    let dropped = "DROP VIEW public.lag; DROP TABLE public.mine; DROP TABLE headwater.note; DROP SEQUENCE headwater.counter;
+                   DROP TYPE headwater.mood; DROP DOMAIN headwater.word; DROP COLLATION headwater.plain;
+                   DROP TEXT SEARCH CONFIGURATION headwater.search; DROP STATISTICS headwater.counted; DROP FUNCTION headwater.expect(text)";
+    database.at_destination(dropped).await;
     setup.command(&["teardown"]).await.exits(0);
 }
 

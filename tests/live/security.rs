@@ -308,3 +308,32 @@ async fn tls_is_begun_at_once_where_the_server_knows_how() {
         setup.command(&["check"]).await.exits(1).says(&says);
     }
 }
+
+#[test]
+fn a_configuration_in_which_others_can_read_a_password_or_write_is_told() {
+    let place = parent().join(format!("readable-{:08x}.toml", fastrand::u32(..)));
+    let warnings = |password: &str, mode: u32| {
+        let url = |name: &str| format!("url = \"postgresql://somebody{password}@127.0.0.1:1/{name}\"");
+        let text = format!("tables = [\"t\"]\n[source]\n{}\n[destination]\n{}\n", url("a"), url("b"));
+        std::fs::write(&place, text).unwrap();
+        std::fs::set_permissions(&place, std::fs::Permissions::from_mode(mode)).unwrap();
+        let output = std::process::Command::new(crate::support::headwater())
+            .args(["check", "--config"])
+            .arg(&place)
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!err.contains("hunter2"), "{err}");
+        (err.contains("others can read the password"), err.contains("others may write"))
+    };
+    for (password, mode, told) in [
+        (":hunter2", 0o600, (false, false)),
+        (":hunter2", 0o644, (true, false)),
+        ("", 0o644, (false, false)),
+        (":hunter2", 0o666, (true, true)),
+        ("", 0o620, (false, true)),
+    ] {
+        assert_eq!(warnings(password, mode), told, "{password} {mode:o}");
+    }
+    std::fs::remove_file(place).unwrap();
+}

@@ -36,8 +36,9 @@ pub(super) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
         "SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.pg_relation_filenode(c.oid),
                       COALESCE(pg_catalog.pg_relation_size(c.oid), 0) / pg_catalog.current_setting('block_size')::bigint,
                       COALESCE(pg_catalog.pg_table_size(c.oid), 0),
-                      pg_catalog.has_table_privilege(c.oid, 'SELECT')
-                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
+                      -- NULL of a table that was dropped since this statement began.
+                      COALESCE(pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), false)
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE c.oid = $1 AND NOT $2
                   OR $2 AND c.oid IN (SELECT relid FROM ",
