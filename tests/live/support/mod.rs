@@ -1,7 +1,8 @@
 //! Real clusters, real processes, and the means to break them.
 //!
 //! The tests of this binary share two clusters, a source and a destination, each test with databases of its own; tests that
-//! stop or crash a server start their own. Every wait is for a named event and bounded; there are no sleeps.
+//! stop or crash a server start their own. Every wait is for a named event and bounded: the question is asked every
+//! 20 ms until it answers. What sleeps otherwise plays a slow link or a starved machine.
 
 #![allow(dead_code, reason = "not every test uses everything")]
 
