@@ -121,7 +121,7 @@ fn pure_rooms_touch_no_clock_socket_file_or_log() {
 
 #[test]
 fn the_protocol_crates_are_used_in_session_only() {
-    let crates = ["postgres_protocol", "rustls", "tokio_rustls", "x509_cert"];
+    let crates = ["tokio_postgres", "postgres_protocol", "rustls", "tokio_rustls", "x509_cert"];
     let mut wrong = Vec::new();
     for source in sources("src") {
         if source.room().is_some_and(|room| ROOMS[room].0 == "session") {

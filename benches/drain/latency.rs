@@ -56,7 +56,7 @@ pub async fn measure(bench: &Bench, peer: Peer, rate: u64, round: usize) -> Late
     // The rows already seen are not looked at again: the highest key is the index's last.
     while i64::try_from(seen.len()).unwrap() < count {
         assert!(began.elapsed() < Duration::from_secs(600), "{} does not follow", peer.key());
-        let visible: i64 = reader.query_one("the newest row", &sql, &[]).await.unwrap().get(0);
+        let visible: i64 = reader.query_one("the newest row", &sql, &[]).await.unwrap().get(0).expect("an answer");
         let now = began.elapsed();
         while i64::try_from(seen.len()).unwrap() < visible {
             seen.push(now);

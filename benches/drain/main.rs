@@ -259,7 +259,7 @@ impl Bench {
 }
 
 pub async fn value(client: &SqlClient, sql: &str) -> String {
-    client.query_one("a question", sql, &[]).await.unwrap().get(0)
+    client.query_one("a question", sql, &[]).await.unwrap().get(0).expect("an answer")
 }
 
 /// Rows and a hash over all of them, for each table.

@@ -161,7 +161,7 @@ impl Drain<'_> {
         for turn in 0_u32.. {
             if ahead.is_none() && turn.is_multiple_of(8) {
                 let row = destination.query_opt("a session that applies ahead", ahead_of, &[]).await.unwrap();
-                ahead = row.and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()).map(Cpu::of);
+                ahead = row.and_then(|row| u32::try_from(row.get::<i32>(0).expect("an answer")).ok()).map(Cpu::of);
             }
             if destination.query_opt("the marker", "SELECT id FROM public.marker", &[]).await.unwrap().is_some() {
                 break;
@@ -180,7 +180,7 @@ impl Drain<'_> {
         };
         let wal =
             format!("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{wal_before}')::bigint / 1048576.0::float8");
-        measured.wal_megabytes = destination.query_one("WAL", &wal, &[]).await.unwrap().get(0);
+        measured.wal_megabytes = destination.query_one("WAL", &wal, &[]).await.unwrap().get(0).expect("an answer");
         drop(reader);
         let found = content(&destination, self.base).await;
         if found != self.expected {
@@ -199,7 +199,7 @@ async fn sender(source: &SqlClient, slot: &str) -> u32 {
     let began = Instant::now();
     loop {
         let row = source.query_one("the walsender", &sql, &[]).await.unwrap();
-        if let Some(id) = row.get::<_, Option<i32>>(0).and_then(|id| u32::try_from(id).ok()) {
+        if let Some(id) = row.get::<Option<i32>>(0).expect("an answer").and_then(|id| u32::try_from(id).ok()) {
             return id;
         }
         assert!(began.elapsed() < Duration::from_secs(30), "nobody uses slot {slot}");
@@ -317,7 +317,8 @@ impl Running {
         let began = Instant::now();
         loop {
             let row = destination.query_opt("the writer", &sql, &[]).await.unwrap();
-            let id = row.and_then(|row| row.get::<_, Option<i32>>(0)).and_then(|id| u32::try_from(id).ok());
+            let id =
+                row.and_then(|row| row.get::<Option<i32>>(0).expect("an answer")).and_then(|id| u32::try_from(id).ok());
             if let Some(id) = id {
                 return id;
             }

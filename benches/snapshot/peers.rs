@@ -87,7 +87,7 @@ pub(super) async fn run(client: &SqlClient, sql: &str) {
 }
 
 pub(super) async fn value(client: &SqlClient, sql: &str) -> Option<String> {
-    client.query_opt("a question of the benchmark", sql, &[]).await.ok()??.get(0)
+    client.query_opt("a question of the benchmark", sql, &[]).await.ok()??.get(0).ok()?
 }
 
 async fn until(client: &SqlClient, sql: &str) {

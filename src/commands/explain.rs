@@ -125,7 +125,7 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
     let mut looking = pin!(observe::destination(config));
     let prompt = tokio::time::timeout(PROMPT, &mut looking).await;
     // While a question of ours waits, its own holder is among these.
-    let locks = locks(&client, "destination", ours).await;
+    let locks = looked_at("destination", "locks", locks(&client, "destination", ours).await);
     let seen = match prompt {
         Ok(seen) => seen,
         Err(_) => looking.await,
@@ -151,7 +151,8 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
         Err(error) => findings.push(unreachable("destination", &error)),
     }
     findings.extend(locks);
-    findings.extend(prepared_in_the_way(&client, "destination", ours).await.unwrap_or_default());
+    let prepared = prepared_in_the_way(&client, "destination", ours).await;
+    findings.extend(looked_at("destination", "prepared transactions", prepared));
     findings
 }
 
@@ -165,11 +166,12 @@ async fn at_source(config: &Config) -> Vec<Finding> {
         Ok(seen) => findings.extend(of_slot(config, &seen)),
         Err(error) => findings.push(unreachable("source", &error)),
     }
-    findings.extend(locks(&client, "source", &config.source.url.application_name).await);
     let ours = &config.source.url.application_name;
-    findings.extend(prepared_in_the_way(&client, "source", ours).await.unwrap_or_default());
-    findings.extend(walsender(&client, config).await.unwrap_or_default());
-    findings.extend(transactions(&client).await.unwrap_or_default());
+    findings.extend(looked_at("source", "locks", locks(&client, "source", ours).await));
+    let prepared = prepared_in_the_way(&client, "source", ours).await;
+    findings.extend(looked_at("source", "prepared transactions", prepared));
+    findings.extend(looked_at("source", "walsender", walsender(&client, config).await));
+    findings.extend(looked_at("source", "transactions", transactions(&client).await));
     findings
 }
 
@@ -211,7 +213,7 @@ fn of_slot(config: &Config, seen: &AtSource) -> Option<Finding> {
 }
 
 /// Who holds a lock that a session of ours waits for, and who waits for ours.
-async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Finding> {
+async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<Vec<Finding>, SessionError> {
     // A lock's relation is ours to know; another session's statement needs pg_read_all_stats.
     let sql = "SELECT w.pid, COALESCE(w.application_name, ''), COALESCE(w.wait_event_type || '/' || w.wait_event, ''),
                       b.pid, COALESCE(b.usename::text, '?'), COALESCE(b.application_name, ''),
@@ -232,22 +234,19 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
                       OR (b.usename = session_user AND b.application_name LIKE $1))
                ORDER BY b.xact_start NULLS LAST LIMIT 20";
     // Where a role sets another one, that one may not see what the sessions of the role that has logged in are called.
-    let rows = match client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await {
-        Ok(rows) => rows,
-        Err(error) => return vec![Finding::notable(format!("the {end}'s locks cannot be looked at: {error}"))],
-    };
+    let rows = client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await?;
     let mut findings = Vec::new();
     for row in rows {
-        let (waiting, waiting_name): (i32, &str) = (row.get(0), row.get(1));
-        let (holding, user): (i32, &str) = (row.get(3), row.get(4));
-        let (name, from, state): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
+        let (waiting, waiting_name): (i32, &str) = (row.get(0)?, row.get(1)?);
+        let (holding, user): (i32, &str) = (row.get(3)?, row.get(4)?);
+        let (name, from, state): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
         let open =
-            row.get::<_, Option<f64>>(8).map_or(String::new(), |s| format!(", in a transaction for {}", duration(s)));
-        let lock = row.get::<_, Option<&str>>(10).unwrap_or("a lock");
+            row.get::<Option<f64>>(8)?.map_or(String::new(), |s| format!(", in a transaction for {}", duration(s)));
+        let lock = row.get::<Option<&str>>(10)?.unwrap_or("a lock");
         let holder =
             printable(&format!("process {holding} ({name}, user {user}, from {from}), {state}{open}")).into_owned();
-        let statement = shown(row.get(9));
-        let we_wait: bool = row.get::<_, Option<bool>>(11).unwrap_or(false);
+        let statement = shown(row.get(9)?);
+        let we_wait: bool = row.get::<Option<bool>>(11)?.unwrap_or(false);
         findings.push(if we_wait {
             Finding::blocking(format!("{end}: headwater's process {waiting} ({waiting_name}) waits for {lock}"))
                 .detail(format!("held by {holder}"))
@@ -262,7 +261,12 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Vec<Fin
             )
         });
     }
-    findings
+    Ok(findings)
+}
+
+/// What was found, or that it could not be looked at.
+fn looked_at(end: &str, what: &str, found: Result<Vec<Finding>, SessionError>) -> Vec<Finding> {
+    found.unwrap_or_else(|error| vec![Finding::notable(format!("the {end}'s {what} cannot be looked at: {error}"))])
 }
 
 fn shown(statement: &str) -> String {
@@ -284,8 +288,8 @@ async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, 
                WHERE s.slot_name = $1::text";
     let row = client.query_opt("looking at the walsender", sql, &[&config.source.slot.as_str()]).await?;
     let Some(row) = row else { return Ok(vec![Finding::notable("no walsender uses the slot")]) };
-    let (process, state, event, sent): (i32, &str, &str, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
-    let behind = row.get::<_, Option<i64>>(4).and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+    let (process, state, event, sent): (i32, &str, &str, &str) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+    let behind = row.get::<Option<i64>>(4)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
     let meaning = match event {
         // The names differ between majors (WalSenderWaitForWAL until 17).
         "WalSenderWaitForWAL" | "WalSenderWaitForWal" => "it has sent everything and waits for new WAL",
@@ -327,10 +331,10 @@ async fn transactions(client: &SqlClient) -> Result<Vec<Finding>, SessionError> 
                 sessions += 1;
                 let row = client.query_opt("looking for long transactions", sql, &[process_id]).await?;
                 let Some(row) = row else { continue };
-                let (name, state): (&str, &str) = (row.get(0), row.get(1));
+                let (name, state): (&str, &str) = (row.get(0)?, row.get(1)?);
                 let what =
                     format!("source: {} ({name}, {state}) has been in a transaction {since}", transaction.name());
-                Finding::notable(what).detail(format!("its last statement: {}", shown(row.get(2)))).detail(effect)
+                Finding::notable(what).detail(format!("its last statement: {}", shown(row.get(2)?))).detail(effect)
             }
             RunningOwner::Session { .. } => continue,
         };
@@ -361,8 +365,8 @@ async fn prepared_in_the_way(
                LIMIT 5";
     let mut findings = Vec::new();
     for row in client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await? {
-        let (waiting, name): (i32, &str) = (row.get(0), row.get(1));
-        let Some(holder) = lock_holder(client, None, row.get(2)).await? else { continue };
+        let (waiting, name): (i32, &str) = (row.get(0)?, row.get(1)?);
+        let Some(holder) = lock_holder(client, None, row.get(2)?).await? else { continue };
         let finding =
             Finding::blocking(format!("{end}: headwater's process {waiting} ({name}) waits for {}", holder.words()));
         findings.push(match ending_hint(&[holder]) {

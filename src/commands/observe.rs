@@ -195,7 +195,7 @@ pub(super) async fn source(config: &Config) -> Result<AtSource, String> {
     let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                        ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
     let row = client.query_one("asking how far the source is", sql, &[]).await.map_err(|error| error.to_string())?;
-    let flush_lsn = row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok());
+    let flush_lsn = row.parse_nullable(0).map_err(|error| error.to_string())?;
     let slot = find_slot(&client, &config.source.slot).await.map_err(|error| error.to_string())?;
     Ok(AtSource {
         flush_lsn,

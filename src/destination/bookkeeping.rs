@@ -126,9 +126,10 @@ pub(super) async fn outdated_functions(
                       OR pg_catalog.strpos($1, p.prosrc) = 0)
                ORDER BY 1";
     let rows = client.query(doing, sql, &[&script]).await?;
-    let functions =
-        rows.iter().map(|row| OutdatedFunction { name: row.get(0), owner: row.get(1), is_replaceable: row.get(2) });
-    Ok(functions.collect())
+    let functions = rows
+        .iter()
+        .map(|row| Ok(OutdatedFunction { name: row.get(0)?, owner: row.get(1)?, is_replaceable: row.get(2)? }));
+    functions.collect()
 }
 
 /// A session for the bookkeeping.
@@ -171,7 +172,7 @@ impl Bookkeeping {
     pub async fn stream(&self) -> Result<Option<Stream>, DestinationError> {
         let doing = "reading headwater.stream";
         let sql = "SELECT pg_catalog.to_regclass('headwater.stream') IS NOT NULL";
-        if !self.client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+        if !self.client.query_one(doing, sql, &[]).await?.get::<bool>(0)? {
             return Ok(None);
         }
         let sql = "SELECT state, generation, slot, publication, system_identifier, timeline, source_database,
@@ -187,7 +188,7 @@ impl Bookkeeping {
                    FROM headwater.stream";
         let asked = self.client.query_opt(doing, sql, &[]).await.map_err(|error| incomplete("headwater.stream", error));
         let Some(row) = asked? else { return Ok(None) };
-        let version: i32 = row.get(8);
+        let version: i32 = row.get(8)?;
         if version > VERSION {
             return Err(DestinationError::Refused(
                 ErrorReport::new(format!(
@@ -196,34 +197,36 @@ impl Bookkeeping {
                 .hint("Run the headwater that wrote it, or a newer one."),
             ));
         }
-        let point: Option<&str> = row.get(7);
-        let state = match (row.get::<_, &str>(0), point.and_then(|point| point.parse().ok())) {
+        let point: Option<&str> = row.get(7)?;
+        let state = match (row.get::<&str>(0)?, point.and_then(|point| point.parse().ok())) {
             ("live", Some(consistent_point)) => StreamState::Live { consistent_point },
             (_, _) => StreamState::Creating,
         };
-        let slot: &str = row.get(2);
-        let history: Option<&str> = row.get(11);
+        let slot: &str = row.get(2)?;
+        let history: Option<&str> = row.get(11)?;
         let history = history.map(str::parse).transpose();
-        let source_lsn: Option<&str> = row.get(13);
-        let refused: Option<String> = row.get(14);
+        let source_lsn: Option<&str> = row.get(13)?;
+        let refused: Option<String> = row.get(14)?;
         Ok(Some(Stream {
             state,
-            generation: row.get(1),
+            generation: row.get(1)?,
             slot: slot.parse().map_err(|_| damaged("headwater.stream.slot"))?,
-            publication: Ident::new(row.get::<_, &str>(3)),
-            system_identifier: row.get(4),
+            publication: Ident::new(row.get::<&str>(3)?),
+            system_identifier: row.get(4)?,
             timeline: Timeline {
-                number: u32::try_from(row.get::<_, i32>(5)).map_err(|_| damaged("headwater.stream.timeline"))?,
+                number: u32::try_from(row.get::<i32>(5)?).map_err(|_| damaged("headwater.stream.timeline"))?,
                 history: history.map_err(|_| damaged("headwater.stream.timeline_history"))?,
             },
-            source_database: row.get(6),
-            source_database_id: row.get(12),
+            source_database: row.get(6)?,
+            source_database_id: row.get(12)?,
             source_lsn: source_lsn.map(str::parse).transpose().map_err(|_| damaged("headwater.stream.source_lsn"))?,
-            source_version: row.get(16),
-            source_xid: row.get(17),
-            gap: row.get(9),
-            agreed: row.get(10),
-            refused: refused.map(|tables| RefusedCopy { tables, begun_at: row.get(15) }),
+            source_version: row.get(16)?,
+            source_xid: row.get(17)?,
+            gap: row.get(9)?,
+            agreed: row.get(10)?,
+            refused: refused
+                .map(|tables| Ok::<_, SessionError>(RefusedCopy { tables, begun_at: row.get(15)? }))
+                .transpose()?,
         }))
     }
 
@@ -234,7 +237,7 @@ impl Bookkeeping {
     pub async fn is_newer(&self) -> Result<bool, DestinationError> {
         let sql = "SELECT bookkeeping_version > $1 FROM headwater.stream";
         let row = self.client.query_opt("reading headwater.stream", sql, &[&VERSION]).await?;
-        Ok(row.is_some_and(|row| row.get(0)))
+        row.map_or(Ok(false), |row| Ok(row.get(0)?))
     }
 
     async fn exists(&self) -> Result<bool, DestinationError> {
@@ -256,7 +259,7 @@ impl Bookkeeping {
                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conname = 'resnapshots_origin_check'
                                           AND conrelid = pg_catalog.to_regclass('headwater.resnapshots'))";
         let doing = "looking for the bookkeeping";
-        if !self.client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+        if !self.client.query_one(doing, sql, &[]).await?.get::<bool>(0)? {
             return Ok(false);
         }
         Ok(outdated_functions(&self.client, doing, SCHEMA).await?.iter().all(|function| !function.is_replaceable))
@@ -303,7 +306,7 @@ impl Bookkeeping {
         let sql = "SELECT current_user::text, pg_catalog.current_database()::text
                    WHERE NOT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
         let row = self.client.query_opt("asking what we may create", sql, &[]).await?;
-        Ok(row.map(|row| (Ident::new(row.get::<_, &str>(0)), Ident::new(row.get::<_, &str>(1)))))
+        row.map(|row| Ok((Ident::new(row.get::<&str>(0)?), Ident::new(row.get::<&str>(1)?)))).transpose()
     }
 
     /// Commits a row `creating`, before the slot is asked for. Replaces a row of an earlier stream.
@@ -453,7 +456,7 @@ impl Bookkeeping {
         let sql = "SELECT position::text FROM headwater.position";
         let asked = self.client.query_opt("reading headwater.position", sql, &[]).await;
         let row = asked.map_err(|error| incomplete("headwater.position", error))?;
-        row.map(|row| row.get::<_, &str>(0).parse().map_err(|_| damaged("headwater.position"))).transpose()
+        row.map(|row| row.get::<&str>(0)?.parse().map_err(|_| damaged("headwater.position"))).transpose()
     }
 
     /// The tables that are kept equal.
@@ -476,16 +479,16 @@ pub async fn table_records(client: &SqlClient) -> Result<Vec<TableRecord>, Desti
     let rows = asked.map_err(|error| incomplete("headwater.tables", error))?;
     rows.iter()
         .map(|row| {
-            let position: Option<&str> = row.get(4);
-            let state = match (row.get::<_, &str>(3), position) {
+            let position: Option<&str> = row.get(4)?;
+            let state = match (row.get::<&str>(3)?, position) {
                 ("live", Some(position)) => {
                     TableState::Live { snapshot_position: position.parse().map_err(|_| damaged("headwater.tables"))? }
                 }
                 (_, _) => TableState::Staging,
             };
             Ok(TableRecord {
-                name: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
-                source_id: RelationId(row.get(2)),
+                name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
+                source_id: RelationId(row.get(2)?),
                 state,
             })
         })

@@ -78,13 +78,13 @@ impl Catalog {
         let table = name.sql();
         let sql = "SELECT relkind = 'p', reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $1::text::regclass";
         let found = client.query_one("counting rows", sql, &[&table]).await?;
-        let only = if found.get(0) { "" } else { "ONLY " };
+        let only = if found.get(0)? { "" } else { "ONLY " };
         let sql = format!(
             "SELECT CASE WHEN n < $1 THEN n ELSE GREATEST(n, $2) END
              FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {only}{table} WHERE {} LIMIT $1) AS sample) AS counted",
             is_table(name)
         );
-        let estimate: i64 = found.get(1);
-        Ok(client.query_one("counting rows", &sql, &[&most, &estimate]).await?.get(0))
+        let estimate: i64 = found.get(1)?;
+        Ok(client.query_one("counting rows", &sql, &[&most, &estimate]).await?.get(0)?)
     }
 }

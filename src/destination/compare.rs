@@ -162,8 +162,8 @@ impl Differences {
         for lists in lists.chunks(ASKED_AT_ONCE) {
             let names: Vec<&QualifiedName> = lists.iter().map(|(_, list)| *list).collect();
             for row in client.query(DOING, &sql::empty_lists(&names), &[]).await? {
-                let number = usize::try_from(row.get::<_, i32>(0)).expect("the number that was asked for");
-                equal.extend(lists.get(number).map(|(live, _)| *live));
+                let number = usize::try_from(row.get::<i32>(0)?).ok();
+                equal.extend(number.and_then(|number| lists.get(number)).map(|(live, _)| *live));
             }
         }
         Ok(equal)
@@ -175,6 +175,6 @@ impl Differences {
     /// [`DestinationError`].
     pub async fn count(&self, client: &SqlClient, live: &QualifiedName) -> Result<Option<i64>, DestinationError> {
         let Some(list) = self.of(live) else { return Ok(None) };
-        Ok(Some(client.query_one(DOING, &sql::count(list), &[]).await?.get(0)))
+        Ok(Some(client.query_one(DOING, &sql::count(list), &[]).await?.get(0)?))
     }
 }

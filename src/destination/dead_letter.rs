@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, TypeId};
-use crate::session::{Flight, Format, SqlClient};
+use crate::session::{Flight, Format, Row, SessionError, SqlClient};
 use crate::transaction::{Change, read_letter, write_letter};
 
 /// How an operator names a transaction.
@@ -59,12 +59,15 @@ impl std::fmt::Display for Wanted {
 pub async fn skips(client: &SqlClient, left_out: Option<Lsn>) -> Result<BTreeSet<Wanted>, DestinationError> {
     let sql = "SELECT commit_lsn::text, end_lsn::text FROM headwater.skip";
     let rows = client.query("reading headwater.skip", sql, &[]).await?;
+    let wanted = rows.iter().filter_map(|row| wanted(row).transpose());
+    Ok(wanted.chain(left_out.map(|left_out| Ok(Wanted::CommitLsn(left_out)))).collect::<Result<_, _>>()?)
+}
+
+/// What a row of headwater.skip asks for, by its first two columns; nothing where it names no position.
+fn wanted(row: &Row) -> Result<Option<Wanted>, SessionError> {
     let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok());
-    Ok(rows
-        .iter()
-        .filter_map(|row| lsn(row.get(0)).map(Wanted::CommitLsn).or(lsn(row.get(1)).map(Wanted::EndLsn)))
-        .chain(left_out.map(Wanted::CommitLsn))
-        .collect())
+    let (commit_lsn, end_lsn) = (lsn(row.get(0)?), lsn(row.get(1)?));
+    Ok(commit_lsn.map(Wanted::CommitLsn).or(end_lsn.map(Wanted::EndLsn)))
 }
 
 /// A transaction that an operator wants skipped and that has not come yet.
@@ -86,14 +89,13 @@ pub async fn pending_skips(client: &SqlClient) -> Result<Vec<PendingSkip>, Desti
     let sql = "SELECT commit_lsn::text, end_lsn::text, requested_at::text, requested_by
                FROM headwater.skip ORDER BY requested_at";
     let rows = client.query("reading headwater.skip", sql, &[]).await?;
-    let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok());
-    Ok(rows
-        .iter()
-        .filter_map(|row| {
-            let wanted = lsn(row.get(0)).map(Wanted::CommitLsn).or(lsn(row.get(1)).map(Wanted::EndLsn))?;
-            Some(PendingSkip { wanted, requested_at: row.get(2), requested_by: row.get(3) })
-        })
-        .collect())
+    let mut pending = Vec::new();
+    for row in &rows {
+        if let Some(wanted) = wanted(row)? {
+            pending.push(PendingSkip { wanted, requested_at: row.get(2)?, requested_by: row.get(3)? });
+        }
+    }
+    Ok(pending)
 }
 
 /// Asks for a transaction to be left out when it comes.
@@ -103,7 +105,7 @@ pub async fn pending_skips(client: &SqlClient) -> Result<Vec<PendingSkip>, Desti
 pub async fn request_skip(client: &SqlClient, wanted: Wanted) -> Result<(), DestinationError> {
     let sql = "SELECT position::text FROM headwater.position";
     let row = client.query_opt("reading headwater.position", sql, &[]).await?;
-    let position: Option<Lsn> = row.and_then(|row| row.get::<_, &str>(0).parse().ok());
+    let position: Option<Lsn> = row.map(|row| row.parse(0)).transpose()?;
     if let Some(position) = position.filter(|position| wanted.lsn() <= *position) {
         return Err(DestinationError::Refused(
             ErrorReport::new(format!("the source transaction with {wanted} was applied already"))
@@ -219,17 +221,18 @@ pub async fn dead_letters(client: &SqlClient) -> Result<Vec<DeadLetter>, Destina
                FROM headwater.dead_letter d GROUP BY commit_lsn ORDER BY commit_lsn";
     let rows = client.query("reading headwater.dead_letter", sql, &[]).await?;
     let lsn = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or_default();
-    Ok(rows
-        .iter()
-        .map(|row| DeadLetter {
-            commit_lsn: lsn(row.get(0)),
-            end_lsn: lsn(row.get(1)),
-            committed_at: row.get::<_, Option<String>>(2).unwrap_or_default(),
-            moved_at: row.get::<_, Option<String>>(3).unwrap_or_default(),
-            changes: row.get::<_, Option<i64>>(4).unwrap_or_default(),
-            tables: row.get(5),
+    rows.iter()
+        .map(|row| {
+            Ok(DeadLetter {
+                commit_lsn: lsn(row.get(0)?),
+                end_lsn: lsn(row.get(1)?),
+                committed_at: row.get::<Option<String>>(2)?.unwrap_or_default(),
+                moved_at: row.get::<Option<String>>(3)?.unwrap_or_default(),
+                changes: row.get::<Option<i64>>(4)?.unwrap_or_default(),
+                tables: row.get(5)?,
+            })
         })
-        .collect())
+        .collect()
 }
 
 /// How many parts a dead letter has; 0 when there is none of that name.
@@ -242,7 +245,7 @@ pub async fn parts(client: &SqlClient, wanted: Wanted) -> Result<i32, Destinatio
         wanted.column()
     );
     let row = client.query_one("reading headwater.dead_letter", &sql, &[&wanted.lsn().to_string()]).await?;
-    Ok(row.get(0))
+    Ok(row.get(0)?)
 }
 
 /// The changes of one part of a dead letter.
@@ -255,7 +258,7 @@ pub async fn read_part(client: &SqlClient, wanted: Wanted, part: i32) -> Result<
         wanted.column()
     );
     let row = client.query_one("reading a dead letter", &sql, &[&wanted.lsn().to_string(), &part]).await?;
-    read_letter(row.get(0)).map_err(|error| {
+    read_letter(row.get(0)?).map_err(|error| {
         DestinationError::Refused(ErrorReport::new(format!(
             "part {part} of the dead letter with {wanted} cannot be read: {error}"
         )))

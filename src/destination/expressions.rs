@@ -20,7 +20,7 @@ const DOING: &str = "reading what expressions may use";
 pub async fn read(client: &SqlClient) -> Result<Expressions, DestinationError> {
     let names: Vec<&str> = FUNCTIONS.keys().copied().collect();
     let row = client.query_one(DOING, CATALOG, &[&names]).await?;
-    parse(row.get(0))
+    parse(row.get(0)?)
 }
 
 /// The question for a session that takes no parameters; the answer is a row of one text, for [`parse`].
@@ -34,7 +34,6 @@ pub(super) fn ask() -> String {
 /// # Errors
 /// [`DestinationError`] when it is none.
 pub(super) fn parse(text: &str) -> Result<Expressions, DestinationError> {
-    let catalog: Catalog =
-        serde_json::from_str(text).map_err(|error| SessionError::protocol(DOING, error.to_string()))?;
+    let catalog: Catalog = serde_json::from_str(text).map_err(|error| SessionError::from_json(DOING, &error))?;
     Ok(Expressions::new(catalog))
 }

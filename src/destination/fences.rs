@@ -16,7 +16,7 @@ use super::bookkeeping::{OutdatedFunction, TableRecord, outdated_functions, tabl
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
 use crate::plan::verify::Key;
-use crate::session::{Sql, SqlClient};
+use crate::session::{SessionError, Sql, SqlClient};
 
 const SCHEMA: &str = concat!(include_str!("../../sql/fences.sql"), include_str!("../../sql/withhold_grants.sql"));
 const READING: &str = include_str!("../../sql/reading.sql");
@@ -89,13 +89,13 @@ pub async fn ensure_fence_requests(client: &SqlClient) -> Result<(), Destination
     let sql = "SELECT pg_catalog.to_regclass('headwater.fence_keys_request') IS NOT NULL
                       AND EXISTS (SELECT FROM pg_catalog.pg_class WHERE relreplident = 'f'
                                   AND oid = pg_catalog.to_regclass('headwater.fence_keys'))";
-    if client.query_one(DOING, sql, &[]).await?.get(0) {
+    if client.query_one(DOING, sql, &[]).await?.get(0)? {
         return Ok(());
     }
     let created = client.batch(DOING, SCHEMA).await;
     // Somebody else may have created them in the same moment.
     match created {
-        Err(error) if !client.query_one(DOING, sql, &[]).await?.get::<_, bool>(0) => Err(error.into()),
+        Err(error) if !client.query_one(DOING, sql, &[]).await?.get::<bool>(0)? => Err(error.into()),
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -123,7 +123,7 @@ pub async fn ensure_reading(client: &SqlClient) -> Result<Option<ErrorReport>, D
         ));
     }
     let sql = "SELECT pg_catalog.to_regprocedure('headwater.wait_for(pg_lsn, interval)') IS NOT NULL";
-    if !outdated.is_empty() || !client.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+    if !outdated.is_empty() || !client.query_one(doing, sql, &[]).await?.get::<bool>(0)? {
         client.batch(doing, READING).await?;
     }
     Ok(None)
@@ -170,15 +170,17 @@ pub async fn beat(client: &SqlClient, id: &str) -> Result<FenceAnswer, Destinati
                RETURNING state, source_snapshot, destination_snapshot, consistent_point::text, message, detail, hint,
                          rows_deleted, rows_updated, rows_inserted";
     let Some(row) = client.query_opt(DOING, sql, &[&id]).await? else { return Ok(FenceAnswer::Dropped) };
-    let text = |at: usize| row.get::<_, Option<String>>(at);
-    let report = text(4).map(|message| ErrorReport { message, detail: text(5), hint: text(6) });
-    Ok(match (row.get::<_, &str>(0), text(1), text(2), text(3).and_then(|point| point.parse().ok())) {
+    let text = |at: usize| row.get::<Option<String>>(at);
+    let (message, detail, hint) = (text(4)?, text(5)?, text(6)?);
+    let report = message.map(|message| ErrorReport { message, detail, hint });
+    Ok(match (row.get::<&str>(0)?, text(1)?, text(2)?, text(3)?.and_then(|point| point.parse().ok())) {
         ("made", Some(source_snapshot), Some(destination_snapshot), Some(consistent_point)) => {
             FenceAnswer::Made(MadeFence { source_snapshot, destination_snapshot, consistent_point })
         }
         ("done", ..) => {
-            let count = |at: usize| u64::try_from(row.get::<_, Option<i64>>(at).unwrap_or(0)).unwrap_or(0);
-            FenceAnswer::Repaired(RepairOutcome { deleted: count(7), updated: count(8), inserted: count(9) })
+            let count =
+                |at: usize| Ok::<_, SessionError>(u64::try_from(row.get::<Option<i64>>(at)?.unwrap_or(0)).unwrap_or(0));
+            FenceAnswer::Repaired(RepairOutcome { deleted: count(7)?, updated: count(8)?, inserted: count(9)? })
         }
         ("refused", ..) => FenceAnswer::Refused(report.unwrap_or_else(|| ErrorReport::new("the fence was refused"))),
         _ => FenceAnswer::Waiting(report),
@@ -208,11 +210,11 @@ pub async fn next_fence_request(client: &SqlClient) -> Result<Option<(String, Fe
     );
     let mut next = None;
     for row in client.query("looking for requests of a fence", &sql, &[]).await? {
-        let id: String = row.get(0);
-        if row.get(2) {
+        let id: String = row.get(0)?;
+        if row.get(2)? {
             withdraw_fence(client, &id).await?;
         } else if next.is_none() {
-            let kind = if row.get::<_, &str>(1) == "repair" { FenceKind::Repair } else { FenceKind::Verify };
+            let kind = if row.get::<&str>(1)? == "repair" { FenceKind::Repair } else { FenceKind::Verify };
             next = Some((id, kind));
         }
     }
@@ -243,8 +245,8 @@ pub async fn keys_of_repair(client: &SqlClient, id: &str) -> Result<Vec<(Qualifi
                ORDER BY schema_name, table_name, key";
     let mut tables: Vec<(QualifiedName, Vec<Key>)> = Vec::new();
     for row in client.query("reading the keys of a repair", sql, &[&id]).await? {
-        let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-        let key: Key = row.get(2);
+        let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+        let key: Key = row.get(2)?;
         match tables.last_mut() {
             Some((last, keys)) if *last == name => keys.push(key),
             Some(_) | None => tables.push((name, vec![key])),
@@ -313,7 +315,7 @@ pub async fn take_up_fence_request(client: &SqlClient, id: &str) -> Result<(), D
 /// [`DestinationError`].
 pub async fn refuse_fence_requests(client: &SqlClient, report: &ErrorReport) -> Result<(), DestinationError> {
     let sql = "SELECT pg_catalog.to_regclass('headwater.fence_requests') IS NOT NULL";
-    if !client.query_one(DOING, sql, &[]).await?.get::<_, bool>(0) {
+    if !client.query_one(DOING, sql, &[]).await?.get::<bool>(0)? {
         return Ok(());
     }
     let sql = "UPDATE headwater.fence_requests SET state = 'refused', message = $1, detail = $2, hint = $3
@@ -345,9 +347,9 @@ pub async fn hold_destination(sql: &Sql, imported: Option<&str>) -> Result<HeldD
         None => client.batch(doing, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
     }
     let row = client.query_one(doing, "SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
-    let snapshot_name = row.get(0);
+    let snapshot_name = row.get(0)?;
     let row = client.query_opt(doing, "SELECT position::text FROM headwater.position", &[]).await?;
-    let position = row.and_then(|row| row.get::<_, &str>(0).parse().ok());
+    let position = row.map(|row| row.parse(0)).transpose()?;
     let tables = table_records(&client).await?;
     Ok(HeldDestination { client, snapshot_name, position, tables })
 }

@@ -34,9 +34,9 @@ pub async fn remembered_fingerprints(
                FROM headwater.tables t JOIN headwater.shapes s ON s.source_id = t.source_id WHERE t.state = 'live'";
     let rows = client.query(DOING, sql, &[]).await?;
     let read = rows.iter().map(|row| {
-        let facts = row.get::<_, Option<&str>>(3).map(FingerprintFacts::from_document).transpose()?.flatten();
-        let name = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
-        Ok((RelationId(row.get(0)), RememberedTable { name, facts }))
+        let facts = row.get::<Option<&str>>(3)?.map(FingerprintFacts::from_document).transpose()?.flatten();
+        let name = QualifiedName::new(row.get::<&str>(1)?, row.get::<&str>(2)?);
+        Ok((RelationId(row.get(0)?), RememberedTable { name, facts }))
     });
     read.collect()
 }
@@ -50,7 +50,8 @@ pub async fn all_fingerprints(client: &SqlClient) -> Result<Vec<Fingerprint>, De
     let sql = "SELECT pg_catalog.to_jsonb(s) ->> 'fingerprint' FROM headwater.shapes s";
     let rows = client.query(DOING, sql, &[]).await?;
     let mut read = Vec::new();
-    for text in rows.iter().filter_map(|row| row.get::<_, Option<&str>>(0)) {
+    for row in &rows {
+        let Some(text) = row.get::<Option<&str>>(0)? else { continue };
         if let Some(facts) = FingerprintFacts::from_document(text)? {
             read.push(facts.read()?);
         }

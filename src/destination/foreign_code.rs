@@ -119,6 +119,8 @@ pub struct ForeignCode {
     role: Option<Ident>,
 }
 
+const DOING: &str = "looking for code of others";
+
 /// A row of sql/foreign_code.sql.
 #[derive(Debug, Deserialize)]
 struct FoundCode {
@@ -132,16 +134,20 @@ struct FoundCode {
     target_name: Option<String>,
 }
 
-impl From<FoundCode> for ForeignCode {
-    fn from(row: FoundCode) -> ForeignCode {
-        ForeignCode {
-            attached: Attached::of(&row.attached).expect("sql/foreign_code.sql has no other words"),
+impl TryFrom<FoundCode> for ForeignCode {
+    type Error = SessionError;
+
+    fn try_from(row: FoundCode) -> Result<ForeignCode, SessionError> {
+        let target = row.target_schema.zip(row.target_name).map(|(schema, name)| QualifiedName::new(schema, name));
+        let attached = Attached::of(&row.attached).filter(|attached| *attached != Attached::Cast || target.is_some());
+        Ok(ForeignCode {
+            attached: attached.ok_or_else(|| SessionError::answer(DOING, "code of a kind that was not asked for"))?,
             object: QualifiedName::new(row.schema, row.name),
-            target: row.target_schema.zip(row.target_name).map(|(schema, name)| QualifiedName::new(schema, name)),
+            target,
             name: Ident::new(row.part),
             function: row.function,
             role: row.role.map(Ident::new),
-        }
+        })
     }
 }
 
@@ -273,7 +279,6 @@ impl Writes {
     /// # Errors
     /// [`DestinationError`] when the server does not answer.
     pub async fn foreign_code(&self, client: &SqlClient) -> Result<Vec<ForeignCode>, DestinationError> {
-        const DOING: &str = "looking for code of others";
         let schemas: Vec<&str> = self.tables.iter().map(|name| name.schema.as_str()).collect();
         let names: Vec<&str> = self.tables.iter().map(|name| name.name.as_str()).collect();
         let column_schemas: Vec<&str> = self.supplied.iter().map(|(table, _)| table.schema.as_str()).collect();
@@ -300,20 +305,21 @@ impl Writes {
                 ],
             )
             .await?;
-        Ok(rows
-            .iter()
-            .map(|row| FoundCode {
-                attached: row.get(0),
-                schema: row.get(1),
-                name: row.get(2),
-                part: row.get(3),
-                function: row.get(4),
-                role: row.get(5),
-                target_schema: row.get(6),
-                target_name: row.get(7),
+        rows.iter()
+            .map(|row| {
+                let found = FoundCode {
+                    attached: row.get(0)?,
+                    schema: row.get(1)?,
+                    name: row.get(2)?,
+                    part: row.get(3)?,
+                    function: row.get(4)?,
+                    role: row.get(5)?,
+                    target_schema: row.get(6)?,
+                    target_name: row.get(7)?,
+                };
+                Ok(ForeignCode::try_from(found)?)
             })
-            .map(ForeignCode::from)
-            .collect())
+            .collect()
     }
 
     /// What to report of it; `None` when there is none.
@@ -361,9 +367,9 @@ impl Writes {
     /// [`DestinationError::Refused`], or the answer is none.
     pub(super) fn refuse(&self, answer: Option<&str>) -> Result<(), DestinationError> {
         let Some(answer) = answer else { return Ok(()) };
-        let rows: Vec<FoundCode> = serde_json::from_str(answer)
-            .map_err(|error| SessionError::protocol("looking for code of others", error.to_string()))?;
-        let found: Vec<ForeignCode> = rows.into_iter().map(ForeignCode::from).collect();
+        let rows: Vec<FoundCode> =
+            serde_json::from_str(answer).map_err(|error| SessionError::from_json(DOING, &error))?;
+        let found = rows.into_iter().map(ForeignCode::try_from).collect::<Result<Vec<_>, _>>()?;
         Err(DestinationError::Refused(self.report(&found, "written")))
     }
 

@@ -24,7 +24,7 @@ use std::fmt;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, SlotName, printable, shown_literal};
-use crate::session::SqlClient;
+use crate::session::{SessionError, SqlClient};
 
 /// The keys of one installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,11 +149,12 @@ impl LockKeys {
                    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                    WHERE n.nspname = 'headwater' AND c.relname = 'leadership'";
         let readable = client.query_opt(doing, sql, &[]).await?;
-        if !readable.is_some_and(|row| row.get(0)) {
+        if !readable.map_or(Ok(false), |row| row.get(0))? {
             return Ok(LockKeys { by_name, stored: None, replaced: None });
         }
         let row = client.query_opt(doing, "SELECT lock_key, replaced_key FROM headwater.leadership", &[]).await?;
-        let (stored, replaced) = row.map_or((None, None), |row| (Some(row.get(0)), row.get(1)));
+        let keys = row.map_or(Ok((None, None)), |row| Ok::<_, SessionError>((Some(row.get(0)?), row.get(1)?)));
+        let (stored, replaced) = keys?;
         Ok(LockKeys { by_name, stored, replaced })
     }
 
@@ -263,17 +264,17 @@ async fn holders(client: &SqlClient, keys: LockKeys) -> Result<Vec<Holder>, Dest
     let rows = client.query_as_login_role("looking for the leader", sql, &[&all]).await?;
     let mut found: Vec<Holder> = Vec::new();
     for row in rows {
-        let key: i64 = row.get(8);
+        let key: i64 = row.get(8)?;
         let (holds_stored, holds_by_name) = (keys.stored == Some(key), keys.by_name == key);
         let holder = Holder {
-            process_id: row.get(0),
-            role: row.get(1),
-            name: row.get(2),
-            address: row.get(3),
-            since: row.get(4),
-            statement_started: row.get(5),
-            waits_for_client: row.get(6),
-            may_lead: row.get(7),
+            process_id: row.get(0)?,
+            role: row.get(1)?,
+            name: row.get(2)?,
+            address: row.get(3)?,
+            since: row.get(4)?,
+            statement_started: row.get(5)?,
+            waits_for_client: row.get(6)?,
+            may_lead: row.get(7)?,
             holds_stored,
             holds_by_name,
         };

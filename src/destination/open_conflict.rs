@@ -82,7 +82,7 @@ pub async fn remember_conflict(client: &SqlClient, conflict: &Conflict) -> Resul
 /// [`DestinationError`]; also when what is stored cannot be read.
 pub async fn open_conflict(client: &SqlClient) -> Result<Option<OpenConflict>, DestinationError> {
     let exists = "SELECT pg_catalog.to_regclass('headwater.open_conflict') IS NOT NULL";
-    if !client.query_one("looking for headwater.open_conflict", exists, &[]).await?.get::<_, bool>(0) {
+    if !client.query_one("looking for headwater.open_conflict", exists, &[]).await?.get::<bool>(0)? {
         return Ok(None);
     }
     let sql =
@@ -94,21 +94,21 @@ pub async fn open_conflict(client: &SqlClient) -> Result<Option<OpenConflict>, D
     let damaged =
         |what: String| DestinationError::Refused(ErrorReport::new(format!("headwater.open_conflict: {what}")));
     let lsn = |text: &str| text.parse::<Lsn>().map_err(|error| damaged(error.to_string()));
-    let change = match row.get::<_, Option<&[u8]>>(7) {
+    let change = match row.get::<Option<&[u8]>>(7)? {
         Some(bytes) => read_letter(bytes).map_err(|error| damaged(error.to_string()))?.into_iter().next(),
         None => None,
     };
-    let (schema, name): (Option<&str>, Option<&str>) = (row.get(4), row.get(5));
+    let (schema, name): (Option<&str>, Option<&str>) = (row.get(4)?, row.get(5)?);
     Ok(Some(OpenConflict {
-        commit_lsn: lsn(row.get(0))?,
-        end_lsn: row.get::<_, Option<&str>>(1).map(lsn).transpose()?,
-        kind: row.get(2),
-        constraint: row.get(3),
+        commit_lsn: lsn(row.get(0)?)?,
+        end_lsn: row.get::<Option<&str>>(1)?.map(lsn).transpose()?,
+        kind: row.get(2)?,
+        constraint: row.get(3)?,
         table: schema.zip(name).map(|(schema, name)| QualifiedName::new(schema, name)),
-        message: row.get(6),
+        message: row.get(6)?,
         change,
         // Clocks may be set back: then it is new.
-        open_for: Duration::try_from_secs_f64(row.get(8)).unwrap_or(Duration::ZERO),
+        open_for: Duration::try_from_secs_f64(row.get(8)?).unwrap_or(Duration::ZERO),
     }))
 }
 

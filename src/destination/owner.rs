@@ -100,16 +100,18 @@ async fn chosen_role_report(
 ) -> Result<Option<ErrorReport>, DestinationError> {
     let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
     let rows = client.query(DOING, CHOSEN_ROLE, &[&trusted]).await?;
-    Ok(rows.first().map(|row| {
-        let [chosen, role, database] = [0, 1, 2].map(|at| Ident::new(row.get::<_, String>(at)));
+    let Some(row) = rows.first() else { return Ok(None) };
+    let ident = |at: usize| row.get::<String>(at).map(Ident::new);
+    let (chosen, role, database) = (ident(0)?, ident(1)?, ident(2)?);
+    Ok(Some(
         ErrorReport::new(format!("database {database} at the destination has sessions act as role {chosen}, and not as {role}"))
             .detail(format!("Its owner may set that, and code of role {chosen} could go back to the rights of role {role}."))
             .hint(format!(
                 "Run at the destination: ALTER DATABASE {database} RESET role; Or, if headwater is to act as that role, as a superuser:\n\
                  ALTER ROLE {role} IN DATABASE {database} SET role = {};",
                 shown_literal(chosen.as_str())
-            ))
-    }))
+            )),
+    ))
 }
 
 async fn owner_report(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<ErrorReport>, DestinationError> {
@@ -142,7 +144,8 @@ pub async fn writers_of_all_report(
 ) -> Result<Option<ErrorReport>, DestinationError> {
     let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
     let rows = client.query("asking who may write every table", WRITERS_OF_ALL, &[&trusted]).await?;
-    let roles: Vec<Ident> = rows.iter().map(|row| Ident::new(row.get::<_, String>(0))).collect();
+    let roles: Vec<Ident> =
+        rows.iter().map(|row| Ok(Ident::new(row.get::<String>(0)?))).collect::<Result<_, SessionError>>()?;
     if roles.is_empty() {
         return Ok(None);
     }
@@ -164,13 +167,14 @@ pub async fn writers_of_all_report(
 /// What to report of a relation that only has the name of one of ours.
 async fn not_ours_report(client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
     let rows = client.query(DOING, NOT_OURS, &[]).await?;
-    Ok(rows.first().map(|row| {
-        let name = of_bookkeeping(&Ident::new(row.get::<_, String>(0)));
-        let column = Ident::new(row.get::<_, String>(1));
+    let Some(row) = rows.first() else { return Ok(None) };
+    let name = of_bookkeeping(&Ident::new(row.get::<String>(0)?));
+    let column = Ident::new(row.get::<String>(1)?);
+    Ok(Some(
         ErrorReport::new(format!("{name} at the destination is not headwater's: it has no column {column}"))
             .detail("Something else has made a schema of the name that headwater keeps its position in.")
-            .hint("Rename the schema:\nALTER SCHEMA headwater RENAME TO headwater_of_others;")
-    }))
+            .hint("Rename the schema:\nALTER SCHEMA headwater RENAME TO headwater_of_others;"),
+    ))
 }
 
 /// Why our role could not make the bookkeeping what it must be; `None` where there is no schema of its name.
@@ -250,23 +254,23 @@ fn of_bookkeeping(name: &Ident) -> QualifiedName {
 /// The rows of an answer that is a JSON array, or none.
 fn rows_of<T: for<'a> Deserialize<'a>>(json: Option<&str>) -> Result<Vec<T>, DestinationError> {
     let rows = json.map_or(Ok(Vec::new()), serde_json::from_str);
-    rows.map_err(|error| SessionError::protocol(DOING, error.to_string()).into())
+    rows.map_err(|error| SessionError::from_json(DOING, &error).into())
 }
 
 impl Found {
     async fn read(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<Found>, DestinationError> {
         let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
         let Some(row) = client.query_opt(DOING, OWNER, &[&trusted]).await? else { return Ok(None) };
-        let (object, owner): (Option<String>, Option<&str>) = (row.get(1), row.get(2));
+        let (object, owner): (Option<String>, Option<&str>) = (row.get(1)?, row.get(2)?);
         Ok(Some(Found {
-            owner: Ident::new(row.get::<_, &str>(0)),
+            owner: Ident::new(row.get::<&str>(0)?),
             stranger: object.zip(owner.map(Ident::new)),
-            usable: row.get(3),
-            made_by_headwater: row.get(4),
-            hand_over: row.get(5),
-            role: Ident::new(row.get::<_, &str>(6)),
-            granted: rows_of(row.get(7))?,
-            triggers: rows_of(row.get(8))?,
+            usable: row.get(3)?,
+            made_by_headwater: row.get(4)?,
+            hand_over: row.get(5)?,
+            role: Ident::new(row.get::<&str>(6)?),
+            granted: rows_of(row.get(7)?)?,
+            triggers: rows_of(row.get(8)?)?,
         }))
     }
 

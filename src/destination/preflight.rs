@@ -42,20 +42,20 @@ impl DestinationServer {
                           pg_catalog.to_regnamespace('headwater') IS NOT NULL";
         let row = client.query_one(DOING, sql, &[]).await?;
         let server = DestinationServer {
-            version: row.get(0),
-            role: Ident::new(row.get::<_, &str>(1)),
+            version: row.get(0)?,
+            role: Ident::new(row.get::<&str>(1)?),
             replica_role: may_set_replica_role(client).await?,
-            grants_parameters: row.get::<_, i32>(2) >= GRANTS_PARAMETERS,
+            grants_parameters: row.get::<i32>(2)? >= GRANTS_PARAMETERS,
         };
-        let (role, database) = (&server.role, Ident::new(row.get::<_, &str>(3)));
+        let (role, database) = (&server.role, Ident::new(row.get::<&str>(3)?));
         let mut problems = Vec::new();
-        if row.get::<_, bool>(4) {
+        if row.get::<bool>(4)? {
             problems.push(
                 ErrorReport::new("the destination is a standby, which cannot be written")
                     .hint("Give the primary's address in destination.url."),
             );
         }
-        let (may_create, bookkeeping): (bool, bool) = (row.get(5), row.get(6));
+        let (may_create, bookkeeping): (bool, bool) = (row.get(5)?, row.get(6)?);
         if !may_create && !bookkeeping {
             // Staging schemas are made and dropped by every snapshot.
             problems.push(
@@ -86,12 +86,12 @@ async fn may_set_replica_role(client: &SqlClient) -> Result<bool, DestinationErr
     let sql = "SELECT rolsuper, pg_catalog.current_setting('server_version_num')::int >= 150000
                FROM pg_catalog.pg_roles WHERE rolname = current_user";
     let row = client.query_one(DOING, sql, &[]).await?;
-    let (superuser, grantable): (bool, bool) = (row.get(0), row.get(1));
+    let (superuser, grantable): (bool, bool) = (row.get(0)?, row.get(1)?);
     if superuser || !grantable {
         return Ok(superuser);
     }
     let sql = "SELECT pg_catalog.has_parameter_privilege('session_replication_role', 'SET')";
-    Ok(client.query_one(DOING, sql, &[]).await?.get(0))
+    Ok(client.query_one(DOING, sql, &[]).await?.get(0)?)
 }
 
 /// What keeps our role from writing the tables that exist, or from creating those that do not.
@@ -116,9 +116,9 @@ async fn table_problems(
     let mut schemas = Vec::new();
     for name in names {
         let row = client.query_one(DOING, sql, &[&name.schema.as_str(), &name.name.as_str()]).await?;
-        let missing: Vec<String> = row.get(1);
+        let missing: Vec<String> = row.get(1)?;
         let (exists, hidden, usage, create): (bool, bool, bool, bool) =
-            (row.get(0), row.get(2), row.get(4), row.get(5));
+            (row.get(0)?, row.get(2)?, row.get(4)?, row.get(5)?);
         if !missing.is_empty() {
             let list = missing.join(", ");
             problems.push(

@@ -28,7 +28,7 @@ use crate::plan::schema::Types;
 use crate::plan::shape::Shape;
 use crate::plan::sql::staging as sql;
 use crate::plan::sql::{ddl, partition_tree};
-use crate::session::{SqlClient, SqlState, read_lock_table};
+use crate::session::{SessionError, SqlClient, SqlState, read_lock_table};
 use crate::telemetry::failpoint;
 
 /// Where the position stands, and where it will.
@@ -206,12 +206,11 @@ impl Publication<'_> {
     /// too, and none moves the position before this commits.
     async fn take_turn(&self, client: &SqlClient) -> Result<(), DestinationError> {
         let sql = "SELECT position::text FROM headwater.position FOR UPDATE";
-        let position: Option<Lsn> =
-            client.query_opt(DOING, sql, &[]).await?.and_then(|row| row.get::<_, &str>(0).parse().ok());
+        let position: Option<Lsn> = client.query_opt(DOING, sql, &[]).await?.map(|row| row.parse(0)).transpose()?;
         let sql = "SELECT state, generation FROM headwater.stream FOR UPDATE";
         let row = client.query_opt(DOING, sql, &[]).await?;
-        let ours = row.is_some_and(|row| {
-            let (state, generation): (&str, &str) = (row.get(0), row.get(1));
+        let stream = row.map(|row| Ok::<(String, String), SessionError>((row.get(0)?, row.get(1)?))).transpose()?;
+        let ours = stream.is_some_and(|(state, generation)| {
             let waiting = match self.place {
                 Place::Beginning { live_position: None, .. } => state == "creating",
                 Place::Beginning { live_position: Some(held), .. } | Place::Held { position: held } => {
@@ -305,7 +304,7 @@ impl Publication<'_> {
     ) -> Result<Option<(i64, String)>, DestinationError> {
         let Some(list) = self.differences.of(&table.live) else { return Ok(None) };
         let statement = table.matching.still_different(&table.staging, &table.live, list);
-        let different: i64 = client.query_one(DOING, &statement, &[]).await?.get(0);
+        let different: i64 = client.query_one(DOING, &statement, &[]).await?.get(0)?;
         if different == 0 {
             return Ok(None);
         }
@@ -327,7 +326,7 @@ impl Publication<'_> {
         let listed = self.differences.of(&table.live);
         let mut exchanged = 0;
         if let Some(question) = table.matching.fixed_differ(&table.staging, &table.live, listed)
-            && client.query_one(DOING, &question, &[]).await?.get(0)
+            && client.query_one(DOING, &question, &[]).await?.get(0)?
         {
             exchanged = self.exchange(client, role, (number, table), true).await?;
         }
@@ -386,7 +385,7 @@ impl Publication<'_> {
         let exists: bool = client
             .query_one(DOING, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", &[&schema.sql()])
             .await?
-            .get(0);
+            .get(0)?;
         if !exists {
             client.statement(DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
         }
@@ -408,8 +407,8 @@ impl Publication<'_> {
                    GROUP BY a.grantee ORDER BY 1";
         let mut withheld = Vec::new();
         for row in client.query(DOING, sql, &[&table.sql()]).await? {
-            let grantee: Option<Ident> = row.get::<_, Option<&str>>(0).map(Ident::new);
-            let privileges: &str = row.get(1);
+            let grantee: Option<Ident> = row.get::<Option<&str>>(0)?.map(Ident::new);
+            let privileges: &str = row.get(1)?;
             let sent = grantee.as_ref().map_or("PUBLIC".to_owned(), Ident::sql);
             let revoke = format!("REVOKE {privileges} ON TABLE {} FROM {sent} CASCADE", table.sql());
             client.statement(DOING, &revoke).await?;
@@ -443,7 +442,7 @@ impl Publication<'_> {
                      AND d.defaclnamespace IN (0, c.relnamespace) AND (a.grantee = 0 OR r.rolname <> current_user)
                    GROUP BY c.relkind, n.nspname, c.relname, a.grantee, r.rolname, a.is_grantable";
         for row in client.query(DOING, sql, &[&table.sql()]).await? {
-            client.statement(DOING, row.get(0)).await?;
+            client.statement(DOING, row.get(0)?).await?;
         }
         Ok(())
     }
@@ -481,7 +480,7 @@ impl Publication<'_> {
                 Mode::Move => shape,
                 Mode::Fill | Mode::Reconcile => {
                     let known = client.query_opt(DOING, &shapes::ask(table.source.relation_id()), &[]).await?;
-                    let known = known.map(|row| shapes::parse(row.get(0))).transpose()?;
+                    let known = known.map(|row| shapes::parse(row.get(0)?)).transpose()?;
                     shape.without_new_promises(known.as_ref())
                 }
             };
@@ -543,7 +542,7 @@ pub async fn exchange_obstacle(
             format!("identity columns that are GENERATED ALWAYS differ in rows of table {table}")
         }
     };
-    Ok(Some(exchange_refused(message, row.get(0), &Ident::new(row.get::<_, &str>(1)))))
+    Ok(Some(exchange_refused(message, row.get(0)?, &Ident::new(row.get::<&str>(1)?))))
 }
 
 /// The triggers that act on rows that a session in this role writes.
@@ -564,7 +563,7 @@ async fn acting_triggers(
              UNION SELECT relid FROM {} AS t)",
         partition_tree!("pg_catalog.to_regclass($1)")
     );
-    Ok(client.query_one(DOING, &sql, &[&table.sql()]).await?.get(0))
+    Ok(client.query_one(DOING, &sql, &[&table.sql()]).await?.get(0)?)
 }
 
 fn exchange_refused(message: String, acting: &str, role: &Ident) -> ErrorReport {

@@ -89,7 +89,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     not_followed_otherwise(client, table).await?;
     // Tables that have changed names among each other are remembered by those of before, and so of the other's columns here.
     let remembered = client.query_opt(DOING, &shapes::ask(id), &[]).await?;
-    let remembered = remembered.map(|row| shapes::parse(row.get(0))).transpose()?;
+    let remembered = remembered.map(|row| shapes::parse(row.get(0)?)).transpose()?;
     let known = remembered.filter(|known| known.name == name).unwrap_or_else(|| by_name(original, here.table));
     let allowed = expressions::read(client).await?;
     let mut created = Created::default();
@@ -163,7 +163,7 @@ async fn not_followed_otherwise(client: &SqlClient, table: &TableDefinition) -> 
     let (schema, table_name) = (name.schema.as_str(), name.name.as_str());
     match client.query_opt(DOING, sql, &[&table.id, &schema, &table_name]).await? {
         Some(row) => {
-            let other = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+            let other = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
             Err(DestinationError::StagingLost(format!("{other} is now called {name} at the source")))
         }
         None => Ok(()),

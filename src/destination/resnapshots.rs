@@ -134,7 +134,7 @@ impl Bookkeeping {
     /// [`DestinationError`].
     pub async fn takes_requests(&self) -> Result<bool, DestinationError> {
         let sql = "SELECT pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL";
-        Ok(self.client().query_one(READING, sql, &[]).await?.get(0))
+        Ok(self.client().query_one(READING, sql, &[]).await?.get(0)?)
     }
 
     /// Asks for a snapshot; returns the request's number. With an `invocation`, at most one request bears it.
@@ -149,7 +149,7 @@ impl Bookkeeping {
     ) -> Result<i64, DestinationError> {
         let sql = "INSERT INTO headwater.resnapshots (tables, origin, invocation) VALUES ($1, $2, $3) RETURNING id";
         let row = self.client().query_one(DOING, sql, &[&scope.to_rows(), &origin.as_str(), &invocation]).await?;
-        Ok(row.get(0))
+        Ok(row.get(0)?)
     }
 
     /// The requests that are not settled.
@@ -161,19 +161,19 @@ impl Bookkeeping {
                           origin, message IS NOT NULL, pg_catalog.to_jsonb(r) ->> 'for_source'
                    FROM headwater.resnapshots r WHERE state = 'requested' ORDER BY id";
         let rows = self.client().query(READING, sql, &[]).await?;
-        let requests = rows.iter().map(|row| {
-            let tables: Option<Vec<String>> = row.get(1);
+        let requests = rows.iter().map(|row| -> Result<Request, DestinationError> {
+            let tables: Option<Vec<String>> = row.get(1)?;
             let parsed = tables.map(|tables| tables.iter().filter_map(|name| name.parse().ok()).collect());
-            let origin = match row.get::<_, &str>(2) {
+            let origin = match row.get::<&str>(2)? {
                 "start" => Origin::Start,
                 "added" => Origin::Added,
                 "changed" => Origin::Changed,
                 _ => Origin::Command,
             };
             let scope = parsed.map_or(Scope::All, Scope::Tables);
-            Request { id: row.get(0), scope, origin, has_failed: row.get(3), for_source: row.get(4) }
+            Ok(Request { id: row.get(0)?, scope, origin, has_failed: row.get(3)?, for_source: row.get(4)? })
         });
-        Ok(requests.collect())
+        requests.collect()
     }
 
     /// Sets a table aside: from now on it is not followed, its rows stay as they are, and a copy is asked for unless one is.
@@ -222,7 +222,7 @@ impl Bookkeeping {
                      AND EXISTS (SELECT FROM headwater.tables t WHERE t.destination_id IN (c.conrelid, c.confrelid)
                                  AND t.destination_id <> pg_catalog.to_regclass($1))
                    ORDER BY c.conname LIMIT 1";
-        Ok(self.client().query_opt(READING, sql, &[&table.sql()]).await?.map(|row| row.get(0)))
+        Ok(self.client().query_opt(READING, sql, &[&table.sql()]).await?.map(|row| row.get(0)).transpose()?)
     }
 
     /// How far a request has come; `None` when there is no such request.
@@ -232,13 +232,12 @@ impl Bookkeeping {
     pub async fn request_state(&self, id: i64) -> Result<Option<RequestState>, DestinationError> {
         let sql = "SELECT state, message FROM headwater.resnapshots WHERE id = $1";
         let row = self.client().query_opt(READING, sql, &[&id]).await?;
-        Ok(row.map(|row| {
-            let message: Option<String> = row.get(1);
-            match row.get::<_, &str>(0) {
-                "done" => RequestState::Done,
-                "failed" => RequestState::Failed(message.unwrap_or_default()),
-                _ => RequestState::Requested(message),
-            }
+        let Some(row) = row else { return Ok(None) };
+        let message: Option<String> = row.get(1)?;
+        Ok(Some(match row.get::<&str>(0)? {
+            "done" => RequestState::Done,
+            "failed" => RequestState::Failed(message.unwrap_or_default()),
+            _ => RequestState::Requested(message),
         }))
     }
 
@@ -249,7 +248,7 @@ impl Bookkeeping {
     pub async fn request_of(&self, invocation: &str) -> Result<Option<RequestState>, DestinationError> {
         let sql = "SELECT id FROM headwater.resnapshots WHERE invocation = $1 ORDER BY id DESC LIMIT 1";
         match self.client().query_opt(READING, sql, &[&invocation]).await? {
-            Some(row) => self.request_state(row.get(0)).await,
+            Some(row) => self.request_state(row.get(0)?).await,
             None => Ok(None),
         }
     }
@@ -260,7 +259,7 @@ impl Bookkeeping {
     /// [`DestinationError`].
     pub async fn remembers_invocation(&self) -> Result<bool, DestinationError> {
         let sql = "SELECT EXISTS (SELECT FROM headwater.resnapshots WHERE invocation IS NOT NULL)";
-        Ok(self.client().query_one(READING, sql, &[]).await?.get(0))
+        Ok(self.client().query_one(READING, sql, &[]).await?.get(0)?)
     }
 
     /// What keeps requests up; they stay asked for.

@@ -78,7 +78,7 @@ impl Created {
         let rows = client.query(DOING, REVIEW, &[&self.json(), &functions]).await?;
         match rows.first() {
             None => Ok(()),
-            Some(row) => Err(refused(row.get(0), row.get(1))),
+            Some(row) => Err(refused(row.get(0)?, row.get(1)?)),
         }
     }
 

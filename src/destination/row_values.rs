@@ -151,19 +151,18 @@ async fn column_types(
     let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
     let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
     let rows = client.query("looking at column types", sql, &[&schemas, &tables]).await?;
-    Ok(rows
-        .iter()
+    rows.iter()
         .map(|row| {
-            let id = TypeId(row.get(3));
-            let read_as = match row.get::<_, bool>(4) {
+            let id = TypeId(row.get(3)?);
+            let read_as = match row.get::<bool>(4)? {
                 true => ReadAs::Label,
                 false if id.is_built_in() => ReadAs::Type(id),
                 false => ReadAs::Hexadecimal,
             };
-            let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-            ((table, Ident::new(row.get::<_, &str>(2))), read_as)
+            let table = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+            Ok(((table, Ident::new(row.get::<&str>(2)?)), read_as))
         })
-        .collect())
+        .collect()
 }
 
 /// Asks how the binary values of some rows read, all in one request.

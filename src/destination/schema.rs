@@ -55,7 +55,7 @@ pub(super) async fn resolve_types(
     for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
         let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
         let name = type_name(source_types, id);
-        let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0);
+        let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0)?;
         if !exists {
             let statements = type_creation(source_types, id, expressions)?;
             for statement in &statements.sql {
@@ -71,7 +71,7 @@ pub(super) async fn resolve_types(
         let sql = "SELECT pg_catalog.format_type(pg_catalog.to_regtype($1), $2)";
         let known = modifier_at(id, modifier, source_types, expressions.version());
         let row = client.query_one("resolving a type", sql, &[&name, &known]).await?;
-        let Some(text) = row.get::<_, Option<String>>(0) else { return Err(missing_type(source_types, id)) };
+        let Some(text) = row.get::<Option<String>>(0)? else { return Err(missing_type(source_types, id)) };
         resolved.names.insert((id, modifier), text);
     }
     Ok(resolved)
@@ -91,7 +91,7 @@ pub async fn missing_types(
     for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
         let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
         let name = type_name(source_types, id);
-        if client.query_one("looking for a type", sql, &[&name]).await?.get(0) {
+        if client.query_one("looking for a type", sql, &[&name]).await?.get(0)? {
             continue;
         }
         match type_creation(source_types, id, &expressions) {
@@ -123,7 +123,7 @@ async fn missing_built_in(
             .detail("It came with a later major of PostgreSQL.")
             .hint("Upgrade the destination, or leave the column out of the publication.")
     };
-    Ok(rows.iter().map(|row| report(row.get(0))).collect())
+    rows.iter().map(|row| Ok(report(row.get(0)?))).collect()
 }
 
 /// The collations among `names` that do not exist, and whether their schemas do.
@@ -144,8 +144,8 @@ pub async fn missing_collations(
     let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
     let collations: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
     let rows = client.query("looking for collations", sql, &[&schemas, &collations]).await?;
-    let found = rows.iter().map(|row| (QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2)));
-    Ok(found.collect())
+    let found = rows.iter().map(|row| Ok((QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?), row.get(2)?)));
+    found.collect()
 }
 
 /// The operator classes among `wanted`, each with its access method, that exist in some schema.
@@ -164,8 +164,8 @@ pub async fn operator_classes_here(
     let classes: Vec<&str> = wanted.iter().map(|(class, _)| class.as_str()).collect();
     let methods: Vec<&str> = wanted.iter().map(|(_, method)| method.as_str()).collect();
     let rows = client.query("looking for operator classes", sql, &[&classes, &methods]).await?;
-    let found = rows.iter().map(|row| (Ident::new(row.get::<_, &str>(0)), Ident::new(row.get::<_, &str>(1))));
-    Ok(found.collect())
+    let found = rows.iter().map(|row| Ok((Ident::new(row.get::<&str>(0)?), Ident::new(row.get::<&str>(1)?))));
+    found.collect()
 }
 
 /// A source type's name as SQL; an array's is its element's with brackets.

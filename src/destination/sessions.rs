@@ -71,15 +71,15 @@ pub async fn terminate_leftovers(client: &SqlClient) -> Result<Leftovers, Destin
     let sql =
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                               WHERE n.nspname = 'headwater' AND c.relname = 'sessions')";
-    if !client.query_one(ENDING, sql, &[]).await?.get::<_, bool>(0) {
+    if !client.query_one(ENDING, sql, &[]).await?.get::<bool>(0)? {
         return Ok(Leftovers::default());
     }
     let rows = client.query(ENDING, "SELECT process_id, recorded_at::text FROM headwater.sessions", &[]).await?;
     if rows.is_empty() {
         return Ok(Leftovers::default());
     }
-    let processes: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
-    let recorded: Vec<String> = rows.iter().map(|row| row.get(1)).collect();
+    let processes: Vec<i32> = rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
+    let recorded: Vec<String> = rows.iter().map(|row| row.get(1)).collect::<Result<_, _>>()?;
     let sql = "SELECT a.pid, pg_catalog.pg_terminate_backend(a.pid)
                FROM ROWS FROM (pg_catalog.unnest($1::int[]), pg_catalog.unnest($2::text[])) AS recorded(process_id, recorded_at)
                JOIN pg_catalog.pg_stat_activity a ON a.pid = recorded.process_id
@@ -87,7 +87,7 @@ pub async fn terminate_leftovers(client: &SqlClient) -> Result<Leftovers, Destin
                WHERE a.datname = pg_catalog.current_database() AND a.usename = session_user
                  AND a.pid <> pg_catalog.pg_backend_pid()";
     let ended = client.query_as_login_role(ENDING, sql, &[&processes, &recorded]).await?;
-    let ended: Vec<i32> = ended.iter().map(|row| row.get(0)).collect();
+    let ended: Vec<i32> = ended.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
     let lingering = lingering(client, &ended).await?;
     // Those that have been recorded since are not of an earlier leader.
     let sql = "DELETE FROM headwater.sessions s
@@ -105,7 +105,7 @@ async fn lingering(client: &SqlClient, processes: &[i32]) -> Result<Vec<i32>, De
         let sql = "SELECT pid FROM pg_catalog.pg_stat_activity WHERE pid = ANY ($1) ORDER BY pid";
         let left = client.query(ENDING, sql, &[&processes]).await?;
         if left.is_empty() || began.elapsed() > ENDING_MAX {
-            return Ok(left.iter().map(|row| row.get(0)).collect());
+            return left.iter().map(|row| Ok(row.get(0)?)).collect();
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

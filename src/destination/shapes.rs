@@ -17,7 +17,7 @@ use crate::session::SqlClient;
 pub async fn shapes(client: &SqlClient) -> Result<HashMap<RelationId, Shape>, DestinationError> {
     let sql = "SELECT source_id, shape::text FROM headwater.shapes";
     let rows = client.query("reading headwater.shapes", sql, &[]).await?;
-    rows.iter().map(|row| Ok((RelationId(row.get(0)), parse(row.get(1))?))).collect()
+    rows.iter().map(|row| Ok((RelationId(row.get(0)?), parse(row.get(1)?)?))).collect()
 }
 
 /// Asks for one table's.

@@ -137,8 +137,8 @@ impl Staging {
         catalog: &Catalog,
     ) -> Result<Staging, DestinationError> {
         let expressions = expressions::read(client).await?;
-        let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
-        let chance: String = client.query_one("naming staging", CHANCE, &[]).await?.get(0);
+        let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0)?;
+        let chance: String = client.query_one("naming staging", CHANCE, &[]).await?.get(0)?;
         let schema = Ident::new(format!("{SCHEMA_PREFIX}{generation}_{chance}"));
         let mark = QualifiedName { schema: schema.clone(), name: Ident::new(MARK_OF_LIFE) };
         staging_schema::create(client, &schema).await?;
@@ -394,12 +394,12 @@ impl Staging {
     /// # Errors
     /// [`DestinationError::StagingLost`].
     pub async fn check_alive(&self, client: &SqlClient) -> Result<(), DestinationError> {
-        let started: String = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0);
+        let started: String = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0)?;
         if started != self.server_started {
             return Err(DestinationError::StagingLost("the destination was restarted meanwhile".to_owned()));
         }
         let mark = QualifiedName { schema: self.schema.clone(), name: Ident::new(MARK_OF_LIFE) };
-        let rows: i64 = client.query_one("looking for the mark of life", &sql::count(&mark), &[]).await?.get(0);
+        let rows: i64 = client.query_one("looking for the mark of life", &sql::count(&mark), &[]).await?.get(0)?;
         if rows != 1 {
             return Err(DestinationError::StagingLost("the destination has crashed meanwhile".to_owned()));
         }
@@ -416,7 +416,8 @@ impl Staging {
         sent: &BTreeMap<QualifiedName, u64>,
     ) -> Result<(), DestinationError> {
         for table in &self.tables {
-            let count: i64 = client.query_one("counting staged rows", &sql::count(&table.staging), &[]).await?.get(0);
+            let count: i64 =
+                client.query_one("counting staged rows", &sql::count(&table.staging), &[]).await?.get(0)?;
             let expected = sent.get(&table.live).copied().unwrap_or(0);
             if u64::try_from(count).ok() != Some(expected) {
                 return Err(DestinationError::StagingLost(format!(
@@ -481,7 +482,8 @@ async fn check_names_free(client: &SqlClient, table: &TableDefinition) -> Result
         "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE n.nspname = $1 AND c.relname = ANY ($2::text[]) ORDER BY 1";
     let taken = client.query("looking for taken names", sql, &[&table.schema.as_str(), &names]).await?;
-    let taken: Vec<String> = taken.iter().map(|row| Ident::new(row.get::<_, &str>(0)).to_string()).collect();
+    let taken = taken.iter().map(|row| row.get::<&str>(0).map(|name| Ident::new(name).to_string()));
+    let taken = taken.collect::<Result<Vec<_>, _>>()?;
     if taken.is_empty() {
         return Ok(());
     }

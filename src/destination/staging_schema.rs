@@ -113,7 +113,7 @@ pub(super) async fn create_function(
 ) -> Result<(), DestinationError> {
     let withhold = async {
         for row in client.query(doing, REVOKE_FUNCTIONS, &[&schema.as_str()]).await? {
-            client.statement(doing, row.get(0)).await?;
+            client.statement(doing, row.get(0)?).await?;
         }
         Ok(())
     };
@@ -127,7 +127,7 @@ pub(super) async fn withhold(
     table: &QualifiedName,
 ) -> Result<(), DestinationError> {
     for row in client.query(doing, REVOKE_TABLE, &[&table.sql()]).await? {
-        client.statement(doing, row.get(0)).await?;
+        client.statement(doing, row.get(0)?).await?;
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ pub(super) async fn create(client: &SqlClient, schema: &Ident) -> Result<(), Des
                    FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a
                    WHERE n.nspname = $1 AND a.grantee <> n.nspowner";
         for row in client.query(DOING, sql, &[&schema.as_str()]).await? {
-            let grantee = row.get::<_, Option<&str>>(0).map_or("PUBLIC".to_owned(), |role| Ident::new(role).sql());
+            let grantee = row.get::<Option<&str>>(0)?.map_or("PUBLIC".to_owned(), |role| Ident::new(role).sql());
             client.statement(DOING, &format!("REVOKE ALL ON SCHEMA {} FROM {grantee} CASCADE", schema.sql())).await?;
         }
         client.batch(DOING, "COMMIT").await
@@ -183,9 +183,8 @@ pub async fn sweep(client: &SqlClient) -> Result<Swept, DestinationError> {
     let rows = client.query("looking for old staging", LEFT, &[&SCHEMA_PREFIX, &MARK, &MARK_OF_LIFE]).await?;
     let mut swept = Swept::default();
     for row in &rows {
-        let schema =
-            StagingSchema { name: Ident::new(row.get::<_, &str>(0)), owner: Ident::new(row.get::<_, &str>(1)) };
-        if row.get(2) {
+        let schema = StagingSchema { name: Ident::new(row.get::<&str>(0)?), owner: Ident::new(row.get::<&str>(1)?) };
+        if row.get(2)? {
             drop(client, &schema.name).await?;
             swept.dropped.push(schema);
         } else {
@@ -199,8 +198,10 @@ pub async fn sweep(client: &SqlClient) -> Result<Swept, DestinationError> {
 pub(super) async fn drop(client: &SqlClient, schema: &Ident) -> Result<(), DestinationError> {
     const DOING: &str = "dropping staging";
     let tables = client.query(DOING, TABLES, &[&schema.as_str(), &MARK_OF_LIFE]).await?;
-    let names: Vec<String> =
-        tables.iter().map(|row| QualifiedName::new(schema.as_str(), row.get::<_, &str>(0)).sql()).collect();
+    let names = tables
+        .iter()
+        .map(|row| row.get::<&str>(0).map(|name| QualifiedName::new(schema.as_str(), name).sql()))
+        .collect::<Result<Vec<_>, _>>()?;
     for names in names.chunks(TABLES_AT_ONCE) {
         client.statement(DOING, &format!("DROP TABLE IF EXISTS {} CASCADE", names.join(", "))).await?;
     }

@@ -92,11 +92,13 @@ impl Bookkeeping {
                           OR k.confrelid IN (SELECT oid FROM gone) AND k.conrelid IN (SELECT oid FROM followed))
                    ORDER BY 1, 2, 3";
         let rows = self.client().query("looking at foreign keys", sql, &[&schemas, &names]).await?;
-        let found = rows.iter().map(|row| LooseForeignKey {
-            table: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
-            name: Ident::new(row.get::<_, &str>(2)),
-            target: QualifiedName::new(row.get::<_, &str>(3), row.get::<_, &str>(4)),
+        let found = rows.iter().map(|row| {
+            Ok(LooseForeignKey {
+                table: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
+                name: Ident::new(row.get::<&str>(2)?),
+                target: QualifiedName::new(row.get::<&str>(3)?, row.get::<&str>(4)?),
+            })
         });
-        Ok(found.collect())
+        found.collect()
     }
 }

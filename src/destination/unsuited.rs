@@ -45,15 +45,15 @@ pub(super) async fn unsuited(
     let mut problems: Vec<ErrorReport> =
         names.iter().filter(|name| is_own_schema(&name.schema)).map(own_schema).collect();
     for row in client.query(DOING, RELATIONS, &[&schemas, &tables, &replica]).await? {
-        let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-        problems.extend(other_kind(&name, row.get(2)));
-        let unlogged: Vec<String> = row.get(3);
+        let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+        problems.extend(other_kind(&name, row.get(2)?));
+        let unlogged: Vec<String> = row.get(3)?;
         let unlogged: Result<Vec<QualifiedName>, _> = unlogged.iter().map(|text| serde_json::from_str(text)).collect();
-        let unlogged = unlogged.map_err(|error| crate::session::SessionError::protocol(DOING, error.to_string()))?;
+        let unlogged = unlogged.map_err(|error| crate::session::SessionError::from_json(DOING, &error))?;
         if !unlogged.is_empty() {
             problems.push(unlogged_report(&name, &unlogged));
         }
-        let rules: Vec<String> = row.get(4);
+        let rules: Vec<String> = row.get(4)?;
         if !rules.is_empty() {
             problems.push(rules_report(&name, &rules.into_iter().map(Ident::new).collect::<Vec<_>>()));
         }
@@ -69,10 +69,13 @@ pub async fn refuse_other_kinds(client: &SqlClient, names: &[QualifiedName]) -> 
     let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
     let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
     let rows = client.query(DOING, RELATIONS, &[&schemas, &tables, &true]).await?;
-    let mut others = rows
-        .iter()
-        .filter_map(|row| other_kind(&QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2)));
-    others.next().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
+    for row in &rows {
+        let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+        if let Some(report) = other_kind(&name, row.get(2)?) {
+            return Err(DestinationError::Refused(report));
+        }
+    }
+    Ok(())
 }
 
 fn own_schema(name: &QualifiedName) -> ErrorReport {

@@ -178,6 +178,8 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
         SessionError::TooOld { .. } => operator("version"),
         // An answer that the protocol does not know will not get better.
         SessionError::Protocol { .. } => Decision::End,
+        // The next question may be answered by another server, or by the same one in its right mind. Nothing was taken from this answer.
+        SessionError::Answer { .. } => Decision::Retry("answer"),
         SessionError::Server { error, .. } => sqlstate::decide(error.code, lost, operator),
     }
 }
@@ -320,7 +322,8 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
             | SessionError::TooOld { .. }
             | SessionError::Lost { .. }
             | SessionError::Timeout { .. }
-            | SessionError::Protocol { .. } => report,
+            | SessionError::Protocol { .. }
+            | SessionError::Answer { .. } => report,
         };
     };
     // PgBouncer, of whichever version.
@@ -395,6 +398,17 @@ mod tests {
             constraint: None,
         };
         Fault::Destination(DestinationError::Session(SessionError::Server { doing: "x", error: Box::new(error) }))
+    }
+
+    #[test]
+    fn an_answer_that_is_not_understood_is_asked_for_again() {
+        let error = SessionError::Answer { doing: "x", what: "column 1 is NULL".to_owned() };
+        for phase in [Phase::Starting, Phase::Running] {
+            let fault = Fault::Source(SourceError::Session(SessionError::Answer { doing: "x", what: String::new() }));
+            assert_eq!(decide(&fault, phase, OnSlotLost::Stop), Decision::Retry("answer"));
+        }
+        let report = report(&Fault::Source(SourceError::Session(error)));
+        assert_eq!(report.message, "source: x: could not understand the server's answer: column 1 is NULL");
     }
 
     #[test]

@@ -46,25 +46,25 @@ async fn read(client: &SqlClient, writes: &Writes, at_source: bool) -> Result<Ve
     let (act, set_off_only) = (at_source || writes.foreign_keys_act, !at_source);
     let rows = client.query(DOING, ACTIONS, &[&schemas, &names, &act, &set_off_only]).await?;
     let keys = rows.iter().map(|row| {
-        let mut children: Vec<String> = row.get(2);
-        let mut parents: Vec<String> = row.get(3);
-        children.push(row.get(0));
-        parents.push(row.get(1));
-        let columns = row.get::<_, Option<Vec<String>>>(7).map(|columns| format!(" ({})", columns.join(", ")));
-        let on_delete = row.get::<_, Option<&str>>(5);
+        let mut children: Vec<String> = row.get(2)?;
+        let mut parents: Vec<String> = row.get(3)?;
+        children.push(row.get(0)?);
+        parents.push(row.get(1)?);
+        let columns = row.get::<Option<Vec<String>>>(7)?.map(|columns| format!(" ({})", columns.join(", ")));
+        let on_delete = row.get::<Option<&str>>(5)?;
         let on_delete = on_delete.map(|action| format!("ON DELETE {action}{}", columns.unwrap_or_default()));
-        let on_update = row.get::<_, Option<&str>>(6).map(|action| format!("ON UPDATE {action}"));
-        ActingKey {
+        let on_update = row.get::<Option<&str>>(6)?.map(|action| format!("ON UPDATE {action}"));
+        Ok(ActingKey {
             children,
             parents,
-            columns: row.get(4),
+            columns: row.get(4)?,
             actions: on_delete.into_iter().chain(on_update).collect(),
-            table: QualifiedName::new(row.get::<_, &str>(8), row.get::<_, &str>(9)),
-            referenced: row.get(1),
-            name: Ident::new(row.get::<_, &str>(10)),
-        }
+            table: QualifiedName::new(row.get::<&str>(8)?, row.get::<&str>(9)?),
+            referenced: row.get(1)?,
+            name: Ident::new(row.get::<&str>(10)?),
+        })
     });
-    Ok(keys.collect())
+    keys.collect()
 }
 
 impl ActingKey {
@@ -126,7 +126,8 @@ pub(super) async fn refuse(source: &SqlClient, destination: &SqlClient, writes: 
 async fn grantee(client: &SqlClient) -> Result<(Ident, bool), Fault> {
     let sql = "SELECT current_user::text, pg_catalog.current_setting('server_version_num')::int >= 150000";
     let row = client.query_one(DOING, sql, &[]).await.map_err(DestinationError::Session)?;
-    Ok((Ident::new(row.get::<_, &str>(0)), row.get(1)))
+    let read = || Ok((Ident::new(row.get::<&str>(0)?), row.get(1)?));
+    Ok(read().map_err(DestinationError::Session)?)
 }
 
 fn words(found: &[(&ActingKey, Vec<&str>)], role: Option<(Ident, bool)>) -> ErrorReport {

@@ -358,7 +358,7 @@ async fn exclusion_operators(client: &SqlClient, index: &IndexDefinition) -> Res
                JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
                WHERE c.conindid = $1 AND c.contype = 'x' ORDER BY used.at";
     let rows = client.query("looking at an exclusion constraint", sql, &[&index.id]).await?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+    rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?))).collect()
 }
 
 /// A column, as this server has it.
@@ -411,15 +411,13 @@ async fn rows_with(
         conditions.join(" AND ")
     );
     let rows = client.query("looking at a conflict's rows", &sql, &[&question.parameters]).await;
-    Ok(rows
-        .map_err(|error| error.to_string())?
-        .iter()
-        .map(|row| {
-            let texts: Vec<Option<String>> = row.get(0);
-            let values = texts.into_iter().map(|text| text.map_or(ShownValue::Null, ShownValue::Text));
-            columns.iter().map(|column| column.name.clone()).zip(values).collect()
-        })
-        .collect())
+    let texts =
+        rows.and_then(|rows| rows.iter().map(|row| row.get(0)).collect::<Result<Vec<Vec<Option<String>>>, _>>());
+    let shown = texts.map_err(|error| error.to_string())?.into_iter().map(|texts| {
+        let values = texts.into_iter().map(|text| text.map_or(ShownValue::Null, ShownValue::Text));
+        columns.iter().map(|column| column.name.clone()).zip(values).collect()
+    });
+    Ok(shown.collect())
 }
 
 /// A question for rows, with the values that it has so far.
@@ -502,15 +500,16 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
                ORDER BY a.attnum";
     let rows =
         client.query("looking at a table's columns", sql, &[&table.schema.as_str(), &table.name.as_str()]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| ColumnType {
-            name: Ident::new(row.get::<_, &str>(0)),
-            value_type: ValueType { sql: row.get(1), built_in: row.get(3) },
-            has_equality: row.get(2),
-            of_tree: row.get(4),
+    rows.iter()
+        .map(|row| {
+            Ok(ColumnType {
+                name: Ident::new(row.get::<&str>(0)?),
+                value_type: ValueType { sql: row.get(1)?, built_in: row.get(3)? },
+                has_equality: row.get(2)?,
+                of_tree: row.get(4)?,
+            })
         })
-        .collect())
+        .collect()
 }
 
 /// What to say when nothing halts the service.

@@ -162,7 +162,9 @@ async fn nobody_writes(config: &Config, source: &SqlClient) -> Result<(), Fault>
     }
     let mut holders = Vec::new();
     for row in &rows {
-        holders.extend(lock_holder(source, row.get(0), row.get(1)).await.map_err(SourceError::Session)?);
+        let (process_id, virtual_transaction) =
+            row.get(0).and_then(|id| Ok((id, row.get(1)?))).map_err(SourceError::Session)?;
+        holders.extend(lock_holder(source, process_id, virtual_transaction).await.map_err(SourceError::Session)?);
     }
     // What has ended between the two questions is seen by the slot, or was written before it.
     if holders.is_empty() {
@@ -209,14 +211,14 @@ async fn is_written(config: &Config, source: &SqlClient, slot: &SlotName) -> Res
                    'publication_names', $3::text) WHERE pg_catalog.get_byte(data, 0) IN (73, 85, 68, 84))";
     let publication = config.source.publication.sql();
     let row = source.query_one("looking for changes", sql, &[&slot.as_str(), &CHANGES_MAX, &publication]).await?;
-    Ok(row.get(0))
+    row.get(0)
 }
 
 /// Waits until everything that is committed at the source now is here; returns the position.
 async fn drain(source: &SqlClient, bookkeeping: &Bookkeeping) -> Result<Lsn, Fault> {
     let sql = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
     let row = source.query_one("asking how far the source is", sql, &[]).await.map_err(SourceError::Session)?;
-    let until: Lsn = row.get::<_, &str>(0).parse().unwrap_or(Lsn::INVALID);
+    let until: Lsn = row.parse(0).map_err(SourceError::Session)?;
     // An idle stream says only now and then how far it is; a message behind it makes it say so at once.
     let message = "SELECT pg_catalog.pg_logical_emit_message(true, 'headwater', 'cutover')";
     source.query("writing a message", message, &[]).await.map_err(SourceError::Session)?;

@@ -97,7 +97,7 @@ pub(super) async fn table_called(source: &SqlClient, name: &QualifiedName) -> Re
     let sql = "SELECT c.oid FROM pg_catalog.pg_class c
                WHERE c.oid = pg_catalog.to_regclass($1) AND c.relkind IN ('r', 'p')";
     let row = source.query_opt("looking for a renamed table", sql, &[&name.sql()]).await?;
-    Ok(row.map(|row| RelationId(row.get(0))))
+    row.map(|row| Ok(RelationId(row.get(0)?))).transpose()
 }
 
 /// How far the source's WAL is written; everything that a question before this has seen stands before it.
@@ -105,9 +105,9 @@ async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
     let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
     let row = source.query_one("asking how far the source is", sql, &[]).await?;
-    let text: Option<&str> = row.get(0);
+    let text: Option<&str> = row.get(0)?;
     let parsed = text.and_then(|text| text.parse().ok());
-    parsed.ok_or_else(|| SessionError::protocol("asking how far the source is", "no position"))
+    parsed.ok_or_else(|| SessionError::answer("asking how far the source is", "no position"))
 }
 
 /// The unique indexes that the tables had at a moment that the stream has passed, by their OIDs.

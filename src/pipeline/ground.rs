@@ -423,10 +423,10 @@ async fn read_reached_xid(
     let row = client.query_opt("asking for transaction IDs", sql, &[&slot.as_str(), &process_id]).await?;
     let Some(row) = row else { return Ok(None) };
     let at = row
-        .get::<_, &str>(1)
+        .get::<&str>(1)?
         .parse()
-        .map_err(|_| SessionError::protocol("asking for transaction IDs", "a malformed position"))?;
-    Ok(Some(ReachedXid { xid: row.get(0), at, source: watched.source.clone() }))
+        .map_err(|_| SessionError::answer("asking for transaction IDs", "a malformed position"))?;
+    Ok(Some(ReachedXid { xid: row.get(0)?, at, source: watched.source.clone() }))
 }
 
 /// Compares the publication, its tables and our own standing with what the stream was started on.
@@ -441,7 +441,7 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
             ErrorReport::new("headwater has become a synchronous standby of the source")
                 .detail(format!(
                     "Its sync_state is {}: every COMMIT there would wait for headwater.",
-                    row.get::<_, &str>(0)
+                    row.get::<&str>(0)?
                 ))
                 .hint("Name the real standbys in synchronous_standby_names instead of '*'."),
         ));
@@ -459,12 +459,13 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     let rows = client.query(doing, sql, &[&watched.publication.as_str()]).await?;
     if rows.is_empty() {
         let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)";
-        let exists: bool = client.query_one(doing, sql, &[&watched.publication.as_str()]).await?.get(0);
+        let exists: bool = client.query_one(doing, sql, &[&watched.publication.as_str()]).await?.get(0)?;
         if !exists {
             return Ok(gap(publication_gone(watched)));
         }
     }
-    let published: HashMap<u32, &Row> = rows.iter().map(|row| (row.get(2), row)).collect();
+    let published = rows.iter().map(|row| Ok((row.get::<u32>(2)?, row)));
+    let published = published.collect::<Result<HashMap<u32, &Row>, SessionError>>()?;
     let missing = watched.tables.iter().filter(|table| !published.contains_key(&table.id.0));
     let missing: Vec<(&QualifiedName, RelationId)> = missing.map(|table| (&table.name, table.id)).collect();
     if !missing.is_empty() {
@@ -473,9 +474,9 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     }
     for table in &watched.tables {
         let Some(row) = published.get(&table.id.0) else { continue };
-        let lists_columns: bool = row.get(5);
-        let row_filter: Option<String> = row.get(4);
-        let (sent, live): (Vec<String>, Vec<String>) = (row.get(3), row.get(6));
+        let lists_columns: bool = row.get(5)?;
+        let row_filter: Option<String> = row.get(4)?;
+        let (sent, live): (Vec<String>, Vec<String>) = (row.get(3)?, row.get(6)?);
         if row_filter != table.row_filter || (lists_columns && !covers(&sent, &live, &table.columns)) {
             return Ok(gap(ErrorReport::new(format!(
                 "publication {} sends other rows or columns of table {} than when the stream began",

@@ -70,8 +70,9 @@ pub(super) async fn known_labels(source: &SqlClient, destination: &SqlClient) ->
     let rows = source.query("asking for enums' labels", sql, &[&ids, &cluster]).await.map_err(SourceError::Session)?;
     let mut known: Vec<KnownLabels> = Vec::new();
     for row in rows {
-        let (type_id, now) = (TypeId(row.get(0)), row.get::<_, String>(2));
-        let Some(was) = before.get(&row.get::<_, u32>(1)) else { continue };
+        let read = || Ok((TypeId(row.get(0)?), row.get::<u32>(1)?, row.get::<String>(2)?));
+        let (type_id, label, now) = read().map_err(SourceError::Session)?;
+        let Some(was) = before.get(&label) else { continue };
         if known.last().is_none_or(|last| last.type_id != type_id) {
             known.push(KnownLabels { type_id, before: Vec::new(), now: Vec::new() });
         }
@@ -147,7 +148,8 @@ pub(super) async fn labels_of_others(destination: &SqlClient, source_types: &Typ
     let sql = "SELECT t.oid FROM pg_catalog.pg_type t
                WHERE t.oid = ANY ($1) AND NOT pg_catalog.pg_has_role(t.typowner, 'USAGE')";
     let rows = destination.query("asking who owns the enums", sql, &[&ids]).await.map_err(DestinationError::Session)?;
-    let of_others: Vec<TypeId> = rows.iter().map(|row| TypeId(row.get(0))).collect();
+    let of_others = rows.iter().map(|row| row.get(0).map(TypeId)).collect::<Result<Vec<_>, _>>();
+    let of_others = of_others.map_err(DestinationError::Session)?;
     here.retain(|id, _| of_others.contains(id));
     Ok(labels(source_types, &here, &[]))
 }

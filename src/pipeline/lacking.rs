@@ -88,8 +88,8 @@ async fn row_types(
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE c.reltype = ANY ($1) AND c.relkind <> 'c' ORDER BY 1, 2";
     let rows = source.query("looking for row types", sql, &[&ids]).await.map_err(SourceError::Session)?;
-    let names: Vec<QualifiedName> =
-        rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+    let names = rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?)));
+    let names = names.collect::<Result<Vec<_>, _>>().map_err(SourceError::Session)?;
     if names.is_empty() {
         return Ok(Vec::new());
     }
@@ -131,7 +131,7 @@ async fn other_types(
 pub(super) async fn server_version(here: &SqlClient) -> Result<u32, Fault> {
     let sql = "SELECT pg_catalog.current_setting('server_version_num')::int";
     let row = here.query_one("asking for the version", sql, &[]).await.map_err(DestinationError::Session)?;
-    Ok(row.get::<_, i32>(0).unsigned_abs())
+    Ok(row.get::<i32>(0).map_err(DestinationError::Session)?.unsigned_abs())
 }
 
 /// Operator classes of extensions that the new tables' indexes need, and the destination lacks.

@@ -224,10 +224,10 @@ impl SourceWatch {
         let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                            ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text, pg_catalog.pg_is_in_recovery()";
         let row = client.query_one("asking how far the source is", sql, &[]).await?;
-        if let Some(position) = row.get::<_, Option<&str>>(0).and_then(|text| text.parse::<Lsn>().ok()) {
+        if let Some(position) = row.parse_nullable::<Lsn>(0)? {
             self.telemetry.source_at(position);
         }
-        Ok(row.get(1))
+        row.get(1)
     }
 
     /// Tells how the slot fares; returns whether there is one.

@@ -139,13 +139,13 @@ pub async fn propose(
             .collect(),
         left_out,
         owners,
-        destination_database: Ident::new(row.get::<_, &str>(0)),
+        destination_database: Ident::new(row.get::<&str>(0).map_err(DestinationError::Session)?),
         reader: reader.0,
         provider: ask_provider(&there).await.map_err(SourceError::Session)?,
         writer: writer.0,
         reader_exists: reader.1,
         writer_exists: writer.1,
-        replica_grantable: row.get(1),
+        replica_grantable: row.get(1).map_err(DestinationError::Session)?,
         not_carried,
     })
 }
@@ -161,7 +161,8 @@ async fn user_tables(client: &SqlClient) -> Result<Vec<QualifiedName>, Fault> {
                                  AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass)
                ORDER BY 1, 2";
     let rows = client.query("listing tables", sql, &[]).await.map_err(SourceError::Session)?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+    let names = rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?)));
+    Ok(names.collect::<Result<_, _>>().map_err(SourceError::Session)?)
 }
 
 fn unfit(table: &TableDefinition) -> Option<&'static str> {
@@ -176,6 +177,6 @@ async fn role(client: &SqlClient, otherwise: &str) -> Result<(Ident, bool), crat
     let sql = "SELECT current_user::text, rolsuper, EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)
                FROM pg_catalog.pg_roles WHERE rolname = current_user";
     let row = client.query_one("asking who we are", sql, &[&otherwise]).await?;
-    let superuser: bool = row.get(1);
-    Ok(if superuser { (Ident::new(otherwise), row.get(2)) } else { (Ident::new(row.get::<_, &str>(0)), true) })
+    let superuser: bool = row.get(1)?;
+    Ok(if superuser { (Ident::new(otherwise), row.get(2)?) } else { (Ident::new(row.get::<&str>(0)?), true) })
 }

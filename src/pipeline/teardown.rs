@@ -181,8 +181,8 @@ async fn refuse_dependants(client: &SqlClient) -> Result<(), Fault> {
     if rows.is_empty() {
         return Ok(());
     }
-    let mut listed: Vec<String> =
-        rows.iter().take(LISTED_MAX).map(|row| printable(row.get::<_, &str>(0)).into_owned()).collect();
+    let listed = rows.iter().take(LISTED_MAX).map(|row| Ok(printable(row.get::<&str>(0)?).into_owned()));
+    let mut listed: Vec<String> = listed.collect::<Result<_, _>>().map_err(DestinationError::Session)?;
     if rows.len() > LISTED_MAX {
         listed.push(format!("and {} more", rows.len() - LISTED_MAX));
     }
@@ -269,8 +269,8 @@ async fn publication(
     let publication = &config.source.publication;
     let sql = "SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication WHERE pubname = $1::text";
     let found = client.query_opt("looking at the publication", sql, &[&publication.as_str()]).await;
-    let found = found.map_err(SourceError::Session)?;
-    match found.map(|row| row.get::<_, Option<String>>(0)) {
+    let found = found.and_then(|row| row.map(|row| row.get::<Option<String>>(0)).transpose());
+    match found.map_err(SourceError::Session)? {
         None => removals.push(Removal::Kept(format!("publication {publication} does not exist at the source"))),
         Some(comment) if comment.as_deref() != Some(PUBLICATION_COMMENT) => removals
             .push(Removal::Kept(format!("publication {publication} at the source, which headwater did not create"))),
@@ -282,7 +282,7 @@ async fn publication(
             };
             // A standby cannot drop it, nor a role that does not own it any more.
             let standby = client.query_one("looking at the source", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
-            let place = match standby.map_err(SourceError::Session)?.get(0) {
+            let place = match standby.and_then(|row| row.get(0)).map_err(SourceError::Session)? {
                 true => "at the source, a standby; its primary drops it",
                 false => "at the source",
             };
@@ -305,7 +305,7 @@ async fn remove_bookkeeping(
     let sql = "SELECT pg_catalog.to_regnamespace('headwater') IS NOT NULL,
                       pg_catalog.to_regclass('headwater.dead_letter') IS NOT NULL";
     let row = client.query_one(doing, sql, &[]).await.map_err(session)?;
-    let (exists, letters): (bool, bool) = (row.get(0), row.get(1));
+    let (exists, letters): (bool, bool) = row.get(0).and_then(|exists| Ok((exists, row.get(1)?))).map_err(session)?;
     if !exists {
         removals.push(Removal::Kept("there is no bookkeeping at the destination".to_owned()));
         return Ok(());
@@ -333,7 +333,7 @@ async fn remove_bookkeeping(
     }
     if letters {
         let sql = "SELECT pg_catalog.count(*) FROM headwater.dead_letter";
-        let count: i64 = client.query_one(doing, sql, &[]).await.map_err(session)?.get(0);
+        let count: i64 = client.query_one(doing, sql, &[]).await.and_then(|row| row.get(0)).map_err(session)?;
         if count > 0 {
             what.push_str(&format!(", with {} of headwater.dead_letter", counted(count, "row")));
         }

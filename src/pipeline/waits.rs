@@ -157,18 +157,18 @@ pub(super) async fn waits(client: &SqlClient, end: End, application_name: &str) 
     let mut waits = Vec::new();
     for row in rows {
         let (name, process_id, mode, object): (&str, i32, &str, &str) =
-            (row.get(0), row.get(1), row.get(3), row.get(4));
+            (row.get(0)?, row.get(1)?, row.get(3)?, row.get(4)?);
         let holder = if process_id == 0 {
-            let Some(prepared) = lock_holder(client, None, row.get(2)).await? else { continue };
+            let Some(prepared) = lock_holder(client, None, row.get(2)?).await? else { continue };
             let end = match &prepared.owner {
                 RunningOwner::Prepared { gid } => format!("ROLLBACK PREPARED {};", shown_literal(gid)),
                 RunningOwner::Session { process_id } => format!("SELECT pg_terminate_backend({process_id});"),
             };
             format!("held by {}. To end it: {end}", prepared.words())
         } else {
-            let (role, program, from): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
-            let since = row.get::<_, Option<&str>>(9).map_or(String::new(), |at| format!(" since {at} UTC"));
-            let (state, statement) = (row.get::<_, &str>(8), shown(row.get(10)));
+            let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
+            let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
+            let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
             format!(
                 "held by process {process_id} ({program}, role {role}, from {from}; {state}, in a transaction{since}). Its last \
                  statement: {statement}. To end it: SELECT pg_terminate_backend({process_id});"
@@ -177,7 +177,7 @@ pub(super) async fn waits(client: &SqlClient, end: End, application_name: &str) 
         let what = format!("{}: {} waits for {mode} on {object}", end.as_str(), printable(name));
         // What is tried again may begin with a weaker lock.
         let key = format!("{name} {object}");
-        waits.push(Wait { key, what, holder: printable(&holder).into_owned(), told_elsewhere: row.get(11) });
+        waits.push(Wait { key, what, holder: printable(&holder).into_owned(), told_elsewhere: row.get(11)? });
     }
     Ok(waits)
 }

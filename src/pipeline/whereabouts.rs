@@ -41,13 +41,17 @@ pub(super) async fn whereabouts(
                LEFT JOIN pg_catalog.pg_namespace s ON s.nspname = known.schema_name
                LEFT JOIN pg_catalog.pg_class b ON b.relnamespace = s.oid AND b.relname = known.name AND b.relkind IN ('r', 'p')
                ORDER BY known.number";
-    let rows = source.query("looking for dropped and renamed tables", sql, &[&ids, &schemas, &names]).await?;
+    let doing = "looking for dropped and renamed tables";
+    let rows = source.query(doing, sql, &[&ids, &schemas, &names]).await?;
+    if rows.len() != ids.len() {
+        return Err(SessionError::answer(doing, "there is not one row for each table"));
+    }
     let found = rows.iter().zip(tables).map(|(row, (table, id))| {
-        let now: (Option<&str>, Option<&str>) = (row.get(0), row.get(1));
+        let now: (Option<&str>, Option<&str>) = (row.get(0)?, row.get(1)?);
         let name_now = now.0.zip(now.1).map(|(schema, name)| QualifiedName::new(schema, name));
-        Whereabouts { table: table.clone(), id, name_now, bearer: row.get::<_, Option<u32>>(2).map(RelationId) }
+        Ok(Whereabouts { table: table.clone(), id, name_now, bearer: row.get::<Option<u32>>(2)?.map(RelationId) })
     });
-    Ok(found.collect())
+    found.collect()
 }
 
 /// The tables of the bookkeeping that are configured and that no table at the source is, by their names or by their OIDs' names.

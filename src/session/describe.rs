@@ -51,7 +51,7 @@ pub async fn describe_not_carried(
 ) -> Result<Vec<Thing>, SessionError> {
     let doing = "looking at what is not carried";
     let sql = "SELECT pg_catalog.current_setting('server_version_num')::int >= 150000";
-    let is_newer: bool = client.query_one(doing, sql, &[]).await?.get(0);
+    let is_newer: bool = client.query_one(doing, sql, &[]).await?.get(0)?;
     let sql = if is_newer { NOT_CARRIED.replace("--15 ", "") } else { NOT_CARRIED.to_owned() };
     let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
     let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
@@ -70,7 +70,7 @@ pub async fn describe_named_types(client: &SqlClient, names: &[QualifiedName]) -
                JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (schema_name, type_name) -- its form takes no schema
                    ON n.nspname = wanted.schema_name AND t.typname = wanted.type_name";
     let rows = client.query("looking for types", sql, &[&schemas, &types]).await?;
-    let ids: Vec<TypeId> = rows.iter().map(|row| TypeId(row.get(0))).collect();
+    let ids: Vec<TypeId> = rows.iter().map(|row| Ok(TypeId(row.get(0)?))).collect::<Result<_, SessionError>>()?;
     describe_types(client, &ids).await
 }
 
@@ -95,7 +95,7 @@ pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Opt
     let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
     let Some(row) = client.query_opt(doing, sql, &[&id.0]).await? else { return Ok(None) };
-    let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+    let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
     let schemas = [name.schema.as_str()];
     let tables = [name.name.as_str()];
     // How large it is nobody asks here, and whoever asks waits for locks.
@@ -104,7 +104,7 @@ pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Opt
     let Some(row) = client.query_opt(doing, &tables_sql, &[&schemas.as_slice(), &tables.as_slice()]).await? else {
         return Ok(None);
     };
-    let table: String = row.get(0);
+    let table: String = row.get(0)?;
     let definition: TableDefinition = parse(doing, &table)?;
     if definition.id != id.0 {
         return Ok(None);
@@ -113,7 +113,7 @@ pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Opt
     ids.sort_unstable();
     ids.dedup();
     let types = client.query(doing, TYPES, &[&ids]).await?;
-    let types: Vec<&str> = types.iter().map(|row| row.get(0)).collect();
+    let types: Vec<&str> = types.iter().map(|row| row.get(0)).collect::<Result<_, SessionError>>()?;
     Ok(Some(Description { table, types: format!("[{}]", types.join(",")) }))
 }
 
@@ -198,10 +198,7 @@ pub(super) async fn describe<T: serde::de::DeserializeOwned>(
     let mut tries = 1;
     loop {
         let rows = client.query(doing, sql, parameters).await?;
-        let described: Result<Vec<T>, SessionError> = rows
-            .iter()
-            .map(|row| parse(doing, row.try_get(0).map_err(|_| SessionError::protocol(doing, "not a text"))?))
-            .collect();
+        let described: Result<Vec<T>, SessionError> = rows.iter().map(|row| parse(doing, row.get(0)?)).collect();
         // Functions that look at the catalog of now give NULL for what was dropped since the statement began.
         if described.is_ok() || tries == DESCRIBED_MAX {
             return described;
@@ -214,7 +211,7 @@ pub(super) async fn describe<T: serde::de::DeserializeOwned>(
 const DESCRIBED_MAX: u32 = 5;
 
 fn parse<T: serde::de::DeserializeOwned>(doing: &'static str, text: &str) -> Result<T, SessionError> {
-    serde_json::from_str(text).map_err(|error| SessionError::protocol(doing, error.to_string()))
+    serde_json::from_str(text).map_err(|error| SessionError::from_json(doing, &error))
 }
 
 #[cfg(test)]

@@ -416,6 +416,14 @@ pub enum SessionError {
         /// What came.
         what: String,
     },
+    /// The answer to a question by SQL is not what was asked for.
+    #[error("{doing}: could not understand the server's answer: {what}")]
+    Answer {
+        /// What was being done.
+        doing: &'static str,
+        /// What is wrong with the answer, without its values.
+        what: String,
+    },
 }
 
 impl SessionError {
@@ -451,7 +459,8 @@ impl SessionError {
             | SessionError::File { .. }
             | SessionError::Lost { .. }
             | SessionError::Timeout { .. }
-            | SessionError::Protocol { .. } => None,
+            | SessionError::Protocol { .. }
+            | SessionError::Answer { .. } => None,
         }
     }
 
@@ -470,6 +479,20 @@ impl SessionError {
 
     pub(crate) fn protocol(doing: &'static str, what: impl Into<String>) -> SessionError {
         SessionError::Protocol { doing, what: what.into() }
+    }
+
+    pub(crate) fn answer(doing: &'static str, what: impl Into<String>) -> SessionError {
+        SessionError::Answer { doing, what: what.into() }
+    }
+
+    /// JSON that is not what was asked for. The error's own words may quote it.
+    pub(crate) fn from_json(doing: &'static str, error: &serde_json::Error) -> SessionError {
+        let what = match error.classify() {
+            serde_json::error::Category::Eof => "ends too early",
+            serde_json::error::Category::Syntax | serde_json::error::Category::Io => "is malformed",
+            serde_json::error::Category::Data => "holds something else than was asked for",
+        };
+        SessionError::answer(doing, format!("JSON {what} at line {}, column {}", error.line(), error.column()))
     }
 
     pub(super) fn from_server(doing: &'static str, error: ServerError) -> SessionError {
@@ -508,7 +531,7 @@ impl SessionError {
         }
         // tokio-postgres's own errors name their stage (`error deserializing column 3`) and cause, no values.
         let cause = source.map(|cause| format!(": {cause}")).unwrap_or_default();
-        SessionError::protocol(doing, format!("{error}{cause}"))
+        SessionError::answer(doing, format!("{error}{cause}"))
     }
 }
 

@@ -25,7 +25,7 @@ pub async fn fingerprint_digests(
 ) -> Result<HashMap<RelationId, String>, SessionError> {
     let ids: Vec<u32> = tables.iter().map(|table| table.0).collect();
     let rows = client.query(DOING, FINGERPRINTS, &[&ids, &publication.as_str(), &false]).await?;
-    Ok(rows.iter().map(|row| (RelationId(row.get(0)), row.get(1))).collect())
+    rows.iter().map(|row| Ok((RelationId(row.get(0)?), row.get(1)?))).collect()
 }
 
 /// The facts about those of the tables that exist.
@@ -39,9 +39,11 @@ pub async fn fingerprint_facts(
 ) -> Result<HashMap<RelationId, FingerprintFacts>, SessionError> {
     let ids: Vec<u32> = tables.iter().map(|table| table.0).collect();
     let rows = client.query(DOING, FINGERPRINTS, &[&ids, &publication.as_str(), &true]).await?;
-    let facts =
-        rows.iter().map(|row| FingerprintFacts { digest: row.get(1), facts: row.get(2), passed: Passed::These });
-    Ok(rows.iter().map(|row| RelationId(row.get(0))).zip(facts).collect())
+    let facts = rows.iter().map(|row| {
+        let facts = FingerprintFacts { digest: row.get(1)?, facts: row.get(2)?, passed: Passed::These };
+        Ok((RelationId(row.get(0)?), facts))
+    });
+    facts.collect()
 }
 
 /// What the catalog says of a table, as it is remembered.
@@ -73,7 +75,7 @@ impl FingerprintFacts {
     /// # Errors
     /// [`SessionError`] when they are none.
     pub fn read(&self) -> Result<Fingerprint, SessionError> {
-        serde_json::from_str(&self.facts).map_err(|error| SessionError::protocol(DOING, error.to_string()))
+        serde_json::from_str(&self.facts).map_err(|error| SessionError::from_json(DOING, &error))
     }
 
     /// Whether the stream may not have come to the moment of these facts.
@@ -91,7 +93,7 @@ impl FingerprintFacts {
             Passed::Earlier(facts) => facts,
             Passed::None => return Ok(None),
         };
-        serde_json::from_str(facts).map(Some).map_err(|error| SessionError::protocol(DOING, error.to_string()))
+        serde_json::from_str(facts).map(Some).map_err(|error| SessionError::from_json(DOING, &error))
     }
 
     /// As one JSON document, for facts that the stream has passed: `passed` is added to it where they are others.
@@ -113,7 +115,7 @@ impl FingerprintFacts {
             passed: Option<serde_json::Map<String, serde_json::Value>>,
         }
         let Document { format, digest, facts, passed } =
-            serde_json::from_str(text).map_err(|error| SessionError::protocol(DOING, error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| SessionError::from_json(DOING, &error))?;
         let passed = match passed {
             None => Passed::These,
             Some(passed) if passed.is_empty() => Passed::None,

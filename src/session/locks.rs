@@ -18,6 +18,6 @@ const LOCK_TABLE: &str = "
 /// [`SessionError`].
 pub async fn read_lock_table(client: &SqlClient) -> Result<LockTable, SessionError> {
     let row = client.query_one("reading the room for locks", LOCK_TABLE, &[]).await?;
-    let number = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
-    Ok(LockTable { per_transaction: number(0), transactions: number(1), in_use: number(2) })
+    let number = |at: usize| Ok::<_, SessionError>(u64::try_from(row.get::<i64>(at)?).unwrap_or(0));
+    Ok(LockTable { per_transaction: number(0)?, transactions: number(1)?, in_use: number(2)? })
 }

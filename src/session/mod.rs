@@ -32,6 +32,7 @@ mod locks;
 mod password_file;
 mod provider;
 mod replication;
+mod row;
 mod sequences;
 mod server_certificate;
 mod settings;
@@ -57,7 +58,7 @@ pub use provider::ask_provider;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
 };
+pub use row::Row;
 pub use sequences::{query_sequences, read_sequences};
 pub use sql::{SessionsRoom, Sql, SqlClient, SqlCopyIn};
-pub use tokio_postgres::Row;
 pub use writing::WritingSession;

@@ -16,6 +16,6 @@ pub async fn ask_provider(client: &SqlClient) -> Result<Option<Provider>, Sessio
                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND u.rolsuper)";
     let names = Provider::ROLES.map(|(role, _)| role).to_vec();
     let rows = client.query("looking for the roles of a provider", sql, &[&names]).await?;
-    let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect::<Result<_, SessionError>>()?;
     Ok(Provider::of_roles(&roles))
 }

@@ -4,11 +4,11 @@
 
 use super::describe::describe;
 use super::error::SessionError;
+use super::row::Row;
 use super::sql::SqlClient;
 use crate::pg::QualifiedName;
 use crate::plan::sequences::{OwnedSequence, SequenceState, Standing};
 use crate::plan::sql::sequences::{HOLD, read_states};
-use tokio_postgres::Row;
 
 const OWNED: &str = include_str!("../../sql/owned_sequences.sql");
 
@@ -29,7 +29,7 @@ pub async fn query_sequences(
     client.batch(doing, "BEGIN").await?;
     let queried = async {
         let ids = async || -> Result<Vec<u32>, SessionError> {
-            Ok(client.query(doing, HOLD, &[&names]).await?.iter().map(|row| row.get(0)).collect())
+            client.query(doing, HOLD, &[&names]).await?.iter().map(|row| row.get(0)).collect()
         };
         if ids().await? != ids().await? {
             return Err(SessionError::protocol(doing, "a sequence was renamed meanwhile".to_owned()));
@@ -48,6 +48,7 @@ pub async fn query_sequences(
 /// # Errors
 /// [`SessionError`]; also when a sequence is dropped meanwhile, so ask again later.
 pub async fn read_sequences(client: &SqlClient, tables: &[QualifiedName]) -> Result<Vec<Standing>, SessionError> {
+    let doing = "reading sequences";
     let schemas: Vec<&str> = tables.iter().map(|name| name.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|name| name.name.as_str()).collect();
     let owned: Vec<OwnedSequence> = describe(client, "looking for sequences", OWNED, &[&schemas, &names]).await?;
@@ -56,11 +57,12 @@ pub async fn read_sequences(client: &SqlClient, tables: &[QualifiedName]) -> Res
     for some in readable.chunks_mut(STATES_MAX) {
         let names: Vec<&QualifiedName> = some.iter().map(|(sequence, _)| &sequence.name).collect();
         let sql = read_states(names.iter().copied());
-        for row in query_sequences(client, "reading sequences", &names, &sql).await? {
-            let place = usize::try_from(row.get::<_, i32>(0)).unwrap_or(usize::MAX);
-            if let Some((_, state)) = some.get_mut(place) {
-                *state = Some(SequenceState { last_value: row.get(1), is_called: row.get(2) });
-            }
+        for row in query_sequences(client, doing, &names, &sql).await? {
+            let place = usize::try_from(row.get::<i32>(0)?).ok();
+            let (_, state) = place
+                .and_then(|place| some.get_mut(place))
+                .ok_or_else(|| SessionError::answer(doing, "a sequence that was not asked for"))?;
+            *state = Some(SequenceState { last_value: row.get(1)?, is_called: row.get(2)? });
         }
     }
     Ok(standing)

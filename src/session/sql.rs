@@ -16,15 +16,16 @@ use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
+use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as TokioSslMode};
 use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, Row};
 
 use super::bounded::BoundedStream;
 use super::connect::{self, Opened, ServerKind};
 use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
+use super::row::Row;
 use super::settings;
 use super::startup::{PASSWORD_MISSING, UNBOUND};
 use crate::config::{ChannelBinding, ConnectionSettings};
@@ -76,7 +77,7 @@ impl Sql {
         let (client, connection) = connecting.await.map_err(|error| {
             let error = SessionError::from_sql("connecting", &error);
             // What tokio-postgres finds wrong by itself at this stage concerns the authentication.
-            if let SessionError::Protocol { what, .. } = error {
+            if let SessionError::Answer { what, .. } = error {
                 return SessionError::Authentication { host: host.to_string(), reason: in_our_words(what) };
             }
             error.without_password(password.as_ref())
@@ -129,7 +130,8 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, SessionError> {
-        self.bounded(doing, self.client.query(sql, parameters)).await
+        let rows = self.bounded(doing, self.client.query(sql, parameters)).await?;
+        Ok(rows.into_iter().map(|row| Row::new(doing, row)).collect())
     }
 
     /// Runs a statement that returns exactly one row.
@@ -142,7 +144,7 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, SessionError> {
-        self.bounded(doing, self.client.query_one(sql, parameters)).await
+        Ok(Row::new(doing, self.bounded(doing, self.client.query_one(sql, parameters)).await?))
     }
 
     /// Runs a statement that returns at most one row.
@@ -155,7 +157,7 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, SessionError> {
-        self.bounded(doing, self.client.query_opt(sql, parameters)).await
+        Ok(self.bounded(doing, self.client.query_opt(sql, parameters)).await?.map(|row| Row::new(doing, row)))
     }
 
     /// Runs one statement as the role that has logged in, and returns its rows. Not inside a transaction.
@@ -308,11 +310,11 @@ impl SqlClient {
                    WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()";
         let row = self.query_one("counting sessions", sql, &[]).await?;
         Ok(SessionsRoom {
-            server: row.get(0),
-            role: row.get(1),
-            database: row.get(2),
-            role_name: Ident::new(row.get::<_, &str>(3)),
-            database_name: Ident::new(row.get::<_, &str>(4)),
+            server: row.get(0)?,
+            role: row.get(1)?,
+            database: row.get(2)?,
+            role_name: Ident::new(row.get::<&str>(3)?),
+            database_name: Ident::new(row.get::<&str>(4)?),
         })
     }
 

@@ -167,7 +167,7 @@ async fn names_of_tables(client: &SqlClient) -> Result<Vec<String>, SourceError>
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
     let rows = client.query("looking for tables", sql, &[]).await?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).to_string()).collect())
+    rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?).to_string())).collect()
 }
 
 fn kind_problem(table: &TableDefinition) -> Option<ErrorReport> {
@@ -213,16 +213,16 @@ async fn read_problems(client: &SqlClient, tables: &[TableDefinition]) -> Result
                WHERE c.oid = ANY ($1) AND r.rolname = current_user";
     let mut problems = Vec::new();
     for row in client.query("checking privileges at the source", sql, &[&ids]).await? {
-        let id: u32 = row.get(0);
+        let id: u32 = row.get(0)?;
         let Some(table) = tables.iter().find(|table| table.id == id) else { continue };
-        let (name, role) = (table.name(), Ident::new(row.get::<_, &str>(3)));
-        if !row.get::<_, bool>(1) {
+        let (name, role) = (table.name(), Ident::new(row.get::<&str>(3)?));
+        if !row.get::<bool>(1)? {
             problems.push(
                 ErrorReport::new(format!("role {role} may not read table {name} at the source"))
                     .hint(format!("Run at the source as the table's owner:\nGRANT SELECT ON {name} TO {role};")),
             );
         }
-        if row.get::<_, bool>(2) {
+        if row.get::<bool>(2)? {
             problems.push(
                 ErrorReport::new(format!("row-level security of table {name} would hide rows from role {role}"))
                     .detail("The copy would be smaller than the table without anybody noticing.")

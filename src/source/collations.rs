@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::error::SourceError;
 use crate::pg::{QualifiedName, quote_literal};
-use crate::session::SqlClient;
+use crate::session::{SessionError, SqlClient};
 
 /// The statements that create these collations, by name.
 ///
@@ -33,26 +33,30 @@ pub async fn collation_statements(
     let collations: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
     let rows = client.query("looking at collations", sql, &[&schemas, &collations]).await?;
     let statements = rows.iter().map(|row| {
-        let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-        let text = |at: usize| quote_literal(row.get::<_, Option<&str>>(at).unwrap_or_default());
-        let statement = match row.get::<_, &str>(2) {
+        let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+        let text = |at: usize| Ok::<_, SessionError>(quote_literal(row.get::<Option<&str>>(at)?.unwrap_or_default()));
+        let statement = match row.get::<&str>(2)? {
             "c" => {
-                format!("CREATE COLLATION {name} (provider = libc, lc_collate = {}, lc_ctype = {});", text(4), text(5))
+                format!(
+                    "CREATE COLLATION {name} (provider = libc, lc_collate = {}, lc_ctype = {});",
+                    text(4)?,
+                    text(5)?
+                )
             }
-            "b" => format!("CREATE COLLATION {name} (provider = builtin, locale = {});", text(6)),
+            "b" => format!("CREATE COLLATION {name} (provider = builtin, locale = {});", text(6)?),
             _ => {
-                let deterministic: bool = row.get(3);
-                let rules = match row.get::<_, Option<&str>>(7) {
+                let deterministic: bool = row.get(3)?;
+                let rules = match row.get::<Option<&str>>(7)? {
                     Some(rules) => format!(", rules = {}", quote_literal(rules)),
                     None => String::new(),
                 };
                 format!(
                     "CREATE COLLATION {name} (provider = icu, locale = {}, deterministic = {deterministic}{rules});",
-                    text(6)
+                    text(6)?
                 )
             }
         };
-        (name, statement)
+        Ok((name, statement))
     });
-    Ok(statements.collect())
+    statements.collect()
 }

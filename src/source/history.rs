@@ -63,11 +63,11 @@ impl SourceDatabase {
                    FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
         let row = client.query_one("looking at the source's database", sql, &[&remembered]).await?;
         Ok(SourceDatabase {
-            id: row.get(0),
-            name: row.get(1),
-            remembered_exists: row.get(2),
-            server_version: row.get(3),
-            next_xid: row.get(4),
+            id: row.get(0)?,
+            name: row.get(1)?,
+            remembered_exists: row.get(2)?,
+            server_version: row.get(3)?,
+            next_xid: row.get(4)?,
         })
     }
 }

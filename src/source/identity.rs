@@ -57,8 +57,8 @@ impl Identities {
         let sql = "SELECT pg_catalog.current_setting('server_version_num')::int,
                           (SELECT pg_catalog.to_jsonb(p) ->> 'pubgencols' FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text)";
         let row = client.query_one(DOING, sql, &[&publication.as_str()]).await?;
-        let can_send_stored = row.get::<_, i32>(0) >= GENERATED_COLUMNS;
-        let sends_stored = row.get::<_, Option<&str>>(1) == Some("s");
+        let can_send_stored = row.get::<i32>(0)? >= GENERATED_COLUMNS;
+        let sends_stored = row.get::<Option<&str>>(1)? == Some("s");
         let publishing = Publishing { name: publication.clone(), sends_stored, judges_generated: can_send_stored };
         let mut found: BTreeMap<RelationId, IdentifiedTable> = BTreeMap::new();
         for member in describe_identities(client, &ids, publication).await? {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::error::SourceError;
 use crate::pg::QualifiedName;
 use crate::plan::sql::partition_tree;
-use crate::session::SqlClient;
+use crate::session::{SessionError, SqlClient};
 
 /// The marks of some tables, with those of their partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,12 +48,15 @@ impl Marks {
     pub async fn read(client: &SqlClient, names: &[QualifiedName]) -> Result<Marks, SourceError> {
         let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
         let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
-        let rows = client.query("looking for altered tables", MARKS, &[&schemas, &tables]).await?;
-        let marks = rows.iter().filter_map(|row| {
-            let number = usize::try_from(row.get::<_, i64>(0) - 1).expect("a number from 1 on");
-            Some((names.get(number)?.clone(), row.get(1)))
+        let doing = "looking for altered tables";
+        let rows = client.query(doing, MARKS, &[&schemas, &tables]).await?;
+        let marks = rows.iter().map(|row| {
+            let number = row.get::<i64>(0)?.checked_sub(1).and_then(|number| usize::try_from(number).ok());
+            let name = number.and_then(|number| names.get(number));
+            let name = name.ok_or_else(|| SessionError::answer(doing, "a table that was not asked for"))?;
+            Ok((name.clone(), row.get(1)?))
         });
-        Ok(Marks { marks: marks.collect() })
+        Ok(Marks { marks: marks.collect::<Result<_, SessionError>>()? })
     }
 
     /// The first of these tables that was altered, or bears another's name, since `before` was read.

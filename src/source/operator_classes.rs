@@ -45,13 +45,13 @@ pub async fn operator_classes(client: &SqlClient, indexes: &[u32]) -> Result<Vec
                ORDER BY 1, 2, 3, 4, 5, 6, 7";
     let mut classes: Vec<OperatorClass> = Vec::new();
     for row in client.query("looking at operator classes", sql, &[&indexes]).await? {
-        let ident = |at: usize| Ident::new(row.get::<_, &str>(at));
-        let user = (ident(4), QualifiedName { schema: ident(5), name: ident(6) });
+        let ident = |at: usize| row.get::<&str>(at).map(Ident::new);
+        let user = (ident(4)?, QualifiedName { schema: ident(5)?, name: ident(6)? });
         let class = OperatorClass {
-            name: ident(0),
-            method: ident(1),
-            extension: ident(2),
-            schema: ident(3),
+            name: ident(0)?,
+            method: ident(1)?,
+            extension: ident(2)?,
+            schema: ident(3)?,
             users: vec![user.clone()],
         };
         match classes.last_mut() {

@@ -16,7 +16,7 @@ pub(super) async fn plugin_report(client: &SqlClient) -> Result<Option<ErrorRepo
     let sql =
         "SELECT setting, source, session_user::text FROM pg_catalog.pg_settings WHERE name = 'output_plugin_libraries'";
     let Some(row) = client.query_opt("looking at output plugins", sql, &[]).await? else { return Ok(None) };
-    let (list, set_by, login): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+    let (list, set_by, login): (&str, &str, &str) = (row.get(0)?, row.get(1)?, row.get(2)?);
     let mut plugins = elements(list);
     if plugins.iter().any(|plugin| plugin == PLUGIN) {
         return Ok(None);

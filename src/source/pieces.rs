@@ -60,19 +60,20 @@ pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<P
         bytes: table.bytes,
     };
     // Without a privilege on the whole table its ctid cannot be read; without one on a partition, the partition.
-    if !rows.iter().all(|row| row.get::<_, Option<bool>>(2) == Some(true)) {
+    let readable = rows.iter().map(|row| row.get::<Option<bool>>(2)).collect::<Result<Vec<_>, _>>()?;
+    if !readable.iter().all(|readable| *readable == Some(true)) {
         return Ok(vec![whole]);
     }
     let mut pieces = Vec::new();
     for row in &rows {
-        let relation = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let relation = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
         // Sizes are NULL for what was dropped meanwhile; it has no rows to read then, and reading it says so.
-        let pages = row.get::<_, Option<i64>>(3).and_then(|pages| u32::try_from(pages).ok()).unwrap_or(0);
-        let block_bytes = u64::try_from(row.get::<_, i64>(4)).unwrap_or(8192);
+        let pages = row.get::<Option<i64>>(3)?.and_then(|pages| u32::try_from(pages).ok()).unwrap_or(0);
+        let block_bytes = u64::try_from(row.get::<i64>(4)?).unwrap_or(8192);
         pieces.extend(PageRange::split(pages, PIECE_PAGES).into_iter().map(|range| Piece {
             relation: relation.clone(),
             whole_tree: false,
-            bytes: u64::from(range.end.unwrap_or(pages).saturating_sub(range.first)) * block_bytes,
+            bytes: u64::from(range.end.unwrap_or(pages).saturating_sub(range.first)).saturating_mul(block_bytes),
             pages: range,
         }));
     }

@@ -55,28 +55,28 @@ impl SourceServer {
                           pg_catalog.current_setting('effective_wal_level', true)";
         let row = client.query_one("looking at the source", sql, &[]).await?;
         let server = SourceServer {
-            version: row.get(0),
-            role: Ident::new(row.get::<_, &str>(1)),
-            in_recovery: row.get(2),
-            synchronous_standby_names: row.get(4),
+            version: row.get(0)?,
+            role: Ident::new(row.get::<&str>(1)?),
+            in_recovery: row.get(2)?,
+            synchronous_standby_names: row.get(4)?,
         };
         let provider = ask_provider(client).await?;
         let mut problems = Vec::new();
-        let wal_level: &str = row.get::<_, Option<&str>>(8).unwrap_or(row.get(3));
+        let wal_level: &str = row.get::<Option<&str>>(8)?.unwrap_or(row.get(3)?);
         if wal_level != "logical" {
             problems.push(
                 ErrorReport::new(format!("wal_level is {wal_level} at the source, headwater needs logical"))
                     .hint(logical_decoding_hint(provider)),
             );
         }
-        let (slots_max, slots): (i64, i64) = (row.get(5), row.get(6));
+        let (slots_max, slots): (i64, i64) = (row.get(5)?, row.get(6)?);
         if needs_slot && slots >= slots_max {
             problems.push(
                 ErrorReport::new(format!("all {slots_max} replication slots at the source are taken"))
                     .hint(more_slots(provider, slots_max.saturating_add(4))),
             );
         }
-        if row.get::<_, i64>(7) == 0 {
+        if row.get::<i64>(7)? == 0 {
             problems.push(ErrorReport::new("max_wal_senders is 0 at the source").hint(settings_hint(
                 provider,
                 &[("max_wal_senders", "10".to_owned())],
@@ -152,7 +152,7 @@ pub async fn same_database(
 ) -> Result<(), SourceError> {
     let sql = "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.current_database()::text";
     let row = destination.query_one("looking at the destination", sql, &[]).await?;
-    let (system, database): (&str, &str) = (row.get(0), row.get(1));
+    let (system, database): (&str, &str) = (row.get(0)?, row.get(1)?);
     if system != source.system_identifier || database != source.database {
         return Ok(());
     }

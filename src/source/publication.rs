@@ -108,8 +108,12 @@ async fn bring_about(
         }
         Some(row) => {
             let operations = ["insert", "update", "delete", "truncate"];
-            let left_out: Vec<&str> =
-                operations.iter().zip(1..).filter(|(_, at)| !row.get::<_, bool>(*at)).map(|(name, _)| *name).collect();
+            let mut left_out: Vec<&str> = Vec::new();
+            for (name, at) in operations.iter().zip(1..) {
+                if !row.get::<bool>(at)? {
+                    left_out.push(name);
+                }
+            }
             if !left_out.is_empty() {
                 return Err(SourceError::Refused(
                     ErrorReport::new(format!("publication {publication} leaves out {}", left_out.join(", ")))
@@ -120,7 +124,7 @@ async fn bring_about(
                         )),
                 ));
             }
-            let via_root: bool = row.get(5);
+            let via_root: bool = row.get(5)?;
             add_missing((client, publication, &identities), catalog, via_root, followed, &mut told).await?;
         }
     }
@@ -234,7 +238,7 @@ fn ids<'a>(tables: &'a [&TableDefinition]) -> impl Iterator<Item = RelationId> +
 async fn published(client: &SqlClient, publication: &Ident) -> Result<Vec<QualifiedName>, SourceError> {
     let sql = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1::text";
     let rows = client.query(DOING, sql, &[&publication.as_str()]).await?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+    rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?))).collect()
 }
 
 async fn add_missing(
@@ -314,10 +318,10 @@ async fn take_over_lists(
     // Before 18 generated columns are listed all the same, and never sent.
     let mut sends_generated = false;
     for row in rows {
-        sends_generated = row.get(5);
-        let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-        let columns = row.get::<_, bool>(4).then(|| row.get::<_, Vec<String>>(2));
-        lists.insert(name, (columns, row.get(3)));
+        sends_generated = row.get(5)?;
+        let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+        let columns = row.get::<bool>(4)?.then(|| row.get::<Vec<String>>(2)).transpose()?;
+        lists.insert(name, (columns, row.get(3)?));
     }
     for table in &mut catalog.tables {
         let name = table.definition.name();

@@ -132,7 +132,7 @@ pub async fn running_transactions(client: &SqlClient) -> Result<Vec<Running>, Se
                GROUP BY l.pid";
     let sql = format!("{} ORDER BY gid IS NULL, began NULLS LAST LIMIT {NAMED_MAX}", described(sql));
     let rows = client.query("looking for running transactions", &sql, &[]).await?;
-    Ok(rows.iter().filter_map(read).collect())
+    rows.iter().filter_map(|row| read(row).transpose()).collect()
 }
 
 /// Who holds a lock, by the process and virtual transaction that pg_locks shows for it: a prepared transaction has no process, but
@@ -155,7 +155,7 @@ pub async fn lock_holder(
                FROM pg_catalog.pg_stat_activity a WHERE a.pid = $1::int";
     let doing = "looking for a lock's holder";
     let row = client.query_opt(doing, &described(sql), &[&process_id, &virtual_transaction]).await?;
-    Ok(row.as_ref().and_then(read))
+    row.as_ref().map_or(Ok(None), read)
 }
 
 /// Rows of process, gid, role, database and beginning, as [`read`] reads them.
@@ -167,15 +167,15 @@ fn described(sql: &str) -> String {
     )
 }
 
-fn read(row: &Row) -> Option<Running> {
-    let owner = match (row.get::<_, Option<i32>>(0), row.get::<_, Option<String>>(1)) {
+fn read(row: &Row) -> Result<Option<Running>, SessionError> {
+    let owner = match (row.get::<Option<i32>>(0)?, row.get::<Option<String>>(1)?) {
         (_, Some(gid)) => RunningOwner::Prepared { gid },
         (Some(process_id), None) => RunningOwner::Session { process_id },
-        (None, None) => return None,
+        (None, None) => return Ok(None),
     };
     let named = |text: Option<&str>| text.map(Ident::new);
-    let (role, database) = (named(row.get(2)), named(row.get(3)));
-    Some(Running { owner, role, database, since: row.get(4), seconds: row.get(5) })
+    let (role, database) = (named(row.get(2)?), named(row.get(3)?));
+    Ok(Some(Running { owner, role, database, since: row.get(4)?, seconds: row.get(5)? }))
 }
 
 #[cfg(test)]

@@ -65,26 +65,25 @@ pub async fn find_slot(client: &SqlClient, name: &SlotName) -> Result<Option<Slo
     let Some(row) = client.query_opt("looking at the replication slot", sql, &[&name.as_str()]).await? else {
         return Ok(None);
     };
-    if row.get::<_, &str>(8) != "logical" {
+    if row.get::<&str>(8)? != "logical" {
         return Err(SourceError::Refused(
             ErrorReport::new(format!("replication slot {name} at the source is a physical slot"))
                 .hint("Choose another name for source.slot."),
         ));
     }
-    let confirmed: Option<&str> = row.get(3);
     Ok(Some(Slot {
         name: name.clone(),
-        plugin: row.get(0),
-        database: row.get(1),
-        database_id: row.get(9),
-        active_pid: row.get(2),
-        confirmed_flush_lsn: confirmed.and_then(|lsn| lsn.parse().ok()),
-        wal_status: row.get(4),
-        safe_wal_size: row.get(5),
-        retained_wal_bytes: row.get(6),
-        invalidation_reason: row.get(7),
-        failover: row.get(10),
-        two_phase: row.get(11),
+        plugin: row.get(0)?,
+        database: row.get(1)?,
+        database_id: row.get(9)?,
+        active_pid: row.get(2)?,
+        confirmed_flush_lsn: row.parse_nullable(3)?,
+        wal_status: row.get(4)?,
+        safe_wal_size: row.get(5)?,
+        retained_wal_bytes: row.get(6)?,
+        invalidation_reason: row.get(7)?,
+        failover: row.get(10)?,
+        two_phase: row.get(11)?,
     }))
 }
 
@@ -131,12 +130,12 @@ pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<Vec<Str
                        FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND usename = session_user";
             let doing = "ending the session that holds the slot";
             for row in client.query_as_login_role(doing, sql, &[&process_id]).await? {
-                let (application, from, role): (&str, &str, &str) = (row.get(1), row.get(2), row.get(3));
+                let (application, from, role): (&str, &str, &str) = (row.get(1)?, row.get(2)?, row.get(3)?);
                 let text = format!(
                     "ended process {process_id} at the source, which held replication slot {name}: {application} of role {role}, \
                      from {from}"
                 );
-                if row.get::<_, bool>(0) && !ended.contains(&text) {
+                if row.get::<bool>(0)? && !ended.contains(&text) {
                     ended.push(text);
                 }
             }
@@ -157,10 +156,10 @@ async fn holder(client: &SqlClient, process_id: i32) -> Result<String, SourceErr
     let Some(row) = client.query_opt("looking for the slot's holder", sql, &[&process_id]).await? else {
         return Ok("a session that has ended by now".to_owned());
     };
-    let role = Ident::new(row.get::<_, &str>(0));
-    Ok(match (row.get::<_, Option<&str>>(1), row.get::<_, Option<&str>>(3)) {
+    let role = Ident::new(row.get::<&str>(0)?);
+    Ok(match (row.get::<Option<&str>>(1)?, row.get::<Option<&str>>(3)?) {
         (Some(program), Some(since)) => {
-            let (program, from) = (printable(program), row.get::<_, &str>(2));
+            let (program, from) = (printable(program), row.get::<&str>(2)?);
             format!("role {role} ({program}, from {from}), since {since}")
         }
         (_, _) => format!("role {role} (the rest is not visible to this role)"),

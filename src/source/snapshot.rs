@@ -117,7 +117,7 @@ impl TableLocks {
                    WHERE o.pid = pg_catalog.pg_backend_pid() AND o.locktype = 'relation' AND o.mode = 'AccessShareLock'
                      AND n.nspname <> 'pg_catalog' LIMIT 1";
         let row = self.client.query_opt("looking for whoever waits for the tables", sql, &[]).await?;
-        Ok(row.map(|row| (QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2))))
+        row.map(|row| Ok((QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?), row.get(2)?))).transpose()
     }
 
     /// Lets go of all.
@@ -163,8 +163,8 @@ async fn exclusive_holder(
                  AND l.mode = 'AccessExclusiveLock' AND l.granted
                  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) LIMIT 1";
     let Some(row) = client.query_opt("looking for the lock's holder", sql, &[&names]).await? else { return Ok(None) };
-    let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-    let holder = lock_holder(client, row.get(2), row.get(3)).await?;
+    let table = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+    let holder = lock_holder(client, row.get(2)?, row.get(3)?).await?;
     Ok(holder.map(|holder| (table, holder)))
 }
 
@@ -185,7 +185,7 @@ pub async fn hold_snapshot(sql: &Sql, exported: &str) -> Result<HeldSnapshot, So
     let imported = current_snapshot(&client).await?;
     settle(sql, &imported).await?;
     let row = client.query_one("exporting the snapshot", "SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
-    Ok(HeldSnapshot { client, snapshot_name: row.get(0) })
+    Ok(HeldSnapshot { client, snapshot_name: row.get(0)? })
 }
 
 impl HeldSnapshot {
@@ -248,7 +248,7 @@ pub fn settled(imported: &str, now: &str) -> bool {
 
 async fn current_snapshot(client: &SqlClient) -> Result<String, SourceError> {
     let sql = "SELECT pg_catalog.pg_current_snapshot()::text";
-    Ok(client.query_one("reading the snapshot", sql, &[]).await?.get(0))
+    Ok(client.query_one("reading the snapshot", sql, &[]).await?.get(0)?)
 }
 
 /// The transactions that every question sees which a session asks from a moment on.
@@ -263,7 +263,7 @@ impl VisibleTransactions {
     pub async fn read(client: &SqlClient) -> Result<VisibleTransactions, SessionError> {
         const DOING: &str = "reading the snapshot";
         let row = client.query_one(DOING, "SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
-        let snapshot = Snapshot::parse(row.get(0)).ok_or_else(|| SessionError::protocol(DOING, "no snapshot"))?;
+        let snapshot = Snapshot::parse(row.get(0)?).ok_or_else(|| SessionError::protocol(DOING, "no snapshot"))?;
         Ok(VisibleTransactions(snapshot))
     }
 
@@ -280,7 +280,7 @@ impl VisibleTransactions {
 pub(super) async fn sees(client: &SqlClient, xid: u32) -> Result<bool, SessionError> {
     let sql = "SELECT pg_catalog.pg_current_snapshot()::text";
     let row = client.query_one("reading the snapshot", sql, &[]).await?;
-    Ok(Snapshot::parse(row.get(0)).is_some_and(|snapshot| snapshot.shows(snapshot.nearest(xid))))
+    Ok(Snapshot::parse(row.get(0)?).is_some_and(|snapshot| snapshot.shows(snapshot.nearest(xid))))
 }
 
 async fn settle(sql: &Sql, imported: &str) -> Result<(), SourceError> {

@@ -46,8 +46,8 @@ pub async fn withdraw(
                ORDER BY 1, 2";
     let (name, slot) = (publication.as_str(), slot.as_str());
     let rows = client.query("looking at the publication", sql, &[&name, &ids, &PUBLICATION_COMMENT, &slot]).await?;
-    let names: Vec<QualifiedName> =
-        rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+    let names = rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?)));
+    let names: Vec<QualifiedName> = names.collect::<Result<_, SourceError>>()?;
     let Some(first) = rows.first() else { return Ok(Withdrawal::None) };
     let list = |name: fn(&QualifiedName) -> String| names.iter().map(name).collect::<Vec<_>>().join(", ");
     let shown = list(ToString::to_string);
@@ -58,7 +58,7 @@ pub async fn withdraw(
              ALTER PUBLICATION {publication} DROP TABLE {shown};"
         )))
     };
-    if first.get::<_, bool>(2) {
+    if first.get::<bool>(2)? {
         return Ok(left("Another replication slot of that database may use the publication.".to_owned()));
     }
     let statement = format!("ALTER PUBLICATION {} DROP TABLE {}", publication.sql(), list(QualifiedName::sql));

@@ -229,8 +229,8 @@ async fn run(roles: Roles, name: &str) {
 
     let mut became: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
     for row in database.destination.query("looking", BECAME, &[]).await.expect("the catalog") {
-        let n = usize::try_from(row.get::<_, i32>(0)).expect("a number");
-        became.entry(n).or_default().insert(row.get(1));
+        let n = usize::try_from(row.get::<i32>(0).unwrap()).expect("a number");
+        became.entry(n).or_default().insert(row.get(1).unwrap());
     }
     let mut wrong = Vec::new();
     for (n, attack) in attacks.iter().enumerate().filter(|(_, attack)| attack.can_be_said()) {
@@ -287,7 +287,7 @@ async fn expressions_of(client: &SqlClient) -> Expressions {
     let names: Vec<&str> = FUNCTIONS.keys().copied().collect();
     let sql = include_str!("../../sql/expression_catalog.sql");
     let row = client.query_one("reading what expressions may use", sql, &[&names]).await.expect("the catalog");
-    Expressions::new(serde_json::from_str::<Catalog>(row.get(0)).expect("the catalog"))
+    Expressions::new(serde_json::from_str::<Catalog>(row.get(0).unwrap()).expect("the catalog"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

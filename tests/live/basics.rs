@@ -87,7 +87,7 @@ async fn nothing_is_left_behind_after_a_stop() {
     for client in [&database.source, &database.destination] {
         eventually("no session of headwater's is left", || async {
             let row = client.query_one("counting sessions", &sessions, &[]).await.unwrap();
-            (row.get::<_, &str>(0) == "0").then_some(())
+            (row.get::<&str>(0).unwrap() == "0").then_some(())
         })
         .await;
     }

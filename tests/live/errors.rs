@@ -441,7 +441,7 @@ async fn a_destination_that_is_a_source_of_its_own_cluster_works() {
     let there = both.connect(&copy).await.unwrap();
     crate::support::eventually("the row arrives", || async {
         let row = there.query_one("counting", "SELECT count(*) FROM public.t", &[]).await.ok()?;
-        (row.get::<_, i64>(0) == 2).then_some(())
+        (row.get::<i64>(0).unwrap() == 2).then_some(())
     })
     .await;
     service.stop().await;

@@ -68,7 +68,7 @@ struct Said {
 
 /// The process of a session.
 async fn process_of(session: &SqlClient) -> String {
-    session.query_one("asking", "SELECT pg_backend_pid()::text", &[]).await.unwrap().get(0)
+    session.query_one("asking", "SELECT pg_backend_pid()::text", &[]).await.unwrap().get(0).unwrap()
 }
 
 /// A session that says who it is and holds what this takes, in a transaction that it leaves open.

@@ -88,7 +88,7 @@ async fn a_long_transaction_that_delays_the_slot_is_named() {
     let database = Database::on(&source, crate::support::destination().await, "explainslot", FORUM, FORUM_SCHEMA).await;
     let other = source.connect(&database.name).await.unwrap();
     other.batch("a long transaction", "BEGIN; CREATE TABLE public.elsewhere (id int)").await.unwrap();
-    let process: i32 = other.query_one("its process", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let process: i32 = other.query_one("its process", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0).unwrap();
     let service = Setup::of(&database).start();
     service.is("snapshot").await;
     let held = format!("held by process {process}");

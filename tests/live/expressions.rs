@@ -107,7 +107,7 @@ const EXPRESSIONS: &str = "
 
 async fn expressions(client: &SqlClient) -> BTreeMap<String, String> {
     let rows = client.query("reading expressions", EXPRESSIONS, &[]).await.unwrap();
-    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    rows.iter().map(|row| (row.get(0).unwrap(), row.get(1).unwrap())).collect()
 }
 
 /// What the source itself makes of its own text: a cast of an array is moved into the array, as by a dump and its restore.
@@ -167,7 +167,8 @@ async fn every_variant_of_a_listed_function_is_listed() {
         let rows = client.query("reading functions", sql, &[&names]).await.unwrap();
         assert!(rows.len() > 600, "{} functions", rows.len());
         for row in rows {
-            let (name, arguments, volatile): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
+            let (name, arguments, volatile): (&str, &str, bool) =
+                (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap());
             let listed = &FUNCTIONS[name];
             assert!(listed.variants().any(|variant| variant == arguments), "{name}({arguments}) is not listed");
             // Whether a volatile variant is known to be one: as a default that changes, or for a time zone's offset.

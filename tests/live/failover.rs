@@ -165,7 +165,7 @@ async fn a_standby_can_be_the_source() {
             database.at_source(statement).await;
         }
         let row = at_standby.query_opt("looking", &reason, &[]).await.ok()??;
-        (row.get::<_, Option<&str>>(0) == Some("true")).then_some(())
+        (row.get::<Option<&str>>(0).unwrap() == Some("true")).then_some(())
     })
     .await;
     let output = setup.start().ends_with(1).await;

@@ -111,7 +111,7 @@ async fn read(url: String, states: Arc<AtomicU64>) {
         let mut highest = -1;
         while let Ok(row) = client.query_one("reading a state", sql, &[]).await {
             let (counted, journal, newest, sum): (Option<i64>, i64, i64, Option<i64>) =
-                (row.get(0), row.get(1), row.get(2), row.get(3));
+                (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap(), row.get(3).unwrap());
             let counted = counted.expect("the counter is there");
             assert_eq!((journal, newest, sum), (counted, counted, Some(SUM)), "a state that the source was never in");
             assert!(counted >= highest, "the destination went back from {highest} to {counted}");

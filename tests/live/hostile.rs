@@ -136,7 +136,7 @@ async fn a_password_is_nowhere_to_be_seen() {
             "SELECT string_agg(application_name || query, ' ') FROM pg_stat_activity WHERE datname = current_database()
                    AND pid <> pg_backend_pid()";
         let row = session.query_one("looking", sql, &[]).await.unwrap();
-        shown.push(row.get::<_, Option<String>>(0).unwrap_or_default());
+        shown.push(row.get::<Option<String>>(0).unwrap().unwrap_or_default());
     }
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
         shown.push(service.get(path).await.unwrap().1);

@@ -23,7 +23,7 @@ async fn arrival(database: &Database, service: &crate::support::Service, rows: i
     loop {
         spooled = spooled.max(service.metric("headwater_spool_bytes").await.unwrap_or(0.0));
         let row = reader.query_one("looking for a row", "SELECT EXISTS (SELECT FROM public.t)", &[]).await.unwrap();
-        if row.get(0) {
+        if row.get(0).unwrap() {
             break;
         }
         assert!(since.elapsed() < ARRIVAL_MAX, "the transaction does not arrive");
@@ -31,7 +31,7 @@ async fn arrival(database: &Database, service: &crate::support::Service, rows: i
     }
     let took = since.elapsed();
     let row = reader.query_one("counting", "SELECT count(*) FROM public.t", &[]).await.unwrap();
-    assert_eq!(row.get::<_, i64>(0), rows, "visible all at once");
+    assert_eq!(row.get::<i64>(0).unwrap(), rows, "visible all at once");
     (took, spooled)
 }
 

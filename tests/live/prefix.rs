@@ -55,7 +55,7 @@ async fn read(client: &SqlClient) -> Option<i64> {
         Err(error) => panic!("{error}"),
     };
     let (counted, journal, newest, sum): (Option<i64>, i64, i64, Option<i64>) =
-        (row.get(0), row.get(1), row.get(2), row.get(3));
+        (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap(), row.get(3).unwrap());
     let counted = counted.expect("the counter's row is there as soon as its table is");
     assert_eq!((journal, newest, sum), (counted, counted, Some(SUM)), "a state that the source was never in");
     Some(counted)

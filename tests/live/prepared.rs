@@ -96,7 +96,8 @@ async fn transactions_of_others_are_named_where_their_age_is_not_visible() {
     service.streams().await;
     let other = source.connect("postgres").await.expect("a session of another role");
     other.batch("writing", "BEGIN; SELECT pg_current_xact_id()").await.expect("an open transaction");
-    let pid = other.query_one("asking", "SELECT pg_backend_pid()", &[]).await.expect("its process").get::<_, i32>(0);
+    let pid =
+        other.query_one("asking", "SELECT pg_backend_pid()", &[]).await.expect("its process").get::<i32>(0).unwrap();
     let named = format!("process {pid} of role postgres in database postgres");
     setup.command(&["cutover"]).await.exits(1).says(&[
         &format!("{named} (since when is not visible to this role)"),

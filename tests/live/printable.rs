@@ -287,7 +287,7 @@ async fn what_check_prints_to_be_pasted_says_what_it_says_whatever_the_names() {
         let sql = "SELECT (to_regclass('public.victim') IS NOT NULL), rolsuper, rolreplication, rolcreaterole
                    FROM pg_roles WHERE rolname = $1::text";
         let row = client.query_one("looking", sql, &[&name]).await.unwrap();
-        let seen: [bool; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
+        let seen: [bool; 4] = [row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap(), row.get(3).unwrap()];
         assert_eq!(seen, [true, false, replicates, false]);
     }
     let service = setup.start();
@@ -384,7 +384,7 @@ async fn what_is_printed_of_others_code_leaves_and_schema_changes_says_what_it_s
     service.stop().await;
     for client in [&database.source, &database.destination] {
         let sql = "SELECT count(*) FROM public.victim";
-        assert_eq!(client.query_one("looking", sql, &[]).await.unwrap().get::<_, i64>(0), 0);
+        assert_eq!(client.query_one("looking", sql, &[]).await.unwrap().get::<i64>(0).unwrap(), 0);
     }
 }
 
@@ -476,7 +476,7 @@ async fn a_hostile_name_is_printed_as_sql_that_names_the_same_object() {
                    JOIN pg_catalog.pg_proc p ON p.pronamespace = n.oid AND p.proname = c.relname
                    WHERE n.nspname = $1::text AND c.relname = $2::text";
         let row = client.query_one("looking", sql, &[&schema, &table, &column]).await.unwrap();
-        let found: [Option<String>; 3] = [row.get(0), row.get(1), row.get(2)];
+        let found: [Option<String>; 3] = [row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap()];
         assert_eq!(found, [Some(value.clone()), Some(value), Some(body)]);
         assert_eq!(name.to_string().parse::<QualifiedName>().unwrap(), name);
     }

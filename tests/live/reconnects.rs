@@ -28,7 +28,7 @@ async fn sessions(client: &SqlClient) -> Option<Vec<String>> {
     let sql = "SELECT application_name FROM pg_stat_activity
                WHERE datname = current_database() AND application_name LIKE 'headwater%' AND pid <> pg_backend_pid() ORDER BY 1";
     let rows = client.query("listing sessions", sql, &[]).await.ok()?;
-    Some(rows.iter().map(|row| row.get(0)).collect())
+    Some(rows.iter().map(|row| row.get(0).unwrap()).collect())
 }
 
 /// How many entries a directory of the process has.

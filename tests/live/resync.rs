@@ -155,11 +155,11 @@ async fn read(url: String, states: Arc<AtomicU64>) {
     });
     for (tables, sql) in questions.iter().cycle() {
         if let Ok(row) = session.query_one("reading a state", sql, &[]).await {
-            let counted: Option<String> = row.get(0);
-            let journal = [1, 2].map(|at| row.get::<_, Option<String>>(at));
+            let counted: Option<String> = row.get(0).unwrap();
+            let journal = [1, 2].map(|at| row.get::<Option<String>>(at).unwrap());
             assert_eq!(journal, [counted.clone(), counted], "a state that the source was never in");
             for (table, at) in tables.iter().zip(3..) {
-                let sum: Option<String> = row.get(at);
+                let sum: Option<String> = row.get(at).unwrap();
                 assert!(sum.is_none_or(|sum| sum == "0"), "half of a pair is in table {table}");
             }
             states.fetch_add(1, Ordering::Relaxed);
@@ -383,7 +383,7 @@ async fn assert_same(database: &Database, table: &str) {
     let mut sides: Vec<Vec<String>> = Vec::new();
     for client in [&database.source, &database.destination] {
         let rows = client.query("reading a table", &sql, &[]).await.expect("rows");
-        sides.push(rows.iter().map(|row| row.get(0)).collect());
+        sides.push(rows.iter().map(|row| row.get(0).unwrap()).collect());
     }
     if sides[0] != sides[1] {
         let sets: Vec<BTreeSet<&String>> = sides.iter().map(|rows| rows.iter().collect()).collect();

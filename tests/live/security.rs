@@ -291,7 +291,7 @@ async fn tls_is_begun_at_once_where_the_server_knows_how() {
     let older = tls_source(&crate::support::bin("SOURCE"), &certificates).await;
     let version = older.connect("postgres").await.unwrap();
     let row = version.query_one("its version", "SELECT current_setting('server_version_num')::int", &[]).await.unwrap();
-    if row.get::<_, i32>(0) < 170_000 {
+    if row.get::<i32>(0).unwrap() < 170_000 {
         let old = Database::on(&older, destination().await, "olddirect", ONE, ONE_SCHEMA).await;
         let url = format!(
             "postgresql://ordinary:hunter2@localhost:{}/{}?sslrootcert={root}&sslmode=verify-full&sslnegotiation=direct",

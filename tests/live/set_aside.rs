@@ -121,13 +121,18 @@ async fn the_others_stream_on_prefix_by_prefix_while_the_table_stands_still() {
         let (mut first, mut still, mut states) = (None, None, 0);
         loop {
             let row = reader.query_one("reading a state", state, &[]).await.unwrap();
-            let (max, min, count, newest): (i64, i64, i64, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+            let (max, min, count, newest): (i64, i64, i64, i64) =
+                (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap(), row.get(3).unwrap());
             assert_eq!((min, count, newest), (max, max, max), "a state that the source was never in");
-            if row.get::<_, &str>(5) == "live" {
+            if row.get::<&str>(5).unwrap() == "live" {
                 break;
             }
-            assert_eq!(row.get::<_, &str>(4).len(), 200, "half a transaction is here");
-            assert_eq!(&*still.get_or_insert(row.get::<_, String>(6)), &row.get::<_, String>(6), "it stands still");
+            assert_eq!(row.get::<&str>(4).unwrap().len(), 200, "half a transaction is here");
+            assert_eq!(
+                &*still.get_or_insert(row.get::<String>(6).unwrap()),
+                &row.get::<String>(6).unwrap(),
+                "it stands still"
+            );
             states += i64::from(first.replace(max) != Some(max));
         }
         assert!(states > 20, "the others stood still, too: {states} states were seen");

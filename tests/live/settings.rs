@@ -90,7 +90,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
 /// Sets some of them for the role, for the database, or for the role in the database; returns the statements.
 async fn set_some(client: &SqlClient, rng: &mut Rng, role: &str, database: &str) -> String {
     let known = client.query("listing settings", "SELECT lower(name) FROM pg_settings", &[]).await.expect("settings");
-    let known: Vec<String> = known.iter().map(|row| row.get(0)).collect();
+    let known: Vec<String> = known.iter().map(|row| row.get(0).unwrap()).collect();
     let mut statements = Vec::new();
     for (name, values) in SETTINGS {
         if !known.contains(&name.to_lowercase()) || rng.u32(..2) == 0 {

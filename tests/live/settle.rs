@@ -31,7 +31,7 @@ async fn waits_for(database: &Database, xid: &str) {
 /// Begins a transaction and returns its xid.
 async fn begin(client: &SqlClient, id: i64) -> String {
     client.script("beginning", &format!("BEGIN; INSERT INTO public.t VALUES ({id})")).await.unwrap();
-    client.query_one("its xid", "SELECT pg_current_xact_id()::text", &[]).await.unwrap().get(0)
+    client.query_one("its xid", "SELECT pg_current_xact_id()::text", &[]).await.unwrap().get(0).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +90,7 @@ async fn nobody_reads_while_a_transaction_that_the_snapshot_shows_is_still_runni
         database.at_source("SELECT pg_reload_conf()").await;
         let held = holding.await.unwrap();
         let rows = held.client().query("reading", "SELECT id FROM public.t ORDER BY id", &[]).await.unwrap();
-        let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let ids: Vec<i64> = rows.iter().map(|row| row.get(0).unwrap()).collect();
         assert_eq!(ids, [1, 2, 3], "everything that committed before the consistent point is visible");
         held.release().await.unwrap();
         session.close().await;
@@ -147,7 +147,7 @@ async fn the_snapshot_shows_a_row_if_and_only_if_it_committed_before_the_consist
         let created = session.create_slot(&slot, SlotSnapshot::ExportTemporary, timeout).await.unwrap();
         let held = hold_snapshot(&sql, &created.snapshot_name).await.unwrap();
         let rows = held.client().query("reading all ids", "SELECT id FROM public.t", &[]).await.unwrap();
-        seen.push((created.consistent_point, rows.iter().map(|row| row.get(0)).collect()));
+        seen.push((created.consistent_point, rows.iter().map(|row| row.get(0).unwrap()).collect()));
         held.release().await.unwrap();
         session.close().await;
     }

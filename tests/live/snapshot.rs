@@ -99,7 +99,7 @@ async fn a_reader_that_loses_its_connection_reads_its_piece_again_under_the_same
                     AND application_name LIKE '% snapshot' AND query LIKE 'COPY%' LIMIT 1";
         eventually("a reader is ended", || async {
             let row = database.source.query_opt("ending a reader", kill, &[]).await.unwrap();
-            (row?.get::<_, &str>(0) == "true").then_some(())
+            (row?.get::<&str>(0).unwrap() == "true").then_some(())
         })
         .await;
     }
@@ -136,7 +136,7 @@ async fn empty_tables_that_are_there_are_filled_at_once_though_readers_are_lost_
                     AND application_name LIKE '% snapshot' AND query LIKE 'COPY%' LIMIT 1";
         eventually("the reader is ended", || async {
             let row = database.source.query_opt("ending a reader", kill, &[]).await.unwrap();
-            (row?.get::<_, &str>(0) == "true").then_some(())
+            (row?.get::<&str>(0).unwrap() == "true").then_some(())
         })
         .await;
     }
@@ -175,7 +175,7 @@ async fn timeouts_that_the_servers_set_tightly_do_not_end_a_snapshot() {
             "SELECT name FROM pg_settings WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout',
                      'transaction_timeout', 'idle_session_timeout', 'lock_timeout')";
         for row in client.query("listing timeouts", names, &[]).await.unwrap() {
-            let name: &str = row.get(0);
+            let name: &str = row.get(0).unwrap();
             let sql = format!("ALTER DATABASE {} SET {name} = '300ms'", database.name);
             client.script(end, &sql).await.unwrap();
         }
@@ -221,17 +221,17 @@ async fn staging_that_a_crash_of_one_server_process_has_emptied_is_not_published
     let before = database.destination_value("SELECT pg_postmaster_start_time()::text").await;
     let pid: i32 = {
         let victim = cluster.connect(&database.name).await.unwrap();
-        victim.query_one("a victim", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
+        victim.query_one("a victim", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0).unwrap()
     };
     let victim = cluster.connect(&database.name).await.unwrap();
-    let pid = victim.query_one("a victim", "SELECT pg_backend_pid()", &[]).await.map_or(pid, |row| row.get(0));
+    let pid = victim.query_one("a victim", "SELECT pg_backend_pid()", &[]).await.map_or(pid, |row| row.get(0).unwrap());
     assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
     // It answers for a moment still, before it notices.
     let start = eventually("the destination is back, and its staging is lost", || async {
         let client = cluster.connect(&database.name).await.ok()?;
         let row = client.query_one("the start", "SELECT pg_postmaster_start_time()::text", &[]).await.ok()?;
         let lost = staging.check_alive(&client).await.err()?;
-        matches!(lost, DestinationError::StagingLost(_)).then(|| row.get::<_, String>(0))
+        matches!(lost, DestinationError::StagingLost(_)).then(|| row.get::<String>(0).unwrap())
     })
     .await;
     assert_eq!(Some(start), before, "the server was not restarted as a whole");

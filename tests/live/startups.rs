@@ -287,7 +287,7 @@ impl Draw {
             eventually(&format!("{name} is copied"), || async {
                 let rows = "SELECT count(*)::text FROM topics";
                 let here = self.database.destination.query_opt("counting", rows, &[]).await.ok()??;
-                (here.get::<_, String>(0) == "20").then_some(())
+                (here.get::<String>(0).unwrap() == "20").then_some(())
             })
             .await;
         }

@@ -13,7 +13,7 @@ async fn nothing_is_left(database: &Database) {
     for client in [&database.source, &database.destination] {
         eventually("no session of headwater's is left", || async {
             let row = client.query_one("looking for sessions", &sessions, &[]).await.unwrap();
-            row.get::<_, Option<String>>(0).is_none().then_some(())
+            row.get::<Option<String>>(0).unwrap().is_none().then_some(())
         })
         .await;
     }

@@ -238,7 +238,9 @@ async fn intervals_are_alike(database: &Database) -> bool {
     let sql = "SELECT current_setting('server_version_num')::int >= 170000";
     let mut late = Vec::new();
     for client in [&database.source, &database.destination] {
-        late.push(client.query_one("asking for the version", sql, &[]).await.expect("a version").get::<_, bool>(0));
+        late.push(
+            client.query_one("asking for the version", sql, &[]).await.expect("a version").get::<bool>(0).unwrap(),
+        );
     }
     late[0] == late[1]
 }
@@ -347,8 +349,8 @@ async fn texts(client: &SqlClient, table: &str, columns: usize) -> Vec<(i32, usi
     let rows = client.query("reading all values", &sql, &[]).await.expect("the table's rows");
     let mut texts = Vec::new();
     for row in rows {
-        let values: Vec<Option<String>> = row.get(1);
-        texts.extend(values.into_iter().enumerate().map(|(n, value)| (row.get(0), n, value)));
+        let values: Vec<Option<String>> = row.get(1).unwrap();
+        texts.extend(values.into_iter().enumerate().map(|(n, value)| (row.get(0).unwrap(), n, value)));
     }
     texts.sort();
     texts
@@ -397,7 +399,7 @@ async fn travels_in_binary(database: &Database) -> bool {
     let sql = "SELECT query FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()";
     let command = eventually("the walsender streams", || async {
         let row = database.source.query_opt("looking at the walsender", sql, &[]).await.expect("an answer")?;
-        row.get::<_, Option<String>>(0).filter(|query| query.starts_with("START_REPLICATION"))
+        row.get::<Option<String>>(0).unwrap().filter(|query| query.starts_with("START_REPLICATION"))
     })
     .await;
     command.contains("binary")

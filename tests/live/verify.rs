@@ -328,7 +328,7 @@ async fn a_fence_waits_for_no_transaction_longer_than_fence_timeout_and_names_it
     long.batch("a long transaction", "BEGIN; SET search_path = public; INSERT INTO moving VALUES (7777, 'long')")
         .await
         .unwrap();
-    let pid: i32 = long.query_one("its process", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let pid: i32 = long.query_one("its process", "SELECT pg_backend_pid()", &[]).await.unwrap().get(0).unwrap();
     // Apply goes on meanwhile.
     let beside = async {
         database.at_source("INSERT INTO moving VALUES (8888, 'beside')").await;

@@ -41,7 +41,7 @@ async fn a_lock_that_holds_up_a_batch_is_told_once_with_its_holder_and_what_ends
         .await
         .unwrap();
     let process = holder.query_one("asking", "SELECT pg_backend_pid()::text", &[]).await.unwrap();
-    let process: String = process.get(0);
+    let process: String = process.get(0).unwrap();
     database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
     let end = format!("SELECT pg_terminate_backend({process});");
     let named = format!("held by process {process} (night job, role ");

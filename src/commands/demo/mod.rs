@@ -202,12 +202,12 @@ async fn write(mut writer: Writer, mut go_on: watch::Receiver<bool>) -> Result<u
 /// Waits until the destination has everything that the source has now.
 async fn catch_up(source: &SqlClient, destination: &SqlClient) -> Result<(), DemoError> {
     let now = source.query_one("reading the position", "SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
-    let now: Lsn = now.get::<_, &str>(0).parse().map_err(|_| DemoError::Other("a malformed position".to_owned()))?;
+    let now: Lsn = now.parse(0)?;
     let began = Instant::now();
     loop {
         let row =
             destination.query_opt("reading the position", "SELECT position::text FROM headwater.position", &[]).await?;
-        let position = row.and_then(|row| row.get::<_, &str>(0).parse::<Lsn>().ok());
+        let position = row.map(|row| row.parse::<Lsn>(0)).transpose()?;
         if position >= Some(now) {
             return Ok(());
         }
@@ -226,8 +226,8 @@ async fn compare(source: &SqlClient, destination: &SqlClient) -> Result<bool, De
         let (there, here) =
             tokio::join!(source.query_one("comparing", &sql, &[]), destination.query_one("comparing", &sql, &[]));
         let (there, here) = (there?, here?);
-        let (rows, hash): (i64, Option<String>) = (there.get(0), there.get(1));
-        let (rows_here, hash_here): (i64, Option<String>) = (here.get(0), here.get(1));
+        let (rows, hash): (i64, Option<String>) = (there.get(0)?, there.get(1)?);
+        let (rows_here, hash_here): (i64, Option<String>) = (here.get(0)?, here.get(1)?);
         if rows == rows_here && hash == hash_here {
             say(&format!("  {table:<10} equal, {rows} rows"));
         } else {

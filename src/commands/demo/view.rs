@@ -27,7 +27,7 @@ pub(super) async fn count(client: &SqlClient) -> Counts {
     let mut counts = Counts::default();
     for (count, table) in counts.iter_mut().zip(TABLES) {
         let sql = format!("SELECT count(*) FROM public.{table}");
-        *count = client.query_one("counting rows", &sql, &[]).await.ok().map(|row| row.get(0));
+        *count = client.query_one("counting rows", &sql, &[]).await.and_then(|row| row.get(0)).ok();
     }
     counts
 }

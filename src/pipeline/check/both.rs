@@ -26,7 +26,7 @@ use crate::pipeline::snapshot::room::Room;
 use crate::plan::fit::Transfer;
 use crate::plan::schema::{Identity, IndexDefinition, TableKind};
 use crate::plan::sequences::{OwnedSequence, Standing, unreadable};
-use crate::session::{SqlClient, read_sequences};
+use crate::session::{SessionError, SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
 
 const BOTH: About = About::Both;
@@ -322,7 +322,7 @@ async fn data_free_bytes(client: &SqlClient) -> Option<u64> {
                AND (pg_catalog.inet_server_addr() IS NULL OR pg_catalog.inet_server_addr() <<= '127.0.0.0/8'
                     OR pg_catalog.inet_server_addr() = '::1')";
     let row = client.query_opt("asking for the data directory", sql, &[]).await.ok()??;
-    free_bytes(std::path::Path::new(row.get::<_, &str>(0)))
+    free_bytes(std::path::Path::new(row.get::<&str>(0).ok()?))
 }
 
 fn foreign_keys(config: &Config, catalog: &SourceCatalog, findings: &mut Findings) {
@@ -348,15 +348,16 @@ async fn encodings(source: &SqlClient, destination: &SqlClient, findings: &mut F
     let sql = "SELECT pg_catalog.pg_encoding_to_char(encoding)::text, datcollate::text FROM pg_catalog.pg_database
                WHERE datname = pg_catalog.current_database()";
     let doing = "comparing encodings";
-    let there = source.query_one(doing, sql, &[]).await.map_err(|error| Fault::from(SourceError::Session(error)));
-    let here = destination.query_one(doing, sql, &[]).await;
-    let here = here.map_err(|error| Fault::from(DestinationError::Session(error)));
-    let (there, here) = match (there, here) {
+    let asked = async |client: &SqlClient| -> Result<(String, String), SessionError> {
+        let row = client.query_one(doing, sql, &[]).await?;
+        Ok((row.get(0)?, row.get(1)?))
+    };
+    let there = asked(source).await.map_err(|error| Fault::from(SourceError::Session(error)));
+    let here = asked(destination).await.map_err(|error| Fault::from(DestinationError::Session(error)));
+    let ((encoding_there, collation_there), (encoding_here, collation_here)) = match (there, here) {
         (Ok(there), Ok(here)) => (there, here),
         (Err(fault), _) | (_, Err(fault)) => return findings.fault(BOTH, "encodings", fault),
     };
-    let names: [String; 4] = [there.get(0), here.get(0), there.get(1), here.get(1)];
-    let [encoding_there, encoding_here, collation_there, collation_here] = names;
     if encoding_there == encoding_here || encoding_here == "UTF8" {
         findings.ok(BOTH, "encodings", format!("{encoding_there} at the source, {encoding_here} here"));
     } else {
@@ -382,10 +383,12 @@ async fn clocks(source: &SqlClient, destination: &SqlClient, findings: &mut Find
     for (name, client) in [("source", source), ("destination", destination)] {
         let sql = "SELECT EXTRACT(EPOCH FROM pg_catalog.clock_timestamp())::float8";
         let asked = Instant::now();
-        let Ok(row) = client.query_one("comparing clocks", sql, &[]).await else { return };
+        let Ok(now) = client.query_one("comparing clocks", sql, &[]).await.and_then(|row| row.get::<f64>(0)) else {
+            return;
+        };
         let took = asked.elapsed().as_secs_f64();
         let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let offset: f64 = row.get::<_, f64>(0) - (ours - took / 2.0);
+        let offset = now - (ours - took / 2.0);
         if offset.abs() > CLOCKS_APART_MAX.as_secs_f64() + took {
             apart.push(format!("the {name}'s clock is {offset:+.1} s from this machine's"));
         }

@@ -18,7 +18,7 @@ pub(super) async fn judge(
 ) -> Result<Result<String, ErrorReport>, SessionError> {
     let sql = "SELECT pg_catalog.current_setting('server_version'), session_user::text, current_user::text";
     let row = client.query_one("asking how we are connected", sql, &[]).await?;
-    let (version, login, role): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+    let (version, login, role): (&str, &str, &str) = (row.get(0)?, row.get(1)?, row.get(2)?);
     let mut leaving = Vec::new();
     for host in &settings.hosts {
         if leaves_this_machine(host).await {

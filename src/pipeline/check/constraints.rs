@@ -79,7 +79,7 @@ pub(super) async fn partitions(
     let sql = "SELECT p.partrelid, EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = p.partrelid)
                FROM pg_catalog.pg_partitioned_table p WHERE p.partrelid = ANY ($1) AND p.partdefid = 0";
     for row in here.query("looking at partitions", sql, &[&ids]).await? {
-        let (id, has_some): (u32, bool) = (row.get(0), row.get(1));
+        let (id, has_some): (u32, bool) = (row.get(0)?, row.get(1)?);
         let found =
             catalog.tables.iter().find(|table| existing.table(&table.definition.name()).is_some_and(|t| t.id == id));
         let Some(table) = found else { continue };

@@ -148,14 +148,15 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
 async fn event_triggers(client: &SqlClient, findings: &mut Findings) {
     let sql = "SELECT e.evtname::text FROM pg_catalog.pg_event_trigger e
                WHERE e.evtevent <> 'login' AND e.evtenabled <> 'D' ORDER BY 1";
-    let found = client.query("looking for event triggers", sql, &[]).await;
-    let Some(rows) = findings.take(DESTINATION, "event triggers", found.map_err(DestinationError::Session)) else {
+    let found = client.query("looking for event triggers", sql, &[]).await.and_then(|rows| {
+        rows.iter().map(|row| Ok(Ident::new(row.get::<&str>(0)?).to_string())).collect::<Result<Vec<_>, _>>()
+    });
+    let Some(names) = findings.take(DESTINATION, "event triggers", found.map_err(DestinationError::Session)) else {
         return;
     };
-    if rows.is_empty() {
+    if names.is_empty() {
         return;
     }
-    let names: Vec<String> = rows.iter().map(|row| Ident::new(row.get::<_, &str>(0)).to_string()).collect();
     let report = ErrorReport::new(format!("event triggers fire for what headwater creates: {}", names.join(", ")))
         .detail("An error in one of them halts a start. search_path is empty: names in them without a schema are not found.");
     findings.warn(DESTINATION, "event triggers", report);
@@ -173,7 +174,12 @@ async fn readable(client: &SqlClient, catalog: &Catalog) -> Result<Vec<Qualified
                       AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), c.oid
                FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)";
     let rows = client.query("checking privileges at the destination", sql, &[&ids]).await?;
-    let readable: Vec<u32> = rows.iter().filter(|row| row.get(0)).map(|row| row.get(1)).collect();
+    let mut readable: Vec<u32> = Vec::new();
+    for row in rows {
+        if row.get(0)? {
+            readable.push(row.get(1)?);
+        }
+    }
     let found = names.into_iter().zip(ids).filter(|(_, id)| readable.contains(id));
     Ok(found.map(|(name, _)| name.clone()).collect())
 }

@@ -59,7 +59,7 @@ async fn publications_of_bookkeeping(client: &SqlClient) -> Result<Vec<Ident>, S
                                                WHERE t.pubname = p.pubname AND t.schemaname = 'headwater')
                ORDER BY 1";
     let rows = client.query(DOING, sql, &[]).await?;
-    Ok(rows.iter().map(|row| Ident::new(row.get::<_, &str>(0))).collect())
+    rows.iter().map(|row| Ok(Ident::new(row.get::<&str>(0)?))).collect()
 }
 
 /// A table with rows of its own.
@@ -104,9 +104,9 @@ async fn published_without_identity(
     let ids: Vec<u32> = roots.keys().copied().collect();
     let mut found: BTreeMap<QualifiedName, Vec<Leaf>> = BTreeMap::new();
     for row in client.query(DOING, sql, &[&ids]).await? {
-        let Some(root) = roots.get(&row.get::<_, u32>(0)) else { continue };
-        let name = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
-        let publications = row.get::<_, Vec<String>>(3).into_iter().map(Ident::new).collect();
+        let Some(root) = roots.get(&row.get::<u32>(0)?) else { continue };
+        let name = QualifiedName::new(row.get::<&str>(1)?, row.get::<&str>(2)?);
+        let publications = row.get::<Vec<String>>(3)?.into_iter().map(Ident::new).collect();
         found.entry((*root).clone()).or_default().push(Leaf { name, publications });
     }
     Ok(found)

@@ -79,8 +79,9 @@ async fn schema_marks(client: &SqlClient, findings: &mut Findings) {
                JOIN pg_catalog.pg_proc p ON p.oid = t.evtfoid
                JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
                WHERE n.nspname = 'headwater_marks' AND p.proname = 'mark'";
-    match client.query_one("looking at event triggers", sql, &[]).await {
-        Ok(row) => match (row.get::<_, i64>(0), row.get::<_, i64>(1)) {
+    let counted = client.query_one("looking at event triggers", sql, &[]).await;
+    match counted.and_then(|row| Ok((row.get::<i64>(0)?, row.get::<i64>(1)?))) {
+        Ok(counts) => match counts {
             (TRIGGERS, TRIGGERS) => findings.ok(
                 SOURCE,
                 TOPIC,
@@ -181,11 +182,14 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
                           - (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication),
                       (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
                       pg_catalog.current_setting('idle_replication_slot_timeout', true)";
-    let row = match client.query_one("looking at slots", sql, &[]).await {
-        Ok(row) => row,
+    let asked = client.query_one("looking at slots", sql, &[]).await.and_then(|row| {
+        let kept: Option<i64> = row.get(2)?;
+        Ok((row.get::<i64>(0)?, row.get::<i64>(1)?, kept, row.get::<Option<String>>(3)?))
+    });
+    let (slots, senders, kept, idle) = match asked {
+        Ok(asked) => asked,
         Err(error) => return findings.fault(SOURCE, "room", SourceError::Session(error)),
     };
-    let (slots, senders): (i64, i64) = (row.get(0), row.get(1));
     let text = format!("free: {}, {}", counted(slots, "slot"), counted(senders, "walsender"));
     let provider = match ask_provider(client).await {
         Ok(provider) => provider,
@@ -200,7 +204,7 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
     } else {
         findings.ok(SOURCE, "room", text);
     }
-    match row.get::<_, Option<i64>>(2) {
+    match kept {
         Some(-1) | None => findings.ok(
             SOURCE,
             "WAL",
@@ -213,7 +217,6 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
             findings.warn(SOURCE, "WAL", report);
         }
     }
-    let idle: Option<String> = row.get(3);
     if let Some(idle) = idle.filter(|idle| idle != "0") {
         let report = ErrorReport::new(format!("idle_replication_slot_timeout is {idle} at the source"))
             .detail("A slot that is not used for so long is lost.")
@@ -404,7 +407,7 @@ async fn transactions(config: &Config, client: &SqlClient, needs_slot: bool, fin
 }
 
 fn duration(seconds: f64) -> String {
-    // A clock that was set back makes it negative.
-    let whole = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    // A clock that was set back makes it negative. A server may also say that it is infinite.
+    let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
     humantime::format_duration(Duration::from_secs(whole)).to_string()
 }

@@ -70,7 +70,7 @@ async fn is_inexact_as_text(
 ) -> Result<bool, SessionError> {
     let sql = "SELECT pg_catalog.format_type(atttypid, NULL) FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum = $2";
     let row = source.query_one(DOING, sql, &[&table.id, &column.number]).await?;
-    let kind: &str = row.get(0);
+    let kind: &str = row.get(0)?;
     let (name, column) = (table.name().sql(), column.name.sql());
     let only = if table.is_tree() { "" } else { "ONLY " };
     let sql = format!(
@@ -79,7 +79,7 @@ async fn is_inexact_as_text(
              WHERE ROW(value)::pg_catalog.record
                    OPERATOR(pg_catalog.*<>) ROW(value::pg_catalog.text::{kind})::pg_catalog.record)"
     );
-    Ok(source.query_one(DOING, &sql, &[]).await?.get(0))
+    source.query_one(DOING, &sql, &[]).await?.get(0)
 }
 
 fn inexact_report(table: &QualifiedName, column: &ColumnDefinition, types: &Types) -> ErrorReport {
@@ -153,7 +153,7 @@ async fn look_up(
     };
     let sql = format!("SELECT pg_catalog.count(*) FROM unnest($1::text[]) AS named (value) WHERE {missing}");
     let row = here.query_one(DOING, &sql, &[&values]).await.map_err(DestinationError::Session)?;
-    let lacking: i64 = row.get(0);
+    let lacking: i64 = row.get(0).map_err(DestinationError::Session)?;
     if lacking > 0 {
         let report =
             ErrorReport::new(format!("values of column {of} name {lacking} objects that the destination lacks"))
@@ -171,7 +171,7 @@ async fn names_in(
     column: &ColumnDefinition,
 ) -> Result<Vec<String>, SessionError> {
     let sql = "SELECT typelem <> 0 FROM pg_catalog.pg_type WHERE oid = $1";
-    let is_array: bool = source.query_one(DOING, sql, &[&column.type_id.0]).await?.get(0);
+    let is_array: bool = source.query_one(DOING, sql, &[&column.type_id.0]).await?.get(0)?;
     let (name, column) = (table.name().sql(), column.name.sql());
     let only = if table.is_tree() { "" } else { "ONLY " };
     let value = if is_array { format!("unnest({column})::text") } else { format!("{column}::text") };
@@ -180,7 +180,7 @@ async fn names_in(
          FROM (SELECT {value} AS value FROM {only}{name} WHERE {column} IS NOT NULL LIMIT {SAMPLE_ROWS}) AS sample
          WHERE value <> '-' AND value !~ '^[0-9]+$'"
     );
-    Ok(source.query(DOING, &sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+    source.query(DOING, &sql, &[]).await?.iter().map(|row| row.get(0)).collect()
 }
 
 /// A key that is GENERATED ALWAYS at the destination: a change of it cannot be applied.

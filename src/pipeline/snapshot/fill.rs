@@ -87,7 +87,8 @@ impl Filling<'_> {
         const DOING: &str = "filling a table";
         let foreign_keys_act: bool = {
             let sql = "SELECT pg_catalog.current_setting('session_replication_role') <> 'replica'";
-            self.client.query_one(DOING, sql, &[]).await.map_err(DestinationError::Session)?.get(0)
+            let row = self.client.query_one(DOING, sql, &[]).await;
+            row.and_then(|row| row.get(0)).map_err(DestinationError::Session)?
         };
         let whole = sql::PageRange { first: 0, end: None };
         let filter = table.row_filter.as_deref();

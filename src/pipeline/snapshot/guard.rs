@@ -60,12 +60,12 @@ pub(super) async fn keep_holder(ends: Ends<'_>, held: &HeldSnapshot, slot: &str)
 async fn measure(observer: &SqlClient, held: &HeldSnapshot, slot: &str) -> Result<(u64, u64), SessionError> {
     let doing = "measuring what the snapshot holds";
     let sql = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text";
-    let xmin: String = held.client().query_one(doing, sql, &[]).await?.get(0);
+    let xmin: String = held.client().query_one(doing, sql, &[]).await?.get(0)?;
     let sql = "SELECT (pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::numeric - $1::text::numeric)::bigint,
                       (SELECT pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery()
                                   THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn)::bigint
                        FROM pg_catalog.pg_replication_slots WHERE slot_name = $2::text)";
     let row = observer.query_one(doing, sql, &[&xmin, &slot]).await?;
     let count = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
-    Ok((count(row.get(0)), count(row.get(1))))
+    Ok((count(row.get(0)?), count(row.get(1)?)))
 }

@@ -345,7 +345,7 @@ async fn end_of_wal(source: &SqlClient) -> Result<Lsn, Fault> {
     let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
     let row = source.query_one("asking how far the source is", sql, &[]).await.map_err(SourceError::Session)?;
-    Ok(row.get::<_, Option<&str>>(0).and_then(|lsn| lsn.parse().ok()).unwrap_or(Lsn::INVALID))
+    Ok(row.parse(0).map_err(SourceError::Session)?)
 }
 
 /// Waits until the live tables have reached the snapshot. While the stream lags, staging is the newer side, and cannot go

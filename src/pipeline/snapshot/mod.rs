@@ -398,7 +398,7 @@ async fn end_waiting(source: &SqlClient, process_id: u32) {
 async fn slot_wait(source: &SqlClient) -> ErrorReport {
     let report = ErrorReport::new("the copy waits for its replication slot at the source");
     let standby = source.query_one("asking for the role", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
-    if standby.is_ok_and(|row| row.get(0)) {
+    if standby.is_ok_and(|row| matches!(row.get(0), Ok(true))) {
         // logicaldecoding-explanation: a standby learns of running transactions from its primary only.
         return report
             .detail(

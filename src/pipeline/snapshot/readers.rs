@@ -91,7 +91,8 @@ pub(super) fn is_lost_source(fault: &Fault) -> bool {
             | SessionError::Authentication { .. }
             | SessionError::TooOld { .. }
             | SessionError::File { .. }
-            | SessionError::Protocol { .. } => false,
+            | SessionError::Protocol { .. }
+            | SessionError::Answer { .. } => false,
         },
         Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) => false,
     }

@@ -489,11 +489,16 @@ async fn hashes(
     let definition = table.definition(side);
     let statement = sql::column_hashes(&definition.name(), definition.is_tree(), &key, table.hashing(side));
     let json = serde_json::to_string(keys).unwrap_or_default();
-    let rows = client.query("comparing columns", &statement, &[&json]).await.map_err(|error| side.fault(error))?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| Some((usize::try_from(row.get::<_, i64>(0) - 1).ok()?, row.get::<_, Vec<i64>>(1))))
-        .collect())
+    let rows = client.query("comparing columns", &statement, &[&json]).await;
+    let read = rows.and_then(|rows| {
+        rows.iter().map(|row| Ok((row.get::<i64>(0)?, row.get::<Vec<i64>>(1)?))).collect::<Result<Vec<_>, _>>()
+    });
+    let read = read.map_err(|error| side.fault(error))?.into_iter();
+    let placed = read.map(|(number, hashes)| {
+        let place = number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
+        Ok((place.ok_or_else(misread)?, hashes))
+    });
+    placed.collect()
 }
 
 fn field(row: &[Option<String>], at: usize) -> &str {

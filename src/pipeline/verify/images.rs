@@ -36,8 +36,12 @@ impl<'a> Images<'a> {
                        JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE t.oid = ANY ($1)";
             let rows = client.query("looking for send functions", sql, &[&ids]).await;
             for row in rows.map_err(|error| side.fault(error))? {
-                let function = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
-                senders.insert(TypeId(row.get(0)), (!row.get::<_, bool>(3)).then_some(function));
+                let read = || {
+                    let function = QualifiedName::new(row.get::<&str>(1)?, row.get::<&str>(2)?);
+                    Ok((TypeId(row.get(0)?), (!row.get::<bool>(3)?).then_some(function)))
+                };
+                let (id, function) = read().map_err(|error| side.fault(error))?;
+                senders.insert(id, function);
             }
         }
         Ok(Images { types, senders })

@@ -531,7 +531,7 @@ async fn answer(config: &Config, client: &SqlClient, id: &str, tell: &mut Tell<'
 /// Where the destination is, as text: whether it moves.
 async fn stored_position(client: &SqlClient) -> Result<Option<String>, DestinationError> {
     let row = client.query_opt("reading the position", "SELECT position::text FROM headwater.position", &[]).await?;
-    Ok(row.map(|row| row.get(0)))
+    Ok(row.map(|row| row.get(0)).transpose()?)
 }
 
 /// Why there was no fence, with the way to compare all the same.

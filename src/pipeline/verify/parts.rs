@@ -51,20 +51,26 @@ pub(super) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
         return Ok(None);
     }
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
-    let files = rows.iter().map(|row| (row.get::<_, u32>(2), row.get::<_, Option<u32>>(3))).collect();
-    let one_by_one = rows.iter().all(|row| row.get::<_, bool>(6));
+    let files = rows
+        .iter()
+        .map(|row| Ok((row.get::<u32>(2)?, row.get::<Option<u32>>(3)?)))
+        .collect::<Result<_, SessionError>>()?;
+    let readable = rows.iter().map(|row| row.get::<bool>(6)).collect::<Result<Vec<_>, _>>()?;
+    let one_by_one = readable.iter().all(|readable| *readable);
     let parts = if one_by_one {
         rows.iter()
-            .map(|row| Part {
-                name: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
-                whole_tree: false,
-                pages: number(row.get(4)),
-                bytes: number(row.get(5)),
+            .map(|row| {
+                Ok(Part {
+                    name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
+                    whole_tree: false,
+                    pages: number(row.get(4)?),
+                    bytes: number(row.get(5)?),
+                })
             })
-            .collect()
+            .collect::<Result<_, SessionError>>()?
     } else {
         // Reading through the root needs its privileges only, but page numbers mean nothing there.
-        let bytes = rows.iter().map(|row| number(row.get(5))).sum();
+        let bytes = rows.iter().map(|row| row.get(5).map(number)).sum::<Result<u64, SessionError>>()?;
         vec![Part { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
     };
     Ok(Some(Parts { parts, files }))

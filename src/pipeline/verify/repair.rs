@@ -113,10 +113,12 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
         let answer = source.query(DOING, &statement, &[&json]).await.map_err(|error| Side::Source.fault(error))?;
         let mut found = vec![false; keys.len()];
         for row in answer {
-            let place = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
-            if let Some(found) = found.get_mut(place) {
+            let read = || Ok((row.get::<i64>(0)?, row.get::<Vec<Option<String>>>(1)?));
+            let (number, texts) = read().map_err(|error| Side::Source.fault(error))?;
+            let place = number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
+            if let Some(found) = place.and_then(|place| found.get_mut(place)) {
                 *found = true;
-                rows.push(row.get::<_, Vec<Option<String>>>(1));
+                rows.push(texts);
             }
         }
         gone.extend(keys.iter().zip(found).filter(|(_, found)| !found).map(|(key, _)| key.clone()));
@@ -144,8 +146,8 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
         client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await.map_err(fault)?;
     }
     let sql = "SELECT position::text FROM headwater.position FOR UPDATE";
-    let found: Option<Lsn> = client.query_one(DOING, sql, &[]).await.map_err(fault)?.get::<_, &str>(0).parse().ok();
-    if found != Some(position) {
+    let found: Lsn = client.query_one(DOING, sql, &[]).await.and_then(|row| row.parse(0)).map_err(fault)?;
+    if found != position {
         return Err(Fault::Refused(ErrorReport::new("another instance has gone on while rows were being repaired")));
     }
     let writes = Writes {
@@ -190,7 +192,7 @@ async fn update(client: &SqlClient, replica: bool, part: &Work, json: &str) -> R
     let fault = |error| Side::Destination.fault(error);
     let mut exchanged = 0;
     if let Some(question) = repaired.fixed_differ()
-        && client.query_one(DOING, &question, &[&json]).await.map_err(fault)?.get(0)
+        && client.query_one(DOING, &question, &[&json]).await.and_then(|row| row.get(0)).map_err(fault)?
     {
         check_exchange(client, replica, repaired, ExchangeReason::FixedValues).await?;
         exchanged = client.execute(DOING, &repaired.exchange(true), &[&json]).await.map_err(fault)?;

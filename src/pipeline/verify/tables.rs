@@ -20,7 +20,7 @@ use crate::plan::sql::hashing::{HashFunction, HashedColumn, Hashing};
 use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::KeyPart;
 use crate::plan::verify::{KeyColumn, comparison_key};
-use crate::session::{Row, SqlClient};
+use crate::session::{Row, SessionError, SqlClient};
 use crate::source::{SourceCatalog, SourceTable, ensure_publication};
 
 /// A table that is compared.
@@ -208,7 +208,8 @@ async fn hash_columns(
         };
         for column in &mut hashing.columns {
             if let Some(value_type) = &mut column.doubtful {
-                value_type.clone_from(&types.get(&column.name).expect("a column of the table that was read").base);
+                let found = types.get(&column.name).ok_or_else(|| column_lacks_type(side))?;
+                value_type.clone_from(&found.base);
             }
         }
     }
@@ -222,8 +223,8 @@ async fn hash_function(source: &SqlClient, destination: &SqlClient) -> Result<Ha
     let mut found = Vec::new();
     for (side, client) in [(Side::Source, source), (Side::Destination, destination)] {
         let row = client.query_one("comparing the servers' hashes", sql, &[]).await;
-        let row = row.map_err(|error| side.fault(error))?;
-        found.push((row.get::<_, String>(0), row.get::<_, i64>(1)));
+        let hashes = row.and_then(|row| Ok((row.get::<String>(0)?, row.get::<i64>(1)?)));
+        found.push(hashes.map_err(|error| side.fault(error))?);
     }
     Ok(if found.first() == found.last() { HashFunction::Native } else { HashFunction::Md5 })
 }
@@ -249,24 +250,23 @@ pub(in crate::pipeline) async fn key_parts(
 ) -> Result<Vec<KeyPart>, Fault> {
     let mut types = column_types(client, side, table.definition(side)).await?;
     let key = comparison_key(table.definition(side), &table.key_names());
-    Ok(table
-        .key
-        .iter()
-        .map(|column| {
-            let found = types.remove(&column.name).expect("a column of the table that was read");
-            (column, found)
-        })
-        .map(|(column, found)| KeyPart {
+    let part = |column: &KeyColumn| {
+        let found = types.remove(&column.name).ok_or_else(|| column_lacks_type(side))?;
+        // Each side's own operator, where it has an index like the other's.
+        let own = key.iter().find(|own| own.name == column.name).unwrap_or(column);
+        Ok(KeyPart {
             name: column.name.clone(),
             value_type: found.base,
             declared: found.declared.sql,
-            // Each side's own operator, where it has an index like the other's.
-            equality: key
-                .iter()
-                .find(|own| own.name == column.name)
-                .map_or_else(|| column.equality.clone(), |own| own.equality.clone()),
+            equality: own.equality.clone(),
         })
-        .collect())
+    };
+    table.key.iter().map(part).collect()
+}
+
+/// A column that was there when the table was described, and not in the answer about its types.
+fn column_lacks_type(side: Side) -> Fault {
+    side.fault(SessionError::answer(READING_TYPES, "a column of the table is missing"))
 }
 
 /// A column's type.
@@ -276,6 +276,8 @@ pub(in crate::pipeline) struct ColumnType {
     /// Of a domain the base type, so that nothing checks the value: the checks are the domain owner's.
     pub(in crate::pipeline) base: ValueType,
 }
+
+const READING_TYPES: &str = "reading column types";
 
 /// Every column's type.
 pub(in crate::pipeline) async fn column_types(
@@ -294,12 +296,12 @@ pub(in crate::pipeline) async fn column_types(
                    WHERE t.typtype = 'd')
                SELECT b.attname::text, b.declared, b.base, b.id < 16384
                FROM bases b JOIN pg_catalog.pg_type t ON t.oid = b.id WHERE t.typtype <> 'd'";
-    let rows = client.query("reading column types", sql, &[&table.id]).await.map_err(|error| side.fault(error))?;
+    let rows = client.query(READING_TYPES, sql, &[&table.id]).await.map_err(|error| side.fault(error))?;
     let column = |row: &Row| {
-        let value_type = |at: usize| ValueType { sql: row.get(at), built_in: row.get(3) };
-        (Ident::new(row.get::<_, &str>(0)), ColumnType { declared: value_type(1), base: value_type(2) })
+        let value_type = |at: usize| Ok::<_, SessionError>(ValueType { sql: row.get(at)?, built_in: row.get(3)? });
+        Ok((Ident::new(row.get::<&str>(0)?), ColumnType { declared: value_type(1)?, base: value_type(2)? }))
     };
-    Ok(rows.iter().map(column).collect())
+    rows.iter().map(column).collect::<Result<_, _>>().map_err(|error| side.fault(error))
 }
 
 /// Both sides' sessions for questions about catalogs.

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::VerifyProgress;
 use crate::destination::{DestinationError, STATEMENT_MAX};
 use crate::fault::Fault;
-use crate::session::{SessionError, Sql, SqlClient};
+use crate::session::{Row, SessionError, Sql, SqlClient};
 use crate::source::SourceError;
 
 /// Which database.
@@ -145,8 +145,11 @@ async fn read(client: &SqlClient, snapshot_name: &str, sql: &str) -> Result<Answ
     client.import_snapshot(snapshot_name).await?;
     let rows = client.query("comparing a table", sql, &[]).await?;
     client.batch("ending a read", "COMMIT").await?;
-    Ok(rows.iter().map(|row| (0..row.len()).map(|at| row.get::<_, Option<String>>(at)).collect()).collect())
+    rows.iter().map(Row::texts).collect()
 }
+
+/// A year: a server may say of a table that it is of any size.
+const WAIT_SECONDS_MAX: f64 = 31_536_000.0;
 
 /// Reads at most so many bytes a second, over all workers of a side.
 #[derive(Debug)]
@@ -160,7 +163,8 @@ impl Rate {
     /// How long to wait after having read `bytes`.
     fn spend(&mut self, bytes: u64, now: Instant) -> Duration {
         let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else { return Duration::ZERO };
-        self.earned_at = self.earned_at.max(now) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.earned_at =
+            self.earned_at.max(now) + Duration::from_secs_f64((bytes as f64 / rate as f64).min(WAIT_SECONDS_MAX));
         self.earned_at.duration_since(now)
     }
 }

@@ -116,7 +116,7 @@ pub struct World {
 
 async fn texts(client: &SqlClient, sql: &str) -> Vec<String> {
     let rows = client.query("reading the catalog", sql, &[]).await.expect("the catalog");
-    rows.iter().map(|row| row.get(0)).collect()
+    rows.iter().map(|row| row.get(0).unwrap()).collect()
 }
 
 impl World {
@@ -135,14 +135,14 @@ impl World {
             );
             let rows = source.query("reading columns", &sql, &[]).await.expect("columns");
             let columns = rows.iter().map(|row| {
-                let (is_generated, identity): (bool, String) = (row.get(2), row.get(3));
+                let (is_generated, identity): (bool, String) = (row.get(2).unwrap(), row.get(3).unwrap());
                 Column {
-                    name: row.get(0),
-                    type_name: row.get(1),
+                    name: row.get(0).unwrap(),
+                    type_name: row.get(1).unwrap(),
                     is_writable: !is_generated && identity != "a",
                     is_generated,
                     is_identity: !identity.is_empty(),
-                    is_key: row.get(4),
+                    is_key: row.get(4).unwrap(),
                 }
             });
             world.tables.push(Table {
@@ -196,7 +196,7 @@ pub async fn is_followed(database: &Database, position: &str) -> bool {
             AND NOT EXISTS (SELECT FROM headwater.resnapshots WHERE state = 'requested')"
     );
     let row = database.destination.query_opt("asking how far it is", &sql, &[]).await;
-    row.ok().flatten().and_then(|row| row.get::<_, Option<bool>>(0)) == Some(true)
+    row.ok().flatten().and_then(|row| row.get::<Option<bool>>(0).unwrap()) == Some(true)
 }
 
 /// Where the two sides differ, over all columns that the source has; `None` where they do not.
@@ -207,7 +207,7 @@ pub async fn difference(database: &Database) -> Option<String> {
         for client in [&database.source, &database.destination] {
             let name = format!("public.{table}");
             let rows = client.query("listing columns", names, &[&name]).await.ok()?;
-            sides.push(rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>());
+            sides.push(rows.iter().map(|row| row.get::<String>(0).unwrap()).collect::<Vec<_>>());
         }
         let missing: Vec<&String> = sides[0].iter().filter(|column| !sides[1].contains(column)).collect();
         if !missing.is_empty() {
@@ -220,7 +220,7 @@ pub async fn difference(database: &Database) -> Option<String> {
         let mut rows = Vec::new();
         for client in [&database.source, &database.destination] {
             match client.query("reading rows", &sql, &[]).await {
-                Ok(found) => rows.push(found.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>()),
+                Ok(found) => rows.push(found.iter().map(|row| row.get::<String>(0).unwrap()).collect::<Vec<_>>()),
                 Err(error) => return Some(format!("table {table} cannot be read: {error}")),
             }
         }

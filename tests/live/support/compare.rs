@@ -10,14 +10,14 @@ pub async fn content(client: &SqlClient, table: &str) -> (i64, Option<String>) {
     let columns = "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attname) FROM pg_attribute
                    WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped";
     let row = client.query_one("listing columns", columns, &[&table]).await.expect("the table's columns");
-    let columns: Option<&str> = row.get(0);
+    let columns: Option<&str> = row.get(0).unwrap();
     let columns = columns.unwrap_or_default();
     let sql = format!(
         "SELECT count(*), md5(string_agg(line, E'\\n' ORDER BY line COLLATE \"C\"))
          FROM (SELECT ROW({columns})::text AS line FROM {table}) AS lines"
     );
     let row = client.query_one("hashing a table", &sql, &[]).await.expect("the table's rows");
-    (row.get(0), row.get(1))
+    (row.get(0).unwrap(), row.get(1).unwrap())
 }
 
 /// Asserts that each table has the same rows on both sides.
@@ -37,7 +37,7 @@ async fn sample(source: &SqlClient, destination: &SqlClient, table: &str) -> Str
     let mut sides = Vec::new();
     for client in [source, destination] {
         let rows = client.query("reading a table", &sql, &[]).await.unwrap_or_default();
-        sides.push(rows.iter().map(|row| row.get::<_, String>(0)).collect::<BTreeSet<_>>());
+        sides.push(rows.iter().map(|row| row.get::<String>(0).unwrap()).collect::<BTreeSet<_>>());
     }
     let [there, here] = sides.as_slice() else { return String::new() };
     let first = |only: &mut dyn Iterator<Item = &String>| {

@@ -54,8 +54,9 @@ async fn drop_what_is_over(admin: &SqlClient) {
                AND datname NOT IN (SELECT a.datname FROM pg_stat_activity a WHERE a.datname IS NOT NULL
                                    UNION SELECT s.database FROM pg_replication_slots s WHERE s.database IS NOT NULL)";
     for row in admin.query("looking for databases", sql, &[&over]).await.expect("the cluster answers") {
-        let _ =
-            admin.script("dropping a database", &format!("DROP DATABASE IF EXISTS {}", row.get::<_, &str>(0))).await;
+        let _ = admin
+            .script("dropping a database", &format!("DROP DATABASE IF EXISTS {}", row.get::<&str>(0).unwrap()))
+            .await;
     }
 }
 
@@ -238,12 +239,12 @@ async fn run(client: &SqlClient, sql: &str) {
 
 async fn value_if_any(client: &SqlClient, sql: &str) -> Option<String> {
     let row = client.query_opt("a test's question", sql, &[]).await.ok()??;
-    row.get(0)
+    row.get(0).unwrap()
 }
 
 async fn value(client: &SqlClient, sql: &str) -> Option<String> {
     match client.query_one("a test's question", sql, &[]).await {
-        Ok(row) => row.get(0),
+        Ok(row) => row.get(0).unwrap(),
         Err(error) => panic!("{error} in:\n{sql}"),
     }
 }
