@@ -104,6 +104,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
                 | LostCause::SlotTaken => operator("source_history"),
             },
             SourceError::Gap(_) => operator("publication_gap"),
+            SourceError::Unpublished { .. } => Decision::Halt("publication_gap"),
             SourceError::SlotInUse { .. } => operator("slot_in_use"),
             // A link that stalls, or a server that shuts down: both come back.
             SourceError::Silent(_) => Decision::Retry("source_silent"),
@@ -219,6 +220,12 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
         Fault::Source(SourceError::Transaction(error @ TransactionError::Replaced { table, .. })) => {
             ErrorReport::new(error.to_string()).hint(copy_anew(table))
+        }
+        Fault::Source(error @ SourceError::Unpublished { tables, .. }) => {
+            let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+            ErrorReport::new(error.to_string())
+                .detail("What was written meanwhile was not sent.")
+                .hint(format!("Copy again what has left it: headwater run --resnapshot={}", shell_word(&names.join(","))))
         }
         Fault::Destination(DestinationError::NeedsCopy { table, reason }) => {
             ErrorReport::new(format!("table {table} has changed at the source in a way that the stream does not tell"))

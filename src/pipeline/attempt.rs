@@ -669,6 +669,10 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
             Ground::Firm => {}
             Ground::Gone { report, gap: false } => return Fault::Halted(report.clone()),
             Ground::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
+            Ground::Unpublished { publication, tables } => {
+                let (publication, tables) = (publication.clone(), tables.clone());
+                return Fault::Source(SourceError::Unpublished { publication, tables });
+            }
             Ground::Replaced { table, old, new } => {
                 let replaced = TransactionError::Replaced { table: table.clone(), old: *old, new: *new };
                 return Fault::Source(SourceError::Transaction(replaced));

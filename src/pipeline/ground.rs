@@ -12,7 +12,7 @@
 //! made again after [`RETRY_AFTER`]; what it waits for is said by [`super::waits`]. Invariant: what was found of one stream's
 //! ground never ends another stream.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,13 @@ pub(super) enum Ground {
         report: ErrorReport,
         /// Changes were not sent: the copy has gaps now.
         gap: bool,
+    },
+    /// These tables are not sent any more.
+    Unpublished {
+        /// The publication that has lost them.
+        publication: Ident,
+        /// The tables.
+        tables: Vec<QualifiedName>,
     },
     /// Another table bears the name of one that is followed.
     Replaced {
@@ -92,6 +99,8 @@ pub(super) struct Watched {
 struct WatchedTable {
     name: QualifiedName,
     id: RelationId,
+    /// It waits for a copy, so that whether it is published concerns nobody yet but whoever copies it.
+    waits: bool,
     columns: Vec<String>,
     row_filter: Option<String>,
 }
@@ -101,8 +110,10 @@ impl Watched {
         let tables = prepared.source_catalog.tables.iter().map(|table| {
             let mut columns: Vec<String> = table.columns.iter().map(|column| column.as_str().to_owned()).collect();
             columns.sort();
+            let name = table.definition.name();
             WatchedTable {
-                name: table.definition.name(),
+                waits: prepared.aside.contains(&name) || prepared.added.contains(&name),
+                name,
                 id: table.definition.relation_id(),
                 columns,
                 row_filter: table.row_filter.clone(),
@@ -470,7 +481,10 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     let missing: Vec<(&QualifiedName, RelationId)> = missing.map(|table| (&table.name, table.id)).collect();
     if !missing.is_empty() {
         let found = whereabouts(client, missing.into_iter()).await?;
-        return Ok(unpublished(watched, found));
+        let found = unpublished(watched, found);
+        if found != Ground::Firm {
+            return Ok(found);
+        }
     }
     for table in &watched.tables {
         let Some(row) = published.get(&table.id.0) else { continue };
@@ -498,10 +512,16 @@ fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> Ground {
     }
     let (lost, left): (Vec<Whereabouts>, Vec<Whereabouts>) =
         tables.into_iter().partition(|found| found.name_now.as_ref() != Some(&found.table));
-    match (lost_report(&lost, &watched.writes.tables), left.first()) {
-        (Some(report), _) => Ground::Gone { report, gap: false },
-        (None, Some(left)) => Ground::Gone { report: table_left(watched, &left.table), gap: true },
-        (None, None) => Ground::Firm,
+    if let Some(report) = lost_report(&lost, &watched.writes.tables) {
+        return Ground::Gone { report, gap: false };
+    }
+    let waiting: BTreeSet<RelationId> =
+        watched.tables.iter().filter(|table| table.waits).map(|table| table.id).collect();
+    let left = left.into_iter().filter(|table| !waiting.contains(&table.id));
+    let tables: Vec<QualifiedName> = left.map(|left| left.table).collect();
+    match tables.is_empty() {
+        true => Ground::Firm,
+        false => Ground::Unpublished { publication: watched.publication.clone(), tables },
     }
 }
 
@@ -519,15 +539,5 @@ fn publication_gone(watched: &Watched) -> ErrorReport {
              tables:\nCREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true);",
             watched.publication,
             tables.join(", ")
-        ))
-}
-
-fn table_left(watched: &Watched, table: &QualifiedName) -> ErrorReport {
-    ErrorReport::new(format!("table {table} has left publication {} at the source", watched.publication))
-        .detail("What is written to it is not sent.")
-        .hint(format!(
-            "Start headwater once with --resnapshot, which finds what is missing. Before that, run at the source as its owner:\n\
-             ALTER PUBLICATION {} ADD TABLE {table};",
-            watched.publication
         ))
 }

@@ -32,8 +32,8 @@ use crate::plan::schema::{TypeDefinition, Types};
 use crate::plan::shape::Shape;
 use crate::session::{ReplicationSession, Sql, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
-    Gap, Notice, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable, ensure_publication,
-    find_slot, gap_report, release_slot, same_database, slot_unknown_report,
+    Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable,
+    ensure_publication, find_slot, gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
 use crate::transaction::TransactionError;
@@ -241,16 +241,25 @@ pub(super) async fn prepare(
     };
     let starts_over = matches!(start, Start::Snapshot { .. });
     let publication = &config.source.publication;
-    // What is copied anyway may have missed something.
-    let followed: BTreeSet<QualifiedName> =
-        live_names(&known).filter(|name| !starts_over && !asked.covers(name)).cloned().collect();
+    // What is copied anyway may have missed something; what is another table now was never published.
+    let relied = match starts_over {
+        true => Relied::default(),
+        false => {
+            let others: BTreeSet<&QualifiedName> =
+                replaced(&known, &source_catalog).map(|(table, _)| &table.name).collect();
+            Relied {
+                live: live_names(&known).filter(|name| !others.contains(name)).cloned().collect(),
+                suspended: aside(&known).into_iter().collect(),
+            }
+        }
+    };
     if live
         && !starts_over
         && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
     {
         return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
     }
-    match ensure_publication(&source, publication, &mut source_catalog, &followed).await {
+    match ensure_publication(&source, publication, &mut source_catalog, &relied).await {
         Ok(told) => told.iter().for_each(|told| match told {
             Notice::SendsLess(text) => telemetry.warning("publication", text),
             Notice::Changed(_) | Notice::Unidentified(_) => telemetry.event("publication", told.text()),

@@ -1,9 +1,9 @@
 //! A table that the stream cannot keep equal any more is set aside, so that the others stream on, until a copy has replaced it.
 //!
-//! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns one table's rows: it was changed in
-//! a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
-//! ([`DestinationError::NoIdentity`]), or another table bears its name now
-//! ([`TransactionError::Replaced`]).
+//! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns the rows of one table, or of a few: it was
+//! changed in a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
+//! ([`DestinationError::NoIdentity`]), or another table bears its name now ([`TransactionError::Replaced`]), or the publication does
+//! not hold it any more ([`SourceError::Unpublished`]).
 //!
 //! ```text
 //!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
@@ -32,18 +32,21 @@ use crate::source::SourceError;
 use crate::telemetry::{Telemetry, failpoint};
 use crate::transaction::TransactionError;
 
-/// The table whose rows a fault is about, and none other's.
-fn concerned(fault: &Fault) -> Option<&QualifiedName> {
+/// The tables whose rows a fault is about, and none other's; none where it is about something else.
+fn concerned(fault: &Fault) -> &[QualifiedName] {
     match fault {
         Fault::Destination(
             DestinationError::NeedsCopy { table, .. } | DestinationError::NoIdentity(NoIdentity { table }),
         )
-        | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => Some(table),
-        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => None,
+        | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => {
+            std::slice::from_ref(table)
+        }
+        Fault::Source(SourceError::Unpublished { tables, .. }) => tables,
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => &[],
     }
 }
 
-/// Sets aside the table that a fault is about; the fault comes back when there is none, or when it is the operator's matter.
+/// Sets aside the tables that a fault is about; the fault comes back when there are none, or when it is the operator's matter.
 pub(super) async fn set_aside(
     config: &Config,
     addresses: &Addresses,
@@ -51,14 +54,21 @@ pub(super) async fn set_aside(
     (fault, foreign_keys_act): (Fault, bool),
 ) -> Result<(), Fault> {
     let fault = renamed(config, addresses, fault).await;
-    let Some(table) = concerned(&fault) else { return Err(fault) };
+    let tables = concerned(&fault);
+    if tables.is_empty() {
+        return Err(fault);
+    }
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
-    if let Some(held) = held(&bookkeeping, &fault, table, foreign_keys_act).await? {
+    if let Some(held) = held(&bookkeeping, &fault, foreign_keys_act).await? {
         return Err(Fault::Halted(held));
     }
     // An operator who wants to make changes himself asks for the copy himself, too.
     let only_asked = config.schema_changes == SchemaChanges::Stop;
-    if !bookkeeping.set_aside(table, only_asked).await? {
+    let mut is_any_set_aside = false;
+    for table in tables {
+        is_any_set_aside |= bookkeeping.set_aside(table, only_asked).await?;
+    }
+    if !is_any_set_aside {
         return Err(fault);
     }
     telemetry.warning("schema", format!("{fault}; it is copied anew, while the others stream on"));
@@ -89,32 +99,39 @@ async fn replaced_by(addresses: &Addresses, table: &QualifiedName) -> Result<Opt
     Ok(known.map(|known| known.source_id).zip(now).filter(|(old, new)| old != new))
 }
 
-/// What keeps a table from being copied by itself when this fault is met, for whoever only looks; `None`: it will be.
+/// What keeps tables from being copied by themselves when this fault is met, for whoever only looks; `None`: they will be.
 pub(super) async fn obstacle(
     config: &Config,
     bookkeeping: &Bookkeeping,
     fault: &Fault,
     foreign_keys_act: bool,
 ) -> Result<Option<ErrorReport>, DestinationError> {
-    let Some(table) = concerned(fault) else { return Ok(Some(report(fault))) };
-    if let Some(held) = held(bookkeeping, fault, table, foreign_keys_act).await? {
+    let tables = concerned(fault);
+    if tables.is_empty() {
+        return Ok(Some(report(fault)));
+    }
+    if let Some(held) = held(bookkeeping, fault, foreign_keys_act).await? {
         return Ok(Some(held));
     }
-    let asked = bookkeeping.requests().await?.iter().any(|request| request.scope.contains(table));
-    Ok((config.schema_changes == SchemaChanges::Stop && !asked).then(|| report(fault)))
+    let requests = bookkeeping.requests().await?;
+    let are_asked = tables.iter().all(|table| requests.iter().any(|request| request.scope.contains(table)));
+    Ok((config.schema_changes == SchemaChanges::Stop && !are_asked).then(|| report(fault)))
 }
 
 async fn held(
     bookkeeping: &Bookkeeping,
     fault: &Fault,
-    table: &QualifiedName,
     foreign_keys_act: bool,
 ) -> Result<Option<ErrorReport>, DestinationError> {
     if !foreign_keys_act {
         return Ok(None);
     }
-    let foreign_key = bookkeeping.foreign_key_of(table).await?;
-    Ok(foreign_key.map(|foreign_key| held_by_foreign_key(report(fault), &foreign_key)))
+    for table in concerned(fault) {
+        if let Some(foreign_key) = bookkeeping.foreign_key_of(table).await? {
+            return Ok(Some(held_by_foreign_key(report(fault), &foreign_key)));
+        }
+    }
+    Ok(None)
 }
 
 /// Rows that refer to a table that stands still would be refused.

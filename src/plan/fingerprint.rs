@@ -361,9 +361,13 @@ impl Fingerprint {
     }
 
     fn publication_differs(&self, now: &Fingerprint) -> Option<String> {
-        (self.published != now.published).then(|| {
-            "the table was taken out of the publication and put in again, or is published in another way".to_owned()
-        })
+        match (self.published, now.published) {
+            (before, now) if before == now => None,
+            (Some(_), None) => Some("the publication does not hold it any more, or holds it in another way".to_owned()),
+            (_, _) => {
+                Some("it was taken out of the publication and put in again, or is published in another way".to_owned())
+            }
+        }
     }
 
     /// Labels that are added are followed by themselves (`pipeline::labels`); names of types mean nothing to the rows. One that is

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::session::{SessionError, StreamError};
 use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
@@ -63,6 +63,14 @@ pub enum SourceError {
     /// The publication has not held all tables all the time: changes were not sent.
     #[error("{0}")]
     Gap(ErrorReport),
+    /// Tables that are followed have left the publication: their changes were not sent, those of the others were.
+    #[error("publication {publication} does not hold {} any more", listed(.tables))]
+    Unpublished {
+        /// The publication.
+        publication: Ident,
+        /// The tables.
+        tables: Vec<QualifiedName>,
+    },
     /// Another session streams from the slot.
     #[error("replication slot {slot} is in use by process {process_id} at the source")]
     SlotInUse {
@@ -121,6 +129,10 @@ pub enum SourceError {
     /// The snapshot's holder was lost: what was read before and what is read after are not one snapshot.
     #[error("the snapshot was lost: {0}")]
     SnapshotLost(SessionError),
+}
+
+fn listed(tables: &[QualifiedName]) -> String {
+    tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn waiting(process_id: Option<i32>) -> String {

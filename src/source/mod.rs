@@ -50,7 +50,7 @@ pub use operator_classes::{OperatorClass, operator_classes};
 pub use output_plugin::try_plugin;
 pub use pieces::{PIECE_BYTES, Piece, pieces};
 pub use preflight::{SourceServer, same_database};
-pub use publication::{Gap, Notice, PUBLICATION_COMMENT, ensure_publication, gap_report, try_publication};
+pub use publication::{Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication};
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};
 pub use sequences::source_sequences;

@@ -44,19 +44,29 @@ impl Notice {
     }
 }
 
+/// The tables of a stream that relies on the publication.
+#[derive(Clone, Debug, Default)]
+pub struct Relied {
+    /// Those that it applies: what is missing of them in the publication has not been sent for a while, and adding it would only hide
+    /// that.
+    pub live: BTreeSet<QualifiedName>,
+    /// Those that wait for a copy: whoever copies them adds them first, so that one that cannot be added keeps no other waiting.
+    pub suspended: BTreeSet<QualifiedName>,
+}
+
 /// Makes sure that the publication holds every table of the set, and takes over its column lists and row filters.
 ///
-/// Returns what was changed and what is worth telling. A stream has been relying on the publication for the
-/// tables in `followed`: what is missing of them now has not been sent for a while, and adding it would only hide that.
+/// Returns what was changed and what is worth telling.
 ///
 /// # Errors
 /// [`SourceError::Refused`] with the statement for the owner to run, when something is missing that we may not create;
-/// [`SourceError::Gap`] when it is missing although it was followed.
+/// [`SourceError::Gap`] when the publication is gone on which a stream has relied, [`SourceError::Unpublished`] when it lacks tables of
+/// that stream.
 pub async fn ensure_publication(
     client: &SqlClient,
     publication: &Ident,
     catalog: &mut SourceCatalog,
-    followed: &BTreeSet<QualifiedName>,
+    followed: &Relied,
 ) -> Result<Vec<Notice>, SourceError> {
     bring_about((client, publication), catalog, followed, Outcome::Kept).await
 }
@@ -69,7 +79,7 @@ pub async fn try_publication(
     client: &SqlClient,
     publication: &Ident,
     catalog: &mut SourceCatalog,
-    followed: &BTreeSet<QualifiedName>,
+    followed: &Relied,
 ) -> Result<Vec<Notice>, SourceError> {
     client.batch("trying the publication", "BEGIN").await?;
     let tried = bring_about((client, publication), catalog, followed, Outcome::TakenBack).await;
@@ -89,7 +99,7 @@ enum Outcome {
 async fn bring_about(
     (client, publication): (&SqlClient, &Ident),
     catalog: &mut SourceCatalog,
-    followed: &BTreeSet<QualifiedName>,
+    followed: &Relied,
     outcome: Outcome,
 ) -> Result<Vec<Notice>, SourceError> {
     let ids = catalog.tables.iter().map(|table| table.definition.relation_id());
@@ -98,7 +108,7 @@ async fn bring_about(
     let sql = "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
                FROM pg_catalog.pg_publication WHERE pubname = $1::text";
     match client.query_opt(DOING, sql, &[&publication.as_str()]).await? {
-        None if !followed.is_empty() => {
+        None if !followed.live.is_empty() => {
             return Err(SourceError::Gap(gap_report(publication, &Gap::Gone, catalog)));
         }
         None => {
@@ -128,7 +138,7 @@ async fn bring_about(
             add_missing((client, publication, &identities), catalog, via_root, followed, &mut told).await?;
         }
     }
-    take_over_lists(client, publication, catalog, &mut told).await?;
+    take_over_lists((client, publication), catalog, followed, &mut told).await?;
     Ok(told)
 }
 
@@ -137,30 +147,23 @@ async fn bring_about(
 pub enum Gap {
     /// It is gone.
     Gone,
-    /// These tables are not in it.
-    Lacks(Vec<QualifiedName>),
     /// It has failed before; whatever it holds now.
     Before(String),
 }
 
 /// What to say when changes were not sent for a while.
 pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> ErrorReport {
-    let list = |names: &[QualifiedName]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let all: Vec<QualifiedName> = catalog.tables.iter().map(|table| table.definition.name()).collect();
     let start = "Start headwater once with --resnapshot, which finds what is missing";
-    let before = format!("{start}. Before that, run at the source as the owner of the tables:");
     let (problem, hint) = match gap {
-        Gap::Gone => (
-            format!("publication {publication} does not exist any more"),
-            format!(
-                "{before}\nCREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true);",
-                list(&all)
-            ),
-        ),
-        Gap::Lacks(names) => (
-            format!("publication {publication} does not hold {} any more", list(names)),
-            format!("{before}\nALTER PUBLICATION {publication} ADD TABLE {};", list(names)),
-        ),
+        Gap::Gone => {
+            let names: Vec<String> = catalog.tables.iter().map(|table| table.definition.name().to_string()).collect();
+            let hint = format!(
+                "{start}. Before that, run at the source as the owner of the tables:\nCREATE PUBLICATION {publication} FOR TABLE {} WITH \
+                 (publish_via_partition_root = true);",
+                names.join(", ")
+            );
+            (format!("publication {publication} does not exist any more"), hint)
+        }
         Gap::Before(problem) => (format!("publication {publication} {problem}"), format!("{start}.")),
     };
     ErrorReport::new(problem).detail("What was written meanwhile was not sent, so the copy has gaps.").hint(hint)
@@ -245,7 +248,7 @@ async fn add_missing(
     (client, publication, identities): (&SqlClient, &Ident, &Identities),
     catalog: &SourceCatalog,
     via_root: bool,
-    followed: &BTreeSet<QualifiedName>,
+    followed: &Relied,
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
     let held = published(client, publication).await?;
@@ -258,15 +261,17 @@ async fn add_missing(
         }
         told.push(Notice::Unidentified(found));
     }
+    let left: Vec<QualifiedName> =
+        missing.iter().map(|table| table.name()).filter(|name| followed.live.contains(name)).collect();
+    if !left.is_empty() {
+        return Err(SourceError::Unpublished { publication: publication.clone(), tables: left });
+    }
+    let missing: Vec<&TableDefinition> =
+        missing.into_iter().filter(|table| !followed.suspended.contains(&table.name())).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<String> = missing.iter().map(|table| table.name().to_string()).collect();
-    let gone: Vec<QualifiedName> =
-        missing.iter().map(|table| table.name()).filter(|name| followed.contains(name)).collect();
-    if !gone.is_empty() {
-        return Err(SourceError::Gap(gap_report(publication, &Gap::Lacks(gone), catalog)));
-    }
     let partitioned = missing.iter().any(|table| table.kind == crate::plan::schema::TableKind::Partitioned);
     if partitioned && !via_root {
         return Err(SourceError::Refused(
@@ -301,9 +306,9 @@ async fn add_missing(
 
 /// Column lists and row filters (15 and later) of an existing publication.
 async fn take_over_lists(
-    client: &SqlClient,
-    publication: &Ident,
+    (client, publication): (&SqlClient, &Ident),
     catalog: &mut SourceCatalog,
+    followed: &Relied,
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
     let sql = "SELECT t.schemaname::text, t.tablename::text,
@@ -326,6 +331,9 @@ async fn take_over_lists(
     for table in &mut catalog.tables {
         let name = table.definition.name();
         let Some((columns, row_filter)) = lists.remove(&name) else {
+            if followed.suspended.contains(&name) {
+                continue;
+            }
             return Err(SourceError::Refused(
                 ErrorReport::new(format!("publication {publication} does not hold {name}"))
                     .detail(

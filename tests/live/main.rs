@@ -103,6 +103,7 @@ mod tables;
 mod truncate;
 mod types;
 mod unconfigured;
+mod unpublished;
 mod upgraded;
 mod waits;
 mod values;

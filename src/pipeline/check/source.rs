@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use super::{About, Findings, Standing, connection, sessions};
 use crate::config::{Config, Host};
+use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, counted, settings_hint, shell_word};
 use crate::pipeline::check::destination::DestinationView;
 use crate::pipeline::prepare::{Addresses, live_names, replaced};
 use crate::pipeline::replication_session::connect_replication;
+use crate::pipeline::set_aside::obstacle;
 use crate::pipeline::whereabouts::{lost_report, lost_tables};
 use crate::plan::schema::{Identity, TableKind};
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification, ask_provider};
 use crate::source::{
-    Notice, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, find_slot, running_transactions,
-    slot_unknown_report, try_plugin, try_publication,
+    Notice, Relied, RunningOwner, Slot, SourceCatalog, SourceError, SourceServer, ending_hint, find_slot,
+    running_transactions, slot_unknown_report, try_plugin, try_publication,
 };
 
 const SOURCE: About = About::Source;
@@ -308,8 +310,17 @@ async fn tables(
     // What is another table now is copied anew, and so is put into the publication again.
     let followed = destination.map(|destination| destination.followed.as_slice()).unwrap_or_default();
     let anew: BTreeSet<QualifiedName> = replaced(followed, &catalog).map(|(table, _)| table.name.clone()).collect();
-    let followed = live_names(followed).filter(|name| !anew.contains(name)).cloned().collect();
-    let tried = publication(config, client, &mut catalog, &followed).await;
+    let live = live_names(followed).filter(|name| !anew.contains(name)).cloned().collect();
+    // Whether a table that waits for a copy can be added shall be seen.
+    let relied = Relied { live, suspended: BTreeSet::new() };
+    let tried = publication(config, client, &mut catalog, &relied).await;
+    let tried = match (tried, destination) {
+        (Err(error @ SourceError::Unpublished { .. }), Some(destination)) => {
+            unpublished(config, destination, error, findings).await;
+            return Some(catalog);
+        }
+        (tried, _) => tried,
+    };
     let Some(told) = findings.take(SOURCE, "publication", tried) else { return Some(catalog) };
     let name = &config.source.publication;
     if told.is_empty() {
@@ -328,6 +339,20 @@ async fn tables(
         }
     }
     Some(catalog)
+}
+
+/// Tables that have left the publication: a start copies them by itself, unless something keeps it from that.
+async fn unpublished(config: &Config, destination: &DestinationView, error: SourceError, findings: &mut Findings) {
+    let fault = Fault::Source(error);
+    match obstacle(config, &destination.bookkeeping, &fault, destination.foreign_keys_act).await {
+        Ok(Some(report)) => findings.fail(SOURCE, "publication", report),
+        Ok(None) => {
+            let text = format!("{}; what has left it is copied by itself", report(&fault).message);
+            let report = ErrorReport::new(text).detail("The others stream on meanwhile.");
+            findings.warn(SOURCE, "publication", report);
+        }
+        Err(error) => findings.fault(SOURCE, "publication", error),
+    }
 }
 
 /// How partitioned tables, partitions and parents are followed.
@@ -354,9 +379,9 @@ async fn publication(
     config: &Config,
     client: &SqlClient,
     catalog: &mut SourceCatalog,
-    followed: &BTreeSet<QualifiedName>,
+    relied: &Relied,
 ) -> Result<Vec<Notice>, SourceError> {
-    try_publication(client, &config.source.publication, catalog, followed).await
+    try_publication(client, &config.source.publication, catalog, relied).await
 }
 
 /// Transactions that a new slot waits for. `needs_slot`: a start makes one, and begins with it.

@@ -58,7 +58,7 @@ use crate::pipeline::prepare::check_fit;
 use crate::pipeline::set_aside::aside;
 use crate::pipeline::violated::explained;
 use crate::session::{SessionError, SqlClient};
-use crate::source::{SourceCatalog, SourceError, SourceServer, ensure_publication};
+use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::telemetry::failpoint;
 
 /// How often requests are looked for.
@@ -321,8 +321,8 @@ async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, sco
     let mut source_catalog = SourceCatalog::read(source, &names).await?;
     let followed = bookkeeping.tables().await?;
     // What the publication lacks of these tables is no gap: all of them are copied.
-    let others: BTreeSet<QualifiedName> =
-        followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name)).collect();
+    let others = followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name));
+    let others = Relied { live: others.collect(), suspended: BTreeSet::new() };
     let told = ensure_publication(source, &config.source.publication, &mut source_catalog, &others).await?;
     told.iter().for_each(|told| ends.telemetry.event("publication", told.text()));
     let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;

@@ -21,7 +21,7 @@ use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::KeyPart;
 use crate::plan::verify::{KeyColumn, comparison_key};
 use crate::session::{Row, SessionError, SqlClient};
-use crate::source::{SourceCatalog, SourceTable, ensure_publication};
+use crate::source::{Relied, SourceCatalog, SourceTable, ensure_publication};
 
 /// A table that is compared.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ pub(super) async fn read_tables(
     catalog.tables.retain(|table| !is_left_out(&left_out, &table.definition.name()));
     let names: Vec<QualifiedName> = catalog.tables.iter().map(|table| table.definition.name()).collect();
     // Followed: nothing of the publication is changed, only read.
-    let followed: BTreeSet<QualifiedName> = names.iter().cloned().collect();
+    let followed = Relied { live: names.iter().cloned().collect(), suspended: BTreeSet::new() };
     ensure_publication(source, &ends.config.source.publication, &mut catalog, &followed).await?;
     refuse_other_kinds(destination, &names).await?;
     let here = Catalog::read(destination, &names).await?;

@@ -1,0 +1,174 @@
+//! Followed tables that leave the publication for a while: named, and copied by themselves, while the others stream on.
+
+use crate::set_aside::{all_live, mended};
+use crate::support::{Database, Service, Setup, eventually};
+
+const TABLES: &[&str] = &["t", "u", "w"];
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 't' FROM generate_series(1, 100) i;
+    CREATE TABLE u (id int PRIMARY KEY, v text); INSERT INTO u SELECT i, 'u' FROM generate_series(1, 100) i;
+    CREATE TABLE w (id int PRIMARY KEY, v text); INSERT INTO w SELECT i, 'w' FROM generate_series(1, 100) i;";
+/// What the stream does not bring of table u while it is not published, together with what it brings of the others.
+const MEANWHILE: &str = "BEGIN; UPDATE t SET v = v || '.' WHERE id < 50; INSERT INTO u SELECT max(id) + 1, 'unsent' FROM u;
+    DELETE FROM u WHERE id = (SELECT min(id) FROM u); UPDATE u SET v = v || '.' WHERE id % 2 = 0; UPDATE w SET v = v || '.'; COMMIT";
+
+/// A row of t differs: that it stays so shows that t is not copied.
+const DIFFERS: &str = "UPDATE t SET v = 'local' WHERE id = 100";
+
+async fn is_not_copied(database: &Database, service: &Service) {
+    let local = database.destination_value("SELECT v FROM t WHERE id = 100").await;
+    assert_eq!(local.as_deref(), Some("local"), "{}", service.log());
+}
+
+/// Waits until the monitor has seen that table u is not published any more. Which of its two questions sees it first is chance.
+async fn suspends_u(service: &Service) {
+    service.says("it is copied anew, while the others stream on").await;
+    let log = service.log();
+    let line = log.lines().find(|line| line.contains("it is copied anew")).expect("the line");
+    assert!(line.contains("public.u") && line.contains("any more"), "{log}");
+}
+
+/// Waits until both ends have the same of these tables.
+async fn become_equal(database: &Database, tables: &[&str]) {
+    for table in tables {
+        let rows = format!(
+            "SELECT count(*) || md5(string_agg(t::text, ',' ORDER BY id)) FROM {table} t WHERE id <> 100 OR '{table}' <> 't'"
+        );
+        let at_source = database.source_value(&rows).await;
+        eventually(&format!("table {table} is equal"), || async {
+            (database.destination_value(&rows).await == at_source).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_leaves_the_publication_is_copied_by_itself_while_the_others_stream_on() {
+    let database = Database::new("leaves", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination(DIFFERS).await;
+    let name = &database.name;
+    let said = format!("publication {name} does not hold public.u any more");
+    // While streaming: headwater puts it in again.
+    database.at_source(&format!("ALTER PUBLICATION {name} DROP TABLE u")).await;
+    database.at_source(MEANWHILE).await;
+    suspends_u(&service).await;
+    database.caught_up().await;
+    all_live(&database).await;
+    become_equal(&database, TABLES).await;
+    database.at_source(MEANWHILE).await;
+    become_equal(&database, TABLES).await;
+    is_not_copied(&database, &service).await;
+    service.stop().await;
+    // While stopped, and still: check says it, and what will become of it.
+    database.at_source(&format!("ALTER PUBLICATION {name} DROP TABLE u")).await;
+    database.at_source(MEANWHILE).await;
+    setup.command(&["check"]).await.exits(0).says(&[&format!("{said}; what has left it is copied by itself")]);
+    let service = setup.start();
+    service.says(&said).await;
+    database.caught_up().await;
+    all_live(&database).await;
+    become_equal(&database, TABLES).await;
+    is_not_copied(&database, &service).await;
+    service.stop().await;
+    // While stopped, and put in again: nothing of what is there now shows what was not sent.
+    database.at_source(&format!("ALTER PUBLICATION {name} DROP TABLE u")).await;
+    database.at_source(MEANWHILE).await;
+    database.at_source(&format!("ALTER PUBLICATION {name} ADD TABLE u")).await;
+    let service = setup.start();
+    service.says("table public.u has changed at the source").await;
+    database.caught_up().await;
+    all_live(&database).await;
+    become_equal(&database, TABLES).await;
+    is_not_copied(&database, &service).await;
+    assert!(!service.log().contains("--resnapshot"), "{}", service.log());
+    service.stop().await;
+    // Several at once.
+    database.at_source(&format!("ALTER PUBLICATION {name} DROP TABLE u, w")).await;
+    database.at_source(MEANWHILE).await;
+    let service = setup.start();
+    service.says(&format!("publication {name} does not hold public.u, public.w any more")).await;
+    database.caught_up().await;
+    all_live(&database).await;
+    become_equal(&database, TABLES).await;
+    is_not_copied(&database, &service).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_headwater_may_not_publish_again_keeps_no_other_waiting() {
+    let database = Database::of_superuser("leavesowner", TABLES, SCHEMA).await;
+    let (name, role) = (&database.name, format!("r_{}", database.name));
+    database
+        .at_source(&format!(
+            "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON t, u, w TO {role}; CREATE PUBLICATION {name} FOR TABLE t, u, w"
+        ))
+        .await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination(DIFFERS).await;
+    database.at_source(&format!("ALTER PUBLICATION {name} DROP TABLE u")).await;
+    database.at_source(MEANWHILE).await;
+    let statement = format!("ALTER PUBLICATION {name} ADD TABLE public.u;");
+    suspends_u(&service).await;
+    service.says(&statement).await;
+    become_equal(&database, &["t", "w"]).await;
+    service.stop().await;
+    // A start in that state is no different.
+    database.at_source(MEANWHILE).await;
+    let service = setup.start();
+    service.says(&statement).await;
+    become_equal(&database, &["t", "w"]).await;
+    eventually("it is not ready, for this table", || async {
+        service.get("/readyz").await.filter(|(status, reason)| *status == 503 && reason.contains("public.u"))
+    })
+    .await;
+    setup.command(&["check"]).await.exits(1).says(&[&format!("publication {name} does not hold public.u"), &statement]);
+    database.at_source(&statement).await;
+    database.at_source(MEANWHILE).await;
+    all_live(&database).await;
+    become_equal(&database, TABLES).await;
+    is_not_copied(&database, &service).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_schema_changes_stop_a_table_that_leaves_the_publication_is_copied_on_the_operators_word() {
+    let database = Database::new("leavesstop", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database).setting("schema_changes = \"stop\"");
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination(DIFFERS).await;
+    service.stop().await;
+    database.at_source(&format!("ALTER PUBLICATION {} DROP TABLE u", database.name)).await;
+    database.at_source(MEANWHILE).await;
+    let hint = "Copy again what has left it: headwater run --resnapshot=public.u";
+    setup.command(&["check"]).await.exits(1).says(&["does not hold public.u any more", hint]);
+    let service = setup.start();
+    service.says(hint).await;
+    service.is("waiting").await;
+    service.stop().await;
+    let service = setup.clone().argument("--resnapshot=public.u").start();
+    service.streams().await;
+    database.caught_up().await;
+    all_live(&database).await;
+    become_equal(&database, TABLES).await;
+    is_not_copied(&database, &service).await;
+    service.stop().await;
+    mended_after_all(&database, &setup).await;
+}
+
+/// That a copy of everything leaves nothing different.
+async fn mended_after_all(database: &Database, setup: &Setup) {
+    let service = setup.clone().argument("--resnapshot").start();
+    service.streams().await;
+    mended(database).await;
+    service.stop().await;
+}
