@@ -244,16 +244,23 @@ impl Reader<'_> {
 
     fn tables(&mut self) -> Vec<QualifiedName> {
         let names = self.list("tables");
+        let is_empty = names.is_empty();
         let mut tables = Vec::new();
         let mut seen = BTreeSet::new();
         for name in names {
             match name.parse::<QualifiedName>() {
                 Ok(table) if seen.insert(table.clone()) => tables.push(table),
                 Ok(table) => self.problem("tables", format!("lists {table} twice")),
+                Err(error @ IdentError::Pattern(_)) => {
+                    self.problem(
+                        "tables",
+                        format!("{error}: headwater init writes a configuration with all tables of the source"),
+                    );
+                }
                 Err(error) => self.problem("tables", error.to_string()),
             }
         }
-        if seen.is_empty() {
+        if is_empty {
             self.problem("tables", "is empty: name at least one table".to_owned());
         }
         tables
@@ -333,6 +340,19 @@ mod tests {
         assert_eq!(config.leader_timeout, Duration::from_secs(5));
         assert_eq!(config.http.listen, Some("127.0.0.1:9477".parse().unwrap()));
         assert_eq!(config.apply.batch_bytes_max, 8 << 20);
+    }
+
+    #[test]
+    fn a_pattern_of_tables_is_called_one_and_nothing_follows_from_it() {
+        let problems = parse(&format!("tables = [\"public.*\", \"a_*\", \"\\\"a*\\\"\"]\n{URLS}")).unwrap_err();
+        let said = "is a pattern, and each name must be given by itself: headwater init writes a configuration with all tables";
+        assert!(problems.contains(&format!("tables: \"public.*\" {said}")), "{problems}");
+        assert!(problems.contains(&format!("tables: \"a_*\" {said}")), "{problems}");
+        assert_eq!(problems.matches("tables: ").count(), 2, "a quoted asterisk is a name: {problems}");
+        let problems = parse(&format!("tables = [\"public.*\"]\n{URLS}")).unwrap_err();
+        assert!(!problems.contains("is empty"), "{problems}");
+        let problems = parse(&format!("tables = []\n{URLS}")).unwrap_err();
+        assert!(problems.contains("tables: is empty"), "{problems}");
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub enum IdentError {
         "\"{0}\" is not an SQL identifier: put names with other characters than letters, digits, _ and $ into double quotes"
     )]
     Syntax(String),
+    /// An asterisk outside of double quotes.
+    #[error("\"{0}\" is a pattern, and each name must be given by itself")]
+    Pattern(String),
     /// More parts than schema and table.
     #[error("\"{0}\" has more parts than schema.table")]
     TooManyParts(String),
@@ -239,6 +242,9 @@ fn parse_parts(text: &str) -> Result<Vec<Ident>, IdentError> {
             let (bare, after) = rest.split_at(end);
             let start = |c: char| c.is_alphabetic() || c == '_';
             let inside = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+            if bare.contains('*') {
+                return Err(IdentError::Pattern(shortened(text)));
+            }
             if !bare.is_empty() && (!bare.starts_with(start) || !bare.chars().all(inside)) {
                 return Err(syntax());
             }
@@ -315,6 +321,9 @@ mod tests {
         assert!(matches!(parsed("\"open"), Err(IdentError::Syntax(_))));
         assert!(matches!(parsed("\"a\"b"), Err(IdentError::Syntax(_))));
         assert!(matches!(parsed("a.b.c"), Err(IdentError::TooManyParts(_))));
+        assert!(matches!(parsed("public.*"), Err(IdentError::Pattern(_))));
+        assert!(matches!(parsed("a.\"b\".c*"), Err(IdentError::Pattern(_))));
+        assert!(matches!(parsed("\"a*\"*"), Err(IdentError::Syntax(_))));
         assert!(matches!(parsed(&"a".repeat(64)), Err(IdentError::TooLong(_))));
         assert!(parsed(&"a".repeat(63)).is_ok());
     }
