@@ -42,6 +42,9 @@ pub enum Fault {
     /// The monitor found the stream's ground gone: the publication, say.
     #[error("{0}")]
     Halted(ErrorReport),
+    /// A task of the monitor has ended.
+    #[error("{0}")]
+    Unwatched(ErrorReport),
 }
 
 impl From<CopyError> for Fault {
@@ -162,6 +165,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
         },
         Fault::Refused(_) => operator("refused"),
         Fault::Halted(_) => Decision::Halt("publication"),
+        // The next attempt starts it again.
+        Fault::Unwatched(_) => Decision::Retry("monitor"),
     }
 }
 
@@ -207,6 +212,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
     match fault {
         Fault::Refused(report)
         | Fault::Halted(report)
+        | Fault::Unwatched(report)
         | Fault::Source(SourceError::Refused(report) | SourceError::Gap(report))
         | Fault::Destination(DestinationError::Refused(report) | DestinationError::Constraint(report)) => {
             report.clone()

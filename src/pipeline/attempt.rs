@@ -327,6 +327,9 @@ impl Attempt {
     }
 
     async fn lead_and_stream(&mut self) -> Result<Lived, Fault> {
+        if self.monitor.has_ended() {
+            self.monitor = Monitor::start(Arc::clone(&self.configured), Arc::clone(&self.telemetry));
+        }
         self.made_progress = false;
         self.failed_in_first_copy = false;
         let stopped = self.stopped();
@@ -589,6 +592,7 @@ impl Attempt {
             applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Lived::UntilStopped),
             lost = lead.lost() => Err(lost.into()),
             lost = ground_lost(&mut ground) => Err(lost),
+            ended = self.monitor.ended() => Err(ended),
             // It holds until the loop runs no more.
             _held = snapshot::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
             () = fences.run() => Ok(Lived::UntilStopped),
@@ -685,6 +689,10 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
                     table: table.clone(),
                     reason: reason.clone(),
                 });
+            }
+            Ground::Misunderstood { doing, what } => {
+                let error = crate::session::SessionError::Answer { doing, what: what.clone() };
+                return Fault::Source(SourceError::Session(error));
             }
             Ground::DestinationSilent(within) => {
                 let doing = "asking the destination for a sign of life";

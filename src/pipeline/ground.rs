@@ -81,6 +81,13 @@ pub(super) enum Ground {
     ForeignCode(ErrorReport),
     /// Foreign keys of the destination would change rows that the source keeps.
     Cascades(ErrorReport),
+    /// The source has answered a question of the monitor with something else than was asked for.
+    Misunderstood {
+        /// What was asked.
+        doing: &'static str,
+        /// What is wrong with the answer.
+        what: String,
+    },
 }
 
 /// What the monitor compares with while a stream runs.
@@ -200,6 +207,10 @@ impl GroundWatch {
                     };
                     match looked {
                         Ok(kept) => session = Some(kept),
+                        Err(SessionError::Answer { doing, what }) => {
+                            self.tell(&watched, Ground::Misunderstood { doing, what });
+                            due = Instant::now() + RETRY_AFTER;
+                        }
                         // A source that does not answer is the ring's to report; here it only means: later.
                         Err(_) if is_asked => {
                             pace = LookPace::begin();

@@ -6,6 +6,9 @@
 //! told by [`Ground`]; everything else goes to telemetry. Nothing that it asks the source needs a lock on a table, so it never waits
 //! for one.
 //!
+//! A task that ends, by whatever it is, ends the stream with words ([`Monitor::ended`]), and the next attempt starts the monitor again:
+//! no stream runs unwatched. An answer of the source that is not understood ends the stream, too.
+//!
 //! Bounds: each question has the session's; the questions are a few a second.
 
 use std::collections::HashMap;
@@ -13,17 +16,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::attempt::HEARTBEAT_PREFIX;
 use super::ground::{Ground, GroundWatch, ToldTruncations, Watched, WatchedNow};
 use super::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{DestinationError, bookkeeping_report};
+use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
-use crate::source::{SchemaLooks, find_slot, schema_looks};
-use crate::telemetry::{SlotHealth, Telemetry};
+use crate::source::{SchemaLooks, SourceError, find_slot, schema_looks};
+use crate::telemetry::{SlotHealth, Telemetry, failpoint};
 use crate::transaction::Heartbeat;
 
 const SOURCE_EVERY: Duration = Duration::from_secs(1);
@@ -69,14 +73,14 @@ pub(super) struct Monitor {
     instance: Instance,
     truncations: ToldTruncations,
     looks: SchemaLooks,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: JoinHandle<()>,
+    ended: watch::Receiver<bool>,
 }
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        // The tasks end with the one that waits for them.
+        self.tasks.abort();
     }
 }
 
@@ -99,6 +103,7 @@ impl Monitor {
             instance,
             slot_rate: WalRate::default(),
             waits: ToldWaits::default(),
+            ground: ground.clone(),
         };
         let ground_watch = GroundWatch {
             config: Arc::clone(&config),
@@ -115,13 +120,41 @@ impl Monitor {
         };
         let waits = tell_waits(Arc::clone(&config), telemetry);
         let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
-        let tasks = vec![
-            tokio::spawn(source.run()),
-            tokio::spawn(ground_watch.run()),
-            tokio::spawn(destination),
-            tokio::spawn(waits),
-        ];
-        Monitor { connection, watched, ground, instance, truncations, looks, tasks }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(source.run());
+        tasks.spawn(ground_watch.run());
+        tasks.spawn(destination);
+        tasks.spawn(waits);
+        let (ending, ended) = watch::channel(false);
+        let tasks = tokio::spawn(async move {
+            // None of them ends by itself. Where one has, the others go with it.
+            let _ = tasks.join_next().await;
+            tracing::error!("{ENDED}");
+            ending.send_replace(true);
+        });
+        Monitor { connection, watched, ground, instance, truncations, looks, tasks, ended }
+    }
+
+    /// Whether one of its tasks has ended, so that it is to be started again.
+    pub(super) fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Resolves when one of its tasks ends, with the reason to end the stream.
+    pub(super) fn ended(&self) -> impl Future<Output = Fault> + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            // Without a sender it has ended as well.
+            let _ = ended.wait_for(|ended| *ended).await;
+            Fault::Unwatched(
+                ErrorReport::new(ENDED)
+                    .detail(
+                        "Nobody would see a slot that is about to be lost, a table that leaves the publication, or code of others at the \
+                         destination, so nothing is applied until it runs again.",
+                    )
+                    .hint("Report it with the lines of the log before it. headwater starts the monitor again by itself."),
+            )
+        }
     }
 
     pub(super) fn instance(&self) -> Instance {
@@ -157,6 +190,16 @@ impl Monitor {
     }
 }
 
+const ENDED: &str = "the monitor ended unexpectedly";
+
+/// What a question of the monitor has met: an answer that is not understood ends the stream, since whatever else it would have said is
+/// not known. A server that does not answer is the ring's to report.
+pub(super) fn misunderstood(ground: &watch::Sender<Ground>, error: SessionError) {
+    if let SessionError::Answer { doing, what } = error {
+        ground.send_replace(Ground::Misunderstood { doing, what });
+    }
+}
+
 struct SourceWatch {
     config: Arc<Config>,
     /// Where the attempt's sessions lead to.
@@ -166,13 +209,16 @@ struct SourceWatch {
     slot_rate: WalRate,
     /// What sessions of ours wait for at the source.
     waits: ToldWaits,
+    ground: watch::Sender<Ground>,
 }
 
 impl SourceWatch {
     async fn run(mut self) {
         loop {
-            // Its failures are the ring's, which reports them; here they only mean: later.
-            let _ = self.session().await;
+            // Other failures are the ring's, which reports them; here they only mean: later.
+            if let Err(error) = self.session().await {
+                misunderstood(&self.ground, error);
+            }
             self.telemetry.waits(End::Source.as_str(), Vec::new());
             self.heartbeat_missed();
             tokio::time::sleep(SOURCE_EVERY).await;
@@ -192,6 +238,7 @@ impl SourceWatch {
                 // Another of source.url's hosts is the source now.
                 return Ok(());
             }
+            failpoint::panic("monitor.looking");
             let now = Instant::now();
             let in_recovery = self.ask_position(&client).await?;
             if now >= slot_due {
@@ -238,6 +285,7 @@ impl SourceWatch {
                 self.telemetry.no_slot();
                 return Ok(false);
             }
+            Err(SourceError::Session(error @ SessionError::Answer { .. })) => return Err(error),
             Err(_) => return Ok(false),
         };
         let retained = slot.retained_wal_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);

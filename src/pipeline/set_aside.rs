@@ -42,7 +42,7 @@ fn concerned(fault: &Fault) -> &[QualifiedName] {
             std::slice::from_ref(table)
         }
         Fault::Source(SourceError::Unpublished { tables, .. }) => tables,
-        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => &[],
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => &[],
     }
 }
 

@@ -33,7 +33,9 @@ pub(super) async fn explained(config: &Config, addresses: &Addresses, fault: Fau
         // A domain's schema alone is named.
         Some(_) | None => match &fault {
             Fault::Destination(DestinationError::Conflict(conflict)) => conflict.table.iter().cloned().collect(),
-            Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => config.tables.clone(),
+            Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
+                config.tables.clone()
+            }
         },
     };
     match tokio::time::timeout(LOOK_MAX, look(addresses, &tables, &violated)).await {
@@ -71,7 +73,7 @@ fn violated(fault: &Fault) -> Option<Violated> {
             let server = error.server().filter(|server| ConflictKind::of(server.code).is_some_and(is_of_constraint))?;
             Some(server.violated())
         }
-        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) => None,
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => None,
     }
 }
 
@@ -207,7 +209,11 @@ fn with_difference(fault: Fault, difference: Difference) -> Fault {
             conflict.difference = Some(difference);
             Fault::Destination(DestinationError::Conflict(conflict))
         }
-        other @ (Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_)) => {
+        other @ (Fault::Destination(_)
+        | Fault::Source(_)
+        | Fault::Refused(_)
+        | Fault::Halted(_)
+        | Fault::Unwatched(_)) => {
             let told = report(&other);
             let why = format!("{}.", difference.why);
             let detail = told.detail.map_or(why.clone(), |detail| format!("{detail} {why}"));

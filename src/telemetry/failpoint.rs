@@ -14,6 +14,15 @@ pub fn reached(point: &'static str) {
     let _ = point;
 }
 
+/// The process has reached a point at which a test may have a task panic, as a mistake in it would: the first time only.
+#[inline]
+pub fn panic(point: &'static str) {
+    #[cfg(debug_assertions)]
+    armed::panic(point);
+    #[cfg(not(debug_assertions))]
+    let _ = point;
+}
+
 /// The process has reached a point at which a test may hold it: the first time only, and nothing but this task waits.
 #[inline]
 pub async fn pause(point: &'static str) {
@@ -52,6 +61,15 @@ mod armed {
             std::process::abort();
         }
         block(point);
+    }
+
+    static PANICKED: AtomicBool = AtomicBool::new(false);
+
+    /// `HEADWATER_FAILPOINT_PANIC=point=path`: panic when the point is reached and the file is there, once.
+    pub(super) fn panic(point: &str) {
+        let Ok(text) = std::env::var("HEADWATER_FAILPOINT_PANIC") else { return };
+        let is_due = text.split_once('=').is_some_and(|(at, path)| at == point && PathBuf::from(path).exists());
+        assert!(!is_due || PANICKED.swap(true, Ordering::Relaxed), "a test has asked for it");
     }
 
     /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds`: keep the thread for so long, the first time that the point is reached.

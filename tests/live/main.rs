@@ -9,6 +9,7 @@
 mod support;
 
 mod ahead;
+mod answers;
 mod attacks;
 mod basics;
 mod cascades;

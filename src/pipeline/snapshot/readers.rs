@@ -94,7 +94,7 @@ pub(super) fn is_lost_source(fault: &Fault) -> bool {
             | SessionError::Protocol { .. }
             | SessionError::Answer { .. } => false,
         },
-        Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) => false,
+        Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => false,
     }
 }
 
