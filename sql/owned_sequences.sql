@@ -5,10 +5,12 @@ SELECT pg_catalog.jsonb_build_object(
     'column', a.attname,
     'name', pg_catalog.jsonb_build_object('schema', sn.nspname, 'name', s.relname),
     'ascending', q.seqincrement > 0,
+    'data_type', pg_catalog.format_type(q.seqtypid, NULL),
     'least', q.seqmin,
     'most', q.seqmax,
     'readable', pg_catalog.has_sequence_privilege(s.oid, 'SELECT') AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE'),
     'movable', pg_catalog.has_sequence_privilege(s.oid, 'UPDATE'),
+    'alterable', pg_catalog.pg_has_role(s.relowner, 'USAGE'),
     'role', current_user
 )::pg_catalog.text
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (schema_name, table_name)

@@ -110,6 +110,13 @@ WHERE NOT EXISTS (SELECT FROM created c WHERE c.class = d.refclassid AND c.id = 
       WHEN 'pg_catalog.pg_operator'::pg_catalog.regclass THEN
           d.classid <> 'pg_catalog.pg_constraint'::pg_catalog.regclass
           OR NOT EXISTS (SELECT FROM constraints k WHERE k.id = d.objid AND k.kind = 'f')
+      -- A domain prints, sends and analyzes its values as its base type does (typecmds.c: DefineDomain), which an extension may bring.
+      WHEN 'pg_catalog.pg_proc'::pg_catalog.regclass THEN NOT EXISTS (
+          SELECT FROM wanted_types w
+          JOIN pg_catalog.pg_type t ON t.oid = w.id AND t.typtype = 'd'
+          JOIN pg_catalog.pg_type base ON base.oid = t.typbasetype
+          WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND w.id = d.objid
+            AND d.refobjid IN (base.typoutput, base.typsend, base.typanalyze))
       -- The constraint that an index was made for, where only the index is looked at.
       WHEN 'pg_catalog.pg_constraint'::pg_catalog.regclass THEN d.classid <> 'pg_catalog.pg_class'::pg_catalog.regclass
       ELSE true END

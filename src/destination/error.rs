@@ -62,6 +62,8 @@ impl ConflictKind {
             // 44000 WITH CHECK OPTION, P0001 a trigger's exception, 428C9 a generated column; 27000 a trigger that
             // changed the row.
             "44000" | "P0001" | "428C9" | "27000" => ConflictKind::Other,
+            // How jsonpath and ltree refuse a value of a later major: our own statements were accepted before.
+            "42601" => ConflictKind::DataException,
             _ => match code.class() {
                 "22" => ConflictKind::DataException,
                 "23" => ConflictKind::Other,

@@ -92,7 +92,7 @@ pub use reshape::{Original, reshape};
 pub use resnapshots::{Origin, Request, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types, needed_types, operator_classes_here};
-pub use sequences::follow_sequences;
+pub use sequences::{FollowedSequences, follow_sequences};
 pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy};

@@ -574,7 +574,8 @@ impl Attempt {
             held_up_at: self.held_up_at,
         };
         let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
-        let sequences = Sequences::start(self.addresses.clone(), followed, Arc::clone(&telemetry));
+        let sequences =
+            Sequences::start(self.addresses.clone(), followed, config.schema_changes, Arc::clone(&telemetry));
         let mut ground = self.monitor.watch(watched);
         // Whoever needs apply to stand still for a moment takes a turn through this.
         let (control, gate) = control();

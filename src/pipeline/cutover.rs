@@ -19,7 +19,7 @@ use super::sequences::follow;
 use super::set_aside::aside;
 use super::verify::{Verdict, VerifyOptions, VerifyProgress};
 use crate::config::Config;
-use crate::destination::{Bookkeeping, Catalog, DestinationError, LockHolders, StreamState};
+use crate::destination::{Bookkeeping, Catalog, DestinationError, FollowedSequences, LockHolders, StreamState};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
 use crate::plan::not_carried::NotCarried;
@@ -102,7 +102,7 @@ pub async fn run(
         });
     }
     tell("bringing the sequences over");
-    let (sequences, reports) = follow(&source, bookkeeping.client(), &config.tables).await?;
+    let followed = follow(&source, bookkeeping.client(), &config.tables, config.schema_changes).await?;
     nobody_writes(config, &source).await?;
     let position = drain(&source, &bookkeeping).await?;
     if is_written(config, &source, &slot).await.map_err(SourceError::Session)? {
@@ -123,6 +123,7 @@ pub async fn run(
         }
     };
     let foreign_keys = foreign_keys(&catalog, &here);
+    let FollowedSequences { moved: sequences, reports, .. } = followed;
     Ok(Cutover { verdict, sequences, reports, position, identities, foreign_keys, not_carried })
 }
 

@@ -14,9 +14,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::prepare::Addresses;
-use crate::destination::{DestinationError, follow_sequences};
+use crate::config::SchemaChanges;
+use crate::destination::{DestinationError, FollowedSequences, follow_sequences};
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, QualifiedName};
+use crate::pg::QualifiedName;
+use crate::plan::sequences::Widening;
 use crate::session::SqlClient;
 use crate::source::{SourceError, source_sequences};
 use crate::telemetry::Telemetry;
@@ -26,7 +28,7 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(30);
 /// How long the last round may take once stopping.
 const LAST_ROUND_MAX: Duration = Duration::from_secs(3);
 
-/// Makes one round. Returns how many sequences were moved, and what could not be done.
+/// Makes one round.
 ///
 /// # Errors
 /// [`Fault`] of either end; another round makes up for it.
@@ -34,9 +36,10 @@ pub async fn follow(
     source: &SqlClient,
     destination: &SqlClient,
     tables: &[QualifiedName],
-) -> Result<(usize, Vec<ErrorReport>), Fault> {
+    changes: SchemaChanges,
+) -> Result<FollowedSequences, Fault> {
     let standing = source_sequences(source, tables).await?;
-    Ok(follow_sequences(destination, tables, &standing).await?)
+    Ok(follow_sequences(destination, tables, &standing, changes).await?)
 }
 
 /// A task that follows while a stream runs. Dropping it ends it.
@@ -52,13 +55,18 @@ impl Drop for Sequences {
 }
 
 impl Sequences {
-    pub(super) fn start(addresses: Addresses, tables: Vec<QualifiedName>, telemetry: Arc<Telemetry>) -> Sequences {
+    pub(super) fn start(
+        addresses: Addresses,
+        tables: Vec<QualifiedName>,
+        changes: SchemaChanges,
+        telemetry: Arc<Telemetry>,
+    ) -> Sequences {
         let (stop, mut stopped) = watch::channel(false);
         let task = tokio::spawn(async move {
             let mut told = BTreeSet::new();
             loop {
                 let last = *stopped.borrow_and_update();
-                tell(round(&addresses, &tables).await, &mut told, &telemetry);
+                tell(round(&addresses, &tables, changes).await, &mut told, &telemetry);
                 if last {
                     return;
                 }
@@ -78,18 +86,26 @@ impl Sequences {
     }
 }
 
-async fn round(addresses: &Addresses, tables: &[QualifiedName]) -> Result<(usize, Vec<ErrorReport>), Fault> {
+async fn round(
+    addresses: &Addresses,
+    tables: &[QualifiedName],
+    changes: SchemaChanges,
+) -> Result<FollowedSequences, Fault> {
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
     let destination = addresses.destination.connect().await.map_err(DestinationError::Session)?;
-    follow(&source, &destination, tables).await
+    follow(&source, &destination, tables, changes).await
 }
 
 /// Each thing is said once.
-fn tell(round: Result<(usize, Vec<ErrorReport>), Fault>, told: &mut BTreeSet<String>, telemetry: &Telemetry) {
+fn tell(round: Result<FollowedSequences, Fault>, told: &mut BTreeSet<String>, telemetry: &Telemetry) {
     match round {
-        Ok((moved, reports)) => {
+        Ok(FollowedSequences { moved, widened, reports }) => {
             if moved > 0 {
                 tracing::debug!("{moved} sequences moved");
+            }
+            for Widening { name, data_type } in widened {
+                let text = format!("sequence {name} at the destination is {} now, as at the source", data_type.sql());
+                telemetry.event("sequence", text);
             }
             for report in reports {
                 if told.insert(report.message.clone()) {

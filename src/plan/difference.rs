@@ -183,8 +183,7 @@ impl Ends<'_> {
             (false, true) => "unique index",
             (false, false) => "exclusion constraint",
         };
-        let mut statements: Vec<String> = self.dependents(index);
-        statements.push(self.drop_index(index));
+        let statements = index_drops(self.here, index);
         let instead = self.source.indexes.iter().filter(|there| there.valid && (there.unique || there.exclusion));
         let instead = instead.filter(|there| there.name == *name || (index.primary && there.primary));
         let is_free = |there: &&IndexDefinition| {
@@ -206,31 +205,6 @@ impl Ends<'_> {
         Some(Difference { why, statements, later: Vec::new() })
     }
 
-    fn drop_index(&self, index: &IndexDefinition) -> String {
-        let is_constraint = self
-            .here
-            .constraints
-            .iter()
-            .any(|constraint| constraint.index == Some(index.id) && constraint.kind != ConstraintKind::ForeignKey);
-        match is_constraint {
-            true => self.drop(&index.name),
-            false => {
-                let name = QualifiedName { schema: self.here.schema.clone(), name: index.name.clone() };
-                format!("DROP INDEX {name}")
-            }
-        }
-    }
-
-    /// Foreign keys that stand on a key, and keep it from being dropped.
-    fn dependents(&self, index: &IndexDefinition) -> Vec<String> {
-        let on_it = self.here.referenced_by.iter().filter(|found| found.index == Some(index.id));
-        let drop = on_it.map(|found| {
-            let child = QualifiedName { schema: found.schema.clone(), name: found.table.clone() };
-            format!("ALTER TABLE {child} DROP CONSTRAINT {}", found.name)
-        });
-        drop.collect()
-    }
-
     fn of_not_null(&self, name: &Ident) -> Option<Difference> {
         let here = self.here.column(name)?;
         let why = match self.source.column(name) {
@@ -241,11 +215,8 @@ impl Ends<'_> {
         let (mut statements, mut add) = (Vec::new(), None);
         let in_key = |index: &&IndexDefinition| index.primary && index.key_columns().any(|key| key == name);
         for key in self.here.indexes.iter().filter(in_key) {
-            let (_, drops, instead) = self.replacement(key).unwrap_or_else(|| {
-                let mut drops = self.dependents(key);
-                drops.push(self.drop_index(key));
-                (String::new(), drops, None)
-            });
+            let (_, drops, instead) =
+                self.replacement(key).unwrap_or_else(|| (String::new(), index_drops(self.here, key), None));
             statements.extend(drops);
             add = add.or(instead);
         }
@@ -257,6 +228,26 @@ impl Ends<'_> {
         statements.extend(add);
         Some(Difference { why, statements, later: Vec::new() })
     }
+}
+
+/// What drops an index of a table, or the constraint that it stands for; first the foreign keys that stand on it and keep it from being
+/// dropped. Each without its semicolon.
+pub fn index_drops(table: &TableDefinition, index: &IndexDefinition) -> Vec<String> {
+    let on_it = table.referenced_by.iter().filter(|found| found.index == Some(index.id));
+    let drops = on_it.map(|found| {
+        let child = QualifiedName { schema: found.schema.clone(), name: found.table.clone() };
+        format!("ALTER TABLE {child} DROP CONSTRAINT {}", found.name)
+    });
+    let is_its = |constraint: &ConstraintDefinition| {
+        constraint.index == Some(index.id) && constraint.kind != ConstraintKind::ForeignKey
+    };
+    let itself = match index.primary || table.constraints.iter().any(is_its) {
+        true => format!("ALTER TABLE {} DROP CONSTRAINT {}", table.name(), index.name),
+        false => {
+            format!("DROP INDEX {}", QualifiedName { schema: table.schema.clone(), name: index.name.clone() })
+        }
+    };
+    drops.chain([itself]).collect()
 }
 
 /// What an index is over, whatever the order.

@@ -131,7 +131,18 @@ impl Shape {
             column.sequence &= known.is_none_or(|known| known.sequence);
         }
         self.unique.retain(|name| before.unique.contains(name));
+        self.keys.retain(|id| before.keys.contains(id));
+        if self.keys.is_empty() && !before.keys.is_empty() {
+            // All of them are others, whatever their names.
+            self.unique.clear();
+        }
         self
+    }
+
+    /// Whether a unique index is one that was there before: another one may have its name by now. An earlier version remembered names
+    /// alone.
+    pub fn knows(&self, index: &IndexDefinition) -> bool {
+        self.unique.contains(&index.name) && (self.keys.is_empty() || self.keys.contains(&index.id))
     }
 
     /// The column with a number.

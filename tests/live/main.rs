@@ -37,6 +37,7 @@ mod evolving;
 mod failover;
 mod faults;
 mod first_hour;
+mod followed;
 mod explain;
 mod expressions;
 mod golden;

@@ -301,6 +301,45 @@ async fn intervals_mean_the_same_to_either_major() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_only_a_later_major_reads_is_a_conflict_of_its_table_and_becomes_no_other() {
+    let schema = "CREATE EXTENSION ltree; CREATE TABLE paths (id int PRIMARY KEY, p jsonpath); CREATE TABLE trees (id int PRIMARY KEY, t ltree);
+                  INSERT INTO paths VALUES (1, '$.a ? (@ > 1.50)'), (2, NULL); INSERT INTO trees VALUES (1, 'a.b')";
+    let database = Database::of_superuser("valpaths", &["paths", "trees"], schema).await;
+    database.at_destination("CREATE EXTENSION ltree").await;
+    let (source, destination) = majors(&database).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("INSERT INTO paths VALUES (3, '$[*].size()'); INSERT INTO trees VALUES (2, 'c.d_e')").await;
+    database.assert_catches_up().await;
+    // Each with the major that it came with.
+    for (since, value, table) in
+        [(16, "trees VALUES (9, 'a-b.c')", "trees"), (17, "paths VALUES (9, '$.a.bigint()')", "paths")]
+    {
+        if source < since {
+            continue;
+        }
+        database.at_source(&format!("INSERT INTO {value}")).await;
+        if destination >= since {
+            database.assert_catches_up().await;
+            continue;
+        }
+        service.says(&format!("insert on table public.{table} (key id)")).await;
+        service.is("waiting").await;
+        let (code, shown) = service.command(&["conflict", "show"]).await;
+        assert_eq!(code, Some(1), "{shown}");
+        assert!(shown.contains(&format!("data_exception on public.{table}")), "{shown}");
+        let (_, skip) = shown.rsplit_once("headwater skip ").expect("a way out");
+        let words: Vec<&str> = std::iter::once("skip").chain(skip.split_whitespace().take(2)).collect();
+        let (code, said) = service.command(&words).await;
+        assert_eq!(code, Some(0), "{said}");
+        service.streams().await;
+        database.at_source(&format!("DELETE FROM {table} WHERE id = 9")).await;
+        database.assert_catches_up().await;
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_that_name_missing_objects_are_told_by_check() {
     let schema = "CREATE TABLE named (id int PRIMARY KEY, c regclass, many regtype[]);
                   CREATE TABLE only_here (id int); CREATE TYPE only_mine AS ENUM ('a');

@@ -177,3 +177,24 @@ async fn beside(state: State) {
 async fn verify_ends_beside_every_state_of_the_service_and_says_what_it_has_compared() {
     stream::iter(STATES).map(|state| beside(*state)).buffer_unordered(3).collect::<()>().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_key_are_put_right_by_the_command_that_a_repair_prints() {
+    let schema = "CREATE TABLE keyed (id int PRIMARY KEY, v text); INSERT INTO keyed SELECT i, 'v' FROM generate_series(1, 9) i;
+        CREATE TABLE loose (a int, b text); ALTER TABLE loose REPLICA IDENTITY FULL; INSERT INTO loose VALUES (1, 'x'), (1, 'x'), (NULL, NULL)";
+    let database = Database::new("unkeyed", &["keyed", "loose"], schema).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination("UPDATE keyed SET v = 'w' WHERE id = 3; INSERT INTO loose VALUES (1, 'x')").await;
+    let refused = setup.command(&["verify", "--repair"]).await.exits(1);
+    let refused = refused.says(&["rows of table public.loose have no key", "Nothing was repaired."]);
+    let mut lines = refused.err.lines().map(str::trim);
+    let printed = lines.find_map(|line| line.strip_prefix("headwater ")).expect("a command");
+    let words: Vec<&str> = printed.split(' ').collect();
+    setup.command(&words).await.exits(0);
+    setup.command(&["verify", "--repair"]).await.exits(0);
+    database.assert_equal().await;
+    service.stop().await;
+}

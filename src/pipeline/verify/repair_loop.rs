@@ -11,7 +11,7 @@ use super::compare::{Keys, compare};
 use super::{Ends, Maker, RepairStop, Repaired, TOO_SLOW, TableVerdict, Tell, Verdict, ask_for_repair};
 use crate::destination::RepairOutcome;
 use crate::fault::Fault;
-use crate::pg::{ErrorReport, QualifiedName, counted};
+use crate::pg::{ErrorReport, QualifiedName, counted, shell_word};
 use crate::plan::verify::Key;
 use crate::session::SqlClient;
 
@@ -80,9 +80,14 @@ fn check_keys(tables: &[TableVerdict]) -> Result<(), Fault> {
     if unkeyed.is_empty() {
         return Ok(());
     }
+    let words: Vec<String> = unkeyed.iter().map(|table| shell_word(table)).collect();
     Err(Fault::Refused(
         ErrorReport::new(format!("rows of table {} have no key by which they could be repaired", unkeyed.join(", ")))
-            .hint("Reconcile it with a new snapshot: headwater run --resnapshot."),
+            .detail("Nothing was repaired.")
+            .hint(format!(
+                "Run this while the service runs, and then the repair:\nheadwater resnapshot {}",
+                words.join(" ")
+            )),
     ))
 }
 

@@ -158,8 +158,8 @@ impl Change<'_> {
         self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
-                Some(known) => self.keep(known, resolved, Rows::Stream, &mut evolution)?,
-                None => self.add(resolved, Rows::Stream, &mut evolution, &mut misfits)?,
+                Some(known) => self.keep(known, resolved, Rows::Stream, &mut evolution, &mut misfits)?,
+                None => self.add(resolved, (Rows::Stream, &moved), &mut evolution, &mut misfits)?,
             }
         }
         self.add_unique_indexes(&mut evolution);
@@ -191,8 +191,8 @@ impl Change<'_> {
         self.let_go_of_dropped(&resolved, &moved, &mut evolution, &mut misfits);
         for resolved in &resolved {
             match self.known.column(resolved.number) {
-                Some(known) => self.keep(known, resolved, Rows::Copy, &mut evolution)?,
-                None => self.add(resolved, Rows::Copy, &mut evolution, &mut misfits)?,
+                Some(known) => self.keep(known, resolved, Rows::Copy, &mut evolution, &mut misfits)?,
+                None => self.add(resolved, (Rows::Copy, &moved), &mut evolution, &mut misfits)?,
             }
         }
         self.set_generated(&mut evolution);

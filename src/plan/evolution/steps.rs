@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Attempt, Change, Evolution, Obstacle, Resolved, Rows, Undo};
 use crate::pg::{Column, Ident};
+use crate::plan::difference::index_drops;
 use crate::plan::fit::{self, Misfit};
 use crate::plan::schema::{ColumnDefinition, GeneratedColumn, IndexDefinition};
 use crate::plan::shape::ShapeColumn;
 use crate::plan::sql::evolve as sql;
 
 impl Change<'_> {
-    /// Renames in two steps where names change hands. A dropped column whose name another one takes is renamed first; returns
-    /// the new names of such columns, by number.
+    /// Renames in two steps where names change hands. A dropped column whose name another one takes is renamed, too; returns the new
+    /// names of such columns, by number.
     pub(super) fn rename_columns(
         &self,
         resolved: &[Resolved<'_>],
@@ -63,7 +64,28 @@ impl Change<'_> {
             evolution.told.push(format!("column {old} is now called {new}"));
         }
         evolution.statements.extend(second);
+        for (dropped, name) in self.in_the_way(resolved, &moved) {
+            evolution.statements.push(sql::rename_column(&self.known.name, &dropped.name, &name));
+            moved.insert(dropped.number, name);
+        }
         moved
+    }
+
+    /// Dropped columns of the primary key here whose name a new column takes, with a type that theirs does not hold; and their new names.
+    /// The key is the operator's to give up, who is told so once it is about a column of its own.
+    fn in_the_way(&self, resolved: &[Resolved<'_>], moved: &BTreeMap<i16, Ident>) -> Vec<(&ShapeColumn, Ident)> {
+        let dropped = self.known.columns.iter().filter(|known| {
+            self.dropped(resolved).any(|dropped| dropped.number == known.number) && !moved.contains_key(&known.number)
+        });
+        let is_in_the_way = |dropped: &&ShapeColumn| {
+            let mut new = resolved.iter().filter(|column| self.known.column(column.number).is_none());
+            let here =
+                self.destination.table.column(&dropped.name).filter(|here| self.primary_key_with(&here.name).is_some());
+            new.find(|column| column.column.name == dropped.name).zip(here).is_some_and(|(new, here)| {
+                !fit::column_takes(new.column, self.source.types, here, self.destination.types)
+            })
+        };
+        dropped.filter(is_in_the_way).map(|dropped| (dropped, self.free_name(&dropped.name, resolved))).collect()
     }
 
     /// The columns that were known and are gone. One that does not come and is still there is not published.
@@ -104,24 +126,9 @@ impl Change<'_> {
             let draws = here.own_sequence().is_some() && !taken;
             let filled = !draws && (here.default.is_some() || here.identity.is_some() || here.generated.is_some());
             let name = moved.unwrap_or(&known.name);
-            let in_key = |key: &&IndexDefinition| key.primary && key.key_columns().any(|key| *key == known.name);
-            match table.indexes.iter().find(in_key) {
-                Some(key) if !taken => {
-                    misfits.push(Misfit {
-                        problem: format!(
-                            "column {} was dropped at the source, and is part of the primary key here",
-                            known.name
-                        ),
-                        remedy: Some(format!(
-                            "ALTER TABLE {0} DROP CONSTRAINT {1};\nALTER TABLE {0} ALTER COLUMN {2} DROP NOT NULL;",
-                            table.name(),
-                            key.name,
-                            known.name
-                        )),
-                    });
-                    continue;
-                }
-                Some(_) | None => {}
+            if let Some(misfit) = self.key_misfit(&known.name, "was dropped at the source").filter(|_| !taken) {
+                misfits.push(misfit);
+                continue;
             }
             if draws {
                 evolution.statements.push(sql::draw_no_more(&self.known.name, name, here.identity.is_some()));
@@ -132,6 +139,23 @@ impl Change<'_> {
             let stays = moved.map_or_else(String::new, |name| format!(" as {name}"));
             evolution.told.push(format!("column {} was dropped at the source; it stays here{stays}", known.name));
         }
+    }
+
+    /// The primary key of the destination's table, where a column is part of it.
+    fn primary_key_with(&self, column: &Ident) -> Option<&IndexDefinition> {
+        let mut indexes = self.destination.table.indexes.iter();
+        indexes.find(|key| key.primary && key.key_columns().any(|key| key == column))
+    }
+
+    /// A column of the destination that the source leaves empty from now on, where the primary key here does not let it be.
+    fn key_misfit(&self, column: &Ident, what: &str) -> Option<Misfit> {
+        let table = self.destination.table;
+        let mut statements = index_drops(table, self.primary_key_with(column)?);
+        statements.push(format!("ALTER TABLE {} ALTER COLUMN {column} DROP NOT NULL", table.name()));
+        Some(Misfit {
+            problem: format!("column {column} {what}, and is part of the primary key here"),
+            remedy: Some(format!("{};", statements.join(";\n"))),
+        })
     }
 
     /// The destination's column of one that was known: under its new name once it is renamed.
@@ -146,6 +170,7 @@ impl Change<'_> {
         resolved: &Resolved<'_>,
         rows: Rows,
         evolution: &mut Evolution,
+        misfits: &mut Vec<Misfit>,
     ) -> Result<(), Obstacle> {
         let Resolved { column, number, definition } = resolved;
         // A column that the operator has dropped here is for `fit` to report.
@@ -154,7 +179,14 @@ impl Change<'_> {
         if (known.type_id, known.type_modifier) != (column.type_id, column.type_modifier) {
             self.change_type(known, (resolved, here), rows, evolution)?;
         }
-        let Some(definition) = definition else { return Ok(()) };
+        let Some(definition) = definition else {
+            // The stream has not come to the end of a column that is gone by now, and that may be empty before it.
+            let is_gone = !self.source.table.columns.iter().any(|live| live.number == *number);
+            if is_gone && here.not_null {
+                self.let_be_null(here, name, "was dropped at the source", evolution, misfits);
+            }
+            return Ok(());
+        };
         let filled = here.default.is_some() || here.identity.is_some() || here.generated.is_some();
         if !known.sequence && !filled {
             evolution.sequences.extend(self.sequence_of(definition));
@@ -172,12 +204,30 @@ impl Change<'_> {
             });
             return Ok(());
         }
-        let in_key = |index: &IndexDefinition| index.primary && index.key_columns().any(|key| key == name);
-        if here.identity.is_none() && !self.destination.table.indexes.iter().any(in_key) {
-            evolution.statements.push(sql::drop_not_null(&self.known.name, name));
+        if self.let_be_null(here, name, "is no longer NOT NULL at the source", evolution, misfits) {
             evolution.told.push(format!("column {name} is no longer NOT NULL"));
         }
         Ok(())
+    }
+
+    /// Drops NOT NULL of a column that is called `name` by then; whether it did. Of one in the primary key that is the operator's.
+    fn let_be_null(
+        &self,
+        here: &ColumnDefinition,
+        name: &Ident,
+        what: &str,
+        evolution: &mut Evolution,
+        misfits: &mut Vec<Misfit>,
+    ) -> bool {
+        if let Some(misfit) = self.key_misfit(&here.name, what) {
+            misfits.push(misfit);
+            return false;
+        }
+        let may_be_null = here.identity.is_none();
+        if may_be_null {
+            evolution.statements.push(sql::drop_not_null(&self.known.name, name));
+        }
+        may_be_null
     }
 
     /// A column has another type. Without a rewrite of the source's table its values are what they were, and follow; otherwise
@@ -282,7 +332,7 @@ impl Change<'_> {
     pub(super) fn add(
         &self,
         resolved: &Resolved<'_>,
-        rows: Rows,
+        (rows, moved): (Rows, &BTreeMap<i16, Ident>),
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
     ) -> Result<(), Obstacle> {
@@ -299,9 +349,9 @@ impl Change<'_> {
         }
         let table = &self.known.name;
         let wanted = (self.creation.type_sql)(definition);
-        // A column of this name that is renamed makes room for it.
+        // A column of this name that gets another one makes room for it.
         let mut leaving = self.known.columns.iter().filter(|known| known.name == *name);
-        let leaves = leaving.any(|known| self.is_renamed(known));
+        let leaves = leaving.any(|known| self.is_renamed(known) || moved.contains_key(&known.number));
         let Some(here) = self.destination.table.column(name).filter(|_| !leaves) else {
             let added = sql::add_column(table, definition, &wanted, self.creation);
             evolution.statements.extend(added.sql);
@@ -371,7 +421,7 @@ impl Change<'_> {
             known.map_or_else(|| name.clone(), |known| known.name.clone())
         };
         for index in &self.source.table.indexes {
-            if !index.unique || !index.valid || self.known.unique.contains(&index.name) {
+            if !index.unique || !index.valid || self.known.knows(index) {
                 continue;
             }
             let known_here = unique_set(index)

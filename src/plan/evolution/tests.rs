@@ -407,6 +407,13 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
     // Another type would lose what is here.
     let other = numbered(&[id(), a(), (4, Of::new("b", TEXT))]);
     assert!(matches!(reshape(&other), Err(Obstacle::Misfits(_))));
+    // The key does not let it be empty.
+    let wider = numbered(&[a(), b(), (4, Of::new("id", BIGINT).not_null())]);
+    let Err(Obstacle::Misfits(misfits)) = reshape(&wider) else { panic!() };
+    assert_eq!(
+        misfits[0].remedy.as_deref(),
+        Some("ALTER TABLE public.t DROP CONSTRAINT t_pkey;\nALTER TABLE public.t ALTER COLUMN id DROP NOT NULL;")
+    );
 }
 
 #[test]

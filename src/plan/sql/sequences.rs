@@ -1,7 +1,7 @@
 //! Statements that read and move sequences.
 
 use crate::pg::{QualifiedName, quote_literal};
-use crate::plan::sequences::Move;
+use crate::plan::sequences::{Move, Widening};
 
 /// The OIDs of the sequences with the names in `$1`, a text array, locked until the transaction ends (sequence.c:
 /// lock_and_open_sequence); fails where a name does not stand for a sequence. Once it has given the same OIDs twice, the names keep
@@ -29,6 +29,11 @@ pub fn move_forward(sequence: &Move) -> String {
          WHERE last_value {further} {value} OR (last_value = {value} AND NOT is_called AND {called})",
         quote_literal(&name)
     )
+}
+
+/// Gives a sequence the source's type, and with it the type's limits where it had those of its own type.
+pub fn widen(sequence: &Widening) -> String {
+    format!("ALTER SEQUENCE {} AS {}", sequence.name.sql(), sequence.data_type.sql())
 }
 
 #[cfg(test)]
