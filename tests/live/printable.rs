@@ -338,7 +338,9 @@ async fn what_is_printed_of_others_code_leaves_and_schema_changes_says_what_it_s
     database.at_destination(&attached(&own, &other, &mood, &role)).await;
     database.tables =
         ["", "t"].map(|end| QualifiedName::new(name.as_str(), format!("{name}{end}").as_str()).to_string()).into();
-    let setup = Setup { tables: database.tables.clone(), ..setup }.setting("schema_changes = \"stop\"");
+    let setup = Setup { tables: database.tables.clone(), ..setup }
+        .setting("schema_changes = \"stop\"")
+        .destination("untrusted_owners = \"watch\"");
     let mut pasted = String::new();
     loop {
         let found = findings(&setup).await;
