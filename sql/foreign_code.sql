@@ -165,6 +165,11 @@
     UNION
     SELECT o.opcintype, 'type', '', o.opcfamily
     FROM types JOIN pg_catalog.pg_opclass o ON o.opcintype = types.id AND o.opcdefault
+), named_operators AS MATERIALIZED (
+    -- By which rows are found. They are written as schema and name, and the server prefers one that fits the types exactly: of a domain, say.
+    SELECT DISTINCT e.oprnamespace, e.oprname
+    FROM operator_classes o JOIN pg_catalog.pg_amop s ON s.amopfamily = o.family JOIN pg_catalog.pg_operator e ON e.oid = s.amopopr
+    WHERE e.oprnamespace <> 'pg_catalog'::pg_catalog.regnamespace
 ), calls(object_id, kind, name, owner, function_id, made_for_others) AS (
     SELECT object_id, kind, name, owner, (pg_catalog.regexp_matches(tree, ':\w*(?:funcid|fnoid) (\d+)', 'g'))[1]::oid, false FROM trees
     UNION
@@ -231,6 +236,13 @@
     FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE e.evtenabled <> 'D' AND p.proowner NOT IN (SELECT oid FROM trusted)
     UNION
+    SELECT e.oid, 'operator', pg_catalog.format('%s, %s', pg_catalog.format_type(e.oprleft, NULL), pg_catalog.format_type(e.oprright, NULL)),
+           CASE WHEN p.proowner IN (SELECT oid FROM trusted) THEN e.oprowner ELSE p.proowner END,
+           pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid))
+    FROM named_operators o JOIN pg_catalog.pg_operator e ON e.oprnamespace = o.oprnamespace AND e.oprname = o.oprname
+    JOIN pg_catalog.pg_proc p ON p.oid = e.oprcode JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    WHERE e.oprowner NOT IN (SELECT oid FROM trusted) OR p.proowner NOT IN (SELECT oid FROM trusted)
+    UNION
     SELECT o.object_id, o.kind, '', o.role_id, NULL
     FROM (
         SELECT t.id, 'table owner', t.owner FROM touched t WHERE NOT t.own
@@ -240,6 +252,13 @@
         FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
         WHERE n.nspname = ANY ($2::text[])
            OR n.oid IN (SELECT c.relnamespace FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.own)
+           OR n.oid IN (SELECT y.typnamespace FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
+                        LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid WHERE COALESCE(c.relkind, 'c') = 'c')
+           OR n.oid IN (SELECT oprnamespace FROM named_operators)
+        UNION
+        SELECT n.oid, 'create privilege', a.grantee
+        FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
+        WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND n.oid IN (SELECT oprnamespace FROM named_operators)
         UNION
         -- Neither the row types of tables nor arrays, which belong to whom their elements belong to.
         SELECT y.oid, 'type owner', y.typowner
@@ -254,17 +273,20 @@
     WHERE $10 AND o.role_id NOT IN (SELECT oid FROM trusted)
 )
 SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.nspname, '')::text AS schema_name,
-       COALESCE(c.relname, t.typname, '')::text AS object_name,
+       COALESCE(c.relname, t.typname, e.oprname, '')::text AS object_name,
        f.name::text, pg_catalog.min(f.function_name),
        CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
        target_schema.nspname::text AS target_schema, target.typname::text AS target_name
 FROM foreign_calls f
-LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner')
+LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner',
+    'create privilege', 'operator')
 LEFT JOIN pg_catalog.pg_namespace table_schema ON table_schema.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_cast k ON k.oid = f.object_id AND f.kind = 'cast'
 LEFT JOIN pg_catalog.pg_type t ON t.oid = COALESCE(k.castsource, f.object_id) 
     AND f.kind IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner')
-LEFT JOIN pg_catalog.pg_namespace owned_schema ON owned_schema.oid = f.object_id AND f.kind = 'schema owner'
+LEFT JOIN pg_catalog.pg_operator e ON e.oid = f.object_id AND f.kind = 'operator'
+LEFT JOIN pg_catalog.pg_namespace owned_schema
+    ON owned_schema.oid = COALESCE(e.oprnamespace, f.object_id) AND f.kind IN ('schema owner', 'create privilege', 'operator')
 LEFT JOIN pg_catalog.pg_namespace type_schema ON type_schema.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_type target ON target.oid = k.casttarget
 LEFT JOIN pg_catalog.pg_namespace target_schema ON target_schema.oid = target.typnamespace

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
-use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal, toml_string};
+use crate::pg::{ErrorReport, Ident, QualifiedName, printable, quote_literal, toml_string};
 use crate::session::{SessionError, SqlClient, fill_in};
 
 const FOREIGN_CODE: &str =
@@ -64,6 +64,8 @@ enum Attached {
     Cast,
     /// Of no table: it runs when objects are created, changed or dropped, or a session begins.
     EventTrigger,
+    /// Under the schema and name of one by which rows are found.
+    Operator,
     /// No code: whose the table is, which may attach some.
     TableOwner,
     /// Likewise: whose the schema is, which may put another table under the name.
@@ -72,6 +74,8 @@ enum Attached {
     TypeOwner,
     /// Likewise: who may create triggers on the table.
     TriggerPrivilege,
+    /// Likewise: who may create operators under the names of those by which rows are found.
+    CreatePrivilege,
 }
 
 impl Attached {
@@ -98,6 +102,8 @@ impl Attached {
             "schema owner" => Attached::SchemaOwner,
             "type owner" => Attached::TypeOwner,
             "trigger privilege" => Attached::TriggerPrivilege,
+            "operator" => Attached::Operator,
+            "create privilege" => Attached::CreatePrivilege,
             _ => return None,
         })
     }
@@ -157,6 +163,7 @@ impl Attached {
         match self {
             Attached::Cast | Attached::Domain | Attached::Range | Attached::Type | Attached::ForeignTable => true,
             Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner => true,
+            Attached::Operator | Attached::CreatePrivilege => true,
             Attached::Trigger
             | Attached::OwnTrigger
             | Attached::Rule
@@ -175,7 +182,11 @@ impl Attached {
     /// Whether there is code, and not only somebody who may attach some.
     const fn is_code(self) -> bool {
         match self {
-            Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner | Attached::TriggerPrivilege => false,
+            Attached::TableOwner
+            | Attached::SchemaOwner
+            | Attached::TypeOwner
+            | Attached::TriggerPrivilege
+            | Attached::CreatePrivilege => false,
             Attached::Trigger
             | Attached::OwnTrigger
             | Attached::Rule
@@ -191,6 +202,7 @@ impl Attached {
             | Attached::ForeignKey
             | Attached::Type
             | Attached::Cast
+            | Attached::Operator
             | Attached::EventTrigger => true,
         }
     }
@@ -220,6 +232,8 @@ impl ForeignCode {
             Attached::SchemaOwner => format!("schema {} belongs to it", object.schema),
             Attached::TypeOwner => format!("type {object} belongs to it"),
             Attached::TriggerPrivilege => format!("it has TRIGGER on table {object}"),
+            Attached::CreatePrivilege => format!("it may create operators in schema {}", object.schema),
+            Attached::Operator => format!("operator {}", self.operator()),
         }
     }
 
@@ -236,6 +250,12 @@ impl ForeignCode {
     fn cast(&self) -> String {
         let target = self.target.as_ref().expect("sql/foreign_code.sql names the target of a cast");
         format!("({} AS {target})", self.object)
+    }
+
+    /// `schema.= (left, right)`, the name of an operator.
+    fn operator(&self) -> String {
+        let ForeignCode { object, name, .. } = self;
+        format!("{}.{} ({})", object.schema, printable(object.name.as_str()), printable(name.as_str()))
     }
 
     /// What takes the code away, if one statement does.
@@ -262,6 +282,10 @@ impl ForeignCode {
             Attached::TriggerPrivilege => {
                 format!("REVOKE TRIGGER ON {object} FROM {};", name_of(self.role.as_ref()))
             }
+            Attached::CreatePrivilege => {
+                format!("REVOKE CREATE ON SCHEMA {} FROM {};", object.schema, name_of(self.role.as_ref()))
+            }
+            Attached::Operator => format!("DROP OPERATOR {};", self.operator()),
             Attached::PartitionKey
             | Attached::Range
             | Attached::ForeignTable
@@ -482,7 +506,7 @@ impl Writes {
         ways.extend(accepting(&self.trusted_roles, &roles));
         ways.push("Or set untrusted_owners = \"watch\" there: code is then refused where it is found".to_owned());
         if !revoked.is_empty() {
-            ways.push(format!("TRIGGER alone is taken away at the destination by:\n{}", revoked.join("\n")));
+            ways.push(format!("What is granted alone is taken away at the destination by:\n{}", revoked.join("\n")));
         }
         ErrorReport::new(format!("{whose} could have code run with headwater's rights at the destination"))
             .detail(format!(

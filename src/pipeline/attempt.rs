@@ -558,6 +558,7 @@ impl Attempt {
                 transfer: prepared.transfer,
                 follow_schema_changes: config.schema_changes == SchemaChanges::Follow,
                 trusted_roles: config.destination.trusted_roles.clone(),
+                names_owners: config.destination.names_owners(),
                 timeout: config.destination.timeout,
             },
             prepared.destination_catalog,

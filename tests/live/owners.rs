@@ -1389,3 +1389,88 @@ async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operato
         service.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_of_others_under_the_names_by_which_rows_are_found_are_refused_and_so_is_who_may_make_them() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_operator", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let types = "CREATE EXTENSION citext; CREATE DOMAIN email AS citext";
+    let key = "ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD COLUMN e email PRIMARY KEY DEFAULT 'a'";
+    database.at_source(&format!("{types}; {key}")).await;
+    let table = "CREATE TABLE t (id int, v text, e email PRIMARY KEY)";
+    let own = format!("ALTER TABLE t OWNER TO {writer}; ALTER DOMAIN email OWNER TO {writer}");
+    database.at_destination(&format!("{types}; {table}; {own}")).await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    let [_, detail, hint] = finding(&setup).await.expect("who may create operators is named");
+    assert!(detail.contains(&format!("{owner}: it may create operators in schema public.")), "{detail}");
+    assert_eq!(statements(&hint), format!("REVOKE CREATE ON SCHEMA public FROM {owner};"));
+    database.at_destination(&statements(&hint)).await;
+    assert_eq!(finding(&setup).await, None);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'b'").await;
+    database.assert_catches_up().await;
+    // It fits the domain exactly, so the server takes it for the one of citext.
+    database
+        .at_destination(&format!(
+            "CREATE FUNCTION pwn_equal(email, email) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN public.pwn('operator'); END $$;
+             ALTER FUNCTION pwn_equal OWNER TO {owner};
+             CREATE OPERATOR public.= (LEFTARG = email, RIGHTARG = email, FUNCTION = pwn_equal);
+             ALTER OPERATOR public.= (email, email) OWNER TO {owner}"
+        ))
+        .await;
+    service.is("waiting").await;
+    database.at_source("UPDATE t SET v = 'c'").await;
+    let says = "operator public.= (public.email, public.email) calls public.pwn_equal(public.email, public.email)";
+    let watching = Setup::of(&database).destination("untrusted_owners = \"watch\"");
+    for setup in [&setup, &watching] {
+        let [_, detail, hint] = finding(setup).await.expect("the operator is found");
+        assert!(detail.contains(says), "{detail}");
+        assert_eq!(statements(&hint), "DROP OPERATOR public.= (public.email, public.email);");
+    }
+    let [_, _, hint] = finding(&setup).await.expect("the operator is found");
+    database.at_destination(&statements(&hint)).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    nobody_was_pwned(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_is_added_in_the_stream() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_typed", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database.at_destination(&format!("{TABLE}; ALTER TABLE t OWNER TO {writer}")).await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    let service = setup.start();
+    service.streams().await;
+    as_owner(&database, "CREATE DOMAIN later AS int").await;
+    let add =
+        |column: &str, of: &str| format!("ALTER TABLE t ADD COLUMN {column} {of} DEFAULT 7; UPDATE t SET v = 'b'");
+    database.at_source(&format!("CREATE DOMAIN later AS int; {}", add("c", "later"))).await;
+    service.is("waiting").await;
+    service.says("type public.later belongs to it").await;
+    let columns = "SELECT count(*)::text FROM pg_attribute WHERE attrelid = 't'::regclass AND attname IN ('c', 'd')";
+    assert_eq!(database.destination_value(columns).await.as_deref(), Some("0"));
+    database.at_destination(&format!("ALTER DOMAIN later OWNER TO {writer}")).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    // The type is headwater's own, its schema is not.
+    database
+        .at_destination(&format!(
+            "CREATE SCHEMA types; CREATE DOMAIN types.d AS int; ALTER DOMAIN types.d OWNER TO {writer};
+             GRANT USAGE ON SCHEMA types TO {writer}; ALTER SCHEMA types OWNER TO {owner}"
+        ))
+        .await;
+    database.at_source(&format!("CREATE SCHEMA types; CREATE DOMAIN types.d AS int; {}", add("d", "types.d"))).await;
+    service.is("waiting").await;
+    service.says("schema types belongs to it").await;
+    assert_eq!(database.destination_value(columns).await.as_deref(), Some("1"));
+    service.stop().await;
+}

@@ -121,7 +121,7 @@ impl Applier {
             return Ok(());
         }
         let trusted_roles = self.settings.trusted_roles.clone();
-        let writes = Writes { types, trusted_roles, ..Writes::default() };
+        let writes = Writes { types, trusted_roles, names_owners: self.settings.names_owners, ..Writes::default() };
         let answer = self.ask(&writes.ask()).await?;
         writes.refuse(answer.first().and_then(Option::as_deref))
     }

@@ -75,6 +75,8 @@ pub struct ApplierSettings {
     pub follow_schema_changes: bool,
     /// Roles whose code may run with our rights.
     pub trusted_roles: Vec<Ident>,
+    /// Roles that own types of columns which are added are in the way, whether there is code or not.
+    pub names_owners: bool,
     /// How long an answer may take.
     pub timeout: Duration,
 }

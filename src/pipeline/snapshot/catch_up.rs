@@ -100,6 +100,7 @@ impl CatchUp {
                 commits_are_durable: true,
                 follow_schema_changes: false,
                 trusted_roles: config.destination.trusted_roles.clone(),
+                names_owners: config.destination.names_owners(),
                 transfer: tables.transfer,
                 timeout: config.destination.timeout,
             },
