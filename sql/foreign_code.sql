@@ -253,18 +253,18 @@
         WHERE n.nspname = ANY ($2::text[])
            OR n.oid IN (SELECT c.relnamespace FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.own)
            OR n.oid IN (SELECT y.typnamespace FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
-                        LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid WHERE COALESCE(c.relkind, 'c') = 'c')
+                        WHERE y.typrelid NOT IN (SELECT id FROM touched))
            OR n.oid IN (SELECT oprnamespace FROM named_operators)
         UNION
         SELECT n.oid, 'create privilege', a.grantee
         FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
         WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND n.oid IN (SELECT oprnamespace FROM named_operators)
         UNION
-        -- Neither the row types of tables nor arrays, which belong to whom their elements belong to.
+        -- Neither the row types of these tables nor arrays, which belong to whom their elements belong to.
         SELECT y.oid, 'type owner', y.typowner
         FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = y.oid)
-          AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = y.typrelid AND c.relkind <> 'c')
+          AND y.typrelid NOT IN (SELECT id FROM touched)
         UNION
         SELECT t.id, 'trigger privilege', a.grantee
         FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
 use crate::pg::{ErrorReport, Ident, QualifiedName, printable, quote_literal, toml_string};
+use crate::plan::schema::{TypeDefinition, Types};
 use crate::session::{SessionError, SqlClient, fill_in};
 
 const FOREIGN_CODE: &str =
@@ -534,6 +535,12 @@ impl Writes {
     }
 }
 
+/// The types of the source that are no server's own: the destination has them under the same names.
+pub(super) fn named_types(types: &Types) -> Vec<QualifiedName> {
+    let named = types.values().filter(|definition| !definition.id.is_built_in());
+    named.map(TypeDefinition::qualified_name).collect()
+}
+
 /// Refuses to create or drop anything while event triggers of others would run, or code on headwater's own tables.
 ///
 /// # Errors
@@ -544,6 +551,28 @@ pub async fn refuse_foreign_event_triggers(
 ) -> Result<(), DestinationError> {
     let writes = Writes { trusted_roles: trusted_roles.to_vec(), ..Writes::default() };
     writes.refuse_foreign_code(client).await
+}
+
+/// Says which of the trusted roles do not exist: whoever creates a role of such a name is trusted.
+///
+/// # Errors
+/// [`DestinationError`] when the server does not answer.
+pub async fn missing_roles_report(
+    client: &SqlClient,
+    trusted_roles: &[Ident],
+) -> Result<Option<ErrorReport>, DestinationError> {
+    let names: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
+    let sql = "SELECT name FROM pg_catalog.unnest($1::text[]) AS name
+               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = name) ORDER BY 1";
+    let mut missing = Vec::new();
+    for row in client.query("looking for roles", sql, &[&names]).await? {
+        missing.push(Ident::new(row.get::<&str>(0)?).to_string());
+    }
+    Ok((!missing.is_empty()).then(|| {
+        ErrorReport::new(format!("destination.trusted_roles names roles that do not exist: {}", missing.join(", ")))
+            .detail("Whoever creates a role of such a name is trusted.")
+            .hint("Correct the name in trusted_roles, or take it out.")
+    }))
 }
 
 /// The role's name as people read it; `None` is everybody.

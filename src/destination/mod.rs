@@ -78,7 +78,7 @@ pub use fences::{
 pub use fingerprints::{
     NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints, set_passed,
 };
-pub use foreign_code::{ForeignCode, Writes, refuse_foreign_event_triggers};
+pub use foreign_code::{ForeignCode, Writes, missing_roles_report, refuse_foreign_event_triggers};
 pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate};
 pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};

@@ -15,7 +15,7 @@ use super::catalog::Catalog;
 use super::compare::Differences;
 use super::error::DestinationError;
 use super::fingerprints;
-use super::foreign_code::{Writes, name_of};
+use super::foreign_code::{Writes, name_of, named_types};
 use super::orphans::{orphans_told, validates};
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
@@ -81,6 +81,8 @@ pub struct Publication<'a> {
     pub types: &'a Types,
     /// Roles whose code may run.
     pub trusted_roles: &'a [Ident],
+    /// Roles that could attach code to what is published are in the way, whether there is any or not.
+    pub names_owners: bool,
 }
 
 /// Refuses to write more tables in one transaction than the server has room for in locks. Staging's are taken already.
@@ -186,11 +188,10 @@ impl Publication<'_> {
         Writes {
             tables: tables.iter().map(|table| table.live.clone()).collect(),
             supplied: supplied.collect(),
-            types: Vec::new(),
+            types: named_types(self.types),
             foreign_keys_act: role == ReplicationRole::Origin,
             trusted_roles: self.trusted_roles.to_vec(),
-            // The start and the monitor have looked; staging is headwater's own.
-            names_owners: false,
+            names_owners: self.names_owners,
         }
     }
 
@@ -392,21 +393,27 @@ impl Publication<'_> {
         client.statement(DOING, &sql::move_to(&table.staging, schema)).await?;
         self.grant_defaults(client, &table.live).await?;
         match role {
-            ReplicationRole::Origin => self.withhold(client, &table.live).await,
+            ReplicationRole::Origin => self.withhold(client, &table.live, &["TRIGGER", "REFERENCES"]).await,
+            ReplicationRole::Replica if self.names_owners => self.withhold(client, &table.live, &["TRIGGER"]).await,
             ReplicationRole::Replica => Ok(Vec::new()),
         }
     }
 
     /// Where triggers and foreign keys act on what is applied, nobody else gets what attaches them to a new table: by the time that
-    /// the monitor looks, the first changes would have run them.
-    async fn withhold(&self, client: &SqlClient, table: &QualifiedName) -> Result<Vec<String>, DestinationError> {
+    /// the monitor looks, the first changes would have run them. Where TRIGGER is in the way of a start, nobody gets it either.
+    async fn withhold(
+        &self,
+        client: &SqlClient,
+        table: &QualifiedName,
+        kept_back: &[&str],
+    ) -> Result<Vec<String>, DestinationError> {
         let sql = "SELECT CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END,
                           pg_catalog.string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
                    FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
-                   WHERE c.oid = pg_catalog.to_regclass($1) AND a.privilege_type IN ('TRIGGER', 'REFERENCES') AND a.grantee <> c.relowner
+                   WHERE c.oid = pg_catalog.to_regclass($1) AND a.privilege_type = ANY ($2::text[]) AND a.grantee <> c.relowner
                    GROUP BY a.grantee ORDER BY 1";
         let mut withheld = Vec::new();
-        for row in client.query(DOING, sql, &[&table.sql()]).await? {
+        for row in client.query(DOING, sql, &[&table.sql(), &kept_back]).await? {
             let grantee: Option<Ident> = row.get::<Option<&str>>(0)?.map(Ident::new);
             let privileges: &str = row.get(1)?;
             let sent = grantee.as_ref().map_or("PUBLIC".to_owned(), Ident::sql);

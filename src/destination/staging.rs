@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::catalog::Catalog;
 use super::error::DestinationError;
 use super::expressions;
+use super::foreign_code::{Writes, named_types};
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
@@ -128,13 +129,15 @@ impl Staging {
     /// Creates the staging schema and a staging table for each of `tables`, which come parents first.
     ///
     /// # Errors
-    /// [`DestinationError`]: a name that a new table needs is taken, a type is missing, or the role may not create.
+    /// [`DestinationError`]: a name that a new table needs is taken, a type is missing or of a role that `trust` does not name, or the role
+    /// may not create.
     pub async fn prepare(
         client: &SqlClient,
         generation: &str,
         tables: Vec<TableToCopy>,
         source_types: &Types,
         catalog: &Catalog,
+        trust: &Writes,
     ) -> Result<Staging, DestinationError> {
         let expressions = expressions::read(client).await?;
         let server_started = client.query_one("reading the server's start", SERVER_STARTED, &[]).await?.get(0)?;
@@ -155,7 +158,7 @@ impl Staging {
             expressions,
             fingerprints: HashMap::new(),
         };
-        let mut types = staging.create_types(client, &tables, source_types).await?;
+        let mut types = staging.create_types(client, &tables, source_types, trust).await?;
         for table in tables {
             let name = table.source.name();
             match catalog.table(&name) {
@@ -179,6 +182,7 @@ impl Staging {
         client: &SqlClient,
         tables: &[TableToCopy],
         source_types: &Types,
+        trust: &Writes,
     ) -> Result<BTreeMap<QualifiedName, ResolvedTypes>, DestinationError> {
         const DOING: &str = "creating types";
         client.batch(DOING, "BEGIN").await?;
@@ -192,6 +196,9 @@ impl Staging {
                 types.insert(table.source.name(), resolved);
             }
             created.review(client, &self.expressions).await?;
+            // A type that did not exist when the start looked may be somebody's by now.
+            let written = Writes { types: named_types(source_types), ..trust.clone() };
+            written.refuse_foreign_code(client).await?;
             Ok(types)
         };
         let resolved: Result<BTreeMap<QualifiedName, ResolvedTypes>, DestinationError> = resolve.await;

@@ -127,7 +127,9 @@ const DEPENDANTS: &str = "
     ), using_it AS (
         SELECT d.classid, d.objid, d.objsubid,
                COALESCE(c.relnamespace, f.pronamespace, t.typnamespace) AS schema_id
-        FROM own JOIN pg_catalog.pg_depend d ON d.refclassid = own.class_id AND d.refobjid = own.oid AND d.deptype = 'n'
+        FROM own JOIN pg_catalog.pg_depend d ON d.refclassid = own.class_id AND d.refobjid = own.oid
+             -- Statistics go with their table's columns.
+             AND (d.deptype = 'n' OR d.deptype = 'a' AND d.classid = 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass)
         LEFT JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND r.oid = d.objid
         LEFT JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND a.oid = d.objid
         LEFT JOIN pg_catalog.pg_constraint k ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND k.oid = d.objid

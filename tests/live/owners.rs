@@ -1381,6 +1381,16 @@ async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operato
     database.at_destination(&format!("ALTER TABLE t OWNER TO {owner}")).await;
     service.is("waiting").await;
     service.stop().await;
+    // The owner of a row type is one of the type's.
+    let row_type = "CREATE TABLE other (n int); ALTER TABLE t ADD COLUMN o other";
+    let owners = format!("ALTER TABLE other OWNER TO {owner}; ALTER TABLE t OWNER TO {writer}");
+    database.at_destination(&format!("{row_type}; {owners}")).await;
+    let [_, detail, _] = finding(&setup).await.expect("the owner of the row type is named");
+    assert!(detail.contains("type public.other belongs to it"), "{detail}");
+    database.at_destination(&format!("ALTER TABLE t DROP COLUMN o; ALTER TABLE t OWNER TO {owner}")).await;
+    // A name that nobody has is warned of.
+    let odd = Setup::of(&database).destination(&format!("trusted_roles = [\"{owner}\", \"nobody_has_it\"]"));
+    odd.command(&["check"]).await.exits(0).says(&["names roles that do not exist: nobody_has_it"]);
     for accepted in [format!("trusted_roles = [\"{owner}\"]"), "untrusted_owners = \"watch\"".to_owned()] {
         let service = Setup::of(&database).destination(&accepted).start();
         service.streams().await;
@@ -1472,5 +1482,41 @@ async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_
     service.is("waiting").await;
     service.says("schema types belongs to it").await;
     assert_eq!(database.destination_value(columns).await.as_deref(), Some("1"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_copy_takes_no_type_of_a_stranger_and_gives_no_trigger_privilege_by_default() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_copy", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database.at_source("CREATE DOMAIN d AS int; ALTER TABLE t ADD COLUMN d d DEFAULT 1").await;
+    // The copy waits for this lock once the start has looked: there is no such type then.
+    database.at_source("CREATE TABLE u (id int PRIMARY KEY)").await;
+    database.at_destination(&format!("CREATE TABLE u (id int PRIMARY KEY); ALTER TABLE u OWNER TO {writer}")).await;
+    database
+        .at_destination(&format!("ALTER DEFAULT PRIVILEGES FOR ROLE {writer} GRANT ALL ON TABLES TO {owner}"))
+        .await;
+    let mut setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    setup.tables = vec!["t".to_owned(), "u".to_owned()];
+    database.at_destination("BEGIN; LOCK TABLE u IN ACCESS EXCLUSIVE MODE").await;
+    let service = setup.start();
+    let waits = "SELECT (count(*) > 0)::text FROM pg_locks WHERE relation = 'u'::regclass AND NOT granted";
+    eventually("the start waits for the table", || async {
+        (database.destination_value(waits).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    as_owner(&database, "CREATE DOMAIN d AS int; COMMIT").await;
+    let output = service.ends_with(1).await;
+    assert!(output.contains("type public.d belongs to it"), "{output}");
+    assert!(!output.contains("published"), "{output}");
+    database.at_destination("DROP DOMAIN d").await;
+    let service = setup.start();
+    service.streams().await;
+    service.says(&format!("table public.t: TRIGGER not granted to role {owner}")).await;
+    database.at_source("UPDATE t SET d = 2").await;
+    database.assert_catches_up().await;
     service.stop().await;
 }

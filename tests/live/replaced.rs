@@ -358,6 +358,11 @@ async fn values_that_headwater_never_writes_into_its_bookkeeping_end_nothing() {
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
+    eventually("the tables for fences are there", || async {
+        let there = "SELECT (to_regclass('headwater.fence_keys') IS NOT NULL)::text";
+        (database.destination_value(there).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
     database
         .at_destination(
             "INSERT INTO headwater.resnapshots (tables, origin)
@@ -433,6 +438,7 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
              CREATE DOMAIN headwater.word AS text; CREATE COLLATION headwater.plain FROM \"C\";
              CREATE TEXT SEARCH CONFIGURATION headwater.search (COPY = pg_catalog.simple);
              CREATE STATISTICS headwater.counted ON id, v FROM public.t;
+             CREATE STATISTICS public.outside ON schema_name, table_name FROM headwater.tables;
              CREATE FUNCTION headwater.expect(text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         )
         .await;
@@ -449,6 +455,7 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
             "headwater.plain",
             "headwater.search",
             "headwater.counted",
+            "statistics object public.outside",
             "headwater.expect(text)",
         ]);
     }
@@ -456,7 +463,7 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
     assert_eq!(database.source_value(&slots).await.as_deref(), Some("1"), "nothing was removed");
     let dropped = "DROP VIEW public.lag; DROP TABLE public.mine; DROP TABLE headwater.note; DROP SEQUENCE headwater.counter;
                    DROP TYPE headwater.mood; DROP DOMAIN headwater.word; DROP COLLATION headwater.plain;
-                   DROP TEXT SEARCH CONFIGURATION headwater.search; DROP STATISTICS headwater.counted; DROP FUNCTION headwater.expect(text)";
+                   DROP TEXT SEARCH CONFIGURATION headwater.search; DROP STATISTICS headwater.counted, public.outside; DROP FUNCTION headwater.expect(text)";
     database.at_destination(dropped).await;
     setup.command(&["teardown"]).await.exits(0);
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::super::error::DestinationError;
 use super::super::expressions;
-use super::super::foreign_code::Writes;
+use super::super::foreign_code::{Writes, named_types};
 use super::super::reshape::is_taken;
 use super::super::review::{self, Created};
 use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creation, type_name};
@@ -115,8 +115,7 @@ impl Applier {
     /// A type that the source has now may have been waiting under its name: its checks, its default and its casts would run in the
     /// statements themselves, before the monitor looks.
     async fn refuse_foreign_types(&mut self, source_types: &Types) -> Result<(), DestinationError> {
-        let types = source_types.values().filter(|definition| !definition.id.is_built_in());
-        let types: Vec<QualifiedName> = types.map(TypeDefinition::qualified_name).collect();
+        let types = named_types(source_types);
         if types.is_empty() {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use super::{About, Findings, connection, sessions};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState, TableRecord, Writer,
-    check_bookkeeping_owner, position_missing_report, writers_of_all_report,
+    check_bookkeeping_owner, missing_roles_report, position_missing_report, writers_of_all_report,
 };
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::pipeline::leading::writing_settings;
@@ -43,6 +43,10 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     let writers = writers_of_all_report(client, &config.destination.trusted_roles).await;
     if let Some(report) = findings.take(DESTINATION, "bookkeeping", writers).flatten() {
         findings.warn(DESTINATION, "bookkeeping", report);
+    }
+    let missing = missing_roles_report(client, &config.destination.trusted_roles).await;
+    if let Some(report) = findings.take(DESTINATION, "code", missing).flatten() {
+        findings.warn(DESTINATION, "code", report);
     }
     writing(config, findings).await;
     let examined = DestinationServer::examine(client, &config.tables).await;

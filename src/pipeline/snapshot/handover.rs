@@ -240,6 +240,7 @@ async fn hand_over(
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
         types: &source_catalog.types,
         trusted_roles: &config.destination.trusted_roles,
+        names_owners: config.destination.names_owners(),
     };
     tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
     let position = held.position();

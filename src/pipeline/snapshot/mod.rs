@@ -45,7 +45,8 @@ use super::replication_session::connect_replication;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
-    RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, connect_recorded,
+    RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, Writes,
+    connect_recorded,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName, RelationId, SlotName, counted};
@@ -241,6 +242,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
         types: &tables.source.types,
         trusted_roles: &config.destination.trusted_roles,
+        names_owners: config.destination.names_owners(),
     };
     let client = publishing_session(ends).await?;
     let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {
@@ -439,7 +441,13 @@ async fn create_staging(
         transfer: tables.transfer,
         row_filter: table.row_filter.clone(),
     });
-    let staging = Staging::prepare(client, generation, copied.collect(), &source_types, tables.destination).await?;
+    let trust = Writes {
+        trusted_roles: ends.config.destination.trusted_roles.clone(),
+        names_owners: ends.config.destination.names_owners(),
+        ..Writes::default()
+    };
+    let copied = copied.collect();
+    let staging = Staging::prepare(client, generation, copied, &source_types, tables.destination, &trust).await?;
     for table in &staging.tables {
         let how = match table.mode {
             Mode::Move => "will be created",
