@@ -204,6 +204,10 @@ impl Change<'_> {
             });
             return Ok(());
         }
+        // The first NULL tells of a key under its name of now, with what the source has in its place (`plan::difference`).
+        if here.name == *name && self.primary_key_with(name).is_some() {
+            return Ok(());
+        }
         if self.let_be_null(here, name, "is no longer NOT NULL at the source", evolution, misfits) {
             evolution.told.push(format!("column {name} is no longer NOT NULL"));
         }
