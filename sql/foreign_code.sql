@@ -266,6 +266,16 @@
         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = y.oid)
           AND y.typrelid NOT IN (SELECT id FROM touched)
         UNION
+        -- A foreign key onto what is written is checked in our session, where foreign keys act: by operators and casts of its columns' types.
+        SELECT c.oid, 'table owner', c.relowner
+        FROM touched t JOIN pg_catalog.pg_constraint k ON k.confrelid = t.id AND k.contype = 'f'
+        JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+        WHERE $7 OR t.own
+        UNION
+        SELECT t.id, 'references privilege', a.grantee
+        FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
+        WHERE $7 AND a.privilege_type = 'REFERENCES' AND a.grantee <> t.owner AND NOT t.own
+        UNION
         SELECT t.id, 'trigger privilege', a.grantee
         FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
         WHERE a.privilege_type = 'TRIGGER' AND a.grantee <> t.owner AND NOT t.own

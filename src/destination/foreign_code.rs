@@ -75,6 +75,8 @@ enum Attached {
     TypeOwner,
     /// Likewise: who may create triggers on the table.
     TriggerPrivilege,
+    /// Likewise: who may create foreign keys onto the table.
+    ReferencesPrivilege,
     /// Likewise: who may create operators under the names of those by which rows are found.
     CreatePrivilege,
 }
@@ -104,6 +106,7 @@ impl Attached {
             "type owner" => Attached::TypeOwner,
             "trigger privilege" => Attached::TriggerPrivilege,
             "operator" => Attached::Operator,
+            "references privilege" => Attached::ReferencesPrivilege,
             "create privilege" => Attached::CreatePrivilege,
             _ => return None,
         })
@@ -176,8 +179,14 @@ impl Attached {
             | Attached::DomainDefault
             | Attached::ForeignKey
             | Attached::TriggerPrivilege
+            | Attached::ReferencesPrivilege
             | Attached::EventTrigger => false,
         }
+    }
+
+    /// Whether somebody owns something, and has not only a privilege.
+    const fn is_ownership(self) -> bool {
+        matches!(self, Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner)
     }
 
     /// Whether there is code, and not only somebody who may attach some.
@@ -187,6 +196,7 @@ impl Attached {
             | Attached::SchemaOwner
             | Attached::TypeOwner
             | Attached::TriggerPrivilege
+            | Attached::ReferencesPrivilege
             | Attached::CreatePrivilege => false,
             Attached::Trigger
             | Attached::OwnTrigger
@@ -233,6 +243,7 @@ impl ForeignCode {
             Attached::SchemaOwner => format!("schema {} belongs to it", object.schema),
             Attached::TypeOwner => format!("type {object} belongs to it"),
             Attached::TriggerPrivilege => format!("it has TRIGGER on table {object}"),
+            Attached::ReferencesPrivilege => format!("it has REFERENCES on table {object}"),
             Attached::CreatePrivilege => format!("it may create operators in schema {}", object.schema),
             Attached::Operator => format!("operator {}", self.operator()),
         }
@@ -282,6 +293,9 @@ impl ForeignCode {
             Attached::DomainDefault => format!("ALTER DOMAIN {object} DROP DEFAULT;"),
             Attached::TriggerPrivilege => {
                 format!("REVOKE TRIGGER ON {object} FROM {};", name_of(self.role.as_ref()))
+            }
+            Attached::ReferencesPrivilege => {
+                format!("REVOKE REFERENCES ON {object} FROM {};", name_of(self.role.as_ref()))
             }
             Attached::CreatePrivilege => {
                 format!("REVOKE CREATE ON SCHEMA {} FROM {};", object.schema, name_of(self.role.as_ref()))
@@ -526,7 +540,7 @@ impl Writes {
             .foreign_code(client)
             .await?
             .into_iter()
-            .filter(|found| !found.attached.is_code())
+            .filter(|found| found.attached.is_ownership())
             .filter_map(|found| found.role)
             .collect();
         roles.sort_unstable();

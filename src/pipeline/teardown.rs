@@ -218,6 +218,20 @@ async fn source(
             what: format!("slot {slot} at the source: this destination has no record of it"),
             sql: drop_slot,
         }),
+        // It was dropped, and somebody has made another of the name.
+        (Some(found), Some(Some(stream)))
+            if found.plugin != "pgoutput"
+                || stream.source_database_id.is_some_and(|database| found.database_id != Some(database)) =>
+        {
+            removals.push(Removal::Left {
+                what: format!(
+                    "slot {slot} at the source: it is of plugin {} in database {}, and not headwater's",
+                    printable(&found.plugin),
+                    printable(&found.database)
+                ),
+                sql: drop_slot,
+            });
+        }
         (Some(_), Some(Some(stream))) => {
             // The replication session also drops the slot: it is the role that has logged in, with its REPLICATION attribute.
             let mut session = match connect_replication(config, "teardown").await {

@@ -1486,6 +1486,25 @@ async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_foreign_keys_act_who_may_make_one_onto_a_table_is_named() {
+    let database = new("own_references", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database.at_destination(&format!("{TABLE}; ALTER TABLE t OWNER TO {writer}")).await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    assert_eq!(finding(&setup).await, None);
+    database.at_destination(&format!("GRANT REFERENCES ON t TO {owner}")).await;
+    as_owner(&database, "CREATE TABLE theirs (id int REFERENCES t)").await;
+    let [_, detail, hint] = finding(&setup).await.expect("the privilege and the table are named");
+    assert!(detail.contains("it has REFERENCES on table public.t"), "{detail}");
+    assert!(detail.contains("table public.theirs belongs to it"), "{detail}");
+    assert_eq!(statements(&hint), format!("REVOKE REFERENCES ON public.t FROM {owner};"));
+    database.at_destination(&statements(&hint)).await;
+    assert!(finding(&setup).await.is_some(), "a foreign key stays without the privilege");
+    as_owner(&database, "DROP TABLE theirs").await;
+    assert_eq!(finding(&setup).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_first_copy_takes_no_type_of_a_stranger_and_gives_no_trigger_privilege_by_default() {
     if cannot_grant_parameters().await {
         return;

@@ -4,7 +4,7 @@ use headwater::commands::demo::StopMode;
 
 use crate::check::granted;
 use crate::support::roles::Roles;
-use crate::support::{Database, Script, Setup, destination, new_source};
+use crate::support::{Database, Script, Setup, destination, eventually, new_source};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')";
 
@@ -217,4 +217,23 @@ async fn what_the_source_refuses_to_drop_is_left_with_its_statement_and_the_rest
     }
     assert_eq!(slots(&database).await.as_deref(), Some("0"));
     setup.command(&["teardown"]).await.exits(0).says(&["kept: slot", "does not exist", "there is no bookkeeping"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_has_made_under_the_name_of_ours_is_left() {
+    let database = Database::new("slotother", &["t"], SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    let name = &database.name;
+    eventually("the slot is released and dropped", || async {
+        let drop = format!("SELECT pg_drop_replication_slot('{name}')");
+        database.source.query_one("dropping the slot", &drop, &[]).await.ok().map(|_| ())
+    })
+    .await;
+    database.source_value(&format!("SELECT pg_create_logical_replication_slot('{name}', 'test_decoding')::text")).await;
+    let said = format!("left: slot {name} at the source: it is of plugin test_decoding in database {name}");
+    setup.command(&["teardown"]).await.exits(1).says(&[&said]);
+    assert_eq!(slots(&database).await.as_deref(), Some("1"));
 }
