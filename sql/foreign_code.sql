@@ -272,9 +272,19 @@
         JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
         WHERE $7 OR t.own
         UNION
+        -- The check of one that leads to another table is planned in our session, with constants of that table's indexes evaluated.
+        SELECT c.oid, 'table owner', c.relowner
+        FROM foreign_keys k JOIN pg_catalog.pg_class c
+            ON c.oid = k.confrelid OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(k.confrelid))
+        UNION
         SELECT t.id, 'references privilege', a.grantee
-        FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
-        WHERE $7 AND a.privilege_type = 'REFERENCES' AND a.grantee <> t.owner AND NOT t.own
+        FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id
+        CROSS JOIN LATERAL (
+            SELECT relation.grantee FROM pg_catalog.aclexplode(c.relacl) AS relation WHERE relation.privilege_type = 'REFERENCES'
+            UNION
+            SELECT of_column.grantee FROM pg_catalog.pg_attribute b CROSS JOIN LATERAL pg_catalog.aclexplode(b.attacl) AS of_column
+            WHERE b.attrelid = c.oid AND of_column.privilege_type = 'REFERENCES') AS a
+        WHERE $7 AND a.grantee <> t.owner AND NOT t.own
         UNION
         SELECT t.id, 'trigger privilege', a.grantee
         FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a

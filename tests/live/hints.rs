@@ -15,6 +15,8 @@ const HOSTILE: &str = "a\n\u{1b}[2J\u{202e}\"'$$; DROP TABLE victim; --\\";
 const PLACES: &[(&str, &str)] = &[
     ("ALTER TYPE {} {}", "ADD ATTRIBUTE a text"),
     ("DROP CAST {}", "(text AS int)"),
+    ("DROP OPERATOR {}", "public.= (text, int)"),
+    ("{of_type}", " AS bigint"),
     ("GENERATED {kind}", "BY DEFAULT"),
     (" AS {wanted}", "ENUM ('a')"),
     ("{kind}", "TYPE"),

@@ -1502,6 +1502,16 @@ async fn where_foreign_keys_act_who_may_make_one_onto_a_table_is_named() {
     assert!(finding(&setup).await.is_some(), "a foreign key stays without the privilege");
     as_owner(&database, "DROP TABLE theirs").await;
     assert_eq!(finding(&setup).await, None);
+    // Of a column alone; the statement takes it away, too.
+    database.at_destination(&format!("GRANT REFERENCES (id) ON t TO {owner}")).await;
+    let [_, _, hint] = finding(&setup).await.expect("the privilege is named");
+    database.at_destination(&statements(&hint)).await;
+    assert_eq!(finding(&setup).await, None);
+    // The other way round: a table that is not followed, which ours refers to.
+    as_owner(&database, "CREATE TABLE theirs (id int PRIMARY KEY)").await;
+    database.at_destination("ALTER TABLE t ADD CONSTRAINT up FOREIGN KEY (id) REFERENCES theirs").await;
+    let [_, detail, _] = finding(&setup).await.expect("the owner of the table that is referred to is named");
+    assert!(detail.contains("table public.theirs belongs to it"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
