@@ -103,12 +103,21 @@
     FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE NOT t.cascaded AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
     UNION ALL
+    -- Whoever plans a statement evaluates the constants in them (plancat.c: get_relation_statistics).
+    SELECT s.stxrelid, 'statistics', s.stxname, s.stxowner, s.stxexprs::text
+    FROM touched t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.id WHERE NOT t.cascaded AND s.stxexprs IS NOT NULL
+    UNION ALL
     SELECT p.partrelid, 'partition key', '', t.owner, p.partexprs::text
     FROM touched t JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.id
     WHERE NOT t.cascaded AND p.partexprs IS NOT NULL
     UNION ALL
     SELECT f.tgrelid, f.kind, f.tgname, t.trigger_owner, f.tgqual::text
     FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
+), ancestors(id) AS (
+    -- Tables that what is written is a partition of: their indexes and foreign keys come to it.
+    SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN touched t ON t.id = i.inhrelid AND NOT t.own
+    UNION
+    SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN ancestors a ON a.id = i.inhrelid
 ), foreign_keys AS MATERIALIZED (
     SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
     FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE ($7 OR t.own) AND NOT t.cascaded
@@ -241,7 +250,8 @@
            pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid))
     FROM named_operators o JOIN pg_catalog.pg_operator e ON e.oprnamespace = o.oprnamespace AND e.oprname = o.oprname
     JOIN pg_catalog.pg_proc p ON p.oid = e.oprcode JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-    WHERE e.oprowner NOT IN (SELECT oid FROM trusted) OR p.proowner NOT IN (SELECT oid FROM trusted)
+    WHERE e.oprleft <> 0 AND (e.oprleft IN (SELECT id FROM types) OR e.oprright IN (SELECT id FROM types))
+      AND (e.oprowner NOT IN (SELECT oid FROM trusted) OR p.proowner NOT IN (SELECT oid FROM trusted))
     UNION
     SELECT o.object_id, o.kind, '', o.role_id, NULL
     FROM (
@@ -277,14 +287,17 @@
         FROM foreign_keys k JOIN pg_catalog.pg_class c
             ON c.oid = k.confrelid OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(k.confrelid))
         UNION
-        SELECT t.id, 'references privilege', a.grantee
-        FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id
+        SELECT c.oid, 'table owner', c.relowner FROM ancestors n JOIN pg_catalog.pg_class c ON c.oid = n.id
+        UNION
+        SELECT c.oid, 'references privilege', a.grantee
+        FROM pg_catalog.pg_class c
         CROSS JOIN LATERAL (
             SELECT relation.grantee FROM pg_catalog.aclexplode(c.relacl) AS relation WHERE relation.privilege_type = 'REFERENCES'
             UNION
             SELECT of_column.grantee FROM pg_catalog.pg_attribute b CROSS JOIN LATERAL pg_catalog.aclexplode(b.attacl) AS of_column
             WHERE b.attrelid = c.oid AND of_column.privilege_type = 'REFERENCES') AS a
-        WHERE $7 AND a.grantee <> t.owner AND NOT t.own
+        WHERE $7 AND a.grantee <> c.relowner
+          AND (c.oid IN (SELECT id FROM touched WHERE NOT own) OR c.oid IN (SELECT id FROM ancestors))
         UNION
         SELECT t.id, 'trigger privilege', a.grantee
         FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
@@ -296,7 +309,8 @@ SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.
        COALESCE(c.relname, t.typname, e.oprname, '')::text AS object_name,
        f.name::text, pg_catalog.min(f.function_name),
        CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
-       target_schema.nspname::text AS target_schema, target.typname::text AS target_name
+       COALESCE(target_schema.nspname, statistics_schema.nspname)::text AS target_schema,
+       COALESCE(target.typname, s.stxname)::text AS target_name
 FROM foreign_calls f
 LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner',
     'create privilege', 'operator')
@@ -310,5 +324,7 @@ LEFT JOIN pg_catalog.pg_namespace owned_schema
 LEFT JOIN pg_catalog.pg_namespace type_schema ON type_schema.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_type target ON target.oid = k.casttarget
 LEFT JOIN pg_catalog.pg_namespace target_schema ON target_schema.oid = target.typnamespace
+LEFT JOIN pg_catalog.pg_statistic_ext s ON f.kind = 'statistics' AND s.stxrelid = f.object_id AND s.stxname = f.name
+LEFT JOIN pg_catalog.pg_namespace statistics_schema ON statistics_schema.oid = s.stxnamespace
 GROUP BY 1, 2, 3, 4, f.role_id, 7, 8
 ORDER BY 2, 3, 1, 4, 7, 8

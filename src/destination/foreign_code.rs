@@ -55,6 +55,7 @@ enum Attached {
     Default,
     Generated,
     Index,
+    Statistics,
     PartitionKey,
     Domain,
     DomainDefault,
@@ -92,6 +93,7 @@ impl Attached {
             "default" => Attached::Default,
             "generated" => Attached::Generated,
             "index" => Attached::Index,
+            "statistics" => Attached::Statistics,
             "partition key" => Attached::PartitionKey,
             "domain" => Attached::Domain,
             "domain default" => Attached::DomainDefault,
@@ -175,6 +177,7 @@ impl Attached {
             | Attached::Default
             | Attached::Generated
             | Attached::Index
+            | Attached::Statistics
             | Attached::PartitionKey
             | Attached::DomainDefault
             | Attached::ForeignKey
@@ -205,6 +208,7 @@ impl Attached {
             | Attached::Default
             | Attached::Generated
             | Attached::Index
+            | Attached::Statistics
             | Attached::PartitionKey
             | Attached::Domain
             | Attached::DomainDefault
@@ -230,6 +234,7 @@ impl ForeignCode {
             Attached::Default => format!("the default of column {name} of table {object}"),
             Attached::Generated => format!("generated column {name} of table {object}"),
             Attached::Index => format!("index {name} of table {object}"),
+            Attached::Statistics => format!("statistics {name} of table {object}"),
             Attached::PartitionKey => format!("the partition key of table {object}"),
             Attached::Domain => format!("check {name} of domain {object}"),
             Attached::DomainDefault => format!("the default of domain {object}"),
@@ -288,6 +293,10 @@ impl ForeignCode {
             Attached::Generated => format!("ALTER TABLE {object} ALTER COLUMN {name} DROP EXPRESSION;"),
             Attached::Index => {
                 format!("DROP INDEX {};", QualifiedName { schema: object.schema.clone(), name: name.clone() })
+            }
+            Attached::Statistics => {
+                let statistics = self.target.as_ref().expect("sql/foreign_code.sql names the schema of statistics");
+                format!("DROP STATISTICS {statistics};")
             }
             Attached::Domain => format!("ALTER DOMAIN {object} DROP CONSTRAINT {name};"),
             Attached::DomainDefault => format!("ALTER DOMAIN {object} DROP DEFAULT;"),

@@ -1381,6 +1381,17 @@ async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operato
     database.at_destination(&format!("ALTER TABLE t OWNER TO {owner}")).await;
     service.is("waiting").await;
     service.stop().await;
+    // Indexes and foreign keys of a partitioned table come to its partitions.
+    let parted = "CREATE TABLE parted (id int NOT NULL, v text) PARTITION BY RANGE (id)";
+    let attach = "ALTER TABLE parted ATTACH PARTITION t FOR VALUES FROM (0) TO (1000000)";
+    database
+        .at_destination(&format!(
+            "{parted}; {attach}; ALTER TABLE parted OWNER TO {owner}; ALTER TABLE t OWNER TO {writer}"
+        ))
+        .await;
+    let [_, detail, _] = finding(&setup).await.expect("the owner of the partitioned table is named");
+    assert!(detail.contains("table public.parted belongs to it"), "{detail}");
+    database.at_destination("ALTER TABLE parted DETACH PARTITION t; DROP TABLE parted").await;
     // The owner of a row type is one of the type's.
     let row_type = "CREATE TABLE other (n int); ALTER TABLE t ADD COLUMN o other";
     let owners = format!("ALTER TABLE other OWNER TO {owner}; ALTER TABLE t OWNER TO {writer}");
@@ -1483,6 +1494,19 @@ async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_
     service.says("schema types belongs to it").await;
     assert_eq!(database.destination_value(columns).await.as_deref(), Some("1"));
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_over_expressions_of_others_are_named_with_the_statement_that_drops_them() {
+    let database = new("own_statistics", true).await;
+    as_owner(&database, &format!("{TABLE}; CREATE STATISTICS x ON (v || pwn('statistics')::text), (v || 'x') FROM t"))
+        .await;
+    let setup = Setup::of(&database);
+    let [_, detail, hint] = finding(&setup).await.expect("the statistics are named");
+    assert!(detail.contains("statistics x of table public.t calls public.pwn(how text)"), "{detail}");
+    assert_eq!(statements(&hint), "DROP STATISTICS public.x;");
+    as_owner(&database, &statements(&hint)).await;
+    assert_eq!(finding(&setup).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
