@@ -121,6 +121,10 @@
 ), foreign_keys AS MATERIALIZED (
     SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
     FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE ($7 OR t.own) AND NOT t.cascaded
+), referred(id) AS (
+    SELECT confrelid FROM foreign_keys
+    UNION
+    SELECT i.inhrelid FROM referred r JOIN pg_catalog.pg_inherits i ON i.inhparent = r.id
 ), types(id) AS (
     SELECT found.id FROM (
         SELECT atttypid AS id FROM columns
@@ -284,8 +288,7 @@
         UNION
         -- The check of one that leads to another table is planned in our session, with constants of that table's indexes evaluated.
         SELECT c.oid, 'table owner', c.relowner
-        FROM foreign_keys k JOIN pg_catalog.pg_class c
-            ON c.oid = k.confrelid OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(k.confrelid))
+        FROM referred r JOIN pg_catalog.pg_class c ON c.oid = r.id
         UNION
         SELECT c.oid, 'table owner', c.relowner FROM ancestors n JOIN pg_catalog.pg_class c ON c.oid = n.id
         UNION
