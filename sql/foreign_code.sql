@@ -52,7 +52,8 @@
 ), reaches(parent, child, cascades) AS MATERIALIZED (
     SELECT inhparent, inhrelid, false FROM pg_catalog.pg_inherits
     UNION ALL
-    -- What a foreign key carries on is done as the referencing table's owner; the AFTER triggers of it are ours.
+    -- What a foreign key carries on is done as the referencing table's owner, and yet in our session: its code can replace our
+    -- prepared statements, and the AFTER triggers of it are ours.
     SELECT confrelid, conrelid, true FROM pg_catalog.pg_constraint
     WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
 ), written(id, cascaded, own) AS (
@@ -77,22 +78,60 @@
         AS given(schema_name, table_name, column_name)
     JOIN pg_catalog.pg_namespace n ON n.nspname = given.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = given.table_name
+), foreign_keys AS MATERIALIZED (
+    -- Their checks are planned and run in our session, whichever side we write.
+    SELECT c.oid, c.conrelid, c.conname, c.confrelid, c.conkey, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop,
+           c.confdeltype = 'd' OR c.confupdtype = 'd' AS sets_default
+    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE $7 OR t.own
+    UNION
+    SELECT c.oid, c.conrelid, c.conname, c.confrelid, c.conkey, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop,
+           c.confdeltype = 'd' OR c.confupdtype = 'd'
+    FROM touched t JOIN pg_catalog.pg_constraint c ON c.confrelid = t.id AND c.contype = 'f' WHERE $7 OR t.own
+), foreign_key_roots(id, root) AS (
+    -- Of a constraint that a partition has from its parent, the one that can be dropped.
+    SELECT k.oid, k.oid FROM foreign_keys k JOIN touched t ON t.id = k.confrelid
+    UNION
+    SELECT r.id, c.conparentid FROM foreign_key_roots r JOIN pg_catalog.pg_constraint c ON c.oid = r.root AND c.conparentid <> 0
+), checked(id) AS (
+    -- What the checks of these read, partitions as well.
+    SELECT confrelid FROM foreign_keys
+    UNION
+    SELECT conrelid FROM foreign_keys
+    UNION
+    SELECT i.inhrelid FROM checked r JOIN pg_catalog.pg_inherits i ON i.inhparent = r.id
+), planned AS MATERIALIZED (
+    -- Whoever plans a statement evaluates constants in the expressions of the tables' indexes, statistics and checks.
+    SELECT id, owner FROM touched
+    UNION
+    SELECT c.oid, c.relowner FROM checked r JOIN pg_catalog.pg_class c ON c.oid = r.id
+), ancestors(id, of_written) AS (
+    -- Tables that these are a partition of: their indexes and foreign keys come to it, and its rows are looked at by their keys.
+    SELECT i.inhparent, t.id IS NOT NULL
+    FROM planned p JOIN pg_catalog.pg_inherits i ON i.inhrelid = p.id LEFT JOIN touched t ON t.id = p.id AND NOT t.own
+    UNION
+    SELECT i.inhparent, a.of_written FROM pg_catalog.pg_inherits i JOIN ancestors a ON a.id = i.inhrelid
+), partitioned AS MATERIALIZED (
+    SELECT p.partrelid, c.relowner, p.partexprs, p.partclass
+    FROM pg_catalog.pg_partitioned_table p JOIN pg_catalog.pg_class c ON c.oid = p.partrelid
+    WHERE p.partrelid IN (SELECT id FROM planned) OR p.partrelid IN (SELECT id FROM ancestors)
 ), firing AS MATERIALIZED (
     SELECT t.*, CASE WHEN touched.own THEN 'own trigger' ELSE 'trigger' END AS kind
     FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
-    WHERE (t.tgenabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR touched.own AND t.tgenabled <> 'D')
-      -- Bits 2 and 64: BEFORE, INSTEAD OF.
-      AND (NOT touched.cascaded OR t.tgtype::int & 66 = 0)
+    WHERE t.tgenabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR touched.own AND t.tgenabled <> 'D'
 ), columns AS MATERIALIZED (
     SELECT a.attrelid, a.attnum, a.attname, a.attgenerated, a.atthasdef, a.atttypid,
-           f.oid IS NOT NULL AND a.attgenerated = '' AND a.attidentity = '' AND s.id IS NULL AS defaulted
+           d.conrelid IS NOT NULL
+               OR f.oid IS NOT NULL AND a.attgenerated = '' AND a.attidentity = '' AND s.id IS NULL AS defaulted
     FROM touched JOIN pg_catalog.pg_attribute a ON a.attrelid = touched.id
+    -- A foreign key that sets defaults evaluates them, whatever has been given.
+    LEFT JOIN (SELECT DISTINCT k.conrelid, u.attnum FROM foreign_keys k CROSS JOIN LATERAL pg_catalog.unnest(k.conkey) AS u(attnum)
+               WHERE k.sets_default) d ON d.conrelid = a.attrelid AND d.attnum = a.attnum
     LEFT JOIN followed f ON f.oid = a.attrelid
     LEFT JOIN supplied s ON s.id = a.attrelid AND s.column_name = a.attname::text
-    WHERE NOT touched.cascaded AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE a.attnum > 0 AND NOT a.attisdropped
 ), table_trees(object_id, kind, name, owner, tree) AS MATERIALIZED (
     SELECT c.conrelid, 'check', c.conname, t.owner, c.conbin::text
-    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'c' WHERE NOT t.cascaded
+    FROM planned t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'c'
     UNION ALL
     SELECT d.adrelid, CASE WHEN a.attgenerated = '' THEN 'default' ELSE 'generated' END, a.attname, t.owner, d.adbin::text
     FROM columns a JOIN touched t ON t.id = a.attrelid
@@ -100,31 +139,17 @@
     WHERE a.attgenerated <> '' OR a.defaulted
     UNION ALL
     SELECT i.indrelid, 'index', c.relname, t.owner, COALESCE(i.indexprs::text, '') || COALESCE(i.indpred::text, '')
-    FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    WHERE NOT t.cascaded AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+    FROM planned t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE i.indexprs IS NOT NULL OR i.indpred IS NOT NULL
     UNION ALL
-    -- Whoever plans a statement evaluates the constants in them (plancat.c: get_relation_statistics).
+    -- Evaluated by whoever plans a statement, too (plancat.c: get_relation_statistics).
     SELECT s.stxrelid, 'statistics', s.stxname, s.stxowner, s.stxexprs::text
-    FROM touched t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.id WHERE NOT t.cascaded AND s.stxexprs IS NOT NULL
+    FROM planned t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.id WHERE s.stxexprs IS NOT NULL
     UNION ALL
-    SELECT p.partrelid, 'partition key', '', t.owner, p.partexprs::text
-    FROM touched t JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.id
-    WHERE NOT t.cascaded AND p.partexprs IS NOT NULL
+    SELECT partrelid, 'partition key', '', relowner, partexprs::text FROM partitioned WHERE partexprs IS NOT NULL
     UNION ALL
     SELECT f.tgrelid, f.kind, f.tgname, t.trigger_owner, f.tgqual::text
     FROM firing f JOIN touched t ON t.id = f.tgrelid WHERE f.tgqual IS NOT NULL
-), ancestors(id) AS (
-    -- Tables that what is written is a partition of: their indexes and foreign keys come to it.
-    SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN touched t ON t.id = i.inhrelid AND NOT t.own
-    UNION
-    SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN ancestors a ON a.id = i.inhrelid
-), foreign_keys AS MATERIALIZED (
-    SELECT c.conrelid, c.conname, c.confrelid, c.confkey, c.conpfeqop, c.conppeqop, c.conffeqop
-    FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'f' WHERE ($7 OR t.own) AND NOT t.cascaded
-), referred(id) AS (
-    SELECT confrelid FROM foreign_keys
-    UNION
-    SELECT i.inhrelid FROM referred r JOIN pg_catalog.pg_inherits i ON i.inhparent = r.id
 ), types(id) AS (
     SELECT found.id FROM (
         SELECT atttypid AS id FROM columns
@@ -133,7 +158,10 @@
         SELECT a.atttypid FROM foreign_keys k
         JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = ANY (k.confkey)
         UNION
-        SELECT c.reltype FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.cascaded
+        SELECT a.atttypid FROM foreign_keys k
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
+        UNION
+        SELECT c.reltype FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id
         UNION
         SELECT (pg_catalog.regexp_matches(tree, ':\w*typ\w* (\d+)', 'g'))[1]::oid FROM table_trees
         UNION
@@ -173,8 +201,11 @@
     WHERE pg_catalog.cardinality($2::text[]) = 0
 ), operator_classes(object_id, kind, name, family) AS (
     SELECT i.indrelid, 'index', c.relname, o.opcfamily
-    FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    JOIN pg_catalog.pg_opclass o ON o.oid = ANY (i.indclass) WHERE NOT t.cascaded
+    FROM planned t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_opclass o ON o.oid = ANY (i.indclass)
+    UNION
+    SELECT p.partrelid, 'partition key', '', o.opcfamily
+    FROM partitioned p JOIN pg_catalog.pg_opclass o ON o.oid = ANY (p.partclass)
     UNION
     SELECT o.opcintype, 'type', '', o.opcfamily
     FROM types JOIN pg_catalog.pg_opclass o ON o.opcintype = types.id AND o.opcdefault
@@ -202,9 +233,11 @@
     -- types may create it.
     SELECT c.oid, 'cast', '', CASE WHEN f.typowner IN (SELECT oid FROM trusted) THEN t.typowner ELSE f.typowner END, c.castfunc, false
     FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_type f ON f.oid = c.castsource JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
+    CROSS JOIN LATERAL (SELECT f.oid IN (SELECT id FROM types) OR f.typelem IN (SELECT id FROM types) AS source,
+                               t.oid IN (SELECT id FROM types) OR t.typelem IN (SELECT id FROM types) AS target) AS used
     WHERE c.castfunc <> 0 AND c.oid >= 16384
-      AND (f.oid IN (SELECT id FROM types) OR f.typelem IN (SELECT id FROM types)
-           OR t.oid IN (SELECT id FROM types) OR t.typelem IN (SELECT id FROM types))
+      -- Nothing is ever made a type that is not used and did not come with the server: anybody could make such a cast.
+      AND (used.source AND (used.target OR t.oid < 16384) OR used.target AND f.oid < 16384)
     UNION
     -- Superusers choose the functions of operator classes, foreign keys and base types; the functions may be anybody's.
     SELECT called.object_id, called.kind, called.name, p.proowner, p.oid, true
@@ -226,7 +259,8 @@
 ), foreign_calls AS (
     SELECT c.object_id, c.kind, c.name,
            CASE WHEN p.proowner IN (SELECT oid FROM trusted) THEN c.owner ELSE p.proowner END AS role_id,
-           pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) AS function_name
+           pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) AS function_name,
+           NULL::oid AS grantor
     FROM calls c JOIN pg_catalog.pg_proc p ON p.oid = c.function_id JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE p.proowner NOT IN (SELECT oid FROM trusted)
        OR c.owner NOT IN (SELECT oid FROM trusted)
@@ -235,85 +269,93 @@
                    THEN p.proname IN ('check_primary_key', 'check_foreign_key', 'lo_manage')
                    ELSE p.provolatile <> 'i' AND p.oid NOT IN (SELECT oid FROM harmless) END
     UNION
-    SELECT t.id, 'rule', r.rulename, t.owner, NULL
+    SELECT t.id, 'rule', r.rulename, t.owner, NULL, NULL
     FROM touched t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.id
-    WHERE NOT t.cascaded AND r.ev_type <> '1' AND (r.ev_enabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR t.own AND r.ev_enabled <> 'D')
+    WHERE r.ev_type <> '1' AND (r.ev_enabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR t.own AND r.ev_enabled <> 'D')
       AND t.owner NOT IN (SELECT oid FROM trusted)
     UNION
-    SELECT t.id, 'foreign table', '', t.owner, NULL
-    FROM touched t WHERE t.kind = 'f' AND NOT t.cascaded AND t.owner NOT IN (SELECT oid FROM trusted)
+    SELECT t.id, 'foreign table', '', t.owner, NULL, NULL
+    FROM touched t WHERE t.kind = 'f' AND t.owner NOT IN (SELECT oid FROM trusted)
     UNION
     -- Whatever is written, headwater also creates and drops objects, in sessions of either role. Superusers make event triggers; the
     -- functions may be anybody's.
-    SELECT 0, 'event trigger', e.evtname, p.proowner, pg_catalog.format('%I.%I()', n.nspname, p.proname)
+    SELECT 0, 'event trigger', e.evtname, p.proowner, pg_catalog.format('%I.%I()', n.nspname, p.proname), NULL
     FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE e.evtenabled <> 'D' AND p.proowner NOT IN (SELECT oid FROM trusted)
     UNION
     SELECT e.oid, 'operator', pg_catalog.format('%s, %s', pg_catalog.format_type(e.oprleft, NULL), pg_catalog.format_type(e.oprright, NULL)),
            CASE WHEN p.proowner IN (SELECT oid FROM trusted) THEN e.oprowner ELSE p.proowner END,
-           pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid))
+           pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)), NULL
     FROM named_operators o JOIN pg_catalog.pg_operator e ON e.oprnamespace = o.oprnamespace AND e.oprname = o.oprname
     JOIN pg_catalog.pg_proc p ON p.oid = e.oprcode JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE e.oprleft <> 0 AND (e.oprleft IN (SELECT id FROM types) OR e.oprright IN (SELECT id FROM types))
       AND (e.oprowner NOT IN (SELECT oid FROM trusted) OR p.proowner NOT IN (SELECT oid FROM trusted))
     UNION
-    SELECT o.object_id, o.kind, '', o.role_id, NULL
+    SELECT o.object_id, o.kind, o.name, o.role_id, NULL, o.grantor
     FROM (
-        SELECT t.id, 'table owner', t.owner FROM touched t WHERE NOT t.own
+        SELECT t.id, 'table owner', NULL::name, t.owner, NULL::oid FROM touched t WHERE NOT t.own AND NOT t.cascaded
         UNION
         -- Tables that do not exist yet will stand in schemas that do. Since 15 the database's owner has public.
-        SELECT n.oid, 'schema owner', CASE WHEN n.nspowner = 6171 THEN d.datdba ELSE n.nspowner END
+        SELECT n.oid, 'schema owner', NULL, CASE WHEN n.nspowner = 6171 THEN d.datdba ELSE n.nspowner END, NULL
         FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
         WHERE n.nspname = ANY ($2::text[])
-           OR n.oid IN (SELECT c.relnamespace FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.own)
+           OR n.oid IN (SELECT c.relnamespace FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id WHERE NOT t.own AND NOT t.cascaded)
            OR n.oid IN (SELECT y.typnamespace FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
                         WHERE y.typrelid NOT IN (SELECT id FROM touched))
            OR n.oid IN (SELECT oprnamespace FROM named_operators)
         UNION
-        SELECT n.oid, 'create privilege', a.grantee
+        SELECT n.oid, 'create privilege', NULL, a.grantee, CASE WHEN a.grantor <> n.nspowner THEN a.grantor END
         FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
         WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND n.oid IN (SELECT oprnamespace FROM named_operators)
         UNION
         -- Neither the row types of these tables nor arrays, which belong to whom their elements belong to.
-        SELECT y.oid, 'type owner', y.typowner
+        SELECT y.oid, 'type owner', NULL, y.typowner, NULL
         FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = y.oid)
           AND y.typrelid NOT IN (SELECT id FROM touched)
         UNION
         -- A foreign key onto what is written is checked in our session, where foreign keys act: by operators and casts of its columns' types.
-        SELECT c.oid, 'table owner', c.relowner
-        FROM touched t JOIN pg_catalog.pg_constraint k ON k.confrelid = t.id AND k.contype = 'f'
+        SELECT k.conrelid, 'referring owner', root.conname, c.relowner, NULL
+        FROM foreign_keys k JOIN foreign_key_roots r ON r.id = k.oid
+        JOIN pg_catalog.pg_constraint root ON root.oid = r.root AND root.conparentid = 0 AND root.conrelid = k.conrelid
         JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
-        WHERE $7 OR t.own
+        WHERE k.conrelid NOT IN (SELECT id FROM touched WHERE NOT cascaded)
         UNION
         -- The check of one that leads to another table is planned in our session, with constants of that table's indexes evaluated.
-        SELECT c.oid, 'table owner', c.relowner
-        FROM referred r JOIN pg_catalog.pg_class c ON c.oid = r.id
+        SELECT p.id, 'checked owner', NULL, p.owner, NULL
+        FROM planned p
+        WHERE p.id NOT IN (SELECT id FROM touched WHERE NOT cascaded)
+          AND p.id NOT IN (SELECT k.conrelid FROM foreign_keys k JOIN foreign_key_roots r ON r.id = k.oid AND r.root = k.oid)
         UNION
-        SELECT c.oid, 'table owner', c.relowner FROM ancestors n JOIN pg_catalog.pg_class c ON c.oid = n.id
+        SELECT c.oid, 'parent owner', NULL, c.relowner, NULL
+        FROM ancestors n JOIN pg_catalog.pg_class c ON c.oid = n.id
+        WHERE n.id NOT IN (SELECT id FROM planned)
         UNION
-        SELECT c.oid, 'references privilege', a.grantee
+        SELECT c.oid, 'references privilege', a.of_column, a.grantee, CASE WHEN a.grantor <> c.relowner THEN a.grantor END
         FROM pg_catalog.pg_class c
         CROSS JOIN LATERAL (
-            SELECT relation.grantee FROM pg_catalog.aclexplode(c.relacl) AS relation WHERE relation.privilege_type = 'REFERENCES'
+            SELECT NULL::name AS of_column, relation.grantee, relation.grantor
+            FROM pg_catalog.aclexplode(c.relacl) AS relation WHERE relation.privilege_type = 'REFERENCES'
             UNION
-            SELECT of_column.grantee FROM pg_catalog.pg_attribute b CROSS JOIN LATERAL pg_catalog.aclexplode(b.attacl) AS of_column
-            WHERE b.attrelid = c.oid AND of_column.privilege_type = 'REFERENCES') AS a
+            SELECT b.attname, given.grantee, given.grantor
+            FROM pg_catalog.pg_attribute b CROSS JOIN LATERAL pg_catalog.aclexplode(b.attacl) AS given
+            WHERE b.attrelid = c.oid AND given.privilege_type = 'REFERENCES') AS a
         WHERE $7 AND a.grantee <> c.relowner
-          AND (c.oid IN (SELECT id FROM touched WHERE NOT own) OR c.oid IN (SELECT id FROM ancestors))
+          AND (c.oid IN (SELECT id FROM touched WHERE NOT own) OR c.oid IN (SELECT id FROM ancestors WHERE of_written))
         UNION
-        SELECT t.id, 'trigger privilege', a.grantee
+        SELECT t.id, 'trigger privilege', NULL, a.grantee, CASE WHEN a.grantor <> t.owner THEN a.grantor END
         FROM touched t JOIN pg_catalog.pg_class c ON c.oid = t.id CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
         WHERE a.privilege_type = 'TRIGGER' AND a.grantee <> t.owner AND NOT t.own
-    ) AS o (object_id, kind, role_id)
+    ) AS o (object_id, kind, name, role_id, grantor)
     WHERE $10 AND o.role_id NOT IN (SELECT oid FROM trusted)
 )
 SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.nspname, '')::text AS schema_name,
        COALESCE(c.relname, t.typname, e.oprname, '')::text AS object_name,
-       f.name::text, pg_catalog.min(f.function_name),
+       COALESCE(f.name, '')::text AS part, pg_catalog.min(f.function_name),
        CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
        COALESCE(target_schema.nspname, statistics_schema.nspname)::text AS target_schema,
-       COALESCE(target.typname, s.stxname)::text AS target_name
+       COALESCE(target.typname, s.stxname)::text AS target_name,
+       CASE WHEN f.grantor IS NOT NULL THEN pg_catalog.pg_get_userbyid(f.grantor)::text END AS grantor
 FROM foreign_calls f
 LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner',
     'create privilege', 'operator')
@@ -329,5 +371,5 @@ LEFT JOIN pg_catalog.pg_type target ON target.oid = k.casttarget
 LEFT JOIN pg_catalog.pg_namespace target_schema ON target_schema.oid = target.typnamespace
 LEFT JOIN pg_catalog.pg_statistic_ext s ON f.kind = 'statistics' AND s.stxrelid = f.object_id AND s.stxname = f.name
 LEFT JOIN pg_catalog.pg_namespace statistics_schema ON statistics_schema.oid = s.stxnamespace
-GROUP BY 1, 2, 3, 4, f.role_id, 7, 8
-ORDER BY 2, 3, 1, 4, 7, 8
+GROUP BY 1, 2, 3, 4, f.role_id, 7, 8, f.grantor
+ORDER BY 2, 3, 1, 4, 7, 8, 9

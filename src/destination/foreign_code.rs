@@ -70,6 +70,12 @@ enum Attached {
     Operator,
     /// No code: whose the table is, which may attach some.
     TableOwner,
+    /// Likewise: whose a table is that what is written is a partition of.
+    ParentOwner,
+    /// Likewise: whose a table is that has a foreign key onto what is written.
+    ReferringOwner,
+    /// Likewise: whose a table is that the check of a foreign key reads.
+    CheckedOwner,
     /// Likewise: whose the schema is, which may put another table under the name.
     SchemaOwner,
     /// Likewise: whose the type is.
@@ -104,6 +110,9 @@ impl Attached {
             "cast" => Attached::Cast,
             "event trigger" => Attached::EventTrigger,
             "table owner" => Attached::TableOwner,
+            "parent owner" => Attached::ParentOwner,
+            "referring owner" => Attached::ReferringOwner,
+            "checked owner" => Attached::CheckedOwner,
             "schema owner" => Attached::SchemaOwner,
             "type owner" => Attached::TypeOwner,
             "trigger privilege" => Attached::TriggerPrivilege,
@@ -125,6 +134,8 @@ pub struct ForeignCode {
     target: Option<QualifiedName>,
     /// The trigger, rule, constraint, column or index.
     name: Ident,
+    /// Of a privilege: who has granted it by a grant option; `None`: the owner.
+    grantor: Option<Ident>,
     /// What is called; a rule calls nothing in particular.
     function: Option<String>,
     /// Who can change it; `None`: everybody, by a grant to PUBLIC.
@@ -144,6 +155,7 @@ struct FoundCode {
     role: Option<String>,
     target_schema: Option<String>,
     target_name: Option<String>,
+    grantor: Option<String>,
 }
 
 impl TryFrom<FoundCode> for ForeignCode {
@@ -159,6 +171,7 @@ impl TryFrom<FoundCode> for ForeignCode {
             name: Ident::new(row.part),
             function: row.function,
             role: row.role.map(Ident::new),
+            grantor: row.grantor.map(Ident::new),
         })
     }
 }
@@ -170,6 +183,58 @@ impl Attached {
             Attached::Cast | Attached::Domain | Attached::Range | Attached::Type | Attached::ForeignTable => true,
             Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner => true,
             Attached::Operator | Attached::CreatePrivilege => true,
+            // Their constants are evaluated by whoever plans a statement.
+            Attached::Check | Attached::Index | Attached::Statistics | Attached::PartitionKey => true,
+            Attached::ParentOwner => true,
+            Attached::Trigger
+            | Attached::OwnTrigger
+            | Attached::Rule
+            | Attached::Default
+            | Attached::Generated
+            | Attached::DomainDefault
+            | Attached::ForeignKey
+            | Attached::ReferringOwner
+            | Attached::CheckedOwner
+            | Attached::TriggerPrivilege
+            | Attached::ReferencesPrivilege
+            | Attached::EventTrigger => false,
+        }
+    }
+
+    /// Whether somebody owns something, and has not only a privilege.
+    const fn is_ownership(self) -> bool {
+        matches!(
+            self,
+            Attached::TableOwner
+                | Attached::ParentOwner
+                | Attached::ReferringOwner
+                | Attached::CheckedOwner
+                | Attached::SchemaOwner
+                | Attached::TypeOwner
+        )
+    }
+
+    /// How somebody has code run by what it owns or may do; nothing of what is code already.
+    const fn reason(self) -> Option<&'static str> {
+        Some(match self {
+            Attached::TableOwner => "A table's owner can attach triggers to it at any moment",
+            Attached::ParentOwner => "Indexes and foreign keys that a table's owner makes come to its partitions",
+            Attached::ReferringOwner => {
+                "The check of a foreign key calls operators and casts of its columns' types in headwater's session"
+            }
+            Attached::CheckedOwner => {
+                "The check of a foreign key reads the table in headwater's session, which calls functions of its indexes"
+            }
+            Attached::SchemaOwner => "A schema's owner can put other objects under the names in it",
+            Attached::TypeOwner => "A type's owner can attach checks and casts to it at any moment",
+            Attached::TriggerPrivilege => "TRIGGER is the right to create triggers on the table",
+            Attached::ReferencesPrivilege => {
+                "REFERENCES is the right to make a foreign key onto the table, whose check calls operators and casts of its \
+                 columns' types in headwater's session"
+            }
+            Attached::CreatePrivilege => {
+                "An operator under the name of one by which rows are found is preferred to it where it fits their types better"
+            }
             Attached::Trigger
             | Attached::OwnTrigger
             | Attached::Rule
@@ -179,23 +244,30 @@ impl Attached {
             | Attached::Index
             | Attached::Statistics
             | Attached::PartitionKey
+            | Attached::Domain
             | Attached::DomainDefault
+            | Attached::Range
+            | Attached::ForeignTable
             | Attached::ForeignKey
-            | Attached::TriggerPrivilege
-            | Attached::ReferencesPrivilege
-            | Attached::EventTrigger => false,
-        }
+            | Attached::Type
+            | Attached::Cast
+            | Attached::Operator
+            | Attached::EventTrigger => return None,
+        })
     }
 
-    /// Whether somebody owns something, and has not only a privilege.
-    const fn is_ownership(self) -> bool {
-        matches!(self, Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner)
+    /// Whether the statement that takes it away may need more than the table's owner may do: it names objects of several owners.
+    const fn needs_superuser(self) -> bool {
+        matches!(self, Attached::EventTrigger | Attached::Cast | Attached::Operator)
     }
 
     /// Whether there is code, and not only somebody who may attach some.
     const fn is_code(self) -> bool {
         match self {
             Attached::TableOwner
+            | Attached::ParentOwner
+            | Attached::ReferringOwner
+            | Attached::CheckedOwner
             | Attached::SchemaOwner
             | Attached::TypeOwner
             | Attached::TriggerPrivilege
@@ -245,10 +317,18 @@ impl ForeignCode {
             Attached::Cast => format!("cast {}", self.cast()),
             Attached::EventTrigger => format!("event trigger {name}"),
             Attached::TableOwner => format!("table {object} belongs to it"),
+            Attached::ParentOwner => {
+                format!("table {object} belongs to it, and one that is written is a partition of it")
+            }
+            Attached::ReferringOwner => {
+                format!("table {object} belongs to it, and its foreign key {name} leads to what is written")
+            }
+            Attached::CheckedOwner => format!("table {object} belongs to it, and the check of a foreign key reads it"),
             Attached::SchemaOwner => format!("schema {} belongs to it", object.schema),
             Attached::TypeOwner => format!("type {object} belongs to it"),
             Attached::TriggerPrivilege => format!("it has TRIGGER on table {object}"),
-            Attached::ReferencesPrivilege => format!("it has REFERENCES on table {object}"),
+            Attached::ReferencesPrivilege if name.as_str().is_empty() => format!("it has REFERENCES on table {object}"),
+            Attached::ReferencesPrivilege => format!("it has REFERENCES ({name}) on table {object}"),
             Attached::CreatePrivilege => format!("it may create operators in schema {}", object.schema),
             Attached::Operator => format!("operator {}", self.operator()),
         }
@@ -300,24 +380,40 @@ impl ForeignCode {
             }
             Attached::Domain => format!("ALTER DOMAIN {object} DROP CONSTRAINT {name};"),
             Attached::DomainDefault => format!("ALTER DOMAIN {object} DROP DEFAULT;"),
-            Attached::TriggerPrivilege => {
-                format!("REVOKE TRIGGER ON {object} FROM {};", name_of(self.role.as_ref()))
-            }
-            Attached::ReferencesPrivilege => {
-                format!("REVOKE REFERENCES ON {object} FROM {};", name_of(self.role.as_ref()))
-            }
-            Attached::CreatePrivilege => {
-                format!("REVOKE CREATE ON SCHEMA {} FROM {};", object.schema, name_of(self.role.as_ref()))
-            }
+            Attached::ReferringOwner => format!("ALTER TABLE {object} DROP CONSTRAINT {name};"),
+            Attached::TriggerPrivilege => self.revocation(&format!("TRIGGER ON {object}")),
+            // Of its columns, too.
+            Attached::ReferencesPrivilege => self.revocation(&format!("REFERENCES ON {object}")),
+            Attached::CreatePrivilege => self.revocation(&format!("CREATE ON SCHEMA {}", object.schema)),
             Attached::Operator => format!("DROP OPERATOR {};", self.operator()),
             Attached::PartitionKey
             | Attached::Range
             | Attached::ForeignTable
             | Attached::Type
             | Attached::TableOwner
+            | Attached::ParentOwner
+            | Attached::CheckedOwner
             | Attached::SchemaOwner
             | Attached::TypeOwner => return None,
         })
+    }
+
+    /// Only the role that has granted a privilege can revoke it; what the grantee has granted on goes with it.
+    fn revocation(&self, what: &str) -> String {
+        let revoke = format!("REVOKE {what} FROM {} CASCADE;", name_of(self.role.as_ref()));
+        match &self.grantor {
+            Some(grantor) => format!("SET ROLE {grantor}; {revoke} RESET ROLE;"),
+            None => revoke,
+        }
+    }
+
+    /// Whether the privilege goes with that of its grantor, which is among those found.
+    fn goes_with_another(&self, found: &[ForeignCode]) -> bool {
+        let of_grantor = |other: &ForeignCode| {
+            (other.attached, &other.object, &other.name) == (self.attached, &self.object, &self.name)
+                && other.role == self.grantor
+        };
+        self.grantor.is_some() && found.iter().any(of_grantor)
     }
 }
 
@@ -364,6 +460,7 @@ impl Writes {
                     role: row.get(5)?,
                     target_schema: row.get(6)?,
                     target_name: row.get(7)?,
+                    grantor: row.get(8)?,
                 };
                 Ok(ForeignCode::try_from(found)?)
             })
@@ -405,7 +502,7 @@ impl Writes {
         );
         format!(
             "SELECT pg_catalog.json_agg(found)::pg_catalog.text FROM ({question}) AS found \
-             (attached, schema, name, part, function, role, target_schema, target_name)"
+             (attached, schema, name, part, function, role, target_schema, target_name, grantor)"
         )
     }
 
@@ -492,7 +589,8 @@ impl Writes {
         let remove = |first: String| match removals.is_empty() {
             true => first,
             false => {
-                let by = if by_event { "a superuser" } else { "the owner" };
+                let by =
+                    if found.iter().any(|code| code.attached.needs_superuser()) { "a superuser" } else { "the owner" };
                 format!("{first}un at the destination as {by}:\n{}", removals.join("\n"))
             }
         };
@@ -522,22 +620,42 @@ impl Writes {
         let reasons: Vec<String> = roles.iter().map(of_role).collect();
         let named: Vec<String> = roles.iter().copied().map(name_of).collect();
         let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
-        let revoked: Vec<String> = found.iter().filter_map(|found| found.removal(self.foreign_keys_act)).collect();
-        let mut ways = vec![
-            "Give the tables, their schemas and types to a role that is trusted, headwater's own for example"
-                .to_owned(),
-        ];
+        let mut ways = Vec::new();
+        if found.iter().any(|found| found.attached.is_ownership()) {
+            ways.push(
+                "Give the tables, their schemas and types to a role that is trusted, headwater's own for example"
+                    .to_owned(),
+            );
+        }
         ways.extend(accepting(&self.trusted_roles, &roles));
         ways.push("Or set untrusted_owners = \"watch\" there: code is then refused where it is found".to_owned());
-        if !revoked.is_empty() {
-            ways.push(format!("What is granted alone is taken away at the destination by:\n{}", revoked.join("\n")));
+        let removals = self.removals_of_privileges(found);
+        if !removals.is_empty() {
+            ways.push(format!(
+                "Privileges and foreign keys are taken away at the destination, as a superuser, by:\n{}",
+                removals.join("\n")
+            ));
         }
+        let mut why: Vec<&str> = found.iter().filter_map(|found| found.attached.reason()).collect();
+        why.sort_unstable();
+        why.dedup();
         ErrorReport::new(format!("{whose} could have code run with headwater's rights at the destination"))
-            .detail(format!(
-                "Whoever owns what is written can attach triggers to it at any moment. {}.",
-                reasons.join("; ")
-            ))
+            .detail(format!("{}. {}.", reasons.join("; "), why.join(". ")))
             .hint(ways.join(". "))
+    }
+
+    /// The statements that take away what is granted, and foreign keys; what a grantee has granted on of a column before the grantee's own.
+    fn removals_of_privileges(&self, found: &[ForeignCode]) -> Vec<String> {
+        let granted = found.iter().filter(|code| !code.goes_with_another(found));
+        let (granted_on, granted): (Vec<&ForeignCode>, Vec<&ForeignCode>) =
+            granted.partition(|code| code.grantor.is_some());
+        let mut removals: Vec<String> = Vec::new();
+        for removal in granted_on.into_iter().chain(granted).filter_map(|code| code.removal(self.foreign_keys_act)) {
+            if !removals.contains(&removal) {
+                removals.push(removal);
+            }
+        }
+        removals
     }
 
     /// Roles that own what is written and are not trusted.

@@ -1390,7 +1390,10 @@ async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operato
         ))
         .await;
     let [_, detail, _] = finding(&setup).await.expect("the owner of the partitioned table is named");
-    assert!(detail.contains("table public.parted belongs to it"), "{detail}");
+    assert!(
+        detail.contains("table public.parted belongs to it, and one that is written is a partition of it"),
+        "{detail}"
+    );
     database.at_destination("ALTER TABLE parted DETACH PARTITION t; DROP TABLE parted").await;
     // The owner of a row type is one of the type's.
     let row_type = "CREATE TABLE other (n int); ALTER TABLE t ADD COLUMN o other";
@@ -1427,7 +1430,12 @@ async fn operators_of_others_under_the_names_by_which_rows_are_found_are_refused
     let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
     let [_, detail, hint] = finding(&setup).await.expect("who may create operators is named");
     assert!(detail.contains(&format!("{owner}: it may create operators in schema public.")), "{detail}");
-    assert_eq!(statements(&hint), format!("REVOKE CREATE ON SCHEMA public FROM {owner};"));
+    assert!(
+        detail.contains("An operator under the name of one by which rows are found is preferred to it"),
+        "{detail}"
+    );
+    assert!(!detail.contains("trigger"), "{detail}");
+    assert_eq!(statements(&hint), format!("REVOKE CREATE ON SCHEMA public FROM {owner} CASCADE;"));
     database.at_destination(&statements(&hint)).await;
     assert_eq!(finding(&setup).await, None);
     let service = setup.start();
@@ -1520,12 +1528,33 @@ async fn where_foreign_keys_act_who_may_make_one_onto_a_table_is_named() {
     as_owner(&database, "CREATE TABLE theirs (id int REFERENCES t)").await;
     let [_, detail, hint] = finding(&setup).await.expect("the privilege and the table are named");
     assert!(detail.contains("it has REFERENCES on table public.t"), "{detail}");
-    assert!(detail.contains("table public.theirs belongs to it"), "{detail}");
-    assert_eq!(statements(&hint), format!("REVOKE REFERENCES ON public.t FROM {owner};"));
+    let foreign_key = "table public.theirs belongs to it, and its foreign key theirs_id_fkey leads to what is written";
+    assert!(detail.contains(foreign_key), "{detail}");
+    assert!(detail.contains("The check of a foreign key calls operators and casts"), "{detail}");
+    assert!(!detail.contains("attach triggers"), "{detail}");
+    let drop = "ALTER TABLE public.theirs DROP CONSTRAINT theirs_id_fkey;";
+    assert_eq!(statements(&hint), format!("REVOKE REFERENCES ON public.t FROM {owner} CASCADE;\n{drop}"));
+    database.at_destination(&format!("REVOKE REFERENCES ON t FROM {owner}")).await;
+    let [_, detail, hint] = finding(&setup).await.expect("a foreign key stays without the privilege");
+    assert!(!detail.contains("REFERENCES") && detail.contains(foreign_key), "{detail}");
+    assert_eq!(statements(&hint), drop);
     database.at_destination(&statements(&hint)).await;
-    assert!(finding(&setup).await.is_some(), "a foreign key stays without the privilege");
-    as_owner(&database, "DROP TABLE theirs").await;
     assert_eq!(finding(&setup).await, None);
+    // One that its partitions have from their parent, and one that cascades.
+    database.at_destination(&format!("GRANT REFERENCES ON t TO {owner}")).await;
+    as_owner(
+        &database,
+        "DROP TABLE theirs;
+         CREATE TABLE theirs (id int REFERENCES t) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF theirs DEFAULT;
+         CREATE TABLE follows (id int CONSTRAINT c REFERENCES t ON DELETE CASCADE)",
+    )
+    .await;
+    database.at_destination(&format!("REVOKE REFERENCES ON t FROM {owner}")).await;
+    let [_, _, hint] = finding(&setup).await.expect("the foreign keys are named");
+    assert_eq!(statements(&hint), format!("ALTER TABLE public.follows DROP CONSTRAINT c;\n{drop}"));
+    database.at_destination(&statements(&hint)).await;
+    assert_eq!(finding(&setup).await, None);
+    as_owner(&database, "DROP TABLE theirs, follows").await;
     // Of a column alone; the statement takes it away, too.
     database.at_destination(&format!("GRANT REFERENCES (id) ON t TO {owner}")).await;
     let [_, _, hint] = finding(&setup).await.expect("the privilege is named");
@@ -1535,7 +1564,7 @@ async fn where_foreign_keys_act_who_may_make_one_onto_a_table_is_named() {
     as_owner(&database, "CREATE TABLE theirs (id int PRIMARY KEY)").await;
     database.at_destination("ALTER TABLE t ADD CONSTRAINT up FOREIGN KEY (id) REFERENCES theirs").await;
     let [_, detail, _] = finding(&setup).await.expect("the owner of the table that is referred to is named");
-    assert!(detail.contains("table public.theirs belongs to it"), "{detail}");
+    assert!(detail.contains("table public.theirs belongs to it, and the check of a foreign key reads it"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1572,4 +1601,181 @@ async fn a_first_copy_takes_no_type_of_a_stranger_and_gives_no_trigger_privilege
     database.at_source("UPDATE t SET d = 2").await;
     database.assert_catches_up().await;
     service.stop().await;
+}
+
+/// Where a function is called that no table which is written names, and what is said of it. The tables belong to roles that are trusted.
+const CALLED: &[(&str, &str)] = &[
+    (
+        "CREATE TABLE parted (id int NOT NULL, v text) PARTITION BY RANGE (pwn_number(id));
+         ALTER TABLE parted ATTACH PARTITION t FOR VALUES FROM (0) TO (1000)",
+        "the partition key of table public.parted calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE TABLE root (id int NOT NULL, v text) PARTITION BY RANGE (pwn_number(id));
+         CREATE TABLE parted PARTITION OF root FOR VALUES FROM (0) TO (1000) PARTITION BY RANGE (id);
+         ALTER TABLE parted ATTACH PARTITION t FOR VALUES FROM (0) TO (1000)",
+        "the partition key of table public.root calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE OPERATOR CLASS pwn_ops FOR TYPE int USING hash AS OPERATOR 1 pg_catalog.=, FUNCTION 2 pwn_hash(int, bigint);
+         CREATE TABLE parted (id int NOT NULL, v text) PARTITION BY HASH (id pwn_ops);
+         ALTER TABLE parted ATTACH PARTITION t FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        "the partition key of table public.parted calls public.pwn_hash(integer, bigint)",
+    ),
+    (
+        "CREATE TABLE up (id int PRIMARY KEY); CREATE INDEX x ON up (id) WHERE pwn_number(1) = 1;
+         ALTER TABLE t ADD CONSTRAINT up FOREIGN KEY (id) REFERENCES up",
+        "index x of table public.up calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE TABLE up (id int PRIMARY KEY, v text); CREATE STATISTICS x ON (v || pwn_number(1)), (v || 'x') FROM up;
+         ALTER TABLE t ADD CONSTRAINT up FOREIGN KEY (id) REFERENCES up",
+        "statistics x of table public.up calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE TABLE up (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE up_1 PARTITION OF up DEFAULT;
+         ALTER TABLE up_1 ADD CONSTRAINT x CHECK (pwn_number(1) = 1);
+         ALTER TABLE t ADD CONSTRAINT up FOREIGN KEY (id) REFERENCES up",
+        "check x of table public.up_1 calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE TABLE down (id int REFERENCES t); CREATE INDEX x ON down (id) WHERE pwn_number(1) = 1",
+        "index x of table public.down calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE TABLE down (id int REFERENCES t ON DELETE CASCADE);
+         CREATE TRIGGER x BEFORE DELETE ON down FOR EACH ROW EXECUTE FUNCTION pwn_trigger()",
+        "trigger x of table public.down calls public.pwn_trigger()",
+    ),
+    (
+        "CREATE TABLE down (id int DEFAULT pwn_number(1) REFERENCES t ON DELETE SET DEFAULT)",
+        "the default of column id of table public.down calls public.pwn_number(integer)",
+    ),
+    (
+        "CREATE CAST (mood AS int) WITH FUNCTION pwn_mood(mood) AS IMPLICIT; CREATE TABLE down (id mood REFERENCES t)",
+        "cast (public.mood AS pg_catalog.int4) calls public.pwn_mood(public.mood)",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_of_partitioned_parents_and_of_what_foreign_keys_check_are_found() {
+    let database = new("own_called", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    as_owner(
+        &database,
+        "CREATE TYPE mood AS ENUM ('a');
+         CREATE FUNCTION pwn_number(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+         CREATE FUNCTION pwn_hash(int, bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT $1::bigint';
+         CREATE FUNCTION pwn_mood(mood) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1'",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    for (sql, says) in CALLED {
+        database
+            .at_destination(&format!(
+                "{TABLE}; {sql};
+                 DO $$ DECLARE made regclass; BEGIN
+                     FOR made IN SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') LOOP
+                         EXECUTE format('ALTER TABLE %s OWNER TO %I', made, CASE made::text WHEN 't' THEN '{writer}' ELSE 'postgres' END);
+                     END LOOP;
+                 END $$"
+            ))
+            .await;
+        let [message, detail, hint] = finding(&setup).await.unwrap_or_else(|| panic!("not found: {sql}"));
+        assert_eq!(message, format!("code of role {owner} would run with headwater's rights at the destination"));
+        assert!(detail.contains(says) && detail.matches(" calls ").count() == 1, "{detail}");
+        if !says.contains("partition key") {
+            database.at_destination(&statements(&hint)).await;
+        }
+        let clean = "DROP TABLE t CASCADE; DROP TABLE IF EXISTS up, down, root, parted CASCADE;
+                     DROP CAST IF EXISTS (mood AS int); DROP OPERATOR FAMILY IF EXISTS pwn_ops USING hash CASCADE";
+        database.at_destination(clean).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn casts_between_a_type_in_use_and_one_that_nothing_uses_are_no_obstacle() {
+    let database = new("own_cast_unused", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database
+        .at_destination(&format!(
+            "CREATE TYPE calm AS ENUM ('a'); CREATE TABLE t (id int PRIMARY KEY, v text, c calm);
+             ALTER TABLE t OWNER TO {writer}; ALTER TYPE calm OWNER TO {writer}; CREATE SCHEMA theirs AUTHORIZATION {owner}"
+        ))
+        .await;
+    as_owner(
+        &database,
+        "CREATE TYPE theirs.x AS (a int);
+         CREATE FUNCTION theirs.row(t) RETURNS theirs.x LANGUAGE sql AS 'SELECT ROW(1)::theirs.x';
+         CREATE FUNCTION theirs.calm(theirs.x) RETURNS calm LANGUAGE sql AS 'SELECT ''a''::public.calm';
+         CREATE CAST (t AS theirs.x) WITH FUNCTION theirs.row(t); CREATE CAST (theirs.x AS calm) WITH FUNCTION theirs.calm(theirs.x)",
+    )
+    .await;
+    let refusing = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    let watching = Setup::of(&database);
+    for setup in [&refusing, &watching] {
+        assert_eq!(finding(setup).await, None);
+    }
+    // Once both are in use there is something to call it. Its statement names types of two owners.
+    database.at_destination("ALTER TABLE t ADD COLUMN x theirs.x").await;
+    let [_, detail, hint] = finding(&watching).await.expect("the casts are found");
+    assert_eq!(detail.matches("cast (").count(), 2, "{detail}");
+    assert!(hint.contains("un at the destination as a superuser:\n"), "{hint}");
+    database.at_destination(&statements(&hint)).await;
+    assert_eq!(finding(&watching).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileges_that_were_granted_on_are_taken_away_by_the_hint() {
+    let database = new("own_granted_on", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let (second, deputy) = (format!("second_{owner}"), format!("deputy_{writer}"));
+    database
+        .at_destination(&format!(
+            "CREATE ROLE {second}; CREATE ROLE {deputy}; GRANT {writer} TO {deputy}; CREATE EXTENSION citext;
+             REVOKE CREATE ON SCHEMA public FROM {owner}, PUBLIC; GRANT USAGE ON SCHEMA public TO {second}, {deputy};
+             CREATE TABLE t (id int PRIMARY KEY, v text, c citext); CREATE INDEX ON t (c); ALTER TABLE t OWNER TO {writer}"
+        ))
+        .await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    assert_eq!(finding(&setup).await, None);
+    let ways = [
+        ("CREATE ON SCHEMA public", &owner, 1),
+        ("TRIGGER ON t", &owner, 1),
+        ("REFERENCES ON t", &owner, 1),
+        ("REFERENCES (id, v) ON t", &owner, 1),
+        // A role that is trusted keeps what it has.
+        ("CREATE ON SCHEMA public", &deputy, 1),
+        ("TRIGGER ON t", &deputy, 1),
+        ("REFERENCES (id) ON t", &deputy, 1),
+    ];
+    for (privilege, first, lines) in ways {
+        database
+            .at_destination(&format!(
+                "GRANT {privilege} TO {first} WITH GRANT OPTION; SET ROLE {first}; GRANT {privilege} TO {second}; RESET ROLE"
+            ))
+            .await;
+        let [message, _, hint] = finding(&setup).await.unwrap_or_else(|| panic!("{privilege} is found"));
+        assert!(message.contains(&second) && message.contains(first.as_str()) == (*first == owner), "{message}");
+        assert_eq!(statements(&hint).lines().count(), lines, "{hint}");
+        database.at_destination(&statements(&hint)).await;
+        assert_eq!(finding(&setup).await, None, "{hint}");
+        database.at_destination(&format!("REVOKE {privilege} FROM {deputy} CASCADE")).await;
+    }
+    // Of the table to one, of a column by that one: neither goes with the other.
+    database
+        .at_destination(&format!(
+            "GRANT REFERENCES ON t TO {owner} WITH GRANT OPTION; SET ROLE {owner}; GRANT REFERENCES (id) ON t TO {second}; RESET ROLE"
+        ))
+        .await;
+    let [_, _, hint] = finding(&setup).await.expect("both are found");
+    assert_eq!(
+        statements(&hint),
+        format!(
+            "SET ROLE {owner}; REVOKE REFERENCES ON public.t FROM {second} CASCADE; RESET ROLE;\n\
+             REVOKE REFERENCES ON public.t FROM {owner} CASCADE;"
+        )
+    );
+    database.at_destination(&statements(&hint)).await;
+    assert_eq!(finding(&setup).await, None);
 }
