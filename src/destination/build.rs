@@ -25,7 +25,7 @@ use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use crate::plan::sql::ddl;
 use crate::plan::sql::staging as sql;
-use crate::session::{Sql, SqlClient};
+use crate::session::{Sql, SqlClient, SqlState};
 
 /// Statements that one session runs one after another.
 type Job = Vec<Step>;
@@ -61,7 +61,7 @@ impl Staging {
             };
             builds.extend(statements.into_iter().map(|statement| vec![Step::new("building an index", statement)]));
         }
-        side_by_side(destination, builds, sessions).await?;
+        side_by_side(destination, builds, sessions).await.map_err(|error| self.key_refused(error))?;
 
         let client = maintenance_session(destination, 1).await?;
         for table in &self.tables {
@@ -95,6 +95,23 @@ impl Staging {
             jobs.push(job);
         }
         side_by_side(destination, jobs, sessions).await
+    }
+}
+
+impl Staging {
+    /// The source has a key like the live table's, but with another type or collation: rows that differ there are equal here. Said of
+    /// the live table, since staging is nobody's.
+    fn key_refused(&self, error: DestinationError) -> DestinationError {
+        let DestinationError::Session(session) = &error else { return error };
+        if session.code() != Some(SqlState::new(b"23505")) {
+            return error;
+        }
+        let named = session.server().and_then(|server| server.violated().table);
+        let table = self.tables.iter().filter(|table| table.mode != Mode::Move);
+        match table.clone().find(|table| named.as_ref() == Some(&table.staging)) {
+            Some(table) => DestinationError::KeyRefuses(table.key_refusal(None)),
+            None => error,
+        }
     }
 }
 

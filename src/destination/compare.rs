@@ -22,6 +22,9 @@
 //! Held by types: [`Differences`] come from a [`Comparison`], which takes the [`Lists`] that are being kept. Checked: after it
 //! has written, the publish compares every listed row once more, and refuses what is not equal.
 //!
+//! A key is one of the live table's. Where the source does not have it, several rows of staging may share it, or be NULL in it: one live
+//! row would stand for all of them. That is asked here and of what is listed once more in the publish ([`check_keys`]).
+//!
 //! Tables without a key have no list and are compared whole in the publish.
 
 use std::collections::BTreeMap;
@@ -111,6 +114,7 @@ impl Comparison {
         for (number, table) in staging.tables.iter().enumerate() {
             let Some(list) = lists.get(&table.live) else { continue };
             let found = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("d{number}")) };
+            check_keys(&client, table, None).await?;
             compare(&client, table, &found, list).await?;
         }
         failpoint::pause("comparison.read").await;
@@ -144,6 +148,30 @@ async fn compare(
     }
     staging_schema::withhold(client, DOING, found).await?;
     Ok(client.statement(DOING, &sql::add_to_list(list, found)).await?)
+}
+
+/// Refuses rows of staging, or those of them that are listed, that cannot all stand under the live table's key.
+///
+/// # Errors
+/// [`DestinationError::KeyRefuses`].
+pub(super) async fn check_keys(
+    client: &SqlClient,
+    table: &StagedTable,
+    listed: Option<&QualifiedName>,
+) -> Result<(), DestinationError> {
+    const DOING: &str = "looking for rows that share a key";
+    let matching = &table.matching;
+    for (column, question) in matching.key_is_null(&table.staging) {
+        if client.query_one(DOING, &question, &[]).await?.get(0)? {
+            return Err(DestinationError::KeyRefuses(table.key_refusal(Some(column))));
+        }
+    }
+    if let Some(question) = matching.key_is_shared(&table.staging, listed)
+        && client.query_one(DOING, &question, &[]).await?.get(0)?
+    {
+        return Err(DestinationError::KeyRefuses(table.key_refusal(None)));
+    }
+    Ok(())
 }
 
 impl Differences {

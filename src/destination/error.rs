@@ -149,6 +149,45 @@ impl fmt::Display for Conflict {
     }
 }
 
+/// A key of the destination's table under which the source's rows cannot all stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRefusal {
+    /// The table.
+    pub table: QualifiedName,
+    /// The unique index; `None` where it is not known.
+    pub index: Option<Ident>,
+    /// Its columns.
+    pub columns: Vec<Ident>,
+    /// The column in which a row of the source is NULL; `None`: several rows have the same values.
+    pub null: Option<Ident>,
+}
+
+impl KeyRefusal {
+    /// As the server would name it if it were asked to write these rows.
+    pub fn violated(&self) -> Violated {
+        let constraint = if self.null.is_some() { None } else { self.index.clone() };
+        Violated { table: Some(self.table.clone()), constraint, column: self.null.clone() }
+    }
+}
+
+impl fmt::Display for KeyRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = || self.columns.iter().map(Ident::to_string).collect::<Vec<_>>().join(", ");
+        let table = &self.table;
+        match (&self.null, &self.index) {
+            (Some(column), _) => {
+                write!(f, "table {table} does not take rows of the source whose column {column} is NULL")
+            }
+            (None, Some(index)) => write!(
+                f,
+                "unique index {index} of table {table} does not take rows of the source that are equal in {}",
+                columns()
+            ),
+            (None, None) => write!(f, "table {table} does not take rows of the source that are equal in {}", columns()),
+        }
+    }
+}
+
 /// What went wrong at the destination.
 #[derive(Debug, thiserror::Error)]
 pub enum DestinationError {
@@ -172,6 +211,9 @@ pub enum DestinationError {
     /// A row that is copied violates a constraint that the source does not have, or has otherwise.
     #[error("{0}")]
     Constraint(ErrorReport),
+    /// The rows that are copied, or repaired, cannot all stand under a key of the destination's.
+    #[error("{0}")]
+    KeyRefuses(KeyRefusal),
     /// A row has an enum's label that was added at the source and is not here yet.
     #[error("an enum has got a label at the source: it is added, and the stream started again")]
     LabelMissing,

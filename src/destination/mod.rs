@@ -68,7 +68,7 @@ pub use conflict::{Conflicts, Repair};
 pub use dead_letter::{
     DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,
 };
-pub use error::{Conflict, ConflictKind, DestinationError, FailedChange};
+pub use error::{Conflict, ConflictKind, DestinationError, FailedChange, KeyRefusal};
 pub use expressions::read as expressions_here;
 pub use fences::{
     FenceAnswer, FenceKind, HeldDestination, MadeFence, RepairOutcome, answer_failed, answer_made, answer_repaired,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use super::catalog::Catalog;
-use super::compare::Differences;
+use super::compare::{Differences, check_keys};
 use super::error::DestinationError;
 use super::fingerprints;
 use super::foreign_code::{Writes, name_of, named_types};
@@ -237,6 +237,11 @@ impl Publication<'_> {
         let written: Vec<&StagedTable> = tables.iter().filter(|table| differs(table)).collect();
         check_room(client, &written).await?;
         self.writes(role, &written).lock_and_refuse_foreign_code(client).await?;
+        for table in tables.iter().filter(|table| differs(table)) {
+            if let Some(list) = listed(table) {
+                check_keys(client, table, Some(list)).await?;
+            }
+        }
         for table in tables.iter().rev().filter(|table| differs(table)) {
             let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
             let deleted = client.execute(DOING, &statement, &[]).await?;

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::catalog::Catalog;
-use super::error::DestinationError;
+use super::error::{DestinationError, KeyRefusal};
 use super::expressions;
 use super::foreign_code::{Writes, named_types};
 use super::review::Created;
@@ -91,6 +91,16 @@ pub struct StagedTable {
 }
 
 impl StagedTable {
+    /// That rows of the source cannot all stand under the key by which rows are recognised: they are equal in it, or NULL.
+    pub(super) fn key_refusal(&self, null: Option<&Ident>) -> KeyRefusal {
+        KeyRefusal {
+            table: self.live.clone(),
+            index: self.matching.index.clone(),
+            columns: self.matching.key.iter().map(|(column, _)| column.clone()).collect(),
+            null: null.cloned(),
+        }
+    }
+
     /// The rows of a partitioned table are its partitions'.
     pub fn is_tree(&self) -> bool {
         self.source.kind == TableKind::Partitioned
@@ -318,7 +328,9 @@ impl Staging {
         self.tables.push(StagedTable {
             matching: Matching {
                 key: Vec::new(),
+                index: None,
                 unique: false,
+                nullable: Vec::new(),
                 lookup: Vec::new(),
                 columns: columns.clone(),
                 fixed: Vec::new(),
@@ -453,9 +465,14 @@ fn matching(source: &TableDefinition, live: &TableDefinition, columns: &[Ident],
         all_here.then_some((index, key))
     });
     let chosen = usable.min_by_key(|(index, key)| (!same(key, &identity), !index.primary));
-    let unique = chosen.as_ref().is_some_and(|(_, key)| {
-        source.indexes.iter().any(|index| index.unique_columns().is_some_and(|columns| same(&columns, key)))
-    });
+    let may_be_null = |name: &&&Ident| !source.column(name).is_some_and(ColumnDefinition::is_never_null);
+    let nullable: Vec<Ident> =
+        chosen.iter().flat_map(|(_, key)| key.iter().filter(may_be_null)).map(|name| (*name).clone()).collect();
+    let unique = nullable.is_empty()
+        && chosen.as_ref().is_some_and(|(_, key)| {
+            source.indexes.iter().any(|index| index.unique_columns().is_some_and(|columns| same(&columns, key)))
+        });
+    let index = chosen.as_ref().map(|(index, _)| index.name.clone());
     let key = chosen.map_or_else(Vec::new, |(index, _)| {
         let parts = index.parts.iter().filter(|part| !part.included);
         parts
@@ -468,7 +485,9 @@ fn matching(source: &TableDefinition, live: &TableDefinition, columns: &[Ident],
     let found_by = identity.into_iter().filter(|column| key.is_empty() && columns.contains(column));
     Matching {
         lookup: found_by.cloned().collect(),
+        index,
         unique,
+        nullable,
         key,
         columns: columns.to_vec(),
         fixed: fixed.to_vec(),

@@ -139,7 +139,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
         Fault::Destination(error) => match error {
             DestinationError::Session(error) => session(error, "destination_lost", &operator),
             DestinationError::Refused(_) => operator("destination_refused"),
-            DestinationError::Constraint(_) => Decision::Halt("constraint"),
+            DestinationError::Constraint(_) | DestinationError::KeyRefuses(_) => Decision::Halt("constraint"),
             // Another instance leads: stand by behind its lock.
             DestinationError::PositionMoved { .. } => Decision::Retry("position_moved"),
             // The source's rows win in the next attempt, which gets the transaction anew.
@@ -224,6 +224,9 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Source(SourceError::Session(error)) => session_report("source", error),
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
+        Fault::Destination(DestinationError::KeyRefuses(refusal)) => ErrorReport::new(refusal.to_string()).hint(
+            "Compare the types and the collations of these columns at both ends, and change the table at the destination.",
+        ),
         Fault::Source(SourceError::Transaction(error @ TransactionError::Replaced { table, .. })) => {
             ErrorReport::new(error.to_string()).hint(copy_anew(table))
         }

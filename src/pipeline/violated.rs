@@ -73,6 +73,7 @@ fn violated(fault: &Fault) -> Option<Violated> {
             let server = error.server().filter(|server| ConflictKind::of(server.code).is_some_and(is_of_constraint))?;
             Some(server.violated())
         }
+        Fault::Destination(DestinationError::KeyRefuses(refusal)) => Some(refusal.violated()),
         Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => None,
     }
 }

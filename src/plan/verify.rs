@@ -213,22 +213,26 @@ impl Differences {
     }
 }
 
-/// Matches rows by their keys, which no two rows of a side share.
+/// Matches rows by their keys. The key is the destination's: at the source several rows may share one, and count one by one.
 pub fn differences(source: Vec<HashedRow>, destination: Vec<HashedRow>) -> Differences {
-    let mut sides: BTreeMap<Key, (Option<i64>, Option<i64>)> = BTreeMap::new();
+    let mut sides: BTreeMap<Key, (Vec<i64>, Vec<i64>)> = BTreeMap::new();
     for row in source {
-        sides.entry(row.key).or_default().0 = Some(row.hash);
+        sides.entry(row.key).or_default().0.push(row.hash);
     }
     for row in destination {
-        sides.entry(row.key).or_default().1 = Some(row.hash);
+        sides.entry(row.key).or_default().1.push(row.hash);
     }
     let mut found = Differences::default();
-    for (key, side) in sides {
-        match side {
-            (Some(there), Some(here)) if there == here => {}
-            (Some(_), Some(_)) => found.differing.push(key),
-            (Some(_), None) => found.missing.push(key),
-            (None, _) => found.extra.push(key),
+    for (key, (mut there, mut here)) in sides {
+        there.sort_unstable();
+        here.sort_unstable();
+        if there == here {
+            continue;
+        }
+        match (there.is_empty(), here.is_empty()) {
+            (false, true) => found.missing.push(key),
+            (true, _) => found.extra.push(key),
+            (false, false) => found.differing.push(key),
         }
     }
     found
@@ -287,6 +291,16 @@ mod tests {
         assert_eq!(found.differing, [["3"]]);
         assert_eq!(found.rows(), 3);
         assert!(differences(vec![row("1", 1)], vec![row("1", 1)]).is_empty());
+    }
+
+    #[test]
+    fn rows_of_the_source_that_share_a_key_of_the_destination_differ() {
+        for source in [[10, 10], [10, 11], [11, 10]] {
+            let source = source.map(|hash| row("1", hash)).to_vec();
+            assert_eq!(differences(source.clone(), vec![row("1", 10)]).differing, [["1"]]);
+            assert_eq!(differences(source.clone(), Vec::new()).missing, [["1"]]);
+            assert!(differences(source.clone(), source).is_empty());
+        }
     }
 
     #[test]

@@ -239,3 +239,213 @@ async fn a_copy_that_a_constraint_of_the_destinations_refuses_is_told_what_the_s
         service.stop().await;
     }
 }
+
+/// How a table comes to be copied whose destination has a key that the source has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CopyKind {
+    /// The first copy, into a filled table.
+    First,
+    /// The source drops the key and changes the table so that it is suspended.
+    Suspended,
+    /// The table is configured later, and filled at the destination.
+    Added,
+    /// `headwater resnapshot`, after the destination has got a key.
+    Resnapshot,
+    /// `headwater verify --repair`, likewise.
+    Repair,
+}
+
+/// A key of the destination's that the source has not.
+struct OwnKey {
+    /// What follows ALTER TABLE t ADD, or a whole statement.
+    key: &'static str,
+    /// The source's rows; the first is the one that the destination has.
+    rows: &'static str,
+    kinds: &'static [CopyKind],
+    why: &'static str,
+    first: &'static str,
+}
+
+const ID_IS_NOT_NULL: &str = "ALTER TABLE public.t DROP CONSTRAINT mine;";
+const NO_PRIMARY_KEY: &str = "The source does not have primary key mine over these columns.";
+const NO_UNIQUE: &str = "The source does not have unique index mine over these columns.";
+const NO_EXCLUSION: &str = "The source does not have exclusion constraint mine over these columns.";
+
+const OWN_KEYS: &[OwnKey] = &[
+    OwnKey {
+        key: "CONSTRAINT mine PRIMARY KEY (id)",
+        rows: "(1, 1, 'a'), (1, 1, 'b'), (2, 2, 'c')",
+        kinds: &[CopyKind::First, CopyKind::Suspended, CopyKind::Added, CopyKind::Resnapshot, CopyKind::Repair],
+        why: NO_PRIMARY_KEY,
+        first: ID_IS_NOT_NULL,
+    },
+    // Rows that are equal in every column are still two.
+    OwnKey {
+        key: "CONSTRAINT mine PRIMARY KEY (id)",
+        rows: "(1, 1, 'a'), (1, 1, 'a'), (2, 2, 'c')",
+        kinds: &[CopyKind::Suspended, CopyKind::Repair],
+        why: NO_PRIMARY_KEY,
+        first: ID_IS_NOT_NULL,
+    },
+    OwnKey {
+        key: "CONSTRAINT mine PRIMARY KEY (id)",
+        rows: "(1, 1, 'a'), (NULL, 2, 'b'), (NULL, 2, 'b')",
+        kinds: &[CopyKind::First, CopyKind::Resnapshot],
+        why: "The source allows NULL in column id.",
+        first: ID_IS_NOT_NULL,
+    },
+    OwnKey {
+        key: "CONSTRAINT mine UNIQUE (n)",
+        rows: "(1, 1, 'a'), (2, 1, 'b')",
+        kinds: &[CopyKind::Suspended],
+        why: NO_UNIQUE,
+        first: "ALTER TABLE public.t DROP CONSTRAINT mine;",
+    },
+    OwnKey {
+        key: "CREATE UNIQUE INDEX mine ON t (n)",
+        rows: "(1, 1, 'a'), (2, 1, 'a')",
+        kinds: &[CopyKind::Added],
+        why: NO_UNIQUE,
+        first: "DROP INDEX public.mine;",
+    },
+    OwnKey {
+        key: "CONSTRAINT mine UNIQUE NULLS NOT DISTINCT (v)",
+        rows: "(1, 1, NULL), (2, 2, NULL)",
+        kinds: &[CopyKind::First],
+        why: NO_UNIQUE,
+        first: "ALTER TABLE public.t DROP CONSTRAINT mine;",
+    },
+    OwnKey {
+        key: "CREATE UNIQUE INDEX mine ON t (lower(v)) WHERE n > 0",
+        rows: "(1, 1, 'a'), (2, 2, 'A')",
+        kinds: &[CopyKind::First],
+        why: NO_UNIQUE,
+        first: "DROP INDEX public.mine;",
+    },
+    OwnKey {
+        key: "CONSTRAINT mine EXCLUDE USING btree (n WITH =)",
+        rows: "(1, 1, 'a'), (2, 1, 'b')",
+        kinds: &[CopyKind::Suspended],
+        why: NO_EXCLUSION,
+        first: "ALTER TABLE public.t DROP CONSTRAINT mine;",
+    },
+];
+
+impl OwnKey {
+    fn is_made_by(&self) -> String {
+        match self.key.starts_with("CREATE") {
+            true => self.key.to_owned(),
+            false => format!("ALTER TABLE t ADD {}", self.key),
+        }
+    }
+
+    fn rows_are_inserted_by(&self) -> String {
+        format!("INSERT INTO t (id, n, v) VALUES {}", self.rows)
+    }
+
+    async fn is_told_and_ended(&self, kind: CopyKind, number: usize) {
+        let name = format!("ownkey{number}{kind:?}").to_lowercase();
+        let id = if self.rows.contains("(NULL") { "id int" } else { "id int NOT NULL" };
+        let plain = format!("CREATE TABLE t ({id}, n int, v text); ALTER TABLE t REPLICA IDENTITY FULL");
+        let keyed = format!("{plain}; {}", self.is_made_by());
+        let first_row = "INSERT INTO t VALUES (1, 1, 'old')";
+        let other = "CREATE TABLE other (id int PRIMARY KEY)";
+        let at_source = match kind {
+            CopyKind::Suspended => format!("{other}; {keyed}; {first_row}"),
+            CopyKind::First | CopyKind::Added | CopyKind::Resnapshot | CopyKind::Repair => {
+                format!("{other}; {plain}; {}", self.rows_are_inserted_by())
+            }
+        };
+        let mut database = Database::of_superuser(&name, &["other", "t"], &at_source).await;
+        if matches!(kind, CopyKind::First | CopyKind::Added) {
+            database.at_destination(&format!("{keyed}; {first_row}")).await;
+        }
+        let all = database.tables.clone();
+        if kind == CopyKind::Added {
+            database.tables = vec!["other".to_owned()];
+            let service = Setup::of(&database).start();
+            service.streams().await;
+            service.stop().await;
+            database.tables = all;
+        }
+        let setup = Setup::of(&database);
+        let service = match kind {
+            CopyKind::First => setup.clone().argument("--resnapshot").start(),
+            CopyKind::Added => setup.clone().argument("--resnapshot=public.t").start(),
+            CopyKind::Suspended | CopyKind::Resnapshot | CopyKind::Repair => setup.start(),
+        };
+        if kind != CopyKind::First {
+            service.streams().await;
+        }
+        // Tables that headwater creates get no exclusion constraint.
+        if kind == CopyKind::Suspended && self.why == NO_EXCLUSION {
+            database.at_destination(&self.is_made_by()).await;
+        }
+        let mut asked = None;
+        match kind {
+            CopyKind::First | CopyKind::Added => {}
+            CopyKind::Suspended => {
+                let drop = match self.key.starts_with("CREATE") {
+                    true => "DROP INDEX mine; ",
+                    false if id == "id int" => {
+                        "ALTER TABLE t DROP CONSTRAINT mine; ALTER TABLE t ALTER id DROP NOT NULL; "
+                    }
+                    false => "ALTER TABLE t DROP CONSTRAINT mine; ",
+                };
+                let rewritten = "ALTER TABLE t ALTER n TYPE bigint USING n + 0";
+                let rows = self.rows_are_inserted_by();
+                database.at_source(&format!("BEGIN; {drop}{rewritten}; DELETE FROM t; {rows}; COMMIT")).await;
+            }
+            CopyKind::Resnapshot | CopyKind::Repair => {
+                database.caught_up().await;
+                let sql = format!("DELETE FROM t; INSERT INTO t VALUES (1, 1, 'old'); {}", self.is_made_by());
+                database.at_destination(&sql).await;
+            }
+        }
+        match kind {
+            CopyKind::First | CopyKind::Added | CopyKind::Suspended => {}
+            CopyKind::Resnapshot => {
+                let setup = setup.clone();
+                asked = Some(tokio::spawn(async move { setup.command(&["resnapshot", "t"]).await }));
+            }
+            CopyKind::Repair => {
+                let repaired = setup.command(&["verify", "--repair"]).await;
+                assert!(repaired.code != Some(0), "{repaired:?}");
+                let told = printed(&repaired.err, self.why);
+                assert!(told.starts_with(self.first), "{told}");
+                database.at_destination(&told).await;
+                let copied = setup.command(&["verify", "--repair"]).await;
+                assert!(copied.code != Some(0) && copied.err.contains("headwater resnapshot public.t"), "{copied:?}");
+                setup.command(&["resnapshot", "public.t"]).await.exits(0);
+            }
+        }
+        if kind != CopyKind::Repair {
+            service.says(self.why).await;
+            let told = printed(&service.log(), self.why);
+            println!("{name}: {told}");
+            assert!(told.starts_with(self.first), "{name}: {told}");
+            database.at_destination(&told).await;
+        }
+        if let Some(asked) = asked {
+            asked.await.expect("resnapshot runs").exits(0);
+        }
+        service.streams().await;
+        let live = "SELECT (count(*) = 2)::text FROM headwater.tables WHERE state = 'live'";
+        crate::support::eventually("the table is copied", || async {
+            (database.destination_value(live).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+        database.assert_catches_up().await;
+        database.at_source("INSERT INTO t VALUES (7, 7, 'g'); DELETE FROM t WHERE id = 1").await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_only_the_destination_has_is_named_before_a_copy_that_it_refuses() {
+    let cases = OWN_KEYS.iter().zip(0..);
+    let cases = cases.flat_map(|(key, number)| key.kinds.iter().map(move |kind| key.is_told_and_ended(*kind, number)));
+    let cases = futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(cases), 6);
+    futures_util::StreamExt::collect::<()>(cases).await;
+}

@@ -76,6 +76,32 @@ async fn what_is_written_while_a_suspended_table_is_compared_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_that_come_to_share_a_key_while_a_table_is_compared_are_not_published_as_one() {
+    let schema = "CREATE TABLE b (id int NOT NULL, n int, v text); ALTER TABLE b REPLICA IDENTITY FULL;
+                  INSERT INTO b VALUES (1, 1, 'v'), (2, 2, 'w')";
+    let database = Database::new("hoshared", &["b"], schema).await;
+    let (setup, pause) = Pause::at(COMPARING, Setup::of(&database));
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination("ALTER TABLE b ADD CONSTRAINT own_key PRIMARY KEY (id)").await;
+    let changed =
+        "ALTER TABLE b DROP COLUMN n; ALTER TABLE b ADD COLUMN n int DEFAULT 7; UPDATE b SET v = 'w' WHERE id = 1";
+    database.at_source(changed).await;
+    pause.reached().await;
+    // As wide as all others, so that nothing but their number differs.
+    database.at_source("INSERT INTO b SELECT * FROM b WHERE id = 2").await;
+    database.caught_up().await;
+    pause.end();
+    service.says("unique index own_key of table public.b does not take rows of the source that are equal in id").await;
+    service.says("ALTER TABLE public.b DROP CONSTRAINT own_key;").await;
+    database.at_destination("ALTER TABLE b DROP CONSTRAINT own_key").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_while_an_added_table_is_compared_is_not_lost() {
     at_each(&[SAME_KEYS, OTHER_KEYS, "TRUNCATE b"], |changes| async move {
         let mut database = Database::new("hoadded", &["a"], SCHEMA).await;

@@ -291,6 +291,7 @@ fn lost(error: DestinationError) -> Fault {
         error @ (DestinationError::Session(_)
         | DestinationError::Refused(_)
         | DestinationError::Constraint(_)
+        | DestinationError::KeyRefuses(_)
         | DestinationError::Bind(_)
         | DestinationError::NoIdentity(_)
         | DestinationError::LabelMissing

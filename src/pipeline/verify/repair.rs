@@ -6,20 +6,24 @@
 //! missing (parents first). It holds the position's row, so that no other instance can apply before it has committed.
 //!
 //! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
+//!
+//! The keys are the destination's. Where the source has several rows of one, no row is written: which key is in the way is said.
 
 use super::compare::Keys;
 use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
 use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
-use crate::destination::{DestinationError, ExchangeReason, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle};
+use crate::destination::{
+    DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle,
+};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, counted};
 use crate::pipeline::control::Held;
 use crate::pipeline::fence::Fence;
 use crate::pipeline::prepare::Addresses;
 use crate::plan::locks;
-use crate::plan::schema::{IdentityColumn, TableKind};
+use crate::plan::schema::{IdentityColumn, IndexDefinition, TableKind};
 use crate::plan::sql::value::ValueType;
 use crate::plan::sql::verify::{Repaired, rows_by_key};
 use crate::plan::verify::Key;
@@ -117,7 +121,9 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
             let (number, texts) = read().map_err(|error| Side::Source.fault(error))?;
             let place = number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
             if let Some(found) = place.and_then(|place| found.get_mut(place)) {
-                *found = true;
+                if std::mem::replace(found, true) {
+                    return Err(shared(&table).into());
+                }
                 rows.push(texts);
             }
         }
@@ -128,6 +134,15 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
     let stored = stored.map(|column| column.name.clone()).collect();
     let repaired = Repaired { table: table.name.clone(), whole_tree, key, columns, fixed, stored };
     Ok(Work { table, repaired, gone, rows })
+}
+
+/// Several rows of the source have one key of the destination's.
+fn shared(table: &Compared) -> DestinationError {
+    let names = table.key_names();
+    let is_key =
+        |index: &&IndexDefinition| index.unique_columns().is_some_and(|columns| columns.into_iter().eq(names.iter()));
+    let index = table.destination.indexes.iter().find(is_key).map(|index| index.name.clone());
+    DestinationError::KeyRefuses(KeyRefusal { table: table.name.clone(), index, columns: names, null: None })
 }
 
 async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]) -> Result<RepairOutcome, Fault> {

@@ -18,6 +18,7 @@ use crate::pg::{ErrorReport, counted};
 use crate::pipeline::control::Control;
 use crate::pipeline::fence::{self, FenceProgress, NoFence, sql_for};
 use crate::pipeline::prepare::Addresses;
+use crate::pipeline::violated::explained;
 use crate::session::SqlClient;
 use crate::telemetry::Telemetry;
 
@@ -135,7 +136,10 @@ impl FenceService<'_> {
                 self.telemetry.event("verify", text);
                 answer_repaired(client, id, outcome).await?;
             }
-            Ok(Err(fault)) => answer_failed(client, id, &report(&fault), true).await?,
+            Ok(Err(fault)) => {
+                let fault = explained(self.config, self.addresses, fault).await;
+                answer_failed(client, id, &report(&fault), true).await?;
+            }
             Err(_) => {
                 let text = format!("{TOO_SLOW} {}", humantime::format_duration(within));
                 let refused = ErrorReport::new(text)

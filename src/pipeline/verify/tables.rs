@@ -131,9 +131,10 @@ pub(super) async fn read_tables(
             return Err(Fault::Refused(ErrorReport::new(format!("table {name} does not exist at the destination"))));
         };
         let (columns, not_compared) = compared_columns(&table, target);
-        let settable: Vec<Ident> =
-            columns.iter().filter(|(_, here)| here.generated.is_none()).map(|(_, here)| here.name.clone()).collect();
-        let key = comparison_key(target, &settable);
+        // A NULL of the source's is no key: its text is that of an empty one.
+        let in_keys = columns.iter().filter(|(there, here)| here.generated.is_none() && there.is_never_null());
+        let in_keys: Vec<Ident> = in_keys.map(|(_, here)| here.name.clone()).collect();
+        let key = comparison_key(target, &in_keys);
         let names = key.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
         let hashing = Hashing { columns: Vec::new(), key: names, separator: separator.clone(), function };
         let mut one = Compared {

@@ -120,8 +120,12 @@ pub struct Matching {
     pub key: Vec<(Ident, QualifiedName)>,
     /// Columns that reconciling compares and writes, key included.
     pub columns: Vec<Ident>,
-    /// The key is unique at the source too, so staging can have it as its primary key.
+    /// The index of the live table that makes it unique.
+    pub index: Option<Ident>,
+    /// The key is unique and never NULL at the source too, so staging can have it as its primary key.
     pub unique: bool,
+    /// Columns of the key that may be NULL at the source.
+    pub nullable: Vec<Ident>,
     /// Without a key: the columns by which the stream finds rows of staging.
     pub lookup: Vec<Ident>,
     /// Columns of it that no UPDATE can set (GENERATED ALWAYS AS IDENTITY).
@@ -224,6 +228,28 @@ impl Matching {
         statements.extend(events.iter().map(|(name, event)| trigger((name, event))));
         statements.push(format!("ALTER TABLE {table} {always}"));
         Some(statements)
+    }
+
+    /// Asks whether rows of staging share a key: among the listed ones, where they are listed. `None` where none can.
+    pub fn key_is_shared(&self, staging: &QualifiedName, listed: Option<&QualifiedName>) -> Option<String> {
+        if self.key.is_empty() || self.unique {
+            return None;
+        }
+        let (table, same) = (staging.sql(), self.same_key("s", "other"));
+        let among = listed.map_or_else(String::new, |list| {
+            format!(" WHERE EXISTS (SELECT FROM {} AS d WHERE {})", list.sql(), self.same_key("s", "d"))
+        });
+        Some(format!(
+            "SELECT EXISTS (SELECT FROM {table} AS s JOIN {table} AS other ON {same} AND s.ctid <> other.ctid{among})"
+        ))
+    }
+
+    /// Asks, for each column of the key that may be NULL at the source, whether it is in any row of staging.
+    pub fn key_is_null(&self, staging: &QualifiedName) -> Vec<(&Ident, String)> {
+        let is_null = |column: &Ident| {
+            format!("SELECT EXISTS (SELECT FROM {} AS s WHERE s.{} IS NULL)", staging.sql(), column.sql())
+        };
+        self.nullable.iter().map(|column| (column, is_null(column))).collect()
     }
 
     /// Counts the listed keys whose rows are not the same in staging and in the live table.
@@ -518,7 +544,9 @@ mod tests {
         let matching = Matching {
             key: vec![(Ident::new("id"), QualifiedName::new("pg_catalog", "="))],
             columns: vec![Ident::new("id"), Ident::new("body")],
+            index: Some(Ident::new("t_pkey")),
             unique: true,
+            nullable: Vec::new(),
             lookup: Vec::new(),
             fixed: Vec::new(),
             partitioned: false,
