@@ -38,6 +38,13 @@
     SELECT p.oid FROM pg_catalog.pg_proc p
     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e'
     WHERE p.proname IN ('uuid_generate_v1', 'uuid_generate_v1mc', 'uuid_generate_v4', 'gen_random_uuid', 'gen_random_bytes', 'unaccent')
+), reachable(id) AS (
+    -- Roles that somebody who is not trusted can act as: not those that cannot log in and have trusted members alone.
+    SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolcanlogin AND r.oid NOT IN (SELECT oid FROM trusted)
+    UNION
+    SELECT m.roleid FROM reachable a
+    JOIN (SELECT member, roleid FROM pg_catalog.pg_auth_members
+          UNION ALL SELECT datdba, 6171 FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) m ON m.member = a.id
 ), followed AS MATERIALIZED (
     SELECT c.oid, false AS own
     FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS named(schema_name, table_name)
@@ -348,6 +355,10 @@
         WHERE a.privilege_type = 'TRIGGER' AND a.grantee <> t.owner AND NOT t.own
     ) AS o (object_id, kind, name, role_id, grantor)
     WHERE $10 AND o.role_id NOT IN (SELECT oid FROM trusted)
+      AND (o.role_id = 0 OR o.role_id IN (SELECT id FROM reachable)
+           -- Before 16, CREATEROLE makes itself a member.
+           OR pg_catalog.current_setting('server_version_num')::int < 160000
+              AND EXISTS (SELECT FROM reachable a JOIN pg_catalog.pg_roles r ON r.oid = a.id WHERE r.rolcreaterole))
 )
 SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.nspname, '')::text AS schema_name,
        COALESCE(c.relname, t.typname, e.oprname, '')::text AS object_name,

@@ -22,7 +22,7 @@ WITH RECURSIVE ourselves AS (
     UNION
     SELECT r.oid FROM pg_catalog.pg_roles r
     WHERE r.rolsuper OR r.rolname = ANY ($1::text[]) OR r.rolname IN ('pg_execute_server_program', 'pg_write_server_files')
-), trusted AS (
+), acting AS (
     SELECT r.oid FROM pg_catalog.pg_roles r
     WHERE EXISTS (SELECT FROM powerful p
                   WHERE pg_catalog.pg_has_role(r.oid, p.oid,
@@ -31,4 +31,9 @@ WITH RECURSIVE ourselves AS (
        -- Before 16, CREATEROLE grants itself any role but a superuser's.
        OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::int < 160000
           AND NOT EXISTS (SELECT FROM ourselves o WHERE o.rolsuper)
+), trusted AS (
+    SELECT oid FROM acting
+    UNION ALL
+    -- Nobody but the database's owner can act as pg_database_owner.
+    SELECT 6171 FROM pg_catalog.pg_database d JOIN acting a ON a.oid = d.datdba WHERE d.datname = pg_catalog.current_database()
 )

@@ -31,8 +31,8 @@ use super::{RunOptions, snapshot, streaming};
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, Bookkeeping, Conflicts, Deletes, DestinationError, Followed, Lead, Marking,
-    ReplicationRole, Scope, TableState, Wanted, Writer, forget_passed_conflict, refuse_fence_requests,
-    remember_conflict, shapes, skips,
+    ReplicationRole, Scope, TableState, Wanted, Writer, forget_passed_conflict, missing_roles_report,
+    refuse_fence_requests, remember_conflict, shapes, skips,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -85,6 +85,8 @@ pub(super) struct Attempt {
     accept_source_identity: bool,
     /// What was said last of the other hosts.
     passed_over: Vec<String>,
+    /// Whether the names in destination.trusted_roles were looked up: a warning of them is said once.
+    roles_looked_up: bool,
     telemetry: Arc<Telemetry>,
     stop: watch::Receiver<bool>,
     addresses: Addresses,
@@ -132,6 +134,7 @@ impl Attempt {
             config,
             accept_source_identity,
             passed_over: Vec::new(),
+            roles_looked_up: false,
             telemetry,
             stop,
             addresses,
@@ -355,6 +358,13 @@ impl Attempt {
     async fn make_ready(&mut self, bookkeeping: &Bookkeeping, lead: &mut Lead) -> Result<Ready, Fault> {
         self.foreign_keys_act = lead.role() == ReplicationRole::Origin;
         let stopped = self.stopped();
+        if !self.roles_looked_up {
+            let looking = missing_roles_report(bookkeeping.client(), &self.config.destination.trusted_roles);
+            if let Some(report) = while_leading(lead, looking).await? {
+                self.telemetry.warning("code", report.lines());
+            }
+            self.roles_looked_up = true;
+        }
         let mut asked = while_leading(lead, asked(bookkeeping, &mut self.flag, &self.telemetry)).await?;
         self.flagged |= asked.remembered;
         self.requests_known.clone_from(&asked.requests);

@@ -11,10 +11,10 @@ use super::not_carried::not_carried;
 use crate::config::ConnectionSettings;
 use crate::destination::{DestinationError, Writes};
 use crate::fault::{Fault, report};
-use crate::pg::{ErrorReport, Ident, Provider, QualifiedName};
+use crate::pg::{ErrorReport, Ident, Provider, QualifiedName, TypeId};
 use crate::plan::not_carried::NotCarried;
-use crate::plan::schema::{Identity, TableDefinition};
-use crate::session::{Sql, SqlClient, ask_provider, describe_tables};
+use crate::plan::schema::{Identity, TableDefinition, TypeDefinition};
+use crate::session::{Sql, SqlClient, ask_provider, describe_tables, describe_types};
 use crate::source::SourceError;
 
 /// A table of the proposal.
@@ -123,7 +123,8 @@ pub async fn propose(
         )
         .await
         .map_err(DestinationError::Session)?;
-    let written = Writes { tables: wanted.clone(), names_owners: true, ..Writes::default() };
+    let types = types_of(&there, wanted.iter().filter_map(|name| by_name.get(name).copied())).await?;
+    let written = Writes { tables: wanted.clone(), types, names_owners: true, ..Writes::default() };
     let mut owners = written.untrusted_owners(&here).await?;
     owners.retain(|owner| *owner != writer.0);
     let not_carried = not_carried(&there, &here, &wanted, None).await.map_err(|fault| report(&fault));
@@ -148,6 +149,18 @@ pub async fn propose(
         replica_grantable: row.get(1).map_err(DestinationError::Session)?,
         not_carried,
     })
+}
+
+/// The types of these tables' columns at the source, and what they are made of. A table that the destination lacks will be made of
+/// those that it has under the same names.
+async fn types_of(
+    source: &SqlClient,
+    tables: impl Iterator<Item = &TableDefinition>,
+) -> Result<Vec<QualifiedName>, Fault> {
+    let ids: BTreeSet<TypeId> = tables.flat_map(|table| table.columns.iter().map(|column| column.type_id)).collect();
+    let ids: Vec<TypeId> = ids.into_iter().collect();
+    let types = describe_types(source, &ids).await.map_err(SourceError::Session)?;
+    Ok(types.values().map(TypeDefinition::qualified_name).collect())
 }
 
 /// Permanent tables of users' schemas that are neither partitions nor an extension's.

@@ -15,7 +15,7 @@ async fn what_init_writes_and_prints_is_all_that_a_first_start_needs() {
     let schema = format!("{FORUM_SCHEMA} CREATE TABLE keyless (v text); CREATE TABLE other (id int PRIMARY KEY);");
     let database = Database::of_superuser("init", FORUM, &schema).await;
     let owner = format!("owner_{}", database.name);
-    let owned = format!("CREATE ROLE {owner}; ALTER DATABASE {} OWNER TO {owner}", database.name);
+    let owned = format!("CREATE ROLE {owner} LOGIN; ALTER DATABASE {} OWNER TO {owner}", database.name);
     database.at_destination(&owned).await;
     let file = parent().join(format!("{}.toml", database.name));
     let path = file.display().to_string();
@@ -123,4 +123,24 @@ async fn no_password_needs_to_be_an_argument_that_others_can_see() {
         assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(!said.contains("hunter2"), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_lists_owners_of_types_and_schemas_of_tables_that_do_not_exist_yet() {
+    let schema = "CREATE SCHEMA types; CREATE DOMAIN types.d AS int; CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, d types.d[])";
+    let database = Database::of_superuser("init_types", &["app.t"], schema).await;
+    let (types, tables) = (format!("types_{}", database.name), format!("tables_{}", database.name));
+    database
+        .at_destination(&format!(
+            "CREATE ROLE {types} LOGIN; CREATE ROLE {tables} LOGIN; CREATE SCHEMA app AUTHORIZATION {tables};
+             CREATE SCHEMA types; CREATE DOMAIN types.d AS int; ALTER DOMAIN types.d OWNER TO {types}"
+        ))
+        .await;
+    let file = parent().join(format!("{}.toml", database.name));
+    let path = file.display().to_string();
+    let (code, _, err) = init(&[&database.source_url, &database.destination_url, "--output", &path]).await;
+    assert_eq!(code, Some(0), "{err}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(&format!("\ntrusted_roles = [\"{tables}\", \"{types}\"]\n")), "{text}");
+    std::fs::remove_file(&file).unwrap();
 }

@@ -16,7 +16,7 @@ pub async fn new(name: &str, replica: bool) -> Database {
     database
         .at_destination(&format!(
             "CREATE SCHEMA only_writer; CREATE TABLE only_writer.pwned (how text); ALTER TABLE only_writer.pwned OWNER TO {writer};
-             GRANT USAGE ON SCHEMA only_writer TO PUBLIC; GRANT USAGE, CREATE ON SCHEMA public TO {owner};
+             GRANT USAGE ON SCHEMA only_writer TO PUBLIC; GRANT USAGE, CREATE ON SCHEMA public TO {owner}; ALTER ROLE {owner} LOGIN;
              SET ROLE {owner};
              CREATE FUNCTION pwn_really(how text) RETURNS boolean LANGUAGE plpgsql AS $$
              BEGIN
@@ -1405,9 +1405,13 @@ async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operato
     // A name that nobody has is warned of.
     let odd = Setup::of(&database).destination(&format!("trusted_roles = [\"{owner}\", \"nobody_has_it\"]"));
     odd.command(&["check"]).await.exits(0).says(&["names roles that do not exist: nobody_has_it"]);
-    for accepted in [format!("trusted_roles = [\"{owner}\"]"), "untrusted_owners = \"watch\"".to_owned()] {
+    for accepted in
+        [format!("trusted_roles = [\"{owner}\", \"nobody_has_it\"]"), "untrusted_owners = \"watch\"".to_owned()]
+    {
         let service = Setup::of(&database).destination(&accepted).start();
         service.streams().await;
+        let said = service.log().matches("names roles that do not exist: nobody_has_it").count();
+        assert_eq!(said, usize::from(accepted.contains("nobody_has_it")));
         database.at_source("INSERT INTO t SELECT max(id) + 1 FROM t").await;
         database.assert_catches_up().await;
         service.stop().await;
@@ -1732,7 +1736,7 @@ async fn privileges_that_were_granted_on_are_taken_away_by_the_hint() {
     let (second, deputy) = (format!("second_{owner}"), format!("deputy_{writer}"));
     database
         .at_destination(&format!(
-            "CREATE ROLE {second}; CREATE ROLE {deputy}; GRANT {writer} TO {deputy}; CREATE EXTENSION citext;
+            "CREATE ROLE {second} LOGIN; CREATE ROLE {deputy}; GRANT {writer} TO {deputy}; CREATE EXTENSION citext;
              REVOKE CREATE ON SCHEMA public FROM {owner}, PUBLIC; GRANT USAGE ON SCHEMA public TO {second}, {deputy};
              CREATE TABLE t (id int PRIMARY KEY, v text, c citext); CREATE INDEX ON t (c); ALTER TABLE t OWNER TO {writer}"
         ))
@@ -1778,4 +1782,53 @@ async fn privileges_that_were_granted_on_are_taken_away_by_the_hint() {
     );
     database.at_destination(&statements(&hint)).await;
     assert_eq!(finding(&setup).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_roles_that_only_trusted_ones_can_act_as_is_no_obstacle() {
+    let database = new("own_groups", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let group = format!("group_{owner}");
+    database
+        .at_destination(&format!(
+            "ALTER DATABASE {} OWNER TO {writer}; REVOKE CREATE ON SCHEMA public FROM {owner}, PUBLIC;
+             CREATE ROLE {group}; CREATE ROLE inner_{group} IN ROLE {group}; GRANT inner_{group} TO {writer};
+             CREATE EXTENSION citext; CREATE TABLE t (id int PRIMARY KEY, v text, c citext); CREATE INDEX ON t (c); ALTER TABLE t OWNER TO {writer}",
+            database.name
+        ))
+        .await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    assert_eq!(finding(&setup).await, None);
+    for role in ["pg_database_owner", &group] {
+        database
+            .at_destination(&format!(
+                "GRANT TRIGGER, REFERENCES ON t TO {role}; GRANT CREATE ON SCHEMA public TO {role}; ALTER TABLE t OWNER TO {role}"
+            ))
+            .await;
+        assert_eq!(finding(&setup).await, None, "{role}");
+    }
+    // Once a role that is not trusted can act as it, by another one.
+    let ways = [
+        (format!("GRANT inner_{group} TO {owner}"), format!("REVOKE inner_{group} FROM {owner}")),
+        (format!("ALTER ROLE {group} LOGIN"), format!("ALTER ROLE {group} NOLOGIN")),
+    ];
+    for (given, taken) in ways {
+        database.at_destination(&given).await;
+        let [message, detail, _] = finding(&setup).await.unwrap_or_else(|| panic!("{given}"));
+        assert_eq!(message, format!("role {group} could have code run with headwater's rights at the destination"));
+        assert!(detail.contains("table public.t belongs to it"), "{detail}");
+        database.at_destination(&taken).await;
+        assert_eq!(finding(&setup).await, None, "{taken}");
+    }
+    // The database's owner is another one.
+    database
+        .at_destination(&format!(
+            "ALTER TABLE t OWNER TO {writer}; GRANT TRIGGER ON t TO pg_database_owner; ALTER DATABASE {} OWNER TO {owner}",
+            database.name
+        ))
+        .await;
+    let [message, detail, hint] = finding(&setup).await.expect("the database's owner is found");
+    assert!(message.contains("pg_database_owner"), "{message}");
+    assert!(detail.contains("it has TRIGGER on table public.t"), "{detail}");
+    assert!(hint.contains("REVOKE TRIGGER ON public.t FROM pg_database_owner CASCADE;"), "{hint}");
 }
