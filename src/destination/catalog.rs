@@ -58,6 +58,16 @@ impl Catalog {
         Ok(())
     }
 
+    /// Reads the types again that are known.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn read_types_again(&mut self, client: &SqlClient) -> Result<(), DestinationError> {
+        let ids: Vec<TypeId> = self.types.keys().copied().collect();
+        self.types.extend(describe_types(client, &ids).await?);
+        Ok(())
+    }
+
     /// The table of a name, if it exists.
     pub fn table(&self, name: &QualifiedName) -> Option<&TableDefinition> {
         self.tables.get(name).map(|table| &table.definition)

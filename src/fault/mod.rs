@@ -371,6 +371,12 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
             "The server is a standby, or lets nobody write. Let {end}.url name the primary (several hosts with \
              target_session_attrs=read-write find it); headwater then goes on by itself."
         )),
+        // Its own bugs: "unexpected duplicate for tablespace 0, relfilenode …" was seen of 15.18, after tables were rewritten.
+        ("XX000", None) if end == "source" => Some(
+            "See the source's log. If this comes again and again while it streams, the server cannot decode its WAL from here on: \
+             drop the replication slot there (pg_drop_replication_slot), and start once with headwater run --resnapshot, to copy all tables."
+                .to_owned(),
+        ),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
         (_, hint) => hint.clone(),
     };

@@ -500,7 +500,10 @@ impl Attempt {
         let ledger = Ledger::resume(position, confirmed_before, writer.wal_block_bytes());
         let followed = followed(&bookkeeping).await?;
         let shapes = shapes(bookkeeping.client()).await?;
-        prepared.remember(&shapes).await?;
+        let follow = config.schema_changes == SchemaChanges::Follow;
+        for told in prepared.remember(&shapes, (bookkeeping.client(), follow)).await? {
+            telemetry.event("schema", told);
+        }
         let enums = (
             prepared.source_catalog.types.keys().copied().collect::<Vec<_>>(),
             prepared.destination_catalog.types.keys().copied().collect::<Vec<_>>(),

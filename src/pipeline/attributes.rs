@@ -1,15 +1,39 @@
 //! Attributes of composite types that were renamed at the source, renamed at the destination.
 //!
-//! Called by `prepare` whenever a stream is to begin, and by `snapshot` when tables are copied again. In come the types of both
-//! ends; the destination's types have the source's names afterwards. All of it is one transaction, since names may change hands.
+//! Called by `prepare` whenever a stream is to begin ([`follow_types`], with the labels of enums), and by `snapshot` when tables are
+//! copied again. In come the types of both ends; the destination's types have the source's names afterwards. All of it is one
+//! transaction, since names may change hands.
 
-use super::labels::rename;
-use crate::destination::DestinationError;
+use super::labels::{follow_labels, known_labels, rename};
+use crate::destination::{Catalog, DestinationError};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, shown_sql};
 use crate::plan::attributes::attribute_names;
 use crate::plan::schema::Types;
 use crate::session::{SqlClient, SqlState};
+
+/// Brings labels and attributes of types to the source's, and reads the destination's types again where something was done; returns
+/// what that was, for the log. Labels are renamed only where no row under way may have the old names.
+///
+/// # Errors
+/// [`Fault`]: they are not to be followed, or cannot be, with the statements to run.
+pub(super) async fn follow_types(
+    (source, destination): (&SqlClient, &SqlClient),
+    source_types: &Types,
+    destination_catalog: &mut Catalog,
+    (labels_may_be_renamed, follow): (bool, bool),
+) -> Result<Vec<String>, Fault> {
+    let mut told = Vec::new();
+    if labels_may_be_renamed {
+        let known = known_labels(source, destination).await?;
+        told = follow_labels(destination, source_types, &destination_catalog.types, (&known, follow)).await?;
+    }
+    told.extend(follow_attributes(destination, (source_types, &destination_catalog.types), follow).await?);
+    if !told.is_empty() {
+        destination_catalog.read_types_again(destination).await?;
+    }
+    Ok(told)
+}
 
 /// Renames the attributes that have other names at the destination; returns what was done, for the log.
 ///

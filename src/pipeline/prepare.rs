@@ -8,11 +8,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::asked::Asked;
-use super::attributes::follow_attributes;
+use super::attributes::follow_types;
 use super::cascades;
 use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, Found, of_copy, of_stream, stored_history};
-use super::labels::{follow_labels, known_labels};
 use super::lacking::lacking;
 use super::replication_session::connect_replication;
 use super::set_aside::aside;
@@ -78,8 +77,13 @@ pub(super) struct Prepared {
 
 impl Prepared {
     /// Takes in what is remembered of the tables: the catalog may be ahead of the stream, which then still brings columns of
-    /// types that no table has any more.
-    pub(super) async fn remember(&mut self, shapes: &HashMap<RelationId, Shape>) -> Result<(), Fault> {
+    /// types that no table has any more. Those are followed, too; returns what was done, for the log.
+    pub(super) async fn remember(
+        &mut self,
+        shapes: &HashMap<RelationId, Shape>,
+        (destination, follow): (&SqlClient, bool),
+    ) -> Result<Vec<String>, Fault> {
+        let mut told = Vec::new();
         let types = &mut self.source_catalog.types;
         let columns = shapes.values().flat_map(|shape| &shape.columns);
         let gone: BTreeSet<TypeId> =
@@ -87,6 +91,9 @@ impl Prepared {
         if !gone.is_empty() {
             let gone: Vec<TypeId> = gone.into_iter().collect();
             types.extend(describe_types(&self.source, &gone).await.map_err(SourceError::Session)?);
+            let may_rename = self.changed.is_empty();
+            let ends = (&self.source, destination);
+            told = follow_types(ends, types, &mut self.destination_catalog, (may_rename, follow)).await?;
         }
         let here = |shape: &Shape| self.destination_catalog.table(&shape.name);
         for (shape, table) in shapes.values().filter_map(|shape| Some((shape, here(shape)?))) {
@@ -94,7 +101,7 @@ impl Prepared {
             let format = fit::remembered_format(shape, &self.source_catalog.types, end);
             self.transfer = self.transfer.max(format);
         }
-        Ok(())
+        Ok(told)
     }
 
     /// Records the source's timeline and database as they are now: both continue what was recorded.
@@ -294,16 +301,10 @@ pub(super) async fn prepare(
         Start::Snapshot { .. } => check_fit(&source_catalog, &destination_catalog)?,
         Start::Stream { .. } => {
             let follow = config.schema_changes == SchemaChanges::Follow;
-            let types = (&source_catalog.types, &destination_catalog.types);
             changed = changed_tables(&source, bookkeeping, publication).await?;
-            // Labels are renamed only once no table is followed whose rows under way may have the old names.
-            if changed.is_empty() {
-                let known = known_labels(&source, bookkeeping.client()).await?;
-                for told in follow_labels(bookkeeping.client(), types.0, types.1, (&known, follow)).await? {
-                    telemetry.event("schema", told);
-                }
-            }
-            for told in follow_attributes(bookkeeping.client(), types, follow).await? {
+            let ends = (&source, bookkeeping.client());
+            let rules = (changed.is_empty(), follow);
+            for told in follow_types(ends, &source_catalog.types, &mut destination_catalog, rules).await? {
                 telemetry.event("schema", told);
             }
             // Whether it fits is told relation by relation: the source may be ahead of the stream.

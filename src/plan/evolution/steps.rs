@@ -267,17 +267,26 @@ impl Change<'_> {
         };
         match (wanted, definition) {
             (Some(wanted), _) if widened => evolution.statements.push(sql::alter_type(table, name, &wanted)),
-            (Some(wanted), Some(definition)) => {
-                let statements = sql::cast_type(table, (definition, here), &wanted, self.creation);
-                let remedy = sql::empty_type(table, name, &wanted);
-                let remedy = format!("The copy brings the values of the column. Run at the destination:\n{remedy}");
-                evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
-                evolution.statements.extend(statements);
-            }
+            (Some(wanted), Some(definition)) => self.cast((definition, here), &wanted, evolution),
             (_, _) => return Err(Obstacle::Copy(format!("column {name} has had several types meanwhile"))),
         }
         evolution.told.push(format!("column {name} was {before} and is now {after}"));
         Ok(())
+    }
+
+    /// Gives a column another type before a copy; what cannot be cast is emptied by the operator.
+    fn cast(
+        &self,
+        (definition, here): (&ColumnDefinition, &ColumnDefinition),
+        wanted: &str,
+        evolution: &mut Evolution,
+    ) {
+        let table = &self.known.name;
+        let statements = sql::cast_type(table, (definition, here), wanted, self.creation);
+        let remedy = sql::empty_type(table, &definition.name, wanted);
+        let remedy = format!("The copy brings the values of the column. Run at the destination:\n{remedy}");
+        evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
+        evolution.statements.extend(statements);
     }
 
     /// Columns that are computed at the destination are added where they are missing, and get the source's expression of now. A server
@@ -369,6 +378,10 @@ impl Change<'_> {
         if here.generated == Some(GeneratedColumn::Stored) && definition.generated.is_none() && rows == Rows::Copy {
             evolution.statements.push(sql::drop_expression(table, name));
             evolution.told.push(format!("column {name} is not generated any more"));
+            // A new column of the source's may have the name of one that was generated.
+            if !fit::column_takes(resolved.column, self.source.types, here, self.destination.types) {
+                self.cast((definition, here), &wanted, evolution);
+            }
             return Ok(());
         }
         // Prepared by the operator; or it stayed when a column of this name was dropped.
