@@ -16,7 +16,7 @@ use super::schema::resolve_types;
 use super::shapes;
 use crate::pg::{Column, ErrorReport, Ident, QualifiedName, Relation, shown_sql};
 use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
-use crate::plan::fit::End;
+use crate::plan::fit::{self, End};
 use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::plan::shape::Shape;
 use crate::plan::sql::ddl::Creation;
@@ -90,7 +90,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     // Tables that have changed names among each other are remembered by those of before, and so of the other's columns here.
     let remembered = client.query_opt(DOING, &shapes::ask(id), &[]).await?;
     let remembered = remembered.map(|row| shapes::parse(row.get(0)?)).transpose()?;
-    let known = remembered.filter(|known| known.name == name).unwrap_or_else(|| by_name(original, here.table));
+    let known = remembered.filter(|known| known.name == name).unwrap_or_else(|| by_name(original, here));
     let allowed = expressions::read(client).await?;
     let mut created = Created::default();
     let taken_over: Vec<&ColumnDefinition> = original.taken_over().collect();
@@ -207,12 +207,18 @@ fn described(column: &ColumnDefinition) -> Column {
     Column { name: name.clone(), in_identity: false, type_id: *type_id, type_modifier: *type_modifier }
 }
 
-/// What is known of a table that was never seen: its columns are those of the same names here.
-fn by_name(original: Original<'_>, here: &TableDefinition) -> Shape {
+/// What is known of a table that was never seen: its columns are those of the same names here, with the types that they have here
+/// where these do not take the source's.
+fn by_name(original: Original<'_>, end: End<'_>) -> Shape {
     let Original { table, columns, types } = original;
+    let here = end.table;
     let mut shape = Shape::of(table, types, |name| columns.contains(name) && here.column(name).is_some());
     for column in &mut shape.columns {
-        column.not_null &= here.column(&column.name).is_some_and(|here| here.not_null);
+        let (Some(here), Some(there)) = (here.column(&column.name), table.column(&column.name)) else { continue };
+        column.not_null &= here.not_null;
+        if !fit::column_takes(&described(there), types, here, end.types) {
+            (column.type_id, column.type_modifier) = (here.type_id, here.type_modifier);
+        }
     }
     shape.unique.retain(|name| here.indexes.iter().any(|index| index.unique && index.name == *name));
     shape

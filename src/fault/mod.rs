@@ -374,7 +374,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         // Its own bugs: "unexpected duplicate for tablespace 0, relfilenode …" was seen of 15.18, after tables were rewritten.
         ("XX000", None) if end == "source" => Some(
             "See the source's log. If this comes again and again while it streams, the server cannot decode its WAL from here on: \
-             drop the replication slot there (pg_drop_replication_slot), and start once with headwater run --resnapshot, to copy all tables."
+             drop the replication slot there (pg_drop_replication_slot), and start with headwater run --resnapshot, which copies all."
                 .to_owned(),
         ),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),

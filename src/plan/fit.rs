@@ -249,12 +249,7 @@ pub fn text_columns(
 }
 
 /// Whether a destination's column takes what a relation's column brings.
-pub(super) fn column_takes(
-    column: &Column,
-    source_types: &Types,
-    to: &ColumnDefinition,
-    destination_types: &Types,
-) -> bool {
+pub fn column_takes(column: &Column, source_types: &Types, to: &ColumnDefinition, destination_types: &Types) -> bool {
     let from = Published {
         name: &column.name,
         type_id: column.type_id,
@@ -316,9 +311,12 @@ fn column_fit(
         if wanted == found {
             return other_definition((table, &to.name, &wanted), (from_type, to_type));
         }
+        // Between other types there may be no cast that an assignment calls, or one that rounds.
+        let is_read = from.type_id == to.type_id || widens(to.type_id, from.type_id);
+        let using = if is_read { String::new() } else { format!(" USING {}::text::{wanted}", to.name) };
         Misfit {
             problem: format!("column {} is {wanted} at the source, but {found} here", to.name),
-            remedy: Some(format!("ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted};", to.name)),
+            remedy: Some(format!("ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted}{using};", to.name)),
         }
     })
 }

@@ -487,6 +487,27 @@ async fn a_new_column_takes_the_name_and_not_the_type_of_a_generated_one_before_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_made_again_with_other_types_is_copied_without_an_operator() {
+    let database = Database::new(
+        "madeagain",
+        &["c"],
+        "CREATE TABLE c (id int PRIMARY KEY, v bigint, w int DEFAULT 3); INSERT INTO c (id) VALUES (1);",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source(
+            "BEGIN; DROP TABLE c; CREATE TABLE c (id int PRIMARY KEY, v interval, w text DEFAULT 'x');
+             INSERT INTO c VALUES (2, '1 day', 'y'); COMMIT",
+        )
+        .await;
+    becomes_equal(&database, "c").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn attributes_of_other_types_halt_the_copy_until_the_printed_statement_was_run() {
     let database = Database::new(
         "attributetypes",

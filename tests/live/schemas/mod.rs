@@ -150,9 +150,10 @@ impl Episode {
     }
 
     /// Waits until both sides are equal, taking a halt's way out where there is one.
-    async fn settle(&mut self) -> Result<Outcome, String> {
+    ///
+    /// `known`: how long the log was before the changes; a halt is said once.
+    async fn settle(&mut self, known: usize) -> Result<Outcome, String> {
         let began = Instant::now();
-        let known = self.log().len();
         let (mut halted, mut quiet_since, mut waiting_since) = (false, None, None);
         let mut tried: Vec<String> = Vec::new();
         loop {
@@ -181,11 +182,10 @@ impl Episode {
             }
             let since = waiting_since.get_or_insert_with(Instant::now);
             let log = self.log();
-            let hint = Hint::last(log.get(known..).unwrap_or_default());
+            let hint = Hint::untried(log.get(known..).unwrap_or_default(), &tried);
             if since.elapsed() >= HALT_MIN
                 && !is_over
                 && let Some(hint) = hint
-                && !tried.contains(&hint.text)
             {
                 let _ = writeln!(self.story, "-- said, and done: {}", hint.text);
                 self.follow(&hint).await.map_err(|error| format!("the hint does not run: {error}\n{}", hint.text))?;
@@ -269,13 +269,25 @@ struct Hint {
 }
 
 impl Hint {
-    /// The last one of a log.
-    fn last(log: &str) -> Option<Hint> {
-        let (_, rest) = log.rsplit_once("HINT:")?;
-        let mut lines = rest.lines();
-        let first = lines.next()?.trim();
-        let more = lines.take_while(|line| line.starts_with("        ")).map(str::trim);
-        Some(Hint { text: std::iter::once(first).chain(more).collect::<Vec<_>>().join("\n") })
+    /// The last one of a log that was not tried; a warning's only where no error has one.
+    fn untried(log: &str, tried: &[String]) -> Option<Hint> {
+        let mut found: Vec<(bool, String)> = Vec::new();
+        let mut is_error = false;
+        let mut lines = log.lines().peekable();
+        while let Some(line) = lines.next() {
+            if line.starts_with("20") {
+                is_error = line.contains(" ERROR ");
+            }
+            let Some((_, first)) = line.split_once("HINT:") else { continue };
+            let mut text = first.trim().to_owned();
+            while let Some(more) = lines.next_if(|line| line.starts_with("        ")) {
+                text = format!("{text}\n{}", more.trim());
+            }
+            found.push((is_error, text));
+        }
+        found.retain(|(_, text)| !tried.contains(text));
+        let text = found.iter().rfind(|(is_error, _)| *is_error).or(found.last()).map(|(_, text)| text.clone());
+        text.map(|text| Hint { text })
     }
 }
 
@@ -285,6 +297,7 @@ async fn episode(seed: u64) -> Result<Counts, String> {
     let mut episode = Episode::begin(seed).await;
     for sequence in 0..SEQUENCES {
         let _ = writeln!(episode.story, "-- sequence {sequence}");
+        let known = episode.log().len();
         // The service sees it, comes back to it, or dies over it.
         let way = episode.rng.u32(..6);
         if way == 0 {
@@ -302,7 +315,7 @@ async fn episode(seed: u64) -> Result<Counts, String> {
         if way >= 4 {
             taken.extend(episode.change().await);
         }
-        let outcome = match episode.settle().await {
+        let outcome = match episode.settle(known).await {
             Ok(outcome) => outcome,
             Err(problem) => {
                 return Err(format!(
