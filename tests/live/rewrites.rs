@@ -487,6 +487,33 @@ async fn a_new_column_takes_the_name_and_not_the_type_of_a_generated_one_before_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_column_under_a_generated_ones_name_is_emptied_by_the_hint_as_printed() {
+    let database = Database::new(
+        "oncegeneratedhint",
+        &["c"],
+        "CREATE TABLE c (id int PRIMARY KEY, v int, g int GENERATED ALWAYS AS (id * 2) STORED); INSERT INTO c VALUES (1, 4);",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source(
+            "ALTER TABLE c DROP COLUMN g, ADD COLUMN g date DEFAULT '2026-01-01', ALTER COLUMN v TYPE text USING 'b';
+             INSERT INTO c VALUES (2, 'c', '2026-01-02')",
+        )
+        .await;
+    service.says("ALTER TABLE public.c ALTER COLUMN g TYPE date USING NULL;").await;
+    let log = service.log();
+    let (_, hint) = log.rsplit_once("Run at the destination:").expect("a hint");
+    let statements: Vec<&str> = hint.lines().skip(1).map(str::trim).take_while(|line| line.ends_with(';')).collect();
+    assert_eq!(statements.len(), 4, "{statements:?}");
+    database.at_destination(&statements.join("\n")).await;
+    becomes_equal(&database, "c").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_made_again_with_other_types_is_copied_without_an_operator() {
     let database = Database::new(
         "madeagain",

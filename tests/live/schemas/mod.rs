@@ -269,25 +269,22 @@ struct Hint {
 }
 
 impl Hint {
-    /// The last one of a log that was not tried; a warning's only where no error has one.
+    /// The last one of a log that was not tried and can be followed.
     fn untried(log: &str, tried: &[String]) -> Option<Hint> {
-        let mut found: Vec<(bool, String)> = Vec::new();
-        let mut is_error = false;
+        let mut found: Vec<String> = Vec::new();
         let mut lines = log.lines().peekable();
         while let Some(line) = lines.next() {
-            if line.starts_with("20") {
-                is_error = line.contains(" ERROR ");
-            }
             let Some((_, first)) = line.split_once("HINT:") else { continue };
             let mut text = first.trim().to_owned();
             while let Some(more) = lines.next_if(|line| line.starts_with("        ")) {
                 text = format!("{text}\n{}", more.trim());
             }
-            found.push((is_error, text));
+            found.push(text);
         }
-        found.retain(|(_, text)| !tried.contains(text));
-        let text = found.iter().rfind(|(is_error, _)| *is_error).or(found.last()).map(|(_, text)| text.clone());
-        text.map(|text| Hint { text })
+        let can_be_followed =
+            |text: &String| text.contains("--resnapshot") || text.lines().any(|line| line.ends_with(';'));
+        found.retain(|text| !tried.contains(text) && can_be_followed(text));
+        found.pop().map(|text| Hint { text })
     }
 }
 
