@@ -49,6 +49,7 @@ mod replay;
 mod reshape;
 mod resnapshots;
 mod review;
+mod row_type;
 mod row_values;
 mod schema;
 mod sequences;

@@ -12,6 +12,7 @@ use super::catalog::Catalog;
 use super::error::DestinationError;
 use super::expressions;
 use super::review::Created;
+use super::row_type;
 use super::schema::resolve_types;
 use super::shapes;
 use crate::pg::{Column, ErrorReport, Ident, QualifiedName, Relation, shown_sql};
@@ -123,21 +124,9 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         }
     };
     for statement in &statements {
-        client.statement(DOING, statement).await.map_err(|error| match error.code() {
-            // What passes by itself is for `fault` to know.
-            Some(code) if !passes(code) => DestinationError::Refused(
-                ErrorReport::new(format!("table {name} could not be brought to the source's shape: {error}")).hint(
-                    match remedies.get(statement) {
-                        Some(remedy) => shown_sql(remedy),
-                        None => format!(
-                            "Make this possible at the destination, or run it there:\n{};",
-                            shown_sql(statement)
-                        ),
-                    },
-                ),
-            ),
-            Some(_) | None => error.into(),
-        })?;
+        if let Err(error) = client.statement(DOING, statement).await {
+            return Err(unchanged(client, &name, (statement, remedies.get(statement)), error).await?);
+        }
     }
     created.add_parts(&name, added, Vec::new());
     created.review(client, &allowed).await?;
@@ -152,6 +141,36 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     }
     client.statement(DOING, &shapes::remember(id, &shape)).await?;
     Ok(told)
+}
+
+/// A statement that the destination refused, with what helps.
+///
+/// # Errors
+/// As [`reshape`], where even that cannot be asked for.
+async fn unchanged(
+    client: &SqlClient,
+    name: &QualifiedName,
+    (statement, remedy): (&str, Option<&String>),
+    error: SessionError,
+) -> Result<DestinationError, DestinationError> {
+    // What passes by itself is for `fault` to know.
+    if error.code().is_none_or(passes) {
+        return Ok(error.into());
+    }
+    let mut hint = None;
+    if row_type::may_be_in_the_way(&error) {
+        client.batch(DOING, "ROLLBACK").await?;
+        let row = client.query_opt(DOING, &row_type::ask(name), &[]).await?;
+        let answer: Option<String> = row.map(|row| row.get(0)).transpose()?;
+        hint = row_type::hint(name, answer.as_deref())?;
+        // For the end of the transaction that the caller has begun.
+        client.batch(DOING, "BEGIN").await?;
+    }
+    let hint = hint.or_else(|| remedy.map(|remedy| shown_sql(remedy).to_string())).unwrap_or_else(|| {
+        format!("Make this possible at the destination, or run it there:\n{};", shown_sql(statement))
+    });
+    let message = format!("table {name} could not be brought to the source's shape: {error}");
+    Ok(DestinationError::Refused(ErrorReport::new(message).hint(hint)))
 }
 
 /// What is remembered of a source table belongs to one table here: until it is known that the one that follows it has to be copied,

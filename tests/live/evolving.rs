@@ -170,3 +170,51 @@ async fn random_schema_changes_among_random_writes_are_followed() {
     }
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_a_tables_row_type_is_named_with_what_takes_it_away() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v int, w varchar(3)); INSERT INTO t VALUES (1, 1, 'a'); CREATE TABLE other (id int PRIMARY KEY)";
+    let database = Database::new("evolve_rowtype", &["t", "other"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_destination(
+            "CREATE SCHEMA theirs; CREATE TYPE theirs.pair AS (a t, b int); CREATE DOMAIN theirs.many AS t[];
+             CREATE TABLE theirs.x (id int, c t, p theirs.pair[], m theirs.many); CREATE MATERIALIZED VIEW theirs.y AS SELECT c FROM theirs.x",
+        )
+        .await;
+    let take = "ALTER TABLE theirs.x DROP COLUMN p;";
+    // In the stream.
+    database.at_source("ALTER TABLE t ALTER COLUMN w TYPE varchar(5); INSERT INTO t VALUES (2, 2, 'abcde')").await;
+    service.says("table public.t could not be changed as it was at the source").await;
+    for said in [
+        "ALTER TABLE theirs.x DROP COLUMN c;",
+        take,
+        "ALTER TABLE theirs.x DROP COLUMN m;",
+        "DROP MATERIALIZED VIEW theirs.y;",
+    ] {
+        service.says(said).await;
+    }
+    let drop = "DROP MATERIALIZED VIEW theirs.y; ALTER TABLE theirs.x DROP COLUMN c, DROP COLUMN m;";
+    database.at_destination(&format!("{drop} {take}")).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    // Before a copy, of which no row is read before; the others stream on.
+    database.at_destination("ALTER TABLE theirs.x ADD COLUMN late t[]").await;
+    database
+        .at_source(
+            "ALTER TABLE t ALTER COLUMN v TYPE bigint; INSERT INTO t VALUES (3, 3); INSERT INTO other VALUES (1)",
+        )
+        .await;
+    service.says("table public.t could not be brought to the source's shape").await;
+    service.says("ALTER TABLE theirs.x DROP COLUMN late;").await;
+    let rows = "SELECT count(*)::text FROM other";
+    crate::support::eventually("the other table streams on", || async {
+        (database.destination_value(rows).await.as_deref() == Some("1")).then_some(())
+    })
+    .await;
+    database.at_destination("ALTER TABLE theirs.x DROP COLUMN late").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}

@@ -15,6 +15,7 @@ use super::super::expressions;
 use super::super::foreign_code::{Writes, named_types};
 use super::super::reshape::is_taken;
 use super::super::review::{self, Created};
+use super::super::row_type;
 use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creation, type_name};
 use super::super::shapes;
 use super::super::writer::one_row;
@@ -148,7 +149,10 @@ impl Applier {
             sequences.drain(..).for_each(|sequence| sequence.undo(&mut shape));
         }
         for statement in statements.iter().chain(&fills) {
-            self.statement(statement).await.map_err(|error| unfollowed(name, statement, error))?;
+            if let Err(error) = self.statement(statement).await {
+                let hint = self.row_type_hint(name, &error).await?;
+                return Err(unfollowed(name, (statement, hint), error));
+            }
         }
         self.changed |= !statements.is_empty() || !attempts.is_empty() || !sequences.is_empty();
         self.told.extend(told.into_iter().map(|told| format!("table {name}: {told}")));
@@ -179,6 +183,20 @@ impl Applier {
         }
         self.review(&created).await?;
         Ok(self.statement(&shapes::remember(id, &shape)).await?)
+    }
+
+    /// What to do where a statement was refused because other tables have columns of this table's row type; the transaction is over then.
+    async fn row_type_hint(
+        &mut self,
+        name: &QualifiedName,
+        error: &SessionError,
+    ) -> Result<Option<String>, DestinationError> {
+        if !row_type::may_be_in_the_way(error) {
+            return Ok(None);
+        }
+        self.statement("ROLLBACK").await?;
+        let answer = self.ask(&row_type::ask(name)).await?;
+        Ok(row_type::hint(name, answer.first().and_then(Option::as_deref))?)
     }
 
     /// Looks at what was created, inside the transaction that created it: an error rolls that back.
@@ -331,14 +349,20 @@ fn stopped_report(table: &QualifiedName, told: &[String], statements: &[String])
 }
 
 /// A statement that the destination refused: it is the operator's to run, or to make possible.
-fn unfollowed(table: &QualifiedName, statement: &str, error: SessionError) -> DestinationError {
+fn unfollowed(
+    table: &QualifiedName,
+    (statement, hint): (&str, Option<String>),
+    error: SessionError,
+) -> DestinationError {
     match error.server() {
         // What passes by itself is for `fault` to know.
         Some(server) if !matches!(server.code.class(), "08" | "40" | "53" | "55" | "57" | "58") => {
             let report = ErrorReport::new(format!(
                 "table {table} could not be changed as it was at the source: {error}"
             ))
-            .hint(format!("Make this possible at the destination, or run it there:\n{};", shown_sql(statement)));
+            .hint(hint.unwrap_or_else(|| {
+                format!("Make this possible at the destination, or run it there:\n{};", shown_sql(statement))
+            }));
             let lacks_collation = server.code.as_str() == "42704" && statement.contains(" COLLATE ");
             DestinationError::Refused(match lacks_collation {
                 true => report.detail("headwater check prints the statement that creates the collation."),
