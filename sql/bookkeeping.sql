@@ -39,6 +39,10 @@ ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_version integer;
 ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_xid bigint;
 ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_xid_generation text;
 
+-- OIDs of the tables stream, position and tables in this schema when the OIDs in tables.destination_id were written. A restore of the
+-- whole database from a dump gives others to all of them, so that those OIDs mean nothing until the next start has written them again.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS bookkeeping_ids oid[];
+
 -- The hot fact: everything of the live tables with end_lsn <= position is here. One row, without an index: it is found by
 -- its ctid, so that an old snapshot elsewhere (pg_dump, a report) does not make each update search dead versions.
 CREATE TABLE IF NOT EXISTS headwater.position (
@@ -95,6 +99,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'HW002',
         MESSAGE = pg_catalog.format('%s rows found where %s were expected', found, expected);
+END
+$$;
+
+-- Raises; called when a statement names a table that has the name of a followed one and is another. IMMUTABLE, so that it raises while
+-- the statement is planned, and the planner drops the call where the table is the right one.
+CREATE OR REPLACE FUNCTION headwater.other_table(schema_name text, table_name text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'HW003', SCHEMA = schema_name, TABLE = table_name,
+        MESSAGE = pg_catalog.format('table %I.%I is another one than the one that is followed', schema_name, table_name);
 END
 $$;
 

@@ -96,6 +96,8 @@ pub struct TableRecord {
     pub name: QualifiedName,
     /// Its OID at the source.
     pub source_id: RelationId,
+    /// The OID of the table at the destination that has the rows.
+    pub destination_id: u32,
     /// Whether it is followed yet.
     pub state: TableState,
 }
@@ -248,7 +250,8 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.open_conflict') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.resnapshots') IS NOT NULL
                           AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
-                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'source_xid_generation'
+                          AND pg_catalog.to_regprocedure('headwater.other_table(text, text)') IS NOT NULL
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'bookkeeping_ids'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'fingerprint'
                                       AND attrelid = pg_catalog.to_regclass('headwater.shapes'))
@@ -473,7 +476,7 @@ impl Bookkeeping {
 /// # Errors
 /// [`DestinationError`].
 pub async fn table_records(client: &SqlClient) -> Result<Vec<TableRecord>, DestinationError> {
-    let sql = "SELECT schema_name, table_name, source_id, state, snapshot_position::text
+    let sql = "SELECT schema_name, table_name, source_id, state, snapshot_position::text, destination_id
                FROM headwater.tables ORDER BY schema_name, table_name";
     let asked = client.query("reading headwater.tables", sql, &[]).await;
     let rows = asked.map_err(|error| incomplete("headwater.tables", error))?;
@@ -489,6 +492,7 @@ pub async fn table_records(client: &SqlClient) -> Result<Vec<TableRecord>, Desti
             Ok(TableRecord {
                 name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
                 source_id: RelationId(row.get(2)?),
+                destination_id: row.get(5)?,
                 state,
             })
         })

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use super::other_tables::OtherTable;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::plan::difference::{Difference, Violated};
 use crate::plan::target::BindError;
@@ -233,6 +234,9 @@ pub enum DestinationError {
         /// What has changed, as a sentence without its full stop.
         reason: String,
     },
+    /// A table has the name of a followed one and is another.
+    #[error("table {} at the destination is not the one that headwater has filled", .0.table)]
+    OtherTable(OtherTable),
     /// The stream brings a followed table under another name.
     #[error("table {table} is now called {renamed} at the source")]
     Renamed {

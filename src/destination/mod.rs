@@ -9,6 +9,7 @@
 //! catalog ────── the tables as they are here
 //! fences ─────── requests for one state of both ends, and this end's half of it
 //! owner, foreign_code ── whose the bookkeeping is, and whose code would run when rows are written
+//! other_tables ── tables that have a followed one's name and are not the one that was filled
 //! leadership ─── who leads: one advisory lock (lock), in a session of its own; sessions: what a leader leaves behind
 //! writer ─────── the session that writes, and the one conditional position
 //! apply ──────── work into flights, answers into progress
@@ -42,6 +43,7 @@ mod lock;
 mod open_conflict;
 mod origin;
 mod orphans;
+mod other_tables;
 mod owner;
 mod preflight;
 mod publish;
@@ -85,6 +87,7 @@ pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
+pub use other_tables::{Filled, OtherTable, other_table_report, other_tables, refuse_other_tables};
 pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};

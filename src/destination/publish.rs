@@ -17,6 +17,7 @@ use super::error::DestinationError;
 use super::fingerprints;
 use super::foreign_code::{Writes, name_of, named_types};
 use super::orphans::{orphans_told, validates};
+use super::other_tables::BOOKKEEPING_IDS;
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
 use super::shapes;
@@ -508,8 +509,11 @@ impl Publication<'_> {
         if let Place::Beginning { .. } = self.place {
             let sql = "INSERT INTO headwater.position (position) VALUES ($1::text::pg_lsn)";
             client.execute(DOING, sql, &[&text]).await?;
-            let sql = "UPDATE headwater.stream SET state = 'live', consistent_point = $1::text::pg_lsn, gap = NULL WHERE generation = $2";
-            if client.execute(DOING, sql, &[&text, &self.generation]).await? != 1 {
+            let sql = format!(
+                "UPDATE headwater.stream SET state = 'live', consistent_point = $1::text::pg_lsn, gap = NULL,
+                        bookkeeping_ids = {BOOKKEEPING_IDS} WHERE generation = $2"
+            );
+            if client.execute(DOING, &sql, &[&text, &self.generation]).await? != 1 {
                 return Err(DestinationError::Refused(ErrorReport::new("headwater.stream has lost its row")));
             }
         }

@@ -16,6 +16,7 @@ use super::dead_letter::{Wanted, parts, read_part, remove};
 use super::error::DestinationError;
 use super::foreign_code::Writes;
 use super::formats::formats_of;
+use super::other_tables::refuse_other_tables;
 use super::writer::{ReplicationRole, Writer, WritingSettings};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
@@ -178,6 +179,7 @@ impl Replay {
             let mut flight = Flight::new();
             flight.run(&writes.lock());
             self.send(flight).await?;
+            refuse_other_tables(client, false).await?;
             writes.refuse_foreign_code(client).await?;
         }
         Ok(())

@@ -17,7 +17,7 @@ mod sqlstate;
 mod tls;
 
 use crate::config::OnSlotLost;
-use crate::destination::{DestinationError, renamed_report};
+use crate::destination::{DestinationError, other_table_report, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::plan::sql::only_tables::is_refusal;
 use crate::session::{CopyError, MAJOR_MIN, SessionError};
@@ -152,6 +152,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } | DestinationError::Renamed { .. } => {
                 Decision::Halt("schema_change")
             }
+            DestinationError::OtherTable(_) => operator("other_table"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
             // They are renamed before the stream starts again.
@@ -241,6 +242,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .detail(format!("{}.", capitalized(reason)))
                 .hint(copy_anew(table))
         }
+        Fault::Destination(DestinationError::OtherTable(other)) => other_table_report(other),
         Fault::Destination(DestinationError::NoIdentity(error)) => {
             ErrorReport::new(error.to_string()).hint(copy_anew(&error.table))
         }

@@ -705,6 +705,9 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
                     reason: reason.clone(),
                 });
             }
+            Ground::OtherTable(other) => {
+                return Fault::Destination(DestinationError::OtherTable(other.clone()));
+            }
             Ground::Misunderstood { doing, what } => {
                 let error = crate::session::SessionError::Answer { doing, what: what.clone() };
                 return Fault::Source(SourceError::Session(error));
@@ -727,7 +730,8 @@ async fn followed(bookkeeping: &Bookkeeping) -> Result<HashMap<crate::pg::Relati
         .into_iter()
         .filter_map(|table| match table.state {
             TableState::Live { snapshot_position } => {
-                Some((table.source_id, Followed { name: table.name, snapshot_position }))
+                let destination_id = Some(table.destination_id);
+                Some((table.source_id, Followed { name: table.name, destination_id, snapshot_position }))
             }
             TableState::Staging => None,
         })

@@ -19,7 +19,9 @@ use super::sequences::follow;
 use super::set_aside::aside;
 use super::verify::{Verdict, VerifyOptions, VerifyProgress};
 use crate::config::Config;
-use crate::destination::{Bookkeeping, Catalog, DestinationError, FollowedSequences, LockHolders, StreamState};
+use crate::destination::{
+    Bookkeeping, Catalog, DestinationError, FollowedSequences, LockHolders, StreamState, refuse_other_tables,
+};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, SlotName};
 use crate::plan::not_carried::NotCarried;
@@ -82,6 +84,7 @@ pub async fn run(
                 .hint("Cut over when it is done: headwater status tells how far it is."),
         ));
     }
+    refuse_other_tables(bookkeeping.client(), false).await?;
     let source = sql_for(&addresses.source, "cutover").connect().await.map_err(SourceError::Session)?;
     nobody_writes(config, &source).await?;
     let slot = watch(config, &source).await?;

@@ -25,7 +25,7 @@ use super::prepare::Prepared;
 use super::whereabouts::{Whereabouts, lost_report, whereabouts};
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
-    Bookkeeping, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
+    Bookkeeping, OtherTable, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
 };
 use crate::fault::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
@@ -81,6 +81,8 @@ pub(super) enum Ground {
     ForeignCode(ErrorReport),
     /// Foreign keys of the destination would change rows that the source keeps.
     Cascades(ErrorReport),
+    /// A table at the destination is not the one that headwater has filled.
+    OtherTable(OtherTable),
     /// The source has answered a question of the monitor with something else than was asked for.
     Misunderstood {
         /// What was asked.

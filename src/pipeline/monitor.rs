@@ -22,7 +22,7 @@ use super::attempt::HEARTBEAT_PREFIX;
 use super::ground::{Ground, GroundWatch, ToldTruncations, Watched, WatchedNow};
 use super::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{DestinationError, bookkeeping_report};
+use crate::destination::{DestinationError, Writes, bookkeeping_report, other_tables};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Lsn};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
@@ -361,6 +361,17 @@ fn unseen_code(error: &DestinationError) -> ErrorReport {
         )
 }
 
+/// What is at the destination that must not be there while rows are written.
+async fn look_at_destination(client: &SqlClient, writes: &Writes) -> Result<Option<Ground>, DestinationError> {
+    if let Some(report) = bookkeeping_report(client, &writes.trusted_roles).await? {
+        return Ok(Some(Ground::ForeignCode(report)));
+    }
+    if let Some(other) = other_tables(client).await?.into_iter().next() {
+        return Ok(Some(Ground::OtherTable(other)));
+    }
+    Ok(writes.foreign_code_report(client).await?.map(Ground::ForeignCode))
+}
+
 async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: watch::Sender<Ground>) {
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let mut client: Option<SqlClient> = None;
@@ -389,16 +400,13 @@ async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: wat
         }
         if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
             let asked_at = Instant::now();
-            let looked = match bookkeeping_report(&asked, &watched.writes.trusted_roles).await {
-                Ok(None) => watched.writes.foreign_code_report(&asked).await,
-                found => found,
-            };
+            let looked = look_at_destination(&asked, &watched.writes).await;
             code_due = Instant::now() + CODE_LOOK_WITHIN.min(CODE_LOOK_SHARE * asked_at.elapsed());
             if let Ok(found) = &looked {
                 looks_failed = 0;
                 client = Some(asked);
-                if let Some(report) = found {
-                    ground.send_replace(Ground::ForeignCode(report.clone()));
+                if let Some(found) = found {
+                    ground.send_replace(found.clone());
                 }
             }
             // A slow answer to this says nothing of the destination, which has just given a sign of life.

@@ -20,7 +20,7 @@ use super::whereabouts::{lost_report, lost_tables};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
-    misfit_report, position_missing_report, remember_fingerprints, remembered_fingerprints,
+    misfit_report, position_missing_report, refuse_other_tables, remember_fingerprints, remembered_fingerprints,
 };
 use crate::fault::Fault;
 use crate::pg::{
@@ -213,6 +213,16 @@ pub(super) async fn prepare(
     if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
     }
+    if live {
+        let restored = bookkeeping.bind_tables().await?;
+        if restored > 0 {
+            let text = format!(
+                "the destination was restored from a dump: {} taken for followed as they are now",
+                if restored == 1 { "1 table is".to_owned() } else { format!("{restored} tables are") }
+            );
+            telemetry.event("tables", text);
+        }
+    }
     let known = if live { bookkeeping.tables().await? } else { Vec::new() };
     let (known, unconfigured) = split(known, &config.tables);
     let mut added = Vec::new();
@@ -223,14 +233,19 @@ pub(super) async fn prepare(
             };
             match of_stream(found, &stored, asked, config.on_slot_lost)? {
                 Course::Stream => {
+                    refuse_other_tables(bookkeeping.client(), false).await?;
                     added = check_tables(&known, &source_catalog, asked)?;
                     let existing = added.iter().filter(|name| destination_catalog.table(name).is_some());
                     let existing = existing.filter(|name| !asked.covers(name));
                     check_added_empty(bookkeeping.client(), existing).await?;
                     Start::Stream { position }
                 }
-                Course::Copy => Start::Snapshot { live: true },
+                Course::Copy => {
+                    refuse_other_tables(bookkeeping.client(), true).await?;
+                    Start::Snapshot { live: true }
+                }
                 Course::StartOver => {
+                    refuse_other_tables(bookkeeping.client(), true).await?;
                     // Tables that were never followed may hold somebody else's rows.
                     let followed: BTreeSet<&QualifiedName> = known.iter().map(|table| &table.name).collect();
                     let others = destination_catalog.tables.keys().filter(|name| !followed.contains(name));

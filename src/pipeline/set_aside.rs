@@ -3,7 +3,8 @@
 //! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns the rows of one table, or of a few: it was
 //! changed in a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
 //! ([`DestinationError::NoIdentity`]), or another table bears its name now ([`TransactionError::Replaced`]), or the publication does
-//! not hold it any more ([`SourceError::Unpublished`]).
+//! not hold it any more ([`SourceError::Unpublished`]), or another table has its name at the destination
+//! ([`DestinationError::OtherTable`]), into which it is copied when an operator has asked for that.
 //!
 //! ```text
 //!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
@@ -24,7 +25,7 @@
 use super::fingerprints::table_called;
 use super::prepare::Addresses;
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Bookkeeping, DestinationError, TableRecord, TableState, renamed_report};
+use crate::destination::{Bookkeeping, DestinationError, OtherTable, TableRecord, TableState, renamed_report};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, QualifiedName, RelationId};
 use crate::plan::statement::NoIdentity;
@@ -38,6 +39,7 @@ fn concerned(fault: &Fault) -> &[QualifiedName] {
         Fault::Destination(
             DestinationError::NeedsCopy { table, .. } | DestinationError::NoIdentity(NoIdentity { table }),
         )
+        | Fault::Destination(DestinationError::OtherTable(OtherTable { table, .. }))
         | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => {
             std::slice::from_ref(table)
         }
@@ -62,8 +64,7 @@ pub(super) async fn set_aside(
     if let Some(held) = held(&bookkeeping, &fault, foreign_keys_act).await? {
         return Err(Fault::Halted(held));
     }
-    // An operator who wants to make changes himself asks for the copy himself, too.
-    let only_asked = config.schema_changes == SchemaChanges::Stop;
+    let only_asked = only_asked(config, &fault);
     let mut is_any_set_aside = false;
     for table in tables {
         is_any_set_aside |= bookkeeping.set_aside(table, only_asked).await?;
@@ -115,7 +116,13 @@ pub(super) async fn obstacle(
     }
     let requests = bookkeeping.requests().await?;
     let are_asked = tables.iter().all(|table| requests.iter().any(|request| request.scope.contains(table)));
-    Ok((config.schema_changes == SchemaChanges::Stop && !are_asked).then(|| report(fault)))
+    Ok((only_asked(config, fault) && !are_asked).then(|| report(fault)))
+}
+
+/// Whether an operator must ask for the copy: one who wants to make changes himself, and one who has put another table, with whatever
+/// rows, under the name.
+fn only_asked(config: &Config, fault: &Fault) -> bool {
+    config.schema_changes == SchemaChanges::Stop || matches!(fault, Fault::Destination(DestinationError::OtherTable(_)))
 }
 
 async fn held(

@@ -133,8 +133,12 @@ mod tests {
     #[test]
     fn check_says_of_one_table_and_of_several_that_they_stay_as_they_are() {
         let name = |name: &str| QualifiedName::new("public", name);
-        let record =
-            |table: &str| TableRecord { name: name(table), source_id: RelationId(1), state: TableState::Staging };
+        let record = |table: &str| TableRecord {
+            name: name(table),
+            source_id: RelationId(1),
+            destination_id: 2,
+            state: TableState::Staging,
+        };
         let (kept, gone) = split(vec![record("a"), record("b"), record("c")], &[name("b"), name("d")]);
         assert_eq!(kept, [record("b")]);
         let several = unconfigured_report(&gone);

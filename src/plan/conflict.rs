@@ -358,8 +358,8 @@ mod tests {
 
     fn shown(target: &Target, uniques: &[Unique], change: &Change) -> Vec<String> {
         let statements = winning(target, uniques, change).unwrap();
-        let is_table = crate::plan::sql::only_tables::is_table(&target.table);
-        let shown = |sql: &str| sql.replace(&is_table, "is_table").replace('"', "");
+        let is_target = crate::plan::sql::only_tables::is_target(target);
+        let shown = |sql: &str| sql.replace(&is_target, "is_target").replace('"', "");
         statements.into_iter().map(|s| format!("{:?}: {}", s.effect, shown(&s.sql))).collect()
     }
 
@@ -374,10 +374,10 @@ mod tests {
             shown(&target, &uniques, &insert),
             [
                 "RemovesRivals: DELETE FROM ONLY public.t WHERE name OPERATOR(pg_catalog.=) $2 \
-                 AND NOT (id OPERATOR(pg_catalog.=) $1) AND is_table",
+                 AND NOT (id OPERATOR(pg_catalog.=) $1) AND is_target",
                 "Overwrites: WITH changed AS (UPDATE ONLY public.t SET id = $1, name = $2, body = $3 \
                  WHERE id OPERATOR(pg_catalog.=) $1 RETURNING 1) INSERT INTO public.t (id, name, body) SELECT $1, $2, $3 \
-                 WHERE NOT EXISTS (SELECT FROM changed) AND is_table",
+                 WHERE NOT EXISTS (SELECT FROM changed) AND is_target",
             ]
         );
     }
@@ -395,7 +395,7 @@ mod tests {
             statements.first().map(String::as_str),
             Some(
                 "RemovesRivals: DELETE FROM ONLY public.t WHERE id OPERATOR(pg_catalog.=) $1 \
-                 AND NOT (id OPERATOR(pg_catalog.=) $4) AND is_table"
+                 AND NOT (id OPERATOR(pg_catalog.=) $4) AND is_target"
             )
         );
         assert_eq!(statements.len(), 3);
@@ -477,7 +477,7 @@ mod tests {
                 "RemovesRivals: DELETE FROM ONLY public.t WHERE (lower(name)) OPERATOR(pg_catalog.=) \
                  (SELECT (lower(name)) FROM (SELECT $1 AS id, $2 AS name, $3 AS body) AS new) AND ((body IS NOT NULL)) AND \
                  (SELECT ((body IS NOT NULL)) FROM (SELECT $1 AS id, $2 AS name, $3 AS body) AS new) \
-                 AND NOT (id OPERATOR(pg_catalog.=) $1) AND is_table"
+                 AND NOT (id OPERATOR(pg_catalog.=) $1) AND is_target"
             )
         );
     }

@@ -63,6 +63,7 @@ mod marks;
 mod metrics;
 mod no_columns;
 mod not_carried;
+mod other_tables;
 mod owners;
 mod page;
 mod plan;

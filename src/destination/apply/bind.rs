@@ -15,6 +15,7 @@ use crate::plan::target::{Target, TargetIdentity};
 use crate::transaction::Change;
 
 use super::super::error::DestinationError;
+use super::super::other_tables::{Filled, OtherTable};
 use super::Applier;
 
 /// A relation, its table, and the statements prepared for it.
@@ -36,7 +37,7 @@ pub(super) enum SetStatement {
     Update(Vec<usize>),
     /// Locks the table as a COPY will.
     Lock,
-    /// Refuses what is not a table, before a COPY and after it.
+    /// Refuses what is not this table, before a COPY and after it.
     RefuseOthers,
     /// Inserts them.
     Copy(Way),
@@ -60,14 +61,18 @@ impl Applier {
                 return Ok(());
             }
         }
-        let name = self.followed.get(&relation.id).map(|table| table.name.clone());
-        let name = name.unwrap_or_else(|| relation.name.clone());
+        let followed = self.followed.get(&relation.id);
+        let name = followed.map_or_else(|| relation.name.clone(), |table| table.name.clone());
         let Some(table) = self.catalog.table(&name) else {
             return Err(DestinationError::Refused(
                 ErrorReport::new(format!("table {name} does not exist at the destination"))
                     .hint("Run headwater with --resnapshot to create and fill it."),
             ));
         };
+        // The catalog may have been read since the start.
+        if followed.and_then(|followed| followed.destination_id).is_some_and(|id| id != table.id) {
+            return Err(DestinationError::OtherTable(OtherTable { table: name, filled: Filled::Unknown }));
+        }
         if let Some(column) = relation.columns.iter().find(|c| !self.source_types.contains_key(&c.type_id)) {
             let reason = format!("the type of column {} is gone since", column.name);
             return Err(DestinationError::NeedsCopy { table: name, reason });

@@ -9,6 +9,8 @@ use crate::pg::{Lsn, QualifiedName};
 pub struct Followed {
     /// Its name at the destination.
     pub name: QualifiedName,
+    /// Its OID there, where the bookkeeping remembers one.
+    pub destination_id: Option<u32>,
     /// Changes with commit_lsn below this are in its snapshot.
     pub snapshot_position: Lsn,
 }
@@ -27,7 +29,8 @@ mod tests {
 
     #[test]
     fn a_transaction_that_commits_at_a_snapshots_position_is_not_in_the_snapshot() {
-        let table = Followed { name: QualifiedName::new("public", "t"), snapshot_position: Lsn::new(100) };
+        let name = QualifiedName::new("public", "t");
+        let table = Followed { name, destination_id: None, snapshot_position: Lsn::new(100) };
         let is_live = [99, 100, 101].map(|commit_lsn| table.is_live_at(Lsn::new(commit_lsn)));
         assert_eq!(is_live, [false, true, true]);
     }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
 use crate::plan::Work;
 use crate::plan::schema::TableDefinition;
-use crate::plan::sql::only_tables::is_refusal;
+use crate::plan::sql::only_tables::{OTHER_TABLE, is_refusal};
 use crate::session::{Flight, ServerError, SessionError};
 use crate::transaction::Change;
 
 use super::super::conflict::Manner;
 use super::super::error::{Conflict, ConflictKind, DestinationError, FailedChange};
+use super::super::other_tables::{Filled, OtherTable};
 use super::super::writer::{one_row, position_in};
 use super::{Applier, Cargo, Form, Sent};
 
@@ -29,6 +30,9 @@ impl Applier {
         let found = self.read_position().await?;
         if found != self.stored {
             return Err(DestinationError::PositionMoved { expected: self.stored, found });
+        }
+        if let Some(other) = other_table(&error) {
+            return Err(DestinationError::OtherTable(other));
         }
         let kind = ConflictKind::of(error.code);
         let several = matches!(&sent.cargo, Cargo::Work(Work::Batch(batch), _) if batch.members.len() > 1);
@@ -205,6 +209,15 @@ impl Applier {
 
 /// feature_not_supported: what TRUNCATE raises when a table that it does not name has a foreign key onto one that it does.
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
+
+/// The table that a statement was refused for, because another one has its name.
+fn other_table(error: &ServerError) -> Option<OtherTable> {
+    if error.code.as_str() != OTHER_TABLE {
+        return None;
+    }
+    let table = QualifiedName::new(error.schema.as_deref()?, error.table.as_deref()?);
+    Some(OtherTable { table, filled: Filled::Unknown })
+}
 
 fn truncate_refused(relations: &[Arc<Relation>], error: &ServerError) -> DestinationError {
     let names: Vec<String> = relations.iter().map(|relation| relation.name.to_string()).collect();

@@ -12,7 +12,7 @@ use crate::plan::fit::Transfer;
 use crate::plan::net::{Effect, Known, NetEffect, NetRow, Part};
 use crate::plan::sets::{self, Way};
 use crate::plan::sql::apply as sql;
-use crate::plan::sql::only_tables::{LockMode, lock, refuse_others};
+use crate::plan::sql::only_tables::{LockMode, is_target, lock, refuse_others};
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::Target;
 use crate::session::{Flight, Format};
@@ -151,7 +151,7 @@ impl Applier {
                     (lock(&format!("ONLY {}", target.table.sql()), LockMode::RowExclusive), Vec::new())
                 });
                 let guard = self.prepare_set(flight, target, &SetStatement::RefuseOthers, || {
-                    (refuse_others(std::iter::once(&target.table)), Vec::new())
+                    (refuse_others(std::iter::once(is_target(target))), Vec::new())
                 });
                 flight.execute(&locking.name, &[], locking.parameters, |_| {});
                 flight.execute(&guard.name, &[], guard.parameters, |_| {});

@@ -12,7 +12,7 @@ use super::source::SourceView;
 use super::values;
 use super::{About, Findings};
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Catalog, DestinationError, expressions_here};
+use crate::destination::{Catalog, DestinationError, expressions_here, other_tables};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident};
 use crate::pipeline::asked::Asked;
@@ -212,6 +212,17 @@ async fn followed(
                 let report = ErrorReport::new(format!("{}; it is copied anew by itself", report(&fault).message))
                     .detail("The others stream on meanwhile.");
                 findings.warn(BOTH, "tables", report);
+            }
+        }
+    }
+    for other in other_tables(bookkeeping.client()).await? {
+        let fault = Fault::Destination(DestinationError::OtherTable(other));
+        match obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await? {
+            Some(report) => findings.fail(About::Destination, "tables", report),
+            None => {
+                let text = format!("{}; the source's rows are copied into it", report(&fault).message);
+                let report = ErrorReport::new(text).detail("The others stream on meanwhile.");
+                findings.warn(About::Destination, "tables", report);
             }
         }
     }

@@ -268,11 +268,10 @@ impl CatchUp {
 }
 
 fn followed(staging: &Staging, from: Lsn) -> HashMap<RelationId, Followed> {
-    let tables = staging
-        .tables
-        .iter()
-        .map(|table| (table.source.relation_id(), Followed { name: table.staging.clone(), snapshot_position: from }));
-    tables.collect()
+    // Staging is headwater's own, and its statements compare its tables all the same.
+    let followed =
+        |name: &QualifiedName| Followed { name: name.clone(), destination_id: None, snapshot_position: from };
+    staging.tables.iter().map(|table| (table.source.relation_id(), followed(&table.staging))).collect()
 }
 
 fn names_by_id(staging: &Staging, name: impl Fn(&StagedTable) -> &QualifiedName) -> HashMap<RelationId, QualifiedName> {
@@ -298,6 +297,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::AttributesRenamed
         | DestinationError::FormatChanged(_)
         | DestinationError::NeedsCopy { .. }
+        | DestinationError::OtherTable(_)
         | DestinationError::Renamed { .. }
         | DestinationError::SetsRefused { .. }
         | DestinationError::WantedOut { .. }

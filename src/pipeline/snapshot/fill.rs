@@ -17,7 +17,7 @@ use super::{Ends, TakenSnapshot};
 use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
 use crate::fault::Fault;
 use crate::pg::QualifiedName;
-use crate::plan::sql::only_tables::refuse_others;
+use crate::plan::sql::only_tables::{is_table, refuse_others};
 use crate::plan::sql::staging as sql;
 use crate::session::{CopyError, CopyOut, SessionError, SqlClient};
 use crate::source::{SourceError, pieces};
@@ -150,7 +150,7 @@ impl Filling<'_> {
         let outgoing = CopyOut::start(&mut reader.connection, copy_out, timeout).await;
         let mut outgoing = outgoing.map_err(|error| in_the_way(error, &table.live))?;
         // Nothing waits for a lock from here on: this transaction holds a stronger one.
-        let guard = refuse_others(std::iter::once(&table.live));
+        let guard = refuse_others(std::iter::once(is_table(&table.live)));
         self.client.statement("filling a table", &guard).await.map_err(destination)?;
         let copy_in = sql::copy_in(&table.live, &table.route);
         let at_table = |error: SessionError| destination(error.at(&format!("Table {} was being filled.", table.live)));

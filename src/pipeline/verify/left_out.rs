@@ -52,6 +52,7 @@ mod tests {
         let record = |name: &str, state| TableRecord {
             name: QualifiedName::new("public", name),
             source_id: RelationId(7),
+            destination_id: 8,
             state,
         };
         let records = [record("live", live), record("aside", TableState::Staging)];

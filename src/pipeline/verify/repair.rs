@@ -15,7 +15,7 @@ use super::workers::Side;
 use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
 use crate::destination::{
-    DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle,
+    DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle, refuse_other_tables,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, counted};
@@ -177,6 +177,7 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
         names_owners: config.destination.names_owners(),
     };
     writes.lock_and_refuse_foreign_code(client).await?;
+    refuse_other_tables(client, false).await?;
     let mut outcome = RepairOutcome::default();
     for part in work.iter().rev() {
         for keys in part.gone.chunks(KEYS_MAX) {

@@ -3,45 +3,45 @@
 //! Parameters are numbered in the order in which `plan::statement` gives their values. Row counts are checked in the
 //! server, because COMMIT is already on its way when the answer comes: `headwater.expect` raises when they differ.
 
-use super::only_tables::{LockMode, is_table, lock, refuse_others};
+use super::only_tables::{LockMode, is_target, lock, refuse_others};
 use crate::pg::QualifiedName;
 use crate::plan::target::{Target, TargetColumn};
 
 /// Inserts a row of all stored columns.
 pub fn insert_row(target: &Target) -> String {
     let columns = stored(target);
-    let (table, is_table) = (target.table.sql(), is_table(&target.table));
+    let (table, is_target) = (target.table.sql(), is_target(target));
     if columns.is_empty() {
-        return format!("INSERT INTO {table} SELECT WHERE {is_table}");
+        return format!("INSERT INTO {table} SELECT WHERE {is_target}");
     }
     let names = join(columns.iter().map(|column| column.name.sql()));
     let values = join((1..=columns.len()).map(|n| format!("${n}")));
     // VALUES has no WHERE.
-    format!("INSERT INTO {table} ({names}){} SELECT {values} WHERE {is_table}", overriding(target))
+    format!("INSERT INTO {table} ({names}){} SELECT {values} WHERE {is_target}", overriding(target))
 }
 
 /// Updates the columns at `set` of the one row whose columns at `key` have the values behind them.
 pub fn update_row(target: &Target, set: &[usize], key: &[usize]) -> String {
     let assignments = assignments(target, set);
     let found = key_condition(target, key, set.len());
-    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found} AND {}", only(target), is_table(&target.table)))
+    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found} AND {}", only(target), is_target(target)))
 }
 
 /// Updates one of the rows that equal the old values at all stored columns, which come behind the values of `set`.
 pub fn update_whole_row(target: &Target, set: &[usize]) -> String {
     let assignments = assignments(target, set);
     let found = whole_row(target, set.len());
-    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found} AND {}", only(target), is_table(&target.table)))
+    expecting_one(&format!("UPDATE {} SET {assignments} WHERE {found} AND {}", only(target), is_target(target)))
 }
 
 /// Deletes the row with this key.
 pub fn delete_row(target: &Target, key: &[usize]) -> String {
-    format!("DELETE FROM {} WHERE {} AND {}", only(target), key_condition(target, key, 0), is_table(&target.table))
+    format!("DELETE FROM {} WHERE {} AND {}", only(target), key_condition(target, key, 0), is_target(target))
 }
 
 /// Deletes one of the rows that equal the old values at all stored columns.
 pub fn delete_whole_row(target: &Target) -> String {
-    format!("DELETE FROM {} WHERE {} AND {}", only(target), whole_row(target, 0), is_table(&target.table))
+    format!("DELETE FROM {} WHERE {} AND {}", only(target), whole_row(target, 0), is_target(target))
 }
 
 /// COPY of all stored columns. It has no WHERE: [`super::only_tables`] has what comes before it and after it in its transaction.
@@ -58,11 +58,11 @@ pub fn delete_set(target: &Target, key: &[usize]) -> String {
     {
         // Sets are for keys whose columns have an operator (`sets::way`).
         let equals = column.equality.as_ref().map(equals).unwrap_or_default();
-        let (name, is_table) = (column.name.sql(), is_table(&target.table));
-        return format!("DELETE FROM {} WHERE {name} {equals} ANY ($1) AND {is_table}", only(target));
+        let (name, is_target) = (column.name.sql(), is_target(target));
+        return format!("DELETE FROM {} WHERE {name} {equals} ANY ($1) AND {is_target}", only(target));
     }
     let (rows, found) = unnested(target, &[], key);
-    format!("DELETE FROM {} AS t USING {rows} WHERE {found} AND {}", only(target), is_table(&target.table))
+    format!("DELETE FROM {} AS t USING {rows} WHERE {found} AND {}", only(target), is_target(target))
 }
 
 /// Updates the columns at `set` of the rows with these keys: an array for each column to set, one for each of the key,
@@ -71,8 +71,8 @@ pub fn update_set(target: &Target, set: &[usize], key: &[usize]) -> String {
     let columns = set.iter().filter_map(|place| target.column(*place));
     let assignments = join(columns.zip(1..).map(|(column, n)| format!("{} = k.c{n}", column.name.sql())));
     let (rows, found) = unnested(target, set, key);
-    let (only, is_table) = (only(target), is_table(&target.table));
-    let statement = format!("UPDATE {only} AS t SET {assignments} FROM {rows} WHERE {found} AND {is_table}");
+    let (only, is_target) = (only(target), is_target(target));
+    let statement = format!("UPDATE {only} AS t SET {assignments} FROM {rows} WHERE {found} AND {is_target}");
     expecting(&statement, &format!("${}", set.len() + key.len() + 1))
 }
 
@@ -96,16 +96,16 @@ fn unnested(target: &Target, set: &[usize], key: &[usize]) -> (String, String) {
 /// Statements that empty tables together. RESTRICT, as in native replication: what the source's CASCADE reached is named. Views
 /// cannot be truncated, but a foreign table would have its rows deleted at its own server.
 pub fn truncate(targets: &[&Target], restart_identity: bool) -> [String; 4] {
-    let names = || targets.iter().map(|target| &target.table);
+    let refuse_others = || refuse_others(targets.iter().map(|target| is_target(target)));
     let tables = join(targets.iter().map(|target| only(target)));
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
     let truncate = format!("TRUNCATE {tables}{identity}");
-    [lock(&tables, LockMode::AccessExclusive), refuse_others(names()), truncate, refuse_others(names())]
+    [lock(&tables, LockMode::AccessExclusive), refuse_others(), truncate, refuse_others()]
 }
 
 /// Empties a table without making its readers wait.
 pub fn delete_all(target: &Target) -> String {
-    format!("DELETE FROM {} WHERE {}", only(target), is_table(&target.table))
+    format!("DELETE FROM {} WHERE {}", only(target), is_target(target))
 }
 
 pub(super) fn stored(target: &Target) -> Vec<&TargetColumn> {
@@ -201,4 +201,59 @@ fn expecting(statement: &str, rows: &str) -> String {
 
 pub(super) fn join(items: impl Iterator<Item = String>) -> String {
     items.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{Column, Relation, RelationId, ReplicaIdentity, TypeId};
+    use crate::plan::testing;
+
+    fn target(key: &[&str]) -> Target {
+        let columns = [testing::Column::new("id", 23).not_null(), testing::Column::new("v", 25)];
+        let table = testing::table("it's", &columns);
+        let relation = Relation {
+            id: RelationId(1),
+            name: table.name(),
+            replica_identity: ReplicaIdentity::Full,
+            columns: columns_of(&["id", "v"], key),
+        };
+        Target::bind(&relation.into(), &table, &testing::types(), None).unwrap()
+    }
+
+    fn columns_of(names: &[&str], key: &[&str]) -> Vec<Column> {
+        let column = |name: &&str| Column {
+            name: crate::pg::Ident::new(*name),
+            in_identity: key.contains(name),
+            type_id: TypeId(if *name == "id" { 23 } else { 25 }),
+            type_modifier: -1,
+        };
+        names.iter().map(column).collect()
+    }
+
+    #[test]
+    fn every_statement_that_writes_rows_refuses_what_is_not_the_table_that_was_filled() {
+        let target = target(&["id"]);
+        let (refused, one) = (is_target(&target), std::slice::from_ref(&target));
+        let [_, before, _, behind] = truncate(&one.iter().collect::<Vec<_>>(), false);
+        let statements = [
+            insert_row(&target),
+            update_row(&target, &[1], &[0]),
+            update_whole_row(&target, &[1]),
+            delete_row(&target, &[0]),
+            delete_whole_row(&target),
+            delete_set(&target, &[0]),
+            delete_set(&target, &[0, 1]),
+            update_set(&target, &[1], &[0]),
+            delete_all(&target),
+            before,
+            behind,
+        ];
+        for statement in statements {
+            assert!(statement.contains(&refused), "{statement}");
+        }
+        let name = r#"CASE WHEN '"public"."it''s"'::pg_catalog.regclass::pg_catalog.oid OPERATOR(pg_catalog.=) "#;
+        assert!(refused.contains(name), "{refused}");
+        assert!(refused.contains("ELSE headwater.other_table('public', 'it''s') END"), "{refused}");
+    }
 }

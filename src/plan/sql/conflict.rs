@@ -6,7 +6,7 @@
 //! refers to.
 
 use super::apply::{assignments_at, equals, join, key_condition, only, overriding, same_image, stored, whole_row};
-use super::only_tables::is_table;
+use super::only_tables::is_target;
 use crate::plan::conflict::{Unique, UniquePart};
 use crate::plan::target::{Target, TargetColumn};
 
@@ -73,7 +73,7 @@ pub fn remove_rivals(target: &Target, unique: &Unique, places: &Places<'_>, own:
         Own::Old(key) => conditions.push(format!("NOT ({})", key_condition(target, key, places.before_old()))),
         Own::Nobody => {}
     }
-    conditions.push(is_table(&target.table));
+    conditions.push(is_target(target));
     Some(format!("DELETE FROM {} WHERE {}", only(target), conditions.join(" AND ")))
 }
 
@@ -111,7 +111,7 @@ fn or_insert(target: &Target, set: &[usize], found: &str, places: &Places<'_>) -
         "WITH changed AS ({changed}) INSERT INTO {} ({names}){} SELECT {values} WHERE NOT EXISTS (SELECT FROM changed) AND {}",
         target.table.sql(),
         overriding(target),
-        is_table(&target.table),
+        is_target(target),
     )
 }
 

@@ -5,14 +5,32 @@
 //! is refused on views and foreign tables (feature_not_supported, parse_clause.c) when the statement is parsed, before anything of them
 //! is evaluated, and under the lock that the statement's own reference to the name has taken. Tried on 14 to 18.
 //!
+//! Another table under the name is refused, too, by whatever writes what the stream brings: a name can be free for a moment, and then
+//! anybody's who may create tables in its schema. The OID in the statement is compared with the one that the name has when the
+//! statement is parsed, and again whenever the server parses a prepared statement again, which it does when the table has been renamed
+//! or dropped. The statement's own reference has locked its table by then, so both mean the same one.
+//!
 //! Used by every statement in [`super`] that reads or writes a table of the set at the destination; pure.
 
-use crate::pg::QualifiedName;
+use crate::pg::{QualifiedName, quote_literal};
+use crate::plan::target::Target;
 
 /// A condition for WHERE, true if the name stands for a table; otherwise the server refuses the statement. It costs nothing when the
 /// statement runs: the planner folds a CASE whose condition is constant.
 pub fn is_table(table: &QualifiedName) -> String {
     format!("CASE WHEN false THEN EXISTS (SELECT FROM {} TABLESAMPLE pg_catalog.system (0)) ELSE true END", table.sql())
+}
+
+/// A condition for WHERE, true if the name stands for the very table that the target was bound to; otherwise the server refuses the
+/// statement. Costs nothing when it runs, as [`is_table`]: regclass is resolved by the parser, and the planner folds the rest.
+pub fn is_target(target: &Target) -> String {
+    let (name, id) = (quote_literal(&target.table.sql()), target.table_id);
+    let (schema, table) = (quote_literal(target.table.schema.as_str()), quote_literal(target.table.name.as_str()));
+    format!(
+        "{} AND CASE WHEN {name}::pg_catalog.regclass::pg_catalog.oid OPERATOR(pg_catalog.=) {id}::pg_catalog.oid THEN true \
+         ELSE headwater.other_table({schema}, {table}) END",
+        is_table(&target.table)
+    )
 }
 
 /// A condition for WHERE, true if a column has this type; otherwise the server refuses the statement, before an operator could call a
@@ -21,12 +39,12 @@ pub fn has_type(column: &str, type_sql: &str) -> String {
     format!("CASE WHEN false THEN pg_catalog.array_eq(ARRAY[{column}], NULL::{type_sql}[]) ELSE true END")
 }
 
-/// A statement without rows, that fails if a name does not stand for a table: for COPY and TRUNCATE, which have no WHERE.
+/// A statement without rows, that fails where one of these conditions refuses it: for COPY and TRUNCATE, which have no WHERE.
 ///
 /// It goes before them and after them, behind a lock of the mode that they take ([`lock`]). Without the lock they would wait for it
 /// themselves, and whoever makes them wait may have the schema renamed meanwhile, which needs no lock on its tables.
-pub fn refuse_others<'a>(tables: impl Iterator<Item = &'a QualifiedName>) -> String {
-    let conditions: Vec<String> = tables.map(is_table).collect();
+pub fn refuse_others(conditions: impl Iterator<Item = String>) -> String {
+    let conditions: Vec<String> = conditions.collect();
     format!("SELECT WHERE NOT ({})", conditions.join(" AND "))
 }
 
@@ -34,6 +52,9 @@ pub fn refuse_others<'a>(tables: impl Iterator<Item = &'a QualifiedName>) -> Str
 pub fn is_refusal(code: &str, message: &str) -> bool {
     code == "0A000" && message.contains("TABLESAMPLE")
 }
+
+/// The SQLSTATE with which headwater.other_table refuses a statement; the error names the table.
+pub const OTHER_TABLE: &str = "HW003";
 
 /// How strongly a statement locks the tables that it writes.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,155 @@
+//! Tables that have the name of a followed one and are not the one that headwater has filled.
+//!
+//! Asked by every start and by the monitor, and by the commands that write rows. In come the OIDs that the bookkeeping remembers; out
+//! go the tables that have others now, and what became of those that were filled. What is applied meanwhile is refused by the
+//! statements themselves (`plan::sql::only_tables`).
+//!
+//! Why: whoever drops or renames a table leaves its name free. What is put there lacks rows that the stream never brings again, or holds
+//! somebody else's; and every role that may create tables in the schema may do it.
+//!
+//! A restore of the whole database from a dump gives every table another OID, those of the bookkeeping too. Then the remembered ones
+//! mean nothing, and [`Bookkeeping::bind_tables`] remembers those that the tables have now: rows and position are of one dump.
+
+use super::bookkeeping::Bookkeeping;
+use super::error::DestinationError;
+use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
+use crate::session::SqlClient;
+
+/// The OIDs that headwater.stream.bookkeeping_ids remembers.
+pub(super) const BOOKKEEPING_IDS: &str = "ARRAY['headwater.stream'::pg_catalog.regclass::oid, \
+     'headwater.position'::pg_catalog.regclass::oid, 'headwater.tables'::pg_catalog.regclass::oid]";
+
+const DOING: &str = "comparing the tables with headwater.tables";
+
+/// What became of the table that headwater has filled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// It was dropped.
+    Dropped,
+    /// It has this name now.
+    Called(QualifiedName),
+    /// Nobody has looked yet.
+    Unknown,
+}
+
+/// A table that is not the one that headwater has filled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherTable {
+    /// Its name.
+    pub table: QualifiedName,
+    /// The table that had the name before.
+    pub filled: Filled,
+}
+
+/// What was found, and whether it is in the way.
+struct Found {
+    other: OtherTable,
+    is_live: bool,
+    /// An operator has asked for a copy into it.
+    is_asked: bool,
+}
+
+impl Bookkeeping {
+    /// Remembers the OIDs of the tables as they are, where those that are remembered were another database's. Returns how many differ.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn bind_tables(&self) -> Result<u64, DestinationError> {
+        let sql = format!(
+            "WITH restored AS (
+                 UPDATE headwater.stream SET bookkeeping_ids = {BOOKKEEPING_IDS}
+                 WHERE state = 'live' AND bookkeeping_ids IS DISTINCT FROM {BOOKKEEPING_IDS} RETURNING 1)
+             UPDATE headwater.tables t SET destination_id = c.oid
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p') AND c.oid <> t.destination_id
+               AND EXISTS (SELECT FROM restored)"
+        );
+        Ok(self.client().execute(DOING, &sql, &[]).await?)
+    }
+}
+
+/// The first table that must not be written. With `all_are_copied` what is followed now does not count, only whether an operator has
+/// asked for the copy that replaces its rows.
+///
+/// # Errors
+/// [`DestinationError::OtherTable`].
+pub async fn refuse_other_tables(client: &SqlClient, all_are_copied: bool) -> Result<(), DestinationError> {
+    let found = found(client).await?.into_iter();
+    match found.filter(|found| !(found.is_asked && (all_are_copied || !found.is_live))).map(|found| found.other).next()
+    {
+        Some(other) => Err(DestinationError::OtherTable(other)),
+        None => Ok(()),
+    }
+}
+
+/// The tables that must not be written, for whoever only looks.
+///
+/// # Errors
+/// [`DestinationError`].
+pub async fn other_tables(client: &SqlClient) -> Result<Vec<OtherTable>, DestinationError> {
+    let found = found(client).await?.into_iter();
+    Ok(found.filter(|found| found.is_live || !found.is_asked).map(|found| found.other).collect())
+}
+
+async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
+    // What is no table at all is refused in other words. A bookkeeping of before these OIDs has none to compare with.
+    let sql = format!(
+        "SELECT t.schema_name, t.table_name, m.nspname::text, o.relname::text, t.state = 'live',
+                EXISTS (SELECT FROM headwater.resnapshots r
+                        WHERE r.state = 'requested' AND r.origin IN ('start', 'command')
+                          AND (r.tables IS NULL OR pg_catalog.format('\"%s\".\"%s\"',
+                               pg_catalog.replace(t.schema_name, '\"', '\"\"'), pg_catalog.replace(t.table_name, '\"', '\"\"'))
+                               = ANY (r.tables)))
+         FROM headwater.tables t
+         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name AND c.relkind IN ('r', 'p')
+         LEFT JOIN pg_catalog.pg_class o ON o.oid = t.destination_id AND o.relkind IN ('r', 'p')
+         LEFT JOIN pg_catalog.pg_namespace m ON m.oid = o.relnamespace
+         WHERE c.oid <> t.destination_id
+           AND (SELECT pg_catalog.to_jsonb(s) -> 'bookkeeping_ids' FROM headwater.stream s) = pg_catalog.to_jsonb({BOOKKEEPING_IDS})
+         ORDER BY 1, 2"
+    );
+    let rows = client.query(DOING, &sql, &[]).await?;
+    let found = rows.iter().map(|row| {
+        let (schema, name): (Option<&str>, Option<&str>) = (row.get(2)?, row.get(3)?);
+        let filled =
+            schema.zip(name).map_or(Filled::Dropped, |(schema, name)| Filled::Called(QualifiedName::new(schema, name)));
+        let table = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
+        Ok(Found { other: OtherTable { table, filled }, is_live: row.get(4)?, is_asked: row.get(5)? })
+    });
+    found.collect()
+}
+
+/// What to tell of it.
+pub fn other_table_report(OtherTable { table, filled }: &OtherTable) -> ErrorReport {
+    let copy = format!("headwater resnapshot {}", shell_word(&table.to_string()));
+    let report = ErrorReport::new(format!("table {table} at the destination is not the one that headwater has filled"));
+    let lacks = "It may lack rows that the stream does not bring again, and hold others, so nothing is written to it.";
+    match filled {
+        Filled::Unknown => report.detail(lacks).hint(format!("See what became of the other one: headwater check\nOr copy the rows into this one: {copy}")),
+        Filled::Dropped => report
+            .detail(format!("That one was dropped, and another one was created under its name. {lacks}"))
+            .hint(format!("Make this one equal to the source: {copy}")),
+        Filled::Called(now) => report
+            .detail(format!("That one is called {now} now, and another one has its name. {lacks}"))
+            .hint(format!(
+                "Make this one equal to the source: {copy}\nOr give the other one its name back, at the destination:\n{}",
+                exchange(table, now)
+            )),
+    }
+}
+
+/// The statements that move the table out of the way which has the name, and give it to the one that had it.
+fn exchange(table: &QualifiedName, filled: &QualifiedName) -> String {
+    // The server cuts names after 63 bytes.
+    let aside = Ident::new(format!("{:.50}_not_filled", table.name.as_str()));
+    let mut statements = vec![format!("ALTER TABLE {table} RENAME TO {aside};")];
+    if filled.schema != table.schema {
+        statements.push(format!("ALTER TABLE {filled} SET SCHEMA {};", table.schema));
+    }
+    if filled.name != table.name {
+        let moved = QualifiedName { schema: table.schema.clone(), name: filled.name.clone() };
+        statements.push(format!("ALTER TABLE {moved} RENAME TO {};", table.name));
+    }
+    statements.join("\n")
+}

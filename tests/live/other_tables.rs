@@ -1,0 +1,203 @@
+//! Tables that are put under the name of a followed one at the destination: no row of the stream goes into them, and the way out works as
+//! it is printed.
+
+use std::process::Command;
+
+use crate::support::{Database, Script, Setup, bin, destination, eventually};
+
+const TABLES: &[&str] = &["t", "u"];
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 't' FROM generate_series(1, 2000) i;
+    CREATE TABLE u (id int PRIMARY KEY, v text); INSERT INTO u SELECT i, 'u' FROM generate_series(1, 10) i;";
+
+const NAMED: &str = "table public.t at the destination is not the one that headwater has filled";
+
+/// Another table under the name, with code that fires whoever writes.
+const EXCHANGE: &str = "
+    BEGIN; ALTER TABLE t RENAME TO t_old; CREATE TABLE t (id int PRIMARY KEY, v text);
+    CREATE TRIGGER x BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION fired();
+    CREATE TRIGGER y BEFORE TRUNCATE ON t FOR EACH STATEMENT EXECUTE FUNCTION fired();
+    ALTER TABLE t ENABLE ALWAYS TRIGGER x; ALTER TABLE t ENABLE ALWAYS TRIGGER y; COMMIT";
+
+const FIRED: &str = "
+    CREATE SEQUENCE times; SELECT nextval('times');
+    CREATE FUNCTION fired() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM nextval('public.times'); RETURN COALESCE(NEW, OLD); END $$";
+
+/// What the source writes: a way for each kind of statement that does it. The first of two prepares it for the table that was filled.
+const WRITTEN: &[[&str; 2]] = &[
+    ["INSERT INTO t VALUES (7001, 'one')", "INSERT INTO t VALUES (7000, 'one')"],
+    [
+        "INSERT INTO t SELECT i, 'set' FROM generate_series(20000, 20999) i",
+        "INSERT INTO t SELECT i, 'set' FROM generate_series(10000, 10999) i",
+    ],
+    ["UPDATE t SET v = v || '.' WHERE id < 900", "UPDATE t SET v = v || '.' WHERE id BETWEEN 100 AND 900"],
+    ["TRUNCATE t; INSERT INTO t VALUES (1, 'again')", "TRUNCATE t"],
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_table_under_a_followed_tables_name_gets_no_row_however_soon_it_is_written() {
+    let database = Database::of_superuser("othertable", TABLES, SCHEMA).await;
+    database.at_destination(FIRED).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    for (number, [before, written]) in WRITTEN.iter().enumerate() {
+        database.at_source(before).await;
+        database.assert_catches_up().await;
+        database.at_destination(EXCHANGE).await;
+        database.at_source(written).await;
+        service.is("waiting").await;
+        eventually("it is named with the way out", || async {
+            let status = service.status().await?.to_string();
+            let way_out = "headwater resnapshot public.t";
+            (status.contains(NAMED) && status.contains(way_out) && status.contains("is called public.t_old now"))
+                .then_some(())
+        })
+        .await;
+        let count = database.destination_value("SELECT count(*) || ' ' || (SELECT last_value FROM times) FROM t").await;
+        assert_eq!(
+            count.as_deref(),
+            Some("0 1"),
+            "rows of the other table, and times that its triggers fired: {written}"
+        );
+        if number == 0 {
+            setup.command(&["check"]).await.exits(1).says(&[NAMED, "headwater resnapshot public.t"]);
+        }
+        // As it is printed; what the operator has put there stays, out of the way.
+        let statements = ["ALTER TABLE public.t RENAME TO t_not_filled;", "ALTER TABLE public.t_old RENAME TO t;"];
+        assert!(statements.iter().all(|statement| service.log().contains(statement)), "{}", service.log());
+        database.at_destination(&format!("{} DROP TABLE t_not_filled", statements.concat())).await;
+        service.streams().await;
+        database.assert_catches_up().await;
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_the_operator_made_again_is_copied_when_he_asks_for_it_and_not_before() {
+    let database = Database::new("othermade", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    // Nothing is written to it: the monitor finds it.
+    database
+        .at_destination("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (-1, 'mine')")
+        .await;
+    service.says(NAMED).await;
+    service.says("That one was dropped").await;
+    database.at_source("UPDATE u SET v = 'later' WHERE id = 3; UPDATE t SET v = 'later' WHERE id < 50").await;
+    service.stop().await;
+    // A start says the same, and changes nothing.
+    let hint = "Make this one equal to the source: headwater resnapshot public.t";
+    setup.command(&["run"]).await.exits(1).says(&[NAMED, hint]);
+    assert_eq!(database.destination_value("SELECT string_agg(v, ',') FROM t").await.as_deref(), Some("mine"));
+    setup.command(&["resnapshot", "public.t"]).await.exits(0);
+    setup.command(&["check"]).await.exits(0).says(&["the source's rows are copied into it"]);
+    let service = setup.start();
+    service.says("table public.t at the destination is not the one that headwater has filled; it is copied anew").await;
+    service.streams().await;
+    crate::set_aside::mended(&database).await;
+    // It is the one from now on.
+    database.at_source("UPDATE t SET v = 'last' WHERE id < 50").await;
+    database.assert_catches_up().await;
+    setup.command(&["check"]).await.exits(0);
+    // The same while it streams, asked for while it is halted.
+    database.at_destination("BEGIN; DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); COMMIT").await;
+    database.at_source("UPDATE t SET v = 'more' WHERE id < 50").await;
+    service.is("waiting").await;
+    setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
+    service.streams().await;
+    crate::set_aside::mended(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_table_that_is_another_one_is_overwritten_only_when_an_operator_asks() {
+    let database = Database::new("otheraside", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    database
+        .at_destination(
+            "UPDATE headwater.tables SET state = 'staging', snapshot_position = NULL WHERE table_name = 't';
+             DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (-1, 'mine')",
+        )
+        .await;
+    setup.command(&["run"]).await.exits(1).says(&[NAMED]);
+    assert_eq!(database.destination_value("SELECT string_agg(v, ',') FROM t").await.as_deref(), Some("mine"));
+    setup.command(&["resnapshot", "public.t"]).await.exits(0);
+    let service = setup.start();
+    service.streams().await;
+    crate::set_aside::mended(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_write_leave_another_table_under_a_followed_tables_name_alone() {
+    let database = Database::new("othercommand", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    // A dead letter.
+    database.at_destination("DELETE FROM t WHERE id = 5").await;
+    database.at_source("UPDATE t SET v = 'letter' WHERE id = 5").await;
+    service.is("waiting").await;
+    let sql = "SELECT commit_lsn::text FROM headwater.open_conflict";
+    let commit_lsn = eventually("the conflict is there", || database.destination_value(sql)).await;
+    setup.command(&["skip", "--commit-lsn", &commit_lsn]).await.exits(0);
+    service.streams().await;
+    database.at_destination("BEGIN; DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (5, 'mine'); COMMIT").await;
+    setup.command(&["replay", "--commit-lsn", &commit_lsn]).await.exits(1).says(&[NAMED]);
+    setup.command(&["cutover"]).await.exits(1);
+    setup.command(&["verify", "--repair"]).await.exits(1);
+    assert_eq!(database.destination_value("SELECT string_agg(v, ',') FROM t").await.as_deref(), Some("mine"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_was_restored_from_a_dump_streams_on_without_a_copy() {
+    let database = Database::of_superuser("otherdump", TABLES, SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'before' WHERE id < 50").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    database.at_source("UPDATE t SET v = 'meanwhile' WHERE id < 60").await;
+    let restored = format!("{}_restored", database.name);
+    let admin = destination().await.connect("postgres").await.expect("the destination answers");
+    admin.script("creating a database", &format!("CREATE DATABASE {restored}")).await.expect("a database");
+    let to = database.destination_url.replace(&database.name, &restored);
+    let programs = bin("DESTINATION");
+    let dumped = Command::new(programs.join("pg_dump")).arg(&database.destination_url).output().expect("pg_dump runs");
+    assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
+    let (done, said) = crate::support::tools::run(
+        &programs.join("psql"),
+        &["-qX", "-v", "ON_ERROR_STOP=1", &to],
+        &String::from_utf8_lossy(&dumped.stdout),
+    );
+    assert!(done, "{said}");
+    setup.destination_url = to;
+    let service = setup.start();
+    service.streams().await;
+    service.says("the destination was restored from a dump: 2 tables are taken for followed as they are now").await;
+    let there = destination().await.connect(&restored).await.expect("the restored database");
+    eventually("it follows", || async {
+        let row = there.query_one("counting", "SELECT count(*) FROM public.t WHERE v = 'meanwhile'", &[]).await.ok()?;
+        (row.get::<i64>(0).ok()? == 59).then_some(())
+    })
+    .await;
+    // From now on those count.
+    let exchange = "BEGIN; DROP TABLE public.t; CREATE TABLE public.t (id int PRIMARY KEY, v text); COMMIT";
+    there.script("exchanging", exchange).await.expect("exchanged");
+    database.at_source("UPDATE t SET v = 'x' WHERE id = 3").await;
+    service.says(NAMED).await;
+    service.stop().await;
+    drop(there);
+    let dropped = format!("DROP DATABASE {restored} WITH (FORCE)");
+    admin.script("dropping a database", &dropped).await.expect("dropped");
+}
