@@ -112,6 +112,14 @@ BEGIN
 END
 $$;
 
+-- Raises; called before COMMIT when the writing session has a statement that SQL has prepared.
+CREATE OR REPLACE FUNCTION headwater.statement_replaced() RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'HW004', MESSAGE = 'the session has statements that headwater has not prepared';
+END
+$$;
+
 -- Source transactions that an operator wants left out, each by one of its two names: what it is to be done with is done
 -- when it comes.
 CREATE TABLE IF NOT EXISTS headwater.skip (

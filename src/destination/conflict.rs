@@ -27,7 +27,7 @@ use crate::pg::{Ident, Lsn, QualifiedName, Relation, RelationId};
 use crate::plan::conflict::{Effect, Statement, Unique, UniquePart, may_remove_rows, shared_uniques, winning};
 use crate::plan::schema::TableDefinition;
 use crate::plan::target::Target;
-use crate::session::Flight;
+use crate::session::{Flight, Verb};
 use crate::transaction::Change;
 
 /// How a source transaction is written.
@@ -220,7 +220,7 @@ impl Winning {
         // Repairs are rare: nothing is kept prepared for them.
         flight.parse("", &statement.sql, &statement.types);
         let formats = formats_of(&statement.values);
-        flight.execute_counted("", &formats, statement.values.len(), |values| {
+        flight.execute_counted(("", Verb::Any), &formats, statement.values.len(), |values| {
             statement.values.iter().for_each(|value| values.put(value.bytes()));
         });
         self.counted.push((target.table.clone(), statement.effect));

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, TypeId};
-use crate::session::{Flight, Format, Row, SessionError, SqlClient};
+use crate::session::{Flight, Format, Row, SessionError, SqlClient, Verb};
 use crate::transaction::{Change, read_letter, write_letter};
 
 /// How an operator names a transaction.
@@ -149,7 +149,7 @@ pub(super) fn write(flight: &mut Flight, letter: &Letter<'_>) {
     let count = u64::try_from(letter.changes.len()).unwrap_or(u64::MAX);
     let bytes = write_letter(letter.changes);
     let formats = [[Format::Text; 7].as_slice(), &[Format::Binary]].concat();
-    flight.execute("", &formats, TYPES.len(), |values| {
+    flight.execute(("", Verb::Any), &formats, TYPES.len(), |values| {
         let mut text = |value: Option<String>| values.put(value.as_deref().map(str::as_bytes));
         text(Some(letter.commit_lsn.to_string()));
         text(Some(letter.part.to_string()));

@@ -237,6 +237,14 @@ pub enum DestinationError {
     /// A table has the name of a followed one and is another.
     #[error("table {} at the destination is not the one that headwater has filled", .0.table)]
     OtherTable(OtherTable),
+    /// The table lacks a column that it had: once it is there again, the rows would lack its values.
+    #[error("column {column} of table {table} is gone at the destination")]
+    ColumnLost {
+        /// The table.
+        table: QualifiedName,
+        /// The column.
+        column: Ident,
+    },
     /// The stream brings a followed table under another name.
     #[error("table {table} is now called {renamed} at the source")]
     Renamed {

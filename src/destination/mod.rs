@@ -63,7 +63,9 @@ mod unfollow;
 mod unsuited;
 mod writer;
 
-pub use apply::{Answered, Applied, Applier, ApplierSettings, Followed, Ground, Unfit, misfit_report, renamed_report};
+pub use apply::{
+    Answered, Applied, Applier, ApplierSettings, FIND_PREPARE, Followed, Ground, Unfit, misfit_report, renamed_report,
+};
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences, Lists};

@@ -126,7 +126,10 @@ pub fn other_table_report(OtherTable { table, filled }: &OtherTable) -> ErrorRep
     let report = ErrorReport::new(format!("table {table} at the destination is not the one that headwater has filled"));
     let lacks = "It may lack rows that the stream does not bring again, and hold others, so nothing is written to it.";
     match filled {
-        Filled::Unknown => report.detail(lacks).hint(format!("See what became of the other one: headwater check\nOr copy the rows into this one: {copy}")),
+        Filled::Unknown => report.detail(lacks).hint(format!(
+            "See what became of the other one: headwater check\n\
+             Or make this one equal to the source: {copy}"
+        )),
         Filled::Dropped => report
             .detail(format!("That one was dropped, and another one was created under its name. {lacks}"))
             .hint(format!("Make this one equal to the source: {copy}")),

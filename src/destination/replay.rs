@@ -23,7 +23,7 @@ use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
 use crate::plan::sql::apply as sql;
 use crate::plan::statement;
 use crate::plan::target::Target;
-use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, WritingSession};
+use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, Verb, WritingSession};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
@@ -241,9 +241,9 @@ impl Replay {
                 flight.parse("", &statement::sql(target, &shape), &statement::parameter_types(target, &shape));
                 let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
                 match shape {
-                    statement::Shape::Delete => flight.execute_counted("", &formats, values.len(), put),
+                    statement::Shape::Delete => flight.execute_counted(("", Verb::Any), &formats, values.len(), put),
                     statement::Shape::Insert | statement::Shape::Update { .. } => {
-                        flight.execute("", &formats, values.len(), put);
+                        flight.execute(("", Verb::Any), &formats, values.len(), put);
                     }
                 }
             }

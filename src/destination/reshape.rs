@@ -91,7 +91,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     // Tables that have changed names among each other are remembered by those of before, and so of the other's columns here.
     let remembered = client.query_opt(DOING, &shapes::ask(id), &[]).await?;
     let remembered = remembered.map(|row| shapes::parse(row.get(0)?)).transpose()?;
-    let known = remembered.filter(|known| known.name == name).unwrap_or_else(|| by_name(original, here));
+    let mut known = remembered.filter(|known| known.name == name).unwrap_or_else(|| by_name(original, here));
     let allowed = expressions::read(client).await?;
     let mut created = Created::default();
     let taken_over: Vec<&ColumnDefinition> = original.taken_over().collect();
@@ -103,6 +103,9 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         replica_identity: table.replica_identity,
         columns: published.map(described).collect(),
     };
+    // What somebody has dropped here comes again; the copy brings its values.
+    let is_sent = |name: &Ident| relation.columns.iter().any(|column| column.name == *name);
+    known.columns.retain(|column| here.table.column(&column.name).is_some() || !is_sent(&column.name));
     let evolution = {
         let creation = Creation {
             table,

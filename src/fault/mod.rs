@@ -17,7 +17,7 @@ mod sqlstate;
 mod tls;
 
 use crate::config::OnSlotLost;
-use crate::destination::{DestinationError, other_table_report, renamed_report};
+use crate::destination::{DestinationError, FIND_PREPARE, other_table_report, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::plan::sql::only_tables::is_refusal;
 use crate::session::{CopyError, MAJOR_MIN, SessionError};
@@ -149,9 +149,10 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::SetsRefused { .. } => Decision::Retry("sets_refused"),
             // The next attempt gets it anew, and leaves it out from its first piece on.
             DestinationError::WantedOut { .. } => Decision::Retry("skip"),
-            DestinationError::Bind(_) | DestinationError::NeedsCopy { .. } | DestinationError::Renamed { .. } => {
-                Decision::Halt("schema_change")
-            }
+            DestinationError::Bind(_)
+            | DestinationError::NeedsCopy { .. }
+            | DestinationError::ColumnLost { .. }
+            | DestinationError::Renamed { .. } => Decision::Halt("schema_change"),
             DestinationError::OtherTable(_) => operator("other_table"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
@@ -185,6 +186,8 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
         SessionError::TooOld { .. } => operator("version"),
         // An answer that the protocol does not know will not get better.
         SessionError::Protocol { .. } => Decision::End,
+        // Rows that went another way may be missing, and nothing would say so later on.
+        SessionError::Replaced { .. } => Decision::End,
         // The next question may be answered by another server, or by the same one in its right mind. Nothing was taken from this answer.
         SessionError::Answer { .. } => Decision::Retry("answer"),
         SessionError::Server { error, .. } => sqlstate::decide(error.code, lost, operator),
@@ -243,6 +246,15 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .hint(copy_anew(table))
         }
         Fault::Destination(DestinationError::OtherTable(other)) => other_table_report(other),
+        Fault::Destination(error @ DestinationError::ColumnLost { table, .. }) => ErrorReport::new(error.to_string())
+            .detail(
+                "It was dropped there, or together with its type or an extension. A column that is only added again would be NULL in the \
+                 rows that are there.",
+            )
+            .hint(format!(
+                "Copy the table, which gets the column first: headwater resnapshot {}",
+                shell_word(&table.to_string())
+            )),
         Fault::Destination(DestinationError::NoIdentity(error)) => {
             ErrorReport::new(error.to_string()).hint(copy_anew(&error.table))
         }
@@ -336,6 +348,11 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
             SessionError::File { .. } => report.hint(format!(
                 "See sslrootcert, sslcert, sslkey and passfile in {end}.url, or PGSSLROOTCERT, PGSSLCERT, PGSSLKEY and PGPASSFILE."
             )),
+            SessionError::Replaced { .. } => report
+                .detail("Code of the destination has run DEALLOCATE and PREPARE in it. Rows of the last transactions may be missing.")
+                .hint(format!(
+                    "{FIND_PREPARE}\nThen start headwater again, and compare both sides: headwater verify"
+                )),
             SessionError::Server { .. }
             | SessionError::TooOld { .. }
             | SessionError::Lost { .. }

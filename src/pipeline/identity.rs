@@ -6,6 +6,7 @@
 use super::history::stored_history;
 use super::prepare::{Addresses, replaced};
 use super::replication_session::connect_replication;
+use super::whereabouts::told;
 use crate::config::Config;
 use crate::destination::{Bookkeeping, StreamState};
 use crate::fault::Fault;
@@ -36,10 +37,18 @@ pub(super) async fn accept_identity(
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
     let database = SourceDatabase::read(&source, &stream.source_database).await?;
     let slot = find_slot(&source, &stream.slot).await?;
-    let catalog = SourceCatalog::read(&source, &config.tables).await?;
+    let stored = stored_history(&stream, position);
+    let catalog = match SourceCatalog::read(&source, &config.tables).await {
+        Ok(catalog) => catalog,
+        Err(error) => {
+            // Where all else says that it is the cluster that pg_upgrade has made, the OIDs are the same.
+            kept_slot_position(&identification, &database, slot.as_ref(), &stored, &[])?;
+            let report = told(&source, bookkeeping, &config.tables).await?;
+            return Err(report.map_or_else(|| error.into(), Fault::Halted));
+        }
+    };
     let followed = bookkeeping.tables().await?;
     let replaced: Vec<_> = replaced(&followed, &catalog).map(|(table, _)| table.name.clone()).collect();
-    let stored = stored_history(&stream, position);
     let next = kept_slot_position(&identification, &database, slot.as_ref(), &stored, &replaced)?;
     let version = database.server_version;
     bookkeeping.accept_source(&identification, (&database.name, database.id), version, (position, next)).await?;

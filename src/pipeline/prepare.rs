@@ -16,7 +16,7 @@ use super::lacking::lacking;
 use super::replication_session::connect_replication;
 use super::set_aside::aside;
 use super::unconfigured::{Published, split, unfollow};
-use super::whereabouts::{lost_report, lost_tables};
+use super::whereabouts::explain_lost;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
@@ -183,7 +183,7 @@ pub(super) async fn prepare(
     server.check_not_synchronous(&application_name)?;
     let mut source_catalog = match SourceCatalog::read(&source, &config.tables).await {
         Ok(catalog) => catalog,
-        Err(error) => return Err(explain_lost(config, &source, bookkeeping, stream.as_ref(), error).await?),
+        Err(error) => return Err(explain_lost((config, addresses), &source, error).await),
     };
 
     let mut replication = connect_replication(config, "streaming").await?;
@@ -360,32 +360,6 @@ async fn changed_tables(
     // A label must be known by its OID before a row can have it at the destination.
     remember_fingerprints(bookkeeping.client(), &harmless).await?;
     Ok(differ)
-}
-
-/// Why the catalog cannot be read: where a table that is followed was dropped, or has another name, that says more than that its
-/// name is nobody's, or a view's.
-async fn explain_lost(
-    config: &Config,
-    source: &SqlClient,
-    bookkeeping: &Bookkeeping,
-    stream: Option<&Stream>,
-    error: SourceError,
-) -> Result<Fault, Fault> {
-    // A first copy has no tables yet.
-    let Some(stream) = stream.filter(|stream| matches!(stream.state, StreamState::Live { .. })) else {
-        return Ok(error.into());
-    };
-    // OIDs of another cluster mean nothing.
-    // Without an answer the first error is as true as the second.
-    let Ok(mut session) = connect_replication(config, "looking").await else { return Ok(error.into()) };
-    let identification = session.identify_system().await.map_err(SourceError::Session)?;
-    session.close_and_wait().await;
-    if identification.system_identifier != stream.system_identifier {
-        return Ok(error.into());
-    }
-    let known = bookkeeping.tables().await?;
-    let lost = lost_tables(source, &known, &config.tables).await.map_err(SourceError::Session)?;
-    Ok(lost_report(&lost, &config.tables).map_or_else(|| error.into(), Fault::Halted))
 }
 
 async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {

@@ -3,8 +3,9 @@
 //! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns the rows of one table, or of a few: it was
 //! changed in a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
 //! ([`DestinationError::NoIdentity`]), or another table bears its name now ([`TransactionError::Replaced`]), or the publication does
-//! not hold it any more ([`SourceError::Unpublished`]), or another table has its name at the destination
-//! ([`DestinationError::OtherTable`]), into which it is copied when an operator has asked for that.
+//! not hold it any more ([`SourceError::Unpublished`]). Or the table lacks a column at the destination
+//! ([`DestinationError::ColumnLost`]), or another table has its name there ([`DestinationError::OtherTable`]): into that one the rows are
+//! copied when an operator has asked for it.
 //!
 //! ```text
 //!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
@@ -37,7 +38,9 @@ use crate::transaction::TransactionError;
 fn concerned(fault: &Fault) -> &[QualifiedName] {
     match fault {
         Fault::Destination(
-            DestinationError::NeedsCopy { table, .. } | DestinationError::NoIdentity(NoIdentity { table }),
+            DestinationError::NeedsCopy { table, .. }
+            | DestinationError::ColumnLost { table, .. }
+            | DestinationError::NoIdentity(NoIdentity { table }),
         )
         | Fault::Destination(DestinationError::OtherTable(OtherTable { table, .. }))
         | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => {

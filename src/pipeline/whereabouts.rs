@@ -1,14 +1,19 @@
 //! Where tables that are followed are at the source now: under another name, or nowhere.
 //!
-//! Asked when a start cannot read the catalog (`prepare`), by `check`, and by the monitor when a table is not in the publication
-//! (`ground`). In come names and the OIDs that the bookkeeping knows, out goes what an operator is told. A question for any number of
-//! tables; it needs no lock and no privilege on them.
+//! Asked by whoever cannot read the catalog ([`explain_lost`]: a start, a copy, `verify`, `--accept-source-identity`), by `check`, and by
+//! the monitor when a table is not in the publication (`ground`). In come names and the OIDs that the bookkeeping knows, out goes what
+//! an operator is told. A question for any number of tables; it needs no lock and no privilege on them.
 
 use std::collections::BTreeSet;
 
-use crate::destination::{TableRecord, renamed_report};
+use super::prepare::Addresses;
+use super::replication_session::connect_replication;
+use crate::config::Config;
+use crate::destination::{Bookkeeping, StreamState, TableRecord, renamed_report};
+use crate::fault::Fault;
 use crate::pg::{ErrorReport, QualifiedName, RelationId};
 use crate::session::{SessionError, SqlClient};
+use crate::source::SourceError;
 
 /// A table that is followed, and what the source's catalog knows of its OID and of its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +70,51 @@ pub(super) async fn lost_tables(
     let mut found = whereabouts(source, known.map(|table| (&table.name, table.source_id))).await?;
     found.retain(|table| table.bearer.is_none() && table.name_now.as_ref() != Some(&table.table));
     Ok(found)
+}
+
+/// Why the source's catalog cannot be read: where a table that is followed was dropped, or has another name, that says more than that its
+/// name is nobody's, or a view's. Other errors stay what they are, also where nobody can tell: the first one is as true.
+pub(super) async fn explain_lost(
+    (config, addresses): (&Config, &Addresses),
+    source: &SqlClient,
+    error: SourceError,
+) -> Fault {
+    let looked = async {
+        let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+        // A first copy has no tables yet.
+        let stream = bookkeeping.stream().await?;
+        let Some(stream) = stream.filter(|stream| matches!(stream.state, StreamState::Live { .. })) else {
+            return Ok(None);
+        };
+        let mut session = connect_replication(config, "looking").await?;
+        let identification = session.identify_system().await.map_err(SourceError::Session)?;
+        session.close_and_wait().await;
+        // OIDs of another cluster mean nothing.
+        if identification.system_identifier != stream.system_identifier {
+            return Ok(None);
+        }
+        told(source, &bookkeeping, &config.tables).await
+    };
+    let looked: Result<Option<ErrorReport>, Fault> = looked.await;
+    match looked {
+        Ok(Some(report)) => Fault::Halted(report),
+        Ok(None) => error.into(),
+        Err(fault) => {
+            tracing::debug!("dropped and renamed tables could not be looked for: {fault}");
+            error.into()
+        }
+    }
+}
+
+/// What to say of the tables of the bookkeeping, at a source that is known to have their OIDs.
+pub(super) async fn told(
+    source: &SqlClient,
+    bookkeeping: &Bookkeeping,
+    configured: &[QualifiedName],
+) -> Result<Option<ErrorReport>, Fault> {
+    let known = bookkeeping.tables().await?;
+    let lost = lost_tables(source, &known, configured).await.map_err(SourceError::Session)?;
+    Ok(lost_report(&lost, configured))
 }
 
 /// What to say of tables whose names no table has any more; `None` when there are none.

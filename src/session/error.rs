@@ -416,6 +416,14 @@ pub enum SessionError {
         /// What came.
         what: String,
     },
+    /// Another statement was executed than the one that headwater has prepared under the name.
+    #[error("a prepared statement of the writing session was replaced: {sent} was answered with {answered}")]
+    Replaced {
+        /// The verb of the statement that was prepared.
+        sent: &'static str,
+        /// The command tag that came, without its numbers.
+        answered: String,
+    },
     /// The answer to a question by SQL is not what was asked for.
     #[error("{doing}: could not understand the server's answer: {what}")]
     Answer {
@@ -460,6 +468,7 @@ impl SessionError {
             | SessionError::Lost { .. }
             | SessionError::Timeout { .. }
             | SessionError::Protocol { .. }
+            | SessionError::Replaced { .. }
             | SessionError::Answer { .. } => None,
         }
     }
@@ -479,6 +488,12 @@ impl SessionError {
 
     pub(crate) fn protocol(doing: &'static str, what: impl Into<String>) -> SessionError {
         SessionError::Protocol { doing, what: what.into() }
+    }
+
+    pub(super) fn replaced(sent: &'static str, tag: &[u8]) -> SessionError {
+        let letters = tag.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b' ');
+        let answered = letters.map(|byte| char::from(*byte)).collect::<String>().trim_end().to_owned();
+        SessionError::Replaced { sent, answered }
     }
 
     pub(crate) fn answer(doing: &'static str, what: impl Into<String>) -> SessionError {

@@ -25,6 +25,42 @@ pub(super) enum Expectation {
     Commit,
 }
 
+/// What a statement's answer begins with, by which one that was replaced under its name can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// INSERT
+    Insert,
+    /// DELETE
+    Delete,
+    /// COPY
+    Copy,
+    /// SELECT
+    Select,
+    /// LOCK TABLE
+    Lock,
+    /// The statement has no name: it is the one that was sent.
+    Any,
+}
+
+impl Verb {
+    /// Whether a command tag is one of such a statement.
+    pub(super) fn is_of(self, tag: &[u8]) -> bool {
+        tag.starts_with(self.as_str().as_bytes())
+    }
+
+    /// The word.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Verb::Insert => "INSERT",
+            Verb::Delete => "DELETE",
+            Verb::Copy => "COPY",
+            Verb::Select => "SELECT",
+            Verb::Lock => "LOCK",
+            Verb::Any => "",
+        }
+    }
+}
+
 /// How a parameter or a column is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -47,7 +83,7 @@ impl Format {
 #[derive(Default)]
 pub struct Flight {
     pub(super) bytes: BytesMut,
-    pub(super) expectations: Vec<Expectation>,
+    pub(super) expectations: Vec<(Expectation, Verb)>,
 }
 
 /// The values of a Bind being written.
@@ -114,25 +150,25 @@ impl Flight {
     /// Executes a prepared statement with the parameters that `write` puts.
     pub fn execute(
         &mut self,
-        name: &str,
+        (name, verb): (&str, Verb),
         formats: &[Format],
         parameters: usize,
         write: impl FnOnce(&mut Parameters<'_>),
     ) {
         self.bind(name, formats, parameters, write);
-        self.execute_bound(Expectation::Nothing);
+        self.execute_bound(Expectation::Nothing, verb);
     }
 
     /// The same; the answer will hold the number of rows touched.
     pub fn execute_counted(
         &mut self,
-        name: &str,
+        (name, verb): (&str, Verb),
         formats: &[Format],
         parameters: usize,
         write: impl FnOnce(&mut Parameters<'_>),
     ) {
         self.bind(name, formats, parameters, write);
-        self.execute_bound(Expectation::Count);
+        self.execute_bound(Expectation::Count, verb);
     }
 
     /// The same; the answer will hold the row that it returns, as text.
@@ -144,7 +180,7 @@ impl Flight {
         write: impl FnOnce(&mut Parameters<'_>),
     ) {
         self.bind(name, formats, parameters, write);
-        self.execute_bound(Expectation::Row);
+        self.execute_bound(Expectation::Row, Verb::Any);
     }
 
     /// Executes `sql` without parameters; the answer will hold the row that it returns, as text.
@@ -155,7 +191,7 @@ impl Flight {
     /// Executes a prepared `COPY … FROM STDIN` with the data that `write` appends, cut into CopyData messages.
     pub fn copy(&mut self, name: &str, write: impl FnOnce(&mut CopyData<'_>)) {
         self.bind(name, &[], 0, |_| {});
-        self.execute_bound(Expectation::Count);
+        self.execute_bound(Expectation::Count, Verb::Copy);
         let mut data = CopyData { out: &mut self.bytes, at: 0 };
         data.open();
         write(&mut data);
@@ -176,7 +212,7 @@ impl Flight {
     fn run_expecting(&mut self, sql: &str, expectation: Expectation) {
         self.parse("", sql, &[]);
         self.bind("", &[], 0, |_| {});
-        self.execute_bound(expectation);
+        self.execute_bound(expectation, Verb::Any);
     }
 
     fn bind(&mut self, name: &str, formats: &[Format], parameters: usize, write: impl FnOnce(&mut Parameters<'_>)) {
@@ -203,12 +239,12 @@ impl Flight {
         });
     }
 
-    fn execute_bound(&mut self, expectation: Expectation) {
+    fn execute_bound(&mut self, expectation: Expectation, verb: Verb) {
         self.message(b'E', |out| {
             out.put_u8(0);
             out.put_u32(0);
         });
-        self.expectations.push(expectation);
+        self.expectations.push((expectation, verb));
     }
 
     #[inline]
@@ -315,7 +351,7 @@ mod tests {
         let mut flight = Flight::new();
         flight.run("BEGIN");
         flight.parse("h1", "INSERT INTO t VALUES ($1)", &[TypeId(23)]);
-        flight.execute("h1", &[Format::Binary], 1, |values| values.put(Some(&[0, 0, 0, 7])));
+        flight.execute(("h1", Verb::Insert), &[Format::Binary], 1, |values| values.put(Some(&[0, 0, 0, 7])));
         flight.parse("h2", "COPY t FROM STDIN", &[]);
         flight.copy("h2", |data| data.row(|out| out.extend_from_slice(b"1\n")));
         flight.commit();
@@ -337,7 +373,7 @@ mod tests {
         flight.parse("h1", "SELECT $1", &[TypeId(23)]);
         let parse = b"P\0\0\0\x17h1\0SELECT $1\0\0\x01\0\0\0\x17";
         assert_eq!(&flight.bytes[..], parse);
-        flight.execute("h1", &[Format::Text, Format::Binary], 2, |values| {
+        flight.execute(("h1", Verb::Insert), &[Format::Text, Format::Binary], 2, |values| {
             values.put(Some(b"7"));
             values.put(None);
         });
@@ -364,6 +400,18 @@ mod tests {
             [(&b"INSERT 0 5\0"[..], 5), (b"COPY 70\0", 70), (b"BEGIN\0", 0), (b"DELETE 0\0", 0), (b"", 0)]
         {
             assert_eq!(rows_in_tag(tag), rows);
+        }
+    }
+
+    #[test]
+    fn a_tag_of_another_verb_is_no_answer_to_what_was_sent() {
+        let tags = [&b"INSERT 0 1\0"[..], b"DELETE 1\0", b"COPY 7\0", b"SELECT 1\0", b"LOCK TABLE\0"];
+        let verbs = [Verb::Insert, Verb::Delete, Verb::Copy, Verb::Select, Verb::Lock];
+        for (tag, own) in tags.iter().zip(verbs) {
+            for verb in verbs {
+                assert_eq!(verb.is_of(tag), verb == own, "{verb:?} {}", tag.escape_ascii());
+            }
+            assert!(Verb::Any.is_of(tag));
         }
     }
 }

@@ -51,7 +51,7 @@ pub use describe::{
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
-pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer};
+pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer, Verb};
 pub use locks::read_lock_table;
 pub use password_file::has_password;
 pub use provider::ask_provider;

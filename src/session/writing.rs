@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::connection::{Connection, read_row};
 use super::error::{ServerError, SessionError};
-use super::flight::{Expectation, Flight, FlightAnswer, StatementAnswer, rows_in_tag};
+use super::flight::{Expectation, Flight, FlightAnswer, StatementAnswer, Verb, rows_in_tag};
 use super::startup::{self, Startup};
 use crate::config::ConnectionSettings;
 
@@ -24,7 +24,7 @@ const WRITING: &str = "writing to the destination";
 /// A session that writes by flights.
 pub struct WritingSession {
     connection: Connection,
-    under_way: VecDeque<Vec<Expectation>>,
+    under_way: VecDeque<Vec<(Expectation, Verb)>>,
     current: Progress,
 }
 
@@ -36,6 +36,8 @@ struct Progress {
     answers: Vec<StatementAnswer>,
     committed: bool,
     failure: Option<(usize, ServerError)>,
+    /// The verb of a statement that was answered with another tag.
+    replaced: Option<(&'static str, Vec<u8>)>,
 }
 
 impl WritingSession {
@@ -113,8 +115,12 @@ impl WritingSession {
                 }
                 b'Z' => {
                     self.under_way.pop_front();
-                    let Progress { statement: _, row: _, answers, committed, failure } =
+                    let Progress { statement: _, row: _, answers, committed, failure, replaced } =
                         std::mem::take(&mut self.current);
+                    // Of a flight that has failed nothing is stored.
+                    if let (Some((sent, tag)), None) = (replaced, &failure) {
+                        return Err(SessionError::replaced(sent, &tag));
+                    }
                     let in_transaction = frame.body.first() != Some(&b'I');
                     return Ok(FlightAnswer { answers, committed, failure, in_transaction });
                 }
@@ -125,8 +131,12 @@ impl WritingSession {
 
     fn statement_done(&mut self, tag: &[u8]) {
         let expectations = self.under_way.front();
-        let expectation = expectations.and_then(|all| all.get(self.current.statement));
-        match expectation.unwrap_or(&Expectation::Nothing) {
+        let expected = expectations.and_then(|all| all.get(self.current.statement)).copied();
+        let (expectation, verb) = expected.unwrap_or((Expectation::Nothing, Verb::Any));
+        if !verb.is_of(tag) {
+            self.current.replaced.get_or_insert((verb.as_str(), tag.to_vec()));
+        }
+        match expectation {
             Expectation::Nothing => {}
             Expectation::Count => self.current.answers.push(StatementAnswer::Count(rows_in_tag(tag))),
             Expectation::Row => self.current.answers.push(StatementAnswer::Row(self.current.row.take())),

@@ -45,6 +45,7 @@ async fn a_table_dropped_while_streaming_is_named_and_taking_it_out_lets_the_oth
         "Take public.u out of tables and start headwater again",
     ];
     is_told(&Setup::of(&database), &service, &said).await;
+    Setup::of(&database).command(&["verify"]).await.exits(1).says(&said);
     service.stop().await;
     // A start says the same.
     let service = Setup::of(&database).start();

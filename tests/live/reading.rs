@@ -52,7 +52,9 @@ const FUNCTIONS: &str =
 const PINNED: &str = r#"advance {"search_path=pg_catalog, pg_temp"}
 applied_lsn {"search_path=pg_catalog, pg_temp"}
 expect {"search_path=pg_catalog, pg_temp"}
+other_table {"search_path=pg_catalog, pg_temp"}
 random_key {"search_path=pg_catalog, pg_temp"}
+statement_replaced {"search_path=pg_catalog, pg_temp"}
 wait_for {"search_path=pg_catalog, pg_temp"}"#;
 
 async fn functions_are_pinned(database: &Database) {

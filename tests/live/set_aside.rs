@@ -279,6 +279,11 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
     service.stop().await;
     let service = Setup::of(&database).start();
     service.says("ALTER TABLE public.t RENAME COLUMN n TO another_name;").await;
+    // It is tried again and again, and says why once.
+    service.says("the snapshot of public.t failed as before").await;
+    let failed = service.log().matches("the snapshot of public.t failed and is tried again").count();
+    let begun = service.log().matches("INFO copying public.t anew while the stream goes on").count();
+    assert_eq!((failed, begun), (1, 1), "{}", service.log());
     database.at_destination("ALTER TABLE public.t RENAME COLUMN n TO another_name; ALTER TABLE t ALTER COLUMN another_name DROP NOT NULL").await;
     database.at_source("INSERT INTO t (id, a) VALUES (1, 'y'), (2, NULL)").await;
     all_live(&database).await;

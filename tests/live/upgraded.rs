@@ -110,6 +110,13 @@ async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgra
     };
     database.at_source(&slot(true)).await;
     is_not_accepted(&database, "(two_phase), which headwater never asks for").await;
+    // What became of a table is said as elsewhere.
+    database.at_source(&slot(false)).await;
+    database.at_source("ALTER TABLE u RENAME TO u2").await;
+    let service = Setup::of(&database).argument("--accept-source-identity").start();
+    service.says("table public.u is now called public.u2 at the source").await;
+    service.stop().await;
+    database.at_source("ALTER TABLE u2 RENAME TO u").await;
     // What is there now was dumped and restored.
     database.at_source(&slot(false)).await;
     let restored = "BEGIN; CREATE TABLE new (LIKE t INCLUDING ALL); INSERT INTO new TABLE t; ALTER TABLE u DROP CONSTRAINT u_t_fkey;

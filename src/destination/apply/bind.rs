@@ -12,6 +12,7 @@ use crate::plan::fit::{self, End};
 use crate::plan::sets::Way;
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::{Target, TargetIdentity};
+use crate::session::Verb;
 use crate::transaction::Change;
 
 use super::super::error::DestinationError;
@@ -47,6 +48,13 @@ pub(super) enum SetStatement {
 pub(super) struct Prepared {
     pub(super) name: Arc<str>,
     pub(super) parameters: usize,
+    pub(super) verb: Verb,
+}
+
+impl Prepared {
+    pub(super) fn statement(&self) -> (&str, Verb) {
+        (&self.name, self.verb)
+    }
 }
 
 impl Applier {
@@ -77,6 +85,10 @@ impl Applier {
             let reason = format!("the type of column {} is gone since", column.name);
             return Err(DestinationError::NeedsCopy { table: name, reason });
         }
+        // What the source has added was added here before its first row came, or could not be, which was said.
+        if let Some(column) = relation.columns.iter().find(|column| table.column(&column.name).is_none()) {
+            return Err(DestinationError::ColumnLost { table: name, column: column.name.clone() });
+        }
         let end = End { table, types: &self.catalog.types };
         let fits = fit::relation_fit(relation, &self.source_types, end);
         match fits {
@@ -97,6 +109,7 @@ impl Applier {
         } else {
             Target::bind(relation, table, &self.catalog.types, source)?
         };
+        self.code_acts |= target.reaction.acts_in_replica();
         let bound = Bound {
             relation: Arc::clone(relation),
             target: Arc::new(target),

@@ -26,7 +26,7 @@ use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::{End, modifier_at};
 use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
-use crate::plan::shape::Shape;
+use crate::plan::shape::{Shape, ShapeColumn};
 use crate::plan::sql::ddl::Creation;
 use crate::session::{Flight, SessionError, ask_table, ask_types, read_description, read_table, read_types};
 use crate::transaction::SchemaChange;
@@ -71,6 +71,10 @@ impl Applier {
             // A bookkeeping of before shapes: what is there now counts as known, and `bind` compares.
             None => Shape::of(&source, &source_types, published),
         };
+        let kept = |column: &&ShapeColumn| relation.columns.iter().any(|now| now.name == column.name);
+        if let Some(lost) = known.columns.iter().filter(kept).find(|column| table.column(&column.name).is_none()) {
+            return Err(DestinationError::ColumnLost { table: name, column: lost.name.clone() });
+        }
         self.source_types.extend(source_types.iter().map(|(id, definition)| (*id, definition.clone())));
 
         let expressions = self.expressions().await?;

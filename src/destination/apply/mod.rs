@@ -54,11 +54,16 @@ pub use ahead::{Ground, Unfit};
 pub use bind::misfit_report;
 pub use evolve::renamed_report;
 pub use followed::Followed;
+pub use retry::FIND_PREPARE;
 
 use bind::Bound;
 
 /// Flights under way at most: one being executed, the next one already there when it is done.
 const FLIGHTS_MAX: usize = 2;
+
+/// Not by the view: whoever locks pg_rewrite would keep this waiting.
+const REFUSE_REPLACED: &str = "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() AS s WHERE s.from_sql) \
+     THEN headwater.statement_replaced() END";
 
 const READ_WAL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
 
@@ -139,6 +144,8 @@ pub struct Applier {
     marks: Vec<usize>,
     /// Foreign keys and ordinary triggers act on what this session writes.
     foreign_keys_act: bool,
+    /// Triggers act on what this session writes, though it has the replica role.
+    code_acts: bool,
     /// Gathers a flight's changes; empty between flights.
     net: Net,
     /// The rows that the counted statements of the flight being written are to touch.
@@ -232,6 +239,7 @@ impl Applier {
             winning: None,
             marks: Vec::new(),
             foreign_keys_act,
+            code_acts: false,
             net: Net::default(),
             expected_counts: Vec::new(),
             ahead: false,
@@ -298,6 +306,7 @@ impl Applier {
                 self.defer_foreign_keys(&mut flight);
                 left_out = self.write_in_manner(&mut flight, batch, form)?;
                 self.marks.push(flight.statements());
+                self.refuse_replaced(&mut flight);
                 flight.commit();
                 commits = Some(end_lsn);
             }
@@ -320,6 +329,7 @@ impl Applier {
                 self.check_wanted(commit)?;
                 self.advance(&mut flight, self.sent, commit.end_lsn);
                 left_out = self.end_large(&mut flight, commit);
+                self.refuse_replaced(&mut flight);
                 flight.commit();
                 commits = Some(commit.end_lsn);
             }
@@ -328,6 +338,7 @@ impl Applier {
                 flight.query(&self.writer.settings.read_position());
                 self.advance(&mut flight, self.sent, commit.end_lsn);
                 self.large = None;
+                self.refuse_replaced(&mut flight);
                 flight.commit();
                 commits = Some(commit.end_lsn);
             }
@@ -349,6 +360,14 @@ impl Applier {
         }
         self.sent = commits.unwrap_or(self.sent);
         self.send(Cargo::Work(work, form), flight, commits, (durable, left_out)).await
+    }
+
+    /// Where code of the destination runs in this session, makes COMMIT wait for a look at its prepared statements: headwater's own are
+    /// prepared by the protocol alone. The look costs a microsecond for each of them, so others do without.
+    fn refuse_replaced(&self, flight: &mut Flight) {
+        if self.foreign_keys_act || self.code_acts || !self.settings.names_owners {
+            flight.run(REFUSE_REPLACED);
+        }
     }
 
     /// Where foreign keys act, they are checked at the end of the transaction: the source's cascades arrive as rows, the

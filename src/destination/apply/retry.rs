@@ -34,6 +34,9 @@ impl Applier {
         if let Some(other) = other_table(&error) {
             return Err(DestinationError::OtherTable(other));
         }
+        if error.code.as_str() == STATEMENT_REPLACED {
+            return Err(DestinationError::Refused(statement_replaced_report()));
+        }
         let kind = ConflictKind::of(error.code);
         let several = matches!(&sent.cargo, Cargo::Work(Work::Batch(batch), _) if batch.members.len() > 1);
         // The position is as it should be, so its row has only moved (VACUUM FULL): its new ctid was just read.
@@ -209,6 +212,22 @@ impl Applier {
 
 /// feature_not_supported: what TRUNCATE raises when a table that it does not name has a foreign key onto one that it does.
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
+
+/// What headwater.statement_replaced raises.
+const STATEMENT_REPLACED: &str = "HW004";
+
+fn statement_replaced_report() -> ErrorReport {
+    ErrorReport::new("code of the destination prepares statements in the session that writes")
+        .detail(
+            "What it prepares under a name of headwater's would be executed instead of writing rows. The transaction was rolled back.",
+        )
+        .hint(FIND_PREPARE)
+}
+
+/// How to find code that prepares statements in sessions that are not its own.
+pub const FIND_PREPARE: &str = "Find the function, and take it away from triggers, constraints and indexes; at the destination:\n\
+     SELECT p.oid::pg_catalog.regprocedure, pg_catalog.pg_get_userbyid(p.proowner) FROM pg_catalog.pg_proc p \
+     WHERE p.prosrc ~* 'prepare' AND p.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace;";
 
 /// The table that a statement was refused for, because another one has its name.
 fn other_table(error: &ServerError) -> Option<OtherTable> {

@@ -11,7 +11,7 @@ use crate::plan::Batch;
 use crate::plan::sql::apply as sql;
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::Target;
-use crate::session::{Flight, Format};
+use crate::session::{Flight, Format, Verb};
 use crate::transaction::Change;
 
 use super::super::error::DestinationError;
@@ -35,7 +35,7 @@ impl Applier {
             flight.parse("advance", &self.writer.settings.advance(), &[PG_LSN, PG_LSN]);
             self.advance_prepared = true;
         }
-        flight.execute("advance", &[Format::Binary], 2, |values| {
+        flight.execute(("advance", Verb::Select), &[Format::Binary], 2, |values| {
             values.put(Some(&previous.as_u64().to_be_bytes()));
             values.put(Some(&next.as_u64().to_be_bytes()));
         });
@@ -141,7 +141,13 @@ impl Applier {
             return known.clone();
         }
         let types = statement::parameter_types(target, shape);
-        let prepared = self.new_prepared(flight, types.len());
+        let verb = match shape {
+            Shape::Insert => Verb::Insert,
+            // Behind the count that it checks.
+            Shape::Update { .. } => Verb::Select,
+            Shape::Delete => Verb::Delete,
+        };
+        let prepared = self.new_prepared(flight, types.len(), verb);
         flight.parse(&prepared.name, &statement::sql(target, shape), &types);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.statements.insert(shape.clone(), prepared.clone());
@@ -150,13 +156,13 @@ impl Applier {
     }
 
     /// A new name; when there are too many, all statements are forgotten first.
-    pub(super) fn new_prepared(&mut self, flight: &mut Flight, parameters: usize) -> Prepared {
+    pub(super) fn new_prepared(&mut self, flight: &mut Flight, parameters: usize, verb: Verb) -> Prepared {
         if self.prepared >= PREPARED_MAX {
             flight.run("DEALLOCATE ALL");
             self.forget_prepared();
         }
         self.prepared += 1;
-        Prepared { name: Arc::from(format!("s{}", self.prepared)), parameters }
+        Prepared { name: Arc::from(format!("s{}", self.prepared)), parameters, verb }
     }
 
     fn forget_prepared(&mut self) {

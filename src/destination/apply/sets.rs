@@ -15,7 +15,7 @@ use crate::plan::sql::apply as sql;
 use crate::plan::sql::only_tables::{LockMode, is_target, lock, refuse_others};
 use crate::plan::statement::{self, Shape};
 use crate::plan::target::Target;
-use crate::session::{Flight, Format};
+use crate::session::{Flight, Format, Verb};
 use crate::transaction::Change;
 
 use super::super::error::DestinationError;
@@ -153,8 +153,8 @@ impl Applier {
                 let guard = self.prepare_set(flight, target, &SetStatement::RefuseOthers, || {
                     (refuse_others(std::iter::once(is_target(target))), Vec::new())
                 });
-                flight.execute(&locking.name, &[], locking.parameters, |_| {});
-                flight.execute(&guard.name, &[], guard.parameters, |_| {});
+                flight.execute(locking.statement(), &[], locking.parameters, |_| {});
+                flight.execute(guard.statement(), &[], guard.parameters, |_| {});
                 let prepared = self.prepare_set(flight, target, &SetStatement::Copy(way), || {
                     (sql::copy_rows(target, way == Way::CopyBinary), Vec::new())
                 });
@@ -167,7 +167,7 @@ impl Applier {
                     }
                     data.row(|out| sets::copy_end(out, way));
                 });
-                flight.execute(&guard.name, &[], guard.parameters, |_| {});
+                flight.execute(guard.statement(), &[], guard.parameters, |_| {});
                 self.expected_counts.push(rows.len() as u64);
                 Ok(())
             }
@@ -245,9 +245,9 @@ impl Applier {
             }
         };
         if counted {
-            flight.execute(&prepared.name, &self.formats, prepared.parameters, write);
+            flight.execute(prepared.statement(), &self.formats, prepared.parameters, write);
         } else {
-            flight.execute_counted(&prepared.name, &self.formats, prepared.parameters, write);
+            flight.execute_counted(prepared.statement(), &self.formats, prepared.parameters, write);
             self.expected_counts.push(count);
         }
     }
@@ -265,7 +265,14 @@ impl Applier {
             return known.clone();
         }
         let (sql, types) = make();
-        let prepared = self.new_prepared(flight, types.len());
+        let verb = match statement {
+            SetStatement::Delete => Verb::Delete,
+            // Behind the count that it checks.
+            SetStatement::Update(_) | SetStatement::RefuseOthers => Verb::Select,
+            SetStatement::Lock => Verb::Lock,
+            SetStatement::Copy(_) => Verb::Copy,
+        };
+        let prepared = self.new_prepared(flight, types.len(), verb);
         flight.parse(&prepared.name, &sql, &types);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.sets.insert(statement.clone(), prepared.clone());
@@ -294,11 +301,11 @@ impl Applier {
         };
         match shape {
             Shape::Delete => {
-                flight.execute_counted(&prepared.name, &self.formats, prepared.parameters, write);
+                flight.execute_counted(prepared.statement(), &self.formats, prepared.parameters, write);
                 self.expected_counts.push(1);
             }
             Shape::Insert | Shape::Update { .. } => {
-                flight.execute(&prepared.name, &self.formats, prepared.parameters, write);
+                flight.execute(prepared.statement(), &self.formats, prepared.parameters, write);
             }
         }
     }

@@ -298,6 +298,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::FormatChanged(_)
         | DestinationError::NeedsCopy { .. }
         | DestinationError::OtherTable(_)
+        | DestinationError::ColumnLost { .. }
         | DestinationError::Renamed { .. }
         | DestinationError::SetsRefused { .. }
         | DestinationError::WantedOut { .. }

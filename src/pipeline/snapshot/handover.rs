@@ -33,7 +33,7 @@
 //!
 //! Bounds: one hand-over at a time; a hold waits at most `fence_timeout` for staging; [`ROUNDS_MAX`] rounds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -57,6 +57,7 @@ use crate::pipeline::leading::sweep_staging;
 use crate::pipeline::prepare::check_fit;
 use crate::pipeline::set_aside::aside;
 use crate::pipeline::violated::explained;
+use crate::pipeline::whereabouts::explain_lost;
 use crate::session::{SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::telemetry::failpoint;
@@ -81,6 +82,7 @@ pub(in crate::pipeline) struct SetUpAnew {
 pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> SetUpAnew {
     let began = Instant::now();
     let mut turns = Turns::default();
+    let mut told = Told::default();
     let mut bookkeeping: Option<Bookkeeping> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -100,15 +102,22 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
         }
         let scope = wanted(ends, &requests);
         let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
-        ends.telemetry.event("snapshot", format!("copying {scope} anew while the stream goes on"));
+        let begins = format!("copying {scope} anew while the stream goes on");
+        match told.has_failed(&scope) {
+            false => ends.telemetry.event("snapshot", begins),
+            true => tracing::debug!("{begins}"),
+        }
         let ended = hand_over(ends, control, &client, (&scope, &ids, generation)).await;
         ends.telemetry.snapshot_ends();
         match ended {
             Ok(Some(again)) => return again,
-            Ok(None) => bookkeeping = Some(client),
+            Ok(None) => {
+                told.forget(&scope);
+                bookkeeping = Some(client);
+            }
             Err(fault) => {
                 let fault = explained(ends.config, ends.addresses, fault).await;
-                let failure = settle_failure(ends, &client, &requests, (&scope, &fault)).await;
+                let failure = settle_failure((ends, &mut told), &client, &requests, (&scope, &fault)).await;
                 turns.failed(&requests, failure, (began.elapsed(), fastrand::f64()));
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
                 if let Err(error) = sweep_staging(client.client(), ends.telemetry).await {
@@ -116,6 +125,26 @@ pub(in crate::pipeline) async fn serve(ends: Ends<'_>, control: &Control, genera
                 }
             }
         }
+    }
+}
+
+/// What was said last of each scope whose copy has failed: a request that waits for an operator is tried every few seconds, and says the
+/// same each time. Bound: as many entries as there are different requests in one stream.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<String, String>);
+
+impl Told {
+    fn has_failed(&self, scope: &Scope) -> bool {
+        self.0.contains_key(&scope.to_string())
+    }
+
+    /// Whether this was not said last.
+    fn is_new(&mut self, scope: &Scope, text: &str) -> bool {
+        self.0.insert(scope.to_string(), text.to_owned()).is_none_or(|last| last != text)
+    }
+
+    fn forget(&mut self, scope: &Scope) {
+        self.0.remove(&scope.to_string());
     }
 }
 
@@ -131,7 +160,7 @@ fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
 
 /// Says that the old data serves, and settles the requests that are not taken up again.
 async fn settle_failure(
-    ends: Ends<'_>,
+    (ends, told): (Ends<'_>, &mut Told),
     client: &Bookkeeping,
     requests: &[Request],
     (scope, fault): (&Scope, &Fault),
@@ -148,7 +177,10 @@ async fn settle_failure(
         requests.iter().partition(|request| gives_up && requests.len() == 1 && request.origin != Origin::Changed);
     let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
-    ends.telemetry.warning("snapshot", text);
+    match told.is_new(scope, &text) {
+        true => ends.telemetry.warning("snapshot", text),
+        false => tracing::debug!("the snapshot of {scope} failed as before"),
+    }
     let ids = |requests: &[&Request]| requests.iter().map(|request| request.id).collect::<Vec<i64>>();
     let noted = async {
         client.fail_requests(&ids(&given_up), &reason.lines()).await?;
@@ -319,7 +351,10 @@ struct Shapes {
 async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, scope: &Scope) -> Result<Shapes, Fault> {
     let config = ends.config;
     let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
-    let mut source_catalog = SourceCatalog::read(source, &names).await?;
+    let mut source_catalog = match SourceCatalog::read(source, &names).await {
+        Ok(catalog) => catalog,
+        Err(error) => return Err(explain_lost((config, ends.addresses), source, error).await),
+    };
     let followed = bookkeeping.tables().await?;
     // What the publication lacks of these tables is no gap: all of them are copied.
     let others = followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name));
@@ -405,4 +440,22 @@ async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp) -> Resu
     }
     let doing = "bringing staging to the position";
     Err(DestinationError::Session(SessionError::Timeout { doing, within: most * HOLDS_MAX }).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_fails_says_why_once_and_again_when_the_reason_is_another() {
+        let scope = |name: &str| Scope::Tables(vec![QualifiedName::new("public", name)]);
+        let mut told = Told::default();
+        assert!(!told.has_failed(&scope("t")));
+        let says = [("t", "a"), ("t", "a"), ("u", "a"), ("t", "b"), ("t", "a"), ("t", "a")];
+        let new = says.map(|(table, text)| told.is_new(&scope(table), text));
+        assert_eq!(new, [true, false, true, true, true, false]);
+        assert!(told.has_failed(&scope("t")));
+        told.forget(&scope("t"));
+        assert!(!told.has_failed(&scope("t")) && told.is_new(&scope("t"), "a") && !told.is_new(&scope("u"), "a"));
+    }
 }

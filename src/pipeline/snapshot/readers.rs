@@ -92,6 +92,7 @@ pub(super) fn is_lost_source(fault: &Fault) -> bool {
             | SessionError::TooOld { .. }
             | SessionError::File { .. }
             | SessionError::Protocol { .. }
+            | SessionError::Replaced { .. }
             | SessionError::Answer { .. } => false,
         },
         Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => false,

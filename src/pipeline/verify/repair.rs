@@ -15,7 +15,8 @@ use super::workers::Side;
 use super::{Ends, LeftOut, VerifyOptions, VerifyProgress, sql_for};
 use crate::config::Config;
 use crate::destination::{
-    DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle, refuse_other_tables,
+    DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle,
+    refuse_other_tables,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, counted};

@@ -15,6 +15,7 @@ use super::workers::{Side, session};
 use crate::destination::{Catalog, refuse_other_kinds, table_records};
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::pipeline::whereabouts::explain_lost;
 use crate::plan::schema::{ColumnDefinition, TableDefinition};
 use crate::plan::sql::hashing::{HashFunction, HashedColumn, Hashing};
 use crate::plan::sql::value::ValueType;
@@ -107,7 +108,10 @@ pub(super) async fn read_tables(
     if names.is_empty() {
         return Ok((Vec::new(), left_out));
     }
-    let mut catalog = SourceCatalog::read(source, &names).await?;
+    let mut catalog = match SourceCatalog::read(source, &names).await {
+        Ok(catalog) => catalog,
+        Err(error) => return Err(explain_lost((ends.config, ends.addresses), source, error).await),
+    };
     let ids = catalog.tables.iter().map(|table| (table.definition.name(), table.definition.relation_id()));
     left_out.extend(ids.filter_map(|(name, id)| why(&name, Some(id), &records)).collect::<Vec<_>>());
     catalog.tables.retain(|table| !is_left_out(&left_out, &table.definition.name()));
