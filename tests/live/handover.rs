@@ -2,6 +2,7 @@
 //! is published. A pause stops the comparison in the middle, so that each test writes exactly then.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use headwater::pg::QualifiedName;
 use headwater::source::Marks;
@@ -52,6 +53,7 @@ impl Pause {
 }
 
 const COMPARING: &str = "handover.comparing";
+const PUBLISHING: &str = "handover.publishing";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_while_a_suspended_table_is_compared_is_not_lost() {
@@ -185,6 +187,41 @@ async fn what_is_written_while_a_followed_table_is_compared_is_not_lost() {
         service.stop().await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_while_the_stream_is_held_is_applied_once() {
+    let database = Database::new("hoheld", &["a", "b"], SCHEMA).await;
+    let (setup, pause) = Pause::at(PUBLISHING, Setup::of(&database));
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    let done = AtomicBool::new(false);
+    let insert = |id: u32| format!("INSERT INTO b (id, n, v) VALUES ({id}, {id}, 'written')");
+    let writing = async {
+        for id in 10_000.. {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            database.at_source(&insert(id)).await;
+        }
+    };
+    let holding = async {
+        pause.reached().await;
+        // Behind where the live tables are held; staging must not come so far.
+        for id in 5_000..5_050 {
+            database.at_source(&insert(id)).await;
+        }
+        done.store(true, Ordering::Relaxed);
+        pause.end();
+    };
+    let setup = Setup::of(&database);
+    let (finished, (), ()) = tokio::join!(setup.command(&["resnapshot", "b"]), writing, holding);
+    finished.exits(0);
+    database.assert_catches_up().await;
+    assert!(!service.log().contains("failed and is tried again"), "{}", service.log());
+    assert_eq!(service.metric("headwater_restarts_total{reason=\"conflict\"}").await, None);
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

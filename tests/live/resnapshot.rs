@@ -484,16 +484,24 @@ async fn a_stream_that_lags_behind_the_snapshot_is_waited_for() {
     let service = Setup::of(&database).section("[apply]\nbatch_rows_max = 1").start();
     service.streams().await;
     database.caught_up().await;
-    // Apply waits for this lock, while the source and the copy go on.
-    let blocker = crate::support::destination().await.connect(&database.name).await.unwrap();
-    blocker.batch("blocking", "BEGIN; LOCK TABLE public.sections IN SHARE MODE").await.unwrap();
+    // Apply waits for the first lock and then for the second, while the source and the copy go on.
+    let cluster = crate::support::destination().await;
+    let first = cluster.connect(&database.name).await.unwrap();
+    first.batch("blocking", "BEGIN; LOCK TABLE public.sections IN SHARE MODE").await.unwrap();
+    let second = cluster.connect(&database.name).await.unwrap();
+    second.batch("blocking", "BEGIN; LOCK TABLE public.topics IN SHARE MODE").await.unwrap();
     database.at_source("UPDATE sections SET place = place + 1 WHERE id = 1").await;
-    eventually("apply waits for the lock", || async {
-        let sql =
-            "SELECT (count(*) > 0)::text FROM pg_locks WHERE NOT granted AND relation = 'public.sections'::regclass";
-        (database.destination_value(sql).await.as_deref() == Some("true")).then_some(())
-    })
-    .await;
+    database.at_source("UPDATE topics SET title = 'waits' WHERE id = 1").await;
+    let apply_waits_for = async |table: &str| {
+        eventually("apply waits for the lock", || async {
+            let sql = format!(
+                "SELECT (count(*) > 0)::text FROM pg_locks WHERE NOT granted AND relation = 'public.{table}'::regclass"
+            );
+            (database.destination_value(&sql).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+    };
+    apply_waits_for("sections").await;
     for id in 700_000..700_050 {
         database
             .at_source(&format!(
@@ -509,7 +517,23 @@ async fn a_stream_that_lags_behind_the_snapshot_is_waited_for() {
             (service.metric("headwater_snapshot_progress_ratio{table=\"public.messages\"}").await? == 1.0).then_some(())
         })
         .await;
-        blocker.batch("going on", "COMMIT").await.unwrap();
+        eventually("staging follows the source", || async {
+            let sql = "SELECT (count(*) = 2)::text FROM pg_stat_replication WHERE state = 'streaming'
+                       AND pid IN (SELECT active_pid FROM pg_replication_slots WHERE database = current_database())";
+            (database.source_value(sql).await.as_deref() == Some("true")).then_some(())
+        })
+        .await;
+        // After each of them time for a comparison and a publish that do not wait for the stream.
+        let elsewhere = async || {
+            for _ in 0..20 {
+                database.at_source("SELECT pg_logical_emit_message(true, 'test', 'elsewhere')").await;
+            }
+        };
+        elsewhere().await;
+        first.batch("going on", "COMMIT").await.unwrap();
+        apply_waits_for("topics").await;
+        elsewhere().await;
+        second.batch("going on", "COMMIT").await.unwrap();
     };
     let (output, ()) = tokio::join!(asking, releasing);
     assert!(output.status.success(), "{}", printed(&output));

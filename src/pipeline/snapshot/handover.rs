@@ -248,7 +248,7 @@ async fn hand_over(
     let differences = if lists.is_empty() {
         Differences::default()
     } else {
-        let held = hold(ends, control, &mut catch_up).await?;
+        let held = hold(ends, control, &mut catch_up, "handover.comparing_held").await?;
         let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
         drop(held);
         let differences = compare_beside(bookkeeping, &mut catch_up, comparison, &staging).await?;
@@ -259,7 +259,7 @@ async fn hand_over(
     };
 
     let held_at = Instant::now();
-    let held = hold(ends, control, &mut catch_up).await?;
+    let held = hold(ends, control, &mut catch_up, "handover.publishing").await?;
     failpoint::reached("handover.held");
     let publication = Publication {
         staging: &staging,
@@ -418,13 +418,14 @@ async fn catch_up_with(bookkeeping: &Bookkeeping, catch_up: &mut CatchUp, rounds
     Ok(())
 }
 
-/// Holds the stream, and brings staging to exactly where it stands.
-async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp) -> Result<Held, Fault> {
+/// Holds the stream, and brings staging to exactly where it stands. In between a test may `pause` it.
+async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp, pause: &'static str) -> Result<Held, Fault> {
     let most = ends.config.fence_timeout;
     for _ in 0..HOLDS_MAX {
         // A long transaction that is being applied is finished first, and lets nobody wait but us.
         let Ok(held) = tokio::time::timeout(most, control.hold()).await else { continue };
         let held = held.map_err(|_| SourceError::Ended)?;
+        failpoint::pause(pause).await;
         let mut reaching = std::pin::pin!(catch_up.advance_to(held.position()));
         match tokio::time::timeout(most, &mut reaching).await {
             Ok(reached) => {
