@@ -33,6 +33,7 @@ mod compare;
 mod dead_letter;
 mod error;
 mod expressions;
+mod extensions;
 mod fences;
 mod fingerprints;
 mod foreign_code;
@@ -75,6 +76,7 @@ pub use dead_letter::{
 };
 pub use error::{Conflict, ConflictKind, DestinationError, FailedChange, KeyRefusal};
 pub use expressions::read as expressions_here;
+pub use extensions::extension_hint;
 pub use fences::{
     FenceAnswer, FenceKind, HeldDestination, MadeFence, RepairOutcome, answer_failed, answer_made, answer_repaired,
     ask_for_fence, beat, ensure_fence_requests, ensure_reading, hold_destination, is_fence_wanted, keys_of_repair,

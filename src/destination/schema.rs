@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::DestinationError;
 use super::expressions;
+use super::extensions::extension_hint;
 use super::review::Created;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
 use crate::plan::expression::{BOOLEAN, Expressions, Purpose, Scope};
@@ -57,6 +58,10 @@ pub(super) async fn resolve_types(
         let name = type_name(source_types, id);
         let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0)?;
         if !exists {
+            if let Some((extension, schema)) = extension_of(source_types, id) {
+                let hint = extension_hint(client, &extension, &schema).await?;
+                return Err(DestinationError::Refused(missing_type_report(source_types, id).hint(hint)));
+            }
             let statements = type_creation(source_types, id, expressions)?;
             for statement in &statements.sql {
                 client.statement("creating a type", statement).await?;
@@ -94,11 +99,16 @@ pub async fn missing_types(
         if client.query_one("looking for a type", sql, &[&name]).await?.get(0)? {
             continue;
         }
-        match type_creation(source_types, id, &expressions) {
-            Ok(_) => {}
-            Err(DestinationError::Refused(report)) if reports.contains(&report) => {}
-            Err(DestinationError::Refused(report)) => reports.push(report),
-            Err(error) => return Err(error),
+        let report = match (extension_of(source_types, id), type_creation(source_types, id, &expressions)) {
+            (Some((extension, schema)), _) => {
+                missing_type_report(source_types, id).hint(extension_hint(client, &extension, &schema).await?)
+            }
+            (None, Ok(_)) => continue,
+            (None, Err(DestinationError::Refused(report))) => report,
+            (None, Err(error)) => return Err(error),
+        };
+        if !reports.contains(&report) {
+            reports.push(report);
         }
     }
     Ok(reports)
@@ -179,18 +189,21 @@ pub(super) fn type_name(types: &Types, id: TypeId) -> String {
     }
 }
 
+/// The extension that a type belongs to, and its schema; `None` for an array, which comes with its element.
+pub(super) fn extension_of(types: &Types, id: TypeId) -> Option<(Ident, Ident)> {
+    let definition = types.get(&id).filter(|definition| definition.element.is_none())?;
+    Some((Ident::new(definition.extension.as_deref()?), definition.schema.clone()))
+}
+
+/// Without a hint.
+pub(super) fn missing_type_report(types: &Types, id: TypeId) -> ErrorReport {
+    let name = types.get(&id).map_or_else(|| id.to_string(), |definition| definition.qualified_name().to_string());
+    ErrorReport::new(format!("type {name} does not exist at the destination"))
+}
+
 pub(super) fn missing_type(types: &Types, id: TypeId) -> DestinationError {
-    let definition = types.get(&id);
-    let name = definition.map_or_else(|| id.to_string(), |definition| definition.qualified_name().to_string());
-    let report = ErrorReport::new(format!("type {name} does not exist at the destination"));
-    DestinationError::Refused(match definition.and_then(|definition| definition.extension.as_deref()) {
-        Some(extension) => report.hint(format!(
-            "Run at the destination:\nCREATE EXTENSION {} SCHEMA {};",
-            Ident::new(extension),
-            definition.map_or_else(String::new, |definition| definition.schema.to_string())
-        )),
-        None => report.hint("Create the type at the destination, as it is at the source."),
-    })
+    let report = missing_type_report(types, id);
+    DestinationError::Refused(report.hint("Create the type at the destination, as it is at the source."))
 }
 
 /// The user types that `ids` need, each after those that it is made of.

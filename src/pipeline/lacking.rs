@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::destination::{
-    Catalog, DestinationError, missing_collations, missing_types, needed_types, operator_classes_here,
+    Catalog, DestinationError, extension_hint, missing_collations, missing_types, needed_types, operator_classes_here,
 };
 use crate::fault::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName, shown_sql};
@@ -161,22 +161,25 @@ async fn missing_classes(
     let missing = classes.iter().filter(|class| !found.contains(&(class.name.clone(), class.method.clone())));
     let mut by_extension: BTreeMap<&Ident, Vec<&OperatorClass>> = BTreeMap::new();
     missing.for_each(|class| by_extension.entry(&class.extension).or_default().push(class));
-    Ok(by_extension.into_iter().filter_map(|(extension, classes)| classes_report(extension, &classes)).collect())
+    let mut reports = Vec::new();
+    for (extension, classes) in by_extension {
+        let Some(first) = classes.first() else { continue };
+        let hint = extension_hint(here, extension, &first.schema).await?;
+        reports.push(classes_report(extension, &classes).hint(hint));
+    }
+    Ok(reports)
 }
 
-fn classes_report(extension: &Ident, classes: &[&OperatorClass]) -> Option<ErrorReport> {
-    let first = classes.first()?;
+/// Without a hint.
+fn classes_report(extension: &Ident, classes: &[&OperatorClass]) -> ErrorReport {
     let names: Vec<String> = classes.iter().map(|class| format!("{} of {}", class.name, class.method)).collect();
     let users: BTreeSet<String> = classes
         .iter()
         .flat_map(|class| class.users.iter().map(|(index, table)| format!("index {index} of table {table}")))
         .collect();
     let users: Vec<String> = users.into_iter().collect();
-    Some(
-        ErrorReport::new(format!("operator classes of extension {extension} do not exist at the destination"))
-            .detail(format!("{} is used by {}.", names.join(", "), users.join(", ")))
-            .hint(format!("Run at the destination:\nCREATE EXTENSION {extension} SCHEMA {};", first.schema)),
-    )
+    ErrorReport::new(format!("operator classes of extension {extension} do not exist at the destination"))
+        .detail(format!("{} is used by {}.", names.join(", "), users.join(", ")))
 }
 
 /// The columns that will be created.

@@ -301,3 +301,74 @@ async fn a_server_that_is_not_there_is_told_with_what_to_correct() {
     assert!(hint(&finding).starts_with("Start the server, or correct host and port in source.url"), "{finding}");
     mended(&Setup::of(&database)).await;
 }
+
+/// An extension that the source has and the destination has not, or not so; whose hint begins so.
+struct Lacked {
+    at_source: &'static str,
+    at_destination: &'static str,
+    message: &'static str,
+    hint: &'static str,
+}
+
+const LACKED: &[Lacked] = &[
+    Lacked {
+        at_source: "CREATE SCHEMA \"Ext\"; CREATE EXTENSION citext SCHEMA \"Ext\"; CREATE TABLE parent (id int PRIMARY KEY, v \"Ext\".citext[])",
+        at_destination: "SELECT 1",
+        message: "type \"Ext\".citext does not exist at the destination",
+        hint: "Run at the destination:\nCREATE SCHEMA \"Ext\";\nCREATE EXTENSION citext SCHEMA \"Ext\";",
+    },
+    Lacked {
+        at_source: "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE TABLE parent (id int PRIMARY KEY, v ext.citext)",
+        at_destination: "CREATE EXTENSION citext",
+        message: "type ext.citext does not exist at the destination",
+        hint: "Run at the destination:\nCREATE SCHEMA ext;\nALTER EXTENSION citext SET SCHEMA ext;",
+    },
+    Lacked {
+        at_source: "CREATE EXTENSION earthdistance CASCADE; CREATE TABLE parent (id int PRIMARY KEY, v earth)",
+        at_destination: "SELECT 1",
+        message: "type public.earth does not exist at the destination",
+        hint: "Run at the destination:\nCREATE EXTENSION earthdistance SCHEMA public CASCADE;",
+    },
+    Lacked {
+        at_source: "CREATE EXTENSION btree_gist; CREATE TABLE parent (id int PRIMARY KEY, v bool); CREATE INDEX ON parent USING gist (v)",
+        at_destination: "CREATE EXTENSION btree_gist VERSION '1.2'",
+        message: "operator classes of extension btree_gist do not exist at the destination",
+        hint: "Run at the destination:\nALTER EXTENSION btree_gist UPDATE;",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_extension_lacks_at_the_destination_is_given_by_what_is_printed() {
+    for (lacked, number) in LACKED.iter().zip(0..) {
+        let database = Database::of_superuser(&format!("lacked{number}"), &["parent"], lacked.at_source).await;
+        database.at_destination(lacked.at_destination).await;
+        let setup = Setup::of(&database);
+        let finding = failed(&setup, lacked.message).await;
+        assert_eq!(hint(&finding), lacked.hint, "{finding}");
+        database.at_destination(&fix(&finding)).await;
+        mended(&setup).await;
+        let service = setup.start();
+        service.streams().await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_an_extensions_type_waits_for_what_is_printed() {
+    let database = Database::of_superuser("lackedlater", &["parent"], "CREATE TABLE parent (id int PRIMARY KEY)").await;
+    database.at_destination("CREATE EXTENSION citext").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_source(
+            "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; ALTER TABLE parent ADD v ext.citext; INSERT INTO parent VALUES (1, 'a')",
+        )
+        .await;
+    service.says("type ext.citext does not exist at the destination").await;
+    service.says("ALTER EXTENSION citext SET SCHEMA ext;").await;
+    database.at_destination("CREATE SCHEMA ext; ALTER EXTENSION citext SET SCHEMA ext").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}

@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use super::super::error::DestinationError;
 use super::super::expressions;
+use super::super::extensions;
 use super::super::foreign_code::{Writes, named_types};
 use super::super::reshape::is_taken;
 use super::super::review::{self, Created};
 use super::super::row_type;
-use super::super::schema::{ResolvedTypes, missing_type, needed_types, type_creation, type_name};
+use super::super::schema::{
+    ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
+};
 use super::super::shapes;
 use super::super::writer::one_row;
 use super::Applier;
@@ -283,6 +286,11 @@ impl Applier {
             let sql = format!("SELECT pg_catalog.to_regtype({name}) IS NOT NULL");
             if self.ask(&sql).await?.first().and_then(|found| found.as_deref()) == Some("t") {
                 continue;
+            }
+            if let Some((extension, schema)) = extension_of(types, id) {
+                let answer = self.ask(&extensions::ask(&extension, &schema)).await?.into_iter().next().flatten();
+                let hint = extensions::hint(&answer.unwrap_or_default(), &extension, &schema)?;
+                return Err(DestinationError::Refused(missing_type_report(types, id).hint(hint)));
             }
             let statements = type_creation(types, id, expressions)?;
             if !self.settings.follow_schema_changes && !statements.sql.is_empty() {
