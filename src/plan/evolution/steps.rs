@@ -283,13 +283,8 @@ impl Change<'_> {
     ) {
         let table = &self.known.name;
         let statements = sql::cast_type(table, (definition, here), wanted, self.creation);
-        // What was done before it in the same transaction is undone by then.
-        let first = match here.generated {
-            Some(_) => format!("{};\n", sql::drop_expression(table, &definition.name)),
-            None => String::new(),
-        };
-        let remedy = sql::empty_type(table, &definition.name, wanted);
-        let remedy = format!("The copy brings the values of the column. Run at the destination:\n{first}{remedy}");
+        let remedy = sql::empty_type(table, here, &definition.name, wanted);
+        let remedy = format!("The copy brings the values of the column. Run at the destination:\n{remedy}");
         evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
         evolution.statements.extend(statements);
     }

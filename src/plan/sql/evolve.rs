@@ -28,8 +28,11 @@ pub fn cast_type(
 ) -> Vec<String> {
     let (table, name) = (table.sql(), column.name.sql());
     let mut statements = Vec::new();
-    let of_its_own = here.own_sequence().is_some() || here.identity.is_some();
-    if here.default.is_some() && !of_its_own {
+    let draws = column.own_sequence().is_some() || column.identity.is_some();
+    let of_its_own = draws && (here.own_sequence().is_some() || here.identity.is_some());
+    if here.identity.is_some() && !of_its_own {
+        statements.push(drop_identity(&table, &name));
+    } else if here.default.is_some() && !of_its_own {
         statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
     }
     statements.push(format!(
@@ -46,10 +49,21 @@ pub fn cast_type(
     statements
 }
 
-/// Gives a column another type whatever its values are, as an operator may run it: a copy brings them.
-pub fn empty_type(table: &QualifiedName, column: &Ident, wanted: &str) -> String {
+fn drop_identity(table: &str, column: &str) -> String {
+    format!("ALTER TABLE {table} ALTER COLUMN {column} DROP IDENTITY")
+}
+
+/// Gives a column of the destination another type whatever its values are, as an operator may run it: a copy brings them.
+pub fn empty_type(table: &QualifiedName, here: &ColumnDefinition, column: &Ident, wanted: &str) -> String {
+    // What an earlier statement of the same transaction had done is undone by then.
+    let (table_sql, column_sql) = (table.to_string(), column.to_string());
+    let first = match (here.generated, here.identity) {
+        (Some(_), _) => format!("{};\n", drop_expression(table, column)),
+        (None, Some(_)) => format!("{};\n", drop_identity(&table_sql, &column_sql)),
+        (None, None) => String::new(),
+    };
     format!(
-        "ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;\nALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT;\n\
+        "{first}ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;\nALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT;\n\
          ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING NULL;"
     )
 }
