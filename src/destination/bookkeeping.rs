@@ -517,7 +517,7 @@ fn damaged(what: &str) -> DestinationError {
 }
 
 /// A table of the bookkeeping that is not there, or not as headwater made it; other errors stay what they are.
-fn incomplete(what: &str, error: SessionError) -> DestinationError {
+pub(super) fn incomplete(what: &str, error: SessionError) -> DestinationError {
     if !error.code().is_some_and(|code| matches!(code.as_str(), "42P01" | "42703")) {
         return error.into();
     }

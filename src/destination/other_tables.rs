@@ -10,7 +10,7 @@
 //! A restore of the whole database from a dump gives every table another OID, those of the bookkeeping too. Then the remembered ones
 //! mean nothing, and [`Bookkeeping::bind_tables`] remembers those that the tables have now: rows and position are of one dump.
 
-use super::bookkeeping::Bookkeeping;
+use super::bookkeeping::{Bookkeeping, incomplete};
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::session::SqlClient;
@@ -109,7 +109,8 @@ async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
            AND (SELECT pg_catalog.to_jsonb(s) -> 'bookkeeping_ids' FROM headwater.stream s) = pg_catalog.to_jsonb({BOOKKEEPING_IDS})
          ORDER BY 1, 2"
     );
-    let rows = client.query(DOING, &sql, &[]).await?;
+    let asked = client.query(DOING, &sql, &[]).await;
+    let rows = asked.map_err(|error| incomplete("headwater.tables", error))?;
     let found = rows.iter().map(|row| {
         let (schema, name): (Option<&str>, Option<&str>) = (row.get(2)?, row.get(3)?);
         let filled =

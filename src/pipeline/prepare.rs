@@ -213,7 +213,12 @@ pub(super) async fn prepare(
     if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
     }
-    if live {
+    let known = if live { bookkeeping.tables().await? } else { Vec::new() };
+    let (known, unconfigured) = split(known, &config.tables);
+    let mut added = Vec::new();
+    let position = bookkeeping_position(bookkeeping, live).await?;
+    // Once it is known that the bookkeeping is whole.
+    if position.is_some() {
         let restored = bookkeeping.bind_tables().await?;
         if restored > 0 {
             let text = format!(
@@ -223,10 +228,7 @@ pub(super) async fn prepare(
             telemetry.event("tables", text);
         }
     }
-    let known = if live { bookkeeping.tables().await? } else { Vec::new() };
-    let (known, unconfigured) = split(known, &config.tables);
-    let mut added = Vec::new();
-    let start = match (live, bookkeeping_position(bookkeeping, live).await?) {
+    let start = match (live, position) {
         (true, Some(position)) => {
             let Some(stored) = stream.as_ref().map(|stream| stored_history(stream, position)) else {
                 return Err(Fault::Refused(position_missing_report()));

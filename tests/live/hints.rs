@@ -22,6 +22,7 @@ const PLACES: &[(&str, &str)] = &[
     ("{kind}", "TYPE"),
     ("ALTER {statement}", "VIEW"),
     ("{off}", "DISABLE"),
+    ("{using}", " USING a::text::int"),
     ("{full}", " MATCH FULL"),
     ("{full}{2}", " ON DELETE CASCADE"),
     ("{full}{2}{3}", " ON UPDATE CASCADE"),
