@@ -16,6 +16,7 @@
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
 //!                open_conflict: the change that halts the service
 //! schema, staging (staging_schema), build, compare, publish ── a snapshot, from missing tables to one visible instant
+//! taken_names ── what has the names that new tables need
 //! expressions, review ── what the source's expressions may use, and what became of them
 //! orphans ────── foreign keys that the copied rows violate
 //! resnapshots ── snapshots that were asked for and are not made yet; unfollow: tables that are configured no longer
@@ -60,6 +61,7 @@ mod sessions;
 mod shapes;
 mod staging;
 mod staging_schema;
+mod taken_names;
 mod unfollow;
 mod unsuited;
 mod writer;
@@ -105,6 +107,7 @@ pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy};
 pub use staging_schema::{StagingSchema, Swept, sweep};
+pub use taken_names::taken_names;
 pub use unfollow::LooseForeignKey;
 pub use unsuited::refuse_other_kinds;
 pub use writer::{ReplicationRole, Writer, WritingSettings, position_missing_report};

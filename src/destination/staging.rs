@@ -19,7 +19,8 @@ use super::foreign_code::{Writes, named_types};
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId};
+use super::taken_names::check_names_free;
+use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::plan::expression::Expressions;
 use crate::plan::fit::Transfer;
 use crate::plan::locks;
@@ -493,31 +494,6 @@ fn matching(source: &TableDefinition, live: &TableDefinition, columns: &[Ident],
         fixed: fixed.to_vec(),
         partitioned: live.kind == TableKind::Partitioned,
     }
-}
-
-/// A new table's name, and those of its indexes and sequences, must be free in its schema before rows are copied for
-/// it.
-async fn check_names_free(client: &SqlClient, table: &TableDefinition) -> Result<(), DestinationError> {
-    let mut names: Vec<String> = vec![table.table.as_str().to_owned()];
-    names.extend(table.indexes.iter().map(|index| index.name.as_str().to_owned()));
-    for column in &table.columns {
-        let sequence = column.sequence.as_deref().and_then(|name| name.parse::<QualifiedName>().ok());
-        names.extend(sequence.map(|sequence| sequence.name.as_str().to_owned()));
-    }
-    let sql =
-        "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               WHERE n.nspname = $1 AND c.relname = ANY ($2::text[]) ORDER BY 1";
-    let taken = client.query("looking for taken names", sql, &[&table.schema.as_str(), &names]).await?;
-    let taken = taken.iter().map(|row| row.get::<&str>(0).map(|name| Ident::new(name).to_string()));
-    let taken = taken.collect::<Result<Vec<_>, _>>()?;
-    if taken.is_empty() {
-        return Ok(());
-    }
-    Err(DestinationError::Refused(
-        ErrorReport::new(format!("names that table {} needs are taken at the destination", table.name()))
-            .detail(format!("In schema {}: {}.", table.schema, taken.join(", ")))
-            .hint("Rename or drop these objects at the destination."),
-    ))
 }
 
 /// How long one statement of a snapshot may take: building an index over a large table is honest work.

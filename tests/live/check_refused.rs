@@ -282,6 +282,29 @@ async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn names_of_tables_that_are_to_be_created_are_found_taken_before_a_row_is_copied() {
+    let database = Database::new("takennames", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    for (taken, gone, named) in [
+        ("CREATE DOMAIN parent AS int", "DROP DOMAIN parent", "In schema public: parent."),
+        ("CREATE TYPE _parent AS ENUM ('a')", "DROP TYPE _parent", "In schema public: _parent."),
+        ("CREATE VIEW parent_pkey AS SELECT 1", "DROP VIEW parent_pkey", "In schema public: parent_pkey."),
+    ] {
+        database.at_destination(taken).await;
+        let finding = failed(&setup, "names that table public.parent needs are taken at the destination").await;
+        assert_eq!(finding["detail"].as_str(), Some(named));
+        let output = setup.start().ends_with(1).await;
+        assert!(output.contains(named) && !output.contains("published"), "{output}");
+        database.at_destination(gone).await;
+        mended(&setup).await;
+    }
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_whose_root_is_published_is_mended_by_what_is_printed() {
     let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
         CREATE TABLE parent_1 PARTITION OF parent DEFAULT; INSERT INTO parent VALUES (1, 'secret')";

@@ -12,7 +12,7 @@ use super::source::SourceView;
 use super::values;
 use super::{About, Findings};
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Catalog, DestinationError, expressions_here, other_tables};
+use crate::destination::{Catalog, DestinationError, expressions_here, other_tables, taken_names};
 use crate::fault::{Fault, report};
 use crate::pg::{ErrorReport, Ident};
 use crate::pipeline::asked::Asked;
@@ -68,7 +68,7 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             findings.fault(BOTH, "types", error);
         }
         let existing = &existing;
-        created(catalog, existing, findings);
+        created(here, catalog, existing, findings).await;
         keys(catalog, existing, findings);
         let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
         if let Err(fault) = values::look((&client, here), catalog, existing, transfer, findings).await {
@@ -136,13 +136,18 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
 }
 
 /// The source's tables that the destination lacks.
-fn created(catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
-    let names = catalog.tables.iter().map(|table| table.definition.name());
-    let missing: Vec<String> =
-        names.filter(|name| existing.table(name).is_none()).map(|name| name.to_string()).collect();
-    if !missing.is_empty() {
-        findings.ok(About::Destination, "tables", format!("{} will be created", missing.join(", ")));
+async fn created(here: &SqlClient, catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
+    let tables = catalog.tables.iter().map(|table| &table.definition);
+    let missing: Vec<_> = tables.filter(|table| existing.table(&table.name()).is_none()).collect();
+    if missing.is_empty() {
+        return;
     }
+    let taken = findings.take(About::Destination, "tables", taken_names(here, &missing).await).unwrap_or_default();
+    if taken.is_empty() {
+        let names: Vec<String> = missing.iter().map(|table| table.name().to_string()).collect();
+        findings.ok(About::Destination, "tables", format!("{} will be created", names.join(", ")));
+    }
+    taken.into_iter().for_each(|report| findings.fail(About::Destination, "tables", report));
 }
 
 /// Tables of the destination without a unique index over the key by which their rows are found: an operator may have made them, or
