@@ -313,11 +313,12 @@ fn column_fit(
         }
         // Between other types there may be no cast that an assignment calls, or one that rounds.
         let is_read = from.type_id == to.type_id || widens(to.type_id, from.type_id);
-        let using = if is_read { String::new() } else { format!(" USING {}::text::{wanted}", to.name) };
-        Misfit {
-            problem: format!("column {} is {wanted} at the source, but {found} here", to.name),
-            remedy: Some(format!("ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted}{using};", to.name)),
-        }
+        let name = &to.name;
+        let remedy = match is_read {
+            true => format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {wanted};"),
+            false => format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {wanted} USING {name}::text::{wanted};"),
+        };
+        Misfit { problem: format!("column {name} is {wanted} at the source, but {found} here"), remedy: Some(remedy) }
     })
 }
 
