@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Exit;
 use super::display;
-use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, misspelt_variables};
+use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, holds_password, misspelt_variables};
 use crate::destination::{Bookkeeping, DestinationError, WritingSettings};
 use crate::pg::{Ident, shell_word};
 use crate::session::Sql;
@@ -71,23 +71,56 @@ fn warn_of_others(path: &Path, file: &FileText<'_>) {
     let Ok(found) = std::fs::metadata(path) else { return };
     let shown = path.display().to_string();
     let word = shell_word(&shown);
-    if found.is_file() && found.mode() & 0o022 != 0 {
+    if found.is_file() && others(&found) & 0o022 != 0 {
         display::warning(&format!(
             "others may write configuration file {shown}; take that from them: chmod go-w {word}"
         ));
     }
-    let has_password = Config::parse(Some(*file), &Environment::new())
-        .is_ok_and(|config| config.source.url.password.is_some() || config.destination.url.password.is_some());
-    if has_password && found.is_file() && is_readable_by_others(&found) {
+    warn_of_others_in_directory(path);
+    if found.is_file() && is_readable_by_others(&found) && holds_password(*file) {
         display::warning(&format!(
             "others can read the password in configuration file {shown}; take that from them, or use ~/.pgpass: chmod go-r {word}"
         ));
     }
 }
 
+/// Says it where other users may put another file in the place of this one. In a sticky directory only its owner may.
+fn warn_of_others_in_directory(path: &Path) {
+    let Some(directory) = std::fs::canonicalize(path).ok().and_then(|path| path.parent().map(Path::to_path_buf)) else {
+        return;
+    };
+    let Ok(found) = std::fs::metadata(&directory) else { return };
+    if others(&found) & 0o022 != 0 && found.mode() & 0o1000 == 0 {
+        let shown = directory.display().to_string();
+        display::warning(&format!(
+            "others may replace the configuration file, since they may write directory {shown}; take that from them: chmod go-w {}",
+            shell_word(&shown)
+        ));
+    }
+}
+
 /// Whether somebody besides its owner may read a file. What root has made for a group is meant for it, as libpq has it for keys.
 fn is_readable_by_others(found: &std::fs::Metadata) -> bool {
-    found.mode() & if found.uid() == 0 { 0o007 } else { 0o077 } != 0
+    others(found) & if found.uid() == 0 { 0o007 } else { 0o077 } != 0
+}
+
+/// The bits of a mode that concern others than the owner: not those of a group that is the owner alone.
+fn others(found: &std::fs::Metadata) -> u32 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let is_own = is_group_of_owner_alone(&read("/etc/passwd"), &read("/etc/group"), found.uid(), found.gid());
+    found.mode() & if is_own { 0o007 } else { 0o077 }
+}
+
+/// Whether a group is that which several distributions give each user: of its name, its first, and without other members. There the
+/// umask lets groups write. root's is not, since services run in it.
+fn is_group_of_owner_alone(users: &str, groups: &str, uid: u32, gid: u32) -> bool {
+    let (uid_text, gid_text) = (uid.to_string(), gid.to_string());
+    let names = users.lines().filter_map(|line| match line.split(':').collect::<Vec<_>>().as_slice() {
+        [name, _, id, group, ..] if *id == uid_text && *group == gid_text => Some(*name),
+        _ => None,
+    });
+    let is_alone = |name: &str| groups.lines().any(|line| line.split(':').eq([name, "x", gid_text.as_str(), ""]));
+    uid != 0 && names.into_iter().any(is_alone)
 }
 
 /// How long a statement of a command may take.
@@ -119,6 +152,17 @@ pub(super) fn writing(config: &Config) -> WritingSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_is_its_owners_alone_where_it_has_his_name_and_no_members() {
+        let users = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\npg:x:101:104:a b:/var:/bin/sh\nbob:x:7:9::/:";
+        let groups = "root:x:0:\nann:x:1000:\npg:x:104:ann\nstaff:x:9:\n";
+        let cases =
+            [(1000, 1000, true), (101, 104, false), (7, 9, false), (0, 0, false), (1000, 9, false), (5, 5, false)];
+        for (uid, gid, alone) in cases {
+            assert_eq!(is_group_of_owner_alone(users, groups, uid, gid), alone, "{uid}:{gid}");
+        }
+    }
 
     #[test]
     fn the_first_configuration_that_exists_is_taken_and_a_named_one_always() {

@@ -271,6 +271,18 @@ impl fmt::Display for ConnectionSettings {
     }
 }
 
+/// Whether a URL holds a password: the server's or a key's. Where it has mistakes, whatever could be one counts.
+pub(super) fn holds_password(url: &str) -> bool {
+    let of_user = || {
+        let authority = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
+        authority.and_then(|authority| authority.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'))
+    };
+    match ConnectionSettings::parse(url, &Environment::new()) {
+        Ok(settings) => settings.password.is_some() || url.contains("sslpassword"),
+        Err(_) => url.contains("password") || of_user(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -338,6 +338,15 @@ impl Config {
     }
 }
 
+/// Whether a configuration file holds a password; one that has mistakes may hold one, too.
+pub fn holds_password(file: FileText<'_>) -> bool {
+    let (values, _) = file::collect(Some(file), &Environment::new());
+    ["source.url", "destination.url"].into_iter().any(|key| match values.get(key) {
+        Some((file::RawValue::Text(url), _)) => connection::holds_password(url),
+        Some((file::RawValue::List(_), _)) | None => false,
+    })
+}
+
 /// Variables that look like misspelt settings, each with the setting that was probably meant.
 ///
 /// Not an error: an orchestrator may put variables of its own (`HEADWATER_SERVICE_HOST`) beside ours.

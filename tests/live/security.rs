@@ -311,9 +311,12 @@ async fn tls_is_begun_at_once_where_the_server_knows_how() {
 
 #[test]
 fn a_configuration_in_which_others_can_read_a_password_or_write_is_told() {
-    let place = parent().join(format!("readable-{:08x}.toml", fastrand::u32(..)));
+    let directory = parent().join(format!("readable-{:08x}", fastrand::u32(..)));
+    std::fs::create_dir(&directory).unwrap();
+    let place = directory.join("headwater.toml");
     let warnings = |password: &str, mode: u32| {
-        let url = |name: &str| format!("url = \"postgresql://somebody{password}@127.0.0.1:1/{name}\"");
+        let (user, rest) = password.split_once(' ').unwrap_or((password, ""));
+        let url = |name: &str| format!("url = \"postgresql://somebody{user}@127.0.0.1:1/{name}{rest}\"");
         let text = format!("tables = [\"t\"]\n[source]\n{}\n[destination]\n{}\n", url("a"), url("b"));
         std::fs::write(&place, text).unwrap();
         std::fs::set_permissions(&place, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -324,6 +327,7 @@ fn a_configuration_in_which_others_can_read_a_password_or_write_is_told() {
             .unwrap();
         let err = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!err.contains("hunter2"), "{err}");
+        assert!(!err.contains("others may replace"), "{err}");
         (err.contains("others can read the password"), err.contains("others may write"))
     };
     for (password, mode, told) in [
@@ -332,8 +336,20 @@ fn a_configuration_in_which_others_can_read_a_password_or_write_is_told() {
         ("", 0o644, (false, false)),
         (":hunter2", 0o666, (true, true)),
         ("", 0o620, (false, true)),
+        // A key's, and of a configuration that has mistakes.
+        (" ?sslpassword=hunter2", 0o644, (true, false)),
+        (":hunter2 ?nonsense=1", 0o666, (true, true)),
     ] {
         assert_eq!(warnings(password, mode), told, "{password} {mode:o}");
     }
-    std::fs::remove_file(place).unwrap();
+    // Who may write the directory puts another file there; in a sticky one only the file's owner may.
+    for (mode, told) in [(0o777, true), (0o1777, false)] {
+        std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = std::process::Command::new(crate::support::headwater());
+        let output = command.args(["check", "--config"]).arg(&place).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(err.contains("others may replace the configuration file"), told, "{mode:o}: {err}");
+    }
+    std::fs::remove_dir_all(directory).unwrap();
 }
