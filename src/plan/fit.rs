@@ -110,7 +110,8 @@ pub fn table_fit(
                     "column {} is generated at the source and not published, but an ordinary column here",
                     local.name
                 ),
-                remedy: None,
+                // A copy adds it as the source has it.
+                remedy: Some(format!("ALTER TABLE {name} DROP COLUMN {};", local.name)),
             });
         } else if local.not_null && local.default.is_none() && local.identity.is_none() && local.generated.is_none() {
             misfits.push(Misfit {
