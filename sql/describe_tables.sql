@@ -1,5 +1,5 @@
 -- Everything headwater needs to know of the tables named by $1 (schemas) and $2 (names), one JSON object a table.
--- Read by session::describe into plan::schema::TableDefinition, on both ends, PostgreSQL 14 to 18. Columns of catalogs
+-- Read by session::describe into catalog::schema::TableDefinition, on both ends, PostgreSQL 14 to 18. Columns of catalogs
 -- that older majors lack are reached through to_jsonb, where they are simply absent. Partitions are found in pg_inherits:
 -- pg_partition_tree() would lock every one of them, and all tables are asked for at once.
 SELECT pg_catalog.jsonb_build_object(

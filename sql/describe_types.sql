@@ -1,5 +1,5 @@
 -- The types with the OIDs $1 and every type that they are made of, one JSON object a type.
--- Read by session::describe into plan::schema::TypeDefinition, on both ends, PostgreSQL 14 to 18.
+-- Read by session::describe into catalog::schema::TypeDefinition, on both ends, PostgreSQL 14 to 18.
 WITH RECURSIVE used (id) AS (
     SELECT pg_catalog.unnest($1::pg_catalog.oid[])
     UNION

@@ -1,5 +1,5 @@
 -- What the destination has of what expressions may use, as one JSON object: $1 are the names of the listed functions.
--- Read by destination::expressions into plan::expression::Catalog, PostgreSQL 14 to 18.
+-- Read by destination::expressions into schema_change::expression::Catalog, PostgreSQL 14 to 18.
 -- OIDs below 16384 (FirstNormalObjectId, access/transam.h) are given out by initdb alone: such objects came with the server.
 SELECT pg_catalog.jsonb_build_object(
     'version', pg_catalog.current_setting('server_version_num')::pg_catalog.int4,

@@ -1,6 +1,6 @@
 -- What tells whether a table of the source is still what it was: one row for each of the tables with the OIDs $1, its OID, the
 -- digest of its facts and, with $3, the facts as one JSON object. $2 is the publication.
--- Read by session::fingerprints into plan::fingerprint::Fingerprint, PostgreSQL 14 to 18.
+-- Read by session::fingerprints into catalog::fingerprint::Fingerprint, PostgreSQL 14 to 18.
 --
 -- The digest is one that servers in FIPS mode compute, too. An expression is told by its parsed form, which is the same after a column
 -- was renamed; printing it would take a lock on the table on 17 and later.

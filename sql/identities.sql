@@ -1,5 +1,5 @@
 -- How old rows are identified in the tables with the OIDs $1, and what publication $2 sends of them: one JSON object
--- for each table, followed by one for each leaf of a partitioned table. Read by session::describe into plan::identity, PostgreSQL 14
+-- for each table, followed by one for each leaf of a partitioned table. Read by session::describe into catalog::replica_identity, PostgreSQL 14
 -- to 18. Columns of catalogs
 -- that older majors lack are reached through to_jsonb, where they are simply absent.
 WITH member (root, id) AS (

@@ -1,5 +1,5 @@
 -- The sequences that columns of the tables named by $1 (schemas) and $2 (names) own (serial, identity, OWNED BY), one JSON
--- object a sequence. Read by session::sequences into plan::sequences::OwnedSequence, on both ends, PostgreSQL 14 to 18.
+-- object a sequence. Read by session::sequences into catalog::sequences::OwnedSequence, on both ends, PostgreSQL 14 to 18.
 SELECT pg_catalog.jsonb_build_object(
     'table', pg_catalog.jsonb_build_object('schema', n.nspname, 'name', c.relname),
     'column', a.attname,

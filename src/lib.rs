@@ -10,7 +10,7 @@
 //!              │  ▲                                                        ▲
 //!     CopyData │  │ StandbyStatusUpdate                    position + rows │ one flight, one transaction
 //!              ▼  │                                                        │
-//!   source::stream ── wire ── transaction ──── Step ────▶ plan::Batcher ── plan ── destination::apply
+//!   source::stream ── wire ── transaction ──── Step ────▶ apply_plan ── destination::apply
 //!   task 1: owns the socket, the relation    bounded       task 2: owns the batch and the
 //!   cache and what is confirmed              channel       writing session
 //!              ▲                                                        │
@@ -19,25 +19,37 @@
 //!
 //! Two tasks, two channels, one ring. Forward go whole source transactions (large ones in pieces), backward goes one
 //! position that only grows, and task 1 confirms nothing else. A large transaction in progress is applied beside the ring
-//! by a task of its own (`pipeline::ahead`), and commits when the ring says that it is its turn. The monitor and the HTTP
+//! by a task of its own (`apply_worker::parallel_apply`), and commits when the ring says that it is its turn. The monitor and the HTTP
 //! server stand beside the ring and never inside it.
 //!
-//! # The rooms
+//! # The modules
 //!
-//! The order of the lines below is the reading order and the dependency order: a room imports only rooms above it. A
-//! room is pure (no clock, socket, file, log or async) or does I/O, never both. tests/house.rs keeps it so.
+//! The order of the lines below is the reading order and the dependency order: a module imports only modules above it, and its files
+//! import each other in one direction. A module is pure (no clock, socket, file, log or async) or does I/O, never both.
+//! tests/architecture.rs checks all of this.
 
 pub mod pg;
+pub mod sql;
 pub mod config;
 pub mod wire;
-pub mod transaction;
-pub mod plan;
 pub mod progress;
+pub mod catalog;
+pub mod transaction;
+pub mod apply_plan;
+pub mod schema_change;
+pub mod comparison;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod telemetry;
 pub mod spool;
 pub mod session;
 pub mod source;
 pub mod destination;
-pub mod fault;
-pub mod pipeline;
+pub mod error_policy;
+pub mod preflight;
+pub mod apply_worker;
+pub mod table_sync;
+pub mod verification;
+pub mod supervisor;
+pub mod maintenance;
 pub mod commands;

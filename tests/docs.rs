@@ -186,7 +186,7 @@ fn sources(dir: &str) -> Vec<std::path::PathBuf> {
 
 /// Where messages are no error of the service: what is said to the one who has just typed it, or explains itself.
 const SELF_EXPLAINED: &[&str] =
-    &["src/commands/", "src/pg/", "src/pipeline/check/", "src/telemetry/facts", "src/config/"];
+    &["src/commands/", "src/pg/", "src/maintenance/check/", "src/telemetry/facts", "src/config/"];
 
 /// Broken invariants, not an operator's matter: the text asks to report them.
 const NOT_AN_OPERATORS: &[&str] = &[

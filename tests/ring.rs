@@ -26,10 +26,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastrand::Rng;
+use headwater::apply_plan::{BatchLimits, Batcher, Work};
 use headwater::pg::{
     Column, Datum, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId,
 };
-use headwater::plan::{BatchLimits, Batcher, Work};
 use headwater::progress::{Feedback, IdleAdvance, Ledger, WalReading};
 use headwater::transaction::{Assembler, Change, Output, Replay, SpoolOrder, TableSet};
 use headwater::wire::{Abort, Begin, Commit, Message, OldTuple};

@@ -9,13 +9,15 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use headwater::apply_plan::coalesce::{Net, Part};
+use headwater::apply_plan::net_effect::Effect;
+use headwater::apply_plan::sets;
+use headwater::apply_plan::sets::Way;
+use headwater::apply_plan::target::{Target, TargetColumn, TargetIdentity};
+use headwater::apply_plan::{Batch, BatchLimits, Batcher, Work};
 use headwater::pg::{
     Column, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId,
 };
-use headwater::plan::net::{Effect, Net, Part};
-use headwater::plan::sets::{self, Way};
-use headwater::plan::target::{Target, TargetColumn, TargetIdentity};
-use headwater::plan::{Batch, BatchLimits, Batcher, Work};
 use headwater::transaction::{Assembler, Output, TableSet};
 use headwater::wire::{Begin, Commit, Decoder, Message, write_message};
 
@@ -179,7 +181,7 @@ pub fn write(batch: &Batch, target: &Arc<Target>, out: &mut BytesMut) -> usize {
             (Way::Arrays, Effect::Update(set)) => {
                 for place in set.iter().chain(sets::key_of(target)) {
                     let column = target.column(*place).unwrap();
-                    let value = |row: &headwater::plan::net::NetRow| {
+                    let value = |row: &headwater::apply_plan::net_effect::NetRow| {
                         effect.image(*row, &batch.changes).columns().nth(*place).unwrap()
                     };
                     sets::write_array(out, column, true, rows.len(), rows.iter().map(value));

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use headwater::plan::expression::parse;
+use headwater::schema_change::expression::parse;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

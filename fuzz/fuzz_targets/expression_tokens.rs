@@ -5,7 +5,7 @@
 
 #![no_main]
 
-use headwater::plan::expression::lexer::{Spanned, Token, tokens};
+use headwater::schema_change::expression::lexer::{Spanned, Token, tokens};
 use libfuzzer_sys::fuzz_target;
 use pg_query::protobuf::{KeywordKind, ScanToken, Token as Kind, a_const::Val};
 use pg_query::{NodeEnum, ParserOptions};

@@ -8,11 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::cli::CheckArguments;
-use super::display::Colour;
-use super::{Exit, display, observe, settings};
+use super::display::{self, Colour};
+use super::{observe, settings};
+use crate::catalog::not_carried::{NotCarried, script};
+use crate::commands::exit::Exit;
 use crate::config::Config;
+use crate::maintenance::check;
+use crate::maintenance::check::findings::{About, Finding, Standing};
 use crate::pg::{ErrorReport, counted, printable_json};
-use crate::pipeline::{About, Finding, NotCarried, Standing, check, script};
 use crate::telemetry::try_listen;
 
 /// Looks, prints, changes nothing.
@@ -21,7 +24,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
     };
-    let mut findings = check(&config).await;
+    let mut findings = check::run(&config).await;
     findings.extend(http(&config).await);
     if arguments.not_carried {
         let found: Vec<NotCarried> = findings.iter().flat_map(|finding| finding.objects.iter().cloned()).collect();

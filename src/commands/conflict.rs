@@ -1,15 +1,16 @@
 //! `headwater conflict show`: the conflict that halts the service, with the values that no log may hold.
 //!
-//! Prints what `pipeline::conflict_rows` has read. Exit code 0: no conflict; 1: one is open.
+//! Prints what `maintenance::conflict_rows` has read. Exit code 0: no conflict; 1: one is open.
 
 use std::path::PathBuf;
 
 use super::cli::ConflictShowArguments;
-use super::words::duration;
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
+use crate::commands::format::duration;
 use crate::destination::{ShownChange, ShownRow, ShownValue, row_text};
-use crate::fault::report;
-use crate::pipeline::{ConflictRows, FoundRows, conflict_rows, no_conflict_report};
+use crate::error_policy::report;
+use crate::maintenance::conflict_rows::{self, ConflictRows, FoundRows, no_conflict_report};
 
 /// Characters of a value that are printed without --full: a terminal's two lines.
 const VALUE_CHARACTERS: usize = 200;
@@ -20,7 +21,7 @@ pub(super) async fn show(path: &Option<PathBuf>, options: &ConflictShowArguments
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    match conflict_rows(&config, &settings::writing(&config)).await {
+    match conflict_rows::conflict_rows(&config, &settings::writing(&config)).await {
         Ok(None) => {
             display::result(&no_conflict_report().lines());
             Exit::Done

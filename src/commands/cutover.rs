@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::cli::CutoverArguments;
-use super::{Exit, display, settings, verify};
-use crate::fault::report;
-use crate::pipeline::{VerifyOptions, VerifyProgress, cutover, script, summary};
+use super::{display, settings, verify};
+use crate::catalog::not_carried::{script, summary};
+use crate::commands::exit::Exit;
+use crate::error_policy::report;
+use crate::maintenance::cutover;
+use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
 /// Drains, verifies, brings sequences over, reports.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) -> Exit {
@@ -20,7 +23,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
     let options = VerifyOptions { workers: arguments.workers.map(usize::from), ..VerifyOptions::default() };
     let progress = Arc::new(VerifyProgress::default());
     let shown = tokio::spawn(verify::show(Arc::clone(&progress)));
-    let ended = cutover(&config, &options, &progress, &mut display::line).await;
+    let ended = cutover::run(&config, &options, &progress, &mut display::line).await;
     display::end(shown).await;
     let cutover = match ended {
         Ok(cutover) => cutover,

@@ -5,12 +5,13 @@
 use std::path::PathBuf;
 
 use super::cli::{DeadLetterCommand, ShowArguments};
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
 use crate::config::Config;
 use crate::destination::{
     DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, pending_skips, read_part,
 };
-use crate::fault::{Fault, report};
+use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, counted, printable};
 use crate::session::SqlClient;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::words::{counts, duration, size};
+use crate::commands::format::{counts, duration, size};
 use crate::pg::printable_lines;
 use crate::telemetry::{StatusView, TableProgress, Telemetry};
 

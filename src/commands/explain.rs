@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use super::observe::{self, AtSource};
 use super::status::{named, verdict};
-use super::words::{duration, size};
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
+use crate::commands::format::{duration, size};
 use crate::config::Config;
 use crate::pg::{printable, printable_lines, without_values};
 use crate::session::{SessionError, SqlClient};

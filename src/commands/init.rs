@@ -9,11 +9,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::cli::InitArguments;
-use super::{Exit, display};
+use super::display;
+use crate::catalog::not_carried::summary;
+use crate::commands::exit::Exit;
 use crate::config::{ConnectionSettings, Environment, SETTINGS};
-use crate::fault::report;
+use crate::error_policy::report;
+use crate::maintenance::proposal::{self, Proposal};
 use crate::pg::{Ident, QualifiedName, toml_string};
-use crate::pipeline::{Proposal, propose, summary};
 
 /// What marks schema changes in the stream. Its owner's to install: nothing of it is ever run by headwater.
 const DDL_MARKS: &str = include_str!("../../sql/ddl_marks.sql");
@@ -50,7 +52,7 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
             return Exit::Usage;
         }
     };
-    let proposal = match propose(&source, &destination, &tables).await {
+    let proposal = match proposal::propose(&source, &destination, &tables).await {
         Ok(proposal) => proposal,
         Err(fault) => {
             display::error(&report(&fault).lines());

@@ -1,8 +1,8 @@
 //! What the operator types.
 //!
-//! Room 14, I/O, the last one. In come arguments, the configuration file and the environment; out come a running
+//! I/O, the last one. In come arguments, the configuration file and the environment; out come a running
 //! service, a report, and an exit code: 0 asked to stop, 1 an operator must act, 2 usage or configuration. The only
-//! room that prints.
+//! module that prints.
 
 mod check;
 mod cli;
@@ -11,17 +11,18 @@ mod cutover;
 mod dead_letter;
 pub mod demo;
 mod display;
-mod init;
+pub mod exit;
 mod explain;
+mod format;
+mod init;
+mod man;
 mod observe;
-mod pages;
 mod replay;
 mod resnapshot;
 mod run;
 mod settings;
 mod skip;
 mod status;
-mod words;
 mod teardown;
 mod verify;
 
@@ -31,16 +32,7 @@ use clap::Parser;
 
 use cli::{Arguments, Command, ConflictCommand};
 
-/// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// It did what it was asked.
-    Done,
-    /// An operator must act.
-    OperatorMustAct,
-    /// The arguments or the configuration are wrong.
-    Usage,
-}
+pub use crate::commands::exit::Exit;
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
@@ -75,8 +67,8 @@ pub fn main() -> ExitCode {
             Command::Status(options) => status::status(arguments.config.as_deref(), &options).await,
             Command::Explain => explain::explain(arguments.config.as_deref()).await,
             Command::Resnapshot(options) => resnapshot::resnapshot(&arguments.config, &options).await,
-            Command::Completions(options) => pages::completions(options.shell),
-            Command::Man(options) => pages::man(&options.dir),
+            Command::Completions(options) => crate::commands::man::completions(options.shell),
+            Command::Man(options) => crate::commands::man::man(&options.dir),
             Command::Check(options) => check::run(&arguments.config, &options).await,
             Command::Cutover(options) => cutover::run(&arguments.config, &options).await,
             Command::Teardown(options) => teardown::run(&arguments.config, &options).await,

@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 
 use super::cli::ReplayArguments;
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
 use crate::destination::{self, ReplayRequest};
-use crate::fault::{Fault, report};
+use crate::error_policy::{Fault, report};
 use crate::pg::counted;
 
 /// Applies a dead letter.

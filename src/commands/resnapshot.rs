@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::cli::ResnapshotArguments;
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
 use crate::config::Config;
 use crate::destination::{Bookkeeping, DestinationError, LockHolders, Origin, RequestState, Scope};
-use crate::fault::{Fault, report};
+use crate::error_policy::{Fault, report};
 use crate::pg::QualifiedName;
 use crate::session::Sql;
 

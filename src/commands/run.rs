@@ -10,10 +10,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::cli::{LogStyle, RunArguments};
-use super::{Exit, display, resnapshot, settings};
-use crate::fault::{Fault, report};
+use super::{display, resnapshot, settings};
+use crate::commands::exit::Exit;
+use crate::error_policy::{Fault, report};
 use crate::pg::{counted, split_names};
-use crate::pipeline::{self, RunOptions};
+use crate::supervisor::{self, RunOptions};
 use crate::telemetry::{self, LogFormat, Route, State, Telemetry, start_logging};
 
 /// Runs the service.
@@ -69,7 +70,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     let shown = tokio::spawn(display::show_snapshots(Arc::clone(&telemetry)));
     let log_format = options.log_format;
     let wanted = RunOptions { resnapshot, accept_source_identity: options.accept_source_identity };
-    let ended = pipeline::run(config, wanted, Arc::clone(&telemetry), stopping).await;
+    let ended = supervisor::run(config, wanted, Arc::clone(&telemetry), stopping).await;
     display::end(shown).await;
     telemetry.set_state(State::Stopped, None);
     match ended {

@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Exit;
 use super::display;
+use crate::commands::exit::Exit;
 use crate::config::{Config, Environment, FileText, Problem, SynchronousCommit, holds_password, misspelt_variables};
 use crate::destination::{Bookkeeping, DestinationError, WritingSettings};
 use crate::pg::{Ident, shell_word};

@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 
 use super::cli::TransactionArguments;
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
 use crate::destination::request_skip;
-use crate::fault::{Fault, report};
+use crate::error_policy::{Fault, report};
 
 /// Asks for a transaction to be left out.
 pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments) -> Exit {

@@ -15,8 +15,9 @@ use serde::{Serialize, Serializer};
 
 use super::cli::StatusArguments;
 use super::observe::{self, AtDestination, AtSource};
-use super::words::{count, counts, duration, size};
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
+use crate::commands::format::{count, counts, duration, size};
 use crate::config::Config;
 use crate::pg::{Lsn, printable_json};
 use crate::telemetry::{State, StatusView};

@@ -5,9 +5,10 @@
 use std::path::PathBuf;
 
 use super::cli::TeardownArguments;
-use super::{Exit, display, settings};
-use crate::fault::report;
-use crate::pipeline::{Removal, teardown};
+use super::{display, settings};
+use crate::commands::exit::Exit;
+use crate::error_policy::report;
+use crate::maintenance::teardown::{self, Removal};
 
 /// Removes, or says what would be removed.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -> Exit {
@@ -15,7 +16,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let removals = match teardown(&config, arguments.dry_run).await {
+    let removals = match teardown::run(&config, arguments.dry_run).await {
         Ok(removals) => removals,
         Err(fault) => {
             display::error(&report(&fault).lines());

@@ -13,12 +13,14 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::cli::VerifyArguments;
-use super::{Exit, display, settings};
+use super::{display, settings};
+use crate::commands::exit::Exit;
+use crate::comparison::{Bounds, Key};
 use crate::config::parse_rate;
-use crate::fault::report;
+use crate::error_policy::report;
+use crate::maintenance::verify;
 use crate::pg::{Ident, QualifiedName, counted, printable};
-use crate::pipeline::{RepairStop, Repaired, TableVerdict, Verdict, VerifyOptions, VerifyProgress, verify};
-use crate::plan::verify::{Bounds, Key};
+use crate::verification::verdict::{RepairStop, Repaired, TableVerdict, Verdict, VerifyOptions, VerifyProgress};
 
 /// Compares, prints, and repairs if asked to.
 pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> Exit {
@@ -35,7 +37,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
     };
     let progress = Arc::new(VerifyProgress::default());
     let shown = tokio::spawn(show(Arc::clone(&progress)));
-    let verified = verify(&config, &options, &progress, &mut display::line).await;
+    let verified = verify::run(&config, &options, &progress, &mut display::line).await;
     display::end(shown).await;
     match verified {
         Ok(verdict) => {

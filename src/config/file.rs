@@ -10,7 +10,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::settings::{SETTINGS, Setting};
-use super::{Environment, FileText, Place, Problem};
+use crate::config::problem::{Environment, FileText, Place, Problem};
 
 /// A value before it has a type.
 #[derive(Clone, Debug, PartialEq, Eq)]

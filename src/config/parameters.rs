@@ -6,10 +6,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Environment;
-use super::connection::{
+use crate::config::connection_parts::{
     ChannelBinding, ConnectionSettings, Host, RootCertificates, Secret, SslMode, SslNegotiation, TargetSession,
 };
+use crate::config::problem::Environment;
 
 /// Where sockets are by default: Debian's and Red Hat's packages agree on it.
 pub(super) const DEFAULT_SOCKET_DIRECTORY: &str = "/var/run/postgresql";

@@ -9,12 +9,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::connection::ConnectionSettings;
 use super::file::{RawValue, RawValues};
-use super::{
-    ApplySettings, Config, DestinationSettings, Environment, HttpSettings, OnConflict, OnSlotLost, Origin, Place,
-    Problem, SchemaChanges, SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode,
-    UntrustedOwners,
+use crate::config::connection_parts::ConnectionSettings;
+use crate::config::problem::{Environment, Place, Problem};
+use crate::config::typed::{
+    ApplySettings, Config, DestinationSettings, HttpSettings, OnConflict, OnSlotLost, Origin, SchemaChanges,
+    SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode, UntrustedOwners,
 };
 use crate::pg::{Ident, IdentError, QualifiedName, SlotName, SlotNameError};
 
@@ -188,7 +188,7 @@ impl Reader<'_> {
     fn address(&mut self, key: &str) -> Option<SocketAddr> {
         let text = self.text(key)?;
         let literal = text.parse::<SocketAddr>().ok();
-        // `localhost` needs nobody to be asked; other names would, and a pure room asks nobody.
+        // `localhost` needs nobody to be asked; other names would, and a pure module asks nobody.
         let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
         let local = local.map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         if literal.or(local).is_none() {
@@ -310,7 +310,7 @@ fn split_outside_quotes(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::FileText;
+    use crate::config::problem::FileText;
 
     const URLS: &str = "[source]\nurl = \"postgresql://u@a/forum\"\n[destination]\nurl = \"postgresql://u@b/forum\"\n";
 

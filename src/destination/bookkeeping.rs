@@ -1,6 +1,6 @@
 //! What the destination remembers: the stream that feeds it, its tables, and where it stands.
 //!
-//! Read by `pipeline` at every start, before anything is decided; written in few places, each in one transaction.
+//! Read by `supervisor` at every start, before anything is decided; written in few places, each in one transaction.
 //!
 //! ```text
 //!        (no row) ──begin_stream──▶ creating ──publish──▶ live

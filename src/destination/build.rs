@@ -1,6 +1,6 @@
 //! Finishing what is staged: indexes, keys, foreign keys and statistics, tables side by side.
 //!
-//! Called by `pipeline::snapshot` between the load and the publish. Building an index in one go after the load costs a
+//! Called by `table_sync` between the load and the publish. Building an index in one go after the load costs a
 //! third of keeping it up to date row by row. The sessions' maintenance settings are raised: they are ours alone.
 //!
 //! ```text
@@ -23,8 +23,8 @@ use super::error::DestinationError;
 use super::orphans::{is_orphaned, orphans_told};
 use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
-use crate::plan::sql::ddl;
-use crate::plan::sql::staging as sql;
+use crate::comparison::reconcile_sql as sql;
+use crate::schema_change::ddl;
 use crate::session::{Sql, SqlClient, SqlState};
 
 /// Statements that one session runs one after another.

@@ -1,15 +1,15 @@
 //! The destination's tables as they are now.
 //!
-//! Read by `pipeline` at every start, and again when a relation changes; handed to `plan` as data. Nothing is cached
+//! Read by `supervisor` at every start, and again when a relation changes; handed to `apply_plan` as data. Nothing is cached
 //! beyond that: the catalog is the truth, also after an operator's ALTER TABLE.
 
 use std::collections::BTreeMap;
 
 use super::error::DestinationError;
+use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
 use crate::pg::{QualifiedName, TypeId};
-use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
-use crate::plan::sql::only_tables::is_table;
 use crate::session::{SqlClient, describe_named_types, describe_tables, describe_types};
+use crate::sql::table_guard::is_table;
 
 /// A destination table, and whether it has rows.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! Which rows of the live tables differ from their copies in staging, listed before the publish.
 //!
-//! Called by `pipeline::snapshot` when staging is finished. Comparing reads both tables whole, which takes seconds for
+//! Called by `table_sync` when staging is finished. Comparing reads both tables whole, which takes seconds for
 //! millions of rows; writing what differs does not. So the publish gets a list of keys, and holds the stream only for
 //! the rows on it.
 //!
@@ -33,8 +33,8 @@ use super::error::DestinationError;
 use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use super::staging_schema;
+use crate::comparison::reconcile_sql as sql;
 use crate::pg::{Ident, QualifiedName};
-use crate::plan::sql::staging as sql;
 use crate::session::{Sql, SqlClient, SqlState};
 use crate::telemetry::failpoint;
 

@@ -22,11 +22,12 @@ use super::dead_letter::Wanted;
 use super::error::{Conflict, ConflictKind, DestinationError};
 use super::formats::formats_of;
 use super::writer::ReplicationRole;
+use crate::apply_plan::source_wins::{Effect, Statement, may_remove_rows, shared_uniques, winning};
+use crate::apply_plan::target::Target;
+use crate::apply_plan::unique_keys::{Unique, UniquePart};
+use crate::catalog::schema::TableDefinition;
 use crate::config::OnConflict;
 use crate::pg::{Ident, Lsn, QualifiedName, Relation, RelationId};
-use crate::plan::conflict::{Effect, Statement, Unique, UniquePart, may_remove_rows, shared_uniques, winning};
-use crate::plan::schema::TableDefinition;
-use crate::plan::target::Target;
 use crate::session::{Flight, Verb};
 use crate::transaction::Change;
 
@@ -252,7 +253,7 @@ impl Winning {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::difference::Violated;
+    use crate::schema_change::constraint_difference::Violated;
     use crate::session::SqlState;
 
     fn conflicts(on_conflict: OnConflict) -> Conflicts {

@@ -1,13 +1,13 @@
 //! What can go wrong at the destination.
 //!
-//! Goes to `fault`, which decides what now.
+//! Goes to `error_policy`, which decides what now.
 
 use std::fmt;
 
-use super::other_tables::OtherTable;
+use crate::apply_plan::target::BindError;
+use crate::destination::other_table::OtherTable;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
-use crate::plan::difference::{Difference, Violated};
-use crate::plan::target::BindError;
+use crate::schema_change::constraint_difference::{Difference, Violated};
 use crate::session::{SessionError, SqlState};
 use crate::transaction::Change;
 
@@ -275,7 +275,7 @@ pub enum DestinationError {
     Bind(#[from] BindError),
     /// An update or delete without an identity.
     #[error(transparent)]
-    NoIdentity(#[from] crate::plan::statement::NoIdentity),
+    NoIdentity(#[from] crate::apply_plan::row_by_row::NoIdentity),
     /// A copy that nobody has asked for lacks most of the rows that are here.
     #[error("the new copy lacks most of the rows that the destination has, and nobody has asked for it")]
     LacksMost {

@@ -1,12 +1,12 @@
 //! What the destination has of what expressions may use.
 //!
 //! Asked once by whoever creates something from the source's definitions, on an ordinary session ([`read`]) or on the writing
-//! session, which takes no parameters ([`ask`], [`parse`]). What it means is [`crate::plan::expression`]'s to say.
+//! session, which takes no parameters ([`ask`], [`parse`]). What it means is [`crate::schema_change::expression`]'s to say.
 
 use super::error::DestinationError;
 use crate::pg::quote_literal;
-use crate::plan::expression::Expressions;
-use crate::plan::expression::catalog::{Catalog, FUNCTIONS};
+use crate::schema_change::expression::Expressions;
+use crate::schema_change::expression::catalog::{Catalog, FUNCTIONS};
 use crate::session::{SessionError, SqlClient, fill_in};
 
 const CATALOG: &str = include_str!("../../sql/expression_catalog.sql");

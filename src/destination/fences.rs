@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use super::bookkeeping::{OutdatedFunction, TableRecord, outdated_functions, table_records};
 use super::error::DestinationError;
+use crate::comparison::Key;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
-use crate::plan::verify::Key;
 use crate::session::{SessionError, Sql, SqlClient};
 
 const SCHEMA: &str = concat!(include_str!("../../sql/fences.sql"), include_str!("../../sql/withhold_grants.sql"));

@@ -8,8 +8,8 @@
 use std::collections::HashMap;
 
 use super::error::DestinationError;
+use crate::catalog::fingerprint::Fingerprint;
 use crate::pg::{QualifiedName, RelationId, quote_literal};
-use crate::plan::fingerprint::Fingerprint;
 use crate::session::{FingerprintFacts, SqlClient};
 
 const DOING: &str = "reading headwater.shapes";

@@ -6,7 +6,7 @@
 //! use headwater's rights, which reach farther than his: the bookkeeping, all other tables of the set. `SET ROLE` to the owner does not
 //! contain it, since the code can set the role back (docs/decisions/0021).
 //!
-//! Asked by `pipeline` at every start, by its monitor while a stream runs, inside the transaction that publishes a snapshot, and by
+//! Asked by `supervisor` at every start, by its monitor while a stream runs, inside the transaction that publishes a snapshot, and by
 //! `headwater check`; by `replay` as well. What is found is judged in sql/foreign_code.sql; what is accepted is the operator's
 //! `destination.trusted_roles`. Invariant: one statement, whatever the number of tables.
 
@@ -14,8 +14,8 @@ use serde::Deserialize;
 
 use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
+use crate::catalog::schema::{TypeDefinition, Types};
 use crate::pg::{ErrorReport, Ident, QualifiedName, printable, quote_literal, toml_string};
-use crate::plan::schema::{TypeDefinition, Types};
 use crate::session::{SessionError, SqlClient, fill_in};
 
 const FOREIGN_CODE: &str =
@@ -519,7 +519,7 @@ impl Writes {
     }
 
     /// Refuses to compare rows while that could call code of others: casts, and the functions of types that texts are made into again.
-    /// Reading a table runs nothing else of theirs; what is not a table is not read (`plan::sql::only_tables`).
+    /// Reading a table runs nothing else of theirs; what is not a table is not read (`sql::table_guard`).
     ///
     /// # Errors
     /// As [`Writes::refuse_foreign_code`].

@@ -1,6 +1,6 @@
 //! Who leads: the leader's advisory lock, in a session that does nothing but hold it.
 //!
-//! `pipeline` opens a [`Candidate`] and polls it; when it gets the lock it has a [`Lead`], whose loss ends everything that this
+//! `supervisor` opens a [`Candidate`] and polls it; when it gets the lock it has a [`Lead`], whose loss ends everything that this
 //! instance writes. `lock` knows the keys and the other holders; `writer` opens the session that writes.
 //!
 //! ```text
@@ -29,10 +29,11 @@ use super::bookkeeping::Bookkeeping;
 use super::error::DestinationError;
 use super::lock::{Got, LockHolders, LockKeys, Verdict, replace_key};
 use super::writer::{
-    OWN_PROCESS, ReplicationRole, TAKE_REPLICA_ROLE, Writer, WritingSettings, check_no_pooler, one_row, refuse_pooler,
+    OWN_PROCESS, ReplicationRole, TAKE_REPLICA_ROLE, Writer, WritingSettings, check_no_pooler, refuse_pooler,
     replication_role,
 };
 use crate::config::ConnectionSettings;
+use crate::destination::first_row::one_row;
 use crate::pg::SlotName;
 use crate::session::{DedicatedSession, DedicatedSettings, Flight, SessionError, SqlClient};
 

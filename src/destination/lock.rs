@@ -1,6 +1,6 @@
 //! The advisory lock of the leader: its key, who holds it, and what happens to sessions that may not.
 //!
-//! `leadership` takes the lock through here; `pipeline` and the commands ask here who leads. The lock decides who tries to
+//! `leadership` takes the lock through here; `supervisor` and the commands ask here who leads. The lock decides who tries to
 //! apply. The conditional position update alone decides who commits, so nothing here can lose or double a row.
 //!
 //! PostgreSQL lets every role take every advisory lock, and pg_locks shows every key that is held. So a key that others can

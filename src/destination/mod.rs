@@ -1,6 +1,6 @@
 //! The destination: its catalog, its tables, the rows, and the position among them.
 //!
-//! Room 11, I/O. In come `plan`'s work (from `pipeline::apply_loop`) and, for a snapshot, table definitions and rows;
+//! I/O. In come `apply_plan`'s work (from `apply_worker::apply_loop`) and, for a snapshot, table definitions and rows;
 //! out go committed transactions and the position that they stand for. It knows nothing of the source but what those
 //! carry.
 //!
@@ -29,22 +29,26 @@ mod apply;
 mod bookkeeping;
 mod build;
 mod catalog;
-mod conflict;
 mod compare;
+mod conflict;
 mod dead_letter;
+mod dead_letter_format;
 mod error;
 mod expressions;
 mod extensions;
 mod fences;
 mod fingerprints;
+pub(crate) mod first_row;
 mod foreign_code;
 mod formats;
 mod leadership;
-mod letter_text;
 mod lock;
+pub mod misfits;
+pub(crate) mod name_taken;
 mod open_conflict;
 mod origin;
 mod orphans;
+pub mod other_table;
 mod other_tables;
 mod owner;
 mod preflight;
@@ -66,9 +70,10 @@ mod unfollow;
 mod unsuited;
 mod writer;
 
-pub use apply::{
-    Answered, Applied, Applier, ApplierSettings, FIND_PREPARE, Followed, Ground, Unfit, misfit_report, renamed_report,
-};
+pub use crate::destination::dead_letter_format::{describe, describe_with_values, row_text};
+pub use crate::destination::misfits::misfit_report;
+pub use crate::destination::other_table::{Filled, OtherTable};
+pub use apply::{Answered, Applied, Applier, ApplierSettings, FIND_PREPARE, Followed, Ground, Unfit, renamed_report};
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences, Lists};
@@ -89,11 +94,10 @@ pub use fingerprints::{
 };
 pub use foreign_code::{ForeignCode, Writes, missing_roles_report, refuse_foreign_event_triggers};
 pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate};
-pub use letter_text::{describe, describe_with_values, row_text};
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
-pub use other_tables::{Filled, OtherTable, other_table_report, other_tables, refuse_other_tables};
+pub use other_tables::{other_table_report, other_tables, refuse_other_tables};
 pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};

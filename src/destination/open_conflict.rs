@@ -1,6 +1,6 @@
 //! headwater.open_conflict: the change that halts the service, kept where an operator can look at it.
 //!
-//! Written by `pipeline::attempt` when a stream ends with a conflict; read by `pipeline::conflict_rows` for the command
+//! Written by `supervisor::attempt` when a stream ends with a conflict; read by `maintenance::conflict_rows` for the command
 //! `conflict show`; removed once the stored position has passed the transaction. It exists because no log, status or
 //! metric may carry a row's value, and because the change itself is otherwise only in the source's WAL, behind a slot
 //! that the service is using.

@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
-use super::writer::one_row;
+use crate::destination::first_row::one_row;
 use crate::pg::{SlotName, quote_literal};
 use crate::session::{Flight, SessionError, SqlClient, WritingSession};
 

@@ -5,7 +5,7 @@
 
 use super::error::DestinationError;
 use crate::pg::{Ident, QualifiedName};
-use crate::plan::sql::ddl;
+use crate::schema_change::ddl;
 use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "validating a foreign key";

@@ -2,7 +2,7 @@
 //!
 //! Asked by every start and by the monitor, and by the commands that write rows. In come the OIDs that the bookkeeping remembers; out
 //! go the tables that have others now, and what became of those that were filled. What is applied meanwhile is refused by the
-//! statements themselves (`plan::sql::only_tables`).
+//! statements themselves (`sql::table_guard`).
 //!
 //! Why: whoever drops or renames a table leaves its name free. What is put there lacks rows that the stream never brings again, or holds
 //! somebody else's; and every role that may create tables in the schema may do it.
@@ -12,34 +12,15 @@
 
 use super::bookkeeping::{Bookkeeping, incomplete};
 use super::error::DestinationError;
+use crate::destination::other_table::{Filled, OtherTable};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::session::SqlClient;
 
 /// The OIDs that headwater.stream.bookkeeping_ids remembers.
-pub(super) const BOOKKEEPING_IDS: &str = "ARRAY['headwater.stream'::pg_catalog.regclass::oid, \
+pub(crate) const BOOKKEEPING_IDS: &str = "ARRAY['headwater.stream'::pg_catalog.regclass::oid, \
      'headwater.position'::pg_catalog.regclass::oid, 'headwater.tables'::pg_catalog.regclass::oid]";
 
 const DOING: &str = "comparing the tables with headwater.tables";
-
-/// What became of the table that headwater has filled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Filled {
-    /// It was dropped.
-    Dropped,
-    /// It has this name now.
-    Called(QualifiedName),
-    /// Nobody has looked yet.
-    Unknown,
-}
-
-/// A table that is not the one that headwater has filled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OtherTable {
-    /// Its name.
-    pub table: QualifiedName,
-    /// The table that had the name before.
-    pub filled: Filled,
-}
 
 /// What was found, and whether it is in the way.
 struct Found {

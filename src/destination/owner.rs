@@ -1,8 +1,9 @@
 //! Whose the bookkeeping is: schema `headwater` must belong to a role that could do as much as we can without it, and nobody
 //! else may change it.
 //!
-//! Asked before anything in the schema is used: by [`super::Bookkeeping::connect_checked`], with which every start and every command
-//! that touches the schema opens its session, and by the monitor of `pipeline` while a stream runs. The functions
+//! Asked before anything in the schema is used: by [`crate::destination::bookkeeping::Bookkeeping::connect_checked`], with which every
+//! start and every command
+//! that touches the schema opens its session, and by the monitor of `supervisor` while a stream runs. The functions
 //! and tables in the schema are called and written with our rights, and the owner of a schema can replace whatever is in it. So a
 //! role that has made a schema of this name in advance, or owns an object in it, could have its code run as us. So could one that was
 //! granted TRIGGER on a table of it, or CREATE on the schema; one that may write could move the position. Such grants are not

@@ -1,6 +1,6 @@
 //! What the destination must be like before anything is written there.
 //!
-//! Run by `pipeline` at every start and by `headwater check`; nothing is changed here. Every failed requirement is a
+//! Run by `supervisor` at every start and by `headwater check`; nothing is changed here. Every failed requirement is a
 //! report with the statement that mends it.
 
 use super::error::DestinationError;

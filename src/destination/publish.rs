@@ -1,6 +1,6 @@
 //! Publishing: one transaction that makes a whole snapshot visible, with the position in it.
 //!
-//! Called by `pipeline::snapshot` once staging is finished. Everything that takes time was done before; here tables
+//! Called by `table_sync` once staging is finished. Everything that takes time was done before; here tables
 //! are moved, filled or reconciled in foreign-key order and the bookkeeping is written. Readers never see a partial
 //! or empty table and are never blocked by fill and reconcile, which are ordinary DML; a move concerns tables that
 //! nobody knew before. Where all tables are there and empty, staging would only be a detour: the snapshot's rows come
@@ -14,22 +14,21 @@ use std::future::Future;
 use super::catalog::Catalog;
 use super::compare::{Differences, check_keys};
 use super::error::DestinationError;
-use super::fingerprints;
 use super::foreign_code::{Writes, name_of, named_types};
 use super::orphans::{orphans_told, validates};
 use super::other_tables::BOOKKEEPING_IDS;
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
-use super::shapes;
 use super::staging::{Mode, StagedTable, Staging};
-use super::staging_schema;
 use super::writer::ReplicationRole;
+use super::{fingerprints, shapes, staging_schema};
+use crate::catalog::schema::Types;
+use crate::catalog::shape::Shape;
+use crate::comparison::reconcile_sql as sql;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
-use crate::plan::schema::Types;
-use crate::plan::shape::Shape;
-use crate::plan::sql::staging as sql;
-use crate::plan::sql::{ddl, partition_tree};
+use crate::schema_change::ddl;
 use crate::session::{SessionError, SqlClient, SqlState, read_lock_table};
+use crate::sql::partition_tree;
 use crate::telemetry::failpoint;
 
 /// Where the position stands, and where it will.

@@ -18,11 +18,10 @@ use super::foreign_code::Writes;
 use super::formats::formats_of;
 use super::other_tables::refuse_other_tables;
 use super::writer::{ReplicationRole, Writer, WritingSettings};
+use crate::apply_plan::target::Target;
+use crate::apply_plan::{row_by_row, sql};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
-use crate::plan::sql::apply as sql;
-use crate::plan::statement;
-use crate::plan::target::Target;
 use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, Verb, WritingSession};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
@@ -233,16 +232,16 @@ impl Replay {
                     let conflicts = Conflicts::of_source(OnConflict::SourceWins, Vec::new());
                     return winning.write(flight, target, (here, &conflicts), self.role, change);
                 }
-                let Some(shape) = statement::shape(target, change)? else { return Ok(()) };
+                let Some(shape) = row_by_row::shape(target, change)? else { return Ok(()) };
                 let mut values = Vec::new();
-                let (key, image) = statement::key_and_image(change);
-                statement::row_parameters(target, &shape, key, image, |value| values.push(value));
+                let (key, image) = row_by_row::key_and_image(change);
+                row_by_row::row_parameters(target, &shape, key, image, |value| values.push(value));
                 let formats = formats_of(&values);
-                flight.parse("", &statement::sql(target, &shape), &statement::parameter_types(target, &shape));
+                flight.parse("", &row_by_row::sql(target, &shape), &row_by_row::parameter_types(target, &shape));
                 let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
                 match shape {
-                    statement::Shape::Delete => flight.execute_counted(("", Verb::Any), &formats, values.len(), put),
-                    statement::Shape::Insert | statement::Shape::Update { .. } => {
+                    row_by_row::Shape::Delete => flight.execute_counted(("", Verb::Any), &formats, values.len(), put),
+                    row_by_row::Shape::Insert | row_by_row::Shape::Update { .. } => {
                         flight.execute(("", Verb::Any), &formats, values.len(), put);
                     }
                 }

@@ -1,26 +1,25 @@
 //! A table that is about to be copied anew gets the columns that the source's has now.
 //!
-//! Called by `pipeline::snapshot::handover` for tables that are set aside, before anything is staged. What to do is
-//! [`crate::plan::evolution`]'s to say; here it is done, in one transaction together with what is remembered of the source's
+//! Called by `table_sync::handover` for tables that are set aside, before anything is staged. What to do is
+//! [`crate::schema_change`]'s to say; here it is done, in one transaction together with what is remembered of the source's
 //! table. Only what loses nothing is done: the old rows serve until the copy is published. A crash leaves the table as it
 //! was, or as it is to be: doing it again finds nothing to do.
 
 use std::time::Duration;
 
-use super::apply::misfit_report;
 use super::catalog::Catalog;
 use super::error::DestinationError;
-use super::expressions;
 use super::review::Created;
-use super::row_type;
 use super::schema::resolve_types;
-use super::shapes;
+use super::{expressions, row_type, shapes};
+use crate::catalog::fit::{self, End};
+use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
+use crate::catalog::shape::Shape;
+use crate::destination::misfits::misfit_report;
+use crate::destination::name_taken::is_taken;
 use crate::pg::{Column, ErrorReport, Ident, QualifiedName, Relation, shown_sql};
-use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle};
-use crate::plan::fit::{self, End};
-use crate::plan::schema::{ColumnDefinition, TableDefinition, Types};
-use crate::plan::shape::Shape;
-use crate::plan::sql::ddl::Creation;
+use crate::schema_change::ddl::Creation;
+use crate::schema_change::{Change, Evolution, NewSequence, Obstacle};
 use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "bringing a table to the source's shape";
@@ -156,7 +155,7 @@ async fn unchanged(
     (statement, remedy): (&str, Option<&String>),
     error: SessionError,
 ) -> Result<DestinationError, DestinationError> {
-    // What passes by itself is for `fault` to know.
+    // What passes by itself is for `error_policy` to know.
     if error.code().is_none_or(passes) {
         return Ok(error.into());
     }
@@ -212,11 +211,6 @@ async fn give(client: &SqlClient, sequence: &NewSequence) -> Result<Option<Sessi
         }
     }
     Ok(refused)
-}
-
-/// Something else has the name (duplicate_table, which says so of sequences, too).
-pub(super) fn is_taken(error: &SessionError) -> bool {
-    error.code() == Some(SqlState::new(b"42P07"))
 }
 
 /// Connections, serialization, resources, locks, operators at work, the system.

@@ -1,6 +1,6 @@
 //! A second look at what was created from the source's definitions, before it is used or committed.
 //!
-//! Statements are made of parsed expressions only ([`crate::plan::expression`]); this asks the catalog what they have become.
+//! Statements are made of parsed expressions only ([`crate::schema_change::expression`]); this asks the catalog what they have become.
 //! Objects may depend on what came with the server, on each other, and on the types that were resolved by name; stored
 //! expressions may call the listed functions only. Anything else means that the destination has read a statement otherwise than
 //! headwater meant it: nothing of it is kept. Called by `staging`, `publish`, `reshape`, `schema` and `apply::evolve`.
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal};
-use crate::plan::expression::Expressions;
+use crate::schema_change::expression::Expressions;
 use crate::session::{SqlClient, fill_in};
 
 const REVIEW: &str = include_str!("../../sql/review.sql");
@@ -127,6 +127,6 @@ mod tests {
         created.add_type(Some(QualifiedName::new("s", "$2")));
         let json = created.json();
         assert!(json.contains(r#""schema":"s'; --","name":"t\\","columns":null"#), "{json}");
-        assert!(Created::default().ask(&crate::plan::testing::expressions()).is_none());
+        assert!(Created::default().ask(&crate::testing::expressions()).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! The rows of changes as text, for an operator who asked to see values.
 //!
 //! In come changes as they arrived, values in text or binary; out come their values as PostgreSQL prints them. Used by
-//! `letter_text` (dead letters) and by `pipeline::conflict_rows`; no log, error, metric or page calls this.
+//! `letter_text` (dead letters) and by `maintenance::conflict_rows`; no log, error, metric or page calls this.
 //!
 //! How a binary value reads is asked of the destination, which knows its types: a built-in type by its own OID, a domain
 //! by the built-in type below it, an enum is its label. A value of another type is shown in hexadecimal.

@@ -11,11 +11,12 @@ use super::error::DestinationError;
 use super::expressions;
 use super::extensions::extension_hint;
 use super::review::Created;
+use crate::catalog::fit::{modifier_at, modifier_sql};
+use crate::catalog::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
-use crate::plan::expression::{BOOLEAN, Expressions, Purpose, Scope};
-use crate::plan::fit::{modifier_at, modifier_sql};
-use crate::plan::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
-use crate::plan::sql::ddl::Statements;
+use crate::schema_change::ddl::Statements;
+use crate::schema_change::expression::purpose::Purpose;
+use crate::schema_change::expression::{BOOLEAN, Expressions, Scope};
 use crate::session::SqlClient;
 
 /// How the destination writes the source's types.

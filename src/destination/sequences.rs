@@ -1,13 +1,13 @@
 //! Moves the destination's sequences after the source's, never back.
 //!
-//! Called by `pipeline::sequences` with where the source's stand. Not in the stream's transactions: a sequence that is ahead
+//! Called by `preflight::sequences` with where the source's stand. Not in the stream's transactions: a sequence that is ahead
 //! of its rows does no harm, and one that is moved again does not either, so a lost answer needs no care.
 
 use super::error::DestinationError;
+use crate::catalog::sequences::{Standing, Widening, moves};
+use crate::catalog::sequences_sql::{move_forward, widen};
 use crate::config::SchemaChanges;
 use crate::pg::{ErrorReport, QualifiedName};
-use crate::plan::sequences::{Standing, Widening, moves};
-use crate::plan::sql::sequences::{move_forward, widen};
 use crate::session::{SqlClient, query_sequences, read_sequences};
 
 /// What a round has done.

@@ -1,6 +1,6 @@
 //! Sessions that write and may outlive their leader: recorded when they are opened, ended by the next leader.
 //!
-//! Called by staging, publishing and every `writer`, which record themselves, and by `pipeline::leading` after the lock is
+//! Called by staging, publishing and every `writer`, which record themselves, and by `preflight::leadership` after the lock is
 //! taken. A crashed headwater leaves server processes in the middle of long statements (COPY, CREATE INDEX), whose locks
 //! would hold up the next leader; a frozen one leaves its writing session.
 //!

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::error::DestinationError;
+use crate::catalog::shape::Shape;
 use crate::pg::{ErrorReport, RelationId, quote_literal};
-use crate::plan::shape::Shape;
 use crate::session::SqlClient;
 
 /// Reads what is remembered of all tables.
@@ -21,12 +21,12 @@ pub async fn shapes(client: &SqlClient) -> Result<HashMap<RelationId, Shape>, De
 }
 
 /// Asks for one table's.
-pub(super) fn ask(id: RelationId) -> String {
+pub(crate) fn ask(id: RelationId) -> String {
     format!("SELECT shape::text FROM headwater.shapes WHERE source_id = {id}")
 }
 
 /// Reads one.
-pub(super) fn parse(text: &str) -> Result<Shape, DestinationError> {
+pub(crate) fn parse(text: &str) -> Result<Shape, DestinationError> {
     serde_json::from_str(text).map_err(|_| {
         DestinationError::Refused(
             ErrorReport::new("headwater.shapes at the destination holds a value that headwater did not write")
@@ -36,7 +36,7 @@ pub(super) fn parse(text: &str) -> Result<Shape, DestinationError> {
 }
 
 /// Remembers one.
-pub(super) fn remember(id: RelationId, shape: &Shape) -> String {
+pub(crate) fn remember(id: RelationId, shape: &Shape) -> String {
     let shape = serde_json::to_string(shape).unwrap_or_default();
     format!(
         "INSERT INTO headwater.shapes (source_id, shape) VALUES ({id}, {}) \

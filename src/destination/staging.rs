@@ -1,6 +1,6 @@
 //! Staging: the rows of a snapshot beside the live tables, where no reader sees them.
 //!
-//! `pipeline::snapshot` prepares it, copies into it, finishes it and hands it to `publish`. Its schema carries the
+//! `table_sync` prepares it, copies into it, finishes it and hands it to `publish`. Its schema carries the
 //! generation, for whoever reads the catalog, and a part that nobody can guess.
 //!
 //! | the target is | mode | staging holds |
@@ -20,16 +20,17 @@ use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
 use super::taken_names::check_names_free;
-use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
-use crate::plan::expression::Expressions;
-use crate::plan::fit::Transfer;
-use crate::plan::locks;
-use crate::plan::schema::{
+use crate::catalog::fit::Transfer;
+use crate::catalog::lock_budget;
+use crate::catalog::schema::{
     ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, Identity, IdentityColumn, TableDefinition, TableKind,
     Types,
 };
-use crate::plan::sql::ddl::{Creation, Indexes, foreign_key_obstacle};
-use crate::plan::sql::staging::{self as sql, Matching, Route};
+use crate::comparison::reconcile_sql as sql;
+use crate::comparison::reconcile_sql::{Matching, Route};
+use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
+use crate::schema_change::ddl::{Creation, Indexes, foreign_key_obstacle};
+use crate::schema_change::expression::Expressions;
 use crate::session::{FingerprintFacts, SqlClient};
 
 /// A source table that is to be copied.
@@ -292,7 +293,7 @@ impl Staging {
             route: Route { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: !fixed.is_empty(),
-            writing_locks: locks::of_writing(live),
+            writing_locks: lock_budget::of_writing(live),
         });
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The schemas of staging: made so that nobody else can use them or what is in them, marked, and dropped a few tables at a time.
 //!
-//! Called by `staging`, `compare` and `publish`, which create tables and functions in them, and by `pipeline::leading`, which sweeps
+//! Called by `staging`, `compare` and `publish`, which create tables and functions in them, and by `preflight::leadership`, which sweeps
 //! what an earlier attempt has left.
 //! A schema of staging has a name that begins with [`SCHEMA_PREFIX`] and carries a comment that says so, both from the transaction
 //! that creates it; a schema that has only the name is somebody else's, and stays.

@@ -5,8 +5,8 @@
 //! a type has the name of the table's row type, or of the array of it. One question for any number of tables.
 
 use super::error::DestinationError;
+use crate::catalog::schema::TableDefinition;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
-use crate::plan::schema::TableDefinition;
 use crate::session::SqlClient;
 
 const DOING: &str = "looking for taken names";
@@ -91,7 +91,7 @@ fn report(table: &TableDefinition, taken: Vec<String>) -> Option<ErrorReport> {
 ///
 /// # Errors
 /// [`DestinationError::Refused`].
-pub(super) async fn check_names_free(client: &SqlClient, table: &TableDefinition) -> Result<(), DestinationError> {
+pub(crate) async fn check_names_free(client: &SqlClient, table: &TableDefinition) -> Result<(), DestinationError> {
     match taken_names(client, &[table]).await?.into_iter().next() {
         Some(report) => Err(DestinationError::Refused(report)),
         None => Ok(()),

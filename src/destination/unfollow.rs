@@ -1,6 +1,6 @@
 //! Tables that are followed no longer, because the configuration names them no longer.
 //!
-//! Called by the leader at a start (`pipeline::unconfigured`). In come the tables; out goes one transaction that removes everything the
+//! Called by the leader at a start (`preflight::unconfigured`). In come the tables; out goes one transaction that removes everything the
 //! bookkeeping knows of them. Their rows are not touched. A crash leaves all of it or nothing, and the next start does the rest. A dead
 //! letter stays: it is a whole source transaction, and other tables may be in it.
 

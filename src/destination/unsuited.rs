@@ -4,10 +4,10 @@
 
 use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
+use crate::catalog::schema::TableKind;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
-use crate::plan::schema::TableKind;
-use crate::plan::sql::partition_tree;
 use crate::session::SqlClient;
+use crate::sql::partition_tree;
 
 const DOING: &str = "looking at the destination's tables";
 

@@ -1,6 +1,6 @@
 //! The writing session: how it is set up, what its role may do, and where it found the position.
 //!
-//! Opened by `leadership` for the instance that leads, by `pipeline` for a staging schema and for parallel apply, by `replay`
+//! Opened by `leadership` for the instance that leads, by `supervisor` for a staging schema and for parallel apply, by `replay`
 //! and `row_values` for a command. `apply` sends its flights through it. It holds no lock: who may try to write is
 //! `leadership`'s, and the conditional position update alone decides who commits.
 //!
@@ -14,8 +14,9 @@ use super::error::DestinationError;
 use super::origin::{Marking, mark, origin_name, origin_name_ahead};
 use super::sessions::record_writing;
 use crate::config::{ConnectionSettings, SynchronousCommit};
+use crate::destination::first_row::one_row;
 use crate::pg::{ErrorReport, Ident, Lsn, SlotName};
-use crate::session::{Flight, FlightAnswer, SessionError, SqlState, StatementAnswer, WritingSession};
+use crate::session::{Flight, SessionError, SqlState, WritingSession};
 
 /// How the writing session is set up.
 #[derive(Clone, Debug)]
@@ -262,17 +263,6 @@ pub(super) fn position_in(row: &[Option<String>]) -> Result<Lsn, DestinationErro
 pub fn position_missing_report() -> ErrorReport {
     ErrorReport::new("headwater.position at the destination holds no position")
         .hint("Restore the bookkeeping, or run headwater teardown and start over with --resnapshot.")
-}
-
-pub(super) fn one_row(answer: FlightAnswer) -> Vec<Option<String>> {
-    answer
-        .answers
-        .into_iter()
-        .find_map(|answer| match answer {
-            StatementAnswer::Row(row) => row,
-            StatementAnswer::Count(_) => None,
-        })
-        .unwrap_or_default()
 }
 
 fn pooler_report() -> ErrorReport {

@@ -1,7 +1,7 @@
 //! PostgreSQL's nouns as types: positions, names, relations, tuples, timestamps.
 //!
-//! Room 1, pure. Nothing comes in but text and bytes that other rooms have read; out go values that cannot be
-//! confused with one another. Every later room speaks in these words, spelled as PostgreSQL spells them: an [`Lsn`]
+//! Pure. Nothing comes in but text and bytes that other modules have read; out go values that cannot be
+//! confused with one another. Every later module speaks in these words, spelled as PostgreSQL spells them: an [`Lsn`]
 //! is not a number, a [`RelationId`] is not a [`TypeId`], and an [`Ident`] is the only way a name gets into SQL.
 //!
 //! Invariants: a value of these types is well-formed by construction (parse, don't validate), and its text form is

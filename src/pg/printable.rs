@@ -2,7 +2,7 @@
 //!
 //! In comes text that a server, a configuration or a command line made up; out goes the same text with everything escaped
 //! that would not be seen as itself. Called wherever text goes out: by `Display` of names and errors, by
-//! [`super::ErrorReport`], by the log and by what is served and printed. Pure.
+//! [`crate::pg::report::ErrorReport`], by the log and by what is served and printed. Pure.
 //!
 //! Escaped are control characters (C0, DEL, C1: they steer terminals and begin lines), format characters (bidirectional
 //! controls, zero-width characters: they make text read as something else), separators other than the space, and
@@ -10,7 +10,7 @@
 //!
 //! Invariant: what [`printable`] returns holds no character for which [`is_printable`] is false, and is returned
 //! unchanged by a second call. SQL is not escaped in this way, because that would change what it says: see
-//! [`super::Ident`] and [`super::shown_literal`].
+//! [`crate::pg::ident::Ident`] and [`crate::pg::shown_sql::shown_literal`].
 
 use std::borrow::Cow;
 use std::fmt::Write;

@@ -4,7 +4,7 @@
 //! a superuser or ALTER SYSTEM on such servers, so a hint that asks for one leads nowhere. Pure: the one table of what each provider calls
 //! logical decoding, its settings, and the right to replicate (documentation of each, 2026).
 
-use super::Ident;
+use crate::pg::ident::Ident;
 
 /// Who runs a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ pub fn shown_literal(text: &str) -> String {
 }
 
 /// A name in double quotes, to be shown.
-pub(super) fn shown_identifier(name: &str) -> String {
+pub(crate) fn shown_identifier(name: &str) -> String {
     let mut identifier = String::with_capacity(name.len() + 2);
     write_identifier(&mut identifier, name);
     identifier
@@ -123,7 +123,7 @@ fn quoted_bytes(sql: &str, escapes: bool) -> usize {
     sql.len()
 }
 
-/// What quoted text of ours stands for: of escapes, `super::quote_literal` makes only doubled backslashes.
+/// What quoted text of ours stands for: of escapes, `crate::pg::ident::quote_literal` makes only doubled backslashes.
 fn content(quoted: &str) -> Content {
     let inside = |text: &str| text.get(1..text.len().max(2) - 1).unwrap_or_default().to_owned();
     match quoted.strip_prefix('E') {
@@ -183,7 +183,7 @@ fn write_literal_lines(into: &mut String, lines: &[&str]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::{Ident, quote_literal};
+    use crate::pg::ident::{Ident, quote_literal};
 
     #[test]
     fn what_is_printable_is_shown_as_it_is() {

@@ -1,7 +1,7 @@
 //! A moment as PostgreSQL counts it: microseconds since 2000-01-01 00:00 UTC.
 //!
 //! Comes in from Begin, Commit, XLogData and PrimaryKeepalive; goes out in StandbyStatusUpdate and as lag. The clock
-//! is the sender's. Reading a clock is the I/O rooms' affair; here is only arithmetic.
+//! is the sender's. Reading a clock is the I/O modules' affair; here is only arithmetic.
 
 use std::time::Duration;
 

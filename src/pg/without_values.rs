@@ -1,6 +1,6 @@
 //! Statements of other sessions without the values in them, as pg_stat_activity shows them.
 //!
-//! Asked by those that name a session which is in the way: `pipeline` for the log and /status, `commands` for explain.
+//! Asked by those that name a session which is in the way: `supervisor` for the log and /status, `commands` for explain.
 
 /// A statement with `?` for each value in it, on one line; comments are left out, since they may hold values too.
 ///

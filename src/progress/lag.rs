@@ -1,6 +1,6 @@
 //! Lag that does not lie: bytes, seconds, and 0 when there is nothing to wait for.
 //!
-//! Fed by `pipeline` (what was received, what was stored) and its monitor (how far the source is); shown by
+//! Fed by `supervisor` (what was received, what was stored) and its monitor (how far the source is); shown by
 //! `telemetry`. Seconds are the age of the oldest source commit that is not applied.
 //!
 //! - A commit that was received counts by its own time, on the source's clock, corrected by the offset that the stream

@@ -11,7 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::{BoxedStream, FRAME_BYTES_MAX, FRAME_BYTES_MAX_UNAUTHENTICATED};
+use super::connection::{FRAME_BYTES_MAX, FRAME_BYTES_MAX_UNAUTHENTICATED};
+use crate::session::stream::BoxedStream;
 
 /// All that a session's server reports of its settings: a name and a value are some tens of bytes, and a dozen come with a session.
 const PARAMETER_BYTES_MAX: usize = 1 << 20;

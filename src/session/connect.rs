@@ -17,11 +17,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 
-use super::connection::BoxedStream;
 use super::error::{MAJOR_MIN, SessionError, TlsProblem};
 use super::settings;
 use super::tls::{self, Secured, TlsClient};
 use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation, TargetSession};
+use crate::session::stream::BoxedStream;
 
 /// A stream on which the server waits for the startup message.
 pub(super) struct Opened {

@@ -24,13 +24,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::error::{ServerError, SessionError};
 use super::flight::Flight;
-use super::startup::{self, Startup};
-use crate::config::{ConnectionSettings, Host};
+use crate::config::Host;
+use crate::session::stream::{BoxedStream, Stream};
 
-/// A byte stream to a server: TCP or Unix socket, with or without TLS.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
-pub(super) type BoxedStream = Box<dyn Stream>;
 
 /// Longest frame: 1 GiB.
 pub(super) const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -99,18 +96,6 @@ impl Connection {
             parameters: BTreeMap::new(),
             process_id: 0,
         }
-    }
-
-    /// Opens and authenticates a connection for COPY, with `settings` of the server's.
-    ///
-    /// # Errors
-    /// [`SessionError`] says why no host would do.
-    pub async fn open(
-        connection: &ConnectionSettings,
-        purpose: &str,
-        settings: &[(&str, String)],
-    ) -> Result<Connection, SessionError> {
-        startup::open(connection, &Startup { replication: false, purpose, settings }).await
     }
 
     pub(super) fn authenticated(&mut self) {

@@ -1,6 +1,6 @@
 //! COPY out of one server and into another, byte for byte.
 //!
-//! Serves the snapshot: `pipeline` pairs a [`CopyOut`] at the source with a [`CopyIn`] at the destination and calls
+//! Serves the snapshot: `supervisor` pairs a [`CopyOut`] at the source with a [`CopyIn`] at the destination and calls
 //! [`CopyOut::transfer`] until it is done. CopyData has the same frame in both directions, so frames are passed on as
 //! they come, in whole or in part: the cost per row is a look at its header, and a row of 500 MB needs no more memory
 //! than the pipe holds.

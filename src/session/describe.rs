@@ -2,15 +2,15 @@
 //!
 //! The same questions on both ends, so they stand here, under `source` and `destination`, which never import each
 //! other. The SQL is in sql/describe_tables.sql and sql/describe_types.sql and answers with one JSON object a row,
-//! which keeps one text for PostgreSQL 14 to 18; what comes out is `plan::schema`'s plain data. A server that answers
+//! which keeps one text for PostgreSQL 14 to 18; what comes out is `catalog::schema`'s plain data. A server that answers
 //! with something else is refused, whatever it is.
 
 use super::error::SessionError;
 use super::sql::SqlClient;
+use crate::catalog::not_carried::Thing;
+use crate::catalog::replica_identity::Member;
+use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
 use crate::pg::{Description, Ident, QualifiedName, RelationId, TypeId, quote_literal};
-use crate::plan::identity::Member;
-use crate::plan::not_carried::Thing;
-use crate::plan::schema::{TableDefinition, TypeDefinition, Types};
 
 const TABLES: &str = include_str!("../../sql/describe_tables.sql");
 const IDENTITIES: &str = include_str!("../../sql/identities.sql");

@@ -1,17 +1,16 @@
 //! What can go wrong on a session, with the server's own words where it had any, and never a row's value.
 //!
-//! Comes from every file of this room; goes to `fault`, which decides what now, and to the operator. A server's error
+//! Comes from every file of this module; goes to `error_policy`, which decides what now, and to the operator. A server's error
 //! keeps its SQLSTATE, object names, detail and hint, because those are what an operator needs; but some messages and
 //! most details of classes 22, 23 and P0 quote the row (`Key (id)=(7) already exists`), so these parts are left out
 //! here, at the only door through which they could come in (I9). At the same door their text is made printable.
 
-use std::fmt;
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use crate::config::Secret;
 use crate::pg::{Ident, QualifiedName, printable};
-use crate::plan::difference::Violated;
+use crate::schema_change::constraint_difference::Violated;
 
 /// A five-character SQLSTATE.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

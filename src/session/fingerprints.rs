@@ -1,4 +1,4 @@
-//! Reads what tells whether tables are still what they were (`plan::fingerprint`), all of them in one question.
+//! Reads what tells whether tables are still what they were (`catalog::fingerprint`), all of them in one question.
 //!
 //! Asked of the source by the monitor, at every start, and under the locks of a copy. The SQL is in sql/fingerprints.sql. It costs
 //! the source a pass over the catalog rows of the tables asked about and takes no lock; most answers are digests, and the facts are
@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use super::error::SessionError;
 use super::sql::SqlClient;
+use crate::catalog::fingerprint::Fingerprint;
 use crate::pg::{Ident, RelationId};
-use crate::plan::fingerprint::Fingerprint;
 
 const FINGERPRINTS: &str = include_str!("../../sql/fingerprints.sql");
 const DOING: &str = "reading fingerprints of tables";

@@ -1,6 +1,6 @@
 //! The flight: everything of one destination transaction in one go, with exactly one Sync, at its end.
 //!
-//! Written by `destination::apply`, sent by [`super::WritingSession`]. BEGIN, the position, the rows (COPY as
+//! Written by `destination::apply`, sent by [`crate::session::writing::WritingSession`]. BEGIN, the position, the rows (COPY as
 //! Execute, CopyData, CopyDone), COMMIT: extended-protocol messages back to back. Any error, BEGIN's too, makes the
 //! server skip to the Sync, so that nothing can commit by itself. With a Sync per statement a cancelled BEGIN let a
 //! batch commit row by row (seen: 7 torn batches of 4,398; with one Sync none).

@@ -2,7 +2,7 @@
 
 use super::error::SessionError;
 use super::sql::SqlClient;
-use crate::plan::locks::LockTable;
+use crate::catalog::lock_budget::LockTable;
 
 /// A lock that a process holds by its fast path takes no room in the shared table.
 const LOCK_TABLE: &str = "

@@ -1,6 +1,6 @@
 //! Sessions with a server: an address, a password and TLS become a connected stream, and what runs on it.
 //!
-//! Room 9, I/O. In come [`crate::config::ConnectionSettings`]; out go five kinds of session:
+//! I/O. In come [`crate::config::ConnectionSettings`]; out go five kinds of session:
 //!
 //! ```text
 //!                      ┌─ sql::connect ─────▶ tokio_postgres::Client   catalog, bookkeeping, snapshot control
@@ -16,7 +16,7 @@
 //!
 //! Invariants: no answer is waited for without a bound; no error carries a password or a row's value; what the other
 //! side claims of its lengths is bounded before memory is taken for it. tokio-postgres, postgres-protocol and rustls
-//! are used in this room only.
+//! are used in this module only.
 
 mod bounded;
 mod certificate_faults;
@@ -39,6 +39,7 @@ mod settings;
 mod signatures;
 mod sql;
 mod startup;
+pub(crate) mod stream;
 mod tls;
 mod writing;
 

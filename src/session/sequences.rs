@@ -6,9 +6,9 @@ use super::describe::describe;
 use super::error::SessionError;
 use super::row::Row;
 use super::sql::SqlClient;
+use crate::catalog::sequences::{OwnedSequence, SequenceState, Standing};
+use crate::catalog::sequences_sql::{HOLD, read_states};
 use crate::pg::QualifiedName;
-use crate::plan::sequences::{OwnedSequence, SequenceState, Standing};
-use crate::plan::sql::sequences::{HOLD, read_states};
 
 const OWNED: &str = include_str!("../../sql/owned_sequences.sql");
 

@@ -12,8 +12,7 @@ use postgres_protocol::message::frontend;
 use super::connect::{self, Opened, ServerKind};
 use super::connection::Connection;
 use super::error::SessionError;
-use super::password_file;
-use super::settings;
+use super::{password_file, settings};
 use crate::config::{ChannelBinding, ConnectionSettings, Secret};
 
 const DOING: &str = "connecting";
@@ -37,6 +36,20 @@ pub(super) struct Startup<'a> {
 /// Opens and authenticates a connection with the first host that will do.
 pub(super) async fn open(settings: &ConnectionSettings, startup: &Startup<'_>) -> Result<Connection, SessionError> {
     connect::first_host(settings, |opened| start(settings, startup, opened)).await
+}
+
+impl Connection {
+    /// Opens and authenticates a connection for COPY, with `settings` of the server's.
+    ///
+    /// # Errors
+    /// [`SessionError`] says why no host would do.
+    pub async fn open(
+        connection: &ConnectionSettings,
+        purpose: &str,
+        settings: &[(&str, String)],
+    ) -> Result<Connection, SessionError> {
+        open(connection, &Startup { replication: false, purpose, settings }).await
+    }
 }
 
 async fn start(

@@ -20,11 +20,11 @@ use tokio_rustls::TlsConnector;
 use x509_cert::der::{Decode, Encode};
 
 use super::certificate_faults::{OtherNames, Unfit};
-use super::connection::BoxedStream;
 use super::error::{SessionError, TlsProblem};
 use super::server_certificate::{Roots, Verification};
 use super::signatures::load_key;
 use crate::config::{ConnectionSettings, Host, RootCertificates, SslMode, SslNegotiation};
+use crate::session::stream::BoxedStream;
 
 /// What is needed for handshakes with the hosts of one connection string.
 pub(super) struct TlsClient {

@@ -1,7 +1,7 @@
 //! Ahead of its commit: what is known of a stream that is applied while it is still arriving.
 //!
 //! Three take part, and this is where they meet. The outlet (task 1) tells what of the stream is in the spool; whoever
-//! applies it on a session of its own (`pipeline::ahead`) asks what may be read next; the apply loop (task 2) tells how far
+//! applies it on a session of its own (`apply_worker::parallel_apply`) asks what may be read next; the apply loop (task 2) tells how far
 //! the live tables are, says when it is the stream's turn to commit, and may have it given up at any moment:
 //!
 //! ```text

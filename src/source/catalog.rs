@@ -1,6 +1,6 @@
 //! The source's tables of the set, and what the publication sends of each.
 //!
-//! Read by `pipeline` at every start. A configured table that does not exist is an operator's matter; so is one that
+//! Read by `supervisor` at every start. A configured table that does not exist is an operator's matter; so is one that
 //! cannot be published, or that policies would show us only in part.
 
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use super::error::SourceError;
 use super::marks::Marks;
 use super::snapshot::explain_lock;
+use crate::catalog::schema::{ColumnDefinition, Partition, TableDefinition, TableKind, Types};
+use crate::catalog::table_order::{ForeignKeyOrder, foreign_key_order};
 use crate::config::nearest;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
-use crate::plan::order::{ForeignKeyOrder, foreign_key_order};
-use crate::plan::schema::{ColumnDefinition, Partition, TableDefinition, TableKind, Types};
 use crate::session::{SqlClient, describe_tables, describe_types};
 use crate::transaction::TableSet;
 

@@ -27,9 +27,9 @@ use tokio::task::JoinHandle;
 
 use super::error::SourceError;
 use super::snapshot::sees;
+use crate::catalog::shape::Shape;
 use crate::pg::{Relation, RelationId};
-use crate::plan::evolution::{followed, numbers};
-use crate::plan::shape::Shape;
+use crate::schema_change::{followed, numbers};
 use crate::session::{Sql, SqlClient, describe_relation, read_description};
 use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
 

@@ -1,6 +1,6 @@
 //! What can go wrong at the source.
 //!
-//! Goes to `fault`, which decides what now.
+//! Goes to `error_policy`, which decides what now.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct LostHistory {
     pub report: ErrorReport,
 }
 
-/// Why the stream cannot go on from the stored position. `fault` decides what may follow from each: after some the source is
+/// Why the stream cannot go on from the stored position. `error_policy` decides what may follow from each: after some the source is
 /// still known to continue what the destination has, after others it may be another server, or an older state of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LostCause {

@@ -1,76 +1,18 @@
 //! Whether the source continues what it has sent before: same cluster, same database, a timeline that has the stored position
 //! in its history, WAL that reaches it, and a slot that has not passed it.
 //!
-//! Asked by `pipeline` before START_REPLICATION, which itself would start silently at a later position, and by `check`. In come
+//! Asked by `supervisor` before START_REPLICATION, which itself would start silently at a later position, and by `check`. In come
 //! what the server says of itself and what the bookkeeping remembers; out goes nothing, or a [`LostHistory`] with its cause.
-//! Everything here but [`SourceDatabase::read`] is a comparison of values. What may follow from a cause is decided in `fault`.
+//! Everything here but [`SourceDatabase::read`] is a comparison of values. What may follow from a cause is decided in `error_policy`.
 //!
 //! The order is from the outside in, so that the first thing that differs is the one that is reported: on another cluster
 //! timelines and positions mean nothing, and on another timeline a slot means nothing.
 
 use super::error::{LostCause, LostHistory, SourceError};
 use super::slot::{Slot, check_slot};
-use super::upgraded::KEEPS_SLOTS_SINCE;
-use crate::pg::{Descent, ErrorReport, Lsn, SlotName, Timeline, printable};
-use crate::session::{SqlClient, SystemIdentification};
-
-/// What the destination remembers of its source.
-#[derive(Clone, Debug)]
-pub struct StoredHistory<'a> {
-    /// The slot.
-    pub slot: &'a SlotName,
-    /// The source's system identifier.
-    pub system_identifier: &'a str,
-    /// The timeline when it was last connected.
-    pub timeline: &'a Timeline,
-    /// The source's database.
-    pub database: &'a str,
-    /// Its OID; an earlier version did not record it.
-    pub database_id: Option<u32>,
-    /// How far the destination is.
-    pub position: Lsn,
-    /// The source's server_version_num, where it is known.
-    pub version: Option<i32>,
-    /// A 64-bit transaction ID that the source had reached before the position, where one is known.
-    pub xid: Option<i64>,
-}
-
-/// The database that source.url leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceDatabase {
-    /// Its OID, which stays when it is renamed.
-    pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// A database of the name that is remembered exists.
-    pub remembered_exists: bool,
-    /// Its server's server_version_num.
-    pub server_version: i32,
-    /// All transactions of its cluster before this 64-bit transaction ID have ended, and the latest of them is just before it.
-    pub next_xid: i64,
-}
-
-impl SourceDatabase {
-    /// Asks for the database of this session; `remembered` is the name that fed the destination.
-    ///
-    /// # Errors
-    /// [`SourceError`].
-    pub async fn read(client: &SqlClient, remembered: &str) -> Result<SourceDatabase, SourceError> {
-        let sql =
-            "SELECT d.oid, d.datname::text, EXISTS (SELECT FROM pg_catalog.pg_database o WHERE o.datname = $1::text),
-                          pg_catalog.current_setting('server_version_num')::int4,
-                          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8
-                   FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
-        let row = client.query_one("looking at the source's database", sql, &[&remembered]).await?;
-        Ok(SourceDatabase {
-            id: row.get(0)?,
-            name: row.get(1)?,
-            remembered_exists: row.get(2)?,
-            server_version: row.get(3)?,
-            next_xid: row.get(4)?,
-        })
-    }
-}
+use crate::pg::{Descent, ErrorReport, printable};
+use crate::session::SystemIdentification;
+use crate::source::stored_history::{KEEPS_SLOTS_SINCE, SourceDatabase, StoredHistory};
 
 /// What to do about a history that is lost while the source is known to continue it.
 const RESYNC_HINT: &str = "Run headwater with --resnapshot to reconcile all tables with a new snapshot, or set \
@@ -369,6 +311,8 @@ fn check_confirmed(slot: &Slot, stored: &StoredHistory<'_>) -> Result<(), LostHi
 mod tests {
     use super::*;
     use crate::config::Host;
+    use crate::pg::Lsn;
+    use crate::pg::Timeline;
     use crate::source::slot::testing::database;
 
     fn timeline(number: u32, history: &str) -> Timeline {

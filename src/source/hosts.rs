@@ -1,6 +1,6 @@
 //! Which of several hosts is the source.
 //!
-//! Asked by `pipeline` at the beginning of every attempt and command where source.url names more than one host; from then on all
+//! Asked by `supervisor` at the beginning of every attempt and command where source.url names more than one host; from then on all
 //! sessions lead to the host that was chosen, because a slot, its snapshot and its stream are one server's. All hosts are asked
 //! at once, and all answers are waited for: a server alone does not know that another one was promoted.
 //!
@@ -24,10 +24,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::error::{LostCause, LostHistory, SourceError};
-use super::history::{StoredHistory, continues};
+use super::history::continues;
 use crate::config::{ConnectionSettings, Host, TargetSession};
 use crate::pg::{ErrorReport, TimelineHistory};
 use crate::session::{ReplicationSession, SessionError, SystemIdentification};
+use crate::source::stored_history::StoredHistory;
 
 /// The host that was chosen, and what is to be said of the others.
 #[derive(Clone, Debug)]

@@ -1,13 +1,13 @@
 //! The identities of the tables of the set, asked of the source before anything is published, at every start and by the monitor.
 //!
 //! In come OIDs and the publication's name; out go reports, with the statements that let the source's UPDATE and DELETE through.
-//! What is wrong is [`crate::plan::identity`]'s to say. One query for all tables and leaves, which needs no privilege on them.
+//! What is wrong is [`crate::catalog::replica_identity`]'s to say. One query for all tables and leaves, which needs no privilege on them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use crate::catalog::replica_identity::{Harm, IdentifiedTable, Publishing};
 use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, ReplicaIdentity};
-use crate::plan::identity::{Harm, IdentifiedTable, Publishing};
 use crate::session::{SessionError, SqlClient, describe_identities};
 
 const DOING: &str = "looking at replica identities";

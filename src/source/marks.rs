@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use super::error::SourceError;
 use crate::pg::QualifiedName;
-use crate::plan::sql::partition_tree;
 use crate::session::{SessionError, SqlClient};
+use crate::sql::partition_tree;
 
 /// The marks of some tables, with those of their partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

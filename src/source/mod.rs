@@ -1,7 +1,7 @@
 //! The source: what it must be like, its slot and publication, its snapshot, its stream.
 //!
-//! Room 10, I/O. In come settings and the destination's stored position; out go table definitions, rows under a
-//! settled snapshot, and [`crate::transaction::Step`]s, for `pipeline` to pass on. It knows nothing of the
+//! I/O. In come settings and the destination's stored position; out go table definitions, rows under a
+//! settled snapshot, and [`crate::transaction::Step`]s, for `supervisor` to pass on. It knows nothing of the
 //! destination but positions.
 //!
 //! ```text
@@ -33,16 +33,18 @@ mod sequences;
 mod slot;
 mod snapshot;
 mod steps;
+pub mod stored_history;
 mod stream;
 mod upgraded;
 mod withdrawal;
 
+pub use crate::source::stored_history::{SourceDatabase, StoredHistory};
 pub use ahead::{Ahead, Changes, Next};
 pub use catalog::{SourceCatalog, SourceTable};
 pub use collations::collation_statements;
 pub use describe::Describer;
 pub use error::{LostCause, LostHistory, SourceError};
-pub use history::{SourceDatabase, StoredHistory, check_history, check_line};
+pub use history::{check_history, check_line};
 pub use hosts::{Choice, choose_host};
 pub use identity::{Identities, Unidentified};
 pub use marks::Marks;

@@ -1,7 +1,7 @@
 //! The operator classes that indexes of the source take from extensions, which a destination must have to build the same.
 //!
 //! In come the indexes that will be made at the destination; out go the classes with their extensions. Asked by
-//! `pipeline::lacking` before a row moves: a class that is missing would be found after the copy. Also what an index takes as its
+//! `preflight::missing_objects` before a row moves: a class that is missing would be found after the copy. Also what an index takes as its
 //! type's default may be an extension's (btree_gist for a key WITHOUT OVERLAPS).
 
 use super::error::SourceError;

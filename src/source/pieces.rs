@@ -1,6 +1,6 @@
 //! What a snapshot reads: each table in pieces that readers take from one queue.
 //!
-//! Asked by `pipeline::snapshot` on the session that locks the tables; the pieces' COPY statements are `plan`'s. A large table is
+//! Asked by `table_sync` on the session that locks the tables; the pieces' COPY statements are `apply_plan`'s. A large table is
 //! split into ranges of pages (ctid), a small one is one piece. The rows of a partitioned table are its partitions',
 //! which are read one by one where our role may; otherwise through their root, which needs no privilege on them.
 //!
@@ -8,11 +8,11 @@
 //! rows, but neither truncate nor rewrite the table.
 
 use super::error::SourceError;
+use crate::catalog::schema::{TableDefinition, TableKind};
+use crate::comparison::reconcile_sql::PageRange;
 use crate::pg::QualifiedName;
-use crate::plan::schema::{TableDefinition, TableKind};
-use crate::plan::sql::partition_tree;
-use crate::plan::sql::staging::PageRange;
 use crate::session::SqlClient;
+use crate::sql::partition_tree;
 
 /// Pages of a piece at most: 32 MB, a second or less of reading. What a lost connection costs is a piece.
 const PIECE_PAGES: u32 = 4096;

@@ -1,6 +1,6 @@
 //! What the source must be like before anything is asked of it.
 //!
-//! Run by `pipeline` at every start; each failed requirement is a report with the statement or setting that mends it.
+//! Run by `supervisor` at every start; each failed requirement is a report with the statement or setting that mends it.
 //! Nothing is changed here.
 
 use super::error::SourceError;

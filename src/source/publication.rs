@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::catalog::SourceCatalog;
 use super::error::SourceError;
 use super::identity::{Identities, Unidentified, joined};
+use crate::catalog::schema::{ColumnDefinition, TableDefinition};
 use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, counted, printable, quote_literal};
-use crate::plan::schema::{ColumnDefinition, TableDefinition};
 use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "looking at the publication";
@@ -272,7 +272,7 @@ async fn add_missing(
         return Ok(());
     }
     let names: Vec<String> = missing.iter().map(|table| table.name().to_string()).collect();
-    let partitioned = missing.iter().any(|table| table.kind == crate::plan::schema::TableKind::Partitioned);
+    let partitioned = missing.iter().any(|table| table.kind == crate::catalog::schema::TableKind::Partitioned);
     if partitioned && !via_root {
         return Err(SourceError::Refused(
             ErrorReport::new(format!("publication {publication} publishes partitions, not the partitioned table {}", names.join(", ")))

@@ -1,7 +1,7 @@
 //! Transactions that a new slot at the source waits for, in words, with what ends them.
 //!
 //! A slot waits for every transaction of the whole cluster that has an xid, in whichever database, prepared ones included: those
-//! have no session, and stay until somebody ends them. Asked by `pipeline` and the commands wherever a slot is made, or its wait
+//! have no session, and stay until somebody ends them. Asked by `supervisor` and the commands wherever a slot is made, or its wait
 //! is explained. Nothing is changed here.
 //!
 //! Every role sees the locks that transactions hold on their xids and who they are; since when they run only roles that may read

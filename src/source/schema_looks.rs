@@ -55,7 +55,7 @@ pub fn schema_looks() -> (SchemaLooks, LooksAsked) {
 
 impl SchemaLooks {
     /// Asks for a look if a mark concerns anything that is followed; out goes the question's number.
-    pub(super) fn ask(&self, mark: &SchemaMark) -> Option<u64> {
+    pub(crate) fn ask(&self, mark: &SchemaMark) -> Option<u64> {
         let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if !followed.as_ref().is_none_or(|followed| mark.objects.concern(followed)) {
             return None;
@@ -66,7 +66,7 @@ impl SchemaLooks {
     }
 
     /// Waits for the answer to a question; pending without one, and when nobody answers any more. Cancel-safe.
-    pub(super) async fn answered(&mut self, number: Option<u64>) {
+    pub(crate) async fn answered(&mut self, number: Option<u64>) {
         let Some(number) = number else { return std::future::pending().await };
         if self.answered.wait_for(|answered| *answered >= number).await.is_err() {
             std::future::pending().await

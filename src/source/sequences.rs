@@ -1,10 +1,10 @@
 //! The source's sequences that replicated columns own.
 //!
-//! Asked by `pipeline::sequences` now and then; they are in no stream.
+//! Asked by `preflight::sequences` now and then; they are in no stream.
 
 use super::error::SourceError;
+use crate::catalog::sequences::Standing;
 use crate::pg::QualifiedName;
-use crate::plan::sequences::Standing;
 use crate::session::{SqlClient, read_sequences};
 
 /// Where they stand.

@@ -1,14 +1,14 @@
 //! The replication slot as the source reports it: whose it is, and how it is freed.
 //!
-//! Asked by `pipeline` at every start and by the monitor while streaming. Whether the slot, and the server that has it, continue
+//! Asked by `supervisor` at every start and by the monitor while streaming. Whether the slot, and the server that has it, continue
 //! from the stored position is `history`'s to say.
 
 use std::time::Duration;
 
 use super::error::SourceError;
-use super::history::SourceDatabase;
 use crate::pg::{ErrorReport, Ident, Lsn, SlotName, printable};
 use crate::session::SqlClient;
+use crate::source::stored_history::SourceDatabase;
 
 /// A row of pg_replication_slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,13 +187,13 @@ pub fn check_slot(slot: &Slot, database: &SourceDatabase) -> Result<(), SourceEr
 
 /// A slot for the tests of this module and its neighbours.
 #[cfg(test)]
-pub(super) mod testing {
+pub(crate) mod testing {
     use super::Slot;
     use crate::pg::Lsn;
-    use crate::source::history::SourceDatabase;
+    use crate::source::stored_history::SourceDatabase;
 
     /// Database 16384, forum, of an 18.4.
-    pub(in crate::source) fn database() -> SourceDatabase {
+    pub(crate) fn database() -> SourceDatabase {
         SourceDatabase {
             id: 16_384,
             name: "forum".into(),
@@ -204,7 +204,7 @@ pub(super) mod testing {
     }
 
     /// One of ours in database 16384, forum, at 0/1.
-    pub(in crate::source) fn slot() -> Slot {
+    pub(crate) fn slot() -> Slot {
         Slot {
             name: "hw".parse().unwrap(),
             plugin: "pgoutput".into(),

@@ -1,7 +1,7 @@
 //! A settled snapshot at a slot's consistent point, and the locks that keep its tables from being rewritten before
 //! they are read.
 //!
-//! Called by `pipeline` in this order; the readers' COPY statements stand between the last two:
+//! Called by `supervisor` in this order; the readers' COPY statements stand between the last two:
 //!
 //! ```text
 //! TableLocks::take          ACCESS SHARE on every table, in a transaction without an xid
@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 
 use super::error::SourceError;
 use super::running::{Running, ending_hint, lock_holder};
+use crate::catalog::schema::TableDefinition;
 use crate::pg::{ErrorReport, QualifiedName};
-use crate::plan::schema::TableDefinition;
 use crate::session::{SessionError, Sql, SqlClient, SqlState, describe_tables};
 
 /// A commit that takes longer to become visible is stuck, and the snapshot is given up.

@@ -1,6 +1,6 @@
 //! The live stream: the source's messages in, steps out, positions back.
 //!
-//! Task 1 of the ring. It owns the socket and the assembler; `pipeline` gives it the sending end of the step channel
+//! Task 1 of the ring. It owns the socket and the assembler; `supervisor` gives it the sending end of the step channel
 //! and the watch on which the destination's progress comes back.
 //!
 //! ```text

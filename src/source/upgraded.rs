@@ -1,6 +1,6 @@
 //! Whether a cluster of another system identifier is the old source after pg_upgrade, which from 17 on keeps logical slots.
 //!
-//! Asked by `pipeline` where an operator has said so (`run --accept-source-identity`). In come what the server says of itself and
+//! Asked by `supervisor` where an operator has said so (`run --accept-source-identity`). In come what the server says of itself and
 //! what the bookkeeping remembers; out goes the position from which on the kept slot continues, or a refusal. Nothing is read or
 //! written here.
 //!
@@ -9,14 +9,15 @@
 //! of the new cluster's WAL, which begins behind the old one's (17 to 18: position 0/18879C8, kept slot 0/8000110). So the slot is
 //! ahead of the position, and nothing was written between. OIDs of the database and of tables are kept, too, which a dump and
 //! restore would not do, and the next transaction ID. A cluster that the same script has made may have all of that by chance, so
-//! `pipeline` says how to compare the rows. Relation files are kept as well; the start looks at them for every table
+//! `supervisor` says how to compare the rows. Relation files are kept as well; the start looks at them for every table
 //! (`fingerprint`), since any VACUUM FULL replaces one.
 
 use super::error::SourceError;
-use super::history::{SourceDatabase, StoredHistory, check_valid};
+use super::history::check_valid;
 use super::slot::{Slot, check_slot};
 use crate::pg::{ErrorReport, Lsn, QualifiedName, printable};
 use crate::session::SystemIdentification;
+use crate::source::stored_history::{KEEPS_SLOTS_SINCE, SourceDatabase, StoredHistory};
 
 /// The position from which on the slot of this server continues what the destination has. `replaced`: the followed tables that
 /// have another OID here.
@@ -102,9 +103,6 @@ pub fn kept_slot_position(
     }
     Ok(confirmed)
 }
-
-/// The first version whose pg_upgrade keeps logical slots: the old cluster and the new one must have it.
-pub(super) const KEEPS_SLOTS_SINCE: i32 = 170_000;
 
 fn major(version: i32) -> i32 {
     version / 10_000

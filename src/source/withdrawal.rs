@@ -1,6 +1,6 @@
 //! Tables that are followed no longer are taken out of a publication that headwater has made.
 //!
-//! Called by the leader at a start, after the bookkeeping has forgotten the tables (`pipeline::unconfigured`). A table that stays in a
+//! Called by the leader at a start, after the bookkeeping has forgotten the tables (`preflight::unconfigured`). A table that stays in a
 //! publication costs the source little; but without a replica identity its own UPDATE and DELETE fail for as long as it is published.
 //! A publication that somebody else has made, or that another slot of the database may use, is left as it is.
 //!

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::SpoolError;
 use super::sweep::{self, MARKER, MARKER_TEXT};
 use crate::pg::SlotName;
+use crate::spool::error::SpoolError;
 
 /// Held while directories are made and swept.
 pub(super) const GATE: &str = "spool.lock";

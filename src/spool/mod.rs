@@ -1,6 +1,6 @@
 //! In-progress transactions too big for memory, to files and back.
 //!
-//! Room 8, I/O. In come records in chunks from `source::stream`, stream by stream, with cuts and discards; out go the
+//! I/O. In come records in chunks from `source::stream`, stream by stream, with cuts and discards; out go the
 //! same bytes, once, when a stream has committed; before that a [`Peeker`] may look at them. What is in them is
 //! `transaction`'s matter; here they are bytes with a checksum.
 //!
@@ -18,11 +18,11 @@
 //! by `ORDERS_MAX` and `CHUNKS_MAX`.
 
 mod directory;
+pub mod error;
 mod store;
 mod sweep;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +33,10 @@ use crate::config::SpoolSettings;
 use crate::pg::SlotName;
 use crate::telemetry::Telemetry;
 use directory::Directory;
-pub use directory::{GateError, check_gate, resolve};
 use store::Store;
+
+pub use crate::spool::error::SpoolError;
+pub use directory::{GateError, check_gate, resolve};
 
 /// Orders on their way to the thread at most: chunks of a quarter of a megabyte, mostly.
 const ORDERS_MAX: usize = 8;
@@ -44,40 +46,6 @@ const CHUNKS_MAX: usize = 4;
 const OPEN_MAX: Duration = Duration::from_secs(30);
 /// How long the thread may take to remove its files when the stream ends; what it leaves is swept by the next start.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
-
-/// What went wrong with the spool.
-#[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
-    /// The operating system refused.
-    #[error("could not {doing} {path}: {source}")]
-    File {
-        /// What was being done.
-        doing: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// `spool.bytes_max` is reached.
-    #[error("in-progress transactions need more than the {bytes_max} bytes that spool.bytes_max allows in {path}")]
-    Full {
-        /// `spool.bytes_max`.
-        bytes_max: u64,
-        /// `spool.dir`.
-        path: PathBuf,
-    },
-    /// What was read is not what was written.
-    #[error("spool file {path} is damaged at byte {place}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where the damaged block begins.
-        place: u64,
-    },
-    /// The thread is gone without a word.
-    #[error("the spool's thread has ended")]
-    Gone,
-}
 
 /// What the thread is to do.
 #[derive(Debug)]

@@ -20,9 +20,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 
 use bytes::Bytes;
 
-use super::SpoolError;
 use super::directory::{Directory, failed};
 use crate::config::SpoolSettings;
+use crate::spool::error::SpoolError;
 
 /// So much is written or read by one system call. The kernel takes a container's share of a core away only between two of them: one
 /// that copies 200 MB takes seconds of a small share in advance, in which no thread of the process runs, nor keeps the lead.

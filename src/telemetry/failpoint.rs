@@ -47,7 +47,7 @@ mod armed {
 
     static FAILPOINT: OnceLock<Option<Failpoint>> = OnceLock::new();
 
-    pub(super) fn strike(point: &str) {
+    pub(crate) fn strike(point: &str) {
         let failpoint = FAILPOINT.get_or_init(|| {
             let text = std::env::var("HEADWATER_FAILPOINT").ok()?;
             let (point, times) = text.split_once(':').unwrap_or((&text, "1"));
@@ -66,7 +66,7 @@ mod armed {
     static PANICKED: AtomicBool = AtomicBool::new(false);
 
     /// `HEADWATER_FAILPOINT_PANIC=point=path`: panic when the point is reached and the file is there, once.
-    pub(super) fn panic(point: &str) {
+    pub(crate) fn panic(point: &str) {
         let Ok(text) = std::env::var("HEADWATER_FAILPOINT_PANIC") else { return };
         let is_due = text.split_once('=').is_some_and(|(at, path)| at == point && PathBuf::from(path).exists());
         assert!(!is_due || PANICKED.swap(true, Ordering::Relaxed), "a test has asked for it");
@@ -105,7 +105,7 @@ mod armed {
 
     static PAUSE: OnceLock<Option<Pause>> = OnceLock::new();
 
-    pub(super) async fn pause(point: &str) {
+    pub(crate) async fn pause(point: &str) {
         let pause = PAUSE.get_or_init(|| {
             let text = std::env::var("HEADWATER_PAUSE").ok()?;
             let (point, path) = text.split_once('=')?;

@@ -1,6 +1,6 @@
 //! The last quarter of an hour, second by second, for the page's chart.
 //!
-//! Filled by [`super::Telemetry::sample`] once a second, sent whole to a page that opens. Bound: [`SAMPLES_MAX`]
+//! Filled by [`crate::telemetry::facts::Telemetry::sample`] once a second, sent whole to a page that opens. Bound: [`SAMPLES_MAX`]
 //! samples of a few numbers each, some 40 kB; the oldest goes when a new one comes.
 
 use std::collections::VecDeque;

@@ -1,6 +1,6 @@
 //! Log lines: for people on a terminal, or JSON.
 //!
-//! Started once by `commands`. The level is `info` unless `RUST_LOG` says otherwise; only our own room is shown below
+//! Started once by `commands`. The level is `info` unless `RUST_LOG` says otherwise; only our own modules are shown below
 //! `warn`, so a library's chatter does not bury a state change. Lines go to standard error, for standard output
 //! belongs to the commands' results.
 //!

@@ -1,6 +1,6 @@
 //! The metrics of the operator's surface, by their names.
 //!
-//! Held by [`super::Telemetry`], which sets and counts; read by the HTTP server. Names, units and labels are a
+//! Held by [`crate::telemetry::facts::Telemetry`], which sets and counts; read by the HTTP server. Names, units and labels are a
 //! contract: dashboards and alerts of others use them as they stand here.
 
 use prometheus::{

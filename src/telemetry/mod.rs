@@ -1,6 +1,6 @@
 //! Facts into what people and machines see: metrics, health, status, logs.
 //!
-//! Room 7, I/O. In come facts from every I/O room (a commit was received, a batch was stored, the state is now …);
+//! I/O. In come facts from every I/O module (a commit was received, a batch was stored, the state is now …);
 //! out go /metrics, /healthz, /readyz, /status and the status page over HTTP, and log lines. Nothing here decides
 //! anything, and nothing served over HTTP changes anything.
 //!
@@ -14,10 +14,12 @@ mod http;
 mod log;
 mod metrics;
 mod page;
+mod state;
 mod systemd;
 mod view;
 
-pub use facts::{State, Telemetry};
+pub use crate::telemetry::state::State;
+pub use facts::Telemetry;
 pub use http::{HttpError, serve, try_listen};
 pub use log::{LogFormat, start_logging};
 pub use metrics::Operation;

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::facts::{State, Telemetry};
+use super::facts::Telemetry;
 use super::view::StatusView;
 use crate::pg::printable;
+use crate::telemetry::state::State;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Lag in the status line changes all the time; the manager need not hear of each change.

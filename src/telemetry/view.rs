@@ -1,14 +1,14 @@
 //! What /status, the page and `headwater status` tell: the facts in the form in which they are shown.
 //!
-//! Made by [`super::Telemetry`] when it is asked, serialized as JSON by the HTTP server. Field names are those of the
+//! Made by [`crate::telemetry::facts::Telemetry`] when it is asked, serialized as JSON by the HTTP server. Field names are those of the
 //! metrics where there is one. Everything here is a number, a name or a text of our own: no row value, no password.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::State;
 use crate::pg::Lsn;
+use crate::telemetry::state::State;
 
 /// Something worth remembering.
 #[derive(Clone, Debug, Serialize, Deserialize)]

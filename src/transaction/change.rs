@@ -1,10 +1,9 @@
-//! What leaves this room: changes, transactions, steps.
+//! What leaves this module: changes, transactions, steps.
 //!
 //! A change holds its rows as they arrived ([`Tuple`]s share the read buffer) and its relation as it was then.
 
 use std::sync::Arc;
 
-use super::streams::SpoolOrder;
 use crate::pg::{Description, Lsn, Relation, Tuple};
 use crate::wire::{Begin, Commit, OldTuple};
 
@@ -131,15 +130,6 @@ pub enum Step {
     },
     /// Everything up to here has been seen, and nothing of it is for us.
     Reached(Lsn),
-}
-
-/// What the assembler hands out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// For the channel to `plan`.
-    Step(Step),
-    /// For `spool`: it concerns a transaction that arrives before it commits.
-    Spool(SpoolOrder),
 }
 
 impl Step {

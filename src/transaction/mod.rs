@@ -1,7 +1,7 @@
 //! Messages into committed transactions.
 //!
-//! Room 4, pure. In come pgoutput's messages, in the order of the stream, from `source::stream`; out go [`Step`]s for
-//! `plan`: whole transactions, or for those larger than a piece their begin, pieces and commit.
+//! Pure. In come pgoutput's messages, in the order of the stream, from `source::stream`; out go [`Step`]s for
+//! `apply_plan`: whole transactions, or for those larger than a piece their begin, pieces and commit.
 //!
 //! ```text
 //!                 Begin                    Commit
@@ -24,18 +24,23 @@
 
 mod assembler;
 mod change;
-mod letter;
+mod dead_letter;
+pub mod error;
+pub mod output;
 mod record;
 mod relations;
 mod replay;
 mod schema_mark;
+pub mod spool_order;
 mod streams;
 
-pub use assembler::{Assembler, TransactionError};
-pub use change::{Change, Heartbeat, Output, Piece, SchemaChange, Step, Transaction};
-pub use letter::{LetterError, read_letter, write_letter};
-pub use record::{RecordError, read_changes, write_change};
+pub use crate::transaction::dead_letter::{LetterError, read_letter, write_letter};
+pub use crate::transaction::error::{RecordError, TransactionError};
+pub use crate::transaction::output::Output;
+pub use crate::transaction::spool_order::SpoolOrder;
+pub use assembler::Assembler;
+pub use change::{Change, Heartbeat, Piece, SchemaChange, Step, Transaction};
+pub use record::{read_changes, write_change};
 pub use relations::TableSet;
 pub use replay::Replay;
 pub use schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
-pub use streams::SpoolOrder;

@@ -1,6 +1,7 @@
 //! The record format: a change as MessagePack, for the moment at which it leaves the process's memory.
 //!
-//! Written by the assembler for each change of an in-progress stream, kept by `spool`, read back by [`super::Replay`] when
+//! Written by the assembler for each change of an in-progress stream, kept by `spool`, read back by
+//! [`crate::transaction::replay::Replay`] when
 //! the stream commits. One record is one array:
 //!
 //! ```text
@@ -21,6 +22,7 @@ use rmp::{Marker, decode, encode};
 
 use super::change::Change;
 use crate::pg::{Relation, Tuple};
+use crate::transaction::error::RecordError;
 use crate::wire::OldTuple;
 
 const INSERT: u8 = 0;
@@ -29,33 +31,6 @@ const DELETE: u8 = 2;
 const TRUNCATE: u8 = 3;
 const OLD_KEY: u8 = 0;
 const OLD_ROW: u8 = 1;
-
-/// Bytes that are not records, or records that do not fit their stream's relations.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// A field is not what it must be.
-    #[error("a spooled record has a malformed {0}")]
-    Malformed(&'static str),
-    /// A record names a relation that its stream does not know.
-    #[error("a spooled record names relation number {0}, which its stream does not know")]
-    UnknownRelation(u32),
-    /// A row has another number of columns than its relation.
-    #[error("a spooled row has {found} columns, but its relation has {expected}")]
-    ColumnCount {
-        /// Columns of the relation.
-        expected: usize,
-        /// Columns of the row.
-        found: usize,
-    },
-    /// Fewer or more bytes came back than were written.
-    #[error("{found} bytes came back from the spool where {expected} were written")]
-    Incomplete {
-        /// Bytes written.
-        expected: u64,
-        /// Bytes that came back.
-        found: u64,
-    },
-}
 
 /// Writes one change behind what `out` holds; `number_of` tells which of the stream's relations is meant.
 pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, out: &mut BytesMut) {

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::assembler::TransactionError;
 use crate::pg::{QualifiedName, Relation, RelationId};
+use crate::transaction::error::TransactionError;
 
 /// The tables that are kept equal, by their OIDs at the source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::assembler::TransactionError;
 use super::change::{Change, Heartbeat, Piece, Step, Transaction};
-use super::record::{RecordError, read_changes};
+use super::record::read_changes;
 use crate::pg::Relation;
+use crate::transaction::error::{RecordError, TransactionError};
 use crate::wire::{Begin, Commit};
 
 /// Turns a committed stream's chunks into steps.

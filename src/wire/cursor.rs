@@ -1,6 +1,6 @@
 //! Reads a message's fields from its bytes, in order, and says where it stopped when they end too soon.
 //!
-//! Stands under both readers of this room. No indexing and no unchecked arithmetic: every field is split off the rest
+//! Stands under both readers of this module. No indexing and no unchecked arithmetic: every field is split off the rest
 //! with a check, so a lying length is an error, not a panic. Slices that outlive the message are taken from the shared
 //! buffer without copying.
 

@@ -1,6 +1,6 @@
 //! The replication protocol's bytes: CopyData payloads into messages, status into bytes.
 //!
-//! Room 3, pure. In comes the payload of each CopyData that the source's walsender sends (`source::stream` takes it
+//! Pure. In comes the payload of each CopyData that the source's walsender sends (`source::stream` takes it
 //! from `session`); out go [`ReplicationMessage`]s, inside them pgoutput's [`Message`]s, which `transaction`
 //! assembles. The other way a [`StandbyStatusUpdate`] becomes bytes.
 //!

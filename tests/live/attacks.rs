@@ -8,10 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use headwater::catalog::schema::{ColumnDefinition, Types};
 use headwater::pg::TypeId;
-use headwater::plan::expression::catalog::{Catalog, FUNCTIONS};
-use headwater::plan::expression::{BOOLEAN, Expressions, Purpose, Scope, parse};
-use headwater::plan::schema::{ColumnDefinition, Types};
+use headwater::schema_change::expression::catalog::{Catalog, FUNCTIONS};
+use headwater::schema_change::expression::purpose::Purpose;
+use headwater::schema_change::expression::{BOOLEAN, Expressions, Scope, parse};
 use headwater::session::SqlClient;
 
 use crate::support::roles::Roles;

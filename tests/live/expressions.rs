@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use headwater::plan::expression::catalog::FUNCTIONS;
-use headwater::plan::expression::parse;
+use headwater::schema_change::expression::catalog::FUNCTIONS;
+use headwater::schema_change::expression::parse;
 use headwater::session::SqlClient;
 
 use crate::support::{Database, Script, Setup};

@@ -509,8 +509,8 @@ async fn the_page_says_of_each_type_how_it_travels() {
     let tables = [headwater::pg::QualifiedName::new("public", "t")];
     let source = headwater::source::SourceCatalog::read(&database.source, &tables).await.expect("the table");
     let table = &source.tables[0];
-    let end = headwater::plan::fit::End { table: &table.definition, types: &source.types };
-    let as_text = headwater::plan::fit::text_columns(end, &table.published(), end, &source.types);
+    let end = headwater::catalog::fit::End { table: &table.definition, types: &source.types };
+    let as_text = headwater::catalog::fit::text_columns(end, &table.published(), end, &source.types);
     let as_text: Vec<&str> = as_text.iter().map(|(column, _)| column.as_str()).collect();
     for (number, (name, binary)) in types.iter().enumerate() {
         let text = as_text.contains(&format!("c{number}").as_str());

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use headwater::config::{Config, Environment, FileText};
-use headwater::pipeline::{VerifyOptions, VerifyProgress, verify};
+use headwater::maintenance::verify::run as verify;
+use headwater::verification::verdict::{VerifyOptions, VerifyProgress};
 
 use crate::support::{Database, Script, Setup, eventually, new_destination, new_source, seed, source, workload};
 

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fastrand::Rng;
+use headwater::comparison::Bounds;
 use headwater::config::{Config, Environment, FileText};
-use headwater::pipeline::{TableVerdict, VerifyOptions, VerifyProgress, verify};
-use headwater::plan::verify::Bounds;
+use headwater::maintenance::verify::run as verify;
+use headwater::verification::verdict::{TableVerdict, VerifyOptions, VerifyProgress};
 
 use crate::support::{Database, Setup, seed};
 

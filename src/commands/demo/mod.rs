@@ -6,15 +6,15 @@
 //!
 //! ```text
 //! source cluster ◀─ fill, then Writer          destination cluster
-//!        └────────── pipeline::run ───────────────────▶┘
+//!        └────────── supervisor::run ───────────────────▶┘
 //!                        └─ telemetry ─▶ View, http://…/metrics
 //! ```
 
 mod cluster;
 mod forum;
+pub(crate) mod output;
 mod view;
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,32 +23,25 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use cluster::{Cluster, StopMode, free_port, installed_bin};
+use super::display;
+use crate::commands::demo::output::say;
+use crate::commands::exit::Exit;
+use crate::config::{Config, Environment, FileText};
+use crate::error_policy::{Fault, report};
+use crate::pg::{Lsn, counted};
+use crate::session::{SessionError, SqlClient};
+use crate::supervisor::{self, RunOptions};
+use crate::telemetry::{self, Telemetry};
 use forum::Writer;
 use view::View;
 
-use super::Exit;
-use super::display;
-use crate::config::{Config, Environment, FileText};
-use crate::fault::{Fault, report};
-use crate::pg::{Lsn, counted};
-use crate::pipeline::{self, RunOptions};
-use crate::session::{SessionError, SqlClient};
-use crate::telemetry::{self, Telemetry};
+pub use cluster::{Cluster, StopMode, free_port, installed_bin};
 
 const DATABASE: &str = "forum";
 /// Pause between two transactions of the writer.
 const WRITE_EVERY: Duration = Duration::from_millis(4);
 /// How long the copy may take to catch up once the writer has stopped.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
-
-/// Prints a line of the demo's.
-#[allow(clippy::print_stdout, reason = "the demo's output is its result")]
-fn say(line: &str) {
-    println!("{line}");
-    // A pipe that nobody reads any more is nothing to stop for.
-    let _ = std::io::stdout().flush();
-}
 
 /// What went wrong in a demo.
 #[derive(Debug, thiserror::Error)]
@@ -144,7 +137,7 @@ async fn watch_it(stage: &Stage, dir: &Path, seconds: Option<u64>, seed: u64) ->
     let writer = Writer::new(stage.source.connect(DATABASE).await?, seed);
     let writer = tokio::spawn(write(writer, written));
     let service: JoinHandle<Result<(), Fault>> =
-        tokio::spawn(pipeline::run(config, RunOptions::default(), Arc::clone(&telemetry), stopping));
+        tokio::spawn(supervisor::run(config, RunOptions::default(), Arc::clone(&telemetry), stopping));
 
     let (there, here) = (stage.source.connect(DATABASE).await?, stage.destination.connect(DATABASE).await?);
     let mut view = View::new(format!("metrics and status: http://{bound}/metrics  http://{bound}/status"));

@@ -113,7 +113,7 @@ impl View {
             let number = |counts: Counts| counts.get(at).copied().flatten().map_or("-".to_owned(), |n| n.to_string());
             format!("{} {}/{}", TABLES.get(at).copied().unwrap_or_default(), number(destination), number(source))
         };
-        super::say(&format!(
+        crate::commands::demo::output::say(&format!(
             "{:<11} {rate:>6.0} rows/s  lag {:>7} bytes {:.3} s  {}, {}, {} (destination/source)",
             status.state.as_str(),
             status.lag_bytes.unwrap_or(0),

@@ -1,6 +1,6 @@
 //! A transaction applied ahead of its commit: while it is still in progress at the source, on a session beside the leader's.
 //!
-//! Driven by `pipeline::ahead`. It is an [`Applier`] like the leader's, with what that one knows ([`Ground`]), but without
+//! Driven by `apply_worker::parallel_apply`. It is an [`Applier`] like the leader's, with what that one knows ([`Ground`]), but without
 //! its lock and, until the commit, without touching the position: then the position is moved as always, on condition that
 //! it is where the leader's session left it. So what is committed here has its place in the order of commits, and a
 //! session that outlives its leader commits nothing (I2, I3).
@@ -16,11 +16,12 @@ use super::super::catalog::Catalog;
 use super::super::conflict::Conflicts;
 use super::super::error::DestinationError;
 use super::super::writer::Writer;
-use super::{Applier, ApplierSettings, Followed};
+use super::{Applier, ApplierSettings};
+use crate::apply_plan::target::TargetIdentity;
+use crate::catalog::schema::{TableDefinition, Types};
 use crate::config::OnConflict;
+use crate::destination::apply::followed::Followed;
 use crate::pg::{Lsn, Relation, RelationId};
-use crate::plan::schema::{TableDefinition, Types};
-use crate::plan::target::TargetIdentity;
 use crate::transaction::Change;
 use crate::wire::Commit;
 

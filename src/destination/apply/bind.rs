@@ -6,18 +6,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::pg::{ErrorReport, QualifiedName, Relation, RelationId, printable, shown_sql};
-use crate::plan::attributes::attribute_names;
-use crate::plan::fit::{self, End};
-use crate::plan::sets::Way;
-use crate::plan::statement::{self, Shape};
-use crate::plan::target::{Target, TargetIdentity};
+use super::super::error::DestinationError;
+use super::Applier;
+use crate::apply_plan::row_by_row::{self, Shape};
+use crate::apply_plan::sets::Way;
+use crate::apply_plan::target::{Target, TargetIdentity};
+use crate::catalog::attribute_names::attribute_names;
+use crate::catalog::fit::{self, End};
+use crate::destination::misfits::misfit_report;
+use crate::destination::other_table::{Filled, OtherTable};
+use crate::pg::{ErrorReport, Relation, RelationId};
 use crate::session::Verb;
 use crate::transaction::Change;
-
-use super::super::error::DestinationError;
-use super::super::other_tables::{Filled, OtherTable};
-use super::Applier;
 
 /// A relation, its table, and the statements prepared for it.
 pub(super) struct Bound {
@@ -122,7 +122,7 @@ impl Applier {
 
     /// Refuses a change that does not say which row it means: only a copy has the table's rows then.
     pub(super) fn check_identified(&self, relation: &Relation, change: &Change) -> Result<(), DestinationError> {
-        if !statement::is_misidentified(change) {
+        if !row_by_row::is_misidentified(change) {
             return Ok(());
         }
         let name = self.followed.get(&relation.id).map(|table| table.name.clone());
@@ -137,21 +137,4 @@ impl Applier {
     pub fn identity_of(&self, relation: RelationId) -> Option<&TargetIdentity> {
         self.bound.get(&relation).map(|bound| &bound.target.identity)
     }
-}
-
-/// All misfits of a table in one report, with the statements that mend them.
-pub fn misfit_report(table: &QualifiedName, misfits: &[fit::Misfit]) -> ErrorReport {
-    let problems: Vec<String> = misfits.iter().map(|misfit| printable(&misfit.problem).into_owned()).collect();
-    let mut remedies: Vec<String> = Vec::new();
-    // A statement is one line; one that mends a type of several columns is run once.
-    for remedy in misfits.iter().filter_map(|misfit| misfit.remedy.as_deref()) {
-        let new: Vec<String> = shown_sql(remedy).lines().map(str::to_owned).collect();
-        remedies.extend(new.into_iter().filter(|statement| !remedies.contains(statement)).collect::<Vec<_>>());
-    }
-    let report = ErrorReport::new(format!("table {table} at the destination does not fit the source"))
-        .detail(format!("{}.", problems.join(";\n")));
-    if remedies.is_empty() {
-        return report.hint("Drop the table and let headwater create it, or change it by hand.");
-    }
-    report.hint(format!("Run at the destination:\n{}", remedies.join("\n")))
 }

@@ -1,7 +1,7 @@
 //! A table that the stream describes in another way than before: the destination's is brought to the same state.
 //!
 //! Done between two pieces of a large transaction, once everything before is answered: in the stream's order and inside
-//! the source transaction's own transaction. What to do is [`crate::plan::evolution`]'s to say; here the writing session is
+//! the source transaction's own transaction. What to do is [`crate::schema_change`]'s to say; here the writing session is
 //! asked for the table as it is now, and the statements are run, one at a time.
 //!
 //! What the rows may not allow yet (NOT NULL, a unique index) is tried behind a savepoint: the catalog may be ahead of the
@@ -11,26 +11,23 @@
 use std::time::Duration;
 
 use super::super::error::DestinationError;
-use super::super::expressions;
-use super::super::extensions;
 use super::super::foreign_code::{Writes, named_types};
-use super::super::reshape::is_taken;
 use super::super::review::{self, Created};
-use super::super::row_type;
 use super::super::schema::{
     ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
 };
-use super::super::shapes;
-use super::super::writer::one_row;
+use super::super::{expressions, extensions, row_type, shapes};
 use super::Applier;
-use super::bind::misfit_report;
+use crate::catalog::fit::{End, modifier_at};
+use crate::catalog::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
+use crate::catalog::shape::{Shape, ShapeColumn};
+use crate::destination::first_row::one_row;
+use crate::destination::misfits::misfit_report;
+use crate::destination::name_taken::is_taken;
 use crate::pg::{ErrorReport, QualifiedName, quote_literal, shell_word, shown_sql};
-use crate::plan::evolution::{Change, Evolution, NewSequence, Obstacle, Undo};
-use crate::plan::expression::Expressions;
-use crate::plan::fit::{End, modifier_at};
-use crate::plan::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
-use crate::plan::shape::{Shape, ShapeColumn};
-use crate::plan::sql::ddl::Creation;
+use crate::schema_change::ddl::Creation;
+use crate::schema_change::expression::Expressions;
+use crate::schema_change::{Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::session::{Flight, SessionError, ask_table, ask_types, read_description, read_table, read_types};
 use crate::transaction::SchemaChange;
 
@@ -367,7 +364,7 @@ fn unfollowed(
     error: SessionError,
 ) -> DestinationError {
     match error.server() {
-        // What passes by itself is for `fault` to know.
+        // What passes by itself is for `error_policy` to know.
         Some(server) if !matches!(server.code.class(), "08" | "40" | "53" | "55" | "57" | "58") => {
             let report = ErrorReport::new(format!(
                 "table {table} could not be changed as it was at the source: {error}"

@@ -1,6 +1,6 @@
 //! A table that is followed, and which transactions' changes of it are not in its snapshot already.
 //!
-//! Made by `pipeline` from the bookkeeping and by the hand-over from staging; asked by `rows` and `sets` for each change. Pure.
+//! Made by `supervisor` from the bookkeeping and by the hand-over from staging; asked by `rows` and `sets` for each change. Pure.
 
 use crate::pg::{Lsn, QualifiedName};
 

@@ -5,16 +5,15 @@
 
 use std::sync::Arc;
 
-use crate::pg::{Lsn, Relation};
-use crate::plan::{Batch, Work};
-use crate::session::Flight;
-use crate::transaction::{Change, Piece};
-use crate::wire::{Begin, Commit};
-
 use super::super::conflict::{Manner, Winning};
 use super::super::dead_letter::{self, Letter};
 use super::super::error::DestinationError;
 use super::{Applier, Form, Large};
+use crate::apply_plan::{Batch, Work};
+use crate::pg::{Lsn, Relation};
+use crate::session::Flight;
+use crate::transaction::{Change, Piece};
+use crate::wire::{Begin, Commit};
 
 impl Applier {
     /// Takes a batch apart when it holds a transaction that is to be left out: what comes back goes first, the rest

@@ -1,6 +1,6 @@
 //! Work into flights, answers into progress.
 //!
-//! Driven by `pipeline::apply_loop`: [`Applier::submit`] writes a flight for each piece of work,
+//! Driven by `apply_worker::apply_loop`: [`Applier::submit`] writes a flight for each piece of work,
 //! [`Applier::answered`] and [`Applier::conclude`] tell what became of the oldest. Two flights are under way at most:
 //! the next is sent before the previous one is answered.
 //!
@@ -23,9 +23,9 @@
 
 mod ahead;
 mod bind;
-mod manner;
 mod evolve;
 mod followed;
+mod manner;
 mod retry;
 mod rows;
 mod sets;
@@ -37,26 +37,24 @@ use super::catalog::Catalog;
 use super::conflict::{Conflicts, Manner, Repair, Winning};
 use super::error::DestinationError;
 use super::writer::{ReplicationRole, Writer};
+use crate::apply_plan::Work;
+use crate::apply_plan::coalesce::Net;
+use crate::catalog::fit::Transfer;
+use crate::catalog::schema::Types;
 use crate::config::TruncateMode;
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
-use crate::plan::Work;
-use crate::plan::expression::Expressions;
-use crate::plan::fit::Transfer;
-use crate::plan::net::Net;
-use crate::plan::schema::Types;
 use crate::progress::WalReading;
+use crate::schema_change::expression::Expressions;
 use crate::session::{Flight, FlightAnswer, Format, SessionError, StatementAnswer};
 use crate::telemetry::failpoint;
 use crate::transaction::SchemaChange;
 use crate::wire::Begin;
+use bind::Bound;
 
 pub use ahead::{Ground, Unfit};
-pub use bind::misfit_report;
 pub use evolve::renamed_report;
 pub use followed::Followed;
 pub use retry::FIND_PREPARE;
-
-use bind::Bound;
 
 /// Flights under way at most: one being executed, the next one already there when it is done.
 const FLIGHTS_MAX: usize = 2;

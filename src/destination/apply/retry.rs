@@ -1,22 +1,22 @@
 //! What a flight's error means, and how its work is done again.
 //!
 //! Asked by `apply` when an answer names a failure. The transaction is left, the position read; then the batch goes
-//! again change by change, or the error goes to `fault` as a conflict that names the change.
+//! again change by change, or the error goes to `error_policy` as a conflict that names the change.
 
 use std::sync::Arc;
 
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
-use crate::plan::Work;
-use crate::plan::schema::TableDefinition;
-use crate::plan::sql::only_tables::{OTHER_TABLE, is_refusal};
-use crate::session::{Flight, ServerError, SessionError};
-use crate::transaction::Change;
-
 use super::super::conflict::Manner;
 use super::super::error::{Conflict, ConflictKind, DestinationError, FailedChange};
-use super::super::other_tables::{Filled, OtherTable};
-use super::super::writer::{one_row, position_in};
+use super::super::writer::position_in;
 use super::{Applier, Cargo, Form, Sent};
+use crate::apply_plan::Work;
+use crate::catalog::schema::TableDefinition;
+use crate::destination::first_row::one_row;
+use crate::destination::other_table::{Filled, OtherTable};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
+use crate::session::{Flight, ServerError, SessionError};
+use crate::sql::table_guard::{OTHER_TABLE, is_refusal};
+use crate::transaction::Change;
 
 impl Applier {
     /// A flight failed: those behind it fail too, at their first statement. Nothing of them is stored.

@@ -5,18 +5,16 @@
 
 use std::sync::Arc;
 
-use crate::config::TruncateMode;
-use crate::pg::{Lsn, Relation, RelationId, TypeId};
-use crate::plan::Batch;
-use crate::plan::sql::apply as sql;
-use crate::plan::statement::{self, Shape};
-use crate::plan::target::Target;
-use crate::session::{Flight, Format, Verb};
-use crate::transaction::Change;
-
 use super::super::error::DestinationError;
 use super::Applier;
 use super::bind::Prepared;
+use crate::apply_plan::row_by_row::{self, Shape};
+use crate::apply_plan::target::Target;
+use crate::apply_plan::{Batch, sql};
+use crate::config::TruncateMode;
+use crate::pg::{Lsn, Relation, RelationId, TypeId};
+use crate::session::{Flight, Format, Verb};
+use crate::transaction::Change;
 
 /// Prepared statements kept at most; beyond that all are forgotten and prepared anew as needed.
 const PREPARED_MAX: usize = 2000;
@@ -127,9 +125,9 @@ impl Applier {
         }
         let Some(bound) = self.bound.get(&relation.id) else { return Ok(()) };
         let target = Arc::clone(&bound.target);
-        let Some(shape) = statement::shape(&target, change)? else { return Ok(()) };
+        let Some(shape) = row_by_row::shape(&target, change)? else { return Ok(()) };
         let prepared = self.prepare_row(flight, &target, &shape);
-        let (key, image) = statement::key_and_image(change);
+        let (key, image) = row_by_row::key_and_image(change);
         self.write_prepared(flight, &target, &prepared, &shape, (key, image));
         Ok(())
     }
@@ -140,7 +138,7 @@ impl Applier {
         if let Some(known) = known {
             return known.clone();
         }
-        let types = statement::parameter_types(target, shape);
+        let types = row_by_row::parameter_types(target, shape);
         let verb = match shape {
             Shape::Insert => Verb::Insert,
             // Behind the count that it checks.
@@ -148,7 +146,7 @@ impl Applier {
             Shape::Delete => Verb::Delete,
         };
         let prepared = self.new_prepared(flight, types.len(), verb);
-        flight.parse(&prepared.name, &statement::sql(target, shape), &types);
+        flight.parse(&prepared.name, &row_by_row::sql(target, shape), &types);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.statements.insert(shape.clone(), prepared.clone());
         }

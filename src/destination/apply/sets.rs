@@ -1,27 +1,27 @@
 //! Changes by their net effect: few statements over many rows.
 //!
 //! Writes into the flight that `apply` sends. What is gathered between two truncates, or two descriptions of a table,
-//! is folded by `plan::net` and written the way that `plan::sets` chooses. A few rows are not worth it: they go one by
+//! is folded by `apply_plan::coalesce` and written the way that `apply_plan::sets` chooses. A few rows are not worth it: they go one by
 //! one, as they came.
 
 use std::sync::Arc;
-
-use crate::pg::{Datum, Lsn, Tuple};
-use crate::plan::Batch;
-use crate::plan::fit::Transfer;
-use crate::plan::net::{Effect, Known, NetEffect, NetRow, Part};
-use crate::plan::sets::{self, Way};
-use crate::plan::sql::apply as sql;
-use crate::plan::sql::only_tables::{LockMode, is_target, lock, refuse_others};
-use crate::plan::statement::{self, Shape};
-use crate::plan::target::Target;
-use crate::session::{Flight, Format, Verb};
-use crate::transaction::Change;
 
 use super::super::error::DestinationError;
 use super::super::formats::format_of;
 use super::Applier;
 use super::bind::{Prepared, SetStatement};
+use crate::apply_plan::coalesce::{Known, NetEffect, Part};
+use crate::apply_plan::net_effect::{Effect, NetRow};
+use crate::apply_plan::row_by_row::{self, Shape};
+use crate::apply_plan::sets::{self, Way};
+use crate::apply_plan::target::Target;
+use crate::apply_plan::target_guard::is_target;
+use crate::apply_plan::{Batch, sql};
+use crate::catalog::fit::Transfer;
+use crate::pg::{Datum, Lsn, Tuple};
+use crate::session::{Flight, Format, Verb};
+use crate::sql::table_guard::{LockMode, lock, refuse_others};
+use crate::transaction::Change;
 
 /// Fewer changes than this are not folded: each would be a statement of its own anyway.
 const NET_ROWS_MIN: usize = 5;
@@ -295,9 +295,9 @@ impl Applier {
             Transfer::Text => Format::Text,
         };
         self.formats.clear();
-        statement::row_parameters(target, shape, key, image, |value| self.formats.push(format_of(value, nulls)));
+        row_by_row::row_parameters(target, shape, key, image, |value| self.formats.push(format_of(value, nulls)));
         let write = |values: &mut crate::session::Parameters<'_>| {
-            statement::row_parameters(target, shape, key, image, |value| values.put(value.bytes()));
+            row_by_row::row_parameters(target, shape, key, image, |value| values.put(value.bytes()));
         };
         match shape {
             Shape::Delete => {

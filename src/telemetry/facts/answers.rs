@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use prometheus::core::{Atomic, GenericGaugeVec};
 
-use super::{Inner, State, Telemetry, local_clock};
+use super::{Inner, Telemetry, local_clock};
 use crate::pg::QualifiedName;
+use crate::telemetry::state::State;
 use crate::telemetry::view::StatusView;
 
 impl Telemetry {

@@ -1,6 +1,6 @@
 //! The facts of a snapshot: how far each table is copied, and what the copy holds back at the source.
 //!
-//! Told by `pipeline::snapshot` and its readers; shown as metrics, and as each table's progress in the status.
+//! Told by `table_sync` and its readers; shown as metrics, and as each table's progress in the status.
 
 use std::time::Instant;
 

@@ -142,7 +142,7 @@ async fn an_answer_of_any_size_reaches_a_client_that_reads() {
         get(&server, "/status").await.split_once("\r\n\r\n").map(|(h, b)| (h.to_owned(), b.to_owned())).unwrap();
     assert!(head.to_ascii_lowercase().contains("connection: close"), "{head}");
     assert!(body.len() > 10 * (16 << 10), "{} bytes", body.len());
-    serde_json::from_str::<super::super::StatusView>(&body).unwrap();
+    serde_json::from_str::<crate::telemetry::view::StatusView>(&body).unwrap();
 }
 
 #[tokio::test]

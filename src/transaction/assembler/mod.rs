@@ -1,6 +1,6 @@
 //! The assembler: one message in, at most a few steps or orders out.
 //!
-//! Stands between `wire::Decoder` and the channel to `plan`. Events go in by [`Assembler::message`] and
+//! Stands between `wire::Decoder` and the channel to `apply_plan`. Events go in by [`Assembler::message`] and
 //! [`Assembler::keepalive`], work comes out of [`Assembler::poll`]. Which relations are wanted is decided once, at
 //! their Relation message; changes to others are dropped there and then. Changes of transactions that are still in
 //! progress leave as records for `spool`; at Stream Commit a [`Replay`] asks for them back.
@@ -10,78 +10,16 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::pg::{Lsn, QualifiedName, Relation, RelationId};
-use crate::transaction::change::{Change, Heartbeat, Output, Piece, Step, Transaction};
-use crate::transaction::record::RecordError;
+use crate::pg::{Lsn, Relation, RelationId};
+use crate::transaction::change::{Change, Heartbeat, Piece, Step, Transaction};
+use crate::transaction::error::TransactionError;
+use crate::transaction::output::Output;
 use crate::transaction::relations::{RelationCache, TableSet};
 use crate::transaction::replay::Replay;
 use crate::transaction::schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
-use crate::transaction::streams::{InProgress, SpoolOrder};
+use crate::transaction::spool_order::SpoolOrder;
+use crate::transaction::streams::InProgress;
 use crate::wire::{Abort, Begin, Commit, LogicalMessage, Message};
-
-/// A message that does not fit what came before it, or a table that is not the one it was.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TransactionError {
-    /// A message stands where it cannot stand.
-    #[error("{message} message {place} (protocol violation)")]
-    Misplaced {
-        /// The message.
-        message: &'static str,
-        /// Where it stood.
-        place: &'static str,
-    },
-    /// A change names a relation that was never described.
-    #[error("a change names relation {0}, which no Relation message described")]
-    UnknownRelation(RelationId),
-    /// A row has another number of columns than its relation.
-    #[error("a row of table {table} has {found} columns, but its relation has {expected} (commit {final_lsn})")]
-    ColumnCount {
-        /// The table.
-        table: QualifiedName,
-        /// Columns of the relation.
-        expected: usize,
-        /// Columns of the row.
-        found: usize,
-        /// The transaction's commit_lsn.
-        final_lsn: Lsn,
-    },
-    /// Begin and Commit do not tell of the same commit.
-    #[error("transaction began with final_lsn {final_lsn} but committed at {commit_lsn}")]
-    CommitMismatch {
-        /// From Begin.
-        final_lsn: Lsn,
-        /// From Commit.
-        commit_lsn: Lsn,
-    },
-    /// A transaction comes although the source had said that none was left before its commit.
-    #[error("a transaction with commit {commit_lsn} came after the stream had passed {received} (protocol violation)")]
-    OutOfOrder {
-        /// Its commit_lsn.
-        commit_lsn: Lsn,
-        /// What the stream had passed.
-        received: Lsn,
-    },
-    /// A table was dropped and created anew under the same name.
-    #[error("table {table} was dropped and created anew at the source (OID {old}, now {new})")]
-    Replaced {
-        /// The table.
-        table: QualifiedName,
-        /// The OID that we knew.
-        old: RelationId,
-        /// The OID that it has now.
-        new: RelationId,
-    },
-    /// What came back from the spool is not what went into it.
-    #[error("transaction {xid} (commit {commit_lsn}): {source}")]
-    Record {
-        /// The source transaction.
-        xid: u32,
-        /// Its commit_lsn.
-        commit_lsn: Lsn,
-        /// What is wrong.
-        source: RecordError,
-    },
-}
 
 /// Records of one stream are handed to the spool in chunks of about this size: large enough for a file, small in memory.
 const CHUNK_BYTES: usize = 256 << 10;

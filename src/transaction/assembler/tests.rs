@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::pg::{Column, Ident, PgTimestamp, ReplicaIdentity, Tuple, TypeId};
+use crate::pg::{Column, Ident, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
 use crate::wire::{LogicalMessage, OldTuple, Truncate};
 
 fn relation(id: u32, name: &str) -> Relation {

@@ -18,41 +18,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::pg::{Relation, RelationId};
-use crate::transaction::assembler::TransactionError;
 use crate::transaction::change::{Change, Heartbeat};
+use crate::transaction::error::TransactionError;
 use crate::transaction::record;
 use crate::transaction::relations::{RelationCache, TableSet};
-use crate::transaction::replay::Replay;
 use crate::transaction::schema_mark::Objects;
-
-/// What `spool` is to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SpoolOrder {
-    /// Keep these records of a stream, behind those that it has.
-    Append {
-        /// The stream, by its top-level transaction.
-        xid: u32,
-        /// Whole records.
-        records: Bytes,
-    },
-    /// Keep only so many bytes of a stream: the rest was rolled back.
-    Cut {
-        /// The stream.
-        xid: u32,
-        /// Where its records end now.
-        at: u64,
-    },
-    /// Forget a stream.
-    Discard {
-        /// The stream.
-        xid: u32,
-    },
-    /// Give a stream back, which has committed, and forget it.
-    Replay(Box<Replay>),
-}
 
 /// A transaction that is still in progress at the source.
 #[derive(Debug, Default)]

@@ -1,8 +1,14 @@
 //! What becomes of transactions in progress: interleaved, rolled back in part, and committed.
 
-use super::super::{Assembler, Output, Step, TransactionError};
+use bytes::Bytes;
+
 use super::*;
 use crate::pg::{Column, Ident, Lsn, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
+use crate::transaction::assembler::Assembler;
+use crate::transaction::change::Step;
+use crate::transaction::error::TransactionError;
+use crate::transaction::output::Output;
+use crate::transaction::spool_order::SpoolOrder;
 use crate::wire::{Abort, Begin, Commit, LogicalMessage, Message};
 
 const TABLE: RelationId = RelationId(1);

@@ -1,0 +1,339 @@
+//! The changes of one table, folded: each row by its key, from its first change to its last.
+//!
+//! Called by [`Net`](super::Net) for a table with a key whose values can be compared; the table of states stands there. What does
+//! not fold exactly is given back as `None`, and the table keeps its original order.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use hashbrown::HashTable;
+
+use crate::apply_plan::merge::{has_unchanged, merge};
+use crate::apply_plan::net_effect::{MERGED, NetRow};
+use crate::apply_plan::target::{Target, TargetIdentity};
+use crate::pg::{Datum, Tuple};
+use crate::transaction::Change;
+
+/// What a table's changes come to.
+#[derive(Debug, Default)]
+pub(super) struct Folded {
+    pub(super) deletes: Vec<NetRow>,
+    pub(super) updates: Vec<(Vec<usize>, Vec<NetRow>)>,
+    pub(super) inserts: Vec<NetRow>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Born,
+    Changed,
+    Gone,
+    Vacant,
+}
+
+/// A row that is followed.
+#[derive(Clone, Copy, Debug)]
+struct Entity {
+    state: State,
+    first: u32,
+    last: u32,
+    /// Where the key stands under which it is found now.
+    keyed: (u32, When),
+    /// Its key changed, at least for a while.
+    moved: bool,
+}
+
+/// No earlier change.
+const NONE: u32 = u32::MAX;
+
+/// Follows the rows of a table.
+pub(super) struct Folder<'a> {
+    key: &'a [usize],
+    changes: &'a [Change],
+    hasher: &'a RandomState,
+    entities: Vec<Entity>,
+    by_key: HashTable<u32>,
+    /// For each change after the first of a row: the one before it. By place in `order`.
+    previous: Vec<(u32, u32)>,
+}
+
+/// Before or after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Before,
+    After,
+}
+
+/// The tuple that identifies the row before a change.
+pub(super) fn before(change: &Change) -> &Tuple {
+    match change {
+        Change::Insert { new, .. } | Change::Update { old: None, new, .. } => new,
+        Change::Update { old: Some(old), .. } | Change::Delete { old, .. } => old.tuple(),
+        Change::Truncate { .. } => unreachable!("a truncate is no change of a row"),
+    }
+}
+
+/// The row after a change; for a delete, what it says of the row.
+pub(super) fn after(change: &Change) -> &Tuple {
+    match change {
+        Change::Insert { new, .. } | Change::Update { new, .. } => new,
+        Change::Delete { old, .. } => old.tuple(),
+        Change::Truncate { .. } => unreachable!("a truncate is no change of a row"),
+    }
+}
+
+/// A key column's value; a key whose TOAST value did not change is in the old tuple.
+fn key_value(change: &Change, when: When, place: usize) -> Datum<'_> {
+    let tuple = match when {
+        When::Before => before(change),
+        When::After => after(change),
+    };
+    let value = tuple.columns().nth(place).unwrap_or(Datum::Null);
+    match (value, change) {
+        (Datum::UnchangedToast, Change::Update { old: Some(old), .. }) => {
+            old.tuple().columns().nth(place).unwrap_or(Datum::Null)
+        }
+        (value, _) => value,
+    }
+}
+
+/// Whether an update changes its row's key; without a key that is anybody's guess.
+pub(super) fn key_changes(target: &Target, change: &Change) -> bool {
+    match &target.identity {
+        TargetIdentity::Key(key) => {
+            key.iter().any(|place| key_value(change, When::Before, *place) != key_value(change, When::After, *place))
+        }
+        TargetIdentity::WholeRow | TargetIdentity::None => true,
+    }
+}
+
+fn key_hash(hasher: &RandomState, key: &[usize], change: &Change, when: When) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    for place in key {
+        key_value(change, when, *place).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+impl<'a> Folder<'a> {
+    pub(super) fn new(key: &'a [usize], changes: &'a [Change], hasher: &'a RandomState, rows: usize) -> Folder<'a> {
+        Folder {
+            key,
+            changes,
+            hasher,
+            entities: Vec::with_capacity(rows),
+            by_key: HashTable::with_capacity(rows),
+            previous: Vec::new(),
+        }
+    }
+
+    fn change(&self, at: u32) -> &'a Change {
+        &self.changes[at as usize]
+    }
+
+    fn hash(&self, at: u32, when: When) -> u64 {
+        key_hash(self.hasher, self.key, self.change(at), when)
+    }
+
+    fn same_key(&self, (one, when): (u32, When), (other, other_when): (u32, When)) -> bool {
+        let (one, other) = (self.change(one), self.change(other));
+        self.key.iter().all(|place| key_value(one, when, *place) == key_value(other, other_when, *place))
+    }
+
+    /// The entity that has, or last had, the key of a change.
+    fn find(&self, hash: u64, at: u32, when: When) -> Option<u32> {
+        let found = self.by_key.find(hash, |entity| {
+            let entity = &self.entities[*entity as usize];
+            self.same_key(entity.keyed, (at, when))
+        });
+        found.copied()
+    }
+
+    /// Follows a row from now on under the key of a change, in the place of whoever had it.
+    fn follow(&mut self, entity: Entity, hash: u64, instead_of: Option<u32>) -> u32 {
+        let number = u32::try_from(self.entities.len()).unwrap_or(NONE);
+        self.entities.push(entity);
+        self.enter(number, hash, instead_of);
+        number
+    }
+
+    fn enter(&mut self, number: u32, hash: u64, instead_of: Option<u32>) {
+        match instead_of.and_then(|old| self.by_key.find_mut(hash, |entity| *entity == old)) {
+            Some(place) => *place = number,
+            None => {
+                let Folder { changes, key, hasher, entities, by_key, .. } = self;
+                by_key.insert_unique(hash, number, |entity| {
+                    let (at, when) = entities[*entity as usize].keyed;
+                    key_hash(hasher, key, &changes[at as usize], when)
+                });
+            }
+        }
+    }
+
+    /// Follows all rows through; `None` when the stream or a hand-over asks for the original order.
+    pub(super) fn fold(mut self, target: &Target, order: &[u32], merged: &mut Vec<Tuple>) -> Option<Folded> {
+        for at in order {
+            self.take_in(*at)?;
+        }
+        self.gather(target, merged)
+    }
+
+    fn take_in(&mut self, at: u32) -> Option<()> {
+        match self.change(at) {
+            Change::Insert { .. } => {
+                let hash = self.hash(at, When::After);
+                let found = self.find(hash, at, When::After);
+                match found.map(|number| self.entities[number as usize].state) {
+                    None | Some(State::Gone | State::Vacant) => {
+                        let entity = Entity::new(State::Born, at, When::After);
+                        self.follow(entity, hash, found);
+                        Some(())
+                    }
+                    Some(State::Born | State::Changed) => None,
+                }
+            }
+            Change::Update { old, .. } => {
+                let hash = self.hash(at, When::Before);
+                let found = self.find(hash, at, When::Before);
+                let number = match found.map(|number| (number, self.entities[number as usize].state)) {
+                    Some((number, State::Born | State::Changed)) => {
+                        let entity = &mut self.entities[number as usize];
+                        self.previous.push((at, entity.last));
+                        entity.last = at;
+                        number
+                    }
+                    Some((_, State::Gone | State::Vacant)) => return None,
+                    None => self.follow(Entity::new(State::Changed, at, When::Before), hash, None),
+                };
+                if old.is_some() && !self.same_key((at, When::Before), (at, When::After)) {
+                    return self.moved(number, at, hash);
+                }
+                Some(())
+            }
+            Change::Delete { .. } => {
+                let hash = self.hash(at, When::Before);
+                match self.find(hash, at, When::Before) {
+                    None => {
+                        self.follow(Entity::new(State::Gone, at, When::Before), hash, None);
+                        Some(())
+                    }
+                    Some(number) => {
+                        let entity = &mut self.entities[number as usize];
+                        entity.state = match entity.state {
+                            State::Born => State::Vacant,
+                            State::Changed => State::Gone,
+                            State::Gone | State::Vacant => return None,
+                        };
+                        Some(())
+                    }
+                }
+            }
+            Change::Truncate { .. } => None,
+        }
+    }
+
+    /// A row's key changes: it leaves one place and comes to another.
+    fn moved(&mut self, number: u32, at: u32, left_hash: u64) -> Option<()> {
+        let hash = self.hash(at, When::After);
+        let there = self.find(hash, at, When::After).filter(|found| *found != number);
+        match there.map(|found| self.entities[found as usize].state) {
+            None | Some(State::Gone) => {}
+            // Occupied, or left by another row of this batch.
+            Some(State::Born | State::Changed | State::Vacant) => return None,
+        }
+        // Whoever looks for the old key finds it vacant: the marker takes the row's entry over.
+        let marker = Entity::new(State::Vacant, at, When::Before);
+        let marker_number = u32::try_from(self.entities.len()).unwrap_or(NONE);
+        self.entities.push(marker);
+        if let Some(place) = self.by_key.find_mut(left_hash, |entity| *entity == number) {
+            *place = marker_number;
+        }
+        let entity = &mut self.entities[number as usize];
+        entity.keyed = (at, When::After);
+        entity.moved = true;
+        self.enter(number, hash, there);
+        Some(())
+    }
+
+    fn gather(self, target: &Target, merged: &mut Vec<Tuple>) -> Option<Folded> {
+        let mut folded = Folded::default();
+        let mut set = Vec::new();
+        let plain = crate::apply_plan::row_by_row::columns_to_set_when_complete(target);
+        let sorts = crate::apply_plan::sets::KeyOrder::of(target, self.key);
+        for entity in &self.entities {
+            let place = || sorts.place(before(self.change(entity.first)));
+            match entity.state {
+                State::Vacant => {}
+                State::Gone => {
+                    folded.deletes.push(NetRow { place: place(), first: entity.first, image: entity.first });
+                }
+                State::Born => {
+                    let image = self.image(entity, merged);
+                    if has_unchanged(self.tuple(image, merged)) {
+                        return None;
+                    }
+                    folded.inserts.push(NetRow { place: 0, first: entity.first, image });
+                }
+                State::Changed => {
+                    let image = self.image(entity, merged);
+                    let tuple = self.tuple(image, merged);
+                    let key_changed = self.key_changed(entity);
+                    let row = NetRow { place: place(), first: entity.first, image };
+                    if !key_changed && !has_unchanged(tuple) {
+                        set.clone_from(&plain);
+                    } else {
+                        let old = key_changed.then(|| before(self.change(entity.first)));
+                        set = crate::apply_plan::row_by_row::columns_to_set(target, old, tuple);
+                    }
+                    if set.is_empty() {
+                        // Nothing can be set: an update of a row of GENERATED ALWAYS columns alone.
+                        continue;
+                    }
+                    match folded.updates.iter_mut().find(|(known, _)| *known == set) {
+                        Some((_, rows)) => rows.push(row),
+                        None => folded.updates.push((set.clone(), vec![row])),
+                    }
+                }
+            }
+        }
+        folded.deletes.sort_unstable_by_key(|row| (row.place, row.first));
+        for (_, rows) in &mut folded.updates {
+            rows.sort_unstable_by_key(|row| (row.place, row.first));
+        }
+        Some(folded)
+    }
+
+    fn key_changed(&self, entity: &Entity) -> bool {
+        entity.moved && !self.same_key((entity.first, When::Before), entity.keyed)
+    }
+
+    fn tuple<'b>(&'b self, image: u32, merged: &'b [Tuple]) -> &'b Tuple {
+        match image.checked_sub(MERGED) {
+            Some(at) => &merged[at as usize],
+            None => after(self.change(image)),
+        }
+    }
+
+    /// The row's last image; values that its last update did not send come from the changes before.
+    fn image(&self, entity: &Entity, merged: &mut Vec<Tuple>) -> u32 {
+        let last = after(self.change(entity.last));
+        if entity.last == entity.first || !has_unchanged(last) {
+            return entity.last;
+        }
+        let mut chain = vec![last];
+        let mut at = entity.last;
+        // Later changes come later in the list, so each is found by its own place.
+        while let Ok(found) = self.previous.binary_search_by_key(&at, |(change, _)| *change) {
+            at = self.previous[found].1;
+            chain.push(after(self.change(at)));
+        }
+        let number = u32::try_from(merged.len()).unwrap_or(0);
+        merged.push(merge(&chain));
+        MERGED + number
+    }
+}
+
+impl Entity {
+    fn new(state: State, at: u32, when: When) -> Entity {
+        Entity { state, first: at, last: at, keyed: (at, when), moved: false }
+    }
+}

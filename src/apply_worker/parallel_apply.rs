@@ -1,0 +1,330 @@
+//! Large transactions applied ahead of their commit, by a task of their own on a writing session of its own.
+//!
+//! Started by `attempt` where it is sound (design: replica role; `destination::apply::ahead` says what else), fed through
+//! [`Ahead`] and from the spool, and told by the apply loop, through [`AheadOf`], when it is its transaction's turn:
+//!
+//! ```text
+//! spool ── records ──▶ Worker ═ flights ═▶ destination        BEGIN · rows … rows … advance(p, end_lsn) · COMMIT
+//!                        │  ▲
+//!              applied   ▼  │ due, given up
+//!                      apply loop ── everything before it is stored
+//! ```
+//!
+//! A source that is not in a hurry commits minutes after its first rows came; and one that is replayed from a backlog still
+//! decodes while we apply. Either way little is left to do at the commit. Whatever goes wrong here only gives that up.
+//!
+//! Bounds: one transaction at a time; a piece being gathered and two flights.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::counts::{add_counts, count};
+use crate::apply_plan::Work;
+use crate::destination::{Applied, Applier, DestinationError, Ground, Unfit, Writer, WritingSettings};
+use crate::pg::{Lsn, PgTimestamp};
+use crate::source::{Ahead, Changes, Next};
+use crate::spool::{Peeker, SpoolError};
+use crate::telemetry::{Operation, Telemetry, failpoint};
+use crate::transaction::{Change, Piece, RecordError, read_changes};
+use crate::wire::Begin;
+
+/// A stream is worth a session from this share of `spool.memory_bytes_max` on.
+const WORTH_SHARE: u64 = 16;
+/// The live stream's own work may wait so long before it is taken to wait for this session's locks.
+const LIVE_WAITS_MAX: Duration = Duration::from_secs(2);
+/// A transaction of which nothing more comes for so long is not worth what it holds back here: locks, and what VACUUM may remove.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// While more of it is coming, a piece is filled before it is sent: sets are the cheaper the larger they are.
+const GATHER_MAX: Duration = Duration::from_millis(100);
+/// What is in the spool by count may still be on its way to the spool's thread.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How long the session may take to end.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// How long the apply loop waits for this session's locks to be gone.
+const STAND_BACK_MAX: Duration = Duration::from_secs(5);
+
+/// From which size on streams are applied ahead, in bytes of records.
+pub(crate) fn worth_bytes(spool_memory_bytes_max: u64) -> u64 {
+    (spool_memory_bytes_max / WORTH_SHARE).min(4 << 20)
+}
+
+/// What the task needs.
+pub(crate) struct Worker {
+    pub(crate) ahead: Ahead,
+    pub(crate) peeker: Peeker,
+    pub(crate) settings: WritingSettings,
+    /// What the leader writes is marked with an origin, so this must be, too.
+    pub(crate) marked: bool,
+    pub(crate) piece_bytes_max: usize,
+    pub(crate) telemetry: Arc<Telemetry>,
+}
+
+/// The tables as they are known now; `None` while one is being changed.
+type SharedGround = Arc<Mutex<Option<Ground>>>;
+
+/// The apply loop's end of it.
+pub(crate) struct AheadOf {
+    ahead: Ahead,
+    changes: Changes,
+    ground: SharedGround,
+    worker: JoinHandle<()>,
+    /// The transaction whose turn has come, and since when.
+    committing: Option<(Work, Instant)>,
+    /// It was told so.
+    told: bool,
+}
+
+impl Drop for AheadOf {
+    fn drop(&mut self) {
+        self.worker.abort();
+    }
+}
+
+impl AheadOf {
+    /// Starts the task.
+    pub(crate) fn start(worker: Worker) -> AheadOf {
+        let ahead = worker.ahead.clone();
+        let ground = SharedGround::default();
+        let worker = tokio::spawn(worker.run(Arc::clone(&ground)));
+        AheadOf { changes: ahead.watch(), ahead, ground, worker, committing: None, told: false }
+    }
+
+    /// For whoever tells what of a stream is in the spool.
+    pub(crate) fn handle(&self) -> Ahead {
+        self.ahead.clone()
+    }
+
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing.is_some()
+    }
+
+    /// Resolves when there may be news. Cancel-safe.
+    pub(crate) async fn changed(ahead: Option<&mut AheadOf>) {
+        match ahead {
+            Some(ahead) => ahead.changes.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(crate) fn stored(&self, position: Lsn) {
+        self.ahead.stored(position);
+    }
+
+    pub(crate) fn give_up(&self, why: &'static str) {
+        self.ahead.give_up(why);
+    }
+
+    /// A table is about to change: whoever holds locks on it lets go, and begins again only with what it is then.
+    pub(crate) async fn stand_back(&mut self) {
+        *self.ground.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.ahead.give_up("a table changes");
+        let gone = async {
+            while self.ahead.is_working() {
+                self.changes.changed().await;
+            }
+        };
+        // Whoever still holds a lock then is waited for as anybody else.
+        let _ = tokio::time::timeout(STAND_BACK_MAX, gone).await;
+    }
+
+    /// The transaction has committed at the source, and everything before it is handed out.
+    pub(crate) fn turn_comes(&mut self, work: Work) {
+        self.committing = Some((work, Instant::now()));
+        self.told = false;
+    }
+
+    /// Gives way to whatever cannot go on beside it; tells it when it is its turn.
+    pub(crate) fn look_after(&mut self, applier: &Applier, goes_on: bool, free: bool) {
+        if let Some((Work::CommitAhead { commit, .. }, _)) = &self.committing {
+            if free && !self.told {
+                self.told = true;
+                self.ahead.due(applier.stored(), *commit);
+            }
+            return;
+        }
+        if !goes_on {
+            self.ahead.give_up("apply is to stand still");
+        } else if applier.waits_for() > LIVE_WAITS_MAX && self.ahead.is_working() {
+            self.ahead.give_up("the live stream may be waiting for it");
+        }
+        let mut ground = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
+        if ground.is_none() && free {
+            *ground = Some(applier.ground());
+        }
+    }
+
+    /// What became of the transaction whose turn it is: applied or to be replayed, and how long that took.
+    pub(crate) fn take_outcome(&mut self) -> Option<(Work, bool, Duration)> {
+        let applied = self.committing.as_ref().and_then(|_| self.ahead.outcome())?;
+        let (work, since) = self.committing.take()?;
+        Some((work, applied, since.elapsed()))
+    }
+
+    /// The outcome has been taken note of.
+    pub(crate) fn settle(&self, applied: bool) {
+        self.ahead.settle(applied);
+    }
+
+    /// Ends the task and its session; what is not committed is rolled back.
+    pub(crate) async fn end(mut self) {
+        self.ahead.close();
+        let _ = tokio::time::timeout(CLOSE_MAX, &mut self.worker).await;
+    }
+}
+
+/// Why a stream is not applied ahead any more.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error("the others do without")]
+    GivenUp,
+    #[error("nothing more of it has come for a minute")]
+    Idle,
+    #[error("no second session can be like the leader's")]
+    NoSession,
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl Worker {
+    async fn run(self, ground: SharedGround) {
+        let mut changes = self.ahead.watch();
+        while !self.ahead.is_closed() {
+            let ready = self.ahead.candidate();
+            let known = ready.and_then(|_| ground.lock().unwrap_or_else(PoisonError::into_inner).clone());
+            match (ready, known) {
+                (Some(xid), Some(ground)) => {
+                    let stopped = self.follow(xid, ground, &mut changes).await;
+                    if let Err(stopped) = stopped {
+                        tracing::debug!(xid, "a stream is left to its commit: {stopped}");
+                    }
+                    self.ahead.give_up_stream(xid, "its session has ended");
+                    self.ahead.working(false);
+                }
+                (_, _) => changes.changed().await,
+            }
+        }
+    }
+
+    async fn follow(&self, xid: u32, ground: Ground, changes: &mut Changes) -> Result<(), Stopped> {
+        let Some(writer) = Writer::ahead(&self.settings, self.marked).await? else { return Err(Stopped::NoSession) };
+        self.ahead.working(true);
+        let mut transaction =
+            Following { xid, applier: Applier::ahead(writer, ground), rows: Vec::new(), bytes: 0, counts: Vec::new() };
+        let followed = self.apply(&mut transaction, changes).await;
+        let close = transaction.applier.into_writer().close();
+        let _ = tokio::time::timeout(CLOSE_MAX, close).await;
+        followed
+    }
+
+    async fn apply(&self, transaction: &mut Following, changes: &mut Changes) -> Result<(), Stopped> {
+        let xid = transaction.xid;
+        // Its commit is not known yet: it comes after everything that is.
+        let begin = Begin { final_lsn: Lsn::new(u64::MAX), committed_at: PgTimestamp::from_micros(0), xid };
+        transaction.applier.submit(Work::BeginLarge(begin), false).await?;
+        let mut missing_deletes = 0;
+        let mut pinged_at = Instant::now();
+        let mut read_at = Instant::now();
+        loop {
+            changes.seen();
+            let full = transaction.bytes >= self.piece_bytes_max;
+            let next = if full { self.ahead.still(xid) } else { self.ahead.next(xid) };
+            match next {
+                Next::GiveUp => return Err(Stopped::GivenUp),
+                Next::Read { from, until, relations } => {
+                    read_at = Instant::now();
+                    let records = self.peeker.peek(xid, from, until).await?;
+                    let found = from + u64::try_from(records.len()).unwrap_or(0);
+                    if found < until {
+                        self.ahead.read(xid, found);
+                    }
+                    if records.is_empty() {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
+                    transaction.take(read_changes(&records, &relations)?)?;
+                    continue;
+                }
+                Next::Commit(from, commit) if transaction.rows.is_empty() && !transaction.applier.is_busy() => {
+                    transaction.applier.comes_behind(from);
+                    failpoint::reached("ahead.commit");
+                    transaction.applier.submit(Work::CommitAhead { commit, heartbeat: None }, false).await?;
+                    let applied = transaction.answer().await?;
+                    failpoint::reached("ahead.committed");
+                    let counts = std::mem::take(&mut transaction.counts);
+                    self.telemetry.batch_applied(0, &counts, missing_deletes, applied.took);
+                    self.ahead.applied(xid);
+                    tracing::debug!(xid, end_lsn = %commit.end_lsn, "applied ahead of its commit");
+                    return Ok(());
+                }
+                Next::Commit(..) | Next::Wait => {}
+            }
+            let gathers = !full && self.ahead.is_arriving(xid) && read_at.elapsed() < GATHER_MAX;
+            if transaction.applier.has_room() && !transaction.rows.is_empty() && !gathers {
+                transaction.send().await?;
+                continue;
+            }
+            let busy = transaction.applier.is_busy();
+            let mut ping_in = (self.settings.silence_max / 3).saturating_sub(pinged_at.elapsed());
+            if gathers && !transaction.rows.is_empty() {
+                ping_in = ping_in.min(GATHER_MAX);
+            }
+            tokio::select! {
+                answered = transaction.applier.answered(), if busy => {
+                    pinged_at = Instant::now();
+                    if let Some(applied) = transaction.applier.conclude(answered?).await? {
+                        missing_deletes += applied.missing_deletes;
+                    }
+                }
+                () = changes.changed() => {}
+                () = tokio::time::sleep(ping_in) => {
+                    if read_at.elapsed() > IDLE_MAX {
+                        return Err(Stopped::Idle);
+                    }
+                    if !busy && pinged_at.elapsed() >= self.settings.silence_max / 3 {
+                        pinged_at = Instant::now();
+                        transaction.applier.ping(false).await?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A transaction that is being applied.
+struct Following {
+    xid: u32,
+    applier: Applier,
+    /// The piece that is being gathered, and what it weighs.
+    rows: Vec<Change>,
+    bytes: usize,
+    /// What was applied of it.
+    counts: Vec<(String, Operation, u64)>,
+}
+
+impl Following {
+    fn take(&mut self, changes: Vec<Change>) -> Result<(), Stopped> {
+        self.applier.fits_ahead(&changes)?;
+        self.bytes += changes.iter().map(Change::size_bytes).sum::<usize>();
+        self.rows.extend(changes);
+        Ok(())
+    }
+
+    async fn send(&mut self) -> Result<(), Stopped> {
+        let piece = Piece { changes: std::mem::take(&mut self.rows), size_bytes: std::mem::take(&mut self.bytes) };
+        add_counts(&mut self.counts, count(&piece.changes));
+        Ok(self.applier.submit(Work::PieceOfLarge(piece), false).await?)
+    }
+
+    /// The answer to the only flight under way.
+    async fn answer(&mut self) -> Result<Applied, Stopped> {
+        let answered = self.applier.answered().await?;
+        self.applier.conclude(answered).await?.ok_or(Stopped::GivenUp)
+    }
+}

@@ -1,0 +1,221 @@
+//! Go on, hold, or run to C: the one control value beside the ring.
+//!
+//! Whoever needs apply to stand still (a fence for verify or repair, the last step of a resnapshot) asks for a turn by
+//! [`Control::hold`]; [`super::apply_loop`] reads the [`Command`] through its [`Gate`] and answers with where it
+//! stands. One turn at a time: others wait for theirs. Dropping what a turn gave lets apply go on, however the turn
+//! ended.
+//!
+//! ```text
+//!   GoOn ──hold()──▶ Hold ──▶ Standing at P ──run_to(C)──▶ RunTo C ──▶ Standing at C
+//!    ▲                 └──────────── drop ────────────────────┴──────────────┘
+//!    └───────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Every turn has a number of its own, and an answer repeats the command that it answers; so an answer to an earlier
+//! turn is never taken for one to this. Bounds: none here; whoever holds bounds its turn (`fence_timeout`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+
+use crate::pg::Lsn;
+
+/// What apply is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Apply what comes.
+    GoOn,
+    /// Begin nothing more: answer what is under way, and stand still.
+    Hold {
+        /// Whose turn it is.
+        turn: u64,
+    },
+    /// Apply every transaction with commit_lsn before `point` and none other, and stand still.
+    RunTo {
+        /// Whose turn it is.
+        turn: u64,
+        /// A slot's consistent point.
+        point: Lsn,
+    },
+}
+
+/// Where apply stands still, and by which command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The command that is carried out.
+    pub(crate) by: Command,
+    /// The stored position.
+    pub(crate) position: Lsn,
+}
+
+/// The stream broke off while apply was to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream broke off")]
+pub(crate) struct BrokenOff;
+
+/// The end of those who hold. Cloned freely; lives as long as the stream's attempt.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    command: Arc<watch::Sender<Command>>,
+    standing: watch::Receiver<Standing>,
+    turns: Arc<AtomicU64>,
+    turn: Arc<Mutex<()>>,
+}
+
+/// The apply loop's end.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    command: watch::Receiver<Command>,
+    standing: watch::Sender<Standing>,
+}
+
+/// Both ends, for one stream.
+pub(crate) fn control() -> (Control, Gate) {
+    let (command, commands) = watch::channel(Command::GoOn);
+    let (standing, standings) = watch::channel(Standing { by: Command::GoOn, position: Lsn::INVALID });
+    let control = Control {
+        command: Arc::new(command),
+        standing: standings,
+        turns: Arc::new(AtomicU64::new(0)),
+        turn: Arc::new(Mutex::new(())),
+    };
+    (control, Gate { command: commands, standing })
+}
+
+impl Control {
+    /// Waits for its turn, and until apply stands still. Cancel-safe: apply goes on.
+    ///
+    /// # Errors
+    /// [`BrokenOff`] when the stream has ended.
+    pub(crate) async fn hold(&self) -> Result<Held, BrokenOff> {
+        let mine = Arc::clone(&self.turn).lock_owned().await;
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        let mut held = Held { control: self.clone(), turn, position: Lsn::INVALID, _mine: mine };
+        held.position = held.command(Command::Hold { turn }).await?;
+        Ok(held)
+    }
+}
+
+/// Apply stands still until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    control: Control,
+    turn: u64,
+    position: Lsn,
+    _mine: OwnedMutexGuard<()>,
+}
+
+impl Held {
+    /// The stored position at which apply stands.
+    pub(crate) fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// Lets apply run to `point`, and waits until it stands there.
+    ///
+    /// # Errors
+    /// [`BrokenOff`] when the stream has ended.
+    pub(crate) async fn run_to(&mut self, point: Lsn) -> Result<(), BrokenOff> {
+        self.position = self.command(Command::RunTo { turn: self.turn, point }).await?;
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command) -> Result<Lsn, BrokenOff> {
+        self.control.command.send_replace(command);
+        let standing = self.control.standing.wait_for(|standing| standing.by == command).await;
+        standing.map(|standing| standing.position).map_err(|_| BrokenOff)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.control.command.send_replace(Command::GoOn);
+    }
+}
+
+impl Gate {
+    /// What to do now.
+    pub(crate) fn command(&self) -> Command {
+        *self.command.borrow()
+    }
+
+    /// Resolves when there is another command. Cancel-safe.
+    pub(crate) async fn changed(&mut self) {
+        if self.command.changed().await.is_err() {
+            // Nobody is left who could ask for anything.
+            std::future::pending().await
+        }
+    }
+
+    /// Apply stands still, as `by` says.
+    pub(crate) fn stands(&self, by: Command, position: Lsn) {
+        self.standing.send_if_modified(|last| {
+            let now = Standing { by, position };
+            let changed = *last != now;
+            *last = now;
+            changed
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loop that does at once what it is told.
+    async fn obedient(mut gate: Gate, position: Lsn) {
+        loop {
+            gate.changed().await;
+            match gate.command() {
+                Command::GoOn => {}
+                by @ Command::Hold { .. } => gate.stands(by, position),
+                by @ Command::RunTo { point, .. } => gate.stands(by, point),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_a_turn_lets_apply_go_on() {
+        let (control, gate) = control();
+        let commands = gate.command.clone();
+        tokio::spawn(obedient(gate, Lsn::new(10)));
+        let mut held = control.hold().await.unwrap();
+        assert_eq!(held.position(), Lsn::new(10));
+        held.run_to(Lsn::new(20)).await.unwrap();
+        assert_eq!(held.position(), Lsn::new(20));
+        drop(held);
+        assert_eq!(*commands.borrow(), Command::GoOn);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_is_given_up_while_waiting_lets_apply_go_on() {
+        let (control, gate) = control();
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
+        assert!(waited.is_err(), "nobody answers");
+        assert_eq!(gate.command(), Command::GoOn);
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_an_earlier_turn_is_not_taken_for_one_to_this() {
+        let (control, gate) = control();
+        gate.stands(Command::Hold { turn: 0 }, Lsn::new(1));
+        drop(control.hold().await.unwrap());
+        let second = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
+        assert!(second.is_err(), "apply has not said anything to the second turn");
+    }
+
+    #[tokio::test]
+    async fn turns_come_one_at_a_time_and_end_with_the_stream() {
+        let (control, gate) = control();
+        let running = tokio::spawn(obedient(gate, Lsn::new(10)));
+        let first = control.hold().await.unwrap();
+        let second = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
+        assert!(second.is_err(), "the first turn is not over");
+        drop(first);
+        let mut second = control.hold().await.unwrap();
+        running.abort();
+        assert!(running.await.is_err());
+        assert_eq!(second.run_to(Lsn::new(30)).await, Err(BrokenOff));
+    }
+}

@@ -1,0 +1,662 @@
+//! The fingerprint of a source table: what tells whether its rows are still those that the stream has told of.
+//!
+//! pgoutput tells of rows, not of rewrites, leaves, persistence or types. So what the catalog says of a table (one row of
+//! sql/fingerprints.sql, read by `session`) is remembered at the destination, and compared at every start and on the monitor's
+//! clock. Here is the comparison, and nothing else: in come two fingerprints, out comes a [`Verdict`].
+//!
+//! The catalog is read at a later moment than the stream's position. A difference may therefore be one that the stream has not
+//! come to; a copy that is made from now on has it, so [`Verdict::Differ`] holds at any time. [`Verdict::Doubt`] holds only once the
+//! stream has passed the moment at which the catalog was read: until then a TRUNCATE that explains it may be under way.
+//!
+//! What the catalogs show of each statement (tried on 15.18): a rewrite of the table gives it a new `relfilenode`; one that
+//! may change values, `ALTER COLUMN … TYPE`, writes the column's `pg_attribute` row anew in the same transaction. VACUUM FULL, CLUSTER
+//! and TRUNCATE keep the TOAST table's OID and give it a new file; every rewrite by ALTER TABLE makes another TOAST table.
+//! VACUUM, also with FREEZE, leaves the xmin of catalog rows as it is.
+//!
+//! Every rewrite also writes anew the rows of columns that had a value for older rows in the catalog (`atthasmissing`).
+//!
+//! A unique index, a constraint or the identity of a partition that is changed moves no row, and the stream tells of every row since.
+//! But what the source let through meanwhile may be refused here, or name another row. So what the stream has passed is kept apart
+//! from what the catalog says (`session::fingerprints`), and [`Fingerprint::explains`] a refused change by what was not there all the
+//! time: then the table is copied, and no row here is ever called to be in the way.
+//!
+//! | new file | TOAST table | columns' rows | so it was |
+//! |---|---|---|---|
+//! | no | same | any | nothing that touches values |
+//! | yes | same | any | VACUUM FULL, CLUSTER, or TRUNCATE, which the stream tells of unless it was a leaf's |
+//! | yes | another, or none | a known column's is new | ALTER … TYPE: the values may be others |
+//! | yes | another, or none | one that is not known | ADD COLUMN with a value for each row, or SET UNLOGGED and back |
+//! | yes | another, or none | same | undecided: SET UNLOGGED and back, pg_repack; without TOAST also VACUUM FULL |
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use crate::pg::{Ident, QualifiedName, RelationId, TypeId};
+
+/// A member of a table's tree: the table itself, and every partition of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Member {
+    /// Its OID.
+    pub id: u32,
+    /// Its schema.
+    pub schema: Ident,
+    /// Its name.
+    pub name: Ident,
+    /// `relkind`
+    pub kind: char,
+    /// `relpersistence`
+    pub persistence: char,
+    /// `relfilenode`: which file holds its rows; 0 where it has none.
+    pub file: u32,
+    /// `reltoastrelid`; 0 without one.
+    pub toast: u32,
+    /// The transaction that has changed its row of `pg_class` last.
+    pub changed_by: u32,
+    /// `relreplident`
+    pub replica_identity: char,
+    /// It was a table before it became a partition.
+    pub attached: bool,
+    /// The transaction that made it a partition; 0 for the table itself.
+    pub attached_by: u32,
+}
+
+impl Member {
+    fn name(&self) -> QualifiedName {
+        QualifiedName { schema: self.schema.clone(), name: self.name.clone() }
+    }
+
+    /// Why its rows never come through the stream; `None`: they do.
+    fn unsent(&self) -> Option<String> {
+        match (self.kind, self.persistence) {
+            ('f', _) => Some(format!("partition {} is a foreign table, whose rows do not come", self.name())),
+            (_, 'p') => None,
+            (_, _) => Some(format!("{} is unlogged, so its rows do not come", self.name())),
+        }
+    }
+}
+
+/// A column, by number.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct FingerprintColumn {
+    /// `attnum`
+    pub number: i16,
+    /// The name.
+    pub name: Ident,
+    /// The type.
+    pub type_id: TypeId,
+    /// `atttypmod`
+    pub type_modifier: i32,
+    /// `attcollation`; 0 for none.
+    pub collation: u32,
+    /// NOT NULL
+    pub not_null: bool,
+    /// `attidentity`; empty for none.
+    pub identity: String,
+    /// `attgenerated`; empty for none.
+    pub generated: String,
+    /// A hash of the expression of a generated column.
+    pub expression: Option<i64>,
+    /// Rows that are older than the column have its value in the catalog, until the table is rewritten.
+    pub has_missing: bool,
+    /// The transaction that has written its row of `pg_attribute`.
+    pub written_by: u32,
+}
+
+/// A unique index of the table, or of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct UniqueKey {
+    /// Its OID: an index that is dropped and created again has another one.
+    pub id: u32,
+    /// The OID of the table or partition.
+    pub table: u32,
+    /// Its name.
+    pub name: Ident,
+    /// `indkey`: its columns by number, 0 for an expression.
+    pub columns: String,
+    /// PRIMARY KEY
+    pub primary: bool,
+    /// Chosen by REPLICA IDENTITY USING INDEX.
+    pub replica_identity: bool,
+    /// Not DEFERRABLE.
+    pub immediate: bool,
+    /// The transaction that has written its row of `pg_index`: a change of the identity writes it.
+    pub written_by: u32,
+}
+
+/// A CHECK, foreign key or exclusion constraint of the table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct TableConstraint {
+    /// Its OID: one that is dropped and added again has another one.
+    pub id: u32,
+    /// Its name.
+    pub name: Ident,
+}
+
+/// A label of an enum.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Label {
+    /// Its OID, which it keeps when it is renamed.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// An attribute of a composite type.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Attribute {
+    /// `attnum`
+    pub number: i16,
+    /// The name.
+    pub name: Ident,
+    /// The type.
+    pub type_id: TypeId,
+    /// `atttypmod`
+    pub type_modifier: i32,
+}
+
+/// A type that is not built in, and that the table's columns are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct UsedType {
+    /// Its OID.
+    pub id: TypeId,
+    /// Its schema.
+    pub schema: Ident,
+    /// Its name.
+    pub name: Ident,
+    /// `typtype`
+    pub kind: char,
+    /// What a domain is over; 0 for others.
+    pub base: TypeId,
+    /// The modifier that it applies.
+    pub base_modifier: i32,
+    /// An enum's labels, in order.
+    pub labels: Vec<Label>,
+    /// A composite type's attributes.
+    pub attributes: Vec<Attribute>,
+}
+
+/// The server that the catalog is of, as it is until it is restored or upgraded.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ServerCatalog {
+    /// The cluster.
+    pub system_identifier: String,
+    /// The layout of its catalogs: another one after `pg_upgrade`.
+    pub catalog_version: i64,
+}
+
+/// What the catalog says of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Fingerprint {
+    /// Whose catalog it is.
+    pub server: ServerCatalog,
+    /// The table and its partitions, by OID.
+    pub members: Vec<Member>,
+    /// Its columns, by number.
+    pub columns: Vec<FingerprintColumn>,
+    /// Its unique indexes and those of its partitions, by OID.
+    pub keys: Vec<UniqueKey>,
+    /// Its CHECK, foreign key and exclusion constraints, by OID.
+    pub constraints: Vec<TableConstraint>,
+    /// The types that its columns are made of, by OID.
+    pub types: Vec<UsedType>,
+    /// The entry that names it in the publication; `None` where the publication names no tables.
+    pub published: Option<u32>,
+}
+
+/// A change of the stream that the destination cannot take as it is: the source has let it through, so one of its rules was
+/// another one at that moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Two rows are alike; the OIDs of the source's indexes that forbid it now.
+    Alike(Vec<u32>),
+    /// A constraint by its name, which both ends have now.
+    Constraint(Ident),
+    /// NULL in a column that is NOT NULL now.
+    Null(Ident),
+    /// The row to be updated is not there under the key of the table's identity.
+    Missing,
+}
+
+/// What a comparison of two fingerprints says of the rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The stream tells of every row; what else has changed is followed when it describes the table.
+    Same,
+    /// Rows may be others than those that the stream has told of: a copy is needed. Why, as a sentence without its full stop.
+    Differ(String),
+    /// The catalog cannot tell, once the stream has passed the moment at which it was read.
+    Doubt(String),
+}
+
+impl Fingerprint {
+    /// The member that is the table itself.
+    pub fn root(&self, table: RelationId) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == table.0)
+    }
+
+    /// The table's name.
+    pub fn name(&self, table: RelationId) -> Option<QualifiedName> {
+        self.root(table).map(Member::name)
+    }
+
+    /// The OIDs of what the table is made of: its members, and the types of its columns.
+    pub fn objects(&self) -> impl Iterator<Item = u32> + '_ {
+        self.members.iter().map(|member| member.id).chain(self.types.iter().map(|used| used.id.0))
+    }
+
+    /// Compares what was remembered of a table with what the catalog says now. `truncated_by`: the transactions of which the
+    /// stream has told that they truncated it.
+    pub fn compare(&self, now: &Fingerprint, table: RelationId, truncated_by: &BTreeSet<u32>) -> Verdict {
+        if let Some(reason) = now.unsent() {
+            return Verdict::Differ(reason);
+        }
+        // The rows of its catalogs were written anew, and nothing of what they say can be compared.
+        if self.server != now.server {
+            return Verdict::Same;
+        }
+        let differences = [
+            self.publication_differs(now),
+            self.types_differ(now),
+            self.generation_differs(now),
+            self.partitions_differ(now),
+        ];
+        if let Some(reason) = differences.into_iter().flatten().next() {
+            return Verdict::Differ(reason);
+        }
+        let mut doubt = None;
+        for member in &now.members {
+            let before = self.members.iter().find(|before| before.id == member.id);
+            if before.is_some_and(|before| before.persistence != 'p') {
+                return Verdict::Differ(format!("{} was unlogged, so its rows did not come", member.name()));
+            }
+            // A partition that is new began with the file of its own OID.
+            let file = before.map_or(if member.file == 0 { 0 } else { member.id }, |before| before.file);
+            if file == member.file {
+                continue;
+            }
+            // ALTER TABLE never keeps the TOAST table when it rewrites one.
+            let only_moved = member.toast != 0 && before.is_some_and(|before| before.toast == member.toast);
+            if !only_moved && let Some(reason) = self.rewritten(now) {
+                return Verdict::Differ(reason);
+            }
+            // A TRUNCATE of the table itself comes through the stream; one of a leaf does not.
+            let told = truncated_by.contains(&member.changed_by) || (only_moved && member.id == table.0);
+            if !told {
+                doubt = Some(format!("the rows of {} were moved to another file", member.name()));
+            }
+        }
+        doubt.map_or(Verdict::Same, Verdict::Doubt)
+    }
+
+    /// The unique indexes of the table itself that are there all the time from this fingerprint to any other one that has them.
+    pub fn unique_indexes(&self, table: RelationId) -> impl Iterator<Item = u32> + '_ {
+        self.keys.iter().filter(move |key| key.table == table.0).map(|key| key.id)
+    }
+
+    /// Why the source let a change through that its catalog of now would refuse, or that says nothing of its row: what it has now
+    /// was not there all the time since this fingerprint, which the stream has passed. `None` where it was: then the destination's
+    /// rows are others.
+    pub fn explains(&self, now: &Fingerprint, table: RelationId, refusal: &Refusal) -> Option<String> {
+        if self.server != now.server {
+            return None;
+        }
+        match refusal {
+            Refusal::Alike(indexes) => {
+                let known = |id: &u32| self.keys.iter().any(|key| key.id == *id);
+                if indexes.iter().any(known) {
+                    return None;
+                }
+                let new = now.keys.iter().find(|key| indexes.contains(&key.id))?;
+                Some(format!(
+                    "unique index {} was dropped for a while, and rows of that time are alike in its columns",
+                    new.name
+                ))
+            }
+            Refusal::Constraint(name) => {
+                let named =
+                    |of: &Fingerprint| of.constraints.iter().find(|found| found.name == *name).map(|found| found.id);
+                let is_another = named(now).is_some_and(|id| Some(id) != named(self));
+                is_another
+                    .then(|| format!("constraint {name} was dropped for a while, and rows of that time violate it"))
+            }
+            Refusal::Null(name) => {
+                let now = now.columns.iter().find(|column| column.name == *name)?;
+                let before = self.columns.iter().find(|before| before.number == now.number);
+                let is_another = before.is_none_or(|before| before.written_by != now.written_by);
+                is_another.then(|| {
+                    format!("column {name} was not NOT NULL for a while, and rows of that time are NULL in it")
+                })
+            }
+            Refusal::Missing => {
+                let mut leaves = now.members.iter().filter(|member| member.id != table.0);
+                let changed = leaves.find(|leaf| !self.identifies_as(now, leaf.id))?;
+                Some(format!(
+                    "partition {} was altered, and may have identified its rows otherwise than the table for a while",
+                    changed.name()
+                ))
+            }
+        }
+    }
+
+    /// Whether a member identifies its rows as it did, and has done so all the time.
+    fn identifies_as(&self, now: &Fingerprint, member: u32) -> bool {
+        let found = |of: &Fingerprint| {
+            let member = of.members.iter().find(|found| found.id == member)?;
+            Some((member.replica_identity, member.changed_by))
+        };
+        let keys = |of: &Fingerprint| -> Vec<(u32, u32)> {
+            of.keys.iter().filter(|key| key.table == member).map(|key| (key.id, key.written_by)).collect()
+        };
+        found(self) == found(now) && keys(self) == keys(now)
+    }
+
+    /// What can be said of a table of which nothing was remembered.
+    pub fn alone(&self) -> Verdict {
+        self.unsent().map_or(Verdict::Same, Verdict::Differ)
+    }
+
+    fn unsent(&self) -> Option<String> {
+        self.members.iter().find_map(Member::unsent)
+    }
+
+    fn publication_differs(&self, now: &Fingerprint) -> Option<String> {
+        match (self.published, now.published) {
+            (before, now) if before == now => None,
+            (Some(_), None) => Some("the publication does not hold it any more, or holds it in another way".to_owned()),
+            (_, _) => {
+                Some("it was taken out of the publication and put in again, or is published in another way".to_owned())
+            }
+        }
+    }
+
+    /// Labels that are added are followed by themselves (`preflight::enum_labels`); names of types mean nothing to the rows. One that is
+    /// renamed is renamed here once no rows are under way that have the old name.
+    fn types_differ(&self, now: &Fingerprint) -> Option<String> {
+        self.types.iter().find_map(|before| {
+            let now = now.types.iter().find(|now| now.id == before.id)?;
+            let is_renamed = |label: &Label| now.labels.iter().any(|now| now.id == label.id && now.name != label.name);
+            if before.labels.iter().any(is_renamed) {
+                return Some(format!("a label of enum {} has another name", now.name));
+            }
+            let shape = |attributes: &[Attribute]| -> Vec<(i16, TypeId, i32)> {
+                attributes.iter().map(|a| (a.number, a.type_id, a.type_modifier)).collect()
+            };
+            let name = QualifiedName { schema: now.schema.clone(), name: now.name.clone() };
+            (shape(&before.attributes) != shape(&now.attributes))
+                .then(|| format!("the attributes of type {name} were changed, and with them the values of its columns"))
+        })
+    }
+
+    /// Generated columns are not among those that the stream describes, or else they are copied once more than they need to be.
+    fn generation_differs(&self, now: &Fingerprint) -> Option<String> {
+        for now in now.columns.iter().filter(|now| !now.generated.is_empty()) {
+            match self.columns.iter().find(|before| before.number == now.number) {
+                None => return Some(format!("generated column {} was added", now.name)),
+                Some(before) if before.name != now.name => {
+                    return Some(format!("generated column {} is now called {}", before.name, now.name));
+                }
+                Some(_) => {}
+            }
+        }
+        self.columns.iter().find_map(|before| {
+            let now = now.columns.iter().find(|now| now.number == before.number)?;
+            (before.generated != now.generated || before.expression != now.expression)
+                .then(|| format!("column {} is generated in another way, or no more", now.name))
+        })
+    }
+
+    fn partitions_differ(&self, now: &Fingerprint) -> Option<String> {
+        let gone = self.members.iter().find(|before| !now.members.iter().any(|now| now.id == before.id));
+        if let Some(gone) = gone {
+            return Some(format!("partition {} was dropped or detached, and its rows with it", gone.name()));
+        }
+        let again = |now: &&Member| {
+            let mut known = self.members.iter().filter(|known| known.id == now.id);
+            known.any(|known| known.attached_by != now.attached_by)
+        };
+        if let Some(again) = now.members.iter().find(again) {
+            return Some(format!("partition {} was detached for a while, and may have other rows", again.name()));
+        }
+        let new = now.members.iter().find(|now| now.attached && !self.members.iter().any(|known| known.id == now.id));
+        new.map(|new| format!("partition {} was attached, and may have brought rows", new.name()))
+    }
+
+    /// Why values may be others than those that came, when the table was rewritten.
+    fn rewritten(&self, now: &Fingerprint) -> Option<String> {
+        let stored = || now.columns.iter().filter(|now| now.generated.is_empty());
+        let known = |now: &FingerprintColumn| self.columns.iter().find(|before| before.number == now.number);
+        let is_changed = |now: &&FingerprintColumn| {
+            known(now)
+                .is_some_and(|before| before.written_by != now.written_by && before.has_missing == now.has_missing)
+        };
+        if let Some(changed) = stored().find(is_changed) {
+            return Some(format!("the table was rewritten, and the values of column {} may be others", changed.name));
+        }
+        let added = stored().find(|now| known(now).is_none())?;
+        Some(format!(
+            "column {} was added and the table rewritten, so its old rows hold values that did not come",
+            added.name
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: RelationId = RelationId(100);
+
+    fn column(number: i16, written_by: u32) -> FingerprintColumn {
+        FingerprintColumn {
+            number,
+            name: Ident::new(format!("c{number}")),
+            type_id: TypeId(23),
+            type_modifier: -1,
+            collation: 0,
+            not_null: false,
+            identity: String::new(),
+            generated: String::new(),
+            expression: None,
+            has_missing: false,
+            written_by,
+        }
+    }
+
+    fn member(id: u32, toast: u32) -> Member {
+        Member {
+            id,
+            schema: Ident::new("public"),
+            name: Ident::new(format!("t{id}")),
+            kind: 'r',
+            persistence: 'p',
+            file: id,
+            toast,
+            changed_by: 700,
+            replica_identity: 'd',
+            attached: false,
+            attached_by: 0,
+        }
+    }
+
+    fn table(toast: u32) -> Fingerprint {
+        Fingerprint {
+            server: ServerCatalog { system_identifier: "7".to_owned(), catalog_version: 202209061 },
+            members: vec![member(TABLE.0, toast)],
+            columns: vec![column(1, 700), column(2, 700)],
+            keys: Vec::new(),
+            constraints: Vec::new(),
+            types: Vec::new(),
+            published: Some(9),
+        }
+    }
+
+    fn tree() -> Fingerprint {
+        let mut root = member(TABLE.0, 0);
+        (root.kind, root.file) = ('p', 0);
+        Fingerprint { members: vec![root, member(101, 5), member(102, 6)], ..table(0) }
+    }
+
+    /// What is said after a change; `D` differ, `?` doubt, `=` the same.
+    fn said(before: &Fingerprint, change: impl FnOnce(&mut Fingerprint)) -> char {
+        let mut now = before.clone();
+        change(&mut now);
+        match before.compare(&now, TABLE, &BTreeSet::from([800])) {
+            Verdict::Same => '=',
+            Verdict::Differ(_) => 'D',
+            Verdict::Doubt(_) => '?',
+        }
+    }
+
+    #[test]
+    fn a_rewrite_of_values_is_told_from_one_that_only_moves_them() {
+        for toast in [0, 7] {
+            let before = table(toast);
+            assert_eq!(said(&before, |_| {}), '=');
+            assert_eq!(said(&before, |now| now.columns[1].written_by = 900), '=', "SET STATISTICS, varchar to text");
+            let altered = |now: &mut Fingerprint| {
+                now.columns[1].written_by = 900;
+                now.members[0].file = 900;
+                now.members[0].toast = if toast == 0 { 0 } else { 901 };
+            };
+            assert_eq!(said(&before, altered), 'D', "ALTER … TYPE");
+            assert_eq!(said(&before, |now| now.columns.push(column(3, 900))), '=', "ADD COLUMN with a constant");
+        }
+        let moved = |now: &mut Fingerprint| now.members[0].file = 900;
+        assert_eq!((said(&table(7), moved), said(&table(0), moved)), ('=', '?'), "VACUUM FULL");
+        let remade = |now: &mut Fingerprint| (now.members[0].file, now.members[0].toast) = (900, 901);
+        assert_eq!(said(&table(7), remade), '?', "SET UNLOGGED and back");
+        for (toast, verdict) in [(0, '?'), (7, '=')] {
+            let mut added = table(toast);
+            added.columns[1].has_missing = true;
+            let moved = |now: &mut Fingerprint| {
+                (now.columns[1].has_missing, now.columns[1].written_by, now.members[0].file) = (false, 900, 900);
+            };
+            assert_eq!(said(&added, moved), verdict, "VACUUM FULL once a column was added with a constant");
+        }
+        let filled = |now: &mut Fingerprint| {
+            (now.members[0].file, now.members[0].toast) = (900, 901);
+            now.columns.push(column(3, 900));
+        };
+        assert_eq!(said(&table(7), filled), 'D', "ADD COLUMN with another value for each row");
+        let truncated = |now: &mut Fingerprint| (now.members[0].file, now.members[0].changed_by) = (900, 800);
+        assert_eq!(said(&table(0), truncated), '=', "the stream has told of it");
+    }
+
+    #[test]
+    fn what_becomes_of_leaves_is_not_in_the_stream() {
+        let before = tree();
+        assert_eq!(said(&before, |now| now.members[1].file = 900), '?', "TRUNCATE or VACUUM FULL of a leaf");
+        assert_eq!(said(&before, |now| (now.members[1].file, now.members[1].changed_by) = (900, 800)), '=');
+        assert_eq!(said(&before, |now| drop(now.members.pop())), 'D', "dropped or detached");
+        assert_eq!(said(&before, |now| now.members.push(member(103, 8))), '=', "created as a partition");
+        let mut rewritten = Member { file: 900, ..member(103, 8) };
+        assert_eq!(said(&before, |now| now.members.push(rewritten.clone())), '?', "and something was done to its rows");
+        let altered = |now: &mut Fingerprint| {
+            now.columns[1].written_by = 900;
+            now.members.push(rewritten.clone());
+        };
+        assert_eq!(said(&before, altered), 'D', "and a column's values were rewritten");
+        rewritten.changed_by = 800;
+        assert_eq!(
+            said(&before, |now| now.members.push(rewritten.clone())),
+            '=',
+            "and it was truncated with its table"
+        );
+        let attached = |now: &mut Fingerprint| now.members.push(Member { attached: true, ..member(103, 8) });
+        assert_eq!(said(&before, attached), 'D');
+        assert_eq!(said(&before, |now| now.members[1].attached_by = 900), 'D', "detached and attached again");
+        assert_eq!(said(&before, |now| now.members[1].persistence = 'u'), 'D');
+        assert_eq!(said(&before, |now| now.members.push(Member { kind: 'f', ..member(103, 0) })), 'D');
+        let mut unlogged = tree();
+        unlogged.members[1].persistence = 'u';
+        assert_eq!(said(&unlogged, |now| now.members[1].persistence = 'p'), 'D', "rows were written meanwhile");
+    }
+
+    #[test]
+    fn what_the_source_let_through_is_told_from_rows_that_are_others_here() {
+        let key = |id, table, written_by| UniqueKey {
+            id,
+            table,
+            name: Ident::new("u"),
+            columns: "1".to_owned(),
+            primary: false,
+            replica_identity: false,
+            immediate: true,
+            written_by,
+        };
+        let mut before = tree();
+        before.keys = vec![key(200, TABLE.0, 700), key(201, 101, 700)];
+        before.constraints = vec![TableConstraint { id: 300, name: Ident::new("c") }];
+        let explained = |refusal: Refusal, change: &dyn Fn(&mut Fingerprint)| {
+            let mut now = before.clone();
+            change(&mut now);
+            before.explains(&now, TABLE, &refusal).is_some()
+        };
+        let alike = |id| Refusal::Alike(vec![id]);
+        assert!(!explained(alike(200), &|_| {}), "it was there all the time");
+        assert!(explained(alike(250), &|now| now.keys[0].id = 250));
+        assert!(!explained(alike(250), &|_| {}), "the source has no such index");
+        let constraint = || Refusal::Constraint(Ident::new("c"));
+        assert!(!explained(constraint(), &|_| {}));
+        assert!(explained(constraint(), &|now| now.constraints[0].id = 350));
+        assert!(!explained(constraint(), &|now| now.constraints.clear()), "a difference of the ends says it");
+        let null = || Refusal::Null(Ident::new("c2"));
+        assert!(!explained(null(), &|_| {}));
+        assert!(explained(null(), &|now| now.columns[1].written_by = 900));
+        assert!(!explained(Refusal::Missing, &|_| {}));
+        assert!(!explained(Refusal::Missing, &|now| now.members[0].changed_by = 900), "the stream describes the table");
+        assert!(explained(Refusal::Missing, &|now| now.members[1].changed_by = 900));
+        assert!(explained(Refusal::Missing, &|now| now.members[1].replica_identity = 'i'));
+        assert!(explained(Refusal::Missing, &|now| now.keys[1].written_by = 900), "from one index to another and back");
+        assert!(explained(Refusal::Missing, &|now| now.members.push(member(103, 8))));
+        let restored = |now: &mut Fingerprint| {
+            now.server.catalog_version += 1;
+            now.keys[0].id = 250;
+        };
+        assert!(!explained(alike(250), &restored), "nothing of another catalog can be compared");
+    }
+
+    #[test]
+    fn types_generation_and_the_publication_count_too() {
+        let attribute = |number| Attribute { number, name: Ident::new("a"), type_id: TypeId(23), type_modifier: -1 };
+        let mut before = table(7);
+        before.types.push(UsedType {
+            id: TypeId(20_000),
+            schema: Ident::new("public"),
+            name: Ident::new("pair"),
+            kind: 'c',
+            base: TypeId(0),
+            base_modifier: -1,
+            labels: Vec::new(),
+            attributes: vec![attribute(1), attribute(2)],
+        });
+        assert_eq!(said(&before, |now| now.types[0].name = Ident::new("couple")), '=');
+        assert_eq!(said(&before, |now| now.types[0].attributes[1].number = 3), 'D', "dropped, and another one added");
+        assert_eq!(said(&before, |now| now.columns[1].expression = Some(7)), 'D');
+        assert_eq!(said(&before, |now| now.published = Some(10)), 'D');
+        let restored = |now: &mut Fingerprint| {
+            now.server.catalog_version += 1;
+            now.published = Some(10);
+        };
+        assert_eq!(said(&before, restored), '=', "nothing of another catalog can be compared");
+        let unlogged = |now: &mut Fingerprint| {
+            now.server.catalog_version += 1;
+            now.members[0].persistence = 'u';
+        };
+        assert_eq!(said(&before, unlogged), 'D', "its rows do not come, whatever was before");
+    }
+
+    #[test]
+    fn facts_are_read_as_the_question_gives_them() {
+        let text = r#"{"server": ["7435", 202209061], "members": [[100, "public", "t", "r", "p", 100, 7, 700, "d", false, 0]],
+            "columns": [[1, "id", 23, -1, 0, true, "", "", null, false, 700], [2, "g", 23, -1, 0, false, "", "s", -5, true, 700]],
+            "keys": [[103, 100, "t_pkey", "1", true, false, true, 699]], "constraints": [[104, "c"]],
+            "types": [[16400, "public", "mood", "e", 0, -1, [[16402, "sad"]], []]], "published": null}"#;
+        let read: Fingerprint = serde_json::from_str(text).unwrap();
+        assert_eq!(read.name(TABLE), Some(QualifiedName::new("public", "t")));
+        assert_eq!(read.columns[1].expression, Some(-5));
+        assert_eq!(read.unique_indexes(TABLE).collect::<Vec<_>>(), [103]);
+        assert_eq!(read.types[0].labels, [Label { id: 16402, name: "sad".to_owned() }]);
+    }
+}

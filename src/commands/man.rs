@@ -1,0 +1,29 @@
+//! `headwater completions` and `headwater man`: what a package installs beside the binary, made from the command line's
+//! own definition.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::cli::Arguments;
+use super::display;
+use crate::commands::exit::Exit;
+
+/// Prints the completions for a shell.
+pub(super) fn completions(shell: Shell) -> Exit {
+    clap_complete::generate(shell, &mut Arguments::command(), "headwater", &mut std::io::stdout());
+    Exit::Done
+}
+
+/// Writes a manual page for headwater and one for each command into a directory.
+pub(super) fn man(dir: &Path) -> Exit {
+    let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Arguments::command(), dir));
+    match written {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            display::error(&format!("cannot write the manual pages into {}: {error}", dir.display()));
+            Exit::OperatorMustAct
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The destination's half of the list.
+
+use super::{connection, sessions};
+use crate::config::Config;
+use crate::destination::{
+    Bookkeeping, Catalog, DestinationError, DestinationServer, LockHolders, Stream, StreamState, TableRecord, Writer,
+    check_bookkeeping_owner, missing_roles_report, position_missing_report, writers_of_all_report,
+};
+use crate::maintenance::check::findings::{About, Findings};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
+use crate::preflight::addresses::Addresses;
+use crate::preflight::leadership::writing_settings;
+use crate::preflight::prepare::{check_configured, check_empty};
+use crate::preflight::suspended_tables::aside;
+use crate::preflight::unconfigured::{split, unconfigured_report};
+use crate::session::SqlClient;
+
+const DESTINATION: About = About::Destination;
+
+/// What is known of the destination, for what concerns both.
+pub(super) struct DestinationView {
+    pub(super) bookkeeping: Bookkeeping,
+    pub(super) catalog: Option<Catalog>,
+    pub(super) stream: Option<Stream>,
+    /// The stored position of a live stream.
+    pub(super) position: Option<Lsn>,
+    /// The tables of a live stream.
+    pub(super) followed: Vec<TableRecord>,
+    /// Foreign keys and ordinary triggers act on what is applied.
+    pub(super) foreign_keys_act: bool,
+}
+
+pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut Findings) -> Option<DestinationView> {
+    let connected = Bookkeeping::connect(&addresses.destination).await;
+    let bookkeeping = findings.take(DESTINATION, "connection", connected)?;
+    let client = bookkeeping.client();
+    match connection::judge(client, &config.destination.url, "destination.url").await {
+        Ok(Ok(text)) => findings.ok(DESTINATION, "connection", text),
+        Ok(Err(report)) => findings.warn(DESTINATION, "connection", report),
+        Err(error) => findings.fault(DESTINATION, "connection", DestinationError::Session(error)),
+    }
+    let owned = check_bookkeeping_owner(client, &config.destination.trusted_roles).await;
+    // What is in a stranger's schema is nothing to go by.
+    findings.take(DESTINATION, "bookkeeping", owned)?;
+    let writers = writers_of_all_report(client, &config.destination.trusted_roles).await;
+    if let Some(report) = findings.take(DESTINATION, "bookkeeping", writers).flatten() {
+        findings.warn(DESTINATION, "bookkeeping", report);
+    }
+    let missing = missing_roles_report(client, &config.destination.trusted_roles).await;
+    if let Some(report) = findings.take(DESTINATION, "code", missing).flatten() {
+        findings.warn(DESTINATION, "code", report);
+    }
+    writing(config, findings).await;
+    let examined = DestinationServer::examine(client, &config.tables).await;
+    let mut foreign_keys_act = false;
+    if let Some((server, problems)) = findings.take(DESTINATION, "privileges", examined) {
+        if problems.is_empty() {
+            findings.ok(DESTINATION, "privileges", "the role may write the tables and keep its bookkeeping");
+        }
+        for problem in problems {
+            findings.fail(DESTINATION, "privileges", problem);
+        }
+        foreign_keys_act = !server.replica_role;
+        if server.replica_role {
+            let text = "replica: foreign keys and ordinary triggers do not act on what is applied";
+            findings.ok(DESTINATION, "session_replication_role", text);
+        } else {
+            let report = ErrorReport::new("origin: foreign keys and triggers act on what is applied")
+                .detail(format!(
+                    "Role {} may not set session_replication_role: triggers of the destination fire for what the source's triggers have \
+                     done already, and foreign keys are checked and cascade.",
+                    server.role
+                ))
+                .hint(if server.grants_parameters {
+                    format!(
+                        "Run at the destination as a superuser:\nGRANT SET ON PARAMETER session_replication_role TO {};",
+                        server.role
+                    )
+                } else {
+                    "From 15 on a superuser may grant that; before, only superusers may set it.".to_owned()
+                });
+            findings.warn(DESTINATION, "session_replication_role", report);
+        }
+    }
+    let stream = findings.take(DESTINATION, "bookkeeping", bookkeeping.stream().await).flatten();
+    let live = matches!(&stream, Some(Stream { state: StreamState::Live { .. }, .. }));
+    let position = match findings.take(DESTINATION, "bookkeeping", stored_position(&bookkeeping, live).await) {
+        Some(None) if live => {
+            findings.fail(DESTINATION, "bookkeeping", position_missing_report());
+            None
+        }
+        position => position.flatten(),
+    };
+    let followed = match position {
+        Some(_) => findings.take(DESTINATION, "bookkeeping", bookkeeping.tables().await).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let (followed, unconfigured) = split(followed, &config.tables);
+    if !unconfigured.is_empty() {
+        findings.warn(DESTINATION, "tables", unconfigured_report(&unconfigured));
+    }
+    for name in aside(&followed) {
+        let report = ErrorReport::new(format!("table {name} stands still until it is copied anew"))
+            .detail("Its changes are passed over meanwhile; the copy brings them.")
+            .hint("headwater status tells how far it is; when it fails, the log has the statement.");
+        findings.warn(DESTINATION, "tables", report);
+    }
+    let catalog = findings.take(DESTINATION, "tables", Catalog::read(client, &config.tables).await);
+    match (&stream, position) {
+        (Some(stream), position) => match check_configured(config, stream) {
+            Ok(()) => {
+                let at = position.map_or("not yet published".to_owned(), |position| format!("at {position}"));
+                findings.ok(DESTINATION, "bookkeeping", format!("fed through slot {}, {at}", stream.slot));
+            }
+            Err(fault) => findings.fault(DESTINATION, "bookkeeping", fault),
+        },
+        (None, _) => {
+            findings.ok(DESTINATION, "bookkeeping", "none yet: the first start makes a snapshot");
+        }
+    }
+    let agreed = position.is_some() || stream.as_ref().is_some_and(|stream| stream.agreed);
+    if !agreed && let Some(catalog) = &catalog {
+        // Whether the others have rows cannot be seen; that they cannot be read is said above.
+        match readable(client, catalog).await {
+            Ok(names) => {
+                if let Err(fault) = check_empty(client, names.iter()).await {
+                    findings.fault(DESTINATION, "tables", fault);
+                }
+            }
+            Err(error) => findings.fault(DESTINATION, "tables", error),
+        }
+    }
+    let holders = LockHolders::look(client, &config.source.slot).await;
+    let LockHolders { leader, foreign } = findings.take(DESTINATION, "leader", holders).unwrap_or_default();
+    if let Some(leader) = leader {
+        findings.ok(DESTINATION, "leader", format!("an instance runs, {leader}: another one would stand by"));
+    }
+    for holder in foreign {
+        findings.warn(DESTINATION, "leader", holder.foreign_report());
+    }
+    if position.is_none() {
+        sessions::look((client, 1), DESTINATION, |error| DestinationError::Session(error).into(), findings).await;
+    }
+    event_triggers(client, findings).await;
+    if let Some(catalog) = &catalog {
+        tables(config, catalog, foreign_keys_act, findings);
+    }
+    Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
+}
+
+/// Event triggers that would fire when headwater creates and drops its own objects, and follows schema changes: all that are enabled,
+/// since the one is done in sessions of role origin, and the other in those that take the replica role where they may. Those of roles
+/// that are not trusted are code of others, and refused.
+async fn event_triggers(client: &SqlClient, findings: &mut Findings) {
+    let sql = "SELECT e.evtname::text FROM pg_catalog.pg_event_trigger e
+               WHERE e.evtevent <> 'login' AND e.evtenabled <> 'D' ORDER BY 1";
+    let found = client.query("looking for event triggers", sql, &[]).await.and_then(|rows| {
+        rows.iter().map(|row| Ok(Ident::new(row.get::<&str>(0)?).to_string())).collect::<Result<Vec<_>, _>>()
+    });
+    let Some(names) = findings.take(DESTINATION, "event triggers", found.map_err(DestinationError::Session)) else {
+        return;
+    };
+    if names.is_empty() {
+        return;
+    }
+    let report = ErrorReport::new(format!("event triggers fire for what headwater creates: {}", names.join(", ")))
+        .detail("An error in one of them halts a start. search_path is empty: names in them without a schema are not found.");
+    findings.warn(DESTINATION, "event triggers", report);
+}
+
+async fn stored_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
+    if live { bookkeeping.position().await } else { Ok(None) }
+}
+
+/// The tables that our role may read.
+async fn readable(client: &SqlClient, catalog: &Catalog) -> Result<Vec<QualifiedName>, DestinationError> {
+    let names: Vec<&QualifiedName> = catalog.tables.keys().collect();
+    let ids: Vec<u32> = catalog.tables.values().map(|table| table.definition.id).collect();
+    let sql = "SELECT pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                      AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), c.oid
+               FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)";
+    let rows = client.query("checking privileges at the destination", sql, &[&ids]).await?;
+    let mut readable: Vec<u32> = Vec::new();
+    for row in rows {
+        if row.get(0)? {
+            readable.push(row.get(1)?);
+        }
+    }
+    let found = names.into_iter().zip(ids).filter(|(_, id)| readable.contains(id));
+    Ok(found.map(|(name, _)| name.clone()).collect())
+}
+
+/// The writing session, as a start opens it: a pooler in between is found.
+async fn writing(config: &Config, findings: &mut Findings) {
+    match Writer::try_open(&writing_settings(config)).await {
+        Ok(()) => findings.ok(DESTINATION, "writing session", "no pooler stands in between"),
+        Err(error) => findings.fault(DESTINATION, "writing session", error),
+    }
+}
+
+/// What acts on the tables that exist, and what points at them.
+fn tables(config: &Config, catalog: &Catalog, foreign_keys_act: bool, findings: &mut Findings) {
+    for name in &config.tables {
+        let Some(table) = catalog.table(name) else { continue };
+        let outside: Vec<String> = table
+            .referenced_by
+            .iter()
+            .map(|key| (QualifiedName { schema: key.schema.clone(), name: key.table.clone() }, &key.name))
+            .filter(|(child, _)| !config.tables.contains(child))
+            .map(|(child, key)| format!("{child} ({key})"))
+            .collect();
+        if !outside.is_empty() {
+            let report = ErrorReport::new(format!("local tables point at table {name}: {}", outside.join(", ")))
+                .detail(
+                    "Under session_replication_role = replica nothing checks them: rows that the source deletes leave orphans. \
+                     Otherwise they can make a change fail.",
+                )
+                .hint("Replicate them too, or drop these foreign keys.");
+            findings.warn(DESTINATION, "foreign keys", report);
+        }
+        let acting: Vec<String> = table
+            .triggers
+            .iter()
+            .filter(|trigger| {
+                matches!(trigger.enabled, 'A') || trigger.enabled == if foreign_keys_act { 'O' } else { 'R' }
+            })
+            .map(|trigger| trigger.name.to_string())
+            .collect();
+        if !acting.is_empty() {
+            let text = format!("triggers of table {name} fire for what is applied: {}", acting.join(", "));
+            let why = match foreign_keys_act {
+                true => "They are enabled, and our role may not set session_replication_role.",
+                false => "They are ENABLE REPLICA or ENABLE ALWAYS.",
+            };
+            let detail = format!(
+                "{why} Each change is applied by itself, in its order. search_path is empty for them: names without a schema are not \
+                 found, unless their function sets its own."
+            );
+            let report = ErrorReport::new(text).detail(detail);
+            findings.warn(DESTINATION, "triggers", report);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What a check has found, about what, and how it stands.
+//!
+//! Collected by every part of the check; shown by `commands::check`. Plain data.
+
+use crate::catalog::not_carried::{NotCarried, summary};
+use crate::error_policy::{Fault, report};
+use crate::pg::ErrorReport;
+
+/// How a requirement stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// As it should be.
+    Ok,
+    /// It works, but an operator should know.
+    Warning,
+    /// `run` would refuse, or halt.
+    Failed,
+}
+
+impl Standing {
+    /// The word for it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Standing::Ok => "ok",
+            Standing::Warning => "warning",
+            Standing::Failed => "failed",
+        }
+    }
+}
+
+/// Which side a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum About {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+    /// Both together.
+    Both,
+    /// This machine.
+    Here,
+}
+
+impl About {
+    /// The word for it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            About::Source => "source",
+            About::Destination => "destination",
+            About::Both => "both",
+            About::Here => "here",
+        }
+    }
+}
+
+/// One line of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// Whom it concerns.
+    pub about: About,
+    /// What was looked at.
+    pub what: &'static str,
+    /// How it stands.
+    pub standing: Standing,
+    /// What was found, and what mends it.
+    pub report: ErrorReport,
+    /// What of the source is meant, where that is a list of things that are not carried.
+    pub objects: Vec<NotCarried>,
+}
+
+/// The list, as it grows.
+#[derive(Debug, Default)]
+pub(crate) struct Findings(pub(crate) Vec<Finding>);
+
+impl Findings {
+    pub(crate) fn push(&mut self, about: About, what: &'static str, standing: Standing, report: ErrorReport) {
+        self.0.push(Finding { about, what, standing, report, objects: Vec::new() });
+    }
+
+    pub(crate) fn ok(&mut self, about: About, what: &'static str, text: impl Into<String>) {
+        self.push(about, what, Standing::Ok, ErrorReport::new(text));
+    }
+
+    pub(crate) fn warn(&mut self, about: About, what: &'static str, report: ErrorReport) {
+        self.push(about, what, Standing::Warning, report);
+    }
+
+    pub(crate) fn fail(&mut self, about: About, what: &'static str, report: ErrorReport) {
+        self.push(about, what, Standing::Failed, report);
+    }
+
+    /// What is not carried: a line for each class.
+    pub(crate) fn not_carried(&mut self, found: Vec<NotCarried>) {
+        const WHAT: &str = "not carried";
+        let lines = summary(&found);
+        if lines.is_empty() {
+            return self.ok(
+                About::Both,
+                WHAT,
+                "nothing: what belongs to the tables at the source is at the destination",
+            );
+        }
+        for (class, line) in lines {
+            let objects = found.iter().filter(|thing| thing.class == class).cloned().collect();
+            let report = ErrorReport::new(line);
+            self.0.push(Finding { about: About::Both, what: WHAT, standing: Standing::Ok, report, objects });
+        }
+        self.ok(About::Both, WHAT, "headwater check --not-carried prints the SQL that makes all of it");
+    }
+
+    /// A failure of whatever kind, in the words that a start would use.
+    pub(crate) fn fault<E>(&mut self, about: About, what: &'static str, error: E)
+    where
+        Fault: From<E>,
+    {
+        self.fail(about, what, report(&Fault::from(error)));
+    }
+
+    /// The requirement, or what is wrong with it.
+    pub(crate) fn take<T, E>(&mut self, about: About, what: &'static str, result: Result<T, E>) -> Option<T>
+    where
+        Fault: From<E>,
+    {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fault(about, what, error);
+                None
+            }
+        }
+    }
+}

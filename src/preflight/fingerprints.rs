@@ -1,0 +1,143 @@
+//! Whether the rows of the tables that are followed may be others than the stream has told of.
+//!
+//! Asked by `attempt` before a stream begins and by `monitor` on its clock. In come a session with the source and what is
+//! remembered of the tables; out goes a [`Look`], in which every difference has found its place. The judgement is
+//! [`crate::catalog::fingerprint`]'s; here the catalog is asked: for digests of all tables at once, and for the facts of those
+//! whose digest is another one.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use crate::catalog::fingerprint::Verdict;
+use crate::destination::{
+    Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
+};
+use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
+use crate::session::{FingerprintFacts, SessionError, SqlClient, fingerprint_digests, fingerprint_facts};
+use crate::telemetry::Telemetry;
+
+/// What has become of the tables that are followed.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// Their rows may be others: each with the reason.
+    pub(crate) differ: Vec<(QualifiedName, String)>,
+    /// The same, unless the stream tells of a TRUNCATE on its way to [`Look::read_at`].
+    pub(crate) doubt: Vec<Doubt>,
+    /// They are called otherwise now: the name that is followed, and the OID.
+    pub(crate) renamed: Vec<(QualifiedName, RelationId, QualifiedName)>,
+    /// What is to be remembered of the others.
+    pub(crate) harmless: Vec<NewFacts>,
+    /// What is remembered of these is what the catalog says, by its digest, and the stream had not passed such a moment before.
+    pub(crate) ahead: Vec<(RelationId, String)>,
+    /// How far the source's WAL was when all this had been read.
+    pub(crate) read_at: Lsn,
+}
+
+/// A table of which the catalog cannot tell whether its rows are others.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    pub(crate) table: RelationId,
+    pub(crate) name: QualifiedName,
+    pub(crate) digest: String,
+    pub(crate) reason: String,
+}
+
+/// Transactions by which the stream has told that a table was truncated.
+pub(crate) type Truncations = HashMap<RelationId, VecDeque<u32>>;
+
+/// Compares the tables with what is remembered of them.
+pub(crate) async fn look(
+    source: &SqlClient,
+    publication: &Ident,
+    remembered: &HashMap<RelationId, RememberedTable>,
+    truncations: &Truncations,
+) -> Result<Look, SessionError> {
+    let ids: Vec<RelationId> = remembered.keys().copied().collect();
+    let digests = fingerprint_digests(source, &ids, publication).await?;
+    let is_new = |table: &RelationId| {
+        let before = remembered.get(table).and_then(|known| known.facts.as_ref()).map(|facts| &facts.digest);
+        digests.get(table).is_some_and(|now| Some(now) != before)
+    };
+    let changed: Vec<RelationId> = ids.into_iter().filter(is_new).collect();
+    let known = remembered.iter().filter(|(table, _)| !changed.contains(table) && digests.contains_key(table));
+    let known = known.filter_map(|(table, known)| Some((*table, known.facts.as_ref()?)));
+    let ahead = known.filter(|(_, facts)| facts.are_ahead()).map(|(table, facts)| (table, facts.digest.clone()));
+    let mut found = Look { ahead: ahead.collect(), ..Look::default() };
+    if changed.is_empty() {
+        if !found.ahead.is_empty() {
+            found.read_at = end_of_wal(source).await?;
+        }
+        return Ok(found);
+    }
+    for (table, facts) in fingerprint_facts(source, &changed, publication).await? {
+        let Some(RememberedTable { name, facts: before }) = remembered.get(&table) else { continue };
+        let now = facts.read()?;
+        if let Some(renamed) = now.name(table).filter(|now| now != name) {
+            found.renamed.push((name.clone(), table, renamed));
+            continue;
+        }
+        let truncated_by: BTreeSet<u32> = truncations.get(&table).into_iter().flatten().copied().collect();
+        let verdict = match before {
+            Some(before) => before.read()?.compare(&now, table, &truncated_by),
+            None => now.alone(),
+        };
+        match verdict {
+            Verdict::Same => found.harmless.push(NewFacts { table, before: before.clone(), facts, now }),
+            Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),
+            Verdict::Doubt(reason) => {
+                found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason });
+            }
+        }
+    }
+    found.read_at = end_of_wal(source).await?;
+    Ok(found)
+}
+
+/// The table that bears a name at the source now. A view is none that could be followed.
+pub(crate) async fn table_called(source: &SqlClient, name: &QualifiedName) -> Result<Option<RelationId>, SessionError> {
+    let sql = "SELECT c.oid FROM pg_catalog.pg_class c
+               WHERE c.oid = pg_catalog.to_regclass($1) AND c.relkind IN ('r', 'p')";
+    let row = source.query_opt("looking for a renamed table", sql, &[&name.sql()]).await?;
+    row.map(|row| Ok(RelationId(row.get(0)?))).transpose()
+}
+
+/// How far the source's WAL is written; everything that a question before this has seen stands before it.
+async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
+    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+               ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
+    let row = source.query_one("asking how far the source is", sql, &[]).await?;
+    let text: Option<&str> = row.get(0)?;
+    let parsed = text.and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| SessionError::answer("asking how far the source is", "no position"))
+}
+
+/// The unique indexes that the tables had at a moment that the stream has passed, by their OIDs.
+pub(crate) async fn passed_indexes(
+    bookkeeping: &Bookkeeping,
+) -> Result<HashMap<RelationId, BTreeSet<u32>>, DestinationError> {
+    let mut indexes = HashMap::new();
+    for (table, known) in remembered_fingerprints(bookkeeping.client()).await? {
+        let passed = known.facts.as_ref().map(FingerprintFacts::read_passed).transpose();
+        if let Some(passed) = passed.map_err(DestinationError::Session)?.flatten() {
+            indexes.insert(table, passed.unique_indexes(table).collect());
+        }
+    }
+    Ok(indexes)
+}
+
+/// Has a table compared with the source whose rows are in doubt: it is copied beside the stream, which goes on meanwhile.
+pub(crate) async fn ask_for_comparison(
+    bookkeeping: &Bookkeeping,
+    telemetry: &Telemetry,
+    doubt: &Doubt,
+) -> Result<(), DestinationError> {
+    let Doubt { name, reason, .. } = doubt;
+    if bookkeeping.requests().await?.iter().any(|request| request.scope.contains(name)) {
+        return Ok(());
+    }
+    bookkeeping.request(&Scope::Tables(vec![name.clone()]), Origin::Changed, None).await?;
+    let text = format!(
+        "table {name}: {reason}, and the stream has not told why: it is compared with the source, and goes on meanwhile"
+    );
+    telemetry.warning("schema", text);
+    Ok(())
+}

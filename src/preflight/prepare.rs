@@ -1,0 +1,547 @@
+//! Both ends, checked and compared, before anything is changed.
+//!
+//! First part of an attempt. In come the bookkeeping and the settings; out goes a [`Prepared`]: open sessions, both
+//! catalogs, the format in which values travel, and what to do: stream from a position, or snapshot first. Every
+//! refusal is a report that an operator can act on; the destination is written to by nobody here, the source only by
+//! creating a publication that is missing.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::cascades;
+use super::fingerprints::{Look, Truncations, look};
+use super::history::{Course, Found, of_copy, of_stream, stored_history};
+use super::replication_session::connect_replication;
+use super::unconfigured::{Published, split, unfollow};
+use super::whereabouts::explain_lost;
+use crate::catalog::fit::{self, End, Transfer};
+use crate::catalog::schema::{TypeDefinition, Types};
+use crate::catalog::shape::Shape;
+use crate::config::{Config, SchemaChanges};
+use crate::destination::{
+    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
+    misfit_report, position_missing_report, refuse_other_tables, remember_fingerprints, remembered_fingerprints,
+};
+use crate::error_policy::Fault;
+use crate::pg::{
+    ErrorReport, Ident, Lsn, QualifiedName, RelationId, Timeline, TypeId, counted, shell_word, toml_string,
+};
+use crate::preflight::addresses::Addresses;
+use crate::preflight::attribute_names::follow_types;
+use crate::preflight::missing_objects::lacking;
+use crate::preflight::resync_requests::Asked;
+use crate::preflight::suspended_tables::aside;
+use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types};
+use crate::source::{
+    Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable,
+    ensure_publication, find_slot, gap_report, release_slot, same_database, slot_unknown_report,
+};
+use crate::telemetry::Telemetry;
+use crate::transaction::TransactionError;
+
+/// What to do, now that both ends are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Copy everything first.
+    Snapshot {
+        /// A stream is there: the copy is made beside it, and its slot stays.
+        live: bool,
+    },
+    /// Stream on.
+    Stream {
+        /// From here.
+        position: Lsn,
+    },
+}
+
+/// Both ends.
+pub(crate) struct Prepared {
+    pub(crate) source: SqlClient,
+    pub(crate) server: SourceServer,
+    pub(crate) replication: ReplicationSession,
+    pub(crate) identification: SystemIdentification,
+    pub(crate) database: SourceDatabase,
+    pub(crate) source_catalog: SourceCatalog,
+    pub(crate) destination_catalog: Catalog,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) transfer: Transfer,
+    pub(crate) stream: Option<Stream>,
+    pub(crate) start: Start,
+    /// Configured tables that are not followed yet.
+    pub(crate) added: Vec<QualifiedName>,
+    /// Tables whose rows may be others than the stream has told of, and why.
+    pub(crate) changed: Vec<(QualifiedName, String)>,
+    /// Tables that are set aside until a copy is published.
+    pub(crate) aside: Vec<QualifiedName>,
+    /// What is written, and whose code may run when it is.
+    pub(crate) writes: Writes,
+}
+
+impl Prepared {
+    /// Takes in what is remembered of the tables: the catalog may be ahead of the stream, which then still brings columns of
+    /// types that no table has any more. Those are followed, too; returns what was done, for the log.
+    pub(crate) async fn remember(
+        &mut self,
+        shapes: &HashMap<RelationId, Shape>,
+        (destination, follow): (&SqlClient, bool),
+    ) -> Result<Vec<String>, Fault> {
+        let mut told = Vec::new();
+        let types = &mut self.source_catalog.types;
+        let columns = shapes.values().flat_map(|shape| &shape.columns);
+        let gone: BTreeSet<TypeId> =
+            columns.map(|column| column.type_id).filter(|id| !types.contains_key(id)).collect();
+        if !gone.is_empty() {
+            let gone: Vec<TypeId> = gone.into_iter().collect();
+            types.extend(describe_types(&self.source, &gone).await.map_err(SourceError::Session)?);
+            let may_rename = self.changed.is_empty();
+            let ends = (&self.source, destination);
+            told = follow_types(ends, types, &mut self.destination_catalog, (may_rename, follow)).await?;
+        }
+        let here = |shape: &Shape| self.destination_catalog.table(&shape.name);
+        for (shape, table) in shapes.values().filter_map(|shape| Some((shape, here(shape)?))) {
+            let end = End { table, types: &self.destination_catalog.types };
+            let format = fit::remembered_format(shape, &self.source_catalog.types, end);
+            self.transfer = self.transfer.max(format);
+        }
+        Ok(told)
+    }
+
+    /// Records the source's timeline and database as they are now: both continue what was recorded.
+    pub(crate) async fn remember_source(
+        &self,
+        bookkeeping: &Bookkeeping,
+        telemetry: &Telemetry,
+    ) -> Result<(), DestinationError> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let (now, database) = (&self.identification.timeline, &self.database);
+        // A history that was known is not forgotten because the server has lost its file.
+        let remembered = stream.timeline.history.as_ref().filter(|_| stream.timeline.number == now.number);
+        let timeline = Timeline { number: now.number, history: now.history.as_ref().or(remembered).cloned() };
+        let same_database = stream.source_database == database.name && stream.source_database_id == Some(database.id);
+        let same_version = stream.source_version == Some(database.server_version);
+        if stream.timeline == timeline && same_database && same_version {
+            return Ok(());
+        }
+        if stream.source_database != database.name {
+            let text = format!(
+                "database {} at the source is called {} now: it is the same one",
+                stream.source_database, database.name
+            );
+            telemetry.event("source", text);
+        }
+        if stream.timeline.number != timeline.number {
+            let text = format!(
+                "the source is on timeline {} now, at {}: it continues timeline {} from the stored position",
+                timeline.number, self.identification.host, stream.timeline.number
+            );
+            telemetry.event("source", text);
+        }
+        bookkeeping.set_source(&timeline, (&database.name, database.id), database.server_version).await
+    }
+}
+
+/// Checks both ends and decides what to do, with the snapshots in mind that are asked for.
+pub(crate) async fn prepare(
+    config: &Config,
+    addresses: &Addresses,
+    bookkeeping: &Bookkeeping,
+    telemetry: &Telemetry,
+    asked: &Asked,
+) -> Result<Prepared, Fault> {
+    let stream = bookkeeping.stream().await?;
+    let source = addresses.source.connect().await.map_err(SourceError::Session)?;
+    let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
+    source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+    let slot = find_slot(&source, &config.source.slot).await?;
+    let server = SourceServer::check(&source, slot.is_none() || asked.all || asked.lost).await?;
+    let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
+    server.check_not_synchronous(&application_name)?;
+    let mut source_catalog = match SourceCatalog::read(&source, &config.tables).await {
+        Ok(catalog) => catalog,
+        Err(error) => return Err(explain_lost((config, addresses), &source, error).await),
+    };
+
+    let mut replication = connect_replication(config, "streaming").await?;
+    let identification = replication.identify_system().await.map_err(SourceError::Session)?;
+    let urls = (&config.source.url, &config.destination.url);
+    same_database(&identification, bookkeeping.client(), urls).await?;
+    let remembered = stream.as_ref().map_or("", |stream| stream.source_database.as_str());
+    let database = SourceDatabase::read(&source, remembered).await?;
+    let found = Found { identification: &identification, database: &database, slot: slot.as_ref() };
+
+    if let Some(stream) = &stream {
+        check_configured(config, stream)?;
+    }
+    let live = matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. }));
+    if stream.is_none()
+        && let Some(slot) = &slot
+    {
+        return Err(Fault::Refused(slot_unknown_report(slot)));
+    }
+    let destination_server = DestinationServer::check(bookkeeping.client(), &config.tables).await?;
+    let writes = writes(config, &source_catalog, !destination_server.replica_role);
+    writes.refuse_foreign_code(bookkeeping.client()).await?;
+    cascades::refuse(&source, bookkeeping.client(), &writes).await?;
+    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
+    // A first copy that failed has left the tables as they were.
+    if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
+        check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
+    }
+    let known = if live { bookkeeping.tables().await? } else { Vec::new() };
+    let (known, unconfigured) = split(known, &config.tables);
+    let mut added = Vec::new();
+    let position = bookkeeping_position(bookkeeping, live).await?;
+    // Once it is known that the bookkeeping is whole.
+    if position.is_some() {
+        let restored = bookkeeping.bind_tables().await?;
+        if restored > 0 {
+            let text = format!(
+                "the destination was restored from a dump: {} taken for followed as they are now",
+                if restored == 1 { "1 table is".to_owned() } else { format!("{restored} tables are") }
+            );
+            telemetry.event("tables", text);
+        }
+    }
+    let start = match (live, position) {
+        (true, Some(position)) => {
+            let Some(stored) = stream.as_ref().map(|stream| stored_history(stream, position)) else {
+                return Err(Fault::Refused(position_missing_report()));
+            };
+            match of_stream(found, &stored, asked, config.on_slot_lost)? {
+                Course::Stream => {
+                    refuse_other_tables(bookkeeping.client(), false).await?;
+                    added = check_tables(&known, &source_catalog, asked)?;
+                    let existing = added.iter().filter(|name| destination_catalog.table(name).is_some());
+                    let existing = existing.filter(|name| !asked.covers(name));
+                    check_added_empty(bookkeeping.client(), existing).await?;
+                    Start::Stream { position }
+                }
+                Course::Copy => {
+                    refuse_other_tables(bookkeeping.client(), true).await?;
+                    Start::Snapshot { live: true }
+                }
+                Course::StartOver => {
+                    refuse_other_tables(bookkeeping.client(), true).await?;
+                    // Tables that were never followed may hold somebody else's rows.
+                    let followed: BTreeSet<&QualifiedName> = known.iter().map(|table| &table.name).collect();
+                    let others = destination_catalog.tables.keys().filter(|name| !followed.contains(name));
+                    check_empty(bookkeeping.client(), others.filter(|name| !asked.covers(name))).await?;
+                    Start::Snapshot { live: false }
+                }
+            }
+        }
+        // Nobody but an operator takes it away: what is here now is of an unknown moment.
+        (true, None) if !asked.all => return Err(Fault::Refused(position_missing_report())),
+        (_, _) => {
+            of_copy(found, stream.as_ref(), asked)?;
+            Start::Snapshot { live: false }
+        }
+    };
+    let starts_over = matches!(start, Start::Snapshot { .. });
+    let publication = &config.source.publication;
+    // What is copied anyway may have missed something; what is another table now was never published.
+    let relied = match starts_over {
+        true => Relied::default(),
+        false => {
+            let others: BTreeSet<&QualifiedName> =
+                replaced(&known, &source_catalog).map(|(table, _)| &table.name).collect();
+            Relied {
+                live: live_names(&known).filter(|name| !others.contains(name)).cloned().collect(),
+                suspended: aside(&known).into_iter().collect(),
+            }
+        }
+    };
+    if live
+        && !starts_over
+        && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
+    {
+        return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
+    }
+    match ensure_publication(&source, publication, &mut source_catalog, &relied).await {
+        Ok(told) => told.iter().for_each(|told| match told {
+            Notice::SendsLess(text) => telemetry.warning("publication", text),
+            Notice::Changed(_) | Notice::Unidentified(_) => telemetry.event("publication", told.text()),
+        }),
+        Err(SourceError::Gap(report)) => {
+            bookkeeping.set_gap("has not held all tables all the time").await?;
+            return Err(SourceError::Gap(report).into());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let creates = matches!(start, Start::Snapshot { .. }) || !added.is_empty();
+    if creates
+        && let Some(report) =
+            lacking(&source, bookkeeping.client(), &source_catalog, &destination_catalog).await?.into_iter().next()
+    {
+        return Err(Fault::Refused(report));
+    }
+    // OIDs of another cluster mean nothing.
+    let is_same_cluster =
+        stream.as_ref().is_some_and(|stream| stream.system_identifier == identification.system_identifier);
+    let configured: Vec<RelationId> =
+        source_catalog.tables.iter().map(|table| table.definition.relation_id()).collect();
+    let published = Published {
+        source: is_same_cluster.then_some(&source),
+        publication,
+        slot: &config.source.slot,
+        configured: &configured,
+    };
+    unfollow(bookkeeping, telemetry, &unconfigured, published).await?;
+    let mut changed = Vec::new();
+    let transfer = match start {
+        Start::Snapshot { .. } => check_fit(&source_catalog, &destination_catalog)?,
+        Start::Stream { .. } => {
+            let follow = config.schema_changes == SchemaChanges::Follow;
+            changed = changed_tables(&source, bookkeeping, publication).await?;
+            let ends = (&source, bookkeeping.client());
+            let rules = (changed.is_empty(), follow);
+            for told in follow_types(ends, &source_catalog.types, &mut destination_catalog, rules).await? {
+                telemetry.event("schema", told);
+            }
+            // Whether it fits is told relation by relation: the source may be ahead of the stream.
+            stream_format(&source_catalog, &destination_catalog)
+        }
+    };
+    Ok(Prepared {
+        source,
+        server,
+        replication,
+        identification,
+        database,
+        source_catalog,
+        destination_catalog,
+        slot,
+        transfer,
+        stream,
+        start,
+        added,
+        changed,
+        aside: aside(&known),
+        writes,
+    })
+}
+
+/// The tables that were changed at the source since they were looked at last, so that their rows may be others, and why. The
+/// stream may not have come to the change yet: a copy has it all the same.
+async fn changed_tables(
+    source: &SqlClient,
+    bookkeeping: &Bookkeeping,
+    publication: &Ident,
+) -> Result<Vec<(QualifiedName, String)>, Fault> {
+    // An earlier version may have made it, with less in it.
+    bookkeeping.ensure().await?;
+    let remembered = remembered_fingerprints(bookkeeping.client()).await?;
+    let found = look(source, publication, &remembered, &Truncations::default()).await;
+    let Look { differ, harmless, .. } = found.map_err(SourceError::Session)?;
+    // A label must be known by its OID before a row can have it at the destination.
+    remember_fingerprints(bookkeeping.client(), &harmless).await?;
+    Ok(differ)
+}
+
+async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
+    if live { bookkeeping.position().await } else { Ok(None) }
+}
+
+/// What is written of these tables at the destination.
+pub(crate) fn writes(config: &Config, source: &SourceCatalog, foreign_keys_act: bool) -> Writes {
+    let supplied = source.tables.iter().flat_map(|table| {
+        let name = table.definition.name();
+        table.columns.iter().map(move |column| (name.clone(), column.clone()))
+    });
+    Writes {
+        tables: config.tables.clone(),
+        supplied: supplied.collect(),
+        types: source.types.values().map(TypeDefinition::qualified_name).collect(),
+        foreign_keys_act,
+        trusted_roles: config.destination.trusted_roles.clone(),
+        names_owners: config.destination.names_owners(),
+    }
+}
+
+/// The configuration must name the stream that feeds this destination.
+pub(crate) fn check_configured(config: &Config, stream: &Stream) -> Result<(), Fault> {
+    let differs = |key: &str, stored: &str, configured: &str| {
+        Fault::Refused(
+            ErrorReport::new(format!(
+                "this destination is fed through {key} {stored}, but the configuration names {configured}"
+            ))
+            .hint(format!(
+                "Set source.{key} = {}; or, to feed it anew, run headwater teardown with the old configuration first.",
+                toml_string(stored)
+            )),
+        )
+    };
+    if stream.slot != config.source.slot {
+        return Err(differs("slot", stream.slot.as_str(), config.source.slot.as_str()));
+    }
+    if stream.publication != config.source.publication {
+        return Err(differs("publication", stream.publication.as_str(), config.source.publication.as_str()));
+    }
+    Ok(())
+}
+
+/// Nobody's rows are deleted by a typing error: tables with rows need the operator's word.
+pub(crate) async fn check_empty(client: &SqlClient, tables: impl Iterator<Item = &QualifiedName>) -> Result<(), Fault> {
+    match rows_found(client, tables).await?.as_slice() {
+        [] => Ok(()),
+        found => Err(rows_report(found, "--resnapshot")),
+    }
+}
+
+/// The same for tables that are added to a live stream: the word is asked for them alone.
+pub(crate) async fn check_added_empty(
+    client: &SqlClient,
+    tables: impl Iterator<Item = &QualifiedName>,
+) -> Result<(), Fault> {
+    let found = rows_found(client, tables).await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = found.iter().map(|(name, _)| name.to_string()).collect();
+    Err(rows_report(&found, &format!("--resnapshot={}", shell_word(&names.join(",")))))
+}
+
+/// The tables that have rows, and how many.
+async fn rows_found<'a>(
+    client: &SqlClient,
+    tables: impl Iterator<Item = &'a QualifiedName>,
+) -> Result<Vec<(&'a QualifiedName, String)>, Fault> {
+    const COUNTED_MAX: i64 = 100_000;
+    let mut found = Vec::new();
+    for name in tables {
+        match Catalog::count_rows(client, name, COUNTED_MAX).await? {
+            0 => {}
+            rows if rows < COUNTED_MAX => found.push((name, counted(rows, "row"))),
+            rows => found.push((name, format!("about {rows} rows"))),
+        }
+    }
+    Ok(found)
+}
+
+fn rows_report(found: &[(&QualifiedName, String)], flag: &str) -> Fault {
+    let found: Vec<String> = found.iter().map(|(name, rows)| format!("{name} has {rows}")).collect();
+    Fault::Refused(
+        ErrorReport::new("destination tables already have rows")
+            .detail(format!("Table {}.", found.join("; table ")))
+            .hint(format!(
+                "If they are to become equal to the source's, start once with {flag}: rows that the source lacks are then \
+                 deleted, differing ones updated, missing ones inserted."
+            )),
+    )
+}
+
+/// Compares every table that exists at the destination, and decides the format for the whole stream.
+pub(crate) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, Fault> {
+    let mut transfer = Transfer::Binary;
+    let mut reports: Vec<ErrorReport> = Vec::new();
+    let created = fit::as_created(&source.types, &destination.types);
+    for table in &source.tables {
+        let (from, to) = to_compare(table, source, destination, &created);
+        match fit::table_fit(from, &table.published(), to) {
+            Ok(format) => transfer = transfer.max(format),
+            Err(misfits) => reports.push(misfit_report(&table.definition.name(), &misfits)),
+        }
+    }
+    if reports.is_empty() && transfer == Transfer::Text {
+        let misfits = |table: &SourceTable| {
+            let (from, to) = to_compare(table, source, destination, &created);
+            let misfits = fit::text_misfits(from, &table.published(), to);
+            (!misfits.is_empty()).then(|| misfit_report(&table.definition.name(), &misfits))
+        };
+        reports.extend(source.tables.iter().filter_map(misfits));
+    }
+    match reports.as_slice() {
+        [] => Ok(transfer),
+        [report] => Err(Fault::Refused(report.clone())),
+        reports => {
+            let details: Vec<String> = reports
+                .iter()
+                .map(|report| format!("{}: {}", report.message, report.detail.as_deref().unwrap_or_default()))
+                .collect();
+            let text = format!("{} tables at the destination do not fit the source", reports.len());
+            Err(Fault::Refused(ErrorReport::new(text).detail(details.join("\n")).hint(joined_hints(reports))))
+        }
+    }
+}
+
+/// A table at both ends; one that is missing will be created, with these types.
+pub(crate) fn to_compare<'a>(
+    table: &'a SourceTable,
+    source: &'a SourceCatalog,
+    destination: &'a Catalog,
+    created: &'a Types,
+) -> (End<'a>, End<'a>) {
+    let from = End { table: &table.definition, types: &source.types };
+    let to = match destination.table(&table.definition.name()) {
+        Some(existing) => End { table: existing, types: &destination.types },
+        None => End { table: &table.definition, types: created },
+    };
+    (from, to)
+}
+
+/// One hint of several: all statements after one line of words, so that they can be run as they stand.
+fn joined_hints(reports: &[ErrorReport]) -> String {
+    let hints = reports.iter().filter_map(|report| report.hint.as_deref());
+    let (with, without): (Vec<&str>, Vec<&str>) = hints.partition(|hint| hint.contains('\n'));
+    let words = with.first().and_then(|hint| hint.lines().next()).unwrap_or_default();
+    // A statement is one line; one that mends a type of several tables is run once.
+    let mut statements: Vec<&str> = Vec::new();
+    for statement in with.iter().flat_map(|hint| hint.lines().skip(1)) {
+        if !statements.contains(&statement) {
+            statements.push(statement);
+        }
+    }
+    let words = without.first().map_or(words.to_owned(), |other| format!("{other} {words}"));
+    std::iter::once(words.trim_end()).chain(statements).collect::<Vec<_>>().join("\n")
+}
+
+fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
+    let created = fit::as_created(&source.types, &destination.types);
+    let format = |table: &SourceTable| {
+        let (from, to) = to_compare(table, source, destination, &created);
+        fit::stream_format(from, &table.published(), to, &created)
+    };
+    source.tables.iter().map(format).max().unwrap_or(Transfer::Binary)
+}
+
+/// The tables that are followed.
+pub(crate) fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &QualifiedName> {
+    known.iter().filter(|table| table.state != TableState::Staging).map(|table| &table.name)
+}
+
+/// The followed tables must be the same ones as ever, unless they are to be copied again. Returns what is configured but not
+/// followed yet.
+pub(crate) fn check_tables(
+    followed: &[TableRecord],
+    source: &SourceCatalog,
+    asked: &Asked,
+) -> Result<Vec<QualifiedName>, Fault> {
+    let configured: BTreeSet<QualifiedName> = source.tables.iter().map(|table| table.definition.name()).collect();
+    let known: BTreeSet<QualifiedName> = followed.iter().map(|table| table.name.clone()).collect();
+    match replaced(followed, source).find(|(table, _)| !asked.covers(&table.name)) {
+        Some((_, error)) => Err(SourceError::Transaction(error).into()),
+        None => Ok(configured.difference(&known).cloned().collect()),
+    }
+}
+
+/// The followed tables whose names are another table's at the source now.
+pub(crate) fn replaced<'a>(
+    followed: &'a [TableRecord],
+    source: &'a SourceCatalog,
+) -> impl Iterator<Item = (&'a TableRecord, TransactionError)> {
+    followed.iter().filter(|table| table.state != TableState::Staging).filter_map(|table| {
+        let new = source.table(&table.name)?.definition.relation_id();
+        let error = TransactionError::Replaced { table: table.name.clone(), old: table.source_id, new };
+        (new != table.source_id).then_some((table, error))
+    })
+}
+
+/// Makes sure that nobody else streams from the slot.
+pub(crate) async fn free_slot(prepared: &Prepared, config: &Config, telemetry: &Telemetry) -> Result<(), Fault> {
+    if prepared.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
+        for text in release_slot(&prepared.source, &config.source.slot).await? {
+            telemetry.warning("slot", text);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! A table that the stream cannot keep equal any more is set aside, so that the others stream on, until a copy has replaced it.
+//!
+//! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns the rows of one table, or of a few: it was
+//! changed in a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
+//! ([`DestinationError::NoIdentity`]), or another table bears its name now ([`TransactionError::Replaced`]), or the publication does
+//! not hold it any more ([`SourceError::Unpublished`]). Or the table lacks a column at the destination
+//! ([`DestinationError::ColumnLost`]), or another table has its name there ([`DestinationError::OtherTable`]): into that one the rows are
+//! copied when an operator has asked for it.
+//!
+//! ```text
+//!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
+//!    ▲                                                                              │ hand-over: slot at C, copied
+//!    └── stream set up anew from D ◀── published at D, in the same transaction ◀─────┘ under it, brought to D
+//! ```
+//!
+//! Why no row is lost or doubled: a change is applied if its table is live and its commit_lsn is not below the table's snapshot
+//! position. The transaction with the fault was rolled back whole, so at P the table equals the source as all others do. From
+//! then on it is not live: its changes are passed over and its rows stay as they were, also while the stream goes on to D. The
+//! copy holds every transaction with commit_lsn < D and none other, and is published while the stream stands at D; the stream
+//! that begins there applies those with commit_lsn >= D. The other tables never notice more than a stream that is set up anew.
+//!
+//! What a crash leaves is in the bookkeeping: the table set aside with the request for its copy, in one transaction, or
+//! neither; the next start comes to the same fault, or to the hand-over. Not until the copy is published is this instance
+//! ready, since the table's rows are older than the others'.
+
+use super::fingerprints::table_called;
+use crate::apply_plan::row_by_row::NoIdentity;
+use crate::config::{Config, SchemaChanges};
+use crate::destination::{Bookkeeping, DestinationError, OtherTable, TableRecord, TableState, renamed_report};
+use crate::error_policy::{Fault, report};
+use crate::pg::{ErrorReport, QualifiedName, RelationId};
+use crate::preflight::addresses::Addresses;
+use crate::source::SourceError;
+use crate::telemetry::{Telemetry, failpoint};
+use crate::transaction::TransactionError;
+
+/// The tables whose rows a fault is about, and none other's; none where it is about something else.
+fn concerned(fault: &Fault) -> &[QualifiedName] {
+    match fault {
+        Fault::Destination(
+            DestinationError::NeedsCopy { table, .. }
+            | DestinationError::ColumnLost { table, .. }
+            | DestinationError::NoIdentity(NoIdentity { table }),
+        )
+        | Fault::Destination(DestinationError::OtherTable(OtherTable { table, .. }))
+        | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => {
+            std::slice::from_ref(table)
+        }
+        Fault::Source(SourceError::Unpublished { tables, .. }) => tables,
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => &[],
+    }
+}
+
+/// Sets aside the tables that a fault is about; the fault comes back when there are none, or when it is the operator's matter.
+pub(crate) async fn set_aside(
+    config: &Config,
+    addresses: &Addresses,
+    telemetry: &Telemetry,
+    (fault, foreign_keys_act): (Fault, bool),
+) -> Result<(), Fault> {
+    let fault = renamed(config, addresses, fault).await;
+    let tables = concerned(&fault);
+    if tables.is_empty() {
+        return Err(fault);
+    }
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    if let Some(held) = held(&bookkeeping, &fault, foreign_keys_act).await? {
+        return Err(Fault::Halted(held));
+    }
+    let only_asked = only_asked(config, &fault);
+    let mut is_any_set_aside = false;
+    for table in tables {
+        is_any_set_aside |= bookkeeping.set_aside(table, only_asked).await?;
+    }
+    if !is_any_set_aside {
+        return Err(fault);
+    }
+    telemetry.warning("schema", format!("{fault}; it is copied anew, while the others stream on"));
+    failpoint::reached("schema.set_aside");
+    Ok(())
+}
+
+/// A table that the stream brings under another name: where its own name is another table's by now, that one replaces it.
+async fn renamed(config: &Config, addresses: &Addresses, fault: Fault) -> Fault {
+    let Fault::Destination(DestinationError::Renamed { table, renamed }) = &fault else { return fault };
+    match replaced_by(addresses, table).await {
+        Ok(Some((old, new))) => {
+            SourceError::Transaction(TransactionError::Replaced { table: table.clone(), old, new }).into()
+        }
+        Ok(None) => Fault::Halted(renamed_report(table, renamed, config.tables.contains(renamed))),
+        Err(error) => {
+            tracing::debug!("a renamed table could not be looked for: {error}");
+            fault
+        }
+    }
+}
+
+async fn replaced_by(addresses: &Addresses, table: &QualifiedName) -> Result<Option<(RelationId, RelationId)>, Fault> {
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    let known = bookkeeping.tables().await?.into_iter().find(|known| known.name == *table);
+    let source = addresses.source.connect().await.map_err(SourceError::Session)?;
+    let now = table_called(&source, table).await.map_err(SourceError::Session)?;
+    Ok(known.map(|known| known.source_id).zip(now).filter(|(old, new)| old != new))
+}
+
+/// What keeps tables from being copied by themselves when this fault is met, for whoever only looks; `None`: they will be.
+pub(crate) async fn obstacle(
+    config: &Config,
+    bookkeeping: &Bookkeeping,
+    fault: &Fault,
+    foreign_keys_act: bool,
+) -> Result<Option<ErrorReport>, DestinationError> {
+    let tables = concerned(fault);
+    if tables.is_empty() {
+        return Ok(Some(report(fault)));
+    }
+    if let Some(held) = held(bookkeeping, fault, foreign_keys_act).await? {
+        return Ok(Some(held));
+    }
+    let requests = bookkeeping.requests().await?;
+    let are_asked = tables.iter().all(|table| requests.iter().any(|request| request.scope.contains(table)));
+    Ok((only_asked(config, fault) && !are_asked).then(|| report(fault)))
+}
+
+/// Whether an operator must ask for the copy: one who wants to make changes himself, and one who has put another table, with whatever
+/// rows, under the name.
+fn only_asked(config: &Config, fault: &Fault) -> bool {
+    config.schema_changes == SchemaChanges::Stop || matches!(fault, Fault::Destination(DestinationError::OtherTable(_)))
+}
+
+async fn held(
+    bookkeeping: &Bookkeeping,
+    fault: &Fault,
+    foreign_keys_act: bool,
+) -> Result<Option<ErrorReport>, DestinationError> {
+    if !foreign_keys_act {
+        return Ok(None);
+    }
+    for table in concerned(fault) {
+        if let Some(foreign_key) = bookkeeping.foreign_key_of(table).await? {
+            return Ok(Some(held_by_foreign_key(report(fault), &foreign_key)));
+        }
+    }
+    Ok(None)
+}
+
+/// Rows that refer to a table that stands still would be refused.
+fn held_by_foreign_key(report: ErrorReport, foreign_key: &str) -> ErrorReport {
+    let because = format!(
+        "It is not copied by itself: our role may not set session_replication_role, so foreign key {foreign_key} would refuse \
+         rows of the other tables meanwhile."
+    );
+    let detail = report.detail.as_deref().map_or(because.clone(), |detail| format!("{detail} {because}"));
+    ErrorReport::new(report.message).detail(detail).hint("Copy all tables anew: headwater run --resnapshot")
+}
+
+/// The tables that are set aside.
+pub(crate) fn aside(tables: &[TableRecord]) -> Vec<QualifiedName> {
+    let aside = tables.iter().filter(|table| table.state == TableState::Staging);
+    aside.map(|table| table.name.clone()).collect()
+}

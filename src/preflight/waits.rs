@@ -1,0 +1,214 @@
+//! What headwater's sessions wait for at either end, said while they wait.
+//!
+//! [`tell_waits`] runs beside the ring for as long as the process, on a session of its own at the destination; at the source the
+//! monitor's session asks, and `verify` asks for itself. A statement that meets somebody's lock waits up to a bound
+//! (`destination.lock_timeout`, `fence_timeout`, or that of its session), then it is given up and tried again: without a word nobody
+//! would know why nothing moves. What waits for longer than [`TOLD_AFTER`] is a line in the log, once for each holder's transaction,
+//! and stands in /status for as long as it waits.
+//!
+//! The same holds for the creation of a slot, whose session waits for the end of transactions. For that of a copy
+//! `snapshot` has words of its own, which name every transaction that is waited for; it is shown here and not logged again.
+//!
+//! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits are told at a time, [`TOLD_MAX`] remembered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::pg::{printable, shown_literal, without_values};
+use crate::session::{SessionError, Sql, SqlClient};
+use crate::source::{RunningOwner, lock_holder};
+use crate::telemetry::Telemetry;
+
+/// A wait that is over sooner is told nobody.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+const WAITS_MAX: i64 = 10;
+/// There are as many waits as purposes of sessions times tables; whoever is forgotten is told once more.
+const TOLD_MAX: usize = 1000;
+/// So much of the holder's statement is shown.
+const STATEMENT_SHOWN: usize = 300;
+const QUERY_MAX: Duration = Duration::from_secs(10);
+
+/// Where a session waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+impl End {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            End::Source => "source",
+            End::Destination => "destination",
+        }
+    }
+}
+
+/// A session of ours that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wait {
+    /// Who waits for what, without what changes while it lasts: told once.
+    key: String,
+    what: String,
+    /// Who holds the lock, and what ends it.
+    holder: String,
+    /// The slot of a copy, whose wait is told by the copy.
+    told_elsewhere: bool,
+}
+
+impl Wait {
+    /// The wait in words.
+    pub(crate) fn text(&self) -> String {
+        format!("{}, {}", self.what, self.holder)
+    }
+}
+
+/// The waits at one end, and which of them were told.
+#[derive(Debug, Default)]
+pub(crate) struct ToldWaits(BTreeMap<String, String>);
+
+impl ToldWaits {
+    /// The waits that were not told yet.
+    pub(crate) fn new_ones(&mut self, waits: &[Wait]) -> Vec<Wait> {
+        let is_new = |wait: &&Wait| self.0.get(&wait.key) != Some(&wait.holder);
+        let new: Vec<Wait> = waits.iter().filter(is_new).cloned().collect();
+        if self.0.len() > TOLD_MAX {
+            self.0.clear();
+        }
+        // What is over and comes again is told again only when somebody else, or another transaction, is in the way.
+        self.0.extend(waits.iter().map(|wait| (wait.key.clone(), wait.holder.clone())));
+        new
+    }
+
+    /// Looks at one end, logs what is new, and shows all.
+    pub(crate) async fn look(
+        &mut self,
+        client: &SqlClient,
+        end: End,
+        application_name: &str,
+        telemetry: &Telemetry,
+    ) -> Result<(), SessionError> {
+        let waits = waits(client, end, application_name).await?;
+        for wait in self.new_ones(&waits).iter().filter(|wait| !wait.told_elsewhere) {
+            telemetry.warning("wait", wait.text());
+        }
+        telemetry.waits(end.as_str(), waits.iter().map(Wait::text).collect());
+        Ok(())
+    }
+}
+
+/// Watches the destination until it is dropped.
+pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
+    let mut told = ToldWaits::default();
+    loop {
+        // A destination that cannot be asked is the ring's to report; here it only means: later.
+        let _ = session(&config, &telemetry, &mut told).await;
+        telemetry.waits(End::Destination.as_str(), Vec::new());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn session(config: &Config, telemetry: &Telemetry, told: &mut ToldWaits) -> Result<(), SessionError> {
+    let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+    let client = sql.connect().await?;
+    loop {
+        told.look(&client, End::Destination, &config.destination.url.application_name, telemetry).await?;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A lock's relation is ours to know; another session's statement needs pg_read_all_stats. A prepared transaction has no process.
+const WAITS: &str = "
+    SELECT w.application_name::text, blocking.pid, blocking.virtualtransaction,
+           l.mode, CASE WHEN c.oid IS NULL THEN 'a ' || l.locktype ELSE pg_catalog.format('%I.%I', n.nspname, c.relname) END,
+           COALESCE(b.usename::text, '?'), COALESCE(b.application_name, ''), COALESCE(pg_catalog.host(b.client_addr), 'this machine'),
+           COALESCE(b.state, '?'), pg_catalog.to_char(b.xact_start, 'YYYY-MM-DD HH24:MI:SS'), COALESCE(b.query, ''),
+           w.backend_type = 'walsender' AND w.application_name LIKE '% snapshot'
+    FROM pg_catalog.pg_stat_activity w
+    JOIN pg_catalog.pg_locks l ON l.pid = w.pid AND NOT l.granted
+    CROSS JOIN LATERAL (
+        SELECT found.pid, NULL::text AS virtualtransaction
+        FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) AS found(pid) WHERE found.pid <> 0
+        UNION
+        SELECT 0, h.virtualtransaction FROM pg_catalog.pg_locks h
+        WHERE h.pid IS NULL AND h.granted AND h.locktype = l.locktype
+          AND h.database IS NOT DISTINCT FROM l.database AND h.relation IS NOT DISTINCT FROM l.relation
+          AND h.transactionid IS NOT DISTINCT FROM l.transactionid AND h.virtualxid IS NOT DISTINCT FROM l.virtualxid
+          AND h.page IS NOT DISTINCT FROM l.page AND h.tuple IS NOT DISTINCT FROM l.tuple
+          AND h.objid IS NOT DISTINCT FROM l.objid
+    ) AS blocking
+    LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid = blocking.pid
+    LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
+    LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE w.wait_event_type = 'Lock' AND w.datname = pg_catalog.current_database() AND w.usename = session_user
+      AND pg_catalog.starts_with(w.application_name, $1)
+      AND l.waitstart < pg_catalog.clock_timestamp() - $2 * interval '1 second'
+    ORDER BY b.xact_start NULLS LAST LIMIT $3";
+
+/// The sessions of ours that have waited for a lock of somebody else's for long.
+pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) -> Result<Vec<Wait>, SessionError> {
+    // The server cuts names at 63 bytes, and replaces what is not ASCII.
+    let beginning: String = application_name.chars().take_while(char::is_ascii).take(40).collect();
+    let seconds = TOLD_AFTER.as_secs_f64();
+    let rows = client.query_as_login_role("looking at locks", WAITS, &[&beginning, &seconds, &WAITS_MAX]).await?;
+    let mut waits = Vec::new();
+    for row in rows {
+        let (name, process_id, mode, object): (&str, i32, &str, &str) =
+            (row.get(0)?, row.get(1)?, row.get(3)?, row.get(4)?);
+        let holder = if process_id == 0 {
+            let Some(prepared) = lock_holder(client, None, row.get(2)?).await? else { continue };
+            let end = match &prepared.owner {
+                RunningOwner::Prepared { gid } => format!("ROLLBACK PREPARED {};", shown_literal(gid)),
+                RunningOwner::Session { process_id } => format!("SELECT pg_terminate_backend({process_id});"),
+            };
+            format!("held by {}. To end it: {end}", prepared.words())
+        } else {
+            let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
+            let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
+            let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
+            format!(
+                "held by process {process_id} ({program}, role {role}, from {from}; {state}, in a transaction{since}). Its last \
+                 statement: {statement}. To end it: SELECT pg_terminate_backend({process_id});"
+            )
+        };
+        let what = format!("{}: {} waits for {mode} on {object}", end.as_str(), printable(name));
+        // What is tried again may begin with a weaker lock.
+        let key = format!("{name} {object}");
+        waits.push(Wait { key, what, holder: printable(&holder).into_owned(), told_elsewhere: row.get(11)? });
+    }
+    Ok(waits)
+}
+
+fn shown(statement: &str) -> String {
+    let text = without_values(statement);
+    match text.char_indices().nth(STATEMENT_SHOWN) {
+        Some((end, _)) => format!("{} …", text.get(..end).unwrap_or_default()),
+        None if text.is_empty() => "not shown to this role".to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_once_for_each_transaction_that_is_in_the_way() {
+        let wait = |what: &str, holder: &str| Wait {
+            key: what.into(),
+            what: what.into(),
+            holder: holder.into(),
+            told_elsewhere: false,
+        };
+        let (first, second) = (wait("writing", "process 7 since 1"), wait("writing", "process 7 since 2"));
+        let mut told = ToldWaits::default();
+        assert_eq!(told.new_ones(std::slice::from_ref(&first)), std::slice::from_ref(&first));
+        assert_eq!(told.new_ones(std::slice::from_ref(&first)), []);
+        assert_eq!(told.new_ones(&[]), []);
+        assert_eq!(told.new_ones(std::slice::from_ref(&first)), [], "it is back");
+        assert_eq!(told.new_ones(&[second.clone(), wait("staging", "x")]), [second, wait("staging", "x")]);
+    }
+}

@@ -1,0 +1,740 @@
+//! One attempt: lead, prepare, snapshot if needed, stream until something ends it.
+//!
+//! Run by `supervisor::run` again and again. What one attempt leaves to the next is little: whether the process has ever
+//! streamed, and whether the command line still asks for a snapshot. Everything else is read anew from both servers.
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::monitor::Monitor;
+use crate::apply_worker::apply_loop::{ApplyLoop, Beside, Limits};
+use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
+use crate::apply_worker::parallel_apply::{AheadOf, Worker, worth_bytes};
+use crate::apply_worker::pause::control;
+use crate::apply_worker::streaming;
+use crate::config::{Config, SchemaChanges, SynchronousCommit};
+use crate::destination::{
+    Applier, ApplierSettings, Bookkeeping, Conflicts, Deletes, DestinationError, Followed, Lead, Marking,
+    ReplicationRole, Scope, TableState, Wanted, Writer, forget_passed_conflict, missing_roles_report,
+    refuse_fence_requests, remember_conflict, shapes, skips,
+};
+use crate::error_policy::Fault;
+use crate::pg::{ErrorReport, Lsn, QualifiedName};
+use crate::preflight::addresses::Addresses;
+use crate::preflight::enum_labels::labels_are_missing;
+use crate::preflight::fingerprints::passed_indexes;
+use crate::preflight::hosts::{Settled, settle};
+use crate::preflight::leadership::{lead, open_writer};
+use crate::preflight::prepare::{Prepared, Start, free_slot, prepare};
+use crate::preflight::resync_requests::{Asked, ask_for_missing, asked};
+use crate::preflight::sequences::Sequences;
+use crate::preflight::source_identity::accept_identity;
+use crate::preflight::suspended_tables::set_aside;
+use crate::preflight::violated_constraints::{explained, let_through};
+use crate::progress::Ledger;
+use crate::session::{Sql, SqlState};
+use crate::source::{
+    Ahead, Confirmed, Describer, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream,
+};
+use crate::spool::Spool;
+use crate::supervisor::options::RunOptions;
+use crate::supervisor::stream_health::{Ground, Watched};
+use crate::table_sync;
+use crate::telemetry::{State, Telemetry};
+use crate::transaction::{Assembler, TransactionError};
+use crate::verification::fence_request::NO_FENCE_HINT;
+use crate::verification::service::FenceService;
+use crate::wire::Decoder;
+
+/// What comes of getting ready to stream.
+enum Ready {
+    /// Everything is as the stream needs it.
+    Stream { prepared: Box<Prepared>, position: Lsn },
+    /// The attempt ends before it has streamed.
+    Not(Lived),
+}
+
+/// How an attempt ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lived {
+    /// The process is to stop.
+    UntilStopped,
+    /// Other tables are followed from now on.
+    ToBeSetUpAnew,
+}
+
+/// How long the destination may take to hear of the end.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// How often a halted service looks for an operator's wish to skip the transaction: a person waits for it.
+const SKIP_POLL_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a first copy that waits for an operator looks for a request, on a new session each time: it may wait for days.
+const COPY_REQUEST_POLL_EVERY: Duration = Duration::from_secs(2);
+
+/// What attempts share.
+pub(crate) struct Attempt {
+    /// As it was configured.
+    configured: Arc<Config>,
+    /// With the one of source.url's hosts that this attempt leads to.
+    config: Arc<Config>,
+    /// The source may be another cluster now, until that was looked at.
+    accept_source_identity: bool,
+    /// What was said last of the other hosts.
+    passed_over: Vec<String>,
+    /// Whether the names in destination.trusted_roles were looked up: a warning of them is said once.
+    roles_looked_up: bool,
+    telemetry: Arc<Telemetry>,
+    stop: watch::Receiver<bool>,
+    addresses: Addresses,
+    monitor: Monitor,
+    /// What the command line wants copied, until the bookkeeping knows of it.
+    flag: Option<Scope>,
+    /// The command line wants something copied, or an earlier one that was not stopped in good order did.
+    flagged: bool,
+    /// The command line of this process wants something copied.
+    asks_for_copy: bool,
+    /// The slot was found lost: where the source continues the history still, all tables are copied with a new one.
+    lost: bool,
+    /// What the writing session writes is checked by foreign keys.
+    foreign_keys_act: bool,
+    /// The spool has failed: the next stream does without.
+    spool_failed: bool,
+    has_streamed: bool,
+    /// The attempt ended while it made the first copy.
+    failed_in_first_copy: bool,
+    /// The requests for copies that were open when the last attempt began.
+    requests_known: BTreeSet<i64>,
+    made_progress: bool,
+    /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
+    conflict: Option<(Lsn, bool)>,
+    /// The last transaction that an attempt had handed to the destination when it failed: what halts us is at or before it.
+    held_up_at: Lsn,
+    /// The commit_lsn of the last transaction in pieces whose sets were refused.
+    in_order: Option<Lsn>,
+    /// The commit_lsn of the last transaction in pieces that is to be left out by its end_lsn.
+    left_out: Option<Lsn>,
+}
+
+impl Attempt {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        telemetry: Arc<Telemetry>,
+        stop: watch::Receiver<bool>,
+        options: RunOptions,
+        monitor: Monitor,
+    ) -> Attempt {
+        let addresses = Addresses::new(&config);
+        let RunOptions { resnapshot, accept_source_identity } = options;
+        Attempt {
+            configured: Arc::clone(&config),
+            config,
+            accept_source_identity,
+            passed_over: Vec::new(),
+            roles_looked_up: false,
+            telemetry,
+            stop,
+            addresses,
+            monitor,
+            flagged: resnapshot.is_some(),
+            asks_for_copy: resnapshot.is_some(),
+            flag: resnapshot,
+            lost: false,
+            foreign_keys_act: false,
+            spool_failed: false,
+            has_streamed: false,
+            failed_in_first_copy: false,
+            requests_known: BTreeSet::new(),
+            made_progress: false,
+            conflict: None,
+            held_up_at: Lsn::INVALID,
+            in_order: None,
+            left_out: None,
+        }
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    pub(crate) fn has_streamed(&self) -> bool {
+        self.has_streamed
+    }
+
+    /// Whether the last attempt ended while it made the first copy.
+    pub(crate) fn failed_in_first_copy(&self) -> bool {
+        self.failed_in_first_copy
+    }
+
+    pub(crate) fn made_progress(&self) -> bool {
+        self.made_progress
+    }
+
+    /// For what is done between two attempts, when the fault may be that somebody else has a hand in the bookkeeping.
+    async fn bookkeeping(&self) -> Result<Bookkeeping, DestinationError> {
+        Bookkeeping::connect_checked(&self.addresses.destination, &self.config.destination.trusted_roles).await
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Resolves once the process is asked to stop.
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + use<> {
+        let mut stop = self.stop.clone();
+        async move { while !*stop.borrow_and_update() && stop.changed().await.is_ok() {} }
+    }
+
+    /// The slot is lost: the next attempt makes a new one and copies all tables, if it finds it so still.
+    pub(crate) fn start_over(&mut self) {
+        self.lost = true;
+    }
+
+    /// A start without --resnapshot has ended with words that ask for it: the next command line that has it is carried out, whatever
+    /// an earlier one asked for.
+    pub(crate) async fn ends_with(&self, fault: &Fault) {
+        // These are met by whoever leads, so nobody else is at work on a request.
+        let is_answered_by_a_copy = matches!(
+            fault,
+            Fault::Source(SourceError::LostHistory(_) | SourceError::Gap(_))
+                | Fault::Destination(DestinationError::LacksMost { .. })
+        );
+        if self.asks_for_copy || !is_answered_by_a_copy {
+            return;
+        }
+        let forgetting = async { self.bookkeeping().await?.forget_invocations().await };
+        if let Ok(Err(error)) = tokio::time::timeout(END_MAX, forgetting).await {
+            tracing::debug!("an earlier --resnapshot could not be forgotten: {error}");
+        }
+    }
+
+    /// A fault about a constraint, with how the source has it.
+    pub(crate) async fn explained(&self, fault: Fault) -> Fault {
+        match self.is_stopping() {
+            true => fault,
+            false => explained(&self.config, &self.addresses, fault).await,
+        }
+    }
+
+    /// Counts a conflict, once however often it is tried again, and remembers what the next attempt is to do about it.
+    pub(crate) async fn note(&mut self, fault: &Fault) {
+        if let Fault::Destination(DestinationError::SetsRefused { commit_lsn, .. }) = fault {
+            self.in_order = Some(*commit_lsn);
+            self.telemetry.batch_retried();
+        }
+        if let Fault::Destination(DestinationError::WantedOut { commit_lsn, .. }) = fault {
+            self.left_out = Some(*commit_lsn);
+        }
+        let Fault::Destination(DestinationError::Conflict(conflict)) = fault else { return };
+        if self.conflict.is_none_or(|(commit_lsn, _)| commit_lsn != conflict.commit_lsn) {
+            let table = conflict.table.as_ref().map(QualifiedName::unquoted).unwrap_or_default();
+            self.telemetry.conflict(&table, conflict.kind.as_str(), 1);
+        }
+        self.conflict = Some((conflict.commit_lsn, conflict.will_win));
+        if conflict.will_win {
+            return;
+        }
+        let keeping = async {
+            let bookkeeping = self.bookkeeping().await?;
+            remember_conflict(bookkeeping.client(), conflict).await
+        };
+        match tokio::time::timeout(END_MAX, keeping).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("headwater conflict show will not show this conflict: {error}"),
+            Err(_) => {
+                tracing::warn!("headwater conflict show will not show this conflict: the destination did not answer")
+            }
+        }
+    }
+
+    /// Resolves once an operator has asked for a copy after the last attempt began (`headwater resnapshot`).
+    pub(crate) async fn copy_requested(&self) {
+        loop {
+            // While the destination does not answer nobody can ask there either.
+            if let Ok(bookkeeping) = self.bookkeeping().await
+                && let Ok(requests) = bookkeeping.requests().await
+                && requests.iter().any(|request| !self.requests_known.contains(&request.id))
+            {
+                return;
+            }
+            tokio::time::sleep(COPY_REQUEST_POLL_EVERY).await;
+        }
+    }
+
+    /// Refuses the fences that are asked for while this fault halts the service: none can be made, and somebody waits.
+    pub(crate) async fn refuse_fences(&self, halted: &ErrorReport) {
+        let report = ErrorReport::new("no fence can be made: the service is halted")
+            .detail(format!("{halted}."))
+            .hint(format!("See what to do: headwater explain\n{NO_FENCE_HINT}"));
+        let refusing = async {
+            let bookkeeping = self.bookkeeping().await?;
+            refuse_fence_requests(bookkeeping.client(), &report).await
+        };
+        // Whoever asks gives up after fence_timeout.
+        if !matches!(tokio::time::timeout(END_MAX, refusing).await, Ok(Ok(()))) {
+            tracing::debug!("requests for fences could not be refused");
+        }
+    }
+
+    /// Resolves once an operator has asked for the transaction of this fault to be skipped; pending for other faults. Then
+    /// nobody waits for the end of a back-off.
+    pub(crate) async fn skip_requested(&self, fault: &Fault) {
+        let Fault::Destination(DestinationError::Conflict(conflict)) = fault else {
+            return std::future::pending().await;
+        };
+        let names = [Some(Wanted::CommitLsn(conflict.commit_lsn)), conflict.end_lsn.map(Wanted::EndLsn)];
+        // Without an answer the back-off ends by itself, and the next attempt says what is wrong.
+        let Ok(bookkeeping) = self.bookkeeping().await else {
+            return std::future::pending().await;
+        };
+        loop {
+            match skips(bookkeeping.client(), None).await {
+                Ok(skips) if names.iter().flatten().any(|name| skips.contains(name)) => return,
+                Ok(_) => tokio::time::sleep(SKIP_POLL_EVERY).await,
+                Err(_) => return std::future::pending().await,
+            }
+        }
+    }
+
+    /// The service ends because it was asked to: what its command line asked for is done with, and the next one's wish is
+    /// another.
+    pub(crate) async fn stopped_in_order(&self) {
+        if !self.flagged {
+            return;
+        }
+        let ending = async { self.bookkeeping().await?.end_invocation().await };
+        if !matches!(tokio::time::timeout(END_MAX, ending).await, Ok(Ok(()))) {
+            tracing::warn!(
+                "the destination could not be told that --resnapshot is done with: the next start with it asks for nothing"
+            );
+        }
+    }
+
+    /// Lives until it is asked to stop, or must be set up anew, or something fails.
+    pub(crate) async fn run(&mut self) -> Result<Lived, Fault> {
+        match self.lead_and_stream().await {
+            Err(fault) if !self.is_stopping() => {
+                let fault = let_through(&self.config, &self.addresses, fault).await;
+                let what = (fault, self.foreign_keys_act);
+                set_aside(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Lived::ToBeSetUpAnew)
+            }
+            lived => lived,
+        }
+    }
+
+    async fn lead_and_stream(&mut self) -> Result<Lived, Fault> {
+        if self.monitor.has_ended() {
+            self.monitor = Monitor::start(Arc::clone(&self.configured), Arc::clone(&self.telemetry));
+        }
+        self.made_progress = false;
+        self.failed_in_first_copy = false;
+        let stopped = self.stopped();
+        let led = tokio::select! {
+            led = lead(&self.config, &self.addresses, &self.telemetry) => led?,
+            () = stopped => return Ok(Lived::UntilStopped),
+        };
+        let (bookkeeping, mut lead) = led;
+        match self.make_ready(&bookkeeping, &mut lead).await {
+            Ok(Ready::Stream { prepared, position }) => self.stream(bookkeeping, lead, *prepared, position).await,
+            Ok(Ready::Not(lived)) => {
+                lead.close().await;
+                Ok(lived)
+            }
+            Err(fault) => {
+                lead.close().await;
+                Err(fault)
+            }
+        }
+    }
+
+    /// Does what comes before the stream: looks at both ends, and makes a snapshot where one is needed.
+    async fn make_ready(&mut self, bookkeeping: &Bookkeeping, lead: &mut Lead) -> Result<Ready, Fault> {
+        self.foreign_keys_act = lead.role() == ReplicationRole::Origin;
+        let stopped = self.stopped();
+        if !self.roles_looked_up {
+            let looking = missing_roles_report(bookkeeping.client(), &self.config.destination.trusted_roles);
+            if let Some(report) = while_leading(lead, looking).await? {
+                self.telemetry.warning("code", report.lines());
+            }
+            self.roles_looked_up = true;
+        }
+        let mut asked = while_leading(lead, asked(bookkeeping, &mut self.flag, &self.telemetry)).await?;
+        self.flagged |= asked.remembered;
+        self.requests_known.clone_from(&asked.requests);
+        if self.lost {
+            asked = asked.lost();
+        }
+        let settling = while_leading(lead, settle(&self.configured, bookkeeping));
+        let settled = tokio::select! {
+            settled = settling => settled?,
+            () = self.stopped() => return Ok(Ready::Not(Lived::UntilStopped)),
+        };
+        self.lead_to(&settled);
+        if self.accept_source_identity {
+            let accepting = accept_identity(&self.config, &self.addresses, bookkeeping, &self.telemetry);
+            tokio::select! {
+                accepted = while_leading(lead, accepting) => accepted?,
+                () = self.stopped() => return Ok(Ready::Not(Lived::UntilStopped)),
+            }
+            self.accept_source_identity = false;
+        }
+        let prepared = tokio::select! {
+            prepared = while_leading(lead, self.prepare(bookkeeping, &asked)) => prepared,
+            () = stopped => return Ok(Ready::Not(Lived::UntilStopped)),
+        };
+        let prepared = prepared.map_err(|fault| settled.tell_of_others(fault))?;
+        let prepared = match prepared.start {
+            Start::Stream { .. } => {
+                self.lost = false;
+                prepared
+            }
+            Start::Snapshot { live } => {
+                self.failed_in_first_copy = !live;
+                let deletes = if asked.word.is_given() { Deletes::All } else { Deletes::Half };
+                let kind = table_sync::Kind { live, invocation: asked.invocation.take(), deletes };
+                let copying = table_sync::snapshot(
+                    table_sync::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
+                    bookkeeping,
+                    prepared,
+                    &kind,
+                    self.stopped(),
+                );
+                match while_leading(lead, copying).await {
+                    Ok(table_sync::Ending::Published) => {}
+                    Ok(table_sync::Ending::Stopped) => return Ok(Ready::Not(Lived::UntilStopped)),
+                    Err(fault) => {
+                        // Otherwise every start would copy everything, to refuse it again.
+                        if let Fault::Destination(DestinationError::LacksMost { tables, .. }) = &fault {
+                            bookkeeping.set_refused(tables).await?;
+                        }
+                        return Err(fault);
+                    }
+                }
+                self.failed_in_first_copy = false;
+                self.flag = None;
+                self.lost = false;
+                self.made_progress = true;
+                self.held_up_at = Lsn::INVALID;
+                asked = Asked::default();
+                while_leading(lead, self.prepare(bookkeeping, &asked)).await?
+            }
+        };
+        let Start::Stream { position } = prepared.start else {
+            return Err(Fault::Refused(ErrorReport::new("the snapshot was published, but no position is stored")));
+        };
+        if !prepared.changed.is_empty() {
+            while_leading(lead, self.suspend(&prepared.changed)).await?;
+            return Ok(Ready::Not(Lived::ToBeSetUpAnew));
+        }
+        while_leading(lead, ask_for_missing(bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
+        Ok(Ready::Stream { prepared: Box::new(prepared), position })
+    }
+
+    /// From here on every session of this attempt leads to the host that was chosen.
+    fn lead_to(&mut self, settled: &Settled) {
+        self.config = Arc::clone(&settled.config);
+        self.addresses = Addresses::new(&self.config);
+        self.monitor.lead_to(&self.config.source.url);
+        // Said once, not with every reconnect.
+        for text in settled.passed_over.iter().filter(|text| !self.passed_over.contains(text)) {
+            self.telemetry.warning("source", text);
+        }
+        self.passed_over.clone_from(&settled.passed_over);
+    }
+
+    async fn prepare(&self, bookkeeping: &Bookkeeping, asked: &Asked) -> Result<Prepared, Fault> {
+        prepare(&self.config, &self.addresses, bookkeeping, &self.telemetry, asked).await
+    }
+
+    /// Suspends the tables whose rows may be others than the stream has told of.
+    async fn suspend(&self, changed: &[(QualifiedName, String)]) -> Result<(), Fault> {
+        for (table, reason) in changed {
+            let fault = DestinationError::NeedsCopy { table: table.clone(), reason: reason.clone() };
+            let what = (fault.into(), self.foreign_keys_act);
+            set_aside(&self.config, &self.addresses, &self.telemetry, what).await?;
+        }
+        Ok(())
+    }
+
+    /// Who applies large transactions ahead of their commit; nobody where foreign keys and triggers act.
+    fn ahead(&self, spool: &Spool, writer: &Writer, position: Lsn) -> Option<AheadOf> {
+        if writer.role() == ReplicationRole::Origin {
+            return None;
+        }
+        Some(AheadOf::start(Worker {
+            ahead: Ahead::new(position, worth_bytes(self.config.spool.memory_bytes_max)),
+            peeker: spool.peeker(),
+            settings: writer.settings().clone(),
+            marked: matches!(writer.marking(), Marking::Origin(_)),
+            piece_bytes_max: self.config.apply.batch_bytes_max,
+            telemetry: Arc::clone(&self.telemetry),
+        }))
+    }
+
+    /// Streams until something ends it.
+    async fn stream(
+        &mut self,
+        bookkeeping: Bookkeeping,
+        mut lead: Lead,
+        mut prepared: Prepared,
+        position: Lsn,
+    ) -> Result<Lived, Fault> {
+        let config = Arc::clone(&self.config);
+        let telemetry = Arc::clone(&self.telemetry);
+        while_leading(&mut lead, free_slot(&prepared, &config, &telemetry)).await?;
+        // The position is read under the lock, by the session that will advance it.
+        let mut writer = open_writer(&config, &bookkeeping, &lead).await?;
+        let held = writer.read_position().await?;
+        if held != position {
+            return Err(DestinationError::PositionMoved { expected: position, found: held }.into());
+        }
+        let confirmed_before = prepared.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+        prepared.remember_source(&bookkeeping, &telemetry).await?;
+        let ledger = Ledger::resume(position, confirmed_before, writer.wal_block_bytes());
+        let followed = followed(&bookkeeping).await?;
+        let shapes = shapes(bookkeeping.client()).await?;
+        let follow = config.schema_changes == SchemaChanges::Follow;
+        for told in prepared.remember(&shapes, (bookkeeping.client(), follow)).await? {
+            telemetry.event("schema", told);
+        }
+        let enums = (
+            prepared.source_catalog.types.keys().copied().collect::<Vec<_>>(),
+            prepared.destination_catalog.types.keys().copied().collect::<Vec<_>>(),
+        );
+        let watched = Watched::new(&prepared, config.source.publication.clone());
+
+        let source_tables = prepared.source_catalog.tables.iter().map(|table| table.definition.clone());
+        let indexes = passed_indexes(&bookkeeping).await?;
+        let mut conflicts = Conflicts::of_stream(config.on_conflict, source_tables.collect(), indexes);
+        conflicts.skips = skips(bookkeeping.client(), self.left_out).await?;
+        conflicts.in_order = self.in_order;
+        conflicts.winning = self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn));
+
+        let mut options = streaming::options(&config, prepared.server.version, prepared.transfer);
+        options.streaming &= !std::mem::take(&mut self.spool_failed);
+        let spool = streaming::open_spool(&config, &telemetry, &mut options).await;
+        let started = prepared.replication.start(&config.source.slot, position, &options).await;
+        started.map_err(SourceError::Session)?;
+
+        telemetry.stands_still(&prepared.aside);
+        telemetry.stream_begins(position, prepared.source_catalog.tables.iter().map(|t| t.definition.name()));
+        if !telemetry.is_held_up() {
+            telemetry.set_state(State::CatchingUp, None);
+        }
+        self.has_streamed = true;
+        let piece_bytes_max = config.apply.batch_bytes_max;
+        let tables = prepared.source_catalog.table_set();
+        let tables = tables.passing_over(prepared.added.iter().chain(&prepared.aside).cloned());
+        let assembler = Assembler::new(tables, piece_bytes_max, HEARTBEAT_PREFIX, position);
+        let assembler = streaming::assembler(assembler, &config, &options);
+        // As much again as the batch being filled: the source is read on while the destination is busy.
+        let (steps, receiver) = step_channel(2 * piece_bytes_max);
+        let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: position, flushed: ledger.flushed() });
+        let (stop_stream, stream_stop) = watch::channel(false);
+        let passed = confirmed_receiver.clone();
+        let halted_at = self.conflict.map(|(commit_lsn, _)| commit_lsn);
+        let reporting = Arc::clone(&telemetry);
+        let ahead_of = spool.as_ref().and_then(|spool| self.ahead(spool, &writer, position));
+        let ahead = ahead_of.as_ref().map(AheadOf::handle);
+        let task = StreamTask {
+            session: prepared.replication,
+            decoder: Decoder::new(false),
+            assembler,
+            describer: Describer::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes),
+            steps,
+            spool,
+            ahead,
+            looks: Some(self.monitor.looks()),
+            confirmed: confirmed_receiver,
+            settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
+            stop: stream_stop,
+        };
+        let truncations = self.monitor.truncations();
+        let reading = tokio::spawn(stream(task, move |report| match report {
+            StreamReport::Heard { source, local } => reporting.heard(source, local),
+            StreamReport::Received { final_lsn, committed_at } => reporting.received(final_lsn, committed_at),
+            StreamReport::Truncated { table, transaction } => truncations.note(table, transaction),
+        }));
+        let applier = Applier::new(
+            writer,
+            position,
+            ApplierSettings {
+                truncate: config.truncate,
+                commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
+                transfer: prepared.transfer,
+                follow_schema_changes: config.schema_changes == SchemaChanges::Follow,
+                trusted_roles: config.destination.trusted_roles.clone(),
+                names_owners: config.destination.names_owners(),
+                timeout: config.destination.timeout,
+            },
+            prepared.destination_catalog,
+            prepared.source_catalog.types,
+            followed,
+            conflicts,
+        );
+        let limits = Limits {
+            batch_rows_max: config.apply.batch_rows_max,
+            batch_bytes_max: config.apply.batch_bytes_max,
+            leader_timeout: config.leader_timeout,
+            commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
+            catch_up_to: prepared.identification.flushed_lsn,
+            held_up_at: self.held_up_at,
+        };
+        let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
+        let sequences =
+            Sequences::start(self.addresses.clone(), followed, config.schema_changes, Arc::clone(&telemetry));
+        let mut ground = self.monitor.watch(watched);
+        // Whoever needs apply to stand still for a moment takes a turn through this.
+        let (control, gate) = control();
+        let ends = table_sync::Ends { config: &config, addresses: &self.addresses, telemetry: &telemetry };
+        let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();
+        let beside = Beside { gate, instance: self.monitor.instance(), ahead: ahead_of };
+        let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
+        let fences = FenceService {
+            config: &config,
+            addresses: &self.addresses,
+            control: control.clone(),
+            telemetry: &telemetry,
+        };
+        let applied = tokio::select! {
+            applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Lived::UntilStopped),
+            lost = lead.lost() => Err(lost.into()),
+            lost = ground_lost(&mut ground) => Err(lost),
+            ended = self.monitor.ended() => Err(ended),
+            // It holds until the loop runs no more.
+            _held = table_sync::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
+            () = fences.run() => Ok(Lived::UntilStopped),
+            () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Lived::UntilStopped),
+        };
+        self.made_progress |= applying.made_progress();
+        if applied.is_err() {
+            self.held_up_at = self.held_up_at.max(applying.submitted_up_to());
+        }
+        // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
+        applying.close().await;
+        self.monitor.unwatch();
+        let _ = stop_stream.send(true);
+        // The lock comes last: who takes it finds no writing session of ours.
+        let (read, ()) = tokio::join!(tokio::time::timeout(STREAM_END_MAX, reading), lead.close());
+        telemetry.stream_ends();
+        if self.is_stopping() {
+            sequences.finish().await;
+        }
+        if let Err(Fault::Source(SourceError::Gap(_))) = &applied {
+            bookkeeping.set_gap("has not held all tables all the time").await?;
+        }
+        if let Err(Fault::Destination(DestinationError::Conflict(conflict))) = &applied
+            && conflict.code == SqlState::new(INVALID_TEXT)
+            && labels_are_missing(&prepared.source, bookkeeping.client(), (&enums.0, &enums.1)).await?
+        {
+            return Err(DestinationError::LabelMissing.into());
+        }
+        if applied? == Lived::ToBeSetUpAnew {
+            return Ok(Lived::ToBeSetUpAnew);
+        }
+        match read {
+            Ok(Ok(Err(error))) if !self.is_stopping() => {
+                self.spool_failed = matches!(error, SourceError::Spool(_));
+                Err(error.into())
+            }
+            Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(Lived::UntilStopped),
+            // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
+            Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
+            Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+/// Removes the conflict that an earlier attempt met, with its values, once the stored position has passed it; then pending.
+async fn forget_conflict(bookkeeping: &Bookkeeping, mut passed: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+    let halted_at = halted_at.unwrap_or(Lsn::INVALID);
+    if passed.wait_for(|confirmed| confirmed.stored > halted_at).await.is_ok()
+        && let Err(error) = forget_passed_conflict(bookkeeping.client()).await
+    {
+        // The next start does it.
+        tracing::debug!("a passed conflict could not be cleared: {error}");
+    }
+    std::future::pending().await
+}
+
+/// invalid_text_representation: what a value that is no label of its enum raises, in either format.
+const INVALID_TEXT: &[u8; 5] = b"22P02";
+
+/// How long the stream may take to end once nobody listens.
+const STREAM_END_MAX: Duration = Duration::from_secs(4);
+
+/// Does `work` for as long as this instance leads.
+async fn while_leading<T, E>(lead: &mut Lead, work: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
+where
+    Fault: From<E>,
+{
+    tokio::select! {
+        done = work => Ok(done?),
+        lost = lead.lost() => Err(lost.into()),
+    }
+}
+
+/// Resolves when the monitor finds the stream's ground gone.
+async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
+    loop {
+        match &*ground.borrow_and_update() {
+            Ground::Firm => {}
+            Ground::Gone { report, gap: false } => return Fault::Halted(report.clone()),
+            Ground::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
+            Ground::Unpublished { publication, tables } => {
+                let (publication, tables) = (publication.clone(), tables.clone());
+                return Fault::Source(SourceError::Unpublished { publication, tables });
+            }
+            Ground::Replaced { table, old, new } => {
+                let replaced = TransactionError::Replaced { table: table.clone(), old: *old, new: *new };
+                return Fault::Source(SourceError::Transaction(replaced));
+            }
+            Ground::ForeignCode(report) | Ground::Cascades(report) => {
+                return Fault::Destination(DestinationError::Refused(report.clone()));
+            }
+            Ground::Changed { table, reason } => {
+                return Fault::Destination(DestinationError::NeedsCopy {
+                    table: table.clone(),
+                    reason: reason.clone(),
+                });
+            }
+            Ground::OtherTable(other) => {
+                return Fault::Destination(DestinationError::OtherTable(other.clone()));
+            }
+            Ground::Misunderstood { doing, what } => {
+                let error = crate::session::SessionError::Answer { doing, what: what.clone() };
+                return Fault::Source(SourceError::Session(error));
+            }
+            Ground::DestinationSilent(within) => {
+                let doing = "asking the destination for a sign of life";
+                let error = crate::session::SessionError::Timeout { doing, within: *within };
+                return Fault::Destination(DestinationError::Session(error));
+            }
+        }
+        if ground.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn followed(bookkeeping: &Bookkeeping) -> Result<HashMap<crate::pg::RelationId, Followed>, DestinationError> {
+    let tables = bookkeeping.tables().await?;
+    Ok(tables
+        .into_iter()
+        .filter_map(|table| match table.state {
+            TableState::Live { snapshot_position } => {
+                let destination_id = Some(table.destination_id);
+                Some((table.source_id, Followed { name: table.name, destination_id, snapshot_position }))
+            }
+            TableState::Staging => None,
+        })
+        .collect())
+}

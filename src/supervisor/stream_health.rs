@@ -1,0 +1,556 @@
+//! The stream's ground: whether the publication, its tables and our own standing at the source are still what the stream began on.
+//!
+//! Run by `monitor` as a task of its own, on a session of its own: what it asks needs ACCESS SHARE on the tables
+//! (pg_publication_tables opens them), so it waits while somebody alters one, and lag, slot and heartbeats must not wait with it.
+//! In come what a stream was started on ([`Watched`]) and the truncations of which it has told; out goes [`Ground`], which ends a
+//! stream that stands on nothing. It looks, too, whether the rows of the tables may be others than the stream tells of
+//! ([`crate::preflight::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
+//!
+//! The stream may wait for a look ([`super::looks`]), which then needs no lock unless it finds something.
+//!
+//! Bounds: one look every [`LOOK_EVERY`] and those that the stream waits for, each question [`QUERY_MAX`]. A look that fails is
+//! made again after [`RETRY_AFTER`]; what it waits for is said by [`crate::preflight::waits`]. Invariant: what was found of one stream's
+//! ground never ends another stream.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::looks::{LookPace, objects};
+use crate::config::{Config, ConnectionSettings};
+use crate::destination::{
+    Bookkeeping, OtherTable, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
+};
+use crate::error_policy::report;
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
+use crate::preflight::cascades;
+use crate::preflight::fingerprints::{Truncations, ask_for_comparison, look, table_called};
+use crate::preflight::prepare::Prepared;
+use crate::preflight::whereabouts::{Whereabouts, lost_report, whereabouts};
+use crate::session::{Row, SessionError, Sql, SqlClient, SystemIdentification};
+use crate::source::{Identities, LooksAsked, Unidentified, VisibleTransactions};
+use crate::telemetry::Telemetry;
+
+/// A table that has left the publication is noticed within this and a look's own time.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// After a look that failed, and until there is a stream.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A question to the catalog takes milliseconds; one that waits for a lock is asked again.
+const QUERY_MAX: Duration = Duration::from_secs(10);
+
+/// Whether what the stream stands on is still there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ground {
+    /// It is.
+    Firm,
+    /// It is not, and an operator must act.
+    Gone {
+        /// What is to be done.
+        report: ErrorReport,
+        /// Changes were not sent: the copy has gaps now.
+        gap: bool,
+    },
+    /// These tables are not sent any more.
+    Unpublished {
+        /// The publication that has lost them.
+        publication: Ident,
+        /// The tables.
+        tables: Vec<QualifiedName>,
+    },
+    /// Another table bears the name of one that is followed.
+    Replaced {
+        /// The table.
+        table: QualifiedName,
+        /// Its OID.
+        old: RelationId,
+        /// The other's.
+        new: RelationId,
+    },
+    /// A table's rows may be others than the stream has told of.
+    Changed {
+        /// The table.
+        table: QualifiedName,
+        /// Why.
+        reason: String,
+    },
+    /// The destination has not answered for so long.
+    DestinationSilent(Duration),
+    /// Code of others would run with our rights at the destination.
+    ForeignCode(ErrorReport),
+    /// Foreign keys of the destination would change rows that the source keeps.
+    Cascades(ErrorReport),
+    /// A table at the destination is not the one that headwater has filled.
+    OtherTable(OtherTable),
+    /// The source has answered a question of the monitor with something else than was asked for.
+    Misunderstood {
+        /// What was asked.
+        doing: &'static str,
+        /// What is wrong with the answer.
+        what: String,
+    },
+}
+
+/// What the monitor compares with while a stream runs.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    publication: Ident,
+    /// The walsender's process.
+    process_id: u32,
+    /// Whose walsender that is.
+    source: SystemIdentification,
+    tables: Vec<WatchedTable>,
+    pub(super) writes: Writes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WatchedTable {
+    name: QualifiedName,
+    id: RelationId,
+    /// It waits for a copy, so that whether it is published concerns nobody yet but whoever copies it.
+    waits: bool,
+    columns: Vec<String>,
+    row_filter: Option<String>,
+}
+
+impl Watched {
+    pub(super) fn new(prepared: &Prepared, publication: Ident) -> Watched {
+        let tables = prepared.source_catalog.tables.iter().map(|table| {
+            let mut columns: Vec<String> = table.columns.iter().map(|column| column.as_str().to_owned()).collect();
+            columns.sort();
+            let name = table.definition.name();
+            WatchedTable {
+                waits: prepared.aside.contains(&name) || prepared.added.contains(&name),
+                name,
+                id: table.definition.relation_id(),
+                columns,
+                row_filter: table.row_filter.clone(),
+            }
+        });
+        Watched {
+            publication,
+            process_id: prepared.replication.process_id(),
+            source: prepared.identification.clone(),
+            tables: tables.collect(),
+            writes: prepared.writes.clone(),
+        }
+    }
+}
+
+/// The truncations of which the stream has told, for whoever compares fingerprints. All handles mean the same ones.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ToldTruncations(Arc<Mutex<Truncations>>);
+
+/// Kept of each table: a file bears the mark of its last truncation, and the stream may be further than the catalog was.
+const TRUNCATIONS_KEPT: usize = 16;
+
+impl ToldTruncations {
+    /// The stream has told of one.
+    pub(super) fn note(&self, table: RelationId, transaction: u32) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.entry(table).or_default();
+        told.push_back(transaction);
+        if told.len() > TRUNCATIONS_KEPT {
+            told.pop_front();
+        }
+    }
+
+    fn now(&self) -> Truncations {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a stream stands on now; `None` while there is none.
+pub(super) type WatchedNow = Arc<Mutex<Option<Arc<Watched>>>>;
+
+/// The task that looks.
+pub(super) struct GroundWatch {
+    pub(super) config: Arc<Config>,
+    /// Where the attempt's sessions lead to.
+    pub(super) connection: Arc<Mutex<ConnectionSettings>>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) watched: WatchedNow,
+    pub(super) ground: watch::Sender<Ground>,
+    /// Identities that were found wrong and told.
+    pub(super) unidentified: Vec<Unidentified>,
+    pub(super) truncations: ToldTruncations,
+    /// Tables whose rows are in doubt, by the digest that made it so, and how far the source was then.
+    pub(super) doubts: HashMap<RelationId, (String, Lsn)>,
+    /// Tables of which more is remembered than the stream has passed, in the same way.
+    pub(super) ahead: HashMap<RelationId, (String, Lsn)>,
+    /// Waits for the position.
+    pub(super) reached_xid: Option<ReachedXid>,
+    /// Looks that the stream waits for.
+    pub(super) asked: LooksAsked,
+}
+
+type Session = (ConnectionSettings, SqlClient);
+
+impl GroundWatch {
+    /// Looks until it is dropped: on its clock, and between whenever the stream has come to a mark of a schema change.
+    pub(super) async fn run(mut self) {
+        let mut session: Option<Session> = None;
+        let mut pace = LookPace::begin();
+        let mut due = Instant::now();
+        loop {
+            let watched = self.watched();
+            let is_watched = watched.is_some();
+            match watched {
+                Some(watched) => {
+                    let is_asked = self.asked.open().is_some();
+                    let looked = match is_asked {
+                        true => self.look_as_asked(session.take(), &watched, &mut pace).await,
+                        false if Instant::now() >= due => {
+                            due = Instant::now() + LOOK_EVERY;
+                            self.look(session.take(), &watched).await
+                        }
+                        false => self.session(session.take()).await,
+                    };
+                    match looked {
+                        Ok(kept) => session = Some(kept),
+                        Err(SessionError::Answer { doing, what }) => {
+                            self.tell(&watched, Ground::Misunderstood { doing, what });
+                            due = Instant::now() + RETRY_AFTER;
+                        }
+                        // A source that does not answer is the ring's to report; here it only means: later.
+                        Err(_) if is_asked => {
+                            pace = LookPace::begin();
+                            pace.later(RETRY_AFTER);
+                        }
+                        Err(_) => due = Instant::now() + RETRY_AFTER,
+                    }
+                }
+                None => {
+                    session = None;
+                    due = Instant::now() + RETRY_AFTER;
+                }
+            }
+            self.asked.sleep(due.saturating_duration_since(Instant::now()), is_watched).await;
+        }
+    }
+
+    /// Looks because the stream waits at a mark. Nothing of this waits for a lock on a table, unless something has been found: then the
+    /// publication is looked at first, as always.
+    async fn look_as_asked(
+        &mut self,
+        session: Option<Session>,
+        watched: &Arc<Watched>,
+        pace: &mut LookPace,
+    ) -> Result<Session, SessionError> {
+        let (connection, client) = self.session(session).await?;
+        if let Some(asked) = pace.due(&client, &self.asked).await? {
+            let began = Instant::now();
+            let seen = VisibleTransactions::read(&client).await?;
+            match self.look_at_tables(&client, watched).await? {
+                Some(Ground::Firm) => {
+                    tracing::debug!(
+                        "transaction {} has changed a schema, and the tables were looked at",
+                        asked.transaction
+                    );
+                    self.asked.answer(asked);
+                    pace.looked(seen, began.elapsed());
+                }
+                Some(found) => {
+                    pace.later(RETRY_AFTER);
+                    let ground = look_at_ground(&client, watched).await?;
+                    self.tell(watched, if ground == Ground::Firm { found } else { ground });
+                }
+                None => pace.later(RETRY_AFTER),
+            }
+        }
+        Ok((connection, client))
+    }
+
+    /// A session with what is the source now.
+    async fn session(&self, session: Option<Session>) -> Result<Session, SessionError> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Another of source.url's hosts may be the source now.
+        let client = match session.filter(|(to, _)| *to == connection) {
+            Some((_, client)) => client,
+            None => Sql { connection: connection.clone(), purpose: "ground", timeout: QUERY_MAX }.connect().await?,
+        };
+        Ok((connection, client))
+    }
+
+    fn watched(&self) -> Option<Arc<Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks once; returns the session for the next time.
+    async fn look(&mut self, session: Option<Session>, watched: &Arc<Watched>) -> Result<Session, SessionError> {
+        let (connection, client) = self.session(session).await?;
+        let mut ground = look_at_ground(&client, watched).await?;
+        if ground == Ground::Firm {
+            ground = self.look_at_tables(&client, watched).await?.unwrap_or(Ground::Firm);
+        }
+        if ground == Ground::Firm {
+            ground = self.look_at_cascades(&client, watched).await;
+        }
+        if ground != Ground::Firm {
+            self.tell(watched, ground);
+        }
+        self.ask_identities(&client, watched).await?;
+        Ok((connection, client))
+    }
+
+    /// Tells what was found of a stream's ground, unless another stream runs by now.
+    fn tell(&self, watched: &Arc<Watched>, ground: Ground) {
+        if self.watched().is_some_and(|now| Arc::ptr_eq(&now, watched)) {
+            self.ground.send_replace(ground);
+        }
+    }
+
+    /// Compares the tables with what is remembered of them; `None` when that cannot be read.
+    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Option<Ground>, SessionError> {
+        let destination =
+            Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+        // Whatever is wrong with the destination, the ring meets it too, and says so.
+        let Ok(bookkeeping) = Bookkeeping::connect(&destination).await else { return Ok(None) };
+        let Ok(remembered) = remembered_fingerprints(bookkeeping.client()).await else { return Ok(None) };
+        let found = look(client, &watched.publication, &remembered, &self.truncations.now()).await?;
+        if self.asked.wants_followed() || !found.harmless.is_empty() {
+            self.asked.follow(objects(&remembered, &found.harmless)?);
+        }
+        if let Err(error) = remember_fingerprints(bookkeeping.client(), &found.harmless).await {
+            tracing::warn!("what the source's catalog says of tables could not be stored: {error}");
+        }
+        if let Some((table, reason)) = found.differ.into_iter().next() {
+            return Ok(Some(Ground::Changed { table, reason }));
+        }
+        if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
+            return Ok(Some(match table_called(client, &table).await? {
+                Some(new) => Ground::Replaced { table, old, new },
+                None => {
+                    let is_followed = self.config.tables.contains(&renamed);
+                    Ground::Gone { report: renamed_report(&table, &renamed, is_followed), gap: false }
+                }
+            }));
+        }
+        // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
+        let seen = std::mem::take(&mut self.doubts);
+        let Ok(position) = bookkeeping.position().await else { return Ok(None) };
+        self.note_passed(&bookkeeping, (found.ahead, found.read_at), position).await;
+        self.remember_xid(client, &bookkeeping, watched, position).await?;
+        for doubt in found.doubt {
+            let since = seen.get(&doubt.table).filter(|(digest, _)| *digest == doubt.digest).map(|(_, since)| *since);
+            let since = since.unwrap_or(found.read_at);
+            if position.is_none_or(|position| position < since) {
+                self.doubts.insert(doubt.table, (doubt.digest, since));
+            } else if let Err(error) = ask_for_comparison(&bookkeeping, &self.telemetry, &doubt).await {
+                tracing::debug!("a comparison could not be asked for: {error}");
+            }
+        }
+        Ok(Some(Ground::Firm))
+    }
+
+    /// What is remembered of tables counts as passed once the stream is where the source was when its catalog was seen to say so.
+    async fn note_passed(
+        &mut self,
+        bookkeeping: &Bookkeeping,
+        (ahead, read_at): (Vec<(RelationId, String)>, Lsn),
+        position: Option<Lsn>,
+    ) {
+        let seen = std::mem::take(&mut self.ahead);
+        let mut passed = Vec::new();
+        for (table, digest) in ahead {
+            let since = seen.get(&table).filter(|(before, _)| *before == digest).map_or(read_at, |(_, since)| *since);
+            match position.is_some_and(|position| position >= since) {
+                true => passed.push((table, digest)),
+                false => drop(self.ahead.insert(table, (digest, since))),
+            }
+        }
+        if !passed.is_empty()
+            && let Err(error) = set_passed(bookkeeping.client(), &passed).await
+        {
+            tracing::warn!("how far the stream is could not be stored with what the source's catalog says: {error}");
+        }
+    }
+
+    /// Somebody may add a foreign key at the destination, or drop the source's, while the stream runs.
+    async fn look_at_cascades(&self, client: &SqlClient, watched: &Watched) -> Ground {
+        let destination =
+            Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
+        // Whatever is wrong with the destination, the ring meets it too, and says so.
+        let Ok(here) = destination.connect().await else { return Ground::Firm };
+        match cascades::report(client, &here, &watched.writes).await {
+            Ok(None) => Ground::Firm,
+            Ok(Some(report)) => Ground::Cascades(report),
+            Err(fault) => {
+                tracing::warn!("cannot look at the actions of foreign keys: {}", report(&fault).lines());
+                Ground::Firm
+            }
+        }
+    }
+
+    /// Remembers how many transaction IDs the source had assigned, once the position has passed that moment.
+    async fn remember_xid(
+        &mut self,
+        client: &SqlClient,
+        bookkeeping: &Bookkeeping,
+        watched: &Watched,
+        position: Option<Lsn>,
+    ) -> Result<(), SessionError> {
+        if let Some(reached) =
+            self.reached_xid.take_if(|reached| position.is_some_and(|position| position >= reached.at))
+        {
+            let ReachedXid { xid, at, source } = reached;
+            if let Err(error) = bookkeeping.set_source_xid(xid, at, &source).await {
+                tracing::warn!("the transaction ID that the source has reached could not be stored: {error}");
+            }
+        }
+        if self.reached_xid.as_ref().is_none_or(|reached| reached.source != watched.source) {
+            self.reached_xid = read_reached_xid(client, &self.config.source.slot, watched).await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves may be added, and identities changed: says on which tables the source's own UPDATE and DELETE fail since, once
+    /// for each, and ends a stream that would take rows for others.
+    async fn ask_identities(&mut self, client: &SqlClient, watched: &Arc<Watched>) -> Result<(), SessionError> {
+        let ids = || watched.tables.iter().map(|table| table.id);
+        let identities = Identities::read(client, &watched.publication, ids()).await?;
+        let found: Vec<Unidentified> = identities.problems(true, ids()).collect();
+        for new in found.iter().filter(|found| !self.unidentified.contains(found)) {
+            match new.misleads_the_stream() {
+                true => {
+                    self.tell(watched, Ground::Gone { report: new.report.clone(), gap: false });
+                }
+                false => self.telemetry.warning("replica identity", new.report.lines()),
+            }
+        }
+        self.unidentified = found.into_iter().filter(|found| !found.misleads_the_stream()).collect();
+        Ok(())
+    }
+}
+
+/// The source had assigned all transaction IDs before `xid`, and its WAL up to `at` says so: commits and aborts write their records
+/// before they count as ended.
+pub(super) struct ReachedXid {
+    xid: i64,
+    at: Lsn,
+    source: SystemIdentification,
+}
+
+/// Nothing on a standby, and nothing where this session leads to another server than the stream does.
+async fn read_reached_xid(
+    client: &SqlClient,
+    slot: &SlotName,
+    watched: &Watched,
+) -> Result<Option<ReachedXid>, SessionError> {
+    // The statement's snapshot is taken first.
+    let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8,
+                      pg_catalog.pg_current_wal_insert_lsn()::text
+               FROM pg_catalog.pg_replication_slots s
+               WHERE s.slot_name = $1::text AND s.active_pid = $2 AND NOT pg_catalog.pg_is_in_recovery()";
+    let Ok(process_id) = i32::try_from(watched.process_id) else { return Ok(None) };
+    let row = client.query_opt("asking for transaction IDs", sql, &[&slot.as_str(), &process_id]).await?;
+    let Some(row) = row else { return Ok(None) };
+    let at = row
+        .get::<&str>(1)?
+        .parse()
+        .map_err(|_| SessionError::answer("asking for transaction IDs", "a malformed position"))?;
+    Ok(Some(ReachedXid { xid: row.get(0)?, at, source: watched.source.clone() }))
+}
+
+/// Compares the publication, its tables and our own standing with what the stream was started on.
+async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground, SessionError> {
+    let gap = |report| Ground::Gone { report, gap: true };
+    let no_gap = |report| Ground::Gone { report, gap: false };
+    let doing = "looking at the publication";
+    let sql = "SELECT sync_state::text FROM pg_catalog.pg_stat_replication WHERE pid = $1 AND sync_state <> 'async'";
+    let process_id = i32::try_from(watched.process_id).unwrap_or(0);
+    if let Some(row) = client.query_opt("looking at our walsender", sql, &[&process_id]).await? {
+        return Ok(no_gap(
+            ErrorReport::new("headwater has become a synchronous standby of the source")
+                .detail(format!(
+                    "Its sync_state is {}: every COMMIT there would wait for headwater.",
+                    row.get::<&str>(0)?
+                ))
+                .hint("Name the real standbys in synchronous_standby_names instead of '*'."),
+        ));
+    }
+    let sql = "SELECT t.schemaname::text, t.tablename::text, c.oid,
+                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(
+                          COALESCE(NULLIF(pg_catalog.to_jsonb(t) -> 'attnames', 'null'), '[]')) ORDER BY 1),
+                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
+                      ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+                            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+               FROM pg_catalog.pg_publication_tables t
+               JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+               JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+               WHERE t.pubname = $1::text";
+    let rows = client.query(doing, sql, &[&watched.publication.as_str()]).await?;
+    if rows.is_empty() {
+        let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)";
+        let exists: bool = client.query_one(doing, sql, &[&watched.publication.as_str()]).await?.get(0)?;
+        if !exists {
+            return Ok(gap(publication_gone(watched)));
+        }
+    }
+    let published = rows.iter().map(|row| Ok((row.get::<u32>(2)?, row)));
+    let published = published.collect::<Result<HashMap<u32, &Row>, SessionError>>()?;
+    let missing = watched.tables.iter().filter(|table| !published.contains_key(&table.id.0));
+    let missing: Vec<(&QualifiedName, RelationId)> = missing.map(|table| (&table.name, table.id)).collect();
+    if !missing.is_empty() {
+        let found = whereabouts(client, missing.into_iter()).await?;
+        let found = unpublished(watched, found);
+        if found != Ground::Firm {
+            return Ok(found);
+        }
+    }
+    for table in &watched.tables {
+        let Some(row) = published.get(&table.id.0) else { continue };
+        let lists_columns: bool = row.get(5)?;
+        let row_filter: Option<String> = row.get(4)?;
+        let (sent, live): (Vec<String>, Vec<String>) = (row.get(3)?, row.get(6)?);
+        if row_filter != table.row_filter || (lists_columns && !covers(&sent, &live, &table.columns)) {
+            return Ok(gap(ErrorReport::new(format!(
+                "publication {} sends other rows or columns of table {} than when the stream began",
+                watched.publication, table.name
+            ))
+            .hint("Put it back, or start once with --resnapshot to follow what it sends now.")));
+        }
+    }
+    Ok(Ground::Firm)
+}
+
+/// Why tables are in the publication no longer. DROP TABLE takes a table out; another one of its name is in it only where the
+/// publication names no tables.
+fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> Ground {
+    if let Some(Whereabouts { table, id, bearer: Some(new), .. }) =
+        tables.iter().find(|found| found.bearer.is_some_and(|bearer| bearer != found.id))
+    {
+        return Ground::Replaced { table: table.clone(), old: *id, new: *new };
+    }
+    let (lost, left): (Vec<Whereabouts>, Vec<Whereabouts>) =
+        tables.into_iter().partition(|found| found.name_now.as_ref() != Some(&found.table));
+    if let Some(report) = lost_report(&lost, &watched.writes.tables) {
+        return Ground::Gone { report, gap: false };
+    }
+    let waiting: BTreeSet<RelationId> =
+        watched.tables.iter().filter(|table| table.waits).map(|table| table.id).collect();
+    let left = left.into_iter().filter(|table| !waiting.contains(&table.id));
+    let tables: Vec<QualifiedName> = left.map(|left| left.table).collect();
+    match tables.is_empty() {
+        true => Ground::Firm,
+        false => Ground::Unpublished { publication: watched.publication.clone(), tables },
+    }
+}
+
+/// Columns may be added, renamed and dropped: the stream tells of that itself. But what is still there must be sent.
+fn covers(now: &[String], live: &[String], then: &[String]) -> bool {
+    then.iter().all(|column| now.contains(column) || !live.contains(column))
+}
+
+fn publication_gone(watched: &Watched) -> ErrorReport {
+    let tables: Vec<String> = watched.tables.iter().map(|table| table.name.to_string()).collect();
+    ErrorReport::new(format!("publication {} does not exist at the source any more", watched.publication))
+        .detail("What was written since it was dropped is not sent.")
+        .hint(format!(
+            "Start headwater once with --resnapshot, which finds what is missing. Before that, run at the source as the owner of the \
+             tables:\nCREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true);",
+            watched.publication,
+            tables.join(", ")
+        ))
+}

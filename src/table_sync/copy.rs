@@ -1,0 +1,273 @@
+//! Parallel copying: pieces of all tables from one queue, N readers under one snapshot, each feeding a staging table.
+//!
+//! Called by `super` once staging exists; `source::pieces` says what there is to read, `session::copy` moves the bytes.
+//!
+//! ```text
+//! pieces, the largest table's first ──▶ reader 1: COPY out ══▶ COPY in ──▶ staging
+//!                                   └─▶ reader N: COPY out ══▶ COPY in ──▶ staging
+//!              beside them: the snapshot's holder is asked every second whether it lives
+//! ```
+//!
+//! A reader that loses its connection to the source takes its piece again under the same snapshot, on new connections:
+//! the piece's COPY was one transaction at the destination and is rolled back, so no row comes twice. Without its holder
+//! the snapshot is gone, and everything starts over. A connection to the destination that is lost may have committed
+//! what it does not answer any more; so that starts over too.
+//!
+//! Bounds: `snapshot.workers` pieces at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
+//! together.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::task::JoinSet;
+
+use super::readers::{RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, open_writer, pause_before_retry};
+use crate::catalog::lock_budget::{LockTable, relations};
+use crate::catalog::schema::TableDefinition;
+use crate::comparison::reconcile_sql as sql;
+use crate::config::Config;
+use crate::destination::{DestinationError, Staging};
+use crate::error_policy::Fault;
+use crate::pg::QualifiedName;
+use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
+use crate::source::{HeldSnapshot, PIECE_BYTES, SourceError, TableLocks, pieces};
+use crate::table_sync::ends::Ends;
+use crate::table_sync::snapshot_guard::keep_holder;
+use crate::telemetry::{Telemetry, failpoint};
+
+/// A part of a table that one reader copies at a time.
+#[derive(Clone, Debug)]
+struct Task {
+    /// Its table's place in the staging's list.
+    table: usize,
+    copy_out: String,
+    copy_in: String,
+}
+
+/// What the readers share.
+struct Shared {
+    queue: Mutex<VecDeque<Task>>,
+    tables: Vec<QualifiedName>,
+    /// Pieces of each table that are not copied yet.
+    left: Mutex<Vec<usize>>,
+    sent: Mutex<BTreeMap<QualifiedName, u64>>,
+    snapshot_name: String,
+    config: Arc<Config>,
+    telemetry: Arc<Telemetry>,
+    rate: Mutex<Rate>,
+}
+
+/// Opens as many readers as there will be work for, each holding all tables.
+pub(super) async fn open_readers(
+    config: &Config,
+    (source, destination): (&SqlClient, &SqlClient),
+    tables: &[&TableDefinition],
+    room: &LockTable,
+) -> Result<Vec<Reader>, Fault> {
+    let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
+    // A few more than there will be, if the tables are partitioned: every leaf is a piece at least.
+    let pieces: u64 = tables.iter().map(|table| table.bytes.div_ceil(PIECE_BYTES).max(1)).sum();
+    let wanted = workers(config, source, destination, usize::try_from(pieces).unwrap_or(usize::MAX)).await?;
+    let workers = room.readers(wanted, tables.iter().map(|table| relations(table)).sum());
+    if workers < wanted {
+        tracing::info!("{workers} of {wanted} readers: the source has no room for the locks of more");
+    }
+    let mut readers = Vec::new();
+    for _ in 0..workers {
+        readers.push(Reader::open(config, &names).await?);
+    }
+    Ok(readers)
+}
+
+/// Copies all tables into staging and returns how many rows of each the destination has taken.
+pub(super) async fn copy(
+    ends: Ends<'_>,
+    staging: &Staging,
+    (held, locks): (&HeldSnapshot, &TableLocks),
+    slot: &str,
+    readers: Vec<Reader>,
+) -> Result<BTreeMap<QualifiedName, u64>, Fault> {
+    let Ends { config, telemetry, .. } = ends;
+    let mut left = vec![0; staging.tables.len()];
+    let mut tasks = Vec::new();
+    for (number, table) in staging.tables.iter().enumerate() {
+        let found = pieces(locks.client(), &table.source).await?;
+        if let Some(left) = left.get_mut(number) {
+            *left = found.len();
+        }
+        if found.is_empty() {
+            telemetry.snapshot_table_done(&table.live);
+        }
+        let bytes: u64 = found.iter().map(|piece| piece.bytes).sum();
+        tasks.extend(found.into_iter().map(|piece| {
+            let filter = table.row_filter.as_deref();
+            let copy_out = sql::copy_out(&piece.relation, &table.route, piece.whole_tree, filter, piece.pages);
+            (bytes, Task { table: number, copy_out, copy_in: sql::copy_in(&table.staging, &table.route) })
+        }));
+    }
+    // The largest table first, so that no reader is left alone with it at the end.
+    tasks.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    tracing::debug!("{} pieces, {} readers", tasks.len(), readers.len());
+    let shared = Arc::new(Shared {
+        queue: Mutex::new(tasks.into_iter().map(|(_, task)| task).collect()),
+        tables: staging.tables.iter().map(|table| table.live.clone()).collect(),
+        left: Mutex::new(left),
+        sent: Mutex::new(staging.tables.iter().map(|table| (table.live.clone(), 0)).collect()),
+        snapshot_name: held.snapshot_name.clone(),
+        config: Arc::clone(config),
+        telemetry: Arc::clone(telemetry),
+        rate: Mutex::new(Rate::new(config.snapshot.max_rate, Instant::now())),
+    });
+    // Dropping the set ends the readers, and with them their connections.
+    let mut running = JoinSet::new();
+    for reader in readers {
+        running.spawn(work_off(Arc::clone(&shared), reader));
+    }
+    let working = async {
+        while let Some(done) = running.join_next().await {
+            match done {
+                Ok(done) => done?,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        Ok::<(), Fault>(())
+    };
+    tokio::select! {
+        worked = working => worked?,
+        lost = keep_holder(ends, held, slot) => return Err(lost),
+    }
+    let sent = shared.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(sent)
+}
+
+/// What is configured; otherwise what both servers and this machine bear: a core each, at most 8, and at most half of the
+/// sessions that each server has left.
+async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, pieces: usize) -> Result<usize, Fault> {
+    let wanted = match config.snapshot.workers {
+        Some(workers) => workers,
+        None => {
+            let cores = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+            let free_source = source.free_sessions().await.map_err(SourceError::Session)?;
+            let free_destination = destination.free_sessions().await.map_err(DestinationError::Session)?;
+            cores.min(free_source / 2).min(free_destination / 2)
+        }
+    };
+    Ok(wanted.min(pieces).max(1))
+}
+
+/// A reader, and the session that takes its rows.
+struct Pipe {
+    reader: Reader,
+    writer: Connection,
+}
+
+/// One reader: takes pieces from the queue until it is empty.
+async fn work_off(shared: Arc<Shared>, reader: Reader) -> Result<(), Fault> {
+    let mut reader = Some(reader);
+    let mut pipe: Option<Pipe> = None;
+    let mut retries = 0;
+    let mut again: Option<Task> = None;
+    loop {
+        let next = || shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(task) = again.take().or_else(next) else { break };
+        let fault = match copy_task(&shared, &mut reader, &mut pipe, &task).await {
+            Ok(()) => {
+                retries = 0;
+                continue;
+            }
+            Err(fault) => fault,
+        };
+        pipe = None;
+        retries += 1;
+        if retries > RETRIES_MAX || !is_lost_source(&fault) {
+            return Err(fault);
+        }
+        tracing::warn!("a reader's connection to the source was lost, its piece is read again: {fault}");
+        tokio::time::sleep(pause_before_retry(retries)).await;
+        again = Some(task);
+    }
+    if let Some(Pipe { reader, writer }) = pipe {
+        reader.connection.close().await;
+        writer.close().await;
+    }
+    Ok(())
+}
+
+/// Copies one piece. What a failed attempt has counted is taken back.
+async fn copy_task(
+    shared: &Shared,
+    first: &mut Option<Reader>,
+    pipe: &mut Option<Pipe>,
+    task: &Task,
+) -> Result<(), Fault> {
+    let Some(table) = shared.tables.get(task.table) else { return Ok(()) };
+    let pipe = match pipe {
+        Some(pipe) => pipe,
+        none => {
+            let reader = match first.take() {
+                Some(reader) => reader,
+                None => Reader::open(&shared.config, &shared.tables).await?,
+            };
+            none.insert(Pipe { reader, writer: open_writer(&shared.config).await? })
+        }
+    };
+    let mut counted = (0, 0);
+    let copied = transfer(shared, pipe, (table, task), &mut counted).await;
+    let rows = match copied {
+        Ok(rows) => rows,
+        Err(fault) => {
+            shared.telemetry.snapshot_taken_back(table, counted.0, counted.1);
+            return Err(fault);
+        }
+    };
+    if let Some(sent) = shared.sent.lock().unwrap_or_else(PoisonError::into_inner).get_mut(table) {
+        *sent += rows;
+    }
+    let mut left = shared.left.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(left) = left.get_mut(task.table) {
+        *left -= 1;
+        if *left == 0 {
+            shared.telemetry.snapshot_table_done(table);
+        }
+    }
+    Ok(())
+}
+
+async fn transfer(
+    shared: &Shared,
+    pipe: &mut Pipe,
+    (table, task): (&QualifiedName, &Task),
+    counted: &mut (u64, u64),
+) -> Result<u64, Fault> {
+    let timeout = shared.config.destination.timeout;
+    let source = |error: SessionError| Fault::Source(SourceError::Session(error));
+    let destination = |error: SessionError| Fault::Destination(DestinationError::Session(error));
+    pipe.reader.take_snapshot(&shared.snapshot_name, timeout).await?;
+    // The reader first: when it fails, nothing has begun at the destination.
+    let outgoing = CopyOut::start(&mut pipe.reader.connection, &task.copy_out, timeout).await;
+    let mut outgoing = outgoing.map_err(|error| in_the_way(error, table))?;
+    let mut incoming = CopyIn::start(&mut pipe.writer, &task.copy_in, timeout).await.map_err(destination)?;
+    loop {
+        let moved = outgoing.transfer(&mut incoming).await.map_err(|error| match error {
+            CopyError::Source(error) => source(error),
+            CopyError::Destination(error) => destination(error),
+        })?;
+        shared.telemetry.snapshot_copied(table, moved.messages, moved.bytes);
+        counted.0 += moved.messages;
+        counted.1 += moved.bytes;
+        failpoint::reached("snapshot.copying");
+        let wait = shared.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(moved.bytes, Instant::now());
+        if moved.done {
+            break;
+        }
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+    // The source must have said that all was well before the destination is told that this was all.
+    outgoing.finish().await.map_err(source)?;
+    let rows = incoming.finish().await.map_err(destination)?;
+    Ok(rows)
+}

@@ -1,0 +1,182 @@
+//! Filling: all tables are there and empty, so the rows go straight into them, in the transaction that publishes them.
+//!
+//! Called by `super` where no stream runs beside it. Staging would be a detour then: what a COPY writes many rows at a
+//! time, INSERT … SELECT would write one by one. Nobody sees a row before COMMIT, and a failure leaves nothing but room
+//! that VACUUM gives back. One writer, since one transaction has one session; parents before children.
+//!
+//! Each piece is behind a savepoint: a connection to the source that is lost costs a piece, as it does in `copy`. Where
+//! foreign keys act a table is one piece, because a row may point at a later one of its own table.
+//!
+//! Bounds: what the pipe holds; `snapshot.max_rate`.
+
+use std::time::Instant;
+
+use super::readers::{RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, pause_before_retry};
+use crate::comparison::reconcile_sql as sql;
+use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
+use crate::error_policy::Fault;
+use crate::pg::QualifiedName;
+use crate::session::{CopyError, CopyOut, SessionError, SqlClient};
+use crate::source::{SourceError, pieces};
+use crate::sql::table_guard::{is_table, refuse_others};
+use crate::table_sync::ends::{Ends, TakenSnapshot};
+use crate::table_sync::snapshot_guard::keep_holder;
+use crate::telemetry::failpoint;
+
+/// Whether this is the way to publish. COPY does not take rows where row level security is in force.
+pub(super) fn is_possible(staging: &Staging, destination: &Catalog) -> bool {
+    staging
+        .tables
+        .iter()
+        .all(|table| table.mode == Mode::Fill && destination.table(&table.live).is_some_and(|live| !live.row_security))
+}
+
+/// Publishes `publication` by filling its tables; returns how many rows there were.
+pub(super) async fn publish(
+    ends: Ends<'_>,
+    publication: &Publication<'_>,
+    taken: TakenSnapshot,
+    (slot, client): (&str, &SqlClient),
+) -> Result<u64, Fault> {
+    let TakenSnapshot { locks, readers, slot_session, held, .. } = taken;
+    slot_session.close().await;
+    let mut readers = readers.into_iter();
+    let mut filling = Filling {
+        ends,
+        client,
+        tables: publication.staging.tables.iter().map(|table| table.live.clone()).collect(),
+        snapshot_name: held.snapshot_name.clone(),
+        reader: readers.next(),
+        rate: Rate::new(ends.config.snapshot.max_rate, Instant::now()),
+    };
+    drop(readers);
+    let mut rows = 0;
+    let filled = async {
+        tokio::select! {
+            filled = filling.all(locks.client(), &publication.staging.tables) => rows = filled?,
+            lost = keep_holder(ends, &held, slot) => return Err(lost),
+        }
+        failpoint::reached("snapshot.staged");
+        // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
+        held.release().await?;
+        Ok(locks.release().await?)
+    };
+    publication.run_filling(client, filled).await?;
+    Ok(rows)
+}
+
+struct Filling<'a> {
+    ends: Ends<'a>,
+    client: &'a SqlClient,
+    tables: Vec<QualifiedName>,
+    snapshot_name: String,
+    reader: Option<Reader>,
+    rate: Rate,
+}
+
+impl Filling<'_> {
+    async fn all(&mut self, locks: &SqlClient, tables: &[StagedTable]) -> Result<u64, Fault> {
+        let mut rows = 0;
+        for table in tables {
+            rows += self.table(locks, table).await?;
+        }
+        Ok(rows)
+    }
+
+    async fn table(&mut self, locks: &SqlClient, table: &StagedTable) -> Result<u64, Fault> {
+        const DOING: &str = "filling a table";
+        let foreign_keys_act: bool = {
+            let sql = "SELECT pg_catalog.current_setting('session_replication_role') <> 'replica'";
+            let row = self.client.query_one(DOING, sql, &[]).await;
+            row.and_then(|row| row.get(0)).map_err(DestinationError::Session)?
+        };
+        let whole = sql::PageRange { first: 0, end: None };
+        let filter = table.row_filter.as_deref();
+        let statements: Vec<String> = if foreign_keys_act {
+            vec![sql::copy_out(&table.source.name(), &table.route, table.is_tree(), filter, whole)]
+        } else {
+            let pieces = pieces(locks, &table.source).await?;
+            let statement = |piece: &crate::source::Piece| {
+                sql::copy_out(&piece.relation, &table.route, piece.whole_tree, filter, piece.pages)
+            };
+            pieces.iter().map(statement).collect()
+        };
+        let mut rows = 0;
+        for statement in statements {
+            rows += self.piece(table, &statement).await?;
+        }
+        self.ends.telemetry.snapshot_table_done(&table.live);
+        Ok(rows)
+    }
+
+    async fn piece(&mut self, table: &StagedTable, copy_out: &str) -> Result<u64, Fault> {
+        const DOING: &str = "keeping a piece apart";
+        let mut retries = 0;
+        loop {
+            let begun = self.client.batch(DOING, "SAVEPOINT headwater_piece").await;
+            begun.map_err(DestinationError::Session)?;
+            let mut counted = (0, 0);
+            let fault = match self.transfer(table, copy_out, &mut counted).await {
+                Ok(rows) => {
+                    let ended = self.client.batch(DOING, "RELEASE SAVEPOINT headwater_piece").await;
+                    ended.map_err(DestinationError::Session)?;
+                    return Ok(rows);
+                }
+                Err(fault) => fault,
+            };
+            self.ends.telemetry.snapshot_taken_back(&table.live, counted.0, counted.1);
+            self.reader = None;
+            retries += 1;
+            if retries > RETRIES_MAX || !is_lost_source(&fault) {
+                return Err(fault);
+            }
+            tracing::warn!("a reader's connection to the source was lost, its piece is read again: {fault}");
+            let back = "ROLLBACK TO SAVEPOINT headwater_piece; RELEASE SAVEPOINT headwater_piece";
+            self.client.batch(DOING, back).await.map_err(DestinationError::Session)?;
+            tokio::time::sleep(pause_before_retry(retries)).await;
+        }
+    }
+
+    async fn transfer(&mut self, table: &StagedTable, copy_out: &str, counted: &mut (u64, u64)) -> Result<u64, Fault> {
+        let Ends { config, telemetry, .. } = self.ends;
+        let timeout = config.destination.timeout;
+        let source = |error: SessionError| Fault::Source(SourceError::Session(error));
+        let destination = |error: SessionError| Fault::Destination(DestinationError::Session(error));
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            none => none.insert(Reader::open(config, &self.tables).await?),
+        };
+        reader.take_snapshot(&self.snapshot_name, timeout).await?;
+        let outgoing = CopyOut::start(&mut reader.connection, copy_out, timeout).await;
+        let mut outgoing = outgoing.map_err(|error| in_the_way(error, &table.live))?;
+        // Nothing waits for a lock from here on: this transaction holds a stronger one.
+        let guard = refuse_others(std::iter::once(is_table(&table.live)));
+        self.client.statement("filling a table", &guard).await.map_err(destination)?;
+        let copy_in = sql::copy_in(&table.live, &table.route);
+        let at_table = |error: SessionError| destination(error.at(&format!("Table {} was being filled.", table.live)));
+        let mut incoming = self.client.copy_in("filling a table", &copy_in).await.map_err(at_table)?;
+        loop {
+            let moved = outgoing.transfer_into(&mut incoming).await.map_err(|error| match error {
+                CopyError::Source(error) => source(error),
+                CopyError::Destination(error) => at_table(error),
+            })?;
+            telemetry.snapshot_copied(&table.live, moved.messages, moved.bytes);
+            counted.0 += moved.messages;
+            counted.1 += moved.bytes;
+            failpoint::reached("snapshot.copying");
+            let wait = self.rate.spend(moved.bytes, Instant::now());
+            if moved.done {
+                break;
+            }
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        // The source must have said that all was well before the destination is told that this was all.
+        outgoing.finish().await.map_err(source)?;
+        // Triggers that fire behind a statement have fired by then.
+        let rows = incoming.finish().await.map_err(at_table)?;
+        self.client.statement("filling a table", &guard).await.map_err(destination)?;
+        Ok(rows)
+    }
+}

@@ -1,0 +1,463 @@
+//! The hand-over: tables are copied again, or for the first time, while the stream goes on.
+//!
+//! Runs next to the replication loop, for as long as one stream lasts. It looks for requests in the bookkeeping and fulfils them:
+//!
+//! ```text
+//! source      C ─ slot, snapshot      temporary slot's stream from C on
+//!               │                       │
+//! staging       └─ copied ─ indexed ────┴─ to D1 ─┬────── to D2, D3, … ────────── to D ─┐
+//!                                                 │ list what differs                   │ publish: what is listed
+//! live     ═══════ the stream goes on ═══════ held at D1 ═══ goes on ══════════ held at D ╪══ goes on
+//! ```
+//!
+//! Nothing of this begins before the live tables have reached C: a stream that lags is waited for. So it is when the tables do
+//! not fit: then the source's catalog may be ahead of the stream.
+//!
+//! # Why the publish may go by a list
+//! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the keys of rows that differ
+//! are listed while the stream goes on, and the keys of all rows that the stream changes *in staging* from D1 on are put on the
+//! same list, by staging's own triggers. One transaction at D makes the listed rows equal. So the stream is held for the last
+//! few transactions and for what differs, and not for the size of the tables. Nothing is assumed of what the live table does
+//! between D1 and D: it may take the same changes, or fewer (suspended, just added, a skipped transaction), or in another way
+//! (`source-wins`). What a list promises, and how that is held and checked, is written at [`Lists`].
+//!
+//! A table without a key is compared whole while the stream is held; one that is empty or missing is published from staging
+//! alone. A hold that takes long is told.
+//!
+//! # Failures
+//! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
+//! again. Which requests are taken up together, and which wait by themselves, is [`Turns`]' to say: one table that waits for an
+//! operator keeps no other waiting. A request that only an operator can make possible is given up, unless its table is suspended
+//! ([`crate::preflight::suspended_tables`]), which nothing else brings back. Such a table gets the source's columns first, as far as that
+//! loses nothing. When the stream does not follow a table yet, or under another OID, the stream is set up again from the position.
+//!
+//! Bounds: one hand-over at a time; a hold waits at most `fence_timeout` for staging; [`ROUNDS_MAX`] rounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::catch_up::CatchUp;
+use super::{
+    TELL_EVERY, after, begin_showing, begin_staging, finish, load, publish, publishing_session, tell_large_differences,
+    temporary_slot,
+};
+use crate::apply_worker::pause::{Control, Held};
+use crate::config::{OnSlotLost, SchemaChanges};
+use crate::destination::{
+    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
+    Publication, Request, Scope, Staging, TableRecord, reshape,
+};
+use crate::error_policy::{Decision, Fault, Phase, decide, report};
+use crate::pg::{Lsn, QualifiedName};
+use crate::preflight::attribute_names::follow_attributes;
+use crate::preflight::leadership::sweep_staging;
+use crate::preflight::prepare::check_fit;
+use crate::preflight::suspended_tables::aside;
+use crate::preflight::violated_constraints::explained;
+use crate::preflight::whereabouts::explain_lost;
+use crate::session::{SessionError, SqlClient};
+use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
+use crate::table_sync::ends::{Ends, Staged, Tables};
+use crate::table_sync::resync_queue::{Failure, Turns};
+use crate::telemetry::failpoint;
+
+/// How often requests are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Staging has caught up when a round takes no longer.
+const CAUGHT_UP: Duration = Duration::from_millis(300);
+/// Rounds in which staging may try to catch up: with a source that writes faster than staging follows it never does.
+const ROUNDS_MAX: u32 = 1000;
+/// How often a hold is tried for staging that does not reach the position in time.
+const HOLDS_MAX: u32 = 5;
+
+/// The tables that a request was fulfilled for are not followed yet by the stream that runs, so it must be set up anew.
+/// Until then it is held: it would pass over their changes.
+#[derive(Debug)]
+pub(crate) struct SetUpAnew {
+    _held: Held,
+}
+
+/// Fulfils requests until one needs the stream to be set up again.
+pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> SetUpAnew {
+    let began = Instant::now();
+    let mut turns = Turns::default();
+    let mut told = Told::default();
+    let mut bookkeeping: Option<Bookkeeping> = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        // Whatever is wrong with the destination, the apply loop meets it too, and says so.
+        let client = match bookkeeping.take() {
+            Some(client) => client,
+            None => match Bookkeeping::connect(&ends.addresses.destination).await {
+                Ok(client) => client,
+                Err(_) => continue,
+            },
+        };
+        let Ok(requests) = client.requests().await else { continue };
+        let requests = turns.next(requests, began.elapsed());
+        if requests.is_empty() {
+            bookkeeping = Some(client);
+            continue;
+        }
+        let scope = wanted(ends, &requests);
+        let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
+        let begins = format!("copying {scope} anew while the stream goes on");
+        match told.has_failed(&scope) {
+            false => ends.telemetry.event("snapshot", begins),
+            true => tracing::debug!("{begins}"),
+        }
+        let ended = hand_over(ends, control, &client, (&scope, &ids, generation)).await;
+        ends.telemetry.snapshot_ends();
+        match ended {
+            Ok(Some(again)) => return again,
+            Ok(None) => {
+                told.forget(&scope);
+                bookkeeping = Some(client);
+            }
+            Err(fault) => {
+                let fault = explained(ends.config, ends.addresses, fault).await;
+                let failure = settle_failure((ends, &mut told), &client, &requests, (&scope, &fault)).await;
+                turns.failed(&requests, failure, (began.elapsed(), fastrand::f64()));
+                // Staging of this attempt is nobody's. The next attempt sweeps too.
+                if let Err(error) = sweep_staging(client.client(), ends.telemetry).await {
+                    tracing::debug!("staging could not be swept: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// What was said last of each scope whose copy has failed: a request that waits for an operator is tried every few seconds, and says the
+/// same each time. Bound: as many entries as there are different requests in one stream.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<String, String>);
+
+impl Told {
+    fn has_failed(&self, scope: &Scope) -> bool {
+        self.0.contains_key(&scope.to_string())
+    }
+
+    /// Whether this was not said last.
+    fn is_new(&mut self, scope: &Scope, text: &str) -> bool {
+        self.0.insert(scope.to_string(), text.to_owned()).is_none_or(|last| last != text)
+    }
+
+    fn forget(&mut self, scope: &Scope) {
+        self.0.remove(&scope.to_string());
+    }
+}
+
+/// What the requests together ask for; all of the set when they name all of it.
+fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
+    let scope = requests.iter().map(|request| request.scope.clone()).reduce(Scope::and);
+    match scope {
+        Some(scope) if ends.config.tables.iter().all(|table| scope.contains(table)) => Scope::All,
+        Some(scope) => scope,
+        None => Scope::All,
+    }
+}
+
+/// Says that the old data serves, and settles the requests that are not taken up again.
+async fn settle_failure(
+    (ends, told): (Ends<'_>, &mut Told),
+    client: &Bookkeeping,
+    requests: &[Request],
+    (scope, fault): (&Scope, &Fault),
+) -> Failure {
+    let reason = report(fault);
+    let failure = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
+        Decision::Retry(_) => Failure::Passing,
+        Decision::Halt(_) | Decision::End | Decision::Resnapshot => Failure::Operators,
+    };
+    let gives_up = matches!(decide(fault, Phase::Starting, OnSlotLost::Stop), Decision::End | Decision::Resnapshot);
+    // Which of several requests cannot be fulfilled is found out next, each by itself. Nothing but a copy brings a suspended
+    // table back.
+    let (given_up, again): (Vec<&Request>, Vec<&Request>) =
+        requests.iter().partition(|request| gives_up && requests.len() == 1 && request.origin != Origin::Changed);
+    let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
+    let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
+    match told.is_new(scope, &text) {
+        true => ends.telemetry.warning("snapshot", text),
+        false => tracing::debug!("the snapshot of {scope} failed as before"),
+    }
+    let ids = |requests: &[&Request]| requests.iter().map(|request| request.id).collect::<Vec<i64>>();
+    let noted = async {
+        client.fail_requests(&ids(&given_up), &reason.lines()).await?;
+        client.note_requests(&ids(&again), &reason.lines()).await
+    };
+    if let Err(error) = noted.await {
+        tracing::debug!("the failure could not be noted: {error}");
+    }
+    failure
+}
+
+async fn hand_over(
+    ends: Ends<'_>,
+    control: &Control,
+    bookkeeping: &Bookkeeping,
+    (scope, requests, generation): (&Scope, &[i64], &str),
+) -> Result<Option<SetUpAnew>, Fault> {
+    let config = ends.config;
+    let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
+    let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
+    source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+    let server = SourceServer::check(&source, true).await?;
+    let mut shapes = look(ends, &source, bookkeeping, scope).await?;
+    let follow = config.schema_changes == SchemaChanges::Follow;
+    let types = (&shapes.source.types, &shapes.destination.types);
+    let renamed = follow_attributes(bookkeeping.client(), types, follow).await?;
+    if !renamed.is_empty() {
+        renamed.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+        shapes = look(ends, &source, bookkeeping, scope).await?;
+    }
+    if check_fit(&shapes.source, &shapes.destination).is_err() {
+        // The catalog may know of a change that the stream has not come to: it brings the table along, or sets it aside.
+        pass(ends, control, end_of_wal(&source).await?).await?;
+        shapes = look(ends, &source, bookkeeping, scope).await?;
+    }
+    let transfer = check_fit(&shapes.source, &shapes.destination)?;
+    let Shapes { source: source_catalog, destination: destination_catalog, followed, aside } = shapes;
+    let is_followed = |table: &QualifiedName, id| {
+        let mut known = followed.iter().filter(|known| !aside.contains(&known.name));
+        known.any(|known| known.name == *table && known.source_id == id)
+    };
+    let anew = source_catalog
+        .tables
+        .iter()
+        .any(|table| !is_followed(&table.definition.name(), table.definition.relation_id()));
+
+    begin_showing(ends, &source_catalog);
+    let tables = Tables { source: &source_catalog, destination: &destination_catalog, transfer, alone: false };
+    let slot = temporary_slot()?;
+    let name = format!("{generation}_again");
+    let (taken, staging) = begin_staging(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
+    let Staged { staging, sent, slot_session, consistent_point } = load(ends, taken, staging, slot.as_str()).await?;
+    finish(ends, bookkeeping.client(), &staging).await?;
+    // Before the stream changes them: as many rows as were sent.
+    staging.check_counts(bookkeeping.client(), &sent).await?;
+
+    let mut catch_up =
+        CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, slot_session, &staging, consistent_point))
+            .await?;
+    failpoint::reached("handover.catching_up");
+    pass(ends, control, consistent_point).await?;
+    catch_up_with(bookkeeping, &mut catch_up, None).await?;
+    let client = publishing_session(ends).await?;
+    let lists = Lists::keep(bookkeeping.client(), &staging).await?;
+    let differences = if lists.is_empty() {
+        Differences::default()
+    } else {
+        let held = hold(ends, control, &mut catch_up, "handover.comparing_held").await?;
+        let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
+        drop(held);
+        let differences = compare_beside(bookkeeping, &mut catch_up, comparison, &staging).await?;
+        failpoint::reached("handover.compared");
+        catch_up_with(bookkeeping, &mut catch_up, None).await?;
+        tell_large_differences(ends, &client, (&staging, &differences)).await?;
+        differences
+    };
+
+    let held_at = Instant::now();
+    let held = hold(ends, control, &mut catch_up, "handover.publishing").await?;
+    failpoint::reached("handover.held");
+    let publication = Publication {
+        staging: &staging,
+        sent: None,
+        differences: &differences,
+        generation,
+        place: Place::Held { position: held.position() },
+        requests,
+        deletes: Deletes::All,
+        lock_timeout_millis: config.destination.lock_timeout.as_millis(),
+        types: &source_catalog.types,
+        trusted_roles: &config.destination.trusted_roles,
+        names_owners: config.destination.names_owners(),
+    };
+    tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
+    let position = held.position();
+    let anew = if anew {
+        Some(SetUpAnew { _held: held })
+    } else {
+        drop(held);
+        None
+    };
+    let held_for = held_at.elapsed();
+    ends.telemetry.event(
+        "snapshot",
+        format!("published {scope} at {position}; the stream was held for {} ms", held_for.as_millis()),
+    );
+    catch_up.close().await;
+    after(ends, staging, &differences).await?;
+    Ok(anew)
+}
+
+/// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.
+async fn compare_beside(
+    bookkeeping: &Bookkeeping,
+    catch_up: &mut CatchUp,
+    comparison: Comparison,
+    staging: &Staging,
+) -> Result<Differences, Fault> {
+    let (over, mut is_over) = oneshot::channel::<()>();
+    let comparing = async {
+        failpoint::pause("handover.comparing").await;
+        let compared = comparison.run(staging).await?;
+        drop(over);
+        Ok::<_, Fault>(compared)
+    };
+    let following = async {
+        loop {
+            let position = position(bookkeeping).await?;
+            catch_up.advance_to(position).await?;
+            tokio::select! {
+                _ = &mut is_over => return Ok(()),
+                () = tokio::time::sleep(CAUGHT_UP) => {}
+            }
+        }
+    };
+    // Both at once: a TRUNCATE that is applied to staging waits for the comparison, which must not wait for us.
+    let (differences, ()) = tokio::try_join!(comparing, following)?;
+    Ok(differences)
+}
+
+/// Says for how long the stream is held, when the publish takes long.
+async fn tell_while_held<T>(ends: Ends<'_>, (scope, position): (&Scope, Lsn), work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(TELL_EVERY) => {
+                let seconds = began.elapsed().as_secs();
+                let text = format!(
+                    "the stream has been held at {position} for {seconds} s, until {scope} is published; the source keeps its WAL"
+                );
+                ends.telemetry.event("snapshot", text);
+            }
+        }
+    }
+}
+
+/// The tables of a hand-over as they are at both ends.
+struct Shapes {
+    source: SourceCatalog,
+    destination: Catalog,
+    followed: Vec<TableRecord>,
+    aside: Vec<QualifiedName>,
+}
+
+/// Looks at both ends; what is set aside gets the source's columns, and what the publication lacks is published.
+async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, scope: &Scope) -> Result<Shapes, Fault> {
+    let config = ends.config;
+    let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
+    let mut source_catalog = match SourceCatalog::read(source, &names).await {
+        Ok(catalog) => catalog,
+        Err(error) => return Err(explain_lost((config, ends.addresses), source, error).await),
+    };
+    let followed = bookkeeping.tables().await?;
+    // What the publication lacks of these tables is no gap: all of them are copied.
+    let others = followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name));
+    let others = Relied { live: others.collect(), suspended: BTreeSet::new() };
+    let told = ensure_publication(source, &config.source.publication, &mut source_catalog, &others).await?;
+    told.iter().for_each(|told| ends.telemetry.event("publication", told.text()));
+    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let aside = aside(&followed);
+    for table in source_catalog.tables.iter().filter(|table| aside.contains(&table.definition.name())) {
+        let original = Original { table: &table.definition, columns: &table.columns, types: &source_catalog.types };
+        let lock_timeout = config.destination.lock_timeout;
+        let told = reshape(bookkeeping.client(), original, &destination_catalog, lock_timeout).await?;
+        told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+    }
+    if !aside.is_empty() {
+        destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    }
+    destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
+    Ok(Shapes { source: source_catalog, destination: destination_catalog, followed, aside })
+}
+
+/// How far the source's WAL is written.
+async fn end_of_wal(source: &SqlClient) -> Result<Lsn, Fault> {
+    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+               ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
+    let row = source.query_one("asking how far the source is", sql, &[]).await.map_err(SourceError::Session)?;
+    Ok(row.parse(0).map_err(SourceError::Session)?)
+}
+
+/// Waits until the live tables have reached the snapshot. While the stream lags, staging is the newer side, and cannot go
+/// back: published then, the stream would do once more what is there already.
+async fn pass(ends: Ends<'_>, control: &Control, consistent_point: Lsn) -> Result<(), Fault> {
+    loop {
+        let passing = async {
+            let mut held = control.hold().await?;
+            held.run_to(consistent_point).await
+        };
+        // Whoever else wants a turn gets it in between.
+        if let Ok(passed) = tokio::time::timeout(ends.config.fence_timeout, passing).await {
+            return Ok(passed.map_err(|_| SourceError::Ended)?);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn position(bookkeeping: &Bookkeeping) -> Result<Lsn, Fault> {
+    let position = bookkeeping.position().await?;
+    Ok(position.ok_or_else(|| DestinationError::StagingLost("the position is gone".to_owned()))?)
+}
+
+/// Rounds, each to where the live tables stand, until one is short.
+async fn catch_up_with(bookkeeping: &Bookkeeping, catch_up: &mut CatchUp, rounds: Option<u32>) -> Result<(), Fault> {
+    for _ in 0..rounds.unwrap_or(ROUNDS_MAX) {
+        let began = Instant::now();
+        let position = position(bookkeeping).await?;
+        catch_up.advance_to(position).await?;
+        if began.elapsed() <= CAUGHT_UP {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Holds the stream, and brings staging to exactly where it stands. In between a test may `pause` it.
+async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp, pause: &'static str) -> Result<Held, Fault> {
+    let most = ends.config.fence_timeout;
+    for _ in 0..HOLDS_MAX {
+        // A long transaction that is being applied is finished first, and lets nobody wait but us.
+        let Ok(held) = tokio::time::timeout(most, control.hold()).await else { continue };
+        let held = held.map_err(|_| SourceError::Ended)?;
+        failpoint::pause(pause).await;
+        let mut reaching = std::pin::pin!(catch_up.advance_to(held.position()));
+        match tokio::time::timeout(most, &mut reaching).await {
+            Ok(reached) => {
+                reached?;
+                return Ok(held);
+            }
+            Err(_) => {
+                // The stream goes on, and staging goes on to where it was to be.
+                drop(held);
+                reaching.await?;
+            }
+        }
+    }
+    let doing = "bringing staging to the position";
+    Err(DestinationError::Session(SessionError::Timeout { doing, within: most * HOLDS_MAX }).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_fails_says_why_once_and_again_when_the_reason_is_another() {
+        let scope = |name: &str| Scope::Tables(vec![QualifiedName::new("public", name)]);
+        let mut told = Told::default();
+        assert!(!told.has_failed(&scope("t")));
+        let says = [("t", "a"), ("t", "a"), ("u", "a"), ("t", "b"), ("t", "a"), ("t", "a")];
+        let new = says.map(|(table, text)| told.is_new(&scope(table), text));
+        assert_eq!(new, [true, false, true, true, true, false]);
+        assert!(told.has_failed(&scope("t")));
+        told.forget(&scope("t"));
+        assert!(!told.has_failed(&scope("t")) && told.is_new(&scope("t"), "a") && !told.is_new(&scope("u"), "a"));
+    }
+}

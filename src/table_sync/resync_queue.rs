@@ -1,0 +1,156 @@
+//! Whose turn it is: which requests are taken up together, and which have failed and wait.
+//!
+//! Asked by `handover`, which fulfils requests one hand-over at a time. New requests are taken up together: the source is read
+//! once, and their tables are published in one transaction. What an operator must mend concerns one of them, though, and must
+//! not keep the others waiting; so once a hand-over has failed for such a reason, each of its requests goes alone:
+//!
+//! ```text
+//!            passes by itself: wait, together
+//!              ┌──────┐
+//!   new ──▶ together ─┴─ the operator's ──▶ alone, each with a back-off of its own
+//!              └── published                   └── published
+//! ```
+//!
+//! Pure: time and chance are arguments. Bounds: as many entries as there are requests.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use crate::destination::Request;
+use crate::error_policy::Backoff;
+
+/// Why a hand-over failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It may succeed the next time: a lost connection, say.
+    Passing,
+    /// One of its tables waits for an operator.
+    Operators,
+}
+
+/// Which requests have failed, and when they are tried again. Times are since any fixed moment.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    /// Requests that were there before; others are new to this stream.
+    known: HashSet<i64>,
+    together: Turn,
+    alone: HashMap<i64, Turn>,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    backoff: Backoff,
+    not_before: Duration,
+}
+
+impl Turn {
+    fn wait(&mut self, now: Duration, chance: f64) {
+        self.not_before = now + self.backoff.wait(chance);
+    }
+}
+
+impl Turns {
+    /// The requests to take up now; empty when all of them wait. What failed in an earlier stream goes alone, too.
+    pub(super) fn next(&mut self, requests: Vec<Request>, now: Duration) -> Vec<Request> {
+        let failed_before = |request: &&Request| request.has_failed && !self.known.contains(&request.id);
+        let failed_before: Vec<i64> = requests.iter().filter(failed_before).map(|request| request.id).collect();
+        self.alone.extend(failed_before.into_iter().map(|id| (id, Turn::default())));
+        self.known = requests.iter().map(|request| request.id).collect();
+        self.alone.retain(|id, _| self.known.contains(id));
+        let (alone, together): (Vec<Request>, Vec<Request>) =
+            requests.into_iter().partition(|request| self.alone.contains_key(&request.id));
+        if together.is_empty() {
+            self.together = Turn::default();
+        } else if self.together.not_before <= now {
+            return together;
+        }
+        let turn = |request: &Request| self.alone.get(&request.id).map(|turn| turn.not_before);
+        let due = alone.into_iter().filter(|request| turn(request).is_some_and(|not_before| not_before <= now));
+        due.min_by_key(turn).into_iter().collect()
+    }
+
+    /// Requests that were taken up together have failed.
+    pub(super) fn failed(&mut self, requests: &[Request], failure: Failure, (now, chance): (Duration, f64)) {
+        match (requests, failure) {
+            ([request], failure) if failure == Failure::Operators || self.alone.contains_key(&request.id) => {
+                self.alone.entry(request.id).or_default().wait(now, chance);
+            }
+            (_, Failure::Passing) => self.together.wait(now, chance),
+            (_, Failure::Operators) => {
+                // Which of them it was is found out at once.
+                self.alone.extend(requests.iter().map(|request| (request.id, Turn::default())));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::destination::{Origin, Scope};
+    use crate::pg::QualifiedName;
+
+    fn request(id: i64) -> Request {
+        let scope = Scope::Tables(vec![QualifiedName::new("public", format!("t{id}"))]);
+        Request { id, scope, origin: Origin::Changed, has_failed: false, for_source: None }
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn next(turns: &mut Turns, ids: &[i64], now: Duration) -> Vec<i64> {
+        let requests = ids.iter().map(|id| request(*id)).collect();
+        turns.next(requests, now).iter().map(|request| request.id).collect()
+    }
+
+    fn failed(turns: &mut Turns, ids: &[i64], failure: Failure, now: Duration) {
+        let requests: Vec<Request> = ids.iter().map(|id| request(*id)).collect();
+        turns.failed(&requests, failure, (now, 1.0));
+    }
+
+    #[test]
+    fn new_requests_are_taken_up_together() {
+        let mut turns = Turns::default();
+        assert_eq!(next(&mut turns, &[1, 2, 3], at(0)), [1, 2, 3]);
+        assert_eq!(next(&mut turns, &[], at(0)), [] as [i64; 0]);
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_waited_for_together() {
+        let mut turns = Turns::default();
+        failed(&mut turns, &[1, 2], Failure::Passing, at(0));
+        assert_eq!(next(&mut turns, &[1, 2], at(0)), [] as [i64; 0]);
+        assert_eq!(next(&mut turns, &[1, 2, 3], at(1)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn one_that_waits_for_an_operator_keeps_no_other_waiting() {
+        let mut turns = Turns::default();
+        failed(&mut turns, &[1, 2], Failure::Operators, at(0));
+        let first = next(&mut turns, &[1, 2], at(0));
+        assert_eq!(first.len(), 1, "each by itself, and at once");
+        failed(&mut turns, &[1], Failure::Operators, at(0));
+        assert_eq!(next(&mut turns, &[1, 2], at(0)), [2]);
+        assert_eq!(next(&mut turns, &[1], at(0)), [] as [i64; 0], "it waits");
+        assert_eq!(next(&mut turns, &[1, 3], at(0)), [3], "a new one does not wait with it");
+        assert_eq!(next(&mut turns, &[1], at(1)), [1]);
+        failed(&mut turns, &[1], Failure::Operators, at(1));
+        failed(&mut turns, &[1], Failure::Passing, at(1));
+        assert_eq!(next(&mut turns, &[1], at(1)), [] as [i64; 0], "its wait grows");
+    }
+
+    #[test]
+    fn what_failed_in_an_earlier_stream_goes_alone() {
+        let mut turns = Turns::default();
+        let requests = vec![Request { has_failed: true, ..request(1) }, request(2), request(3)];
+        let ids = |requests: Vec<Request>| requests.iter().map(|request| request.id).collect::<Vec<_>>();
+        assert_eq!(ids(turns.next(requests.clone(), at(0))), [2, 3]);
+        assert_eq!(ids(turns.next(requests.into_iter().take(1).collect(), at(0))), [1]);
+        let mut turns = Turns::default();
+        assert_eq!(next(&mut turns, &[1, 2], at(0)), [1, 2]);
+        failed(&mut turns, &[1, 2], Failure::Passing, at(0));
+        let requests = [1, 2].map(|id| Request { has_failed: true, ..request(id) }).to_vec();
+        assert_eq!(ids(turns.next(requests, at(1))), [1, 2], "it failed in this one, and for them all");
+    }
+}

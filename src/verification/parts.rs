@@ -1,0 +1,77 @@
+//! A table's files: the table itself or its partitions, how large they are, and whether they are still the same.
+//!
+//! TRUNCATE and table rewrites are not MVCC-safe: under an older snapshot the table looks empty afterwards. They give
+//! the table another file, so a table whose files are the same before the fence and after the last read was read as it
+//! was at the fence.
+
+use crate::catalog::schema::{TableDefinition, TableKind};
+use crate::pg::QualifiedName;
+use crate::session::{SessionError, SqlClient};
+use crate::sql::partition_tree;
+
+/// A table or partition that holds rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) name: QualifiedName,
+    /// Reads the rows of partitions too: where the partitions cannot be read one by one.
+    pub(crate) whole_tree: bool,
+    pub(crate) pages: u64,
+    /// With TOAST.
+    pub(crate) bytes: u64,
+}
+
+/// A table's parts, and what tells whether they are still the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Parts {
+    pub(crate) parts: Vec<Part>,
+    /// OID and file of each table and partition.
+    pub(crate) files: Vec<(u32, Option<u32>)>,
+}
+
+/// Reads a table's parts; `None` when it does not exist any more.
+pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> Result<Option<Parts>, SessionError> {
+    let doing = "looking at a table's files";
+    let partitioned = table.kind == TableKind::Partitioned;
+    let sql = concat!(
+        "SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.pg_relation_filenode(c.oid),
+                      COALESCE(pg_catalog.pg_relation_size(c.oid), 0) / pg_catalog.current_setting('block_size')::bigint,
+                      COALESCE(pg_catalog.pg_table_size(c.oid), 0),
+                      -- NULL of a table that was dropped since this statement began.
+                      COALESCE(pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), false)
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.oid = $1 AND NOT $2
+                  OR $2 AND c.oid IN (SELECT relid FROM ",
+        partition_tree!("$1"),
+        " AS t WHERE isleaf)
+               ORDER BY c.oid"
+    );
+    let rows = client.query(doing, sql, &[&table.id, &partitioned]).await?;
+    if rows.is_empty() && !partitioned {
+        return Ok(None);
+    }
+    let number = |value: i64| u64::try_from(value).unwrap_or(0);
+    let files = rows
+        .iter()
+        .map(|row| Ok((row.get::<u32>(2)?, row.get::<Option<u32>>(3)?)))
+        .collect::<Result<_, SessionError>>()?;
+    let readable = rows.iter().map(|row| row.get::<bool>(6)).collect::<Result<Vec<_>, _>>()?;
+    let one_by_one = readable.iter().all(|readable| *readable);
+    let parts = if one_by_one {
+        rows.iter()
+            .map(|row| {
+                Ok(Part {
+                    name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
+                    whole_tree: false,
+                    pages: number(row.get(4)?),
+                    bytes: number(row.get(5)?),
+                })
+            })
+            .collect::<Result<_, SessionError>>()?
+    } else {
+        // Reading through the root needs its privileges only, but page numbers mean nothing there.
+        let bytes = rows.iter().map(|row| row.get(5).map(number)).sum::<Result<u64, SessionError>>()?;
+        vec![Part { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
+    };
+    Ok(Some(Parts { parts, files }))
+}

@@ -1,0 +1,249 @@
+//! Repair: the rows that differ, put right at a fence at which apply stands still.
+//!
+//! Done by whoever leads, asked through the bookkeeping. The keys come from a verify; what their rows are *now* is
+//! read anew under the fence's snapshot of the source, so that nothing that was applied in between is undone. One
+//! destination transaction deletes what the source lacks (children first), updates what differs and inserts what is
+//! missing (parents first). It holds the position's row, so that no other instance can apply before it has committed.
+//!
+//! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
+//!
+//! The keys are the destination's. Where the source has several rows of one, no row is written: which key is in the way is said.
+
+use super::compare::Keys;
+use super::tables::{Compared, column_types, key_parts, read_tables};
+use super::workers::Side;
+use crate::apply_worker::pause::Held;
+use crate::catalog::lock_budget;
+use crate::catalog::schema::{IdentityColumn, IndexDefinition, TableKind};
+use crate::comparison::Key;
+use crate::comparison::sql::{Repaired, rows_by_key};
+use crate::config::Config;
+use crate::destination::{
+    DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle,
+    refuse_other_tables,
+};
+use crate::error_policy::Fault;
+use crate::pg::{ErrorReport, Ident, Lsn, counted};
+use crate::preflight::addresses::Addresses;
+use crate::session::{SqlClient, SqlState, read_lock_table};
+use crate::sql::text_value::ValueType;
+use crate::verification::fence::{Fence, sql_for};
+use crate::verification::fence_request::Ends;
+use crate::verification::left_out::LeftOut;
+use crate::verification::verdict::{VerifyOptions, VerifyProgress};
+
+/// Keys read and written at a time.
+const KEYS_MAX: usize = 500;
+
+const DOING: &str = "repairing rows";
+
+/// A table's part of a repair.
+struct Work {
+    table: Compared,
+    repaired: Repaired,
+    /// Keys that the source has no row for.
+    gone: Vec<Key>,
+    /// The source's rows, as texts.
+    rows: Vec<Vec<Option<String>>>,
+}
+
+/// Reconciles the rows with these keys.
+pub(crate) async fn repair(
+    config: &Config,
+    addresses: &Addresses,
+    fence: &Fence,
+    held: &Held,
+    keys: &Keys,
+) -> Result<RepairOutcome, Fault> {
+    let (options, progress) = (VerifyOptions::default(), VerifyProgress::default().into());
+    let ends = Ends { config, addresses, options: &options, progress: &progress };
+    let client = sql_for(&addresses.destination, "repairing").connect().await.map_err(DestinationError::Session)?;
+    let client = client.with_timeout(STATEMENT_MAX);
+    let source = fence.source.client();
+    let names: Vec<_> = keys.iter().map(|(name, _)| name.clone()).collect();
+    let mut work = Vec::new();
+    // Parents first, as the catalog gives them.
+    let (tables, left_out) = read_tables(ends, source, &client, Some(&names)).await?;
+    if let Some(LeftOut { table, reason }) = left_out.first() {
+        return Err(Fault::Refused(
+            ErrorReport::new(format!("rows of table {table} cannot be repaired: it {reason}"))
+                .hint("The copy puts all of its rows right. Verify again when it is done."),
+        ));
+    }
+    let needs = lock_budget::of_repairing(tables.iter().map(|table| (&table.source, &table.destination)));
+    for (client, side, end, need) in
+        [(source, Side::Source, "source", needs.0), (&client, Side::Destination, "destination", needs.1)]
+    {
+        let room = read_lock_table(client).await.map_err(|error| side.fault(error))?;
+        let doing = format!("repairing {}", counted(tables.len(), "table"));
+        if let Some(report) = room.lacks_room(end, &doing, need) {
+            return Err(Fault::Refused(report));
+        }
+    }
+    for table in tables {
+        let keys = keys.iter().find(|(name, _)| *name == table.name).map(|(_, keys)| keys.as_slice());
+        work.push(read_rows(source, &client, table, keys.unwrap_or_default()).await?);
+    }
+    let done = write(config, &client, held.position(), &work).await;
+    if done.is_err() {
+        // The session may be gone; then the server rolls back by itself.
+        let _ = client.batch("rolling back", "ROLLBACK").await;
+    }
+    done
+}
+
+/// The rows as the source has them at the fence.
+async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys: &[Key]) -> Result<Work, Fault> {
+    let key = key_parts(client, Side::Destination, &table).await?;
+    let key_there = key_parts(source, Side::Source, &table).await?;
+    let types = column_types(client, Side::Destination, &table.destination).await?;
+    let definition = |name: &Ident| table.destination.column(name);
+    let columns: Vec<(Ident, ValueType)> = table
+        .hashing(Side::Destination)
+        .columns
+        .iter()
+        .map(|column| &column.name)
+        .filter(|name| definition(name).is_some_and(|column| column.generated.is_none()))
+        .filter_map(|name| Some((name.clone(), types.get(name)?.declared.clone())))
+        .collect();
+    let fixed = columns
+        .iter()
+        .filter(|(name, _)| definition(name).and_then(|column| column.identity) == Some(IdentityColumn::Always))
+        .map(|(name, _)| name.clone())
+        .collect();
+    let names: Vec<Ident> = columns.iter().map(|(name, _)| name.clone()).collect();
+    let statement =
+        rows_by_key(&table.source.name(), table.source.is_tree(), table.row_filter.as_deref(), &key_there, &names);
+    let (mut gone, mut rows) = (Vec::new(), Vec::new());
+    for keys in keys.chunks(KEYS_MAX) {
+        let json = serde_json::to_string(keys).unwrap_or_default();
+        let answer = source.query(DOING, &statement, &[&json]).await.map_err(|error| Side::Source.fault(error))?;
+        let mut found = vec![false; keys.len()];
+        for row in answer {
+            let read = || Ok((row.get::<i64>(0)?, row.get::<Vec<Option<String>>>(1)?));
+            let (number, texts) = read().map_err(|error| Side::Source.fault(error))?;
+            let place = number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
+            if let Some(found) = place.and_then(|place| found.get_mut(place)) {
+                if std::mem::replace(found, true) {
+                    return Err(shared(&table).into());
+                }
+                rows.push(texts);
+            }
+        }
+        gone.extend(keys.iter().zip(found).filter(|(_, found)| !found).map(|(key, _)| key.clone()));
+    }
+    let whole_tree = table.destination.kind == TableKind::Partitioned;
+    let stored = table.destination.columns.iter().filter(|column| column.generated.is_none());
+    let stored = stored.map(|column| column.name.clone()).collect();
+    let repaired = Repaired { table: table.name.clone(), whole_tree, key, columns, fixed, stored };
+    Ok(Work { table, repaired, gone, rows })
+}
+
+/// Several rows of the source have one key of the destination's.
+fn shared(table: &Compared) -> DestinationError {
+    let names = table.key_names();
+    let is_key =
+        |index: &&IndexDefinition| index.unique_columns().is_some_and(|columns| columns.into_iter().eq(names.iter()));
+    let index = table.destination.indexes.iter().find(is_key).map(|index| index.name.clone());
+    DestinationError::KeyRefuses(KeyRefusal { table: table.name.clone(), index, columns: names, null: None })
+}
+
+async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]) -> Result<RepairOutcome, Fault> {
+    let fault = |error| Side::Destination.fault(error);
+    // Foreign keys and triggers of the destination do not act on what is the source's, where we may say so.
+    let role = client.batch(DOING, "SET session_replication_role = replica").await;
+    let replica = match role {
+        Ok(()) => true,
+        Err(error) if error.code() == Some(SqlState::new(b"42501")) => false,
+        Err(error) => return Err(fault(error)),
+    };
+    client.batch(DOING, "BEGIN; SET LOCAL synchronous_commit = on").await.map_err(fault)?;
+    let lock_timeout = format!("SET LOCAL lock_timeout = {}", config.destination.lock_timeout.as_millis());
+    client.statement(DOING, &lock_timeout).await.map_err(fault)?;
+    if !replica {
+        client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await.map_err(fault)?;
+    }
+    let sql = "SELECT position::text FROM headwater.position FOR UPDATE";
+    let found: Lsn = client.query_one(DOING, sql, &[]).await.and_then(|row| row.parse(0)).map_err(fault)?;
+    if found != position {
+        return Err(Fault::Refused(ErrorReport::new("another instance has gone on while rows were being repaired")));
+    }
+    let writes = Writes {
+        tables: work.iter().map(|part| part.table.name.clone()).collect(),
+        supplied: work
+            .iter()
+            .flat_map(|part| part.repaired.columns.iter().map(|(column, _)| (part.table.name.clone(), column.clone())))
+            .collect(),
+        types: Vec::new(),
+        foreign_keys_act: !replica,
+        trusted_roles: config.destination.trusted_roles.clone(),
+        names_owners: config.destination.names_owners(),
+    };
+    writes.lock_and_refuse_foreign_code(client).await?;
+    refuse_other_tables(client, false).await?;
+    let mut outcome = RepairOutcome::default();
+    for part in work.iter().rev() {
+        for keys in part.gone.chunks(KEYS_MAX) {
+            let json = serde_json::to_string(keys).unwrap_or_default();
+            outcome.deleted += client.execute(DOING, &part.repaired.delete(), &[&json]).await.map_err(fault)?;
+        }
+    }
+    for part in work {
+        for rows in part.rows.chunks(KEYS_MAX) {
+            let json = serde_json::to_string(rows).unwrap_or_default();
+            outcome.updated += update(client, replica, part, &json).await?;
+        }
+        for rows in part.rows.chunks(KEYS_MAX) {
+            let json = serde_json::to_string(rows).unwrap_or_default();
+            outcome.inserted += client.execute(DOING, &part.repaired.insert(), &[&json]).await.map_err(fault)?;
+        }
+    }
+    client.batch(DOING, "COMMIT").await.map_err(fault)?;
+    for part in work {
+        tracing::debug!("repaired table {}: {} keys read", part.table.name, part.gone.len() + part.rows.len());
+    }
+    Ok(outcome)
+}
+
+/// Updates those of these rows that differ; where no UPDATE can, by exchanging them.
+async fn update(client: &SqlClient, replica: bool, part: &Work, json: &str) -> Result<u64, Fault> {
+    let repaired = &part.repaired;
+    let fault = |error| Side::Destination.fault(error);
+    let mut exchanged = 0;
+    if let Some(question) = repaired.fixed_differ()
+        && client.query_one(DOING, &question, &[&json]).await.and_then(|row| row.get(0)).map_err(fault)?
+    {
+        check_exchange(client, replica, repaired, ExchangeReason::FixedValues).await?;
+        exchanged = client.execute(DOING, &repaired.exchange(true), &[&json]).await.map_err(fault)?;
+    }
+    let Some(update) = repaired.update() else { return Ok(exchanged) };
+    client.batch(DOING, "SAVEPOINT headwater_update").await.map_err(fault)?;
+    let error = match client.execute(DOING, &update, &[&json]).await {
+        Ok(updated) => {
+            client.batch(DOING, "RELEASE SAVEPOINT headwater_update").await.map_err(fault)?;
+            return Ok(exchanged + updated);
+        }
+        Err(error) => error,
+    };
+    if ![b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code))) {
+        return Err(fault(error));
+    }
+    client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await.map_err(fault)?;
+    check_exchange(client, replica, repaired, ExchangeReason::UniqueValues).await?;
+    // All rows of the table: the values may have changed hands with rows that are not among these.
+    let json = serde_json::to_string(&part.rows).unwrap_or_default();
+    Ok(exchanged + client.execute(DOING, &repaired.exchange(false), &[&json]).await.map_err(fault)?)
+}
+
+/// Rows are deleted and inserted again only where nothing acts on that.
+async fn check_exchange(
+    client: &SqlClient,
+    replica: bool,
+    repaired: &Repaired,
+    reason: ExchangeReason,
+) -> Result<(), Fault> {
+    match exchange_obstacle(client, &repaired.table, reason).await? {
+        Some(report) if !replica => Err(DestinationError::Refused(report).into()),
+        Some(_) | None => Ok(()),
+    }
+}
