@@ -104,7 +104,7 @@ pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -
         let scope = wanted(ends, &requests);
         let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
         let begins = format!("copying {scope} anew while the stream goes on");
-        match told.has_failed(&scope) {
+        match told.has_failed(&scope, &ids) {
             false => ends.telemetry.event("snapshot", begins),
             true => tracing::debug!("{begins}"),
         }
@@ -130,18 +130,32 @@ pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -
 }
 
 /// What was said last of each scope whose copy has failed: a request that waits for an operator is tried every few seconds, and says the
-/// same each time. Bound: as many entries as there are different requests in one stream.
+/// same each time. Another request for the same says it once, too. Bound: as many entries as there are requests in one stream.
 #[derive(Debug, Default)]
-struct Told(BTreeMap<String, String>);
+struct Told(BTreeMap<String, Failed>);
+
+#[derive(Debug, Default)]
+struct Failed {
+    text: String,
+    requests: BTreeSet<i64>,
+}
 
 impl Told {
-    fn has_failed(&self, scope: &Scope) -> bool {
-        self.0.contains_key(&scope.to_string())
+    /// Whether it was said of all these requests that they have failed.
+    fn has_failed(&self, scope: &Scope, requests: &[i64]) -> bool {
+        let failed = self.0.get(&scope.to_string());
+        failed.is_some_and(|failed| requests.iter().all(|id| failed.requests.contains(id)))
     }
 
-    /// Whether this was not said last.
-    fn is_new(&mut self, scope: &Scope, text: &str) -> bool {
-        self.0.insert(scope.to_string(), text.to_owned()).is_none_or(|last| last != text)
+    /// Whether this was not said last of these requests.
+    fn is_new(&mut self, scope: &Scope, requests: &[i64], text: &str) -> bool {
+        let failed = self.0.entry(scope.to_string()).or_default();
+        if failed.text != text {
+            *failed = Failed { text: text.to_owned(), ..Failed::default() };
+        }
+        let known = failed.requests.len();
+        failed.requests.extend(requests);
+        failed.requests.len() > known
     }
 
     fn forget(&mut self, scope: &Scope) {
@@ -178,7 +192,8 @@ async fn settle_failure(
         requests.iter().partition(|request| gives_up && requests.len() == 1 && request.origin != Origin::Changed);
     let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
-    match told.is_new(scope, &text) {
+    let asked: Vec<i64> = requests.iter().map(|request| request.id).collect();
+    match told.is_new(scope, &asked, &text) {
         true => ends.telemetry.warning("snapshot", text),
         false => tracing::debug!("the snapshot of {scope} failed as before"),
     }
@@ -448,16 +463,29 @@ async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp, pause: 
 mod tests {
     use super::*;
 
+    fn scope(name: &str) -> Scope {
+        Scope::Tables(vec![QualifiedName::new("public", name)])
+    }
+
     #[test]
     fn a_copy_that_fails_says_why_once_and_again_when_the_reason_is_another() {
-        let scope = |name: &str| Scope::Tables(vec![QualifiedName::new("public", name)]);
         let mut told = Told::default();
-        assert!(!told.has_failed(&scope("t")));
-        let says = [("t", "a"), ("t", "a"), ("u", "a"), ("t", "b"), ("t", "a"), ("t", "a")];
-        let new = says.map(|(table, text)| told.is_new(&scope(table), text));
+        assert!(!told.has_failed(&scope("t"), &[1]));
+        let says = [("t", 1, "a"), ("t", 1, "a"), ("u", 2, "a"), ("t", 1, "b"), ("t", 1, "a"), ("t", 1, "a")];
+        let new = says.map(|(table, request, text)| told.is_new(&scope(table), &[request], text));
         assert_eq!(new, [true, false, true, true, true, false]);
-        assert!(told.has_failed(&scope("t")));
+        assert!(told.has_failed(&scope("t"), &[1]));
         told.forget(&scope("t"));
-        assert!(!told.has_failed(&scope("t")) && told.is_new(&scope("t"), "a") && !told.is_new(&scope("u"), "a"));
+        assert!(!told.has_failed(&scope("t"), &[1]));
+        assert!(told.is_new(&scope("t"), &[1], "a") && !told.is_new(&scope("u"), &[2], "a"));
+    }
+
+    #[test]
+    fn another_request_that_fails_as_the_one_before_says_so_once_again() {
+        let mut told = Told::default();
+        assert!(told.is_new(&scope("t"), &[1], "a"));
+        assert!(!told.has_failed(&scope("t"), &[2]) && !told.has_failed(&scope("t"), &[1, 2]));
+        let says: [&[i64]; 5] = [&[2], &[2], &[1], &[1, 2], &[1, 2, 3]];
+        assert_eq!(says.map(|requests| told.is_new(&scope("t"), requests, "a")), [true, false, false, false, true]);
     }
 }
