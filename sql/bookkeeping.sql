@@ -42,6 +42,9 @@ ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS source_xid_generation text
 -- OIDs of the tables stream, position and tables in this schema when the OIDs in tables.destination_id were written. A restore of the
 -- whole database from a dump gives others to all of them, so that those OIDs mean nothing until the next start has written them again.
 ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS bookkeeping_ids oid[];
+-- The cluster and the database that those OIDs are of: in a fresh cluster, the same CREATEs lead to the same ones.
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS destination_system_identifier text;
+ALTER TABLE headwater.stream ADD COLUMN IF NOT EXISTS destination_database_id oid;
 
 -- The hot fact: everything of the live tables with end_lsn <= position is here. One row, without an index: it is found by
 -- its ctid, so that an old snapshot elsewhere (pg_dump, a report) does not make each update search dead versions.

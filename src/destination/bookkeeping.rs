@@ -252,7 +252,7 @@ impl Bookkeeping {
                           AND pg_catalog.to_regclass('headwater.sessions') IS NOT NULL
                           AND pg_catalog.to_regprocedure('headwater.other_table(text, text)') IS NOT NULL
                           AND pg_catalog.to_regprocedure('headwater.statement_replaced()') IS NOT NULL
-                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'bookkeeping_ids'
+                          AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'destination_database_id'
                                       AND attrelid = pg_catalog.to_regclass('headwater.stream'))
                           AND EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'fingerprint'
                                       AND attrelid = pg_catalog.to_regclass('headwater.shapes'))

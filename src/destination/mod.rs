@@ -97,7 +97,7 @@ pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate}
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
-pub use other_tables::{other_table_report, other_tables, refuse_other_tables};
+pub use other_tables::{BoundAnew, other_table_report, other_tables, refuse_other_tables};
 pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};

@@ -8,7 +8,9 @@
 //! somebody else's; and every role that may create tables in the schema may do it.
 //!
 //! A restore of the whole database from a dump gives every table another OID, those of the bookkeeping too. Then the remembered ones
-//! mean nothing, and [`Bookkeeping::bind_tables`] remembers those that the tables have now: rows and position are of one dump.
+//! mean nothing, and [`Bookkeeping::bind_tables`] remembers those that the tables have now: rows and position are of one dump. In a fresh
+//! cluster the bookkeeping's OIDs may be the same by chance, so the cluster and the database are remembered beside them. After pg_upgrade
+//! the cluster is another one and the OIDs are the same: to remember them again changes nothing.
 
 use super::bookkeeping::{Bookkeeping, incomplete};
 use super::error::DestinationError;
@@ -17,8 +19,15 @@ use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::session::SqlClient;
 
 /// The OIDs that headwater.stream.bookkeeping_ids remembers.
-pub(crate) const BOOKKEEPING_IDS: &str = "ARRAY['headwater.stream'::pg_catalog.regclass::oid, \
+pub(super) const BOOKKEEPING_IDS: &str = "ARRAY['headwater.stream'::pg_catalog.regclass::oid, \
      'headwater.position'::pg_catalog.regclass::oid, 'headwater.tables'::pg_catalog.regclass::oid]";
+
+/// The cluster that they are of. Every role may ask for it.
+pub(super) const SYSTEM_IDENTIFIER: &str = "(SELECT system_identifier::text FROM pg_catalog.pg_control_system())";
+
+/// The OID of the database that they are of.
+pub(super) const DATABASE_ID: &str =
+    "(SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
 
 const DOING: &str = "comparing the tables with headwater.tables";
 
@@ -30,22 +39,51 @@ struct Found {
     is_asked: bool,
 }
 
+/// Tables that have another OID than the one that was remembered, and are taken for followed as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoundAnew {
+    /// How many.
+    pub tables: u64,
+    /// The database was restored from a dump; otherwise an earlier version has not said which OIDs are to be relied on.
+    pub is_restored: bool,
+}
+
 impl Bookkeeping {
-    /// Remembers the OIDs of the tables as they are, where those that are remembered were another database's. Returns how many differ.
+    /// Remembers the OIDs of the tables as they are, where those that are remembered were another database's. Returns what differed.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn bind_tables(&self) -> Result<u64, DestinationError> {
+    pub async fn bind_tables(&self) -> Result<Option<BoundAnew>, DestinationError> {
         let sql = format!(
-            "WITH restored AS (
-                 UPDATE headwater.stream SET bookkeeping_ids = {BOOKKEEPING_IDS}
-                 WHERE state = 'live' AND bookkeeping_ids IS DISTINCT FROM {BOOKKEEPING_IDS} RETURNING 1)
-             UPDATE headwater.tables t SET destination_id = c.oid
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p') AND c.oid <> t.destination_id
-               AND EXISTS (SELECT FROM restored)"
+            "WITH stale AS (
+                 SELECT bookkeeping_ids IS NOT NULL AS is_restored FROM headwater.stream
+                 WHERE state = 'live' AND (bookkeeping_ids IS DISTINCT FROM {BOOKKEEPING_IDS}
+                       OR destination_system_identifier <> {SYSTEM_IDENTIFIER} OR destination_database_id <> {DATABASE_ID})),
+             remembered AS (
+                 UPDATE headwater.stream SET bookkeeping_ids = {BOOKKEEPING_IDS}, destination_system_identifier = {SYSTEM_IDENTIFIER},
+                        destination_database_id = {DATABASE_ID}
+                 WHERE EXISTS (SELECT FROM stale)),
+             bound AS (
+                 UPDATE headwater.tables t SET destination_id = c.oid
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p') AND c.oid <> t.destination_id
+                   AND EXISTS (SELECT FROM stale)
+                 RETURNING 1)
+             SELECT (SELECT pg_catalog.count(*) FROM bound), is_restored FROM stale"
         );
-        Ok(self.client().execute(DOING, &sql, &[]).await?)
+        if let Some(row) = self.client().query_opt(DOING, &sql, &[]).await? {
+            let tables = u64::try_from(row.get::<i64>(0)?).unwrap_or_default();
+            return Ok((tables > 0).then_some(BoundAnew { tables, is_restored: row.get(1)? }));
+        }
+        // An earlier version has not remembered whose OIDs they are.
+        let sql = format!(
+            "UPDATE headwater.stream
+             SET destination_system_identifier = COALESCE(destination_system_identifier, {SYSTEM_IDENTIFIER}),
+                 destination_database_id = COALESCE(destination_database_id, {DATABASE_ID})
+             WHERE state = 'live' AND (destination_system_identifier IS NULL OR destination_database_id IS NULL)"
+        );
+        self.client().execute(DOING, &sql, &[]).await?;
+        Ok(None)
     }
 }
 
@@ -87,7 +125,10 @@ async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
          LEFT JOIN pg_catalog.pg_class o ON o.oid = t.destination_id AND o.relkind IN ('r', 'p')
          LEFT JOIN pg_catalog.pg_namespace m ON m.oid = o.relnamespace
          WHERE c.oid <> t.destination_id
-           AND (SELECT pg_catalog.to_jsonb(s) -> 'bookkeeping_ids' FROM headwater.stream s) = pg_catalog.to_jsonb({BOOKKEEPING_IDS})
+           AND (SELECT pg_catalog.to_jsonb(s) -> 'bookkeeping_ids' = pg_catalog.to_jsonb({BOOKKEEPING_IDS})
+                       AND COALESCE(pg_catalog.to_jsonb(s) ->> 'destination_system_identifier' = {SYSTEM_IDENTIFIER}, true)
+                       AND COALESCE((pg_catalog.to_jsonb(s) ->> 'destination_database_id')::oid = {DATABASE_ID}, true)
+                FROM headwater.stream s)
          ORDER BY 1, 2"
     );
     let asked = client.query(DOING, &sql, &[]).await;

@@ -16,7 +16,7 @@ use super::compare::{Differences, check_keys};
 use super::error::DestinationError;
 use super::foreign_code::{Writes, name_of, named_types};
 use super::orphans::{orphans_told, validates};
-use super::other_tables::BOOKKEEPING_IDS;
+use super::other_tables::{BOOKKEEPING_IDS, DATABASE_ID, SYSTEM_IDENTIFIER};
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
 use super::staging::{Mode, StagedTable, Staging};
@@ -510,7 +510,8 @@ impl Publication<'_> {
             client.execute(DOING, sql, &[&text]).await?;
             let sql = format!(
                 "UPDATE headwater.stream SET state = 'live', consistent_point = $1::text::pg_lsn, gap = NULL,
-                        bookkeeping_ids = {BOOKKEEPING_IDS} WHERE generation = $2"
+                        bookkeeping_ids = {BOOKKEEPING_IDS}, destination_system_identifier = {SYSTEM_IDENTIFIER},
+                        destination_database_id = {DATABASE_ID} WHERE generation = $2"
             );
             if client.execute(DOING, &sql, &[&text, &self.generation]).await? != 1 {
                 return Err(DestinationError::Refused(ErrorReport::new("headwater.stream has lost its row")));

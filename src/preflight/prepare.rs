@@ -18,8 +18,9 @@ use crate::catalog::schema::{TypeDefinition, Types};
 use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState, Writes,
-    misfit_report, position_missing_report, refuse_other_tables, remember_fingerprints, remembered_fingerprints,
+    Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState,
+    Writes, misfit_report, position_missing_report, refuse_other_tables, remember_fingerprints,
+    remembered_fingerprints,
 };
 use crate::error_policy::Fault;
 use crate::pg::{
@@ -192,15 +193,15 @@ pub(crate) async fn prepare(
     let mut added = Vec::new();
     let position = bookkeeping_position(bookkeeping, live).await?;
     // Once it is known that the bookkeeping is whole.
-    if position.is_some() {
-        let restored = bookkeeping.bind_tables().await?;
-        if restored > 0 {
-            let text = format!(
-                "the destination was restored from a dump: {} taken for followed as they are now",
-                if restored == 1 { "1 table is".to_owned() } else { format!("{restored} tables are") }
-            );
-            telemetry.event("tables", text);
-        }
+    if position.is_some()
+        && let Some(BoundAnew { tables, is_restored }) = bookkeeping.bind_tables().await?
+    {
+        let why = match is_restored {
+            true => "the destination was restored from a dump",
+            false => "an earlier version has not compared the OIDs of tables at the destination",
+        };
+        let tables = if tables == 1 { "1 table is".to_owned() } else { format!("{tables} tables are") };
+        telemetry.event("tables", format!("{why}: {tables} taken for followed as they are now"));
     }
     let start = match (live, position) {
         (true, Some(position)) => {

@@ -158,16 +158,8 @@ async fn commands_that_write_leave_another_table_under_a_followed_tables_name_al
     service.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_destination_that_was_restored_from_a_dump_streams_on_without_a_copy() {
-    let database = Database::of_superuser("otherdump", TABLES, SCHEMA).await;
-    let mut setup = Setup::of(&database);
-    let service = setup.start();
-    service.streams().await;
-    database.at_source("UPDATE t SET v = 'before' WHERE id < 50").await;
-    database.assert_catches_up().await;
-    service.stop().await;
-    database.at_source("UPDATE t SET v = 'meanwhile' WHERE id < 60").await;
+/// The destination's database, restored from its dump into another one of the same cluster.
+async fn restore(database: &Database) -> (String, String) {
     let restored = format!("{}_restored", database.name);
     let admin = destination().await.connect("postgres").await.expect("the destination answers");
     admin.script("creating a database", &format!("CREATE DATABASE {restored}")).await.expect("a database");
@@ -181,6 +173,26 @@ async fn a_destination_that_was_restored_from_a_dump_streams_on_without_a_copy()
         &String::from_utf8_lossy(&dumped.stdout),
     );
     assert!(done, "{said}");
+    (restored, to)
+}
+
+async fn drop_restored(restored: &str) {
+    let admin = destination().await.connect("postgres").await.expect("the destination answers");
+    let dropped = format!("DROP DATABASE {restored} WITH (FORCE)");
+    admin.script("dropping a database", &dropped).await.expect("dropped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_was_restored_from_a_dump_streams_on_without_a_copy() {
+    let database = Database::of_superuser("otherdump", TABLES, SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'before' WHERE id < 50").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    database.at_source("UPDATE t SET v = 'meanwhile' WHERE id < 60").await;
+    let (restored, to) = restore(&database).await;
     setup.destination_url = to;
     let service = setup.start();
     service.streams().await;
@@ -198,6 +210,77 @@ async fn a_destination_that_was_restored_from_a_dump_streams_on_without_a_copy()
     service.says(NAMED).await;
     service.stop().await;
     drop(there);
-    let dropped = format!("DROP DATABASE {restored} WITH (FORCE)");
-    admin.script("dropping a database", &dropped).await.expect("dropped");
+    drop_restored(&restored).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_recognised_where_the_bookkeeping_has_the_same_oids_by_chance() {
+    let database = Database::of_superuser("otherchance", TABLES, SCHEMA).await;
+    let mut setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    database.at_source("UPDATE t SET v = 'meanwhile' WHERE id < 60").await;
+    let (restored, to) = restore(&database).await;
+    // As fresh clusters give the same OIDs to the same sequence of CREATEs.
+    let by_chance = "UPDATE headwater.stream SET bookkeeping_ids =
+        ARRAY['headwater.stream'::regclass::oid, 'headwater.position'::regclass::oid, 'headwater.tables'::regclass::oid]";
+    let there = destination().await.connect(&restored).await.expect("the restored database");
+    there.script("giving the same OIDs", by_chance).await.expect("the same OIDs");
+    setup.destination_url = to;
+    setup.command(&["check"]).await.exits(0);
+    let service = setup.start();
+    service.says("the destination was restored from a dump: 2 tables are taken for followed as they are now").await;
+    service.streams().await;
+    service.stop().await;
+    // The same where the database has the same OID, too, in another cluster.
+    let elsewhere = "UPDATE headwater.stream SET destination_system_identifier = '1';
+        UPDATE headwater.tables SET destination_id = 1 WHERE table_name = 't'";
+    there.script("being another cluster", elsewhere).await.expect("another cluster");
+    setup.command(&["check"]).await.exits(0);
+    let service = setup.start();
+    service.says("the destination was restored from a dump: 1 table is taken for followed as they are now").await;
+    service.streams().await;
+    service.stop().await;
+    drop(there);
+    drop_restored(&restored).await;
+}
+
+const FORGET: &str =
+    "ALTER TABLE headwater.stream DROP COLUMN destination_system_identifier, DROP COLUMN destination_database_id";
+
+const REMEMBERED: &str = "SELECT concat_ws(' ', bookkeeping_ids IS NOT NULL, destination_system_identifier =
+    (SELECT system_identifier::text FROM pg_control_system()), destination_database_id =
+    (SELECT oid FROM pg_database WHERE datname = current_database())) FROM headwater.stream";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_of_headwater_is_not_told_as_a_restore_of_the_destination() {
+    let database = Database::new("otherupgrade", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    assert_eq!(database.destination_value(REMEMBERED).await.as_deref(), Some("t t t"));
+    // A bookkeeping that has the OIDs, and not yet whose they are: they count.
+    database.at_destination(FORGET).await;
+    database.at_destination("ALTER TABLE t RENAME TO t_old; CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    setup.command(&["check"]).await.exits(1).says(&[NAMED]);
+    setup.command(&["run"]).await.exits(1).says(&[NAMED]);
+    database.at_destination("DROP TABLE t; ALTER TABLE t_old RENAME TO t").await;
+    let service = setup.start();
+    service.streams().await;
+    assert!(!service.log().contains("taken for followed"), "{}", service.log());
+    service.stop().await;
+    assert_eq!(database.destination_value(REMEMBERED).await.as_deref(), Some("t t t"));
+    // One of before the OIDs.
+    database.at_destination(FORGET).await;
+    let before = "ALTER TABLE headwater.stream DROP COLUMN bookkeeping_ids; UPDATE headwater.tables SET destination_id = 1 WHERE table_name = 't'";
+    database.at_destination(before).await;
+    setup.command(&["check"]).await.exits(0);
+    let service = setup.start();
+    service.says("an earlier version has not compared the OIDs of tables at the destination: 1 table is taken").await;
+    service.streams().await;
+    assert!(!service.log().contains("restored"), "{}", service.log());
+    service.stop().await;
+    assert_eq!(database.destination_value(REMEMBERED).await.as_deref(), Some("t t t"));
 }
