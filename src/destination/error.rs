@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::apply_plan::target::BindError;
-use crate::destination::other_table::OtherTable;
+use crate::destination::other_table::OtherTables;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::schema_change::constraint_difference::{Difference, Violated};
 use crate::session::{SessionError, SqlState};
@@ -234,9 +234,9 @@ pub enum DestinationError {
         /// What has changed, as a sentence without its full stop.
         reason: String,
     },
-    /// A table has the name of a followed one and is another.
-    #[error("table {} at the destination is not the one that headwater has filled", .0.table)]
-    OtherTable(OtherTable),
+    /// Tables have the names of followed ones and are others.
+    #[error("{0}")]
+    OtherTables(OtherTables),
     /// The table lacks a column that it had: once it is there again, the rows would lack its values.
     #[error("column {column} of table {table} is gone at the destination")]
     ColumnLost {

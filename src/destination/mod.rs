@@ -72,7 +72,7 @@ mod writer;
 
 pub use crate::destination::dead_letter_format::{describe, describe_with_values, row_text};
 pub use crate::destination::misfits::misfit_report;
-pub use crate::destination::other_table::{Filled, OtherTable};
+pub use crate::destination::other_table::{Filled, OtherTable, OtherTables};
 pub use apply::{Answered, Applied, Applier, ApplierSettings, FIND_PREPARE, Followed, Ground, Unfit, renamed_report};
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
@@ -97,7 +97,7 @@ pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate}
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
-pub use other_tables::{BoundAnew, other_table_report, other_tables, refuse_other_tables};
+pub use other_tables::{BoundAnew, other_tables, other_tables_report, refuse_other_tables};
 pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};

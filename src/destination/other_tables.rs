@@ -14,8 +14,8 @@
 
 use super::bookkeeping::{Bookkeeping, incomplete};
 use super::error::DestinationError;
-use crate::destination::other_table::{Filled, OtherTable};
-use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
+use crate::destination::other_table::{Filled, OtherTable, OtherTables};
+use crate::pg::{ErrorReport, QualifiedName, shell_word};
 use crate::session::SqlClient;
 
 /// The OIDs that headwater.stream.bookkeeping_ids remembers.
@@ -87,18 +87,16 @@ impl Bookkeeping {
     }
 }
 
-/// The first table that must not be written. With `all_are_copied` what is followed now does not count, only whether an operator has
+/// Refuses all tables that must not be written. With `all_are_copied` what is followed now does not count, only whether an operator has
 /// asked for the copy that replaces its rows.
 ///
 /// # Errors
-/// [`DestinationError::OtherTable`].
+/// [`DestinationError::OtherTables`].
 pub async fn refuse_other_tables(client: &SqlClient, all_are_copied: bool) -> Result<(), DestinationError> {
     let found = found(client).await?.into_iter();
-    match found.filter(|found| !(found.is_asked && (all_are_copied || !found.is_live))).map(|found| found.other).next()
-    {
-        Some(other) => Err(DestinationError::OtherTable(other)),
-        None => Ok(()),
-    }
+    let in_the_way = found.filter(|found| !(found.is_asked && (all_are_copied || !found.is_live)));
+    let others: Vec<OtherTable> = in_the_way.map(|found| found.other).collect();
+    if others.is_empty() { Ok(()) } else { Err(DestinationError::OtherTables(OtherTables(others))) }
 }
 
 /// The tables that must not be written, for whoever only looks.
@@ -143,39 +141,54 @@ async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
     found.collect()
 }
 
-/// What to tell of it.
-pub fn other_table_report(OtherTable { table, filled }: &OtherTable) -> ErrorReport {
-    let copy = format!("headwater resnapshot {}", shell_word(&table.to_string()));
-    let report = ErrorReport::new(format!("table {table} at the destination is not the one that headwater has filled"));
-    let lacks = "It may lack rows that the stream does not bring again, and hold others, so nothing is written to it.";
+/// What to tell of them.
+pub fn other_tables_report(others: &OtherTables) -> ErrorReport {
+    let report = ErrorReport::new(others.to_string()).detail(detail(others));
+    let all = resnapshot(others.names());
+    let (these, their_names) = match others.0.as_slice() {
+        [_] => ("this one", "the other one its name"),
+        _ => ("them", "those that are called otherwise their names"),
+    };
+    if others.0.iter().any(|other| other.filled == Filled::Unknown) {
+        return report.hint(format!(
+            "See what became of the other one: headwater check\nOr make {these} equal to the source: {all}"
+        ));
+    }
+    let copy = format!("Make {these} equal to the source: {all}");
+    let renames = others.renames();
+    if renames.is_empty() {
+        return report.hint(copy);
+    }
+    let mut dropped =
+        others.0.iter().filter(|other| other.filled == Filled::Dropped).map(|other| &other.table).peekable();
+    let rest = match dropped.peek() {
+        None => String::new(),
+        Some(_) => format!(", and copy the rest after that ({})", resnapshot(dropped)),
+    };
+    report.hint(format!("{copy}\nOr give {their_names} back, at the destination{rest}:\n{}", renames.join("\n")))
+}
+
+fn detail(others: &OtherTables) -> String {
+    let lacks = "may lack rows that the stream does not bring again, and hold others, so nothing is written to";
+    let [OtherTable { filled, .. }] = others.0.as_slice() else {
+        let became = others.0.iter().filter_map(|OtherTable { table, filled }| match filled {
+            Filled::Unknown => None,
+            Filled::Dropped => Some(format!("The one that was filled as {table} was dropped.\n")),
+            Filled::Called(now) => Some(format!("The one that was filled as {table} is called {now} now.\n")),
+        });
+        return format!("{}They {lacks} them.", became.collect::<String>());
+    };
     match filled {
-        Filled::Unknown => report.detail(lacks).hint(format!(
-            "See what became of the other one: headwater check\n\
-             Or make this one equal to the source: {copy}"
-        )),
-        Filled::Dropped => report
-            .detail(format!("That one was dropped, and another one was created under its name. {lacks}"))
-            .hint(format!("Make this one equal to the source: {copy}")),
-        Filled::Called(now) => report
-            .detail(format!("That one is called {now} now, and another one has its name. {lacks}"))
-            .hint(format!(
-                "Make this one equal to the source: {copy}\nOr give the other one its name back, at the destination:\n{}",
-                exchange(table, now)
-            )),
+        Filled::Unknown => format!("It {lacks} it."),
+        Filled::Dropped => {
+            format!("That one was dropped, and another one was created under its name. It {lacks} it.")
+        }
+        Filled::Called(now) => format!("That one is called {now} now, and another one has its name. It {lacks} it."),
     }
 }
 
-/// The statements that move the table out of the way which has the name, and give it to the one that had it.
-fn exchange(table: &QualifiedName, filled: &QualifiedName) -> String {
-    // The server cuts names after 63 bytes.
-    let aside = Ident::new(format!("{:.50}_not_filled", table.name.as_str()));
-    let mut statements = vec![format!("ALTER TABLE {table} RENAME TO {aside};")];
-    if filled.schema != table.schema {
-        statements.push(format!("ALTER TABLE {filled} SET SCHEMA {};", table.schema));
-    }
-    if filled.name != table.name {
-        let moved = QualifiedName { schema: table.schema.clone(), name: filled.name.clone() };
-        statements.push(format!("ALTER TABLE {moved} RENAME TO {};", table.name));
-    }
-    statements.join("\n")
+/// The command that copies tables.
+fn resnapshot<'a>(tables: impl Iterator<Item = &'a QualifiedName>) -> String {
+    let words: Vec<String> = tables.map(|table| shell_word(&table.to_string())).collect();
+    format!("headwater resnapshot {}", words.join(" "))
 }

@@ -18,7 +18,7 @@ mod sqlstate;
 mod tls;
 
 use crate::config::OnSlotLost;
-use crate::destination::{DestinationError, FIND_PREPARE, other_table_report, renamed_report};
+use crate::destination::{DestinationError, FIND_PREPARE, other_tables_report, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
 use crate::session::{CopyError, MAJOR_MIN, SessionError};
 use crate::source::{LostCause, SourceError};
@@ -142,7 +142,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             | DestinationError::NeedsCopy { .. }
             | DestinationError::ColumnLost { .. }
             | DestinationError::Renamed { .. } => Decision::Halt("schema_change"),
-            DestinationError::OtherTable(_) => operator("other_table"),
+            DestinationError::OtherTables(_) => operator("other_table"),
             // Labels are added before the stream starts again.
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
             // They are renamed before the stream starts again.
@@ -234,7 +234,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .detail(format!("{}.", capitalized(reason)))
                 .hint(copy_anew(table))
         }
-        Fault::Destination(DestinationError::OtherTable(other)) => other_table_report(other),
+        Fault::Destination(DestinationError::OtherTables(others)) => other_tables_report(others),
         Fault::Destination(error @ DestinationError::ColumnLost { table, .. }) => ErrorReport::new(error.to_string())
             .detail(
                 "It was dropped there, or together with its type or an extension. A column that is only added again would be NULL in the \
@@ -283,6 +283,18 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | DestinationError::SetsRefused { .. }
             | DestinationError::WantedOut { .. },
         ) => ErrorReport::new(fault.to_string()),
+    }
+}
+
+/// The way back, without a copy, for what may have been renamed at the destination.
+pub(crate) fn rename_back(fault: &Fault) -> Option<String> {
+    match fault {
+        Fault::Destination(DestinationError::OtherTables(others)) => {
+            let renames = others.renames().join("\n");
+            let words = "Give what is called otherwise its name back, at the destination:";
+            (!renames.is_empty()).then(|| format!("{words}\n{renames}"))
+        }
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! changed in a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
 //! ([`DestinationError::NoIdentity`]), or another table bears its name now ([`TransactionError::Replaced`]), or the publication does
 //! not hold it any more ([`SourceError::Unpublished`]). Or the table lacks a column at the destination
-//! ([`DestinationError::ColumnLost`]), or another table has its name there ([`DestinationError::OtherTable`]): into that one the rows are
+//! ([`DestinationError::ColumnLost`]), or another table has its name there ([`DestinationError::OtherTables`]): into that one the rows are
 //! copied when an operator has asked for it.
 //!
 //! ```text
@@ -26,8 +26,8 @@
 use super::fingerprints::table_called;
 use crate::apply_plan::row_by_row::NoIdentity;
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Bookkeeping, DestinationError, OtherTable, TableRecord, TableState, renamed_report};
-use crate::error_policy::{Fault, report};
+use crate::destination::{Bookkeeping, DestinationError, OtherTables, TableRecord, TableState, renamed_report};
+use crate::error_policy::{Fault, rename_back, report};
 use crate::pg::{ErrorReport, QualifiedName, RelationId};
 use crate::preflight::addresses::Addresses;
 use crate::source::SourceError;
@@ -35,19 +35,19 @@ use crate::telemetry::{Telemetry, failpoint};
 use crate::transaction::TransactionError;
 
 /// The tables whose rows a fault is about, and none other's; none where it is about something else.
-fn concerned(fault: &Fault) -> &[QualifiedName] {
+fn concerned(fault: &Fault) -> Vec<&QualifiedName> {
     match fault {
         Fault::Destination(
             DestinationError::NeedsCopy { table, .. }
             | DestinationError::ColumnLost { table, .. }
             | DestinationError::NoIdentity(NoIdentity { table }),
         )
-        | Fault::Destination(DestinationError::OtherTable(OtherTable { table, .. }))
-        | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => {
-            std::slice::from_ref(table)
+        | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => vec![table],
+        Fault::Destination(DestinationError::OtherTables(others)) => others.names().collect(),
+        Fault::Source(SourceError::Unpublished { tables, .. }) => tables.iter().collect(),
+        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
+            Vec::new()
         }
-        Fault::Source(SourceError::Unpublished { tables, .. }) => tables,
-        Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => &[],
     }
 }
 
@@ -68,16 +68,27 @@ pub(crate) async fn set_aside(
         return Err(Fault::Halted(held));
     }
     let only_asked = only_asked(config, &fault);
-    let mut is_any_set_aside = false;
+    let mut set_aside = Vec::new();
     for table in tables {
-        is_any_set_aside |= bookkeeping.set_aside(table, only_asked).await?;
+        if bookkeeping.set_aside(table, only_asked).await? {
+            set_aside.push(table.clone());
+        }
     }
-    if !is_any_set_aside {
+    if set_aside.is_empty() {
         return Err(fault);
     }
-    telemetry.warning("schema", format!("{fault}; it is copied anew, while the others stream on"));
+    let copied = if set_aside.len() == 1 { "it is" } else { "they are" };
+    let fault = only_of(fault, &set_aside);
+    telemetry.warning("schema", format!("{fault}; {copied} copied anew, while the others stream on"));
     failpoint::reached("schema.set_aside");
     Ok(())
+}
+
+/// The fault without the other tables that wait for an operator.
+fn only_of(fault: Fault, tables: &[QualifiedName]) -> Fault {
+    let Fault::Destination(DestinationError::OtherTables(OtherTables(mut others))) = fault else { return fault };
+    others.retain(|other| tables.contains(&other.table));
+    Fault::Destination(DestinationError::OtherTables(OtherTables(others)))
 }
 
 /// A table that the stream brings under another name: where its own name is another table's by now, that one replaces it.
@@ -125,7 +136,8 @@ pub(crate) async fn obstacle(
 /// Whether an operator must ask for the copy: one who wants to make changes himself, and one who has put another table, with whatever
 /// rows, under the name.
 fn only_asked(config: &Config, fault: &Fault) -> bool {
-    config.schema_changes == SchemaChanges::Stop || matches!(fault, Fault::Destination(DestinationError::OtherTable(_)))
+    config.schema_changes == SchemaChanges::Stop
+        || matches!(fault, Fault::Destination(DestinationError::OtherTables(_)))
 }
 
 async fn held(
@@ -138,20 +150,23 @@ async fn held(
     }
     for table in concerned(fault) {
         if let Some(foreign_key) = bookkeeping.foreign_key_of(table).await? {
-            return Ok(Some(held_by_foreign_key(report(fault), &foreign_key)));
+            return Ok(Some(held_by_foreign_key(fault, &foreign_key)));
         }
     }
     Ok(None)
 }
 
 /// Rows that refer to a table that stands still would be refused.
-fn held_by_foreign_key(report: ErrorReport, foreign_key: &str) -> ErrorReport {
+fn held_by_foreign_key(fault: &Fault, foreign_key: &str) -> ErrorReport {
+    let report = report(fault);
     let because = format!(
-        "It is not copied by itself: our role may not set session_replication_role, so foreign key {foreign_key} would refuse \
+        "No copy is made by itself: our role may not set session_replication_role, so foreign key {foreign_key} would refuse \
          rows of the other tables meanwhile."
     );
     let detail = report.detail.as_deref().map_or(because.clone(), |detail| format!("{detail} {because}"));
-    ErrorReport::new(report.message).detail(detail).hint("Copy all tables anew: headwater run --resnapshot")
+    let copy = "Copy all tables anew: headwater run --resnapshot";
+    let hint = rename_back(fault).map_or(copy.to_owned(), |rename| format!("{rename}\nOtherwise:\n{copy}"));
+    ErrorReport::new(report.message).detail(detail).hint(hint)
 }
 
 /// The tables that are set aside.

@@ -706,8 +706,8 @@ async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
                     reason: reason.clone(),
                 });
             }
-            Ground::OtherTable(other) => {
-                return Fault::Destination(DestinationError::OtherTable(other.clone()));
+            Ground::OtherTables(others) => {
+                return Fault::Destination(DestinationError::OtherTables(others.clone()));
             }
             Ground::Misunderstood { doing, what } => {
                 let error = crate::session::SessionError::Answer { doing, what: what.clone() };

@@ -21,7 +21,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::apply_worker::heartbeat::{HEARTBEAT_PREFIX, Instance};
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{DestinationError, Writes, bookkeeping_report, other_tables};
+use crate::destination::{DestinationError, OtherTables, Writes, bookkeeping_report, other_tables};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn};
 use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
@@ -344,8 +344,9 @@ async fn look_at_destination(client: &SqlClient, writes: &Writes) -> Result<Opti
     if let Some(report) = bookkeeping_report(client, &writes.trusted_roles).await? {
         return Ok(Some(Ground::ForeignCode(report)));
     }
-    if let Some(other) = other_tables(client).await?.into_iter().next() {
-        return Ok(Some(Ground::OtherTable(other)));
+    let others = other_tables(client).await?;
+    if !others.is_empty() {
+        return Ok(Some(Ground::OtherTables(OtherTables(others))));
     }
     Ok(writes.foreign_code_report(client).await?.map(Ground::ForeignCode))
 }

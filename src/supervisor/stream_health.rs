@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::looks::{LookPace, objects};
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
-    Bookkeeping, OtherTable, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
+    Bookkeeping, OtherTables, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
 };
 use crate::error_policy::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
@@ -81,8 +81,8 @@ pub(super) enum Ground {
     ForeignCode(ErrorReport),
     /// Foreign keys of the destination would change rows that the source keeps.
     Cascades(ErrorReport),
-    /// A table at the destination is not the one that headwater has filled.
-    OtherTable(OtherTable),
+    /// Tables at the destination are not those that headwater has filled.
+    OtherTables(OtherTables),
     /// The source has answered a question of the monitor with something else than was asked for.
     Misunderstood {
         /// What was asked.

@@ -297,7 +297,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::AttributesRenamed
         | DestinationError::FormatChanged(_)
         | DestinationError::NeedsCopy { .. }
-        | DestinationError::OtherTable(_)
+        | DestinationError::OtherTables(_)
         | DestinationError::ColumnLost { .. }
         | DestinationError::Renamed { .. }
         | DestinationError::SetsRefused { .. }

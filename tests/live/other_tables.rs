@@ -3,7 +3,8 @@
 
 use std::process::Command;
 
-use crate::support::{Database, Script, Setup, bin, destination, eventually};
+use crate::support::roles::Roles;
+use crate::support::{Database, Script, Setup, bin, destination, eventually, source};
 
 const TABLES: &[&str] = &["t", "u"];
 const SCHEMA: &str = "
@@ -155,6 +156,103 @@ async fn commands_that_write_leave_another_table_under_a_followed_tables_name_al
     setup.command(&["cutover"]).await.exits(1);
     setup.command(&["verify", "--repair"]).await.exits(1);
     assert_eq!(database.destination_value("SELECT string_agg(v, ',') FROM t").await.as_deref(), Some("mine"));
+    service.stop().await;
+}
+
+/// What somebody has told: the statements of the hint, as they are printed.
+fn renames(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| line.contains(" RENAME TO ")).collect();
+    lines.join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followed_tables_that_have_each_others_names_get_them_back_by_the_statements_of_the_hint() {
+    let database = Database::new("otherswap", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    let swap = "BEGIN; ALTER TABLE t RENAME TO x; ALTER TABLE u RENAME TO t; ALTER TABLE x RENAME TO u; COMMIT";
+    let both = "tables public.t, public.u at the destination are not those that headwater has filled";
+    let became = [
+        "The one that was filled as public.t is called public.u now.",
+        "The one that was filled as public.u is called public.t now.",
+    ];
+    database.at_destination(swap).await;
+    database.at_source("UPDATE t SET v = 'later' WHERE id < 50; DELETE FROM u WHERE id = 2").await;
+    service.says(both).await;
+    service.stop().await;
+    let checked = setup.command(&["check"]).await.exits(1).says(&[both, became[0], became[1]]);
+    let refused = setup.command(&["run"]).await.exits(1).says(&[both, became[0], became[1]]);
+    refused.says(&["Make them equal to the source: headwater resnapshot public.t public.u\n"]);
+    let statements = renames(&format!("{}{}", checked.out, checked.err));
+    assert_eq!(statements.matches("ALTER TABLE ").count(), 3, "{statements}");
+    database.at_destination(&statements).await;
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchanged_tables_with_a_foreign_key_that_acts_get_their_names_back_likewise() {
+    let roles = Roles::Least { replica: false };
+    let schema = format!("{SCHEMA} ALTER TABLE u ADD FOREIGN KEY (id) REFERENCES t");
+    let database = Database::under(roles, source().await, destination().await, "otherkeys", TABLES, &schema).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    let swap = "BEGIN; ALTER TABLE t RENAME TO x; ALTER TABLE u RENAME TO t; ALTER TABLE x RENAME TO u; COMMIT";
+    database.at_destination(swap).await;
+    let both = "tables public.t, public.u at the destination are not those that headwater has filled";
+    service.says(both).await;
+    service.says("headwater run --resnapshot").await;
+    service.is("waiting").await;
+    let checked = setup.command(&["check"]).await.exits(1).says(&[both, "headwater run --resnapshot"]);
+    let statements = renames(&format!("{}{}", checked.out, checked.err));
+    assert!(statements.split_inclusive("; ").all(|line| service.log().contains(line.trim())), "{statements}");
+    database.at_destination(&statements).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_tables_that_are_other_ones_are_told_at_once_and_copied_by_one_command() {
+    let tables = ["t", "u", "w"];
+    let schema = format!("{SCHEMA} CREATE TABLE w (id int PRIMARY KEY, v text); INSERT INTO w VALUES (1, 'w')");
+    let database = Database::new("otherall", &tables, &schema).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    let made = |table| format!("CREATE TABLE {table} (id int PRIMARY KEY, v text);");
+    let exchange = format!("DROP TABLE t, u; ALTER TABLE w RENAME TO w_old; {}", tables.map(made).concat());
+    database.at_destination(&exchange).await;
+    let told = [
+        "tables public.t, public.u, public.w at the destination are not those that headwater has filled",
+        "The one that was filled as public.t was dropped.",
+        "The one that was filled as public.w is called public.w_old now.",
+        "headwater resnapshot public.t public.u public.w\n",
+        "and copy the rest after that (headwater resnapshot public.t public.u):\n",
+        "ALTER TABLE public.w_old RENAME TO w;",
+    ];
+    setup.command(&["check"]).await.exits(1).says(&told);
+    let refused = setup.command(&["run"]).await.exits(1).says(&told);
+    // One is copied, and the others are named without it.
+    setup.command(&["resnapshot", "--no-wait", "public.u"]).await.exits(0);
+    let told = "tables public.t, public.w at the destination are not those that headwater has filled";
+    setup
+        .command(&["run"])
+        .await
+        .exits(1)
+        .says(&["table public.u at the destination is not the one that headwater has filled; it is copied anew", told]);
+    setup.command(&["check"]).await.exits(1).says(&[told]);
+    database.at_destination(&renames(&format!("{}{}", refused.out, refused.err))).await;
+    setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
+    let service = setup.start();
+    service.streams().await;
+    crate::set_aside::mended(&database).await;
     service.stop().await;
 }
 

@@ -10,7 +10,7 @@ use crate::catalog::fit::Transfer;
 use crate::catalog::schema::{Identity, IndexDefinition, TableKind};
 use crate::catalog::sequences::{OwnedSequence, Standing, unreadable};
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Catalog, DestinationError, expressions_here, other_tables, taken_names};
+use crate::destination::{Catalog, DestinationError, OtherTables, expressions_here, other_tables, taken_names};
 use crate::error_policy::{Fault, report};
 use crate::maintenance::check::findings::{About, Findings};
 use crate::maintenance::check::host::free_bytes;
@@ -217,16 +217,22 @@ async fn followed(
             }
         }
     }
+    let mut in_the_way = Vec::new();
     for other in other_tables(bookkeeping.client()).await? {
-        let fault = Fault::Destination(DestinationError::OtherTable(other));
+        let fault = Fault::Destination(DestinationError::OtherTables(OtherTables(vec![other.clone()])));
         match obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await? {
-            Some(report) => findings.fail(About::Destination, "tables", report),
+            Some(_) => in_the_way.push(other),
             None => {
                 let text = format!("{}; the source's rows are copied into it", report(&fault).message);
                 let report = ErrorReport::new(text).detail("The others stream on meanwhile.");
                 findings.warn(About::Destination, "tables", report);
             }
         }
+    }
+    if !in_the_way.is_empty() {
+        let fault = Fault::Destination(DestinationError::OtherTables(OtherTables(in_the_way)));
+        let held = obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await?;
+        findings.fail(About::Destination, "tables", held.unwrap_or_else(|| report(&fault)));
     }
     let added = check_tables(&destination.followed, catalog, &Asked::these(anew))?;
     let added: Vec<_> = added.iter().filter(|name| existing.table(name).is_some()).collect();
