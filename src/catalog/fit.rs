@@ -158,6 +158,24 @@ pub fn relation_fit(relation: &Relation, source_types: &Types, destination: End<
     if misfits.is_empty() { Ok(transfer) } else { Err(misfits) }
 }
 
+/// The column of a destination's table that may be one that it lacks, renamed: the only one of its type that the source does not have.
+pub fn renamed_column<'a>(
+    (type_id, type_modifier, source_types): (TypeId, i32, &Types),
+    destination: End<'a>,
+    is_known: impl Fn(&Ident) -> bool,
+) -> Option<&'a Ident> {
+    let from = Carried::of(type_id, type_modifier, source_types)?;
+    let wanted = type_sql(type_id, type_modifier, source_types)?;
+    let mut candidates = destination.table.columns.iter().filter(|column| {
+        let to = Carried::of(column.type_id, column.type_modifier, destination.types);
+        !is_known(&column.name)
+            && column.generated.is_none()
+            && to.is_some_and(|to| carries(from, to).is_some())
+            && type_sql(column.type_id, column.type_modifier, destination.types).is_some_and(|found| found == wanted)
+    });
+    candidates.next().filter(|_| candidates.next().is_none()).map(|column| &column.name)
+}
+
 /// No UPDATE can set a GENERATED ALWAYS identity, and outside of the key nothing tells whether the source has changed it.
 fn always_misfit(table: &QualifiedName, to: &ColumnDefinition, known: bool) -> Option<Misfit> {
     (to.identity == Some(IdentityColumn::Always) && !known).then(|| Misfit {

@@ -244,6 +244,8 @@ pub enum DestinationError {
         table: QualifiedName,
         /// The column.
         column: Ident,
+        /// The only column there of its type that the source does not have: it may be the same one, renamed.
+        renamed: Option<Ident>,
     },
     /// The stream brings a followed table under another name.
     #[error("table {table} is now called {renamed} at the source")]

@@ -235,15 +235,23 @@ pub fn report(fault: &Fault) -> ErrorReport {
                 .hint(copy_anew(table))
         }
         Fault::Destination(DestinationError::OtherTables(others)) => other_tables_report(others),
-        Fault::Destination(error @ DestinationError::ColumnLost { table, .. }) => ErrorReport::new(error.to_string())
-            .detail(
-                "It was dropped there, or together with its type or an extension. A column that is only added again would be NULL in the \
-                 rows that are there.",
-            )
-            .hint(format!(
+        Fault::Destination(error @ DestinationError::ColumnLost { table, renamed, .. }) => {
+            let copy = format!(
                 "Copy the table, which gets the column first: headwater resnapshot {}",
                 shell_word(&table.to_string())
-            )),
+            );
+            let lost = "dropped there, or together with its type or an extension. A column that is only added again would be NULL in the \
+                        rows that are there.";
+            let report = ErrorReport::new(error.to_string());
+            match (renamed, rename_back(fault)) {
+                (Some(renamed), Some(rename)) => report
+                    .detail(format!(
+                        "It may have been renamed: column {renamed} has its type, and the source has none of that name. Or it was {lost}"
+                    ))
+                    .hint(format!("{rename}\nOtherwise:\n{copy}")),
+                (_, _) => report.detail(format!("It was {lost}")).hint(copy),
+            }
+        }
         Fault::Destination(DestinationError::NoIdentity(error)) => {
             ErrorReport::new(error.to_string()).hint(copy_anew(&error.table))
         }
@@ -289,6 +297,9 @@ pub fn report(fault: &Fault) -> ErrorReport {
 /// The way back, without a copy, for what may have been renamed at the destination.
 pub(crate) fn rename_back(fault: &Fault) -> Option<String> {
     match fault {
+        Fault::Destination(DestinationError::ColumnLost { table, column, renamed: Some(renamed) }) => Some(format!(
+            "If it was renamed, give it its name back, at the destination:\nALTER TABLE {table} RENAME COLUMN {renamed} TO {column};"
+        )),
         Fault::Destination(DestinationError::OtherTables(others)) => {
             let renames = others.renames().join("\n");
             let words = "Give what is called otherwise its name back, at the destination:";

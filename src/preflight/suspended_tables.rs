@@ -79,7 +79,13 @@ pub(crate) async fn set_aside(
     }
     let copied = if set_aside.len() == 1 { "it is" } else { "they are" };
     let fault = only_of(fault, &set_aside);
-    telemetry.warning("schema", format!("{fault}; {copied} copied anew, while the others stream on"));
+    let mut text = format!("{fault}; {copied} copied anew, while the others stream on");
+    if let Fault::Destination(DestinationError::ColumnLost { renamed: Some(renamed), .. }) = &fault {
+        text += &format!(
+            "; it may have been renamed to {renamed}, which the source does not have and which stays as it is"
+        );
+    }
+    telemetry.warning("schema", text);
     failpoint::reached("schema.set_aside");
     Ok(())
 }

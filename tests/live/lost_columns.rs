@@ -41,6 +41,67 @@ async fn a_column_that_was_dropped_at_the_destination_comes_back_with_the_values
     service.stop().await;
 }
 
+/// The statement of the hint, as it is printed.
+fn rename(said: &str) -> String {
+    let mut lines = said.lines().map(str::trim).filter(|line| line.starts_with("ALTER TABLE "));
+    lines.next_back().expect("a statement").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_was_renamed_at_the_destination_is_named_with_the_way_back() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, c varchar(9), n int); INSERT INTO t SELECT i, 'c' || i, i FROM generate_series(1, 100) i;
+        CREATE TABLE u (id int PRIMARY KEY, c text NOT NULL); INSERT INTO u SELECT i, 'c' || i FROM generate_series(1, 100) i";
+    let database = Database::new("renamedhere", TABLES, schema).await;
+    let mut setup = Setup::of(&database).setting("schema_changes = \"stop\"");
+    let service = setup.start();
+    service.streams().await;
+    // Another column of the source's stands for itself, and one of another type is another one.
+    database.at_destination("ALTER TABLE t ADD COLUMN own varchar(8); ALTER TABLE t RENAME COLUMN c TO \"C\"").await;
+    database.at_source("INSERT INTO t VALUES (101, 'new', 1); UPDATE t SET c = 'later' WHERE id < 9").await;
+    service.says("column c of table public.t is gone at the destination").await;
+    service.says("It may have been renamed: column \"C\" has its type, and the source has none of that name.").await;
+    service.says("headwater resnapshot public.t").await;
+    service.is("waiting").await;
+    let statement = rename(&service.log());
+    assert_eq!(statement, "ALTER TABLE public.t RENAME COLUMN \"C\" TO c;");
+    database.at_destination(&statement).await;
+    service.streams().await;
+    database.at_destination("ALTER TABLE t DROP COLUMN own").await;
+    database.assert_catches_up().await;
+    // Where two may be it, none is named.
+    database.at_destination("ALTER TABLE t RENAME COLUMN c TO d; ALTER TABLE t ADD COLUMN e varchar(9)").await;
+    database.at_source("INSERT INTO t VALUES (102, 'new', 1)").await;
+    service.is("waiting").await;
+    service.says("It was dropped there, or together with its type or an extension.").await;
+    database.at_destination("ALTER TABLE t DROP COLUMN e; ALTER TABLE t RENAME COLUMN d TO c").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    // Where headwater follows changes the table is copied, and the log says why.
+    setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination("ALTER TABLE t RENAME COLUMN c TO d").await;
+    database.at_source("INSERT INTO t VALUES (103, 'new', 1)").await;
+    service
+        .says("it is copied anew, while the others stream on; it may have been renamed to d, which the source does not have and which stays as it is")
+        .await;
+    crate::set_aside::all_live(&database).await;
+    database.at_destination("ALTER TABLE t DROP COLUMN d").await;
+    database.assert_catches_up().await;
+    database.at_destination("ALTER TABLE u RENAME COLUMN c TO d").await;
+    database.at_source("INSERT INTO u VALUES (103, 'new')").await;
+    service.says("column c of table public.u is gone at the destination; it is copied anew").await;
+    // A column that must not be NULL keeps the copy waiting.
+    let statement = "ALTER TABLE public.u ALTER COLUMN d DROP NOT NULL;";
+    service.says(statement).await;
+    database.at_destination(statement).await;
+    crate::set_aside::all_live(&database).await;
+    database.at_destination("ALTER TABLE u DROP COLUMN d").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_went_with_its_extension_comes_back_once_the_extension_is_there() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text)";

@@ -15,7 +15,7 @@ use crate::catalog::attribute_names::attribute_names;
 use crate::catalog::fit::{self, End};
 use crate::destination::misfits::misfit_report;
 use crate::destination::other_table::{Filled, OtherTable, OtherTables};
-use crate::pg::{ErrorReport, Relation, RelationId};
+use crate::pg::{ErrorReport, Ident, Relation, RelationId};
 use crate::session::Verb;
 use crate::transaction::Change;
 
@@ -88,7 +88,14 @@ impl Applier {
         }
         // What the source has added was added here before its first row came, or could not be, which was said.
         if let Some(column) = relation.columns.iter().find(|column| table.column(&column.name).is_none()) {
-            return Err(DestinationError::ColumnLost { table: name, column: column.name.clone() });
+            let source = self.conflicts.source_table(relation.id);
+            let is_known = |name: &Ident| {
+                relation.columns.iter().any(|column| column.name == *name)
+                    || source.is_some_and(|source| source.column(name).is_some())
+            };
+            let wanted = (column.type_id, column.type_modifier, &self.source_types);
+            let renamed = fit::renamed_column(wanted, End { table, types: &self.catalog.types }, is_known).cloned();
+            return Err(DestinationError::ColumnLost { table: name, column: column.name.clone(), renamed });
         }
         let end = End { table, types: &self.catalog.types };
         let fits = fit::relation_fit(relation, &self.source_types, end);

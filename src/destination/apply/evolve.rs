@@ -18,7 +18,7 @@ use super::super::schema::{
 };
 use super::super::{expressions, extensions, row_type, shapes};
 use super::Applier;
-use crate::catalog::fit::{End, modifier_at};
+use crate::catalog::fit::{self, End, modifier_at};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::catalog::shape::{Shape, ShapeColumn};
 use crate::destination::first_row::one_row;
@@ -73,7 +73,15 @@ impl Applier {
         };
         let kept = |column: &&ShapeColumn| relation.columns.iter().any(|now| now.name == column.name);
         if let Some(lost) = known.columns.iter().filter(kept).find(|column| table.column(&column.name).is_none()) {
-            return Err(DestinationError::ColumnLost { table: name, column: lost.name.clone() });
+            let wanted = source.column(&lost.name);
+            let is_known = |column: &crate::pg::Ident| {
+                source.column(column).is_some() || known.columns.iter().any(|known| known.name == *column)
+            };
+            let renamed = wanted.and_then(|wanted| {
+                let wanted = (wanted.type_id, wanted.type_modifier, &source_types);
+                fit::renamed_column(wanted, End { table: &table, types: &types }, is_known).cloned()
+            });
+            return Err(DestinationError::ColumnLost { table: name, column: lost.name.clone(), renamed });
         }
         self.source_types.extend(source_types.iter().map(|(id, definition)| (*id, definition.clone())));
 
