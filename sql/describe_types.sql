@@ -39,11 +39,13 @@ SELECT pg_catalog.jsonb_build_object(
     'not_null_name', (SELECT k.conname FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'n'),
     'default', CASE WHEN t.typtype = 'd' THEN pg_catalog.pg_get_expr(t.typdefaultbin, 0) END,
     'has_binary', t.typsend <> 0 AND t.typreceive <> 0,
-    'labels', (SELECT pg_catalog.jsonb_agg(e.enumlabel ORDER BY e.enumsortorder)
-        FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid),
+    -- An enum may have no label, and a composite type no attribute.
+    'labels', CASE WHEN t.typtype = 'e' THEN (
+        SELECT COALESCE(pg_catalog.jsonb_agg(e.enumlabel ORDER BY e.enumsortorder), '[]')
+        FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid) END,
     'attributes', CASE WHEN t.typtype = 'c' THEN (
-        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'name', a.attname, 'type_id', a.atttypid::pg_catalog.int8, 'type_modifier', a.atttypmod) ORDER BY a.attnum)
+        SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', a.attname, 'type_id', a.atttypid::pg_catalog.int8, 'type_modifier', a.atttypmod) ORDER BY a.attnum), '[]')
         FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END,
     'checks', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', k.conname, 'validated', k.convalidated, 'expression', pg_catalog.pg_get_expr(k.conbin, 0)) ORDER BY k.conname)

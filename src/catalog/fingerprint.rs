@@ -303,6 +303,9 @@ impl Fingerprint {
         }
         match refusal {
             Refusal::Alike(indexes) => {
+                if let Some(leaf) = self.lost_leaf(now, table) {
+                    return Some(format!("partition {} was emptied, rewritten or taken away", leaf.name()));
+                }
                 let known = |id: &u32| self.keys.iter().any(|key| key.id == *id);
                 if indexes.iter().any(known) {
                     return None;
@@ -337,6 +340,12 @@ impl Fingerprint {
                 ))
             }
         }
+    }
+
+    /// A leaf whose rows are in another file now, or that is none any more: a TRUNCATE of a leaf alone does not come through the stream.
+    fn lost_leaf(&self, now: &Fingerprint, table: RelationId) -> Option<&Member> {
+        let file = |id: u32| now.members.iter().find(|member| member.id == id).map(|member| member.file);
+        self.members.iter().find(|leaf| leaf.id != table.0 && file(leaf.id) != Some(leaf.file))
     }
 
     /// Whether a member identifies its rows as it did, and has done so all the time.
@@ -597,6 +606,9 @@ mod tests {
         assert!(!explained(alike(200), &|_| {}), "it was there all the time");
         assert!(explained(alike(250), &|now| now.keys[0].id = 250));
         assert!(!explained(alike(250), &|_| {}), "the source has no such index");
+        assert!(explained(alike(200), &|now| now.members[1].file = 900), "rows of a leaf went without a word");
+        assert!(explained(alike(200), &|now| drop(now.members.pop())), "and a leaf with its rows");
+        assert!(!explained(alike(200), &|now| now.members[0].file = 900), "a TRUNCATE of the table comes by itself");
         let constraint = || Refusal::Constraint(Ident::new("c"));
         assert!(!explained(constraint(), &|_| {}));
         assert!(explained(constraint(), &|now| now.constraints[0].id = 350));

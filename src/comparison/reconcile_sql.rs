@@ -244,10 +244,11 @@ impl Matching {
         ))
     }
 
-    /// Asks, for each column of the key that may be NULL at the source, whether it is in any row of staging.
-    pub fn key_is_null(&self, staging: &QualifiedName) -> Vec<(&Ident, String)> {
+    /// Asks, for each column of the key that may be NULL at the source, whether it is in any of these keys: those of staging's rows, or
+    /// those on its list.
+    pub fn key_is_null(&self, keys: &QualifiedName) -> Vec<(&Ident, String)> {
         let is_null = |column: &Ident| {
-            format!("SELECT EXISTS (SELECT FROM {} AS s WHERE s.{} IS NULL)", staging.sql(), column.sql())
+            format!("SELECT EXISTS (SELECT FROM {} AS k WHERE k.{} IS NULL)", keys.sql(), column.sql())
         };
         self.nullable.iter().map(|column| (column, is_null(column))).collect()
     }

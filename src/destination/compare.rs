@@ -161,7 +161,7 @@ pub(super) async fn check_keys(
 ) -> Result<(), DestinationError> {
     const DOING: &str = "looking for rows that share a key";
     let matching = &table.matching;
-    for (column, question) in matching.key_is_null(&table.staging) {
+    for (column, question) in matching.key_is_null(listed.unwrap_or(&table.staging)) {
         if client.query_one(DOING, &question, &[]).await?.get(0)? {
             return Err(DestinationError::KeyRefuses(table.key_refusal(Some(column))));
         }

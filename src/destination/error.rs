@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::apply_plan::target::BindError;
-use crate::destination::other_table::OtherTables;
+use crate::destination::other_table::{OtherTable, OtherTables};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::schema_change::constraint_difference::{Difference, Violated};
 use crate::session::{SessionError, SqlState};
@@ -289,4 +289,10 @@ pub enum DestinationError {
     /// Staged rows are not those that were sent.
     #[error("staging was lost: {0}")]
     StagingLost(String),
+}
+
+impl From<OtherTable> for DestinationError {
+    fn from(other: OtherTable) -> DestinationError {
+        DestinationError::OtherTables(OtherTables(vec![other]))
+    }
 }

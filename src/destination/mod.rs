@@ -97,13 +97,13 @@ pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate}
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};
 pub use origin::{Marking, OriginEnd, drop_origins};
-pub use other_tables::{BoundAnew, other_tables, other_tables_report, refuse_other_tables};
+pub use other_tables::{BoundAnew, other_tables, other_tables_report, refuse_other_tables, refuse_unasked};
 pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};
 pub use replay::{ReplayRequest, Replayed, replay};
 pub use reshape::{Original, reshape};
-pub use resnapshots::{Origin, Request, RequestState, Scope};
+pub use resnapshots::{AskedBy, Origin, Request, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types, needed_types, operator_classes_here};
 pub use sequences::{FollowedSequences, follow_sequences};

@@ -14,6 +14,7 @@
 
 use super::bookkeeping::{Bookkeeping, incomplete};
 use super::error::DestinationError;
+use super::resnapshots::Scope;
 use crate::destination::other_table::{Filled, OtherTable, OtherTables};
 use crate::pg::{ErrorReport, QualifiedName, shell_word};
 use crate::session::SqlClient;
@@ -95,6 +96,17 @@ impl Bookkeeping {
 pub async fn refuse_other_tables(client: &SqlClient, all_are_copied: bool) -> Result<(), DestinationError> {
     let found = found(client).await?.into_iter();
     let in_the_way = found.filter(|found| !(found.is_asked && (all_are_copied || !found.is_live)));
+    let others: Vec<OtherTable> = in_the_way.map(|found| found.other).collect();
+    if others.is_empty() { Ok(()) } else { Err(DestinationError::OtherTables(OtherTables(others))) }
+}
+
+/// The tables of a copy that are others, and that no operator has asked to copy into.
+///
+/// # Errors
+/// [`DestinationError::OtherTables`].
+pub async fn refuse_unasked(client: &SqlClient, copied: &Scope) -> Result<(), DestinationError> {
+    let found = found(client).await?.into_iter();
+    let in_the_way = found.filter(|found| copied.contains(&found.other.table) && !found.is_asked);
     let others: Vec<OtherTable> = in_the_way.map(|found| found.other).collect();
     if others.is_empty() { Ok(()) } else { Err(DestinationError::OtherTables(OtherTables(others))) }
 }

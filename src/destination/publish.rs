@@ -95,6 +95,28 @@ async fn check_room(client: &SqlClient, written: &[&StagedTable]) -> Result<(), 
     }
 }
 
+/// Refuses tables that have the names of those for which rows were staged, and are others. Behind their locks: until the transaction
+/// ends, the names stay.
+async fn refuse_others(client: &SqlClient, tables: &[&StagedTable]) -> Result<(), DestinationError> {
+    let (names, ids): (Vec<String>, Vec<u32>) =
+        tables.iter().filter_map(|table| Some((table.live.sql(), table.live_id?))).unzip();
+    let sql = "SELECT pg_catalog.min(t.number)
+               FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::oid[])) WITH ORDINALITY AS t (name, id, number)
+               WHERE pg_catalog.to_regclass(t.name)::oid IS DISTINCT FROM t.id";
+    let first: Option<i64> = client.query_one(DOING, sql, &[&names, &ids]).await?.get(0)?;
+    match first
+        .and_then(|number| tables.iter().filter(|table| table.live_id.is_some()).nth(usize::try_from(number - 1).ok()?))
+    {
+        Some(table) => Err(exchanged(&table.live)),
+        None => Ok(()),
+    }
+}
+
+/// The next attempt looks at what stands there.
+fn exchanged(table: &QualifiedName) -> DestinationError {
+    DestinationError::StagingLost(format!("table {table} at the destination is another one than when the copy began"))
+}
+
 /// What publishing wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublishOutcome {
@@ -177,6 +199,7 @@ impl Publication<'_> {
         }
         let filled: Vec<&StagedTable> = self.staging.tables.iter().filter(|table| table.mode == Mode::Fill).collect();
         self.writes(role, &filled).lock_and_refuse_foreign_code(client).await?;
+        refuse_others(client, &filled).await?;
         Ok(role)
     }
 
@@ -237,6 +260,7 @@ impl Publication<'_> {
         let written: Vec<&StagedTable> = tables.iter().filter(|table| differs(table)).collect();
         check_room(client, &written).await?;
         self.writes(role, &written).lock_and_refuse_foreign_code(client).await?;
+        refuse_others(client, &written).await?;
         for table in tables.iter().filter(|table| differs(table)) {
             if let Some(list) = listed(table) {
                 check_keys(client, table, Some(list)).await?;
@@ -479,10 +503,16 @@ impl Publication<'_> {
                 "INSERT INTO headwater.tables AS t (schema_name, table_name, source_id, destination_id, state, snapshot_position)
                  VALUES ($1, $2, $3, {live}::pg_catalog.regclass, 'live', $4::text::pg_lsn)
                  ON CONFLICT (schema_name, table_name) DO UPDATE SET source_id = EXCLUDED.source_id,
-                     destination_id = EXCLUDED.destination_id, state = 'live', snapshot_position = EXCLUDED.snapshot_position"
+                     destination_id = EXCLUDED.destination_id, state = 'live', snapshot_position = EXCLUDED.snapshot_position
+                 RETURNING destination_id"
             );
             let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
-            client.execute(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
+            let written = client.query_one(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
+            // Tables that were equal are not locked, and a schema's name is given to another one without locks on its tables.
+            let id: u32 = written.get(0)?;
+            if table.live_id.is_some_and(|live_id| live_id != id) {
+                return Err(exchanged(&table.live));
+            }
             // Only the types that the table itself uses, as whoever describes it alone sees them.
             let ids = needed_types(self.types, table.source.columns.iter().map(|column| column.type_id))?;
             let types = ids.iter().filter_map(|id| Some((*id, self.types.get(id)?.clone()))).collect();

@@ -94,6 +94,17 @@ impl Origin {
     }
 }
 
+/// Who must have asked for a table's copy before the table is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedBy {
+    /// Nobody: a copy is asked for with it.
+    Nobody,
+    /// An operator, or headwater itself.
+    Anybody,
+    /// An operator.
+    Operator,
+}
+
 /// A request that is not settled yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -107,6 +118,14 @@ pub struct Request {
     pub has_failed: bool,
     /// The source that it was used for.
     pub for_source: Option<String>,
+}
+
+impl Request {
+    /// Whether a table's copy was asked for, by whom it must have been.
+    pub fn is_for(&self, table: &QualifiedName, asked_by: AskedBy) -> bool {
+        let is_operators = matches!(self.origin, Origin::Start | Origin::Command);
+        self.scope.contains(table) && (is_operators || asked_by != AskedBy::Operator)
+    }
 }
 
 /// How far a request has come.
@@ -177,16 +196,16 @@ impl Bookkeeping {
     }
 
     /// Sets a table aside: from now on it is not followed, its rows stay as they are, and a copy is asked for unless one is.
-    /// One transaction; on a table that is set aside already it does nothing. With `only_asked` a copy must be asked for.
+    /// One transaction; on a table that is set aside already, or whose copy was not asked for as `asked_by` demands, it does nothing.
     ///
     /// Whoever does so need not lead. At worst a table is copied once more that was just published: that is asked for in the
     /// same transaction, and a stream that follows it meanwhile is set up anew when the copy is published.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn set_aside(&self, table: &QualifiedName, only_asked: bool) -> Result<bool, DestinationError> {
+    pub async fn set_aside(&self, table: &QualifiedName, asked_by: AskedBy) -> Result<bool, DestinationError> {
         self.client().batch(DOING, "BEGIN").await?;
-        let done = self.set_aside_inside(table, only_asked).await;
+        let done = self.set_aside_inside(table, asked_by).await;
         let end = if matches!(done, Ok(true)) { "COMMIT" } else { "ROLLBACK" };
         let ended = self.client().batch(DOING, end).await;
         let done = done?;
@@ -194,9 +213,10 @@ impl Bookkeeping {
         Ok(done)
     }
 
-    async fn set_aside_inside(&self, table: &QualifiedName, only_asked: bool) -> Result<bool, DestinationError> {
-        let asked = self.requests().await?.iter().any(|request| request.scope.contains(table));
-        if only_asked && !asked {
+    async fn set_aside_inside(&self, table: &QualifiedName, asked_by: AskedBy) -> Result<bool, DestinationError> {
+        let requests = self.requests().await?;
+        let is_asked = |asked_by| requests.iter().any(|request| request.is_for(table, asked_by));
+        if asked_by != AskedBy::Nobody && !is_asked(asked_by) {
             return Ok(false);
         }
         let sql = "UPDATE headwater.tables SET state = 'staging', snapshot_position = NULL
@@ -205,7 +225,7 @@ impl Bookkeeping {
         if self.client().execute(DOING, sql, &[&schema, &name]).await? == 0 {
             return Ok(false);
         }
-        if !asked {
+        if !is_asked(AskedBy::Anybody) {
             self.request(&Scope::Tables(vec![table.clone()]), Origin::Changed, None).await?;
         }
         Ok(true)

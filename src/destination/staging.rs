@@ -74,6 +74,8 @@ pub struct StagedTable {
     pub published: Vec<Ident>,
     /// Where it belongs.
     pub live: QualifiedName,
+    /// The OID of the table that has this name; `None` where there is none yet.
+    pub live_id: Option<u32>,
     /// Where its rows wait.
     pub staging: QualifiedName,
     /// What publishing will do.
@@ -287,6 +289,7 @@ impl Staging {
             stored: live.columns.iter().filter(|c| c.generated.is_none()).map(|c| c.name.clone()).collect(),
             source: table.source,
             published,
+            live_id: Some(live.id),
             live: name,
             staging,
             mode: if rows == 0 { Mode::Fill } else { Mode::Reconcile },
@@ -341,6 +344,7 @@ impl Staging {
             stored: columns.clone(),
             source: table.source,
             published,
+            live_id: None,
             live: name,
             staging,
             mode: Mode::Move,

@@ -5,7 +5,8 @@
 //! ([`DestinationError::NoIdentity`]), or another table bears its name now ([`TransactionError::Replaced`]), or the publication does
 //! not hold it any more ([`SourceError::Unpublished`]). Or the table lacks a column at the destination
 //! ([`DestinationError::ColumnLost`]), or another table has its name there ([`DestinationError::OtherTables`]): into that one the rows are
-//! copied when an operator has asked for it.
+//! copied when an operator has asked for it. Or a change of its rows met a conflict ([`DestinationError::Conflict`]) while a copy of it
+//! is asked for: the copy waits for the stream, which would wait for the conflict.
 //!
 //! ```text
 //!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
@@ -26,7 +27,9 @@
 use super::fingerprints::table_called;
 use crate::apply_plan::row_by_row::NoIdentity;
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Bookkeeping, DestinationError, OtherTables, TableRecord, TableState, renamed_report};
+use crate::destination::{
+    AskedBy, Bookkeeping, DestinationError, OtherTables, TableRecord, TableState, renamed_report,
+};
 use crate::error_policy::{Fault, rename_back, report};
 use crate::pg::{ErrorReport, QualifiedName, RelationId};
 use crate::preflight::addresses::Addresses;
@@ -44,6 +47,9 @@ fn concerned(fault: &Fault) -> Vec<&QualifiedName> {
         )
         | Fault::Source(SourceError::Transaction(TransactionError::Replaced { table, .. })) => vec![table],
         Fault::Destination(DestinationError::OtherTables(others)) => others.names().collect(),
+        Fault::Destination(DestinationError::Conflict(conflict)) if !conflict.will_win => {
+            conflict.table.iter().collect()
+        }
         Fault::Source(SourceError::Unpublished { tables, .. }) => tables.iter().collect(),
         Fault::Destination(_) | Fault::Source(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
             Vec::new()
@@ -65,12 +71,13 @@ pub(crate) async fn set_aside(
     }
     let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
     if let Some(held) = held(&bookkeeping, &fault, foreign_keys_act).await? {
-        return Err(Fault::Halted(held));
+        let is_conflict = matches!(fault, Fault::Destination(DestinationError::Conflict(_)));
+        return Err(if is_conflict { fault } else { Fault::Halted(held) });
     }
-    let only_asked = only_asked(config, &fault);
+    let asked_by = asked_by(config, &fault);
     let mut set_aside = Vec::new();
     for table in tables {
-        if bookkeeping.set_aside(table, only_asked).await? {
+        if bookkeeping.set_aside(table, asked_by).await? {
             set_aside.push(table.clone());
         }
     }
@@ -135,15 +142,24 @@ pub(crate) async fn obstacle(
         return Ok(Some(held));
     }
     let requests = bookkeeping.requests().await?;
-    let are_asked = tables.iter().all(|table| requests.iter().any(|request| request.scope.contains(table)));
-    Ok((only_asked(config, fault) && !are_asked).then(|| report(fault)))
+    let asked_by = asked_by(config, fault);
+    let are_asked = tables.iter().all(|table| requests.iter().any(|request| request.is_for(table, asked_by)));
+    Ok((asked_by != AskedBy::Nobody && !are_asked).then(|| report(fault)))
 }
 
-/// Whether an operator must ask for the copy: one who wants to make changes himself, and one who has put another table, with whatever
-/// rows, under the name.
-fn only_asked(config: &Config, fault: &Fault) -> bool {
-    config.schema_changes == SchemaChanges::Stop
-        || matches!(fault, Fault::Destination(DestinationError::OtherTables(_)))
+/// Who must have asked for the copy: an operator where he wants to make changes himself, and where he has put another table, with
+/// whatever rows, under the name.
+fn asked_by(config: &Config, fault: &Fault) -> AskedBy {
+    match fault {
+        Fault::Destination(DestinationError::OtherTables(_)) => AskedBy::Operator,
+        Fault::Destination(DestinationError::Conflict(_)) => AskedBy::Anybody,
+        Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
+            match config.schema_changes {
+                SchemaChanges::Stop => AskedBy::Operator,
+                SchemaChanges::Follow => AskedBy::Nobody,
+            }
+        }
+    }
 }
 
 async fn held(

@@ -47,7 +47,7 @@ use crate::apply_worker::pause::{Control, Held};
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
-    Publication, Request, Scope, Staging, TableRecord, reshape,
+    Publication, Request, Scope, Staging, TableRecord, refuse_unasked, reshape,
 };
 use crate::error_policy::{Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
@@ -234,9 +234,12 @@ async fn hand_over(
     }
     let transfer = check_fit(&shapes.source, &shapes.destination)?;
     let Shapes { source: source_catalog, destination: destination_catalog, followed, aside } = shapes;
-    let is_followed = |table: &QualifiedName, id| {
+    let is_followed = |table: &QualifiedName, source_id| {
+        let destination_id = destination_catalog.table(table).map(|table| table.id);
         let mut known = followed.iter().filter(|known| !aside.contains(&known.name));
-        known.any(|known| known.name == *table && known.source_id == id)
+        known.any(|known| {
+            known.name == *table && known.source_id == source_id && Some(known.destination_id) == destination_id
+        })
     };
     let anew = source_catalog
         .tables
@@ -363,7 +366,8 @@ struct Shapes {
     aside: Vec<QualifiedName>,
 }
 
-/// Looks at both ends; what is set aside gets the source's columns, and what the publication lacks is published.
+/// Looks at both ends. A table that is not the one that was filled is left alone unless an operator has asked for a copy into it;
+/// what is set aside gets the source's columns, and what the publication lacks is published.
 async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, scope: &Scope) -> Result<Shapes, Fault> {
     let config = ends.config;
     let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
@@ -371,6 +375,7 @@ async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, sco
         Ok(catalog) => catalog,
         Err(error) => return Err(explain_lost((config, ends.addresses), source, error).await),
     };
+    refuse_unasked(bookkeeping.client(), scope).await?;
     let followed = bookkeeping.tables().await?;
     // What the publication lacks of these tables is no gap: all of them are copied.
     let others = followed.iter().map(|table| table.name.clone()).filter(|name| !scope.contains(name));

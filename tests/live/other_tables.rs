@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use crate::handover::Pause;
 use crate::support::roles::Roles;
 use crate::support::{Database, Script, Setup, bin, destination, eventually, source};
 
@@ -134,6 +135,100 @@ async fn a_suspended_table_that_is_another_one_is_overwritten_only_when_an_opera
     service.streams().await;
     crate::set_aside::mended(&database).await;
     database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// The source adds a column, so a suspended table would get it before it is copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_table_that_is_exchanged_while_it_waits_for_its_copy_is_left_alone() {
+    let database = Database::new("otherwaits", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    // Its copy cannot be published yet.
+    database.at_source("CREATE TYPE mood AS ENUM ('sad'); ALTER TABLE t ADD COLUMN m mood").await;
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_destination("ALTER TABLE t ADD CONSTRAINT mine CHECK (v <> 'refused')").await;
+    database.at_source("ALTER TABLE t ALTER v TYPE text USING 'refused'").await;
+    service.says("the snapshot of public.t failed").await;
+    database
+        .at_destination("BEGIN; DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (-1, 'mine'); COMMIT")
+        .await;
+    database.at_source("ALTER TABLE t ADD COLUMN later int DEFAULT 7; UPDATE u SET v = 'later' WHERE id = 3").await;
+    service.says(NAMED).await;
+    let here = "SELECT string_agg(to_jsonb(t)::text, ',') FROM t";
+    assert_eq!(database.destination_value(here).await.as_deref(), Some(r#"{"v": "mine", "id": -1}"#));
+    setup.command(&["check"]).await.exits(1).says(&[NAMED, "headwater resnapshot public.t"]);
+    setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
+    crate::set_aside::mended(&database).await;
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'last' WHERE id < 50").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// The moments of a copy at which another table may take the name: nothing of it is written, and the copy is tried again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_exchanged_while_it_is_copied_is_left_alone() {
+    for (number, moment) in ["handover.comparing_held", "handover.publishing"].into_iter().enumerate() {
+        let database = Database::new(&format!("otherpublish{number}"), TABLES, SCHEMA).await;
+        let (setup, pause) = Pause::at(moment, Setup::of(&database));
+        let service = setup.start();
+        service.streams().await;
+        database.caught_up().await;
+        database.at_source("ALTER TABLE t ALTER v TYPE text USING 'other'").await;
+        pause.reached().await;
+        let exchange = "BEGIN; ALTER TABLE t RENAME TO t_old; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (-1, 'mine'); COMMIT";
+        database.at_destination(exchange).await;
+        pause.end();
+        service.says(NAMED).await;
+        assert_eq!(
+            database.destination_value("SELECT string_agg(v, ',') FROM t").await.as_deref(),
+            Some("mine"),
+            "{moment}"
+        );
+        database.at_destination("ALTER TABLE t RENAME TO mine; ALTER TABLE t_old RENAME TO t").await;
+        crate::set_aside::mended(&database).await;
+        database.assert_catches_up().await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_change_is_not_made_to_another_table_under_the_name() {
+    let database = Database::new("otherchanged", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_destination("BEGIN; ALTER TABLE t RENAME TO t_old; CREATE TABLE t (id int PRIMARY KEY, v text); COMMIT")
+        .await;
+    database.at_source("ALTER TABLE t ADD COLUMN w int; INSERT INTO t VALUES (5000, 'x', 1)").await;
+    service.is("waiting").await;
+    service.says(NAMED).await;
+    let columns = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0";
+    assert_eq!(database.destination_value(columns).await.as_deref(), Some("id v"));
+    database.at_destination("DROP TABLE t; ALTER TABLE t_old RENAME TO t").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_dropped_here_is_copied_on_request_without_a_halt() {
+    let database = Database::new("otherdropped", TABLES, SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'prepared' WHERE id = 1").await;
+    database.assert_catches_up().await;
+    database.at_destination("DROP TABLE t").await;
+    setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
+    crate::set_aside::mended(&database).await;
+    database.at_source("UPDATE t SET v = 'later' WHERE id < 9").await;
+    database.assert_catches_up().await;
+    assert!(!service.log().contains(NAMED), "{}", service.log());
     service.stop().await;
 }
 

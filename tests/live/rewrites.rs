@@ -76,6 +76,23 @@ async fn leaves_that_are_emptied_dropped_detached_or_attached_with_rows_are_noti
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_of_an_emptied_leaf_that_come_again_lead_to_a_copy_and_to_no_halt() {
+    let log = found(
+        "emptiedkeys",
+        &["t", "other"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10);
+         CREATE TABLE t_2 PARTITION OF t FOR VALUES FROM (10) TO (20);
+         INSERT INTO t SELECT i, 'v' FROM generate_series(1, 19) i;
+         CREATE TABLE other (id int PRIMARY KEY, v int); INSERT INTO other VALUES (1, 1);",
+        "TRUNCATE t_1; INSERT INTO t SELECT i, 'again' FROM generate_series(3, 6) i; UPDATE other SET v = 2",
+    )
+    .await;
+    assert!(log.contains("partition public.t_1 was emptied, rewritten or taken away"), "{log}");
+    assert!(!log.contains("conflict: insert"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_written_while_a_table_was_unlogged_or_out_of_the_publication_are_found() {
     let name = "unlogged";
     let database = Database::new(
@@ -621,6 +638,46 @@ async fn attributes_of_other_types_halt_the_copy_until_the_printed_statement_was
     assert_eq!(database.destination_value(ATTRIBUTES).await.as_deref(), Some("b text, c integer, e text"));
     database.at_source("UPDATE d SET p = ROW('n', 1, NULL)").await;
     database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_composite_type_without_attributes_gets_none_by_the_hint_as_printed() {
+    let database = Database::new(
+        "noattributes",
+        &["c"],
+        "CREATE TYPE pair AS (a int, b text); CREATE TABLE c (id int PRIMARY KEY, p pair); INSERT INTO c VALUES (1, '(1,x)'), (2, NULL);",
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_source("ALTER TYPE pair DROP ATTRIBUTE a, DROP ATTRIBUTE b; INSERT INTO c VALUES (3, ROW()::pair)")
+        .await;
+    let statement = "ALTER TYPE public.pair DROP ATTRIBUTE a, DROP ATTRIBUTE b;";
+    service.says(statement).await;
+    database.at_destination(statement).await;
+    becomes_equal(&database, "c").await;
+    all_live(&database).await;
+    database.at_source("INSERT INTO c VALUES (4, ROW()::pair); ALTER TYPE pair ADD ATTRIBUTE d int; UPDATE c SET p = ROW(7) WHERE id = 1").await;
+    service.says("ALTER TYPE public.pair ADD ATTRIBUTE d int4;").await;
+    database.at_destination("ALTER TYPE public.pair ADD ATTRIBUTE d int4;").await;
+    becomes_equal(&database, "c").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_label_of_an_enum_is_followed() {
+    let schema =
+        "CREATE TYPE mood AS ENUM (); CREATE TABLE c (id int PRIMARY KEY, m mood); INSERT INTO c VALUES (1, NULL);";
+    let database = Database::new("firstlabel", &["c"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source("ALTER TYPE mood ADD VALUE 'sad'").await;
+    database.at_source("INSERT INTO c VALUES (2, 'sad')").await;
+    becomes_equal(&database, "c").await;
     service.stop().await;
 }
 

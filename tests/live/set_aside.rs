@@ -44,6 +44,26 @@ pub async fn mended(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_an_operator_asks_for_ends_the_conflict_of_its_table() {
+    let (database, service) = started("asideconflict").await;
+    database.at_destination("INSERT INTO t VALUES (5000, 'mine', 1)").await;
+    database.at_source("INSERT INTO t VALUES (5000, 'theirs', 2); UPDATE other SET v = 7").await;
+    service.is("waiting").await;
+    service.says("conflict: insert on table public.t").await;
+    // Another table's copy is none of this one's.
+    let setup = Setup::of(&database);
+    setup.command(&["resnapshot", "--no-wait", "public.other"]).await.exits(0);
+    service.is("waiting").await;
+    setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
+    mended(&database).await;
+    service.streams().await;
+    assert_eq!(database.destination_value("SELECT a FROM t WHERE id = 5000").await.as_deref(), Some("theirs"));
+    database.at_source("UPDATE t SET a = 'later' WHERE id = 5000; UPDATE other SET v = 8").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_stream_does_not_tell_is_copied_and_both_ends_have_the_same_columns() {
     let (database, service) = started("asideall").await;
     let changes: &[&[&str]] = &[

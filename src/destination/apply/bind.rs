@@ -14,7 +14,6 @@ use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::catalog::attribute_names::attribute_names;
 use crate::catalog::fit::{self, End};
 use crate::destination::misfits::misfit_report;
-use crate::destination::other_table::{Filled, OtherTable, OtherTables};
 use crate::pg::{ErrorReport, Ident, Relation, RelationId};
 use crate::session::Verb;
 use crate::transaction::Change;
@@ -78,9 +77,8 @@ impl Applier {
             ));
         };
         // The catalog may have been read since the start.
-        if followed.and_then(|followed| followed.destination_id).is_some_and(|id| id != table.id) {
-            let other = OtherTable { table: name, filled: Filled::Unknown };
-            return Err(DestinationError::OtherTables(OtherTables(vec![other])));
+        if let Some(followed) = followed {
+            followed.refuse_other(table.id)?;
         }
         if let Some(column) = relation.columns.iter().find(|c| !self.source_types.contains_key(&c.type_id)) {
             let reason = format!("the type of column {} is gone since", column.name);

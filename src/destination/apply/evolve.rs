@@ -58,13 +58,15 @@ impl Applier {
             return Ok(());
         }
         let Some(followed) = self.followed.get(&relation.id) else { return Ok(()) };
-        let name = followed.name.clone();
+        let followed_table = followed.clone();
+        let name = followed_table.name.clone();
         let (source, source_types) = read_description(&description)?;
         self.conflicts.described(source.clone());
         let Some((table, types)) = self.read_table(&name).await? else {
             // For `bind` to report, with its hint.
             return Ok(());
         };
+        followed_table.refuse_other(table.id)?;
         let published = |column: &crate::pg::Ident| relation.columns.iter().any(|c| c.name == *column);
         let known = match self.ask(&shapes::ask(relation.id)).await?.into_iter().next().flatten() {
             Some(text) => shapes::parse(&text)?,
@@ -117,6 +119,10 @@ impl Applier {
         if self.changed {
             self.changed = false;
             self.read_again(&name).await?;
+            // The statements went by the name.
+            if let Some(table) = self.catalog.table(&name) {
+                followed_table.refuse_other(table.id)?;
+            }
         }
         if relation.name != name {
             self.former_names.insert((relation.id, relation.name.clone()));

@@ -1,7 +1,9 @@
 //! A table that is followed, and which transactions' changes of it are not in its snapshot already.
 //!
-//! Made by `supervisor` from the bookkeeping and by the hand-over from staging; asked by `rows` and `sets` for each change. Pure.
+//! Made by `supervisor` from the bookkeeping and by the hand-over from staging; asked by `rows` and `sets` for each change, and by
+//! `bind` and `evolve` before they take a table for it. Pure.
 
+use crate::destination::other_table::{Filled, OtherTable};
 use crate::pg::{Lsn, QualifiedName};
 
 /// A table that is followed.
@@ -20,6 +22,14 @@ impl Followed {
     /// first that is not.
     pub(super) fn is_live_at(&self, commit_lsn: Lsn) -> bool {
         commit_lsn >= self.snapshot_position
+    }
+
+    /// Refuses what has the table's name and is not the table that was filled. `id`: its OID at the destination.
+    pub(super) fn refuse_other(&self, id: u32) -> Result<(), OtherTable> {
+        match self.destination_id {
+            Some(filled) if filled != id => Err(OtherTable { table: self.name.clone(), filled: Filled::Unknown }),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

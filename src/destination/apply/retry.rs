@@ -12,7 +12,7 @@ use super::{Applier, Cargo, Form, Sent};
 use crate::apply_plan::Work;
 use crate::catalog::schema::TableDefinition;
 use crate::destination::first_row::one_row;
-use crate::destination::other_table::{Filled, OtherTable, OtherTables};
+use crate::destination::other_table::{Filled, OtherTable};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
 use crate::session::{Flight, ServerError, SessionError};
 use crate::sql::table_guard::{OTHER_TABLE, is_refusal};
@@ -32,7 +32,7 @@ impl Applier {
             return Err(DestinationError::PositionMoved { expected: self.stored, found });
         }
         if let Some(other) = other_table(&error) {
-            return Err(DestinationError::OtherTables(OtherTables(vec![other])));
+            return Err(other.into());
         }
         if error.code.as_str() == STATEMENT_REPLACED {
             return Err(DestinationError::Refused(statement_replaced_report()));

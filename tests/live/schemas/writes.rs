@@ -27,11 +27,17 @@ pub fn write(world: &World, rng: &mut Rng) -> String {
 
 /// An INSERT of some columns. The server may refuse it.
 pub fn insert(world: &World, table: &Table, rng: &mut Rng) -> String {
+    insert_at(world, table, None, rng)
+}
+
+/// A row of this id, or any, with values in some of the columns.
+pub fn insert_at(world: &World, table: &Table, id: Option<i64>, rng: &mut Rng) -> String {
     let columns: Vec<&Column> =
         table.columns.iter().filter(|c| c.is_writable && c.name != "id" && rng.u32(..4) > 0).collect();
     let names: String = columns.iter().map(|column| format!(", {}", column.name)).collect();
     let values: String = columns.iter().map(|column| format!(", {}", value(world, &column.type_name, rng))).collect();
-    format!("INSERT INTO {} (id{names}) SELECT {}{values}", table.name, rng.u32(..2000))
+    let id = id.unwrap_or_else(|| rng.u32(..2000).into());
+    format!("INSERT INTO {} (id{names}) SELECT {id}{values}", table.name)
 }
 
 /// A value of a type, as SQL.
