@@ -8,7 +8,7 @@
 //! ```text
 //!         source PostgreSQL                                          destination PostgreSQL
 //!              │  ▲                                                        ▲
-//!     CopyData │  │ StandbyStatusUpdate                    position + rows │ one flight, one transaction
+//!     CopyData │  │ StandbyStatusUpdate                    position + rows │ one pipelined request, one transaction
 //!              ▼  │                                                        │
 //!   source::stream ── wire ── transaction ──── Step ────▶ apply_plan ── destination::apply
 //!   task 1: owns the socket, the relation    bounded       task 2: owns the batch and the

@@ -283,6 +283,22 @@ fn files_of_a_module_import_each_other_in_one_direction() {
 }
 
 /// `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`.
+/// A file that was renamed would be left out without a word.
+#[test]
+fn the_lists_of_the_mutation_test_name_files_that_exist() {
+    let strings = |file: &str| -> Vec<String> {
+        let text = fs::read_to_string(file).expect("a source file");
+        text.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    let mutated = strings("tests/mutants/src/main.rs").into_iter().filter(|path| path.starts_with("src/"));
+    let likely = fs::read_to_string("tests/mutants/src/run.rs").expect("a source file");
+    let likely =
+        likely.lines().filter_map(|line| line.strip_prefix("    (\"")?.split_once("\", \"")).map(|(name, _)| name);
+    let paths = mutated.chain(likely.map(|name| format!("src/{name}")));
+    let missing = paths.filter(|path| !Path::new(path).exists() && !Path::new(&format!("{path}.rs")).exists());
+    report("paths of tests/mutants that do not exist", missing.collect());
+}
+
 fn module_path(path: &Path) -> String {
     let path = path.strip_prefix("src").expect("a file of src").with_extension("");
     let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).filter(|part| *part != "mod").collect();

@@ -1,6 +1,6 @@
 //! The ring, simulated: the real pure parts between a fake source and a fake destination, on thousands of seeded schedules.
 //!
-//! Every step of a schedule is drawn by chance: a message arrives, a flight is executed, an answer comes or is lost, WAL is
+//! Every step of a schedule is drawn by chance: a message arrives, a pipelined request is executed, an answer comes or is lost, WAL is
 //! flushed, the source checkpoints, somebody crashes. After each step the invariants are checked:
 //!
 //! - I1, I2: whatever the destination shows is a state that the source was in, and it only goes forward (but for a crash of a
@@ -13,7 +13,7 @@
 //! The source sends again what it has sent, whole transactions that are applied already, keepalives, inside transactions too,
 //! and commits without what they commit; the last breaks the session off.
 //!
-//! A leader that is frozen, or cut off, leaves flights behind which arrive late, while the next one leads.
+//! A leader that is frozen, or cut off, leaves pipelined requests behind which arrive late, while the next one leads.
 //!
 //! Some transactions arrive before they commit, in blocks between others, with subtransactions and whole transactions that
 //! are rolled back; the spool is a map that is lost with its process.
@@ -221,9 +221,9 @@ fn at_commit(transaction: &Committed) -> Vec<Message> {
     messages
 }
 
-/// A flight on its way to the destination.
+/// A pipelined request on its way to the destination.
 #[derive(Clone, Debug)]
-struct Flight {
+struct PipelinedRequest {
     work: Work,
     previous: u64,
     /// The position that its commit stores.
@@ -251,25 +251,25 @@ struct Destination {
 }
 
 impl Destination {
-    fn execute(&mut self, flight: &Flight, rng: &mut Rng) -> Answer {
+    fn execute(&mut self, request: &PipelinedRequest, rng: &mut Rng) -> Answer {
         let mut answer = Answer { committed: None, failed: false, durable: false, wal: None };
-        let large = matches!(flight.work, Work::PieceOfLarge(_) | Work::CommitLarge { .. });
+        let large = matches!(request.work, Work::PieceOfLarge(_) | Work::CommitLarge { .. });
         // The conditional update comes first, and a failed transaction stays failed.
-        if (large && self.open.is_none()) || (!large && self.position != flight.previous) {
+        if (large && self.open.is_none()) || (!large && self.position != request.previous) {
             answer.failed = true;
             return answer;
         }
         let mut rows = self.open.take().unwrap_or_else(|| self.rows.clone());
-        match &flight.work {
+        match &request.work {
             Work::Batch(batch) => apply(&mut rows, &batch.changes),
             Work::PieceOfLarge(piece) => apply(&mut rows, &piece.changes),
             Work::BeginLarge(_)
             | Work::ChangeSchema(_)
             | Work::CommitLarge { .. }
-            | Work::CommitAhead { .. }
+            | Work::CommitParallel { .. }
             | Work::Reached(_) => {}
         }
-        match flight.next {
+        match request.next {
             None => self.open = Some(rows),
             Some(next) => {
                 assert!(next >= self.position, "a position never goes back");
@@ -281,13 +281,13 @@ impl Destination {
                 };
                 self.history.push((self.insert_lsn, self.position, self.rows.clone()));
                 answer.committed = Some(next);
-                if matches!(flight.work, Work::Reached(_)) {
+                if matches!(request.work, Work::Reached(_)) {
                     self.flush(u64::MAX);
                     answer.durable = true;
                 }
             }
         }
-        if flight.read_wal {
+        if request.read_wal {
             answer.wal =
                 Some(WalReading { insert_lsn: Lsn::new(self.insert_lsn), flush_lsn: Lsn::new(self.flush_lsn) });
         }
@@ -353,7 +353,7 @@ struct Life {
     ledger: Ledger,
     feedback: Feedback,
     idle: IdleAdvance,
-    flights: VecDeque<Flight>,
+    requests: VecDeque<PipelinedRequest>,
     answers: VecDeque<Answer>,
     under_way: usize,
     position: u64,
@@ -384,7 +384,7 @@ impl Life {
             ledger: Ledger::resume(at, Lsn::new(source.confirmed), BLOCK),
             feedback: Feedback::new(Duration::from_secs(60), Lsn::new(source.confirmed), at, Duration::ZERO),
             idle: IdleAdvance::new(Duration::ZERO),
-            flights: VecDeque::new(),
+            requests: VecDeque::new(),
             answers: VecDeque::new(),
             under_way: 0,
             position,
@@ -485,7 +485,7 @@ impl Life {
         };
         let next = match &work {
             Work::Batch(batch) => Some(batch.end_lsn().as_u64()),
-            Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. } => Some(commit.end_lsn.as_u64()),
+            Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. } => Some(commit.end_lsn.as_u64()),
             Work::Reached(position) => Some(position.as_u64()),
             Work::BeginLarge(_) | Work::PieceOfLarge(_) | Work::ChangeSchema(_) => None,
         };
@@ -495,10 +495,15 @@ impl Life {
             Work::Batch(_)
             | Work::PieceOfLarge(_)
             | Work::ChangeSchema(_)
-            | Work::CommitAhead { .. }
+            | Work::CommitParallel { .. }
             | Work::Reached(_) => {}
         }
-        self.flights.push_back(Flight { work, previous: self.position, next, read_wal: next.is_some() && rng.bool() });
+        self.requests.push_back(PipelinedRequest {
+            work,
+            previous: self.position,
+            next,
+            read_wal: next.is_some() && rng.bool(),
+        });
         self.position = next.unwrap_or(self.position);
         self.under_way += 1;
     }
@@ -533,8 +538,8 @@ struct World {
     source: Source,
     destination: Destination,
     life: Option<Life>,
-    /// Flights of leaders that were frozen, each with its session: what is in one comes in order, whenever it comes.
-    late: Vec<VecDeque<Flight>>,
+    /// Pipelined requests of leaders that were frozen, each with its session: what is in one comes in order, whenever it comes.
+    late: Vec<VecDeque<PipelinedRequest>>,
     /// How far readers of the destination have seen it.
     seen: u64,
 }
@@ -564,7 +569,7 @@ impl World {
         if !calm {
             match chance {
                 0 => {
-                    // SIGKILL: answers on their way are lost, flights on their way may still be executed.
+                    // SIGKILL: answers on their way are lost, pipelined requests on their way may still be executed.
                     self.lose_sessions();
                     return;
                 }
@@ -581,9 +586,9 @@ impl World {
                     return;
                 }
                 18 => {
-                    // SIGSTOP, or a link that is cut: the next one leads while flights are still on their way.
+                    // SIGSTOP, or a link that is cut: the next one leads while pipelined requests are still on their way.
                     if let Some(life) = self.life.take() {
-                        self.late.push(life.flights);
+                        self.late.push(life.requests);
                         self.destination.open = None;
                     }
                     return;
@@ -614,8 +619,8 @@ impl World {
             }
             1 => life.submit(&mut self.rng),
             2 => {
-                if let Some(flight) = life.flights.pop_front() {
-                    let answer = self.destination.execute(&flight, &mut self.rng);
+                if let Some(request) = life.requests.pop_front() {
+                    let answer = self.destination.execute(&request, &mut self.rng);
                     life.answers.push_back(answer);
                 }
             }
@@ -636,31 +641,31 @@ impl World {
         }
     }
 
-    /// A flight of a frozen leader arrives, in its own session. While another has a transaction open there, which has written
+    /// A pipelined request of a frozen leader arrives, in its own session. While another has a transaction open there, which has written
     /// the position, it waits.
     fn arrive_late(&mut self) {
         if self.destination.open.is_some() || self.late.is_empty() {
             return;
         }
         let session = self.rng.usize(..self.late.len());
-        let Some(flight) = self.late[session].pop_front() else {
+        let Some(request) = self.late[session].pop_front() else {
             self.late.remove(session);
             return;
         };
-        // A transaction in several flights is never whole here: what its session has left open is rolled back.
-        let whole = matches!(flight.work, Work::Batch(_) | Work::Reached(_));
-        if !whole || self.destination.execute(&flight, &mut self.rng).failed {
+        // A transaction in several pipelined requests is never whole here: what its session has left open is rolled back.
+        let whole = matches!(request.work, Work::Batch(_) | Work::Reached(_));
+        if !whole || self.destination.execute(&request, &mut self.rng).failed {
             self.late.remove(session);
         }
     }
 
     fn lose_sessions(&mut self) {
         if let Some(mut life) = self.life.take() {
-            while let Some(flight) = life.flights.pop_front() {
+            while let Some(request) = life.requests.pop_front() {
                 if self.rng.bool() {
                     break;
                 }
-                let _ = self.destination.execute(&flight, &mut self.rng);
+                let _ = self.destination.execute(&request, &mut self.rng);
             }
             self.destination.open = None;
         }

@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use headwater::apply_plan::coalesce::{Net, Part};
 use headwater::apply_plan::net_effect::Effect;
 use headwater::apply_plan::sets;
-use headwater::apply_plan::sets::Way;
+use headwater::apply_plan::sets::WriteMethod;
 use headwater::apply_plan::target::{Target, TargetColumn, TargetIdentity};
 use headwater::apply_plan::{Batch, BatchLimits, Batcher, Work};
 use headwater::pg::{
@@ -171,14 +171,14 @@ pub fn write(batch: &Batch, target: &Arc<Target>, out: &mut BytesMut) -> usize {
         let Part::Set { effect: what, rows, .. } = part else { panic!("nothing here needs an order") };
         let sample = effect.image(rows[0], &batch.changes);
         match (sets::way(target, what, rows.len(), sample), what) {
-            (way @ Way::CopyBinary, Effect::Insert) => {
+            (way @ WriteMethod::CopyBinary, Effect::Insert) => {
                 sets::copy_begin(out, way);
                 for row in rows {
                     sets::copy_row(out, way, target, 4, effect.image(*row, &batch.changes));
                 }
                 sets::copy_end(out, way);
             }
-            (Way::Arrays, Effect::Update(set)) => {
+            (WriteMethod::Arrays, Effect::Update(set)) => {
                 for place in set.iter().chain(sets::key_of(target)) {
                     let column = target.column(*place).unwrap();
                     let value = |row: &headwater::apply_plan::net_effect::NetRow| {

@@ -109,7 +109,7 @@ pub enum Work {
         heartbeat: Option<Heartbeat>,
     },
     /// Commit a transaction whose changes are applied already, on a session of its own.
-    CommitAhead {
+    CommitParallel {
         /// Its commit.
         commit: Commit,
         /// A heartbeat in it.
@@ -176,7 +176,7 @@ impl Batcher {
     fn is_behind_fence(&self, step: &Step) -> bool {
         let final_lsn = match step {
             Step::Transaction(transaction) => transaction.begin.final_lsn,
-            Step::Begin(begin) | Step::Ahead { begin, .. } => begin.final_lsn,
+            Step::Begin(begin) | Step::AppliedInParallel { begin, .. } => begin.final_lsn,
             // What belongs to a transaction that has begun goes with it; a position is no transaction.
             Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => return false,
         };
@@ -220,7 +220,7 @@ impl Batcher {
             Step::Piece(piece) => Work::PieceOfLarge(piece),
             Step::Schema(change) => Work::ChangeSchema(change),
             Step::Commit { commit, heartbeat } => Work::CommitLarge { commit, heartbeat },
-            Step::Ahead { begin: _, commit, heartbeat } => Work::CommitAhead { commit, heartbeat },
+            Step::AppliedInParallel { begin: _, commit, heartbeat } => Work::CommitParallel { commit, heartbeat },
             Step::Reached(position) => Work::Reached(position),
             Step::Transaction(transaction) => {
                 let mut batch = Batch::default();
@@ -242,7 +242,7 @@ fn rows(step: &Step) -> usize {
     match step {
         Step::Transaction(transaction) => transaction.changes.len(),
         Step::Piece(piece) => piece.changes.len(),
-        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => 0,
+        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => 0,
     }
 }
 
@@ -297,7 +297,7 @@ mod tests {
                 | Work::PieceOfLarge(_)
                 | Work::ChangeSchema(_)
                 | Work::CommitLarge { .. }
-                | Work::CommitAhead { .. } => {
+                | Work::CommitParallel { .. } => {
                     panic!("{work:?}")
                 }
             })

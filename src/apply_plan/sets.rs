@@ -1,7 +1,7 @@
 //! Sets of rows into as few statements as possible: which way a set goes, its SQL and its data.
 //!
 //! Stands between `net` and `destination::apply`. Three ways, by measured crossovers (one connection, everything in one
-//! flight, PostgreSQL 15): prepared statements row by row, one statement over an array for each column, COPY. A
+//! pipelined request, PostgreSQL 15): prepared statements row by row, one statement over an array for each column, COPY. A
 //! temporary table with a merge never paid, at no size.
 //!
 //! Array and COPY data are written straight from the tuples: no value is copied before.
@@ -15,7 +15,7 @@ use crate::pg::{Datum, Tuple, TypeId};
 
 /// How a set goes to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Way {
+pub enum WriteMethod {
     /// A prepared statement for each row.
     Rows,
     /// One statement over arrays.
@@ -26,28 +26,28 @@ pub enum Way {
     CopyBinary,
 }
 
-/// From so many rows on COPY costs less than prepared inserts: as part of a flight it needs no round trip.
+/// From so many rows on COPY costs less than prepared inserts: as part of a pipelined request it needs no round trip.
 const COPY_ROWS_MIN: usize = 10;
 /// From so many rows on one statement over arrays costs less than prepared statements.
 const ARRAY_ROWS_MIN: usize = 5;
 
 /// The way for so many rows; `sample` tells in which format values come.
-pub fn way(target: &Target, effect: &Effect, rows: usize, sample: &Tuple) -> Way {
+pub fn way(target: &Target, effect: &Effect, rows: usize, sample: &Tuple) -> WriteMethod {
     match effect {
         Effect::Insert if rows >= COPY_ROWS_MIN && target.reaction.takes_copy() && has_columns(target) => {
             let text = sample.columns().any(|value| matches!(value, Datum::Text(_)));
             let binary = sample.columns().any(|value| matches!(value, Datum::Binary(_)));
             match (text, binary) {
-                (true, false) => Way::CopyText,
-                (false, true) => Way::CopyBinary,
+                (true, false) => WriteMethod::CopyText,
+                (false, true) => WriteMethod::CopyBinary,
                 // Nothing but NULL: it does not say which.
-                (false, false) | (true, true) => Way::Rows,
+                (false, false) | (true, true) => WriteMethod::Rows,
             }
         }
-        Effect::Insert => Way::Rows,
-        Effect::Update(set) if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, set) => Way::Arrays,
-        Effect::Delete if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, &[]) => Way::Arrays,
-        Effect::Update(_) | Effect::Delete => Way::Rows,
+        Effect::Insert => WriteMethod::Rows,
+        Effect::Update(set) if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, set) => WriteMethod::Arrays,
+        Effect::Delete if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, &[]) => WriteMethod::Arrays,
+        Effect::Update(_) | Effect::Delete => WriteMethod::Rows,
     }
 }
 
@@ -159,8 +159,8 @@ fn write_text_array<'a>(out: &mut BytesMut, column: &TargetColumn, values: impl 
 }
 
 /// What stands before the first row of COPY data.
-pub fn copy_begin(out: &mut BytesMut, way: Way) {
-    if way == Way::CopyBinary {
+pub fn copy_begin(out: &mut BytesMut, way: WriteMethod) {
+    if way == WriteMethod::CopyBinary {
         // Signature, flags, length of the header's extension (sql-copy, Binary Format).
         out.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
         out.put_u32(0);
@@ -169,17 +169,17 @@ pub fn copy_begin(out: &mut BytesMut, way: Way) {
 }
 
 /// What stands behind the last row.
-pub fn copy_end(out: &mut BytesMut, way: Way) {
-    if way == Way::CopyBinary {
+pub fn copy_end(out: &mut BytesMut, way: WriteMethod) {
+    if way == WriteMethod::CopyBinary {
         out.put_i16(-1);
     }
 }
 
 /// One row of COPY data: the columns that the destination stores.
-pub fn copy_row(out: &mut BytesMut, way: Way, target: &Target, columns: i16, row: &Tuple) {
+pub fn copy_row(out: &mut BytesMut, way: WriteMethod, target: &Target, columns: i16, row: &Tuple) {
     let stored =
         target.columns.iter().zip(row.columns()).filter(|(column, _)| column.is_some()).map(|(_, value)| value);
-    if way == Way::CopyBinary {
+    if way == WriteMethod::CopyBinary {
         out.put_i16(columns);
         for value in stored {
             match value.bytes() {
@@ -265,7 +265,7 @@ mod tests {
 
     use super::*;
     use crate::apply_plan::merge::tuple_of;
-    use crate::apply_plan::reaction::Reaction;
+    use crate::apply_plan::side_effects::SideEffects;
     use crate::catalog::schema::TableDefinition;
     use crate::pg::{Ident, QualifiedName, Relation, RelationId, ReplicaIdentity};
     use crate::testing;
@@ -343,9 +343,16 @@ mod tests {
         let target = target(|_| {});
         let row = tuple_of([Datum::Text(b"1"), Datum::Null]).unwrap();
         let ways = |effect: &Effect, rows: [usize; 2]| rows.map(|rows| way(&target, effect, rows, &row));
-        assert_eq!(ways(&Effect::Insert, [COPY_ROWS_MIN - 1, COPY_ROWS_MIN]), [Way::Rows, Way::CopyText]);
+        assert_eq!(
+            ways(&Effect::Insert, [COPY_ROWS_MIN - 1, COPY_ROWS_MIN]),
+            [WriteMethod::Rows, WriteMethod::CopyText]
+        );
         for effect in [Effect::Update(vec![1]), Effect::Delete] {
-            assert_eq!(ways(&effect, [ARRAY_ROWS_MIN - 1, ARRAY_ROWS_MIN]), [Way::Rows, Way::Arrays], "{effect:?}");
+            assert_eq!(
+                ways(&effect, [ARRAY_ROWS_MIN - 1, ARRAY_ROWS_MIN]),
+                [WriteMethod::Rows, WriteMethod::Arrays],
+                "{effect:?}"
+            );
         }
     }
 
@@ -357,31 +364,51 @@ mod tests {
         };
         let by = |change: &dyn Fn(&mut Target)| ways(&target(change));
         let secured = TableDefinition { row_security: true, ..testing::table("t", &[testing::Column::new("id", 25)]) };
-        let no_copy = by(&|target| target.reaction = Reaction::of(&secured));
-        assert_eq!(no_copy, [Way::Rows, Way::Arrays, Way::Arrays], "row-level security refuses COPY");
+        let no_copy = by(&|target| target.reaction = SideEffects::of(&secured));
+        assert_eq!(
+            no_copy,
+            [WriteMethod::Rows, WriteMethod::Arrays, WriteMethod::Arrays],
+            "row-level security refuses COPY"
+        );
         let no_operator = by(&|target| target.finders[0].equality = None);
-        assert_eq!(no_operator, [Way::CopyText, Way::Rows, Way::Rows], "a key without an operator");
+        assert_eq!(
+            no_operator,
+            [WriteMethod::CopyText, WriteMethod::Rows, WriteMethod::Rows],
+            "a key without an operator"
+        );
         let no_array_of_key = by(&|target| target.finders[0].array = None);
-        assert_eq!(no_array_of_key, [Way::CopyText, Way::Rows, Way::Rows], "a key without an array");
+        assert_eq!(
+            no_array_of_key,
+            [WriteMethod::CopyText, WriteMethod::Rows, WriteMethod::Rows],
+            "a key without an array"
+        );
         let no_array_of_value = by(&|target| target.finders[1].array = None);
-        assert_eq!(no_array_of_value, [Way::CopyText, Way::Rows, Way::Arrays], "a value without an array");
+        assert_eq!(
+            no_array_of_value,
+            [WriteMethod::CopyText, WriteMethod::Rows, WriteMethod::Arrays],
+            "a value without an array"
+        );
         let no_key = by(&|target| target.identity = TargetIdentity::WholeRow);
-        assert_eq!(no_key, [Way::CopyText, Way::Rows, Way::Rows], "no key");
+        assert_eq!(no_key, [WriteMethod::CopyText, WriteMethod::Rows, WriteMethod::Rows], "no key");
         let all_generated = by(&|target| target.columns = vec![None, None]);
-        assert_eq!(all_generated, [Way::Rows, Way::Arrays, Way::Arrays], "no column to copy into");
+        assert_eq!(
+            all_generated,
+            [WriteMethod::Rows, WriteMethod::Arrays, WriteMethod::Arrays],
+            "no column to copy into"
+        );
     }
 
     #[test]
     fn copy_goes_in_the_format_of_the_values_and_not_where_they_do_not_say_which() {
         let target = target(|_| {});
         let of = |row: [Datum<'_>; 2]| way(&target, &Effect::Insert, 100, &tuple_of(row).unwrap());
-        assert_eq!(of([Datum::Text(b"1"), Datum::Null]), Way::CopyText);
-        assert_eq!(of([Datum::Binary(b"1"), Datum::Null]), Way::CopyBinary);
-        assert_eq!(of([Datum::Null, Datum::Null]), Way::Rows);
-        assert_eq!(of([Datum::Text(b"1"), Datum::Binary(b"1")]), Way::Rows);
+        assert_eq!(of([Datum::Text(b"1"), Datum::Null]), WriteMethod::CopyText);
+        assert_eq!(of([Datum::Binary(b"1"), Datum::Null]), WriteMethod::CopyBinary);
+        assert_eq!(of([Datum::Null, Datum::Null]), WriteMethod::Rows);
+        assert_eq!(of([Datum::Text(b"1"), Datum::Binary(b"1")]), WriteMethod::Rows);
     }
 
-    fn copied(way: Way, target: &Target, rows: &[[Datum<'_>; 2]]) -> Vec<u8> {
+    fn copied(way: WriteMethod, target: &Target, rows: &[[Datum<'_>; 2]]) -> Vec<u8> {
         let mut out = BytesMut::new();
         copy_begin(&mut out, way);
         let columns = i16::try_from(target.stored_columns().count()).unwrap();
@@ -396,7 +423,7 @@ mod tests {
     fn copy_in_text_escapes_what_ends_values_and_rows() {
         let rows = [[Datum::Text(b"a\tb\nc\rd\\e"), Datum::Null], [Datum::Text(b""), Datum::Text(b"\\N")]];
         let expected = b"a\\tb\\nc\\rd\\\\e\t\\N\n\t\\\\N\n";
-        assert_eq!(copied(Way::CopyText, &target(|_| {}), &rows), expected);
+        assert_eq!(copied(WriteMethod::CopyText, &target(|_| {}), &rows), expected);
     }
 
     #[test]
@@ -409,13 +436,13 @@ mod tests {
             &[0xff, 0xff],
         ]
         .concat();
-        assert_eq!(copied(Way::CopyBinary, &target(|_| {}), &rows), expected);
+        assert_eq!(copied(WriteMethod::CopyBinary, &target(|_| {}), &rows), expected);
     }
 
     #[test]
     fn copy_leaves_out_what_the_destination_generates() {
         let target = target(|target| target.columns[1] = None);
         let rows = [[Datum::Text(b"a"), Datum::Text(b"generated")]];
-        assert_eq!(copied(Way::CopyText, &target, &rows), b"a\n");
+        assert_eq!(copied(WriteMethod::CopyText, &target, &rows), b"a\n");
     }
 }

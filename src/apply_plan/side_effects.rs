@@ -1,93 +1,63 @@
-//! What the destination does by itself when rows change: foreign keys and triggers.
+//! What the destination does by itself when a table's rows change: foreign keys and triggers.
 //!
-//! Read off the catalog when a relation is bound ([`Reaction`] is part of its `target`); asked by `net` whether the
-//! changes of a batch may be reordered. With session_replication_role = replica foreign keys do not act, and the
-//! answer is yes unless a trigger fires even so. Where they act, order can matter without any error: applied deletes
-//! first, ON DELETE CASCADE removes rows that an update of the same batch had saved. So wherever one change of a batch
-//! could make the destination touch, or judge, what another one writes, the original order is kept.
+//! Read off the catalog when a relation is bound; part of its [`super::target::Target`], judged by `side_effects`.
 
-use std::collections::BTreeMap;
+use crate::catalog::schema::{ForeignKeyAction, TableDefinition};
+use crate::pg::Ident;
 
-use crate::apply_plan::sets::key_of;
-use crate::apply_plan::target::Target;
-use crate::catalog::table_order::foreign_key_order;
-use crate::pg::{Ident, QualifiedName};
-
-/// A table of a batch, and what the batch does to it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Touched<'a> {
-    /// The table.
-    pub(super) target: &'a Target,
-    /// Rows come.
-    pub(super) inserts: bool,
-    /// Rows change.
-    pub(super) updates: bool,
-    /// Rows change their keys.
-    pub(super) rekeys: bool,
-    /// Rows go.
-    pub(super) deletes: bool,
+/// How a destination table reacts to changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SideEffects {
+    /// Triggers fire in the ordinary role.
+    pub(crate) triggers_in_origin: bool,
+    /// Triggers fire even in the replica role.
+    pub(crate) triggers_in_replica: bool,
+    /// A foreign key of another table follows deletes of this one's rows.
+    pub(crate) follows_delete: bool,
+    /// A foreign key of another table follows changes of this one's keys.
+    pub(crate) follows_update: bool,
+    /// What its foreign keys point at.
+    pub(crate) parents: Vec<Parent>,
+    /// Row level security may keep COPY from it.
+    pub(crate) row_security: bool,
 }
 
-impl Touched<'_> {
-    /// Whether rows may lose the values at these columns.
-    fn loses(&self, columns: &[Ident]) -> bool {
-        let in_key = |name: &Ident| {
-            key_of(self.target)
-                .iter()
-                .any(|place| self.target.key_column(*place).is_some_and(|column| column.name == *name))
+impl SideEffects {
+    /// From the catalog.
+    pub fn of(table: &TableDefinition) -> SideEffects {
+        let follows = |action: ForeignKeyAction| match action {
+            ForeignKeyAction::NoAction | ForeignKeyAction::Restrict => false,
+            ForeignKeyAction::Cascade | ForeignKeyAction::SetNull | ForeignKeyAction::SetDefault => true,
         };
-        self.deletes || self.updates && (self.rekeys || !columns.iter().all(in_key))
-    }
-}
-
-/// Whether the changes must be carried out one by one, as they came.
-pub(super) fn needs_order(touched: &[Touched<'_>], foreign_keys_act: bool) -> bool {
-    touched.iter().any(|table| {
-        let reaction = &table.target.reaction;
-        if !foreign_keys_act {
-            return reaction.triggers_in_replica;
+        let fires = |roles: &[char]| table.triggers.iter().any(|trigger| roles.contains(&trigger.enabled));
+        SideEffects {
+            // tgenabled: O origin, R replica, A always, D disabled.
+            triggers_in_origin: fires(&['O', 'A']),
+            triggers_in_replica: fires(&['R', 'A']),
+            follows_delete: table.referenced_by.iter().any(|key| follows(key.on_delete)),
+            follows_update: table.referenced_by.iter().any(|key| follows(key.on_update)),
+            parents: table
+                .foreign_keys()
+                .map(|(_, target)| Parent { table_id: target.table_id, columns: target.columns.clone() })
+                .collect(),
+            row_security: table.row_security,
         }
-        let follows = table.deletes && reaction.follows_delete || table.updates && reaction.follows_update;
-        reaction.triggers_in_origin || follows || touched.iter().any(|parent| interferes(table, parent))
-    }) || foreign_keys_act && has_circle(touched)
-}
-
-/// Whether a foreign key from `child` to `parent` could judge a reordered batch otherwise than the original one.
-fn interferes(child: &Touched<'_>, parent: &Touched<'_>) -> bool {
-    let mut keys = child.target.reaction.parents.iter().filter(|key| key.table_id == parent.target.table_id);
-    // Rows of the parent that go, or change what is pointed at, and rows of the child that come or change; parents that
-    // come and children that change to point at them.
-    keys.any(|key| parent.loses(&key.columns) && (child.inserts || child.updates) || parent.inserts && child.updates)
-}
-
-fn names(touched: &[Touched<'_>]) -> BTreeMap<u32, QualifiedName> {
-    touched.iter().map(|table| (table.target.table_id, table.target.table.clone())).collect()
-}
-
-fn order_of(touched: &[Touched<'_>]) -> crate::catalog::table_order::ForeignKeyOrder {
-    let names = names(touched);
-    let references = touched.iter().flat_map(|table| {
-        table
-            .target
-            .reaction
-            .parents
-            .iter()
-            .filter_map(|parent| Some((table.target.table.clone(), names.get(&parent.table_id)?.clone())))
-    });
-    foreign_key_order(names.values().cloned(), references.collect::<Vec<_>>())
-}
-
-fn has_circle(touched: &[Touched<'_>]) -> bool {
-    touched.len() > 1 && !order_of(touched).cycles.is_empty()
-}
-
-/// The places in `touched`, parents before children.
-pub(super) fn parents_first(touched: &[Touched<'_>]) -> Vec<usize> {
-    if touched.len() < 2 {
-        return (0..touched.len()).collect();
     }
-    let order = order_of(touched);
-    let mut places: Vec<usize> = (0..touched.len()).collect();
-    places.sort_by_key(|place| order.tables.iter().position(|name| *name == touched[*place].target.table));
-    places
+
+    /// Whether triggers act in the replica role.
+    pub fn acts_in_replica(&self) -> bool {
+        self.triggers_in_replica
+    }
+
+    /// Whether rows may come by COPY.
+    pub fn takes_copy(&self) -> bool {
+        !self.row_security
+    }
+}
+
+/// What a foreign key points at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Parent {
+    pub(crate) table_id: u32,
+    pub(crate) columns: Vec<Ident>,
 }

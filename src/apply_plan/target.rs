@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::apply_plan::reaction::Reaction;
+use crate::apply_plan::side_effects::SideEffects;
 use crate::catalog::schema::{
     ColumnDefinition, IdentityColumn, TableDefinition, TableKind, TypeDefinition, TypeKind, Types,
 };
@@ -61,7 +61,7 @@ pub struct Target {
     /// The table has GENERATED ALWAYS identity columns, so INSERT must override them.
     pub overrides_identity: bool,
     /// What the destination does by itself when the table's rows change.
-    pub reaction: Reaction,
+    pub reaction: SideEffects,
 }
 
 /// A relation that cannot be bound to its table.
@@ -120,7 +120,7 @@ impl Target {
             overrides_identity: table.columns.iter().any(|c| c.identity == Some(IdentityColumn::Always)),
             columns,
             finders,
-            reaction: Reaction::of(table),
+            reaction: SideEffects::of(table),
         })
     }
 

@@ -4,16 +4,16 @@
 //! what may be confirmed `progress`'s.
 //!
 //! ```text
-//! StepReceiver ─▶ Batcher ─▶ Applier ═ flights ═▶ destination
+//! StepReceiver ─▶ Batcher ─▶ Applier ═ requests ═▶ destination
 //!                               │ answers
 //!                    Ledger ◀───┘──▶ watch: stored, flushed ─▶ task 1
 //! ```
 //!
-//! Its [`Gate`] tells it to go on, to hold, or to run to a fence: a transaction that has begun is finished first, and
+//! Its [`ApplyPause`] tells it to go on, to hold, or to run to a fence: a transaction that has begun is finished first, and
 //! while it stands still the session is kept alive and steps are still received, as many as the batcher has room for.
 //!
-//! A transaction that was applied ahead of its commit ([`AheadOf`]) only waits here for its turn: when everything before it
-//! is stored, the session beside commits it, and until that is answered nothing else is handed out.
+//! A transaction that was applied in parallel ([`ParallelApply`]) only waits here for its turn: when everything before it is stored, the
+//! other session commits it, and until that is answered nothing else is handed out.
 //!
 //! It ends when the steps end (the stream broke off: what is whole is still applied), when it is asked to stop (what is
 //! under way is still answered), or with the destination's error.
@@ -28,8 +28,8 @@ use super::counts::count;
 use super::scheduling::Scheduling;
 use crate::apply_plan::{BatchLimits, Batcher, Work};
 use crate::apply_worker::heartbeat::Instance;
-use crate::apply_worker::parallel_apply::AheadOf;
-use crate::apply_worker::pause::{Command, Gate};
+use crate::apply_worker::parallel_apply::ParallelApply;
+use crate::apply_worker::pause::{ApplyPause, Command};
 use crate::destination::{Applied, Applier, DestinationError};
 use crate::pg::Lsn;
 use crate::progress::{IdleAdvance, Ledger};
@@ -54,22 +54,22 @@ pub(crate) struct Limits {
 
 /// The destination's WAL positions are asked for at most so often; confirming less often costs the source a little WAL.
 const READ_WAL_EVERY: Duration = Duration::from_millis(50);
-/// A flight leaves behind one that is not answered yet only with so many changes. Large flights cost the destination less for a
+/// A pipelined request leaves behind one that is not answered yet only with so many changes. Large ones cost the destination less for a
 /// change (statements over more rows, more changes of one row folded), and what is queued leaves at the latest with the answer.
-const SECOND_FLIGHT_ROWS: usize = 1_000;
+const SECOND_REQUEST_ROWS: usize = 1_000;
 /// How long to wait for answers that are under way once stopping.
 const ANSWERS_MAX: Duration = Duration::from_secs(3);
 /// How long to wait for the destination's flush once stopping: its walwriter runs every 200 ms.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// What stands beside the ring and reaches into it.
-pub(crate) struct Beside {
+/// What reaches into the loop from outside.
+pub(crate) struct LoopContext {
     /// Who may make the loop stand still.
-    pub(crate) gate: Gate,
+    pub(crate) apply_pause: ApplyPause,
     /// This process, as heartbeats name it.
     pub(crate) instance: Instance,
     /// Who applies a stream before it commits; `None`: nobody.
-    pub(crate) ahead: Option<AheadOf>,
+    pub(crate) parallel_apply: Option<ParallelApply>,
 }
 
 /// The loop's state.
@@ -82,9 +82,9 @@ pub(crate) struct ApplyLoop<'a> {
     confirmed: watch::Sender<Confirmed>,
     telemetry: &'a Telemetry,
     limits: Limits,
-    gate: Gate,
+    apply_pause: ApplyPause,
     instance: Instance,
-    ahead: Option<AheadOf>,
+    parallel_apply: Option<ParallelApply>,
     scheduling: Scheduling,
     began: Instant,
     read_wal_at: Instant,
@@ -102,10 +102,10 @@ impl<'a> ApplyLoop<'a> {
         confirmed: watch::Sender<Confirmed>,
         telemetry: &'a Telemetry,
         limits: Limits,
-        beside: Beside,
+        context: LoopContext,
     ) -> ApplyLoop<'a> {
         let began = Instant::now();
-        let Beside { gate, instance, ahead } = beside;
+        let LoopContext { apply_pause, instance, parallel_apply } = context;
         ApplyLoop {
             applier,
             steps,
@@ -115,9 +115,9 @@ impl<'a> ApplyLoop<'a> {
             confirmed,
             telemetry,
             limits,
-            gate,
+            apply_pause,
             instance,
-            ahead,
+            parallel_apply,
             scheduling: Scheduling::new(),
             began,
             read_wal_at: began,
@@ -167,8 +167,8 @@ impl<'a> ApplyLoop<'a> {
                     None => self.steps_ended = true,
                 },
                 () = &mut stop => return self.finish().await,
-                () = self.gate.changed() => {}
-                () = AheadOf::changed(self.ahead.as_mut()), if committing => {}
+                () = self.apply_pause.changed() => {}
+                () = ParallelApply::changed(self.parallel_apply.as_mut()), if committing => {}
                 () = tokio::time::sleep(pause) => self.tick().await?,
             }
         }
@@ -176,31 +176,31 @@ impl<'a> ApplyLoop<'a> {
 
     /// Hands the destination as much work as it takes.
     async fn feed(&mut self) -> Result<(), DestinationError> {
-        let command = self.gate.command();
+        let command = self.apply_pause.command();
         self.batcher.set_fence(match command {
             Command::RunTo { point, .. } => Some(point),
-            Command::GoOn | Command::Hold { .. } => None,
+            Command::Run | Command::Hold { .. } => None,
         });
-        self.look_after_ahead(command == Command::GoOn).await?;
+        self.poll_parallel_apply(command == Command::Run).await?;
         let holds = matches!(command, Command::Hold { .. });
         while self.applier.has_room() && !self.is_committing_ahead() && (!holds || self.applier.in_large_transaction())
         {
             // What comes in small is gathered while an answer is awaited.
-            if self.applier.is_busy() && !self.batcher.holds(SECOND_FLIGHT_ROWS) {
+            if self.applier.is_busy() && !self.batcher.holds(SECOND_REQUEST_ROWS) {
                 break;
             }
             let Some(work) = self.batcher.next_work() else { break };
-            if let (Work::CommitAhead { commit, .. }, Some(ahead)) = (&work, &mut self.ahead) {
-                if !self.applier.takes_as_it_is(commit) {
-                    ahead.give_up("it is to be left out, or is in a snapshot in part");
+            if let (Work::CommitParallel { commit, .. }, Some(parallel_apply)) = (&work, &mut self.parallel_apply) {
+                if !self.applier.may_commit_directly(commit) {
+                    parallel_apply.give_up("it is to be left out, or is in a snapshot in part");
                 }
                 self.submitted_up_to = self.submitted_up_to.max(commit_lsn_of(&work));
-                ahead.turn_comes(work);
-                self.look_after_ahead(true).await?;
+                parallel_apply.commit_next(work);
+                self.poll_parallel_apply(true).await?;
                 break;
             }
-            if let (Work::ChangeSchema(_), Some(ahead)) = (&work, &mut self.ahead) {
-                ahead.stand_back().await;
+            if let (Work::ChangeSchema(_), Some(parallel_apply)) = (&work, &mut self.parallel_apply) {
+                parallel_apply.release_locks().await;
             }
             if let Work::Reached(position) = work {
                 self.idle.reached(position);
@@ -216,7 +216,7 @@ impl<'a> ApplyLoop<'a> {
                 Work::BeginLarge(_)
                 | Work::ChangeSchema(_)
                 | Work::CommitLarge { .. }
-                | Work::CommitAhead { .. }
+                | Work::CommitParallel { .. }
                 | Work::Reached(_) => {}
             }
             self.submitted_up_to = self.submitted_up_to.max(commit_lsn_of(&work));
@@ -226,13 +226,13 @@ impl<'a> ApplyLoop<'a> {
         }
         let stands = !self.applier.is_busy() && !self.applier.in_large_transaction() && !self.is_committing_ahead();
         match command {
-            Command::Hold { .. } if stands => self.gate.stands(command, self.applier.stored()),
+            Command::Hold { .. } if stands => self.apply_pause.stands(command, self.applier.stored()),
             Command::RunTo { point, .. } if stands && self.has_reached(point) => {
-                self.gate.stands(command, self.applier.stored());
+                self.apply_pause.stands(command, self.applier.stored());
             }
-            Command::GoOn | Command::Hold { .. } | Command::RunTo { .. } => {}
+            Command::Run | Command::Hold { .. } | Command::RunTo { .. } => {}
         }
-        let nothing_to_do = stands && self.batcher.is_empty() && command == Command::GoOn;
+        let nothing_to_do = stands && self.batcher.is_empty() && command == Command::Run;
         if nothing_to_do {
             self.scheduling.idle();
         }
@@ -244,18 +244,18 @@ impl<'a> ApplyLoop<'a> {
     }
 
     fn is_committing_ahead(&self) -> bool {
-        self.ahead.as_ref().is_some_and(AheadOf::is_committing)
+        self.parallel_apply.as_ref().is_some_and(ParallelApply::is_committing)
     }
 
-    /// What the session that applies ahead needs from this loop, and what has become of its commit.
-    async fn look_after_ahead(&mut self, goes_on: bool) -> Result<(), DestinationError> {
-        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+    /// What the session that applies in parallel needs from this loop, and what has become of its commit.
+    async fn poll_parallel_apply(&mut self, goes_on: bool) -> Result<(), DestinationError> {
+        let Some(parallel_apply) = &mut self.parallel_apply else { return Ok(()) };
         let free = !self.applier.is_busy() && !self.applier.in_large_transaction();
-        ahead.look_after(&self.applier, goes_on, free);
-        let Some((work, applied, took)) = ahead.take_outcome() else { return Ok(()) };
-        if applied && let Work::CommitAhead { commit, .. } = &work {
+        parallel_apply.poll(&self.applier, goes_on, free);
+        let Some((work, applied, took)) = parallel_apply.take_outcome() else { return Ok(()) };
+        if applied && let Work::CommitParallel { commit, .. } = &work {
             let position = commit.end_lsn;
-            self.applier.goes_on_at(position).await?;
+            self.applier.set_position(position).await?;
             let durable = self.limits.commits_are_durable;
             self.applied(Applied {
                 work: Some(work),
@@ -268,8 +268,8 @@ impl<'a> ApplyLoop<'a> {
                 took,
             });
         }
-        if let Some(ahead) = &mut self.ahead {
-            ahead.settle(applied);
+        if let Some(parallel_apply) = &mut self.parallel_apply {
+            parallel_apply.settle(applied);
         }
         Ok(())
     }
@@ -280,7 +280,7 @@ impl<'a> ApplyLoop<'a> {
         self.batcher.at_fence() || self.idle.position() >= point || self.applier.stored() >= point
     }
 
-    /// Whether the next flight should bring the destination's WAL positions; counts as asked.
+    /// Whether the next pipelined request should bring the destination's WAL positions; counts as asked.
     fn ledger_wants_reading(&mut self) -> bool {
         // A commit that is about to be sent will want one, too.
         let due = self.read_wal_at.elapsed() >= READ_WAL_EVERY;
@@ -326,8 +326,8 @@ impl<'a> ApplyLoop<'a> {
             self.made_progress = true;
             self.idle.stored(self.began.elapsed());
             self.telemetry.stored(position);
-            if let Some(ahead) = &self.ahead {
-                ahead.stored(position);
+            if let Some(parallel_apply) = &self.parallel_apply {
+                parallel_apply.stored(position);
             }
             self.caught_up_at(position);
         }
@@ -356,7 +356,7 @@ impl<'a> ApplyLoop<'a> {
             Some(Work::PieceOfLarge(piece)) => {
                 self.telemetry.batch_applied(0, &count(&piece.changes), missing_deletes, took);
             }
-            Some(Work::CommitLarge { heartbeat, .. } | Work::CommitAhead { heartbeat, .. }) => {
+            Some(Work::CommitLarge { heartbeat, .. } | Work::CommitParallel { heartbeat, .. }) => {
                 self.telemetry.batch_applied(1, &[], 0, took);
                 if let Some(heartbeat) = &heartbeat {
                     self.heartbeat(heartbeat);
@@ -370,7 +370,7 @@ impl<'a> ApplyLoop<'a> {
     fn left_out(&self, work: Option<&Work>) {
         let commit = match work {
             Some(Work::Batch(batch)) => batch.members.first().map(|member| member.commit),
-            Some(Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. }) => Some(*commit),
+            Some(Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. }) => Some(*commit),
             Some(Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::BeginLarge(_) | Work::Reached(_)) | None => None,
         };
         if let Some(commit) = commit {
@@ -442,8 +442,8 @@ impl<'a> ApplyLoop<'a> {
 
     /// Ends the writing session, and with it the way back.
     pub(crate) async fn close(self) {
-        if let Some(ahead) = self.ahead {
-            ahead.end().await;
+        if let Some(parallel_apply) = self.parallel_apply {
+            parallel_apply.end().await;
         }
         self.applier.into_writer().close().await;
     }
@@ -454,7 +454,7 @@ fn commit_lsn_of(work: &Work) -> Lsn {
     match work {
         Work::Batch(batch) => batch.members.last().map_or(Lsn::INVALID, |member| member.commit.commit_lsn),
         Work::BeginLarge(begin) => begin.final_lsn,
-        Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. } => commit.commit_lsn,
+        Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. } => commit.commit_lsn,
         Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::Reached(_) => Lsn::INVALID,
     }
 }

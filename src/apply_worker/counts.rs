@@ -1,6 +1,6 @@
 //! How many rows of which table: changes counted for metrics and the status page.
 //!
-//! Used by the apply loop for each batch, and by `ahead` for a whole transaction.
+//! Used by the apply loop for each batch, and by `parallel_apply` for a whole transaction.
 
 use crate::pg::Relation;
 use crate::telemetry::Operation;

@@ -1,10 +1,10 @@
-//! Large transactions applied ahead of their commit, by a task of their own on a writing session of its own.
+//! Large transactions applied in parallel, before they commit, by a task of their own on a writing session of its own.
 //!
-//! Started by `attempt` where it is sound (design: replica role; `destination::apply::ahead` says what else), fed through
-//! [`Ahead`] and from the spool, and told by the apply loop, through [`AheadOf`], when it is its transaction's turn:
+//! Started by `attempt` where it is sound (design: replica role; `destination::apply::parallel_apply` says what else), fed through
+//! [`ParallelApplyQueue`] and from the spool, and told by the apply loop, through [`ParallelApply`], when it is its transaction's turn:
 //!
 //! ```text
-//! spool ── records ──▶ Worker ═ flights ═▶ destination        BEGIN · rows … rows … advance(p, end_lsn) · COMMIT
+//! spool ── records ──▶ Worker ═ requests ═▶ destination        BEGIN · rows … rows … advance(p, end_lsn) · COMMIT
 //!                        │  ▲
 //!              applied   ▼  │ due, given up
 //!                      apply loop ── everything before it is stored
@@ -13,7 +13,7 @@
 //! A source that is not in a hurry commits minutes after its first rows came; and one that is replayed from a backlog still
 //! decodes while we apply. Either way little is left to do at the commit. Whatever goes wrong here only gives that up.
 //!
-//! Bounds: one transaction at a time; a piece being gathered and two flights.
+//! Bounds: one transaction at a time; a piece being gathered and two pipelined requests.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,9 +22,9 @@ use tokio::task::JoinHandle;
 
 use super::counts::{add_counts, count};
 use crate::apply_plan::Work;
-use crate::destination::{Applied, Applier, DestinationError, Ground, Unfit, Writer, WritingSettings};
+use crate::destination::{Applied, Applier, ApplyContext, DestinationError, Unfit, Writer, WritingSettings};
 use crate::pg::{Lsn, PgTimestamp};
-use crate::source::{Ahead, Changes, Next};
+use crate::source::{Changes, Next, ParallelApplyQueue};
 use crate::spool::{Peeker, SpoolError};
 use crate::telemetry::{Operation, Telemetry, failpoint};
 use crate::transaction::{Change, Piece, RecordError, read_changes};
@@ -45,14 +45,14 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long the apply loop waits for this session's locks to be gone.
 const STAND_BACK_MAX: Duration = Duration::from_secs(5);
 
-/// From which size on streams are applied ahead, in bytes of records.
+/// From which size on streams are applied in parallel, in bytes of records.
 pub(crate) fn worth_bytes(spool_memory_bytes_max: u64) -> u64 {
     (spool_memory_bytes_max / WORTH_SHARE).min(4 << 20)
 }
 
 /// What the task needs.
 pub(crate) struct Worker {
-    pub(crate) ahead: Ahead,
+    pub(crate) queue: ParallelApplyQueue,
     pub(crate) peeker: Peeker,
     pub(crate) settings: WritingSettings,
     /// What the leader writes is marked with an origin, so this must be, too.
@@ -62,13 +62,13 @@ pub(crate) struct Worker {
 }
 
 /// The tables as they are known now; `None` while one is being changed.
-type SharedGround = Arc<Mutex<Option<Ground>>>;
+type SharedGround = Arc<Mutex<Option<ApplyContext>>>;
 
 /// The apply loop's end of it.
-pub(crate) struct AheadOf {
-    ahead: Ahead,
+pub(crate) struct ParallelApply {
+    queue: ParallelApplyQueue,
     changes: Changes,
-    ground: SharedGround,
+    context: SharedGround,
     worker: JoinHandle<()>,
     /// The transaction whose turn has come, and since when.
     committing: Option<(Work, Instant)>,
@@ -76,24 +76,24 @@ pub(crate) struct AheadOf {
     told: bool,
 }
 
-impl Drop for AheadOf {
+impl Drop for ParallelApply {
     fn drop(&mut self) {
         self.worker.abort();
     }
 }
 
-impl AheadOf {
+impl ParallelApply {
     /// Starts the task.
-    pub(crate) fn start(worker: Worker) -> AheadOf {
-        let ahead = worker.ahead.clone();
-        let ground = SharedGround::default();
-        let worker = tokio::spawn(worker.run(Arc::clone(&ground)));
-        AheadOf { changes: ahead.watch(), ahead, ground, worker, committing: None, told: false }
+    pub(crate) fn start(worker: Worker) -> ParallelApply {
+        let queue = worker.queue.clone();
+        let context = SharedGround::default();
+        let worker = tokio::spawn(worker.run(Arc::clone(&context)));
+        ParallelApply { changes: queue.watch(), queue, context, worker, committing: None, told: false }
     }
 
     /// For whoever tells what of a stream is in the spool.
-    pub(crate) fn handle(&self) -> Ahead {
-        self.ahead.clone()
+    pub(crate) fn handle(&self) -> ParallelApplyQueue {
+        self.queue.clone()
     }
 
     pub(crate) fn is_committing(&self) -> bool {
@@ -101,27 +101,27 @@ impl AheadOf {
     }
 
     /// Resolves when there may be news. Cancel-safe.
-    pub(crate) async fn changed(ahead: Option<&mut AheadOf>) {
-        match ahead {
-            Some(ahead) => ahead.changes.changed().await,
+    pub(crate) async fn changed(parallel_apply: Option<&mut ParallelApply>) {
+        match parallel_apply {
+            Some(parallel_apply) => parallel_apply.changes.changed().await,
             None => std::future::pending().await,
         }
     }
 
     pub(crate) fn stored(&self, position: Lsn) {
-        self.ahead.stored(position);
+        self.queue.stored(position);
     }
 
     pub(crate) fn give_up(&self, why: &'static str) {
-        self.ahead.give_up(why);
+        self.queue.give_up(why);
     }
 
     /// A table is about to change: whoever holds locks on it lets go, and begins again only with what it is then.
-    pub(crate) async fn stand_back(&mut self) {
-        *self.ground.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.ahead.give_up("a table changes");
+    pub(crate) async fn release_locks(&mut self) {
+        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.queue.give_up("a table changes");
         let gone = async {
-            while self.ahead.is_working() {
+            while self.queue.is_working() {
                 self.changes.changed().await;
             }
         };
@@ -130,51 +130,51 @@ impl AheadOf {
     }
 
     /// The transaction has committed at the source, and everything before it is handed out.
-    pub(crate) fn turn_comes(&mut self, work: Work) {
+    pub(crate) fn commit_next(&mut self, work: Work) {
         self.committing = Some((work, Instant::now()));
         self.told = false;
     }
 
     /// Gives way to whatever cannot go on beside it; tells it when it is its turn.
-    pub(crate) fn look_after(&mut self, applier: &Applier, goes_on: bool, free: bool) {
-        if let Some((Work::CommitAhead { commit, .. }, _)) = &self.committing {
+    pub(crate) fn poll(&mut self, applier: &Applier, goes_on: bool, free: bool) {
+        if let Some((Work::CommitParallel { commit, .. }, _)) = &self.committing {
             if free && !self.told {
                 self.told = true;
-                self.ahead.due(applier.stored(), *commit);
+                self.queue.due(applier.stored(), *commit);
             }
             return;
         }
         if !goes_on {
-            self.ahead.give_up("apply is to stand still");
-        } else if applier.waits_for() > LIVE_WAITS_MAX && self.ahead.is_working() {
-            self.ahead.give_up("the live stream may be waiting for it");
+            self.queue.give_up("apply is to stand still");
+        } else if applier.waits_for() > LIVE_WAITS_MAX && self.queue.is_working() {
+            self.queue.give_up("the live stream may be waiting for it");
         }
-        let mut ground = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
-        if ground.is_none() && free {
-            *ground = Some(applier.ground());
+        let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        if context.is_none() && free {
+            *context = Some(applier.context());
         }
     }
 
     /// What became of the transaction whose turn it is: applied or to be replayed, and how long that took.
     pub(crate) fn take_outcome(&mut self) -> Option<(Work, bool, Duration)> {
-        let applied = self.committing.as_ref().and_then(|_| self.ahead.outcome())?;
+        let applied = self.committing.as_ref().and_then(|_| self.queue.outcome())?;
         let (work, since) = self.committing.take()?;
         Some((work, applied, since.elapsed()))
     }
 
     /// The outcome has been taken note of.
     pub(crate) fn settle(&self, applied: bool) {
-        self.ahead.settle(applied);
+        self.queue.settle(applied);
     }
 
     /// Ends the task and its session; what is not committed is rolled back.
     pub(crate) async fn end(mut self) {
-        self.ahead.close();
+        self.queue.close();
         let _ = tokio::time::timeout(CLOSE_MAX, &mut self.worker).await;
     }
 }
 
-/// Why a stream is not applied ahead any more.
+/// Why a stream is not applied in parallel any more.
 #[derive(Debug, thiserror::Error)]
 enum Stopped {
     #[error("the others do without")]
@@ -194,30 +194,35 @@ enum Stopped {
 }
 
 impl Worker {
-    async fn run(self, ground: SharedGround) {
-        let mut changes = self.ahead.watch();
-        while !self.ahead.is_closed() {
-            let ready = self.ahead.candidate();
-            let known = ready.and_then(|_| ground.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    async fn run(self, context: SharedGround) {
+        let mut changes = self.queue.watch();
+        while !self.queue.is_closed() {
+            let ready = self.queue.candidate();
+            let known = ready.and_then(|_| context.lock().unwrap_or_else(PoisonError::into_inner).clone());
             match (ready, known) {
-                (Some(xid), Some(ground)) => {
-                    let stopped = self.follow(xid, ground, &mut changes).await;
+                (Some(xid), Some(context)) => {
+                    let stopped = self.follow(xid, context, &mut changes).await;
                     if let Err(stopped) = stopped {
                         tracing::debug!(xid, "a stream is left to its commit: {stopped}");
                     }
-                    self.ahead.give_up_stream(xid, "its session has ended");
-                    self.ahead.working(false);
+                    self.queue.give_up_stream(xid, "its session has ended");
+                    self.queue.working(false);
                 }
                 (_, _) => changes.changed().await,
             }
         }
     }
 
-    async fn follow(&self, xid: u32, ground: Ground, changes: &mut Changes) -> Result<(), Stopped> {
+    async fn follow(&self, xid: u32, context: ApplyContext, changes: &mut Changes) -> Result<(), Stopped> {
         let Some(writer) = Writer::ahead(&self.settings, self.marked).await? else { return Err(Stopped::NoSession) };
-        self.ahead.working(true);
-        let mut transaction =
-            Following { xid, applier: Applier::ahead(writer, ground), rows: Vec::new(), bytes: 0, counts: Vec::new() };
+        self.queue.working(true);
+        let mut transaction = Following {
+            xid,
+            applier: Applier::for_parallel_apply(writer, context),
+            rows: Vec::new(),
+            bytes: 0,
+            counts: Vec::new(),
+        };
         let followed = self.apply(&mut transaction, changes).await;
         let close = transaction.applier.into_writer().close();
         let _ = tokio::time::timeout(CLOSE_MAX, close).await;
@@ -235,7 +240,7 @@ impl Worker {
         loop {
             changes.seen();
             let full = transaction.bytes >= self.piece_bytes_max;
-            let next = if full { self.ahead.still(xid) } else { self.ahead.next(xid) };
+            let next = if full { self.queue.still(xid) } else { self.queue.next(xid) };
             match next {
                 Next::GiveUp => return Err(Stopped::GivenUp),
                 Next::Read { from, until, relations } => {
@@ -243,7 +248,7 @@ impl Worker {
                     let records = self.peeker.peek(xid, from, until).await?;
                     let found = from + u64::try_from(records.len()).unwrap_or(0);
                     if found < until {
-                        self.ahead.read(xid, found);
+                        self.queue.read(xid, found);
                     }
                     if records.is_empty() {
                         tokio::time::sleep(LOOK_AGAIN).await;
@@ -254,18 +259,18 @@ impl Worker {
                 Next::Commit(from, commit) if transaction.rows.is_empty() && !transaction.applier.is_busy() => {
                     transaction.applier.comes_behind(from);
                     failpoint::reached("ahead.commit");
-                    transaction.applier.submit(Work::CommitAhead { commit, heartbeat: None }, false).await?;
+                    transaction.applier.submit(Work::CommitParallel { commit, heartbeat: None }, false).await?;
                     let applied = transaction.answer().await?;
                     failpoint::reached("ahead.committed");
                     let counts = std::mem::take(&mut transaction.counts);
                     self.telemetry.batch_applied(0, &counts, missing_deletes, applied.took);
-                    self.ahead.applied(xid);
+                    self.queue.applied(xid);
                     tracing::debug!(xid, end_lsn = %commit.end_lsn, "applied ahead of its commit");
                     return Ok(());
                 }
                 Next::Commit(..) | Next::Wait => {}
             }
-            let gathers = !full && self.ahead.is_arriving(xid) && read_at.elapsed() < GATHER_MAX;
+            let gathers = !full && self.queue.is_arriving(xid) && read_at.elapsed() < GATHER_MAX;
             if transaction.applier.has_room() && !transaction.rows.is_empty() && !gathers {
                 transaction.send().await?;
                 continue;
@@ -322,7 +327,7 @@ impl Following {
         Ok(self.applier.submit(Work::PieceOfLarge(piece), false).await?)
     }
 
-    /// The answer to the only flight under way.
+    /// The answer to the only pipelined request under way.
     async fn answer(&mut self) -> Result<Applied, Stopped> {
         let answered = self.applier.answered().await?;
         self.applier.conclude(answered).await?.ok_or(Stopped::GivenUp)

@@ -1,12 +1,12 @@
-//! Go on, hold, or run to C: the one control value beside the ring.
+//! Run, hold, or run to C: the control value of the replication loop.
 //!
 //! Whoever needs apply to stand still (a fence for verify or repair, the last step of a resnapshot) asks for a turn by
-//! [`Control::hold`]; [`super::apply_loop`] reads the [`Command`] through its [`Gate`] and answers with where it
+//! [`Control::hold`]; [`super::apply_loop`] reads the [`Command`] through its [`ApplyPause`] and answers with where it
 //! stands. One turn at a time: others wait for theirs. Dropping what a turn gave lets apply go on, however the turn
 //! ended.
 //!
 //! ```text
-//!   GoOn ──hold()──▶ Hold ──▶ Standing at P ──run_to(C)──▶ RunTo C ──▶ Standing at C
+//!   Run ──hold()──▶ Hold ──▶ PausedAt P ──run_to(C)──▶ RunTo C ──▶ PausedAt C
 //!    ▲                 └──────────── drop ────────────────────┴──────────────┘
 //!    └───────────────────────────────────────────────────────────────────────┘
 //! ```
@@ -25,7 +25,7 @@ use crate::pg::Lsn;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Apply what comes.
-    GoOn,
+    Run,
     /// Begin nothing more: answer what is under way, and stand still.
     Hold {
         /// Whose turn it is.
@@ -42,7 +42,7 @@ pub(crate) enum Command {
 
 /// Where apply stands still, and by which command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct PausedAt {
     /// The command that is carried out.
     pub(crate) by: Command,
     /// The stored position.
@@ -58,29 +58,29 @@ pub(crate) struct BrokenOff;
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
     command: Arc<watch::Sender<Command>>,
-    standing: watch::Receiver<Standing>,
+    paused_at: watch::Receiver<PausedAt>,
     turns: Arc<AtomicU64>,
     turn: Arc<Mutex<()>>,
 }
 
 /// The apply loop's end.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct ApplyPause {
     command: watch::Receiver<Command>,
-    standing: watch::Sender<Standing>,
+    paused_at: watch::Sender<PausedAt>,
 }
 
 /// Both ends, for one stream.
-pub(crate) fn control() -> (Control, Gate) {
-    let (command, commands) = watch::channel(Command::GoOn);
-    let (standing, standings) = watch::channel(Standing { by: Command::GoOn, position: Lsn::INVALID });
+pub(crate) fn control() -> (Control, ApplyPause) {
+    let (command, commands) = watch::channel(Command::Run);
+    let (reports, paused_at) = watch::channel(PausedAt { by: Command::Run, position: Lsn::INVALID });
     let control = Control {
         command: Arc::new(command),
-        standing: standings,
+        paused_at,
         turns: Arc::new(AtomicU64::new(0)),
         turn: Arc::new(Mutex::new(())),
     };
-    (control, Gate { command: commands, standing })
+    (control, ApplyPause { command: commands, paused_at: reports })
 }
 
 impl Control {
@@ -88,10 +88,10 @@ impl Control {
     ///
     /// # Errors
     /// [`BrokenOff`] when the stream has ended.
-    pub(crate) async fn hold(&self) -> Result<Held, BrokenOff> {
+    pub(crate) async fn hold(&self) -> Result<PauseGuard, BrokenOff> {
         let mine = Arc::clone(&self.turn).lock_owned().await;
         let turn = self.turns.fetch_add(1, Ordering::Relaxed);
-        let mut held = Held { control: self.clone(), turn, position: Lsn::INVALID, _mine: mine };
+        let mut held = PauseGuard { control: self.clone(), turn, position: Lsn::INVALID, _mine: mine };
         held.position = held.command(Command::Hold { turn }).await?;
         Ok(held)
     }
@@ -99,14 +99,14 @@ impl Control {
 
 /// Apply stands still until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct PauseGuard {
     control: Control,
     turn: u64,
     position: Lsn,
     _mine: OwnedMutexGuard<()>,
 }
 
-impl Held {
+impl PauseGuard {
     /// The stored position at which apply stands.
     pub(crate) fn position(&self) -> Lsn {
         self.position
@@ -123,18 +123,18 @@ impl Held {
 
     async fn command(&mut self, command: Command) -> Result<Lsn, BrokenOff> {
         self.control.command.send_replace(command);
-        let standing = self.control.standing.wait_for(|standing| standing.by == command).await;
-        standing.map(|standing| standing.position).map_err(|_| BrokenOff)
+        let paused_at = self.control.paused_at.wait_for(|paused_at| paused_at.by == command).await;
+        paused_at.map(|paused_at| paused_at.position).map_err(|_| BrokenOff)
     }
 }
 
-impl Drop for Held {
+impl Drop for PauseGuard {
     fn drop(&mut self) {
-        self.control.command.send_replace(Command::GoOn);
+        self.control.command.send_replace(Command::Run);
     }
 }
 
-impl Gate {
+impl ApplyPause {
     /// What to do now.
     pub(crate) fn command(&self) -> Command {
         *self.command.borrow()
@@ -150,8 +150,8 @@ impl Gate {
 
     /// Apply stands still, as `by` says.
     pub(crate) fn stands(&self, by: Command, position: Lsn) {
-        self.standing.send_if_modified(|last| {
-            let now = Standing { by, position };
+        self.paused_at.send_if_modified(|last| {
+            let now = PausedAt { by, position };
             let changed = *last != now;
             *last = now;
             changed
@@ -164,42 +164,42 @@ mod tests {
     use super::*;
 
     /// A loop that does at once what it is told.
-    async fn obedient(mut gate: Gate, position: Lsn) {
+    async fn obedient(mut apply_pause: ApplyPause, position: Lsn) {
         loop {
-            gate.changed().await;
-            match gate.command() {
-                Command::GoOn => {}
-                by @ Command::Hold { .. } => gate.stands(by, position),
-                by @ Command::RunTo { point, .. } => gate.stands(by, point),
+            apply_pause.changed().await;
+            match apply_pause.command() {
+                Command::Run => {}
+                by @ Command::Hold { .. } => apply_pause.stands(by, position),
+                by @ Command::RunTo { point, .. } => apply_pause.stands(by, point),
             }
         }
     }
 
     #[tokio::test]
     async fn dropping_a_turn_lets_apply_go_on() {
-        let (control, gate) = control();
-        let commands = gate.command.clone();
-        tokio::spawn(obedient(gate, Lsn::new(10)));
+        let (control, apply_pause) = control();
+        let commands = apply_pause.command.clone();
+        tokio::spawn(obedient(apply_pause, Lsn::new(10)));
         let mut held = control.hold().await.unwrap();
         assert_eq!(held.position(), Lsn::new(10));
         held.run_to(Lsn::new(20)).await.unwrap();
         assert_eq!(held.position(), Lsn::new(20));
         drop(held);
-        assert_eq!(*commands.borrow(), Command::GoOn);
+        assert_eq!(*commands.borrow(), Command::Run);
     }
 
     #[tokio::test]
     async fn a_turn_that_is_given_up_while_waiting_lets_apply_go_on() {
-        let (control, gate) = control();
+        let (control, apply_pause) = control();
         let waited = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
         assert!(waited.is_err(), "nobody answers");
-        assert_eq!(gate.command(), Command::GoOn);
+        assert_eq!(apply_pause.command(), Command::Run);
     }
 
     #[tokio::test]
     async fn an_answer_to_an_earlier_turn_is_not_taken_for_one_to_this() {
-        let (control, gate) = control();
-        gate.stands(Command::Hold { turn: 0 }, Lsn::new(1));
+        let (control, apply_pause) = control();
+        apply_pause.stands(Command::Hold { turn: 0 }, Lsn::new(1));
         drop(control.hold().await.unwrap());
         let second = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
         assert!(second.is_err(), "apply has not said anything to the second turn");
@@ -207,8 +207,8 @@ mod tests {
 
     #[tokio::test]
     async fn turns_come_one_at_a_time_and_end_with_the_stream() {
-        let (control, gate) = control();
-        let running = tokio::spawn(obedient(gate, Lsn::new(10)));
+        let (control, apply_pause) = control();
+        let running = tokio::spawn(obedient(apply_pause, Lsn::new(10)));
         let first = control.hold().await.unwrap();
         let second = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
         assert!(second.is_err(), "the first turn is not over");

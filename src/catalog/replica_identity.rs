@@ -208,11 +208,11 @@ impl IdentifiedTable {
     }
 
     /// The ways to give it an identity, each with the statements that do it, as they run.
-    pub fn ways(&self, publishing: &Publishing) -> Vec<Way> {
+    pub fn ways(&self, publishing: &Publishing) -> Vec<Remedy> {
         [self.by_primary_key(), self.by_index(), self.by_whole_row(publishing)].into_iter().flatten().collect()
     }
 
-    fn by_primary_key(&self) -> Option<Way> {
+    fn by_primary_key(&self) -> Option<Remedy> {
         let Member { name, has_primary_key, deferrable_key, usable, .. } = &self.table;
         let mut statements = Vec::new();
         match (has_primary_key, usable) {
@@ -231,10 +231,10 @@ impl IdentifiedTable {
         }
         let chosen = self.members().filter(|member| member.replica_identity != ReplicaIdentity::Default);
         statements.extend(chosen.map(|member| format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", member.name)));
-        (!statements.is_empty()).then_some(Way { title: "its primary key identifies its rows", statements })
+        (!statements.is_empty()).then_some(Remedy { title: "its primary key identifies its rows", statements })
     }
 
-    fn by_index(&self) -> Option<Way> {
+    fn by_index(&self) -> Option<Remedy> {
         let choose = |member: &Member| {
             let UsableIndex { index, .. } = member.usable.as_ref()?;
             Some(format!("ALTER TABLE {} REPLICA IDENTITY USING INDEX {index};", member.name))
@@ -257,10 +257,10 @@ impl IdentifiedTable {
             }
             (None, _) => return None,
         };
-        Some(Way { title: "a unique index identifies its rows", statements })
+        Some(Remedy { title: "a unique index identifies its rows", statements })
     }
 
-    fn by_whole_row(&self, publishing: &Publishing) -> Option<Way> {
+    fn by_whole_row(&self, publishing: &Publishing) -> Option<Remedy> {
         let has = |columns: fn(&Member) -> &Vec<Ident>| self.members().any(|member| !columns(member).is_empty());
         if self.table.listed.is_some() || publishing.judges_generated && has(|member| &member.computed) {
             return None;
@@ -270,7 +270,7 @@ impl IdentifiedTable {
             statements.push(format!("ALTER PUBLICATION {} SET (publish_generated_columns = stored);", publishing.name));
         }
         statements.extend(self.whole_rows());
-        Some(Way { title: "the whole old row is logged with each update and delete", statements })
+        Some(Remedy { title: "the whole old row is logged with each update and delete", statements })
     }
 
     /// The statements that make the whole row the identity, of the table and of each leaf.
@@ -328,7 +328,7 @@ const LEAVES_LISTED_MAX: usize = 20;
 
 /// A way to give a table an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct Remedy {
     /// What it does.
     pub title: &'static str,
     /// The statements.

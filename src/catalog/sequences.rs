@@ -134,13 +134,13 @@ pub struct Moves {
 }
 
 /// A sequence with its state, where it could be read.
-pub type Standing = (OwnedSequence, Option<SequenceState>);
+pub type SequenceReading = (OwnedSequence, Option<SequenceState>);
 
 /// Compares both ends. `changes` says whether a sequence may be altered, or only moved.
-pub fn moves(source: &[Standing], destination: &[Standing], changes: SchemaChanges) -> Moves {
+pub fn moves(source: &[SequenceReading], destination: &[SequenceReading], changes: SchemaChanges) -> Moves {
     let mut moves = Moves::default();
     for (from, there) in source {
-        let owned = |to: &&Standing| to.0.table == from.table && to.0.column == from.column;
+        let owned = |to: &&SequenceReading| to.0.table == from.table && to.0.column == from.column;
         let Some((to, here)) = destination.iter().find(owned) else { continue };
         let Some(there) = there else {
             moves.reports.push(unreadable("source", "SELECT", from));

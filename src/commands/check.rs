@@ -14,7 +14,7 @@ use crate::catalog::not_carried::{NotCarried, script};
 use crate::commands::exit::Exit;
 use crate::config::Config;
 use crate::maintenance::check;
-use crate::maintenance::check::findings::{About, Finding, Standing};
+use crate::maintenance::check::findings::{About, Finding, Severity};
 use crate::pg::{ErrorReport, counted, printable_json};
 use crate::telemetry::try_listen;
 
@@ -34,7 +34,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
     } else {
         list(&findings, arguments.quiet);
     }
-    let failed = findings.iter().any(|finding| finding.standing == Standing::Failed);
+    let failed = findings.iter().any(|finding| finding.standing == Severity::Failed);
     if failed { Exit::OperatorMustAct } else { Exit::Done }
 }
 
@@ -75,26 +75,26 @@ async fn http(config: &Config) -> Option<Finding> {
     let found =
         |standing, report| Some(Finding { about: About::Here, what: "http", standing, report, objects: Vec::new() });
     let Err(error) = try_listen(address).await else {
-        return found(Standing::Ok, ErrorReport::new(format!("http.listen: {address} is free")));
+        return found(Severity::Ok, ErrorReport::new(format!("http.listen: {address} is free")));
     };
     match observe::service(config).await {
         Ok(_) => {
-            found(Standing::Ok, ErrorReport::new(format!("http.listen: the running service answers at {address}")))
+            found(Severity::Ok, ErrorReport::new(format!("http.listen: the running service answers at {address}")))
         }
-        Err(_) => found(Standing::Failed, error.report()),
+        Err(_) => found(Severity::Failed, error.report()),
     }
 }
 
 fn list(findings: &[Finding], quiet: bool) {
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
-    let shown = |finding: &&Finding| !quiet || finding.standing != Standing::Ok;
+    let shown = |finding: &&Finding| !quiet || finding.standing != Severity::Ok;
     for finding in findings.iter().filter(shown) {
         let Finding { about, what, standing, report, objects: _ } = finding;
         let mut lines = Vec::new();
         let colour = match standing {
-            Standing::Ok => Colour::Green,
-            Standing::Warning => Colour::Yellow,
-            Standing::Failed => Colour::Red,
+            Severity::Ok => Colour::Green,
+            Severity::Warning => Colour::Yellow,
+            Severity::Failed => Colour::Red,
         };
         let line = format!("{:11}  {what:width$}  {:7}  {}", about.as_str(), standing.as_str(), report.message);
         display::coloured(&display::fitted(&line, 13), 11 + 2 + width + 2, standing.as_str(), colour);
@@ -112,13 +112,13 @@ fn list(findings: &[Finding], quiet: bool) {
         }
     }
     let count = |standing| findings.iter().filter(|finding| finding.standing == standing).count();
-    if quiet && count(Standing::Warning) + count(Standing::Failed) == 0 {
+    if quiet && count(Severity::Warning) + count(Severity::Failed) == 0 {
         return;
     }
     display::result(&format!(
         "{} ok, {}, {} failed",
-        count(Standing::Ok),
-        counted(count(Standing::Warning), "warning"),
-        count(Standing::Failed)
+        count(Severity::Ok),
+        counted(count(Severity::Warning), "warning"),
+        count(Severity::Failed)
     ));
 }

@@ -1,6 +1,6 @@
 //! What becomes of a source transaction that meets a conflict: it stops, the source's rows win, or it is left out.
 //!
-//! Asked by `apply` in two moments: when work is about to be written ([`Conflicts::manner`]), and when a batch of one
+//! Asked by `apply` in two moments: when work is about to be written ([`Conflicts::mode`]), and when a batch of one
 //! transaction has failed row by row ([`Conflicts::may_win`]).
 //!
 //! ```text
@@ -28,14 +28,14 @@ use crate::apply_plan::unique_keys::{Unique, UniquePart};
 use crate::catalog::schema::TableDefinition;
 use crate::config::OnConflict;
 use crate::pg::{Ident, Lsn, QualifiedName, Relation, RelationId};
-use crate::session::{Flight, Verb};
+use crate::session::{PipelinedRequest, Verb};
 use crate::transaction::Change;
 
 /// How a source transaction is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum ApplyMode {
     /// As it is.
-    Plain,
+    Normal,
     /// So that its rows win.
     Winning,
     /// Not at all: as a dead letter.
@@ -146,13 +146,13 @@ impl Conflicts {
     }
 
     /// How to write a transaction. `end_lsn` is unknown while one comes in pieces.
-    pub(super) fn manner(&self, commit_lsn: Lsn, end_lsn: Option<Lsn>) -> Manner {
+    pub(super) fn mode(&self, commit_lsn: Lsn, end_lsn: Option<Lsn>) -> ApplyMode {
         if self.wants_out(commit_lsn, end_lsn) {
-            Manner::LeftOut
+            ApplyMode::LeftOut
         } else if self.winning == Some(commit_lsn) {
-            Manner::Winning
+            ApplyMode::Winning
         } else {
-            Manner::Plain
+            ApplyMode::Normal
         }
     }
 
@@ -191,7 +191,7 @@ pub struct Repair {
     pub rows: u64,
 }
 
-/// A flight in which the source's rows win: what its row counts will say, in their order.
+/// A pipelined request in which the source's rows win: what its row counts will say, in their order.
 #[derive(Debug, Default)]
 pub(super) struct Winning {
     counted: Vec<(QualifiedName, Effect)>,
@@ -201,7 +201,7 @@ impl Winning {
     /// Writes the statements of a row's change.
     pub(super) fn write(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         target: &Target,
         (here, conflicts): (&TableDefinition, &Conflicts),
         role: ReplicationRole,
@@ -212,16 +212,16 @@ impl Winning {
             Some(_) | None => Vec::new(),
         };
         for statement in winning(target, &uniques, change)? {
-            self.execute(flight, target, &statement);
+            self.execute(request, target, &statement);
         }
         Ok(())
     }
 
-    fn execute(&mut self, flight: &mut Flight, target: &Target, statement: &Statement<'_>) {
+    fn execute(&mut self, request: &mut PipelinedRequest, target: &Target, statement: &Statement<'_>) {
         // Repairs are rare: nothing is kept prepared for them.
-        flight.parse("", &statement.sql, &statement.types);
+        request.parse("", &statement.sql, &statement.types);
         let formats = formats_of(&statement.values);
-        flight.execute_counted(("", Verb::Any), &formats, statement.values.len(), |values| {
+        request.execute_counted(("", Verb::Any), &formats, statement.values.len(), |values| {
             statement.values.iter().for_each(|value| values.put(value.bytes()));
         });
         self.counted.push((target.table.clone(), statement.effect));
@@ -287,18 +287,18 @@ mod tests {
         assert!(!conflicts(OnConflict::Stop).may_win(&conflict(ConflictKind::UniqueViolation)));
         chosen.winning = Some(Lsn::new(7));
         assert!(!chosen.may_win(&conflict(ConflictKind::UniqueViolation)), "it failed although it won");
-        assert_eq!(chosen.manner(Lsn::new(7), None), Manner::Winning);
-        assert_eq!(chosen.manner(Lsn::new(8), None), Manner::Plain);
+        assert_eq!(chosen.mode(Lsn::new(7), None), ApplyMode::Winning);
+        assert_eq!(chosen.mode(Lsn::new(8), None), ApplyMode::Normal);
     }
 
     #[test]
     fn the_two_names_of_a_transaction_are_not_mixed_up() {
         let mut stop = conflicts(OnConflict::Stop);
         stop.skips.insert(Wanted::EndLsn(Lsn::new(7)));
-        assert_eq!(stop.manner(Lsn::new(6), Some(Lsn::new(7))), Manner::LeftOut);
-        assert_eq!(stop.manner(Lsn::new(7), Some(Lsn::new(8))), Manner::Plain, "this one's commit_lsn is 7");
+        assert_eq!(stop.mode(Lsn::new(6), Some(Lsn::new(7))), ApplyMode::LeftOut);
+        assert_eq!(stop.mode(Lsn::new(7), Some(Lsn::new(8))), ApplyMode::Normal, "this one's commit_lsn is 7");
         stop.skips.insert(Wanted::CommitLsn(Lsn::new(7)));
-        assert_eq!(stop.manner(Lsn::new(7), None), Manner::LeftOut);
+        assert_eq!(stop.mode(Lsn::new(7), None), ApplyMode::LeftOut);
     }
 
     #[test]

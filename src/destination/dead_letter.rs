@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, TypeId};
-use crate::session::{Flight, Format, Row, SessionError, SqlClient, Verb};
+use crate::session::{Format, PipelinedRequest, Row, SessionError, SqlClient, Verb};
 use crate::transaction::{Change, read_letter, write_letter};
 
 /// How an operator names a transaction.
@@ -136,9 +136,9 @@ pub(super) struct Letter<'a> {
 const TYPES: [TypeId; 8] =
     [TypeId(3220), TypeId(23), TypeId(3220), TypeId(1184), TypeId(20), TypeId(20), TypeId(1009), TypeId(17)];
 
-/// Writes the letter into a flight.
-pub(super) fn write(flight: &mut Flight, letter: &Letter<'_>) {
-    flight.parse(
+/// Writes the letter into a pipelined request.
+pub(super) fn write(request: &mut PipelinedRequest, letter: &Letter<'_>) {
+    request.parse(
         "",
         "INSERT INTO headwater.dead_letter (commit_lsn, part, end_lsn, committed_at, xid, changes, tables, letter) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -149,7 +149,7 @@ pub(super) fn write(flight: &mut Flight, letter: &Letter<'_>) {
     let count = u64::try_from(letter.changes.len()).unwrap_or(u64::MAX);
     let bytes = write_letter(letter.changes);
     let formats = [[Format::Text; 7].as_slice(), &[Format::Binary]].concat();
-    flight.execute(("", Verb::Any), &formats, TYPES.len(), |values| {
+    request.execute(("", Verb::Any), &formats, TYPES.len(), |values| {
         let mut text = |value: Option<String>| values.put(value.as_deref().map(str::as_bytes));
         text(Some(letter.commit_lsn.to_string()));
         text(Some(letter.part.to_string()));
@@ -163,12 +163,12 @@ pub(super) fn write(flight: &mut Flight, letter: &Letter<'_>) {
 }
 
 /// Ends the leaving out: the parts get their end_lsn, and the wish is granted.
-pub(super) fn finish(flight: &mut Flight, commit_lsn: Lsn, end_lsn: Lsn) {
+pub(super) fn finish(request: &mut PipelinedRequest, commit_lsn: Lsn, end_lsn: Lsn) {
     // Positions are numbers as text: nothing in them needs quoting.
-    flight.run(&format!(
+    request.run(&format!(
         "UPDATE headwater.dead_letter SET end_lsn = '{end_lsn}' WHERE commit_lsn = '{commit_lsn}' AND end_lsn IS NULL"
     ));
-    flight.run(&format!("DELETE FROM headwater.skip WHERE commit_lsn = '{commit_lsn}' OR end_lsn = '{end_lsn}'"));
+    request.run(&format!("DELETE FROM headwater.skip WHERE commit_lsn = '{commit_lsn}' OR end_lsn = '{end_lsn}'"));
 }
 
 /// PostgreSQL reads it whatever DateStyle is set.

@@ -1,8 +1,8 @@
 //! The first row of a pipelined request's answers.
 
-use crate::session::{FlightAnswer, StatementAnswer};
+use crate::session::{PipelinedAnswer, StatementAnswer};
 
-pub(crate) fn one_row(answer: FlightAnswer) -> Vec<Option<String>> {
+pub(crate) fn one_row(answer: PipelinedAnswer) -> Vec<Option<String>> {
     answer
         .answers
         .into_iter()

@@ -18,7 +18,7 @@
 //! the middle of a statement that waits for its client, so that timeout always runs. What else the frozen leader has open,
 //! its writing session first, is ended by the next leader before it begins. Decision 0022.
 //!
-//! Versions before this one held the lock with the writing session. That one may freeze in the middle of a flight, *active* and
+//! Versions before this one held the lock with the writing session. That one may freeze in the middle of a pipelined request, *active* and
 //! waiting for bytes, when no timeout of the server's runs: a candidate that sees it so for twice `leader_timeout` ends it.
 //!
 //! Bound: a candidate asks once a second, never inside a waiting statement, which would hold a snapshot open.
@@ -35,7 +35,7 @@ use super::writer::{
 use crate::config::ConnectionSettings;
 use crate::destination::first_row::one_row;
 use crate::pg::SlotName;
-use crate::session::{DedicatedSession, DedicatedSettings, Flight, SessionError, SqlClient};
+use crate::session::{DedicatedSession, DedicatedSettings, PipelinedRequest, SessionError, SqlClient};
 
 /// How the lock's session is set up.
 #[derive(Clone, Debug)]
@@ -106,9 +106,9 @@ impl Candidate {
     }
 
     async fn ask(&self, sql: &str) -> Result<Vec<Option<String>>, SessionError> {
-        let mut flight = Flight::new();
-        flight.query(sql);
-        Ok(one_row(self.session.ask(DOING, flight).await?))
+        let mut request = PipelinedRequest::new();
+        request.query(sql);
+        Ok(one_row(self.session.ask(DOING, request).await?))
     }
 
     /// Tries to take the lock, for somebody who keeps others from leading and writes nothing.
@@ -191,7 +191,7 @@ impl Lead {
     /// [`DestinationError`]; the lock is lost.
     pub async fn open_writer(&self, settings: &WritingSettings) -> Result<Writer, DestinationError> {
         let writer = Writer::recorded(settings, "writing").await?;
-        self.session.ask("confirming the leader's lock", Flight::new()).await?;
+        self.session.ask("confirming the leader's lock", PipelinedRequest::new()).await?;
         writer.marked().await
     }
 

@@ -12,7 +12,7 @@
 //! other_tables ── tables that have a followed one's name and are not the one that was filled
 //! leadership ─── who leads: one advisory lock (lock), in a session of its own; sessions: what a leader leaves behind
 //! writer ─────── the session that writes, and the one conditional position
-//! apply ──────── work into flights, answers into progress
+//! apply ──────── work into pipelined requests, answers into progress
 //! conflict ───── what becomes of a transaction that the rows here do not allow; dead_letter: of one left out;
 //!                open_conflict: the change that halts the service
 //! schema, staging (staging_schema), build, compare, publish ── a snapshot, from missing tables to one visible instant
@@ -73,7 +73,9 @@ mod writer;
 pub use crate::destination::dead_letter_format::{describe, describe_with_values, row_text};
 pub use crate::destination::misfits::misfit_report;
 pub use crate::destination::other_table::{Filled, OtherTable, OtherTables};
-pub use apply::{Answered, Applied, Applier, ApplierSettings, FIND_PREPARE, Followed, Ground, Unfit, renamed_report};
+pub use apply::{
+    Answered, Applied, Applier, ApplierSettings, ApplyContext, FIND_PREPARE, Followed, Unfit, renamed_report,
+};
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use compare::{Comparison, Differences, Lists};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::error::DestinationError;
 use crate::destination::first_row::one_row;
 use crate::pg::{SlotName, quote_literal};
-use crate::session::{Flight, SessionError, SqlClient, WritingSession};
+use crate::session::{PipelinedRequest, SessionError, SqlClient, WritingSession};
 
 const DOING: &str = "marking what is applied with a replication origin";
 const RELEASE_MAX: Duration = Duration::from_secs(5);
@@ -129,7 +129,7 @@ fn code(error: &SessionError) -> String {
 }
 
 async fn ask(session: &mut WritingSession, sql: &str, timeout: Duration) -> Result<Vec<Option<String>>, SessionError> {
-    let mut flight = Flight::new();
-    flight.query(sql);
-    Ok(one_row(session.round_trip(DOING, flight, timeout).await?))
+    let mut request = PipelinedRequest::new();
+    request.query(sql);
+    Ok(one_row(session.round_trip(DOING, request, timeout).await?))
 }

@@ -22,7 +22,7 @@ use crate::apply_plan::target::Target;
 use crate::apply_plan::{row_by_row, sql};
 use crate::config::{OnConflict, TruncateMode};
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
-use crate::session::{Flight, FlightAnswer, SqlClient, StatementAnswer, Verb, WritingSession};
+use crate::session::{PipelinedAnswer, PipelinedRequest, SqlClient, StatementAnswer, Verb, WritingSession};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
@@ -85,18 +85,18 @@ pub async fn replay(
         targets: HashMap::new(),
         done: Replayed::default(),
     };
-    let mut flight = Flight::new();
-    flight.run("BEGIN");
-    replay.send(flight).await?;
+    let mut request = PipelinedRequest::new();
+    request.run("BEGIN");
+    replay.send(request).await?;
     for part in 1..=parts {
         let changes = read_part(client, wanted, part).await?;
         replay.learn(client, &changes).await?;
         replay.apply(&changes).await?;
     }
-    let mut flight = Flight::new();
-    flight.run(&remove(wanted));
-    flight.commit();
-    let answer = replay.send(flight).await?;
+    let mut request = PipelinedRequest::new();
+    request.run(&remove(wanted));
+    request.commit();
+    let answer = replay.send(request).await?;
     replay.session.close().await;
     if !answer.committed {
         return Err(DestinationError::Refused(ErrorReport::new("the dead letter's transaction was rolled back")));
@@ -118,12 +118,12 @@ struct Replay {
     done: Replayed,
 }
 
-/// Changes sent at once at most: a flight is held in memory.
+/// Changes sent at once at most: a pipelined request is held in memory.
 const CHANGES_AT_ONCE: usize = 1000;
 
 impl Replay {
-    async fn send(&mut self, flight: Flight) -> Result<FlightAnswer, DestinationError> {
-        Ok(self.session.round_trip("replaying a dead letter", flight, self.settings.timeout).await?)
+    async fn send(&mut self, request: PipelinedRequest) -> Result<PipelinedAnswer, DestinationError> {
+        Ok(self.session.round_trip("replaying a dead letter", request, self.settings.timeout).await?)
     }
 
     /// Binds the relations of some changes to the tables as they are now.
@@ -175,9 +175,9 @@ impl Replay {
         }
         if !writes.tables.is_empty() {
             // Locked first, in the transaction that writes, so that nobody attaches anything behind the look.
-            let mut flight = Flight::new();
-            flight.run(&writes.lock());
-            self.send(flight).await?;
+            let mut request = PipelinedRequest::new();
+            request.run(&writes.lock());
+            self.send(request).await?;
             refuse_other_tables(client, false).await?;
             writes.refuse_foreign_code(client).await?;
         }
@@ -186,14 +186,14 @@ impl Replay {
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DestinationError> {
         for some in changes.chunks(CHANGES_AT_ONCE) {
-            let mut flight = Flight::new();
+            let mut request = PipelinedRequest::new();
             let mut winning = Winning::default();
             let mut marks = Vec::new();
             for change in some {
-                marks.push(flight.statements());
-                self.write(&mut flight, &mut winning, change)?;
+                marks.push(request.statements());
+                self.write(&mut request, &mut winning, change)?;
             }
-            self.session.send(flight);
+            self.session.send(request);
             let waiting = tokio::time::timeout(self.settings.timeout, self.session.answer()).await;
             let answer = waiting.map_err(|_| crate::session::SessionError::Timeout {
                 doing: "replaying a dead letter",
@@ -219,7 +219,12 @@ impl Replay {
         Ok(())
     }
 
-    fn write(&self, flight: &mut Flight, winning: &mut Winning, change: &Change) -> Result<(), DestinationError> {
+    fn write(
+        &self,
+        request: &mut PipelinedRequest,
+        winning: &mut Winning,
+        change: &Change,
+    ) -> Result<(), DestinationError> {
         let target = |relation: &Arc<Relation>| self.targets.get(relation).map(Arc::as_ref);
         match change {
             Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
@@ -230,19 +235,19 @@ impl Replay {
                 {
                     // What the source's table is like now nobody knows here: rows are found by their key alone.
                     let conflicts = Conflicts::of_source(OnConflict::SourceWins, Vec::new());
-                    return winning.write(flight, target, (here, &conflicts), self.role, change);
+                    return winning.write(request, target, (here, &conflicts), self.role, change);
                 }
                 let Some(shape) = row_by_row::shape(target, change)? else { return Ok(()) };
                 let mut values = Vec::new();
                 let (key, image) = row_by_row::key_and_image(change);
                 row_by_row::row_parameters(target, &shape, key, image, |value| values.push(value));
                 let formats = formats_of(&values);
-                flight.parse("", &row_by_row::sql(target, &shape), &row_by_row::parameter_types(target, &shape));
+                request.parse("", &row_by_row::sql(target, &shape), &row_by_row::parameter_types(target, &shape));
                 let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
                 match shape {
-                    row_by_row::Shape::Delete => flight.execute_counted(("", Verb::Any), &formats, values.len(), put),
+                    row_by_row::Shape::Delete => request.execute_counted(("", Verb::Any), &formats, values.len(), put),
                     row_by_row::Shape::Insert | row_by_row::Shape::Update { .. } => {
-                        flight.execute(("", Verb::Any), &formats, values.len(), put);
+                        request.execute(("", Verb::Any), &formats, values.len(), put);
                     }
                 }
             }
@@ -250,9 +255,9 @@ impl Replay {
                 let targets: Vec<&Target> = relations.iter().filter_map(target).collect();
                 match self.truncate {
                     TruncateMode::Truncate => {
-                        sql::truncate(&targets, *restart_identity).iter().for_each(|statement| flight.run(statement));
+                        sql::truncate(&targets, *restart_identity).iter().for_each(|statement| request.run(statement));
                     }
-                    TruncateMode::Delete => targets.iter().for_each(|target| flight.run(&sql::delete_all(target))),
+                    TruncateMode::Delete => targets.iter().for_each(|target| request.run(&sql::delete_all(target))),
                 }
             }
         }

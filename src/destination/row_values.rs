@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use super::error::DestinationError;
 use super::writer::{Writer, WritingSettings};
 use crate::pg::{Datum, Ident, QualifiedName, Relation, Tuple, TypeId};
-use crate::session::{Flight, Format, SessionError, SqlClient, StatementAnswer, WritingSession};
+use crate::session::{Format, PipelinedRequest, SessionError, SqlClient, StatementAnswer, WritingSession};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
@@ -176,7 +176,7 @@ async fn texts(
         id if id.is_built_in() => ReadAs::Type(id),
         _ => types.get(&(relation.name.clone(), column.name.clone())).copied().unwrap_or(ReadAs::Hexadecimal),
     };
-    let mut flight = Flight::new();
+    let mut request = PipelinedRequest::new();
     for row in rows {
         let asked: Vec<(&[u8], TypeId)> = row
             .values()
@@ -188,12 +188,12 @@ async fn texts(
             .collect();
         let ids: Vec<TypeId> = asked.iter().map(|(_, id)| *id).collect();
         let columns: Vec<String> = (1..=asked.len()).map(|n| format!("${n}::pg_catalog.text")).collect();
-        flight.parse("", &format!("SELECT {}", columns.join(", ")), &ids);
-        flight.execute_returning("", &[Format::Binary], asked.len(), |parameters| {
+        request.parse("", &format!("SELECT {}", columns.join(", ")), &ids);
+        request.execute_returning("", &[Format::Binary], asked.len(), |parameters| {
             asked.iter().for_each(|(value, _)| parameters.put(Some(value)));
         });
     }
-    session.send(flight);
+    session.send(request);
     let doing = "asking how values read";
     let answer = tokio::time::timeout(settings.timeout, session.answer()).await;
     let answer = answer.map_err(|_| SessionError::Timeout { doing, within: settings.timeout })??;

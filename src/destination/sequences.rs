@@ -4,7 +4,7 @@
 //! of its rows does no harm, and one that is moved again does not either, so a lost answer needs no care.
 
 use super::error::DestinationError;
-use crate::catalog::sequences::{Standing, Widening, moves};
+use crate::catalog::sequences::{SequenceReading, Widening, moves};
 use crate::catalog::sequences_sql::{move_forward, widen};
 use crate::config::SchemaChanges;
 use crate::pg::{ErrorReport, QualifiedName};
@@ -28,7 +28,7 @@ pub struct FollowedSequences {
 pub async fn follow_sequences(
     client: &SqlClient,
     tables: &[QualifiedName],
-    source: &[Standing],
+    source: &[SequenceReading],
     changes: SchemaChanges,
 ) -> Result<FollowedSequences, DestinationError> {
     let found = moves(source, &read_sequences(client, tables).await?, changes);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::error::DestinationError;
 use crate::pg::quote_literal;
-use crate::session::{Flight, Sql, SqlClient, WritingSession};
+use crate::session::{PipelinedRequest, Sql, SqlClient, WritingSession};
 
 const RECORDING: &str = "recording a session";
 const ENDING: &str = "ending an earlier leader's sessions";
@@ -43,9 +43,9 @@ pub(super) async fn record_writing(
     purpose: &str,
     timeout: Duration,
 ) -> Result<(), DestinationError> {
-    let mut flight = Flight::new();
-    flight.run(&record(purpose));
-    session.round_trip(RECORDING, flight, timeout).await?;
+    let mut request = PipelinedRequest::new();
+    request.run(&record(purpose));
+    session.round_trip(RECORDING, request, timeout).await?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The writing session: how it is set up, what its role may do, and where it found the position.
 //!
 //! Opened by `leadership` for the instance that leads, by `supervisor` for a staging schema and for parallel apply, by `replay`
-//! and `row_values` for a command. `apply` sends its flights through it. It holds no lock: who may try to write is
+//! and `row_values` for a command. `apply` sends its pipelined requests through it. It holds no lock: who may try to write is
 //! `leadership`'s, and the conditional position update alone decides who commits.
 //!
 //! Its life does not depend on how busy this process is: the server lets it be idle for as long as it likes, and ends it only
@@ -16,7 +16,7 @@ use super::sessions::record_writing;
 use crate::config::{ConnectionSettings, SynchronousCommit};
 use crate::destination::first_row::one_row;
 use crate::pg::{ErrorReport, Ident, Lsn, SlotName};
-use crate::session::{Flight, SessionError, SqlState, WritingSession};
+use crate::session::{PipelinedRequest, SessionError, SqlState, WritingSession};
 
 /// How the writing session is set up.
 #[derive(Clone, Debug)]
@@ -158,9 +158,9 @@ impl Writer {
     /// # Errors
     /// [`DestinationError`] when the session is lost or there is no position.
     pub async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
-        let mut flight = Flight::new();
-        flight.query(&self.settings.read_position());
-        let row = one_row(self.session.round_trip("reading the position", flight, self.settings.timeout).await?);
+        let mut request = PipelinedRequest::new();
+        request.query(&self.settings.read_position());
+        let row = one_row(self.session.round_trip("reading the position", request, self.settings.timeout).await?);
         position_in(&row)
     }
 
@@ -205,9 +205,9 @@ async fn connect(settings: &WritingSettings, purpose: &str) -> Result<WritingSes
 }
 
 async fn ask(session: &mut WritingSession, sql: &str, timeout: Duration) -> Result<Vec<Option<String>>, SessionError> {
-    let mut flight = Flight::new();
-    flight.query(sql);
-    Ok(one_row(session.round_trip(DOING, flight, timeout).await?))
+    let mut request = PipelinedRequest::new();
+    request.query(sql);
+    Ok(one_row(session.round_trip(DOING, request, timeout).await?))
 }
 
 async fn take_replica_role(

@@ -41,7 +41,7 @@ pub enum Fault {
     /// Something that only an operator can mend, found by neither end alone.
     #[error("{0}")]
     Refused(ErrorReport),
-    /// The monitor found the stream's ground gone: the publication, say.
+    /// The monitor found that the stream cannot go on: its publication is gone, say.
     #[error("{0}")]
     Halted(ErrorReport),
     /// A task of the monitor has ended.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::not_carried::NotCarried;
 use crate::catalog::schema::{ForeignKeyAction, IdentityColumn};
-use crate::catalog::sequences::Standing;
+use crate::catalog::sequences::SequenceReading;
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Catalog, DestinationError, FollowedSequences, LockHolders, StreamState, refuse_other_tables,
@@ -245,7 +245,7 @@ async fn drain(source: &SqlClient, bookkeeping: &Bookkeeping) -> Result<Lsn, Fau
 
 /// A column may draw from no sequence here: the operator made it, or our role was not allowed to create one. One that has a
 /// default here, or an identity, has what its owner wanted; only ALWAYS is put back, which no UPDATE of ours could have set.
-fn identities(standing: &[Standing], source: &SourceCatalog, destination: &Catalog) -> Vec<String> {
+fn identities(standing: &[SequenceReading], source: &SourceCatalog, destination: &Catalog) -> Vec<String> {
     let mut statements = Vec::new();
     for (sequence, state) in standing {
         let (table, column) = (&sequence.table, &sequence.column);

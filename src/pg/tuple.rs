@@ -1,7 +1,7 @@
 //! A row of a change, left in the bytes in which it arrived.
 //!
 //! Comes from `wire`, which has read a TupleData of pgoutput; goes to `apply_plan` and `destination`, which read its columns
-//! in order and write them into a flight. A [`Tuple`] is a slice of the read buffer and costs no allocation: rows are
+//! in order and write them into a pipelined request. A [`Tuple`] is a slice of the read buffer and costs no allocation: rows are
 //! many, and most columns are only passed on. The bytes are checked once, when the tuple is made; reading a checked
 //! tuple cannot fail.
 //!

@@ -1,6 +1,6 @@
 //! Foreign keys of the destination that would change or delete rows which the source keeps: found and refused.
 //!
-//! Called by `prepare` before an attempt, by `ground` while a stream runs, by `snapshot` before a copy is published, and by `check`.
+//! Called by `prepare` before an attempt, by `stream_health` while a stream runs, by `snapshot` before a copy is published, and by `check`.
 //! In come a session with either end and what is written; out goes a report, or nothing. Where foreign keys act on what is applied, a
 //! parent's delete takes the rows along that ON DELETE CASCADE points at it with, without an error and without a count. Where the
 //! source has the same action on the same columns, its own changes of those rows come in the same transaction, and find them done

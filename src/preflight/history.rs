@@ -11,7 +11,7 @@ use crate::config::OnSlotLost;
 use crate::destination::{DestinationError, RefusedCopy, Stream};
 use crate::error_policy::{Decision, Fault, Phase, decide};
 use crate::pg::{ErrorReport, Lsn};
-use crate::preflight::resync_requests::Asked;
+use crate::preflight::resync_requests::ResyncRequests;
 use crate::session::SystemIdentification;
 use crate::source::{
     LostCause, LostHistory, Slot, SourceDatabase, SourceError, StoredHistory, check_history, check_line, check_slot,
@@ -40,7 +40,7 @@ pub(crate) enum Course {
 pub(crate) fn of_stream(
     found: Found<'_>,
     stored: &StoredHistory<'_>,
-    asked: &Asked,
+    asked: &ResyncRequests,
     on_slot_lost: OnSlotLost,
 ) -> Result<Course, Fault> {
     let Found { identification, database, slot } = found;
@@ -60,7 +60,7 @@ pub(crate) fn of_stream(
 }
 
 /// Whether a copy that was begun may be made, or finished, from this source. A first copy finds nothing to overwrite.
-pub(crate) fn of_copy(found: Found<'_>, stream: Option<&Stream>, asked: &Asked) -> Result<(), Fault> {
+pub(crate) fn of_copy(found: Found<'_>, stream: Option<&Stream>, asked: &ResyncRequests) -> Result<(), Fault> {
     let Found { identification, database, slot } = found;
     let Some(stream) = stream else { return Ok(()) };
     let stored = stored_history(stream, stream.source_lsn.unwrap_or(Lsn::INVALID));
@@ -107,7 +107,7 @@ fn is_copied_by_itself(lost: &LostHistory, on_slot_lost: OnSlotLost) -> bool {
 }
 
 /// The fault, and that a word was given which does not hold here.
-fn refused(mut lost: LostHistory, asked: &Asked) -> Fault {
+fn refused(mut lost: LostHistory, asked: &ResyncRequests) -> Fault {
     if let Some(other) = asked.word.given_for() {
         let text = format!(
             "The --resnapshot that was asked for was meant for another server, or a later state of this one: {other}. To ask for it \

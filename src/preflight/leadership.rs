@@ -47,8 +47,9 @@ pub(crate) async fn lead(
         telemetry.set_state(State::Standby, None);
         known.report(telemetry, &LockHolders { leader: held_by.clone(), foreign });
         if let Some(process_id) = frozen.observe(held_by, Instant::now(), 2 * config.leader_timeout) {
-            let text =
-                format!("the leader's session (process {process_id}) is frozen in the middle of a flight: ended");
+            let text = format!(
+                "the leader's session (process {process_id}) is frozen in the middle of a pipelined request: ended"
+            );
             telemetry.event("takeover", text);
             terminate(bookkeeping.client(), process_id).await?;
         }
@@ -160,7 +161,7 @@ impl KnownHolders {
     }
 }
 
-/// Finds a leader that froze in the middle of a flight: for too long it is in one statement and waits for its client.
+/// Finds a leader that froze in the middle of a pipelined request: for too long it is in one statement and waits for its client.
 #[derive(Default)]
 struct FrozenLeader {
     since: Option<(Instant, Holder)>,

@@ -29,7 +29,7 @@ use crate::pg::{
 use crate::preflight::addresses::Addresses;
 use crate::preflight::attribute_names::follow_types;
 use crate::preflight::missing_objects::lacking;
-use crate::preflight::resync_requests::Asked;
+use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::aside;
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types};
 use crate::source::{
@@ -146,7 +146,7 @@ pub(crate) async fn prepare(
     addresses: &Addresses,
     bookkeeping: &Bookkeeping,
     telemetry: &Telemetry,
-    asked: &Asked,
+    asked: &ResyncRequests,
 ) -> Result<Prepared, Fault> {
     let stream = bookkeeping.stream().await?;
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
@@ -515,7 +515,7 @@ pub(crate) fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &Qualifi
 pub(crate) fn check_tables(
     followed: &[TableRecord],
     source: &SourceCatalog,
-    asked: &Asked,
+    asked: &ResyncRequests,
 ) -> Result<Vec<QualifiedName>, Fault> {
     let configured: BTreeSet<QualifiedName> = source.tables.iter().map(|table| table.definition.name()).collect();
     let known: BTreeSet<QualifiedName> = followed.iter().map(|table| table.name.clone()).collect();

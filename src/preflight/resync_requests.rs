@@ -13,7 +13,7 @@ use crate::telemetry::Telemetry;
 
 /// What is owed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Asked {
+pub(crate) struct ResyncRequests {
     /// All tables are to be copied anew before anything is streamed.
     pub(crate) all: bool,
     /// Tables that are to be copied, so that what they hold, and what was missed of them, is no obstacle.
@@ -92,15 +92,15 @@ fn is_same(name: &str, source: &SystemIdentification) -> bool {
     then.and_then(|lsn| lsn.parse::<Lsn>().ok()).is_some_and(|then| then <= source.flushed_lsn)
 }
 
-impl Asked {
+impl ResyncRequests {
     /// The stream is lost.
-    pub(crate) fn lost(self) -> Asked {
-        Asked { lost: true, ..self }
+    pub(crate) fn lost(self) -> ResyncRequests {
+        ResyncRequests { lost: true, ..self }
     }
 
     /// These tables, whoever asked for them.
-    pub(crate) fn these(tables: Vec<QualifiedName>) -> Asked {
-        Asked { scope: Some(Scope::Tables(tables)), ..Asked::default() }
+    pub(crate) fn these(tables: Vec<QualifiedName>) -> ResyncRequests {
+        ResyncRequests { scope: Some(Scope::Tables(tables)), ..ResyncRequests::default() }
     }
 
     /// Whether a table is to be copied.
@@ -123,7 +123,7 @@ pub(crate) async fn asked(
     bookkeeping: &Bookkeeping,
     flag: &mut Option<Scope>,
     telemetry: &Telemetry,
-) -> Result<Asked, DestinationError> {
+) -> Result<ResyncRequests, DestinationError> {
     let stream = bookkeeping.stream().await?;
     if !matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. })) {
         return asked_before_the_first_copy(bookkeeping, flag.as_ref()).await;
@@ -149,7 +149,12 @@ pub(crate) async fn asked(
     }
     let requests = bookkeeping.requests().await?;
     let remembered = bookkeeping.remembers_invocation().await?;
-    let mut asked = Asked { remembered, word: Word::of(&requests), requests: numbers(&requests), ..Asked::default() };
+    let mut asked = ResyncRequests {
+        remembered,
+        word: Word::of(&requests),
+        requests: numbers(&requests),
+        ..ResyncRequests::default()
+    };
     for request in requests {
         asked.all |= request.origin == Origin::Start && request.scope == Scope::All;
         asked.scope = Some(match asked.scope.take() {
@@ -165,11 +170,11 @@ pub(crate) async fn asked(
 async fn asked_before_the_first_copy(
     bookkeeping: &Bookkeeping,
     flag: Option<&Scope>,
-) -> Result<Asked, DestinationError> {
+) -> Result<ResyncRequests, DestinationError> {
     let known = bookkeeping.takes_requests().await?;
     let open = if known { bookkeeping.requests().await? } else { Vec::new() };
     let (mut word, requests) = (Word::of(&open), numbers(&open));
-    let Some(scope) = flag else { return Ok(Asked { word, requests, ..Asked::default() }) };
+    let Some(scope) = flag else { return Ok(ResyncRequests { word, requests, ..ResyncRequests::default() }) };
     let line = invocation(scope);
     let before = if known { bookkeeping.request_of(&line).await? } else { None };
     match before {
@@ -178,7 +183,7 @@ async fn asked_before_the_first_copy(
         Some(RequestState::Failed(_)) | None => word.hear(scope, None),
     }
     let (invocation, scope) = (Some((line, scope.clone())), Some(scope.clone()));
-    Ok(Asked { scope, invocation, word, requests, ..Asked::default() })
+    Ok(ResyncRequests { scope, invocation, word, requests, ..ResyncRequests::default() })
 }
 
 fn numbers(requests: &[Request]) -> BTreeSet<i64> {
@@ -189,7 +194,7 @@ fn numbers(requests: &[Request]) -> BTreeSet<i64> {
 /// them already. Each suspended table has a request of its own: one that waits for an operator is no reason for another to wait.
 pub(crate) async fn ask_for_missing(
     bookkeeping: &Bookkeeping,
-    asked: &Asked,
+    asked: &ResyncRequests,
     (added, aside): (&[QualifiedName], &[QualifiedName]),
 ) -> Result<(), DestinationError> {
     let missing = |tables: &[QualifiedName]| -> Vec<QualifiedName> {

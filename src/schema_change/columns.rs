@@ -1,6 +1,6 @@
 //! Which of a table's columns a Relation message means, by number.
 //!
-//! A Relation message carries names and types, and no numbers. Asked by `source::describe` to tell whether a description means
+//! A Relation message carries names and types, and no numbers. Asked by `source::relation_tracker` to tell whether a description means
 //! the columns that were known, and by [`super::Change`] to follow what has changed. In come the shape that was known, the
 //! relation, and the source's catalog; out comes the number of each of the relation's columns, or why it cannot be told.
 //!

@@ -9,7 +9,7 @@
 //! Bounds: a frame is at most [`FRAME_BYTES_MAX`], which is PostgreSQL's own limit for a message
 //! (`PQ_LARGE_MESSAGE_LIMIT` and MaxAllocSize, 14 to 18), and at most 64 KiB before the server has proved who we are
 //! to it. Memory grows with what has arrived, not with what a length claims. Of the server's settings [`PARAMETERS_MAX`] are
-//! kept. What is outgoing is bounded by the callers: a flight, a piece of COPY.
+//! kept. What is outgoing is bounded by the callers: a pipelined request, a piece of COPY.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -23,7 +23,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::error::{ServerError, SessionError};
-use super::flight::Flight;
+use super::pipelined_request::PipelinedRequest;
 use crate::config::Host;
 use crate::session::stream::{BoxedStream, Stream};
 
@@ -306,10 +306,10 @@ impl Connection {
         doing: &'static str,
         within: Duration,
     ) -> Result<(), SessionError> {
-        let mut flight = Flight::new();
-        sql.iter().for_each(|statement| flight.run(statement));
-        flight.sync();
-        self.outgoing.extend_from_slice(&flight.bytes);
+        let mut request = PipelinedRequest::new();
+        sql.iter().for_each(|statement| request.run(statement));
+        request.sync();
+        self.outgoing.extend_from_slice(&request.bytes);
         bounded(within, doing, self.read_rows(doing)).await.map(|_| ())
     }
 

@@ -14,7 +14,7 @@ use postgres_protocol::message::frontend;
 
 use super::connection::{Connection, bounded};
 use super::error::{ServerError, SessionError};
-use super::flight::Flight;
+use super::pipelined_request::PipelinedRequest;
 use super::sql::SqlCopyIn;
 
 /// What may wait in memory for the destination: a few reads, so that neither side stands still for the other.
@@ -234,16 +234,16 @@ async fn begin(
     doing: &'static str,
     timeout: Duration,
 ) -> Result<(), SessionError> {
-    let mut flight = Flight::new();
-    flight.run(sql);
+    let mut request = PipelinedRequest::new();
+    request.run(sql);
     let expected = match direction {
         Direction::Out => {
-            flight.sync();
+            request.sync();
             b'H'
         }
         Direction::In => b'G',
     };
-    connection.outgoing().extend_from_slice(&flight.bytes);
+    connection.outgoing().extend_from_slice(&request.bytes);
     loop {
         let frame = bounded(timeout, doing, connection.next_frame(doing)).await?;
         match frame.tag {
@@ -287,7 +287,7 @@ async fn end(connection: &mut Connection, doing: &'static str, timeout: Duration
         let frame = bounded(timeout, doing, connection.next_answer(doing)).await?;
         match frame.tag {
             b'c' => {}
-            b'C' => rows = super::flight::rows_in_tag(&frame.body),
+            b'C' => rows = super::pipelined_request::rows_in_tag(&frame.body),
             b'Z' => return Ok(rows),
             tag => return Err(SessionError::protocol(doing, format!("message {}", tag.escape_ascii()))),
         }

@@ -6,7 +6,7 @@
 //! ```text
 //! the runtime that does the work          the thread "headwater-lock"
 //!   open ───────────────────────────────▶ connect
-//!   ask ───── question, at most one ────▶ flight, answer ─▶ back to the asker
+//!   ask ───── question, at most one ────▶ pipelined request, answer ─▶ back to the asker
 //!   lost ◀──── the error that ended it ── ping every `ping_every`; listens for the server in between
 //!   close, or dropped ──────────────────▶ Terminate, end of the thread
 //! ```
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::SessionError;
-use super::flight::{Flight, FlightAnswer};
+use super::pipelined_request::{PipelinedAnswer, PipelinedRequest};
 use super::writing::WritingSession;
 use crate::config::ConnectionSettings;
 
@@ -55,8 +55,8 @@ pub struct DedicatedSession {
 
 struct Question {
     doing: &'static str,
-    flight: Flight,
-    answer: oneshot::Sender<Result<FlightAnswer, SessionError>>,
+    request: PipelinedRequest,
+    answer: oneshot::Sender<Result<PipelinedAnswer, SessionError>>,
 }
 
 impl DedicatedSession {
@@ -81,13 +81,13 @@ impl DedicatedSession {
         self.process_id
     }
 
-    /// Sends one flight and waits for its answer.
+    /// Sends one pipelined request and waits for its answer.
     ///
     /// # Errors
-    /// [`SessionError`]: the session is lost, the flight failed, or no answer came in time.
-    pub async fn ask(&self, doing: &'static str, flight: Flight) -> Result<FlightAnswer, SessionError> {
+    /// [`SessionError`]: the session is lost, the pipelined request failed, or no answer came in time.
+    pub async fn ask(&self, doing: &'static str, request: PipelinedRequest) -> Result<PipelinedAnswer, SessionError> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { doing, flight, answer };
+        let question = Question { doing, request, answer };
         // A thread that has ended takes no question, and drops one that it has taken.
         self.questions.send(question).await.map_err(|_| SessionError::closed(doing))?;
         answered.await.unwrap_or_else(|_| Err(SessionError::closed(doing)))
@@ -151,11 +151,11 @@ async fn keep(
     let error = loop {
         tokio::select! {
             question = questions.recv() => {
-                let Some(Question { doing, flight, answer }) = question else {
+                let Some(Question { doing, request, answer }) = question else {
                     session.close_and_wait().await;
                     return;
                 };
-                let answered = session.round_trip(doing, flight, timeout).await;
+                let answered = session.round_trip(doing, request, timeout).await;
                 // What the server refuses does not end the session.
                 let ended = answered.as_ref().is_err_and(|error| error.server().is_none_or(|server| server.fatal));
                 // An asker that has gone wants no answer.
@@ -166,7 +166,7 @@ async fn keep(
             }
             error = session.ended(KEEPING) => break error,
             () = tokio::time::sleep(ping_every) => {
-                if let Err(error) = session.round_trip("pinging the destination", Flight::new(), timeout).await {
+                if let Err(error) = session.round_trip("pinging the destination", PipelinedRequest::new(), timeout).await {
                     break error;
                 }
             }

@@ -5,7 +5,7 @@
 //! ```text
 //!                      ┌─ sql::connect ─────▶ tokio_postgres::Client   catalog, bookkeeping, snapshot control
 //! connect ─ TLS ─ auth ┼─ ReplicationSession  CopyBoth with the source's walsender
-//!                      ├─ WritingSession      flights to the destination, one transaction each
+//!                      ├─ WritingSession      pipelined requests to the destination, one transaction each
 //!                      ├─ DedicatedSession    the leader's lock, on a thread of its own
 //!                      └─ Connection          COPY out of one server and into another
 //! ```
@@ -27,7 +27,7 @@ mod dedicated;
 mod describe;
 mod error;
 mod fingerprints;
-mod flight;
+mod pipelined_request;
 mod locks;
 mod password_file;
 mod provider;
@@ -52,9 +52,9 @@ pub use describe::{
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
-pub use flight::{CopyData, Flight, FlightAnswer, Format, Parameters, StatementAnswer, Verb};
 pub use locks::read_lock_table;
 pub use password_file::has_password;
+pub use pipelined_request::{CopyData, Format, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, Verb};
 pub use provider::ask_provider;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,

@@ -6,7 +6,7 @@ use super::describe::describe;
 use super::error::SessionError;
 use super::row::Row;
 use super::sql::SqlClient;
-use crate::catalog::sequences::{OwnedSequence, SequenceState, Standing};
+use crate::catalog::sequences::{OwnedSequence, SequenceReading, SequenceState};
 use crate::catalog::sequences_sql::{HOLD, read_states};
 use crate::pg::QualifiedName;
 
@@ -47,13 +47,17 @@ pub async fn query_sequences(
 ///
 /// # Errors
 /// [`SessionError`]; also when a sequence is dropped meanwhile, so ask again later.
-pub async fn read_sequences(client: &SqlClient, tables: &[QualifiedName]) -> Result<Vec<Standing>, SessionError> {
+pub async fn read_sequences(
+    client: &SqlClient,
+    tables: &[QualifiedName],
+) -> Result<Vec<SequenceReading>, SessionError> {
     let doing = "reading sequences";
     let schemas: Vec<&str> = tables.iter().map(|name| name.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|name| name.name.as_str()).collect();
     let owned: Vec<OwnedSequence> = describe(client, "looking for sequences", OWNED, &[&schemas, &names]).await?;
-    let mut standing: Vec<Standing> = owned.into_iter().map(|sequence| (sequence, None)).collect();
-    let mut readable: Vec<&mut Standing> = standing.iter_mut().filter(|(sequence, _)| sequence.readable).collect();
+    let mut standing: Vec<SequenceReading> = owned.into_iter().map(|sequence| (sequence, None)).collect();
+    let mut readable: Vec<&mut SequenceReading> =
+        standing.iter_mut().filter(|(sequence, _)| sequence.readable).collect();
     for some in readable.chunks_mut(STATES_MAX) {
         let names: Vec<&QualifiedName> = some.iter().map(|(sequence, _)| &sequence.name).collect();
         let sql = read_states(names.iter().copied());

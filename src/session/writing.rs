@@ -1,13 +1,13 @@
-//! The writing session: flights out, their answers in, several at a time.
+//! The writing session: pipelined requests out, their answers in, several at a time.
 //!
-//! Stands between `destination::apply`, which writes flights and reads answers, and the destination server. The next
-//! flight is sent before the previous one is answered; answers come in the order of the flights. Sending and receiving
+//! Stands between `destination::apply`, which writes pipelined requests and reads answers, and the destination server. The next
+//! request is sent before the previous one is answered; answers come in the order of the requests. Sending and receiving
 //! are driven together by [`WritingSession::answer`], so neither side can block the other.
 //!
-//! A caller that must be silent for longer than the session's idle timeouts allow pings by an empty flight: one Sync. (TCP
+//! A caller that must be silent for longer than the session's idle timeouts allow pings by an empty pipelined request: one Sync. (TCP
 //! keepalives do not count as a sign of life: a stopped process's kernel answers them.)
 //!
-//! Bounds: how many flights are under way is the caller's choice; how long an answer takes is bounded by the caller
+//! Bounds: how many pipelined requests are under way is the caller's choice; how long an answer takes is bounded by the caller
 //! too, who alone knows what an honest batch may need.
 
 use std::collections::VecDeque;
@@ -15,20 +15,20 @@ use std::time::Duration;
 
 use super::connection::{Connection, read_row};
 use super::error::{ServerError, SessionError};
-use super::flight::{Expectation, Flight, FlightAnswer, StatementAnswer, Verb, rows_in_tag};
+use super::pipelined_request::{Expectation, PipelinedAnswer, PipelinedRequest, StatementAnswer, Verb, rows_in_tag};
 use super::startup::{self, Startup};
 use crate::config::ConnectionSettings;
 
 const WRITING: &str = "writing to the destination";
 
-/// A session that writes by flights.
+/// A session that writes by pipelined requests.
 pub struct WritingSession {
     connection: Connection,
     under_way: VecDeque<Vec<(Expectation, Verb)>>,
     current: Progress,
 }
 
-/// How far the oldest flight's answers have been read.
+/// How far the oldest pipelined request's answers have been read.
 #[derive(Default)]
 struct Progress {
     statement: usize,
@@ -60,21 +60,21 @@ impl WritingSession {
         self.connection.process_id()
     }
 
-    /// Flights that are sent or queued and not answered.
+    /// Pipelined requests that are sent or queued and not answered.
     pub fn under_way(&self) -> usize {
         self.under_way.len()
     }
 
-    /// Ends a flight with its Sync and queues it; [`WritingSession::answer`] sends it.
-    pub fn send(&mut self, mut flight: Flight) {
-        flight.sync();
+    /// Ends a pipelined request with its Sync and queues it; [`WritingSession::answer`] sends it.
+    pub fn send(&mut self, mut request: PipelinedRequest) {
+        request.sync();
         let outgoing = self.connection.outgoing();
         if outgoing.is_empty() {
-            *outgoing = flight.bytes;
+            *outgoing = request.bytes;
         } else {
-            outgoing.extend_from_slice(&flight.bytes);
+            outgoing.extend_from_slice(&request.bytes);
         }
-        self.under_way.push_back(flight.expectations);
+        self.under_way.push_back(request.expectations);
     }
 
     /// Starts to send what is queued, as far as the socket takes it at once.
@@ -85,16 +85,16 @@ impl WritingSession {
         self.connection.send_down_to(usize::MAX, WRITING).await
     }
 
-    /// The oldest flight's answer. Cancel-safe.
+    /// The oldest pipelined request's answer. Cancel-safe.
     ///
     /// # Errors
-    /// [`SessionError`] when the session is lost; what became of the flights under way is then unknown. A failed flight
-    /// is no error here: see [`FlightAnswer::failure`].
+    /// [`SessionError`] when the session is lost; what became of the requests under way is then unknown. A failed request
+    /// is no error here: see [`PipelinedAnswer::failure`].
     ///
     /// # Panics
-    /// When no flight is under way.
-    pub async fn answer(&mut self) -> Result<FlightAnswer, SessionError> {
-        assert!(!self.under_way.is_empty(), "an answer is awaited only for a flight that was sent");
+    /// When no pipelined request is under way.
+    pub async fn answer(&mut self) -> Result<PipelinedAnswer, SessionError> {
+        assert!(!self.under_way.is_empty(), "an answer is awaited only for a pipelined request that was sent");
         loop {
             let frame = self.connection.next_frame(WRITING).await?;
             match frame.tag {
@@ -117,12 +117,12 @@ impl WritingSession {
                     self.under_way.pop_front();
                     let Progress { statement: _, row: _, answers, committed, failure, replaced } =
                         std::mem::take(&mut self.current);
-                    // Of a flight that has failed nothing is stored.
+                    // Of a pipelined request that has failed nothing is stored.
                     if let (Some((sent, tag)), None) = (replaced, &failure) {
                         return Err(SessionError::replaced(sent, &tag));
                     }
                     let in_transaction = frame.body.first() != Some(&b'I');
-                    return Ok(FlightAnswer { answers, committed, failure, in_transaction });
+                    return Ok(PipelinedAnswer { answers, committed, failure, in_transaction });
                 }
                 tag => return Err(SessionError::protocol(WRITING, format!("message {}", tag.escape_ascii()))),
             }
@@ -147,17 +147,17 @@ impl WritingSession {
         self.current.statement += 1;
     }
 
-    /// Sends one flight and waits for its answer, with none other under way.
+    /// Sends one pipelined request and waits for its answer, with none other under way.
     ///
     /// # Errors
-    /// [`SessionError`]: the session is lost, the flight failed, or no answer came `within` the bound.
+    /// [`SessionError`]: the session is lost, the pipelined request failed, or no answer came `within` the bound.
     pub async fn round_trip(
         &mut self,
         doing: &'static str,
-        flight: Flight,
+        request: PipelinedRequest,
         within: Duration,
-    ) -> Result<FlightAnswer, SessionError> {
-        self.send(flight);
+    ) -> Result<PipelinedAnswer, SessionError> {
+        self.send(request);
         let answer = super::connection::bounded(within, doing, self.answer()).await?;
         match answer.failure {
             Some((_, error)) => Err(SessionError::from_server(doing, error)),
@@ -165,7 +165,7 @@ impl WritingSession {
         }
     }
 
-    /// Resolves when the server ends the session, while no flight is under way. Cancel-safe.
+    /// Resolves when the server ends the session, while no pipelined request is under way. Cancel-safe.
     pub(super) async fn ended(&mut self, doing: &'static str) -> SessionError {
         match self.connection.next_answer(doing).await {
             Ok(frame) => SessionError::protocol(doing, format!("message {}", frame.tag.escape_ascii())),

@@ -12,17 +12,17 @@
 //! Invariants: nothing is confirmed that the destination has not stored and flushed (I4); the source is not hurt: never
 //! a synchronous standby, locks bounded, a table without replica identity is never added to a publication.
 
-mod ahead;
+mod parallel_apply_queue;
 mod catalog;
 mod collations;
-mod describe;
+mod relation_tracker;
 mod error;
 mod history;
 mod hosts;
 mod identity;
 mod marks;
 mod operator_classes;
-mod outlet;
+mod step_router;
 mod output_plugin;
 mod pieces;
 mod preflight;
@@ -32,17 +32,15 @@ mod schema_looks;
 mod sequences;
 mod slot;
 mod snapshot;
-mod steps;
+mod step_channel;
 pub mod stored_history;
 mod stream;
 mod upgraded;
 mod withdrawal;
 
 pub use crate::source::stored_history::{SourceDatabase, StoredHistory};
-pub use ahead::{Ahead, Changes, Next};
 pub use catalog::{SourceCatalog, SourceTable};
 pub use collations::collation_statements;
-pub use describe::Describer;
 pub use error::{LostCause, LostHistory, SourceError};
 pub use history::{check_history, check_line};
 pub use hosts::{Choice, choose_host};
@@ -50,15 +48,17 @@ pub use identity::{Identities, Unidentified};
 pub use marks::Marks;
 pub use operator_classes::{OperatorClass, operator_classes};
 pub use output_plugin::try_plugin;
+pub use parallel_apply_queue::{Changes, Next, ParallelApplyQueue};
 pub use pieces::{PIECE_BYTES, Piece, pieces};
 pub use preflight::{SourceServer, same_database};
 pub use publication::{Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication};
+pub use relation_tracker::RelationTracker;
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};
 pub use sequences::source_sequences;
 pub use slot::{Slot, check_slot, find_slot, release_slot, slot_unknown_report};
 pub use snapshot::{HeldSnapshot, TableLocks, VisibleTransactions, hold_snapshot, settled};
-pub use steps::{StepReceiver, Steps, step_channel};
+pub use step_channel::{StepReceiver, StepSender, step_channel};
 pub use stream::{Confirmed, StreamReport, StreamSettings, StreamTask, stream};
 pub use upgraded::kept_slot_position;
 pub use withdrawal::{Withdrawal, withdraw};

@@ -3,7 +3,7 @@
 //! Asked by `preflight::sequences` now and then; they are in no stream.
 
 use super::error::SourceError;
-use crate::catalog::sequences::Standing;
+use crate::catalog::sequences::SequenceReading;
 use crate::pg::QualifiedName;
 use crate::session::{SqlClient, read_sequences};
 
@@ -11,6 +11,9 @@ use crate::session::{SqlClient, read_sequences};
 ///
 /// # Errors
 /// [`SourceError`].
-pub async fn source_sequences(client: &SqlClient, tables: &[QualifiedName]) -> Result<Vec<Standing>, SourceError> {
+pub async fn source_sequences(
+    client: &SqlClient,
+    tables: &[QualifiedName],
+) -> Result<Vec<SequenceReading>, SourceError> {
     Ok(read_sequences(client, tables).await?)
 }

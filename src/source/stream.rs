@@ -4,28 +4,28 @@
 //! and the watch on which the destination's progress comes back.
 //!
 //! ```text
-//!  walsender ──▶ session ──▶ Decoder ──▶ Assembler ──▶ Outlet ──▶ Steps (bounded) ──▶ task 2
+//!  walsender ──▶ session ──▶ Decoder ──▶ Assembler ──▶ StepRouter ──▶ StepSender (bounded) ──▶ task 2
 //!      ▲                                                 ║ spool                         │
 //!      └── StandbyStatusUpdate ◀── Feedback ◀── watch: stored, flushed ◀─────────────────┘
 //! ```
 //!
-//! While the outlet waits (the channel or the spool is full) it does not read, but goes on sending status updates, so
+//! While the step router waits (the channel or the spool is full) it does not read, but goes on sending status updates, so
 //! the source never takes a busy destination for a dead one. It only receives, calls and forwards; what to confirm and
 //! when is `progress`'s to say.
 //!
-//! Bounds: those of the outlet; full means wait. A source that says nothing for `timeout` is given up; until then it is asked
+//! Bounds: those of the step router; full means wait. A source that says nothing for `timeout` is given up; until then it is asked
 //! for a sign of life again and again.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::ahead::Ahead;
-use super::describe::Describer;
 use super::error::SourceError;
-use super::outlet::Outlet;
+use super::parallel_apply_queue::ParallelApplyQueue;
+use super::relation_tracker::RelationTracker;
 use super::schema_looks::SchemaLooks;
-use super::steps::Steps;
+use super::step_channel::StepSender;
+use super::step_router::StepRouter;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::Feedback;
 use crate::session::{ReplicationSession, StreamedMessage};
@@ -87,13 +87,13 @@ pub struct StreamTask {
     /// Assembles them.
     pub assembler: Assembler,
     /// Completes steps with what the catalog says of tables that have changed.
-    pub describer: Describer,
+    pub tracker: RelationTracker,
     /// Where steps go.
-    pub steps: Steps,
+    pub steps: StepSender,
     /// Where transactions go that arrive before they commit; `None`: streaming was not asked for.
     pub spool: Option<Spool>,
     /// Who applies them already; `None`: nobody.
-    pub ahead: Option<Ahead>,
+    pub queue: Option<ParallelApplyQueue>,
     /// Who looks at the catalog at a mark of a schema change; `None`: nobody.
     pub looks: Option<SchemaLooks>,
     /// Where the destination's progress comes from.
@@ -116,10 +116,10 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
         mut session,
         mut decoder,
         mut assembler,
-        describer,
+        tracker,
         steps,
         spool,
-        ahead,
+        queue,
         looks,
         mut confirmed,
         settings,
@@ -127,25 +127,25 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
     } = task;
     let began = Instant::now();
     let start = *confirmed.borrow_and_update();
-    let mut outlet = Outlet::new(describer, steps, (spool, ahead), start.stored);
+    let mut router = StepRouter::new(tracker, steps, (spool, queue), start.stored);
     let mut feedback = Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed());
     let mut silence = Silence::new(began.elapsed(), settings.timeout);
     let mut greeted = false;
     let mut looking = Looking { looks, number: None, last: None };
 
-    while !*stop.borrow() && !outlet.is_gone() {
+    while !*stop.borrow() && !router.is_gone() {
         // Whatever has arrived is taken without asking the runtime.
-        while outlet.is_clear()
+        while router.is_clear()
             && looking.is_over()
             && let Some(message) = session.ready()?
         {
             silence.heard(began.elapsed());
             take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-            looking.forward(&mut outlet, &mut assembler)?;
+            looking.forward(&mut router, &mut assembler)?;
         }
         let now = began.elapsed();
         feedback.received(assembler.received());
-        if !outlet.is_clear() || !looking.is_over() {
+        if !router.is_clear() || !looking.is_over() {
             // It is we who are not listening.
             silence.heard(now);
         }
@@ -164,7 +164,7 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
             failpoint::reached("stream.feedback_sent");
         }
         let nap = feedback.due_in(now).min(silence.check_in(now)).max(Duration::from_millis(1));
-        let clear = outlet.is_clear();
+        let clear = router.is_clear();
         let reading = clear && looking.is_over();
         tokio::select! {
             _ = stop.changed() => {}
@@ -176,22 +176,22 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
                     feedback.progressed(reached.stored, reached.flushed);
                 }
             }
-            moved = outlet.progress(), if !clear => {
+            moved = router.progress(), if !clear => {
                 moved?;
-                looking.forward(&mut outlet, &mut assembler)?;
+                looking.forward(&mut router, &mut assembler)?;
             }
-            () = looking.answered() => looking.forward(&mut outlet, &mut assembler)?,
+            () = looking.answered() => looking.forward(&mut router, &mut assembler)?,
             turn = turn(&mut session, reading) => {
                 if let Some(message) = turn? {
                     silence.heard(began.elapsed());
                     take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-                    looking.forward(&mut outlet, &mut assembler)?;
+                    looking.forward(&mut router, &mut assembler)?;
                 }
             }
             () = tokio::time::sleep(nap) => {}
         }
     }
-    outlet.close().await;
+    router.close().await;
     finish(session, confirmed, feedback, began).await
 }
 
@@ -211,7 +211,7 @@ impl Looking {
     }
 
     /// Hands on what is ready, unless it is behind a mark: then a look comes first.
-    fn forward(&mut self, outlet: &mut Outlet, assembler: &mut Assembler) -> Result<(), SourceError> {
+    fn forward(&mut self, router: &mut StepRouter, assembler: &mut Assembler) -> Result<(), SourceError> {
         if let Some(looks) = &self.looks
             && let Some(mark) = assembler.take_schema_mark().filter(|mark| self.last != Some(mark.transaction))
         {
@@ -220,7 +220,7 @@ impl Looking {
                 self.last = Some(mark.transaction);
             }
         }
-        if self.is_over() { outlet.forward(assembler) } else { Ok(()) }
+        if self.is_over() { router.forward(assembler) } else { Ok(()) }
     }
 
     /// Waits for the answer; pending when none is waited for. Cancel-safe.

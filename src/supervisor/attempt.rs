@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::monitor::Monitor;
-use crate::apply_worker::apply_loop::{ApplyLoop, Beside, Limits};
+use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
-use crate::apply_worker::parallel_apply::{AheadOf, Worker, worth_bytes};
+use crate::apply_worker::parallel_apply::{ParallelApply, Worker, worth_bytes};
 use crate::apply_worker::pause::control;
 use crate::apply_worker::streaming;
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
@@ -30,7 +30,7 @@ use crate::preflight::fingerprints::passed_indexes;
 use crate::preflight::hosts::{Settled, settle};
 use crate::preflight::leadership::{lead, open_writer};
 use crate::preflight::prepare::{Prepared, Start, free_slot, prepare};
-use crate::preflight::resync_requests::{Asked, ask_for_missing, asked};
+use crate::preflight::resync_requests::{ResyncRequests, ask_for_missing, asked};
 use crate::preflight::sequences::Sequences;
 use crate::preflight::source_identity::accept_identity;
 use crate::preflight::suspended_tables::set_aside;
@@ -38,11 +38,12 @@ use crate::preflight::violated_constraints::{explained, let_through};
 use crate::progress::Ledger;
 use crate::session::{Sql, SqlState};
 use crate::source::{
-    Ahead, Confirmed, Describer, SourceError, StreamReport, StreamSettings, StreamTask, step_channel, stream,
+    Confirmed, ParallelApplyQueue, RelationTracker, SourceError, StreamReport, StreamSettings, StreamTask,
+    step_channel, stream,
 };
 use crate::spool::Spool;
 use crate::supervisor::options::RunOptions;
-use crate::supervisor::stream_health::{Ground, Watched};
+use crate::supervisor::stream_health::{StreamHealth, Watched};
 use crate::table_sync;
 use crate::telemetry::{State, Telemetry};
 use crate::transaction::{Assembler, TransactionError};
@@ -55,16 +56,16 @@ enum Ready {
     /// Everything is as the stream needs it.
     Stream { prepared: Box<Prepared>, position: Lsn },
     /// The attempt ends before it has streamed.
-    Not(Lived),
+    Not(Exit),
 }
 
 /// How an attempt ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lived {
+pub(crate) enum Exit {
     /// The process is to stop.
-    UntilStopped,
+    Stopped,
     /// Other tables are followed from now on.
-    ToBeSetUpAnew,
+    Restart,
 }
 
 /// How long the destination may take to hear of the end.
@@ -319,18 +320,18 @@ impl Attempt {
     }
 
     /// Lives until it is asked to stop, or must be set up anew, or something fails.
-    pub(crate) async fn run(&mut self) -> Result<Lived, Fault> {
+    pub(crate) async fn run(&mut self) -> Result<Exit, Fault> {
         match self.lead_and_stream().await {
             Err(fault) if !self.is_stopping() => {
                 let fault = let_through(&self.config, &self.addresses, fault).await;
                 let what = (fault, self.foreign_keys_act);
-                set_aside(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Lived::ToBeSetUpAnew)
+                set_aside(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Exit::Restart)
             }
-            lived => lived,
+            exit => exit,
         }
     }
 
-    async fn lead_and_stream(&mut self) -> Result<Lived, Fault> {
+    async fn lead_and_stream(&mut self) -> Result<Exit, Fault> {
         if self.monitor.has_ended() {
             self.monitor = Monitor::start(Arc::clone(&self.configured), Arc::clone(&self.telemetry));
         }
@@ -339,14 +340,14 @@ impl Attempt {
         let stopped = self.stopped();
         let led = tokio::select! {
             led = lead(&self.config, &self.addresses, &self.telemetry) => led?,
-            () = stopped => return Ok(Lived::UntilStopped),
+            () = stopped => return Ok(Exit::Stopped),
         };
         let (bookkeeping, mut lead) = led;
         match self.make_ready(&bookkeeping, &mut lead).await {
             Ok(Ready::Stream { prepared, position }) => self.stream(bookkeeping, lead, *prepared, position).await,
-            Ok(Ready::Not(lived)) => {
+            Ok(Ready::Not(exit)) => {
                 lead.close().await;
-                Ok(lived)
+                Ok(exit)
             }
             Err(fault) => {
                 lead.close().await;
@@ -375,20 +376,20 @@ impl Attempt {
         let settling = while_leading(lead, settle(&self.configured, bookkeeping));
         let settled = tokio::select! {
             settled = settling => settled?,
-            () = self.stopped() => return Ok(Ready::Not(Lived::UntilStopped)),
+            () = self.stopped() => return Ok(Ready::Not(Exit::Stopped)),
         };
         self.lead_to(&settled);
         if self.accept_source_identity {
             let accepting = accept_identity(&self.config, &self.addresses, bookkeeping, &self.telemetry);
             tokio::select! {
                 accepted = while_leading(lead, accepting) => accepted?,
-                () = self.stopped() => return Ok(Ready::Not(Lived::UntilStopped)),
+                () = self.stopped() => return Ok(Ready::Not(Exit::Stopped)),
             }
             self.accept_source_identity = false;
         }
         let prepared = tokio::select! {
             prepared = while_leading(lead, self.prepare(bookkeeping, &asked)) => prepared,
-            () = stopped => return Ok(Ready::Not(Lived::UntilStopped)),
+            () = stopped => return Ok(Ready::Not(Exit::Stopped)),
         };
         let prepared = prepared.map_err(|fault| settled.tell_of_others(fault))?;
         let prepared = match prepared.start {
@@ -409,7 +410,7 @@ impl Attempt {
                 );
                 match while_leading(lead, copying).await {
                     Ok(table_sync::Ending::Published) => {}
-                    Ok(table_sync::Ending::Stopped) => return Ok(Ready::Not(Lived::UntilStopped)),
+                    Ok(table_sync::Ending::Stopped) => return Ok(Ready::Not(Exit::Stopped)),
                     Err(fault) => {
                         // Otherwise every start would copy everything, to refuse it again.
                         if let Fault::Destination(DestinationError::LacksMost { tables, .. }) = &fault {
@@ -423,7 +424,7 @@ impl Attempt {
                 self.lost = false;
                 self.made_progress = true;
                 self.held_up_at = Lsn::INVALID;
-                asked = Asked::default();
+                asked = ResyncRequests::default();
                 while_leading(lead, self.prepare(bookkeeping, &asked)).await?
             }
         };
@@ -432,7 +433,7 @@ impl Attempt {
         };
         if !prepared.changed.is_empty() {
             while_leading(lead, self.suspend(&prepared.changed)).await?;
-            return Ok(Ready::Not(Lived::ToBeSetUpAnew));
+            return Ok(Ready::Not(Exit::Restart));
         }
         while_leading(lead, ask_for_missing(bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
         Ok(Ready::Stream { prepared: Box::new(prepared), position })
@@ -450,7 +451,7 @@ impl Attempt {
         self.passed_over.clone_from(&settled.passed_over);
     }
 
-    async fn prepare(&self, bookkeeping: &Bookkeeping, asked: &Asked) -> Result<Prepared, Fault> {
+    async fn prepare(&self, bookkeeping: &Bookkeeping, asked: &ResyncRequests) -> Result<Prepared, Fault> {
         prepare(&self.config, &self.addresses, bookkeeping, &self.telemetry, asked).await
     }
 
@@ -464,13 +465,13 @@ impl Attempt {
         Ok(())
     }
 
-    /// Who applies large transactions ahead of their commit; nobody where foreign keys and triggers act.
-    fn ahead(&self, spool: &Spool, writer: &Writer, position: Lsn) -> Option<AheadOf> {
+    /// Who applies large transactions in parallel; nobody where foreign keys and triggers act.
+    fn parallel_apply(&self, spool: &Spool, writer: &Writer, position: Lsn) -> Option<ParallelApply> {
         if writer.role() == ReplicationRole::Origin {
             return None;
         }
-        Some(AheadOf::start(Worker {
-            ahead: Ahead::new(position, worth_bytes(self.config.spool.memory_bytes_max)),
+        Some(ParallelApply::start(Worker {
+            queue: ParallelApplyQueue::new(position, worth_bytes(self.config.spool.memory_bytes_max)),
             peeker: spool.peeker(),
             settings: writer.settings().clone(),
             marked: matches!(writer.marking(), Marking::Origin(_)),
@@ -486,7 +487,7 @@ impl Attempt {
         mut lead: Lead,
         mut prepared: Prepared,
         position: Lsn,
-    ) -> Result<Lived, Fault> {
+    ) -> Result<Exit, Fault> {
         let config = Arc::clone(&self.config);
         let telemetry = Arc::clone(&self.telemetry);
         while_leading(&mut lead, free_slot(&prepared, &config, &telemetry)).await?;
@@ -542,16 +543,16 @@ impl Attempt {
         let passed = confirmed_receiver.clone();
         let halted_at = self.conflict.map(|(commit_lsn, _)| commit_lsn);
         let reporting = Arc::clone(&telemetry);
-        let ahead_of = spool.as_ref().and_then(|spool| self.ahead(spool, &writer, position));
-        let ahead = ahead_of.as_ref().map(AheadOf::handle);
+        let parallel_apply = spool.as_ref().and_then(|spool| self.parallel_apply(spool, &writer, position));
+        let queue = parallel_apply.as_ref().map(ParallelApply::handle);
         let task = StreamTask {
             session: prepared.replication,
             decoder: Decoder::new(false),
             assembler,
-            describer: Describer::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes),
+            tracker: RelationTracker::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes),
             steps,
             spool,
-            ahead,
+            queue,
             looks: Some(self.monitor.looks()),
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
@@ -591,12 +592,12 @@ impl Attempt {
         let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
         let sequences =
             Sequences::start(self.addresses.clone(), followed, config.schema_changes, Arc::clone(&telemetry));
-        let mut ground = self.monitor.watch(watched);
+        let mut health = self.monitor.watch(watched);
         // Whoever needs apply to stand still for a moment takes a turn through this.
-        let (control, gate) = control();
+        let (control, apply_pause) = control();
         let ends = table_sync::Ends { config: &config, addresses: &self.addresses, telemetry: &telemetry };
         let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();
-        let beside = Beside { gate, instance: self.monitor.instance(), ahead: ahead_of };
+        let beside = LoopContext { apply_pause, instance: self.monitor.instance(), parallel_apply };
         let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
         let fences = FenceService {
             config: &config,
@@ -605,14 +606,14 @@ impl Attempt {
             telemetry: &telemetry,
         };
         let applied = tokio::select! {
-            applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Lived::UntilStopped),
+            applied = applying.run(self.stopped()) => applied.map_err(Fault::from).map(|()| Exit::Stopped),
             lost = lead.lost() => Err(lost.into()),
-            lost = ground_lost(&mut ground) => Err(lost),
+            lost = stream_health_lost(&mut health) => Err(lost),
             ended = self.monitor.ended() => Err(ended),
             // It holds until the loop runs no more.
-            _held = table_sync::handover::serve(ends, &control, &generation) => Ok(Lived::ToBeSetUpAnew),
-            () = fences.run() => Ok(Lived::UntilStopped),
-            () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Lived::UntilStopped),
+            _held = table_sync::handover::serve(ends, &control, &generation) => Ok(Exit::Restart),
+            () = fences.run() => Ok(Exit::Stopped),
+            () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Exit::Stopped),
         };
         self.made_progress |= applying.made_progress();
         if applied.is_err() {
@@ -637,15 +638,15 @@ impl Attempt {
         {
             return Err(DestinationError::LabelMissing.into());
         }
-        if applied? == Lived::ToBeSetUpAnew {
-            return Ok(Lived::ToBeSetUpAnew);
+        if applied? == Exit::Restart {
+            return Ok(Exit::Restart);
         }
         match read {
             Ok(Ok(Err(error))) if !self.is_stopping() => {
                 self.spool_failed = matches!(error, SourceError::Spool(_));
                 Err(error.into())
             }
-            Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(Lived::UntilStopped),
+            Ok(Ok(Err(_) | Ok(()))) | Err(_) if self.is_stopping() => Ok(Exit::Stopped),
             // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
             Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
             Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
@@ -682,44 +683,44 @@ where
     }
 }
 
-/// Resolves when the monitor finds the stream's ground gone.
-async fn ground_lost(ground: &mut watch::Receiver<Ground>) -> Fault {
+/// Resolves when the monitor finds the stream's health lost.
+async fn stream_health_lost(health: &mut watch::Receiver<StreamHealth>) -> Fault {
     loop {
-        match &*ground.borrow_and_update() {
-            Ground::Firm => {}
-            Ground::Gone { report, gap: false } => return Fault::Halted(report.clone()),
-            Ground::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
-            Ground::Unpublished { publication, tables } => {
+        match &*health.borrow_and_update() {
+            StreamHealth::Healthy => {}
+            StreamHealth::Gone { report, gap: false } => return Fault::Halted(report.clone()),
+            StreamHealth::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
+            StreamHealth::Unpublished { publication, tables } => {
                 let (publication, tables) = (publication.clone(), tables.clone());
                 return Fault::Source(SourceError::Unpublished { publication, tables });
             }
-            Ground::Replaced { table, old, new } => {
+            StreamHealth::Replaced { table, old, new } => {
                 let replaced = TransactionError::Replaced { table: table.clone(), old: *old, new: *new };
                 return Fault::Source(SourceError::Transaction(replaced));
             }
-            Ground::ForeignCode(report) | Ground::Cascades(report) => {
+            StreamHealth::ForeignCode(report) | StreamHealth::Cascades(report) => {
                 return Fault::Destination(DestinationError::Refused(report.clone()));
             }
-            Ground::Changed { table, reason } => {
+            StreamHealth::Changed { table, reason } => {
                 return Fault::Destination(DestinationError::NeedsCopy {
                     table: table.clone(),
                     reason: reason.clone(),
                 });
             }
-            Ground::OtherTables(others) => {
+            StreamHealth::OtherTables(others) => {
                 return Fault::Destination(DestinationError::OtherTables(others.clone()));
             }
-            Ground::Misunderstood { doing, what } => {
+            StreamHealth::Misunderstood { doing, what } => {
                 let error = crate::session::SessionError::Answer { doing, what: what.clone() };
                 return Fault::Source(SourceError::Session(error));
             }
-            Ground::DestinationSilent(within) => {
+            StreamHealth::DestinationSilent(within) => {
                 let doing = "asking the destination for a sign of life";
                 let error = crate::session::SessionError::Timeout { doing, within: *within };
                 return Fault::Destination(DestinationError::Session(error));
             }
         }
-        if ground.changed().await.is_err() {
+        if health.changed().await.is_err() {
             return std::future::pending().await;
         }
     }

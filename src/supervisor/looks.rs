@@ -1,6 +1,6 @@
 //! When the monitor looks at the tables because the stream waits for it at a mark of a schema change, and what marks can be about.
 //!
-//! Asked by `ground` in its loop. In come the question that is open and a session with the source; out goes the question, once its
+//! Asked by `stream_health` in its loop. In come the question that is open and a session with the source; out goes the question, once its
 //! transaction is visible there and the next look is due. The look itself is the monitor's, and the same that its clock causes: what
 //! it finds is judged in one place.
 //!

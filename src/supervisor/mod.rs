@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::error_policy::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::telemetry::{State, Telemetry, failpoint};
-use attempt::{Attempt, Lived};
+use attempt::{Attempt, Exit};
 use copy_failures::CopyFailures;
 use monitor::Monitor;
 
@@ -88,11 +88,11 @@ async fn attempts(
     loop {
         let began = Instant::now();
         let fault = match attempt.run().await {
-            Ok(Lived::UntilStopped) => {
+            Ok(Exit::Stopped) => {
                 attempt.stopped_in_order().await;
                 return Ok(());
             }
-            Ok(Lived::ToBeSetUpAnew) => continue,
+            Ok(Exit::Restart) => continue,
             Err(fault) => attempt.explained(fault).await,
         };
         if attempt.is_stopping() {

@@ -4,7 +4,7 @@
 //! as the process, so lag goes on rising while the destination is down. Beside it run, as tasks of their own, the look at the
 //! stream's [`crate::supervisor::stream_health`] and, at either end, the look at what our sessions wait for
 //! ([`crate::preflight::waits`]). What ends a stream is
-//! told by [`Ground`]; everything else goes to telemetry. Nothing that it asks the source needs a lock on a table, so it never waits
+//! told by [`StreamHealth`]; everything else goes to telemetry. Nothing that it asks the source needs a lock on a table, so it never waits
 //! for one.
 //!
 //! A task that ends, by whatever it is, ends the stream with words ([`Monitor::ended`]), and the next attempt starts the monitor again:
@@ -27,7 +27,7 @@ use crate::pg::{ErrorReport, Lsn};
 use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, SourceError, find_slot, schema_looks};
-use crate::supervisor::stream_health::{Ground, GroundWatch, ToldTruncations, Watched, WatchedNow};
+use crate::supervisor::stream_health::{HealthWatch, StreamHealth, ToldTruncations, Watched, WatchedNow};
 use crate::telemetry::{SlotHealth, Telemetry, failpoint};
 
 const SOURCE_EVERY: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ const QUERY_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Monitor {
     connection: Arc<Mutex<ConnectionSettings>>,
     watched: WatchedNow,
-    ground: watch::Sender<Ground>,
+    health: watch::Sender<StreamHealth>,
     instance: Instance,
     truncations: ToldTruncations,
     looks: SchemaLooks,
@@ -66,7 +66,7 @@ impl Monitor {
     /// Starts watching both servers.
     pub(crate) fn start(config: Arc<Config>, telemetry: Arc<Telemetry>) -> Monitor {
         let watched = WatchedNow::default();
-        let (ground, _) = watch::channel(Ground::Firm);
+        let (health, _) = watch::channel(StreamHealth::Healthy);
         let truncations = ToldTruncations::default();
         let (looks, asked) = schema_looks();
         let instance = Instance::new();
@@ -81,14 +81,14 @@ impl Monitor {
             instance,
             slot_rate: WalRate::default(),
             waits: ToldWaits::default(),
-            ground: ground.clone(),
+            health: health.clone(),
         };
-        let ground_watch = GroundWatch {
+        let health_watch = HealthWatch {
             config: Arc::clone(&config),
             connection: Arc::clone(&connection),
             telemetry: Arc::clone(&telemetry),
             watched: Arc::clone(&watched),
-            ground: ground.clone(),
+            health: health.clone(),
             unidentified: Vec::new(),
             truncations: truncations.clone(),
             doubts: HashMap::new(),
@@ -97,10 +97,10 @@ impl Monitor {
             asked,
         };
         let waits = tell_waits(Arc::clone(&config), telemetry);
-        let destination = watch_destination(config, Arc::clone(&watched), ground.clone());
+        let destination = watch_destination(config, Arc::clone(&watched), health.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(source.run());
-        tasks.spawn(ground_watch.run());
+        tasks.spawn(health_watch.run());
         tasks.spawn(destination);
         tasks.spawn(waits);
         let (ending, ended) = watch::channel(false);
@@ -110,7 +110,7 @@ impl Monitor {
             tracing::error!("{ENDED}");
             ending.send_replace(true);
         });
-        Monitor { connection, watched, ground, instance, truncations, looks, tasks, ended }
+        Monitor { connection, watched, health, instance, truncations, looks, tasks, ended }
     }
 
     /// Whether one of its tasks has ended, so that it is to be started again.
@@ -155,11 +155,11 @@ impl Monitor {
     }
 
     /// From now on a stream stands on this.
-    pub(crate) fn watch(&self, watched: Watched) -> watch::Receiver<Ground> {
+    pub(crate) fn watch(&self, watched: Watched) -> watch::Receiver<StreamHealth> {
         self.looks.forget_followed();
-        self.ground.send_replace(Ground::Firm);
+        self.health.send_replace(StreamHealth::Healthy);
         *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watched));
-        self.ground.subscribe()
+        self.health.subscribe()
     }
 
     /// The stream has ended.
@@ -172,9 +172,9 @@ const ENDED: &str = "the monitor ended unexpectedly";
 
 /// What a question of the monitor has met: an answer that is not understood ends the stream, since whatever else it would have said is
 /// not known. A server that does not answer is the ring's to report.
-pub(crate) fn misunderstood(ground: &watch::Sender<Ground>, error: SessionError) {
+pub(crate) fn misunderstood(health: &watch::Sender<StreamHealth>, error: SessionError) {
     if let SessionError::Answer { doing, what } = error {
-        ground.send_replace(Ground::Misunderstood { doing, what });
+        health.send_replace(StreamHealth::Misunderstood { doing, what });
     }
 }
 
@@ -187,7 +187,7 @@ struct SourceWatch {
     slot_rate: WalRate,
     /// What sessions of ours wait for at the source.
     waits: ToldWaits,
-    ground: watch::Sender<Ground>,
+    health: watch::Sender<StreamHealth>,
 }
 
 impl SourceWatch {
@@ -195,7 +195,7 @@ impl SourceWatch {
         loop {
             // Other failures are the ring's, which reports them; here they only mean: later.
             if let Err(error) = self.session().await {
-                misunderstood(&self.ground, error);
+                misunderstood(&self.health, error);
             }
             self.telemetry.waits(End::Source.as_str(), Vec::new());
             self.heartbeat_missed();
@@ -340,18 +340,18 @@ fn unseen_code(error: &DestinationError) -> ErrorReport {
 }
 
 /// What is at the destination that must not be there while rows are written.
-async fn look_at_destination(client: &SqlClient, writes: &Writes) -> Result<Option<Ground>, DestinationError> {
+async fn look_at_destination(client: &SqlClient, writes: &Writes) -> Result<Option<StreamHealth>, DestinationError> {
     if let Some(report) = bookkeeping_report(client, &writes.trusted_roles).await? {
-        return Ok(Some(Ground::ForeignCode(report)));
+        return Ok(Some(StreamHealth::ForeignCode(report)));
     }
     let others = other_tables(client).await?;
     if !others.is_empty() {
-        return Ok(Some(Ground::OtherTables(OtherTables(others))));
+        return Ok(Some(StreamHealth::OtherTables(OtherTables(others))));
     }
-    Ok(writes.foreign_code_report(client).await?.map(Ground::ForeignCode))
+    Ok(writes.foreign_code_report(client).await?.map(StreamHealth::ForeignCode))
 }
 
-async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: watch::Sender<Ground>) {
+async fn watch_destination(config: Arc<Config>, watched: WatchedNow, health: watch::Sender<StreamHealth>) {
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let mut client: Option<SqlClient> = None;
     let mut answered_at = Instant::now();
@@ -385,7 +385,7 @@ async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: wat
                 looks_failed = 0;
                 client = Some(asked);
                 if let Some(found) = found {
-                    ground.send_replace(found.clone());
+                    health.send_replace(found.clone());
                 }
             }
             // A slow answer to this says nothing of the destination, which has just given a sign of life.
@@ -394,12 +394,12 @@ async fn watch_destination(config: Arc<Config>, watched: WatchedNow, ground: wat
                 code_due = Instant::now();
                 looks_failed += 1;
                 if looks_failed >= CODE_LOOKS_FAILED_MAX {
-                    ground.send_replace(Ground::ForeignCode(unseen_code(&error)));
+                    health.send_replace(StreamHealth::ForeignCode(unseen_code(&error)));
                 }
             }
         }
         if answered_at.elapsed() >= DESTINATION_SILENT_MAX {
-            ground.send_replace(Ground::DestinationSilent(DESTINATION_SILENT_MAX));
+            health.send_replace(StreamHealth::DestinationSilent(DESTINATION_SILENT_MAX));
         }
     }
 }

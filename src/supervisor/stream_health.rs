@@ -1,8 +1,8 @@
-//! The stream's ground: whether the publication, its tables and our own standing at the source are still what the stream began on.
+//! The stream's health: whether the publication, its tables and our own standing at the source are still what the stream began on.
 //!
 //! Run by `monitor` as a task of its own, on a session of its own: what it asks needs ACCESS SHARE on the tables
 //! (pg_publication_tables opens them), so it waits while somebody alters one, and lag, slot and heartbeats must not wait with it.
-//! In come what a stream was started on ([`Watched`]) and the truncations of which it has told; out goes [`Ground`], which ends a
+//! In come what a stream was started on ([`Watched`]) and the truncations of which it has told; out goes [`StreamHealth`], which ends a
 //! stream that stands on nothing. It looks, too, whether the rows of the tables may be others than the stream tells of
 //! ([`crate::preflight::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
 //!
@@ -42,9 +42,9 @@ const QUERY_MAX: Duration = Duration::from_secs(10);
 
 /// Whether what the stream stands on is still there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ground {
+pub(super) enum StreamHealth {
     /// It is.
-    Firm,
+    Healthy,
     /// It is not, and an operator must act.
     Gone {
         /// What is to be done.
@@ -165,13 +165,13 @@ impl ToldTruncations {
 pub(super) type WatchedNow = Arc<Mutex<Option<Arc<Watched>>>>;
 
 /// The task that looks.
-pub(super) struct GroundWatch {
+pub(super) struct HealthWatch {
     pub(super) config: Arc<Config>,
     /// Where the attempt's sessions lead to.
     pub(super) connection: Arc<Mutex<ConnectionSettings>>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) watched: WatchedNow,
-    pub(super) ground: watch::Sender<Ground>,
+    pub(super) health: watch::Sender<StreamHealth>,
     /// Identities that were found wrong and told.
     pub(super) unidentified: Vec<Unidentified>,
     pub(super) truncations: ToldTruncations,
@@ -187,7 +187,7 @@ pub(super) struct GroundWatch {
 
 type Session = (ConnectionSettings, SqlClient);
 
-impl GroundWatch {
+impl HealthWatch {
     /// Looks until it is dropped: on its clock, and between whenever the stream has come to a mark of a schema change.
     pub(super) async fn run(mut self) {
         let mut session: Option<Session> = None;
@@ -210,7 +210,7 @@ impl GroundWatch {
                     match looked {
                         Ok(kept) => session = Some(kept),
                         Err(SessionError::Answer { doing, what }) => {
-                            self.tell(&watched, Ground::Misunderstood { doing, what });
+                            self.tell(&watched, StreamHealth::Misunderstood { doing, what });
                             due = Instant::now() + RETRY_AFTER;
                         }
                         // A source that does not answer is the ring's to report; here it only means: later.
@@ -243,7 +243,7 @@ impl GroundWatch {
             let began = Instant::now();
             let seen = VisibleTransactions::read(&client).await?;
             match self.look_at_tables(&client, watched).await? {
-                Some(Ground::Firm) => {
+                Some(StreamHealth::Healthy) => {
                     tracing::debug!(
                         "transaction {} has changed a schema, and the tables were looked at",
                         asked.transaction
@@ -253,8 +253,8 @@ impl GroundWatch {
                 }
                 Some(found) => {
                     pace.later(RETRY_AFTER);
-                    let ground = look_at_ground(&client, watched).await?;
-                    self.tell(watched, if ground == Ground::Firm { found } else { ground });
+                    let health = read_stream_health(&client, watched).await?;
+                    self.tell(watched, if health == StreamHealth::Healthy { found } else { health });
                 }
                 None => pace.later(RETRY_AFTER),
             }
@@ -280,29 +280,33 @@ impl GroundWatch {
     /// Looks once; returns the session for the next time.
     async fn look(&mut self, session: Option<Session>, watched: &Arc<Watched>) -> Result<Session, SessionError> {
         let (connection, client) = self.session(session).await?;
-        let mut ground = look_at_ground(&client, watched).await?;
-        if ground == Ground::Firm {
-            ground = self.look_at_tables(&client, watched).await?.unwrap_or(Ground::Firm);
+        let mut health = read_stream_health(&client, watched).await?;
+        if health == StreamHealth::Healthy {
+            health = self.look_at_tables(&client, watched).await?.unwrap_or(StreamHealth::Healthy);
         }
-        if ground == Ground::Firm {
-            ground = self.look_at_cascades(&client, watched).await;
+        if health == StreamHealth::Healthy {
+            health = self.look_at_cascades(&client, watched).await;
         }
-        if ground != Ground::Firm {
-            self.tell(watched, ground);
+        if health != StreamHealth::Healthy {
+            self.tell(watched, health);
         }
         self.ask_identities(&client, watched).await?;
         Ok((connection, client))
     }
 
-    /// Tells what was found of a stream's ground, unless another stream runs by now.
-    fn tell(&self, watched: &Arc<Watched>, ground: Ground) {
+    /// Tells what was found of a stream's health, unless another stream runs by now.
+    fn tell(&self, watched: &Arc<Watched>, health: StreamHealth) {
         if self.watched().is_some_and(|now| Arc::ptr_eq(&now, watched)) {
-            self.ground.send_replace(ground);
+            self.health.send_replace(health);
         }
     }
 
     /// Compares the tables with what is remembered of them; `None` when that cannot be read.
-    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Option<Ground>, SessionError> {
+    async fn look_at_tables(
+        &mut self,
+        client: &SqlClient,
+        watched: &Watched,
+    ) -> Result<Option<StreamHealth>, SessionError> {
         let destination =
             Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
         // Whatever is wrong with the destination, the ring meets it too, and says so.
@@ -316,14 +320,14 @@ impl GroundWatch {
             tracing::warn!("what the source's catalog says of tables could not be stored: {error}");
         }
         if let Some((table, reason)) = found.differ.into_iter().next() {
-            return Ok(Some(Ground::Changed { table, reason }));
+            return Ok(Some(StreamHealth::Changed { table, reason }));
         }
         if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
             return Ok(Some(match table_called(client, &table).await? {
-                Some(new) => Ground::Replaced { table, old, new },
+                Some(new) => StreamHealth::Replaced { table, old, new },
                 None => {
                     let is_followed = self.config.tables.contains(&renamed);
-                    Ground::Gone { report: renamed_report(&table, &renamed, is_followed), gap: false }
+                    StreamHealth::Gone { report: renamed_report(&table, &renamed, is_followed), gap: false }
                 }
             }));
         }
@@ -341,7 +345,7 @@ impl GroundWatch {
                 tracing::debug!("a comparison could not be asked for: {error}");
             }
         }
-        Ok(Some(Ground::Firm))
+        Ok(Some(StreamHealth::Healthy))
     }
 
     /// What is remembered of tables counts as passed once the stream is where the source was when its catalog was seen to say so.
@@ -368,17 +372,17 @@ impl GroundWatch {
     }
 
     /// Somebody may add a foreign key at the destination, or drop the source's, while the stream runs.
-    async fn look_at_cascades(&self, client: &SqlClient, watched: &Watched) -> Ground {
+    async fn look_at_cascades(&self, client: &SqlClient, watched: &Watched) -> StreamHealth {
         let destination =
             Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
         // Whatever is wrong with the destination, the ring meets it too, and says so.
-        let Ok(here) = destination.connect().await else { return Ground::Firm };
+        let Ok(here) = destination.connect().await else { return StreamHealth::Healthy };
         match cascades::report(client, &here, &watched.writes).await {
-            Ok(None) => Ground::Firm,
-            Ok(Some(report)) => Ground::Cascades(report),
+            Ok(None) => StreamHealth::Healthy,
+            Ok(Some(report)) => StreamHealth::Cascades(report),
             Err(fault) => {
                 tracing::warn!("cannot look at the actions of foreign keys: {}", report(&fault).lines());
-                Ground::Firm
+                StreamHealth::Healthy
             }
         }
     }
@@ -414,7 +418,7 @@ impl GroundWatch {
         for new in found.iter().filter(|found| !self.unidentified.contains(found)) {
             match new.misleads_the_stream() {
                 true => {
-                    self.tell(watched, Ground::Gone { report: new.report.clone(), gap: false });
+                    self.tell(watched, StreamHealth::Gone { report: new.report.clone(), gap: false });
                 }
                 false => self.telemetry.warning("replica identity", new.report.lines()),
             }
@@ -454,9 +458,9 @@ async fn read_reached_xid(
 }
 
 /// Compares the publication, its tables and our own standing with what the stream was started on.
-async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground, SessionError> {
-    let gap = |report| Ground::Gone { report, gap: true };
-    let no_gap = |report| Ground::Gone { report, gap: false };
+async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<StreamHealth, SessionError> {
+    let gap = |report| StreamHealth::Gone { report, gap: true };
+    let no_gap = |report| StreamHealth::Gone { report, gap: false };
     let doing = "looking at the publication";
     let sql = "SELECT sync_state::text FROM pg_catalog.pg_stat_replication WHERE pid = $1 AND sync_state <> 'async'";
     let process_id = i32::try_from(watched.process_id).unwrap_or(0);
@@ -495,7 +499,7 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
     if !missing.is_empty() {
         let found = whereabouts(client, missing.into_iter()).await?;
         let found = unpublished(watched, found);
-        if found != Ground::Firm {
+        if found != StreamHealth::Healthy {
             return Ok(found);
         }
     }
@@ -512,29 +516,29 @@ async fn look_at_ground(client: &SqlClient, watched: &Watched) -> Result<Ground,
             .hint("Put it back, or start once with --resnapshot to follow what it sends now.")));
         }
     }
-    Ok(Ground::Firm)
+    Ok(StreamHealth::Healthy)
 }
 
 /// Why tables are in the publication no longer. DROP TABLE takes a table out; another one of its name is in it only where the
 /// publication names no tables.
-fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> Ground {
+fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> StreamHealth {
     if let Some(Whereabouts { table, id, bearer: Some(new), .. }) =
         tables.iter().find(|found| found.bearer.is_some_and(|bearer| bearer != found.id))
     {
-        return Ground::Replaced { table: table.clone(), old: *id, new: *new };
+        return StreamHealth::Replaced { table: table.clone(), old: *id, new: *new };
     }
     let (lost, left): (Vec<Whereabouts>, Vec<Whereabouts>) =
         tables.into_iter().partition(|found| found.name_now.as_ref() != Some(&found.table));
     if let Some(report) = lost_report(&lost, &watched.writes.tables) {
-        return Ground::Gone { report, gap: false };
+        return StreamHealth::Gone { report, gap: false };
     }
     let waiting: BTreeSet<RelationId> =
         watched.tables.iter().filter(|table| table.waits).map(|table| table.id).collect();
     let left = left.into_iter().filter(|table| !waiting.contains(&table.id));
     let tables: Vec<QualifiedName> = left.map(|left| left.table).collect();
     match tables.is_empty() {
-        true => Ground::Firm,
-        false => Ground::Unpublished { publication: watched.publication.clone(), tables },
+        true => StreamHealth::Healthy,
+        false => StreamHealth::Unpublished { publication: watched.publication.clone(), tables },
     }
 }
 

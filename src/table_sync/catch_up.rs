@@ -29,8 +29,8 @@ use crate::error_policy::Fault;
 use crate::pg::{Lsn, QualifiedName, Relation, RelationId, SlotName};
 use crate::session::{ReplicationSession, Sql, SqlClient};
 use crate::source::{
-    Confirmed, Describer, Marks, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask, step_channel,
-    stream,
+    Confirmed, Marks, RelationTracker, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask,
+    step_channel, stream,
 };
 use crate::table_sync::ends::{Ends, Tables};
 use crate::transaction::{Assembler, Change, Step, TableSet};
@@ -132,10 +132,10 @@ impl CatchUp {
             assembler: streaming::assembler(assembler, config, &options),
             steps,
             spool: None,
-            ahead: None,
+            queue: None,
             // The tables are locked against such changes, and the catalog is compared at the end.
             looks: None,
-            describer: Describer::new(Sql { purpose: "describing", ..ends.addresses.source.clone() }, shapes),
+            tracker: RelationTracker::new(Sql { purpose: "describing", ..ends.addresses.source.clone() }, shapes),
             confirmed: confirmed_receiver,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
             stop,
@@ -173,7 +173,7 @@ impl CatchUp {
                     | Work::PieceOfLarge(_)
                     | Work::ChangeSchema(_)
                     | Work::CommitLarge { .. }
-                    | Work::CommitAhead { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
+                    | Work::CommitParallel { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
                 }
             }
             let idle = !self.applier.is_busy() && !self.applier.in_large_transaction();
@@ -219,7 +219,7 @@ impl CatchUp {
             Step::Transaction(transaction) => transaction.changes.iter_mut().for_each(|change| self.rename(change)),
             Step::Piece(piece) => piece.changes.iter_mut().for_each(|change| self.rename(change)),
             Step::Schema(change) => return self.check_unaltered(&change.relation).await,
-            Step::Begin(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
+            Step::Begin(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
         }
         self.batcher.push(step);
         Ok(())

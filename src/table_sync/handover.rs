@@ -43,7 +43,7 @@ use super::{
     TELL_EVERY, after, begin_showing, begin_staging, finish, load, publish, publishing_session, tell_large_differences,
     temporary_slot,
 };
-use crate::apply_worker::pause::{Control, Held};
+use crate::apply_worker::pause::{Control, PauseGuard};
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
@@ -75,12 +75,12 @@ const HOLDS_MAX: u32 = 5;
 /// The tables that a request was fulfilled for are not followed yet by the stream that runs, so it must be set up anew.
 /// Until then it is held: it would pass over their changes.
 #[derive(Debug)]
-pub(crate) struct SetUpAnew {
-    _held: Held,
+pub(crate) struct Restart {
+    _held: PauseGuard,
 }
 
 /// Fulfils requests until one needs the stream to be set up again.
-pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> SetUpAnew {
+pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> Restart {
     let began = Instant::now();
     let mut turns = Turns::default();
     let mut told = Told::default();
@@ -213,7 +213,7 @@ async fn hand_over(
     control: &Control,
     bookkeeping: &Bookkeeping,
     (scope, requests, generation): (&Scope, &[i64], &str),
-) -> Result<Option<SetUpAnew>, Fault> {
+) -> Result<Option<Restart>, Fault> {
     let config = ends.config;
     let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
     let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
@@ -296,7 +296,7 @@ async fn hand_over(
     tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
     let position = held.position();
     let anew = if anew {
-        Some(SetUpAnew { _held: held })
+        Some(Restart { _held: held })
     } else {
         drop(held);
         None
@@ -440,7 +440,12 @@ async fn catch_up_with(bookkeeping: &Bookkeeping, catch_up: &mut CatchUp, rounds
 }
 
 /// Holds the stream, and brings staging to exactly where it stands. In between a test may `pause` it.
-async fn hold(ends: Ends<'_>, control: &Control, catch_up: &mut CatchUp, pause: &'static str) -> Result<Held, Fault> {
+async fn hold(
+    ends: Ends<'_>,
+    control: &Control,
+    catch_up: &mut CatchUp,
+    pause: &'static str,
+) -> Result<PauseGuard, Fault> {
     let most = ends.config.fence_timeout;
     for _ in 0..HOLDS_MAX {
         // A long transaction that is being applied is finished first, and lets nobody wait but us.

@@ -120,7 +120,7 @@ pub enum Step {
     },
     /// A transaction has committed whose changes are applied already, as far as somebody reads them ahead of their commit
     /// from the spool; only its own commit is left to do here.
-    Ahead {
+    AppliedInParallel {
         /// As if it began only now.
         begin: Begin,
         /// Its commit.
@@ -141,7 +141,9 @@ impl Step {
             Step::Schema(change) => {
                 size_of::<SchemaChange>() + change.description.table.len() + change.description.types.len()
             }
-            Step::Begin(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => size_of::<Step>(),
+            Step::Begin(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {
+                size_of::<Step>()
+            }
         }
     }
 }

@@ -72,7 +72,7 @@ impl RelationCache {
     /// Takes in a description, the message with the number `heard`. Returns the relation when it is wanted.
     ///
     /// Every message makes a relation of its own, also when it says the same as the one before: the source repeats itself when
-    /// something has changed that a Relation message does not carry, and the catalog is asked once for each (`source::describe`
+    /// something has changed that a Relation message does not carry, and the catalog is asked once for each (`source::relation_tracker`
     /// compares pointers).
     pub(super) fn learn(
         &mut self,

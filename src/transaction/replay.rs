@@ -69,8 +69,8 @@ impl Replay {
     }
 
     /// The same transaction as one step, for when its changes are applied already.
-    pub fn ahead(&self) -> Step {
-        Step::Ahead { begin: self.begin, commit: self.commit, heartbeat: self.heartbeat.clone() }
+    pub fn applied_in_parallel(&self) -> Step {
+        Step::AppliedInParallel { begin: self.begin, commit: self.commit, heartbeat: self.heartbeat.clone() }
     }
 
     /// Takes in the stream's next chunk.

@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
-use crate::apply_worker::pause::{BrokenOff, Control, Held};
+use crate::apply_worker::pause::{BrokenOff, Control, PauseGuard};
 use crate::config::Config;
 use crate::destination::{DestinationError, HeldDestination, MadeFence, hold_destination};
 use crate::error_policy::{Fault, report};
@@ -105,13 +105,13 @@ pub(crate) async fn make(
     Ok(fence)
 }
 
-/// Makes a fence at which apply stands still until `Held` is dropped.
+/// Makes a fence at which apply stands still until `PauseGuard` is dropped.
 pub(crate) async fn make_and_hold(
     config: &Config,
     addresses: &Addresses,
     control: &Control,
     progress: &FenceProgress,
-) -> Result<(Fence, Held), NoFence> {
+) -> Result<(Fence, PauseGuard), NoFence> {
     // What takes time and needs no standing still comes first.
     let sql = sql_for(&addresses.source, "fence");
     let observer = sql.connect().await.map_err(SourceError::Session)?;

@@ -12,7 +12,7 @@
 use super::compare::Keys;
 use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
-use crate::apply_worker::pause::Held;
+use crate::apply_worker::pause::PauseGuard;
 use crate::catalog::lock_budget;
 use crate::catalog::schema::{IdentityColumn, IndexDefinition, TableKind};
 use crate::comparison::Key;
@@ -52,7 +52,7 @@ pub(crate) async fn repair(
     config: &Config,
     addresses: &Addresses,
     fence: &Fence,
-    held: &Held,
+    held: &PauseGuard,
     keys: &Keys,
 ) -> Result<RepairOutcome, Fault> {
     let (options, progress) = (VerifyOptions::default(), VerifyProgress::default().into());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use headwater::config::{ConnectionSettings, Environment};
-use headwater::session::{Connection, CopyIn, CopyOut, Flight, SessionError, Sql, SqlState, WritingSession};
+use headwater::session::{Connection, CopyIn, CopyOut, PipelinedRequest, SessionError, Sql, SqlState, WritingSession};
 
 use crate::support::Database;
 
@@ -44,9 +44,9 @@ async fn a_second_statement_in_a_text_is_a_syntax_error() {
         is_syntax_error(ours.statements(&["SELECT 1", sql, "CREATE TABLE third ()"], "testing", TIMEOUT).await, sql);
         is_syntax_error(CopyIn::start(&mut ours, sql, TIMEOUT).await, sql);
         is_syntax_error(CopyOut::start(&mut ours, sql, TIMEOUT).await, sql);
-        let mut flight = Flight::new();
-        flight.run(sql);
-        is_syntax_error(writing.round_trip("testing", flight, TIMEOUT).await, sql);
+        let mut request = PipelinedRequest::new();
+        request.run(sql);
+        is_syntax_error(writing.round_trip("testing", request, TIMEOUT).await, sql);
     }
     for copy in ["COPY public.t TO STDOUT; CREATE TABLE second ()", "COPY public.t FROM STDIN; CREATE TABLE second ()"]
     {

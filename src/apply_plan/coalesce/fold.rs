@@ -24,10 +24,10 @@ pub(super) struct Folded {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Born,
+    Inserted,
     Changed,
-    Gone,
-    Vacant,
+    Deleted,
+    KeyFreed,
 }
 
 /// A row that is followed.
@@ -183,25 +183,25 @@ impl<'a> Folder<'a> {
                 let hash = self.hash(at, When::After);
                 let found = self.find(hash, at, When::After);
                 match found.map(|number| self.entities[number as usize].state) {
-                    None | Some(State::Gone | State::Vacant) => {
-                        let entity = Entity::new(State::Born, at, When::After);
+                    None | Some(State::Deleted | State::KeyFreed) => {
+                        let entity = Entity::new(State::Inserted, at, When::After);
                         self.follow(entity, hash, found);
                         Some(())
                     }
-                    Some(State::Born | State::Changed) => None,
+                    Some(State::Inserted | State::Changed) => None,
                 }
             }
             Change::Update { old, .. } => {
                 let hash = self.hash(at, When::Before);
                 let found = self.find(hash, at, When::Before);
                 let number = match found.map(|number| (number, self.entities[number as usize].state)) {
-                    Some((number, State::Born | State::Changed)) => {
+                    Some((number, State::Inserted | State::Changed)) => {
                         let entity = &mut self.entities[number as usize];
                         self.previous.push((at, entity.last));
                         entity.last = at;
                         number
                     }
-                    Some((_, State::Gone | State::Vacant)) => return None,
+                    Some((_, State::Deleted | State::KeyFreed)) => return None,
                     None => self.follow(Entity::new(State::Changed, at, When::Before), hash, None),
                 };
                 if old.is_some() && !self.same_key((at, When::Before), (at, When::After)) {
@@ -213,15 +213,15 @@ impl<'a> Folder<'a> {
                 let hash = self.hash(at, When::Before);
                 match self.find(hash, at, When::Before) {
                     None => {
-                        self.follow(Entity::new(State::Gone, at, When::Before), hash, None);
+                        self.follow(Entity::new(State::Deleted, at, When::Before), hash, None);
                         Some(())
                     }
                     Some(number) => {
                         let entity = &mut self.entities[number as usize];
                         entity.state = match entity.state {
-                            State::Born => State::Vacant,
-                            State::Changed => State::Gone,
-                            State::Gone | State::Vacant => return None,
+                            State::Inserted => State::KeyFreed,
+                            State::Changed => State::Deleted,
+                            State::Deleted | State::KeyFreed => return None,
                         };
                         Some(())
                     }
@@ -236,12 +236,12 @@ impl<'a> Folder<'a> {
         let hash = self.hash(at, When::After);
         let there = self.find(hash, at, When::After).filter(|found| *found != number);
         match there.map(|found| self.entities[found as usize].state) {
-            None | Some(State::Gone) => {}
+            None | Some(State::Deleted) => {}
             // Occupied, or left by another row of this batch.
-            Some(State::Born | State::Changed | State::Vacant) => return None,
+            Some(State::Inserted | State::Changed | State::KeyFreed) => return None,
         }
         // Whoever looks for the old key finds it vacant: the marker takes the row's entry over.
-        let marker = Entity::new(State::Vacant, at, When::Before);
+        let marker = Entity::new(State::KeyFreed, at, When::Before);
         let marker_number = u32::try_from(self.entities.len()).unwrap_or(NONE);
         self.entities.push(marker);
         if let Some(place) = self.by_key.find_mut(left_hash, |entity| *entity == number) {
@@ -262,11 +262,11 @@ impl<'a> Folder<'a> {
         for entity in &self.entities {
             let place = || sorts.place(before(self.change(entity.first)));
             match entity.state {
-                State::Vacant => {}
-                State::Gone => {
+                State::KeyFreed => {}
+                State::Deleted => {
                     folded.deletes.push(NetRow { place: place(), first: entity.first, image: entity.first });
                 }
-                State::Born => {
+                State::Inserted => {
                     let image = self.image(entity, merged);
                     if has_unchanged(self.tuple(image, merged)) {
                         return None;

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use self::fold::{Folded, Folder, after, before, key_changes};
 use crate::apply_plan::net_effect::{Effect, MERGED, NetRow};
-use crate::apply_plan::side_effects::{self, Touched};
+use crate::apply_plan::table_activity::{self, TableActivity};
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::pg::{Datum, Relation, ReplicaIdentity, Tuple};
 use crate::transaction::Change;
@@ -193,10 +193,10 @@ impl Net {
     /// The net effect of what was taken in from `changes`; `foreign_keys_act`: the session's role lets foreign keys
     /// and ordinary triggers of the destination act.
     pub fn effect(&self, changes: &[Change], foreign_keys_act: bool) -> NetEffect {
-        let touched: Vec<Touched<'_>> = self
+        let touched: Vec<TableActivity<'_>> = self
             .tables
             .iter()
-            .map(|table| Touched {
+            .map(|table| TableActivity {
                 target: &table.target,
                 inserts: table.inserts > 0,
                 updates: table.updates > 0,
@@ -205,7 +205,7 @@ impl Net {
             })
             .collect();
         let mut effect = NetEffect::default();
-        if side_effects::needs_order(&touched, foreign_keys_act) {
+        if table_activity::needs_order(&touched, foreign_keys_act) {
             effect.parts.push(Part::InOrder(self.in_order()));
             return effect;
         }
@@ -215,7 +215,7 @@ impl Net {
             effect.parts.push(Part::InOrder(self.in_order()));
             return effect;
         }
-        let order = side_effects::parents_first(&touched);
+        let order = table_activity::parents_first(&touched);
         let mut inserts = Vec::new();
         let mut updates = Vec::new();
         for (table, folded) in folded.into_iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Relations bound to their tables, and the statements prepared for them.
 //!
-//! Asked by everything that writes into a flight, at the first change of a relation and whenever its description is
+//! Asked by everything that writes into a pipelined request, at the first change of a relation and whenever its description is
 //! another one.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::super::error::DestinationError;
 use super::Applier;
 use crate::apply_plan::row_by_row::{self, Shape};
-use crate::apply_plan::sets::Way;
+use crate::apply_plan::sets::WriteMethod;
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::catalog::attribute_names::attribute_names;
 use crate::catalog::fit::{self, End};
@@ -40,7 +40,7 @@ pub(super) enum SetStatement {
     /// Refuses what is not this table, before a COPY and after it.
     RefuseOthers,
     /// Inserts them.
-    Copy(Way),
+    Copy(WriteMethod),
 }
 
 #[derive(Clone)]

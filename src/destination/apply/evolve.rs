@@ -28,7 +28,7 @@ use crate::pg::{ErrorReport, QualifiedName, quote_literal, shell_word, shown_sql
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
 use crate::schema_change::{Change, Evolution, NewSequence, Obstacle, Undo};
-use crate::session::{Flight, SessionError, ask_table, ask_types, read_description, read_table, read_types};
+use crate::session::{PipelinedRequest, SessionError, ask_table, ask_types, read_description, read_table, read_types};
 use crate::transaction::SchemaChange;
 
 const DOING: &str = "following a schema change";
@@ -228,11 +228,11 @@ impl Applier {
 
     /// Runs statements that may fail, all or none of them; returns what the server refuses.
     async fn attempt(&mut self, statements: &[String]) -> Result<Option<SessionError>, SessionError> {
-        let mut flight = Flight::new();
-        flight.run("SAVEPOINT headwater_attempt");
-        statements.iter().for_each(|statement| flight.run(statement));
-        flight.run("RELEASE SAVEPOINT headwater_attempt");
-        match self.writer.session.round_trip(DOING, flight, STATEMENT_MAX).await {
+        let mut request = PipelinedRequest::new();
+        request.run("SAVEPOINT headwater_attempt");
+        statements.iter().for_each(|statement| request.run(statement));
+        request.run("RELEASE SAVEPOINT headwater_attempt");
+        match self.writer.session.round_trip(DOING, request, STATEMENT_MAX).await {
             Ok(_) => Ok(None),
             Err(error) if error.server().is_some() => {
                 self.statement("ROLLBACK TO SAVEPOINT headwater_attempt").await?;
@@ -243,15 +243,15 @@ impl Applier {
     }
 
     async fn statement(&mut self, sql: &str) -> Result<(), SessionError> {
-        let mut flight = Flight::new();
-        flight.run(sql);
-        self.writer.session.round_trip(DOING, flight, STATEMENT_MAX).await.map(|_| ())
+        let mut request = PipelinedRequest::new();
+        request.run(sql);
+        self.writer.session.round_trip(DOING, request, STATEMENT_MAX).await.map(|_| ())
     }
 
     async fn ask(&mut self, sql: &str) -> Result<Vec<Option<String>>, DestinationError> {
-        let mut flight = Flight::new();
-        flight.query(sql);
-        Ok(one_row(self.writer.session.round_trip(DOING, flight, self.settings.timeout).await?))
+        let mut request = PipelinedRequest::new();
+        request.query(sql);
+        Ok(one_row(self.writer.session.round_trip(DOING, request, self.settings.timeout).await?))
     }
 
     /// The table as this session sees it now, with its types.

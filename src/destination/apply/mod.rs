@@ -1,7 +1,7 @@
-//! Work into flights, answers into progress.
+//! Work into pipelined requests, answers into progress.
 //!
-//! Driven by `apply_worker::apply_loop`: [`Applier::submit`] writes a flight for each piece of work,
-//! [`Applier::answered`] and [`Applier::conclude`] tell what became of the oldest. Two flights are under way at most:
+//! Driven by `apply_worker::apply_loop`: [`Applier::submit`] writes a pipelined request for each piece of work,
+//! [`Applier::answered`] and [`Applier::conclude`] tell what became of the oldest. Two pipelined requests are under way at most:
 //! the next is sent before the previous one is answered.
 //!
 //! ```text
@@ -21,11 +21,11 @@
 //! Invariants: the position is advanced first, from where this instance left it (I3); what is between BEGIN and
 //! COMMIT is whole source transactions (I2).
 
-mod ahead;
+mod parallel_apply;
 mod bind;
 mod evolve;
 mod followed;
-mod manner;
+mod apply_mode;
 mod retry;
 mod rows;
 mod sets;
@@ -34,7 +34,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::catalog::Catalog;
-use super::conflict::{Conflicts, Manner, Repair, Winning};
+use super::conflict::{ApplyMode, Conflicts, Repair, Winning};
 use super::error::DestinationError;
 use super::writer::{ReplicationRole, Writer};
 use crate::apply_plan::Work;
@@ -45,19 +45,19 @@ use crate::config::TruncateMode;
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::progress::WalReading;
 use crate::schema_change::expression::Expressions;
-use crate::session::{Flight, FlightAnswer, Format, SessionError, StatementAnswer};
+use crate::session::{Format, PipelinedAnswer, PipelinedRequest, SessionError, StatementAnswer};
 use crate::telemetry::failpoint;
 use crate::transaction::SchemaChange;
 use crate::wire::Begin;
 use bind::Bound;
 
-pub use ahead::{Ground, Unfit};
 pub use evolve::renamed_report;
 pub use followed::Followed;
+pub use parallel_apply::{ApplyContext, Unfit};
 pub use retry::FIND_PREPARE;
 
-/// Flights under way at most: one being executed, the next one already there when it is done.
-const FLIGHTS_MAX: usize = 2;
+/// Pipelined requests under way at most: one being executed, the next one already there when it is done.
+const REQUESTS_MAX: usize = 2;
 
 /// Not by the view: whoever locks pg_rewrite would keep this waiting.
 const REFUSE_REPLACED: &str = "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() AS s WHERE s.from_sql) \
@@ -125,7 +125,7 @@ pub struct Applier {
     stored: Lsn,
     under_way: VecDeque<Sent>,
     /// Work that goes first: what failed and what was under way behind it, done again.
-    again: VecDeque<(Work, Form)>,
+    again: VecDeque<(Work, Strategy)>,
     large: Option<Large>,
     /// A schema change that waits until nothing is under way.
     schema_change: Option<SchemaChange>,
@@ -136,34 +136,34 @@ pub struct Applier {
     told: Vec<String>,
     formats: Vec<Format>,
     conflicts: Conflicts,
-    /// While a flight is written in which the source's rows win.
+    /// While a pipelined request is written in which the source's rows win.
     winning: Option<Winning>,
-    /// The number of the first statement of each change, while a flight is written.
+    /// The number of the first statement of each change, while a pipelined request is written.
     marks: Vec<usize>,
     /// Foreign keys and ordinary triggers act on what this session writes.
     foreign_keys_act: bool,
     /// Triggers act on what this session writes, though it has the replica role.
     code_acts: bool,
-    /// Gathers a flight's changes; empty between flights.
+    /// Gathers a pipelined request's changes; empty between pipelined requests.
     net: Net,
-    /// The rows that the counted statements of the flight being written are to touch.
+    /// The rows that the counted statements of the pipelined request being written are to touch.
     expected_counts: Vec<u64>,
-    /// It applies one transaction ahead of its commit, beside the leader's own session.
+    /// It applies one transaction in parallel, before it commits, beside the leader's own session.
     ahead: bool,
 }
 
 /// How a piece of work is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum Strategy {
     /// By its net effect, in sets.
     Net,
     /// Change by change, as they came.
     InOrder,
 }
 
-/// A flight that is not answered.
+/// A pipelined request that is not answered.
 struct Sent {
-    cargo: Cargo,
+    cargo: InFlight,
     /// The position that its COMMIT stores.
     commits: Option<Lsn>,
     durable: bool,
@@ -177,14 +177,14 @@ struct Sent {
     expected_counts: Vec<u64>,
 }
 
-/// A flight with its answer, from which no conclusions were drawn yet.
+/// A pipelined request with its answer, from which no conclusions were drawn yet.
 pub struct Answered {
     sent: Sent,
-    answer: FlightAnswer,
+    answer: PipelinedAnswer,
 }
 
-enum Cargo {
-    Work(Work, Form),
+enum InFlight {
+    Work(Work, Strategy),
     Ping,
 }
 
@@ -192,7 +192,7 @@ enum Cargo {
 #[derive(Clone, Copy)]
 struct Large {
     begin: Begin,
-    manner: Manner,
+    mode: ApplyMode,
     /// Parts that were written as dead letters.
     parts: u32,
     /// The server has said that it is inside the transaction.
@@ -256,7 +256,7 @@ impl Applier {
 
     /// Whether another piece of work may be submitted now.
     pub fn has_room(&self) -> bool {
-        self.under_way.len() < FLIGHTS_MAX
+        self.under_way.len() < REQUESTS_MAX
             && self.again.is_empty()
             && self.schema_change.is_none()
             && self.large.is_none_or(|large| large.open)
@@ -277,126 +277,126 @@ impl Applier {
         self.large.is_some()
     }
 
-    /// Writes and sends the flight for a piece of work. With `read_wal` the answer brings the destination's WAL
+    /// Writes and sends the pipelined request for a piece of work. With `read_wal` the answer brings the destination's WAL
     /// positions, read after the commit.
     ///
     /// # Errors
     /// [`DestinationError`]: a relation does not fit its table, or the session is lost.
     pub async fn submit(&mut self, work: Work, read_wal: bool) -> Result<(), DestinationError> {
-        self.submit_as(work, Form::Net, read_wal).await
+        self.submit_as(work, Strategy::Net, read_wal).await
     }
 
-    async fn submit_as(&mut self, work: Work, form: Form, read_wal: bool) -> Result<(), DestinationError> {
-        let work = self.set_aside(work, form);
+    async fn submit_as(&mut self, work: Work, strategy: Strategy, read_wal: bool) -> Result<(), DestinationError> {
+        let work = self.set_aside(work, strategy);
         if let Work::ChangeSchema(change) = work {
             self.schema_change = Some(change);
             return self.follow_waiting().await;
         }
-        let mut flight = Flight::new();
+        let mut request = PipelinedRequest::new();
         let mut commits = None;
         let mut left_out = false;
         let mut durable = self.settings.commits_are_durable;
         match &work {
             Work::Batch(batch) => {
                 let end_lsn = batch.end_lsn();
-                self.begin(&mut flight);
-                self.advance(&mut flight, self.sent, end_lsn);
-                self.defer_foreign_keys(&mut flight);
-                left_out = self.write_in_manner(&mut flight, batch, form)?;
-                self.marks.push(flight.statements());
-                self.refuse_replaced(&mut flight);
-                flight.commit();
+                self.begin(&mut request);
+                self.advance(&mut request, self.sent, end_lsn);
+                self.defer_foreign_keys(&mut request);
+                left_out = self.write_in_mode(&mut request, batch, strategy)?;
+                self.marks.push(request.statements());
+                self.refuse_replaced(&mut request);
+                request.commit();
                 commits = Some(end_lsn);
             }
             Work::BeginLarge(begin) => {
                 assert!(self.large.is_none(), "a transaction begins only after the previous one has ended");
-                self.begin(&mut flight);
-                // Ahead of its commit it must hold up nobody who moves the position.
+                self.begin(&mut request);
+                // In parallel apply it must hold up nobody who moves the position.
                 if !self.ahead {
-                    self.advance(&mut flight, self.sent, self.sent);
+                    self.advance(&mut request, self.sent, self.sent);
                 }
-                self.defer_foreign_keys(&mut flight);
+                self.defer_foreign_keys(&mut request);
                 self.begin_large(begin);
             }
             Work::PieceOfLarge(piece) => {
-                left_out = self.write_piece(&mut flight, piece)?;
-                self.marks.push(flight.statements());
+                left_out = self.write_piece(&mut request, piece)?;
+                self.marks.push(request.statements());
             }
             Work::ChangeSchema(_) => {}
             Work::CommitLarge { commit, .. } => {
                 self.check_wanted(commit)?;
-                self.advance(&mut flight, self.sent, commit.end_lsn);
-                left_out = self.end_large(&mut flight, commit);
-                self.refuse_replaced(&mut flight);
-                flight.commit();
+                self.advance(&mut request, self.sent, commit.end_lsn);
+                left_out = self.end_large(&mut request, commit);
+                self.refuse_replaced(&mut request);
+                request.commit();
                 commits = Some(commit.end_lsn);
             }
-            Work::CommitAhead { commit, .. } => {
+            Work::CommitParallel { commit, .. } => {
                 // Others have moved the position's row meanwhile: this finds it for `advance`.
-                flight.query(&self.writer.settings.read_position());
-                self.advance(&mut flight, self.sent, commit.end_lsn);
+                request.query(&self.writer.settings.read_position());
+                self.advance(&mut request, self.sent, commit.end_lsn);
                 self.large = None;
-                self.refuse_replaced(&mut flight);
-                flight.commit();
+                self.refuse_replaced(&mut request);
+                request.commit();
                 commits = Some(commit.end_lsn);
             }
             Work::Reached(position) => {
-                flight.run("BEGIN");
+                request.run("BEGIN");
                 // Its answer must mean that it is durable here. Whether a standby has it, too, is for the operator's setting to
                 // say, as of every other commit: one that is out of reach would hold up all rows behind this.
                 if !self.settings.commits_are_durable {
-                    flight.run("SET LOCAL synchronous_commit = local");
+                    request.run("SET LOCAL synchronous_commit = local");
                 }
-                self.advance(&mut flight, self.sent, *position);
-                flight.commit();
+                self.advance(&mut request, self.sent, *position);
+                request.commit();
                 commits = Some(*position);
                 durable = true;
             }
         }
         if read_wal && commits.is_some() {
-            flight.query(READ_WAL);
+            request.query(READ_WAL);
         }
         self.sent = commits.unwrap_or(self.sent);
-        self.send(Cargo::Work(work, form), flight, commits, (durable, left_out)).await
+        self.send(InFlight::Work(work, strategy), request, commits, (durable, left_out)).await
     }
 
     /// Where code of the destination runs in this session, makes COMMIT wait for a look at its prepared statements: headwater's own are
     /// prepared by the protocol alone. The look costs a microsecond for each of them, so others do without.
-    fn refuse_replaced(&self, flight: &mut Flight) {
+    fn refuse_replaced(&self, request: &mut PipelinedRequest) {
         if self.foreign_keys_act || self.code_acts || !self.settings.names_owners {
-            flight.run(REFUSE_REPLACED);
+            request.run(REFUSE_REPLACED);
         }
     }
 
     /// Where foreign keys act, they are checked at the end of the transaction: the source's cascades arrive as rows, the
     /// parent's delete before its children's.
-    fn defer_foreign_keys(&self, flight: &mut Flight) {
+    fn defer_foreign_keys(&self, request: &mut PipelinedRequest) {
         if self.foreign_keys_act {
-            flight.run("SET CONSTRAINTS ALL DEFERRED");
+            request.run("SET CONSTRAINTS ALL DEFERRED");
         }
     }
 
-    /// Sends an empty flight, so that the server does not take us for frozen. With `read_wal` the answer brings the
+    /// Sends an empty pipelined request, so that the server does not take us for frozen. With `read_wal` the answer brings the
     /// destination's WAL positions.
     ///
     /// # Errors
     /// [`DestinationError`] when the session is lost.
     pub async fn ping(&mut self, read_wal: bool) -> Result<(), DestinationError> {
-        let mut flight = Flight::new();
+        let mut request = PipelinedRequest::new();
         if read_wal {
-            flight.query(READ_WAL);
+            request.query(READ_WAL);
         }
-        self.send(Cargo::Ping, flight, None, (false, false)).await
+        self.send(InFlight::Ping, request, None, (false, false)).await
     }
 
     async fn send(
         &mut self,
-        cargo: Cargo,
-        flight: Flight,
+        cargo: InFlight,
+        request: PipelinedRequest,
         commits: Option<Lsn>,
         (durable, left_out): (bool, bool),
     ) -> Result<(), DestinationError> {
-        self.writer.session.send(flight);
+        self.writer.session.send(request);
         let (marks, winning) = (std::mem::take(&mut self.marks), self.winning.take());
         let (sent_at, large) = (Instant::now(), self.large_commit_lsn());
         let expected_counts = std::mem::take(&mut self.expected_counts);
@@ -407,7 +407,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Waits until the oldest flight is answered. Cancel-safe.
+    /// Waits until the oldest pipelined request is answered. Cancel-safe.
     ///
     /// # Errors
     /// [`DestinationError`] when the session is lost or no answer came in time.
@@ -415,7 +415,8 @@ impl Applier {
     /// # Panics
     /// When nothing is awaited.
     pub async fn answered(&mut self) -> Result<Answered, DestinationError> {
-        let sent_at = self.under_way.front().expect("an answer is awaited only for a flight that was sent").sent_at;
+        let sent_at =
+            self.under_way.front().expect("an answer is awaited only for a pipelined request that was sent").sent_at;
         let left = self.settings.timeout.saturating_sub(sent_at.elapsed());
         let answer = match tokio::time::timeout(left, self.writer.session.answer()).await {
             Ok(answer) => answer?,
@@ -425,7 +426,7 @@ impl Applier {
             }
         };
         failpoint::reached("apply.flight_answered");
-        let sent = self.under_way.pop_front().expect("the flight that was answered");
+        let sent = self.under_way.pop_front().expect("the pipelined request that was answered");
         Ok(Answered { sent, answer })
     }
 
@@ -456,7 +457,7 @@ impl Applier {
         }
     }
 
-    fn succeeded(&mut self, sent: Sent, answer: FlightAnswer) -> Result<Applied, DestinationError> {
+    fn succeeded(&mut self, sent: Sent, answer: PipelinedAnswer) -> Result<Applied, DestinationError> {
         if sent.commits.is_some() && !answer.committed {
             // The transaction had failed before, so COMMIT was answered with ROLLBACK.
             return Err(SessionError::Protocol {
@@ -465,7 +466,7 @@ impl Applier {
             }
             .into());
         }
-        if let Cargo::Work(Work::BeginLarge(_), _) = &sent.cargo
+        if let InFlight::Work(Work::BeginLarge(_), _) = &sent.cargo
             && let Some(large) = &mut self.large
         {
             large.open = answer.in_transaction;
@@ -492,8 +493,8 @@ impl Applier {
         }
         Ok(Applied {
             work: match sent.cargo {
-                Cargo::Work(work, _) => Some(work),
-                Cargo::Ping => None,
+                InFlight::Work(work, _) => Some(work),
+                InFlight::Ping => None,
             },
             position: sent.commits,
             durable: sent.durable,

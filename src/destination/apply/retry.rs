@@ -1,25 +1,25 @@
-//! What a flight's error means, and how its work is done again.
+//! What a pipelined request's error means, and how its work is done again.
 //!
 //! Asked by `apply` when an answer names a failure. The transaction is left, the position read; then the batch goes
 //! again change by change, or the error goes to `error_policy` as a conflict that names the change.
 
 use std::sync::Arc;
 
-use super::super::conflict::Manner;
+use super::super::conflict::ApplyMode;
 use super::super::error::{Conflict, ConflictKind, DestinationError, FailedChange};
 use super::super::writer::position_in;
-use super::{Applier, Cargo, Form, Sent};
+use super::{Applier, InFlight, Sent, Strategy};
 use crate::apply_plan::Work;
 use crate::catalog::schema::TableDefinition;
 use crate::destination::first_row::one_row;
 use crate::destination::other_table::{Filled, OtherTable};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, ReplicaIdentity};
-use crate::session::{Flight, ServerError, SessionError};
+use crate::session::{PipelinedRequest, ServerError, SessionError};
 use crate::sql::table_guard::{OTHER_TABLE, is_refusal};
 use crate::transaction::Change;
 
 impl Applier {
-    /// A flight failed: those behind it fail too, at their first statement. Nothing of them is stored.
+    /// A pipelined request failed: those behind it fail too, at their first statement. Nothing of them is stored.
     pub(super) async fn failed(
         &mut self,
         sent: Sent,
@@ -38,20 +38,20 @@ impl Applier {
             return Err(DestinationError::Refused(statement_replaced_report()));
         }
         let kind = ConflictKind::of(error.code);
-        let several = matches!(&sent.cargo, Cargo::Work(Work::Batch(batch), _) if batch.members.len() > 1);
+        let several = matches!(&sent.cargo, InFlight::Work(Work::Batch(batch), _) if batch.members.len() > 1);
         // The position is as it should be, so its row has only moved (VACUUM FULL): its new ctid was just read.
         let moved = error.code.as_str() == "HW001";
-        let Cargo::Work(work, form) = sent.cargo else {
+        let InFlight::Work(work, strategy) = sent.cargo else {
             return Err(SessionError::Server { doing: "pinging the destination", error: Box::new(error) }.into());
         };
         match (work, kind) {
-            (work @ Work::Batch(_), _) if moved => self.again.push_back((work, form)),
+            (work @ Work::Batch(_), _) if moved => self.again.push_back((work, strategy)),
             // Sets may meet constraints that the original order does not.
-            (work @ Work::Batch(_), Some(_)) if form == Form::Net => {
-                self.again.push_back((work, Form::InOrder));
+            (work @ Work::Batch(_), Some(_)) if strategy == Strategy::Net => {
+                self.again.push_back((work, Strategy::InOrder));
             }
             (Work::Batch(batch), Some(_)) if several => {
-                self.again.extend(batch.split().map(|batch| (Work::Batch(batch), Form::InOrder)));
+                self.again.extend(batch.split().map(|batch| (Work::Batch(batch), Strategy::InOrder)));
             }
             (Work::PieceOfLarge(_), Some(_)) if self.went_in_sets(sent.large) => {
                 return Err(DestinationError::SetsRefused { commit_lsn: sent.large, message: error.message });
@@ -67,14 +67,14 @@ impl Applier {
                         if wins && !self.conflicts.needs_newer_catalog(&batch.changes, &self.catalog) =>
                     {
                         self.conflicts.winning = Some(conflict.commit_lsn);
-                        self.again.push_back((Work::Batch(batch), Form::InOrder));
+                        self.again.push_back((Work::Batch(batch), Strategy::InOrder));
                     }
                     Work::Batch(_)
                     | Work::BeginLarge(_)
                     | Work::PieceOfLarge(_)
                     | Work::ChangeSchema(_)
                     | Work::CommitLarge { .. }
-                    | Work::CommitAhead { .. }
+                    | Work::CommitParallel { .. }
                     | Work::Reached(_) => {
                         conflict.will_win = wins;
                         return Err(DestinationError::Conflict(Box::new(conflict)));
@@ -100,27 +100,27 @@ impl Applier {
 
     /// Whether a transaction in pieces was applied by its net effect.
     fn went_in_sets(&self, commit_lsn: Lsn) -> bool {
-        let plain = self.conflicts.manner(commit_lsn, None) == Manner::Plain;
+        let plain = self.conflicts.mode(commit_lsn, None) == ApplyMode::Normal;
         plain && self.conflicts.in_order != Some(commit_lsn)
     }
 
     /// Waits for the last outstanding Sync and leaves the transaction; returns the work that was under way.
-    pub(super) async fn roll_back(&mut self) -> Result<Vec<(Work, Form)>, DestinationError> {
+    pub(super) async fn roll_back(&mut self) -> Result<Vec<(Work, Strategy)>, DestinationError> {
         let mut followers = Vec::new();
         while let Some(follower) = self.under_way.pop_front() {
             tokio::time::timeout(self.settings.timeout, self.writer.session.answer()).await.map_err(|_| {
                 let doing = "waiting for the destination's answer";
                 SessionError::Timeout { doing, within: self.settings.timeout }
             })??;
-            if let Cargo::Work(work, form) = follower.cargo {
-                followers.push((work, form));
+            if let InFlight::Work(work, strategy) = follower.cargo {
+                followers.push((work, strategy));
             }
         }
         followers.extend(self.again.drain(..));
-        let mut flight = Flight::new();
-        flight.run("ROLLBACK");
-        flight.run("DEALLOCATE ALL");
-        self.writer.session.round_trip("rolling back", flight, self.settings.timeout).await?;
+        let mut request = PipelinedRequest::new();
+        request.run("ROLLBACK");
+        request.run("DEALLOCATE ALL");
+        self.writer.session.round_trip("rolling back", request, self.settings.timeout).await?;
         self.bound.clear();
         self.prepared = 0;
         self.advance_prepared = false;
@@ -129,19 +129,19 @@ impl Applier {
     }
 
     pub(super) async fn read_position(&mut self) -> Result<Lsn, DestinationError> {
-        let mut flight = Flight::new();
-        flight.query(&self.writer.settings.read_position());
-        let answer = self.writer.session.round_trip("reading the position", flight, self.settings.timeout).await?;
+        let mut request = PipelinedRequest::new();
+        request.query(&self.writer.settings.read_position());
+        let answer = self.writer.session.round_trip("reading the position", request, self.settings.timeout).await?;
         let found = position_in(&one_row(answer))?;
         self.sent = self.stored;
         Ok(found)
     }
 
-    /// Sends the next of what is done again, one flight at a time.
+    /// Sends the next of what is done again, one pipelined request at a time.
     pub(super) async fn resend_next(&mut self) -> Result<(), DestinationError> {
-        if let Some((work, form)) = self.again.pop_front() {
+        if let Some((work, strategy)) = self.again.pop_front() {
             // Only batches can be done again: a large transaction's failure ends the run.
-            self.submit_as(work, form, false).await?;
+            self.submit_as(work, strategy, false).await?;
         }
         Ok(())
     }
@@ -160,7 +160,7 @@ impl Applier {
                 .first()
                 .map_or((Lsn::INVALID, None), |member| (member.commit.commit_lsn, Some(member.commit.end_lsn))),
             // Its begin did not tell the end_lsn, so that is no name by which the next attempt would know it.
-            Work::CommitLarge { commit, .. } | Work::CommitAhead { commit, .. } => (commit.commit_lsn, None),
+            Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. } => (commit.commit_lsn, None),
             Work::BeginLarge(begin) => (begin.final_lsn, None),
             Work::PieceOfLarge(_) => (large, None),
             Work::ChangeSchema(_) | Work::Reached(_) => (Lsn::INVALID, None),
@@ -252,7 +252,7 @@ fn truncate_refused(relations: &[Arc<Relation>], error: &ServerError) -> Destina
     ))
 }
 
-/// The change that a statement of a flight carried out. `marks` are the numbers of each change's first statement, and of
+/// The change that a statement of a pipelined request carried out. `marks` are the numbers of each change's first statement, and of
 /// the first one behind them.
 fn change_of<'a>(work: &'a Work, marks: &[usize], statement: usize) -> Option<&'a Change> {
     let changes = match work {
@@ -261,7 +261,7 @@ fn change_of<'a>(work: &'a Work, marks: &[usize], statement: usize) -> Option<&'
         Work::BeginLarge(_)
         | Work::ChangeSchema(_)
         | Work::CommitLarge { .. }
-        | Work::CommitAhead { .. }
+        | Work::CommitParallel { .. }
         | Work::Reached(_) => return None,
     };
     // Changes that take no statement share their mark with the next one that does.

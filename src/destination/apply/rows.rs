@@ -1,6 +1,6 @@
 //! Changes one by one, in the order in which they came: a prepared statement for each.
 //!
-//! Writes into the flight that `apply` sends. Statements are prepared once for each table and shape and then only
+//! Writes into the pipelined request that `apply` sends. Statements are prepared once for each table and shape and then only
 //! bound.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::apply_plan::target::Target;
 use crate::apply_plan::{Batch, sql};
 use crate::config::TruncateMode;
 use crate::pg::{Lsn, Relation, RelationId, TypeId};
-use crate::session::{Flight, Format, Verb};
+use crate::session::{Format, PipelinedRequest, Verb};
 use crate::transaction::Change;
 
 /// Prepared statements kept at most; beyond that all are forgotten and prepared anew as needed.
@@ -23,27 +23,31 @@ const PG_LSN: TypeId = TypeId(3220);
 
 impl Applier {
     /// Begins a transaction that applies changes.
-    pub(super) fn begin(&self, flight: &mut Flight) {
-        flight.run("BEGIN");
-        self.defer_foreign_keys(flight);
+    pub(super) fn begin(&self, request: &mut PipelinedRequest) {
+        request.run("BEGIN");
+        self.defer_foreign_keys(request);
     }
 
-    pub(super) fn advance(&mut self, flight: &mut Flight, previous: Lsn, next: Lsn) {
+    pub(super) fn advance(&mut self, request: &mut PipelinedRequest, previous: Lsn, next: Lsn) {
         if !self.advance_prepared {
-            flight.parse("advance", &self.writer.settings.advance(), &[PG_LSN, PG_LSN]);
+            request.parse("advance", &self.writer.settings.advance(), &[PG_LSN, PG_LSN]);
             self.advance_prepared = true;
         }
-        flight.execute(("advance", Verb::Select), &[Format::Binary], 2, |values| {
+        request.execute(("advance", Verb::Select), &[Format::Binary], 2, |values| {
             values.put(Some(&previous.as_u64().to_be_bytes()));
             values.put(Some(&next.as_u64().to_be_bytes()));
         });
     }
 
-    pub(super) fn write_batch(&mut self, flight: &mut Flight, batch: &Batch) -> Result<(), DestinationError> {
+    pub(super) fn write_batch(
+        &mut self,
+        request: &mut PipelinedRequest,
+        batch: &Batch,
+    ) -> Result<(), DestinationError> {
         let mut begin = 0;
         for member in &batch.members {
             let changes = batch.changes.get(begin..member.changes_end).unwrap_or_default();
-            self.write_changes(flight, changes, member.commit.commit_lsn)?;
+            self.write_changes(request, changes, member.commit.commit_lsn)?;
             begin = member.changes_end;
         }
         Ok(())
@@ -51,16 +55,16 @@ impl Applier {
 
     pub(super) fn write_changes(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         commit_lsn: Lsn,
     ) -> Result<(), DestinationError> {
         for change in changes {
-            self.marks.push(flight.statements());
+            self.marks.push(request.statements());
             match change {
                 Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
                     if self.is_live(relation.id, commit_lsn) {
-                        self.write_row(flight, relation, change)?;
+                        self.write_row(request, relation, change)?;
                     }
                 }
                 Change::Truncate { relations, restart_identity } => {
@@ -76,10 +80,10 @@ impl Applier {
                     let mode = if whole { self.settings.truncate } else { TruncateMode::Delete };
                     if self.foreign_keys_act && mode == TruncateMode::Truncate {
                         // TRUNCATE refuses a table whose rows are not checked yet. At the source they were, by now.
-                        flight.run("SET CONSTRAINTS ALL IMMEDIATE");
+                        request.run("SET CONSTRAINTS ALL IMMEDIATE");
                     }
-                    Self::write_truncate(flight, mode, &targets, *restart_identity);
-                    self.defer_foreign_keys(flight);
+                    Self::write_truncate(request, mode, &targets, *restart_identity);
+                    self.defer_foreign_keys(request);
                 }
             }
         }
@@ -95,18 +99,23 @@ impl Applier {
         }
     }
 
-    fn write_truncate(flight: &mut Flight, mode: TruncateMode, targets: &[Arc<Target>], restart_identity: bool) {
+    fn write_truncate(
+        request: &mut PipelinedRequest,
+        mode: TruncateMode,
+        targets: &[Arc<Target>],
+        restart_identity: bool,
+    ) {
         if targets.is_empty() {
             return;
         }
         match mode {
             TruncateMode::Truncate => {
                 let targets: Vec<&Target> = targets.iter().map(Arc::as_ref).collect();
-                sql::truncate(&targets, restart_identity).iter().for_each(|statement| flight.run(statement));
+                sql::truncate(&targets, restart_identity).iter().for_each(|statement| request.run(statement));
             }
             TruncateMode::Delete => {
                 for target in targets {
-                    flight.run(&sql::delete_all(target));
+                    request.run(&sql::delete_all(target));
                 }
             }
         }
@@ -114,26 +123,26 @@ impl Applier {
 
     pub(super) fn write_row(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         relation: &Arc<Relation>,
         change: &Change,
     ) -> Result<(), DestinationError> {
         self.bind(relation)?;
         self.check_identified(relation, change)?;
         if self.winning.is_some() {
-            return self.write_winning(flight, relation, change);
+            return self.write_winning(request, relation, change);
         }
         let Some(bound) = self.bound.get(&relation.id) else { return Ok(()) };
         let target = Arc::clone(&bound.target);
         let Some(shape) = row_by_row::shape(&target, change)? else { return Ok(()) };
-        let prepared = self.prepare_row(flight, &target, &shape);
+        let prepared = self.prepare_row(request, &target, &shape);
         let (key, image) = row_by_row::key_and_image(change);
-        self.write_prepared(flight, &target, &prepared, &shape, (key, image));
+        self.write_prepared(request, &target, &prepared, &shape, (key, image));
         Ok(())
     }
 
     /// The prepared statement of a shape.
-    pub(super) fn prepare_row(&mut self, flight: &mut Flight, target: &Target, shape: &Shape) -> Prepared {
+    pub(super) fn prepare_row(&mut self, request: &mut PipelinedRequest, target: &Target, shape: &Shape) -> Prepared {
         let known = self.bound.get(&target.relation.id).and_then(|bound| bound.statements.get(shape));
         if let Some(known) = known {
             return known.clone();
@@ -145,8 +154,8 @@ impl Applier {
             Shape::Update { .. } => Verb::Select,
             Shape::Delete => Verb::Delete,
         };
-        let prepared = self.new_prepared(flight, types.len(), verb);
-        flight.parse(&prepared.name, &row_by_row::sql(target, shape), &types);
+        let prepared = self.new_prepared(request, types.len(), verb);
+        request.parse(&prepared.name, &row_by_row::sql(target, shape), &types);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.statements.insert(shape.clone(), prepared.clone());
         }
@@ -154,9 +163,9 @@ impl Applier {
     }
 
     /// A new name; when there are too many, all statements are forgotten first.
-    pub(super) fn new_prepared(&mut self, flight: &mut Flight, parameters: usize, verb: Verb) -> Prepared {
+    pub(super) fn new_prepared(&mut self, request: &mut PipelinedRequest, parameters: usize, verb: Verb) -> Prepared {
         if self.prepared >= PREPARED_MAX {
-            flight.run("DEALLOCATE ALL");
+            request.run("DEALLOCATE ALL");
             self.forget_prepared();
         }
         self.prepared += 1;

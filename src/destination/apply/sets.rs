@@ -1,6 +1,6 @@
 //! Changes by their net effect: few statements over many rows.
 //!
-//! Writes into the flight that `apply` sends. What is gathered between two truncates, or two descriptions of a table,
+//! Writes into the pipelined request that `apply` sends. What is gathered between two truncates, or two descriptions of a table,
 //! is folded by `apply_plan::coalesce` and written the way that `apply_plan::sets` chooses. A few rows are not worth it: they go one by
 //! one, as they came.
 
@@ -13,13 +13,13 @@ use super::bind::{Prepared, SetStatement};
 use crate::apply_plan::coalesce::{Known, NetEffect, Part};
 use crate::apply_plan::net_effect::{Effect, NetRow};
 use crate::apply_plan::row_by_row::{self, Shape};
-use crate::apply_plan::sets::{self, Way};
+use crate::apply_plan::sets::{self, WriteMethod};
 use crate::apply_plan::target::Target;
 use crate::apply_plan::target_guard::is_target;
 use crate::apply_plan::{Batch, sql};
 use crate::catalog::fit::Transfer;
 use crate::pg::{Datum, Lsn, Tuple};
-use crate::session::{Flight, Format, Verb};
+use crate::session::{Format, PipelinedRequest, Verb};
 use crate::sql::table_guard::{LockMode, lock, refuse_others};
 use crate::transaction::Change;
 
@@ -28,30 +28,34 @@ const NET_ROWS_MIN: usize = 5;
 
 impl Applier {
     /// Writes a batch by its net effect.
-    pub(super) fn write_batch_net(&mut self, flight: &mut Flight, batch: &Batch) -> Result<(), DestinationError> {
+    pub(super) fn write_batch_net(
+        &mut self,
+        request: &mut PipelinedRequest,
+        batch: &Batch,
+    ) -> Result<(), DestinationError> {
         let mut begin = 0;
         for member in &batch.members {
-            self.gather(flight, &batch.changes, begin..member.changes_end, member.commit.commit_lsn)?;
+            self.gather(request, &batch.changes, begin..member.changes_end, member.commit.commit_lsn)?;
             begin = member.changes_end;
         }
-        self.write_gathered(flight, &batch.changes)
+        self.write_gathered(request, &batch.changes)
     }
 
     /// Writes a piece of a large transaction by its net effect.
     pub(super) fn write_changes_net(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         commit_lsn: Lsn,
     ) -> Result<(), DestinationError> {
-        self.gather(flight, changes, 0..changes.len(), commit_lsn)?;
-        self.write_gathered(flight, changes)
+        self.gather(request, changes, 0..changes.len(), commit_lsn)?;
+        self.write_gathered(request, changes)
     }
 
     /// Takes in changes of one transaction; what must come before a truncate is written before it.
     fn gather(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         range: std::ops::Range<usize>,
         commit_lsn: Lsn,
@@ -63,8 +67,8 @@ impl Applier {
                     relation
                 }
                 Change::Truncate { .. } => {
-                    self.write_gathered(flight, changes)?;
-                    self.write_changes(flight, std::slice::from_ref(change), commit_lsn)?;
+                    self.write_gathered(request, changes)?;
+                    self.write_changes(request, std::slice::from_ref(change), commit_lsn)?;
                     continue;
                 }
             };
@@ -76,7 +80,7 @@ impl Applier {
                 Known::Table(table) => table,
                 known @ (Known::New | Known::Redefined) => {
                     if known == Known::Redefined {
-                        self.write_gathered(flight, changes)?;
+                        self.write_gathered(request, changes)?;
                     }
                     self.bind(relation)?;
                     let Some(bound) = self.bound.get(&relation.id) else { continue };
@@ -88,20 +92,20 @@ impl Applier {
         Ok(())
     }
 
-    fn write_gathered(&mut self, flight: &mut Flight, changes: &[Change]) -> Result<(), DestinationError> {
+    fn write_gathered(&mut self, request: &mut PipelinedRequest, changes: &[Change]) -> Result<(), DestinationError> {
         if self.net.is_empty() {
             return Ok(());
         }
         let mut net = std::mem::take(&mut self.net);
         let written = if net.len() < NET_ROWS_MIN {
-            self.write_in_order(flight, changes, &net.in_order())
+            self.write_in_order(request, changes, &net.in_order())
         } else {
             let effect = net.effect(changes, self.foreign_keys_act);
             effect.parts.iter().try_for_each(|part| match part {
-                Part::InOrder(places) => self.write_in_order(flight, changes, places),
+                Part::InOrder(places) => self.write_in_order(request, changes, places),
                 Part::Set { table, effect: what, rows } => {
                     let target = Arc::clone(net.target(*table));
-                    self.write_set(flight, changes, &effect, (&target, what, rows))
+                    self.write_set(request, changes, &effect, (&target, what, rows))
                 }
             })
         };
@@ -112,14 +116,14 @@ impl Applier {
 
     fn write_in_order(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         places: &[u32],
     ) -> Result<(), DestinationError> {
         for change in places.iter().filter_map(|place| changes.get(*place as usize)) {
             match change {
                 Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                    self.write_row(flight, relation, change)?;
+                    self.write_row(request, relation, change)?;
                 }
                 Change::Truncate { .. } => {}
             }
@@ -129,7 +133,7 @@ impl Applier {
 
     fn write_set(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         net: &NetEffect,
         (target, effect, rows): (&Arc<Target>, &Effect, &[NetRow]),
@@ -139,27 +143,27 @@ impl Applier {
         let typed = |row: &&NetRow| net.image(**row, changes).columns().any(|value| value.bytes().is_some());
         let sample = net.image(*rows.iter().find(typed).unwrap_or(first), changes);
         match sets::way(target, effect, rows.len(), sample) {
-            Way::Rows => self.write_rows(flight, changes, net, (target, effect, rows)),
-            Way::Arrays => {
+            WriteMethod::Rows => self.write_rows(request, changes, net, (target, effect, rows)),
+            WriteMethod::Arrays => {
                 let binary = !sample.columns().any(|value| matches!(value, Datum::Text(_)));
-                self.write_arrays(flight, changes, net, (target, effect, rows), binary);
+                self.write_arrays(request, changes, net, (target, effect, rows), binary);
                 Ok(())
             }
-            way @ (Way::CopyText | Way::CopyBinary) => {
+            way @ (WriteMethod::CopyText | WriteMethod::CopyBinary) => {
                 // The partitions of a table are found through it, whatever they are called.
-                let locking = self.prepare_set(flight, target, &SetStatement::Lock, || {
+                let locking = self.prepare_set(request, target, &SetStatement::Lock, || {
                     (lock(&format!("ONLY {}", target.table.sql()), LockMode::RowExclusive), Vec::new())
                 });
-                let guard = self.prepare_set(flight, target, &SetStatement::RefuseOthers, || {
+                let guard = self.prepare_set(request, target, &SetStatement::RefuseOthers, || {
                     (refuse_others(std::iter::once(is_target(target))), Vec::new())
                 });
-                flight.execute(locking.statement(), &[], locking.parameters, |_| {});
-                flight.execute(guard.statement(), &[], guard.parameters, |_| {});
-                let prepared = self.prepare_set(flight, target, &SetStatement::Copy(way), || {
-                    (sql::copy_rows(target, way == Way::CopyBinary), Vec::new())
+                request.execute(locking.statement(), &[], locking.parameters, |_| {});
+                request.execute(guard.statement(), &[], guard.parameters, |_| {});
+                let prepared = self.prepare_set(request, target, &SetStatement::Copy(way), || {
+                    (sql::copy_rows(target, way == WriteMethod::CopyBinary), Vec::new())
                 });
                 let columns = i16::try_from(target.stored_columns().count()).unwrap_or(i16::MAX);
-                flight.copy(&prepared.name, |data| {
+                request.copy(&prepared.name, |data| {
                     data.row(|out| sets::copy_begin(out, way));
                     for row in rows {
                         let image = net.image(*row, changes);
@@ -167,7 +171,7 @@ impl Applier {
                     }
                     data.row(|out| sets::copy_end(out, way));
                 });
-                flight.execute(guard.statement(), &[], guard.parameters, |_| {});
+                request.execute(guard.statement(), &[], guard.parameters, |_| {});
                 self.expected_counts.push(rows.len() as u64);
                 Ok(())
             }
@@ -177,7 +181,7 @@ impl Applier {
     /// A statement for each row.
     fn write_rows(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         net: &NetEffect,
         (target, effect, rows): (&Arc<Target>, &Effect, &[NetRow]),
@@ -187,10 +191,10 @@ impl Applier {
             Effect::Update(set) => Shape::Update { set: set.clone() },
             Effect::Insert => Shape::Insert,
         };
-        let prepared = self.prepare_row(flight, target, &shape);
+        let prepared = self.prepare_row(request, target, &shape);
         for row in rows {
             let (key, image) = (net.key(*row, changes), net.image(*row, changes));
-            self.write_prepared(flight, target, &prepared, &shape, (key, image));
+            self.write_prepared(request, target, &prepared, &shape, (key, image));
         }
         Ok(())
     }
@@ -198,7 +202,7 @@ impl Applier {
     /// One statement over arrays.
     fn write_arrays(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         changes: &[Change],
         net: &NetEffect,
         (target, effect, rows): (&Arc<Target>, &Effect, &[NetRow]),
@@ -208,7 +212,7 @@ impl Applier {
             Effect::Update(set) => (SetStatement::Update(set.clone()), set),
             Effect::Delete | Effect::Insert => (SetStatement::Delete, &[]),
         };
-        let prepared = self.prepare_set(flight, target, &statement, || {
+        let prepared = self.prepare_set(request, target, &statement, || {
             (sets::arrays_sql(target, effect), sets::arrays_types(target, effect))
         });
         let key = sets::key_of(target);
@@ -245,9 +249,9 @@ impl Applier {
             }
         };
         if counted {
-            flight.execute(prepared.statement(), &self.formats, prepared.parameters, write);
+            request.execute(prepared.statement(), &self.formats, prepared.parameters, write);
         } else {
-            flight.execute_counted(prepared.statement(), &self.formats, prepared.parameters, write);
+            request.execute_counted(prepared.statement(), &self.formats, prepared.parameters, write);
             self.expected_counts.push(count);
         }
     }
@@ -255,7 +259,7 @@ impl Applier {
     /// The prepared statement of a set; `make` gives its SQL and its parameters' types.
     fn prepare_set(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         target: &Target,
         statement: &SetStatement,
         make: impl FnOnce() -> (String, Vec<crate::pg::TypeId>),
@@ -272,8 +276,8 @@ impl Applier {
             SetStatement::Lock => Verb::Lock,
             SetStatement::Copy(_) => Verb::Copy,
         };
-        let prepared = self.new_prepared(flight, types.len(), verb);
-        flight.parse(&prepared.name, &sql, &types);
+        let prepared = self.new_prepared(request, types.len(), verb);
+        request.parse(&prepared.name, &sql, &types);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.sets.insert(statement.clone(), prepared.clone());
         }
@@ -283,7 +287,7 @@ impl Applier {
     /// Writes a row through a prepared statement.
     pub(super) fn write_prepared(
         &mut self,
-        flight: &mut Flight,
+        request: &mut PipelinedRequest,
         target: &Target,
         prepared: &Prepared,
         shape: &Shape,
@@ -301,11 +305,11 @@ impl Applier {
         };
         match shape {
             Shape::Delete => {
-                flight.execute_counted(prepared.statement(), &self.formats, prepared.parameters, write);
+                request.execute_counted(prepared.statement(), &self.formats, prepared.parameters, write);
                 self.expected_counts.push(1);
             }
             Shape::Insert | Shape::Update { .. } => {
-                flight.execute(prepared.statement(), &self.formats, prepared.parameters, write);
+                request.execute(prepared.statement(), &self.formats, prepared.parameters, write);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::source::SourceView;
 use super::{connection, constraints, publications, values};
 use crate::catalog::fit::Transfer;
 use crate::catalog::schema::{Identity, IndexDefinition, TableKind};
-use crate::catalog::sequences::{OwnedSequence, Standing, unreadable};
+use crate::catalog::sequences::{OwnedSequence, SequenceReading, unreadable};
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{Catalog, DestinationError, OtherTables, expressions_here, other_tables, taken_names};
 use crate::error_policy::{Fault, report};
@@ -20,7 +20,7 @@ use crate::preflight::history::stored_history;
 use crate::preflight::missing_objects::{lacking, server_version};
 use crate::preflight::not_carried::not_carried;
 use crate::preflight::prepare::{check_added_empty, check_fit, check_tables, replaced, writes};
-use crate::preflight::resync_requests::Asked;
+use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::obstacle;
 use crate::session::{SessionError, SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
@@ -234,7 +234,7 @@ async fn followed(
         let held = obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await?;
         findings.fail(About::Destination, "tables", held.unwrap_or_else(|| report(&fault)));
     }
-    let added = check_tables(&destination.followed, catalog, &Asked::these(anew))?;
+    let added = check_tables(&destination.followed, catalog, &ResyncRequests::these(anew))?;
     let added: Vec<_> = added.iter().filter(|name| existing.table(name).is_some()).collect();
     check_added_empty(bookkeeping.client(), added.into_iter()).await
 }
@@ -291,7 +291,7 @@ async fn sequences(config: &Config, source: &SqlClient, here: &SqlClient, findin
         (Ok(there), Ok(here)) => (there, here),
         (Err(fault), _) | (_, Err(fault)) => return findings.fault(BOTH, "sequences", fault),
     };
-    let lacking = |end, standing: &[Standing], least: fn(&OwnedSequence) -> bool, privilege| {
+    let lacking = |end, standing: &[SequenceReading], least: fn(&OwnedSequence) -> bool, privilege| {
         let lacking = standing.iter().filter(|(sequence, _)| !least(sequence));
         lacking.map(|(sequence, _)| unreadable(end, privilege, sequence)).collect::<Vec<_>>()
     };

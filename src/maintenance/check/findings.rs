@@ -8,7 +8,7 @@ use crate::pg::ErrorReport;
 
 /// How a requirement stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Standing {
+pub(crate) enum Severity {
     /// As it should be.
     Ok,
     /// It works, but an operator should know.
@@ -17,13 +17,13 @@ pub(crate) enum Standing {
     Failed,
 }
 
-impl Standing {
+impl Severity {
     /// The word for it.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
-            Standing::Ok => "ok",
-            Standing::Warning => "warning",
-            Standing::Failed => "failed",
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Failed => "failed",
         }
     }
 }
@@ -61,7 +61,7 @@ pub(crate) struct Finding {
     /// What was looked at.
     pub what: &'static str,
     /// How it stands.
-    pub standing: Standing,
+    pub standing: Severity,
     /// What was found, and what mends it.
     pub report: ErrorReport,
     /// What of the source is meant, where that is a list of things that are not carried.
@@ -73,20 +73,20 @@ pub(crate) struct Finding {
 pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
 impl Findings {
-    pub(crate) fn push(&mut self, about: About, what: &'static str, standing: Standing, report: ErrorReport) {
+    pub(crate) fn push(&mut self, about: About, what: &'static str, standing: Severity, report: ErrorReport) {
         self.0.push(Finding { about, what, standing, report, objects: Vec::new() });
     }
 
     pub(crate) fn ok(&mut self, about: About, what: &'static str, text: impl Into<String>) {
-        self.push(about, what, Standing::Ok, ErrorReport::new(text));
+        self.push(about, what, Severity::Ok, ErrorReport::new(text));
     }
 
     pub(crate) fn warn(&mut self, about: About, what: &'static str, report: ErrorReport) {
-        self.push(about, what, Standing::Warning, report);
+        self.push(about, what, Severity::Warning, report);
     }
 
     pub(crate) fn fail(&mut self, about: About, what: &'static str, report: ErrorReport) {
-        self.push(about, what, Standing::Failed, report);
+        self.push(about, what, Severity::Failed, report);
     }
 
     /// What is not carried: a line for each class.
@@ -103,7 +103,7 @@ impl Findings {
         for (class, line) in lines {
             let objects = found.iter().filter(|thing| thing.class == class).cloned().collect();
             let report = ErrorReport::new(line);
-            self.0.push(Finding { about: About::Both, what: WHAT, standing: Standing::Ok, report, objects });
+            self.0.push(Finding { about: About::Both, what: WHAT, standing: Severity::Ok, report, objects });
         }
         self.ok(About::Both, WHAT, "headwater check --not-carried prints the SQL that makes all of it");
     }

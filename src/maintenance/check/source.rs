@@ -8,7 +8,7 @@ use crate::catalog::schema::{Identity, TableKind};
 use crate::config::{Config, Host};
 use crate::error_policy::{Fault, report};
 use crate::maintenance::check::destination::DestinationView;
-use crate::maintenance::check::findings::{About, Findings, Standing};
+use crate::maintenance::check::findings::{About, Findings, Severity};
 use crate::pg::{ErrorReport, Ident, QualifiedName, counted, settings_hint, shell_word};
 use crate::preflight::addresses::Addresses;
 use crate::preflight::prepare::{live_names, replaced};
@@ -427,7 +427,7 @@ async fn transactions(config: &Config, client: &SqlClient, needs_slot: bool, fin
         let role = Ident::new(config.source.url.user.as_str());
         let report = ErrorReport::new(text)
             .hint(format!("To have it shown, run at the source as a superuser:\nGRANT pg_read_all_stats TO {role};"));
-        findings.push(SOURCE, "transactions", Standing::Ok, report);
+        findings.push(SOURCE, "transactions", Severity::Ok, report);
     } else if !said {
         findings.ok(SOURCE, "transactions", "none that a slot would have to wait for");
     }

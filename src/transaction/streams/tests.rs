@@ -107,7 +107,7 @@ impl Ring {
                 Step::Piece(piece) => {
                     transactions.last_mut().unwrap().extend(piece.changes.iter().map(value));
                 }
-                Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
+                Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
             }
         }
         transactions

@@ -15,7 +15,7 @@
 //! of the stream. That it equals what is known proves nothing by itself: [`numbers`] says which columns the relation means.
 //!
 //! A transaction that was applied ahead of its commit is confirmed here first: whether each table that it names is still what
-//! it was can only be asked once it is committed ([`Describer::confirm`]).
+//! it was can only be asked once it is committed ([`RelationTracker::confirm`]).
 //!
 //! Bounds: one step is held here, or the relations of one transaction; at most one question is out.
 
@@ -64,7 +64,7 @@ enum Confirming {
 }
 
 /// Completes steps.
-pub struct Describer {
+pub struct RelationTracker {
     sql: Sql,
     /// The tables as they are remembered, and as they were described since.
     shapes: HashMap<RelationId, Shape>,
@@ -86,7 +86,7 @@ pub struct Describer {
     ready: VecDeque<Step>,
 }
 
-impl Drop for Describer {
+impl Drop for RelationTracker {
     fn drop(&mut self) {
         if let Some(asking) = &self.asking {
             asking.answer.abort();
@@ -94,10 +94,10 @@ impl Drop for Describer {
     }
 }
 
-impl Describer {
-    /// A describer that knows these shapes and asks through sessions of its own.
-    pub fn new(sql: Sql, shapes: HashMap<RelationId, Shape>) -> Describer {
-        Describer {
+impl RelationTracker {
+    /// A tracker that knows these shapes and asks through sessions of its own.
+    pub fn new(sql: Sql, shapes: HashMap<RelationId, Shape>) -> RelationTracker {
+        RelationTracker {
             sql,
             shapes,
             seen: HashMap::new(),
@@ -128,7 +128,11 @@ impl Describer {
         debug_assert!(self.is_clear(), "one step at a time");
         match &step {
             Step::Transaction(Transaction { begin, .. }) | Step::Begin(begin) => self.transaction = begin.xid,
-            Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_) => {}
+            Step::Piece(_)
+            | Step::Schema(_)
+            | Step::Commit { .. }
+            | Step::AppliedInParallel { .. }
+            | Step::Reached(_) => {}
         }
         self.held = Some(step);
         self.looked_at = 0;
@@ -234,11 +238,17 @@ impl Describer {
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
-        let Describer { held, looked_at, seen, truncated, .. } = self;
+        let RelationTracker { held, looked_at, seen, truncated, .. } = self;
         let changes = match held {
             Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
             Some(Step::Piece(piece)) => piece.changes.as_slice(),
-            Some(Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::Ahead { .. } | Step::Reached(_))
+            Some(
+                Step::Begin(_)
+                | Step::Schema(_)
+                | Step::Commit { .. }
+                | Step::AppliedInParallel { .. }
+                | Step::Reached(_),
+            )
             | None => &[],
         };
         let mut last: Option<&Arc<Relation>> = None;
@@ -395,25 +405,25 @@ mod tests {
         })
     }
 
-    /// A describer that asks nobody: the answers are given by the test.
+    /// A tracker that asks nobody: the answers are given by the test.
     struct Asked {
-        describer: Describer,
+        tracker: RelationTracker,
         questions: Vec<(usize, RelationId)>,
     }
 
     impl Asked {
         fn push(&mut self, step: Step, mut changed: impl FnMut(usize) -> bool) -> Vec<Step> {
-            self.describer.held = Some(step);
-            self.describer.looked_at = 0;
-            while let Some((place, relation)) = self.describer.next_unseen() {
+            self.tracker.held = Some(step);
+            self.tracker.looked_at = 0;
+            while let Some((place, relation)) = self.tracker.next_unseen() {
                 self.questions.push((place, relation.id));
                 assert!(self.questions.len() < 100, "asked for ever");
                 let description = Description { table: String::new(), types: String::new() };
                 let change = SchemaChange { relation: Arc::clone(&relation), description };
-                self.describer.learn(place, &relation, changed(place).then_some(change));
+                self.tracker.learn(place, &relation, changed(place).then_some(change));
             }
-            self.describer.release();
-            std::iter::from_fn(|| self.describer.poll()).collect()
+            self.tracker.release();
+            std::iter::from_fn(|| self.tracker.poll()).collect()
         }
     }
 
@@ -423,7 +433,7 @@ mod tests {
             purpose: "testing",
             timeout: Duration::from_secs(1),
         };
-        Asked { describer: Describer::new(sql, HashMap::new()), questions: Vec::new() }
+        Asked { tracker: RelationTracker::new(sql, HashMap::new()), questions: Vec::new() }
     }
 
     #[tokio::test]

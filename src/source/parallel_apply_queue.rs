@@ -1,12 +1,12 @@
-//! Ahead of its commit: what is known of a stream that is applied while it is still arriving.
+//! Parallel apply: what is known of a streamed transaction that is applied while it is still arriving.
 //!
-//! Three take part, and this is where they meet. The outlet (task 1) tells what of the stream is in the spool; whoever
+//! Three take part, and this is where they meet. The step router (task 1) tells what of the stream is in the spool; whoever
 //! applies it on a session of its own (`apply_worker::parallel_apply`) asks what may be read next; the apply loop (task 2) tells how far
 //! the live tables are, says when it is the stream's turn to commit, and may have it given up at any moment:
 //!
 //! ```text
 //!            appended, cut, dropped          read, commit
-//!  outlet ─────────────────────────▶ Ahead ◀────────────── the second writing session
+//!  router ────────────────▶ ParallelApplyQueue ◀────────────── the second writing session
 //!     ▲                                ▲
 //!     └── settled: applied, or replay  └── stored · due · give up ── apply loop
 //! ```
@@ -46,7 +46,7 @@ enum Stage {
     Due(Lsn, Commit),
     /// It is committed here.
     Applied,
-    /// It is not to be applied ahead, and this is why.
+    /// It is not to be applied in parallel, and this is why.
     GivenUp(&'static str),
     /// The apply loop has drawn its conclusion: applied, or to be replayed.
     Settled(bool),
@@ -111,7 +111,7 @@ impl State {
     }
 }
 
-/// What there is to do for whoever applies ahead.
+/// What there is to do for whoever applies in parallel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Apply the records that stand here; their relations by number.
@@ -133,17 +133,17 @@ pub enum Next {
 
 /// A handle; all of them mean the same stream.
 #[derive(Clone, Debug)]
-pub struct Ahead {
+pub struct ParallelApplyQueue {
     state: Arc<watch::Sender<State>>,
     /// Smaller streams are not worth a session.
     worth_bytes: u64,
 }
 
-impl Ahead {
+impl ParallelApplyQueue {
     /// Nothing is followed yet; the live tables stand at `stored`. Streams below `worth_bytes` are left alone.
-    pub fn new(stored: Lsn, worth_bytes: u64) -> Ahead {
+    pub fn new(stored: Lsn, worth_bytes: u64) -> ParallelApplyQueue {
         let state = State { stored, ..State::default() };
-        Ahead { state: Arc::new(watch::Sender::new(state)), worth_bytes }
+        ParallelApplyQueue { state: Arc::new(watch::Sender::new(state)), worth_bytes }
     }
 
     /// Something to wait on.
@@ -157,7 +157,7 @@ impl Ahead {
         result.expect("the change was made")
     }
 
-    // The outlet's side.
+    // The step router's side.
 
     /// `bytes` of records were given to the spool, which end at `end` of their stream; everything up to `after` was handed
     /// out before. `known` tells whether a relation is what it was when it was described last.
@@ -343,7 +343,7 @@ impl Ahead {
         });
     }
 
-    /// Whatever is applied ahead is to be rolled back, and replayed at its commit.
+    /// Whatever is applied in parallel is to be rolled back, and replayed at its commit.
     pub fn give_up(&self, why: &'static str) {
         self.state.send_if_modified(|state| {
             let before = state.stream.as_ref().map(|stream| stream.stage);
@@ -418,7 +418,7 @@ impl Changes {
 
     /// Whether the stream that has committed was applied, once the apply loop says so; it is forgotten then. `None`: nothing
     /// is applied any more. Cancel-safe.
-    pub(super) async fn settled(&mut self, ahead: &Ahead) -> Option<bool> {
+    pub(super) async fn settled(&mut self, ahead: &ParallelApplyQueue) -> Option<bool> {
         loop {
             let (settled, closed) = {
                 let state = self.0.borrow_and_update();
@@ -458,20 +458,20 @@ mod tests {
         Commit { commit_lsn: Lsn::new(lsn), end_lsn: Lsn::new(lsn + 1), committed_at: PgTimestamp::from_micros(0) }
     }
 
-    fn read(ahead: &Ahead) -> Option<(u64, u64)> {
+    fn read(ahead: &ParallelApplyQueue) -> Option<(u64, u64)> {
         match ahead.next(7) {
             Next::Read { from, until, .. } => Some((from, until)),
             Next::Wait | Next::Commit(..) | Next::GiveUp => None,
         }
     }
 
-    fn append(ahead: &Ahead, end: u64, bytes: u64, after: u64) {
+    fn append(ahead: &ParallelApplyQueue, end: u64, bytes: u64, after: u64) {
         ahead.appended(7, (bytes, end), Lsn::new(after), &[relation(1)], |_| true);
     }
 
     #[test]
     fn records_are_read_once_everything_received_before_them_is_stored() {
-        let ahead = Ahead::new(Lsn::new(10), 1);
+        let ahead = ParallelApplyQueue::new(Lsn::new(10), 1);
         append(&ahead, 100, 100, 10);
         assert_eq!(ahead.candidate(), Some(7));
         append(&ahead, 150, 50, 20);
@@ -495,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_part_that_is_rolled_back_before_it_was_read_is_not_read_and_afterwards_all_is_given_up() {
-        let ahead = Ahead::new(Lsn::new(10), 1);
+        let ahead = ParallelApplyQueue::new(Lsn::new(10), 1);
         append(&ahead, 100, 100, 10);
         assert_eq!(read(&ahead), Some((0, 100)));
         append(&ahead, 200, 100, 10);
@@ -512,10 +512,10 @@ mod tests {
 
     #[test]
     fn a_second_description_of_a_table_or_one_that_is_news_gives_the_stream_up() {
-        let ahead = Ahead::new(Lsn::new(10), 1);
+        let ahead = ParallelApplyQueue::new(Lsn::new(10), 1);
         ahead.appended(7, (100, 100), Lsn::new(10), &[relation(1), relation(1)], |_| true);
         assert_eq!(ahead.next(7), Next::GiveUp);
-        let ahead = Ahead::new(Lsn::new(10), 1);
+        let ahead = ParallelApplyQueue::new(Lsn::new(10), 1);
         append(&ahead, 100, 100, 10);
         ahead.appended(7, (100, 200), Lsn::new(10), &[relation(1), relation(2)], |relation| relation.id.0 == 1);
         assert_eq!(ahead.next(7), Next::GiveUp);
@@ -523,7 +523,7 @@ mod tests {
 
     #[test]
     fn one_stream_is_followed_from_its_beginning_and_small_ones_are_left_alone() {
-        let ahead = Ahead::new(Lsn::new(10), 1000);
+        let ahead = ParallelApplyQueue::new(Lsn::new(10), 1000);
         append(&ahead, 100, 100, 10);
         assert_eq!(ahead.candidate(), None);
         assert!(!ahead.committed(7), "nothing of it was applied");
@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn many_marks_become_fewer_and_never_free_anything_early() {
         let mut rng = fastrand::Rng::with_seed(1);
-        let ahead = Ahead::new(Lsn::new(0), 1);
+        let ahead = ParallelApplyQueue::new(Lsn::new(0), 1);
         let mut freed = Vec::new();
         for number in 1..=3000_u64 {
             append(&ahead, number * 10, 10, number);

@@ -1,31 +1,31 @@
-//! The outlet: what the assembler hands out, to where it belongs, in order.
+//! Routes steps: what the assembler hands out, to where it belongs, in order.
 //!
-//! Held by `stream`. Steps go through the describer, which completes them, into the step channel; changes of transactions
+//! Held by `stream`. Steps go through the relation tracker, which completes them, into the step channel; changes of transactions
 //! in progress go to the spool, and when one commits it is read back from there, step by step. While anything of that waits
-//! for room, nothing after it goes out and nothing more is read from the source; [`Outlet::progress`] is what to await then.
-//! A stream that is applied [`Ahead`] of its commit is not read back: a single step stands for it, and the spool lets go of
-//! it once that is committed at the destination. Before that the describer confirms that its tables are what they were.
+//! for room, nothing after it goes out and nothing more is read from the source; [`StepRouter::progress`] is what to await then.
+//! A stream that is applied [`ParallelApplyQueue`] of its commit is not read back: a single step stands for it, and the spool lets go of
+//! it once that is committed at the destination. Before that the relation tracker confirms that its tables are what they were.
 //!
-//! Bounds: one step or order waits here and one step in the describer, or one transaction is read back, a piece at a time.
+//! Bounds: one step or order waits here and one step in the relation tracker, or one transaction is read back, a piece at a time.
 
-use super::ahead::{Ahead, Changes};
-use super::describe::Describer;
 use super::error::SourceError;
-use super::steps::Steps;
+use super::parallel_apply_queue::{Changes, ParallelApplyQueue};
+use super::relation_tracker::RelationTracker;
+use super::step_channel::StepSender;
 use crate::pg::{Lsn, Relation};
 use crate::spool::{Chunks, Spool, SpoolError, Waiting};
 use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, Transaction, TransactionError};
 
-pub(super) struct Outlet {
-    describer: Describer,
-    steps: Steps,
+pub(super) struct StepRouter {
+    tracker: RelationTracker,
+    steps: StepSender,
     spool: Option<Spool>,
     step: Option<Step>,
     order: Option<Waiting>,
     /// What is read back, and where from while there is more.
     replay: Option<(Box<Replay>, Option<Chunks>)>,
-    ahead: Option<(Ahead, Changes)>,
-    /// A stream that was applied ahead, while its tables are asked about.
+    queue: Option<(ParallelApplyQueue, Changes)>,
+    /// A stream that was applied in parallel, while its tables are asked about.
     confirming: Option<Box<Replay>>,
     /// A stream whose commit is the destination's to do; it is replayed if that does not come to pass.
     settling: Option<Box<Replay>>,
@@ -34,27 +34,27 @@ pub(super) struct Outlet {
     gone: bool,
 }
 
-impl Outlet {
-    /// An outlet into a step channel, and to a spool if streaming was asked for; everything up to `resumed` was handed out
+impl StepRouter {
+    /// A router into a step channel, and to a spool if streaming was asked for; everything up to `resumed` was handed out
     /// before.
     pub(super) fn new(
-        describer: Describer,
-        steps: Steps,
-        (spool, ahead): (Option<Spool>, Option<Ahead>),
+        tracker: RelationTracker,
+        steps: StepSender,
+        (spool, queue): (Option<Spool>, Option<ParallelApplyQueue>),
         resumed: Lsn,
-    ) -> Outlet {
-        let ahead = ahead.map(|ahead| {
-            let changes = ahead.watch();
-            (ahead, changes)
+    ) -> StepRouter {
+        let queue = queue.map(|queue| {
+            let changes = queue.watch();
+            (queue, changes)
         });
-        Outlet {
-            describer,
+        StepRouter {
+            tracker,
             steps,
             spool,
             step: None,
             order: None,
             replay: None,
-            ahead,
+            queue,
             confirming: None,
             settling: None,
             handed_out: resumed,
@@ -69,7 +69,7 @@ impl Outlet {
             && self.replay.is_none()
             && self.confirming.is_none()
             && self.settling.is_none()
-            && self.describer.is_clear()
+            && self.tracker.is_clear()
     }
 
     /// Whether nobody takes steps any more.
@@ -93,19 +93,19 @@ impl Outlet {
         Ok(())
     }
 
-    /// Tells whoever applies ahead what becomes of the stream's records.
+    /// Tells whoever applies in parallel what becomes of the stream's records.
     fn tell(&self, order: &SpoolOrder, assembler: &Assembler) {
-        let Some((ahead, _)) = &self.ahead else { return };
+        let Some((queue, _)) = &self.queue else { return };
         match order {
             SpoolOrder::Append { xid, records } => {
                 if let Some((end, relations)) = assembler.in_progress(*xid) {
                     let bytes = u64::try_from(records.len()).unwrap_or(u64::MAX);
-                    let known = |relation: &Relation| self.describer.knows(relation);
-                    ahead.appended(*xid, (bytes, end), self.handed_out, relations, known);
+                    let known = |relation: &Relation| self.tracker.knows(relation);
+                    queue.appended(*xid, (bytes, end), self.handed_out, relations, known);
                 }
             }
-            SpoolOrder::Cut { xid, at } => ahead.cut(*xid, *at),
-            SpoolOrder::Discard { xid } => ahead.dropped(*xid),
+            SpoolOrder::Cut { xid, at } => queue.cut(*xid, *at),
+            SpoolOrder::Discard { xid } => queue.dropped(*xid),
             SpoolOrder::Replay(_) => {}
         }
     }
@@ -114,19 +114,19 @@ impl Outlet {
         match &step {
             Step::Transaction(Transaction { commit, .. })
             | Step::Commit { commit, .. }
-            | Step::Ahead { commit, .. } => {
+            | Step::AppliedInParallel { commit, .. } => {
                 self.handed_out = commit.end_lsn;
             }
             Step::Begin(_) | Step::Piece(_) | Step::Schema(_) | Step::Reached(_) => {}
         }
-        self.describer.push(step);
+        self.tracker.push(step);
         self.send_complete();
     }
 
-    /// Sends what the describer has completed, as far as there is room.
+    /// Sends what the relation tracker has completed, as far as there is room.
     fn send_complete(&mut self) {
         while self.step.is_none()
-            && let Some(step) = self.describer.poll()
+            && let Some(step) = self.tracker.poll()
         {
             match self.steps.try_send(step) {
                 Ok(()) => {}
@@ -147,8 +147,8 @@ impl Outlet {
             SpoolOrder::Cut { xid, at } => spool.cut(xid, at)?,
             SpoolOrder::Discard { xid } => spool.discard(xid)?,
             SpoolOrder::Replay(replay) => {
-                if self.ahead.as_ref().is_some_and(|(ahead, _)| ahead.is_applied_so_far(replay.xid())) {
-                    self.describer.confirm(replay.relations(), replay.xid());
+                if self.queue.as_ref().is_some_and(|(queue, _)| queue.is_applied_so_far(replay.xid())) {
+                    self.tracker.confirm(replay.relations(), replay.xid());
                     self.confirming = Some(replay);
                     return self.confirmed();
                 }
@@ -158,20 +158,20 @@ impl Outlet {
         Ok(())
     }
 
-    /// Goes on with a stream that was applied ahead, once it is known whether its tables are what they were.
+    /// Goes on with a stream that was applied in parallel, once it is known whether its tables are what they were.
     fn confirmed(&mut self) -> Result<(), SourceError> {
-        let Some(unchanged) = self.describer.take_confirmed() else { return Ok(()) };
+        let Some(unchanged) = self.tracker.take_confirmed() else { return Ok(()) };
         let Some(replay) = self.confirming.take() else { return Ok(()) };
-        if let Some((ahead, _)) = self.ahead.as_ref().filter(|_| !unchanged) {
-            ahead.give_up_stream(replay.xid(), "a table has changed");
+        if let Some((queue, _)) = self.queue.as_ref().filter(|_| !unchanged) {
+            queue.give_up_stream(replay.xid(), "a table has changed");
         }
         self.commit(replay)
     }
 
     /// A stream has committed: its own commit is all that is left to do, or it is read back.
     fn commit(&mut self, replay: Box<Replay>) -> Result<(), SourceError> {
-        if self.ahead.as_ref().is_some_and(|(ahead, _)| ahead.committed(replay.xid())) {
-            self.send(replay.ahead());
+        if self.queue.as_ref().is_some_and(|(queue, _)| queue.committed(replay.xid())) {
+            self.send(replay.applied_in_parallel());
             self.settling = Some(replay);
             return Ok(());
         }
@@ -196,8 +196,8 @@ impl Outlet {
             self.send_complete();
             return Ok(());
         }
-        if !self.describer.is_clear() {
-            self.describer.answered().await?;
+        if !self.tracker.is_clear() {
+            self.tracker.answered().await?;
             self.send_complete();
             return self.confirmed();
         }
@@ -229,10 +229,10 @@ impl Outlet {
         Ok(())
     }
 
-    /// Waits until the destination has committed the stream that was applied ahead, or has left it to be replayed.
+    /// Waits until the destination has committed the stream that was applied in parallel, or has left it to be replayed.
     async fn settle(&mut self) -> Result<(), SourceError> {
-        let (Some((ahead, changes)), Some(spool)) = (&mut self.ahead, &mut self.spool) else { return Ok(()) };
-        let settled = changes.settled(ahead).await;
+        let (Some((queue, changes)), Some(spool)) = (&mut self.queue, &mut self.spool) else { return Ok(()) };
+        let settled = changes.settled(queue).await;
         let Some(replay) = self.settling.take() else { return Ok(()) };
         match settled {
             Some(true) => self.order = spool.discard(replay.xid())?,

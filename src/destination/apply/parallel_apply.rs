@@ -1,7 +1,7 @@
-//! A transaction applied ahead of its commit: while it is still in progress at the source, on a session beside the leader's.
+//! A transaction that is applied while it is still in progress at the source, on another session than the leader's.
 //!
-//! Driven by `apply_worker::parallel_apply`. It is an [`Applier`] like the leader's, with what that one knows ([`Ground`]), but without
-//! its lock and, until the commit, without touching the position: then the position is moved as always, on condition that
+//! Driven by `apply_worker::parallel_apply`. It is an [`Applier`] like the leader's, with what that one knows ([`ApplyContext`]), but
+//! without its lock and, until the commit, without touching the position: then the position is moved as always, on condition that
 //! it is where the leader's session left it. So what is committed here has its place in the order of commits, and a
 //! session that outlives its leader commits nothing (I2, I3).
 //!
@@ -27,7 +27,7 @@ use crate::wire::Commit;
 
 /// What an applier knows and another one beside it needs.
 #[derive(Clone, Debug)]
-pub struct Ground {
+pub struct ApplyContext {
     settings: ApplierSettings,
     catalog: Catalog,
     source_types: Types,
@@ -35,7 +35,7 @@ pub struct Ground {
     source_tables: Vec<TableDefinition>,
 }
 
-/// Why changes cannot be applied ahead of their commit.
+/// Why changes cannot be applied in parallel, before they commit.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// A TRUNCATE would lock readers out until the commit.
@@ -54,8 +54,8 @@ pub enum Unfit {
 
 impl Applier {
     /// What another applier beside this one needs to know.
-    pub fn ground(&self) -> Ground {
-        Ground {
+    pub fn context(&self) -> ApplyContext {
+        ApplyContext {
             settings: self.settings.clone(),
             catalog: self.catalog.clone(),
             source_types: self.source_types.clone(),
@@ -65,15 +65,15 @@ impl Applier {
     }
 
     /// An applier for one transaction that has not committed at the source.
-    pub fn ahead(writer: Writer, ground: Ground) -> Applier {
-        let Ground { settings, catalog, source_types, followed, source_tables } = ground;
+    pub fn for_parallel_apply(writer: Writer, context: ApplyContext) -> Applier {
+        let ApplyContext { settings, catalog, source_types, followed, source_tables } = context;
         let conflicts = Conflicts::of_source(OnConflict::Stop, source_tables);
         let mut applier = Applier::new(writer, Lsn::INVALID, settings, catalog, source_types, followed, conflicts);
         applier.ahead = true;
         applier
     }
 
-    /// Whether these changes may be applied ahead of their commit.
+    /// Whether these changes may be applied in parallel, before they commit.
     ///
     /// # Errors
     /// [`Unfit`] says why not.
@@ -105,15 +105,15 @@ impl Applier {
         Ok(())
     }
 
-    /// It is the turn of the transaction that is applied ahead: its commit moves the position from here.
+    /// It is the turn of the transaction that is applied in parallel: its commit moves the position from here.
     pub fn comes_behind(&mut self, position: Lsn) {
         self.sent = position;
         self.stored = position;
     }
 
-    /// Whether a transaction that was applied ahead may be committed: the operator does not want it left out, and no
+    /// Whether a transaction that was applied in parallel may be committed: the operator does not want it left out, and no
     /// table's snapshot holds it already. Neither could be known before its commit.
-    pub fn takes_as_it_is(&self, commit: &Commit) -> bool {
+    pub fn may_commit_directly(&self, commit: &Commit) -> bool {
         commit.commit_lsn >= self.snapshots_end && !self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn))
     }
 
@@ -121,7 +121,7 @@ impl Applier {
     ///
     /// # Errors
     /// [`DestinationError::PositionMoved`] when it is elsewhere; or the session is lost.
-    pub async fn goes_on_at(&mut self, position: Lsn) -> Result<(), DestinationError> {
+    pub async fn set_position(&mut self, position: Lsn) -> Result<(), DestinationError> {
         let found = self.read_position().await?;
         if found != position {
             return Err(DestinationError::PositionMoved { expected: position, found });

@@ -12,7 +12,7 @@ use crate::transaction::Step;
 const STEPS_MAX: usize = 4096;
 
 /// The sending end of the step channel: bounded in steps and in bytes.
-pub struct Steps {
+pub struct StepSender {
     steps: mpsc::Sender<(Step, OwnedSemaphorePermit)>,
     bytes: Arc<Semaphore>,
     bytes_max: u32,
@@ -24,14 +24,14 @@ pub struct StepReceiver {
 }
 
 /// A channel that holds at most so many bytes of steps; a larger step passes alone.
-pub fn step_channel(bytes_max: usize) -> (Steps, StepReceiver) {
+pub fn step_channel(bytes_max: usize) -> (StepSender, StepReceiver) {
     let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX >> 4).min(u32::MAX >> 4);
     let (sender, receiver) = mpsc::channel(STEPS_MAX);
     let bytes = Arc::new(Semaphore::new(usize::try_from(bytes_max).unwrap_or(Semaphore::MAX_PERMITS)));
-    (Steps { steps: sender, bytes, bytes_max }, StepReceiver { steps: receiver })
+    (StepSender { steps: sender, bytes, bytes_max }, StepReceiver { steps: receiver })
 }
 
-impl Steps {
+impl StepSender {
     fn weight(&self, step: &Step) -> u32 {
         u32::try_from(step.size_bytes()).unwrap_or(u32::MAX).min(self.bytes_max)
     }

@@ -1,4 +1,4 @@
-//! The flight: everything of one destination transaction in one go, with exactly one Sync, at its end.
+//! The pipelined request: everything of one destination transaction in one go, with exactly one Sync, at its end.
 //!
 //! Written by `destination::apply`, sent by [`crate::session::writing::WritingSession`]. BEGIN, the position, the rows (COPY as
 //! Execute, CopyData, CopyDone), COMMIT: extended-protocol messages back to back. Any error, BEGIN's too, makes the
@@ -79,9 +79,9 @@ impl Format {
     }
 }
 
-/// Messages of one flight, as they will be sent.
+/// Messages of one pipelined request, as they will be sent.
 #[derive(Default)]
-pub struct Flight {
+pub struct PipelinedRequest {
     pub(super) bytes: BytesMut,
     pub(super) expectations: Vec<(Expectation, Verb)>,
 }
@@ -114,10 +114,10 @@ impl Parameters<'_> {
     }
 }
 
-impl Flight {
-    /// An empty flight.
-    pub fn new() -> Flight {
-        Flight::default()
+impl PipelinedRequest {
+    /// An empty pipelined request.
+    pub fn new() -> PipelinedRequest {
+        PipelinedRequest::default()
     }
 
     /// How many bytes it has, as sent.
@@ -204,7 +204,7 @@ impl Flight {
         self.run_expecting("COMMIT", Expectation::Commit);
     }
 
-    /// Ends the flight. Nothing is added behind it.
+    /// Ends the pipelined request. Nothing is added behind it.
     pub(super) fn sync(&mut self) {
         self.message(b'S', |_| {});
     }
@@ -299,9 +299,9 @@ pub enum StatementAnswer {
     Row(Option<Vec<Option<String>>>),
 }
 
-/// What became of a flight.
+/// What became of a pipelined request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FlightAnswer {
+pub struct PipelinedAnswer {
     /// The answers that were wanted, in order, up to the failure if there is one.
     pub answers: Vec<StatementAnswer>,
     /// COMMIT was answered with COMMIT.
@@ -331,7 +331,7 @@ fn patch(out: &mut BytesMut, at: usize, value: i32) {
     }
 }
 
-/// A length field. Values and flights stay far below 2 GiB: a value is part of a received message of at most 1 GiB,
+/// A length field. Values and pipelined requests stay far below 2 GiB: a value is part of a received message of at most 1 GiB,
 /// and batches are bounded.
 fn length(bytes: usize) -> i32 {
     i32::try_from(bytes).expect("a message is shorter than 2 GiB")
@@ -347,16 +347,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flight_has_exactly_one_sync_at_its_end() {
-        let mut flight = Flight::new();
-        flight.run("BEGIN");
-        flight.parse("h1", "INSERT INTO t VALUES ($1)", &[TypeId(23)]);
-        flight.execute(("h1", Verb::Insert), &[Format::Binary], 1, |values| values.put(Some(&[0, 0, 0, 7])));
-        flight.parse("h2", "COPY t FROM STDIN", &[]);
-        flight.copy("h2", |data| data.row(|out| out.extend_from_slice(b"1\n")));
-        flight.commit();
-        flight.sync();
-        let mut rest = &flight.bytes[..];
+    fn a_pipelined_request_has_exactly_one_sync_at_its_end() {
+        let mut request = PipelinedRequest::new();
+        request.run("BEGIN");
+        request.parse("h1", "INSERT INTO t VALUES ($1)", &[TypeId(23)]);
+        request.execute(("h1", Verb::Insert), &[Format::Binary], 1, |values| values.put(Some(&[0, 0, 0, 7])));
+        request.parse("h2", "COPY t FROM STDIN", &[]);
+        request.copy("h2", |data| data.row(|out| out.extend_from_slice(b"1\n")));
+        request.commit();
+        request.sync();
+        let mut rest = &request.bytes[..];
         let mut tags = Vec::new();
         while let Some((tag, after)) = rest.split_first() {
             tags.push(*tag);
@@ -364,33 +364,33 @@ mod tests {
             rest = &after[usize::try_from(length).unwrap()..];
         }
         assert_eq!(tags, b"PBEPBEPBEdcPBES");
-        assert_eq!(flight.statements(), 4);
+        assert_eq!(request.statements(), 4);
     }
 
     #[test]
     fn a_statement_is_parsed_and_bound_under_its_name() {
-        let mut flight = Flight::new();
-        flight.parse("h1", "SELECT $1", &[TypeId(23)]);
+        let mut request = PipelinedRequest::new();
+        request.parse("h1", "SELECT $1", &[TypeId(23)]);
         let parse = b"P\0\0\0\x17h1\0SELECT $1\0\0\x01\0\0\0\x17";
-        assert_eq!(&flight.bytes[..], parse);
-        flight.execute(("h1", Verb::Insert), &[Format::Text, Format::Binary], 2, |values| {
+        assert_eq!(&request.bytes[..], parse);
+        request.execute(("h1", Verb::Insert), &[Format::Text, Format::Binary], 2, |values| {
             values.put(Some(b"7"));
             values.put(None);
         });
         let bind = b"B\0\0\0\x1b\0h1\0\0\x02\0\0\0\x01\0\x02\0\0\0\x017\xff\xff\xff\xff\0\0";
         let execute = b"E\0\0\0\x09\0\0\0\0\0";
-        assert_eq!(&flight.bytes[parse.len()..], [&bind[..], &execute[..]].concat());
+        assert_eq!(&request.bytes[parse.len()..], [&bind[..], &execute[..]].concat());
     }
 
     #[test]
     fn copy_data_is_cut_between_rows() {
-        let mut flight = Flight::new();
-        flight.copy("c", |data| {
+        let mut request = PipelinedRequest::new();
+        request.copy("c", |data| {
             for _ in 0..5 {
                 data.row(|out| out.extend_from_slice(&[b'x'; 40 << 10]));
             }
         });
-        let messages = flight.bytes.windows(1).filter(|w| w[0] == b'd').count();
+        let messages = request.bytes.windows(1).filter(|w| w[0] == b'd').count();
         assert_eq!(messages, 3, "two rows, two rows, one row");
     }
 
