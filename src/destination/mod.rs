@@ -57,7 +57,7 @@ mod replay;
 mod reshape;
 mod resnapshots;
 mod review;
-mod row_type;
+mod dependants;
 mod row_values;
 mod schema;
 mod sequences;

@@ -11,7 +11,7 @@ use super::catalog::Catalog;
 use super::error::DestinationError;
 use super::review::Created;
 use super::schema::resolve_types;
-use super::{expressions, row_type, shapes};
+use super::{dependants, expressions, shapes};
 use crate::catalog::fit::{self, End};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::catalog::shape::Shape;
@@ -160,11 +160,11 @@ async fn unchanged(
         return Ok(error.into());
     }
     let mut hint = None;
-    if row_type::may_be_in_the_way(&error) {
+    if dependants::may_be_in_the_way(&error) {
         client.batch(DOING, "ROLLBACK").await?;
-        let row = client.query_opt(DOING, &row_type::ask(name), &[]).await?;
+        let row = client.query_opt(DOING, &dependants::ask(name), &[]).await?;
         let answer: Option<String> = row.map(|row| row.get(0)).transpose()?;
-        hint = row_type::hint(name, answer.as_deref())?;
+        hint = dependants::hint(name, answer.as_deref())?;
         // For the end of the transaction that the caller has begun.
         client.batch(DOING, "BEGIN").await?;
     }

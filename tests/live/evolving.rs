@@ -172,6 +172,56 @@ async fn random_schema_changes_among_random_writes_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_depends_on_a_column_of_a_table_is_named_with_what_takes_it_away() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v int, w varchar(3)); INSERT INTO t VALUES (1, 1, 'a'); CREATE TABLE other (id int PRIMARY KEY)";
+    let database = Database::of_superuser("evolve_dependants", &["t", "other"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_destination(
+            "CREATE SCHEMA theirs; CREATE TABLE theirs.x (id int); CREATE VIEW theirs.v AS SELECT w, v FROM t; CREATE VIEW theirs.a AS SELECT v FROM theirs.v;
+             CREATE MATERIALIZED VIEW theirs.m AS SELECT w FROM theirs.v; CREATE RULE r AS ON DELETE TO theirs.x DO ALSO SELECT w, v FROM t;
+             CREATE POLICY p ON theirs.x USING (EXISTS (SELECT FROM t WHERE w = 'a' AND v = 1));
+             CREATE FUNCTION theirs.f(int, text) RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM t WHERE w = 'a' AND v = 1; END",
+        )
+        .await;
+    // In the stream.
+    database.at_source("ALTER TABLE t ALTER COLUMN w TYPE varchar(5); INSERT INTO t VALUES (2, 2, 'abcde')").await;
+    service.says("table public.t could not be changed as it was at the source").await;
+    let statements = [
+        "DROP VIEW theirs.a;",
+        "DROP MATERIALIZED VIEW theirs.m;",
+        "DROP VIEW theirs.v;",
+        "DROP POLICY p ON theirs.x;",
+        "DROP RULE r ON theirs.x;",
+        "DROP ROUTINE theirs.f(integer, text);",
+    ];
+    let printed = || {
+        let log = service.log();
+        let (_, hint) = log.rsplit_once("as their owner or a superuser:").expect("a hint");
+        let printed: Vec<String> = hint.lines().skip(1).map(|line| line.trim().to_owned()).collect();
+        printed.into_iter().take_while(|line| line.ends_with(';')).collect::<Vec<String>>()
+    };
+    assert_eq!(printed(), statements);
+    database.at_destination(&printed().join("\n")).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    // Before a copy; the others stream on.
+    database.at_destination("CREATE VIEW theirs.late AS SELECT v FROM t").await;
+    database
+        .at_source(
+            "ALTER TABLE t ALTER COLUMN v TYPE bigint; INSERT INTO t VALUES (3, 3); INSERT INTO other VALUES (1)",
+        )
+        .await;
+    service.says("table public.t could not be brought to the source's shape").await;
+    assert_eq!(printed(), ["DROP VIEW theirs.late;"]);
+    database.at_destination(&printed().join("\n")).await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_column_of_a_tables_row_type_is_named_with_what_takes_it_away() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v int, w varchar(3)); INSERT INTO t VALUES (1, 1, 'a'); CREATE TABLE other (id int PRIMARY KEY)";
     let database = Database::new("evolve_rowtype", &["t", "other"], schema).await;

@@ -16,7 +16,7 @@ use super::super::review::{self, Created};
 use super::super::schema::{
     ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
 };
-use super::super::{expressions, extensions, row_type, shapes};
+use super::super::{dependants, expressions, extensions, shapes};
 use super::Applier;
 use crate::catalog::fit::{self, End, modifier_at};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
@@ -168,7 +168,7 @@ impl Applier {
         }
         for statement in statements.iter().chain(&fills) {
             if let Err(error) = self.statement(statement).await {
-                let hint = self.row_type_hint(name, &error).await?;
+                let hint = self.dependants_hint(name, &error).await?;
                 return Err(unfollowed(name, (statement, hint), error));
             }
         }
@@ -204,17 +204,17 @@ impl Applier {
     }
 
     /// What to do where a statement was refused because other tables have columns of this table's row type; the transaction is over then.
-    async fn row_type_hint(
+    async fn dependants_hint(
         &mut self,
         name: &QualifiedName,
         error: &SessionError,
     ) -> Result<Option<String>, DestinationError> {
-        if !row_type::may_be_in_the_way(error) {
+        if !dependants::may_be_in_the_way(error) {
             return Ok(None);
         }
         self.statement("ROLLBACK").await?;
-        let answer = self.ask(&row_type::ask(name)).await?;
-        Ok(row_type::hint(name, answer.first().and_then(Option::as_deref))?)
+        let answer = self.ask(&dependants::ask(name)).await?;
+        Ok(dependants::hint(name, answer.first().and_then(Option::as_deref))?)
     }
 
     /// Looks at what was created, inside the transaction that created it: an error rolls that back.
