@@ -3,8 +3,9 @@
 -- Continues sql/trusted_roles.sql. $2, $3 schemas and names of the tables; $4, $5, $6 schema, table and name of each column that we
 -- give a value; $7 whether foreign keys and ordinary triggers act on those tables: headwater's own are also written by sessions whose
 -- role is origin, whatever it may set; $8, $9 schemas and names of types that
--- tables yet to be created are made of, where they exist; $10 whether roles that could attach code are named as well. Parameters may be filled
--- in as literals, for a session that takes none.
+-- tables yet to be created are made of, where they exist; $10 whether roles that could attach code are named as well; $11, $12 schemas and
+-- names of collations of columns and indexes yet to be created, where they exist. Parameters may be filled in as literals, for a session that
+-- takes none.
 --
 -- A function of a role that is not trusted is foreign wherever it is called: its body can be replaced at any time. A function of a trusted role that is called by
 -- an object of one that is not is foreign unless nothing can be done by it, whatever its arguments: it is immutable, or on the list
@@ -118,7 +119,7 @@
     UNION
     SELECT i.inhparent, a.of_written FROM pg_catalog.pg_inherits i JOIN ancestors a ON a.id = i.inhrelid
 ), partitioned AS MATERIALIZED (
-    SELECT p.partrelid, c.relowner, p.partexprs, p.partclass
+    SELECT p.partrelid, c.relowner, p.partexprs, p.partclass, p.partcollation
     FROM pg_catalog.pg_partitioned_table p JOIN pg_catalog.pg_class c ON c.oid = p.partrelid
     WHERE p.partrelid IN (SELECT id FROM planned) OR p.partrelid IN (SELECT id FROM ancestors)
 ), firing AS MATERIALIZED (
@@ -126,7 +127,7 @@
     FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
     WHERE t.tgenabled IN ('A', CASE WHEN $7 THEN 'O' ELSE 'R' END) OR touched.own AND t.tgenabled <> 'D'
 ), columns AS MATERIALIZED (
-    SELECT a.attrelid, a.attnum, a.attname, a.attgenerated, a.atthasdef, a.atttypid,
+    SELECT a.attrelid, a.attnum, a.attname, a.attgenerated, a.atthasdef, a.atttypid, a.attcollation,
            d.conrelid IS NOT NULL
                OR f.oid IS NOT NULL AND a.attgenerated = '' AND a.attidentity = '' AND s.id IS NULL AS defaulted
     FROM touched JOIN pg_catalog.pg_attribute a ON a.attrelid = touched.id
@@ -206,6 +207,29 @@
     SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
     FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id AND t.typdefaultbin IS NOT NULL
     WHERE pg_catalog.cardinality($2::text[]) = 0
+), collations AS MATERIALIZED (
+    -- They run nothing, and yet go with their columns when they are dropped, and say which values of a key are equal.
+    SELECT o.oid AS id, o.collnamespace, o.collowner
+    FROM (
+        SELECT attcollation FROM columns
+        UNION
+        SELECT pg_catalog.unnest(i.indcollation::oid[]) FROM planned t JOIN pg_catalog.pg_index i ON i.indrelid = t.id
+        UNION
+        SELECT pg_catalog.unnest(partcollation::oid[]) FROM partitioned
+        UNION
+        SELECT y.typcollation FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
+        UNION
+        SELECT a.attcollation FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id AND y.typtype = 'c'
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        UNION
+        SELECT r.rngcollation FROM types JOIN pg_catalog.pg_range r ON r.rngtypid = types.id
+        UNION
+        SELECT (pg_catalog.regexp_matches(tree, ':\w*coll\w* (\d+)', 'gi'))[1]::oid FROM trees
+        UNION
+        SELECT l.oid FROM ROWS FROM (pg_catalog.unnest($11::text[]), pg_catalog.unnest($12::text[])) AS named(schema_name, collation_name)
+        JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
+        JOIN pg_catalog.pg_collation l ON l.collnamespace = n.oid AND l.collname = named.collation_name) AS used(id)
+    JOIN pg_catalog.pg_collation o ON o.oid = used.id AND o.collnamespace <> 'pg_catalog'::pg_catalog.regnamespace
 ), operator_classes(object_id, kind, name, family) AS (
     SELECT i.indrelid, 'index', c.relname, o.opcfamily
     FROM planned t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
@@ -310,6 +334,7 @@
            OR n.oid IN (SELECT y.typnamespace FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
                         WHERE y.typrelid NOT IN (SELECT id FROM touched))
            OR n.oid IN (SELECT oprnamespace FROM named_operators)
+           OR n.oid IN (SELECT collnamespace FROM collations)
         UNION
         SELECT n.oid, 'create privilege', NULL, a.grantee, CASE WHEN a.grantor <> n.nspowner THEN a.grantor END
         FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
@@ -320,6 +345,8 @@
         FROM types JOIN pg_catalog.pg_type y ON y.oid = types.id
         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = y.oid)
           AND y.typrelid NOT IN (SELECT id FROM touched)
+        UNION
+        SELECT id, 'collation owner', NULL, collowner, NULL FROM collations
         UNION
         -- A foreign key onto what is written is checked in our session, where foreign keys act: by operators and casts of its columns' types.
         SELECT k.conrelid, 'referring owner', root.conname, c.relowner, NULL
@@ -361,7 +388,7 @@
               AND EXISTS (SELECT FROM reachable a JOIN pg_catalog.pg_roles r ON r.oid = a.id WHERE r.rolcreaterole))
 )
 SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.nspname, '')::text AS schema_name,
-       COALESCE(c.relname, t.typname, e.oprname, '')::text AS object_name,
+       COALESCE(c.relname, t.typname, e.oprname, l.collname, '')::text AS object_name,
        COALESCE(f.name, '')::text AS part, pg_catalog.min(f.function_name),
        CASE WHEN f.role_id <> 0 THEN pg_catalog.pg_get_userbyid(f.role_id)::text END AS role,
        COALESCE(target_schema.nspname, statistics_schema.nspname)::text AS target_schema,
@@ -369,14 +396,16 @@ SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.
        CASE WHEN f.grantor IS NOT NULL THEN pg_catalog.pg_get_userbyid(f.grantor)::text END AS grantor
 FROM foreign_calls f
 LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner',
-    'create privilege', 'operator')
+    'create privilege', 'operator', 'collation owner')
 LEFT JOIN pg_catalog.pg_namespace table_schema ON table_schema.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_cast k ON k.oid = f.object_id AND f.kind = 'cast'
 LEFT JOIN pg_catalog.pg_type t ON t.oid = COALESCE(k.castsource, f.object_id) 
     AND f.kind IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner')
 LEFT JOIN pg_catalog.pg_operator e ON e.oid = f.object_id AND f.kind = 'operator'
+LEFT JOIN pg_catalog.pg_collation l ON l.oid = f.object_id AND f.kind = 'collation owner'
 LEFT JOIN pg_catalog.pg_namespace owned_schema
-    ON owned_schema.oid = COALESCE(e.oprnamespace, f.object_id) AND f.kind IN ('schema owner', 'create privilege', 'operator')
+    ON owned_schema.oid = COALESCE(e.oprnamespace, l.collnamespace, f.object_id)
+    AND f.kind IN ('schema owner', 'create privilege', 'operator', 'collation owner')
 LEFT JOIN pg_catalog.pg_namespace type_schema ON type_schema.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_type target ON target.oid = k.casttarget
 LEFT JOIN pg_catalog.pg_namespace target_schema ON target_schema.oid = target.typnamespace

@@ -174,8 +174,8 @@ pub const SETTINGS: &[Setting] = &[
         "destination.untrusted_owners",
         "refuse | watch",
         Some("refuse"),
-        "Whether rows are written where a role that is not trusted owns the table, its schema or a type of its columns, or has the \
-         TRIGGER privilege on it. Such a role can attach code to the table at a moment that it chooses, between headwater's look \
+        "Whether rows are written where a role that is not trusted owns the table, its schema, a type or a collation of its columns, or \
+         has the TRIGGER privilege on it. Such a role can attach code to the table at a moment that it chooses, between headwater's look \
          and headwater's next statement. With `watch` rows are written, and the code is refused where it is found: that bounds \
          what such a role can do, and does not prevent it (SECURITY.md).",
     ),

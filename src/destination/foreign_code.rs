@@ -10,11 +10,13 @@
 //! `headwater check`; by `replay` as well. What is found is judged in sql/foreign_code.sql; what is accepted is the operator's
 //! `destination.trusted_roles`. Invariant: one statement, whatever the number of tables.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 use super::error::DestinationError;
 use super::staging_schema::is_own_schema;
-use crate::catalog::schema::{TypeDefinition, Types};
+use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
 use crate::pg::{ErrorReport, Ident, QualifiedName, printable, quote_literal, toml_string};
 use crate::session::{SessionError, SqlClient, fill_in};
 
@@ -36,6 +38,8 @@ pub struct Writes {
     pub supplied: Vec<(QualifiedName, Ident)>,
     /// Types that tables are made of which do not exist yet.
     pub types: Vec<QualifiedName>,
+    /// Collations of columns and indexes that do not exist yet.
+    pub collations: Vec<QualifiedName>,
     /// Foreign keys and ordinary triggers act.
     pub foreign_keys_act: bool,
     /// Roles whose code is accepted.
@@ -80,6 +84,8 @@ enum Attached {
     SchemaOwner,
     /// Likewise: whose the type is.
     TypeOwner,
+    /// Likewise: whose the collation of a column, an index or a type is, which attaches nothing and takes columns along when it is dropped.
+    CollationOwner,
     /// Likewise: who may create triggers on the table.
     TriggerPrivilege,
     /// Likewise: who may create foreign keys onto the table.
@@ -115,6 +121,7 @@ impl Attached {
             "checked owner" => Attached::CheckedOwner,
             "schema owner" => Attached::SchemaOwner,
             "type owner" => Attached::TypeOwner,
+            "collation owner" => Attached::CollationOwner,
             "trigger privilege" => Attached::TriggerPrivilege,
             "operator" => Attached::Operator,
             "references privilege" => Attached::ReferencesPrivilege,
@@ -195,6 +202,7 @@ impl Attached {
             | Attached::ForeignKey
             | Attached::ReferringOwner
             | Attached::CheckedOwner
+            | Attached::CollationOwner
             | Attached::TriggerPrivilege
             | Attached::ReferencesPrivilege
             | Attached::EventTrigger => false,
@@ -211,6 +219,7 @@ impl Attached {
                 | Attached::CheckedOwner
                 | Attached::SchemaOwner
                 | Attached::TypeOwner
+                | Attached::CollationOwner
         )
     }
 
@@ -227,6 +236,10 @@ impl Attached {
             }
             Attached::SchemaOwner => "A schema's owner can put other objects under the names in it",
             Attached::TypeOwner => "A type's owner can attach checks and casts to it at any moment",
+            Attached::CollationOwner => {
+                "A collation's owner can drop it with the columns that have it, and may have made it so that other texts are equal than \
+                 at the source"
+            }
             Attached::TriggerPrivilege => "TRIGGER is the right to create triggers on the table",
             Attached::ReferencesPrivilege => {
                 "REFERENCES is the right to make a foreign key onto the table, whose check calls operators and casts of its \
@@ -270,6 +283,7 @@ impl Attached {
             | Attached::CheckedOwner
             | Attached::SchemaOwner
             | Attached::TypeOwner
+            | Attached::CollationOwner
             | Attached::TriggerPrivilege
             | Attached::ReferencesPrivilege
             | Attached::CreatePrivilege => false,
@@ -326,6 +340,7 @@ impl ForeignCode {
             Attached::CheckedOwner => format!("table {object} belongs to it, and the check of a foreign key reads it"),
             Attached::SchemaOwner => format!("schema {} belongs to it", object.schema),
             Attached::TypeOwner => format!("type {object} belongs to it"),
+            Attached::CollationOwner => format!("collation {object} belongs to it"),
             Attached::TriggerPrivilege => format!("it has TRIGGER on table {object}"),
             Attached::ReferencesPrivilege if name.as_str().is_empty() => format!("it has REFERENCES on table {object}"),
             Attached::ReferencesPrivilege => format!("it has REFERENCES ({name}) on table {object}"),
@@ -386,6 +401,8 @@ impl ForeignCode {
             Attached::ReferencesPrivilege => self.revocation(&format!("REFERENCES ON {object}")),
             Attached::CreatePrivilege => self.revocation(&format!("CREATE ON SCHEMA {}", object.schema)),
             Attached::Operator => format!("DROP OPERATOR {};", self.operator()),
+            // A superuser is trusted.
+            Attached::CollationOwner => format!("ALTER COLLATION {object} OWNER TO CURRENT_USER;"),
             Attached::PartitionKey
             | Attached::Range
             | Attached::ForeignTable
@@ -430,6 +447,8 @@ impl Writes {
         let columns: Vec<&str> = self.supplied.iter().map(|(_, column)| column.as_str()).collect();
         let type_schemas: Vec<&str> = self.types.iter().map(|name| name.schema.as_str()).collect();
         let types: Vec<&str> = self.types.iter().map(|name| name.name.as_str()).collect();
+        let collation_schemas: Vec<&str> = self.collations.iter().map(|name| name.schema.as_str()).collect();
+        let collations: Vec<&str> = self.collations.iter().map(|name| name.name.as_str()).collect();
         let trusted: Vec<&str> = self.trusted_roles.iter().map(Ident::as_str).collect();
         let rows = client
             .query(
@@ -446,6 +465,8 @@ impl Writes {
                     &type_schemas,
                     &types,
                     &self.names_owners,
+                    &collation_schemas,
+                    &collations,
                 ],
             )
             .await?;
@@ -498,6 +519,8 @@ impl Writes {
                 schemas(&self.types),
                 names(&self.types),
                 self.names_owners.to_string(),
+                schemas(&self.collations),
+                names(&self.collations),
             ],
         );
         format!(
@@ -621,7 +644,8 @@ impl Writes {
         let named: Vec<String> = roles.iter().copied().map(name_of).collect();
         let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
         let mut ways = Vec::new();
-        if found.iter().any(|found| found.attached.is_ownership()) {
+        let is_of_collation = |found: &ForeignCode| found.attached == Attached::CollationOwner;
+        if found.iter().any(|found| found.attached.is_ownership() && !is_of_collation(found)) {
             ways.push(
                 "Give the tables, their schemas and types to a role that is trusted, headwater's own for example"
                     .to_owned(),
@@ -631,17 +655,26 @@ impl Writes {
         ways.push("Or set untrusted_owners = \"watch\" there: code is then refused where it is found".to_owned());
         let removals = self.removals_of_privileges(found);
         if !removals.is_empty() {
-            ways.push(format!(
-                "Privileges and foreign keys are taken away at the destination, as a superuser, by:\n{}",
-                removals.join("\n")
-            ));
+            let what = match found.iter().any(is_of_collation) {
+                true => {
+                    "Collations are taken over, once they have been compared with the source's, and privileges and foreign keys taken away,"
+                }
+                false => "Privileges and foreign keys are taken away",
+            };
+            ways.push(format!("{what} at the destination, as a superuser, by:\n{}", removals.join("\n")));
         }
         let mut why: Vec<&str> = found.iter().filter_map(|found| found.attached.reason()).collect();
         why.sort_unstable();
         why.dedup();
-        ErrorReport::new(format!("{whose} could have code run with headwater's rights at the destination"))
-            .detail(format!("{}. {}.", reasons.join("; "), why.join(". ")))
-            .hint(ways.join(". "))
+        let report = match found.iter().all(is_of_collation) {
+            true => ErrorReport::new(format!(
+                "{whose} could drop or exchange collations of what is written at the destination"
+            )),
+            false => {
+                ErrorReport::new(format!("{whose} could have code run with headwater's rights at the destination"))
+            }
+        };
+        report.detail(format!("{}. {}.", reasons.join("; "), why.join(". "))).hint(ways.join(". "))
     }
 
     /// The statements that take away what is granted, and foreign keys; what a grantee has granted on of a column before the grantee's own.
@@ -680,6 +713,17 @@ impl Writes {
 pub(super) fn named_types(types: &Types) -> Vec<QualifiedName> {
     let named = types.values().filter(|definition| !definition.id.is_built_in());
     named.map(TypeDefinition::qualified_name).collect()
+}
+
+/// The collations that columns and indexes made as these tables' have: the destination has them under the same names.
+pub(crate) fn named_collations<'a>(tables: impl Iterator<Item = &'a TableDefinition>) -> Vec<QualifiedName> {
+    let of_table = |table: &'a TableDefinition| {
+        let parts = table.indexes.iter().flat_map(|index| &index.parts);
+        let of_indexes = parts.filter_map(|part| part.collation.clone());
+        table.columns.iter().filter_map(|column| column.collation.clone()).chain(of_indexes)
+    };
+    let named: BTreeSet<QualifiedName> = tables.flat_map(of_table).collect();
+    named.into_iter().filter(|name| name.schema.as_str() != "pg_catalog").collect()
 }
 
 /// Refuses to create or drop anything while event triggers of others would run, or code on headwater's own tables.

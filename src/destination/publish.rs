@@ -212,6 +212,7 @@ impl Publication<'_> {
             tables: tables.iter().map(|table| table.live.clone()).collect(),
             supplied: supplied.collect(),
             types: named_types(self.types),
+            collations: Vec::new(),
             foreign_keys_act: role == ReplicationRole::Origin,
             trusted_roles: self.trusted_roles.to_vec(),
             names_owners: self.names_owners,

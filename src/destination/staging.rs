@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::catalog::Catalog;
 use super::error::{DestinationError, KeyRefusal};
 use super::expressions;
-use super::foreign_code::{Writes, named_types};
+use super::foreign_code::{Writes, named_collations, named_types};
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
@@ -143,8 +143,8 @@ impl Staging {
     /// Creates the staging schema and a staging table for each of `tables`, which come parents first.
     ///
     /// # Errors
-    /// [`DestinationError`]: a name that a new table needs is taken, a type is missing or of a role that `trust` does not name, or the role
-    /// may not create.
+    /// [`DestinationError`]: a name that a new table needs is taken, a type or a collation is missing or of a role that `trust`
+    /// does not name, or the role may not create.
     pub async fn prepare(
         client: &SqlClient,
         generation: &str,
@@ -183,7 +183,12 @@ impl Staging {
                 }
             }
         }
-        if let Err(error) = staging.review_new(client).await {
+        let reviewed = async {
+            staging.review_new(client).await?;
+            // A collation may have come since: what the new tables have is looked at.
+            trust.refuse_foreign_code(client).await
+        };
+        if let Err(error) = reviewed.await {
             staging.drop(client).await?;
             return Err(error);
         }
@@ -210,8 +215,9 @@ impl Staging {
                 types.insert(table.source.name(), resolved);
             }
             created.review(client, &self.expressions).await?;
-            // A type that did not exist when the start looked may be somebody's by now.
-            let written = Writes { types: named_types(source_types), ..trust.clone() };
+            // A type or a collation that did not exist when the start looked may be somebody's by now.
+            let collations = named_collations(tables.iter().map(|table| &table.source));
+            let written = Writes { types: named_types(source_types), collations, ..trust.clone() };
             written.refuse_foreign_code(client).await?;
             Ok(types)
         };

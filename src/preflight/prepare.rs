@@ -19,7 +19,7 @@ use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState,
-    Writes, misfit_report, position_missing_report, refuse_other_tables, remember_fingerprints,
+    Writes, misfit_report, named_collations, position_missing_report, refuse_other_tables, remember_fingerprints,
     remembered_fingerprints,
 };
 use crate::error_policy::Fault;
@@ -353,6 +353,7 @@ pub(crate) fn writes(config: &Config, source: &SourceCatalog, foreign_keys_act: 
         tables: config.tables.clone(),
         supplied: supplied.collect(),
         types: source.types.values().map(TypeDefinition::qualified_name).collect(),
+        collations: named_collations(source.tables.iter().map(|table| &table.definition)),
         foreign_keys_act,
         trusted_roles: config.destination.trusted_roles.clone(),
         names_owners: config.destination.names_owners(),

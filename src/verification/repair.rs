@@ -175,6 +175,7 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
             .flat_map(|part| part.repaired.columns.iter().map(|(column, _)| (part.table.name.clone(), column.clone())))
             .collect(),
         types: Vec::new(),
+        collations: Vec::new(),
         foreign_keys_act: !replica,
         trusted_roles: config.destination.trusted_roles.clone(),
         names_owners: config.destination.names_owners(),

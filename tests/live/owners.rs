@@ -1509,6 +1509,97 @@ async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_collation_of_a_stranger_is_refused_before_the_first_copy_and_a_new_column_take_it() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_collated", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    let collation = |name: &str| format!("CREATE COLLATION {name} (locale = 'C')");
+    database
+        .at_source(&format!(
+            "{}; CREATE TABLE u (id text COLLATE german PRIMARY KEY); INSERT INTO u VALUES ('a'), ('A')",
+            collation("german")
+        ))
+        .await;
+    as_owner(&database, &collation("german")).await;
+    let mut setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    setup.tables = vec!["t".to_owned(), "u".to_owned()];
+    let message = format!("role {owner} could drop or exchange collations of what is written at the destination");
+    let [said, detail, hint] = finding(&setup).await.expect("the collation's owner is named");
+    assert_eq!(said, message);
+    assert!(detail.starts_with(&format!("{owner}: collation public.german belongs to it. ")), "{detail}");
+    assert!(hint.contains(&format!("trusted_roles = [\"{owner}\"]")), "{hint}");
+    assert_eq!(statements(&hint), "ALTER COLLATION public.german OWNER TO CURRENT_USER;");
+    let output = setup.start().ends_with(1).await;
+    assert!(output.contains(&message) && !output.contains("published"), "{output}");
+    assert_eq!(database.destination_value("SELECT to_regclass('u')::text").await, None);
+    database.at_destination(&statements(&hint)).await;
+    assert_eq!(finding(&setup).await, None);
+    let service = setup.start();
+    service.streams().await;
+    // In the stream: of a column, then of its schema.
+    as_owner(&database, &collation("later")).await;
+    database
+        .at_source(&format!(
+            "{}; ALTER TABLE u ADD COLUMN v text COLLATE later; INSERT INTO u VALUES ('b')",
+            collation("later")
+        ))
+        .await;
+    service.is("waiting").await;
+    service.says("collation public.later belongs to it").await;
+    let columns = "SELECT count(*)::text FROM pg_attribute WHERE attrelid = 'u'::regclass AND attname IN ('v', 'w')";
+    assert_eq!(database.destination_value(columns).await.as_deref(), Some("0"));
+    database.at_destination(&format!("ALTER COLLATION later OWNER TO {writer}")).await;
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_destination(&format!(
+            "CREATE SCHEMA theirs; {}; ALTER COLLATION theirs.c OWNER TO {writer};
+             GRANT USAGE ON SCHEMA theirs TO {writer}; ALTER SCHEMA theirs OWNER TO {owner}",
+            collation("theirs.c")
+        ))
+        .await;
+    database
+        .at_source(&format!(
+            "CREATE SCHEMA theirs; {}; ALTER TABLE u ADD COLUMN w text COLLATE theirs.c; INSERT INTO u VALUES ('c')",
+            collation("theirs.c")
+        ))
+        .await;
+    service.is("waiting").await;
+    service.says("schema theirs belongs to it").await;
+    assert_eq!(database.destination_value(columns).await.as_deref(), Some("1"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_of_collations_of_columns_indexes_domains_and_expressions_are_named() {
+    let database = new("own_collations", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    as_owner(&database, "CREATE COLLATION c (locale = 'C')").await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    let ways = [
+        "ALTER TABLE t ADD COLUMN x text COLLATE c",
+        "CREATE INDEX ON t (v COLLATE c)",
+        "CREATE INDEX ON t (upper(v COLLATE c))",
+        "ALTER TABLE t ADD CHECK (v < 'b' COLLATE c)",
+        "CREATE DOMAIN d AS text COLLATE c; ALTER TABLE t ADD COLUMN x d[]",
+        "CREATE TYPE r AS (a text COLLATE c); ALTER TABLE t ADD COLUMN x r",
+        "CREATE TYPE r AS RANGE (subtype = text, collation = c); ALTER TABLE t ADD COLUMN x r",
+        "CREATE TABLE parted (id int NOT NULL, v text) PARTITION BY RANGE (v COLLATE c); ALTER TABLE parted ATTACH PARTITION t DEFAULT",
+    ];
+    for way in ways {
+        database.at_destination(&format!("{TABLE}; ALTER TABLE t OWNER TO {writer}")).await;
+        assert_eq!(finding(&setup).await, None);
+        database.at_destination(way).await;
+        let [message, detail, _] = finding(&setup).await.unwrap_or_else(|| panic!("not found: {way}"));
+        assert!(message.starts_with(&format!("role {owner} could ")), "{message}");
+        assert!(detail.contains("collation public.c belongs to it"), "{way}: {detail}");
+        database.at_destination("DROP TABLE t CASCADE; DROP TABLE IF EXISTS parted; DROP DOMAIN IF EXISTS d; DROP TYPE IF EXISTS r CASCADE").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn statistics_over_expressions_of_others_are_named_with_the_statement_that_drops_them() {
     let database = new("own_statistics", true).await;
     as_owner(&database, &format!("{TABLE}; CREATE STATISTICS x ON (v || pwn('statistics')::text), (v || 'x') FROM t"))

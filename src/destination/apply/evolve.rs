@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use super::super::error::DestinationError;
-use super::super::foreign_code::{Writes, named_types};
+use super::super::foreign_code::{Writes, named_collations, named_types};
 use super::super::review::{self, Created};
 use super::super::schema::{
     ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
@@ -112,7 +112,7 @@ impl Applier {
         };
         let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
         if !evolution.statements.is_empty() {
-            self.refuse_foreign_types(&source_types).await?;
+            self.refuse_foreign_types(&source_types, &source).await?;
         }
         self.told.extend(resolved.left_out);
         self.run(&name, evolution, (shape, relation.id), created).await?;
@@ -132,14 +132,20 @@ impl Applier {
     }
 
     /// A type that the source has now may have been waiting under its name: its checks, its default and its casts would run in the
-    /// statements themselves, before the monitor looks.
-    async fn refuse_foreign_types(&mut self, source_types: &Types) -> Result<(), DestinationError> {
+    /// statements themselves, before the monitor looks. So may a collation.
+    async fn refuse_foreign_types(
+        &mut self,
+        source_types: &Types,
+        source: &TableDefinition,
+    ) -> Result<(), DestinationError> {
         let types = named_types(source_types);
-        if types.is_empty() {
+        let collations = named_collations(std::iter::once(source));
+        if types.is_empty() && collations.is_empty() {
             return Ok(());
         }
         let trusted_roles = self.settings.trusted_roles.clone();
-        let writes = Writes { types, trusted_roles, names_owners: self.settings.names_owners, ..Writes::default() };
+        let names_owners = self.settings.names_owners;
+        let writes = Writes { types, collations, trusted_roles, names_owners, ..Writes::default() };
         let answer = self.ask(&writes.ask()).await?;
         writes.refuse(answer.first().and_then(Option::as_deref))
     }
