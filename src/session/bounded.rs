@@ -1,44 +1,68 @@
 //! A byte stream that bounds the messages of a server: what it sends passes unchanged, or ends the session.
 //!
 //! Stands between `connect` and tokio-postgres, which gathers a message of any length in memory, from a server that has not yet let
-//! us in as well, and keeps every setting that a server reports. The bounds are those of our own sessions
-//! ([`super::connection`]): 64 KiB before authentication, PostgreSQL's own limit afterwards. Invariant: looks at the heads of
-//! messages, copies and delays nothing. Format: protocol-message-formats.
+//! us in as well, all rows of an answer, and every setting that a server reports. The bounds are those of our own sessions
+//! ([`super::connection`]): 64 KiB before authentication, [`ANSWER_BYTES_MAX`] for the rows of an answer and for each message afterwards,
+//! as no COPY reads from these sessions. The session ends at the first byte too many, and [`Complaint`] says why. Invariant: looks at
+//! the heads of messages, copies and delays nothing. Format: protocol-message-formats.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::{FRAME_BYTES_MAX, FRAME_BYTES_MAX_UNAUTHENTICATED};
+use super::connection::{ANSWER_BYTES_MAX, AnswerBudget, FRAME_BYTES_MAX_UNAUTHENTICATED};
 use crate::session::stream::BoxedStream;
 
 /// All that a session's server reports of its settings: a name and a value are some tens of bytes, and a dozen come with a session.
 const PARAMETER_BYTES_MAX: usize = 1 << 20;
 
+/// Why a stream has ended a session. tokio-postgres tells whoever waits for an answer that the session is closed, and no more.
+#[derive(Clone, Default)]
+pub(super) struct Complaint(Arc<Mutex<Option<String>>>);
+
+impl Complaint {
+    /// The reason, once: for the answer that was awaited.
+    pub(super) fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set(&self, reason: &io::Error) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_string());
+    }
+}
+
 /// The stream of a session of tokio-postgres.
 pub(super) struct BoundedStream {
     stream: BoxedStream,
     heads: Heads,
+    complaint: Complaint,
 }
 
 impl BoundedStream {
     /// For a stream on which no message of the server's has been read.
     pub(super) fn new(stream: BoxedStream) -> BoundedStream {
-        BoundedStream { stream, heads: Heads::default() }
+        BoundedStream { stream, heads: Heads::default(), complaint: Complaint::default() }
+    }
+
+    /// Where the reason stands once the stream has ended the session.
+    pub(super) fn complaint(&self) -> Complaint {
+        self.complaint.clone()
     }
 }
 
 /// What is known of the messages that have passed.
 #[derive(Default)]
 struct Heads {
-    /// The head that is being read: tag and length, and of an authentication message the method.
+    /// The head that is being read: tag and length, of an authentication message the method, of a row the number of its values.
     head: Vec<u8>,
     /// Bytes of the message's body that are to come.
     body_left: usize,
     authenticated: bool,
     parameter_bytes: usize,
+    answer: AnswerBudget,
 }
 
 impl Heads {
@@ -60,7 +84,7 @@ impl Heads {
     fn read_head(&mut self) -> io::Result<()> {
         let Some([tag, length @ ..]) = self.head.first_chunk::<5>().copied() else { return Ok(()) };
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        let most = if self.authenticated { FRAME_BYTES_MAX } else { FRAME_BYTES_MAX_UNAUTHENTICATED };
+        let most = if self.authenticated { ANSWER_BYTES_MAX } else { FRAME_BYTES_MAX_UNAUTHENTICATED };
         if length < 4 || length > most {
             return Err(invalid(format!("a message of {length} bytes")));
         }
@@ -73,6 +97,18 @@ impl Heads {
             if self.parameter_bytes > PARAMETER_BYTES_MAX {
                 return Err(invalid("settings without end".to_owned()));
             }
+        }
+        match tag {
+            b'D' if length >= 6 => {
+                let Some(values) = self.head.get(5..7).and_then(|count| count.first_chunk::<2>()) else {
+                    return Ok(());
+                };
+                let fits = self.answer.take(length, u16::from_be_bytes(*values));
+                fits.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+            }
+            // ReadyForQuery: another answer follows.
+            b'Z' => self.answer = AnswerBudget::default(),
+            _ => {}
         }
         self.body_left = length + 1 - self.head.len();
         self.head.clear();
@@ -90,7 +126,7 @@ impl AsyncRead for BoundedStream {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         let read = buffer.filled().get(before..).unwrap_or_default();
-        Poll::Ready(this.heads.pass(read))
+        Poll::Ready(this.heads.pass(read).inspect_err(|reason| this.complaint.set(reason)))
     }
 }
 
@@ -135,6 +171,22 @@ mod tests {
             assert!(heads.authenticated && heads.head.is_empty() && heads.body_left == 0);
             assert!(pass(&mut heads, b"D\x40\0\0\x01", cut).is_err(), "more than PostgreSQL's own limit");
             assert!(pass(&mut Heads::default(), b"R\0\0\0\x03", cut).is_err(), "no length");
+        }
+    }
+
+    #[test]
+    fn rows_of_one_answer_are_counted_however_short_they_are() {
+        let short = message(b'D', &[0, 1, 0xff, 0xff, 0xff, 0xff]);
+        for (row, rows) in [(short, ANSWER_BYTES_MAX / 250), (message(b'D', &[0; 1 << 20]), 500)] {
+            let mut heads = Heads { authenticated: true, ..Heads::default() };
+            let mut answer = |rows: usize| (0..rows).try_for_each(|_| heads.pass(&row));
+            assert!(answer(rows).is_ok());
+            assert!(answer(rows).is_err(), "an answer without end");
+            let mut heads = Heads { authenticated: true, ..Heads::default() };
+            for _ in 0..2 {
+                assert!((0..rows).try_for_each(|_| heads.pass(&row)).is_ok(), "each answer is counted alone");
+                assert!(heads.pass(&message(b'Z', b"I")).is_ok());
+            }
         }
     }
 

@@ -8,8 +8,9 @@
 //!
 //! Bounds: a frame is at most [`FRAME_BYTES_MAX`], which is PostgreSQL's own limit for a message
 //! (`PQ_LARGE_MESSAGE_LIMIT` and MaxAllocSize, 14 to 18), and at most 64 KiB before the server has proved who we are
-//! to it. Memory grows with what has arrived, not with what a length claims. Of the server's settings [`PARAMETERS_MAX`] are
-//! kept. What is outgoing is bounded by the callers: a pipelined request, a piece of COPY.
+//! to it. Memory grows with what has arrived, not with what a length claims. The rows of an answer take [`ANSWER_BYTES_MAX`] at most.
+//! Of the server's settings [`PARAMETERS_MAX`] are kept. What is outgoing is bounded by the callers: a pipelined request, a piece of
+//! COPY.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -33,6 +34,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 pub(super) const FRAME_BYTES_MAX: usize = 1 << 30;
 /// Longest frame before authentication: as much as any honest server needs, and no more.
 pub(super) const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
+/// What the rows of one answer may take in memory: 512 MiB. Catalog answers are the longest that are gathered; they hold 300 bytes of each
+/// column at most, so that 10,000 tables of 150 columns fit. Rows that are copied or streamed are no answers.
+pub(super) const ANSWER_BYTES_MAX: usize = 512 << 20;
+/// What a row takes in memory beside its message, at most: the row itself, in a vector that has just doubled, and its allocations.
+const ROW_BYTES: usize = 192;
+/// The same of each value of a row.
+const VALUE_BYTES: usize = 32;
 /// How many settings of the server's are kept, and how long each may be with its name.
 const PARAMETERS_MAX: usize = 100;
 const PARAMETER_BYTES_MAX: usize = 4 << 10;
@@ -69,6 +77,26 @@ impl Frame {
         let mut body = incoming.split_to(length + 1).freeze();
         body.advance(5);
         Ok(Some(Frame { tag, body }))
+    }
+}
+
+/// What the rows of one answer have taken of [`ANSWER_BYTES_MAX`].
+#[derive(Default)]
+pub(super) struct AnswerBudget {
+    taken: usize,
+}
+
+impl AnswerBudget {
+    /// Counts a row, by the length of its message and the number of its values.
+    ///
+    /// # Errors
+    /// The answer is too large, in words.
+    pub(super) fn take(&mut self, message_bytes: usize, values: u16) -> Result<(), String> {
+        self.taken = self.taken.saturating_add(message_bytes + ROW_BYTES + VALUE_BYTES * usize::from(values));
+        match self.taken > ANSWER_BYTES_MAX {
+            true => Err(format!("its rows take more than {} MiB", ANSWER_BYTES_MAX >> 20)),
+            false => Ok(()),
+        }
     }
 }
 
@@ -315,12 +343,18 @@ impl Connection {
 
     async fn read_rows(&mut self, doing: &'static str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
         let mut rows = Vec::new();
+        let mut budget = AnswerBudget::default();
         let mut error = None;
         loop {
             let frame = self.next_frame(doing).await?;
             match frame.tag {
                 b'T' => rows.clear(),
                 b'D' => {
+                    let values = frame.body.first_chunk::<2>().map_or(0, |count| u16::from_be_bytes(*count));
+                    if let Err(what) = budget.take(frame.body.len(), values) {
+                        self.hang_up();
+                        return Err(SessionError::answer(doing, what));
+                    }
                     rows.push(read_row(&frame.body).ok_or_else(|| SessionError::protocol(doing, "malformed DataRow"))?)
                 }
                 // CommandComplete, EmptyQueryResponse; ParseComplete, BindComplete.
@@ -338,6 +372,12 @@ impl Connection {
             }
         }
         error.map_or(Ok(rows), Err)
+    }
+
+    /// Ends the connection at once, for a server whose answer has no end: whatever is asked next is answered with the loss.
+    fn hang_up(&mut self) {
+        self.stream = Box::new(tokio::io::empty());
+        self.incoming = BytesMut::new();
     }
 
     /// Says goodbye. The server ends the session whether or not it hears it.
@@ -416,5 +456,23 @@ mod tests {
         assert_eq!(connection.parameters.len(), PARAMETERS_MAX);
         assert_eq!(connection.parameter("server_version"), Some("17.2"), "what is known is kept up to date");
         assert_eq!(connection.parameter("long"), None);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_ends_the_connection() {
+        let (mut server, ours) = tokio::io::duplex(1 << 20);
+        let mut connection =
+            Connection::new(Box::new(ours), Host::Tcp { host: "test".to_owned(), address: None, port: 1 });
+        connection.authenticated();
+        let rows = b"D\0\0\0\x0a\0\x01\xff\xff\xff\xff".repeat(10_000);
+        let sending = tokio::spawn(async move { while server.write_all(&rows).await.is_ok() {} });
+        let within = Duration::from_secs(600);
+        let error = connection.simple_query("IDENTIFY_SYSTEM", "testing", within).await.unwrap_err();
+        let said = "testing: could not understand the server's answer: its rows take more than 512 MiB";
+        assert_eq!(error.to_string(), said);
+        // The server learns of it, and nothing waits for the rest.
+        sending.await.unwrap();
+        let error = connection.simple_query("IDENTIFY_SYSTEM", "testing", within).await.unwrap_err();
+        assert!(matches!(error, SessionError::Lost { .. }), "{error}");
     }
 }

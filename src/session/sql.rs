@@ -4,7 +4,8 @@
 //! passwords are `connect`'s, so that these sessions and our own reach the same server in the same way;
 //! tokio-postgres is handed a stream on which TLS, if any, is already in force.
 //!
-//! Bounds: every statement through [`SqlClient`] has one; a statement that exceeds it ends the session.
+//! Bounds: every statement through [`SqlClient`] has one in time, and each answer has one in memory (`bounded`), at which the session
+//! ends; a statement that exceeds one ends the session.
 
 use std::future::{Ready, ready};
 use std::io;
@@ -21,7 +22,7 @@ use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as T
 use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
 use tokio_postgres::types::ToSql;
 
-use super::bounded::BoundedStream;
+use super::bounded::{BoundedStream, Complaint};
 use super::connect::{self, Opened, ServerKind};
 use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
@@ -73,7 +74,9 @@ impl Sql {
         // TLS is already in force: "direct" makes tokio-postgres take the stream over without a request of its own.
         config.ssl_mode(if tls.is_some() { TokioSslMode::Require } else { TokioSslMode::Disable });
         config.ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
-        let connecting = config.connect_raw(BoundedStream::new(stream), Negotiated { channel_binding });
+        let stream = BoundedStream::new(stream);
+        let complaint = stream.complaint();
+        let connecting = config.connect_raw(stream, Negotiated { channel_binding });
         let (client, connection) = connecting.await.map_err(|error| {
             let error = SessionError::from_sql("connecting", &error);
             // What tokio-postgres finds wrong by itself at this stage concerns the authentication.
@@ -91,7 +94,7 @@ impl Sql {
         let (owner, dropped) = oneshot::channel();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
-            // Its error, if any, reaches whoever waits for an answer.
+            // Whoever waits for an answer learns of its end, and of what the stream complains about.
             tokio::select! {
                 _ = &mut connection => {}
                 Err(_) = dropped => {
@@ -100,7 +103,7 @@ impl Sql {
                 }
             }
         });
-        let client = SqlClient { client, timeout: self.timeout, tls, _owner: owner };
+        let client = SqlClient { client, timeout: self.timeout, tls, complaint, _owner: owner };
         for sql in settings::afterwards(to, version.as_deref()) {
             client.batch("setting up a session", sql).await?;
         }
@@ -116,6 +119,7 @@ pub struct SqlClient {
     client: tokio_postgres::Client,
     timeout: Duration,
     tls: Option<String>,
+    complaint: Complaint,
     _owner: oneshot::Sender<()>,
 }
 
@@ -329,7 +333,10 @@ impl SqlClient {
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, SessionError> {
         match tokio::time::timeout(self.timeout, work).await {
-            Ok(result) => result.map_err(|error| SessionError::from_sql(doing, &error)),
+            Ok(result) => result.map_err(|error| match self.complaint.take().filter(|_| error.is_closed()) {
+                Some(what) => SessionError::answer(doing, what),
+                None => SessionError::from_sql(doing, &error),
+            }),
             Err(_) => Err(SessionError::Timeout { doing, within: self.timeout }),
         }
     }

@@ -1,5 +1,5 @@
-//! A source that answers questions by SQL with something else than was asked for: no stream runs unwatched, and once the answers make
-//! sense everything goes on. A proxy in front of the real source changes rows of its answers.
+//! A source that answers questions by SQL with something else than was asked for, or without end: no stream runs unwatched, memory stays
+//! bounded, and once the answers make sense everything goes on. A proxy in front of the real source changes rows of its answers.
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,8 @@ enum Lies {
     Never,
     /// Answers questions with this text in them with NULLs.
     Nulls { about: &'static str },
+    /// Repeats the first row of the answer to such a question without end.
+    Endless { about: &'static str },
 }
 
 /// A running proxy. Dropping it ends it.
@@ -85,10 +87,6 @@ async fn session(mut client: TcpStream, mut server: TcpStream, lies: Arc<Mutex<L
         client.write_all(b"N").await?;
     };
     server.write_all(&startup).await?;
-    if startup.windows(b"replication\0".len()).any(|window| window == b"replication\0") {
-        tokio::io::copy_bidirectional(&mut client, &mut server).await?;
-        return Ok(());
-    }
     let question = Arc::new(Mutex::new(String::new()));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -131,6 +129,13 @@ async fn answer(
 ) -> std::io::Result<()> {
     loop {
         let (tag, body) = read_message(&mut from).await?;
+        if tag == b'D' && is_endless(&question.lock().unwrap_or_else(PoisonError::into_inner), lies) {
+            let length = u32::try_from(body.len() + 4).expect("a length");
+            let rows = [&[tag][..], &length.to_be_bytes(), &body].concat().repeat(1000);
+            loop {
+                to.write_all(&rows).await?;
+            }
+        }
         let body = match tag {
             b'D' => spoilt(body, &question.lock().unwrap_or_else(PoisonError::into_inner), lies),
             _ => body,
@@ -139,12 +144,17 @@ async fn answer(
     }
 }
 
+fn is_endless(question: &str, lies: &Mutex<Lies>) -> bool {
+    let lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
+    matches!(&*lies, Lies::Endless { about } if question.contains(*about))
+}
+
 /// A DataRow as it goes on.
 fn spoilt(row: Vec<u8>, question: &str, lies: &Mutex<Lies>) -> Vec<u8> {
     let lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
     let mut fields = fields(&row);
     match &*lies {
-        Lies::Never => return row,
+        Lies::Never | Lies::Endless { .. } => return row,
         Lies::Nulls { about } if question.contains(*about) => fields.fill(None),
         Lies::Nulls { .. } => return row,
     }
@@ -228,4 +238,36 @@ async fn a_monitor_that_ends_ends_the_stream_and_is_started_again() {
     })
     .await;
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_rows_have_no_end_is_refused_before_it_fills_the_memory() {
+    let database = Database::new("answersendless", &["parents", "children"], SCHEMA).await;
+    let liar = Liar::in_front_of(source().await.port()).await;
+    let mut setup = liar.setup(&database);
+    // Where nothing bounds it, its own limit ends it, and not the machine's.
+    setup.wrapper = vec!["prlimit".to_owned(), format!("--as={}", 4_u64 << 30)];
+    // An ordinary session, and one with the walsender.
+    let asked =
+        [("t.tablename::text, c.oid", "looking at the publication"), ("IDENTIFY_SYSTEM", "identifying the source")];
+    for (about, doing) in asked {
+        liar.tells(Lies::Endless { about });
+        let refused = format!("{doing}: could not understand the server's answer: its rows take more than 512 MiB");
+        let mut service = setup.start();
+        let said = format!("source: {refused}");
+        eventually("it refuses the answer", || {
+            let ended = service.has_ended();
+            assert!(!ended, "it has ended:\n{}", service.log());
+            let seen = service.log().contains(&said).then_some(());
+            async move { seen }
+        })
+        .await;
+        liar.tells(Lies::Never);
+        service.streams().await;
+        database.at_source("INSERT INTO parents (v) VALUES ('more')").await;
+        database.assert_catches_up().await;
+        let bytes = service.resident_max_bytes();
+        assert!(bytes < 700 << 20, "{doing}: {bytes} bytes for an answer that nobody wants");
+        service.stop().await;
+    }
 }
