@@ -349,7 +349,14 @@ impl World {
                 self.drift(&tables).await;
                 let setup = self.setup.clone();
                 return Some(tokio::spawn(async move {
-                    setup.command(&["verify", "--repair"]).await.exits(0);
+                    // A drift in which a TRUNCATE has its part is mended by a copy: what stands still is compared again.
+                    loop {
+                        let verified = setup.command(&["verify", "--repair"]).await;
+                        if !verified.out.contains("stands still until it is copied anew") {
+                            verified.exits(0);
+                            break;
+                        }
+                    }
                 }));
             }
         }
