@@ -18,7 +18,7 @@ use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::commands::format::{duration, size};
 use crate::config::Config;
-use crate::pg::{printable, printable_lines, without_values};
+use crate::pg::{Ident, printable, printable_lines, shown_literal, without_values};
 use crate::session::{SessionError, SqlClient};
 use crate::source::{RunningOwner, ending_hint, lock_holder, running_transactions};
 use crate::telemetry::{State, StatusView};
@@ -238,14 +238,17 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<
     let rows = client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await?;
     let mut findings = Vec::new();
     for row in rows {
-        let (waiting, waiting_name): (i32, &str) = (row.get(0)?, row.get(1)?);
+        // Every session names itself: in quotes it cannot pass for words of ours.
+        let (waiting, waiting_name) = (row.get::<i32>(0)?, shown_literal(row.get(1)?));
         let (holding, user): (i32, &str) = (row.get(3)?, row.get(4)?);
-        let (name, from, state): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
+        let (name, from, state) = (shown_literal(row.get(5)?), row.get::<&str>(6)?, row.get::<&str>(7)?);
         let open =
             row.get::<Option<f64>>(8)?.map_or(String::new(), |s| format!(", in a transaction for {}", duration(s)));
         let lock = row.get::<Option<&str>>(10)?.unwrap_or("a lock");
-        let holder =
-            printable(&format!("process {holding} ({name}, user {user}, from {from}), {state}{open}")).into_owned();
+        let holder = format!(
+            "process {holding} (application_name {name}, role {}, from {from}), {state}{open}",
+            Ident::new(user)
+        );
         let statement = shown(row.get(9)?);
         let we_wait: bool = row.get::<Option<bool>>(11)?.unwrap_or(false);
         findings.push(if we_wait {
@@ -332,9 +335,9 @@ async fn transactions(client: &SqlClient) -> Result<Vec<Finding>, SessionError> 
                 sessions += 1;
                 let row = client.query_opt("looking for long transactions", sql, &[process_id]).await?;
                 let Some(row) = row else { continue };
-                let (name, state): (&str, &str) = (row.get(0)?, row.get(1)?);
-                let what =
-                    format!("source: {} ({name}, {state}) has been in a transaction {since}", transaction.name());
+                let (name, state) = (shown_literal(row.get(0)?), row.get::<&str>(1)?);
+                let session = format!("{} (application_name {name}, {state})", transaction.name());
+                let what = format!("source: {session} has been in a transaction {since}");
                 Finding::notable(what).detail(format!("its last statement: {}", shown(row.get(2)?))).detail(effect)
             }
             RunningOwner::Session { .. } => continue,

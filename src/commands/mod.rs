@@ -6,6 +6,7 @@
 
 mod check;
 mod cli;
+mod config_file;
 mod conflict;
 mod cutover;
 mod dead_letter;

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::cli::{LogStyle, RunArguments};
-use super::{display, resnapshot, settings};
+use super::{config_file, display, resnapshot, settings};
 use crate::commands::exit::Exit;
 use crate::error_policy::{Fault, report};
 use crate::pg::{counted, split_names};
@@ -47,7 +47,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
         display::error(&format!("cannot listen for signals: {error}"));
         return Exit::OperatorMustAct;
     }
-    if let (None, Some(found)) = (path, settings::file(path.as_deref())) {
+    if let (None, Some(found)) = (path, config_file::file(path.as_deref())) {
         tracing::info!("the configuration is {}", found.display());
     }
     tracing::info!(

@@ -23,7 +23,7 @@
 use std::fmt;
 
 use super::error::DestinationError;
-use crate::pg::{ErrorReport, SlotName, printable, shown_literal};
+use crate::pg::{ErrorReport, Ident, SlotName, printable, shown_literal};
 use crate::session::{SessionError, SqlClient};
 
 /// The keys of one installation.
@@ -94,11 +94,16 @@ pub(super) struct Got {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.process_id {
-            Some(process_id) => write!(f, "process {process_id} (role {}", printable(&self.role))?,
-            None => write!(f, "a prepared transaction (role {}", printable(&self.role))?,
+            Some(process_id) => write!(f, "process {process_id} (role {}", Ident::new(self.role.as_str()))?,
+            None => write!(f, "a prepared transaction (role {}", Ident::new(self.role.as_str()))?,
         }
         if !self.name.is_empty() {
-            write!(f, ", {}", printable(&self.name))?;
+            write!(
+                f,
+                ", {} {}",
+                if self.process_id.is_some() { "application_name" } else { "gid" },
+                shown_literal(&self.name)
+            )?;
         }
         if let Some(address) = &self.address {
             write!(f, ", from {}", printable(address))?;

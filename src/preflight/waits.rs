@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::pg::{printable, shown_literal, without_values};
+use crate::pg::{Ident, printable, shown_literal, without_values};
 use crate::session::{SessionError, Sql, SqlClient};
-use crate::source::{RunningOwner, lock_holder};
+use crate::source::lock_holder;
 use crate::telemetry::Telemetry;
 
 /// A wait that is over sooner is told nobody.
@@ -158,20 +158,19 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
     for row in rows {
         let (name, process_id, mode, object): (&str, i32, &str, &str) =
             (row.get(0)?, row.get(1)?, row.get(3)?, row.get(4)?);
+        // What ends it comes before what the holder has chosen, whose names are quoted: nobody can forge the statement.
         let holder = if process_id == 0 {
             let Some(prepared) = lock_holder(client, None, row.get(2)?).await? else { continue };
-            let end = match &prepared.owner {
-                RunningOwner::Prepared { gid } => format!("ROLLBACK PREPARED {};", shown_literal(gid)),
-                RunningOwner::Session { process_id } => format!("SELECT pg_terminate_backend({process_id});"),
-            };
-            format!("held by {}. To end it: {end}", prepared.words())
+            format!("held by {}. To end it: {}", prepared.words(), prepared.end())
         } else {
             let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
             let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
             let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
             format!(
-                "held by process {process_id} ({program}, role {role}, from {from}; {state}, in a transaction{since}). Its last \
-                 statement: {statement}. To end it: SELECT pg_terminate_backend({process_id});"
+                "held by process {process_id}. To end it: SELECT pg_terminate_backend({process_id}); It is of role {}, from {from}, \
+                 {state}, in a transaction{since}; application_name: {}; last statement: {statement}",
+                Ident::new(role),
+                shown_literal(program),
             )
         };
         let what = format!("{}: {} waits for {mode} on {object}", end.as_str(), printable(name));

@@ -66,7 +66,7 @@ impl Running {
     }
 
     /// The statement that ends it.
-    fn end(&self) -> String {
+    pub fn end(&self) -> String {
         match &self.owner {
             RunningOwner::Session { process_id } => format!("SELECT pg_terminate_backend({process_id});"),
             RunningOwner::Prepared { gid } => format!("ROLLBACK PREPARED {};", shown_literal(gid)),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::error::SourceError;
-use crate::pg::{ErrorReport, Ident, Lsn, SlotName, printable};
+use crate::pg::{ErrorReport, Ident, Lsn, SlotName, printable, shown_literal};
 use crate::session::SqlClient;
 use crate::source::stored_history::SourceDatabase;
 
@@ -132,8 +132,10 @@ pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<Vec<Str
             for row in client.query_as_login_role(doing, sql, &[&process_id]).await? {
                 let (application, from, role): (&str, &str, &str) = (row.get(1)?, row.get(2)?, row.get(3)?);
                 let text = format!(
-                    "ended process {process_id} at the source, which held replication slot {name}: {application} of role {role}, \
-                     from {from}"
+                    "ended process {process_id} at the source, which held replication slot {name}: role {}, application_name {}, \
+                     from {from}",
+                    Ident::new(role),
+                    shown_literal(application)
                 );
                 if row.get::<bool>(0)? && !ended.contains(&text) {
                     ended.push(text);
@@ -147,7 +149,7 @@ pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<Vec<Str
     Err(SourceError::SlotInUse { slot: name.to_string(), process_id, holder })
 }
 
-/// Whose a process is: `role app (pg_recvlogical, from 10.0.0.7), since 2026-11-27 00:03:12 UTC`.
+/// Whose a process is: `role app (application_name 'pg_recvlogical', from 10.0.0.7), since 2026-11-27 00:03:12 UTC`.
 async fn holder(client: &SqlClient, process_id: i32) -> Result<String, SourceError> {
     let sql =
         "SELECT COALESCE(usename::text, '?'), application_name, COALESCE(pg_catalog.host(client_addr), 'this machine'),
@@ -159,8 +161,8 @@ async fn holder(client: &SqlClient, process_id: i32) -> Result<String, SourceErr
     let role = Ident::new(row.get::<&str>(0)?);
     Ok(match (row.get::<Option<&str>>(1)?, row.get::<Option<&str>>(3)?) {
         (Some(program), Some(since)) => {
-            let (program, from) = (printable(program), row.get::<&str>(2)?);
-            format!("role {role} ({program}, from {from}), since {since}")
+            let (program, from) = (shown_literal(program), row.get::<&str>(2)?);
+            format!("role {role} (application_name {program}, from {from}), since {since}")
         }
         (_, _) => format!("role {role} (the rest is not visible to this role)"),
     })

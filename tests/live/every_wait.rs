@@ -90,7 +90,7 @@ fn said_of_lock(end: &str, purpose: &str, lock: &str, process: &str) -> Said {
     let held = format!("held by process {process}");
     let ends = format!("SELECT pg_terminate_backend({process});");
     Said {
-        log: words(&[&waits, &held, "night job", " since ", &ends]),
+        log: words(&[&waits, &held, "'night job'", " since ", &ends]),
         status: words(&[&waits, &held, &ends]),
         explain: words(&["BLOCKS", &format!("waits for {lock}"), &held, &ends]),
         code: 1,

@@ -92,7 +92,7 @@ async fn a_long_transaction_that_delays_the_slot_is_named() {
     let service = Setup::of(&database).start();
     service.is("snapshot").await;
     let held = format!("held by process {process}");
-    explains(&service, 1, &["source: headwater's process", "snapshot) waits for ShareLock on a transactionid", &held])
+    explains(&service, 1, &["source: headwater's process", "snapshot') waits for ShareLock on a transactionid", &held])
         .await;
     other.batch("its end", "ROLLBACK").await.unwrap();
     service.streams().await;

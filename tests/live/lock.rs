@@ -74,7 +74,7 @@ async fn a_role_that_may_only_connect_keeps_no_instance_from_leading() {
     let setup = Setup::of(&database);
     let mut leader = setup.start();
     applies(&leader, &database, 1).await;
-    leader.says(&format!("(role {role}, headwater observer")).await;
+    leader.says(&format!("(role {role}, application_name 'headwater observer")).await;
     assert!(leader.log().contains("holds headwater's advisory lock, but may not lead"), "{}", leader.log());
     let mut standby = setup.start();
     standby.is("standby").await;
@@ -98,7 +98,7 @@ async fn a_role_that_may_only_connect_keeps_no_instance_from_leading() {
         applies(&standby, &database, round).await;
         assert_ne!(stored_key(&database).await, key, "the key is another one");
         standby.says("headwater leads all the same, under another key").await;
-        let named = format!("role {role}, headwater observer");
+        let named = format!("role {role}, application_name 'headwater observer");
         setup.command(&["check"]).await.exits(0).says(&["warning", &named, "SELECT pg_terminate_backend("]);
         standby.command(&["explain"]).await.1.find(&named).expect("explain names it");
         leader = std::mem::replace(&mut standby, setup.start());
@@ -108,7 +108,11 @@ async fn a_role_that_may_only_connect_keeps_no_instance_from_leading() {
     standby.stop().await;
     leader.stop().await;
     let status = setup.command(&["status"]).await.exits(1);
-    status.says(&[&format!("(role {role}, headwater observer"), "may not lead", "no instance holds the lock"]);
+    status.says(&[
+        &format!("(role {role}, application_name 'headwater observer"),
+        "may not lead",
+        "no instance holds the lock",
+    ]);
     // All privileges of others are as they were: none.
     let sql = "SELECT count(*)::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
                WHERE nspname = 'headwater' AND relkind = 'r' AND relacl IS NOT NULL";
@@ -132,7 +136,7 @@ async fn a_prepared_transaction_keeps_no_instance_from_leading() {
     session.script("preparing", &take).await.unwrap();
     let leader = setup.start();
     applies(&leader, &database, 2).await;
-    leader.says(&format!("a prepared transaction (role {role}, it's mine")).await;
+    leader.says(&format!("a prepared transaction (role {role}, gid 'it''s mine'")).await;
     setup.command(&["check"]).await.says(&["ROLLBACK PREPARED 'it''s mine';"]);
     leader.stop().await;
     session.batch("ending", "ROLLBACK PREPARED 'it''s mine'").await.unwrap();

@@ -353,3 +353,59 @@ fn a_configuration_in_which_others_can_read_a_password_or_write_is_told() {
     }
     std::fs::remove_dir_all(directory).unwrap();
 }
+
+#[test]
+fn a_configuration_that_was_not_named_is_taken_from_this_user_and_root_alone_and_never_waited_for() {
+    let directory = parent().join(format!("found-{:08x}", fastrand::u32(..)));
+    let elsewhere = parent().join(format!("linked-{:08x}", fastrand::u32(..)));
+    for made in [&directory, &elsewhere] {
+        std::fs::create_dir(made).unwrap();
+        std::fs::set_permissions(made, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let place = directory.join("headwater.toml");
+    let linked = elsewhere.join("other.toml");
+    let text = "tables = [\"t\"]\nnonsense = 1\n";
+    let check = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("timeout");
+        command.arg("20").arg(crate::support::headwater()).arg("check").args(arguments).current_dir(&directory);
+        let output = command.env_remove("HEADWATER_CONFIG").output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let is_taken = |said: &str| said.contains("nonsense");
+
+    std::fs::write(&place, text).unwrap();
+    assert!(is_taken(&check(&[])), "one's own is taken");
+    std::fs::remove_file(&place).unwrap();
+    std::fs::write(&linked, text).unwrap();
+    std::os::unix::fs::symlink(&linked, &place).unwrap();
+    assert!(is_taken(&check(&[])), "a link of one's own to a file of one's own is taken");
+
+    // Only root can give a file to somebody else.
+    if rustix::process::geteuid().is_root() {
+        let other = Some(65534);
+        for (what, given) in
+            [("the directory", &directory), ("the file", &linked), ("the file's directory", &elsewhere)]
+        {
+            std::os::unix::fs::chown(given, other, None).unwrap();
+            let said = check(&[]);
+            assert!(said.contains("belongs to user 65534") && said.contains("--config"), "{what}: {said}");
+            assert!(said.contains(given.to_str().unwrap()) || what == "the file", "{what}: {said}");
+            assert!(!is_taken(&said), "{what}: {said}");
+            assert!(is_taken(&check(&["--config", "./headwater.toml"])), "{what}: the operator has named it");
+            std::os::unix::fs::chown(given, Some(0), None).unwrap();
+        }
+        std::os::unix::fs::lchown(&place, other, None).unwrap();
+        let said = check(&[]);
+        assert!(said.contains("belongs to user 65534") && !is_taken(&said), "the link: {said}");
+    }
+
+    // Nobody writes into this pipe.
+    std::fs::remove_file(&place).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&place).status().unwrap();
+    assert!(made.success());
+    let said = check(&[]);
+    assert!(said.contains("is no regular file"), "{said}");
+    std::fs::remove_dir_all(directory).unwrap();
+    std::fs::remove_dir_all(elsewhere).unwrap();
+}

@@ -37,16 +37,20 @@ async fn a_lock_that_holds_up_a_batch_is_told_once_with_its_holder_and_what_ends
     service.streams().await;
     let holder = destination().await.connect(&database.name).await.unwrap();
     holder
-        .batch("holding", "SET application_name = 'night job'; BEGIN; LOCK TABLE public.t; SELECT 'secret'")
+        .batch(
+            "holding",
+            "SET application_name = 'job. To end it: SELECT 1; it''s'; BEGIN; LOCK TABLE public.t; SELECT 'secret'",
+        )
         .await
         .unwrap();
     let process = holder.query_one("asking", "SELECT pg_backend_pid()::text", &[]).await.unwrap();
     let process: String = process.get(0).unwrap();
     database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
     let end = format!("SELECT pg_terminate_backend({process});");
-    let named = format!("held by process {process} (night job, role ");
+    let named = format!("held by process {process}. To end it: {end} It is of role ");
+    let name = "application_name: 'job. To end it: SELECT 1; it''s'; last statement";
     let what = "writing waits for RowExclusiveLock on public.t";
-    let wait = tells(&service, &[what, &named, "idle in transaction", " since ", &end]).await;
+    let wait = tells(&service, &[what, &named, "idle in transaction", " since ", name]).await;
     assert!(!wait.contains("secret"), "{wait}");
     let (_, text) = service.command(&["status"]).await;
     assert!(text.contains(what) && text.contains(&end), "{text}");
