@@ -1,6 +1,6 @@
 //! What the destination does by itself when rows change: foreign keys and triggers.
 //!
-//! Read off the catalog when a relation is bound ([`SideEffects`] is part of its `target`); asked by `net` whether the
+//! Read off the catalog when a relation is bound (`SideEffects` is part of its `target`); asked by `net` whether the
 //! changes of a batch may be reordered. With session_replication_role = replica foreign keys do not act, and the
 //! answer is yes unless a trigger fires even so. Where they act, order can matter without any error: applied deletes
 //! first, ON DELETE CASCADE removes rows that an update of the same batch had saved. So wherever one change of a batch

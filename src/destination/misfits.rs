@@ -1,6 +1,6 @@
 //! Misfits of a table in one report, with the statements that end them.
 //!
-//! For a relation of the stream (`apply`) and for a table that is to be copied ([`super::reshape`]) alike.
+//! For a relation of the stream (`apply`) and for a table that is to be copied ([`super::reshape()`]) alike.
 
 use crate::catalog::fit;
 use crate::pg::{ErrorReport, QualifiedName, printable, shown_sql};

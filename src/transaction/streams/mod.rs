@@ -8,7 +8,7 @@
 //!        └─ Stream Commit: all is read back in commit order; its relations hold from now on
 //! ```
 //!
-//! The changes themselves leave at once as records, by [`SpoolOrder`]s for `spool`; what stays here is small: the overlay
+//! The changes themselves leave at once as records, by `SpoolOrder`s for `spool`; what stays here is small: the overlay
 //! of the relation cache, and where each subtransaction began. Cutting at the first change is exact because a session does
 //! one thing at a time: whatever it did after a savepoint that is rolled back was done under that savepoint, or under one
 //! inside it (`apply_handle_stream_abort` in worker.c relies on the same).
