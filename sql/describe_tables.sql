@@ -98,6 +98,8 @@ SELECT pg_catalog.jsonb_build_object(
                     WHERE p.isleaf) END,
             'collation', CASE WHEN a.attcollation <> t.typcollation AND a.attcollation <> 0 THEN
                 pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,
+            'nondeterministic', CASE WHEN NOT co.collisdeterministic THEN
+                pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,
             'sequence', own.name,
             'sequence_options', own.options,
             'comment', pg_catalog.col_description(c.oid, a.attnum)
@@ -153,6 +155,8 @@ SELECT pg_catalog.jsonb_build_object(
                         pg_catalog.jsonb_build_object('schema', ocn.nspname, 'name', oc.opcname) END,
                     'collation', CASE WHEN k.place <= i.indnkeyatts AND (i.indcollation)[k.place - 1] <> 0
                                        AND (i.indcollation)[k.place - 1] <> COALESCE(ia.attcollation, 0) THEN
+                        pg_catalog.jsonb_build_object('schema', icon.nspname, 'name', ico.collname) END,
+                    'nondeterministic', CASE WHEN k.place <= i.indnkeyatts AND NOT ico.collisdeterministic THEN
                         pg_catalog.jsonb_build_object('schema', icon.nspname, 'name', ico.collname) END,
                     'equality', (
                         SELECT pg_catalog.jsonb_build_object('schema', opn.nspname, 'name', op.oprname)

@@ -38,6 +38,14 @@ SELECT pg_catalog.jsonb_build_object(
     'not_null', t.typnotnull,
     'not_null_name', (SELECT k.conname FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'n'),
     'default', CASE WHEN t.typtype = 'd' THEN pg_catalog.pg_get_expr(t.typdefaultbin, 0) END,
+    -- A domain's own; its base type's is not told again.
+    'collation', (SELECT pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.collname)
+        FROM pg_catalog.pg_type b, pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace
+        WHERE t.typtype = 'd' AND b.oid = t.typbasetype AND l.oid = t.typcollation AND t.typcollation <> b.typcollation),
+    'nondeterministic', (SELECT pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.collname)
+        FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace
+        WHERE NOT l.collisdeterministic AND l.oid = COALESCE(
+            (SELECT r.rngcollation FROM pg_catalog.pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)), t.typcollation)),
     'has_binary', t.typsend <> 0 AND t.typreceive <> 0,
     -- An enum may have no label, and a composite type no attribute.
     'labels', CASE WHEN t.typtype = 'e' THEN (
@@ -45,8 +53,16 @@ SELECT pg_catalog.jsonb_build_object(
         FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid) END,
     'attributes', CASE WHEN t.typtype = 'c' THEN (
         SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'name', a.attname, 'type_id', a.atttypid::pg_catalog.int8, 'type_modifier', a.atttypmod) ORDER BY a.attnum), '[]')
-        FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END,
+            'name', a.attname, 'type_id', a.atttypid::pg_catalog.int8, 'type_modifier', a.atttypmod,
+            'collation', CASE WHEN a.attcollation <> y.typcollation AND a.attcollation <> 0 THEN
+                pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.collname) END,
+            'nondeterministic', CASE WHEN NOT l.collisdeterministic THEN
+                pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.collname) END) ORDER BY a.attnum), '[]')
+        FROM pg_catalog.pg_attribute a
+        JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+        LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+        LEFT JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace
+        WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END,
     'checks', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', k.conname, 'validated', k.convalidated, 'expression', pg_catalog.pg_get_expr(k.conbin, 0)) ORDER BY k.conname)
         FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'c'),

@@ -28,6 +28,7 @@ impl Column {
             default: None,
             missing_value: None,
             collation: None,
+            nondeterministic: None,
             sequence: None,
             sequence_options: None,
             comment: None,
@@ -86,6 +87,7 @@ pub(crate) fn unique_index(name: &str, columns: &[Ident], primary: bool) -> Inde
         nulls_first: false,
         operator_class: None,
         collation: None,
+        nondeterministic: None,
         equality: None,
     };
     IndexDefinition {
@@ -137,6 +139,8 @@ pub(crate) fn types() -> Types {
             not_null: false,
             not_null_name: None,
             default: None,
+            collation: None,
+            nondeterministic: None,
             has_binary: true,
             labels: None,
             attributes: None,

@@ -84,11 +84,9 @@ pub(crate) fn replace_attributes(from: Carried<'_>, to: Carried<'_>) -> Option<S
     let same = wanted.iter().zip(found).take_while(is_same).count();
     let drop = found.iter().skip(same).map(|attribute| Some(format!("DROP ATTRIBUTE {}", attribute.name)));
     let add = wanted.iter().skip(same).map(|attribute| {
-        Some(format!(
-            "ADD ATTRIBUTE {} {}",
-            attribute.name,
-            type_sql(attribute.type_id, attribute.type_modifier, from.types)?
-        ))
+        let of_type = type_sql(attribute.type_id, attribute.type_modifier, from.types)?;
+        let collate = attribute.collation.as_ref().map_or(String::new(), |collation| format!(" COLLATE {collation}"));
+        Some(format!("ADD ATTRIBUTE {} {of_type}{collate}", attribute.name))
     });
     let actions: Vec<String> = drop.chain(add).collect::<Option<_>>()?;
     Some(format!("ALTER TYPE {} {};", from.definition.qualified_name(), actions.join(", ")))
@@ -109,6 +107,8 @@ mod tests {
             name: Ident::new(*name),
             type_id: TypeId(*of),
             type_modifier: -1,
+            collation: None,
+            nondeterministic: None,
         });
         let definition = TypeDefinition {
             id: TypeId(id),

@@ -3,10 +3,11 @@
 //! Pure. In comes what `session` has read from a catalog; out go values that every later module takes: [`schema`] (what a server has),
 //! [`shape`] (what is remembered of a source table), [`fingerprint`] (whether its rows may be others than the stream has told),
 //! [`fit`] and `value_format` (whether a destination table takes the source's values, and in which format they travel),
-//! [`replica_identity`], [`features`] (constraints that an older server lacks), [`table_order`] (parents first), [`sequences`],
-//! [`lock_budget`] and [`not_carried`]. Nothing here asks a server.
+//! [`replica_identity`], [`determinism`] (collations that take more for equal at the destination), [`features`] (constraints that an
+//! older server lacks), [`table_order`] (parents first), [`sequences`], [`lock_budget`] and [`not_carried`]. Nothing here asks a server.
 
 pub mod attribute_names;
+pub mod determinism;
 pub mod features;
 pub mod fingerprint;
 pub mod fit;

@@ -133,6 +133,8 @@ pub struct ColumnDefinition {
     pub missing_value: Option<String>,
     /// The collation, when it is not the type's own.
     pub collation: Option<QualifiedName>,
+    /// The collation that it has, its type's own too, where texts that differ may be equal under it.
+    pub nondeterministic: Option<QualifiedName>,
     /// The sequence that the column owns, quoted as SQL.
     pub sequence: Option<String>,
     /// How that sequence counts.
@@ -176,6 +178,8 @@ pub struct IndexPart {
     pub operator_class: Option<QualifiedName>,
     /// The collation, when it is not the column's.
     pub collation: Option<QualifiedName>,
+    /// The collation that it has, the column's too, where texts that differ may be equal under it.
+    pub nondeterministic: Option<QualifiedName>,
     /// The operator by which a B-tree of this class finds equal values.
     #[serde(deserialize_with = "operator")]
     pub equality: Option<QualifiedName>,
@@ -473,14 +477,23 @@ impl TableDefinition {
 
     /// The columns that identify a row for UPDATE and DELETE, as the source's replica identity says.
     pub fn identity_columns(&self) -> Identity<'_> {
-        let index = match self.replica_identity {
+        match self.replica_identity {
+            ReplicaIdentity::Default | ReplicaIdentity::Index => {
+                self.identity_index().map_or(Identity::None, |index| Identity::Key(index.key_columns().collect()))
+            }
+            ReplicaIdentity::Full => Identity::WholeRow,
+            ReplicaIdentity::Nothing => Identity::None,
+        }
+    }
+
+    /// The index that the replica identity names.
+    pub fn identity_index(&self) -> Option<&IndexDefinition> {
+        match self.replica_identity {
             // A deferrable primary key is no identity (RelationGetReplicaIndex).
             ReplicaIdentity::Default => self.indexes.iter().find(|index| index.primary && index.immediate),
             ReplicaIdentity::Index => self.indexes.iter().find(|index| index.replica_identity),
-            ReplicaIdentity::Full => return Identity::WholeRow,
-            ReplicaIdentity::Nothing => return Identity::None,
-        };
-        index.map_or(Identity::None, |index| Identity::Key(index.key_columns().collect()))
+            ReplicaIdentity::Full | ReplicaIdentity::Nothing => None,
+        }
     }
 
     /// The foreign keys out of this table.
@@ -555,6 +568,10 @@ pub struct TypeAttribute {
     pub type_id: TypeId,
     /// `atttypmod`
     pub type_modifier: i32,
+    /// The collation, when it is not the type's own.
+    pub collation: Option<QualifiedName>,
+    /// The collation that it has, its type's own too, where texts that differ may be equal under it.
+    pub nondeterministic: Option<QualifiedName>,
 }
 
 /// A domain's check.
@@ -608,6 +625,10 @@ pub struct TypeDefinition {
     /// A domain's default, as SQL.
     #[serde(default)]
     pub default: Option<String>,
+    /// A domain's collation, when it is not that of what it is over.
+    pub collation: Option<QualifiedName>,
+    /// The type's collation, or that of a range's bounds, where texts that differ may be equal under it.
+    pub nondeterministic: Option<QualifiedName>,
     /// It has both a send and a receive function.
     pub has_binary: bool,
     /// An enum's labels, in order.
@@ -630,6 +651,19 @@ impl TypeDefinition {
     /// Schema and name.
     pub fn qualified_name(&self) -> QualifiedName {
         QualifiedName { schema: self.schema.clone(), name: self.name.clone() }
+    }
+
+    /// The collations that CREATE DOMAIN or CREATE TYPE names.
+    pub fn collations(&self) -> impl Iterator<Item = &QualifiedName> {
+        let of_attributes = self.attributes.iter().flatten().filter_map(|attribute| attribute.collation.as_ref());
+        self.collation.iter().chain(of_attributes)
+    }
+
+    /// Those of them under which texts that differ are never equal.
+    pub fn deterministic_collations(&self) -> impl Iterator<Item = &QualifiedName> {
+        let own = self.collation.iter().filter(|_| self.nondeterministic.is_none());
+        let attributes = self.attributes.iter().flatten().filter(|attribute| attribute.nondeterministic.is_none());
+        own.chain(attributes.filter_map(|attribute| attribute.collation.as_ref()))
     }
 }
 

@@ -304,6 +304,8 @@ mod tests {
                 name: Ident::new(*name),
                 type_id: TypeId(*id),
                 type_modifier: -1,
+                collation: None,
+                nondeterministic: None,
             };
             let attributes = attributes.iter().map(attribute).collect();
             with(&mut types, 20_000, |d| (d.kind, d.attributes) = (TypeKind::Composite, Some(attributes)));

@@ -111,7 +111,7 @@ fn configuration((source, destination): (&str, &str), proposal: &Proposal) -> St
     if !proposal.owners.is_empty() {
         let owners: Vec<String> = proposal.owners.iter().map(|owner| toml_string(&owner.to_string())).collect();
         text.push_str(&format!(
-            "# They own tables, schemas or types here: what they attach to them runs with headwater's rights.\n\
+            "# They own tables, schemas, types or collations here: what they attach to them runs with headwater's rights.\n\
              trusted_roles = [{}]\n",
             owners.join(", ")
         ));

@@ -715,14 +715,18 @@ pub(super) fn named_types(types: &Types) -> Vec<QualifiedName> {
     named.map(TypeDefinition::qualified_name).collect()
 }
 
-/// The collations that columns and indexes made as these tables' have: the destination has them under the same names.
-pub(crate) fn named_collations<'a>(tables: impl Iterator<Item = &'a TableDefinition>) -> Vec<QualifiedName> {
+/// The collations that columns, indexes and types made as these tables' have: the destination has them under the same names.
+pub(crate) fn named_collations<'a>(
+    tables: impl Iterator<Item = &'a TableDefinition>,
+    types: &Types,
+) -> Vec<QualifiedName> {
     let of_table = |table: &'a TableDefinition| {
         let parts = table.indexes.iter().flat_map(|index| &index.parts);
         let of_indexes = parts.filter_map(|part| part.collation.clone());
         table.columns.iter().filter_map(|column| column.collation.clone()).chain(of_indexes)
     };
-    let named: BTreeSet<QualifiedName> = tables.flat_map(of_table).collect();
+    let mut named: BTreeSet<QualifiedName> = tables.flat_map(of_table).collect();
+    named.extend(types.values().flat_map(TypeDefinition::collations).cloned());
     named.into_iter().filter(|name| name.schema.as_str() != "pg_catalog").collect()
 }
 

@@ -29,6 +29,7 @@ mod apply;
 mod bookkeeping;
 mod build;
 mod catalog;
+mod collations;
 mod compare;
 mod conflict;
 mod dead_letter;
@@ -78,6 +79,7 @@ pub use apply::{
 };
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
+pub use collations::{LooserCollations, nondeterministic_collations};
 pub use compare::{Comparison, Differences, Lists};
 pub use conflict::{Conflicts, Repair};
 pub use dead_letter::{

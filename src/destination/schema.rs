@@ -273,6 +273,7 @@ fn creation(
                 "CREATE DOMAIN {name} AS {}",
                 with_modifier(types, (base, definition.base_modifier), expressions.version())
             );
+            sql.push_str(&collate(definition.collation.as_ref()));
             let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
             let domain = definition.qualified_name();
             if let Some(text) = &definition.default {
@@ -319,9 +320,10 @@ fn creation(
                 .flatten()
                 .map(|a| {
                     format!(
-                        "{} {}",
+                        "{} {}{}",
                         a.name.sql(),
-                        with_modifier(types, (a.type_id, a.type_modifier), expressions.version())
+                        with_modifier(types, (a.type_id, a.type_modifier), expressions.version()),
+                        collate(a.collation.as_ref())
                     )
                 })
                 .collect();
@@ -329,6 +331,10 @@ fn creation(
         }
         TypeKind::Base | TypeKind::Multirange | TypeKind::Pseudo | TypeKind::Range => None,
     }
+}
+
+fn collate(collation: Option<&QualifiedName>) -> String {
+    collation.map_or(String::new(), |collation| format!(" COLLATE {}", collation.sql()))
 }
 
 /// A type with its modifier as this version of the destination has it.

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::catalog::Catalog;
+use super::collations::LooserCollations;
 use super::error::{DestinationError, KeyRefusal};
 use super::expressions;
 use super::foreign_code::{Writes, named_collations, named_types};
@@ -20,7 +21,8 @@ use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
 use super::taken_names::check_names_free;
-use crate::catalog::fit::Transfer;
+use crate::catalog::determinism;
+use crate::catalog::fit::{End, Transfer};
 use crate::catalog::lock_budget;
 use crate::catalog::schema::{
     ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, Identity, IdentityColumn, TableDefinition, TableKind,
@@ -185,6 +187,7 @@ impl Staging {
         }
         let reviewed = async {
             staging.review_new(client).await?;
+            staging.refuse_looser_collations(client, source_types).await?;
             // A collation may have come since: what the new tables have is looked at.
             trust.refuse_foreign_code(client).await
         };
@@ -216,7 +219,7 @@ impl Staging {
             }
             created.review(client, &self.expressions).await?;
             // A type or a collation that did not exist when the start looked may be somebody's by now.
-            let collations = named_collations(tables.iter().map(|table| &table.source));
+            let collations = named_collations(tables.iter().map(|table| &table.source), source_types);
             let written = Writes { types: named_types(source_types), collations, ..trust.clone() };
             written.refuse_foreign_code(client).await?;
             Ok(types)
@@ -247,6 +250,20 @@ impl Staging {
             client.statement(DOING, undo).await?;
         }
         Ok(())
+    }
+
+    /// Types and collations went by their names: what the new tables have got may take keys for equal that the source tells apart.
+    async fn refuse_looser_collations(&self, client: &SqlClient, source_types: &Types) -> Result<(), DestinationError> {
+        let new = || self.tables.iter().filter(|table| table.mode == Mode::Move);
+        let names: Vec<QualifiedName> = new().map(|table| table.staging.clone()).collect();
+        let made = Catalog::read(client, &names).await?;
+        let mut looser = LooserCollations::default();
+        for (table, here) in new().filter_map(|table| Some((table, made.table(&table.staging)?))) {
+            let source = End { table: &table.source, types: source_types };
+            let destination = End { table: here, types: &made.types };
+            looser.add_table(&table.live, (here, &made.types), &determinism::looser(source, destination, |_| true));
+        }
+        looser.report().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
     }
 
     /// Looks at the tables that were moved to where they belong, before that is committed.

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::catalog::not_carried::NotCarried;
-use crate::catalog::schema::{Identity, TableDefinition, TypeDefinition};
+use crate::catalog::schema::{Identity, TableDefinition, TypeDefinition, Types};
 use crate::config::ConnectionSettings;
-use crate::destination::{DestinationError, Writes};
+use crate::destination::{DestinationError, Writes, named_collations};
 use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, Provider, QualifiedName, TypeId};
 use crate::preflight::not_carried::not_carried;
@@ -123,8 +123,11 @@ pub(crate) async fn propose(
         )
         .await
         .map_err(DestinationError::Session)?;
-    let types = types_of(&there, wanted.iter().filter_map(|name| by_name.get(name).copied())).await?;
-    let written = Writes { tables: wanted.clone(), types, names_owners: true, ..Writes::default() };
+    let proposed = || wanted.iter().filter_map(|name| by_name.get(name).copied());
+    let source_types = types_of(&there, proposed()).await?;
+    let types = source_types.values().map(TypeDefinition::qualified_name).collect();
+    let collations = named_collations(proposed(), &source_types);
+    let written = Writes { tables: wanted.clone(), types, collations, names_owners: true, ..Writes::default() };
     let mut owners = written.untrusted_owners(&here).await?;
     owners.retain(|owner| *owner != writer.0);
     let not_carried = not_carried(&there, &here, &wanted, None).await.map_err(|fault| report(&fault));
@@ -153,14 +156,10 @@ pub(crate) async fn propose(
 
 /// The types of these tables' columns at the source, and what they are made of. A table that the destination lacks will be made of
 /// those that it has under the same names.
-async fn types_of(
-    source: &SqlClient,
-    tables: impl Iterator<Item = &TableDefinition>,
-) -> Result<Vec<QualifiedName>, Fault> {
+async fn types_of(source: &SqlClient, tables: impl Iterator<Item = &TableDefinition>) -> Result<Types, Fault> {
     let ids: BTreeSet<TypeId> = tables.flat_map(|table| table.columns.iter().map(|column| column.type_id)).collect();
     let ids: Vec<TypeId> = ids.into_iter().collect();
-    let types = describe_types(source, &ids).await.map_err(SourceError::Session)?;
-    Ok(types.values().map(TypeDefinition::qualified_name).collect())
+    Ok(describe_types(source, &ids).await.map_err(SourceError::Session)?)
 }
 
 /// Permanent tables of users' schemas that are neither partitions nor an extension's.

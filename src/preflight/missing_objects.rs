@@ -56,6 +56,18 @@ pub(crate) async fn lacking(
         for (collation, column) in of_columns.chain(of_indexes) {
             users.entry(collation).or_default().insert(format!("{name}.{column}"));
         }
+        for column in columns {
+            for id in needed_types(&catalog.types, std::iter::once(column.type_id))? {
+                let Some(definition) = catalog.types.get(&id) else { continue };
+                let there = definition.qualified_name();
+                if existing.types.values().any(|here| here.qualified_name() == there) {
+                    continue;
+                }
+                for collation in definition.collations().cloned() {
+                    users.entry(collation).or_default().insert(format!("{name}.{}", column.name));
+                }
+            }
+        }
     }
     let names: Vec<QualifiedName> = users.keys().cloned().collect();
     let missing = missing_collations(here, &names).await?;
@@ -183,7 +195,7 @@ fn classes_report(extension: &Ident, classes: &[&OperatorClass]) -> ErrorReport 
 }
 
 /// The columns that will be created.
-fn to_create<'a>(table: &'a SourceTable, existing: Option<&TableDefinition>) -> Vec<&'a ColumnDefinition> {
+pub(super) fn to_create<'a>(table: &'a SourceTable, existing: Option<&TableDefinition>) -> Vec<&'a ColumnDefinition> {
     let columns = table.definition.columns.iter();
     let taken_over = columns.filter(|column| column.generated.is_some() || table.columns.contains(&column.name));
     taken_over.filter(|column| existing.is_none_or(|existing| existing.column(&column.name).is_none())).collect()

@@ -8,6 +8,7 @@
 pub(crate) mod addresses;
 pub(crate) mod attribute_names;
 pub(crate) mod cascades;
+pub(crate) mod collations;
 pub(crate) mod enum_labels;
 pub(crate) mod fingerprints;
 pub(crate) mod history;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::cascades;
+use super::collations;
 use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, Found, of_copy, of_stream, stored_history};
 use super::replication_session::connect_replication;
@@ -184,6 +185,7 @@ pub(crate) async fn prepare(
     cascades::refuse(&source, bookkeeping.client(), &writes).await?;
     let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
+    collations::refuse((&source, bookkeeping.client()), &source_catalog, &destination_catalog).await?;
     // A first copy that failed has left the tables as they were.
     if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
         check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
@@ -353,7 +355,7 @@ pub(crate) fn writes(config: &Config, source: &SourceCatalog, foreign_keys_act: 
         tables: config.tables.clone(),
         supplied: supplied.collect(),
         types: source.types.values().map(TypeDefinition::qualified_name).collect(),
-        collations: named_collations(source.tables.iter().map(|table| &table.definition)),
+        collations: named_collations(source.tables.iter().map(|table| &table.definition), &source.types),
         foreign_keys_act,
         trusted_roles: config.destination.trusted_roles.clone(),
         names_owners: config.destination.names_owners(),

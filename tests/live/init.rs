@@ -126,14 +126,17 @@ async fn no_password_needs_to_be_an_argument_that_others_can_see() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn init_lists_owners_of_types_and_schemas_of_tables_that_do_not_exist_yet() {
-    let schema = "CREATE SCHEMA types; CREATE DOMAIN types.d AS int; CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, d types.d[])";
+async fn init_lists_owners_of_what_tables_are_made_of_that_do_not_exist_yet() {
+    let schema = "CREATE SCHEMA types; CREATE DOMAIN types.d AS int; CREATE SCHEMA app;
+        CREATE COLLATION types.c (locale = 'C'); CREATE TABLE app.t (id int PRIMARY KEY, d types.d[], v text COLLATE types.c)";
     let database = Database::of_superuser("init_types", &["app.t"], schema).await;
     let (types, tables) = (format!("types_{}", database.name), format!("tables_{}", database.name));
+    let collations = format!("collations_{}", database.name);
     database
         .at_destination(&format!(
             "CREATE ROLE {types} LOGIN; CREATE ROLE {tables} LOGIN; CREATE SCHEMA app AUTHORIZATION {tables};
-             CREATE SCHEMA types; CREATE DOMAIN types.d AS int; ALTER DOMAIN types.d OWNER TO {types}"
+             CREATE SCHEMA types; CREATE DOMAIN types.d AS int; ALTER DOMAIN types.d OWNER TO {types};
+             CREATE ROLE {collations} LOGIN; CREATE COLLATION types.c (locale = 'C'); ALTER COLLATION types.c OWNER TO {collations}"
         ))
         .await;
     let file = parent().join(format!("{}.toml", database.name));
@@ -141,6 +144,6 @@ async fn init_lists_owners_of_types_and_schemas_of_tables_that_do_not_exist_yet(
     let (code, _, err) = init(&[&database.source_url, &database.destination_url, "--output", &path]).await;
     assert_eq!(code, Some(0), "{err}");
     let text = std::fs::read_to_string(&file).unwrap();
-    assert!(text.contains(&format!("\ntrusted_roles = [\"{tables}\", \"{types}\"]\n")), "{text}");
+    assert!(text.contains(&format!("\ntrusted_roles = [\"{collations}\", \"{tables}\", \"{types}\"]\n")), "{text}");
     std::fs::remove_file(&file).unwrap();
 }

@@ -28,6 +28,7 @@ mod crash;
 mod cutover;
 mod docs;
 mod ddl;
+mod determinism;
 mod differences;
 mod disk;
 mod dropped;

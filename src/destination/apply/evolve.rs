@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use super::super::collations::LooserCollations;
 use super::super::error::DestinationError;
 use super::super::foreign_code::{Writes, named_collations, named_types};
 use super::super::review::{self, Created};
@@ -18,13 +19,14 @@ use super::super::schema::{
 };
 use super::super::{dependants, expressions, extensions, shapes};
 use super::Applier;
+use crate::catalog::determinism;
 use crate::catalog::fit::{self, End, modifier_at};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::catalog::shape::{Shape, ShapeColumn};
 use crate::destination::first_row::one_row;
 use crate::destination::misfits::misfit_report;
 use crate::destination::name_taken::is_taken;
-use crate::pg::{ErrorReport, QualifiedName, quote_literal, shell_word, shown_sql};
+use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal, shell_word, shown_sql};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
 use crate::schema_change::{Change, Evolution, NewSequence, Obstacle, Undo};
@@ -67,7 +69,7 @@ impl Applier {
             return Ok(());
         };
         followed_table.refuse_other(table.id)?;
-        let published = |column: &crate::pg::Ident| relation.columns.iter().any(|c| c.name == *column);
+        let published = |column: &Ident| relation.columns.iter().any(|c| c.name == *column);
         let known = match self.ask(&shapes::ask(relation.id)).await?.into_iter().next().flatten() {
             Some(text) => shapes::parse(&text)?,
             // A bookkeeping of before shapes: what is there now counts as known, and `bind` compares.
@@ -76,7 +78,7 @@ impl Applier {
         let kept = |column: &&ShapeColumn| relation.columns.iter().any(|now| now.name == column.name);
         if let Some(lost) = known.columns.iter().filter(kept).find(|column| table.column(&column.name).is_none()) {
             let wanted = source.column(&lost.name);
-            let is_known = |column: &crate::pg::Ident| {
+            let is_known = |column: &Ident| {
                 source.column(column).is_some() || known.columns.iter().any(|known| known.name == *column)
             };
             let renamed = wanted.and_then(|wanted| {
@@ -115,6 +117,7 @@ impl Applier {
             self.refuse_foreign_types(&source_types, &source).await?;
         }
         self.told.extend(resolved.left_out);
+        let added = evolution.added.clone();
         self.run(&name, evolution, (shape, relation.id), created).await?;
         if self.changed {
             self.changed = false;
@@ -122,6 +125,8 @@ impl Applier {
             // The statements went by the name.
             if let Some(table) = self.catalog.table(&name) {
                 followed_table.refuse_other(table.id)?;
+                let now = End { table, types: &self.catalog.types };
+                refuse_looser(End { table: &source, types: &source_types }, now, &added)?;
             }
         }
         if relation.name != name {
@@ -139,7 +144,7 @@ impl Applier {
         source: &TableDefinition,
     ) -> Result<(), DestinationError> {
         let types = named_types(source_types);
-        let collations = named_collations(std::iter::once(source));
+        let collations = named_collations(std::iter::once(source), source_types);
         if types.is_empty() && collations.is_empty() {
             return Ok(());
         }
@@ -332,6 +337,14 @@ impl Applier {
         }
         Ok(ResolvedTypes::new(resolved.into_iter(), left_out))
     }
+}
+
+/// Types and collations go by their names: what the destination has under one may take keys for equal that the source tells apart.
+fn refuse_looser(source: End<'_>, here: End<'_>, added: &[Ident]) -> Result<(), DestinationError> {
+    let found = determinism::looser(source, here, |column| added.contains(column));
+    let mut looser = LooserCollations::default();
+    looser.add_table(&here.table.name(), (here.table, here.types), &found);
+    looser.report().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
 }
 
 fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationError {

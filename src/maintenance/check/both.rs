@@ -15,13 +15,13 @@ use crate::error_policy::{Fault, report};
 use crate::maintenance::check::findings::{About, Findings};
 use crate::maintenance::check::host::free_bytes;
 use crate::pg::{ErrorReport, Ident};
-use crate::preflight::cascades;
 use crate::preflight::history::stored_history;
 use crate::preflight::missing_objects::{lacking, server_version};
 use crate::preflight::not_carried::not_carried;
 use crate::preflight::prepare::{check_added_empty, check_fit, check_tables, replaced, writes};
 use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::obstacle;
+use crate::preflight::{cascades, collations};
 use crate::session::{SessionError, SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
 use crate::table_sync::lock_budget::Room;
@@ -107,6 +107,13 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             }
             Ok(Some(report)) => findings.fail(BOTH, "actions", report),
             Err(fault) => findings.fault(BOTH, "actions", fault),
+        }
+        match collations::report((&client, here), catalog, existing).await {
+            Ok(None) => {
+                findings.ok(BOTH, "keys", "no collation of the destination makes keys equal that differ at the source")
+            }
+            Ok(Some(report)) => findings.fail(BOTH, "keys", report),
+            Err(fault) => findings.fault(BOTH, "keys", fault),
         }
         locks((&client, here), (catalog, existing), destination.position.is_some(), findings).await;
         foreign_keys(config, catalog, findings);
