@@ -122,6 +122,11 @@
     SELECT p.partrelid, c.relowner, p.partexprs, p.partclass, p.partcollation
     FROM pg_catalog.pg_partitioned_table p JOIN pg_catalog.pg_class c ON c.oid = p.partrelid
     WHERE p.partrelid IN (SELECT id FROM planned) OR p.partrelid IN (SELECT id FROM ancestors)
+), foreign_tables AS MATERIALIZED (
+    -- Whose a server is chooses at any time where headwater's rows go and as whom it logs in there (host, user mappings for PUBLIC).
+    SELECT f.ftrelid AS foreign_table, s.srvname AS server, s.srvowner, w.fdwname AS wrapper, w.fdwowner, w.fdwhandler, w.fdwvalidator
+    FROM planned p JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = p.id
+    JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
 ), firing AS MATERIALIZED (
     SELECT t.*, CASE WHEN touched.own THEN 'own trigger' ELSE 'trigger' END AS kind
     FROM pg_catalog.pg_trigger t JOIN touched ON touched.id = t.tgrelid
@@ -207,6 +212,69 @@
     SELECT t.oid, 'domain default', '', t.typowner, t.typdefaultbin::text
     FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id AND t.typdefaultbin IS NOT NULL
     WHERE pg_catalog.cardinality($2::text[]) = 0
+), kinds_of_parts(oid) AS MATERIALIZED (
+    VALUES ('pg_catalog.pg_proc'::pg_catalog.regclass::oid), ('pg_catalog.pg_operator'::pg_catalog.regclass),
+           ('pg_catalog.pg_opclass'::pg_catalog.regclass), ('pg_catalog.pg_opfamily'::pg_catalog.regclass),
+           ('pg_catalog.pg_type'::pg_catalog.regclass), ('pg_catalog.pg_collation'::pg_catalog.regclass),
+           ('pg_catalog.pg_ts_config'::pg_catalog.regclass), ('pg_catalog.pg_ts_dict'::pg_catalog.regclass),
+           ('pg_catalog.pg_ts_parser'::pg_catalog.regclass), ('pg_catalog.pg_ts_template'::pg_catalog.regclass)
+), depended(class_id, id, reached) AS MATERIALIZED (
+    -- What expressions, indexes and types are made of: dropped with CASCADE, it takes columns, indexes and constraints along; and a text
+    -- search configuration does what its mapping says today. Not what is pinned, which pg_depend does not record.
+    SELECT d.refclassid, d.refobjid, false
+    FROM (
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass AS class_id, c.oid AS id, true AS is_evaluated
+        FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'c'
+        UNION ALL
+        -- A default that is not evaluated here goes as well.
+        SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid, a.attgenerated <> '' OR a.defaulted
+        FROM columns a JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        UNION ALL
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, true FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id
+        UNION ALL
+        SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, s.oid, true
+        FROM touched t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.id WHERE s.stxexprs IS NOT NULL
+        UNION ALL
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, partrelid, true FROM partitioned
+        UNION ALL
+        SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, id, true FROM types
+        UNION ALL
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, true FROM types JOIN pg_catalog.pg_constraint c ON c.contypid = types.id
+    ) AS used
+    JOIN pg_catalog.pg_depend d ON d.classid = used.class_id AND d.objid = used.id
+    WHERE d.deptype <> 'e' AND d.refclassid IN (SELECT oid FROM kinds_of_parts)
+      AND (used.is_evaluated OR d.refclassid <> 'pg_catalog.pg_proc'::pg_catalog.regclass)
+    UNION
+    SELECT d.refclassid, d.refobjid, true
+    FROM depended u JOIN pg_catalog.pg_depend d ON d.classid = u.class_id AND d.objid = u.id
+    WHERE d.deptype <> 'e' AND d.refclassid IN (SELECT oid FROM kinds_of_parts)
+), parts AS MATERIALIZED (
+    SELECT used.class_id, used.id, found.owner, found.schema_id
+    FROM (SELECT class_id, id, pg_catalog.bool_or(reached) AS reached FROM depended GROUP BY class_id, id) used
+    CROSS JOIN LATERAL (
+        -- Those of functions that are called are named as code.
+        SELECT CASE WHEN used.reached THEN p.proowner END AS owner, p.pronamespace AS schema_id FROM pg_catalog.pg_proc p
+        WHERE used.class_id = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = used.id
+        UNION ALL SELECT o.oprowner, o.oprnamespace FROM pg_catalog.pg_operator o
+        WHERE used.class_id = 'pg_catalog.pg_operator'::pg_catalog.regclass AND o.oid = used.id
+        UNION ALL SELECT o.opcowner, o.opcnamespace FROM pg_catalog.pg_opclass o
+        WHERE used.class_id = 'pg_catalog.pg_opclass'::pg_catalog.regclass AND o.oid = used.id
+        UNION ALL SELECT o.opfowner, o.opfnamespace FROM pg_catalog.pg_opfamily o
+        WHERE used.class_id = 'pg_catalog.pg_opfamily'::pg_catalog.regclass AND o.oid = used.id
+        UNION ALL SELECT c.cfgowner, c.cfgnamespace FROM pg_catalog.pg_ts_config c
+        WHERE used.class_id = 'pg_catalog.pg_ts_config'::pg_catalog.regclass AND c.oid = used.id
+        UNION ALL SELECT d.dictowner, d.dictnamespace FROM pg_catalog.pg_ts_dict d
+        WHERE used.class_id = 'pg_catalog.pg_ts_dict'::pg_catalog.regclass AND d.oid = used.id
+        -- Superusers make these two, and whose the schema is can drop them.
+        UNION ALL SELECT NULL, r.prsnamespace FROM pg_catalog.pg_ts_parser r
+        WHERE used.class_id = 'pg_catalog.pg_ts_parser'::pg_catalog.regclass AND r.oid = used.id
+        UNION ALL SELECT NULL, m.tmplnamespace FROM pg_catalog.pg_ts_template m
+        WHERE used.class_id = 'pg_catalog.pg_ts_template'::pg_catalog.regclass AND m.oid = used.id
+        -- Types that columns are made of are named as such.
+        UNION ALL SELECT CASE WHEN y.typelem = 0 OR y.typlen <> -1 THEN y.typowner END, y.typnamespace FROM pg_catalog.pg_type y
+        WHERE used.class_id = 'pg_catalog.pg_type'::pg_catalog.regclass AND y.oid = used.id
+          AND y.oid NOT IN (SELECT id FROM types) AND y.typrelid NOT IN (SELECT id FROM touched)
+    ) AS found
 ), collations AS MATERIALIZED (
     -- They run nothing, and yet go with their columns when they are dropped, and say which values of a key are equal.
     SELECT o.oid AS id, o.collnamespace, o.collowner
@@ -225,6 +293,8 @@
         SELECT r.rngcollation FROM types JOIN pg_catalog.pg_range r ON r.rngtypid = types.id
         UNION
         SELECT (pg_catalog.regexp_matches(tree, ':\w*coll\w* (\d+)', 'gi'))[1]::oid FROM trees
+        UNION
+        SELECT id FROM depended WHERE class_id = 'pg_catalog.pg_collation'::pg_catalog.regclass
         UNION
         SELECT l.oid FROM ROWS FROM (pg_catalog.unnest($11::text[]), pg_catalog.unnest($12::text[])) AS named(schema_name, collation_name)
         JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
@@ -281,6 +351,9 @@
         SELECT k.conrelid, 'foreign key', k.conname, e.oprcode::oid
         FROM foreign_keys k JOIN pg_catalog.pg_operator e ON e.oid = ANY (k.conpfeqop || k.conppeqop || k.conffeqop)
         UNION
+        SELECT f.foreign_table, 'foreign-data wrapper', f.wrapper, called.id
+        FROM foreign_tables f CROSS JOIN LATERAL (VALUES (f.fdwhandler::oid), (f.fdwvalidator::oid)) AS called(id)
+        UNION
         SELECT t.oid, 'type', '', f.id
         FROM types JOIN pg_catalog.pg_type t ON t.oid = types.id
         CROSS JOIN LATERAL (VALUES (t.typinput::oid), (t.typoutput::oid), (t.typreceive::oid), (t.typsend::oid), (t.typmodin::oid),
@@ -307,6 +380,12 @@
     UNION
     SELECT t.id, 'foreign table', '', t.owner, NULL, NULL
     FROM touched t WHERE t.kind = 'f' AND t.owner NOT IN (SELECT oid FROM trusted)
+    UNION
+    SELECT foreign_table, 'foreign server', server, srvowner, NULL, NULL
+    FROM foreign_tables WHERE srvowner NOT IN (SELECT oid FROM trusted)
+    UNION
+    SELECT foreign_table, 'foreign-data wrapper', wrapper, fdwowner, NULL, NULL
+    FROM foreign_tables WHERE fdwowner NOT IN (SELECT oid FROM trusted)
     UNION
     -- Whatever is written, headwater also creates and drops objects, in sessions of either role. Superusers make event triggers; the
     -- functions may be anybody's.
@@ -335,6 +414,7 @@
                         WHERE y.typrelid NOT IN (SELECT id FROM touched))
            OR n.oid IN (SELECT oprnamespace FROM named_operators)
            OR n.oid IN (SELECT collnamespace FROM collations)
+           OR n.oid IN (SELECT schema_id FROM parts)
         UNION
         SELECT n.oid, 'create privilege', NULL, a.grantee, CASE WHEN a.grantor <> n.nspowner THEN a.grantor END
         FROM pg_catalog.pg_namespace n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
@@ -347,6 +427,10 @@
           AND y.typrelid NOT IN (SELECT id FROM touched)
         UNION
         SELECT id, 'collation owner', NULL, collowner, NULL FROM collations
+        UNION
+        SELECT p.id, 'object owner', o.type || ' ' || o.identity, p.owner, NULL
+        FROM parts p CROSS JOIN LATERAL pg_catalog.pg_identify_object(p.class_id, p.id, 0) AS o
+        WHERE p.owner NOT IN (SELECT oid FROM trusted)
         UNION
         -- A foreign key onto what is written is checked in our session, where foreign keys act: by operators and casts of its columns' types.
         SELECT k.conrelid, 'referring owner', root.conname, c.relowner, NULL
@@ -396,7 +480,7 @@ SELECT f.kind, COALESCE(table_schema.nspname, type_schema.nspname, owned_schema.
        CASE WHEN f.grantor IS NOT NULL THEN pg_catalog.pg_get_userbyid(f.grantor)::text END AS grantor
 FROM foreign_calls f
 LEFT JOIN pg_catalog.pg_class c ON c.oid = f.object_id AND f.kind NOT IN ('domain', 'domain default', 'range', 'type', 'cast', 'type owner', 'schema owner',
-    'create privilege', 'operator', 'collation owner')
+    'create privilege', 'operator', 'collation owner', 'object owner')
 LEFT JOIN pg_catalog.pg_namespace table_schema ON table_schema.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_cast k ON k.oid = f.object_id AND f.kind = 'cast'
 LEFT JOIN pg_catalog.pg_type t ON t.oid = COALESCE(k.castsource, f.object_id) 

@@ -65,6 +65,10 @@ enum Attached {
     DomainDefault,
     Range,
     ForeignTable,
+    /// Of a foreign table: whose it is chooses where rows go, and as whom headwater logs in there.
+    ForeignServer,
+    /// Likewise; its functions are called by whatever reads or writes the table.
+    ForeignDataWrapper,
     ForeignKey,
     Type,
     Cast,
@@ -86,6 +90,8 @@ enum Attached {
     TypeOwner,
     /// Likewise: whose the collation of a column, an index or a type is, which attaches nothing and takes columns along when it is dropped.
     CollationOwner,
+    /// Likewise: whose an operator, a text search configuration or another object is that an expression, an index or a type depends on.
+    ObjectOwner,
     /// Likewise: who may create triggers on the table.
     TriggerPrivilege,
     /// Likewise: who may create foreign keys onto the table.
@@ -111,6 +117,8 @@ impl Attached {
             "domain default" => Attached::DomainDefault,
             "range" => Attached::Range,
             "foreign table" => Attached::ForeignTable,
+            "foreign server" => Attached::ForeignServer,
+            "foreign-data wrapper" => Attached::ForeignDataWrapper,
             "foreign key" => Attached::ForeignKey,
             "type" => Attached::Type,
             "cast" => Attached::Cast,
@@ -122,6 +130,7 @@ impl Attached {
             "schema owner" => Attached::SchemaOwner,
             "type owner" => Attached::TypeOwner,
             "collation owner" => Attached::CollationOwner,
+            "object owner" => Attached::ObjectOwner,
             "trigger privilege" => Attached::TriggerPrivilege,
             "operator" => Attached::Operator,
             "references privilege" => Attached::ReferencesPrivilege,
@@ -187,7 +196,8 @@ impl Attached {
     /// Whether reading a table, and making values of its types of their texts, runs it.
     const fn is_run_by_reading(self) -> bool {
         match self {
-            Attached::Cast | Attached::Domain | Attached::Range | Attached::Type | Attached::ForeignTable => true,
+            Attached::Cast | Attached::Domain | Attached::Range | Attached::Type => true,
+            Attached::ForeignTable | Attached::ForeignServer | Attached::ForeignDataWrapper => true,
             Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner => true,
             Attached::Operator | Attached::CreatePrivilege => true,
             // Their constants are evaluated by whoever plans a statement.
@@ -203,6 +213,7 @@ impl Attached {
             | Attached::ReferringOwner
             | Attached::CheckedOwner
             | Attached::CollationOwner
+            | Attached::ObjectOwner
             | Attached::TriggerPrivilege
             | Attached::ReferencesPrivilege
             | Attached::EventTrigger => false,
@@ -220,6 +231,7 @@ impl Attached {
                 | Attached::SchemaOwner
                 | Attached::TypeOwner
                 | Attached::CollationOwner
+                | Attached::ObjectOwner
         )
     }
 
@@ -239,6 +251,10 @@ impl Attached {
             Attached::CollationOwner => {
                 "A collation's owner can drop it with the columns that have it, and may have made it so that other texts are equal than \
                  at the source"
+            }
+            Attached::ObjectOwner => {
+                "An object's owner can drop it with the columns, indexes and constraints that depend on it, and change what a text search \
+                 configuration or dictionary does"
             }
             Attached::TriggerPrivilege => "TRIGGER is the right to create triggers on the table",
             Attached::ReferencesPrivilege => {
@@ -261,6 +277,8 @@ impl Attached {
             | Attached::DomainDefault
             | Attached::Range
             | Attached::ForeignTable
+            | Attached::ForeignServer
+            | Attached::ForeignDataWrapper
             | Attached::ForeignKey
             | Attached::Type
             | Attached::Cast
@@ -284,6 +302,7 @@ impl Attached {
             | Attached::SchemaOwner
             | Attached::TypeOwner
             | Attached::CollationOwner
+            | Attached::ObjectOwner
             | Attached::TriggerPrivilege
             | Attached::ReferencesPrivilege
             | Attached::CreatePrivilege => false,
@@ -300,6 +319,8 @@ impl Attached {
             | Attached::DomainDefault
             | Attached::Range
             | Attached::ForeignTable
+            | Attached::ForeignServer
+            | Attached::ForeignDataWrapper
             | Attached::ForeignKey
             | Attached::Type
             | Attached::Cast
@@ -326,6 +347,8 @@ impl ForeignCode {
             Attached::DomainDefault => format!("the default of domain {object}"),
             Attached::Range => format!("range type {object}"),
             Attached::ForeignTable => format!("{object}, a foreign table"),
+            Attached::ForeignServer => format!("server {name} of foreign table {object}"),
+            Attached::ForeignDataWrapper => format!("foreign-data wrapper {name} of foreign table {object}"),
             Attached::ForeignKey => format!("foreign key {name} of table {object}"),
             Attached::Type => format!("type {object}"),
             Attached::Cast => format!("cast {}", self.cast()),
@@ -341,6 +364,7 @@ impl ForeignCode {
             Attached::SchemaOwner => format!("schema {} belongs to it", object.schema),
             Attached::TypeOwner => format!("type {object} belongs to it"),
             Attached::CollationOwner => format!("collation {object} belongs to it"),
+            Attached::ObjectOwner => format!("{} belongs to it", printable(name.as_str())),
             Attached::TriggerPrivilege => format!("it has TRIGGER on table {object}"),
             Attached::ReferencesPrivilege if name.as_str().is_empty() => format!("it has REFERENCES on table {object}"),
             Attached::ReferencesPrivilege => format!("it has REFERENCES ({name}) on table {object}"),
@@ -368,6 +392,20 @@ impl ForeignCode {
     fn operator(&self) -> String {
         let ForeignCode { object, name, .. } = self;
         format!("{}.{} ({})", object.schema, printable(object.name.as_str()), printable(name.as_str()))
+    }
+
+    /// The kind of an object, and its name as `ALTER` takes it, both as the server gives them.
+    fn object_identity(&self) -> Option<(&'static str, &str)> {
+        const KINDS: [&str; 7] = [
+            "text search configuration ",
+            "text search dictionary ",
+            "operator class ",
+            "operator family ",
+            "operator ",
+            "function ",
+            "type ",
+        ];
+        KINDS.iter().find_map(|kind| Some((kind.trim_end(), self.name.as_str().strip_prefix(kind)?)))
     }
 
     /// What takes the code away, if one statement does.
@@ -403,9 +441,18 @@ impl ForeignCode {
             Attached::Operator => format!("DROP OPERATOR {};", self.operator()),
             // A superuser is trusted.
             Attached::CollationOwner => format!("ALTER COLLATION {object} OWNER TO CURRENT_USER;"),
+            Attached::ObjectOwner => {
+                let (kind, identity) = self.object_identity()?;
+                let kind = kind.to_uppercase();
+                // With its arguments it is no qualified name.
+                let object = identity.parse::<QualifiedName>().map(|name| name.to_string());
+                format!("ALTER {kind} {} OWNER TO CURRENT_USER;", object.unwrap_or_else(|_| printable(identity).into()))
+            }
             Attached::PartitionKey
             | Attached::Range
             | Attached::ForeignTable
+            | Attached::ForeignServer
+            | Attached::ForeignDataWrapper
             | Attached::Type
             | Attached::TableOwner
             | Attached::ParentOwner
@@ -645,7 +692,8 @@ impl Writes {
         let whose = format!("{} {}", if named.len() == 1 { "role" } else { "roles" }, named.join(", "));
         let mut ways = Vec::new();
         let is_of_collation = |found: &ForeignCode| found.attached == Attached::CollationOwner;
-        if found.iter().any(|found| found.attached.is_ownership() && !is_of_collation(found)) {
+        let is_of_object = |found: &ForeignCode| is_of_collation(found) || found.attached == Attached::ObjectOwner;
+        if found.iter().any(|found| found.attached.is_ownership() && !is_of_object(found)) {
             ways.push(
                 "Give the tables, their schemas and types to a role that is trusted, headwater's own for example"
                     .to_owned(),
@@ -655,9 +703,10 @@ impl Writes {
         ways.push("Or set untrusted_owners = \"watch\" there: code is then refused where it is found".to_owned());
         let removals = self.removals_of_privileges(found);
         if !removals.is_empty() {
-            let what = match found.iter().any(is_of_collation) {
+            let what = match found.iter().any(is_of_object) {
                 true => {
-                    "Collations are taken over, once they have been compared with the source's, and privileges and foreign keys taken away,"
+                    "Collations and other objects are taken over, once they have been compared with the source's, and privileges and \
+                     foreign keys taken away,"
                 }
                 false => "Privileges and foreign keys are taken away",
             };
@@ -669,6 +718,9 @@ impl Writes {
         let report = match found.iter().all(is_of_collation) {
             true => ErrorReport::new(format!(
                 "{whose} could drop or exchange collations of what is written at the destination"
+            )),
+            false if found.iter().all(is_of_object) => ErrorReport::new(format!(
+                "{whose} could drop or change objects that tables at the destination depend on"
             )),
             false => {
                 ErrorReport::new(format!("{whose} could have code run with headwater's rights at the destination"))

@@ -1600,6 +1600,119 @@ async fn owners_of_collations_of_columns_indexes_domains_and_expressions_are_nam
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn foreign_servers_and_wrappers_of_others_under_what_is_written_are_refused() {
+    let database = new("own_servers", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    as_owner(
+        &database,
+        "CREATE FUNCTION valid(text[], oid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn('wrapper'); RETURN true; END $$",
+    )
+    .await;
+    let wrapper = "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w";
+    let ways = [
+        (format!("ALTER SERVER s OWNER TO {owner}"), "server s of foreign table public.leaf (role "),
+        (
+            format!(
+                "ALTER ROLE {owner} SUPERUSER; ALTER FOREIGN DATA WRAPPER w OWNER TO {owner}; ALTER ROLE {owner} NOSUPERUSER"
+            ),
+            "foreign-data wrapper w of foreign table public.leaf (role ",
+        ),
+        (
+            "ALTER FOREIGN DATA WRAPPER w VALIDATOR valid".to_owned(),
+            "foreign-data wrapper w of foreign table public.leaf calls public.valid(text[], oid) (role ",
+        ),
+    ];
+    let shapes = [
+        format!("{TABLE}; CREATE FOREIGN TABLE leaf () INHERITS (t) SERVER s"),
+        "CREATE TABLE t (id int, v text) PARTITION BY RANGE (id); CREATE FOREIGN TABLE leaf PARTITION OF t DEFAULT SERVER s".to_owned(),
+    ];
+    let watching = Setup::of(&database);
+    let refusing = watching.clone().destination("untrusted_owners = \"refuse\"");
+    for shape in shapes {
+        for (way, says) in &ways {
+            database
+                .at_destination(&format!(
+                    "{wrapper}; {shape}; ALTER TABLE t OWNER TO {writer}; ALTER FOREIGN TABLE leaf OWNER TO {writer}"
+                ))
+                .await;
+            assert_eq!(finding(&refusing).await, None, "a superuser's server is no obstacle");
+            // GRANT … OWNER needs USAGE on the wrapper.
+            database.at_destination(&format!("GRANT USAGE ON FOREIGN DATA WRAPPER w TO {owner}; {way}")).await;
+            for setup in [&watching, &refusing] {
+                let [message, detail, hint] = finding(setup).await.unwrap_or_else(|| panic!("not found: {way}"));
+                assert_eq!(
+                    message,
+                    format!("code of role {owner} would run with headwater's rights at the destination")
+                );
+                assert!(detail.contains(says), "{detail}");
+                assert!(hint.contains(&format!("trusted_roles = [\"{owner}\"]")), "{hint}");
+            }
+            database.at_destination("DROP TABLE t CASCADE; DROP FOREIGN DATA WRAPPER w CASCADE").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_of_operators_and_text_search_objects_of_expressions_are_named() {
+    let database = new("own_objects", false).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    as_owner(
+        &database,
+        "CREATE TEXT SEARCH DICTIONARY dict (TEMPLATE = simple); CREATE TEXT SEARCH CONFIGURATION conf (COPY = simple);
+         CREATE OPERATOR === (LEFTARG = text, RIGHTARG = text, PROCEDURE = texteq)",
+    )
+    .await;
+    database
+        .at_destination(&format!(
+            "CREATE TEXT SEARCH CONFIGURATION ours (COPY = simple); ALTER TEXT SEARCH CONFIGURATION ours OWNER TO {writer};
+             ALTER TEXT SEARCH CONFIGURATION ours ALTER MAPPING FOR asciiword WITH dict;
+             CREATE SCHEMA theirs; GRANT USAGE ON SCHEMA theirs TO {writer};
+             CREATE FUNCTION theirs.same(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1'; ALTER FUNCTION theirs.same OWNER TO {writer};
+             CREATE TEXT SEARCH CONFIGURATION theirs.conf (COPY = simple); ALTER TEXT SEARCH CONFIGURATION theirs.conf OWNER TO {writer};
+             ALTER SCHEMA theirs OWNER TO {owner}"
+        ))
+        .await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    let (conf, dict) = ("text search configuration public.conf", "text search dictionary public.dict");
+    let operator = "operator public.===(pg_catalog.text,pg_catalog.text)";
+    let ways = [
+        ("ALTER TABLE t ADD COLUMN x tsvector GENERATED ALWAYS AS (to_tsvector('conf', v)) STORED", conf),
+        ("CREATE INDEX ON t USING gin (to_tsvector('conf', v))", conf),
+        ("ALTER TABLE t ADD CHECK (to_tsvector('conf', v) IS NOT NULL)", conf),
+        ("ALTER TABLE t ADD CHECK (ts_lexize('dict', v) IS NOT NULL)", dict),
+        ("CREATE INDEX ON t USING gin (to_tsvector('ours', v))", dict),
+        ("ALTER TABLE t ADD COLUMN x boolean GENERATED ALWAYS AS (v OPERATOR(public.===) 'a') STORED", operator),
+        ("ALTER TABLE t ADD COLUMN x boolean DEFAULT 'a' OPERATOR(public.===) 'b'", operator),
+        ("ALTER TABLE t ADD CHECK (v OPERATOR(public.===) v)", operator),
+        ("CREATE INDEX ON t ((v OPERATOR(public.===) 'a'))", operator),
+        ("CREATE INDEX ON t (id) WHERE v OPERATOR(public.===) 'a'", operator),
+        ("CREATE DOMAIN d AS text CHECK (VALUE OPERATOR(public.===) VALUE); ALTER TABLE t ADD COLUMN x d[]", operator),
+        ("ALTER TABLE t ADD CHECK (theirs.same(v) <> '')", "schema theirs"),
+        ("CREATE INDEX ON t USING gin (to_tsvector('theirs.conf', v))", "schema theirs"),
+    ];
+    for (way, object) in ways {
+        database.at_destination(&format!("{TABLE}; ALTER TABLE t OWNER TO {writer}")).await;
+        assert_eq!(finding(&setup).await, None, "what nothing depends on is no obstacle");
+        database.at_destination(way).await;
+        let [message, detail, hint] = finding(&setup).await.unwrap_or_else(|| panic!("not found: {way}"));
+        assert!(detail.contains(&format!("{object} belongs to it")), "{way}: {detail}");
+        if object.starts_with("schema") {
+            assert_eq!(message, format!("role {owner} could have code run with headwater's rights at the destination"));
+        } else {
+            assert_eq!(
+                message,
+                format!("role {owner} could drop or change objects that tables at the destination depend on")
+            );
+            database.at_destination(&statements(&hint)).await;
+            assert_eq!(finding(&setup).await, None, "{hint}");
+            let kind = object.split(" public").next().unwrap_or_default();
+            database.at_destination(&format!("ALTER {kind} {} OWNER TO {owner}", &object[kind.len()..])).await;
+        }
+        database.at_destination("DROP TABLE t CASCADE; DROP DOMAIN IF EXISTS d").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn statistics_over_expressions_of_others_are_named_with_the_statement_that_drops_them() {
     let database = new("own_statistics", true).await;
     as_owner(&database, &format!("{TABLE}; CREATE STATISTICS x ON (v || pwn('statistics')::text), (v || 'x') FROM t"))
