@@ -84,6 +84,31 @@ fn a_message_that_is_cut_is_named() {
     }
 }
 
+#[test]
+fn a_relation_with_more_columns_or_longer_names_than_a_servers_is_refused() {
+    let column = |length: usize| Column {
+        name: Ident::new("é".repeat(length / 2)),
+        in_identity: false,
+        type_id: TypeId(23),
+        type_modifier: -1,
+    };
+    let read = |table: usize, columns: usize, length: usize| {
+        let relation = Relation {
+            id: RelationId(7),
+            name: QualifiedName::new("s", "t".repeat(table)),
+            replica_identity: ReplicaIdentity::Full,
+            columns: vec![column(length); columns],
+        };
+        Decoder::new(false)
+            .read(&written(&Message::Relation { xid: None, relation }, false))
+            .map_err(|error| error.to_string())
+    };
+    assert!(read(1024, 1664, 1024).is_ok());
+    assert_eq!(read(1025, 1, 4), Err("Relation message has a name of more than 1024".to_owned()));
+    assert_eq!(read(1, 1, 1026), Err("Relation message has a column name of more than 1024".to_owned()));
+    assert_eq!(read(1, 1665, 4), Err("Relation message has a column count of more than 1664".to_owned()));
+}
+
 fn lsn() -> impl Strategy<Value = Lsn> {
     any::<u64>().prop_map(Lsn::new)
 }

@@ -4,7 +4,8 @@
 //! [`shape`] (what is remembered of a source table), [`fingerprint`] (whether its rows may be others than the stream has told),
 //! [`fit`] and `value_format` (whether a destination table takes the source's values, and in which format they travel),
 //! [`replica_identity`], [`determinism`] (collations that take more for equal at the destination), [`features`] (constraints that an
-//! older server lacks), [`table_order`] (parents first), [`sequences`], [`lock_budget`] and [`not_carried`]. Nothing here asks a server.
+//! older server lacks), [`table_order`] (parents first), [`sequences`], [`lock_budget`], [`nesting`] (what types are made of ends) and
+//! [`not_carried`]. Nothing here asks a server.
 
 pub mod attribute_names;
 pub mod determinism;
@@ -12,6 +13,7 @@ pub mod features;
 pub mod fingerprint;
 pub mod fit;
 pub mod lock_budget;
+pub mod nesting;
 pub mod not_carried;
 pub mod replica_identity;
 pub mod schema;

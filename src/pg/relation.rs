@@ -101,6 +101,15 @@ pub struct Relation {
     pub columns: Vec<Column>,
 }
 
+impl Relation {
+    /// What it takes in memory, about.
+    pub fn size_bytes(&self) -> usize {
+        let names = self.columns.iter().map(|column| size_of::<Column>() + column.name.as_str().len());
+        let own = self.name.schema.as_str().len() + self.name.name.as_str().len();
+        size_of::<Relation>() + own + names.sum::<usize>()
+    }
+}
+
 /// What the source's catalog says of a table, in the words of sql/describe_tables.sql and sql/describe_types.sql: the
 /// relation carries no numbers, defaults or indexes. Read where it is needed, by `session`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -32,7 +32,7 @@ use crate::preflight::attribute_names::follow_types;
 use crate::preflight::missing_objects::lacking;
 use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::aside;
-use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types};
+use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types, refuse_endless};
 use crate::source::{
     Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable,
     ensure_publication, find_slot, gap_report, release_slot, same_database, slot_unknown_report,
@@ -94,6 +94,7 @@ impl Prepared {
         if !gone.is_empty() {
             let gone: Vec<TypeId> = gone.into_iter().collect();
             types.extend(describe_types(&self.source, &gone).await.map_err(SourceError::Session)?);
+            refuse_endless(types).map_err(SourceError::Session)?;
             let may_rename = self.changed.is_empty();
             let ends = (&self.source, destination);
             told = follow_types(ends, types, &mut self.destination_catalog, (may_rename, follow)).await?;

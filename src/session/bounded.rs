@@ -3,8 +3,13 @@
 //! Stands between `connect` and tokio-postgres, which gathers a message of any length in memory, from a server that has not yet let
 //! us in as well, all rows of an answer, and every setting that a server reports. The bounds are those of our own sessions
 //! ([`super::connection`]): 64 KiB before authentication, [`ANSWER_BYTES_MAX`] for the rows of an answer and for each message afterwards,
-//! as no COPY reads from these sessions. The session ends at the first byte too many, and [`Complaint`] says why. Invariant: looks at
-//! the heads of messages, copies and delays nothing. Format: protocol-message-formats.
+//! as no COPY reads from these sessions. The session ends at the first byte too many, and [`Complaint`] says why.
+//!
+//! Types, too: for one that it does not know tokio-postgres asks pg_type, goes from each answer to the next as deep as a server will lead it,
+//! and keeps what it was told. Our questions answer with types that every server has, so that another one ends the session.
+//!
+//! Invariant: looks at the heads of messages and at descriptions of rows and parameters, copies and delays nothing else. Format:
+//! protocol-message-formats.
 
 use std::io;
 use std::pin::Pin;
@@ -12,12 +17,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::types::Type;
 
 use super::connection::{ANSWER_BYTES_MAX, AnswerBudget, FRAME_BYTES_MAX_UNAUTHENTICATED};
 use crate::session::stream::BoxedStream;
 
 /// All that a session's server reports of its settings: a name and a value are some tens of bytes, and a dozen come with a session.
 const PARAMETER_BYTES_MAX: usize = 1 << 20;
+
+/// A description of rows or parameters: each of our questions has some tens of columns.
+const DESCRIPTION_BYTES_MAX: usize = 64 << 10;
 
 /// Why a stream has ended a session. tokio-postgres tells whoever waits for an answer that the session is closed, and no more.
 #[derive(Clone, Default)]
@@ -56,7 +65,8 @@ impl BoundedStream {
 /// What is known of the messages that have passed.
 #[derive(Default)]
 struct Heads {
-    /// The head that is being read: tag and length, of an authentication message the method, of a row the number of its values.
+    /// The head that is being read: tag and length, of an authentication message the method, of a row the number of its values, of a
+    /// description all.
     head: Vec<u8>,
     /// Bytes of the message's body that are to come.
     body_left: usize,
@@ -106,6 +116,17 @@ impl Heads {
                 let fits = self.answer.take(length, u16::from_be_bytes(*values));
                 fits.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
             }
+            b'T' | b't' => {
+                if length > DESCRIPTION_BYTES_MAX {
+                    return Err(invalid(format!("a description of {length} bytes")));
+                }
+                let Some(body) = self.head.get(5..=length) else { return Ok(()) };
+                let types = if tag == b'T' { types_of_columns(body) } else { types_of_parameters(body) };
+                let types = types.ok_or_else(|| invalid("a malformed description".to_owned()))?;
+                if let Some(unknown) = types.into_iter().find(|oid| Type::from_oid(*oid).is_none()) {
+                    return Err(invalid(format!("values of type {unknown}, which was not asked for")));
+                }
+            }
             // ReadyForQuery: another answer follows.
             b'Z' => self.answer = AnswerBudget::default(),
             _ => {}
@@ -114,6 +135,28 @@ impl Heads {
         self.head.clear();
         Ok(())
     }
+}
+
+/// The types of a RowDescription's columns; `None` where it is none.
+fn types_of_columns(body: &[u8]) -> Option<Vec<u32>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut types = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        // A name; table and column; the type; its length, modifier and format.
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let fields = rest.get(end + 1..)?.first_chunk::<18>()?;
+        types.push(u32::from_be_bytes(*fields.get(6..)?.first_chunk::<4>()?));
+        rest = rest.get(end + 19..)?;
+    }
+    rest.is_empty().then_some(types)
+}
+
+/// The types of a ParameterDescription's parameters; `None` where it is none.
+fn types_of_parameters(body: &[u8]) -> Option<Vec<u32>> {
+    let (count, rest) = body.split_first_chunk::<2>()?;
+    let (types, left) = rest.as_chunks::<4>();
+    let fits = left.is_empty() && types.len() == usize::from(u16::from_be_bytes(*count));
+    fits.then(|| types.iter().map(|oid| u32::from_be_bytes(*oid)).collect())
 }
 
 fn invalid(what: String) -> io::Error {
@@ -187,6 +230,31 @@ mod tests {
                 assert!((0..rows).try_for_each(|_| heads.pass(&row)).is_ok(), "each answer is counted alone");
                 assert!(heads.pass(&message(b'Z', b"I")).is_ok());
             }
+        }
+    }
+
+    #[test]
+    fn types_that_a_server_may_have_made_itself_end_the_session_before_they_are_asked_for() {
+        let column = |oid: u32| [&b"name\0"[..], &[0; 6], &oid.to_be_bytes(), &[0; 8]].concat();
+        let rows = |oids: &[u32]| {
+            let count = u16::try_from(oids.len()).expect("few").to_be_bytes();
+            message(b'T', &[count.to_vec(), oids.iter().flat_map(|oid| column(*oid)).collect()].concat())
+        };
+        let parameters = |oids: &[u32]| {
+            let count = u16::try_from(oids.len()).expect("few").to_be_bytes();
+            message(b't', &[count.to_vec(), oids.iter().flat_map(|oid| oid.to_be_bytes()).collect()].concat())
+        };
+        // What tokio-postgres' own questions about types are of, and ours.
+        let known = [16, 18, 19, 20, 23, 25, 26, 114, 701, 1009, 1028, 1184, 2249, 3220];
+        for cut in [1, 3, 1 << 20] {
+            let of = |bytes: &[u8]| pass(&mut Heads { authenticated: true, ..Heads::default() }, bytes, cut);
+            assert!(of(&[rows(&known), parameters(&known), rows(&[]), parameters(&[])].concat()).is_ok());
+            for unknown in [0, 9_999, 16_384, 100_000, u32::MAX] {
+                assert!(of(&rows(&[25, unknown])).is_err(), "{unknown}");
+                assert!(of(&parameters(&[25, unknown])).is_err(), "{unknown}");
+            }
+            assert!(of(&message(b'T', &[0, 1, b'a'])).is_err() && of(&message(b't', &[0, 2, 0, 0, 0, 25])).is_err());
+            assert!(of(&message(b'T', &[0; DESCRIPTION_BYTES_MAX])).is_err());
         }
     }
 

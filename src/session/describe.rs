@@ -7,6 +7,7 @@
 
 use super::error::SessionError;
 use super::sql::SqlClient;
+use crate::catalog::nesting::nesting_problem;
 use crate::catalog::not_carried::Thing;
 use crate::catalog::replica_identity::Member;
 use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
@@ -36,8 +37,7 @@ pub async fn describe_tables(
 /// [`SessionError`].
 pub async fn describe_types(client: &SqlClient, ids: &[TypeId]) -> Result<Types, SessionError> {
     let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
-    let types: Vec<TypeDefinition> = describe(client, "describing types", TYPES, &[&ids]).await?;
-    Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
+    types_of(describe(client, "describing types", TYPES, &[&ids]).await?)
 }
 
 /// What belongs to these tables, and to their database, that replication does not carry; without these publications.
@@ -123,8 +123,8 @@ pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Opt
 /// [`SessionError`] when it is none.
 pub fn read_description(description: &Description) -> Result<(TableDefinition, Types), SessionError> {
     let doing = "reading a table's description";
-    let types: Vec<TypeDefinition> = parse(doing, &description.types)?;
-    Ok((parse(doing, &description.table)?, types.into_iter().map(|definition| (definition.id, definition)).collect()))
+    let types = types_of(parse(doing, &description.types)?)?;
+    Ok((parse(doing, &description.table)?, types))
 }
 
 /// The question for a table, for a session that takes no parameters; the answer is a row of one text, for
@@ -185,8 +185,21 @@ pub fn read_table(text: &str) -> Result<TableDefinition, SessionError> {
 /// # Errors
 /// [`SessionError`] when it is none.
 pub fn read_types(text: &str) -> Result<Types, SessionError> {
-    let types: Vec<TypeDefinition> = parse("describing types", text)?;
-    Ok(types.into_iter().map(|definition| (definition.id, definition)).collect())
+    types_of(parse("describing types", text)?)
+}
+
+fn types_of(described: Vec<TypeDefinition>) -> Result<Types, SessionError> {
+    let types = described.into_iter().map(|definition| (definition.id, definition)).collect();
+    refuse_endless(&types)?;
+    Ok(types)
+}
+
+/// Refuses types whose parts have no end, or too many of them: for one answer, and for several together.
+///
+/// # Errors
+/// [`SessionError`].
+pub fn refuse_endless(types: &Types) -> Result<(), SessionError> {
+    nesting_problem(types).map_or(Ok(()), |what| Err(SessionError::answer("describing types", what)))
 }
 
 pub(super) async fn describe<T: serde::de::DeserializeOwned>(

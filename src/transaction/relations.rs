@@ -62,6 +62,12 @@ struct Entry {
     heard: u64,
 }
 
+/// Relations that a session may describe. A database has fewer tables; one that had more of them, made anew again and again, would only
+/// begin another session.
+const RELATIONS_MAX: usize = 1 << 20;
+const TOO_MANY: TransactionError =
+    TransactionError::Misplaced { message: "Relation", place: "for one more table than a session may tell of" };
+
 /// Relations as they were described last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RelationCache {
@@ -87,12 +93,17 @@ impl RelationCache {
             {
                 return Err(TransactionError::Replaced { table: relation.name, old, new: id });
             }
-            self.entries.insert(id, Entry { known: Known::Unwanted, heard });
+            self.insert(id, Entry { known: Known::Unwanted, heard })?;
             return Ok(None);
         }
         let relation = Arc::new(relation);
-        self.entries.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard });
+        self.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard })?;
         Ok(Some(relation))
+    }
+
+    fn insert(&mut self, id: RelationId, entry: Entry) -> Result<(), TransactionError> {
+        self.entries.insert(id, entry);
+        if self.entries.len() > RELATIONS_MAX { Err(TOO_MANY) } else { Ok(()) }
     }
 
     /// The relation of a change, if it is wanted.
@@ -105,11 +116,12 @@ impl RelationCache {
     }
 
     /// What a committed stream has learned holds for the session, unless the session has heard of it since.
-    pub(super) fn merge(&mut self, overlay: RelationCache) {
+    pub(super) fn merge(&mut self, overlay: RelationCache) -> Result<(), TransactionError> {
         for (id, entry) in overlay.entries {
             if self.entries.get(&id).is_none_or(|known| known.heard < entry.heard) {
-                self.entries.insert(id, entry);
+                self.insert(id, entry)?;
             }
         }
+        Ok(())
     }
 }

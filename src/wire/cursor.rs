@@ -39,6 +39,16 @@ pub enum WireError {
         /// Its value, as a number.
         value: u64,
     },
+    /// A list or a name is longer than any that a server makes.
+    #[error("{message} message has a {field} of more than {most}")]
+    TooLong {
+        /// The message being read.
+        message: &'static str,
+        /// The field.
+        field: &'static str,
+        /// How long it may be.
+        most: usize,
+    },
     /// A name is not valid UTF-8, though client_encoding is UTF8.
     #[error("{message} message has a {field} that is not valid UTF-8")]
     NotUtf8 {
@@ -64,6 +74,10 @@ pub enum WireError {
         place: &'static str,
     },
 }
+
+/// A name has NAMEDATALEN - 1 = 63 bytes in the server's encoding, and less than three times as many in UTF-8. There are builds in which
+/// it is longer.
+const NAME_BYTES_MAX: usize = 1024;
 
 /// The unread part of one message.
 pub(super) struct Cursor<'a> {
@@ -128,6 +142,15 @@ impl<'a> Cursor<'a> {
         let (text, rest) = self.rest.split_at_checked(end).ok_or_else(|| self.truncated(field))?;
         self.rest = rest.split_first().map(|(_, rest)| rest).unwrap_or_default();
         std::str::from_utf8(text).map_err(|_| WireError::NotUtf8 { message: self.message, field })
+    }
+
+    /// The name of an object, NUL-terminated.
+    pub(super) fn read_name(&mut self, field: &'static str) -> Result<&'a str, WireError> {
+        let name = self.read_str(field)?;
+        if name.len() > NAME_BYTES_MAX {
+            return Err(WireError::TooLong { message: self.message, field, most: NAME_BYTES_MAX });
+        }
+        Ok(name)
     }
 
     /// The next `length` bytes, shared with the read buffer.

@@ -370,6 +370,8 @@ impl Decoder {
 
 const TRUNCATE_CASCADE: u8 = 1;
 const TRUNCATE_RESTART_IDENTITY: u8 = 2;
+/// MaxTupleAttributeNumber (access/htup_details.h).
+const COLUMNS_MAX: u16 = 1664;
 const COLUMN_IN_IDENTITY: u8 = 1;
 
 fn unknown(cursor: &Cursor<'_>, field: &'static str, value: u8) -> WireError {
@@ -397,11 +399,11 @@ fn read_commit(cursor: &mut Cursor<'_>) -> Result<Commit, WireError> {
 
 /// A schema and a name; an empty schema stands for pg_catalog (`logicalrep_write_namespace`).
 fn read_name(cursor: &mut Cursor<'_>) -> Result<QualifiedName, WireError> {
-    let schema = match cursor.read_str("schema")? {
+    let schema = match cursor.read_name("schema")? {
         "" => "pg_catalog",
         schema => schema,
     };
-    Ok(QualifiedName::new(schema, cursor.read_str("name")?))
+    Ok(QualifiedName::new(schema, cursor.read_name("name")?))
 }
 
 fn read_relation(cursor: &mut Cursor<'_>) -> Result<Relation, WireError> {
@@ -411,6 +413,10 @@ fn read_relation(cursor: &mut Cursor<'_>) -> Result<Relation, WireError> {
     let replica_identity =
         ReplicaIdentity::from_letter(letter).ok_or_else(|| unknown(cursor, "replica identity", letter))?;
     let count = cursor.read_u16("column count")?;
+    if count > COLUMNS_MAX {
+        let (message, field, most) = (cursor.message(), "column count", usize::from(COLUMNS_MAX));
+        return Err(WireError::TooLong { message, field, most });
+    }
     let mut columns = Vec::new();
     for _ in 0..count {
         let flags = cursor.read_u8("column flags")?;
@@ -419,7 +425,7 @@ fn read_relation(cursor: &mut Cursor<'_>) -> Result<Relation, WireError> {
         }
         columns.push(Column {
             in_identity: flags & COLUMN_IN_IDENTITY != 0,
-            name: Ident::new(cursor.read_str("column name")?),
+            name: Ident::new(cursor.read_name("column name")?),
             type_id: TypeId(cursor.read_u32("column type")?),
             type_modifier: cursor.read_i32("column type modifier")?,
         });

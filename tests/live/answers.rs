@@ -26,6 +26,8 @@ enum Lies {
     Never,
     /// Answers questions with this text in them with NULLs.
     Nulls { about: &'static str },
+    /// Says that the last column of the answer to such a question is of a type of its own.
+    Types { about: &'static str },
     /// Repeats the first row of the answer to such a question without end.
     Endless { about: &'static str },
 }
@@ -138,10 +140,24 @@ async fn answer(
         }
         let body = match tag {
             b'D' => spoilt(body, &question.lock().unwrap_or_else(PoisonError::into_inner), lies),
+            b'T' => retyped(body, &question.lock().unwrap_or_else(PoisonError::into_inner), lies),
             _ => body,
         };
         write_message(&mut to, tag, &body).await?;
     }
+}
+
+/// A RowDescription as it goes on.
+fn retyped(mut description: Vec<u8>, question: &str, lies: &Mutex<Lies>) -> Vec<u8> {
+    let lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
+    // The last column ends with type, length, modifier and format.
+    let place = description.len().saturating_sub(12);
+    if let (Lies::Types { about }, Some(oid)) = (&*lies, description.get_mut(place..place + 4))
+        && question.contains(*about)
+    {
+        oid.copy_from_slice(&100_000_u32.to_be_bytes());
+    }
+    description
 }
 
 fn is_endless(question: &str, lies: &Mutex<Lies>) -> bool {
@@ -154,7 +170,7 @@ fn spoilt(row: Vec<u8>, question: &str, lies: &Mutex<Lies>) -> Vec<u8> {
     let lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
     let mut fields = fields(&row);
     match &*lies {
-        Lies::Never | Lies::Endless { .. } => return row,
+        Lies::Never | Lies::Endless { .. } | Lies::Types { .. } => return row,
         Lies::Nulls { about } if question.contains(*about) => fields.fill(None),
         Lies::Nulls { .. } => return row,
     }
@@ -268,6 +284,47 @@ async fn an_answer_whose_rows_have_no_end_is_refused_before_it_fills_the_memory(
         database.assert_catches_up().await;
         let bytes = service.resident_max_bytes();
         assert!(bytes < 700 << 20, "{doing}: {bytes} bytes for an answer that nobody wants");
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_a_type_that_nobody_asked_for_is_refused_before_the_type_is_asked_about() {
+    let database = Database::new("answerstypes", &["parents", "children"], SCHEMA).await;
+    let liar = Liar::in_front_of(source().await.port()).await;
+    let setup = liar.setup(&database);
+    liar.tells(Lies::Types { about: "t.tablename::text, c.oid" });
+    let service = setup.start();
+    let said =
+        "could not understand the server's answer: the server sends values of type 100000, which was not asked for";
+    service.says(said).await;
+    liar.tells(Lies::Never);
+    service.streams().await;
+    database.at_source("INSERT INTO parents (v) VALUES ('more')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn types_that_are_made_of_themselves_or_of_too_much_are_refused() {
+    // What no server makes, its superuser writes into the catalog.
+    let circle = "CREATE TYPE c AS (a int); CREATE TABLE t (id int PRIMARY KEY, v c);
+                  UPDATE pg_attribute SET atttypid = 'c'::regtype WHERE attrelid = 'c'::regclass AND attname = 'a';";
+    let tree = "CREATE TYPE c1 AS (a int, b int); CREATE TABLE t (id int PRIMARY KEY, v c1);
+                DO $$ BEGIN FOR i IN 2..28 LOOP
+                    EXECUTE format('CREATE TYPE c%s AS (a int, b int)', i);
+                    UPDATE pg_attribute SET atttypid = format('c%s', i - 1)::regtype
+                    WHERE attrelid = format('c%s', i)::regclass AND attnum > 0;
+                END LOOP; END $$;
+                UPDATE pg_attribute SET atttypid = 'c28'::regtype WHERE attrelid = 't'::regclass AND attname = 'v';";
+    for (name, made) in [("answerscircle", circle), ("answerstree", tree)] {
+        let database = Database::new(name, &[], "CREATE TABLE other (id int PRIMARY KEY)").await;
+        database.at_source(made).await;
+        let setup = Setup { tables: vec!["t".to_owned()], ..Setup::of(&database) };
+        let said = setup.command(&["check"]).await.exits(1);
+        said.says(&["describing types: could not understand the server's answer", "is made of itself"]);
+        let service = setup.start();
+        service.says("is made of itself").await;
         service.stop().await;
     }
 }

@@ -30,6 +30,10 @@ const LARGE_BYTES: usize = 4 * CHUNK_BYTES;
 /// logical_decoding_work_mem, of at most as many sessions as it has; none has so many.
 const STREAMS_MAX: usize = 0xFFFF;
 
+/// What the relations of all transactions in progress may take together. Each transaction has those of its tables again, and once more after
+/// each schema change in it: some kilobytes.
+const STREAM_RELATIONS_BYTES_MAX: usize = 256 << 20;
+
 /// Assembles one replication session's messages into steps and orders.
 #[derive(Debug)]
 pub struct Assembler {
@@ -42,6 +46,8 @@ pub struct Assembler {
     open: Option<Open>,
     /// Transactions in progress, by their top-level xid; `None`: streaming was not asked for.
     streams: Option<HashMap<u32, InProgress>>,
+    /// What their relations take together.
+    stream_relation_bytes: usize,
     /// The stream between its Stream Start and its Stream Stop.
     current: Option<u32>,
     /// Records of the current stream that are not given to the spool yet.
@@ -92,6 +98,7 @@ impl Assembler {
             relations: RelationCache::default(),
             open: None,
             streams: None,
+            stream_relation_bytes: 0,
             current: None,
             records: BytesMut::new(),
             outputs: VecDeque::new(),
@@ -279,11 +286,24 @@ impl Assembler {
     fn relation(&mut self, xid: Option<u32>, relation: Relation) -> Result<(), TransactionError> {
         match self.stream(xid)? {
             Some(top) => {
-                let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&top));
-                stream.ok_or(NO_STREAM)?.learn(relation, self.heard, &self.tables)
+                let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&top)).ok_or(NO_STREAM)?;
+                let before = stream.relation_bytes;
+                stream.learn(relation, self.heard, &self.tables)?;
+                self.stream_relation_bytes += stream.relation_bytes - before;
+                if self.stream_relation_bytes > STREAM_RELATIONS_BYTES_MAX {
+                    let place = "for one more table than transactions in progress may tell of";
+                    return Err(TransactionError::Misplaced { message: "Relation", place });
+                }
             }
-            None => self.relations.learn(relation, self.heard, &self.tables).map(|_| ()),
+            None => {
+                let learned = self.relations.learn(relation, self.heard, &self.tables)?;
+                // The changes keep it, however often it is described anew.
+                if let (Some(open), Some(relation)) = (&mut self.open, learned) {
+                    open.size_bytes += relation.size_bytes();
+                }
+            }
         }
+        Ok(())
     }
 
     fn wanted(&self, xid: Option<u32>, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
@@ -473,8 +493,9 @@ impl Assembler {
         let message = "Stream Commit";
         let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
         let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
+        self.stream_relation_bytes -= stream.relation_bytes;
         // pgoutput counts what the stream has told of relations as told to the session.
-        self.relations.merge(std::mem::take(&mut stream.relations));
+        self.relations.merge(std::mem::take(&mut stream.relations))?;
         if self.came_before(commit.commit_lsn)? {
             self.outputs.extend(stream.spooled.then_some(Output::Spool(SpoolOrder::Discard { xid })));
             return Ok(());
@@ -507,7 +528,9 @@ impl Assembler {
         // From 18 on the source does not begin to stream a transaction that it finds rolled back already, but tells of the
         // rollback all the same (*tried* on 18.4): nothing has come of it, and nothing is to be undone.
         let order = if subxid == xid {
-            streams.remove(&xid).filter(|stream| stream.spooled).map(|_| SpoolOrder::Discard { xid })
+            let ended = streams.remove(&xid);
+            self.stream_relation_bytes -= ended.as_ref().map_or(0, |stream| stream.relation_bytes);
+            ended.filter(|stream| stream.spooled).map(|_| SpoolOrder::Discard { xid })
         } else {
             streams.get_mut(&xid).and_then(|stream| stream.cut(subxid)).map(|at| SpoolOrder::Cut { xid, at })
         };

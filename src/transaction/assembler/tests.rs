@@ -200,3 +200,29 @@ fn another_table_of_a_known_name_is_an_obstacle_only_where_the_name_is_followed(
     let mut passing = Assembler::new(tables, 1 << 20, "hw", Lsn::new(10));
     assert_eq!(others(&mut passing), Ok(()));
 }
+
+#[test]
+fn relations_that_are_described_again_and_again_count_as_part_of_the_transaction() {
+    let mut assembler = assembler(1 << 20);
+    let mut wide = relation(1, "t");
+    wide.columns[0].name = Ident::new("x".repeat(1000));
+    run(&mut assembler, vec![begin(100)]);
+    let mut pieces = 0;
+    for _ in 0..5_000 {
+        let described = Message::Relation { xid: None, relation: wide.clone() };
+        let steps = run(&mut assembler, vec![described, insert(1, b'1')]);
+        pieces += steps.iter().filter(|step| matches!(step, Step::Piece(_))).count();
+    }
+    assert!(pieces >= 4, "{pieces} pieces of a megabyte where five megabytes of names came");
+}
+
+#[test]
+fn a_session_tells_of_no_more_tables_than_a_database_has() {
+    let mut assembler = assembler(1 << 20);
+    let mut last = Ok(());
+    for id in 2..=(1 << 20) + 2 {
+        assert!(last.is_ok(), "{id}");
+        last = assembler.message(described(id, "u"));
+    }
+    assert!(last.unwrap_err().to_string().contains("one more table than a session may tell of"));
+}

@@ -13,7 +13,8 @@
 //! one thing at a time: whatever it did after a savepoint that is rolled back was done under that savepoint, or under one
 //! inside it (`apply_handle_stream_abort` in worker.c relies on the same).
 //!
-//! Bound: 16 bytes a subtransaction, which the source's own reorder buffer needs several hundred for.
+//! Bound: 16 bytes a subtransaction, which the source's own reorder buffer needs several hundred for. Relations are counted, and the
+//! assembler bounds those of all streams together.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use crate::transaction::record;
 use crate::transaction::relations::{RelationCache, TableSet};
 use crate::transaction::schema_mark::Objects;
 
+/// What is kept of a relation beside itself: its entries in two tables and a list.
+const RELATION_OVERHEAD_BYTES: usize = 128;
+
 /// A transaction that is still in progress at the source.
 #[derive(Debug, Default)]
 pub(super) struct InProgress {
@@ -34,6 +38,8 @@ pub(super) struct InProgress {
     /// The relations that its records name by number.
     pub(super) numbered: Vec<Arc<Relation>>,
     numbers: HashMap<RelationId, u32>,
+    /// What the relations take, those that are not wanted, too.
+    pub(super) relation_bytes: usize,
     /// Its subtransactions in the order of their first changes, and where those begin.
     subtransactions: Vec<(u32, u64)>,
     begins: HashMap<u32, u64>,
@@ -57,7 +63,9 @@ impl InProgress {
     /// It holds for the stream even when the subtransaction in which it came is rolled back: pgoutput counts it as sent to
     /// the stream, and sends another when a rollback brings back an older shape.
     pub(super) fn learn(&mut self, relation: Relation, heard: u64, tables: &TableSet) -> Result<(), TransactionError> {
+        self.relation_bytes += RELATION_OVERHEAD_BYTES;
         if let Some(relation) = self.relations.learn(relation, heard, tables)? {
+            self.relation_bytes += relation.size_bytes();
             self.numbers.insert(relation.id, u32::try_from(self.numbered.len()).unwrap_or(u32::MAX));
             self.numbered.push(relation);
         }

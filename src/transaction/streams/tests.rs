@@ -434,3 +434,39 @@ fn more_streams_than_a_server_has_sessions_end_the_run() {
     let refused = begin(&mut ring, 0x1_0000).unwrap_err().to_string();
     assert!(refused.contains("one more transaction in progress than a server can have"), "{refused}");
 }
+
+#[test]
+fn relations_of_transactions_in_progress_are_bounded_and_counted_while_these_last() {
+    let mut ring = Ring::new(1000);
+    let mut wide = relation(&["id"]);
+    wide.columns.resize(1600, wide.columns[0].clone());
+    let each = wide.size_bytes();
+    let described = |xid: u32| Message::Relation { xid: Some(xid), relation: wide.clone() };
+    // As many as fit, and none is left of those that were rolled back or committed.
+    let fit = (256 << 20) / (each + 128);
+    for (xid, commits) in [(1, true), (2, false), (3, true)] {
+        ring.message(Message::StreamStart { xid, first: true }).unwrap();
+        for _ in 0..fit {
+            ring.message(described(xid)).unwrap();
+        }
+        ring.message(Message::StreamStop).unwrap();
+        let end = match commits {
+            true => Message::StreamCommit { xid, commit: commit(u64::from(xid) * 100) },
+            false => Message::StreamAbort(Abort { xid, subxid: xid }),
+        };
+        ring.message(end).unwrap();
+    }
+    // Of several together.
+    let mut refused = None;
+    for xid in 4..12 {
+        ring.message(Message::StreamStart { xid, first: true }).unwrap();
+        refused = (0..=fit / 4).find_map(|_| ring.message(described(xid)).err()).map(|error| (xid, error.to_string()));
+        if refused.is_some() {
+            break;
+        }
+        ring.message(Message::StreamStop).unwrap();
+    }
+    let (xid, said) = refused.expect("refused");
+    assert_eq!(xid, 7);
+    assert!(said.contains("for one more table than transactions in progress may tell of"), "{said}");
+}
