@@ -63,7 +63,13 @@ mod tests {
 
     /// A type with attributes of these types.
     fn composite(id: u32, parts: &[u32]) -> TypeDefinition {
-        let attribute = |part: &u32| TypeAttribute { name: Ident::new("a"), type_id: TypeId(*part), type_modifier: -1 };
+        let attribute = |part: &u32| TypeAttribute {
+            name: Ident::new("a"),
+            type_id: TypeId(*part),
+            type_modifier: -1,
+            collation: None,
+            nondeterministic: None,
+        };
         let text = testing::types().remove(&TypeId(25)).expect("text");
         TypeDefinition { id: TypeId(id), attributes: Some(parts.iter().map(attribute).collect()), ..text }
     }

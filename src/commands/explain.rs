@@ -284,16 +284,23 @@ fn shown(statement: &str) -> String {
 
 /// What the walsender is doing.
 async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, SessionError> {
-    let sql = "SELECT a.pid, COALESCE(r.state, '?'), COALESCE(a.wait_event, ''), COALESCE(r.sent_lsn::text, '?'),
+    // A role that may not read statistics sees that there is a walsender, and nothing of it.
+    let sql = "SELECT a.pid, r.state, COALESCE(a.wait_event, ''), r.sent_lsn::text,
                       pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
-                          ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sent_lsn)::bigint
+                          ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sent_lsn)::bigint,
+                      current_user::text
                FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
                LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = a.pid
                WHERE s.slot_name = $1::text";
     let row = client.query_opt("looking at the walsender", sql, &[&config.source.slot.as_str()]).await?;
     let Some(row) = row else { return Ok(vec![Finding::notable("no walsender uses the slot")]) };
-    let (process, state, event, sent): (i32, &str, &str, &str) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-    let behind = row.get::<Option<i64>>(4)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+    let (process, event): (i32, &str) = (row.get(0)?, row.get(2)?);
+    let Some(state) = row.get::<Option<&str>>(1)? else {
+        let what = format!("the walsender is process {process}; what it does is not visible to this role");
+        let grant = format!("GRANT pg_read_all_stats TO {};", Ident::new(row.get::<&str>(5)?).sql());
+        let hint = format!("To see it, run at the source as a superuser:\n{grant}");
+        return Ok(vec![Finding::notable(what).todo(hint)]);
+    };
     let meaning = match event {
         // The names differ between majors (WalSenderWaitForWAL until 17).
         "WalSenderWaitForWAL" | "WalSenderWaitForWal" => "it has sent everything and waits for new WAL",
@@ -306,10 +313,13 @@ async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, 
         "" => "it is decoding",
         other => other,
     };
-    Ok(vec![Finding::notable(format!(
-        "the walsender (process {process}) is {state}, has sent up to {sent}, {} behind the source: {meaning}",
-        size(behind)
-    ))])
+    let sent = match (row.get::<Option<&str>>(3)?, row.get::<Option<i64>>(4)?) {
+        (Some(sent), Some(behind)) => {
+            format!(", has sent up to {sent}, {} behind the source", size(u64::try_from(behind).unwrap_or(0)))
+        }
+        (_, _) => ", has sent nothing yet".to_owned(),
+    };
+    Ok(vec![Finding::notable(format!("the walsender (process {process}) is {state}{sent}: {meaning}"))])
 }
 
 /// Transactions at the source that write: nothing of them can be sent before they end, WAL is kept from their beginning on, and a

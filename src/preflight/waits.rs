@@ -166,8 +166,9 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
             let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
             let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
             let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
+            let end = format!("SELECT pg_terminate_backend({process_id});");
             format!(
-                "held by process {process_id}. To end it: SELECT pg_terminate_backend({process_id}); It is of role {}, from {from}, \
+                "held by process {process_id}. To end it: {end} It is of role {}, from {from}, \
                  {state}, in a transaction{since}; application_name: {}; last statement: {statement}",
                 Ident::new(role),
                 shown_literal(program),

@@ -5,8 +5,8 @@
 //! ([`super::connection`]): 64 KiB before authentication, [`ANSWER_BYTES_MAX`] for the rows of an answer and for each message afterwards,
 //! as no COPY reads from these sessions. The session ends at the first byte too many, and [`Complaint`] says why.
 //!
-//! Types, too: for one that it does not know tokio-postgres asks pg_type, goes from each answer to the next as deep as a server will lead it,
-//! and keeps what it was told. Our questions answer with types that every server has, so that another one ends the session.
+//! Types, too: for one that it does not know tokio-postgres asks pg_type, goes from each answer to the next as deep as a server will
+//! lead it, and keeps what it was told. Our questions answer with types that every server has, so that another one ends the session.
 //!
 //! Invariant: looks at the heads of messages and at descriptions of rows and parameters, copies and delays nothing else. Format:
 //! protocol-message-formats.

@@ -112,3 +112,26 @@ async fn without_a_service_explain_says_so_and_looks_at_both_servers() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_role_may_not_see_of_the_walsender_is_said_and_no_number_made_up() {
+    let database = Database::new("explainblind", FORUM, FORUM_SCHEMA).await;
+    let role = format!("blind_{}", database.name);
+    database
+        .at_source(&format!(
+            "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+        ))
+        .await;
+    database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE sections, topics, messages", database.name)).await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = setup.source_url.replacen("postgres@", &format!("{role}@"), 1);
+    let service = setup.start();
+    service.streams().await;
+    let grant = format!("GRANT pg_read_all_stats TO {};", headwater::pg::Ident::new(role.as_str()).sql());
+    let hidden = ["the walsender is process ", "what it does is not visible to this role", grant.as_str()];
+    let said = explains(&service, 0, &hidden).await;
+    assert!(!said.contains("sent up to"), "{said}");
+    database.at_source(&grant).await;
+    explains(&service, 0, &["the walsender (process ", " is streaming, has sent up to ", " behind the source: "]).await;
+    service.stop().await;
+}

@@ -30,8 +30,8 @@ const LARGE_BYTES: usize = 4 * CHUNK_BYTES;
 /// logical_decoding_work_mem, of at most as many sessions as it has; none has so many.
 const STREAMS_MAX: usize = 0xFFFF;
 
-/// What the relations of all transactions in progress may take together. Each transaction has those of its tables again, and once more after
-/// each schema change in it: some kilobytes.
+/// What the relations of all transactions in progress may take together. Each transaction has those of its tables again, and once more
+/// after each schema change in it: some kilobytes.
 const STREAM_RELATIONS_BYTES_MAX: usize = 256 << 20;
 
 /// Assembles one replication session's messages into steps and orders.
