@@ -1,5 +1,5 @@
-//! What depends on a table: columns that hold its row type, and views, rules, policies, triggers and functions that name its columns. While
-//! there are any, PostgreSQL refuses to change these columns.
+//! What depends on a table: columns that hold its row type, views, rules, policies, triggers and functions that name its columns, and what
+//! depends on these. While there are any, PostgreSQL refuses to change these columns.
 //!
 //! In comes a table that the server has just refused to change, out goes a hint with the statements that take all of it away. Asked by
 //! `apply::evolve` and `reshape`, on the session that was refused, once its transaction is rolled back. Anybody who may use the
@@ -28,19 +28,29 @@ struct Dependant {
     command: String,
     schema: String,
     name: String,
-    /// The column, rule, policy or trigger of the table `name`; the arguments of the routine `name`.
+    /// The column, constraint, rule, policy or trigger of the relation or domain `name`.
     part: Option<String>,
+    /// What is no part of a relation, as `DROP` takes it.
+    identity: Option<String>,
 }
 
 impl Dependant {
     fn removal(self) -> String {
-        let Dependant { command, schema, name, part } = self;
+        let Dependant { command, schema, name, part, identity } = self;
         let name = QualifiedName::new(schema, name);
-        match (command.as_str(), part) {
-            ("DROP COLUMN", Some(column)) => format!("ALTER TABLE {name} DROP COLUMN {};", Ident::new(column)),
-            ("DROP ROUTINE", arguments) => shown_sql(&format!("{command} {name}({});", arguments.unwrap_or_default())),
-            (_, Some(part)) => format!("{command} {} ON {name};", Ident::new(part)),
-            (_, None) => format!("{command} {name};"),
+        let part = part.map(Ident::new);
+        match (command.as_str(), part, identity) {
+            ("DROP COLUMN", Some(column), _) => format!("ALTER TABLE {name} DROP COLUMN {column};"),
+            ("DROP DEFAULT", Some(column), _) => format!("ALTER TABLE {name} ALTER COLUMN {column} DROP DEFAULT;"),
+            ("DROP EXPRESSION", Some(column), _) => {
+                format!("ALTER TABLE {name} ALTER COLUMN {column} DROP EXPRESSION;")
+            }
+            ("DROP CONSTRAINT", Some(part), _) => format!("ALTER TABLE {name} DROP CONSTRAINT {part};"),
+            ("DROP DOMAIN CONSTRAINT", Some(part), _) => format!("ALTER DOMAIN {name} DROP CONSTRAINT {part};"),
+            ("DROP ATTRIBUTE", Some(part), _) => format!("ALTER TYPE {name} DROP ATTRIBUTE {part};"),
+            (_, _, Some(identity)) => shown_sql(&format!("{command} {identity};")),
+            (_, Some(part), None) => format!("{command} {part} ON {name};"),
+            (_, None, None) => format!("{command} {name};"),
         }
     }
 }

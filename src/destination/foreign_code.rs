@@ -15,8 +15,9 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::error::DestinationError;
+use super::schema::needed_types;
 use super::staging_schema::is_own_schema;
-use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
+use crate::catalog::schema::{ColumnDefinition, IndexDefinition, TypeDefinition, Types};
 use crate::pg::{ErrorReport, Ident, QualifiedName, printable, quote_literal, toml_string};
 use crate::session::{SessionError, SqlClient, fill_in};
 
@@ -36,7 +37,8 @@ pub struct Writes {
     pub tables: Vec<QualifiedName>,
     /// The columns that are given a value: their defaults are not evaluated.
     pub supplied: Vec<(QualifiedName, Ident)>,
-    /// Types that tables are made of which do not exist yet.
+    /// Types of columns that do not exist yet. By name only those: a type under the name of one of the source's that no column of the
+    /// destination has is anybody's.
     pub types: Vec<QualifiedName>,
     /// Collations of columns and indexes that do not exist yet.
     pub collations: Vec<QualifiedName>,
@@ -761,23 +763,32 @@ impl Writes {
     }
 }
 
+/// Those of the source's types that these columns have, and what they are made of.
+///
+/// # Errors
+/// [`DestinationError`]: a type is not among `types`.
+pub(crate) fn types_of<'a>(
+    types: &Types,
+    columns: impl Iterator<Item = &'a ColumnDefinition>,
+) -> Result<Types, DestinationError> {
+    let needed = needed_types(types, columns.map(|column| column.type_id))?;
+    Ok(needed.into_iter().filter_map(|id| Some((id, types.get(&id)?.clone()))).collect())
+}
+
 /// The types of the source that are no server's own: the destination has them under the same names.
-pub(super) fn named_types(types: &Types) -> Vec<QualifiedName> {
+pub(crate) fn named_types(types: &Types) -> Vec<QualifiedName> {
     let named = types.values().filter(|definition| !definition.id.is_built_in());
     named.map(TypeDefinition::qualified_name).collect()
 }
 
-/// The collations that columns, indexes and types made as these tables' have: the destination has them under the same names.
+/// The collations that columns, indexes and types made as these have: the destination has them under the same names.
 pub(crate) fn named_collations<'a>(
-    tables: impl Iterator<Item = &'a TableDefinition>,
+    columns: impl Iterator<Item = &'a ColumnDefinition>,
+    indexes: impl Iterator<Item = &'a IndexDefinition>,
     types: &Types,
 ) -> Vec<QualifiedName> {
-    let of_table = |table: &'a TableDefinition| {
-        let parts = table.indexes.iter().flat_map(|index| &index.parts);
-        let of_indexes = parts.filter_map(|part| part.collation.clone());
-        table.columns.iter().filter_map(|column| column.collation.clone()).chain(of_indexes)
-    };
-    let mut named: BTreeSet<QualifiedName> = tables.flat_map(of_table).collect();
+    let mut named: BTreeSet<QualifiedName> = columns.filter_map(|column| column.collation.clone()).collect();
+    named.extend(indexes.flat_map(|index| &index.parts).filter_map(|part| part.collation.clone()));
     named.extend(types.values().flat_map(TypeDefinition::collations).cloned());
     named.into_iter().filter(|name| name.schema.as_str() != "pg_catalog").collect()
 }

@@ -96,8 +96,8 @@ pub use fences::{
 pub use fingerprints::{
     NewFacts, RememberedTable, all_fingerprints, remember_fingerprints, remembered_fingerprints, set_passed,
 };
-pub(crate) use foreign_code::named_collations;
 pub use foreign_code::{ForeignCode, Writes, missing_roles_report, refuse_foreign_event_triggers};
+pub(crate) use foreign_code::{named_collations, named_types, types_of};
 pub use leadership::{Candidate, Lead, Led, LockAttempt, LockSettings, terminate};
 pub use lock::{Holder, LockHolders};
 pub use open_conflict::{OpenConflict, forget_passed_conflict, open_conflict, remember_conflict};

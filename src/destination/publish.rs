@@ -14,7 +14,7 @@ use std::future::Future;
 use super::catalog::Catalog;
 use super::compare::{Differences, check_keys};
 use super::error::DestinationError;
-use super::foreign_code::{Writes, name_of, named_types};
+use super::foreign_code::{Writes, name_of};
 use super::orphans::{orphans_told, validates};
 use super::other_tables::{BOOKKEEPING_IDS, DATABASE_ID, SYSTEM_IDENTIFIER};
 use super::resnapshots::FULFIL;
@@ -211,7 +211,8 @@ impl Publication<'_> {
         Writes {
             tables: tables.iter().map(|table| table.live.clone()).collect(),
             supplied: supplied.collect(),
-            types: named_types(self.types),
+            // The tables are there by now, with their types.
+            types: Vec::new(),
             collations: Vec::new(),
             foreign_keys_act: role == ReplicationRole::Origin,
             trusted_roles: self.trusted_roles.to_vec(),

@@ -16,7 +16,7 @@ use super::catalog::Catalog;
 use super::collations::LooserCollations;
 use super::error::{DestinationError, KeyRefusal};
 use super::expressions;
-use super::foreign_code::{Writes, named_collations, named_types};
+use super::foreign_code::{Writes, named_collations, named_types, types_of};
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
 use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
@@ -219,8 +219,11 @@ impl Staging {
             }
             created.review(client, &self.expressions).await?;
             // A type or a collation that did not exist when the start looked may be somebody's by now.
-            let collations = named_collations(tables.iter().map(|table| &table.source), source_types);
-            let written = Writes { types: named_types(source_types), collations, ..trust.clone() };
+            let new = || tables.iter().filter(|table| !self.existing.contains(&table.source.name()));
+            let columns = || new().flat_map(TableToCopy::created_columns);
+            let used = types_of(source_types, columns())?;
+            let collations = named_collations(columns(), new().flat_map(|table| &table.source.indexes), &used);
+            let written = Writes { types: named_types(&used), collations, ..trust.clone() };
             written.refuse_foreign_code(client).await?;
             Ok(types)
         };

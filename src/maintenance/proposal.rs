@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::catalog::not_carried::NotCarried;
-use crate::catalog::schema::{Identity, TableDefinition, TypeDefinition, Types};
+use crate::catalog::schema::{Identity, TableDefinition, Types};
 use crate::config::ConnectionSettings;
-use crate::destination::{DestinationError, Writes, named_collations};
+use crate::destination::{DestinationError, Writes, named_collations, named_types, types_of as types_of_columns};
 use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, Provider, QualifiedName, TypeId};
 use crate::preflight::not_carried::not_carried;
@@ -125,8 +125,11 @@ pub(crate) async fn propose(
         .map_err(DestinationError::Session)?;
     let proposed = || wanted.iter().filter_map(|name| by_name.get(name).copied());
     let source_types = types_of(&there, proposed()).await?;
-    let types = source_types.values().map(TypeDefinition::qualified_name).collect();
-    let collations = named_collations(proposed(), &source_types);
+    let lacking = || proposed().filter(|table| !existing.contains(&table.name()));
+    let columns = || lacking().flat_map(|table| &table.columns);
+    let types_to_come = types_of_columns(&source_types, columns()).map_err(Fault::from)?;
+    let types = named_types(&types_to_come);
+    let collations = named_collations(columns(), lacking().flat_map(|table| &table.indexes), &types_to_come);
     let written = Writes { tables: wanted.clone(), types, collations, names_owners: true, ..Writes::default() };
     let mut owners = written.untrusted_owners(&here).await?;
     owners.retain(|owner| *owner != writer.0);

@@ -15,13 +15,13 @@ use super::replication_session::connect_replication;
 use super::unconfigured::{Published, split, unfollow};
 use super::whereabouts::explain_lost;
 use crate::catalog::fit::{self, End, Transfer};
-use crate::catalog::schema::{TypeDefinition, Types};
+use crate::catalog::schema::Types;
 use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
     Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState,
-    Writes, misfit_report, named_collations, position_missing_report, refuse_other_tables, remember_fingerprints,
-    remembered_fingerprints,
+    Writes, misfit_report, named_collations, named_types, position_missing_report, refuse_other_tables,
+    remember_fingerprints, remembered_fingerprints, types_of,
 };
 use crate::error_policy::Fault;
 use crate::pg::{
@@ -29,7 +29,7 @@ use crate::pg::{
 };
 use crate::preflight::addresses::Addresses;
 use crate::preflight::attribute_names::follow_types;
-use crate::preflight::missing_objects::lacking;
+use crate::preflight::missing_objects::{lacking, to_create};
 use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::aside;
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types, refuse_endless};
@@ -181,10 +181,10 @@ pub(crate) async fn prepare(
         return Err(Fault::Refused(slot_unknown_report(slot)));
     }
     let destination_server = DestinationServer::check(bookkeeping.client(), &config.tables).await?;
-    let writes = writes(config, &source_catalog, !destination_server.replica_role);
+    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
+    let writes = writes(config, &source_catalog, &destination_catalog, !destination_server.replica_role)?;
     writes.refuse_foreign_code(bookkeeping.client()).await?;
     cascades::refuse(&source, bookkeeping.client(), &writes).await?;
-    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
     collations::refuse((&source, bookkeeping.client()), &source_catalog, &destination_catalog).await?;
     // A first copy that failed has left the tables as they were.
@@ -347,20 +347,32 @@ async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<O
 }
 
 /// What is written of these tables at the destination.
-pub(crate) fn writes(config: &Config, source: &SourceCatalog, foreign_keys_act: bool) -> Writes {
+/// # Errors
+/// [`Fault`]: the source has not said what a type is.
+pub(crate) fn writes(
+    config: &Config,
+    source: &SourceCatalog,
+    destination: &Catalog,
+    foreign_keys_act: bool,
+) -> Result<Writes, Fault> {
+    let existing = |table: &SourceTable| destination.table(&table.definition.name());
+    let columns = || source.tables.iter().flat_map(|table| to_create(table, existing(table)));
+    let types = types_of(&source.types, columns())?;
+    let new = source.tables.iter().filter(|table| existing(table).is_none());
+    let indexes = new.flat_map(|table| &table.definition.indexes);
     let supplied = source.tables.iter().flat_map(|table| {
         let name = table.definition.name();
         table.columns.iter().map(move |column| (name.clone(), column.clone()))
     });
-    Writes {
+    Ok(Writes {
         tables: config.tables.clone(),
         supplied: supplied.collect(),
-        types: source.types.values().map(TypeDefinition::qualified_name).collect(),
-        collations: named_collations(source.tables.iter().map(|table| &table.definition), &source.types),
+        types: named_types(&types),
+        collations: named_collations(columns(), indexes, &types),
         foreign_keys_act,
         trusted_roles: config.destination.trusted_roles.clone(),
         names_owners: config.destination.names_owners(),
-    }
+    })
 }
 
 /// The configuration must name the stream that feeds this destination.

@@ -1573,6 +1573,53 @@ async fn a_collation_of_a_stranger_is_refused_before_the_first_copy_and_a_new_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn types_and_collations_of_others_under_a_name_that_nothing_takes_are_no_obstacle() {
+    if cannot_grant_parameters().await {
+        return;
+    }
+    let database = new("own_unused", true).await;
+    let (owner, writer) = (owner(&database.name), writer(&database.name));
+    database
+        .at_source(
+            "CREATE COLLATION de (locale = 'C'); CREATE TYPE mood AS ENUM ('a'); CREATE TYPE pair AS (a mood, b text COLLATE de);
+             CREATE TABLE u (id int PRIMARY KEY, body text COLLATE de); CREATE INDEX ON u (body)",
+        )
+        .await;
+    // The destination's own table has a plain column.
+    database
+        .at_destination(&format!(
+            "CREATE TABLE u (id int PRIMARY KEY, body text); ALTER TABLE u OWNER TO {writer}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        ))
+        .await;
+    let mut setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    setup.tables = vec!["t".to_owned(), "u".to_owned()];
+    let service = setup.start();
+    service.streams().await;
+    as_owner(
+        &database,
+        "CREATE COLLATION de FROM \"C\"; CREATE TYPE mood AS ENUM ('a'); CREATE TYPE pair AS (a mood, b text COLLATE de)",
+    )
+    .await;
+    assert_eq!(finding(&setup).await, None);
+    database.at_source("ALTER TABLE u ADD COLUMN n int; INSERT INTO u VALUES (1, 'a', 1)").await;
+    database.caught_up().await;
+    assert_eq!(database.destination_value("SELECT body || n FROM u").await.as_deref(), Some("a1"));
+    service.stop().await;
+    let service = setup.start();
+    service.streams().await;
+    // One that a column takes is one.
+    database.at_source("ALTER TABLE u ADD COLUMN q pair; INSERT INTO u (id) VALUES (2)").await;
+    service.is("waiting").await;
+    for kind in ["type", "collation"] {
+        let name = if kind == "type" { "pair" } else { "de" };
+        service.says(&format!("{kind} public.{name} belongs to it")).await;
+    }
+    let [message, ..] = finding(&setup).await.expect("the type's owner is named");
+    assert_eq!(message, format!("role {owner} could have code run with headwater's rights at the destination"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn owners_of_collations_of_columns_indexes_domains_and_expressions_are_named() {
     let database = new("own_collations", false).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::super::collations::LooserCollations;
 use super::super::error::DestinationError;
-use super::super::foreign_code::{Writes, named_collations, named_types};
+use super::super::foreign_code::{Writes, named_collations, named_types, types_of};
 use super::super::review::{self, Created};
 use super::super::schema::{
     ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
@@ -114,7 +114,7 @@ impl Applier {
         };
         let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
         if !evolution.statements.is_empty() {
-            self.refuse_foreign_types(&source_types, &source).await?;
+            self.refuse_foreign_types(&source_types, (&source, &resolved), &evolution).await?;
         }
         self.told.extend(resolved.left_out);
         let added = evolution.added.clone();
@@ -137,14 +137,23 @@ impl Applier {
     }
 
     /// A type that the source has now may have been waiting under its name: its checks, its default and its casts would run in the
-    /// statements themselves, before the monitor looks. So may a collation.
+    /// statements themselves, before the monitor looks. So may a collation. Only what the statements name: the source's other columns are
+    /// there, of types and collations that the table itself tells.
     async fn refuse_foreign_types(
         &mut self,
         source_types: &Types,
-        source: &TableDefinition,
+        (source, resolved): (&TableDefinition, &ResolvedTypes),
+        evolution: &Evolution,
     ) -> Result<(), DestinationError> {
-        let types = named_types(source_types);
-        let collations = named_collations(std::iter::once(source), source_types);
+        let attempted = evolution.attempts.iter().map(|attempt| &attempt.statement);
+        let statements: Vec<&String> = evolution.statements.iter().chain(attempted).collect();
+        let is_named = |name: &str| statements.iter().any(|statement| statement.contains(name));
+        let columns = || source.columns.iter().filter(|column| is_named(&resolved.sql(column)));
+        let used = types_of(source_types, columns())?;
+        let types = named_types(&used);
+        let mut collations = named_collations(source.columns.iter(), source.indexes.iter(), &Types::new());
+        collations.retain(|collation| is_named(&collation.sql()));
+        collations.extend(named_collations(std::iter::empty(), std::iter::empty(), &used));
         if types.is_empty() && collations.is_empty() {
             return Ok(());
         }

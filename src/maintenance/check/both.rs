@@ -95,7 +95,10 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             findings.fault(About::Destination, "publications", error);
         }
         values::enum_labels(config, here, catalog, findings).await;
-        let writes = writes(config, catalog, destination.foreign_keys_act);
+        let writes = match writes(config, catalog, existing, destination.foreign_keys_act) {
+            Ok(writes) => writes,
+            Err(fault) => return findings.fault(About::Destination, "code", fault),
+        };
         match writes.foreign_code_report(here).await {
             Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
             Ok(Some(report)) => findings.fail(About::Destination, "code", report),
