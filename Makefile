@@ -80,7 +80,9 @@ clean: ## Remove what was built
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := frame decode replication config expression expression_tokens record letter
 
-fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs cargo-fuzz, which is installed where missing
+fuzz: ## Fuzz every target for FUZZ_SECONDS (60) each; needs libclang, and cargo-fuzz, which is installed where missing
+	@compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || [ -n "$$LIBCLANG_PATH" ] || \
+		{ echo "libclang is missing, by which PostgreSQL's own lexer is built. Install it as root: apt-get install libclang-dev" >&2; exit 1; }
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
 	@mkdir -p fuzz/corpus/decode && cp tests/golden/*.bin fuzz/corpus/decode/
 	@for target in $(FUZZ_TARGETS); do \
