@@ -7,7 +7,8 @@
 //!
 //! | where a column stands | compared? | because |
 //! |---|---|---|
-//! | in a unique index or an exclusion constraint of the destination | yes | it refuses, `source-wins` overwrites, rows are found by it |
+//! | in a unique index or an exclusion constraint that both have | yes | it refuses, `source-wins` overwrites, rows are found by it |
+//! | in one that the destination alone has | no | it is an operator's: `maintenance::check::constraints` says it |
 //! | in the source's replica identity | yes | updates and deletes are found by it, with or without an index |
 //! | under REPLICA IDENTITY FULL without a key of both | no | `apply_plan::sql::whole_row` takes the row with the identical image first |
 //! | in a foreign key | no | its check compares by the referenced key, which is unique; its actions are `preflight::cascades`' |
@@ -85,11 +86,10 @@ pub fn looser<'a>(source: End<'a>, destination: End<'a>, is_new: impl Fn(&Ident)
         let parts = index.parts.iter().filter(|part| !part.included && !of_column(&part.column));
         let mut loose = parts.filter_map(|part| Some((part, part.nondeterministic.as_ref()?))).peekable();
         let Some((_, collation)) = loose.peek().copied() else { continue };
-        let mut alike = source.table.indexes.iter().filter(|there| keeps_apart(there) && over(there) == over(index));
-        // One that the source does not have at all is an operator's: `maintenance::check::constraints` says it.
-        if alike.clone().next().is_none() {
+        if !has_like(source.table, index) {
             continue;
         }
+        let mut alike = source.table.indexes.iter().filter(|there| keeps_apart(there) && over(there) == over(index));
         let loose: Vec<_> = loose.map(|(part, _)| (part.column.as_ref(), part.expression.as_ref())).collect();
         let is_as_loose = |there: &IndexDefinition| {
             let parts = there.parts.iter().filter(|part| part.nondeterministic.is_some());
@@ -115,8 +115,13 @@ pub fn looser_type<'a>(
 
 /// The columns by whose values rows of the destination are found or kept apart.
 fn keys<'a>(source: &'a TableDefinition, destination: &'a TableDefinition) -> BTreeSet<&'a Ident> {
-    let indexes = destination.indexes.iter().filter(|index| keeps_apart(index));
+    let indexes = destination.indexes.iter().filter(|index| keeps_apart(index) && has_like(source, index));
     indexes.chain(source.identity_index()).flat_map(IndexDefinition::key_columns).collect()
+}
+
+/// Whether a table has an index that keeps the same apart.
+fn has_like(table: &TableDefinition, index: &IndexDefinition) -> bool {
+    table.indexes.iter().any(|there| keeps_apart(there) && over(there) == over(index))
 }
 
 /// Whether the index refuses rows: also one that is not valid does.

@@ -1,8 +1,9 @@
 //! The configuration file: found, opened where that is safe, read, and what others may do to it said.
 //!
-//! Called by `settings` for every command. The file leads passwords of `~/.pgpass` to the servers that it names, so one that was
-//! not named is taken only from this user or root: a command that is run in somebody else's directory, or in `/tmp`, does not do
-//! what a file there says. A file that was named is the operator's word, and may be a pipe, too.
+//! Called by `settings` for every command. The file leads passwords of `~/.pgpass` to the servers that it names, so one in the working
+//! directory that was not named is taken only from this user or root: a command that is run in somebody else's directory, or in
+//! `/tmp`, does not do what a file there says. A file that was named is the operator's word, and may be a pipe, too; so is the one in
+//! `/etc`, whoever owns it: a container has it from a user of its host.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -14,7 +15,8 @@ use crate::config::{FileText, holds_password};
 use crate::pg::{printable, shell_word};
 
 /// Where a configuration is looked for when neither the command line nor HEADWATER_CONFIG names one.
-pub(super) const PLACES: [&str; 2] = ["./headwater.toml", "/etc/headwater/headwater.toml"];
+pub(super) const PLACES: [&str; 2] = [WORKING_DIRECTORY, "/etc/headwater/headwater.toml"];
+const WORKING_DIRECTORY: &str = "./headwater.toml";
 
 /// A configuration file that was read.
 pub(super) struct ConfigFile {
@@ -31,7 +33,7 @@ pub(super) enum ConfigFileError {
     Unreadable(PathBuf, io::Error),
     /// It was found, not named, and is a pipe, a device or a directory.
     NotRegular(PathBuf),
-    /// It was found, not named, and somebody else chooses what it says.
+    /// It was found in the working directory, not named, and somebody else may own what it says.
     OfOther {
         /// The file.
         path: PathBuf,
@@ -39,6 +41,13 @@ pub(super) enum ConfigFileError {
         owned: PathBuf,
         /// The user's number.
         user: u32,
+    },
+    /// It was found in the working directory, not named, and everybody may write the file or its directory.
+    OfAnybody {
+        /// The file.
+        path: PathBuf,
+        /// What everybody may write.
+        open: PathBuf,
     },
 }
 
@@ -65,6 +74,13 @@ impl fmt::Display for ConfigFileError {
                 shown(owned),
                 word(path)
             ),
+            ConfigFileError::OfAnybody { path, open } => write!(
+                f,
+                "configuration file {} was found, but everybody may write {}; take that from others: chmod o-w {}",
+                shown(path),
+                shown(open),
+                word(open)
+            ),
         }
     }
 }
@@ -73,7 +89,8 @@ impl ConfigFile {
     /// Reads the file that was named, otherwise the first that exists. Without one the environment has it all.
     ///
     /// # Errors
-    /// It cannot be read; or it was not named, and is no regular file or belongs to another user than this one and root.
+    /// It cannot be read; or it was not named, and is no regular file; or it stands in the working directory and belongs to another user
+    /// than this one and root.
     pub(super) fn read(named: Option<&Path>) -> Result<Option<ConfigFile>, ConfigFileError> {
         let Some(path) = file(named) else { return Ok(None) };
         let failed = |error| ConfigFileError::Unreadable(path.clone(), error);
@@ -89,7 +106,9 @@ impl ConfigFile {
             if !found.is_file() {
                 return Err(ConfigFileError::NotRegular(path));
             }
-            refuse_of_other(&path, &found)?;
+            if path == Path::new(WORKING_DIRECTORY) {
+                refuse_of_other(&path, &found)?;
+            }
         }
         let text = read_text(&mut opened).map_err(failed)?;
         Ok(Some(ConfigFile { name: path.display().to_string(), path, text, found }))
@@ -162,12 +181,24 @@ fn refuse_of_other(path: &Path, found: &Metadata) -> Result<(), ConfigFileError>
             return Err(refused(place, owner));
         }
     }
+    let open_to_everybody =
+        |open: &Path| ConfigFileError::OfAnybody { path: path.to_path_buf(), open: open.to_path_buf() };
+    if found.mode() & 0o002 != 0 {
+        return Err(open_to_everybody(path));
+    }
+    for directory in directories.into_iter().flatten() {
+        if std::fs::metadata(directory).map_err(failed)?.mode() & 0o1002 == 0o002 {
+            return Err(open_to_everybody(directory));
+        }
+    }
     Ok(())
 }
 
-/// Whether a user is another than this one and root.
+/// Whether a user is another than this one and root. Who has become root by sudo is still himself.
 fn is_of_other(user: u32) -> bool {
-    user != 0 && user != rustix::process::geteuid().as_raw()
+    let own = rustix::process::geteuid();
+    let before_sudo = || std::env::var("SUDO_UID").ok().and_then(|text| text.parse().ok());
+    user != 0 && user != own.as_raw() && !(own.is_root() && before_sudo() == Some(user))
 }
 
 fn word(path: &Path) -> String {

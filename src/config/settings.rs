@@ -239,10 +239,10 @@ pub fn reference() -> String {
         "# Configuration\n\n\
          <!-- Printed from src/config/settings.rs by `make docs`; a test compares. -->\n\n\
          headwater reads one TOML file: the one that `--config` or HEADWATER_CONFIG names, otherwise `./headwater.toml`, otherwise \
-         `/etc/headwater/headwater.toml`, where they exist. One that was not named must belong to this user or root, with its directory, \
-         and be a regular file. Every key can also be given as an environment variable, which wins over \
-         the file. Durations are written `250ms`, `5s`, `10m`, `6h`; sizes `64kB`, `8MB`, `16GB` (powers of \
-         1024) or a number of bytes. A wrong file is refused (exit 2) with every problem at once.\n\n\
+         `/etc/headwater/headwater.toml`, where they exist. The first must belong to this user or root, with its directory, \
+         where it was not named. Every key can also be given as an environment variable, which wins over the file. Durations are \
+         written `250ms`, `5s`, `10m`, `6h`; sizes `64kB`, `8MB`, `16GB` (powers of 1024) or a \
+         number of bytes. A wrong file is refused (exit 2) with every problem at once.\n\n\
          | key | values | default | environment |\n|---|---|---|---|\n",
     );
     for setting in SETTINGS {

@@ -50,11 +50,6 @@ async fn keys_that_only_the_destination_takes_for_equal_are_refused_until_the_hi
         ),
         (
             source,
-            "CREATE TABLE t (id text PRIMARY KEY, v text, w text COLLATE ci UNIQUE)",
-            "Column w of table public.t",
-        ),
-        (
-            source,
             "CREATE TABLE t (id text PRIMARY KEY, v text, w text); CREATE UNIQUE INDEX i ON t (v COLLATE ci)",
             "Index i",
         ),
@@ -102,6 +97,8 @@ async fn keys_that_only_the_destination_takes_for_equal_are_refused_until_the_hi
         ("CREATE TABLE t (id text COLLATE ci PRIMARY KEY)", "CREATE TABLE t (id text COLLATE ci PRIMARY KEY)"),
         ("CREATE TABLE t (id text COLLATE ci PRIMARY KEY)", "CREATE TABLE t (id text PRIMARY KEY)"),
         ("CREATE TABLE t (id int PRIMARY KEY, v text)", "CREATE TABLE t (id int PRIMARY KEY, v text COLLATE ci)"),
+        // An index of the operator's own is his affair, which check's finding on constraints tells.
+        (source, "CREATE TABLE t (id text PRIMARY KEY, v text, w text COLLATE ci UNIQUE)"),
         (
             "CREATE TABLE t (id text, v text); ALTER TABLE t REPLICA IDENTITY FULL",
             "CREATE TABLE t (id text COLLATE ci, v text)",

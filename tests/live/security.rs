@@ -368,9 +368,14 @@ fn a_configuration_that_was_not_named_is_taken_from_this_user_and_root_alone_and
     let check = |arguments: &[&str]| {
         let mut command = std::process::Command::new("timeout");
         command.arg("20").arg(crate::support::headwater()).arg("check").args(arguments).current_dir(&directory);
-        let output = command.env_remove("HEADWATER_CONFIG").output().unwrap();
+        let output = command.env_remove("HEADWATER_CONFIG").env_remove("SUDO_UID").output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let check_as = |user: &str| {
+        let mut command = std::process::Command::new(crate::support::headwater());
+        command.arg("check").current_dir(&directory).env("SUDO_UID", user).env_remove("HEADWATER_CONFIG");
+        String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
     };
     let is_taken = |said: &str| said.contains("nonsense");
 
@@ -380,6 +385,13 @@ fn a_configuration_that_was_not_named_is_taken_from_this_user_and_root_alone_and
     std::fs::write(&linked, text).unwrap();
     std::os::unix::fs::symlink(&linked, &place).unwrap();
     assert!(is_taken(&check(&[])), "a link of one's own to a file of one's own is taken");
+
+    for (open, mode, closed) in [(&linked, 0o666, 0o644), (&directory, 0o777, 0o755), (&elsewhere, 0o777, 0o755)] {
+        std::fs::set_permissions(open, std::fs::Permissions::from_mode(mode)).unwrap();
+        let said = check(&[]);
+        assert!(said.contains("everybody may write") && !is_taken(&said), "{mode:o}: {said}");
+        std::fs::set_permissions(open, std::fs::Permissions::from_mode(closed)).unwrap();
+    }
 
     // Only root can give a file to somebody else.
     if rustix::process::geteuid().is_root() {
@@ -393,6 +405,8 @@ fn a_configuration_that_was_not_named_is_taken_from_this_user_and_root_alone_and
             assert!(said.contains(given.to_str().unwrap()) || what == "the file", "{what}: {said}");
             assert!(!is_taken(&said), "{what}: {said}");
             assert!(is_taken(&check(&["--config", "./headwater.toml"])), "{what}: the operator has named it");
+            assert!(is_taken(&check_as("65534")), "{what}: sudo has made him root");
+            assert!(!is_taken(&check_as("65533")), "{what}: sudo has made another one root");
             std::os::unix::fs::chown(given, Some(0), None).unwrap();
         }
         std::os::unix::fs::lchown(&place, other, None).unwrap();
