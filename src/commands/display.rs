@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::commands::format::{counts, duration, size};
+use crate::commands::format::{count, counts, duration, size};
 use crate::pg::printable_lines;
-use crate::telemetry::{StatusView, TableProgress, Telemetry};
+use crate::telemetry::{SnapshotPhase, SnapshotProgress, StatusView, Telemetry};
 
 /// Prints an error, as psql would.
 pub(super) fn error(text: &str) {
@@ -158,26 +158,42 @@ pub(super) async fn show_snapshots(telemetry: Arc<Telemetry>) {
     let on_terminal = std::io::stderr().is_terminal();
     let mut bars = Bars::default();
     let mut last_line = tokio::time::Instant::now();
+    let mut last_phase = SnapshotPhase::Preparing;
     loop {
         tokio::time::sleep(BARS_EVERY).await;
         let status = telemetry.status();
-        match (status.snapshot_seconds, on_terminal) {
-            (Some(_), true) => bars.draw(&status),
-            (Some(seconds), false) if last_line.elapsed() >= LINES_EVERY && seconds >= 1.0 => {
+        let seconds = status.snapshot_seconds.unwrap_or(0.0);
+        match (&status.snapshot, on_terminal) {
+            (Some(snapshot), true) => bars.draw(&status, snapshot),
+            // A copy that is over at once is told by its end alone.
+            (Some(snapshot), false)
+                if seconds >= 1.0 && (last_line.elapsed() >= LINES_EVERY || last_phase != snapshot.phase) =>
+            {
                 last_line = tokio::time::Instant::now();
-                log_progress(&status, seconds);
+                last_phase = snapshot.phase;
+                log_progress(&status, snapshot, seconds);
             }
             (Some(_), false) => {}
             (None, _) => {
                 bars.clear();
                 last_line = tokio::time::Instant::now();
+                last_phase = SnapshotPhase::Preparing;
             }
         }
     }
 }
 
-fn log_progress(status: &StatusView, seconds: f64) {
-    for (table, progress) in status.tables.iter().filter(|(_, progress)| !progress.snapshot_done) {
+fn log_progress(status: &StatusView, snapshot: &SnapshotProgress, seconds: f64) {
+    tracing::info!(
+        phase = snapshot.phase.as_str(),
+        done = snapshot.done,
+        total = snapshot.total,
+        progress_ratio = snapshot.ratio,
+        "{}",
+        progress(snapshot, seconds)
+    );
+    let copied = status.tables.iter().filter(|(name, table)| snapshot.tables.contains(name) && !table.snapshot_done);
+    for (table, progress) in copied {
         if progress.snapshot_bytes > 0 {
             let rate = progress.snapshot_bytes as f64 / seconds.max(0.1);
             tracing::info!(
@@ -193,6 +209,16 @@ fn log_progress(status: &StatusView, seconds: f64) {
     }
 }
 
+/// How far a snapshot is, in one line.
+pub(super) fn progress(snapshot: &SnapshotProgress, seconds: f64) -> String {
+    let missing = snapshot.wal_bytes_left.filter(|bytes| *bytes > 0);
+    let missing = missing.map_or(String::new(), |bytes| format!(", {} of WAL to go", size(bytes)));
+    let left = snapshot.seconds_left.map_or(String::new(), |left| {
+        format!(", about {} of {} left", duration(left.max(1.0)), snapshot.phase.words())
+    });
+    format!("{}{missing}, {} so far{left}", snapshot.text, duration(seconds))
+}
+
 /// A bar for each table that is being copied, so many at most, and one for all.
 #[derive(Default)]
 struct Bars {
@@ -206,17 +232,23 @@ const TABLES_SHOWN_MAX: usize = 8;
 const NAME_CHARS_MAX: usize = 22;
 
 impl Bars {
-    fn draw(&mut self, status: &StatusView) {
+    fn draw(&mut self, status: &StatusView, snapshot: &SnapshotProgress) {
         let all = bars();
         let seconds = status.snapshot_seconds.unwrap_or(0.0).max(0.1);
-        let done = status.tables.values().filter(|table| table.snapshot_done).count();
-        let rows: u64 = status.tables.values().map(|table| table.snapshot_rows).sum();
-        let total = self.total.get_or_insert_with(|| all.add(bar("all tables")));
-        let expected: u64 = status.tables.values().map(|table| table.snapshot_bytes_expected).sum();
-        let weighed = |table: &TableProgress| table.snapshot_ratio() * table.snapshot_bytes_expected as f64;
-        let ratio = status.tables.values().map(weighed).sum::<f64>() / expected.max(1) as f64;
-        show(total, ratio, &format!("{done} of {} tables, {}", status.tables.len(), counts(rows, "row")));
-        for (table, progress) in &status.tables {
+        let copied = || status.tables.iter().filter(|(name, _)| snapshot.tables.contains(name));
+        let rows: u64 = copied().map(|(_, table)| table.snapshot_rows).sum();
+        let total = self.total.get_or_insert_with(|| all.add(bar("")));
+        let (name, words) = match (snapshot.phase, snapshot.total) {
+            (SnapshotPhase::Copying, of) => {
+                let words = format!("{} of {}, {}", count(snapshot.done), counts(of, "table"), counts(rows, "row"));
+                ("all tables", words)
+            }
+            (phase, 0) => (phase.words(), String::new()),
+            (phase, of) => (phase.words(), format!("{} of {} done", count(snapshot.done), count(of))),
+        };
+        total.set_prefix(prefix(name));
+        show(total, snapshot.ratio.unwrap_or(0.0), &words);
+        for (table, progress) in copied() {
             let ratio = progress.snapshot_ratio();
             if progress.snapshot_done || progress.snapshot_bytes == 0 {
                 if let Some(bar) = self.by_table.remove(table) {
@@ -231,7 +263,7 @@ impl Bars {
             let bar = self.by_table.entry(table.clone()).or_insert_with(|| all.insert_before(total, bar(table)));
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
             let rate = size((progress.snapshot_bytes as f64 / seconds) as u64);
-            let left = if ratio > 0.02 {
+            let left = if ratio > 0.02 && !progress.is_past_estimate() {
                 format!("{} left, ", duration(seconds * (1.0 - ratio) / ratio))
             } else {
                 String::new()
@@ -262,14 +294,17 @@ fn bar(name: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
     let style = ProgressStyle::with_template("{prefix} [{bar:10}] {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar.set_prefix(prefix(name));
+    bar
+}
+
+fn prefix(name: &str) -> String {
     let length = name.chars().count();
-    let shown = match length > NAME_CHARS_MAX {
+    match length > NAME_CHARS_MAX {
         // The end of a name tells tables apart.
         true => format!("…{}", name.chars().skip(length + 1 - NAME_CHARS_MAX).collect::<String>()),
         false => format!("{name:NAME_CHARS_MAX$}"),
-    };
-    bar.set_prefix(shown);
-    bar
+    }
 }
 
 fn show(bar: &ProgressBar, ratio: f64, words: &str) {

@@ -2,24 +2,59 @@
 //!
 //! The request is a row in the destination's bookkeeping, which whoever leads looks for. So it needs no way to the
 //! service but the database, is not lost when the service stops, and can be watched from anywhere. Ctrl-C ends the
-//! waiting, not the request.
+//! waiting, not the request. How far the copy is, the service tells where it can be asked.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::cli::ResnapshotArguments;
-use super::{display, settings};
+use super::{display, observe, settings};
 use crate::commands::exit::Exit;
 use crate::config::Config;
 use crate::destination::{Bookkeeping, DestinationError, LockHolders, Origin, RequestState, Scope};
 use crate::error_policy::{Fault, report};
 use crate::pg::QualifiedName;
 use crate::session::Sql;
+use crate::telemetry::SnapshotPhase;
 
 /// How often the request is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a statement may take: far longer than any of these does.
 const STATEMENT_MAX: Duration = Duration::from_secs(60);
+
+/// How often the service is asked how far it is, and how often it is told while the phase stays the same.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// What was told of a copy's progress.
+#[derive(Default)]
+struct Progress {
+    asked: Option<Instant>,
+    told: Option<(SnapshotPhase, Instant)>,
+}
+
+impl Progress {
+    /// Tells of a new phase, and now and then of one that takes long; of a copy of these tables and no other.
+    async fn tell(&mut self, config: &Config, scope: &Scope) {
+        if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
+            return;
+        }
+        // One that cannot be asked copies all the same.
+        if let Ok(status) = observe::service(config).await
+            && let (Some(snapshot), Some(seconds)) = (status.snapshot, status.snapshot_seconds)
+            && config
+                .tables
+                .iter()
+                .filter(|table| scope.contains(table))
+                .all(|table| snapshot.tables.contains(&table.unquoted()))
+            && !self.told.is_some_and(|(phase, at)| phase == snapshot.phase && at.elapsed() < TELL_EVERY)
+        {
+            display::line(&display::progress(&snapshot, seconds));
+            self.told = Some((snapshot.phase, Instant::now()));
+        }
+        self.asked = Some(Instant::now());
+    }
+}
 
 /// Table names as typed, which must be configured.
 pub(super) fn scope<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Scope, Exit> {
@@ -83,7 +118,9 @@ async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, Dest
         return Ok(Exit::Done);
     }
     let mut told = None;
+    let mut progress = Progress::default();
     loop {
+        progress.tell(config, scope).await;
         match bookkeeping.request_state(request).await? {
             Some(RequestState::Done) => {
                 display::line(&format!("{scope}: published"));

@@ -20,7 +20,7 @@ use crate::commands::exit::Exit;
 use crate::commands::format::{count, counts, duration, size};
 use crate::config::Config;
 use crate::pg::{Lsn, printable_json};
-use crate::telemetry::{State, StatusView};
+use crate::telemetry::{SnapshotPhase, State, StatusView};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 const EVENTS_SHOWN: usize = 8;
@@ -138,12 +138,19 @@ fn state_verdict(status: &StatusView, state: State, behind: &str) -> (bool, Stri
                 size(status.lag_bytes.unwrap_or(0))
             ),
         ),
-        State::Snapshot => (false, "Copying the tables.".to_owned()),
+        State::Snapshot => (false, copying(status)),
         State::Standby => (true, "Standing by: another instance leads.".to_owned()),
         State::Connecting if status.reason.is_none() => (false, "Connecting.".to_owned()),
         State::Connecting => (false, "Not connected: trying again.".to_owned()),
         State::Waiting => (false, "Held up: nothing is applied.".to_owned()),
         State::Stopped => (false, "headwater has stopped.".to_owned()),
+    }
+}
+
+fn copying(status: &StatusView) -> String {
+    match status.snapshot.as_ref().map(|snapshot| snapshot.phase) {
+        None | Some(SnapshotPhase::Preparing | SnapshotPhase::Copying) => "Copying the tables.".to_owned(),
+        Some(phase) => format!("Copying the tables: {}.", phase.words()),
     }
 }
 
@@ -183,6 +190,9 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
     }
     let state = format!("{} for {}", status.state.as_str(), duration(status.state_seconds));
     named(text, "state", &state)?;
+    if let (Some(snapshot), Some(seconds)) = (&status.snapshot, status.snapshot_seconds) {
+        named(text, "snapshot", &display::progress(snapshot, seconds))?;
+    }
     named(text, "from", &status.route.source)?;
     named(text, "to", &status.route.destination)?;
     if let (Some(seconds), Some(bytes)) = (status.lag_seconds, status.lag_bytes) {
@@ -249,11 +259,12 @@ fn tables(text: &mut String, status: &StatusView, columns: Option<usize>) -> std
     }
     let mut rows = vec![["tables", "copied", "inserted", "updated", "deleted", "truncated"].map(str::to_owned)];
     for (name, table) in &status.tables {
-        let copied = match (table.snapshot_done, status.snapshot_seconds) {
+        let is_copied = status.snapshot.as_ref().is_some_and(|snapshot| snapshot.tables.contains(name));
+        let copied = match (table.snapshot_done, is_copied) {
+            (false, true) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
             _ if status.standing_still.contains(name) => "stands still".to_owned(),
             (true, _) => count(table.snapshot_rows),
-            (false, Some(_)) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
-            (false, None) => "earlier".to_owned(),
+            (false, false) => "earlier".to_owned(),
         };
         let [inserts, updates, deletes, truncates] =
             [table.inserts, table.updates, table.deletes, table.truncates].map(count);

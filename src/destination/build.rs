@@ -11,11 +11,15 @@
 //! side by side   … VALIDATE CONSTRAINT, ANALYZE    table by table
 //! ```
 //!
+//! How far an index is, the server tells while it is built (pg_stat_progress_create_index); of the other statements it tells nothing.
+//!
 //! A foreign key that the copied rows violate stays NOT VALID: the source says that it is valid, and has such rows all the same
 //! (they were written where foreign keys do not act).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -25,7 +29,11 @@ use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use crate::comparison::reconcile_sql as sql;
 use crate::schema_change::ddl;
-use crate::session::{Sql, SqlClient, SqlState};
+use crate::session::{Row, SessionError, Sql, SqlClient, SqlState};
+use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
+
+/// How often the server is asked how far its indexes are.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Statements that one session runs one after another.
 type Job = Vec<Step>;
@@ -34,13 +42,15 @@ type Job = Vec<Step>;
 struct Step {
     doing: &'static str,
     statement: String,
+    /// What it works through: the bytes of its table.
+    bytes: u64,
     /// Of a foreign key: what is told when the rows violate it.
     orphans: Option<String>,
 }
 
 impl Step {
-    fn new(doing: &'static str, statement: String) -> Step {
-        Step { doing, statement, orphans: None }
+    fn new(doing: &'static str, statement: String, table: &StagedTable) -> Step {
+        Step { doing, statement, bytes: table.source.bytes, orphans: None }
     }
 }
 
@@ -50,7 +60,12 @@ impl Staging {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn finish(&self, destination: &Sql, sessions: usize) -> Result<Vec<String>, DestinationError> {
+    pub async fn finish(
+        &self,
+        destination: &Sql,
+        sessions: usize,
+        telemetry: &Arc<Telemetry>,
+    ) -> Result<Vec<String>, DestinationError> {
         let mut by_size: Vec<&StagedTable> = self.tables.iter().collect();
         by_size.sort_by_key(|table| std::cmp::Reverse(table.source.bytes));
         let mut builds: Vec<Job> = Vec::new();
@@ -59,11 +74,20 @@ impl Staging {
                 Mode::Move => self.indexes(table).map(|indexes| indexes.builds.clone()).unwrap_or_default(),
                 Mode::Fill | Mode::Reconcile => table.matching.index(&table.staging).into_iter().collect(),
             };
-            builds.extend(statements.into_iter().map(|statement| vec![Step::new("building an index", statement)]));
+            builds
+                .extend(statements.into_iter().map(|statement| vec![Step::new("building an index", statement, table)]));
         }
-        side_by_side(destination, builds, sessions).await.map_err(|error| self.key_refused(error))?;
+        begin_phase(telemetry, SnapshotPhase::Indexing, &builds);
+        failpoint::pause("snapshot.indexing").await;
+        let (client, _) = maintenance_session(destination, 1).await?;
+        let under_way = UnderWay::default();
+        let built = tokio::select! {
+            built = side_by_side(destination, builds, sessions, (telemetry, &under_way)) => built,
+            never = under_way.keep_told(&client, telemetry) => match never {},
+        };
+        telemetry.snapshot_steps_under_way(0.0);
+        built.map_err(|error| self.key_refused(error))?;
 
-        let client = maintenance_session(destination, 1).await?;
         for table in &self.tables {
             let attaches = self.indexes(table).map(|indexes| indexes.attaches.as_slice()).unwrap_or_default();
             for statement in attaches {
@@ -88,13 +112,64 @@ impl Staging {
                 if owner.live == table.live && constraint.validated && self.moved(&target.table()).is_some() {
                     let statement = ddl::validate_constraint(&table.staging, &constraint.name);
                     let orphans = Some(orphans_told(&table.live, &constraint.name));
-                    job.push(Step { doing: "validating a foreign key", statement, orphans });
+                    job.push(Step { orphans, ..Step::new("validating a foreign key", statement, table) });
                 }
             }
-            job.push(Step::new("analyzing a staging table", sql::analyze(&table.staging)));
+            job.push(Step::new("analyzing a staging table", sql::analyze(&table.staging), table));
             jobs.push(job);
         }
-        side_by_side(destination, jobs, sessions).await
+        begin_phase(telemetry, SnapshotPhase::Validating, &jobs);
+        side_by_side(destination, jobs, sessions, (telemetry, &UnderWay::default())).await
+    }
+}
+
+fn begin_phase(telemetry: &Telemetry, phase: SnapshotPhase, jobs: &[Job]) {
+    if !jobs.is_empty() {
+        telemetry.snapshot_phase(phase, jobs.iter().flatten().map(|step| step.bytes));
+    }
+}
+
+/// What sessions are at: the bytes of their step's table, by process.
+#[derive(Clone, Debug, Default)]
+struct UnderWay(Arc<Mutex<BTreeMap<i32, u64>>>);
+
+impl UnderWay {
+    fn begins(&self, process: i32, bytes: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(process, bytes);
+    }
+
+    fn ends(&self, process: i32) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&process);
+    }
+
+    /// Tells how far the indexes are that are being built, for as long as the server tells. The table's pages are read first, then the
+    /// entries are written in order.
+    async fn keep_told(&self, client: &SqlClient, telemetry: &Telemetry) -> Infallible {
+        const SQL: &str = "
+             SELECT pid, (COALESCE(blocks_done::float8 / NULLIF(blocks_total, 0), 0)
+                          + COALESCE(tuples_done::float8 / NULLIF(tuples_total, 0), 0)) / 2
+             FROM pg_catalog.pg_stat_progress_create_index WHERE pid = ANY ($1)";
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let processes: Vec<i32> = bytes.keys().copied().collect();
+            let rows = client.query("asking how far the indexes are", SQL, &[&processes]).await;
+            let parts = rows.and_then(|rows| {
+                let part = |row: &Row| Ok((row.get::<i32>(0)?, row.get::<f64>(1)?));
+                rows.iter().map(part).collect::<Result<Vec<_>, SessionError>>()
+            });
+            match parts {
+                Ok(parts) => {
+                    let done = parts.iter().filter_map(|(process, part)| Some(*bytes.get(process)? as f64 * part));
+                    telemetry.snapshot_steps_under_way(done.sum());
+                }
+                // It is only told; the build meets whatever is wrong, too.
+                Err(error) => {
+                    tracing::debug!("how far the indexes are is not known: {error}");
+                    return std::future::pending().await;
+                }
+            }
+        }
     }
 }
 
@@ -116,24 +191,33 @@ impl Staging {
 }
 
 /// Runs jobs in order with so many sessions at a time; returns what is told of them.
-async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Result<Vec<String>, DestinationError> {
+async fn side_by_side(
+    destination: &Sql,
+    jobs: Vec<Job>,
+    sessions: usize,
+    (telemetry, under_way): (&Arc<Telemetry>, &UnderWay),
+) -> Result<Vec<String>, DestinationError> {
     let sessions = sessions.min(jobs.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
     let mut running: JoinSet<Result<Vec<String>, DestinationError>> = JoinSet::new();
     for _ in 0..sessions {
         let (queue, destination) = (Arc::clone(&queue), destination.clone());
+        let (telemetry, under_way) = (Arc::clone(telemetry), under_way.clone());
         running.spawn(async move {
-            let client = maintenance_session(&destination, sessions).await?;
+            let (client, process) = maintenance_session(&destination, sessions).await?;
             let mut told = Vec::new();
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(job) = next else { return Ok(told) };
-                for Step { doing, statement, orphans } in job {
+                for Step { doing, statement, bytes, orphans } in job {
+                    under_way.begins(process, bytes);
                     match (client.statement(doing, &statement).await, orphans) {
                         (Ok(()), _) => {}
                         (Err(error), Some(orphans)) if is_orphaned(&error) => told.push(orphans),
                         (Err(error), _) => return Err(error.into()),
                     }
+                    under_way.ends(process);
+                    telemetry.snapshot_step_done(bytes);
                 }
             }
         });
@@ -150,11 +234,12 @@ async fn side_by_side(destination: &Sql, jobs: Vec<Job>, sessions: usize) -> Res
 }
 
 /// All sessions together use at most as much memory as the server's shared buffers, and never less each than the server
-/// gives anyway.
-async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<SqlClient, DestinationError> {
+/// gives anyway. Returns the session's process, too.
+async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<(SqlClient, i32), DestinationError> {
     let client = connect_recorded(destination).await?.with_timeout(STATEMENT_MAX);
     let sql = "
-         SELECT pg_catalog.set_config('synchronous_commit', 'off', false),
+         SELECT pg_catalog.pg_backend_pid(),
+                pg_catalog.set_config('synchronous_commit', 'off', false),
                 pg_catalog.set_config('maintenance_work_mem', GREATEST(own, LEAST(shared, 1048576) / $1::bigint) || 'kB', false),
                 pg_catalog.set_config('max_parallel_maintenance_workers', GREATEST(1, parallel / $1::bigint)::text, false)
          FROM (SELECT pg_catalog.max(setting::bigint) FILTER (WHERE name = 'maintenance_work_mem') AS own,
@@ -162,6 +247,6 @@ async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<SqlCl
                       pg_catalog.max(setting::bigint) FILTER (WHERE name = 'max_parallel_workers') AS parallel
                FROM pg_catalog.pg_settings) AS settings";
     let sessions = i64::try_from(sessions.max(1)).unwrap_or(i64::MAX);
-    client.query("setting up a session", sql, &[&sessions]).await?;
-    Ok(client)
+    let process = client.query_one("setting up a session", sql, &[&sessions]).await?.get(0)?;
+    Ok((client, process))
 }

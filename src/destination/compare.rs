@@ -36,7 +36,7 @@ use super::staging_schema;
 use crate::comparison::reconcile_sql as sql;
 use crate::pg::{Ident, QualifiedName};
 use crate::session::{Sql, SqlClient, SqlState};
-use crate::telemetry::failpoint;
+use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 
 /// The lists, by live table. From their making on they get the key of every row of staging that is written.
 #[derive(Debug)]
@@ -109,13 +109,18 @@ impl Comparison {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn run(self, staging: &Staging) -> Result<Differences, DestinationError> {
+    pub async fn run(self, staging: &Staging, telemetry: &Telemetry) -> Result<Differences, DestinationError> {
         let Comparison { client, lists: Lists { lists } } = self;
+        let compared = staging.tables.iter().filter(|table| lists.contains_key(&table.live));
+        if !lists.is_empty() {
+            telemetry.snapshot_phase(SnapshotPhase::Comparing, compared.map(|table| table.source.bytes));
+        }
         for (number, table) in staging.tables.iter().enumerate() {
             let Some(list) = lists.get(&table.live) else { continue };
             let found = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("d{number}")) };
             check_keys(&client, table, None).await?;
             compare(&client, table, &found, list).await?;
+            telemetry.snapshot_step_done(table.source.bytes);
         }
         failpoint::pause("comparison.read").await;
         client.batch(DOING, "COMMIT").await?;

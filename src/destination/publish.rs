@@ -29,7 +29,7 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
 use crate::schema_change::ddl;
 use crate::session::{SessionError, SqlClient, SqlState, read_lock_table};
 use crate::sql::partition_tree;
-use crate::telemetry::failpoint;
+use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 
 /// Where the position stands, and where it will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,8 +139,8 @@ impl Publication<'_> {
     ///
     /// # Errors
     /// [`DestinationError`]: staging was lost, another instance has taken over, or a table does not take the rows.
-    pub async fn run(&self, client: &SqlClient) -> Result<PublishOutcome, DestinationError> {
-        let result = self.transaction(client).await;
+    pub async fn run(&self, client: &SqlClient, telemetry: &Telemetry) -> Result<PublishOutcome, DestinationError> {
+        let result = self.transaction(client, telemetry).await;
         if result.is_err() {
             // The session may be gone; then the server rolls back by itself.
             let _ = client.batch("rolling back", "ROLLBACK").await;
@@ -169,9 +169,10 @@ impl Publication<'_> {
         result
     }
 
-    async fn transaction(&self, client: &SqlClient) -> Result<PublishOutcome, DestinationError> {
+    async fn transaction(&self, client: &SqlClient, telemetry: &Telemetry) -> Result<PublishOutcome, DestinationError> {
+        telemetry.snapshot_phase(SnapshotPhase::Publishing, []);
         let role = self.begin(client).await?;
-        let outcome = self.move_rows(client, role).await?;
+        let outcome = self.move_rows(client, role, telemetry).await?;
         self.commit(client).await?;
         Ok(outcome)
     }
@@ -251,7 +252,12 @@ impl Publication<'_> {
         Err(DestinationError::StagingLost("another instance has gone on meanwhile".to_owned()))
     }
 
-    async fn move_rows(&self, client: &SqlClient, role: ReplicationRole) -> Result<PublishOutcome, DestinationError> {
+    async fn move_rows(
+        &self,
+        client: &SqlClient,
+        role: ReplicationRole,
+        telemetry: &Telemetry,
+    ) -> Result<PublishOutcome, DestinationError> {
         let mut outcome = PublishOutcome::default();
         let tables = &self.staging.tables;
         let equal = self.differences.equal(client).await?;
@@ -268,9 +274,13 @@ impl Publication<'_> {
                 check_keys(client, table, Some(list)).await?;
             }
         }
+        // What differs is deleted, updated and inserted; whatever else there is takes one step.
+        let steps = written.iter().flat_map(|table| [table, table]).copied().chain(tables);
+        telemetry.snapshot_phase(SnapshotPhase::Publishing, steps.map(|table| table.source.bytes));
         for table in tables.iter().rev().filter(|table| differs(table)) {
             let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
             let deleted = client.execute(DOING, &statement, &[]).await?;
+            telemetry.snapshot_step_done(table.source.bytes);
             outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
             if deleted == 0 {
                 continue;
@@ -290,6 +300,7 @@ impl Publication<'_> {
         for (number, table) in tables.iter().enumerate().filter(|(_, table)| differs(table)) {
             outcome.reconciled.entry(table.live.clone()).or_default().1 =
                 self.update(client, role, (number, table)).await?;
+            telemetry.snapshot_step_done(table.source.bytes);
         }
         for table in tables {
             match table.mode {
@@ -306,6 +317,7 @@ impl Publication<'_> {
                 }
                 Mode::Reconcile => {}
             }
+            telemetry.snapshot_step_done(table.source.bytes);
         }
         for table in tables.iter().filter(|table| differs(table)) {
             if let Some(altered) = self.check(client, role, table).await? {

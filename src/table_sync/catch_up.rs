@@ -33,6 +33,7 @@ use crate::source::{
     step_channel, stream,
 };
 use crate::table_sync::ends::{Ends, Tables};
+use crate::telemetry::Telemetry;
 use crate::transaction::{Assembler, Change, Step, TableSet};
 use crate::wire::Decoder;
 
@@ -58,6 +59,7 @@ pub(super) struct CatchUp {
     renamed: HashMap<RelationId, (Arc<Relation>, Arc<Relation>)>,
     /// The stream has nothing for us up to here.
     reached: Lsn,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Drop for CatchUp {
@@ -155,6 +157,7 @@ impl CatchUp {
             source: Sql { purpose: "describing", ..ends.addresses.source.clone() },
             renamed: HashMap::new(),
             reached: from,
+            telemetry: Arc::clone(ends.telemetry),
         })
     }
 
@@ -176,6 +179,7 @@ impl CatchUp {
                     | Work::CommitParallel { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
                 }
             }
+            self.telemetry.snapshot_lacks_wal(point.bytes_since(self.reached.max(self.applier.stored())));
             let idle = !self.applier.is_busy() && !self.applier.in_large_transaction();
             let nothing_before = self.batcher.at_fence() || self.reached.max(self.applier.stored()) >= point;
             if idle && nothing_before && (self.batcher.is_empty() || self.batcher.at_fence()) {

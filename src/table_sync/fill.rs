@@ -21,7 +21,7 @@ use crate::source::{SourceError, pieces};
 use crate::sql::table_guard::{is_table, refuse_others};
 use crate::table_sync::ends::{Ends, TakenSnapshot};
 use crate::table_sync::snapshot_guard::keep_holder;
-use crate::telemetry::failpoint;
+use crate::telemetry::{SnapshotPhase, failpoint};
 
 /// Whether this is the way to publish. COPY does not take rows where row level security is in force.
 pub(super) fn is_possible(staging: &Staging, destination: &Catalog) -> bool {
@@ -51,6 +51,7 @@ pub(super) async fn publish(
     };
     drop(readers);
     let mut rows = 0;
+    ends.telemetry.snapshot_phase(SnapshotPhase::Copying, []);
     let filled = async {
         tokio::select! {
             filled = filling.all(locks.client(), &publication.staging.tables) => rows = filled?,
@@ -59,6 +60,7 @@ pub(super) async fn publish(
         failpoint::reached("snapshot.staged");
         // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
         held.release().await?;
+        ends.telemetry.snapshot_phase(SnapshotPhase::Publishing, []);
         Ok(locks.release().await?)
     };
     publication.run_filling(client, filled).await?;

@@ -61,7 +61,7 @@ use crate::session::{SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::table_sync::ends::{Ends, Staged, Tables};
 use crate::table_sync::resync_queue::{Failure, Turns};
-use crate::telemetry::failpoint;
+use crate::telemetry::{SnapshotPhase, failpoint};
 
 /// How often requests are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -259,6 +259,7 @@ async fn hand_over(
     let mut catch_up =
         CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, slot_session, &staging, consistent_point))
             .await?;
+    ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
     failpoint::reached("handover.catching_up");
     pass(ends, control, consistent_point).await?;
     catch_up_with(bookkeeping, &mut catch_up, None).await?;
@@ -270,7 +271,8 @@ async fn hand_over(
         let held = hold(ends, control, &mut catch_up, "handover.comparing_held").await?;
         let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
         drop(held);
-        let differences = compare_beside(bookkeeping, &mut catch_up, comparison, &staging).await?;
+        let differences = compare_beside((ends, bookkeeping), &mut catch_up, comparison, &staging).await?;
+        ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
         failpoint::reached("handover.compared");
         catch_up_with(bookkeeping, &mut catch_up, None).await?;
         tell_large_differences(ends, &client, (&staging, &differences)).await?;
@@ -313,7 +315,7 @@ async fn hand_over(
 
 /// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.
 async fn compare_beside(
-    bookkeeping: &Bookkeeping,
+    (ends, bookkeeping): (Ends<'_>, &Bookkeeping),
     catch_up: &mut CatchUp,
     comparison: Comparison,
     staging: &Staging,
@@ -321,7 +323,7 @@ async fn compare_beside(
     let (over, mut is_over) = oneshot::channel::<()>();
     let comparing = async {
         failpoint::pause("handover.comparing").await;
-        let compared = comparison.run(staging).await?;
+        let compared = comparison.run(staging, ends.telemetry).await?;
         drop(over);
         Ok::<_, Fault>(compared)
     };

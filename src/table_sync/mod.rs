@@ -54,7 +54,7 @@ use crate::source::{
     SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot, running_transactions,
 };
 use crate::table_sync::lock_budget::Room;
-use crate::telemetry::{State, Telemetry, failpoint};
+use crate::telemetry::{SnapshotPhase, State, Telemetry, failpoint};
 
 pub(crate) use crate::table_sync::ends::{Ends, Kind, Staged, Tables, TakenSnapshot};
 
@@ -217,7 +217,8 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         slot_session.close().await;
         finish(ends, bookkeeping.client(), &staging).await?;
         let lists = Lists::keep(bookkeeping.client(), &staging).await?;
-        let differences = Comparison::begin(&addresses.destination_for("staging"), lists).await?.run(&staging).await?;
+        let differences =
+            Comparison::begin(&addresses.destination_for("staging"), lists).await?.run(&staging, telemetry).await?;
         tell_large_differences(ends, &client, (&staging, &differences)).await?;
         publish(ends, &client, &publication(&staging, Some(&sent), &differences)).await?;
         (sent.values().sum(), staging, differences)
@@ -267,6 +268,7 @@ async fn begin_staging(
 /// Copies into staging, and lets the source go.
 async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str) -> Result<Staged, Fault> {
     let TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints: _ } = taken;
+    ends.telemetry.snapshot_phase(SnapshotPhase::Copying, []);
     let sent = copy::copy(ends, &staging, (&held, &locks), slot, readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
     held.release().await?;
@@ -420,7 +422,7 @@ async fn finish(ends: Ends<'_>, client: &SqlClient, staging: &Staging) -> Result
             cores.min(client.free_sessions().await.map_err(DestinationError::Session)? / 2).max(1)
         }
     };
-    let told = staging.finish(&ends.addresses.destination_for("staging"), sessions).await?;
+    let told = staging.finish(&ends.addresses.destination_for("staging"), sessions, ends.telemetry).await?;
     failpoint::reached("snapshot.finished");
     for left_out in &staging.left_out {
         ends.telemetry.event("snapshot", left_out.clone());
@@ -436,7 +438,7 @@ async fn publishing_session(ends: Ends<'_>) -> Result<SqlClient, Fault> {
 
 /// Publishes, and says what it has written.
 async fn publish(ends: Ends<'_>, client: &SqlClient, publication: &Publication<'_>) -> Result<(), Fault> {
-    let outcome = publication.run(client).await?;
+    let outcome = publication.run(client, ends.telemetry).await?;
     failpoint::reached("snapshot.published");
     if !outcome.lost_most.is_empty() {
         let tables = outcome.lost_most.join(", ");

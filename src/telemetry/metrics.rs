@@ -47,6 +47,7 @@ pub(super) struct Metrics {
     pub(super) apply_duration: Histogram,
     pub(super) snapshot_rows: IntCounterVec,
     pub(super) snapshot_progress: GaugeVec,
+    pub(super) snapshot_phase: IntGaugeVec,
     pub(super) snapshot_duration: Gauge,
     pub(super) snapshot_held_transactions: IntGauge,
     pub(super) snapshot_held_wal_bytes: IntGauge,
@@ -132,6 +133,16 @@ impl Metrics {
                         "How much of the table the current or last snapshot has copied, 0 to 1",
                     ),
                     &["table"],
+                ),
+            ),
+            snapshot_phase: keep(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "headwater_snapshot_phase",
+                        "1 for the phase that the current snapshot is in, 0 for the others and while there is none",
+                    ),
+                    &["phase"],
                 ),
             ),
             snapshot_duration: gauge(

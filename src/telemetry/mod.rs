@@ -24,4 +24,4 @@ pub use http::{HttpError, serve, try_listen};
 pub use log::{LogFormat, start_logging};
 pub use metrics::Operation;
 pub use systemd::notify_service_manager;
-pub use view::{Event, Route, SlotHealth, StatusView, TableProgress, Verified};
+pub use view::{Event, Route, SlotHealth, SnapshotPhase, SnapshotProgress, StatusView, TableProgress, Verified};

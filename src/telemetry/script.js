@@ -153,11 +153,13 @@
     const rate = (earlier.lag_bytes - last.lag_bytes) / (last.at - earlier.at);
     return rate > 0 ? ` At this rate it is there in ${words(seconds(last.lag_bytes / rate))}.` : " It is not getting closer at the moment.";
   };
-  const copied = (s) => {
-    const all = Object.values(s.tables);
-    const expected = all.reduce((sum, table) => sum + table.snapshot_bytes_expected, 0);
-    const done = all.reduce((sum, table) => sum + (table.snapshot_done ? table.snapshot_bytes_expected : Math.min(table.snapshot_bytes, 0.99 * table.snapshot_bytes_expected)), 0);
-    return { ratio: expected > 0 ? done / expected : 0, tables: all.filter((table) => table.snapshot_done).length, all: all.length };
+  // In words without the tables: the list below has them.
+  const PHASES = { preparing: "", copying: "", indexing: "building indexes", validating: "checking foreign keys", catching_up: "catching up", comparing: "comparing", publishing: "publishing" };
+  const copying = (c) => {
+    const phase = c ? PHASES[c.phase] : "";
+    const percent = c && c.ratio !== null ? `${Math.floor(c.ratio * 100)} %` : "";
+    const words = [phase, percent].filter(Boolean).join(" ");
+    return words ? `Copying the tables: ${words}` : "Copying the tables";
   };
   const verdict = (s) => {
     const behind = s.lag_seconds === null ? "" : words(seconds(s.lag_seconds));
@@ -173,7 +175,7 @@
           ? ["good", "The copy is fresh", "Every commit of the source is here."]
           : ["good", `The copy is ${behind} behind`, `Within the ${words(seconds(s.ready_lag_max_seconds))} that are allowed.`];
       case "catching_up": return ["warn", `Catching up: ${words(bytes(s.lag_bytes ?? 0))} to go`, `The oldest missing commit is ${behind} old.${catchUp()}`];
-      case "snapshot": { const c = copied(s); return ["quiet", `Copying the tables: ${Math.floor(c.ratio * 100)} %`, "Readers see the tables as they were until all of them are here."]; }
+      case "snapshot": return ["quiet", copying(s.snapshot), "Readers see the tables as they were until all of them are here."];
       case "standby": return ["quiet", "Standing by", "Another instance leads; this one takes over when it ends."];
       case "connecting": return s.reason ? ["bad", "Not connected: trying again", "It goes on by itself as soon as that is over."] : ["quiet", "Connecting", ""];
       case "waiting": return ["bad", "Held up: nothing is applied", "It is tried again and again, and goes on by itself once that is mended."];
@@ -197,16 +199,17 @@
   let all = false;
 
   const showTables = (s) => {
-    const key = JSON.stringify([s.tables, s.standing_still]);
+    const key = JSON.stringify([s.tables, s.standing_still, s.snapshot?.tables]);
     if (key === shownTables) return;
     shownTables = key;
     const made = Object.entries(s.tables).map(([name, t]) => {
       const ratio = t.snapshot_done ? 1 : t.snapshot_bytes_expected ? Math.min(0.99, t.snapshot_bytes / t.snapshot_bytes_expected) : 0;
       const counted = plural(t.snapshot_rows, "row");
       const cell = el("td", { class: "wide-cell" });
-      if (s.standing_still.includes(name) && s.snapshot_seconds === null) cell.append(el("div", { class: "copy" }, el("span", {}, "stands still until it is copied anew")));
+      const isCopied = s.snapshot?.tables.includes(name) ?? false;
+      if (s.standing_still.includes(name) && !isCopied) cell.append(el("div", { class: "copy" }, el("span", {}, "stands still until it is copied anew")));
       else if (t.snapshot_done) cell.append(el("div", { class: "copy" }, el("span", {}, `${counted} copied`)));
-      else if (s.snapshot_seconds !== null) cell.append(el("div", { class: "copy" }, el("progress", { max: 1, value: ratio, "aria-label": `Copied of ${name}` }), el("span", {}, `${Math.floor(ratio * 100)} % · ${counted}`)));
+      else if (isCopied) cell.append(el("div", { class: "copy" }, el("progress", { max: 1, value: ratio, "aria-label": `Copied of ${name}` }), el("span", {}, `${Math.floor(ratio * 100)} % · ${counted}`)));
       else cell.append(el("div", { class: "copy" }, el("span", {}, "earlier")));
       const counts = [t.inserts, t.updates, t.deletes, t.truncates];
       return el("tr", {}, el("th", { scope: "row" }, name), cell,
@@ -249,12 +252,14 @@
     put(at("hint"), s.hint ?? "");
     at("waits-shown").hidden = !s.waits.length;
     put(at("waits"), s.waits.join("\n\n"));
-    at("overall").hidden = s.snapshot_seconds === null;
-    if (s.snapshot_seconds !== null) {
-      const c = copied(s);
-      at("overall-bar").value = c.ratio;
-      const left = c.ratio > 0.02 ? `, about ${words(seconds(Math.ceil(s.snapshot_seconds * (1 - c.ratio) / c.ratio)))} left` : "";
-      put(at("overall-text"), `${c.tables} of ${c.all} tables, ${words(seconds(s.snapshot_seconds))} so far${left}`);
+    const c = s.snapshot;
+    at("overall").hidden = !c;
+    if (c) {
+      if (c.ratio === null) at("overall-bar").removeAttribute("value");
+      else at("overall-bar").value = c.ratio;
+      const lacks = c.wal_bytes_left ? `, ${words(bytes(c.wal_bytes_left))} of WAL to go` : "";
+      const left = c.seconds_left !== null ? `, about ${words(seconds(Math.max(1, Math.ceil(c.seconds_left))))} of ${PHASES[c.phase] || "copying"} left` : "";
+      put(at("overall-text"), `${c.text}${lacks}, ${words(seconds(s.snapshot_seconds))} so far${left}`);
     }
     if (s.route.source) at("route").replaceChildren(el("span", {}, "from "), el("b", {}, s.route.source), el("span", {}, "to "), el("b", {}, s.route.destination));
     put(at("heartbeat-explain"), s.heartbeat_off ? `no heartbeats: ${s.heartbeat_off}` : "from the source’s WAL to a commit here");

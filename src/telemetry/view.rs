@@ -45,6 +45,11 @@ pub struct TableProgress {
 }
 
 impl TableProgress {
+    /// More is copied than was expected, and there is no telling how much is left.
+    pub fn is_past_estimate(&self) -> bool {
+        !self.snapshot_done && self.snapshot_bytes > 0 && self.snapshot_bytes >= self.snapshot_bytes_expected
+    }
+
     /// How much is copied, 0 to 1.
     pub fn snapshot_ratio(&self) -> f64 {
         if self.snapshot_done {
@@ -56,6 +61,88 @@ impl TableProgress {
         // Sizes on disk and on the wire differ, so the estimate may overshoot: it is 1 only when it is done.
         (self.snapshot_bytes as f64 / self.snapshot_bytes_expected as f64).min(0.99)
     }
+}
+
+/// What a snapshot does, in this order, as far as there is something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPhase {
+    /// Locks, the slot and staging tables.
+    Preparing,
+    /// Rows, from the source.
+    Copying,
+    /// Indexes over the copied rows.
+    Indexing,
+    /// Foreign keys among the copied rows, and statistics.
+    Validating,
+    /// What the source has committed since; beside a stream that runs.
+    CatchingUp,
+    /// The copied rows with those that the tables have.
+    Comparing,
+    /// The transaction that shows the rows.
+    Publishing,
+}
+
+impl SnapshotPhase {
+    /// All there are.
+    pub(super) const ALL: [SnapshotPhase; 7] = [
+        SnapshotPhase::Preparing,
+        SnapshotPhase::Copying,
+        SnapshotPhase::Indexing,
+        SnapshotPhase::Validating,
+        SnapshotPhase::CatchingUp,
+        SnapshotPhase::Comparing,
+        SnapshotPhase::Publishing,
+    ];
+
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SnapshotPhase::Preparing => "preparing",
+            SnapshotPhase::Copying => "copying",
+            SnapshotPhase::Indexing => "indexing",
+            SnapshotPhase::Validating => "validating",
+            SnapshotPhase::CatchingUp => "catching_up",
+            SnapshotPhase::Comparing => "comparing",
+            SnapshotPhase::Publishing => "publishing",
+        }
+    }
+
+    /// What is done in it, in words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            SnapshotPhase::Preparing => "preparing the copy",
+            SnapshotPhase::Copying => "copying",
+            SnapshotPhase::Indexing => "building indexes",
+            SnapshotPhase::Validating => "checking foreign keys and gathering statistics",
+            SnapshotPhase::CatchingUp => "catching up with the stream",
+            SnapshotPhase::Comparing => "comparing",
+            SnapshotPhase::Publishing => "publishing",
+        }
+    }
+}
+
+/// How far the snapshot that runs has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    /// What it does now.
+    pub phase: SnapshotPhase,
+    /// For how long, in seconds.
+    pub phase_seconds: f64,
+    /// The tables that it copies, and no others.
+    pub tables: Vec<String>,
+    /// Steps of the phase that are done: tables, indexes, foreign keys.
+    pub done: u64,
+    /// Steps of the phase; 0 where they are not known.
+    pub total: u64,
+    /// How much of the phase is done, 0 to less than 1; `None` where that is not known.
+    pub ratio: Option<f64>,
+    /// About how long the phase still takes, in seconds; `None` where that cannot be said.
+    pub seconds_left: Option<f64>,
+    /// While it catches up: source WAL that is not in the copy yet, in bytes.
+    pub wal_bytes_left: Option<u64>,
+    /// Phase, tables and progress in words: `copying public.views 71 % (1 of 1)`.
+    pub text: String,
 }
 
 /// The slot's health.
@@ -146,6 +233,9 @@ pub struct StatusView {
     pub waits: Vec<String>,
     /// Since when the snapshot runs, in seconds; `None` when none does.
     pub snapshot_seconds: Option<f64>,
+    /// How far it has come.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotProgress>,
     /// In-progress transactions kept in memory and files, in bytes.
     pub spool_bytes: u64,
     /// The last verification.

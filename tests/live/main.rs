@@ -79,6 +79,7 @@ mod resync;
 mod printable;
 mod prepared;
 mod rewrites;
+mod progress;
 mod prometheus;
 mod providers;
 mod publications;

@@ -47,7 +47,7 @@ struct Inner {
     history: History,
     tables: BTreeMap<String, TableProgress>,
     slot: Option<SlotHealth>,
-    snapshot_began: Option<Instant>,
+    snapshot: Option<copying::Snapshot>,
     /// Tables that are set aside until a copy is published.
     standing_still: Vec<QualifiedName>,
     /// What sessions of ours wait for now, by the end.
@@ -94,13 +94,14 @@ impl Telemetry {
                 history: History::default(),
                 tables: BTreeMap::new(),
                 slot: None,
-                snapshot_began: None,
+                snapshot: None,
                 standing_still: Vec::new(),
                 waits: BTreeMap::new(),
                 events: VecDeque::new(),
             }),
         };
         telemetry.show_state(State::Connecting);
+        telemetry.show_phase(None);
         telemetry
     }
 

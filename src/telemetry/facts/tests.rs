@@ -1,6 +1,7 @@
 //! What the facts promise to whoever shows them.
 
 use super::*;
+use crate::telemetry::view::SnapshotPhase;
 
 #[test]
 fn the_source_is_never_shown_behind_what_it_has_sent() {
@@ -56,12 +57,72 @@ fn exactly_one_state_is_1_and_every_metric_has_its_name() {
         "headwater_conflicts_total{kind=\"missing_row\",table=\"public.t\"}",
         "headwater_restarts_total{reason=\"source_lost\"}",
         "headwater_build_info",
+        "headwater_snapshot_phase{phase=\"indexing\"} 0",
         "headwater_spool_bytes 1",
         "headwater_verify_mismatched_rows 0",
         "headwater_slot_seconds_until_lost inf",
     ] {
         assert!(text.contains(name), "no {name} in\n{text}");
     }
+}
+
+fn tables(names: &[&str]) -> Vec<QualifiedName> {
+    names.iter().map(|name| QualifiedName::new("public", *name)).collect()
+}
+
+#[test]
+fn a_snapshot_is_told_by_phases_and_is_never_done_before_it_is_over() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    let now = || telemetry.status().snapshot.unwrap();
+    let told = || (now().phase.as_str(), now().text, now().ratio);
+    let [large, small] = &tables(&["large", "small"])[..] else { unreachable!() };
+    telemetry.snapshot_begins([(large.clone(), 900), (small.clone(), 100)]);
+    assert_eq!(told(), ("preparing", "preparing the copy".to_owned(), None));
+    telemetry.snapshot_phase(SnapshotPhase::Copying, []);
+    assert_eq!(told(), ("copying", "copying 2 tables 0 % (0 of 2)".to_owned(), Some(0.0)));
+    telemetry.snapshot_copied(large, 1, 450);
+    assert_eq!(told(), ("copying", "copying public.large 45 % (1 of 2)".to_owned(), Some(0.45)));
+    assert!(now().seconds_left.is_some());
+    // Rows take more on the wire than on disk: what is left is not known, and it is not done.
+    telemetry.snapshot_copied(large, 1, 9000);
+    telemetry.snapshot_table_done(small);
+    assert_eq!((now().text.as_str(), now().seconds_left), ("copying public.large 99 % (2 of 2)", None));
+    telemetry.snapshot_table_done(large);
+    assert_eq!((now().text.as_str(), now().seconds_left), ("copying 2 tables 99 % (2 of 2)", None));
+    telemetry.snapshot_phase(SnapshotPhase::Indexing, [900, 100]);
+    telemetry.snapshot_steps_under_way(450.0);
+    assert_eq!(told(), ("indexing", "building indexes 45 % (0 of 2 done)".to_owned(), Some(0.45)));
+    assert!(now().seconds_left.is_some());
+    telemetry.snapshot_step_done(900);
+    assert_eq!(told(), ("indexing", "building indexes 90 % (1 of 2 done)".to_owned(), Some(0.9)));
+    telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
+    telemetry.snapshot_lacks_wal(7);
+    assert_eq!((told().2, now().wal_bytes_left), (None, Some(7)));
+    telemetry.snapshot_phase(SnapshotPhase::Publishing, [1]);
+    telemetry.snapshot_step_done(1);
+    assert_eq!(now().text, "publishing 99 % (1 of 1 done)");
+    assert_eq!((now().seconds_left, now().wal_bytes_left), (None, None), "the commit is still to come");
+    let metrics = || String::from_utf8(telemetry.render_metrics()).unwrap();
+    let phases = || {
+        metrics().lines().filter(|line| line.starts_with("headwater_snapshot_phase{") && line.ends_with(" 1")).count()
+    };
+    assert!(metrics().contains("headwater_snapshot_phase{phase=\"publishing\"} 1"), "{}", metrics());
+    assert_eq!(phases(), 1);
+    telemetry.snapshot_ends();
+    assert!(telemetry.status().snapshot.is_none() && phases() == 0);
+}
+
+#[test]
+fn a_copy_of_some_tables_tells_of_these_alone() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    let [views, topics] = &tables(&["views", "topics"])[..] else { unreachable!() };
+    telemetry.stream_begins(Lsn::new(1), [views.clone(), topics.clone()]);
+    telemetry.snapshot_begins([(views.clone(), 100)]);
+    telemetry.snapshot_phase(SnapshotPhase::Copying, []);
+    telemetry.snapshot_copied(views, 1, 71);
+    let snapshot = telemetry.status().snapshot.unwrap();
+    assert_eq!(snapshot.text, "copying public.views 71 % (1 of 1)");
+    assert_eq!((snapshot.tables, snapshot.total), (vec!["public.views".to_owned()], 1));
 }
 
 #[test]
