@@ -232,7 +232,7 @@ async fn roles_that_become_another_role_at_login_copy_stream_and_verify() {
     service.signal("STOP");
     let next = impatient.start();
     next.says("which held replication slot").await;
-    assert!(next.log().contains(&format!("of role v_{reader}")), "{}", next.log());
+    assert!(next.log().contains(&format!("role v_{reader}")), "{}", next.log());
     next.streams().await;
     let mut service = service;
     service.kill();
