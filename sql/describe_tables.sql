@@ -151,27 +151,67 @@ SELECT pg_catalog.jsonb_build_object(
                     'included', k.place > i.indnkeyatts,
                     'descending', COALESCE((i.indoption)[k.place - 1] & 1 = 1, false),
                     'nulls_first', COALESCE((i.indoption)[k.place - 1] & 2 = 2, false),
-                    'operator_class', CASE WHEN k.place <= i.indnkeyatts AND NOT oc.opcdefault THEN
+                    'operator_class', CASE WHEN k.place <= i.indnkeyatts AND oc.oid IS DISTINCT FROM class.id THEN
                         pg_catalog.jsonb_build_object('schema', ocn.nspname, 'name', oc.opcname) END,
                     'collation', CASE WHEN k.place <= i.indnkeyatts AND (i.indcollation)[k.place - 1] <> 0
                                        AND (i.indcollation)[k.place - 1] <> COALESCE(ia.attcollation, 0) THEN
                         pg_catalog.jsonb_build_object('schema', icon.nspname, 'name', ico.collname) END,
                     'nondeterministic', CASE WHEN k.place <= i.indnkeyatts AND NOT ico.collisdeterministic THEN
                         pg_catalog.jsonb_build_object('schema', icon.nspname, 'name', ico.collname) END,
-                    'equality', (
-                        SELECT pg_catalog.jsonb_build_object('schema', opn.nspname, 'name', op.oprname)
-                        FROM pg_catalog.pg_amop ao
-                        JOIN pg_catalog.pg_operator op ON op.oid = ao.amopopr
-                        JOIN pg_catalog.pg_namespace opn ON opn.oid = op.oprnamespace
-                        WHERE ao.amopfamily = oc.opcfamily AND ao.amopmethod = 403 AND ao.amopstrategy = 3
-                          AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype)
+                    'equality', CASE WHEN op.oid IS NOT NULL THEN pg_catalog.jsonb_build_object('schema', opn.nspname, 'name', op.oprname) END,
+                    'compared_as', CASE WHEN oc.oid IS DISTINCT FROM class.id AND ao.amopopr IS DISTINCT FROM (
+                        SELECT same.amopopr FROM pg_catalog.pg_opclass d
+                        JOIN pg_catalog.pg_amop same ON same.amopfamily = d.opcfamily AND same.amopmethod = 403 AND same.amopstrategy = 3
+                            AND same.amoplefttype = d.opcintype AND same.amoprighttype = d.opcintype
+                        WHERE d.oid = class.id) THEN (
+                        SELECT pg_catalog.jsonb_build_object('schema', yn.nspname, 'name', y.typname)
+                        FROM pg_catalog.pg_type y JOIN pg_catalog.pg_namespace yn ON yn.oid = y.typnamespace
+                        WHERE y.oid = oc.opcintype) END,
+                    'excludes_by', CASE WHEN i.indisexclusion AND k.place <= i.indnkeyatts THEN (
+                        SELECT xo.oprname FROM pg_catalog.pg_constraint x
+                        JOIN pg_catalog.pg_operator xo ON xo.oid = x.conexclop[k.place]
+                        WHERE x.conindid = i.indexrelid AND x.contype = 'x') END
                 ) ORDER BY k.place)
                 FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (attnum, place)
                 LEFT JOIN pg_catalog.pg_attribute ia ON ia.attrelid = i.indrelid AND ia.attnum = k.attnum
-                LEFT JOIN pg_catalog.pg_opclass oc ON oc.oid = (i.indclass)[k.place - 1]
+                -- OFFSET 0: looked up by their OIDs, one at a time. Joined, each index would read all collations.
+                LEFT JOIN LATERAL (
+                    SELECT * FROM pg_catalog.pg_opclass x WHERE x.oid = (i.indclass)[k.place - 1] OFFSET 0) AS oc ON true
                 LEFT JOIN pg_catalog.pg_namespace ocn ON ocn.oid = oc.opcnamespace
-                LEFT JOIN pg_catalog.pg_collation ico ON ico.oid = (i.indcollation)[k.place - 1]
-                LEFT JOIN pg_catalog.pg_namespace icon ON icon.oid = ico.collnamespace)
+                LEFT JOIN LATERAL (
+                    SELECT * FROM pg_catalog.pg_collation x WHERE x.oid = (i.indcollation)[k.place - 1] OFFSET 0) AS ico ON true
+                LEFT JOIN pg_catalog.pg_namespace icon ON icon.oid = ico.collnamespace
+                LEFT JOIN LATERAL (
+                    SELECT x.amopopr FROM pg_catalog.pg_amop x
+                    WHERE x.amopfamily = oc.opcfamily AND x.amopmethod = 403 AND x.amopstrategy = 3
+                      AND x.amoplefttype = oc.opcintype AND x.amoprighttype = oc.opcintype OFFSET 0) AS ao ON true
+                LEFT JOIN pg_catalog.pg_operator op ON op.oid = ao.amopopr
+                LEFT JOIN pg_catalog.pg_namespace opn ON opn.oid = op.oprnamespace
+                -- The class that the server takes where none is named (GetDefaultOpClass of indexcmds.c): the default one of the
+                -- type, or of a type that it is taken for as it is, of a preferred one first. What an index of another method
+                -- stores of an expression is not the expression's type.
+                CROSS JOIN LATERAL (
+                    SELECT CASE WHEN oc.opcdefault AND (oc.opcintype = ia.atttypid OR k.attnum = 0 AND am.amname <> 'btree')
+                        THEN oc.oid
+                        ELSE (
+                            WITH RECURSIVE base (id) AS (
+                                SELECT COALESCE(ia.atttypid, (
+                                    SELECT xa.atttypid FROM pg_catalog.pg_attribute xa
+                                    WHERE xa.attrelid = i.indexrelid AND xa.attnum = k.place))
+                                UNION ALL SELECT bt.typbasetype FROM base JOIN pg_catalog.pg_type bt ON bt.oid = base.id WHERE bt.typtype = 'd')
+                            SELECT d.oid
+                            FROM base
+                            JOIN pg_catalog.pg_type bt ON bt.oid = base.id AND bt.typtype <> 'd'
+                            JOIN pg_catalog.pg_opclass d ON d.opcmethod = ic.relam AND d.opcdefault
+                            JOIN pg_catalog.pg_type dt ON dt.oid = d.opcintype
+                            WHERE d.opcintype = bt.oid
+                               OR dt.typnamespace = 'pg_catalog'::pg_catalog.regnamespace AND dt.typname = CASE
+                                    WHEN bt.typtype = 'c' THEN 'record' WHEN bt.typtype = 'e' THEN 'anyenum' WHEN bt.typtype = 'r' THEN 'anyrange'
+                                    WHEN bt.typtype = 'm' THEN 'anymultirange' WHEN bt.typcategory = 'A' THEN 'anyarray' END
+                               OR EXISTS (
+                                    SELECT FROM pg_catalog.pg_cast x
+                                    WHERE x.castsource = bt.oid AND x.casttarget = d.opcintype AND x.castmethod = 'b' AND x.castcontext = 'i')
+                            ORDER BY d.opcintype = bt.oid DESC, dt.typispreferred DESC LIMIT 1) END AS id) AS class)
         ) ORDER BY i.indisprimary DESC, ic.relname)
         FROM pg_catalog.pg_index i
         JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid

@@ -89,6 +89,8 @@ pub(crate) fn unique_index(name: &str, columns: &[Ident], primary: bool) -> Inde
         collation: None,
         nondeterministic: None,
         equality: None,
+        compared_as: None,
+        excludes_by: None,
     };
     IndexDefinition {
         id: 1,

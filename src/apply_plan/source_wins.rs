@@ -26,20 +26,18 @@ use crate::pg::{Datum, Ident, Tuple, TypeId};
 use crate::transaction::Change;
 use crate::wire::OldTuple;
 
-/// The unique keys of `destination` that `source` has too, and that are checked at once.
+/// The unique keys of `destination` that `source` has too, and that are checked at once. Rivals are looked for as the types of the
+/// columns compare them, so that no key is among them whose operator class compares otherwise.
 pub fn shared_uniques(source: &TableDefinition, destination: &TableDefinition) -> Vec<Unique> {
-    let usable = |index: &&IndexDefinition| index.unique && index.valid && index.immediate;
+    let usable = |index: &&IndexDefinition| {
+        let is_plain = index.parts.iter().all(|part| part.compared_as.is_none());
+        index.unique && index.valid && index.immediate && is_plain
+    };
     let same = |here: &IndexDefinition| {
         source.indexes.iter().filter(usable).any(|there| {
-            let keys = |index: &IndexDefinition| {
-                let key = index.parts.iter().filter(|part| !part.included);
-                let mut key: Vec<_> = key.map(|part| (part.column.clone(), part.expression.clone())).collect();
-                key.sort();
-                key
-            };
             there.predicate == here.predicate
                 && there.nulls_not_distinct == here.nulls_not_distinct
-                && keys(there) == keys(here)
+                && there.key() == here.key()
         })
     };
     let unique = |index: &IndexDefinition| {

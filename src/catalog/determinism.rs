@@ -89,7 +89,7 @@ pub fn looser<'a>(source: End<'a>, destination: End<'a>, is_new: impl Fn(&Ident)
         if !has_like(source.table, index) {
             continue;
         }
-        let mut alike = source.table.indexes.iter().filter(|there| keeps_apart(there) && over(there) == over(index));
+        let mut alike = source.table.indexes.iter().filter(|there| keeps_apart(there) && there.key() == index.key());
         let loose: Vec<_> = loose.map(|(part, _)| (part.column.as_ref(), part.expression.as_ref())).collect();
         let is_as_loose = |there: &IndexDefinition| {
             let parts = there.parts.iter().filter(|part| part.nondeterministic.is_some());
@@ -121,7 +121,7 @@ fn keys<'a>(source: &'a TableDefinition, destination: &'a TableDefinition) -> BT
 
 /// Whether a table has an index that keeps the same apart.
 fn has_like(table: &TableDefinition, index: &IndexDefinition) -> bool {
-    table.indexes.iter().any(|there| keeps_apart(there) && over(there) == over(index))
+    table.indexes.iter().any(|there| keeps_apart(there) && there.key() == index.key())
 }
 
 /// Whether the index refuses rows: also one that is not valid does.
@@ -139,12 +139,6 @@ fn is_told_apart(source: &TableDefinition, column: &Ident) -> bool {
     };
     let parts = source.indexes.iter().filter(is_key).flat_map(|index| &index.parts).filter(|part| !part.included);
     parts.clone().any(|part| part.column.as_ref() == Some(column) && part.nondeterministic.is_none())
-}
-
-/// What an index is over, whatever the order and the collations.
-fn over(index: &IndexDefinition) -> BTreeSet<(Option<&Ident>, Option<&String>)> {
-    let key = index.parts.iter().filter(|part| !part.included);
-    key.map(|part| (part.column.as_ref(), part.expression.as_ref())).collect()
 }
 
 fn parts_of_column<'a>(column: &'a ColumnDefinition, types: &'a Types) -> LooseParts<'a> {

@@ -4,7 +4,7 @@
 //! (`ddl`), to tell whether a destination table fits its source (`fit`) and to bind relations to tables (`target`).
 //! Plain data: nothing here asks a server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -183,6 +183,22 @@ pub struct IndexPart {
     /// The operator by which a B-tree of this class finds equal values.
     #[serde(deserialize_with = "operator")]
     pub equality: Option<QualifiedName>,
+    /// The type whose values that operator compares, where the column's default class has another operator.
+    pub compared_as: Option<QualifiedName>,
+    /// The operator of an exclusion constraint.
+    pub excludes_by: Option<String>,
+}
+
+/// By what an index keeps rows apart in one of its columns or expressions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyPart<'a> {
+    /// The column; `None` for an expression.
+    pub column: Option<&'a Ident>,
+    /// The expression, as SQL.
+    pub expression: Option<&'a str>,
+    /// Where it is not the default class's: the operator that finds equal values, and their type.
+    equality: Option<(&'a QualifiedName, &'a QualifiedName)>,
+    excludes_by: Option<&'a str>,
 }
 
 /// An index.
@@ -220,6 +236,18 @@ impl IndexDefinition {
     /// The key's columns; expressions have none.
     pub fn key_columns(&self) -> impl Iterator<Item = &Ident> {
         self.parts.iter().filter(|part| !part.included).filter_map(|part| part.column.as_ref())
+    }
+
+    /// By what it keeps rows apart, whatever the order and the collations of its parts.
+    pub fn key(&self) -> BTreeSet<KeyPart<'_>> {
+        let key = self.parts.iter().filter(|part| !part.included);
+        key.map(|part| KeyPart {
+            column: part.column.as_ref(),
+            expression: part.expression.as_deref(),
+            equality: part.equality.as_ref().zip(part.compared_as.as_ref()),
+            excludes_by: part.excludes_by.as_deref(),
+        })
+        .collect()
     }
 
     /// The key's columns when the index enforces that no two rows of the whole table agree in them; `None` for other

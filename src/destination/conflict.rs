@@ -272,6 +272,7 @@ mod tests {
             commit_lsn: Lsn::new(7),
             end_lsn: None,
             will_win: false,
+            on_conflict: OnConflict::Stop,
             violated: Violated::default(),
             difference: None,
             user: None,

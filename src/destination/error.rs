@@ -5,6 +5,7 @@
 use std::fmt;
 
 use crate::apply_plan::target::BindError;
+use crate::config::OnConflict;
 use crate::destination::other_table::{OtherTable, OtherTables};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::schema_change::constraint_difference::{Difference, Violated};
@@ -99,6 +100,8 @@ pub struct Conflict {
     pub end_lsn: Option<Lsn>,
     /// The next attempt lets its rows win.
     pub will_win: bool,
+    /// What the settings say of conflicts.
+    pub on_conflict: OnConflict,
     /// What the server has named.
     pub violated: Violated,
     /// How the ends differ in it, where the source does not have the constraint as it is here.

@@ -4,6 +4,7 @@
 //! and the transaction, never a value; and since headwater tries again by itself, mending the row is all there is to
 //! do.
 
+use crate::config::OnConflict;
 use crate::destination::{Conflict, ConflictKind};
 use crate::pg::{ErrorReport, Lsn};
 
@@ -26,7 +27,12 @@ pub(super) fn report(conflict: &Conflict) -> ErrorReport {
     }
     let of_rows = matches!(conflict.kind, ConflictKind::UniqueViolation | ConflictKind::MissingRow);
     if of_rows && conflict.difference.is_none() {
-        ways.push("Or set on_conflict = \"source-wins\".".to_owned());
+        ways.push(match conflict.on_conflict {
+            OnConflict::Stop => "Or set on_conflict = \"source-wins\".".to_owned(),
+            OnConflict::SourceWins => "on_conflict = \"source-wins\" has not helped: it removes rows that a unique key of the source \
+                                       forbids, one that is checked at once, and none that foreign keys would take others with."
+                .to_owned(),
+        });
     }
     if conflict.commit_lsn == Lsn::INVALID {
         return report.hint(ways.join("\n"));
@@ -45,7 +51,8 @@ fn mend(conflict: &Conflict) -> String {
     let constraint = conflict.constraint.as_deref().map(without_columns);
     match conflict.kind {
         ConflictKind::UniqueViolation | ConflictKind::ExclusionViolation => format!(
-            "A row that was changed at the destination is in the way. Delete it there, or give it other values; {on}"
+            "A row of the destination is in the way. Unless the source has that row, delete it at the destination, or give it other values; \
+             {on}"
         ),
         ConflictKind::MissingRow => {
             format!("The row was deleted at the destination. Insert it there again, as the source had it; {on}")
@@ -107,6 +114,7 @@ mod tests {
             commit_lsn: Lsn::new(0x10),
             end_lsn,
             will_win: false,
+            on_conflict: OnConflict::Stop,
             violated: Violated::default(),
             difference: None,
             user: Some(Ident::new("Writer")),

@@ -17,7 +17,8 @@ use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, Relation, ReplicaIdentity};
 use crate::preflight::addresses::Addresses;
 use crate::preflight::hosts::connect_chosen;
-use crate::session::{SessionError, SqlClient};
+use crate::preflight::partitions::with_own_constraints;
+use crate::session::{SessionError, SqlClient, describe_tables};
 use crate::sql::table_guard::is_table;
 use crate::sql::text_value::ValueType;
 use crate::transaction::Change;
@@ -120,7 +121,11 @@ impl Destination<'_> {
         };
         let mut found = vec![FoundRows { by: by("key", &before), rows }];
         if let (Some(definition), Some(new)) = (definition, new_row(shown)) {
-            for rival in rivals(client, definition, constraint, new, &before).await? {
+            let mut wanted = rivals(client, definition, constraint, new, &before).await?;
+            for partition in self.partitions(definition).await? {
+                wanted.extend(rivals(client, &partition, constraint, new, &before).await?);
+            }
+            for rival in wanted {
                 let rows = match self.lock(&rival.table).await? {
                     Err(reason) => Err(reason),
                     Ok(()) => self.rows(&rival.table, rival.evaluates(), &rival.conditions, new).await?,
@@ -129,6 +134,13 @@ impl Destination<'_> {
             }
         }
         Ok((found, after))
+    }
+
+    /// The partitions of a table that have something of their own to violate.
+    async fn partitions(&self, table: &TableDefinition) -> Result<Vec<TableDefinition>, Fault> {
+        let partitions = with_own_constraints(self.client, &[table.id]).await?;
+        let names: Vec<QualifiedName> = partitions.into_iter().map(|(partition, _)| partition).collect();
+        Ok(describe_tables(self.client, &names).await.map_err(DestinationError::Session)?)
     }
 
     /// Locks a table as reading it does; why it cannot be.
@@ -254,8 +266,10 @@ async fn rivals(
     let value = |column: &Ident| new.iter().find(|(name, _)| name == column).cloned();
     let mut found = Vec::new();
     if let Some(index) = table.indexes.iter().find(|index| is_named(&index.name)) {
-        let columns: Option<ShownRow> =
-            index.unique_columns().and_then(|columns| columns.into_iter().map(value).collect());
+        // Its values may be equal to others than the column's are.
+        let is_plain = index.parts.iter().all(|part| part.compared_as.is_none() && part.collation.is_none());
+        let columns = index.unique_columns().filter(|_| is_plain);
+        let columns: Option<ShownRow> = columns.and_then(|columns| columns.into_iter().map(value).collect());
         match columns {
             Some(values) if values == *key => {}
             Some(values) => found.push(Rival {
@@ -287,10 +301,20 @@ async fn rival_of_index(
     index: &IndexDefinition,
 ) -> Result<Rival, DestinationError> {
     let parts = index.parts.iter().filter(|part| !part.included);
+    let compared = |part: &IndexPart, sql: String| {
+        let sql = match &part.compared_as {
+            Some(type_name) => format!("({sql})::{}", type_name.sql()),
+            None => sql,
+        };
+        match &part.collation {
+            Some(collation) => format!("({sql}) COLLATE {}", collation.sql()),
+            None => sql,
+        }
+    };
     // As SQL, and as people read it.
     let named = |part: &IndexPart| match (&part.column, &part.expression) {
-        (Some(name), _) => Some((name.sql(), name.to_string())),
-        (None, Some(expression)) => Some((expression.clone(), expression.clone())),
+        (Some(name), _) => Some((compared(part, name.sql()), name.to_string())),
+        (None, Some(expression)) => Some((compared(part, expression.clone()), expression.clone())),
         (None, None) => None,
     };
     let operators = match index.exclusion {

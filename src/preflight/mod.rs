@@ -16,6 +16,7 @@ pub(crate) mod hosts;
 pub(crate) mod leadership;
 pub(crate) mod missing_objects;
 pub(crate) mod not_carried;
+pub(crate) mod partitions;
 pub(crate) mod prepare;
 pub(crate) mod replication_session;
 pub(crate) mod resync_requests;

@@ -18,6 +18,7 @@ use crate::destination::{
 use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::preflight::addresses::Addresses;
+use crate::preflight::partitions::{self, table_of_partition};
 use crate::schema_change::constraint_difference::{Difference, Ends, Violated, domain_difference};
 use crate::schema_change::ddl::Creation;
 use crate::session::{SessionError, SqlClient, describe_tables, describe_types, fingerprint_facts};
@@ -169,12 +170,20 @@ async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violat
     let tables_there = describe_tables(&source, tables).await.map_err(SourceError::Session)?;
     let types_here = types_of(&here, &tables_here).await.map_err(DestinationError::Session)?;
     let types_there = types_of(&source, &tables_there).await.map_err(SourceError::Session)?;
-    let mut counterparts = Vec::new();
+    let partition = match &violated.table {
+        Some(named) if !tables.contains(named) => match table_of_partition(&here, named).await? {
+            Some(table) => vec![(named.clone(), table)],
+            None => Vec::new(),
+        },
+        Some(_) | None => Vec::new(),
+    };
+    let sources: Vec<&TableDefinition> = tables_there.iter().collect();
+    let partition = partitions::ends((&source, &here), &partition, &sources).await?;
     let there = |table: &TableDefinition| tables_there.iter().find(|there| there.name() == table.name());
-    for (table, there) in tables_here.iter().filter_map(|table| Some((table, there(table)?))) {
-        if violated.table.as_ref().is_some_and(|named| *named != table.name()) {
-            continue;
-        }
+    let tables = tables_here.iter().filter_map(|table| Some((table, there(table)?)));
+    let tables = tables.filter(|(table, _)| violated.table.as_ref().is_none_or(|named| *named == table.name()));
+    let mut counterparts = Vec::new();
+    for (table, there) in tables.chain(partition.iter().map(|ends| (&ends.here, &ends.source))) {
         let columns: Vec<Ident> = there.columns.iter().map(|column| column.name.clone()).collect();
         let columns: Vec<Ident> = columns.into_iter().filter(|column| table.column(column).is_some()).collect();
         let creation = Creation {

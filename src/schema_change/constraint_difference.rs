@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use crate::catalog::features::Feature;
 use crate::catalog::schema::{
-    ConstraintDefinition, ConstraintKind, IndexDefinition, TableDefinition, TypeDefinition, TypeKind, Types,
+    ConstraintDefinition, ConstraintKind, IndexDefinition, IndexPart, TableDefinition, TypeDefinition, TypeKind, Types,
 };
 use crate::pg::{Ident, QualifiedName, shown_sql};
 use crate::schema_change::ddl::{self, Creation};
@@ -82,9 +82,9 @@ impl Ends<'_> {
         let Some(index) = self.here.indexes.iter().find(|index| index.name == *name && index.unique) else {
             return Vec::new();
         };
-        let there = self.source.indexes.iter().filter(|there| there.valid && there.unique);
-        let there = there.filter(|there| parts(there) == parts(index) && there.predicate == index.predicate);
-        there.map(|there| there.id).collect()
+        let forbids =
+            |there: &&IndexDefinition| takes_the_same_for_equal(there, index) && there.predicate == index.predicate;
+        self.like(index).filter(forbids).map(|there| there.id).collect()
     }
 
     /// The differences in all that may refuse a row here, before one is refused.
@@ -170,35 +170,46 @@ impl Ends<'_> {
     /// Why an index must go, what drops it, and what the source has instead.
     fn replacement(&self, index: &IndexDefinition) -> Option<(String, Vec<String>, Option<String>)> {
         let name = &index.name;
-        let there = self.source.indexes.iter().filter(|there| there.valid && there.unique == index.unique);
-        let mut there = there.filter(|there| parts(there) == parts(index) && there.predicate == index.predicate);
         let forbids_as_much = |there: &IndexDefinition| {
-            (there.immediate || !index.immediate)
+            takes_the_same_for_equal(there, index)
+                && there.predicate == index.predicate
+                && (there.immediate || !index.immediate)
                 && (there.nulls_not_distinct || !index.nulls_not_distinct)
                 && (there.exclusion || !index.exclusion)
         };
-        if there.any(forbids_as_much) {
+        if self.like(index).any(forbids_as_much) {
             return None;
         }
-        let kind = match (index.primary, index.unique) {
-            (true, _) => "primary key",
-            (false, true) => "unique index",
-            (false, false) => "exclusion constraint",
-        };
         let statements = index_drops(self.here, index);
         let instead = self.source.indexes.iter().filter(|there| there.valid && (there.unique || there.exclusion));
         let instead = instead.filter(|there| there.name == *name || (index.primary && there.primary));
         let is_free = |there: &&IndexDefinition| {
             let others = self.here.indexes.iter().filter(|other| other.name != *name);
             others.clone().all(|other| other.name != there.name)
-                && others.clone().all(|other| parts(other) != parts(there))
+                && others.clone().all(|other| other.key() != there.key())
         };
-        let mut why = format!("The source does not have {kind} {name} over these columns");
-        if let Some(instead) = instead.clone().next() {
-            why = format!("The source has {kind} {} otherwise", instead.name);
-        }
+        let why = self.why_replaced(index, instead.clone().next());
         let add = instead.filter(is_free).find_map(|there| self.creation.index_of(there));
         Some((why, statements, add.map(|add| shown_sql(&add))))
+    }
+
+    fn why_replaced(&self, index: &IndexDefinition, instead: Option<&IndexDefinition>) -> String {
+        let (kind, name) = (kind(index), &index.name);
+        let is_over_the_same =
+            |there: &&IndexDefinition| is_over_the_same(there, index) && there.predicate == index.predicate;
+        match (self.like(index).find(is_over_the_same), instead) {
+            (Some(there), _) if !takes_the_same_for_equal(there, index) => {
+                format!("The source has {kind} {} by another operator class or collation", there.name)
+            }
+            (_, Some(instead)) => format!("The source has {kind} {} otherwise", instead.name),
+            (_, None) => format!("The source does not have {kind} {name} over these columns"),
+        }
+    }
+
+    /// The source's indexes that may forbid what this one forbids.
+    fn like(&self, index: &IndexDefinition) -> impl Iterator<Item = &IndexDefinition> {
+        let unique = index.unique;
+        self.source.indexes.iter().filter(move |there| there.valid && there.unique == unique)
     }
 
     fn of_index(&self, index: &IndexDefinition) -> Option<Difference> {
@@ -232,6 +243,53 @@ impl Ends<'_> {
     }
 }
 
+/// What people call an index that keeps rows apart.
+fn kind(index: &IndexDefinition) -> &'static str {
+    match (index.primary, index.unique) {
+        (true, _) => "primary key",
+        (false, true) => "unique index",
+        (false, false) => "exclusion constraint",
+    }
+}
+
+/// Whether an index is over the same columns and expressions as another, whatever their order.
+fn is_over_the_same(index: &IndexDefinition, other: &IndexDefinition) -> bool {
+    let columns = |index: &IndexDefinition| -> BTreeSet<(Option<Ident>, Option<String>)> {
+        index.key().into_iter().map(|part| (part.column.cloned(), part.expression.map(str::to_owned))).collect()
+    };
+    columns(index) == columns(other)
+}
+
+/// Whether the source's index takes all rows for equal that the destination's does.
+fn takes_the_same_for_equal(there: &IndexDefinition, here: &IndexDefinition) -> bool {
+    let is_as_loose = |part: &IndexPart| {
+        let same = there.parts.iter().filter(|same| same.column == part.column && same.expression == part.expression);
+        part.nondeterministic.is_none() || same.clone().any(|same| same.nondeterministic.is_some())
+    };
+    there.key() == here.key() && here.parts.iter().all(is_as_loose)
+}
+
+/// What the source keeps the rows of a partition of the destination by, as a table of its name: what the whole table has, and what its
+/// own partition of the same name, where there is one, has by itself.
+pub fn source_of_partition(
+    table: &TableDefinition,
+    partition: Option<&TableDefinition>,
+    here: &TableDefinition,
+) -> TableDefinition {
+    let mut source = TableDefinition { schema: here.schema.clone(), table: here.table.clone(), ..table.clone() };
+    if let Some(partition) = partition {
+        for column in &mut source.columns {
+            if let Some(own) = partition.column(&column.name).filter(|own| own.is_never_null()) {
+                column.not_null = true;
+                column.not_null_constraint.clone_from(&own.not_null_constraint);
+            }
+        }
+        source.indexes.extend(partition.indexes.iter().cloned());
+        source.constraints.extend(partition.constraints.iter().cloned());
+    }
+    source
+}
+
 /// What drops an index of a table, or the constraint that it stands for; first the foreign keys that stand on it and keep it from being
 /// dropped. Each without its semicolon.
 pub fn index_drops(table: &TableDefinition, index: &IndexDefinition) -> Vec<String> {
@@ -250,12 +308,6 @@ pub fn index_drops(table: &TableDefinition, index: &IndexDefinition) -> Vec<Stri
         }
     };
     drops.chain([itself]).collect()
-}
-
-/// What an index is over, whatever the order.
-fn parts(index: &IndexDefinition) -> BTreeSet<(Option<&Ident>, Option<&String>)> {
-    let key = index.parts.iter().filter(|part| !part.included);
-    key.map(|part| (part.column.as_ref(), part.expression.as_ref())).collect()
 }
 
 /// The difference in a domain that a table's columns have here; `None` where no domain differs.

@@ -1,8 +1,11 @@
 //! A constraint of the destination that refuses a row is first compared with the source's: what the source no longer has, or has otherwise,
 //! is dropped or replaced by what is printed, and no row is ever called to be in the way of it.
 
+use crate::support::database::connect;
 use crate::support::roles::Roles;
 use crate::support::{Database, Service, Setup, destination, source};
+use headwater::pg::QualifiedName;
+use headwater::session::describe_tables;
 
 const TABLES: &[&str] = &["parent", "t"];
 
@@ -104,7 +107,7 @@ async fn is_told_and_ended(service: &Service, database: &Database, case: &Case) 
     let log = service.log();
     // Whose rows are to win may be tried once before.
     let halted = log.rsplit_once("state=\"waiting\"").map_or_else(|| log.clone(), |(_, halted)| halted.to_owned());
-    assert!(!halted.contains("Delete it there") && !halted.contains("source-wins"), "{log}");
+    assert!(!halted.contains("delete it at the destination") && !halted.contains("source-wins"), "{log}");
     database.at_destination(&told).await;
     service.streams().await;
     database.assert_catches_up().await;
@@ -175,7 +178,9 @@ async fn a_row_that_is_in_the_way_of_the_sources_own_constraint_is_told_as_such(
     service.streams().await;
     database.at_destination("INSERT INTO t VALUES (9, 9, 4, 'v', 9)").await;
     database.at_source("INSERT INTO t VALUES (4, 4, 4, 'v', 4)").await;
-    service.says("A row that was changed at the destination is in the way. Delete it there").await;
+    service
+        .says("A row of the destination is in the way. Unless the source has that row, delete it at the destination")
+        .await;
     assert!(!service.log().contains("DROP CONSTRAINT"), "{}", service.log());
     database.at_destination("DELETE FROM t WHERE id = 9").await;
     service.streams().await;
@@ -448,4 +453,253 @@ async fn a_key_that_only_the_destination_has_is_named_before_a_copy_that_it_refu
     let cases = cases.flat_map(|(key, number)| key.kinds.iter().map(move |kind| key.is_told_and_ended(*kind, number)));
     let cases = futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(cases), 6);
     futures_util::StreamExt::collect::<()>(cases).await;
+}
+
+const STRICTER_TABLES: &[&str] = &["t", "parts"];
+
+const STRICTER_SCHEMA: &str = "
+    CREATE TYPE pair AS (a int, b numeric);
+    CREATE TABLE t (id int PRIMARY KEY, v text, c pair, r int4range);
+    CREATE TABLE parts (id int PRIMARY KEY, v text, n int) PARTITION BY RANGE (id);
+    CREATE TABLE parts_low PARTITION OF parts FOR VALUES FROM (0) TO (100);
+    CREATE TABLE parts_high PARTITION OF parts FOR VALUES FROM (100) TO (200)";
+
+/// What the source has more, what the destination then has instead, and rows of the source that only the destination refuses.
+const STRICTER: &[(&str, &str, Case)] = &[
+    (
+        "CREATE UNIQUE INDEX own ON t (v)",
+        "CREATE UNIQUE INDEX own ON t (v bpchar_pattern_ops)",
+        Case {
+            name: "operator class",
+            at_source: "INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'a ')",
+            why: "The source has unique index own by another operator class or collation.",
+            first: "DROP INDEX public.own;",
+        },
+    ),
+    (
+        "CREATE UNIQUE INDEX own ON t (v)",
+        "CREATE UNIQUE INDEX other ON t (v bpchar_ops)",
+        Case {
+            name: "default class of another type",
+            at_source: "INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'a ')",
+            why: "The source has unique index own by another operator class or collation.",
+            first: "DROP INDEX public.other;",
+        },
+    ),
+    (
+        "CREATE UNIQUE INDEX own ON t (c record_image_ops)",
+        "CREATE UNIQUE INDEX own ON t (c)",
+        Case {
+            name: "images of rows",
+            at_source: "INSERT INTO t (id, c) VALUES (1, (1, 1.0)), (2, (1, 1.00))",
+            why: "The source has unique index own by another operator class or collation.",
+            first: "DROP INDEX public.own;",
+        },
+    ),
+    (
+        "ALTER TABLE t ADD CONSTRAINT apart EXCLUDE USING gist (r WITH =)",
+        "ALTER TABLE t ADD CONSTRAINT apart EXCLUDE USING gist (r WITH &&)",
+        Case {
+            name: "operator of an exclusion",
+            at_source: "INSERT INTO t (id, r) VALUES (1, '[1,5)'), (2, '[4,8)')",
+            why: "The source has exclusion constraint apart by another operator class or collation.",
+            first: "ALTER TABLE public.t DROP CONSTRAINT apart;",
+        },
+    ),
+    (
+        "",
+        "CREATE UNIQUE INDEX own ON parts_low (v)",
+        Case {
+            name: "index of a partition",
+            at_source: "INSERT INTO parts VALUES (1, 'a'), (2, 'a')",
+            why: "The source does not have unique index own over these columns.",
+            first: "DROP INDEX public.own;",
+        },
+    ),
+    (
+        "CREATE UNIQUE INDEX own ON parts_high (v)",
+        "ALTER TABLE parts_low ADD CONSTRAINT own UNIQUE (v)",
+        Case {
+            name: "constraint of another partition",
+            at_source: "INSERT INTO parts VALUES (1, 'a'), (2, 'a')",
+            why: "The source does not have unique index own over these columns.",
+            first: "ALTER TABLE public.parts_low DROP CONSTRAINT own;",
+        },
+    ),
+    (
+        "CREATE UNIQUE INDEX own ON parts_low (v)",
+        "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE UNIQUE INDEX own ON parts_low (v COLLATE blind)",
+        Case {
+            name: "collation of a partition's index",
+            at_source: "INSERT INTO parts VALUES (1, 'a'), (2, 'A')",
+            why: "The source has unique index own by another operator class or collation.",
+            first: "DROP INDEX public.own;",
+        },
+    ),
+    (
+        "",
+        "ALTER TABLE parts_low ADD CONSTRAINT small CHECK (n < 5)",
+        Case {
+            name: "check of a partition",
+            at_source: "INSERT INTO parts VALUES (1, 'a', 7)",
+            why: "The source does not have check constraint small.",
+            first: "ALTER TABLE public.parts_low DROP CONSTRAINT small;",
+        },
+    ),
+    (
+        "ALTER TABLE parts_high ALTER n SET NOT NULL",
+        "ALTER TABLE parts_low ALTER n SET NOT NULL",
+        Case {
+            name: "NOT NULL of a partition",
+            at_source: "INSERT INTO parts VALUES (1, 'a', NULL)",
+            why: "The source allows NULL in column n.",
+            first: "ALTER TABLE public.parts_low ALTER COLUMN n DROP NOT NULL;",
+        },
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_only_the_destination_has_so_is_told_by_check_and_by_the_stream() {
+    let cases = STRICTER.iter().zip(0..).map(|((there, here, case), number)| async move {
+        let database = Database::of_superuser(&format!("stricter{number}"), STRICTER_TABLES, STRICTER_SCHEMA).await;
+        database.at_source(there).await;
+        database.at_destination(STRICTER_SCHEMA).await;
+        let setup = Setup::of(&database);
+        setup.command(&["check"]).await.exits(0);
+        database.at_destination(here).await;
+        setup.command(&["check"]).await.exits(0).says(&[case.why, case.first]);
+        let service = setup.start();
+        service.streams().await;
+        database.at_source(case.at_source).await;
+        is_told_and_ended(&service, &database, case).await;
+        setup.command(&["check"]).await.exits(0).omits(&[case.why]);
+        service.stop().await;
+    });
+    futures_util::StreamExt::collect::<()>(futures_util::StreamExt::buffer_unordered(
+        futures_util::stream::iter(cases),
+        3,
+    ))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_stays_with_source_wins_where_the_destination_alone_finds_it_equal() {
+    let database = Database::of_superuser("stricterwins", STRICTER_TABLES, STRICTER_SCHEMA).await;
+    let (there, here, case) = &STRICTER[0];
+    database.at_source(there).await;
+    database.at_destination(STRICTER_SCHEMA).await;
+    database.at_destination(here).await;
+    let service = Setup::of(&database).setting("on_conflict = \"source-wins\"").start();
+    service.streams().await;
+    database.at_source(case.at_source).await;
+    is_told_and_ended(&service, &database, case).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_has_what_the_sources_has_is_not_told() {
+    let database = Database::of_superuser("stricterequal", STRICTER_TABLES, STRICTER_SCHEMA).await;
+    let own = "CREATE UNIQUE INDEX own ON parts_low (v); ALTER TABLE parts_low ADD CHECK (n < 5), ALTER n SET NOT NULL;
+               CREATE UNIQUE INDEX as_text ON t (v text_pattern_ops)";
+    database.at_source(own).await;
+    database.at_destination(STRICTER_SCHEMA).await;
+    database.at_destination(&own.replace("text_pattern_ops", "text_ops")).await;
+    let setup = Setup::of(&database);
+    setup.command(&["check"]).await.exits(0).omits(&["may refuse rows"]);
+    let service = setup.start();
+    service.streams().await;
+    database.at_destination("INSERT INTO parts VALUES (9, 'a', 1)").await;
+    database.at_source("INSERT INTO parts VALUES (1, 'a', 1)").await;
+    service.says("Unless the source has that row, delete it at the destination").await;
+    assert!(!service.log().contains("DROP"), "{}", service.log());
+    setup.command(&["conflict", "show"]).await.exits(1).says(&["unique index own (v)", "id = '9'"]);
+    database.at_destination("DELETE FROM parts WHERE id = 9").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// Types, each with what a class may be chosen for: the type itself, one that it is taken for, a pseudo-type.
+const INDEXED_TYPES: &[&str] = &[
+    "text",
+    "varchar",
+    "char(3)",
+    "\"char\"",
+    "name",
+    "citext",
+    "over_varchar",
+    "over_domain",
+    "over_citext",
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "regclass",
+    "numeric",
+    "inet",
+    "cidr",
+    "bit(4)",
+    "varbit",
+    "text[]",
+    "varchar[]",
+    "int4range",
+    "int4multirange",
+    "mood",
+    "pair",
+    "pair[]",
+    "uuid",
+    "jsonb",
+    "tsvector",
+    "point",
+    "box",
+    "circle",
+    "polygon",
+    "timestamptz",
+    "xid8",
+    "bytea",
+    "over_array",
+    "macaddr",
+    "money",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_class_is_named_where_the_server_names_it() {
+    let database = Database::of_superuser("classes", &["indexed"], "").await;
+    let columns = INDEXED_TYPES.iter().zip(0..).map(|(of_type, number)| format!("c{number} {of_type}"));
+    let types = "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('a'); CREATE TYPE pair AS (a int, b text);
+         CREATE DOMAIN over_varchar AS varchar; CREATE DOMAIN over_domain AS over_varchar; CREATE DOMAIN over_citext AS citext;
+         CREATE DOMAIN over_array AS varchar[]";
+    database
+        .at_destination(&format!("{types}; CREATE TABLE indexed ({})", columns.collect::<Vec<_>>().join(", ")))
+        .await;
+    let create = "DO $do$
+        DECLARE c record; o record;
+        BEGIN
+            FOR c IN SELECT attname FROM pg_attribute WHERE attrelid = 'indexed'::regclass AND attnum > 0 LOOP
+                FOR o IN SELECT m.amname, x.opcname FROM pg_opclass x JOIN pg_am m ON m.oid = x.opcmethod WHERE m.amname <> 'gin'
+                         UNION ALL SELECT m.amname, '' FROM pg_am m WHERE m.amtype = 'i' LOOP
+                    BEGIN
+                        EXECUTE format('CREATE INDEX ON indexed USING %I (%I %s)', o.amname, c.attname, o.opcname);
+                    EXCEPTION WHEN OTHERS THEN NULL;
+                    END;
+                END LOOP;
+            END LOOP;
+        END $do$";
+    database.at_destination(create).await;
+    let client = connect(&database.destination_url).await.expect("a session");
+    let described = describe_tables(&client, &[QualifiedName::new("public", "indexed")]).await.expect("a description");
+    let (mut named, mut unnamed) = (0, 0);
+    for index in &described[0].indexes {
+        let definition = format!("SELECT pg_get_indexdef({})", index.id);
+        let definition = database.destination_value(&definition).await.expect("a definition");
+        let (_, parts) = definition.split_once(" (").expect("its columns");
+        let is_named = parts.trim_end_matches(')').contains(' ');
+        assert_eq!(index.parts[0].operator_class.is_some(), is_named, "{definition}: {:?}", index.parts[0]);
+        match is_named {
+            true => named += 1,
+            false => unnamed += 1,
+        }
+    }
+    println!("named {named}, not named {unnamed}");
+    assert!(named > 100 && unnamed > 100, "named {named}, not named {unnamed}");
 }

@@ -202,6 +202,7 @@ impl Applier {
             commit_lsn,
             end_lsn,
             will_win: false,
+            on_conflict: self.conflicts.on_conflict,
             violated,
             difference: None,
             user: self.writer.user().cloned(),

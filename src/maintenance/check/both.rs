@@ -85,7 +85,15 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
             Err(fault) => findings.fault(BOTH, "constraints", fault),
         }
         match expressions_here(here).await {
-            Ok(expressions) => constraints::stricter(catalog, existing, &expressions, findings),
+            Ok(expressions) => {
+                constraints::stricter(catalog, existing, &expressions, findings);
+                let ends = (&client, here);
+                if let Err(fault) =
+                    constraints::stricter_partitions(ends, catalog, existing, &expressions, findings).await
+                {
+                    findings.fault(BOTH, "constraints", fault);
+                }
+            }
             Err(error) => findings.fault(BOTH, "constraints", error),
         }
         if let Err(error) = constraints::partitions(here, catalog, existing, findings).await {

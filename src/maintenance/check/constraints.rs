@@ -2,10 +2,15 @@
 //!
 //! Called by `both` with both catalogs. Whether a row violates what the source does not have is not asked: it may come tomorrow.
 
+use std::collections::BTreeMap;
+
 use crate::catalog::features::{TooNew, too_new};
+use crate::catalog::schema::TableDefinition;
 use crate::destination::{Catalog, DestinationError};
+use crate::error_policy::Fault;
 use crate::maintenance::check::findings::{About, Findings};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
+use crate::preflight::partitions::{self, PartitionEnds, with_own_constraints};
 use crate::schema_change::constraint_difference::{Difference, Ends, domain_differences};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
@@ -44,17 +49,8 @@ pub(super) fn stricter(
     for table in &catalog.tables {
         let name = table.definition.name();
         let Some(here) = existing.table(&name) else { continue };
-        let columns: Vec<Ident> = table.columns.iter().filter(|name| here.column(name).is_some()).cloned().collect();
-        let creation = Creation {
-            table: &table.definition,
-            schema: &name.schema,
-            type_sql: &|_| String::new(),
-            types: &catalog.types,
-            expressions,
-            columns: &columns,
-        };
-        let ends = Ends { here, source: &table.definition, creation: &creation };
-        if let Some(report) = stricter_report(&format!("table {name}"), &ends.all()) {
+        let found = differences((here, &table.definition), table.columns.iter(), catalog, expressions);
+        if let Some(report) = stricter_report(&format!("table {name}"), &found) {
             findings.warn(BOTH, "constraints", report);
         }
     }
@@ -62,6 +58,53 @@ pub(super) fn stricter(
     if let Some(report) = stricter_report("domains", &differences) {
         findings.warn(BOTH, "constraints", report);
     }
+}
+
+/// What partitions of existing tables have of their own that may refuse rows which the source has.
+///
+/// # Errors
+/// [`Fault`] when a server does not answer.
+pub(super) async fn stricter_partitions(
+    (source, here): (&SqlClient, &SqlClient),
+    catalog: &SourceCatalog,
+    existing: &Catalog,
+    expressions: &Expressions,
+    findings: &mut Findings,
+) -> Result<(), Fault> {
+    let trees: Vec<u32> =
+        existing.tables.values().filter(|table| table.definition.is_tree()).map(|table| table.definition.id).collect();
+    let partitions = with_own_constraints(here, &trees).await?;
+    let sources: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
+    let mut found: BTreeMap<QualifiedName, Vec<Difference>> = BTreeMap::new();
+    for PartitionEnds { table: name, here, source } in partitions::ends((source, here), &partitions, &sources).await? {
+        let Some(table) = catalog.tables.iter().find(|table| table.definition.name() == name) else { continue };
+        let differences = differences((&here, &source), table.columns.iter(), catalog, expressions);
+        found.entry(name).or_default().extend(differences);
+    }
+    for (table, differences) in found {
+        if let Some(report) = stricter_report(&format!("partitions of table {table}"), &differences) {
+            findings.warn(BOTH, "constraints", report);
+        }
+    }
+    Ok(())
+}
+
+fn differences<'a>(
+    (here, source): (&TableDefinition, &TableDefinition),
+    columns: impl Iterator<Item = &'a Ident>,
+    catalog: &SourceCatalog,
+    expressions: &Expressions,
+) -> Vec<Difference> {
+    let columns: Vec<Ident> = columns.filter(|name| here.column(name).is_some()).cloned().collect();
+    let creation = Creation {
+        table: source,
+        schema: &here.schema,
+        type_sql: &|_| String::new(),
+        types: &catalog.types,
+        expressions,
+        columns: &columns,
+    };
+    Ends { here, source, creation: &creation }.all()
 }
 
 /// Partitioned tables of the destination where a row of the source may find no partition.

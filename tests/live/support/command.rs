@@ -30,6 +30,15 @@ impl Finished {
         }
         self
     }
+
+    /// Asserts that it printed none of these.
+    pub fn omits(self, texts: &[&str]) -> Finished {
+        for text in texts {
+            let said = self.out.contains(text) || self.err.contains(text);
+            assert!(!said, "{text:?} in\n---- out\n{}---- err\n{}", self.out, self.err);
+        }
+        self
+    }
 }
 
 /// A command that takes longer than this hangs.
