@@ -51,8 +51,8 @@ fn mend(conflict: &Conflict) -> String {
     let constraint = conflict.constraint.as_deref().map(without_columns);
     match conflict.kind {
         ConflictKind::UniqueViolation | ConflictKind::ExclusionViolation => format!(
-            "A row of the destination is in the way. Unless the source has that row, delete it at the destination, or give it other values; \
-             {on}"
+            "A row of the destination is in the way. Unless the source has that row, delete it at the destination, or give it other \
+             values; {on}"
         ),
         ConflictKind::MissingRow => {
             format!("The row was deleted at the destination. Insert it there again, as the source had it; {on}")
