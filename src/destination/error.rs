@@ -36,6 +36,19 @@ pub enum ConflictKind {
 }
 
 impl ConflictKind {
+    /// All there are.
+    pub const ALL: [ConflictKind; 9] = [
+        ConflictKind::UniqueViolation,
+        ConflictKind::MissingRow,
+        ConflictKind::ForeignKeyViolation,
+        ConflictKind::CheckViolation,
+        ConflictKind::NotNullViolation,
+        ConflictKind::ExclusionViolation,
+        ConflictKind::DataException,
+        ConflictKind::PermissionDenied,
+        ConflictKind::Other,
+    ];
+
     /// The metric label.
     pub const fn as_str(self) -> &'static str {
         match self {

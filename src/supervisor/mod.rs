@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::destination::ConflictKind;
+use crate::error_policy::decision::REASONS;
 use crate::error_policy::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::telemetry::{State, Telemetry, failpoint};
 use attempt::{Attempt, Exit};
@@ -81,6 +83,8 @@ async fn attempts(
     telemetry: Arc<Telemetry>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), Fault> {
+    let conflicts = ConflictKind::ALL.into_iter().map(ConflictKind::as_str);
+    telemetry.service_begins(&config.tables, conflicts, REASONS.iter().copied());
     let monitor = Monitor::start(Arc::clone(&config), Arc::clone(&telemetry));
     let mut attempt = Attempt::new(config, telemetry, stop, options, monitor);
     let mut backoff = Backoff::default();

@@ -4,9 +4,11 @@
 //! contract: dashboards and alerts of others use them as they stand here.
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
+
+use super::process::{ProcessUsage, unix_seconds};
 
 /// What a change does; the `operation` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +24,10 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// All there are.
+    pub(super) const ALL: [Operation; 4] =
+        [Operation::Insert, Operation::Update, Operation::Delete, Operation::Truncate];
+
     /// The label's value.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -61,6 +67,18 @@ pub(super) struct Metrics {
     pub(super) batch_retries: IntCounter,
     pub(super) restarts: IntCounterVec,
     pub(super) last_verified_position: IntGauge,
+    pub(super) last_verify_timestamp: GaugeVec,
+    process: ProcessMetrics,
+}
+
+/// What the process takes, by the names of Prometheus's own client libraries.
+struct ProcessMetrics {
+    cpu_seconds: Counter,
+    resident_bytes: IntGaugeVec,
+    virtual_bytes: IntGaugeVec,
+    threads: IntGaugeVec,
+    descriptors: IntGaugeVec,
+    descriptors_max: GaugeVec,
 }
 
 impl Metrics {
@@ -79,6 +97,7 @@ impl Metrics {
             IntGaugeVec::new(Opts::new("headwater_build_info", "Always 1; the label names the version"), &["version"]),
         );
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        gauge("process_start_time_seconds", "When the process began, in seconds since 1970").set(unix_seconds());
         Metrics {
             lag_bytes: int_at_times(
                 "headwater_replication_lag_bytes",
@@ -197,6 +216,21 @@ impl Metrics {
                 "headwater_last_verified_position",
                 "Consistent point of the last verify, in bytes of the source's WAL; 0 before the first",
             ),
+            last_verify_timestamp: at_times(
+                "headwater_last_verify_timestamp_seconds",
+                "When the last verification ended, in seconds since 1970; absent before the first one",
+            ),
+            process: ProcessMetrics {
+                cpu_seconds: keep(
+                    &registry,
+                    Counter::new("process_cpu_seconds_total", "Processor time that the process has used, in seconds"),
+                ),
+                resident_bytes: int_at_times("process_resident_memory_bytes", "Resident memory, in bytes"),
+                virtual_bytes: int_at_times("process_virtual_memory_bytes", "Virtual memory, in bytes"),
+                threads: int_at_times("process_threads", "Threads"),
+                descriptors: int_at_times("process_open_fds", "Open file descriptors"),
+                descriptors_max: at_times("process_max_fds", "File descriptors that may be open; +Inf without a limit"),
+            },
             restarts: counters(
                 "headwater_restarts_total",
                 "Times that the stream was set up anew after a failure",
@@ -208,10 +242,31 @@ impl Metrics {
 
     /// All metrics in Prometheus's text format.
     pub(super) fn render(&self) -> Vec<u8> {
+        self.process.show(ProcessUsage::read());
         let mut text = Vec::new();
         // Writing into memory cannot fail, and the families were checked when they were registered.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         text
+    }
+}
+
+impl ProcessMetrics {
+    fn show(&self, usage: ProcessUsage) {
+        let ProcessUsage { cpu_seconds, resident_bytes, virtual_bytes, threads, descriptors, descriptors_max } = usage;
+        // Two scrapes at once may read in the other order; a counter never goes back.
+        self.cpu_seconds.inc_by((cpu_seconds - self.cpu_seconds.get()).max(0.0));
+        for (gauge, value) in [
+            (&self.resident_bytes, resident_bytes),
+            (&self.virtual_bytes, virtual_bytes),
+            (&self.threads, threads),
+            (&self.descriptors, descriptors),
+        ] {
+            if let Some(value) = value {
+                gauge.with_label_values::<&str>(&[]).set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
+        let max = descriptors_max.map_or(f64::INFINITY, |max| max as f64);
+        self.descriptors_max.with_label_values::<&str>(&[]).set(max);
     }
 }
 

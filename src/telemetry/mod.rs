@@ -14,6 +14,7 @@ mod http;
 mod log;
 mod metrics;
 mod page;
+mod process;
 mod state;
 mod systemd;
 mod view;

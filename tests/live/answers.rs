@@ -205,7 +205,7 @@ fn written(fields: &[Option<Vec<u8>>]) -> Vec<u8> {
 /// Waits until the stream has ended by an answer once more, and names it.
 async fn ends_by_an_answer(service: &Service, doing: &str, times: f64) {
     service.says(&format!("source: {doing}: could not understand the server's answer: column ")).await;
-    let ended = || service.metric("headwater_restarts_total{reason=\"answer\"}");
+    let ended = || service.restarts("answer");
     eventually("the stream has ended", || async { ended().await.filter(|count| *count >= times) }).await;
 }
 
@@ -242,7 +242,7 @@ async fn a_monitor_that_ends_ends_the_stream_and_is_started_again() {
     service.streams().await;
     std::fs::write(&due, "").expect("a file");
     service.says("the monitor ended unexpectedly").await;
-    eventually("the stream has ended", || service.metric("headwater_restarts_total{reason=\"monitor\"}")).await;
+    eventually("the stream has ended", || service.restarts("monitor")).await;
     service.streams().await;
     std::fs::remove_file(&due).expect("the file");
     database.at_source("INSERT INTO parents (v) VALUES ('more')").await;

@@ -131,8 +131,7 @@ async fn a_source_that_is_frozen_for_the_cut_over_is_read_to_the_end() {
     let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
     database.at_source(end_all).await;
-    eventually("the lost source is noticed", || service.metric("headwater_restarts_total{reason=\"source_lost\"}"))
-        .await;
+    eventually("the lost source is noticed", || service.restarts("source_lost")).await;
     service.streams().await;
     setup.command(&["cutover"]).await.exits(0).says(&["equal: both sides compared", "the destination may be written"]);
     database.assert_equal().await;

@@ -24,7 +24,7 @@ async fn says_full(service: &Service, end: &str) {
     assert!(status.contains(&format!("Make room on the {end}'s disk")), "{status}");
     let (code, ready) = service.get("/readyz").await.unwrap();
     assert!(code == 503 && ready.contains("No space left on device"), "{code} {ready}");
-    let restarts = service.metric("headwater_restarts_total{reason=\"disk_full\"}").await;
+    let restarts = service.restarts("disk_full").await;
     assert!(restarts.is_some_and(|restarts| restarts >= 1.0), "{restarts:?}");
     assert_eq!(service.get("/healthz").await.map(|(code, _)| code), Some(200), "no reason to restart the process");
 }
@@ -141,7 +141,7 @@ async fn a_resnapshot_that_the_destinations_disk_cannot_hold_leaves_the_stream_a
     assert!(said.contains("Make room on the destination's disk"), "{said}");
     database.assert_catches_up().await;
     eventually("nothing is left", || nothing_is_left(&database, 1)).await;
-    assert_eq!(service.metric("headwater_restarts_total{reason=\"disk_full\"}").await, None, "the stream went on");
+    assert_eq!(service.restarts("disk_full").await, None, "the stream went on");
     service.stop().await;
 }
 

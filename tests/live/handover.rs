@@ -220,7 +220,7 @@ async fn what_is_written_while_the_stream_is_held_is_applied_once() {
     finished.exits(0);
     database.assert_catches_up().await;
     assert!(!service.log().contains("failed and is tried again"), "{}", service.log());
-    assert_eq!(service.metric("headwater_restarts_total{reason=\"conflict\"}").await, None);
+    assert_eq!(service.restarts("conflict").await, None);
     service.stop().await;
 }
 

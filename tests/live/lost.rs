@@ -113,7 +113,7 @@ async fn a_slot_that_is_lost_under_the_running_service_is_mended_by_it() {
     database.caught_up().await;
     service.streams().await;
     database.assert_catches_up().await;
-    assert_eq!(service.metric("headwater_restarts_total{reason=\"slot_lost\"}").await, Some(1.0));
+    assert_eq!(service.restarts("slot_lost").await, Some(1.0));
     service.stop().await;
 }
 
@@ -326,7 +326,7 @@ async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_
     assert!(output.contains("feeds somebody else"), "{output}");
     assert_eq!(before, fingerprint(&database).await);
     feeding.streams().await;
-    assert_eq!(feeding.metric("headwater_restarts_total{reason=\"source_lost\"}").await.unwrap_or(0.0), 0.0);
+    assert_eq!(feeding.restarts("source_lost").await.unwrap_or(0.0), 0.0);
     feeding.stop().await;
     admin.script("removing the copy", &format!("DROP DATABASE {clone}")).await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! Lag that does not lie: what the metrics say while the destination is locked, the source idle, or the clocks apart.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use headwater::commands::demo::{Cluster, StopMode};
 
@@ -180,6 +180,39 @@ async fn a_standby_instance_leaves_lag_to_the_leader() {
     database.assert_catches_up().await;
     no_lag(&standby).await;
     standby.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_are_0_before_there_is_something_to_count_and_the_last_verify_is_dated() {
+    let database = Database::new("zero", FORUM, FORUM_SCHEMA).await;
+    let service = Setup::of(&database).setting("verify_every = \"2s\"").start();
+    service.streams().await;
+    for name in [
+        "headwater_conflicts_total{kind=\"missing_row\",table=\"public.messages\"}",
+        "headwater_restarts_total{reason=\"source_lost\"}",
+        "headwater_rows_applied_total{operation=\"delete\",table=\"public.sections\"}",
+        "headwater_missing_deletes_total",
+        "headwater_batch_retries_total",
+    ] {
+        assert_eq!(service.metric(name).await, Some(0.0), "{name}");
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let began = service.metric("process_start_time_seconds").await.unwrap();
+    assert!((now - 3600.0..=now).contains(&began), "{began} and now {now}");
+    let resident = service.metric("process_resident_memory_bytes").await.unwrap();
+    assert!(resident > 1e6 && resident <= service.resident_max_bytes() as f64, "{resident}");
+    for name in [
+        "process_cpu_seconds_total",
+        "process_virtual_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_threads",
+    ] {
+        assert!(service.metric(name).await > Some(0.0), "{name}");
+    }
+    let verified = metric_is(&service, "headwater_last_verify_timestamp_seconds", "known", |_| true).await;
+    assert!(verified >= now.floor() && verified <= now + 3600.0, "{verified} and began at {now}");
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,7 +82,8 @@ impl Hostile {
         for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
             let (_, text) = service.get(path).await.unwrap();
             if path == "/metrics" {
-                assert!(text.lines().all(|line| line.starts_with("headwater_") || line.starts_with('#')), "{text}");
+                let ours = |line: &str| ["headwater_", "process_", "#"].iter().any(|start| line.starts_with(start));
+                assert!(text.lines().all(ours), "{text}");
             }
             // The page is ours; what it shows comes from /events.
             if path != "/" {

@@ -758,7 +758,7 @@ async fn a_renamed_table_that_nobody_writes_halts_and_its_new_name_stays_in_the_
     service.is("waiting").await;
     // The attempts that follow meet it at their start.
     eventually("it has started again and again", || async {
-        let restarts = service.metric("headwater_restarts_total{reason=\"publication\"}").await?;
+        let restarts = service.restarts("publication").await?;
         (restarts >= 3.0).then_some(())
     })
     .await;

@@ -163,7 +163,7 @@ async fn the_others_stream_on_prefix_by_prefix_while_the_table_stands_still() {
     println!("{written} transactions");
     database.assert_catches_up().await;
     assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await);
-    assert_eq!(service.metric("headwater_restarts_total{reason=\"conflict\"}").await, None);
+    assert_eq!(service.restarts("conflict").await, None);
     service.stop().await;
 }
 

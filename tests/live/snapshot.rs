@@ -107,11 +107,7 @@ async fn a_reader_that_loses_its_connection_reads_its_piece_again_under_the_same
     database.at_source("DROP TABLE child").await;
     database.assert_catches_up().await;
     assert!(service.log().contains("its piece is read again"), "{}", service.log());
-    assert_eq!(
-        service.metric("headwater_restarts_total{reason=\"source_lost\"}").await,
-        None,
-        "nothing was started over"
-    );
+    assert_eq!(service.restarts("source_lost").await, None, "nothing was started over");
     service.stop().await;
 }
 
@@ -143,7 +139,7 @@ async fn empty_tables_that_are_there_are_filled_at_once_though_readers_are_lost_
     service.streams().await;
     database.assert_catches_up().await;
     assert!(service.log().contains("its piece is read again"), "{}", service.log());
-    assert_eq!(service.metric("headwater_restarts_total{reason=\"source_lost\"}").await, None);
+    assert_eq!(service.restarts("source_lost").await, None);
     let staging = "SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'headwater\\_staging%'";
     assert_eq!(database.destination_value(staging).await.as_deref(), Some("0"));
     service.stop().await;
@@ -162,7 +158,7 @@ async fn a_snapshot_whose_holder_is_lost_starts_over_by_itself_and_says_why() {
     database.source.query("ending the holder", kill, &[]).await.unwrap();
     service.says("the snapshot was lost").await;
     service.streams().await;
-    assert_eq!(service.metric("headwater_restarts_total{reason=\"snapshot_lost\"}").await, Some(1.0));
+    assert_eq!(service.restarts("snapshot_lost").await, Some(1.0));
     database.assert_catches_up().await;
     service.stop().await;
 }

@@ -54,7 +54,7 @@ async fn a_lock_that_holds_up_a_batch_is_told_once_with_its_holder_and_what_ends
     assert!(!wait.contains("secret"), "{wait}");
     let (_, text) = service.command(&["status"]).await;
     assert!(text.contains(what) && text.contains(&end), "{text}");
-    eventually("it was tried again", || service.metric("headwater_restarts_total{reason=\"lock_timeout\"}")).await;
+    eventually("it was tried again", || service.restarts("lock_timeout")).await;
     tells(&service, &[what]).await;
     assert_eq!(times(&service, what), 1, "{}", service.log());
     holder.batch("letting go", "ROLLBACK").await.unwrap();

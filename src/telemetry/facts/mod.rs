@@ -15,6 +15,7 @@ use super::metrics::{Metrics, Operation};
 use super::view::{Event, Route, SlotHealth, TableProgress, Verified};
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName, counted, printable, printable_lines};
 use crate::progress::{ClockOffset, Lag};
+use crate::telemetry::process::unix_seconds;
 use crate::telemetry::state::tell;
 
 pub(super) use crate::telemetry::state::State;
@@ -22,6 +23,10 @@ pub(super) use crate::telemetry::state::State;
 const EVENTS_MAX: usize = 100;
 /// At one in five seconds, more than an hour; those behind the first ones only make the queue shorter later.
 const HEARTBEATS_MAX: usize = 1024;
+
+/// Tables whose conflicts are counted from 0 on; of more, a series begins with the first conflict. With nine kinds each, thousands of
+/// tables would make an answer of megabytes that says nothing.
+const CONFLICT_TABLES_MAX: usize = 250;
 
 struct Inner {
     state: State,
@@ -205,12 +210,38 @@ impl Telemetry {
         inner.lag.stored(position, now);
         for table in tables {
             let name = table.unquoted();
-            for operation in [Operation::Insert, Operation::Update, Operation::Delete, Operation::Truncate] {
-                // So that a series exists, at 0, before its first change.
-                self.metrics.rows_applied.with_label_values(&[name.as_str(), operation.as_str()]);
-            }
+            self.count_from_zero(&name);
             inner.tables.entry(name).or_default();
         }
+    }
+
+    /// The service begins, with these tables, and whatever its labels may say: so that a series exists, at 0, before there is something
+    /// to count, and the first of it is seen as an increase.
+    pub fn service_begins(
+        &self,
+        tables: &[QualifiedName],
+        conflicts: impl IntoIterator<Item = &'static str> + Clone,
+        restarts: impl IntoIterator<Item = &'static str>,
+    ) {
+        for reason in restarts {
+            self.metrics.restarts.with_label_values(&[reason]);
+        }
+        for (number, table) in tables.iter().enumerate() {
+            let name = table.unquoted();
+            self.count_from_zero(&name);
+            for kind in conflicts.clone() {
+                if number < CONFLICT_TABLES_MAX {
+                    self.metrics.conflicts.with_label_values(&[name.as_str(), kind]);
+                }
+            }
+        }
+    }
+
+    fn count_from_zero(&self, table: &str) {
+        for operation in Operation::ALL {
+            self.metrics.rows_applied.with_label_values(&[table, operation.as_str()]);
+        }
+        self.metrics.snapshot_rows.with_label_values(&[table]);
     }
 
     /// The stream was broken off.
@@ -412,6 +443,7 @@ impl Telemetry {
         self.metrics.last_verified_position.set(point);
         let mismatched = i64::try_from(mismatched_rows).unwrap_or(i64::MAX);
         self.metrics.verify_mismatched_rows.with_label_values::<&str>(&[]).set(mismatched);
+        self.metrics.last_verify_timestamp.with_label_values::<&str>(&[]).set(unix_seconds());
         self.inner().verified = Some(Verified { at: wall_clock(), mismatched_rows });
     }
 

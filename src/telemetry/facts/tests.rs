@@ -28,9 +28,13 @@ fn exactly_one_state_is_1_and_every_metric_has_its_name() {
     telemetry.conflict("public.t", "missing_row", 1);
     telemetry.restart("source_lost");
     let absent = String::from_utf8(telemetry.render_metrics()).unwrap();
-    for name in
-        ["heartbeat_lag_seconds", "slot_retained_wal_bytes", "slot_seconds_until_lost", "verify_mismatched_rows"]
-    {
+    for name in [
+        "heartbeat_lag_seconds",
+        "slot_retained_wal_bytes",
+        "slot_seconds_until_lost",
+        "verify_mismatched_rows",
+        "last_verify_timestamp_seconds",
+    ] {
         assert!(!absent.contains(&format!("headwater_{name} ")), "{name} before anything is known of it");
     }
     telemetry.heartbeat_returned(Duration::from_millis(3));
@@ -60,10 +64,35 @@ fn exactly_one_state_is_1_and_every_metric_has_its_name() {
         "headwater_snapshot_phase{phase=\"indexing\"} 0",
         "headwater_spool_bytes 1",
         "headwater_verify_mismatched_rows 0",
+        "headwater_last_verify_timestamp_seconds ",
+        "process_cpu_seconds_total ",
+        "process_start_time_seconds ",
+        "process_max_fds ",
         "headwater_slot_seconds_until_lost inf",
     ] {
         assert!(text.contains(name), "no {name} in\n{text}");
     }
+}
+
+#[test]
+fn everything_that_can_be_counted_is_0_before_it_happens() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    let many: Vec<_> = (0..300).map(|number| QualifiedName::new("public", format!("t{number:03}"))).collect();
+    telemetry.service_begins(&many, ["missing_row", "other"], ["source_lost"]);
+    let text = String::from_utf8(telemetry.render_metrics()).unwrap();
+    for name in [
+        "headwater_transactions_applied_total 0",
+        "headwater_rows_applied_total{operation=\"truncate\",table=\"public.t299\"} 0",
+        "headwater_snapshot_rows_total{table=\"public.t299\"} 0",
+        "headwater_conflicts_total{kind=\"missing_row\",table=\"public.t000\"} 0",
+        "headwater_restarts_total{reason=\"source_lost\"} 0",
+        "headwater_missing_deletes_total 0",
+        "headwater_batch_retries_total 0",
+    ] {
+        assert!(text.contains(&format!("\n{name}\n")), "no {name} in\n{text}");
+    }
+    let conflicts = text.lines().filter(|line| line.starts_with("headwater_conflicts_total{")).count();
+    assert_eq!(conflicts, 2 * CONFLICT_TABLES_MAX, "of thousands of tables they are too many");
 }
 
 fn tables(names: &[&str]) -> Vec<QualifiedName> {

@@ -301,6 +301,12 @@ impl Service {
         line.rsplit(' ').next()?.parse().ok()
     }
 
+    /// How often its stream was set up anew for this reason; `None` if never.
+    pub async fn restarts(&self, reason: &str) -> Option<f64> {
+        let count = self.metric(&format!("headwater_restarts_total{{reason=\"{reason}\"}}")).await;
+        count.filter(|count| *count > 0.0)
+    }
+
     /// Its resident memory, in bytes: the most that it ever had.
     pub fn resident_max_bytes(&self) -> u64 {
         self.status_bytes("VmHWM:")
