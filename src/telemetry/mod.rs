@@ -1,7 +1,7 @@
 //! Facts into what people and machines see: metrics, health, status, logs.
 //!
 //! I/O. In come facts from every I/O module (a commit was received, a batch was stored, the state is now …);
-//! out go /metrics, /healthz, /readyz, /status and the status page over HTTP, and log lines. Nothing here decides
+//! out go /metrics, /healthz, /readyz, /rolloutz, /status and the status page over HTTP, and log lines. Nothing here decides
 //! anything, and nothing served over HTTP changes anything.
 //!
 //! Invariants: no row value and no password in any output (I9); label sets are bounded by the table set and by our

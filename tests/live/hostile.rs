@@ -138,7 +138,7 @@ async fn a_password_is_nowhere_to_be_seen() {
         let row = session.query_one("looking", sql, &[]).await.unwrap();
         shown.push(row.get::<Option<String>>(0).unwrap().unwrap_or_default());
     }
-    for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
+    for path in ["/", "/status", "/metrics", "/readyz", "/rolloutz", "/healthz"] {
         shown.push(service.get(path).await.unwrap().1);
     }
     for command in [&["check"][..], &["status"], &["explain"], &["verify"]] {

@@ -216,6 +216,32 @@ async fn counters_are_0_before_there_is_something_to_count_and_the_last_verify_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_waits_for_an_instance_that_leads_or_stands_by_and_not_for_a_fresh_copy() {
+    let manifest = std::fs::read_to_string("deploy/kubernetes/deployment.yaml").expect("the manifest");
+    let probe = manifest.split("readinessProbe:").nth(1).expect("a readiness probe");
+    assert!(probe.lines().take(4).any(|line| line.trim() == "path: /rolloutz"), "{probe}");
+    let database = Database::new("rollout", FORUM, FORUM_SCHEMA).await;
+    let leader = Setup::of(&database).start();
+    leader.streams().await;
+    let standby = Setup::of(&database).start();
+    standby.is("standby").await;
+    let code = async |service: &Service, path| service.get(path).await.map(|(code, _)| code);
+    for path in ["/readyz", "/rolloutz"] {
+        assert_eq!(code(&leader, path).await, Some(200), "{path} of the leader");
+    }
+    assert_eq!(code(&standby, "/readyz").await, Some(503), "readers are led by the leader");
+    assert_eq!(code(&standby, "/rolloutz").await, Some(200), "the next instance may be replaced");
+    database.at_destination("DELETE FROM messages WHERE id = 1").await;
+    database.at_source("UPDATE messages SET body = 'conflict' WHERE id = 1").await;
+    leader.is("waiting").await;
+    let (halted, reason) = leader.get("/rolloutz").await.unwrap();
+    assert!(halted == 503 && reason.starts_with("waiting: ") && reason.contains("messages"), "{halted} {reason}");
+    assert_eq!(code(&standby, "/rolloutz").await, Some(200));
+    standby.stop().await;
+    leader.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prometheus_own_linter_finds_nothing_to_object_to() {
     let Some(promtool) = tools::program("promtool") else { return };
     let database = Database::new("promtool", FORUM, FORUM_SCHEMA).await;

@@ -79,7 +79,7 @@ impl Hostile {
     /// Everything that an operator may look at.
     async fn look(&self, service: &crate::support::Service) -> String {
         let mut all = String::new();
-        for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
+        for path in ["/", "/status", "/metrics", "/readyz", "/rolloutz", "/healthz"] {
             let (_, text) = service.get(path).await.unwrap();
             if path == "/metrics" {
                 let ours = |line: &str| ["headwater_", "process_", "#"].iter().any(|start| line.starts_with(start));

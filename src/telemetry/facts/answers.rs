@@ -1,4 +1,4 @@
-//! What is answered from the facts, as of the moment of the question: ready or why not, the status, the metrics.
+//! What is answered from the facts, as of the moment of the question: ready or why not, in service or why not, the status, the metrics.
 //!
 //! Asked by the HTTP server, the service manager's notices and the chart's sampler. Lag is computed here, so it goes on
 //! rising while everything else stands still.
@@ -19,6 +19,20 @@ impl Telemetry {
     /// The reason, in words.
     pub fn ready(&self) -> Result<(), String> {
         self.status().not_ready_because.map_or(Ok(()), Err)
+    }
+
+    /// Whether this instance does its part: it copies, streams or stands by. Otherwise why not.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn in_service(&self) -> Result<(), String> {
+        let inner = self.inner();
+        let state = inner.state.as_str();
+        match (inner.state, &inner.reason) {
+            (State::Snapshot | State::CatchingUp | State::Streaming | State::Standby, _) => Ok(()),
+            (State::Connecting | State::Waiting | State::Stopped, Some(reason)) => Err(format!("{state}: {reason}")),
+            (State::Connecting | State::Waiting | State::Stopped, None) => Err(state.to_owned()),
+        }
     }
 
     /// Everything, as of now.

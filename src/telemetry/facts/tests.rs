@@ -219,3 +219,15 @@ fn ready_means_streaming_within_the_lag_threshold() {
     let reason = telemetry.ready().unwrap_err();
     assert!(reason.contains("behind the source (at most 60.0 s)"), "{reason}");
 }
+
+#[test]
+fn an_instance_is_in_service_while_it_copies_streams_or_stands_by() {
+    let telemetry = Telemetry::new(Duration::from_secs(60));
+    assert_eq!(telemetry.in_service(), Err("connecting".to_owned()));
+    for state in [State::Snapshot, State::CatchingUp, State::Streaming, State::Standby] {
+        telemetry.set_state(state, None);
+        assert_eq!(telemetry.in_service(), Ok(()), "{state:?}");
+    }
+    telemetry.set_state(State::Waiting, Some(ErrorReport::new("disk full")));
+    assert_eq!(telemetry.in_service(), Err("waiting: disk full".to_owned()));
+}

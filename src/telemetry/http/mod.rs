@@ -1,4 +1,4 @@
-//! The HTTP server: /, /events, /metrics, /healthz, /readyz, /status.
+//! The HTTP server: /, /events, /metrics, /healthz, /readyz, /rolloutz, /status.
 //!
 //! Stands beside the ring; reads [`Telemetry`] and changes nothing. Loopback by default, and then only requests for a
 //! loopback host are answered ([`host`]). Bounds: connections as [`server`] says; requests have no bodies that are read,
@@ -105,6 +105,7 @@ async fn serve_within(
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/rolloutz", get(in_service))
         .route("/status", get(status))
         .with_state(Arc::new(served));
     if bound.ip().to_canonical().is_loopback() {
@@ -153,9 +154,19 @@ async fn metrics(Shared(served): Answered) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], served.telemetry.render_metrics()).into_response()
 }
 
+/// For whoever leads readers to the copy.
 async fn ready(Shared(served): Answered) -> Response {
-    match served.telemetry.ready() {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()).into_response(),
+    probed(served.telemetry.ready(), "ready\n")
+}
+
+/// For whoever replaces one instance after another.
+async fn in_service(Shared(served): Answered) -> Response {
+    probed(served.telemetry.in_service(), "in service\n")
+}
+
+fn probed(answer: Result<(), String>, good: &'static str) -> Response {
+    match answer {
+        Ok(()) => (StatusCode::OK, good).into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
