@@ -228,7 +228,7 @@ pub const SETTINGS: &[Setting] = &[
         "http.listen",
         "address:port | off",
         Some("127.0.0.1:9477"),
-        "Where /metrics, /healthz, /readyz, /status and the status page are served. Nothing there changes anything.",
+        "Where /metrics, /healthz, /readyz, /rolloutz, /status and the status page are served. Nothing there changes anything.",
     ),
     setting("http.ready_lag_max", "duration", Some("60s"), "With more lag than this /readyz answers 503 and says why."),
 ];

@@ -82,32 +82,69 @@ async fn a_server_that_is_down_does_not_hold_up_the_boot_and_a_wrong_configurati
     std::fs::remove_file(&path).unwrap();
 }
 
-/// The unit as it is packaged, with the program that was built.
-fn unit() -> String {
-    let text = std::fs::read_to_string("deploy/systemd/headwater.service").expect("the unit");
-    text.replace("/usr/bin/headwater", &headwater().display().to_string())
+/// The units as they are packaged, with the program that was built, by the names of a service and of one instance.
+fn units() -> [(&'static str, String); 2] {
+    [("headwater.service", "headwater.service"), ("headwater@.service", "headwater@forum.service")].map(
+        |(file, name)| {
+            let text = std::fs::read_to_string(format!("deploy/systemd/{file}")).expect("the unit");
+            (name, text.replace("/usr/bin/headwater", &headwater().display().to_string()))
+        },
+    )
+}
+
+/// The values that a unit has for a setting.
+fn values<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = unit.lines().filter_map(|line| line.split_once('='));
+    lines.filter(|(setting, _)| *setting == name).map(|(_, value)| value).collect()
 }
 
 #[test]
-fn the_unit_lets_no_core_file_take_passwords_to_disk() {
-    let unit = unit();
-    let limits: Vec<&str> = unit.lines().filter(|line| line.starts_with("LimitCORE")).collect();
-    assert_eq!(limits, ["LimitCORE=0"]);
+fn the_units_let_no_core_file_take_passwords_to_disk() {
+    for (name, unit) in units() {
+        assert_eq!(values(&unit, "LimitCORE"), ["0"], "{name}");
+    }
 }
 
 #[test]
-fn systemd_accepts_the_unit_and_finds_it_closed() {
+fn the_units_read_settings_that_are_roots_alone() {
+    for (name, unit) in units() {
+        // The user of the service is nobody's, and what `init` writes is its writer's.
+        assert_eq!(values(&unit, "DynamicUser"), ["yes"], "{name}");
+        let starts = values(&unit, "ExecStart");
+        assert!(starts.iter().all(|start| start.contains(" --config %d/headwater.toml ")), "{name}: {starts:?}");
+        let file = if name.contains('@') { "%i" } else { "headwater" };
+        assert_eq!(values(&unit, "LoadCredential"), [format!("headwater.toml:/etc/headwater/{file}.toml")], "{name}");
+    }
+}
+
+#[test]
+fn an_instance_has_settings_passwords_and_a_spool_of_its_own_and_is_closed_alike() {
+    let [(_, unit), (_, instance)] = units();
+    let settings = |unit: &str| -> Vec<String> {
+        unit.lines().filter(|line| line.contains('=') && !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    let shared = settings(&unit);
+    let own: Vec<String> = settings(&instance).into_iter().filter(|line| !shared.contains(line)).collect();
+    assert_eq!(settings(&instance).len(), shared.len() + 1, "nothing is left out");
+    assert_eq!(own.len(), 6, "{own:#?}");
+    assert!(own.iter().all(|line| line.contains("%i")), "{own:#?}");
+}
+
+#[test]
+fn systemd_accepts_the_units_and_finds_them_closed() {
     let Some(analyze) = tools::program("systemd-analyze") else { return };
     let dir = parent().join(format!("unit-{:08x}", fastrand::u32(..)));
     std::fs::create_dir_all(&dir).unwrap();
-    let file = dir.join("headwater.service");
-    std::fs::write(&file, unit()).unwrap();
-    let file = file.to_str().unwrap();
-    let (accepted, words) = tools::run(&analyze, &["verify", "--man=no", file], "");
-    assert!(accepted && !words.contains("headwater.service"), "{words}");
-    let (_, words) = tools::run(&analyze, &["security", "--offline=true", "--no-pager", file], "");
-    let (_, score) = words.split_once("Overall exposure level for headwater.service: ").expect("a score");
-    let score: f64 = score.split_whitespace().next().and_then(|score| score.parse().ok()).expect("a number");
-    assert!(score < 2.0, "{words}");
+    for (name, unit) in units() {
+        let file = dir.join(name);
+        std::fs::write(&file, unit).unwrap();
+        let file = file.to_str().unwrap();
+        let (accepted, words) = tools::run(&analyze, &["verify", "--man=no", file], "");
+        assert!(accepted && !words.contains(name), "{words}");
+        let (_, words) = tools::run(&analyze, &["security", "--offline=true", "--no-pager", file], "");
+        let (_, score) = words.split_once(&format!("Overall exposure level for {name}: ")).expect("a score");
+        let score: f64 = score.split_whitespace().next().and_then(|score| score.parse().ok()).expect("a number");
+        assert!(score < 2.0, "{words}");
+    }
     std::fs::remove_dir_all(&dir).unwrap();
 }

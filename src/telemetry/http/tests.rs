@@ -170,7 +170,7 @@ async fn a_large_header_and_garbage_are_refused_and_a_body_is_not_read() {
 #[tokio::test]
 async fn a_loopback_server_answers_to_loopback_hosts_only() {
     let server = server(8, NEVER, PATIENCE, 0).await;
-    for path in ["/", "/events", "/metrics", "/healthz", "/readyz", "/status", "/nothing"] {
+    for path in ["/", "/events", "/metrics", "/healthz", "/readyz", "/rolloutz", "/status", "/nothing"] {
         let asked = format!("GET {path} HTTP/1.1\r\nHost: rebound.example:9477\r\n\r\n");
         let answer = rest(open(&server, &asked).await).await;
         assert!(answer.starts_with("HTTP/1.1 421"), "{path}: {answer}");
