@@ -95,7 +95,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
                 | LostCause::XidBefore
                 | LostCause::SlotTaken => operator("source_history"),
             },
-            SourceError::Gap(_) => operator("publication_gap"),
+            SourceError::Gap { .. } => operator("publication_gap"),
             SourceError::Unpublished { .. } => Decision::Halt("publication_gap"),
             SourceError::SlotInUse { .. } => operator("slot_in_use"),
             // A link that stalls, or a server that shuts down: both come back.
@@ -206,7 +206,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
         Fault::Refused(report)
         | Fault::Halted(report)
         | Fault::Unwatched(report)
-        | Fault::Source(SourceError::Refused(report) | SourceError::Gap(report))
+        | Fault::Source(SourceError::Refused(report) | SourceError::Gap { report, .. })
         | Fault::Destination(DestinationError::Refused(report) | DestinationError::Constraint(report)) => {
             report.clone()
         }

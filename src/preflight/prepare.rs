@@ -259,16 +259,17 @@ pub(crate) async fn prepare(
         && !starts_over
         && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
     {
-        return Err(SourceError::Gap(gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog)).into());
+        let report = gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog);
+        return Err(SourceError::Gap { report, remembered: gap.to_owned() }.into());
     }
     match ensure_publication(&source, publication, &mut source_catalog, &relied).await {
         Ok(told) => told.iter().for_each(|told| match told {
             Notice::SendsLess(text) => telemetry.warning("publication", text),
             Notice::Changed(_) | Notice::Unidentified(_) => telemetry.event("publication", told.text()),
         }),
-        Err(SourceError::Gap(report)) => {
-            bookkeeping.set_gap("has not held all tables all the time").await?;
-            return Err(SourceError::Gap(report).into());
+        Err(SourceError::Gap { report, remembered }) => {
+            bookkeeping.set_gap(&remembered).await?;
+            return Err(SourceError::Gap { report, remembered }.into());
         }
         Err(error) => return Err(error.into()),
     }

@@ -60,9 +60,14 @@ pub enum SourceError {
     /// The stream cannot go on from the stored position.
     #[error("{0}")]
     LostHistory(Box<LostHistory>),
-    /// The publication has not held all tables all the time: changes were not sent.
-    #[error("{0}")]
-    Gap(ErrorReport),
+    /// Changes were not sent: the copy has gaps.
+    #[error("{report}")]
+    Gap {
+        /// What is to be done.
+        report: ErrorReport,
+        /// What later starts say of the publication, behind its name.
+        remembered: String,
+    },
     /// Tables that are followed have left the publication: their changes were not sent, those of the others were.
     #[error("publication {publication} does not hold {} any more", listed(.tables))]
     Unpublished {

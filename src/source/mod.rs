@@ -51,7 +51,9 @@ pub use output_plugin::try_plugin;
 pub use parallel_apply_queue::{Changes, Next, ParallelApplyQueue};
 pub use pieces::{PIECE_BYTES, Piece, pieces};
 pub use preflight::{SourceServer, same_database};
-pub use publication::{Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication};
+pub use publication::{
+    GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication,
+};
 pub use relation_tracker::RelationTracker;
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};

@@ -109,7 +109,10 @@ async fn bring_about(
                FROM pg_catalog.pg_publication WHERE pubname = $1::text";
     match client.query_opt(DOING, sql, &[&publication.as_str()]).await? {
         None if !followed.live.is_empty() => {
-            return Err(SourceError::Gap(gap_report(publication, &Gap::Gone, catalog)));
+            return Err(SourceError::Gap {
+                report: gap_report(publication, &Gap::Gone, catalog),
+                remembered: GAP_OF_ALL.to_owned(),
+            });
         }
         None => {
             let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
@@ -150,6 +153,9 @@ pub enum Gap {
     /// It has failed before; whatever it holds now.
     Before(String),
 }
+
+/// What is remembered of a publication that was dropped while a stream relied on it: there may be one of its name again.
+pub const GAP_OF_ALL: &str = "has not held all tables all the time";
 
 /// What to say when changes were not sent for a while.
 pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> ErrorReport {

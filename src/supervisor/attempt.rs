@@ -205,7 +205,7 @@ impl Attempt {
         // These are met by whoever leads, so nobody else is at work on a request.
         let is_answered_by_a_copy = matches!(
             fault,
-            Fault::Source(SourceError::LostHistory(_) | SourceError::Gap(_))
+            Fault::Source(SourceError::LostHistory(_) | SourceError::Gap { .. })
                 | Fault::Destination(DestinationError::LacksMost { .. })
         );
         if self.asks_for_copy || !is_answered_by_a_copy {
@@ -629,8 +629,8 @@ impl Attempt {
         if self.is_stopping() {
             sequences.finish().await;
         }
-        if let Err(Fault::Source(SourceError::Gap(_))) = &applied {
-            bookkeeping.set_gap("has not held all tables all the time").await?;
+        if let Err(Fault::Source(SourceError::Gap { remembered, .. })) = &applied {
+            bookkeeping.set_gap(remembered).await?;
         }
         if let Err(Fault::Destination(DestinationError::Conflict(conflict))) = &applied
             && conflict.code == SqlState::new(INVALID_TEXT)
@@ -688,8 +688,10 @@ async fn stream_health_lost(health: &mut watch::Receiver<StreamHealth>) -> Fault
     loop {
         match &*health.borrow_and_update() {
             StreamHealth::Healthy => {}
-            StreamHealth::Gone { report, gap: false } => return Fault::Halted(report.clone()),
-            StreamHealth::Gone { report, gap: true } => return Fault::Source(SourceError::Gap(report.clone())),
+            StreamHealth::Gone { report, gap: None } => return Fault::Halted(report.clone()),
+            StreamHealth::Gone { report, gap: Some(remembered) } => {
+                return SourceError::Gap { report: report.clone(), remembered: remembered.clone() }.into();
+            }
             StreamHealth::Unpublished { publication, tables } => {
                 let (publication, tables) = (publication.clone(), tables.clone());
                 return Fault::Source(SourceError::Unpublished { publication, tables });

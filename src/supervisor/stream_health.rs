@@ -30,7 +30,7 @@ use crate::preflight::fingerprints::{Truncations, ask_for_comparison, look, tabl
 use crate::preflight::prepare::Prepared;
 use crate::preflight::whereabouts::{Whereabouts, lost_report, whereabouts};
 use crate::session::{Row, SessionError, Sql, SqlClient, SystemIdentification};
-use crate::source::{Identities, LooksAsked, Unidentified, VisibleTransactions};
+use crate::source::{GAP_OF_ALL, Identities, LooksAsked, Unidentified, VisibleTransactions};
 use crate::telemetry::Telemetry;
 
 /// A table that has left the publication is noticed within this and a look's own time.
@@ -49,8 +49,8 @@ pub(super) enum StreamHealth {
     Gone {
         /// What is to be done.
         report: ErrorReport,
-        /// Changes were not sent: the copy has gaps now.
-        gap: bool,
+        /// Changes were not sent, so that the copy has gaps now: what is remembered of the publication.
+        gap: Option<String>,
     },
     /// These tables are not sent any more.
     Unpublished {
@@ -327,7 +327,7 @@ impl HealthWatch {
                 Some(new) => StreamHealth::Replaced { table, old, new },
                 None => {
                     let is_followed = self.config.tables.contains(&renamed);
-                    StreamHealth::Gone { report: renamed_report(&table, &renamed, is_followed), gap: false }
+                    StreamHealth::Gone { report: renamed_report(&table, &renamed, is_followed), gap: None }
                 }
             }));
         }
@@ -418,7 +418,7 @@ impl HealthWatch {
         for new in found.iter().filter(|found| !self.unidentified.contains(found)) {
             match new.misleads_the_stream() {
                 true => {
-                    self.tell(watched, StreamHealth::Gone { report: new.report.clone(), gap: false });
+                    self.tell(watched, StreamHealth::Gone { report: new.report.clone(), gap: None });
                 }
                 false => self.telemetry.warning("replica identity", new.report.lines()),
             }
@@ -459,8 +459,8 @@ async fn read_reached_xid(
 
 /// Compares the publication, its tables and our own standing with what the stream was started on.
 async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<StreamHealth, SessionError> {
-    let gap = |report| StreamHealth::Gone { report, gap: true };
-    let no_gap = |report| StreamHealth::Gone { report, gap: false };
+    let gap = |report, remembered| StreamHealth::Gone { report, gap: Some(remembered) };
+    let no_gap = |report| StreamHealth::Gone { report, gap: None };
     let doing = "looking at the publication";
     let sql = "SELECT sync_state::text FROM pg_catalog.pg_stat_replication WHERE pid = $1 AND sync_state <> 'async'";
     let process_id = i32::try_from(watched.process_id).unwrap_or(0);
@@ -489,7 +489,7 @@ async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<Str
         let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)";
         let exists: bool = client.query_one(doing, sql, &[&watched.publication.as_str()]).await?.get(0)?;
         if !exists {
-            return Ok(gap(publication_gone(watched)));
+            return Ok(gap(publication_gone(watched), GAP_OF_ALL.to_owned()));
         }
     }
     let published = rows.iter().map(|row| Ok((row.get::<u32>(2)?, row)));
@@ -509,11 +509,14 @@ async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<Str
         let row_filter: Option<String> = row.get(4)?;
         let (sent, live): (Vec<String>, Vec<String>) = (row.get(3)?, row.get(6)?);
         if row_filter != table.row_filter || (lists_columns && !covers(&sent, &live, &table.columns)) {
-            return Ok(gap(ErrorReport::new(format!(
+            let report = ErrorReport::new(format!(
                 "publication {} sends other rows or columns of table {} than when the stream began",
                 watched.publication, table.name
-            ))
-            .hint("Put it back, or start once with --resnapshot to follow what it sends now.")));
+            ));
+            let hint = "Start headwater once with --resnapshot, which copies what it sends then. Before that, put row filter \
+                        and column list back where they are to be as they were.";
+            let remembered = format!("has sent other rows or columns of table {} for a while", table.name);
+            return Ok(gap(report.hint(hint), remembered));
         }
     }
     Ok(StreamHealth::Healthy)
@@ -530,7 +533,7 @@ fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> StreamHealth {
     let (lost, left): (Vec<Whereabouts>, Vec<Whereabouts>) =
         tables.into_iter().partition(|found| found.name_now.as_ref() != Some(&found.table));
     if let Some(report) = lost_report(&lost, &watched.writes.tables) {
-        return StreamHealth::Gone { report, gap: false };
+        return StreamHealth::Gone { report, gap: None };
     }
     let waiting: BTreeSet<RelationId> =
         watched.tables.iter().filter(|table| table.waits).map(|table| table.id).collect();

@@ -165,6 +165,33 @@ async fn where_schema_changes_stop_a_table_that_leaves_the_publication_is_copied
     mended_after_all(&database, &setup).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_row_filter_has_changed_is_named_until_all_is_copied() {
+    let database = Database::new("filterchanged", TABLES, SCHEMA).await;
+    let version = database.source_value("SHOW server_version_num").await.unwrap();
+    if version.parse::<u32>().unwrap() < 150_000 {
+        return;
+    }
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source(&format!("ALTER PUBLICATION {} SET TABLE t, u WHERE (id > 50), w", database.name)).await;
+    service.says("sends other rows or columns of table public.u than when the stream began").await;
+    database.at_source(MEANWHILE).await;
+    let remembered = "has sent other rows or columns of table public.u for a while";
+    service.says(remembered).await;
+    service.is("waiting").await;
+    service.stop().await;
+    // Put back, it is no other: what was not sent meanwhile is missing.
+    database.at_source(&format!("ALTER PUBLICATION {} SET TABLE t, u, w", database.name)).await;
+    setup.command(&["check"]).await.exits(1).says(&[remembered, "--resnapshot"]);
+    setup.command(&["status"]).await.exits(1).says(&[remembered]);
+    let log = setup.start().ends_with(1).await;
+    assert!(log.contains(remembered) && log.contains("--resnapshot"), "{log}");
+    mended_after_all(&database, &setup).await;
+}
+
 /// That a copy of everything leaves nothing different.
 async fn mended_after_all(database: &Database, setup: &Setup) {
     let service = setup.clone().argument("--resnapshot").start();
