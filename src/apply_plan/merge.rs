@@ -5,7 +5,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::pg::{Datum, Tuple};
+use crate::pg::{Datum, Tuple, length_u32};
 
 /// Whether a value of the row was left out because it did not change.
 pub(super) fn has_unchanged(tuple: &Tuple) -> bool {
@@ -41,8 +41,7 @@ fn write(data: &mut BytesMut, value: Datum<'_>) {
     };
     data.put_u8(kind);
     if let Some(value) = value {
-        // A value is part of a message of at most 1 GiB.
-        data.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        data.put_u32(length_u32(value.len()));
         data.extend_from_slice(value);
     }
 }

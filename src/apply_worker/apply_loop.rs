@@ -31,7 +31,7 @@ use crate::apply_worker::heartbeat::Instance;
 use crate::apply_worker::parallel_apply::ParallelApply;
 use crate::apply_worker::pause::{ApplyPause, Command};
 use crate::destination::{Applied, Applier, DestinationError};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, length_u64};
 use crate::progress::{IdleAdvance, Ledger};
 use crate::source::{Confirmed, StepReceiver};
 use crate::telemetry::{State, Telemetry};
@@ -347,7 +347,7 @@ impl<'a> ApplyLoop<'a> {
         }
         match work {
             Some(Work::Batch(batch)) => {
-                let transactions = u64::try_from(batch.members.len()).unwrap_or(0);
+                let transactions = length_u64(batch.members.len());
                 self.telemetry.batch_applied(transactions, &count(&batch.changes), missing_deletes, took);
                 for heartbeat in batch.members.iter().filter_map(|member| member.heartbeat.as_ref()) {
                     self.heartbeat(heartbeat);

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use super::counts::{add_counts, count};
 use crate::apply_plan::Work;
 use crate::destination::{Applied, Applier, ApplyContext, DestinationError, Unfit, Writer, WritingSettings};
-use crate::pg::{Lsn, PgTimestamp};
+use crate::pg::{Lsn, PgTimestamp, length_u64};
 use crate::source::{Changes, Next, ParallelApplyQueue};
 use crate::spool::{Peeker, SpoolError};
 use crate::telemetry::{Operation, Telemetry, failpoint};
@@ -246,7 +246,7 @@ impl Worker {
                 Next::Read { from, until, relations } => {
                     read_at = Instant::now();
                     let records = self.peeker.peek(xid, from, until).await?;
-                    let found = from + u64::try_from(records.len()).unwrap_or(0);
+                    let found = from + length_u64(records.len());
                     if found < until {
                         self.queue.read(xid, found);
                     }

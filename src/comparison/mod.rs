@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::catalog::schema::TableDefinition;
-use crate::pg::{Ident, QualifiedName};
+use crate::pg::{Ident, QualifiedName, length_u64};
 
 /// Buckets of a table's rows: enough to leave few rows in each, few enough to be grouped in memory.
 pub const BUCKETS: u64 = 1 << 14;
@@ -203,7 +203,7 @@ impl Differences {
     /// How many rows differ, as far as they are listed.
     pub fn rows(&self) -> u64 {
         let keyed = self.missing.len() + self.extra.len() + self.differing.len();
-        u64::try_from(keyed).unwrap_or(u64::MAX) + self.unkeyed_missing + self.unkeyed_extra
+        length_u64(keyed) + self.unkeyed_missing + self.unkeyed_extra
     }
 
     /// Whether the states are equal.

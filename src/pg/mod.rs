@@ -8,6 +8,7 @@
 //! PostgreSQL's own.
 
 mod ident;
+mod length;
 mod lsn;
 mod printable;
 mod provider;
@@ -21,6 +22,7 @@ mod tuple;
 mod without_values;
 
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal, split_names};
+pub use length::{length_u32, length_u64, place};
 pub use lsn::{Lsn, ParseLsnError};
 pub use printable::{is_printable, printable, printable_json, printable_lines, shell_word, toml_string};
 pub use provider::{Provider, logical_decoding_hint, replication_hint, settings_hint};

@@ -16,6 +16,7 @@ use super::connection::{Connection, bounded};
 use super::error::{ServerError, SessionError};
 use super::pipelined_request::PipelinedRequest;
 use super::sql::SqlCopyIn;
+use crate::pg::{length_u64, place};
 
 /// What may wait in memory for the destination: a few reads, so that neither side stands still for the other.
 const READ_AHEAD_BYTES: usize = 512 << 10;
@@ -131,12 +132,12 @@ impl<'a> CopyOut<'a> {
                 self.connection.incoming().advance(available);
                 self.frame_left -= available;
                 self.header_left -= header;
-                moved.bytes += u64::try_from(available).unwrap_or(0);
+                moved.bytes += length_u64(available);
                 continue;
             }
             match self.connection.incoming().first_chunk::<HEADER_BYTES>() {
                 Some([b'd', length @ ..]) => {
-                    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+                    let length = place(u32::from_be_bytes(*length));
                     if !(4..=1 << 30).contains(&length) {
                         return Err(CopyError::Source(SessionError::protocol(READING, "a CopyData of absurd length")));
                     }

@@ -225,7 +225,7 @@ impl Snapshot {
 
     /// The transaction whose xid has these last 32 bits, of those near to the newest ones.
     fn nearest(&self, xid: u32) -> u64 {
-        let newest = u32::try_from(self.xmax & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        let newest = u32::try_from(self.xmax & u64::from(u32::MAX)).expect("the last 32 bits");
         self.xmax.wrapping_add_signed(i64::from(xid.wrapping_sub(newest).cast_signed()))
     }
 

@@ -12,7 +12,7 @@ use super::error::SourceError;
 use super::parallel_apply_queue::{Changes, ParallelApplyQueue};
 use super::relation_tracker::RelationTracker;
 use super::step_channel::StepSender;
-use crate::pg::{Lsn, Relation};
+use crate::pg::{Lsn, Relation, length_u64};
 use crate::spool::{Chunks, Spool, SpoolError, Waiting};
 use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, Transaction, TransactionError};
 
@@ -99,7 +99,7 @@ impl StepRouter {
         match order {
             SpoolOrder::Append { xid, records } => {
                 if let Some((end, relations)) = assembler.in_progress(*xid) {
-                    let bytes = u64::try_from(records.len()).unwrap_or(u64::MAX);
+                    let bytes = length_u64(records.len());
                     let known = |relation: &Relation| self.tracker.knows(relation);
                     queue.appended(*xid, (bytes, end), self.handed_out, relations, known);
                 }

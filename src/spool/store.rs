@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 use super::directory::{Directory, failed};
 use crate::config::SpoolSettings;
+use crate::pg::{length_u32, length_u64, place};
 use crate::spool::error::SpoolError;
 
 /// So much is written or read by one system call. The kernel takes a container's share of a core away only between two of them: one
@@ -137,7 +138,7 @@ impl Store {
         }
         let path = self.directory.path(xid);
         // A chunk is a quarter of a megabyte and one row, and a row comes in a message of at most 1 GiB.
-        let block_length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        let block_length = length_u32(chunk.len());
         let mut header = [0; 8];
         let (length, checksum) = header.split_at_mut(4);
         length.copy_from_slice(&block_length.to_be_bytes());
@@ -211,7 +212,8 @@ impl Store {
     pub(super) fn peek(&mut self, xid: u32, from: u64, until: u64) -> Result<Bytes, SpoolError> {
         let Some(stream) = self.streams.get(&xid) else { return Ok(Bytes::new()) };
         let part = |chunk: &Bytes, begins: u64| {
-            let place = |at: u64| usize::try_from(at - begins).unwrap_or(usize::MAX).min(chunk.len());
+            let place =
+                |at: u64| usize::try_from((at - begins).min(length(chunk))).expect("no more than the chunk's length");
             chunk.slice(place(from)..place(until.max(from)))
         };
         let holds = |begins: u64, length: u64| begins <= from && from < begins + length;
@@ -260,9 +262,10 @@ impl Store {
 
 /// Of a chunk that was taken off a stream's end, keeps what stands before `at`, as its tail.
 fn keep_head(stream: &mut Stream, chunk: &Bytes, at: u64) {
-    let head = usize::try_from(at.saturating_sub(stream.end())).unwrap_or(usize::MAX).min(chunk.len());
+    let head =
+        usize::try_from(at.saturating_sub(stream.end()).min(length(chunk))).expect("no more than the chunk's length");
     stream.tail = chunk.get(..head).unwrap_or_default().to_vec();
-    stream.memory_bytes += u64::try_from(head).unwrap_or(0);
+    stream.memory_bytes += length_u64(head);
 }
 
 /// Reads a block and checks that it is what was written.
@@ -272,7 +275,7 @@ fn read_block(file: &mut File, block: Block, path: &std::path::Path) -> Result<B
     let mut header = [0; 8];
     file.read_exact(&mut header).map_err(&reading)?;
     let (length, checksum) = header.split_at(4);
-    let mut chunk = vec![0; usize::try_from(block.length).unwrap_or(usize::MAX)];
+    let mut chunk = vec![0; place(block.length)];
     for piece in chunk.chunks_mut(IO_BYTES) {
         file.read_exact(piece).map_err(&reading)?;
     }
@@ -283,7 +286,7 @@ fn read_block(file: &mut File, block: Block, path: &std::path::Path) -> Result<B
 }
 
 fn length(chunk: &Bytes) -> u64 {
-    u64::try_from(chunk.len()).unwrap_or(u64::MAX)
+    length_u64(chunk.len())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::change::Change;
 use super::record::{read_changes, write_change};
-use crate::pg::Relation;
+use crate::pg::{Relation, length_u32};
 use crate::transaction::error::RecordError;
 
 /// Raised when the layout changes; letters outlive the program that wrote them.
@@ -49,7 +49,7 @@ pub fn write_letter(changes: &[Change]) -> Vec<u8> {
     }
     let number_of = |relation: &Arc<Relation>| {
         let place = relations.iter().position(|known| Arc::ptr_eq(known, relation) || known == relation);
-        place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX)
+        length_u32(place.expect("the relations of all changes were collected above"))
     };
     let mut records = BytesMut::new();
     for change in changes {

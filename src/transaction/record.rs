@@ -21,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use rmp::{Marker, decode, encode};
 
 use super::change::Change;
-use crate::pg::{Relation, Tuple};
+use crate::pg::{Relation, Tuple, length_u32, place};
 use crate::transaction::error::RecordError;
 use crate::wire::OldTuple;
 
@@ -31,6 +31,9 @@ const DELETE: u8 = 2;
 const TRUNCATE: u8 = 3;
 const OLD_KEY: u8 = 0;
 const OLD_ROW: u8 = 1;
+
+/// A number that no relation of a stream has: a record with it is an error to read.
+pub(super) const UNKNOWN_RELATION: u32 = u32::MAX;
 
 /// Writes one change behind what `out` holds; `number_of` tells which of the stream's relations is meant.
 pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, out: &mut BytesMut) {
@@ -61,7 +64,7 @@ pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, 
         Change::Truncate { relations, restart_identity } => {
             out.array(3);
             out.number(TRUNCATE.into());
-            out.array(u32::try_from(relations.len()).unwrap_or(u32::MAX));
+            out.array(length_u32(relations.len()));
             for relation in relations {
                 out.number(number_of(relation));
             }
@@ -109,7 +112,7 @@ impl Writer<'_> {
 
     fn tuple(&mut self, tuple: &Tuple) {
         self.array(2);
-        self.number(u32::try_from(tuple.len()).unwrap_or(u32::MAX));
+        self.number(length_u32(tuple.len()));
         let _ = encode::write_bin(&mut self.sink(), tuple.as_bytes());
     }
 
@@ -190,7 +193,7 @@ impl Reader<'_> {
         }
         let columns: u16 = self.number("column count")?;
         let length = decode::read_bin_len(&mut self.rest).map_err(|_| RecordError::Malformed("row"))?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let length = place(length);
         let (data, rest) = self.rest.split_at_checked(length).ok_or(RecordError::Malformed("row"))?;
         self.rest = rest;
         let tuple =

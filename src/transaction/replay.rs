@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::change::{Change, Heartbeat, Piece, Step, Transaction};
 use super::record::read_changes;
-use crate::pg::Relation;
+use crate::pg::{Relation, length_u64};
 use crate::transaction::error::{RecordError, TransactionError};
 use crate::wire::{Begin, Commit};
 
@@ -78,7 +78,7 @@ impl Replay {
     /// # Errors
     /// [`TransactionError::Record`] when it does not hold the stream's records.
     pub fn chunk(&mut self, chunk: &Bytes) -> Result<(), TransactionError> {
-        self.found += u64::try_from(chunk.len()).unwrap_or(0);
+        self.found += length_u64(chunk.len());
         self.read(chunk).map_err(|source| self.error(source))
     }
 

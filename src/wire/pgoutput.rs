@@ -13,7 +13,10 @@
 use bytes::{BufMut, Bytes};
 
 use super::cursor::{Cursor, WireError};
-use crate::pg::{Column, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId};
+use crate::pg::{
+    Column, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId, length_u32,
+    place,
+};
 
 /// A transaction's first message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -260,7 +263,7 @@ impl Decoder {
                 };
                 let message_lsn = cursor.read_lsn("position")?;
                 let prefix = cursor.read_str("prefix")?.to_owned();
-                let length = usize::try_from(cursor.read_u32("length")?).unwrap_or(usize::MAX);
+                let length = place(cursor.read_u32("length")?);
                 let content = cursor.read_bytes(length, "content")?;
                 Message::Logical { xid, message: LogicalMessage { transactional, message_lsn, prefix, content } }
             }
@@ -498,7 +501,7 @@ pub fn write_message(message: &Message, aborts_carry_time: bool, out: &mut impl 
         }
         Message::Truncate { xid, truncate } => {
             put_head(out, b'T', xid);
-            let count = u32::try_from(truncate.relations.len()).unwrap_or(u32::MAX);
+            let count = length_u32(truncate.relations.len());
             out.put_u32(count);
             let cascade = if truncate.cascade { TRUNCATE_CASCADE } else { 0 };
             let restart = if truncate.restart_identity { TRUNCATE_RESTART_IDENTITY } else { 0 };
@@ -512,7 +515,7 @@ pub fn write_message(message: &Message, aborts_carry_time: bool, out: &mut impl 
             out.put_u8(message.transactional.into());
             out.put_u64(message.message_lsn.as_u64());
             write_str(&message.prefix, out);
-            out.put_u32(u32::try_from(message.content.len()).unwrap_or(u32::MAX));
+            out.put_u32(length_u32(message.content.len()));
             out.put_slice(&message.content);
         }
         Message::StreamStart { xid, first } => {

@@ -326,7 +326,7 @@ impl<'a> Folder<'a> {
             at = self.previous[found].1;
             chain.push(after(self.change(at)));
         }
-        let number = u32::try_from(merged.len()).unwrap_or(0);
+        let number = u32::try_from(merged.len()).expect("no more than the batch's changes, which are numbered so");
         merged.push(merge(&chain));
         MERGED + number
     }

@@ -238,7 +238,7 @@ impl Net {
         }
         let place = |part: &Part| match part {
             Part::InOrder(_) => 0,
-            Part::Set { table, .. } => order.iter().position(|at| at == table).unwrap_or(0),
+            Part::Set { table, .. } => order.iter().position(|at| at == table).expect("the order is one of all tables"),
         };
         effect.parts.sort_by_key(|part| std::cmp::Reverse(place(part)));
         inserts.sort_by_key(place);

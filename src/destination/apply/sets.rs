@@ -87,7 +87,7 @@ impl Applier {
                     self.net.add_table(Arc::clone(relation), Arc::clone(&bound.target))
                 }
             };
-            self.net.push(table, u32::try_from(at).unwrap_or(u32::MAX), change);
+            self.net.push(table, u32::try_from(at).expect("a batch is bounded in bytes"), change);
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use crate::pg::{Relation, RelationId};
+use crate::pg::{Relation, RelationId, length_u32, length_u64};
 use crate::transaction::change::{Change, Heartbeat};
 use crate::transaction::error::TransactionError;
 use crate::transaction::record;
@@ -66,7 +66,7 @@ impl InProgress {
         self.relation_bytes += RELATION_OVERHEAD_BYTES;
         if let Some(relation) = self.relations.learn(relation, heard, tables)? {
             self.relation_bytes += relation.size_bytes();
-            self.numbers.insert(relation.id, u32::try_from(self.numbered.len()).unwrap_or(u32::MAX));
+            self.numbers.insert(relation.id, length_u32(self.numbered.len()));
             self.numbered.push(relation);
         }
         Ok(())
@@ -77,8 +77,12 @@ impl InProgress {
         self.note(xid, subxid);
         let before = out.len();
         let numbers = &self.numbers;
-        record::write_change(change, |relation| numbers.get(&relation.id).copied().unwrap_or(u32::MAX), out);
-        self.end += u64::try_from(out.len() - before).unwrap_or(0);
+        record::write_change(
+            change,
+            |relation| numbers.get(&relation.id).copied().unwrap_or(record::UNKNOWN_RELATION),
+            out,
+        );
+        self.end += length_u64(out.len() - before);
     }
 
     pub(super) fn heartbeat(&mut self, xid: u32, subxid: u32, heartbeat: Heartbeat) {
