@@ -289,6 +289,22 @@ fn every_entry_of_troubleshooting_is_a_message_of_the_code() {
 }
 
 #[test]
+fn every_entry_of_troubleshooting_says_what_to_do() {
+    let page = fs::read_to_string("docs/troubleshooting.md").expect("docs/troubleshooting.md");
+    let entries = page.split("\n### ").skip(1).filter_map(|entry| entry.split_once('\n'));
+    let silent = entries.filter(|(_, text)| {
+        let text = text.split("\n## ").next().unwrap_or_default();
+        !text.contains("*Do*: ") || text.contains("*Do*: the same") || text.trim_start().starts_with("The same")
+    });
+    let silent: Vec<&str> = silent.map(|(heading, _)| heading).collect();
+    assert!(
+        silent.is_empty(),
+        "docs/troubleshooting.md: say why, and after *Do*: what to do, in\n{}",
+        silent.join("\n")
+    );
+}
+
+#[test]
 fn every_sentence_of_what_is_refused_has_its_entry_in_troubleshooting() {
     let page = fs::read_to_string("docs/types.md").expect("docs/types.md");
     let (_, refused) = page.split_once("## What is refused").expect("the table");
