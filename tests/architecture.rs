@@ -294,7 +294,11 @@ fn the_lists_of_the_mutation_test_name_files_that_exist() {
     let likely = fs::read_to_string("tests/mutants/src/run.rs").expect("a source file");
     let likely =
         likely.lines().filter_map(|line| line.strip_prefix("    (\"")?.split_once("\", \"")).map(|(name, _)| name);
-    let paths = mutated.chain(likely.map(|name| format!("src/{name}")));
+    let lists = ["survived", "equivalent"]
+        .map(|list| fs::read_to_string(format!("tests/mutants/{list}.txt")).expect("a list of mutants"));
+    let listed = lists.iter().flat_map(|list| list.lines()).filter(|line| line.starts_with("src/"));
+    let listed = listed.filter_map(|line| line.split_once(": ")).map(|(path, _)| path.to_owned());
+    let paths = mutated.chain(likely.map(|name| format!("src/{name}"))).chain(listed);
     let missing = paths.filter(|path| !Path::new(path).exists() && !Path::new(&format!("{path}.rs")).exists());
     report("paths of tests/mutants that do not exist", missing.collect());
 }
