@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS headwater.stream (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     -- creating: the slot is being made and filled; whatever bears its name is ours. live: position is valid.
     state text NOT NULL CHECK (state IN ('creating', 'live')),
-    -- Drawn anew for every slot; names its staging schema.
+    -- A new random value for every slot; names its staging schema.
     generation text NOT NULL,
     slot text NOT NULL,
     publication text NOT NULL,
@@ -75,7 +75,7 @@ CREATE TABLE IF NOT EXISTS headwater.shapes (
     source_id oid PRIMARY KEY,
     shape json NOT NULL
 );
--- What the source's catalog said of the table when its rows were last known to be those that the stream has told of.
+-- What the source's catalog said of the table when its rows were last known to be those that the stream has described.
 ALTER TABLE headwater.shapes ADD COLUMN IF NOT EXISTS fingerprint json;
 
 -- Moves the position from previous to next, first in each transaction that applies changes. Raises when it is not

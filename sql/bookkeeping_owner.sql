@@ -1,8 +1,8 @@
--- Whom schema headwater and what is in it belong to, and who else may change it. No row: there is no such schema.
+-- The owners of schema headwater and of what is in it, and who else may change it. No row: there is no such schema.
 --
--- Continues sql/trusted_roles.sql. Whoever owns the schema can replace what is in it, and so have code run with our rights;
--- so can a role with TRIGGER on a table of it, with CREATE on the schema, and with REFERENCES where a foreign key's actions are
--- followed by triggers. A role that may write a table of it can have the position say what is not true.
+-- Continues sql/trusted_roles.sql. The schema's owner can replace what is in it, and so have code run with our rights. So can
+-- a role with TRIGGER on one of its tables, with CREATE on the schema, or with REFERENCES where triggers follow a foreign
+-- key's actions. A role that may write one of its tables can falsify the position.
 , bookkeeping AS (
     SELECT oid, nspowner, nspacl FROM pg_catalog.pg_namespace WHERE nspname = 'headwater'
 ), objects(rank, owner, kind, name) AS (

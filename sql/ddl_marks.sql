@@ -2,8 +2,8 @@
 -- headwater then compares a table with the catalog at the very transaction that has changed it, before a row of that transaction, or of a
 -- later one, is applied. Without marks it does so at the next row of the table, and every 10 s. Nothing depends on them.
 --
--- Each CREATE, ALTER and DROP writes one small message to the WAL, with the OIDs concerned. The function runs with the rights of whoever
--- changes the schema, and no error of it reaches them.
+-- Each CREATE, ALTER and DROP writes one small message to the WAL, with the OIDs concerned. The function runs with the rights of the
+-- role that changes the schema, and none of its errors reaches that role.
 --
 -- This takes it all away again:
 -- DROP EVENT TRIGGER IF EXISTS headwater_ddl_command;

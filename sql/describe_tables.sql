@@ -87,7 +87,7 @@ SELECT pg_catalog.jsonb_build_object(
             'identity', NULLIF(a.attidentity, ''),
             'generated', NULLIF(a.attgenerated, ''),
             'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-            -- Of a partitioned table the partitions tell, if all of them tell the same.
+            -- For a partitioned table: the partitions' value, if all of them have the same.
             'missing_value', CASE WHEN a.atthasmissing THEN a.attmissingval::pg_catalog.text
                 WHEN c.relkind = 'p' THEN (
                     SELECT CASE WHEN pg_catalog.count(DISTINCT l.attmissingval::pg_catalog.text) = 1

@@ -38,7 +38,7 @@ SELECT pg_catalog.jsonb_build_object(
     'not_null', t.typnotnull,
     'not_null_name', (SELECT k.conname FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'n'),
     'default', CASE WHEN t.typtype = 'd' THEN pg_catalog.pg_get_expr(t.typdefaultbin, 0) END,
-    -- A domain's own; its base type's is not told again.
+    -- A domain's own; none where it is its base type's.
     'collation', (SELECT pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.collname)
         FROM pg_catalog.pg_type b, pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace
         WHERE t.typtype = 'd' AND b.oid = t.typbasetype AND l.oid = t.typcollation AND t.typcollation <> b.typcollation),

@@ -1,7 +1,7 @@
 -- Requests for a fence: one state of both databases, made by the instance that leads. Every statement can be run again.
 
--- One row per request, for as long as somebody waits for it: whoever asks refreshes heartbeat_at, and the leader drops a row
--- whose heartbeat is 10 seconds old.
+-- One row per request, for as long as its client waits: the client refreshes heartbeat_at, and the leader drops a row whose
+-- heartbeat is 10 seconds old.
 CREATE TABLE IF NOT EXISTS headwater.fence_requests (
     id text PRIMARY KEY,
     -- verify: hold both snapshots until they are taken over. repair: reconcile the rows of headwater.fence_keys.

@@ -2,11 +2,11 @@
 -- digest of its facts and, with $3, the facts as one JSON object. $2 is the publication.
 -- Read by session::fingerprints into catalog::fingerprint::Fingerprint, PostgreSQL 14 to 18.
 --
--- The digest is one that servers in FIPS mode compute, too. An expression is told by its parsed form, which is the same after a column
--- was renamed; printing it would take a lock on the table on 17 and later.
--- One pass over each catalog, joined by hash or by index, however many tables there are: no subquery runs once per table. It takes
--- no lock on a table, so it can be asked at any time. Arrays instead of objects keep it small: their places are the fields of
--- the structs there.
+-- Servers in FIPS mode can compute the digest, too. Its parsed form identifies an expression, since renaming a column does not
+-- change that; printing it would take a lock on the table on 17 and later.
+-- One pass over each catalog, joined by hash or by index, however many tables there are: no subquery runs once per table. The
+-- query takes no lock on a table, so it can run at any time. Arrays instead of objects keep the answer small: their places are
+-- the fields of the structs in catalog::fingerprint.
 WITH RECURSIVE wanted (id) AS MATERIALIZED (
     SELECT DISTINCT pg_catalog.unnest($1::pg_catalog.oid[])
 ),
@@ -14,8 +14,8 @@ WITH RECURSIVE wanted (id) AS MATERIALIZED (
 member (root, id, attached, attached_by) AS (
     SELECT w.id, w.id, false, 0::pg_catalog.int8 FROM wanted w
     UNION ALL
-    -- One that was created as a partition has brought no rows: see describe_tables.sql. Nor has one without a block, whoever has
-    -- attached it: what is written there from now on comes by the stream.
+    -- A table that was created as a partition has brought no rows: see describe_tables.sql. Nor has an attached one without a
+    -- block: the stream carries what is written there from now on.
     SELECT m.root, h.inhrelid, (h.xmin <> s.xmin
         OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4)
         AND (l.relkind <> 'r' OR pg_catalog.pg_relation_size(l.oid) > 0),
@@ -45,7 +45,7 @@ columns (root, facts) AS (
     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''
     GROUP BY a.attrelid
 ),
--- Of the leaves, too: theirs identify the rows that the stream tells of.
+-- The keys of the leaves, too: they identify the rows in the stream.
 keys (root, facts) AS (
     SELECT m.root, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
         i.indexrelid::pg_catalog.int8, i.indrelid::pg_catalog.int8, c.relname, i.indkey::pg_catalog.text, i.indisprimary,
@@ -113,7 +113,7 @@ control (system_identifier, catalog_version_no) AS MATERIALIZED (
 ),
 facts (id, text) AS MATERIALIZED (
     SELECT w.id, pg_catalog.jsonb_build_object(
-        -- After a restore or an upgrade the catalogs were written anew, and their xmin say nothing of before.
+        -- A restore or an upgrade rewrites the catalogs, and their xmin then says nothing about the time before.
         'server', (SELECT pg_catalog.jsonb_build_array(k.system_identifier::pg_catalog.text, k.catalog_version_no) FROM control k),
         'members', m.facts,
         'columns', COALESCE(c.facts, '[]'),

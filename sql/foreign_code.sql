@@ -52,7 +52,7 @@
     JOIN pg_catalog.pg_namespace n ON n.nspname = named.schema_name
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = named.table_name AND c.relkind IN ('r', 'p')
     UNION
-    -- What headwater writes besides: its bookkeeping, and staging of its own.
+    -- What else headwater writes: its bookkeeping, and staging of its own.
     SELECT c.oid, true
     FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
     WHERE n.nspname = 'headwater'
@@ -108,7 +108,7 @@
     UNION
     SELECT i.inhrelid FROM checked r JOIN pg_catalog.pg_inherits i ON i.inhparent = r.id
 ), planned AS MATERIALIZED (
-    -- Whoever plans a statement evaluates constants in the expressions of the tables' indexes, statistics and checks.
+    -- Planning a statement evaluates constants in the expressions of the tables' indexes, statistics and checks.
     SELECT id, owner FROM touched
     UNION
     SELECT c.oid, c.relowner FROM checked r JOIN pg_catalog.pg_class c ON c.oid = r.id
@@ -155,7 +155,7 @@
     FROM planned t JOIN pg_catalog.pg_index i ON i.indrelid = t.id JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE i.indexprs IS NOT NULL OR i.indpred IS NOT NULL
     UNION ALL
-    -- Evaluated by whoever plans a statement, too (plancat.c: get_relation_statistics).
+    -- Planning a statement evaluates these, too (plancat.c: get_relation_statistics).
     SELECT s.stxrelid, 'statistics', s.stxname, s.stxowner, s.stxexprs::text
     FROM planned t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.id WHERE s.stxexprs IS NOT NULL
     UNION ALL

@@ -71,7 +71,7 @@ created (class, id) AS (
     UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.id FROM constraints k
     UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, w.id FROM wanted_types w
 ),
--- What they may stand on besides: sequences of their own.
+-- What else they may depend on: sequences of their own.
 owned (id) AS (
     SELECT c.oid
     FROM wanted_tables w

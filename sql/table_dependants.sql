@@ -2,10 +2,10 @@
 -- nothing does.
 --
 -- Columns that hold its row type, however deep (find_composite_type_dependencies in tablecmds.c), and views, rules, policies, triggers and
--- functions with a body in SQL that name its columns (RememberAllDependentForRebuilding there): whoever may use the schema creates a view of a
--- table without any privilege on it. And what depends on these (findDependentObjects in dependency.c), since DROP without CASCADE, which
--- would take what nobody has read, refuses otherwise. Tables that depend as a whole, by a partition key or by OF, are not named. Tried on 14,
--- 15 and 18.
+-- functions with a body in SQL that name its columns (RememberAllDependentForRebuilding there): a role with USAGE on the schema can create
+-- a view of a table without any privilege on it. And what depends on these (findDependentObjects in dependency.c), since DROP without
+-- CASCADE refuses otherwise, and with it would take what nobody has read. Tables that depend as a whole, by a partition key or by OF, are
+-- not named. Tried on 14, 15 and 18.
 --
 -- $1, $2 schema and name of the table. Asked once such a statement was refused.
 WITH RECURSIVE target(id, type_id) AS (

@@ -17,7 +17,7 @@ WITH RECURSIVE ourselves AS (
            -- As the server looks (postinit.c: process_settings).
            ORDER BY s.setrole <> 0 DESC, s.setdatabase <> 0 DESC LIMIT 1), true)
 ), powerful AS (
-    -- Whoever can act as one of these can do all that we can without our help. The last two become superusers by the files they write.
+    -- A role that can act as one of these can do all that we can without our help. The last two become superusers by the files they write.
     SELECT oid FROM ourselves
     UNION
     SELECT r.oid FROM pg_catalog.pg_roles r
