@@ -1,7 +1,7 @@
 //! headwater keeps a set of local PostgreSQL tables equal to the same tables of another PostgreSQL database.
 //!
 //! It takes one full snapshot in foreign-key order, shows it to readers in one instant, then follows the source's
-//! logical replication stream (pgoutput) and applies every insert, update, delete and truncate transactionally, for ever.
+//! logical replication stream (pgoutput) indefinitely, and applies every insert, update, delete and truncate transactionally.
 //!
 //! # The data's way
 //!
@@ -17,10 +17,9 @@
 //!              └───────── watch: position, stored and flushed ◀─────────┘
 //! ```
 //!
-//! Two tasks, two channels, one ring. Forward go whole source transactions (large ones in pieces), backward goes one
-//! position that only grows, and task 1 confirms nothing else. A large transaction in progress is applied beside the ring
-//! by a task of its own (`apply_worker::parallel_apply`), and commits when the ring says that it is its turn. The monitor and the HTTP
-//! server stand beside the ring and never inside it.
+//! Two tasks, two channels, one replication loop. Whole source transactions go forward (large ones in pieces). One position, which
+//! only grows, comes back, and task 1 confirms nothing else. Another task (`apply_worker::parallel_apply`) applies a large transaction
+//! in progress, and commits it when the loop says that it is its turn. The monitor and the HTTP server run outside the loop.
 //!
 //! # The modules
 //!
