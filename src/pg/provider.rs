@@ -1,4 +1,4 @@
-//! Managed PostgreSQL: who runs a server, and the statements and settings that are to be had there.
+//! Managed PostgreSQL: the providers, and the statements and settings that are available on their servers.
 //!
 //! `session::ask_provider` finds the provider by a role that exists there only; reports of both ends print what it says here. Nobody has
 //! a superuser or ALTER SYSTEM on such servers, so a hint that asks for one leads nowhere. Pure: the one table of what each provider calls

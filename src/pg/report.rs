@@ -1,6 +1,6 @@
-//! What an operator is told when something must be done: message, detail, hint, in PostgreSQL's style.
+//! A report to an operator who must do something: message, detail, hint, in PostgreSQL's style.
 //!
-//! Made by preflight and by whoever finds a thing that only an operator can mend; printed by `commands`, shown by
+//! Made by preflight and by other code that finds a fault only an operator can fix; printed by `commands`, shown by
 //! `telemetry`. PostgreSQL's operators know the form (ErrorData, "Error Message Style Guide"): the message is lower
 //! case, without a full stop, and says what failed on which object; detail and hint are whole sentences.
 //!

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Microseconds between the Unix epoch and PostgreSQL's (10,957 days).
 const UNIX_TO_POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
-/// A timestamp in microseconds since 2000-01-01 00:00 UTC, on the clock of whoever wrote it.
+/// A timestamp in microseconds since 2000-01-01 00:00 UTC, on the writer's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct PgTimestamp(i64);
 
