@@ -14,7 +14,7 @@ const MOVEMENT_EVERY: Duration = Duration::from_millis(50);
 /// Most time between two updates.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// What an update tells, without the clock.
+/// What an update carries, without the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Positions {
     written: Lsn,
@@ -22,7 +22,7 @@ pub(super) struct Positions {
     applied: Lsn,
 }
 
-/// Decides when to send a status update and keeps what it tells from going back.
+/// Decides when to send a status update, and keeps its positions from going back.
 #[derive(Clone, Debug)]
 pub struct Feedback {
     silence_max: Duration,
@@ -65,7 +65,7 @@ impl Feedback {
         if self.asked {
             return Duration::ZERO;
         }
-        // What was received is told along, but is no reason of its own: it moves with every message.
+        // The update also carries the received position, which is no reason to send one: it moves with every message.
         let moved = self.now.flushed != self.sent.flushed || self.now.applied != self.sent.applied;
         let wait = if moved { MOVEMENT_EVERY } else { self.silence_max };
         wait.saturating_sub(silent_for)
