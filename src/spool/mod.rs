@@ -228,7 +228,7 @@ fn serve(
             Order::Append { xid, records } => store.append(xid, records),
             Order::Cut { xid, at } => store.cut(xid, at),
             Order::Discard { xid } => store.discard(xid),
-            // Who only looks is told what is wrong; the spool has failed only for who takes the stream.
+            // A failed peek is reported to its reader only; the spool has failed only for the reader that takes the stream.
             Order::Peek { xid, from, until, found } => {
                 let _ = found.send(store.peek(xid, from, until));
                 Ok(())
