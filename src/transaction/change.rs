@@ -37,12 +37,12 @@ pub enum Change {
     Truncate {
         /// The tables, those of our set only.
         relations: Vec<Arc<Relation>>,
-        /// Sequences owned by their columns begin anew.
+        /// Sequences owned by their columns restart.
         restart_identity: bool,
     },
 }
 
-/// What a change costs beside its rows' bytes: its place in a list, its share of an allocation.
+/// What a change costs in addition to its rows' bytes: its place in a list, its share of an allocation.
 const CHANGE_OVERHEAD_BYTES: usize = 128;
 
 impl Change {

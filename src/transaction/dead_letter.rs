@@ -1,7 +1,7 @@
-//! A letter: changes with the relations that describe them, as MessagePack that needs nothing else to be read.
+//! A dead letter: changes with the relations that describe them, as MessagePack that needs nothing else to be read.
 //!
-//! Written by `destination::dead_letter` for a transaction that is left out, kept in headwater.dead_letter, read back
-//! by the commands `dead-letter show` and `replay`, by this version or a later one, long after the stream has gone on:
+//! `destination::dead_letter` writes it for a skipped transaction and keeps it in headwater.dead_letter. The commands
+//! `dead-letter show` and `replay`, of this version or a later one, read it back long after the stream has moved on:
 //!
 //! ```text
 //! [version, [relation, …], bin]      bin: records of `record`, which name relations by their place in the list

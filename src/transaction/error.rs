@@ -30,7 +30,7 @@ pub enum TransactionError {
         /// The transaction's commit_lsn.
         final_lsn: Lsn,
     },
-    /// Begin and Commit do not tell of the same commit.
+    /// Begin and Commit describe different commits.
     #[error("transaction began with final_lsn {final_lsn} but committed at {commit_lsn}")]
     CommitMismatch {
         /// From Begin.
@@ -46,7 +46,7 @@ pub enum TransactionError {
         /// What the stream had passed.
         received: Lsn,
     },
-    /// A table was dropped and created anew under the same name.
+    /// A table was dropped and created again under the same name.
     #[error("table {table} was dropped and created anew at the source (OID {old}, now {new})")]
     Replaced {
         /// The table.

@@ -1,8 +1,8 @@
 //! The relation cache: which relations the stream has described, and which of them are wanted.
 //!
-//! Filled by the assembler from Relation messages; asked for every change. There is one for the session and one more,
-//! an overlay, for each in-progress stream: pgoutput describes a relation anew in each of them, and counts it as known to
-//! the session once that stream has committed (18.4 `cleanup_rel_sync_cache`; the same since 14).
+//! Filled by the assembler from Relation messages; asked for every change. There is one cache for the session, and an
+//! overlay for each in-progress stream: pgoutput describes a relation again in each stream, and counts it as known to the
+//! session once that stream has committed (18.4 `cleanup_rel_sync_cache`; the same since 14).
 //!
 //! Invariant: an entry holds from its message on. So when an overlay is merged, the entry that was heard last wins: a
 //! table that was altered and described outside while the stream was open keeps its newer description.
@@ -62,8 +62,8 @@ struct Entry {
     heard: u64,
 }
 
-/// Relations that a session may describe. A database has fewer tables; one that had more of them, made anew again and again, would only
-/// begin another session.
+/// Maximum number of relations that a session may describe. A database has fewer tables. One that exceeds it by creating tables again
+/// and again would only begin another session.
 const RELATIONS_MAX: usize = 1 << 20;
 const TOO_MANY: TransactionError =
     TransactionError::Misplaced { message: "Relation", place: "for one more table than a session may tell of" };

@@ -2,7 +2,7 @@
 //! installed one (sql/ddl_marks.sql).
 //!
 //! Read by the assembler; `source::stream` has the tables that a mark names looked at before anything of its transaction, or of what
-//! follows, is handed on. Nothing else comes of a mark, whoever has written it: any role may write such a message.
+//! follows, is handed on. A mark has no other effect, since any role may write such a message.
 //!
 //! Bounds: [`OBJECTS_MAX`] objects a mark, and one mark a transaction in progress.
 

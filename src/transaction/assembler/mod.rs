@@ -60,7 +60,7 @@ pub struct Assembler {
     heard: u64,
     /// Tables that were truncated, and the (sub)transaction that did it where the source says which.
     truncated: Vec<(RelationId, u32)>,
-    /// A schema change that the last message has told of, or those of the stream that it has committed.
+    /// A schema change that the last message has reported, or those of the stream that it has committed.
     marked: Option<SchemaMark>,
 }
 
@@ -258,8 +258,8 @@ impl Assembler {
         Ok(())
     }
 
-    /// Whether a transaction with this commit_lsn is one that came before: a source may send again what it was told was
-    /// applied, and a transaction is applied only if its end_lsn is behind the position.
+    /// Whether a transaction with this commit_lsn is one that came before: a source may send again what we have confirmed
+    /// as applied, and a transaction is applied only if its end_lsn is behind the position.
     ///
     /// All these positions stand between records, so that a commit which begins before one also ends there or before.
     fn came_before(&self, commit_lsn: Lsn) -> Result<bool, TransactionError> {
@@ -297,7 +297,7 @@ impl Assembler {
             }
             None => {
                 let learned = self.relations.learn(relation, self.heard, &self.tables)?;
-                // The changes keep it, however often it is described anew.
+                // The changes keep the description, however often the source repeats it.
                 if let (Some(open), Some(relation)) = (&mut self.open, learned) {
                     open.size_bytes += relation.size_bytes();
                 }
@@ -315,7 +315,7 @@ impl Assembler {
         }
     }
 
-    /// The schema changes that the last message has told of. Its transaction has committed: what is read of the source once that is
+    /// The schema changes that the last message has reported. Its transaction has committed: a read of the source once that is
     /// visible shows them.
     pub fn take_schema_mark(&mut self) -> Option<SchemaMark> {
         self.marked.take()
@@ -494,7 +494,7 @@ impl Assembler {
         let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
         let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
         self.stream_relation_bytes -= stream.relation_bytes;
-        // pgoutput counts what the stream has told of relations as told to the session.
+        // pgoutput counts the relations that the stream has described as known to the session.
         self.relations.merge(std::mem::take(&mut stream.relations))?;
         if self.came_before(commit.commit_lsn)? {
             self.outputs.extend(stream.spooled.then_some(Output::Spool(SpoolOrder::Discard { xid })));
@@ -525,8 +525,8 @@ impl Assembler {
     fn stream_abort(&mut self, abort: Abort) -> Result<(), TransactionError> {
         let Abort { xid, subxid } = abort;
         let streams = self.streams_between("Stream Abort")?;
-        // From 18 on the source does not begin to stream a transaction that it finds rolled back already, but tells of the
-        // rollback all the same (*tried* on 18.4): nothing has come of it, and nothing is to be undone.
+        // From 18 on the source does not begin to stream a transaction that it finds rolled back already, but still sends
+        // the rollback (*tried* on 18.4): it has sent no change, so there is nothing to undo.
         let order = if subxid == xid {
             let ended = streams.remove(&xid);
             self.stream_relation_bytes -= ended.as_ref().map_or(0, |stream| stream.relation_bytes);

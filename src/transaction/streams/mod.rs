@@ -28,7 +28,7 @@ use crate::transaction::record;
 use crate::transaction::relations::{RelationCache, TableSet};
 use crate::transaction::schema_mark::Objects;
 
-/// What is kept of a relation beside itself: its entries in two tables and a list.
+/// What a relation takes in addition to itself: its entries in two tables and a list.
 const RELATION_OVERHEAD_BYTES: usize = 128;
 
 /// A transaction that is still in progress at the source.
