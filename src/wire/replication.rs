@@ -104,7 +104,7 @@ impl ReplicationMessage {
     }
 }
 
-/// What we tell the source. All three positions only ever grow within a session, and `flushed ≤ written`.
+/// What we report to the source. All three positions only ever grow within a session, and `flushed ≤ written`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StandbyStatusUpdate {
     /// Received here.
