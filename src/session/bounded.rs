@@ -6,7 +6,7 @@
 //! as no COPY reads from these sessions. The session ends at the first byte too many, and [`Complaint`] says why.
 //!
 //! Types, too: for one that it does not know tokio-postgres asks pg_type, goes from each answer to the next as deep as a server will
-//! lead it, and keeps what it was told. Our questions answer with types that every server has, so that another one ends the session.
+//! lead it, and keeps the answers. Our queries return types that every server has, so that another one ends the session.
 //!
 //! Invariant: looks at the heads of messages and at descriptions of rows and parameters, copies and delays nothing else. Format:
 //! protocol-message-formats.
@@ -29,7 +29,7 @@ const PARAMETER_BYTES_MAX: usize = 1 << 20;
 /// A description of rows or parameters: each of our questions has some tens of columns.
 const DESCRIPTION_BYTES_MAX: usize = 64 << 10;
 
-/// Why a stream has ended a session. tokio-postgres tells whoever waits for an answer that the session is closed, and no more.
+/// Why a stream has ended a session. tokio-postgres itself only reports to a waiting caller that the session is closed.
 #[derive(Clone, Default)]
 pub(super) struct Complaint(Arc<Mutex<Option<String>>>);
 

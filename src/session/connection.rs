@@ -2,7 +2,7 @@
 //!
 //! Stands on the byte stream that `connect` opened and `startup` authenticated; under `replication`, `writing` and
 //! `copy`. A frame's body is a slice of the read buffer. Reading and writing are driven together, because a client that
-//! only writes while the server only answers blocks both for ever (pgcopydb#823).
+//! only writes while the server only answers blocks both forever (pgcopydb#823).
 //!
 //! Cancel-safe: all state is in [`Connection`], so a caller may drop any of these futures at an await and call again.
 //!
@@ -38,7 +38,7 @@ pub(super) const FRAME_BYTES_MAX_UNAUTHENTICATED: usize = 64 << 10;
 /// What the rows of one answer may take in memory: 512 MiB. Catalog answers are the longest that are gathered; they hold 300 bytes of each
 /// column at most, so that 10,000 tables of 150 columns fit. Rows that are copied or streamed are no answers.
 pub(super) const ANSWER_BYTES_MAX: usize = 512 << 20;
-/// What a row takes in memory beside its message, at most: the row itself, in a vector that has just doubled, and its allocations.
+/// Maximum memory of a row in addition to its message: the row itself, in a vector that has just doubled, and its allocations.
 const ROW_BYTES: usize = 192;
 /// The same of each value of a row.
 const VALUE_BYTES: usize = 32;

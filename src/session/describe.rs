@@ -86,7 +86,7 @@ pub async fn describe_identities(
     describe(client, "looking at replica identities", IDENTITIES, &[&ids, &publication.as_str()]).await
 }
 
-/// A table and its types as the catalog describes them, in text, for whoever reads it elsewhere.
+/// A table and its types as the catalog describes them, as text for a parser elsewhere.
 ///
 /// # Errors
 /// [`SessionError`].
@@ -98,7 +98,7 @@ pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Opt
     let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
     let schemas = [name.schema.as_str()];
     let tables = [name.name.as_str()];
-    // How large it is nobody asks here, and whoever asks waits for locks.
+    // No caller needs the size, and computing it would wait for locks.
     let tables_sql =
         TABLES.replace("pg_catalog.pg_table_size(c.oid)", "0").replace("pg_catalog.pg_table_size(t.relid)", "0");
     let Some(row) = client.query_opt(doing, &tables_sql, &[&schemas.as_slice(), &tables.as_slice()]).await? else {

@@ -304,7 +304,7 @@ impl fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {}
 
-/// Why TLS did not come about, as far as what mends it differs.
+/// Why TLS could not be established: one variant for each remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsProblem {
     /// The server has none.
@@ -361,7 +361,7 @@ pub enum SessionError {
         /// What is wrong.
         reason: String,
     },
-    /// The server wants to be told who we are in a way that we cannot, or we lack what it asks for.
+    /// The server asks for a kind of authentication that we do not support, or we lack what it asks for.
     #[error("authentication with {host}: {reason}")]
     Authentication {
         /// The host.

@@ -25,7 +25,7 @@ pub(super) enum Expectation {
     Commit,
 }
 
-/// What a statement's answer begins with, by which one that was replaced under its name can be told.
+/// What a statement's answer begins with; it shows whether another statement has replaced it under its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
     /// INSERT

@@ -1,9 +1,8 @@
 //! A row that answers a question of a SQL session, read column by column.
 //!
-//! In come tokio-postgres' rows, out go values, for whoever has asked a [`crate::session::sql::SqlClient`]. A server may answer with
-//! anything: NULL
-//! where there is always a value, a text where a number stands, bytes of another length. tokio-postgres' own `Row::get` panics there, so
-//! it is called nowhere (clippy.toml); [`Row::get`] gives an error that names the question and the column, and never the value.
+//! In come tokio-postgres' rows, out go values, for callers of [`crate::session::sql::SqlClient`]. A server may answer with anything:
+//! NULL where there is always a value, a text where a number stands, bytes of another length. tokio-postgres' own `Row::get` panics
+//! then, so nothing calls it (clippy.toml). [`Row::get`] gives an error that names the question and the column, and never the value.
 
 use std::str::FromStr;
 

@@ -39,7 +39,7 @@ pub(super) struct Roots {
 /// How much of a server's certificate is checked.
 #[derive(Debug)]
 pub(super) enum Verification {
-    /// `require` and weaker: whoever it is, the line is encrypted.
+    /// `require` and weaker: encrypts the line, to any server.
     None,
     /// `verify-ca`
     Chain(Roots),
@@ -145,8 +145,8 @@ fn verify_chain(
 }
 
 /// What RFC 5280 and OpenSSL ask of a chain that webpki finds good: webpki looks at no keyUsage, and of a root at nothing but its name,
-/// its key and its constraints of names. Without this, the key of a server's certificate that stands in sslrootcert, as its own
-/// root or beside the authority's, would vouch for all names.
+/// its key and its name constraints. Without this, the key of a server's certificate in sslrootcert, as its own root or together
+/// with the authority's, would vouch for all names.
 fn check_beyond_webpki(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -160,7 +160,7 @@ fn check_beyond_webpki(
     }
     let end = EndEntityCert::try_from(leaf).map_err(|_| malformed())?;
     let refused = Cell::new(None);
-    // webpki goes on to the next path when one is refused.
+    // webpki tries the next path when this refuses one.
     let check = |path: &VerifiedPath<'_>| {
         check_path(path, roots, now).map_err(|why| {
             refused.set(Some(why));

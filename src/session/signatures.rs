@@ -1,4 +1,4 @@
-//! Signatures of certificates and handshakes: what ring knows, and beside that what libpq accepts and ring lacks.
+//! Signatures of certificates and handshakes: those that ring knows, and those that libpq accepts and ring lacks.
 //!
 //! Called by `server_certificate`, which checks what a server shows, and by `tls`, which loads our own key. ring has no curve
 //! P-521, and webpki knows RSA-PSS signatures by ordinary RSA keys only, not by keys that are marked for RSA-PSS (`id-RSASSA-PSS`).
@@ -45,7 +45,7 @@ pub(super) struct Algorithms {
 static RING: LazyLock<WebPkiSupportedAlgorithms> =
     LazyLock::new(|| default_provider().signature_verification_algorithms);
 
-/// ring's, and beside them the ones of this file.
+/// ring's algorithms and those of this file.
 pub(super) static ALGORITHMS: LazyLock<Algorithms> = LazyLock::new(|| {
     let mut all = RING.all.to_vec();
     let mut mapping = RING.mapping.to_vec();

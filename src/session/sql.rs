@@ -94,7 +94,7 @@ impl Sql {
         let (owner, dropped) = oneshot::channel();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
-            // Whoever waits for an answer learns of its end, and of what the stream complains about.
+            // Callers that wait for an answer learn that the connection has ended, and what the stream complains about.
             tokio::select! {
                 _ = &mut connection => {}
                 Err(_) = dropped => {
@@ -345,7 +345,7 @@ impl SqlClient {
 /// How many more sessions a role may open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionsRoom {
-    /// Of those that the server takes beside what it keeps for superusers.
+    /// Of those that the server takes, without the ones that it reserves for superusers.
     pub server: i64,
     /// Of the role's; `None` where it has no limit.
     pub role: Option<i64>,

@@ -23,7 +23,7 @@ pub(super) const UNBOUND: &str = "channel_binding=require, but the server did no
 /// The server wants to know something that we do not.
 pub(super) const PASSWORD_MISSING: &str = "the server asks for a password, and none was given";
 
-/// Settings that a session is started with, beside those of the connection string.
+/// Settings that a session starts with, in addition to those of the connection string.
 pub(super) struct Startup<'a> {
     /// Speak the replication protocol (`replication=database`).
     pub(super) replication: bool,
