@@ -59,7 +59,7 @@ impl SourceCatalog {
         }
     }
 
-    /// The same, listing all that an operator must mend: tables that are missing, not tables, not permanent, not readable, or
+    /// The same, listing all that an operator must fix: tables that are missing, not tables, not permanent, not readable, or
     /// under row-level security. Those that exist are in the catalog all the same.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl SourceCatalog {
     ) -> Result<(SourceCatalog, Vec<ErrorReport>), SourceError> {
         // Before the tables: what changes in between is then taken for changed, not for known.
         let marks = Marks::read(client, names).await?;
-        // Sizes are not to be had of a table that somebody holds in ACCESS EXCLUSIVE mode.
+        // The size of a table is not available while a session holds it in ACCESS EXCLUSIVE mode.
         let mut definitions = match describe_tables(client, names).await {
             Ok(definitions) => definitions,
             Err(error) => return Err(explain_lock(client, error, names).await),

@@ -10,7 +10,7 @@ use crate::spool::SpoolError;
 use crate::transaction::TransactionError;
 use crate::wire::WireError;
 
-/// Why the stream cannot go on from the stored position, and what to say.
+/// Why the stream cannot continue from the stored position, and what to say.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{report}")]
 pub struct LostHistory {
@@ -20,7 +20,7 @@ pub struct LostHistory {
     pub report: ErrorReport,
 }
 
-/// Why the stream cannot go on from the stored position. `error_policy` decides what may follow from each: after some the source is
+/// Why the stream cannot continue from the stored position. `error_policy` decides what may follow from each: after some the source is
 /// still known to continue what the destination has, after others it may be another server, or an older state of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LostCause {
@@ -54,10 +54,10 @@ pub enum SourceError {
     /// The session.
     #[error("source: {0}")]
     Session(#[from] SessionError),
-    /// Something that an operator must mend.
+    /// Something that an operator must fix.
     #[error("{0}")]
     Refused(ErrorReport),
-    /// The stream cannot go on from the stored position.
+    /// The stream cannot continue from the stored position.
     #[error("{0}")]
     LostHistory(Box<LostHistory>),
     /// Changes were not sent: the copy has gaps.
@@ -120,7 +120,7 @@ pub enum SourceError {
     /// The spool cannot keep transactions that are still in progress.
     #[error("{0}")]
     Spool(#[from] SpoolError),
-    /// A table that a snapshot has locked is waited for, and the snapshot cannot go on either.
+    /// Another session waits for a table that a snapshot has locked, and the snapshot cannot continue either.
     #[error("{} waits for table {table}, which the snapshot has locked: the snapshot lets it go, and begins again", waiting(*.process_id))]
     InTheWay {
         /// The table.

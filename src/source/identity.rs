@@ -29,7 +29,7 @@ pub struct Unidentified {
     pub table: QualifiedName,
     /// What is wrong.
     pub harm: Harm,
-    /// What to tell the operator.
+    /// The report to the operator.
     pub report: ErrorReport,
 }
 
@@ -102,7 +102,7 @@ impl Identities {
 /// The first `server_version_num` whose publications can send stored generated columns.
 const GENERATED_COLUMNS: i32 = 180_000;
 
-/// Names told in one report: the leaves of a tree may be thousands.
+/// Maximum number of names in one report: the leaves of a tree may be thousands.
 const NAMED_MAX: usize = 5;
 
 fn named(names: &[QualifiedName]) -> String {

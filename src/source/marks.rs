@@ -2,7 +2,7 @@
 //!
 //! Read before the catalog, and again when the stream describes a table that was copied since. ALTER TABLE gives the rows of
 //! pg_attribute that it touches a new xmin, also where it rewrites values under the same type; so equal marks mean equal columns
-//! with the values that the stream has told of. TRUNCATE, VACUUM FULL and CLUSTER, which give a table another file and leave its
+//! with the values that the stream has sent. TRUNCATE, VACUUM FULL and CLUSTER, which give a table another file and leave its
 //! values alone, change no mark. (Tried on 14, 15 and 18.)
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Parallel apply: what is known of a streamed transaction that is applied while it is still arriving.
 //!
-//! Three take part, and this is where they meet. The step router (task 1) tells what of the stream is in the spool; whoever
-//! applies it on a session of its own (`apply_worker::parallel_apply`) asks what may be read next; the apply loop (task 2) tells how far
-//! the live tables are, says when it is the stream's turn to commit, and may have it given up at any moment:
+//! Three tasks meet here. The step router (task 1) reports what of the stream is in the spool. The task that applies the
+//! stream on a session of its own (`apply_worker::parallel_apply`) asks what it may read next. The apply loop (task 2) reports
+//! how far the live tables are, says when it is the stream's turn to commit, and may give it up at any moment:
 //!
 //! ```text
 //!            appended, cut, dropped          read, commit
@@ -11,9 +11,9 @@
 //!     └── settled: applied, or replay  └── stored · due · give up ── apply loop
 //! ```
 //!
-//! The spool keeps everything until the commit is answered, so giving up costs the work and nothing else: the stream is read
-//! back and applied as it would have been. Records may be applied once everything that was received before them has
-//! committed here ([`Mark`]): what they depend on had committed at the source by then, since its sessions held the row locks.
+//! The spool keeps everything until the commit is answered, so giving up costs only the work done: task 1 reads the stream
+//! back, as without parallel apply. Records may be applied once everything received before them has committed at the
+//! destination ([`Mark`]): what they depend on had committed at the source by then, since its sessions held the row locks.
 //!
 //! Bounds: one stream at a time, the first that comes; [`MARKS_MAX`] marks.
 
@@ -111,7 +111,7 @@ impl State {
     }
 }
 
-/// What there is to do for whoever applies in parallel.
+/// What the parallel applier does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Apply the records that stand here; their relations by number.

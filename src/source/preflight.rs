@@ -1,7 +1,7 @@
 //! What the source must be like before anything is asked of it.
 //!
-//! Run by `supervisor` at every start; each failed requirement is a report with the statement or setting that mends it.
-//! Nothing is changed here.
+//! Run by `supervisor` at every start; changes nothing. Each failed requirement is a report with the statement or setting
+//! that fixes it.
 
 use super::error::SourceError;
 use super::output_plugin::plugin_report;
@@ -37,7 +37,7 @@ impl SourceServer {
         }
     }
 
-    /// The same, listing all that an operator must mend.
+    /// The same, listing all that an operator must fix.
     ///
     /// # Errors
     /// [`SourceError`] when the server does not answer.

@@ -4,8 +4,8 @@
 //! not exist there. Row filters and column lists of an existing publication hold for snapshot, stream and verify
 //! alike; a publication that leaves out updates, deletes or truncates would let the copy drift, and is refused.
 //!
-//! Nothing is published on which the source's own UPDATE and DELETE would fail then. What its owner has published all the same is
-//! told; only where it would mislead the stream is it refused ([`super::identity`]).
+//! headwater publishes no table on which the source's own UPDATE and DELETE would fail then. It reports such tables that the
+//! owner has published, and refuses them only where they would mislead the stream ([`super::identity`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ const DOING: &str = "looking at the publication";
 /// The comment on a publication that headwater created: teardown drops no other.
 pub const PUBLICATION_COMMENT: &str = "Created by headwater";
 
-/// What became of the publication, or is worth telling of it.
+/// A change of the publication, or a fact about it that is worth reporting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// It was changed.
@@ -50,13 +50,13 @@ pub struct Relied {
     /// Those that it applies: what is missing of them in the publication has not been sent for a while, and adding it would only hide
     /// that.
     pub live: BTreeSet<QualifiedName>,
-    /// Those that wait for a copy: whoever copies them adds them first, so that one that cannot be added keeps no other waiting.
+    /// Those that wait for a copy: the copy adds them first, so that one that cannot be added keeps no other waiting.
     pub suspended: BTreeSet<QualifiedName>,
 }
 
 /// Makes sure that the publication holds every table of the set, and takes over its column lists and row filters.
 ///
-/// Returns what was changed and what is worth telling.
+/// Returns what was changed and what is worth reporting.
 ///
 /// # Errors
 /// [`SourceError::Refused`] with the statement for the owner to run, when something is missing that we may not create;

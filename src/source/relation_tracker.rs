@@ -1,8 +1,8 @@
-//! Steps on their way out, completed with what the source's catalog says of tables that have changed.
+//! Completes steps on their way out with what the source's catalog says of tables that have changed.
 //!
 //! Stands between the assembler and the step channel. Whenever the changes of a step come with a new description of their
-//! relation, the catalog is asked; if the table is not what it was, the step is cut there and a [`Step::Schema`] put in
-//! between. So source and destination never meet, and everything goes on in the stream's order.
+//! relation, the tracker asks the catalog. If the table has changed, it cuts the step there and puts a [`Step::Schema`] in
+//! between. So source and destination never meet, and everything stays in the stream's order.
 //!
 //! A Relation message comes after every change of the table and, without any, after whatever made the source forget that it
 //! had sent one (VACUUM, ANALYZE): then the catalog's answer is the known one, and nothing happens. After a TRUNCATE it comes

@@ -1,9 +1,8 @@
-//! The stream waits at a mark of a schema change until the catalog has been looked at.
+//! Makes the stream wait at a mark of a schema change until a look at the catalog.
 //!
-//! [`stream`](super::stream()) asks through [`SchemaLooks`]; whoever compares the tables with what is remembered of them answers
-//! through [`LooksAsked`], and is the one who ends the stream where rows may be others. Until the answer nothing is read and nothing is
-//! handed on, so no row behind a mark is applied to a table that has yet to be judged, nor any other table's row of that commit or a later
-//! one.
+//! [`stream`](super::stream()) asks through [`SchemaLooks`]. The task that compares the tables with what is remembered of them answers
+//! through [`LooksAsked`], and ends the stream where rows may be others. Until the answer the stream reads nothing and hands on nothing,
+//! so no row behind a mark is applied to a table that has yet to be judged, nor any other table's row of that commit or a later one.
 //!
 //! Bounds: one question is out at a time; one answer covers every transaction that was visible when the look began.
 

@@ -119,7 +119,7 @@ pub fn slot_unknown_report(slot: &Slot) -> ErrorReport {
 pub async fn release_slot(client: &SqlClient, name: &SlotName) -> Result<Vec<String>, SourceError> {
     let mut ended = Vec::new();
     let mut last = None;
-    // A walsender that is told to go needs milliseconds; one that is stuck in a send goes with its connection.
+    // A terminated walsender ends within milliseconds; one that is stuck in a send ends with its connection.
     for attempt in 0..50 {
         let Some(Slot { active_pid: Some(process_id), .. }) = find_slot(client, name).await? else { return Ok(ended) };
         last = Some(process_id);

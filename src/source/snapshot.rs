@@ -15,18 +15,18 @@
 //! ```
 //!
 //! **Why locks first.** A table that is rewritten (ALTER TABLE … ADD COLUMN … DEFAULT random()) between slot and
-//! first read looks empty under the older snapshot, and the stream never mends it (seen on 15 and 18: 0 of 1,000
-//! rows). Everybody who asks one of the tables anything afterwards holds such a lock since before the slot: in the
+//! first read looks empty under the older snapshot, and the stream never repairs it (seen on 15 and 18: 0 of 1,000
+//! rows). Every session that queries one of the tables afterwards has held such a lock since before the slot: in the
 //! queue behind ACCESS EXCLUSIVE it would wait for a session that waits for us.
 //!
-//! **Why the catalog is read twice.** Whoever reads it while somebody alters a table waits for that session, and then gets
-//! the table of before: the question's snapshot is older than the wait. Rows read by those columns would lack what the
-//! change has filled, and the stream would not tell it any more. Under the locks nobody alters them.
+//! **Why the catalog is read twice.** A session that reads it while another alters a table waits for the other, and then
+//! gets the table as it was before: the query's snapshot is older than the wait. Rows read by those columns would lack what
+//! the change has filled, and the stream would not send that any more. Under the locks nobody alters them.
 //!
 //! **Why settle.** The exported snapshot can name a transaction as committed a moment before its commit is in CLOG
-//! and it has left the list of running ones. Whoever reads a row of it in that moment takes it for aborted, loses the
-//! row, *and marks it dead at the source for ever* (seen: 27 rows on 17.10 and 18.4 in 326 rounds). So nobody reads
-//! before no transaction that the snapshot shows is still running.
+//! and it has left the list of running ones. A session that reads one of its rows in that moment takes it for aborted,
+//! loses the row, *and marks the row dead at the source forever* (seen: 27 rows on 17.10 and 18.4 in 326 rounds). So no
+//! session reads while a transaction that the snapshot shows is still running.
 //!
 //! Bounds: locks wait at most `lock_timeout`; settling waits as long as a commit takes to become visible, which is
 //! microseconds, at most [`SETTLE_MAX`].
@@ -101,7 +101,7 @@ impl TableLocks {
         }
     }
 
-    /// The session, for questions about the tables: any other one would queue up behind whoever waits for them.
+    /// The session, for questions about the tables: any other would queue behind a session that waits to lock them.
     pub fn client(&self) -> &SqlClient {
         &self.client
     }
@@ -129,7 +129,7 @@ impl TableLocks {
     }
 }
 
-/// Makes a lock that was not to be had into a report of who holds it; `client` must be in no transaction.
+/// Turns a failure to get a lock into a report of who holds it; `client` must be in no transaction.
 pub(super) async fn explain_lock(client: &SqlClient, error: SessionError, tables: &[QualifiedName]) -> SourceError {
     if error.code() != Some(SqlState::new(b"55P03")) {
         return error.into();

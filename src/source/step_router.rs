@@ -93,7 +93,7 @@ impl StepRouter {
         Ok(())
     }
 
-    /// Tells whoever applies in parallel what becomes of the stream's records.
+    /// Reports to the parallel applier what becomes of the stream's records.
     fn tell(&self, order: &SpoolOrder, assembler: &Assembler) {
         let Some((queue, _)) = &self.queue else { return };
         match order {
@@ -158,7 +158,7 @@ impl StepRouter {
         Ok(())
     }
 
-    /// Goes on with a stream that was applied in parallel, once it is known whether its tables are what they were.
+    /// Continues with a stream that was applied in parallel, once it is known whether its tables have changed.
     fn confirmed(&mut self) -> Result<(), SourceError> {
         let Some(unchanged) = self.tracker.take_confirmed() else { return Ok(()) };
         let Some(replay) = self.confirming.take() else { return Ok(()) };
@@ -186,7 +186,7 @@ impl StepRouter {
         Ok(())
     }
 
-    /// Waits until what comes first has gone on. Cancel-safe.
+    /// Waits until the first item has moved on. Cancel-safe.
     pub(super) async fn progress(&mut self) -> Result<(), SourceError> {
         if let Some(step) = &self.step {
             match (self.steps.room_for(step).await, self.step.take()) {

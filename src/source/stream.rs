@@ -1,7 +1,7 @@
 //! The live stream: the source's messages in, steps out, positions back.
 //!
-//! Task 1 of the ring. It owns the socket and the assembler; `supervisor` gives it the sending end of the step channel
-//! and the watch on which the destination's progress comes back.
+//! Task 1 of the replication loop. It owns the socket and the assembler; `supervisor` gives it the sending end of the step
+//! channel and the watch on which the destination's progress comes back.
 //!
 //! ```text
 //!  walsender ──▶ session ──▶ Decoder ──▶ Assembler ──▶ StepRouter ──▶ StepSender (bounded) ──▶ task 2
@@ -9,9 +9,9 @@
 //!      └── StandbyStatusUpdate ◀── Feedback ◀── watch: stored, flushed ◀─────────────────┘
 //! ```
 //!
-//! While the step router waits (the channel or the spool is full) it does not read, but goes on sending status updates, so
-//! the source never takes a busy destination for a dead one. It only receives, calls and forwards; what to confirm and
-//! when is `progress`'s to say.
+//! While the step router waits (the channel or the spool is full) the task reads nothing but keeps sending status updates, so
+//! the source never takes a busy destination for a dead one. The task only receives, calls and forwards; `progress` decides
+//! what to confirm and when.
 //!
 //! Bounds: those of the step router; full means wait. A source that says nothing for `timeout` is given up; until then it is asked
 //! for a sign of life again and again.
@@ -43,7 +43,7 @@ pub struct Confirmed {
     pub flushed: Lsn,
 }
 
-/// What the stream tells beside its steps, for lag and metrics.
+/// What the stream reports in addition to its steps, for lag and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamReport {
     /// A message came, with the source's clock at sending and ours at receipt.
