@@ -40,7 +40,7 @@ pub enum StreamState {
 pub struct Stream {
     /// How far its making has come.
     pub state: StreamState,
-    /// Drawn anew for every slot.
+    /// A new random value for every slot.
     pub generation: String,
     /// The slot at the source.
     pub slot: SlotName,
@@ -375,7 +375,7 @@ impl Bookkeeping {
     }
 
     /// Remembers a transaction ID that the source has reached, if the position has reached `seen_at` and the stream is still that of
-    /// this source. Does not wait for whoever has locked the row.
+    /// this source. Does not wait for a session that has locked the row.
     ///
     /// # Errors
     /// [`DestinationError`].
@@ -441,7 +441,7 @@ impl Bookkeeping {
         Ok(())
     }
 
-    /// Remembers why the copy may have gaps, so that no start goes on as if there were none.
+    /// Remembers why the copy may have gaps, so that no start continues as if there were none.
     ///
     /// # Errors
     /// [`DestinationError`].

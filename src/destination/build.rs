@@ -11,7 +11,7 @@
 //! side by side   … VALIDATE CONSTRAINT, ANALYZE    table by table
 //! ```
 //!
-//! How far an index is, the server tells while it is built (pg_stat_progress_create_index); of the other statements it tells nothing.
+//! The server reports the progress of an index build (pg_stat_progress_create_index), and nothing of the other statements.
 //!
 //! A foreign key that the copied rows violate stays NOT VALID: the source says that it is valid, and has such rows all the same
 //! (they were written where foreign keys do not act).
@@ -44,7 +44,7 @@ struct Step {
     statement: String,
     /// What it works through: the bytes of its table.
     bytes: u64,
-    /// Of a foreign key: what is told when the rows violate it.
+    /// The message about a foreign key that the rows violate; `None` for other steps.
     orphans: Option<String>,
 }
 
@@ -142,8 +142,8 @@ impl UnderWay {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&process);
     }
 
-    /// Tells how far the indexes are that are being built, for as long as the server tells. The table's pages are read first, then the
-    /// entries are written in order.
+    /// Reports the progress of running index builds, for as long as the server does. A build reads the table's pages first, then
+    /// writes the entries in order.
     async fn keep_told(&self, client: &SqlClient, telemetry: &Telemetry) -> Infallible {
         const SQL: &str = "
              SELECT pid, (COALESCE(blocks_done::float8 / NULLIF(blocks_total, 0), 0)
@@ -163,7 +163,7 @@ impl UnderWay {
                     let done = parts.iter().filter_map(|(process, part)| Some(*bytes.get(process)? as f64 * part));
                     telemetry.snapshot_steps_under_way(done.sum());
                 }
-                // It is only told; the build meets whatever is wrong, too.
+                // This only reports; the build meets any fault, too.
                 Err(error) => {
                     tracing::debug!("how far the indexes are is not known: {error}");
                     return std::future::pending().await;
@@ -190,7 +190,7 @@ impl Staging {
     }
 }
 
-/// Runs jobs in order with so many sessions at a time; returns what is told of them.
+/// Runs jobs in order in at most `sessions` sessions; returns the messages about violated foreign keys.
 async fn side_by_side(
     destination: &Sql,
     jobs: Vec<Job>,

@@ -1,4 +1,4 @@
-//! What becomes of a source transaction that meets a conflict: it stops, the source's rows win, or it is left out.
+//! Decides what happens at a conflict: apply halts, the source's rows win, or the source transaction is skipped.
 //!
 //! Asked by `apply` in two moments: when work is about to be written ([`Conflicts::mode`]), and when a batch of one
 //! transaction has failed row by row ([`Conflicts::may_win`]).
@@ -10,9 +10,9 @@
 //!      otherwise ─────────▶ conflict: halt; the next attempt asks headwater.skip ┘
 //! ```
 //!
-//! A transaction that comes in pieces cannot be done again from here: its conflict ends the attempt, and the next one
-//! gets it from the source anew and knows ([`Conflicts::winning`]) that its rows are to win. So does one whose rows may make
-//! others go ([`Conflicts::needs_newer_catalog`]).
+//! A transaction that comes in pieces cannot be applied again from here, so its conflict ends the attempt. The next attempt
+//! gets it from the source again and knows ([`Conflicts::winning`]) that its rows win. A transaction whose rows may displace
+//! others ([`Conflicts::needs_newer_catalog`]) ends the attempt in the same way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -211,7 +211,7 @@ pub enum DestinationError {
     /// The session.
     #[error("destination: {0}")]
     Session(#[from] SessionError),
-    /// Something that an operator must mend.
+    /// Something that an operator must fix.
     #[error("{0}")]
     Refused(ErrorReport),
     /// The stored position is not the one that this instance wrote: another one leads.
@@ -242,7 +242,7 @@ pub enum DestinationError {
     /// A table has changed so that values must travel as text from now on.
     #[error("table {0} has changed so that its values must travel as text: the stream is started again")]
     FormatChanged(QualifiedName),
-    /// A table has changed in a way that the stream does not tell: only a copy has its rows.
+    /// A table has changed in a way that the stream does not show: only a copy has its rows.
     #[error("table {table} has changed at the source in a way that the stream does not tell: {reason}")]
     NeedsCopy {
         /// The table.
@@ -280,7 +280,7 @@ pub enum DestinationError {
         /// The server's words.
         message: String,
     },
-    /// A transaction in pieces is to be left out, which only its end has told.
+    /// A transaction in pieces must be skipped, which only its end has shown.
     #[error("the source transaction with end_lsn {end_lsn} is to be left out: it is taken from its beginning again")]
     WantedOut {
         /// By which it is known from its beginning on.

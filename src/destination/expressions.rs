@@ -1,7 +1,7 @@
 //! What the destination has of what expressions may use.
 //!
-//! Asked once by whoever creates something from the source's definitions, on an ordinary session ([`read`]) or on the writing
-//! session, which takes no parameters ([`ask`], [`parse`]). What it means is [`crate::schema_change::expression`]'s to say.
+//! Asked once by each caller that creates something from the source's definitions, on an ordinary session ([`read`]) or on
+//! the writing session, which takes no parameters ([`ask`], [`parse`]). [`crate::schema_change::expression`] judges the answer.
 
 use super::error::DestinationError;
 use crate::pg::quote_literal;

@@ -1,14 +1,14 @@
 //! Requests for a fence in the bookkeeping, and the destination's half of one.
 //!
-//! `verify` asks, the instance that leads answers; both poll, because neither may hold a session in a waiting
-//! statement, and a notification would not outlive a reconnect.
+//! `verify` asks and the leader answers. Both poll, because neither may hold a session in a waiting statement, and a
+//! notification would not outlive a reconnect.
 //!
 //! ```text
 //! asks:    ask ─▶ beat … beat ─▶ (made) import both snapshots ─▶ withdraw
 //! leads:   next ─▶ make the fence ─▶ made ─▶ is_wanted … until withdrawn or its heartbeat stops ─▶ let go
 //! ```
 //!
-//! A crash on either side leaves a row whose heartbeat grows old: whoever leads drops it.
+//! A crash on either side leaves a row whose heartbeat grows old: the leader drops it.
 
 use std::time::Duration;
 
@@ -297,7 +297,7 @@ pub async fn answer_failed(
     Ok(())
 }
 
-/// Says to whoever asked that the service is at work on this request, and to the others that theirs is in line.
+/// Reports to the requester that the service is at work on this request, and to the others that theirs is in line.
 ///
 /// # Errors
 /// [`DestinationError`].

@@ -1,4 +1,4 @@
-//! What is remembered of the source's catalog, to tell whether its tables' rows are still those that the stream has told of.
+//! Facts remembered of the source's catalog, which show whether its tables' rows are still those that the stream has described.
 //!
 //! One document a table, in headwater.shapes. Written when a snapshot is published, in the same transaction, from what was read
 //! under the locks of the copy; and by the pipeline when it has found that a difference concerns no rows. Read at every start, and by
@@ -65,7 +65,7 @@ pub(super) fn remember(table: RelationId, facts: &FingerprintFacts) -> String {
     format!("UPDATE headwater.shapes SET fingerprint = {document} WHERE source_id = {table}")
 }
 
-/// What is to be remembered of a table whose rows are those that the stream tells of.
+/// Facts to remember of a table whose rows are those that the stream describes.
 #[derive(Clone, Debug)]
 pub struct NewFacts {
     /// The table.

@@ -1,14 +1,14 @@
-//! Code that others could have run with our rights: found in the catalog before it is run, and refused.
+//! Finds code in the catalog that others could have run with our rights, and refuses it before it runs.
 //!
-//! Whoever writes into a table runs the code that is attached to it: triggers, rules, functions in checks, defaults, generated
-//! columns, index expressions, partition keys, domains, casts of its types; who creates objects runs event triggers. It runs
-//! as the writer, so the owner of a table could
-//! use headwater's rights, which reach farther than his: the bookkeeping, all other tables of the set. `SET ROLE` to the owner does not
-//! contain it, since the code can set the role back (docs/decisions/0021).
+//! A role that writes into a table runs the code that is attached to it: triggers, rules, functions in checks, defaults, generated
+//! columns, index expressions, partition keys, domains, casts of its types. A role that creates objects runs event triggers. The
+//! code runs as the writer, so the owner of a table could use headwater's rights, which reach farther than his: the bookkeeping,
+//! all other tables of the set. `SET ROLE` to the owner does not contain it, since the code can set the role back
+//! (docs/decisions/0021).
 //!
-//! Asked by `supervisor` at every start, by its monitor while a stream runs, inside the transaction that publishes a snapshot, and by
-//! `headwater check`; by `replay` as well. What is found is judged in sql/foreign_code.sql; what is accepted is the operator's
-//! `destination.trusted_roles`. Invariant: one statement, whatever the number of tables.
+//! Asked by `supervisor` at every start, by its monitor while a stream runs, inside the transaction that publishes a snapshot, by
+//! `headwater check` and by `replay`. sql/foreign_code.sql judges what is found; the operator's `destination.trusted_roles` says
+//! what is accepted. Invariant: one statement, whatever the number of tables.
 
 use std::collections::BTreeSet;
 
@@ -202,7 +202,7 @@ impl Attached {
             Attached::ForeignTable | Attached::ForeignServer | Attached::ForeignDataWrapper => true,
             Attached::TableOwner | Attached::SchemaOwner | Attached::TypeOwner => true,
             Attached::Operator | Attached::CreatePrivilege => true,
-            // Their constants are evaluated by whoever plans a statement.
+            // Planning a statement evaluates their constants.
             Attached::Check | Attached::Index | Attached::Statistics | Attached::PartitionKey => true,
             Attached::ParentOwner => true,
             Attached::Trigger
@@ -805,7 +805,7 @@ pub async fn refuse_foreign_event_triggers(
     writes.refuse_foreign_code(client).await
 }
 
-/// Says which of the trusted roles do not exist: whoever creates a role of such a name is trusted.
+/// Says which of the trusted roles do not exist: a role that is created with such a name is trusted.
 ///
 /// # Errors
 /// [`DestinationError`] when the server does not answer.

@@ -1,6 +1,6 @@
 //! The formats of a statement's parameters.
 //!
-//! Asked by whoever writes a row's values into a pipelined request. A value is bound as it came. NULL shows no format, and is bound in that
+//! Asked when a row's values are written into a pipelined request. A value is bound as it came. NULL shows no format, and is bound in that
 //! of the others: the server looks for the type's receive function even for a NULL, and types without one come as text.
 
 use crate::pg::Datum;

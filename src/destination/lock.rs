@@ -7,11 +7,11 @@
 //! work out, or read once, is a way to keep headwater from leading. Hence:
 //!
 //! - The key is a random number in `headwater.leadership`, which other roles cannot read.
-//! - A session that holds the lock and may not write `headwater.position` is *foreign*: it cannot be a leader. Its key is
-//!   replaced by compare-and-set, and whoever leads next takes the new one. The foreign session keeps a lock that
+//! - A session that holds the lock and may not write `headwater.position` is *foreign*: it cannot be a leader. headwater
+//!   replaces its key by compare-and-set, and the next leader takes the new one. The foreign session keeps a lock that
 //!   nobody needs any more.
-//! - Until the schema exists, and beside instances of versions that knew no stored key, the key derived from the slot's name
-//!   is taken as well. Foreign sessions that hold it are reported and otherwise ignored.
+//! - An instance also takes the key derived from the slot's name: the only key until the schema exists, and the only one
+//!   that versions without a stored key know. It reports foreign sessions that hold this key, and otherwise ignores them.
 //!
 //! ```text
 //!            by name     stored
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(holders(None, Some(both)).judge(KEYS, got(false, false)), Verdict::ReplaceKey);
         assert_eq!(holders(None, Some(by_name.clone())).judge(KEYS, got(false, true)), Verdict::Lead);
         assert_eq!(holders(None, Some(by_name.clone())).judge(NO_ROW, got(false, false)), Verdict::CreateKey);
-        // Beside a leader it changes nothing.
+        // While there is a leader a foreign session changes nothing.
         let leader = Some(Holder { may_lead: true, ..Holder::default() });
         assert_eq!(holders(leader.clone(), Some(stored)).judge(KEYS, got(true, false)), Verdict::Wait);
         assert_eq!(holders(leader, Some(by_name)).judge(KEYS, got(false, true)), Verdict::Wait);

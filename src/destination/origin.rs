@@ -33,7 +33,7 @@ pub(super) fn origin_name(slot: &SlotName) -> String {
     format!("headwater_{slot}")
 }
 
-/// That of the session beside it. No slot's name has a dot.
+/// The origin of the session for parallel apply. No slot's name has a dot.
 pub(super) fn origin_name_ahead(slot: &SlotName) -> String {
     format!("headwater_{slot}.ahead")
 }

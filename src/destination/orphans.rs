@@ -1,7 +1,7 @@
 //! Foreign keys that the copied rows violate, though the source says that they are valid.
 //!
-//! A source has such rows when they were written where foreign keys do not act. `build` and `publish` keep the foreign key NOT
-//! VALID then, and tell it: it holds for new rows, as it does there, and the copy has every row.
+//! A source has such rows when they were written where foreign keys do not act. `build` and `publish` then keep the foreign
+//! key NOT VALID, and report it: it holds for new rows, as it does at the source, and the copy has every row.
 
 use super::error::DestinationError;
 use crate::pg::{Ident, QualifiedName};
@@ -10,7 +10,7 @@ use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "validating a foreign key";
 
-/// What is told of a foreign key that stays NOT VALID.
+/// The message about a foreign key that stays NOT VALID.
 pub(super) fn orphans_told(table: &QualifiedName, constraint: &Ident) -> String {
     format!(
         "table {table}: foreign key {constraint} is NOT VALID at the destination: the source has rows that violate it, though it is \

@@ -1,6 +1,6 @@
-//! Tables that stand under followed tables' names and are other ones.
+//! Tables that have the names of followed tables and are other ones.
 //!
-//! Found by [`super::other_tables()`], told by `error`. Plain data, and the statements that give the tables their names back. Pure.
+//! Found by [`super::other_tables()`], reported by `error`. Plain data, and the statements that give the tables their names back. Pure.
 
 use std::collections::BTreeSet;
 

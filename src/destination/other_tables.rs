@@ -4,13 +4,13 @@
 //! go the tables that have others now, and what became of those that were filled. What is applied meanwhile is refused by the
 //! statements themselves (`sql::table_guard`).
 //!
-//! Why: whoever drops or renames a table leaves its name free. What is put there lacks rows that the stream never brings again, or holds
-//! somebody else's; and every role that may create tables in the schema may do it.
+//! Why: a dropped or renamed table leaves its name free. A table that takes the name lacks rows that the stream never brings again, or
+//! holds somebody else's; and every role that may create tables in the schema can create it.
 //!
 //! A restore of the whole database from a dump gives every table another OID, those of the bookkeeping too. Then the remembered ones
 //! mean nothing, and [`Bookkeeping::bind_tables`] remembers those that the tables have now: rows and position are of one dump. In a fresh
-//! cluster the bookkeeping's OIDs may be the same by chance, so the cluster and the database are remembered beside them. After pg_upgrade
-//! the cluster is another one and the OIDs are the same: to remember them again changes nothing.
+//! cluster the bookkeeping's OIDs may be the same by chance, so it also remembers the cluster and the database. After pg_upgrade the
+//! cluster is another one and the OIDs are the same: to remember them again changes nothing.
 
 use super::bookkeeping::{Bookkeeping, incomplete};
 use super::error::DestinationError;
@@ -111,7 +111,7 @@ pub async fn refuse_unasked(client: &SqlClient, copied: &Scope) -> Result<(), De
     if others.is_empty() { Ok(()) } else { Err(DestinationError::OtherTables(OtherTables(others))) }
 }
 
-/// The tables that must not be written, for whoever only looks.
+/// The tables that must not be written, for a caller that only reads.
 ///
 /// # Errors
 /// [`DestinationError`].
@@ -153,7 +153,7 @@ async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
     found.collect()
 }
 
-/// What to tell of them.
+/// The report on these tables.
 pub fn other_tables_report(others: &OtherTables) -> ErrorReport {
     let report = ErrorReport::new(others.to_string()).detail(detail(others));
     let all = resnapshot(others.names());

@@ -1,7 +1,7 @@
 //! What the destination must be like before anything is written there.
 //!
-//! Run by `supervisor` at every start and by `headwater check`; nothing is changed here. Every failed requirement is a
-//! report with the statement that mends it.
+//! Run by `supervisor` at every start and by `headwater check`; changes nothing. Every failed requirement is a report with
+//! the statement that fixes it.
 
 use super::error::DestinationError;
 use super::unsuited::unsuited;
@@ -27,7 +27,7 @@ const DOING: &str = "looking at the destination";
 const GRANTS_PARAMETERS: i32 = 150_000;
 
 impl DestinationServer {
-    /// Asks the server; what an operator must mend is listed, all of it.
+    /// Asks the server, and lists all that an operator must fix.
     ///
     /// # Errors
     /// [`DestinationError`] when it does not answer.
@@ -69,7 +69,7 @@ impl DestinationServer {
         Ok((server, problems))
     }
 
-    /// The first thing that an operator must mend, as an error.
+    /// The first thing that an operator must fix, as an error.
     ///
     /// # Errors
     /// [`DestinationError::Refused`].

@@ -51,7 +51,7 @@ pub enum Place {
 /// How many rows of a table may be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletes {
-    /// All: an operator has asked for the copy, or the stream itself has told of the table's change.
+    /// All: an operator has asked for the copy, or the stream itself has reported the table's change.
     All,
     /// Not more than half of any table, however small: the copy is made by itself after a slot was lost, and a source that lacks so
     /// much is in doubt. A row counts as deleted where the copy has no row of its key; in a table without a key, no row equal to it.
@@ -187,7 +187,7 @@ impl Publication<'_> {
             self.staging.check_counts(client, sent).await?;
         }
         for table in self.staging.tables.iter().filter(|table| table.mode == Mode::Fill) {
-            // A row that somebody has written and not committed yet would not be seen, and would stay beside ours.
+            // The count would miss a row that another session has written and not committed yet, and both rows would stay.
             client.statement(DOING, &sql::lock_against_writers(&table.live)).await?;
             if Catalog::count_rows(client, &table.live, 1).await? > 0 {
                 let what = format!("table {} was empty, and has rows now", table.live);
@@ -527,7 +527,7 @@ impl Publication<'_> {
             if table.live_id.is_some_and(|live_id| live_id != id) {
                 return Err(exchanged(&table.live));
             }
-            // Only the types that the table itself uses, as whoever describes it alone sees them.
+            // Only the types that the table itself uses, as in a description of this table alone.
             let ids = needed_types(self.types, table.source.columns.iter().map(|column| column.type_id))?;
             let types = ids.iter().filter_map(|id| Some((*id, self.types.get(id)?.clone()))).collect();
             let shape = Shape::of(&table.source, &types, |column| table.published.contains(column));
@@ -545,7 +545,7 @@ impl Publication<'_> {
                 client.statement(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;
             }
         }
-        // Of a table that was dropped and created anew the old one is forgotten.
+        // Forgets the old shape of a table that was dropped and created again.
         let sql = "DELETE FROM headwater.shapes s
                    WHERE NOT EXISTS (SELECT FROM headwater.tables t WHERE t.source_id = s.source_id)";
         client.batch(DOING, sql).await?;

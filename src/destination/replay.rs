@@ -1,9 +1,8 @@
-//! A dead letter applied after all: its changes one by one, in one transaction that also removes it.
+//! Applies a dead letter after all: its changes one by one, in one transaction that also removes it.
 //!
-//! Called by the command `replay`, beside a running service or without one. It has a writing session of its own, set
-//! up as the leader's, but neither its lock nor its position: what it writes stands for no place in the stream. The
-//! destination has gone on since the transaction was left out, so what the operator gets is what these changes do to
-//! the rows as they are now.
+//! Called by the command `replay`, with or without a running service. It has a writing session of its own, set up as the
+//! leader's, but neither the leader's lock nor its position: what it writes stands for no place in the stream. The
+//! destination has changed since the transaction was skipped, so these changes act on the rows as they are now.
 //!
 //! All or nothing: any error leaves destination and dead letter as they were.
 
@@ -265,7 +264,7 @@ impl Replay {
     }
 }
 
-/// A binary value means something to its own type only; text is read anew.
+/// A binary value means something to its own type only; any type that can parse a text value takes it.
 fn check_types(target: &Target, change: &Change) -> Result<(), DestinationError> {
     let tuple = match change {
         Change::Insert { new, .. } | Change::Update { new, .. } => new,
@@ -285,7 +284,7 @@ fn check_types(target: &Target, change: &Change) -> Result<(), DestinationError>
     Ok(())
 }
 
-/// What to tell of a change that the destination refuses.
+/// The error for a change that the destination refuses.
 fn failed(change: Option<&Change>, error: &crate::session::ServerError) -> DestinationError {
     let what = match change {
         Some(Change::Insert { relation, .. }) => format!("the insert into {}", relation.name),

@@ -1,9 +1,9 @@
-//! A table that is about to be copied anew gets the columns that the source's has now.
+//! Gives a table that is about to be copied again the columns that the source's has now.
 //!
-//! Called by `table_sync::handover` for tables that are set aside, before anything is staged. What to do is
-//! [`crate::schema_change`]'s to say; here it is done, in one transaction together with what is remembered of the source's
-//! table. Only what loses nothing is done: the old rows serve until the copy is published. A crash leaves the table as it
-//! was, or as it is to be: doing it again finds nothing to do.
+//! Called by `table_sync::handover` for suspended tables, before anything is staged. [`crate::schema_change`] says what to
+//! do; this module does it, in one transaction together with what is remembered of the source's table. It does only what
+//! loses nothing: the old rows serve until the copy is published. A crash leaves the table as it was or as it should be; in
+//! the second case the next run finds nothing to do.
 
 use std::time::Duration;
 

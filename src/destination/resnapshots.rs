@@ -1,5 +1,5 @@
 //! Snapshots that were asked for: by a command line, by `headwater resnapshot`, by a table that was added, or by one that
-//! has changed in a way that the stream does not tell.
+//! has changed in a way that the stream does not show.
 //!
 //! A request is a row of headwater.resnapshots, written before anything is done about it and fulfilled in the
 //! transaction that publishes it. So a request that was interrupted is found by the next start, and one that was
@@ -15,7 +15,7 @@ use super::bookkeeping::Bookkeeping;
 use super::error::DestinationError;
 use crate::pg::QualifiedName;
 
-/// Rows of settled requests that are kept, for whoever looks.
+/// Number of settled requests whose rows are kept for a later look.
 const KEPT: i64 = 100;
 
 /// Which tables a snapshot is to be made of.
@@ -79,7 +79,7 @@ pub enum Origin {
     Command,
     /// A table was added to the configuration.
     Added,
-    /// A table has changed at the source in a way that the stream does not tell.
+    /// A table has changed at the source in a way that the stream does not show.
     Changed,
 }
 
@@ -94,7 +94,7 @@ impl Origin {
     }
 }
 
-/// Who must have asked for a table's copy before the table is set aside.
+/// Who must have asked for a table's copy before the table is suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AskedBy {
     /// Nobody: a copy is asked for with it.
@@ -110,7 +110,7 @@ pub enum AskedBy {
 pub struct Request {
     /// Its number.
     pub id: i64,
-    /// What is to be copied anew.
+    /// What to copy again.
     pub scope: Scope,
     /// Who asked.
     pub origin: Origin,
@@ -195,11 +195,11 @@ impl Bookkeeping {
         requests.collect()
     }
 
-    /// Sets a table aside: from now on it is not followed, its rows stay as they are, and a copy is asked for unless one is.
-    /// One transaction; on a table that is set aside already, or whose copy was not asked for as `asked_by` demands, it does nothing.
+    /// Suspends a table: from now on it is not followed, its rows stay as they are, and a copy is asked for unless one is.
+    /// One transaction; does nothing to a table that is suspended already, or whose copy was not asked for as `asked_by` demands.
     ///
-    /// Whoever does so need not lead. At worst a table is copied once more that was just published: that is asked for in the
-    /// same transaction, and a stream that follows it meanwhile is set up anew when the copy is published.
+    /// The caller need not lead. At worst a table that was just published is copied once more: the same transaction asks for
+    /// the copy, and a stream that follows the table meanwhile is set up again when the copy is published.
     ///
     /// # Errors
     /// [`DestinationError`].

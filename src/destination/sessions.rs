@@ -54,12 +54,12 @@ pub(super) async fn record_writing(
 pub struct Leftovers {
     /// How many sessions were ended.
     pub ended: usize,
-    /// Processes of those that were told to end, and have not ended within a few seconds. They only hold up this leader:
+    /// Processes of those that were terminated, and have not ended within a few seconds. They only hold up this leader:
     /// the position lets them commit nothing once it has moved, and its next move waits for a commit that is under way.
     pub lingering: Vec<i32>,
 }
 
-/// How long a session that was told to end may take. One that does not end by then waits for its disk.
+/// How long a terminated session may take to end. One that does not end by then waits for its disk.
 const ENDING_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 

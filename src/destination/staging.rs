@@ -1,7 +1,7 @@
-//! Staging: the rows of a snapshot beside the live tables, where no reader sees them.
+//! Staging: the rows of a snapshot in a schema of their own, where no reader sees them.
 //!
-//! `table_sync` prepares it, copies into it, finishes it and hands it to `publish`. Its schema carries the
-//! generation, for whoever reads the catalog, and a part that nobody can guess.
+//! `table_sync` prepares it, copies into it, finishes it and hands it to `publish`. Its schema's name has the
+//! generation, for readers of the catalog, and a part that nobody can guess.
 //!
 //! | the target is | mode | staging holds |
 //! |---|---|---|

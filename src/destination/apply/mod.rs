@@ -59,7 +59,7 @@ pub use retry::FIND_PREPARE;
 /// Pipelined requests under way at most: one being executed, the next one already there when it is done.
 const REQUESTS_MAX: usize = 2;
 
-/// Not by the view: whoever locks pg_rewrite would keep this waiting.
+/// Calls the function, not the view: a lock on pg_rewrite would keep the view waiting.
 const REFUSE_REPLACED: &str = "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() AS s WHERE s.from_sql) \
      THEN headwater.statement_replaced() END";
 
@@ -148,7 +148,7 @@ pub struct Applier {
     net: Net,
     /// The rows that the counted statements of the pipelined request being written are to touch.
     expected_counts: Vec<u64>,
-    /// It applies one transaction in parallel, before it commits, beside the leader's own session.
+    /// It applies one transaction in parallel, before it commits, while the leader's own session applies others.
     ahead: bool,
 }
 

@@ -1,13 +1,13 @@
-//! A transaction that is applied while it is still in progress at the source, on another session than the leader's.
+//! Applies a transaction that is still in progress at the source, on another session than the leader's.
 //!
-//! Driven by `apply_worker::parallel_apply`. It is an [`Applier`] like the leader's, with what that one knows ([`ApplyContext`]), but
-//! without its lock and, until the commit, without touching the position: then the position is moved as always, on condition that
-//! it is where the leader's session left it. So what is committed here has its place in the order of commits, and a
-//! session that outlives its leader commits nothing (I2, I3).
+//! Driven by `apply_worker::parallel_apply`. It is an [`Applier`] that knows what the leader's knows ([`ApplyContext`]), but it does
+//! not hold the lock and, until the commit, does not touch the position. The commit moves the position as the leader's does, on
+//! condition that it is where the leader's session left it. So the commit has its place in the order of commits, and a session
+//! that outlives its leader commits nothing (I2, I3).
 //!
 //! Sound only where the source's own locks order everything that could meet: rows found by a key, foreign keys and triggers
-//! that do not act, no TRUNCATE. Anything else is [`Unfit`], and every error is as good as that: the transaction is then
-//! applied at its commit, as ever.
+//! that do not act, no TRUNCATE. Anything else is [`Unfit`], and every error counts as that: the leader's session then applies the
+//! transaction at its commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::pg::{Lsn, Relation, RelationId};
 use crate::transaction::Change;
 use crate::wire::Commit;
 
-/// What an applier knows and another one beside it needs.
+/// What a parallel applier takes over from the leader's.
 #[derive(Clone, Debug)]
 pub struct ApplyContext {
     settings: ApplierSettings,
@@ -53,7 +53,7 @@ pub enum Unfit {
 }
 
 impl Applier {
-    /// What another applier beside this one needs to know.
+    /// What a parallel applier takes over from this one.
     pub fn context(&self) -> ApplyContext {
         ApplyContext {
             settings: self.settings.clone(),
@@ -117,7 +117,7 @@ impl Applier {
         commit.commit_lsn >= self.snapshots_end && !self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn))
     }
 
-    /// Goes on where the session beside this one has moved the position to; with nothing under way.
+    /// Continues where the parallel session has moved the position to; call it with nothing under way.
     ///
     /// # Errors
     /// [`DestinationError::PositionMoved`] when it is elsewhere; or the session is lost.

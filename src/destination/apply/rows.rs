@@ -16,7 +16,7 @@ use crate::pg::{Lsn, Relation, RelationId, TypeId};
 use crate::session::{Format, PipelinedRequest, Verb};
 use crate::transaction::Change;
 
-/// Prepared statements kept at most; beyond that all are forgotten and prepared anew as needed.
+/// Maximum number of prepared statements; beyond it all are forgotten, and prepared again as needed.
 const PREPARED_MAX: usize = 2000;
 /// pg_lsn
 const PG_LSN: TypeId = TypeId(3220);
