@@ -1,8 +1,8 @@
-//! `headwater check`: is everything as `run` needs it.
+//! `headwater check`: checks that everything `run` requires is in place.
 //!
-//! A list on standard output, one line a requirement, with what mends those that fail; exit 0 when none does, 1
-//! otherwise. `--json` gives the same as an array of objects; `--quiet` leaves out what is as it should be; `--not-carried` prints, instead
-//! of the list, the SQL of what is not carried. Whether http.listen is free is looked at here: the running service may have it.
+//! Prints one requirement per line to standard output, with a remedy for those that fail. Exit code 0 when none fails, 1
+//! otherwise. `--json` prints the same as an array of objects. `--quiet` omits what is met. `--not-carried` prints, instead of the
+//! list, the SQL of what is not carried. This file checks whether http.listen is free, since the running service may hold it.
 
 use std::path::PathBuf;
 use std::sync::Arc;

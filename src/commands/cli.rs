@@ -42,7 +42,7 @@ pub(super) enum Command {
     Status(StatusArguments),
     /// Say what blocks progress right now, and what to do about it.
     Explain,
-    /// Ask the running service to copy all tables, or these, anew and to reconcile what differs, without a restart.
+    /// Ask the running service to copy all or the given tables again and reconcile the differences, without a restart.
     Resnapshot(ResnapshotArguments),
     /// See whether everything is as `run` needs it; nothing is changed.
     Check(CheckArguments),
@@ -144,7 +144,7 @@ pub(super) struct ManArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArguments {
-    /// Go on showing it, every second, until Ctrl-C.
+    /// Keep showing it, every second, until Ctrl-C.
     #[arg(long, short)]
     pub(super) watch: bool,
 
@@ -280,7 +280,7 @@ pub(super) struct ResnapshotArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
-    /// Copy all tables, or these, anew and reconcile what differs; agrees to changing tables that already have rows.
+    /// Copy all or the given tables again and reconcile the differences; permits changes to tables that already have rows.
     ///
     /// It is done once, also when a supervisor starts the same command line again after a crash.
     #[arg(long, value_name = "TABLE,…", num_args = 0..=1, require_equals = true, default_missing_value = "")]

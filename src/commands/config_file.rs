@@ -1,9 +1,9 @@
 //! The configuration file: found, opened where that is safe, read, and what others may do to it said.
 //!
-//! Called by `settings` for every command. The file leads passwords of `~/.pgpass` to the servers that it names, so one in the working
-//! directory that was not named is taken only from this user or root: a command that is run in somebody else's directory, or in
-//! `/tmp`, does not do what a file there says. A file that was named is the operator's word, and may be a pipe, too; so is the one in
-//! `/etc`, whoever owns it: a container has it from a user of its host.
+//! Called by `settings` for every command. The file decides which servers receive the passwords of `~/.pgpass`. So a file in the working
+//! directory that was not named is taken only from this user or root: a command in another user's directory, or in
+//! `/tmp`, must not obey a file there. A file that was named is the operator's choice, and may be a pipe. The one in
+//! `/etc` is the operator's choice, too, and may belong to any user: a container has it from a user of its host.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -146,7 +146,7 @@ pub(super) fn file(named: Option<&Path>) -> Option<PathBuf> {
     named.map(Path::to_path_buf).or_else(|| first(PLACES.iter().map(Path::new)))
 }
 
-/// The first that exists, a link without an end, too. One that cannot be looked at counts: whoever reads it is told why not.
+/// The first that exists, even as a dangling symlink. A path that cannot be examined counts, so that reading it reports why.
 fn first<'a>(mut places: impl Iterator<Item = &'a Path>) -> Option<PathBuf> {
     let exists = |path: &&Path| match std::fs::symlink_metadata(path) {
         Ok(_) => true,

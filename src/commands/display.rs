@@ -74,7 +74,7 @@ pub(super) fn terminal() -> Option<(usize, usize)> {
     size.map(|(lines, columns)| (lines.into(), columns.into()))
 }
 
-/// `text` for this terminal: a line that is longer than it is wide is broken between words, and goes on below `hang` spaces.
+/// `text` for this terminal: breaks a line that is too wide between words, and indents its continuation by `hang` spaces.
 pub(super) fn fitted(text: &str, hang: usize) -> String {
     match terminal() {
         Some((_, columns)) => text.lines().map(|line| folded(line, hang, columns)).collect::<Vec<_>>().join("\n"),
@@ -104,7 +104,7 @@ fn folded(line: &str, hang: usize, columns: usize) -> String {
     text
 }
 
-/// Fewer columns than these beside the hanging indent hold no words.
+/// Fewer columns than these after the hanging indent hold no words.
 const FOLDED_MIN: usize = 20;
 
 /// The bars that are on the terminal now.
@@ -165,7 +165,7 @@ pub(super) async fn show_snapshots(telemetry: Arc<Telemetry>) {
         let seconds = status.snapshot_seconds.unwrap_or(0.0);
         match (&status.snapshot, on_terminal) {
             (Some(snapshot), true) => bars.draw(&status, snapshot),
-            // A copy that is over at once is told by its end alone.
+            // Of a copy that ends at once, only the end is reported.
             (Some(snapshot), false)
                 if seconds >= 1.0 && (last_line.elapsed() >= LINES_EVERY || last_phase != snapshot.phase) =>
             {

@@ -1,4 +1,4 @@
-//! `headwater completions` and `headwater man`: what a package installs beside the binary, made from the command line's
+//! `headwater completions` and `headwater man`: what a package installs with the binary, generated from the command line's
 //! own definition.
 
 use std::path::Path;

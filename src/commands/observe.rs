@@ -38,7 +38,7 @@ pub(super) async fn service(config: &Config) -> Result<StatusView, String> {
         Err(_) => return Err(format!("{listen} (http.listen) does not answer within {SERVICE_MAX:?}")),
     };
     let stranger = |_| format!("what answers at {listen} (http.listen) is not this headwater");
-    // Whoever has the port may have answered.
+    // Another program on that port may have answered.
     let shown = shown(serde_json::from_str(&body).map_err(stranger)?);
     let status: StatusView = serde_json::from_value(shown).map_err(stranger)?;
     let ours = (config.source.slot.as_str(), config.destination.url.to_string());

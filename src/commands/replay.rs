@@ -1,7 +1,7 @@
-//! `headwater replay`: applies a transaction that was left out, once what stood in its way is mended.
+//! `headwater replay`: applies a skipped transaction, once its obstacle is removed.
 //!
-//! All or nothing, in one destination transaction that also removes the dead letter. The service may go on running
-//! beside it.
+//! All or nothing: one destination transaction applies it and removes the dead letter. The service may keep running
+//! meanwhile.
 
 use std::path::PathBuf;
 

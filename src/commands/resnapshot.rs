@@ -1,8 +1,8 @@
-//! `headwater resnapshot`: asks the running service to copy tables anew, and waits until it has.
+//! `headwater resnapshot`: asks the running service to copy tables again, and waits until the copy is done.
 //!
-//! The request is a row in the destination's bookkeeping, which whoever leads looks for. So it needs no way to the
-//! service but the database, is not lost when the service stops, and can be watched from anywhere. Ctrl-C ends the
-//! waiting, not the request. How far the copy is, the service tells where it can be asked.
+//! The request is a row in the destination's bookkeeping, which the leader polls. So the command reaches the service through the
+//! database alone, the request survives a stop of the service, and any machine can watch it. Ctrl-C ends the
+//! wait, not the request. The command shows the copy's progress where it can ask the service.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a statement may take: far longer than any of these does.
 const STATEMENT_MAX: Duration = Duration::from_secs(60);
 
-/// How often the service is asked how far it is, and how often it is told while the phase stays the same.
+/// How often to ask the service for its progress, and how often to print it while the phase stays the same.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -34,7 +34,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// Tells of a new phase, and now and then of one that takes long; of a copy of these tables and no other.
+    /// Prints a new phase, and now and then one that takes long; only for a copy that includes all of these tables.
     async fn tell(&mut self, config: &Config, scope: &Scope) {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
             return;

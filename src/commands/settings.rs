@@ -59,7 +59,7 @@ fn destination(config: &Config) -> Sql {
     Sql { connection: config.destination.url.clone(), purpose: "command", timeout: STATEMENT_MAX }
 }
 
-/// A writing session at the destination beside the service's own.
+/// A writing session at the destination, in addition to the service's own.
 pub(super) fn writing(config: &Config) -> WritingSettings {
     WritingSettings {
         connection: config.destination.url.clone(),

@@ -25,7 +25,7 @@ use crate::telemetry::{SnapshotPhase, State, StatusView};
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 const EVENTS_SHOWN: usize = 8;
 
-/// What is known, from whoever could be asked.
+/// What is known, from each of the service, the destination and the source that answers.
 #[derive(Serialize)]
 struct Seen {
     /// The service answers.

@@ -60,7 +60,7 @@ struct Owner {
 impl Owner {
     /// `None` when this process can run the server as itself.
     fn find() -> io::Result<Option<Owner>> {
-        // Whoever owns a file that we have just made is who we are.
+        // The owner of /proc/self is the user of this process.
         let probe = std::fs::metadata("/proc/self")?;
         if probe.uid() != 0 {
             return Ok(None);

@@ -1,6 +1,6 @@
 //! A forum to copy: sections, topics and messages with believable text, and people who write in it.
 //!
-//! Filled once at the start of the demo; then [`Writer`] goes on, a few transactions at a time: mostly new messages, some edits and
+//! Filled once at the start of the demo. Then [`Writer`] continues with a few transactions at a time: mostly new messages, some edits and
 //! deletes, now and then a topic that moves or a section that gets another name.
 
 use fastrand::Rng;

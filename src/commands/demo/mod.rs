@@ -181,7 +181,7 @@ fn configuration(stage: &Stage, dir: &Path) -> Result<Config, DemoError> {
         .map_err(|problems| DemoError::Other(problems.to_string()))
 }
 
-/// Writes until it is told to end; returns how many transactions.
+/// Writes until `go_on` turns false; returns the number of transactions.
 async fn write(mut writer: Writer, mut go_on: watch::Receiver<bool>) -> Result<u64, SessionError> {
     let mut transactions = 0;
     while *go_on.borrow_and_update() {

@@ -1,7 +1,7 @@
 //! What the demo shows while it runs: state, rates, lag, and how many rows both sides have.
 //!
-//! On a terminal a block that is drawn anew every second; elsewhere a line every few seconds. It reads telemetry and counts
-//! rows on sessions of its own, so that watching disturbs nobody.
+//! A terminal gets a block that is redrawn every second; any other output gets a line every few seconds. It reads telemetry and
+//! counts rows on sessions of its own, so that watching disturbs nobody.
 
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
