@@ -4,8 +4,8 @@
 //! at the destination that its key and the violated constraint find, and the row at the source as it is now, by the key that the
 //! change has left it with. Called by the command `conflict show` alone: its output is the only place where a conflict's values appear.
 //!
-//! Reads only, each end by itself: what one end cannot show is said, and the rest is shown. Bounds: [`ROWS_MAX`] rows a
-//! question, each value cut by whoever prints it.
+//! Reads only, each end by itself: when one end cannot show something, the output says so and shows the rest. Bounds: [`ROWS_MAX`]
+//! rows a question; the caller truncates each value that it prints.
 
 use crate::catalog::schema::{IndexDefinition, IndexPart, TableDefinition};
 use crate::config::{Config, DestinationSettings};

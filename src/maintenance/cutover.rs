@@ -1,8 +1,8 @@
-//! Cut-over: everything that is at the source is here, proven, and the sequences follow; from which position on the
-//! destination may be written.
+//! Cut-over: proves that the destination has everything that the source has, moves the sequences, and names the position from which
+//! on the destination may be written.
 //!
-//! Beside a running service, which goes on; nothing is changed but sequences, which only move forward. So until somebody
-//! writes at the destination, the way back is to go on writing at the source.
+//! Runs while the service continues, and changes nothing but sequences, which only move forward. So until the first write at the
+//! destination, the way back is to continue writing at the source.
 //!
 //! ```text
 //! nobody writes ─▶ a slot that watches ─▶ drained to W ─▶ verified at a fence ─▶ sequences ─▶ the slot saw nothing ─▶ position

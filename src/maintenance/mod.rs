@@ -1,4 +1,4 @@
-//! What an operator asks for beside the running service: check, verify, cut-over, teardown, a proposal for a configuration.
+//! What an operator runs in addition to the service: check, verify, cut-over, teardown, a proposal for a configuration.
 //!
 //! I/O. Called by `commands`, which prints what comes out. None of it needs a running service; `verify` and `cutover` use the fences of
 //! one where it runs.

@@ -1,8 +1,8 @@
-//! Teardown: the slot, the publication that headwater created, the replication origin and the bookkeeping go; the rows stay.
+//! Teardown: removes the slot, the publication that headwater created, the replication origin and the bookkeeping; the rows stay.
 //!
-//! Beside the ring, under its lock: it refuses while an instance runs. The source comes first, so that a teardown that is
-//! interrupted still finds its record, and can be repeated. With one side out of reach the other is torn down, and what
-//! is left is said, with the SQL that removes it.
+//! Runs outside the replication loop, under its lock: it refuses while an instance runs. The source comes first, so that an
+//! interrupted teardown still finds its record, and can be repeated. If one side is out of reach, teardown removes the other and
+//! prints the SQL that removes the rest.
 //!
 //! What is not known to be ours stays: a slot that the bookkeeping does not name, a slot of another cluster, a publication
 //! without our comment.
@@ -267,7 +267,7 @@ async fn source(
     publication(config, client, dry_run, removals).await
 }
 
-/// What the server itself refuses is left, with the statement for whoever may run it; a lost session is an error.
+/// Leaves what the server itself refuses to drop, with the statement for a role that may run it; a lost session is an error.
 fn outcome(dropped: Result<(), SessionError>, thing: String, sql: String) -> Result<Removal, SessionError> {
     let Err(error) = dropped else { return Ok(Removal::Removed(thing)) };
     match error.server() {

@@ -24,8 +24,8 @@ use crate::verification::fence_request::{BEAT_EVERY, Ends, Maker, Tell};
 use crate::verification::verdict::{Verdict, VerifyOptions, VerifyProgress};
 use crate::verification::{compare, repair_loop};
 
-/// How long a service takes to set its stream up anew when nothing is wrong, with room for a busy machine. Where `leader_timeout`
-/// is longer, that counts: on a machine of 2 cores with a load of 16 it was seen to take more than this.
+/// How long a service takes to restart its stream when nothing is wrong, with margin for a busy machine. Where `leader_timeout`
+/// is longer, that counts: on a machine of 2 cores with a load of 16 a restart took more than this.
 const LEADS_SOON_MIN: Duration = Duration::from_secs(2);
 
 /// Words that nobody has read yet: they are printed at once.
@@ -151,7 +151,7 @@ async fn verify(
     Ok(Verdict { took: began.elapsed(), ..verdict })
 }
 
-/// Whether an instance leads, now or in a moment: one that sets its stream up anew comes back.
+/// Whether an instance leads, now or in a moment: one that restarts its stream comes back.
 async fn leads_soon(config: &Config, client: &SqlClient) -> Result<bool, Fault> {
     let began = Instant::now();
     let most = LEADS_SOON_MIN.max(config.leader_timeout);

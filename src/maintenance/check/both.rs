@@ -300,7 +300,7 @@ fn fit(
     transfer
 }
 
-/// Whether owned sequences can follow: nothing else tells of it before a cut-over.
+/// Whether owned sequences can follow: nothing else reports it before a cut-over.
 async fn sequences(config: &Config, source: &SqlClient, here: &SqlClient, findings: &mut Findings) {
     let there = read_sequences(source, &config.tables).await.map_err(|error| Fault::from(SourceError::Session(error)));
     let here = read_sequences(here, &config.tables).await;
@@ -412,7 +412,7 @@ async fn encodings(source: &SqlClient, destination: &SqlClient, findings: &mut F
     }
 }
 
-/// Clocks that differ by more make seconds of lag hard to read beside other logs.
+/// Clocks that differ by more make seconds of lag hard to relate to other logs.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(2);
 
 async fn clocks(source: &SqlClient, destination: &SqlClient, findings: &mut Findings) {

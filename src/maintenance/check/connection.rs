@@ -66,7 +66,7 @@ async fn leaves_this_machine(host: &Host) -> bool {
     }
 }
 
-/// Whether a server that says that it has no TLS, or whoever answers in its place, is given the password when it asks for it.
+/// Whether a server that claims to have no TLS, or an impostor in its place, gets the password when it asks for it.
 fn password_may_go_in_clear(settings: &ConnectionSettings, host: &Host) -> bool {
     let may_be_plain = match settings.ssl_mode {
         SslMode::Disable | SslMode::Allow | SslMode::Prefer => true,

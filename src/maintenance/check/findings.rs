@@ -62,7 +62,7 @@ pub(crate) struct Finding {
     pub what: &'static str,
     /// How it stands.
     pub standing: Severity,
-    /// What was found, and what mends it.
+    /// The finding, and its remedy.
     pub report: ErrorReport,
     /// What of the source is meant, where that is a list of things that are not carried.
     pub objects: Vec<NotCarried>,

@@ -123,7 +123,7 @@ fn judge_gate(dir: &Path, shown: &str, word: &str) -> Result<(), ErrorReport> {
     })
 }
 
-/// A file is made and removed at once: access bits do not tell of read-only file systems.
+/// Creates and removes a file: access bits do not show read-only file systems.
 fn try_to_write(dir: &Path) -> std::io::Result<()> {
     let probe = dir.join(format!(".headwater-check-{:016x}", fastrand::u64(..)));
     fs::OpenOptions::new().write(true).create_new(true).open(&probe)?;

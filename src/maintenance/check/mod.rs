@@ -1,8 +1,8 @@
 //! Check: everything that `run` requires, and what an operator should know besides, without changing anything.
 //!
-//! Beside the ring: it needs no running service and starts none. The requirements are asked by the same functions that
-//! a start uses, so the words are the same; here none of them ends the list. What would be changed by a start (a
-//! publication that is created) is tried in a transaction that is rolled back.
+//! Runs outside the replication loop: it needs no running service and starts none. The functions that check the requirements at a
+//! start check them here, so the messages are the same; but no failure ends the list. What a start would change (such as
+//! creating a publication) is tried in a transaction that is rolled back.
 //!
 //! ```text
 //! source ─▶ connection, server, role, publication and tables, transactions, slot
@@ -11,7 +11,7 @@
 //! here ─▶ the spool's directory
 //! ```
 //!
-//! A side that cannot be reached is one failure; what needs it is left out.
+//! A side that cannot be reached is one failure; the checks that need it are omitted.
 
 mod both;
 mod connection;

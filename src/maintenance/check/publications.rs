@@ -1,7 +1,7 @@
 //! Publications at the destination: other programs may read there what headwater writes.
 //!
-//! Called by `both` with both catalogs. PostgreSQL refuses an UPDATE or DELETE of a table that a publication holds and that has
-//! no replica identity, whoever runs it. A publication FOR ALL TABLES also holds headwater's own tables, which have one.
+//! Called by `both` with both catalogs. PostgreSQL refuses an UPDATE or DELETE, by any role, of a table that a publication holds and that
+//! has no replica identity. A publication FOR ALL TABLES also holds headwater's own tables, which have one.
 
 use std::collections::BTreeMap;
 

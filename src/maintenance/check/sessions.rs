@@ -9,7 +9,7 @@ use crate::session::{SessionError, SessionsRoom, SqlClient};
 
 /// Sessions of a copy with one reader, at either end: tried with each limit from 1 to 12.
 const NEEDED: i64 = 6;
-/// Enough for a resync beside the stream, and for the commands.
+/// Enough for a resync while the stream continues, and for the commands.
 const ADVISED: i64 = 20;
 
 /// `own`: sessions that the check itself has open there, which will be closed.

@@ -309,7 +309,7 @@ async fn tables(
         let text = format!("foreign keys of {} form a circle: they are checked at the end", names.join(", "));
         findings.ok(SOURCE, "foreign keys", text);
     }
-    // What is another table now is copied anew, and so is put into the publication again.
+    // A table that another one has replaced is copied again, and so added to the publication again.
     let followed = destination.map(|destination| destination.followed.as_slice()).unwrap_or_default();
     let anew: BTreeSet<QualifiedName> = replaced(followed, &catalog).map(|(table, _)| table.name.clone()).collect();
     let live = live_names(followed).filter(|name| !anew.contains(name)).cloned().collect();
