@@ -1,6 +1,6 @@
 //! Where both servers are, and under which names our sessions ask.
 //!
-//! Made from the configuration by whoever opens sessions. Plain data.
+//! Made from the configuration by each module that opens sessions. Plain data.
 
 use crate::config::Config;
 use crate::pg::SlotName;

@@ -20,7 +20,7 @@ use crate::telemetry::Telemetry;
 pub(crate) struct Look {
     /// Their rows may be others: each with the reason.
     pub(crate) differ: Vec<(QualifiedName, String)>,
-    /// The same, unless the stream tells of a TRUNCATE on its way to [`Look::read_at`].
+    /// The same, unless the stream reports a TRUNCATE on its way to [`Look::read_at`].
     pub(crate) doubt: Vec<Doubt>,
     /// They are called otherwise now: the name that is followed, and the OID.
     pub(crate) renamed: Vec<(QualifiedName, RelationId, QualifiedName)>,
@@ -124,7 +124,7 @@ pub(crate) async fn passed_indexes(
     Ok(indexes)
 }
 
-/// Has a table compared with the source whose rows are in doubt: it is copied beside the stream, which goes on meanwhile.
+/// Requests a comparison with the source for a table whose rows are in doubt: it is copied while the stream continues.
 pub(crate) async fn ask_for_comparison(
     bookkeeping: &Bookkeeping,
     telemetry: &Telemetry,

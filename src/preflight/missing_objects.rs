@@ -83,7 +83,7 @@ pub(crate) async fn lacking(
     Ok(reports)
 }
 
-/// Row types of tables and views, which come with their tables and are not created beside them.
+/// Row types of tables and views, which come with their tables and are not created separately.
 async fn row_types(
     (source, here): (&SqlClient, &SqlClient),
     types: &Types,

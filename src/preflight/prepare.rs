@@ -45,7 +45,7 @@ use crate::transaction::TransactionError;
 pub(crate) enum Start {
     /// Copy everything first.
     Snapshot {
-        /// A stream is there: the copy is made beside it, and its slot stays.
+        /// A stream exists: the copy uses a temporary slot, and the stream's slot stays.
         live: bool,
     },
     /// Stream on.
@@ -303,7 +303,7 @@ pub(crate) async fn prepare(
             for told in follow_types(ends, &source_catalog.types, &mut destination_catalog, rules).await? {
                 telemetry.event("schema", told);
             }
-            // Whether it fits is told relation by relation: the source may be ahead of the stream.
+            // The stream reports misfits relation by relation: the source may be ahead of it.
             stream_format(&source_catalog, &destination_catalog)
         }
     };
@@ -502,7 +502,7 @@ fn joined_hints(reports: &[ErrorReport]) -> String {
     let hints = reports.iter().filter_map(|report| report.hint.as_deref());
     let (with, without): (Vec<&str>, Vec<&str>) = hints.partition(|hint| hint.contains('\n'));
     let words = with.first().and_then(|hint| hint.lines().next()).unwrap_or_default();
-    // A statement is one line; one that mends a type of several tables is run once.
+    // A statement is one line. One that fixes a type of several tables runs once.
     let mut statements: Vec<&str> = Vec::new();
     for statement in with.iter().flat_map(|hint| hint.lines().skip(1)) {
         if !statements.contains(&statement) {
@@ -527,7 +527,7 @@ pub(crate) fn live_names(known: &[TableRecord]) -> impl Iterator<Item = &Qualifi
     known.iter().filter(|table| table.state != TableState::Staging).map(|table| &table.name)
 }
 
-/// The followed tables must be the same ones as ever, unless they are to be copied again. Returns what is configured but not
+/// The followed tables must be the same as before, unless they are to be copied again. Returns the tables that are configured but not
 /// followed yet.
 pub(crate) fn check_tables(
     followed: &[TableRecord],

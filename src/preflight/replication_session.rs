@@ -1,7 +1,7 @@
 //! A replication session with the source, or what lets headwater have one.
 //!
-//! Opened by the stream, by every slot that is created or dropped, and by `check`. A refusal is told by what mends it: the role's right to
-//! replicate, which providers grant in ways of their own, a walsender that is free, or the server's address instead of a pooler's.
+//! Opened for the stream, for every slot that is created or dropped, and for `check`. A refusal is reported with its remedy: the role's
+//! right to replicate, which providers grant in ways of their own, a free walsender, or the server's address instead of a pooler's.
 
 use crate::config::Config;
 use crate::error_policy::Fault;

@@ -14,7 +14,7 @@ use crate::telemetry::Telemetry;
 /// What is owed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ResyncRequests {
-    /// All tables are to be copied anew before anything is streamed.
+    /// All tables are to be copied again before anything is streamed.
     pub(crate) all: bool,
     /// Tables that are to be copied, so that what they hold, and what was missed of them, is no obstacle.
     pub(crate) scope: Option<Scope>,
@@ -98,7 +98,7 @@ impl ResyncRequests {
         ResyncRequests { lost: true, ..self }
     }
 
-    /// These tables, whoever asked for them.
+    /// These tables, regardless of the requester.
     pub(crate) fn these(tables: Vec<QualifiedName>) -> ResyncRequests {
         ResyncRequests { scope: Some(Scope::Tables(tables)), ..ResyncRequests::default() }
     }

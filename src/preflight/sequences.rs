@@ -1,8 +1,8 @@
 //! Sequences follow: at once when a stream begins, every half minute, and once more when the service stops.
 //!
-//! Stands beside the ring while this instance leads. Owned sequences of replicated columns are in no stream; a destination
-//! that takes over must not give out again what the source gave out. [`follow`] is one round; `cutover` makes the last one
-//! after the source's last write.
+//! Runs next to the replication loop while this instance leads. No stream carries the owned sequences of replicated columns; a
+//! destination that takes over must not issue again the values that the source issued. [`follow`] is one round; `cutover` makes the
+//! last one after the source's last write.
 //!
 //! Bounds: sessions are opened for a round and closed after it; each question has the session's bound.
 

@@ -1,4 +1,4 @@
-//! A table that the stream cannot keep equal any more is set aside, so that the others stream on, until a copy has replaced it.
+//! Suspends a table that the stream cannot keep equal any more, so that the others continue, until a copy has replaced it.
 //!
 //! Asked by `attempt` when a stream, or what precedes it, ends with a fault that concerns the rows of one table, or of a few: it was
 //! changed in a way that the stream does not tell ([`DestinationError::NeedsCopy`]), or its changes do not say which row they mean
@@ -9,20 +9,20 @@
 //! is asked for: the copy waits for the stream, which would wait for the conflict.
 //!
 //! ```text
-//!  live at P ──fault: rolled back to P──▶ set aside, a copy is asked for ──▶ stream on from P, without the table
+//!  live at P ──fault: rolled back to P──▶ suspended, a copy is asked for ──▶ stream on from P, without the table
 //!    ▲                                                                              │ hand-over: slot at C, copied
-//!    └── stream set up anew from D ◀── published at D, in the same transaction ◀─────┘ under it, brought to D
+//!    └──── stream restarted from D ◀── published at D, in the same transaction ◀─────┘ under it, brought to D
 //! ```
 //!
 //! Why no row is lost or doubled: a change is applied if its table is live and its commit_lsn is not below the table's snapshot
 //! position. The transaction with the fault was rolled back whole, so at P the table equals the source as all others do. From
-//! then on it is not live: its changes are passed over and its rows stay as they were, also while the stream goes on to D. The
-//! copy holds every transaction with commit_lsn < D and none other, and is published while the stream stands at D; the stream
-//! that begins there applies those with commit_lsn >= D. The other tables never notice more than a stream that is set up anew.
+//! then on it is not live: its changes are passed over and its rows stay as they were, also while the stream continues to D. The
+//! copy holds every transaction with commit_lsn < D and none other, and is published while the stream stands at D. The stream
+//! that begins there applies those with commit_lsn >= D. The other tables never notice more than a restart of the stream.
 //!
-//! What a crash leaves is in the bookkeeping: the table set aside with the request for its copy, in one transaction, or
-//! neither; the next start comes to the same fault, or to the hand-over. Not until the copy is published is this instance
-//! ready, since the table's rows are older than the others'.
+//! After a crash the bookkeeping holds the suspended table with the request for its copy, written in one transaction, or
+//! neither; the next start comes to the same fault, or to the hand-over. This instance is not ready until the copy is
+//! published, since the table's rows are older than the others'.
 
 use super::fingerprints::table_called;
 use crate::apply_plan::row_by_row::NoIdentity;
@@ -127,7 +127,7 @@ async fn replaced_by(addresses: &Addresses, table: &QualifiedName) -> Result<Opt
     Ok(known.map(|known| known.source_id).zip(now).filter(|(old, new)| old != new))
 }
 
-/// What keeps tables from being copied by themselves when this fault is met, for whoever only looks; `None`: they will be.
+/// What prevents an automatic copy of tables on this fault, for callers that change nothing; `None`: nothing does.
 pub(crate) async fn obstacle(
     config: &Config,
     bookkeeping: &Bookkeeping,

@@ -24,7 +24,7 @@ use crate::schema_change::ddl::Creation;
 use crate::session::{SessionError, SqlClient, describe_tables, describe_types, fingerprint_facts};
 use crate::source::SourceError;
 
-/// The fault is told without the difference when the servers take longer.
+/// When the servers take longer, the fault is reported without the difference.
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// The fault, with the difference between the ends where a constraint is not the source's.
@@ -122,7 +122,7 @@ async fn reason(
     Ok(reason.map(|reason| DestinationError::NeedsCopy { table: table.clone(), reason }))
 }
 
-/// What was refused, where both ends have the rule now: what the source does not have is told with what ends the difference.
+/// What was refused, where both ends have the rule now. Where the source lacks it, the report names what ends the difference.
 async fn refusal(addresses: &Addresses, conflict: &Conflict, table: &QualifiedName) -> Result<Option<Refusal>, Fault> {
     let Violated { constraint, column, .. } = &conflict.violated;
     let is_of_table = match conflict.kind {

@@ -1,15 +1,15 @@
-//! What headwater's sessions wait for at either end, said while they wait.
+//! What headwater's sessions wait for at either end, reported while they wait.
 //!
-//! [`tell_waits`] runs beside the ring for as long as the process, on a session of its own at the destination; at the source the
-//! monitor's session asks, and `verify` asks for itself. A statement that meets somebody's lock waits up to a bound
-//! (`destination.lock_timeout`, `fence_timeout`, or that of its session), then it is given up and tried again: without a word nobody
-//! would know why nothing moves. What waits for longer than [`TOLD_AFTER`] is a line in the log, once for each holder's transaction,
-//! and stands in /status for as long as it waits.
+//! [`tell_waits`] runs next to the replication loop for as long as the process, on a session of its own at the destination. At the
+//! source the monitor's session asks; `verify` asks for itself. A statement that meets another session's lock waits up to a bound
+//! (`destination.lock_timeout`, `fence_timeout`, or that of its session). Then headwater gives it up and tries again: without a
+//! message nobody would know why nothing moves. A wait longer than [`TOLD_AFTER`] is a line in the log, once for each holder's
+//! transaction, and appears in /status for as long as it lasts.
 //!
-//! The same holds for the creation of a slot, whose session waits for the end of transactions. For that of a copy
-//! `snapshot` has words of its own, which name every transaction that is waited for; it is shown here and not logged again.
+//! The same holds for the creation of a slot, whose session waits for the end of transactions. For the slot of a copy
+//! `snapshot` has messages of its own, which name every transaction that it waits for; this wait is shown here and not logged again.
 //!
-//! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits are told at a time, [`TOLD_MAX`] remembered.
+//! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits reported at a time, [`TOLD_MAX`] remembered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::session::{SessionError, Sql, SqlClient};
 use crate::source::lock_holder;
 use crate::telemetry::Telemetry;
 
-/// A wait that is over sooner is told nobody.
+/// A wait that is over sooner is not reported.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 const WAITS_MAX: i64 = 10;
-/// There are as many waits as purposes of sessions times tables; whoever is forgotten is told once more.
+/// There are as many waits as purposes of sessions times tables; a wait that is forgotten is reported once more.
 const TOLD_MAX: usize = 1000;
 /// So much of the holder's statement is shown.
 const STATEMENT_SHOWN: usize = 300;
@@ -55,7 +55,7 @@ pub(crate) struct Wait {
     what: String,
     /// Who holds the lock, and what ends it.
     holder: String,
-    /// The slot of a copy, whose wait is told by the copy.
+    /// The slot of a copy: the copy itself reports this wait.
     told_elsewhere: bool,
 }
 
@@ -78,7 +78,7 @@ impl ToldWaits {
         if self.0.len() > TOLD_MAX {
             self.0.clear();
         }
-        // What is over and comes again is told again only when somebody else, or another transaction, is in the way.
+        // A wait that ends and comes again is reported again only when another session, or another transaction, is in the way.
         self.0.extend(waits.iter().map(|wait| (wait.key.clone(), wait.holder.clone())));
         new
     }

@@ -1,8 +1,8 @@
 //! Where tables that are followed are at the source now: under another name, or nowhere.
 //!
-//! Asked by whoever cannot read the catalog ([`explain_lost`]: a start, a copy, `verify`, `--accept-source-identity`), by `check`, and by
-//! the monitor when a table is not in the publication (`stream_health`). In come names and the OIDs that the bookkeeping knows, out goes
-//! what an operator is told. A question for any number of tables; it needs no lock and no privilege on them.
+//! Asked by callers that cannot read the catalog ([`explain_lost`]: a start, a copy, `verify`, `--accept-source-identity`), by `check`, and
+//! by the monitor when a table is not in the publication (`stream_health`). In come names and the OIDs that the bookkeeping knows; out
+//! goes the report for the operator. One query for any number of tables; it needs no lock and no privilege on them.
 
 use std::collections::BTreeSet;
 
