@@ -1,19 +1,19 @@
 //! A fence: one state of both databases, held by a snapshot on each side, while both are being written.
 //!
-//! Made by whoever leads, in this order:
+//! The leader makes it, in this order:
 //!
 //! ```text
 //! hold                       apply stands at its position P
 //! temporary slot             its consistent point C > P: asked for earlier, the stream would often have passed C
 //! run to C                   every transaction with commit_lsn < C is applied, and none other
 //! export the destination     now both snapshots show exactly those transactions
-//! go on
+//! resume
 //! settle the source          imported, waited for, exported again; then the slot goes
 //! ```
 //!
-//! Nothing is asked to be quiet: the source is written to all the time, and apply stands still for as long as a slot
-//! takes to be made, at most `fence_timeout`; on the way to C it works. A slot waits for the transactions that run at
-//! the source; when one of them takes longer, the attempt is given up, naming it, and the slot with it.
+//! Neither side needs to be quiet. The source is written to all the time, and apply stands still only until the slot is made,
+//! at most `fence_timeout`; on the way to C it works. A slot waits for the transactions that run at
+//! the source. When one of them takes longer, the leader gives up the attempt and the slot, and names the transaction.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ impl Fence {
     }
 }
 
-/// What the making of a fence waits for, for whoever asked for it. Holds the last word only.
+/// What the making of a fence waits for, for its requester. Holds the last message only.
 #[derive(Debug, Default)]
 pub(crate) struct FenceProgress {
     waits_for: Mutex<Option<ErrorReport>>,
@@ -93,7 +93,7 @@ where
     }
 }
 
-/// Makes a fence, and lets apply go on.
+/// Makes a fence, and lets apply resume.
 pub(crate) async fn make(
     config: &Config,
     addresses: &Addresses,
@@ -183,7 +183,7 @@ async fn tell_slot_wait(observer: &SqlClient, progress: &FenceProgress) -> std::
     }
 }
 
-/// Takes a fence over from whoever made it, who may let go then.
+/// Takes a fence over from its maker, which may let go then.
 pub(crate) async fn take_over(addresses: &Addresses, made: &MadeFence) -> Result<Fence, Fault> {
     let destination =
         hold_destination(&sql_for(&addresses.destination, "fence"), Some(&made.destination_snapshot)).await;

@@ -1,4 +1,4 @@
-//! A fence for whoever verifies: asked of the instance that leads, through the bookkeeping, or made by this one.
+//! A fence for a verify: the leader makes it, asked through the bookkeeping, or this instance does.
 //!
 //! In comes a session with the bookkeeping; out goes a fence that was taken over, or the reason why there is none. A request lives as
 //! long as its heartbeat, so one whose process is gone holds nothing.
@@ -65,8 +65,8 @@ pub(crate) const FENCES_MAX: usize = 5;
 /// How often a waiting request is looked at, and its heartbeat renewed.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_millis(100);
 
-/// Asks the leader for a fence and takes it over; for another one when its snapshots are gone before we have them, because the
-/// stream was set up anew in that moment.
+/// Asks the leader for a fence and takes it over. Asks for another one when its snapshots are gone before we have them, because the
+/// stream restarted in that moment.
 pub(crate) async fn ask(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
     let mut left = FENCES_MAX;
     loop {
@@ -156,7 +156,7 @@ pub(crate) async fn answer(
     loop {
         match beat(client, id).await? {
             FenceAnswer::Waiting(report) => {
-                // A failed attempt says what to do, and is told at once.
+                // A failed attempt has a hint, and is reported at once.
                 let failed = report.as_ref().is_some_and(|report| report.hint.is_some());
                 if began.elapsed() >= config.fence_timeout {
                     if let Some(report) = report.clone().filter(|_| failed) {
@@ -217,8 +217,8 @@ pub(crate) fn not_taken_up(within: Duration) -> ErrorReport {
         .hint(format!("See what holds it up: headwater explain\n{NO_FENCE_HINT}"))
 }
 
-/// How to verify beside a service that cannot make a fence.
+/// How to verify when the service cannot make a fence.
 pub(crate) const NO_FENCE_HINT: &str = "Or compare both sides as they stand: headwater verify --no-fence";
 
-/// A wait that lasts so long is told.
+/// A wait that lasts this long is reported.
 pub(crate) const TELL_AFTER: Duration = Duration::from_secs(2);

@@ -27,7 +27,7 @@ impl fmt::Display for LeftOut {
 const STANDS_STILL: &str = "stands still until it is copied anew";
 /// Configured, and not in the bookkeeping yet.
 const NOT_YET: &str = "is not followed yet: it is copied first";
-/// The stream tells of another table than the one that bears the name now.
+/// The stream describes another table than the one that bears the name now.
 const REPLACED: &str = "was dropped and created anew at the source, and is copied first";
 
 /// Why a table cannot be compared; `None` when it can. `source_id`: the table of this name at the source, if known.

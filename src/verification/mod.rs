@@ -10,19 +10,19 @@
 //!      └──────────────── that table once more ◀───────────────┘ no snapshot protects from (they are not MVCC-safe)
 //! ```
 //!
-//! A table whose changes do not arrive at the fence has nothing to be compared with: it is left out, and the verdict says so
-//! (`LeftOut`). Whether they do is read under the destination's own snapshot, so a table that is set aside in the moment
+//! A table whose changes do not arrive at the fence has nothing to be compared with. Verify skips it, and the verdict says so
+//! (`LeftOut`). The destination's own snapshot shows whether they arrive, so a table that is suspended in the moment
 //! of the fence is no false alarm either.
 //!
 //! No lock is held on any table for longer than one range of pages is read; so neither the source's own DDL nor the
 //! apply of a TRUNCATE waits for a verify.
 //!
-//! Who makes the fence: the instance that leads, asked through the bookkeeping (`run`) or by itself
-//! (`verify_every`, `service`). When none leads, the source at C is compared with the destination as it stands, and
-//! what was not applied yet counts as a difference; where some are found, it is made sure once more that none leads, since a
-//! service that sets its stream up anew leads nothing for a moment.
+//! Who makes the fence: the leader, asked through the bookkeeping (`run`) or by itself (`verify_every`, `service`). When no
+//! instance leads, verify compares the source at C with the destination as it stands, and counts what was not applied yet as a
+//! difference. Where it finds some, it makes sure once more that no instance leads, since a service that restarts its stream
+//! leads nothing for a moment.
 //!
-//! Bounds: `fence_timeout` for a fence, and for a lock that somebody else holds; what is waited for is said (`preflight::waits`);
+//! Bounds: `fence_timeout` for a fence, and for a lock of another session; `preflight::waits` reports what verify waits for;
 //! `workers` sessions a side; one range of pages a statement; `Bounds` of what is looked at row by row.
 
 pub(crate) mod compare;

@@ -1,13 +1,13 @@
-//! Repair: the rows that differ, put right at a fence at which apply stands still.
+//! Repair: corrects the rows that differ, at a fence at which apply stands still.
 //!
-//! Done by whoever leads, asked through the bookkeeping. The keys come from a verify; what their rows are *now* is
-//! read anew under the fence's snapshot of the source, so that nothing that was applied in between is undone. One
+//! The leader does it, asked through the bookkeeping. The keys come from a verify. Their rows are read again, as they are *now*,
+//! under the fence's snapshot of the source, so that repair undoes nothing that was applied in between. One
 //! destination transaction deletes what the source lacks (children first), updates what differs and inserts what is
 //! missing (parents first). It holds the position's row, so that no other instance can apply before it has committed.
 //!
 //! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
 //!
-//! The keys are the destination's. Where the source has several rows of one, no row is written: which key is in the way is said.
+//! The keys are the destination's. Where the source has several rows of one, no row is written, and the report names that key.
 
 use super::compare::Keys;
 use super::tables::{Compared, column_types, key_parts, read_tables};

@@ -1,7 +1,7 @@
-//! The leader's side of verify: requests answered, and `verify_every` kept.
+//! The leader's side of verify: answers requests, and keeps `verify_every`.
 //!
-//! Stands beside the ring for as long as one stream runs, on a session of its own; its failures end no stream. A
-//! request is answered by a fence, held until it was taken over or nobody waits any more.
+//! Runs next to the replication loop for as long as one stream, on a session of its own; its failures end no stream. The answer
+//! to a request is a fence, held until the requester has taken it over or waits no longer.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long after a failed attempt the next one is made.
 const AGAIN_AFTER: Duration = Duration::from_secs(3);
 
-/// How often whoever waits for a fence is told for what.
+/// How often the requester of a fence learns what it waits for.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Makes a fence while the request's row says what that waits for.

@@ -31,7 +31,7 @@ pub struct VerifyOptions {
     pub bounds: Bounds,
 }
 
-/// How far a verify is; read by whoever shows it.
+/// The progress of a verify, read by the code that shows it.
 #[derive(Debug, Default)]
 pub struct VerifyProgress {
     /// Bytes of both sides' tables that are to be read, as far as known.

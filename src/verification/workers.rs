@@ -133,7 +133,7 @@ async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<(usize, Side, Answe
         let answer = read(&client, &shared.reading.snapshot_name, &task.sql).await.map_err(fault)?;
         shared.progress.read(task.bytes);
         if answers.send((task.table, task.side, answer)).await.is_err() {
-            // Whoever listened has given up.
+            // The receiver has given up.
             return Ok(());
         }
         let wait = shared.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(task.bytes, Instant::now());
