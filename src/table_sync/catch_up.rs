@@ -1,9 +1,9 @@
 //! Staging follows the source too: the temporary slot's stream, applied to staging instead of the live tables.
 //!
-//! Used by `handover` once everything is copied. It is the ring once more in small: the same stream task, assembler,
-//! batcher and applier, with a position of its own in the staging schema. It stops wherever it is told to, by the
-//! batcher's fence: after [`CatchUp::advance_to`] staging holds every transaction with commit_lsn before that point and
-//! none other. So it can be brought to exactly the position at which the live tables stand.
+//! Used by `handover` once everything is copied. It is a small replication loop: the same stream task, assembler,
+//! batcher and applier, with a position of its own in the staging schema. The batcher's fence stops it at any point that the
+//! caller names: after [`CatchUp::advance_to`] staging holds every transaction with commit_lsn before that point and
+//! none other. So staging can reach exactly the position at which the live tables stand.
 //!
 //! ```text
 //! temporary slot ══▶ source::stream ══ steps ══▶ fence ── renamed ──▶ Applier ──▶ staging

@@ -5,7 +5,7 @@
 //! ```text
 //! pieces, the largest table's first ──▶ reader 1: COPY out ══▶ COPY in ──▶ staging
 //!                                   └─▶ reader N: COPY out ══▶ COPY in ──▶ staging
-//!              beside them: the snapshot's holder is asked every second whether it lives
+//!              meanwhile: asks the snapshot's holder every second whether it lives
 //! ```
 //!
 //! A reader that loses its connection to the source takes its piece again under the same snapshot, on new connections:
@@ -266,7 +266,7 @@ async fn transfer(
             tokio::time::sleep(wait).await;
         }
     }
-    // The source must have said that all was well before the destination is told that this was all.
+    // The source must confirm its end of the data before the destination receives the end.
     outgoing.finish().await.map_err(source)?;
     let rows = incoming.finish().await.map_err(destination)?;
     Ok(rows)

@@ -39,7 +39,7 @@ pub(crate) struct Tables<'a> {
     pub(crate) source: &'a SourceCatalog,
     pub(crate) destination: &'a Catalog,
     pub(crate) transfer: Transfer,
-    /// No stream runs beside it.
+    /// No stream runs meanwhile.
     pub(crate) alone: bool,
 }
 

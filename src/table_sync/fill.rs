@@ -1,7 +1,7 @@
-//! Filling: all tables are there and empty, so the rows go straight into them, in the transaction that publishes them.
+//! Filling: all tables exist and are empty, so the rows go straight into them, in the transaction that publishes them.
 //!
-//! Called by `super` where no stream runs beside it. Staging would be a detour then: what a COPY writes many rows at a
-//! time, INSERT … SELECT would write one by one. Nobody sees a row before COMMIT, and a failure leaves nothing but room
+//! Called by `super` where no stream runs meanwhile. Staging would be a detour then: what a COPY writes many rows at a
+//! time, INSERT … SELECT would write one by one. Nobody sees a row before COMMIT, and a failure leaves nothing but space
 //! that VACUUM gives back. One writer, since one transaction has one session; parents before children.
 //!
 //! Each piece is behind a savepoint: a connection to the source that is lost costs a piece, as it does in `copy`. Where
@@ -174,7 +174,7 @@ impl Filling<'_> {
                 tokio::time::sleep(wait).await;
             }
         }
-        // The source must have said that all was well before the destination is told that this was all.
+        // The source must confirm its end of the data before the destination receives the end.
         outgoing.finish().await.map_err(source)?;
         // Triggers that fire behind a statement have fired by then.
         let rows = incoming.finish().await.map_err(at_table)?;

@@ -1,4 +1,4 @@
-//! The hand-over: tables are copied again, or for the first time, while the stream goes on.
+//! The hand-over: copies tables again, or for the first time, while the stream continues.
 //!
 //! Runs next to the replication loop, for as long as one stream lasts. It looks for requests in the bookkeeping and fulfils them:
 //!
@@ -7,7 +7,7 @@
 //!               │                       │
 //! staging       └─ copied ─ indexed ────┴─ to D1 ─┬────── to D2, D3, … ────────── to D ─┐
 //!                                                 │ list what differs                   │ publish: what is listed
-//! live     ═══════ the stream goes on ═══════ held at D1 ═══ goes on ══════════ held at D ╪══ goes on
+//! live     ═══════ the stream runs ══════════ held at D1 ═══ runs ═════════════ held at D ╪══ runs
 //! ```
 //!
 //! Nothing of this begins before the live tables have reached C: a stream that lags is waited for. So it is when the tables do
@@ -15,14 +15,14 @@
 //!
 //! # Why the publish may go by a list
 //! Both sides stand at D1 for a moment in which a snapshot of the destination is taken. Under it the keys of rows that differ
-//! are listed while the stream goes on, and the keys of all rows that the stream changes *in staging* from D1 on are put on the
-//! same list, by staging's own triggers. One transaction at D makes the listed rows equal. So the stream is held for the last
+//! are listed while the stream continues. Staging's own triggers put on the same list the keys of all rows that the stream
+//! changes *in staging* from D1 on. One transaction at D makes the listed rows equal. So the stream is held for the last
 //! few transactions and for what differs, and not for the size of the tables. Nothing is assumed of what the live table does
 //! between D1 and D: it may take the same changes, or fewer (suspended, just added, a skipped transaction), or in another way
 //! (`source-wins`). What a list promises, and how that is held and checked, is written at [`Lists`].
 //!
 //! A table without a key is compared whole while the stream is held; one that is empty or missing is published from staging
-//! alone. A hold that takes long is told.
+//! alone. A hold that takes long is reported.
 //!
 //! # Failures
 //! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
@@ -72,7 +72,7 @@ const ROUNDS_MAX: u32 = 1000;
 /// How often a hold is tried for staging that does not reach the position in time.
 const HOLDS_MAX: u32 = 5;
 
-/// The tables that a request was fulfilled for are not followed yet by the stream that runs, so it must be set up anew.
+/// A request was fulfilled for tables that the running stream does not follow yet, so the stream must restart.
 /// Until then it is held: it would pass over their changes.
 #[derive(Debug)]
 pub(crate) struct Restart {
@@ -415,7 +415,7 @@ async fn pass(ends: Ends<'_>, control: &Control, consistent_point: Lsn) -> Resul
             let mut held = control.hold().await?;
             held.run_to(consistent_point).await
         };
-        // Whoever else wants a turn gets it in between.
+        // Others that want a turn get it in between.
         if let Ok(passed) = tokio::time::timeout(ends.config.fence_timeout, passing).await {
             return Ok(passed.map_err(|_| SourceError::Ended)?);
         }
@@ -461,7 +461,7 @@ async fn hold(
                 return Ok(held);
             }
             Err(_) => {
-                // The stream goes on, and staging goes on to where it was to be.
+                // The stream resumes, and staging continues to its target.
                 drop(held);
                 reaching.await?;
             }

@@ -15,7 +15,7 @@
 //!
 //! With a live stream that does not run yet the copy is made under a temporary slot, and publishing moves the position
 //! forward to its consistent point; the permanent slot then streams on from there. Until then the old data serves.
-//! Beside a stream that runs, `handover` takes the same steps up to the publish.
+//! While a stream runs, `handover` takes the same steps up to the publish.
 //!
 //! Bounds: `snapshot.workers` copies at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
 //! together.
@@ -312,7 +312,7 @@ async fn take_snapshot(
     Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints })
 }
 
-/// Creates the slot; says what it waits for, and gives way to whoever waits for the tables meanwhile.
+/// Creates the slot; says what it waits for, and gives way to a session that waits for the tables meanwhile.
 async fn create_slot(
     ends: Ends<'_>,
     (source, locks): (&SqlClient, &TableLocks),

@@ -2,11 +2,11 @@
 //!
 //! Opened by `super` between the tables' locks and the slot; `copy` and `fill` give them pieces. Each one holds ACCESS SHARE on
 //! every table in the transaction in which it reads later. It must hold it from the start: a session that asks for it
-//! later waits behind whoever has asked for ACCESS EXCLUSIVE in between, and that session waits for our own locks. No
+//! later waits behind a session that has asked for ACCESS EXCLUSIVE in between, and that session waits for our own locks. No
 //! server sees this circle, because we are a part of it.
 //!
-//! So a lock that is not to be had at once, here or of a reader that is opened anew in the middle of a copy, ends the
-//! attempt: everything is let go, the other session has its turn, and the snapshot begins again.
+//! So a lock that is not available at once, here or for a reader that reopens in the middle of a copy, ends the
+//! attempt: headwater releases everything, the other session has its turn, and the snapshot begins again.
 //!
 //! A role that may read some columns of a table only cannot lock it without reading, and reading would fix the
 //! transaction's snapshot. Then the table is held by [`TableLocks`] alone, and a COPY that has to wait for it ends the
@@ -145,7 +145,7 @@ async fn lock(reader: &mut Connection, tables: &[QualifiedName], timeout: Durati
     Ok(())
 }
 
-/// A lock that is not to be had means that somebody waits for ours.
+/// A lock that is not available means that another session waits for ours.
 pub(super) fn in_the_way(error: SessionError, table: &QualifiedName) -> SourceError {
     if error.code() == Some(LOCK_NOT_AVAILABLE) {
         return SourceError::InTheWay { table: table.clone(), process_id: None };
@@ -155,7 +155,7 @@ pub(super) fn in_the_way(error: SessionError, table: &QualifiedName) -> SourceEr
 
 /// Waits for as long as nobody waits for the tables that we hold; asked while the slot is not there yet.
 ///
-/// Whoever wants ACCESS EXCLUSIVE has a transaction id while it waits, so that the slot waits for it, and it for us.
+/// A session that wants ACCESS EXCLUSIVE has a transaction id while it waits, so that the slot waits for it, and it for us.
 pub(super) async fn stand_in_the_way(locks: &TableLocks) -> SourceError {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;

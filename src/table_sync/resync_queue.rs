@@ -1,8 +1,8 @@
 //! Whose turn it is: which requests are taken up together, and which have failed and wait.
 //!
 //! Asked by `handover`, which fulfils requests one hand-over at a time. New requests are taken up together: the source is read
-//! once, and their tables are published in one transaction. What an operator must mend concerns one of them, though, and must
-//! not keep the others waiting; so once a hand-over has failed for such a reason, each of its requests goes alone:
+//! once, and their tables are published in one transaction. But a fault that an operator must fix concerns one of them, and must
+//! not keep the others waiting. So once a hand-over has failed for such a reason, each of its requests goes alone:
 //!
 //! ```text
 //!            passes by itself: wait, together

@@ -1,8 +1,8 @@
 //! While a snapshot is being copied: does its holder live, and what does it cost the source?
 //!
-//! Stands beside `copy`. A snapshot whose holder is gone is noticed within a second, not at the end of the copy. While it
-//! is held, the source's vacuum cannot remove what was deleted since, and the slot keeps the WAL; both are measured, and
-//! told once `snapshot.max_duration` has passed.
+//! Runs next to `copy`, and notices within a second, not at the end of the copy, that a snapshot's holder is gone. While the
+//! snapshot is held, the source's vacuum cannot remove what was deleted since, and the slot keeps the WAL. The guard measures both,
+//! and reports them once `snapshot.max_duration` has passed.
 
 use std::time::{Duration, Instant};
 
