@@ -1,7 +1,7 @@
 //! One attempt: lead, prepare, snapshot if needed, stream until something ends it.
 //!
 //! Run by `supervisor::run` again and again. What one attempt leaves to the next is little: whether the process has ever
-//! streamed, and whether the command line still asks for a snapshot. Everything else is read anew from both servers.
+//! streamed, and whether the command line still asks for a snapshot. It reads everything else again from both servers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -202,7 +202,7 @@ impl Attempt {
     /// A start without --resnapshot has ended with words that ask for it: the next command line that has it is carried out, whatever
     /// an earlier one asked for.
     pub(crate) async fn ends_with(&self, fault: &Fault) {
-        // These are met by whoever leads, so nobody else is at work on a request.
+        // Only the leader meets these, so nobody else is at work on a request.
         let is_answered_by_a_copy = matches!(
             fault,
             Fault::Source(SourceError::LostHistory(_) | SourceError::Gap { .. })
@@ -279,7 +279,7 @@ impl Attempt {
             let bookkeeping = self.bookkeeping().await?;
             refuse_fence_requests(bookkeeping.client(), &report).await
         };
-        // Whoever asks gives up after fence_timeout.
+        // The requester gives up after fence_timeout.
         if !matches!(tokio::time::timeout(END_MAX, refusing).await, Ok(Ok(()))) {
             tracing::debug!("requests for fences could not be refused");
         }
@@ -319,7 +319,7 @@ impl Attempt {
         }
     }
 
-    /// Lives until it is asked to stop, or must be set up anew, or something fails.
+    /// Runs until a request to stop, a restart or a failure ends it.
     pub(crate) async fn run(&mut self) -> Result<Exit, Fault> {
         match self.lead_and_stream().await {
             Err(fault) if !self.is_stopping() => {
@@ -593,7 +593,7 @@ impl Attempt {
         let sequences =
             Sequences::start(self.addresses.clone(), followed, config.schema_changes, Arc::clone(&telemetry));
         let mut health = self.monitor.watch(watched);
-        // Whoever needs apply to stand still for a moment takes a turn through this.
+        // A task that needs apply to pause takes a turn through this.
         let (control, apply_pause) = control();
         let ends = table_sync::Ends { config: &config, addresses: &self.addresses, telemetry: &telemetry };
         let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();

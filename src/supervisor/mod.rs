@@ -1,4 +1,4 @@
-//! The ring and everything around it: from two addresses to a copy that stays equal.
+//! The replication loop and everything around it: from two addresses to a copy that stays equal.
 //!
 //! I/O. In come settings and a wish to stop; nothing goes out but what the destination and telemetry show.
 //! It wires `source` and `destination`, which do not know each other, and turns faults into new attempts.
@@ -8,7 +8,7 @@
 //!   ▲             ├─ prepare: both ends checked, nothing changed yet
 //!   │ fault       ├─ snapshot: where there is no position yet, or one is asked for
 //!   └─ decide ◀───┴─ stream: task 1 source::stream ══ steps ═▶ task 2 apply_loop, positions back
-//!                    monitor beside it, and fences: apply stands still for a moment
+//!                    next to it the monitor, and fences: apply stands still for a moment
 //! ```
 //!
 //! An attempt takes its steps in this order because each needs the one before: who writes is decided before anything

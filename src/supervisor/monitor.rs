@@ -1,14 +1,13 @@
 //! The monitor: how far the source is, how the slot fares, the heartbeat, and whether the destination answers.
 //!
-//! Stands beside the ring, never in it, on sessions of its own that it opens again when they break. It lives as long
-//! as the process, so lag goes on rising while the destination is down. Beside it run, as tasks of their own, the look at the
-//! stream's [`crate::supervisor::stream_health`] and, at either end, the look at what our sessions wait for
-//! ([`crate::preflight::waits`]). What ends a stream is
-//! told by [`StreamHealth`]; everything else goes to telemetry. Nothing that it asks the source needs a lock on a table, so it never waits
-//! for one.
+//! Runs next to the replication loop, never in it, on sessions of its own that it opens again when they break. It lives as long
+//! as the process, so lag keeps rising while the destination is down. Tasks of their own check the stream's
+//! [`crate::supervisor::stream_health`] and, at either end, what our sessions wait for ([`crate::preflight::waits`]).
+//! [`StreamHealth`] carries what ends a stream; everything else goes to telemetry. Nothing that the monitor asks the source needs a
+//! lock on a table, so it never waits for one.
 //!
-//! A task that ends, by whatever it is, ends the stream with words ([`Monitor::ended`]), and the next attempt starts the monitor again:
-//! no stream runs unwatched. An answer of the source that is not understood ends the stream, too.
+//! A task that ends, for any reason, ends the stream with a message ([`Monitor::ended`]), and the next attempt starts the monitor
+//! again: no stream runs unwatched. An answer of the source that is not understood ends the stream, too.
 //!
 //! Bounds: each question has the session's; the questions are a few a second.
 
@@ -144,7 +143,7 @@ impl Monitor {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone_from(source);
     }
 
-    /// Where the stream's truncations are told.
+    /// The truncations that the stream has reported.
     pub(crate) fn truncations(&self) -> ToldTruncations {
         self.truncations.clone()
     }

@@ -2,8 +2,8 @@
 //!
 //! Run by `monitor` as a task of its own, on a session of its own: what it asks needs ACCESS SHARE on the tables
 //! (pg_publication_tables opens them), so it waits while somebody alters one, and lag, slot and heartbeats must not wait with it.
-//! In come what a stream was started on ([`Watched`]) and the truncations of which it has told; out goes [`StreamHealth`], which ends a
-//! stream that stands on nothing. It looks, too, whether the rows of the tables may be others than the stream tells of
+//! In come what a stream was started on ([`Watched`]) and the truncations that it has reported; out goes [`StreamHealth`], which ends a
+//! stream that has lost that basis. It also checks whether the tables' rows may differ from those that the stream reports
 //! ([`crate::preflight::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
 //!
 //! The stream may wait for a look ([`super::looks`]), which then needs no lock unless it finds something.
@@ -108,7 +108,7 @@ pub(super) struct Watched {
 struct WatchedTable {
     name: QualifiedName,
     id: RelationId,
-    /// It waits for a copy, so that whether it is published concerns nobody yet but whoever copies it.
+    /// It waits for a copy, so that for now only the copy needs it in the publication.
     waits: bool,
     columns: Vec<String>,
     row_filter: Option<String>,
@@ -138,7 +138,7 @@ impl Watched {
     }
 }
 
-/// The truncations of which the stream has told, for whoever compares fingerprints. All handles mean the same ones.
+/// The truncations that the stream has reported, for the comparison of fingerprints. All handles share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ToldTruncations(Arc<Mutex<Truncations>>);
 
@@ -545,7 +545,7 @@ fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> StreamHealth {
     }
 }
 
-/// Columns may be added, renamed and dropped: the stream tells of that itself. But what is still there must be sent.
+/// Columns may be added, renamed and dropped: the stream itself reports that. But what is still there must be sent.
 fn covers(now: &[String], live: &[String], then: &[String]) -> bool {
     then.iter().all(|column| now.contains(column) || !live.contains(column))
 }
