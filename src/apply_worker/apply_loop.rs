@@ -1,4 +1,4 @@
-//! Task 2 of the ring: steps in, batches to the destination, positions back.
+//! Task 2 of the replication loop: steps in, batches to the destination, positions back.
 //!
 //! It only receives, calls and forwards: what forms a batch is `apply_plan`'s to say, how it is written `destination`'s,
 //! what may be confirmed `progress`'s.
@@ -9,7 +9,7 @@
 //!                    Ledger ◀───┘──▶ watch: stored, flushed ─▶ task 1
 //! ```
 //!
-//! Its [`ApplyPause`] tells it to go on, to hold, or to run to a fence: a transaction that has begun is finished first, and
+//! Its [`ApplyPause`] says whether to run, to hold, or to run to a fence: a transaction that has begun is finished first, and
 //! while it stands still the session is kept alive and steps are still received, as many as the batcher has room for.
 //!
 //! A transaction that was applied in parallel ([`ParallelApply`]) only waits here for its turn: when everything before it is stored, the

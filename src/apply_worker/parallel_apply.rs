@@ -91,7 +91,7 @@ impl ParallelApply {
         ParallelApply { changes: queue.watch(), queue, context, worker, committing: None, told: false }
     }
 
-    /// For whoever tells what of a stream is in the spool.
+    /// For the step router, which announces what of a stream is in the spool.
     pub(crate) fn handle(&self) -> ParallelApplyQueue {
         self.queue.clone()
     }
@@ -116,7 +116,7 @@ impl ParallelApply {
         self.queue.give_up(why);
     }
 
-    /// A table is about to change: whoever holds locks on it lets go, and begins again only with what it is then.
+    /// A table is about to change: parallel apply releases its locks on it, and begins again only with the changed table.
     pub(crate) async fn release_locks(&mut self) {
         *self.context.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.queue.give_up("a table changes");
@@ -125,7 +125,7 @@ impl ParallelApply {
                 self.changes.changed().await;
             }
         };
-        // Whoever still holds a lock then is waited for as anybody else.
+        // After that, apply waits for a lock that is still held as for any other session's.
         let _ = tokio::time::timeout(STAND_BACK_MAX, gone).await;
     }
 
@@ -135,7 +135,7 @@ impl ParallelApply {
         self.told = false;
     }
 
-    /// Gives way to whatever cannot go on beside it; tells it when it is its turn.
+    /// Gives way to work that cannot run at the same time; announces its turn to it.
     pub(crate) fn poll(&mut self, applier: &Applier, goes_on: bool, free: bool) {
         if let Some((Work::CommitParallel { commit, .. }, _)) = &self.committing {
             if free && !self.told {

@@ -1,8 +1,8 @@
 //! Run, hold, or run to C: the control value of the replication loop.
 //!
-//! Whoever needs apply to stand still (a fence for verify or repair, the last step of a resnapshot) asks for a turn by
-//! [`Control::hold`]; [`super::apply_loop`] reads the [`Command`] through its [`ApplyPause`] and answers with where it
-//! stands. One turn at a time: others wait for theirs. Dropping what a turn gave lets apply go on, however the turn
+//! A task that needs apply to stand still (a fence for verify or repair, the last step of a resnapshot) asks for a turn by
+//! [`Control::hold`]; [`super::apply_loop`] reads the [`Command`] through its [`ApplyPause`] and answers with its
+//! position. One turn at a time: others wait for theirs. Dropping the guard of a turn resumes apply, however the turn
 //! ended.
 //!
 //! ```text
@@ -11,8 +11,8 @@
 //!    └───────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Every turn has a number of its own, and an answer repeats the command that it answers; so an answer to an earlier
-//! turn is never taken for one to this. Bounds: none here; whoever holds bounds its turn (`fence_timeout`).
+//! Every turn has a number of its own, and an answer repeats the command that it answers. So an answer to an earlier
+//! turn is never taken for one to this. Bounds: none here; the holder bounds its turn (`fence_timeout`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,7 +84,7 @@ pub(crate) fn control() -> (Control, ApplyPause) {
 }
 
 impl Control {
-    /// Waits for its turn, and until apply stands still. Cancel-safe: apply goes on.
+    /// Waits for its turn, and until apply stands still. Cancel-safe: apply resumes.
     ///
     /// # Errors
     /// [`BrokenOff`] when the stream has ended.
@@ -163,7 +163,7 @@ impl ApplyPause {
 mod tests {
     use super::*;
 
-    /// A loop that does at once what it is told.
+    /// A loop that obeys each command at once.
     async fn obedient(mut apply_pause: ApplyPause, position: Lsn) {
         loop {
             apply_pause.changed().await;
