@@ -1,8 +1,7 @@
 //! What to tell the operator of a conflict: what stands in the way, and every way out of it.
 //!
 //! Asked by `report`. The message is the manual of a bad night: it names the table, the constraint, the key's columns
-//! and the transaction, never a value; and since headwater tries again by itself, mending the row is all there is to
-//! do.
+//! and the transaction, never a value. Since headwater tries again by itself, the operator only has to fix the row.
 
 use crate::config::OnConflict;
 use crate::destination::{Conflict, ConflictKind};

@@ -5,7 +5,7 @@
 /// What to do about a fault. The reason is the `reason` label of `headwater_restarts_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Set everything up anew.
+    /// Set everything up again.
     Retry(&'static str),
     /// The same, but say that it may need an operator.
     Halt(&'static str),

@@ -6,8 +6,8 @@
 //!
 //! | decision | what happens | examples |
 //! |---|---|---|
-//! | retry | state connecting, back-off, set up anew from the stored position | a lost link, a restart, a deadlock |
-//! | halt | state waiting, /readyz red, the same back-off; goes on by itself once mended | a conflict, disk full, a missing column |
+//! | retry | state connecting, back-off, set up again from the stored position | a lost link, a restart, a deadlock |
+//! | halt | state waiting, /readyz red, the same back-off; continues by itself once fixed | a conflict, disk full, a missing column |
 //! | resnapshot | a new slot, all tables reconciled | a lost slot with `on_slot_lost = "resnapshot"` |
 //! | end | exit 1 | a wrong password at start, bytes that are not understood |
 
@@ -38,10 +38,10 @@ pub enum Fault {
     /// At the destination.
     #[error(transparent)]
     Destination(#[from] DestinationError),
-    /// Something that only an operator can mend, found by neither end alone.
+    /// Something that only an operator can fix, found by neither end alone.
     #[error("{0}")]
     Refused(ErrorReport),
-    /// The monitor found that the stream cannot go on: its publication is gone, say.
+    /// The monitor found that the stream cannot continue: its publication is gone, say.
     #[error("{0}")]
     Halted(ErrorReport),
     /// A task of the monitor has ended.
@@ -69,7 +69,7 @@ pub enum Phase {
 
 /// What to do about `error_policy`.
 pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision {
-    // What an operator must mend ends a start, where somebody is watching, and is waited for later on.
+    // What an operator must fix ends a start, where somebody is watching; later on, headwater waits for the fix.
     let operator = |reason| match phase {
         Phase::Starting => Decision::End,
         Phase::Running => Decision::Halt(reason),
@@ -131,12 +131,12 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::Constraint(_) | DestinationError::KeyRefuses(_) => Decision::Halt("constraint"),
             // Another instance leads: stand by behind its lock.
             DestinationError::PositionMoved { .. } => Decision::Retry("position_moved"),
-            // The source's rows win in the next attempt, which gets the transaction anew.
+            // The source's rows win in the next attempt, which receives the transaction again.
             DestinationError::Conflict(conflict) if conflict.will_win => Decision::Retry("conflict"),
             DestinationError::Conflict(_) => Decision::Halt("conflict"),
-            // The next attempt gets the transaction anew, and applies it in its original order.
+            // The next attempt receives the transaction again, and applies it in its original order.
             DestinationError::SetsRefused { .. } => Decision::Retry("sets_refused"),
-            // The next attempt gets it anew, and leaves it out from its first piece on.
+            // The next attempt receives it again, and skips it from its first piece on.
             DestinationError::WantedOut { .. } => Decision::Retry("skip"),
             DestinationError::Bind(_)
             | DestinationError::NeedsCopy { .. }
@@ -147,7 +147,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             DestinationError::LabelMissing => Decision::Retry("label_missing"),
             // They are renamed before the stream starts again.
             DestinationError::AttributesRenamed => Decision::Retry("attributes_renamed"),
-            // The format is chosen anew when the stream starts.
+            // The stream chooses the format again when it starts.
             DestinationError::FormatChanged(_) => Decision::Retry("format_changed"),
             DestinationError::NoIdentity(_) => Decision::Halt("no_identity"),
             DestinationError::StagingLost(_) => Decision::Retry("staging_lost"),
@@ -183,7 +183,7 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
     }
 }
 
-/// What to tell of a copy that lacks most rows of tables. `copy_begun_at`: the start that counted them was an earlier one.
+/// The report on a copy that lacks most rows of tables. `copy_begun_at`: the start that counted them was an earlier one.
 fn lacks_most(tables: &str, copy_begun_at: Option<&str>) -> ErrorReport {
     let counted = match copy_begun_at {
         None => format!("Publishing it would delete, of each table, rows whose keys it lacks: {tables}."),

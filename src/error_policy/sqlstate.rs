@@ -57,11 +57,11 @@ fn class_of(code: SqlState) -> Class {
 /// `operator` decides what needs one.
 pub(super) fn decide(code: SqlState, lost: &'static str, operator: &dyn Fn(&'static str) -> Decision) -> Decision {
     match code.as_str() {
-        // The position moved under a statement of ours: read it anew.
+        // The position moved under a statement of ours: read it again.
         "HW001" => return Decision::Retry("position_moved"),
         // Somebody speaks another protocol: a proxy, say. It will not get better by itself.
         "08P01" => return operator("protocol"),
-        // A server timeout ended a transaction of ours; a failed one goes on failing until it is left.
+        // A server timeout ended a transaction of ours; a failed one keeps failing until it is left.
         "25P02" | "25P03" | "25P04" => return Decision::Retry("transaction_timeout"),
         // A standby where a primary was, or default_transaction_read_only.
         "25006" => return Decision::Halt("read_only"),
