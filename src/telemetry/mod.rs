@@ -5,7 +5,7 @@
 //! anything, and nothing served over HTTP changes anything.
 //!
 //! Invariants: no row value and no password in any output (I9); label sets are bounded by the table set and by our
-//! own enums; lag is computed when it is asked for, so it goes on rising while everything else stands still.
+//! own enums; each query computes the lag, so it keeps rising while everything else stands still.
 
 mod facts;
 pub mod failpoint;

@@ -1,4 +1,4 @@
-//! The state: which one of seven, how it is called, and the one log line that tells of its change.
+//! The state: which one of seven, its name, and the one log line that reports its change.
 //!
 //! `facts` sets it; the log, the metrics' label, the pages and the commands show it by this name.
 

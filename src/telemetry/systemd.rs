@@ -1,9 +1,9 @@
-//! What the service manager is told: ready, alive, the state in words, stopping (sd_notify(3)).
+//! What the service manager receives: ready, alive, the state in words, stopping (sd_notify(3)).
 //!
-//! Stands beside the ring and reads [`Telemetry`]. Without NOTIFY_SOCKET, which `Type=notify` sets, it does nothing.
-//! *Ready* is said once both servers were reached and checked, or one of them is being waited for: so a start that an
-//! operator must mend fails visibly, and a server that is down does not hold up the boot. *Alive* is said by the thread
-//! that does all the work: when it hangs, it is silent. Bound: a datagram that the manager does not take is dropped.
+//! Runs next to the replication loop and reads [`Telemetry`]. Without NOTIFY_SOCKET, which `Type=notify` sets, it does nothing.
+//! It sends *ready* once both servers were reached and checked, or while it waits for one of them. So a start that an operator
+//! must fix fails visibly, and a server that is down does not hold up the boot. The thread that does all the work sends *alive*:
+//! when it hangs, it is silent. Bound: a datagram that the manager does not take is dropped.
 
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;

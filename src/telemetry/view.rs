@@ -75,7 +75,7 @@ pub enum SnapshotPhase {
     Indexing,
     /// Foreign keys among the copied rows, and statistics.
     Validating,
-    /// What the source has committed since; beside a stream that runs.
+    /// What the source has committed since; only while a stream runs.
     CatchingUp,
     /// The copied rows with those that the tables have.
     Comparing,
@@ -225,7 +225,7 @@ pub struct StatusView {
     pub slot: Option<SlotHealth>,
     /// The tables by name.
     pub tables: BTreeMap<String, TableProgress>,
-    /// Tables whose changes are passed over until they are copied anew, as in `tables`.
+    /// Tables whose changes are passed over until they are copied again, as in `tables`.
     #[serde(default)]
     pub standing_still: Vec<String>,
     /// Locks that sessions of ours have waited for, for more than 5 s, with their holders.

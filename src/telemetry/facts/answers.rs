@@ -1,6 +1,6 @@
 //! What is answered from the facts, as of the moment of the question: ready or why not, in service or why not, the status, the metrics.
 //!
-//! Asked by the HTTP server, the service manager's notices and the chart's sampler. Lag is computed here, so it goes on
+//! Asked by the HTTP server, the service manager's notices and the chart's sampler. Lag is computed here, so it keeps
 //! rising while everything else stands still.
 
 use std::time::{Duration, Instant};

@@ -2,8 +2,8 @@
 //!
 //! Told by `table_sync`, its readers, and what `destination` builds, compares and publishes; shown as metrics, and as the
 //! snapshot's and each table's progress in the status. A phase has steps with weights, so that one large index counts for
-//! more than ten small ones. What is not known is not guessed: no phase is done before the next begins, and no time that
-//! is left is told for the work of later phases.
+//! more than ten small ones. What is not known is not guessed: no phase is done before the next begins, and the remaining time
+//! includes no work of later phases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -190,7 +190,7 @@ impl Telemetry {
         let Some(snapshot) = &mut inner.snapshot else { return };
         snapshot.steps.done += 1;
         snapshot.steps.weight_done += weight(bytes);
-        // Until it is told anew: it was under way as a whole at most.
+        // Until the next report of it: at most the whole step was under way.
         snapshot.steps.under_way = (snapshot.steps.under_way - weight(bytes)).max(0.0);
     }
 

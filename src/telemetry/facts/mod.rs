@@ -1,4 +1,4 @@
-//! The facts: what happens, told by the rooms that make it happen, kept for whoever asks.
+//! The facts: what happens, reported by the modules that make it happen, kept for their readers.
 //!
 //! One [`Telemetry`] per process, shared. Every method takes a fact and returns at once; the lock inside is held for
 //! a few assignments, never across an await. Bounds: events are kept for the last [`EVENTS_MAX`] only.
@@ -408,7 +408,7 @@ impl Telemetry {
         remember(&mut self.inner(), "conflict", format!("{kind} on {table}: {}", counted(rows, "row")));
     }
 
-    /// The stream is set up anew.
+    /// The stream restarts.
     pub fn restart(&self, reason: &'static str) {
         self.metrics.restarts.with_label_values(&[reason]).inc();
         remember(&mut self.inner(), "restart", reason.to_owned());

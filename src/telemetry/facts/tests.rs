@@ -1,4 +1,4 @@
-//! What the facts promise to whoever shows them.
+//! What the facts promise to their readers.
 
 use super::*;
 use crate::telemetry::view::SnapshotPhase;

@@ -1,6 +1,6 @@
 //! The HTTP server: /, /events, /metrics, /healthz, /readyz, /rolloutz, /status.
 //!
-//! Stands beside the ring; reads [`Telemetry`] and changes nothing. Loopback by default, and then only requests for a
+//! Runs next to the replication loop; reads [`Telemetry`] and changes nothing. Loopback by default, and then only requests for a
 //! loopback host are answered ([`host`]). Bounds: connections as [`server`] says; requests have no bodies that are read,
 //! answers are as large as the facts, at most [`STREAMS_MAX`] pages, and half of the connections, are kept up to date at once.
 
@@ -154,12 +154,12 @@ async fn metrics(Shared(served): Answered) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], served.telemetry.render_metrics()).into_response()
 }
 
-/// For whoever leads readers to the copy.
+/// For load balancers, which lead readers to the copy.
 async fn ready(Shared(served): Answered) -> Response {
     probed(served.telemetry.ready(), "ready\n")
 }
 
-/// For whoever replaces one instance after another.
+/// For orchestrators, which replace one instance after another.
 async fn in_service(Shared(served): Answered) -> Response {
     probed(served.telemetry.in_service(), "in service\n")
 }
