@@ -67,7 +67,7 @@ pub fn holds_password(file: FileText<'_>) -> bool {
 
 /// Variables that look like misspelt settings, each with the setting that was probably meant.
 ///
-/// Not an error: an orchestrator may put variables of its own (`HEADWATER_SERVICE_HOST`) beside ours.
+/// Not an error: an orchestrator may set variables of its own (`HEADWATER_SERVICE_HOST`).
 pub fn misspelt_variables(environment: &Environment) -> Vec<(String, String)> {
     file::misspelt_variables(environment)
 }

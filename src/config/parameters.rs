@@ -1,7 +1,7 @@
 //! A connection string's text into parameters, and these with the `PG…` environment into [`ConnectionSettings`].
 //!
-//! Called by [`ConnectionSettings::parse`], which tells what is taken over of libpq's habits and what is not. Every problem of
-//! a string is told, none with its password.
+//! Called by [`ConnectionSettings::parse`], which says which of libpq's habits it takes over and which not. Every problem of
+//! a string is reported, none with its password.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! What a configuration is read from, as arguments, and what is wrong with it, and where.
 //!
-//! Collected by every part of this module, so that an operator is told everything at once; shown by `commands`. No value of a setting that
+//! Collected by every part of this module, so that an operator sees everything at once; shown by `commands`. No value of a setting that
 //! may hold a password is shown.
 
 use std::fmt;

@@ -117,7 +117,7 @@ pub struct DestinationSettings {
     pub lock_timeout: Duration,
     /// How long an answer may take before the destination counts as unreachable.
     pub timeout: Duration,
-    /// Roles whose code may run with our rights, besides superusers and whoever may act as our role.
+    /// Roles whose code may run with our rights, besides superusers and roles that may act as our role.
     pub trusted_roles: Vec<Ident>,
     /// What becomes of tables that belong to other roles.
     pub untrusted_owners: UntrustedOwners,
