@@ -1,7 +1,7 @@
-//! The fingerprint of a source table: what tells whether its rows are still those that the stream has told of.
+//! The fingerprint of a source table: what shows whether its rows are still those that the stream has reported.
 //!
-//! pgoutput tells of rows, not of rewrites, leaves, persistence or types. So what the catalog says of a table (one row of
-//! sql/fingerprints.sql, read by `session`) is remembered at the destination, and compared at every start and on the monitor's
+//! pgoutput reports rows, not rewrites, leaves, persistence or types. So headwater remembers what the catalog says of a table (one row
+//! of sql/fingerprints.sql, read by `session`) at the destination, and compares it at every start and on the monitor's
 //! clock. Here is the comparison, and nothing else: in come two fingerprints, out comes a [`Verdict`].
 //!
 //! The catalog is read at a later moment than the stream's position. A difference may therefore be one that the stream has not
@@ -9,21 +9,21 @@
 //! stream has passed the moment at which the catalog was read: until then a TRUNCATE that explains it may be under way.
 //!
 //! What the catalogs show of each statement (tried on 15.18): a rewrite of the table gives it a new `relfilenode`; one that
-//! may change values, `ALTER COLUMN … TYPE`, writes the column's `pg_attribute` row anew in the same transaction. VACUUM FULL, CLUSTER
+//! may change values, `ALTER COLUMN … TYPE`, writes the column's `pg_attribute` row again in the same transaction. VACUUM FULL, CLUSTER
 //! and TRUNCATE keep the TOAST table's OID and give it a new file; every rewrite by ALTER TABLE makes another TOAST table.
 //! VACUUM, also with FREEZE, leaves the xmin of catalog rows as it is.
 //!
-//! Every rewrite also writes anew the rows of columns that had a value for older rows in the catalog (`atthasmissing`).
+//! Every rewrite also writes again the rows of columns that had a value for older rows in the catalog (`atthasmissing`).
 //!
-//! A unique index, a constraint or the identity of a partition that is changed moves no row, and the stream tells of every row since.
-//! But what the source let through meanwhile may be refused here, or name another row. So what the stream has passed is kept apart
-//! from what the catalog says (`session::fingerprints`), and [`Fingerprint::explains`] a refused change by what was not there all the
-//! time: then the table is copied, and no row here is ever called to be in the way.
+//! A change of a unique index, a constraint or the identity of a partition moves no row, and the stream reports every row since.
+//! But the destination may refuse what the source let through meanwhile, or another row may have its key. So what the stream has passed
+//! is kept apart from what the catalog says (`session::fingerprints`), and [`Fingerprint::explains`] a refused change by what was not
+//! there all the time. Then the table is copied, and no row of the destination is ever reported to be in the way.
 //!
 //! | new file | TOAST table | columns' rows | so it was |
 //! |---|---|---|---|
 //! | no | same | any | nothing that touches values |
-//! | yes | same | any | VACUUM FULL, CLUSTER, or TRUNCATE, which the stream tells of unless it was a leaf's |
+//! | yes | same | any | VACUUM FULL, CLUSTER, or TRUNCATE, which the stream reports unless it was a leaf's |
 //! | yes | another, or none | a known column's is new | ALTER … TYPE: the values may be others |
 //! | yes | another, or none | one that is not known | ADD COLUMN with a value for each row, or SET UNLOGGED and back |
 //! | yes | another, or none | same | undecided: SET UNLOGGED and back, pg_repack; without TOAST also VACUUM FULL |
@@ -221,9 +221,9 @@ pub enum Refusal {
 /// What a comparison of two fingerprints says of the rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The stream tells of every row; what else has changed is followed when it describes the table.
+    /// The stream reports every row; other changes are followed when it describes the table.
     Same,
-    /// Rows may be others than those that the stream has told of: a copy is needed. Why, as a sentence without its full stop.
+    /// Rows may differ from those that the stream has reported: a copy is needed. Why, as a sentence without its full stop.
     Differ(String),
     /// The catalog cannot tell, once the stream has passed the moment at which it was read.
     Doubt(String),
@@ -251,7 +251,7 @@ impl Fingerprint {
         if let Some(reason) = now.unsent() {
             return Verdict::Differ(reason);
         }
-        // The rows of its catalogs were written anew, and nothing of what they say can be compared.
+        // The catalogs' rows were written again, so that nothing that they say can be compared.
         if self.server != now.server {
             return Verdict::Same;
         }

@@ -1,8 +1,8 @@
 //! Whether a destination table fits its source, column by column, and in which format its values can travel.
 //!
 //! Asked by preflight for whole tables and again whenever a Relation message differs from the last one. Values travel
-//! in binary when both ends have the same built-in type, or an enum or domain over one; otherwise as text. What does
-//! not fit is reported with the statement that mends it, all columns at once.
+//! in binary when both ends have the same built-in type, or an enum or domain over one; otherwise as text. All misfits
+//! of a table are reported at once, each with the statement that fixes it.
 //!
 //! Why so narrow: a binary value is the type's memory, near enough. Arrays and composites over user types carry OIDs
 //! that differ between servers; extensions may differ in version; the reg* types are OIDs. Text is understood by
@@ -40,7 +40,7 @@ pub fn type_misfit(id: TypeId, source_types: &Types, destination_types: &Types) 
 pub struct Misfit {
     /// What is wrong.
     pub problem: String,
-    /// The statement that mends it, at the destination; `None` where that is the operator's choice.
+    /// The statement that fixes it, at the destination; `None` where that is the operator's choice.
     pub remedy: Option<String>,
 }
 
@@ -184,7 +184,7 @@ fn always_misfit(table: &QualifiedName, to: &ColumnDefinition, known: bool) -> O
     })
 }
 
-/// Whether rows are told apart by this column at the source.
+/// Whether the source identifies rows by this column.
 fn is_known_by(table: &TableDefinition, column: &Ident) -> bool {
     match table.identity_columns() {
         Identity::Key(key) => key.contains(&column),

@@ -4,8 +4,8 @@
 //! differ, and by `check`. The counts are of what was seen in pg_locks on 15 and 18: a lock is held on a relation until its
 //! transaction ends, and planning a statement locks the indexes of its tables, too.
 //!
-//! All sessions of a server share one lock table. When it is full, *whoever* asks next gets "out of shared memory" (53200), also
-//! programs that have nothing to do with us. So what does not fit is refused before the first lock is taken.
+//! All sessions of a server share one lock table. When it is full, *any* session that asks next gets "out of shared memory" (53200),
+//! also one of another program. So headwater refuses what does not fit before it takes the first lock.
 //!
 //! The size is the documented one, max_locks_per_transaction * (max_connections + max_prepared_transactions) (runtime-config-locks,
 //! 14 to 18). What a server really has is a little more: background processes count, too (lock.c, `NLOCKENTS`; postinit.c,
@@ -90,8 +90,8 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// At the source: one session that locks the tables and `readers` that hold them, too. Of a table that is read by a query, which
-/// stands beside each, the indexes are locked with it.
+/// At the source: one session that locks the tables and `readers` that hold them, too. The flag of a table says whether a query reads
+/// it: then its indexes are locked with it.
 pub fn of_reading<'a>(tables: impl Iterator<Item = (&'a TableDefinition, bool)>, readers: usize) -> u64 {
     let (mut locked, mut held) = (0, 0);
     for (table, is_read_by_query) in tables {

@@ -2,7 +2,7 @@
 //!
 //! Pure. Asked by `session` for whatever a server has described. PostgreSQL makes no type that is made of itself, and takes minutes to
 //! make one of thirty composites that each hold the one before twice; but a server may say what it likes, and a superuser may
-//! write it into pg_type. Whoever goes through a type's parts relies on these bounds: recursion ends, and soon.
+//! write it into pg_type. All code that walks a type's parts relies on these bounds: recursion ends, and soon.
 
 use std::collections::BTreeMap;
 

@@ -70,7 +70,7 @@ impl Member {
         self.replica_identity == ReplicaIdentity::Full
     }
 
-    /// Whether a row of the leaf is told as a row of the root is described: by the root's columns, or whole.
+    /// Whether the leaf's rows arrive as the root is described: by the root's columns, or whole.
     fn tells_as(&self, root: &Member) -> bool {
         let same = |a: &[Ident], b: &[Ident]| a.len() == b.len() && a.iter().all(|column| b.contains(column));
         match (&root.key, &self.key) {

@@ -97,8 +97,8 @@ impl Shape {
         self.has_other_files(now, RowFile::was_rewritten)
     }
 
-    /// Whether its rows were written anew since, with other values or without. Then values of added columns that were in the catalog
-    /// are in the rows.
+    /// Whether its rows moved to another file since, with other values or without. Then the rows hold the values of added columns that
+    /// were in the catalog.
     pub fn was_moved(&self, now: &TableDefinition) -> bool {
         self.has_other_files(now, |before, now| before.file != now.file)
     }
