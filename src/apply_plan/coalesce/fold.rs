@@ -148,7 +148,7 @@ impl<'a> Folder<'a> {
         found.copied()
     }
 
-    /// Follows a row from now on under the key of a change, in the place of whoever had it.
+    /// Follows a row from now on under the key of a change, in the place of the row that had it.
     fn follow(&mut self, entity: Entity, hash: u64, instead_of: Option<u32>) -> u32 {
         let number = u32::try_from(self.entities.len()).unwrap_or(NONE);
         self.entities.push(entity);
@@ -240,7 +240,7 @@ impl<'a> Folder<'a> {
             // Occupied, or left by another row of this batch.
             Some(State::Inserted | State::Changed | State::KeyFreed) => return None,
         }
-        // Whoever looks for the old key finds it vacant: the marker takes the row's entry over.
+        // A lookup of the old key finds it vacant: the marker takes the row's entry over.
         let marker = Entity::new(State::KeyFreed, at, When::Before);
         let marker_number = u32::try_from(self.entities.len()).unwrap_or(NONE);
         self.entities.push(marker);

@@ -183,7 +183,7 @@ impl Net {
         all
     }
 
-    /// Begins anew.
+    /// Forgets all changes.
     pub fn clear(&mut self) {
         self.tables.clear();
         self.last = 0;
@@ -251,7 +251,7 @@ impl Net {
     fn fold(&self, table: &TableChanges, changes: &[Change], merged: &mut Vec<Tuple>) -> Option<Folded> {
         let target = &table.target;
         if table.updates == 0 && table.deletes == 0 {
-            // Nothing to fold; whoever inserts a key twice is told so by the server.
+            // Nothing to fold; the server reports a key that is inserted twice.
             let rows = table.changes.iter().map(|at| NetRow { place: 0, first: *at, image: *at }).collect();
             return uniform(table, changes).then_some(Folded { inserts: rows, ..Folded::default() });
         }
