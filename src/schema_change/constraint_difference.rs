@@ -1,8 +1,7 @@
 //! Whether a constraint of the destination that has refused a row is one of the source's, and what to run when it is not.
 //!
 //! In come a table (or a type) as both ends have it now, and what the server has named; out goes the difference, with the
-//! statements that end it. Asked by `preflight::violated_constraints` before an operator is told that a row is in the way: a row that
-//! the source
+//! statements that end it. `preflight::violated_constraints` asks before it reports that a row is in the way: a row that the source
 //! has accepted can only violate what the source has not, or has otherwise. Pure.
 //!
 //! Invariant: no statement touches a row. What the source has is written by [`crate::schema_change::ddl`] only: expressions are parsed and

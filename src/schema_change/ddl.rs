@@ -572,7 +572,7 @@ mod tests {
         );
         assert_eq!(statements.left_out, ["the default of column x (it calls function evil)"]);
 
-        // Without a primary key the whole row identifies it for whoever replicates from the destination.
+        // Without a primary key the whole row identifies it for subscribers of the destination.
         source.indexes.clear();
         let keyless = Creation {
             table: &source,

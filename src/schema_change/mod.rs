@@ -127,9 +127,9 @@ pub enum Obstacle {
 /// Where the rows of a changed table come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
-    /// The stream tells of those that change; the others are here.
+    /// The stream carries those that change; the destination has the others.
     Stream,
-    /// All of them are copied anew.
+    /// All of them are copied again.
     Copy,
 }
 
@@ -176,8 +176,8 @@ impl Change<'_> {
         Ok((evolution, followed(self.known, self.relation, &numbers, table, types)))
     }
 
-    /// Decides how a table that is copied anew takes the source's rows, and what to remember of it. Here the relation is the
-    /// catalog's own. What the rows of before may not allow (NOT NULL, unique indexes) is not promised yet: it is followed
+    /// Decides how a table that is copied again takes the source's rows, and what to remember of it. The relation is the
+    /// catalog's own. Nothing that the old rows may violate (NOT NULL, unique indexes) is promised yet: it is followed
     /// when the stream describes the table next. Sequences depend on no rows.
     ///
     /// # Errors

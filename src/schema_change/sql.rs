@@ -160,8 +160,8 @@ pub fn add_column(
 }
 
 /// Gives a column a sequence of its own, as its default. Not as an identity: that asks for NOT NULL, which rows that are
-/// under way may not keep, and added together with the column it would rewrite the table. Whoever may insert may draw, as
-/// from an identity.
+/// under way may not keep, and added together with the column it would rewrite the table. A role that may insert may draw
+/// values, as from an identity.
 pub fn give_sequence(
     table: &TableDefinition,
     column: &Ident,

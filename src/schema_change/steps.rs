@@ -1,7 +1,7 @@
 //! The steps of an evolution, each for one kind of difference.
 //!
 //! Called by [`Change::follow`] and [`Change::reshape`] once every column of the relation has its number. What fits nowhere
-//! becomes a [`Misfit`] with the statement that mends it.
+//! becomes a [`Misfit`] with the statement that fixes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +72,7 @@ impl Change<'_> {
     }
 
     /// Dropped columns of the primary key here whose name a new column takes, with a type that theirs does not hold; and their new names.
-    /// The key is the operator's to give up, who is told so once it is about a column of its own.
+    /// Only the operator may give up the key; a report says so once it is about a column of its own.
     fn in_the_way(&self, resolved: &[Resolved<'_>], moved: &BTreeMap<i16, Ident>) -> Vec<(&ShapeColumn, Ident)> {
         let dropped = self.known.columns.iter().filter(|known| {
             self.dropped(resolved).any(|dropped| dropped.number == known.number) && !moved.contains_key(&known.number)
@@ -204,7 +204,7 @@ impl Change<'_> {
             });
             return Ok(());
         }
-        // The first NULL tells of a key under its name of now, with what the source has in its place
+        // The first NULL leads to a report of a key under its current name, with what the source has in its place
         // (`schema_change::constraint_difference`).
         if here.name == *name && self.primary_key_with(name).is_some() {
             return Ok(());

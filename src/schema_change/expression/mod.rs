@@ -7,8 +7,8 @@
 //! text ── lexer, parser ──▶ tree ── check against the destination's catalog ──▶ printer ──▶ SQL of our own
 //! ```
 //!
-//! What the grammar does not know, or what uses anything that is not listed as harmless, is not taken over, and the operator
-//! is told. Asked by `sql` and `destination::schema`. Pure: what the destination has is read by
+//! An expression that the grammar does not know, or that uses anything not listed as harmless, is not taken over, and the
+//! operator gets a report. Asked by `sql` and `destination::schema`. Pure: what the destination has is read by
 //! `destination::expressions`.
 
 pub mod catalog;

@@ -1,6 +1,6 @@
 //! What an expression is for, which decides what is allowed in it.
 //!
-//! Said by whoever passes an expression in; asked by `check` and [`super::catalog`]. Plain data.
+//! Named by the caller that passes an expression in; asked by `check` and [`super::catalog`]. Plain data.
 
 /// What an expression is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
