@@ -15,7 +15,7 @@
 //! ranges of *hashes of keys*: both sides' rows of one key are in one bucket, so that no bound can part them. Without a key
 //! the row itself takes its place.
 //!
-//! Bounds: [`BUCKETS`] sums a table, and [`Bounds`]. What is beyond is told as "at least".
+//! Bounds: [`BUCKETS`] sums a table, and [`Bounds`]. Differences beyond them are reported as "at least".
 
 pub mod images;
 pub mod reconcile_sql;
