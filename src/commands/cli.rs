@@ -11,12 +11,12 @@ use crate::pg::Lsn;
 
 /// Keeps local PostgreSQL tables equal to those of another PostgreSQL database.
 ///
-/// headwater takes one full snapshot in foreign-key order, shows it in one instant, then follows the source's logical
+/// headwater takes one full snapshot in foreign-key order, publishes it in one transaction, then consumes the source's logical
 /// replication stream and applies every insert, update, delete and truncate transactionally.
 #[derive(Debug, Parser)]
 #[command(name = "headwater", version, max_term_width = 100)]
 pub(super) struct Arguments {
-    /// The configuration file; by default ./headwater.toml or /etc/headwater/headwater.toml. HEADWATER_… variables win over it.
+    /// The configuration file; by default ./headwater.toml or /etc/headwater/headwater.toml. HEADWATER_… environment variables override it.
     #[arg(long, short, global = true, value_name = "FILE", env = "HEADWATER_CONFIG")]
     pub(super) config: Option<PathBuf>,
 
@@ -26,52 +26,52 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Keep the destination equal to the source, until asked to stop.
+    /// Run the service: keep the destination equal to the source until SIGTERM or SIGINT.
     Run(RunArguments),
-    /// Leave a source transaction out that the destination cannot take: it goes to headwater.dead_letter instead.
+    /// Skip a source transaction that cannot be applied and move it to headwater.dead_letter.
     Skip(TransactionArguments),
-    /// Show the conflict that halts the service.
+    /// Show the conflict that halts apply.
     #[command(subcommand)]
     Conflict(ConflictCommand),
-    /// See the transactions that were left out.
+    /// List or show skipped transactions.
     #[command(subcommand)]
     DeadLetter(DeadLetterCommand),
-    /// Apply a transaction that was left out, to the rows as they are now, and remove it from headwater.dead_letter.
+    /// Apply a skipped transaction to the rows as they are now and remove it from headwater.dead_letter.
     Replay(ReplayArguments),
-    /// Show how fresh the copy is, as the status page does; also when the service is down.
+    /// Show state and lag, as the status page does; works while the service is down.
     Status(StatusArguments),
-    /// Say what blocks progress right now, and what to do about it.
+    /// Report what blocks progress right now, and what to do about it.
     Explain,
     /// Ask the running service to copy all or the given tables again and reconcile the differences, without a restart.
     Resnapshot(ResnapshotArguments),
-    /// See whether everything is as `run` needs it; nothing is changed.
+    /// Check that everything `run` requires is in place; makes no changes.
     Check(CheckArguments),
-    /// Write a first configuration, and print the privileges that it needs, after looking at both databases.
+    /// Read both databases, write a first configuration and print the privileges that it requires.
     Init(InitArguments),
-    /// Compare both sides, row for row, while both are being written.
+    /// Compare source and destination row by row while both are being written.
     Verify(VerifyArguments),
-    /// Prove that the destination may take over: drained, equal, sequences brought over.
+    /// Prepare the switch to the destination: drain the stream, verify the rows, copy the sequences.
     Cutover(CutoverArguments),
-    /// Remove slot, publication and bookkeeping; the rows stay.
+    /// Remove the slot, the publication and the bookkeeping; keeps the rows.
     Teardown(TeardownArguments),
-    /// Print the completions for a shell, to be sourced or installed.
+    /// Print shell completions.
     Completions(CompletionsArguments),
     /// Write the manual pages into a directory.
     #[command(hide = true)]
     Man(ManArguments),
-    /// Watch it work: two throw-away clusters, a forum that is written to, and headwater between them.
+    /// Run a demonstration: two temporary clusters, a forum that is written to, and headwater between them.
     Demo(DemoArguments),
 }
 
-/// A source transaction by one of its names.
+/// A source transaction by one of its positions.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct TransactionArguments {
-    /// The transaction's end_lsn, as the service names it.
+    /// The transaction's end_lsn, as the service reports it.
     #[arg(long, value_name = "LSN")]
     pub(super) end_lsn: Option<Lsn>,
 
-    /// The transaction's commit_lsn; the service gives it for large transactions, whose end it has not seen.
+    /// The transaction's commit_lsn; the service reports it for large transactions, whose end it has not received.
     #[arg(long, value_name = "LSN")]
     pub(super) commit_lsn: Option<Lsn>,
 }
@@ -88,16 +88,16 @@ impl TransactionArguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConflictCommand {
-    /// Print the change that failed and the rows that it is about, at both ends, with their values.
+    /// Print the change that failed, and the rows concerned at both ends, with their values.
     ///
-    /// The values go to this terminal only: no log, status or metric holds them. Reads both databases as the roles of the
-    /// configuration; changes nothing. Exit status 1 while a conflict halts the service.
+    /// Prints values to this terminal only: no log, status or metric contains them. Reads both databases as the roles of the
+    /// configuration; makes no changes. Exit status 1 while a conflict halts apply.
     Show(ConflictShowArguments),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ConflictShowArguments {
-    /// Print values whole; otherwise those longer than 200 characters are cut.
+    /// Print whole values; without it, values longer than 200 characters are cut.
     #[arg(long)]
     pub(super) full: bool,
 }
@@ -115,7 +115,7 @@ pub(super) struct ShowArguments {
     #[command(flatten)]
     pub(super) transaction: TransactionArguments,
 
-    /// Show the values of rows, too.
+    /// Include the values of rows.
     #[arg(long)]
     pub(super) values: bool,
 }
@@ -125,7 +125,7 @@ pub(super) struct ReplayArguments {
     #[command(flatten)]
     pub(super) transaction: TransactionArguments,
 
-    /// Overwrite rows that are there, and insert rows that an update misses.
+    /// Overwrite existing rows, and insert rows that an update does not find.
     #[arg(long)]
     pub(super) source_wins: bool,
 }
@@ -138,13 +138,13 @@ pub(super) struct CompletionsArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct ManArguments {
-    /// The directory, created where it is missing.
+    /// The directory; created if missing.
     pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArguments {
-    /// Keep showing it, every second, until Ctrl-C.
+    /// Refresh every second until Ctrl-C.
     #[arg(long, short)]
     pub(super) watch: bool,
 
@@ -155,14 +155,14 @@ pub(super) struct StatusArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArguments {
-    /// End by itself after so many seconds; otherwise Ctrl-C ends it.
+    /// Stop after this many seconds. Default: run until Ctrl-C.
     #[arg(long, value_name = "SECONDS", env = "DEMO_SECONDS")]
     pub(super) seconds: Option<u64>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct InitArguments {
-    /// Where the source is, as postgresql://user@host/database.
+    /// The source's URL, as postgresql://user@host/database.
     ///
     /// Other users of this machine see the arguments of its processes: give a password by PGPASSWORD, a password file
     /// (~/.pgpass), or in HEADWATER_SOURCE_URL instead of here.
@@ -174,7 +174,7 @@ pub(super) struct InitArguments {
     )]
     pub(super) source: Option<String>,
 
-    /// Where the destination is.
+    /// The destination's URL.
     #[arg(
         value_name = "DESTINATION_URL",
         env = "HEADWATER_DESTINATION_URL",
@@ -190,29 +190,29 @@ pub(super) struct InitArguments {
     #[arg(long)]
     pub(super) ddl_marks: bool,
 
-    /// The file to write; one that is there is never written over.
+    /// The file to write; never overwrites an existing file.
     #[arg(long, short, value_name = "FILE", default_value = "headwater.toml")]
     pub(super) output: PathBuf,
 
-    /// Propose this table, and those that its foreign keys need; may be given several times. Default: all.
+    /// Propose this table and the tables that its foreign keys reference; may be repeated. Default: all.
     #[arg(long, value_name = "TABLE")]
     pub(super) table: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct CutoverArguments {
-    /// Sessions on each side of the comparison. Default: as many as this machine has cores, at most 4.
+    /// Number of sessions on each side of the comparison. Default: the number of cores, at most 4.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) workers: Option<u8>,
 
-    /// Print, too, the SQL of everything that replication does not carry (triggers, policies, grants, …).
+    /// Also print the SQL of everything that replication does not carry (triggers, policies, grants, …).
     #[arg(long)]
     pub(super) not_carried: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct TeardownArguments {
-    /// Only say what would be removed.
+    /// Print what would be removed; makes no changes.
     #[arg(long)]
     pub(super) dry_run: bool,
 }
@@ -227,53 +227,53 @@ pub(super) struct CheckArguments {
     #[arg(long, short, conflicts_with_all = ["json", "not_carried"])]
     pub(super) quiet: bool,
 
-    /// Print the SQL of everything that replication does not carry (triggers, policies, grants, …), to be read and run by hand.
+    /// Print the SQL of everything that replication does not carry (triggers, policies, grants, …), to review and run by hand.
     #[arg(long, conflicts_with = "json")]
     pub(super) not_carried: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArguments {
-    /// Compare this table only; may be given several times.
+    /// Compare only this table; may be repeated.
     #[arg(long, value_name = "TABLE")]
     pub(super) table: Vec<String>,
 
-    /// Sessions on each side. Default: as many as this machine has cores, at most 4.
+    /// Number of sessions on each side. Default: the number of cores, at most 4.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) workers: Option<u8>,
 
-    /// Most bytes read a second on each side, as 50MB.
+    /// Maximum number of bytes to read per second on each side, such as 50MB.
     #[arg(long, value_name = "SIZE")]
     pub(super) max_rate: Option<String>,
 
-    /// Name the columns that differ.
+    /// Print the columns that differ.
     #[arg(long)]
     pub(super) show_columns: bool,
 
-    /// Put the differing rows right, at a second fence.
+    /// Repair the differing rows, at a second fence.
     #[arg(long)]
     pub(super) repair: bool,
 
-    /// Without a running service: apply what is missing up to the fence first.
+    /// Without a running service: apply the stream up to the fence first.
     #[arg(long)]
     pub(super) catch_up: bool,
 
-    /// Compare both sides as they stand, without waiting for the service; what is not applied yet counts as a difference.
+    /// Compare both sides as they are, without a fence; changes that are not applied yet count as differences.
     #[arg(long, conflicts_with_all = ["repair", "catch_up"])]
     pub(super) no_fence: bool,
 
-    /// Keys printed of each table at most.
+    /// Maximum number of differing keys to print per table.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(super) limit: usize,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ResnapshotArguments {
-    /// The tables; without any, all that are configured.
+    /// The tables. Default: all configured tables.
     #[arg(value_name = "TABLE")]
     pub(super) tables: Vec<String>,
 
-    /// Only ask: do not wait until it is done.
+    /// Submit the request and return; does not wait for the copy.
     #[arg(long)]
     pub(super) no_wait: bool,
 }
@@ -282,26 +282,26 @@ pub(super) struct ResnapshotArguments {
 pub(super) struct RunArguments {
     /// Copy all or the given tables again and reconcile the differences; permits changes to tables that already have rows.
     ///
-    /// It is done once, also when a supervisor starts the same command line again after a crash.
+    /// Takes effect once, even if a supervisor starts the same command line again after a crash.
     #[arg(long, value_name = "TABLE,…", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub(super) resnapshot: Option<String>,
 
-    /// The source was upgraded by pg_upgrade, which has kept the slot: continue from there without a copy.
+    /// Continue without a copy at a source that pg_upgrade has upgraded, keeping the slot.
     ///
-    /// pg_upgrade gives the cluster another system identifier, so that without this flag it is taken for another source. Give it
+    /// pg_upgrade gives the cluster another system identifier, so without this flag headwater takes it for another source. Use it
     /// once, and only for a cluster that pg_upgrade (17 or later) has made of the one that fed the destination.
     #[arg(long, conflicts_with = "resnapshot")]
     pub(super) accept_source_identity: bool,
 
-    /// How log lines look.
+    /// The format of log lines.
     #[arg(long, value_enum, default_value_t = LogStyle::Human, env = "HEADWATER_LOG_FORMAT")]
     pub(super) log_format: LogStyle,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogStyle {
-    /// For people.
+    /// Text, for people.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
