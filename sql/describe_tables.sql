@@ -53,18 +53,15 @@ SELECT pg_catalog.jsonb_build_object(
     'partitions', CASE WHEN c.relkind = 'p' THEN (
         -- A partition that was created as one has brought no rows. ATTACH is another command than the one that created the
         -- table and its system columns: in another transaction, or later in the same one (CREATE TABLE PARTITION OF takes 3
-        -- command ids from the one to the other on 15 and 18, the shortest way by ATTACH takes 5). One without a block has brought
-        -- none either: what is written there from now on comes by the stream.
+        -- command ids from the one to the other on 15 and 18, the shortest way by ATTACH takes 5).
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'id', h.inhrelid::pg_catalog.int8,
             'name', (SELECT pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.relname)
                 FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace WHERE l.oid = h.inhrelid),
             'kind', (SELECT l.relkind FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid),
             'persistence', (SELECT l.relpersistence FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid),
-            'attached', (h.xmin <> s.xmin
-                OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4)
-                AND (SELECT l.relkind <> 'r' OR pg_catalog.pg_relation_size(l.oid) > 0
-                     FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid)
+            'attached', h.xmin <> s.xmin
+                OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4
         ) ORDER BY h.inhrelid)
         FROM (
             WITH RECURSIVE tree (relid) AS (

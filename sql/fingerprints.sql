@@ -14,16 +14,13 @@ WITH RECURSIVE wanted (id) AS MATERIALIZED (
 member (root, id, attached, attached_by) AS (
     SELECT w.id, w.id, false, 0::pg_catalog.int8 FROM wanted w
     UNION ALL
-    -- A table that was created as a partition has brought no rows: see describe_tables.sql. Nor has an attached one without a
-    -- block: the stream carries what is written there from now on.
-    SELECT m.root, h.inhrelid, (h.xmin <> s.xmin
-        OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4)
-        AND (l.relkind <> 'r' OR pg_catalog.pg_relation_size(l.oid) > 0),
+    -- A table that was created as a partition has brought no rows: see describe_tables.sql.
+    SELECT m.root, h.inhrelid, h.xmin <> s.xmin
+        OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4,
         h.xmin::pg_catalog.text::pg_catalog.int8
     FROM member m
     JOIN pg_catalog.pg_class c ON c.oid = m.id AND c.relkind = 'p'
     JOIN pg_catalog.pg_inherits h ON h.inhparent = m.id
-    JOIN pg_catalog.pg_class l ON l.oid = h.inhrelid
     JOIN pg_catalog.pg_attribute s ON s.attrelid = h.inhrelid AND s.attnum = -1
 ),
 members (root, facts) AS (
