@@ -193,7 +193,7 @@ SELECT pg_catalog.jsonb_build_object(
                 CROSS JOIN LATERAL (
                     SELECT CASE WHEN oc.opcdefault AND (oc.opcintype = ia.atttypid OR k.attnum = 0 AND am.amname <> 'btree')
                         THEN oc.oid
-                        ELSE (
+                        ELSE COALESCE((
                             WITH RECURSIVE base (id) AS (
                                 SELECT COALESCE(ia.atttypid, (
                                     SELECT xa.atttypid FROM pg_catalog.pg_attribute xa
@@ -211,7 +211,9 @@ SELECT pg_catalog.jsonb_build_object(
                                OR EXISTS (
                                     SELECT FROM pg_catalog.pg_cast x
                                     WHERE x.castsource = bt.oid AND x.casttarget = d.opcintype AND x.castmethod = 'b' AND x.castcontext = 'i')
-                            ORDER BY d.opcintype = bt.oid DESC, dt.typispreferred DESC LIMIT 1) END AS id) AS class)
+                            ORDER BY d.opcintype = bt.oid DESC, dt.typispreferred DESC LIMIT 1),
+                            -- An index over an expression of type name stores cstring.
+                            CASE WHEN oc.opcdefault AND k.attnum = 0 THEN oc.oid END) END AS id) AS class)
         ) ORDER BY i.indisprimary DESC, ic.relname)
         FROM pg_catalog.pg_index i
         JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid

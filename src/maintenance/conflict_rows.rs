@@ -139,7 +139,7 @@ impl Destination<'_> {
     /// The partitions of a table that have something of their own to violate.
     async fn partitions(&self, table: &TableDefinition) -> Result<Vec<TableDefinition>, Fault> {
         let partitions = with_own_constraints(self.client, &[table.id]).await?;
-        let names: Vec<QualifiedName> = partitions.into_iter().map(|(partition, _)| partition).collect();
+        let names: Vec<QualifiedName> = partitions.into_iter().map(|own| own.partition).collect();
         Ok(describe_tables(self.client, &names).await.map_err(DestinationError::Session)?)
     }
 

@@ -18,7 +18,7 @@ use crate::destination::{
 use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::preflight::addresses::Addresses;
-use crate::preflight::partitions::{self, table_of_partition};
+use crate::preflight::partitions::{self, made_at, with_own_constraints};
 use crate::schema_change::constraint_difference::{Difference, Ends, Violated, domain_difference};
 use crate::schema_change::ddl::Creation;
 use crate::session::{SessionError, SqlClient, describe_tables, describe_types, fingerprint_facts};
@@ -170,11 +170,12 @@ async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violat
     let tables_there = describe_tables(&source, tables).await.map_err(SourceError::Session)?;
     let types_here = types_of(&here, &tables_here).await.map_err(DestinationError::Session)?;
     let types_there = types_of(&source, &tables_there).await.map_err(SourceError::Session)?;
+    let violated = &made_at(&here, violated).await?.unwrap_or_else(|| violated.clone());
     let partition = match &violated.table {
-        Some(named) if !tables.contains(named) => match table_of_partition(&here, named).await? {
-            Some(table) => vec![(named.clone(), table)],
-            None => Vec::new(),
-        },
+        Some(named) if !tables.contains(named) => {
+            let trees: Vec<u32> = tables_here.iter().filter(|table| table.is_tree()).map(|table| table.id).collect();
+            with_own_constraints(&here, &trees).await?.into_iter().filter(|own| own.partition == *named).collect()
+        }
         Some(_) | None => Vec::new(),
     };
     let sources: Vec<&TableDefinition> = tables_there.iter().collect();

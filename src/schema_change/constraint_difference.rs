@@ -174,7 +174,6 @@ impl Ends<'_> {
                 && there.predicate == index.predicate
                 && (there.immediate || !index.immediate)
                 && (there.nulls_not_distinct || !index.nulls_not_distinct)
-                && (there.exclusion || !index.exclusion)
         };
         if self.like(index).any(forbids_as_much) {
             return None;
@@ -198,7 +197,8 @@ impl Ends<'_> {
             |there: &&IndexDefinition| is_over_the_same(there, index) && there.predicate == index.predicate;
         match (self.like(index).find(is_over_the_same), instead) {
             (Some(there), _) if !takes_the_same_for_equal(there, index) => {
-                format!("The source has {kind} {} by another operator class or collation", there.name)
+                let by = if index.exclusion { "other operators" } else { "another operator class or collation" };
+                format!("The source has {} {} by {by}", self::kind(there), there.name)
             }
             (_, Some(instead)) => format!("The source has {kind} {} otherwise", instead.name),
             (_, None) => format!("The source does not have {kind} {name} over these columns"),
@@ -206,9 +206,11 @@ impl Ends<'_> {
     }
 
     /// The source's indexes that may forbid what this one forbids.
-    fn like(&self, index: &IndexDefinition) -> impl Iterator<Item = &IndexDefinition> {
-        let unique = index.unique;
-        self.source.indexes.iter().filter(move |there| there.valid && there.unique == unique)
+    fn like<'b>(&'b self, index: &'b IndexDefinition) -> impl Iterator<Item = &'b IndexDefinition> {
+        let is_like = move |there: &IndexDefinition| {
+            there.valid && there.unique == index.unique && (there.exclusion || !index.exclusion)
+        };
+        self.source.indexes.iter().filter(move |there| is_like(there))
     }
 
     fn of_index(&self, index: &IndexDefinition) -> Option<Difference> {
