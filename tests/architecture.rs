@@ -346,3 +346,38 @@ fn absolute(path: &str, here: &str, all: &[String]) -> Option<String> {
     let is_child = all.iter().any(|path| *path == child.trim_start_matches("::"));
     (is_relative || is_child).then(|| [at.join("::"), rest.to_owned()].join("::"))
 }
+
+/// Words that a reader stumbles over, and what to write for them.
+const DIALECT: &[(&str, &str)] = &[
+    ("anew", "again"),
+    ("beside", "next to, concurrently with, besides"),
+    ("whoever", "the role, session or caller that"),
+    ("for ever", "indefinitely"),
+    ("goes on", "continues"),
+    ("go on", "continue"),
+    ("tells of", "describes, reports"),
+    ("mend", "repair, fix"),
+    ("mends", "repairs, fixes"),
+    ("is told", "is reported"),
+    ("are told", "are reported"),
+    ("to be had", "available"),
+    ("as ever", "as before"),
+];
+
+#[test]
+fn comments_are_in_plain_english() {
+    let mut found = Vec::new();
+    for source in sources("src") {
+        for (number, line) in (1..).zip(source.text.lines()) {
+            let Some(comment) = line.trim_start().strip_prefix("//") else { continue };
+            let words: Vec<&str> =
+                comment.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+            let spoken = format!(" {} ", words.join(" ").to_lowercase());
+            let of_dialect = DIALECT.iter().filter(|(word, _)| spoken.contains(&format!(" {word} ")));
+            found.extend(
+                of_dialect.map(|(word, instead)| format!("{}:{number}: {word} ({instead})", source.path.display())),
+            );
+        }
+    }
+    report("words that style leaves out of comments", found);
+}

@@ -28,8 +28,8 @@ pub fn has_type(column: &str, type_sql: &str) -> String {
 
 /// A statement without rows, that fails where one of these conditions refuses it: for COPY and TRUNCATE, which have no WHERE.
 ///
-/// It goes before them and after them, behind a lock of the mode that they take ([`lock`]). Without the lock they would wait for it
-/// themselves, and whoever makes them wait may have the schema renamed meanwhile, which needs no lock on its tables.
+/// It stands before them and after them, behind a lock of the mode that they take ([`lock`]). Without the lock they would wait for it
+/// themselves, and the session that they wait for may rename the schema meanwhile, which needs no lock on its tables.
 pub fn refuse_others(conditions: impl Iterator<Item = String>) -> String {
     let conditions: Vec<String> = conditions.collect();
     format!("SELECT WHERE NOT ({})", conditions.join(" AND "))
