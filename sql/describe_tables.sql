@@ -42,14 +42,19 @@ SELECT pg_catalog.jsonb_build_object(
     'has_children', EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid),
     'comment', pg_catalog.obj_description(c.oid, 'pg_class'),
     'options', c.reloptions,
-    'bytes', CASE WHEN c.relkind = 'p'
-        THEN (SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(t.relid)), 0)::pg_catalog.int8
-              FROM (
+    -- As VACUUM and ANALYZE have last counted. The sizes of the files would be exact, and asking for them locks the table and its
+    -- partitions: one VACUUM FULL would keep everybody who asks for a description waiting.
+    'bytes', (
+        SELECT COALESCE(pg_catalog.sum(
+            (GREATEST(l.relpages, 0)::pg_catalog.int8 + GREATEST(toast.relpages, 0)) * pg_catalog.current_setting('block_size')::pg_catalog.int8), 0)::pg_catalog.int8
+        FROM (SELECT c.oid
+              UNION ALL SELECT t.relid FROM (
                   WITH RECURSIVE tree (relid) AS (
                       SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
                       UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
-                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t WHERE t.isleaf)
-        ELSE pg_catalog.pg_table_size(c.oid) END,
+                  SELECT tree.relid FROM tree) t WHERE t.relid <> c.oid) AS m (id)
+        JOIN pg_catalog.pg_class l ON l.oid = m.id
+        LEFT JOIN pg_catalog.pg_class toast ON toast.oid = l.reltoastrelid),
     'partitions', CASE WHEN c.relkind = 'p' THEN (
         -- A partition that was created as one has brought no rows. ATTACH is another command than the one that created the
         -- table and its system columns: in another transaction, or later in the same one (CREATE TABLE PARTITION OF takes 3

@@ -5,7 +5,10 @@
 //! which keeps one text for PostgreSQL 14 to 18; what comes out is `catalog::schema`'s plain data. A server that answers
 //! with something else is refused, whatever it is.
 
-use super::error::SessionError;
+use std::collections::{BTreeSet, HashMap};
+
+use super::error::{SessionError, SqlState};
+use super::row::Row;
 use super::sql::SqlClient;
 use crate::catalog::nesting::nesting_problem;
 use crate::catalog::not_carried::Thing;
@@ -17,6 +20,11 @@ const TABLES: &str = include_str!("../../sql/describe_tables.sql");
 const IDENTITIES: &str = include_str!("../../sql/identities.sql");
 const TYPES: &str = include_str!("../../sql/describe_types.sql");
 const NOT_CARRIED: &str = include_str!("../../sql/not_carried.sql");
+
+/// The OID of the access method `heap`.
+const HEAP: u32 = 2;
+const SIZE_LOCK_MAX_MILLIS: u32 = 100;
+const LOCK_NOT_AVAILABLE: SqlState = SqlState::new(b"55P03");
 
 /// The tables among `names` that exist and that the role may look up, in the order of their names.
 ///
@@ -86,6 +94,48 @@ pub async fn describe_identities(
     describe(client, "looking at replica identities", IDENTITIES, &[&ids, &publication.as_str()]).await
 }
 
+/// The bytes on disk of those of the tables with these OIDs that exist, TOAST and partitions included. Asking locks each of them for a
+/// moment.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn table_sizes(client: &SqlClient, ids: &[u32]) -> Result<HashMap<u32, u64>, SessionError> {
+    let doing = "measuring tables";
+    let sql = "WITH RECURSIVE tree (root, relid) AS (
+                   SELECT wanted.id, wanted.id FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS wanted (id)
+                   UNION SELECT tree.root, i.inhrelid FROM tree
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+               SELECT tree.root, COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(tree.relid)), 0)::pg_catalog.int8
+               FROM tree GROUP BY tree.root";
+    let sizes = client.query(doing, sql, &[&ids]).await?;
+    let size = |row: &Row| {
+        let bytes = u64::try_from(row.get::<i64>(1)?);
+        Ok((row.get(0)?, bytes.map_err(|_| SessionError::answer(doing, "a negative size"))?))
+    };
+    sizes.iter().map(size).collect()
+}
+
+/// Those of the tables with these OIDs that have no block, so that no session sees a row of them. Where that cannot be known, no table: a
+/// table of another access method than heap may keep its rows elsewhere, and one that is locked for longer than
+/// 100 ms is not waited for.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn empty_tables(client: &SqlClient, ids: &[u32]) -> Result<BTreeSet<u32>, SessionError> {
+    // The bound holds for this statement alone, and is set before the first lock is taken, since the size depends on it.
+    let sql = format!(
+        "SELECT c.oid FROM (SELECT pg_catalog.set_config('lock_timeout', '{SIZE_LOCK_MAX_MILLIS}', true) AS set) AS bound
+         CROSS JOIN pg_catalog.pg_class c
+         WHERE c.oid = ANY ($1::pg_catalog.oid[]) AND c.relkind = 'r' AND c.relam = {HEAP}
+           AND pg_catalog.pg_relation_size(c.oid, CASE WHEN bound.set IS NOT NULL THEN 'main' END) = 0"
+    );
+    match client.query("looking for tables without rows", &sql, &[&ids]).await {
+        Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
+        Err(error) if error.code() == Some(LOCK_NOT_AVAILABLE) => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// A table and its types as the catalog describes them, as text for a parser elsewhere.
 ///
 /// # Errors
@@ -98,10 +148,7 @@ pub async fn describe_relation(client: &SqlClient, id: RelationId) -> Result<Opt
     let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
     let schemas = [name.schema.as_str()];
     let tables = [name.name.as_str()];
-    // No caller needs the size, and computing it would wait for locks.
-    let tables_sql =
-        TABLES.replace("pg_catalog.pg_table_size(c.oid)", "0").replace("pg_catalog.pg_table_size(t.relid)", "0");
-    let Some(row) = client.query_opt(doing, &tables_sql, &[&schemas.as_slice(), &tables.as_slice()]).await? else {
+    let Some(row) = client.query_opt(doing, TABLES, &[&schemas.as_slice(), &tables.as_slice()]).await? else {
         return Ok(None);
     };
     let table: String = row.get(0)?;

@@ -12,7 +12,7 @@ use crate::catalog::schema::{ColumnDefinition, Partition, TableDefinition, Table
 use crate::catalog::table_order::{ForeignKeyOrder, foreign_key_order};
 use crate::config::nearest;
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId};
-use crate::session::{SqlClient, describe_tables, describe_types};
+use crate::session::{SqlClient, describe_tables, describe_types, table_sizes};
 use crate::transaction::TableSet;
 
 /// A table of the set.
@@ -70,7 +70,7 @@ impl SourceCatalog {
     ) -> Result<(SourceCatalog, Vec<ErrorReport>), SourceError> {
         // Before the tables: what changes in between is then taken for changed, not for known.
         let marks = Marks::read(client, names).await?;
-        // The size of a table is not available while a session holds it in ACCESS EXCLUSIVE mode.
+        // Servers from 17 on print no expression of a table that a session holds in ACCESS EXCLUSIVE mode.
         let mut definitions = match describe_tables(client, names).await {
             Ok(definitions) => definitions,
             Err(error) => return Err(explain_lock(client, error, names).await),
@@ -113,6 +113,25 @@ impl SourceCatalog {
             })
             .collect();
         Ok((SourceCatalog { tables, types, cycles, marks }, problems))
+    }
+
+    /// Asks for the sizes of the tables as they are now, in place of those that VACUUM and ANALYZE have counted. Waits for locks.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] names the session that holds a table for longer than the session's `lock_timeout`.
+    pub async fn measure(&mut self, client: &SqlClient) -> Result<(), SourceError> {
+        let ids: Vec<u32> = self.tables.iter().map(|table| table.definition.id).collect();
+        let sizes = match table_sizes(client, &ids).await {
+            Ok(sizes) => sizes,
+            Err(error) => {
+                let names: Vec<QualifiedName> = self.tables.iter().map(|table| table.definition.name()).collect();
+                return Err(explain_lock(client, error, &names).await);
+            }
+        };
+        for table in &mut self.tables {
+            table.definition.bytes = sizes.get(&table.definition.id).copied().unwrap_or(table.definition.bytes);
+        }
+        Ok(())
     }
 
     /// What all tables take on disk.

@@ -53,23 +53,22 @@ const PAGES: &str = concat!(
 /// [`SourceError`].
 pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<Piece>, SourceError> {
     let rows = client.query("measuring a table", PAGES, &[&table.id]).await?;
-    let whole = Piece {
+    let mut whole = Piece {
         relation: table.name(),
         whole_tree: table.kind == TableKind::Partitioned,
         pages: PageRange { first: 0, end: None },
-        bytes: table.bytes,
+        bytes: 0,
     };
     // Without a privilege on the whole table its ctid cannot be read; without one on a partition, the partition.
-    let readable = rows.iter().map(|row| row.get::<Option<bool>>(2)).collect::<Result<Vec<_>, _>>()?;
-    if !readable.iter().all(|readable| *readable == Some(true)) {
-        return Ok(vec![whole]);
-    }
+    let mut are_readable = true;
     let mut pieces = Vec::new();
     for row in &rows {
+        are_readable &= row.get::<Option<bool>>(2)? == Some(true);
         let relation = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
         // Sizes are NULL for what was dropped meanwhile; it has no rows to read then, and reading it says so.
         let pages = row.get::<Option<i64>>(3)?.and_then(|pages| u32::try_from(pages).ok()).unwrap_or(0);
         let block_bytes = u64::try_from(row.get::<i64>(4)?).unwrap_or(8192);
+        whole.bytes += u64::from(pages).saturating_mul(block_bytes);
         pieces.extend(PageRange::split(pages, PIECE_PAGES).into_iter().map(|range| Piece {
             relation: relation.clone(),
             whole_tree: false,
@@ -77,5 +76,5 @@ pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<P
             pages: range,
         }));
     }
-    Ok(pieces)
+    Ok(if are_readable { pieces } else { vec![whole] })
 }

@@ -152,14 +152,17 @@ pub(super) async fn explain_lock(client: &SqlClient, error: SessionError, tables
     }
 }
 
-/// Who holds ACCESS EXCLUSIVE on one of these tables.
+/// Who holds ACCESS EXCLUSIVE on one of these tables, or on a partition of one.
 async fn exclusive_holder(
     client: &SqlClient,
     names: &[String],
 ) -> Result<Option<(QualifiedName, Running)>, SessionError> {
-    let sql = "SELECT n.nspname::text, c.relname::text, l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l
+    let sql = "WITH RECURSIVE tree (relid) AS (
+                   SELECT pg_catalog.to_regclass(name)::pg_catalog.oid FROM pg_catalog.unnest($1::text[]) AS name
+                   UNION SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid)
+               SELECT n.nspname::text, c.relname::text, l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l
                JOIN pg_catalog.pg_class c ON c.oid = l.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               WHERE l.relation = ANY (SELECT pg_catalog.to_regclass(name) FROM pg_catalog.unnest($1::text[]) AS name)
+               WHERE l.relation IN (SELECT tree.relid FROM tree)
                  AND l.mode = 'AccessExclusiveLock' AND l.granted
                  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) LIMIT 1";
     let Some(row) = client.query_opt("looking for the lock's holder", sql, &[&names]).await? else { return Ok(None) };

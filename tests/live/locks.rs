@@ -219,3 +219,35 @@ async fn looking_at_a_table_locks_none_of_its_partitions() {
     holder.batch("its end", "ROLLBACK").await.unwrap();
     looking.await.unwrap().exits(0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_no_lock_on_tables_that_are_followed() {
+    let database = with_partitions(source().await, destination().await, "startlocked").await;
+    let version = database.source_value("SELECT current_setting('server_version_num')").await.expect("a version");
+    if version.parse::<u32>().expect("a number") >= 160_000 {
+        // pg_publication_tables opens the tables there.
+        return;
+    }
+    database.at_source("CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE free (id int PRIMARY KEY)").await;
+    let tables = ["parted", "plain", "free"].map(str::to_owned).to_vec();
+    let setup = Setup { tables, ..Setup::of(&database) }.destination("lock_timeout = \"500ms\"");
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    // As VACUUM FULL does for hours.
+    let holder = source().await.connect(&database.name).await.expect("a session");
+    holder.batch("a lock", "BEGIN; LOCK TABLE public.part199, public.plain IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO free VALUES (1)").await;
+    eventually("a row of another table is here", || async {
+        database.destination_value("SELECT max(id)::text FROM free").await
+    })
+    .await;
+    let checked = setup.command(&["check"]).await.exits(0);
+    checked.says(&["table public.part199 is locked at the source", "ACCESS EXCLUSIVE is held by process"]);
+    holder.batch("its end", "ROLLBACK").await.unwrap();
+    database.assert_catches_up().await;
+    service.stop().await;
+}

@@ -2,7 +2,7 @@
 //! tables that were unlogged or out of the publication for a while. Nobody writes the tables afterwards.
 
 use crate::set_aside::all_live;
-use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of};
+use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of, source};
 
 /// Waits until the rows of a table are the source's.
 async fn becomes_equal(database: &Database, table: &str) {
@@ -227,6 +227,149 @@ async fn changes_that_touch_no_values_lead_to_no_copy_whoever_sees_them_and_when
     file_is_known(&database, "t").await;
     database.assert_catches_up().await;
     not_copied(&service);
+    service.stop().await;
+}
+
+/// A partitioned table with one leaf, and a row in it.
+fn tree(name: &str) -> String {
+    format!(
+        "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10); INSERT INTO {name} VALUES (1, 'v');"
+    )
+}
+
+/// Attaches a table that was created on its own as a tree's second leaf, once `filled` was done to it.
+fn attach(name: &str, filled: &str) -> String {
+    format!(
+        "CREATE TABLE {name}_2 (LIKE {name}); {filled} ALTER TABLE {name} ATTACH PARTITION {name}_2 FOR VALUES FROM (10) TO (20);"
+    )
+}
+
+/// Attaches a partitioned table with a leaf.
+fn attach_tree(name: &str, filled: &str) -> String {
+    format!(
+        "CREATE TABLE {name}_2 (LIKE {name}) PARTITION BY RANGE (id); CREATE TABLE {name}_3 PARTITION OF {name}_2 FOR VALUES FROM (10) TO (15);
+         {filled} ALTER TABLE {name} ATTACH PARTITION {name}_2 FOR VALUES FROM (10) TO (20);"
+    )
+}
+
+async fn partition_is_known(database: &Database, table: &str, partition: &str) {
+    let id = format!("SELECT '{partition}'::regclass::oid::text");
+    let id = database.source_value(&id).await.expect("an OID");
+    let known = format!(
+        "SELECT (shape::jsonb -> 'partitions' @> '{id}')::text FROM headwater.shapes WHERE shape ->> 'name' LIKE '%\"{table}\"%'"
+    );
+    eventually("the new partition is known", || async {
+        (database.destination_value(&known).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_tables_that_are_attached_lead_to_no_copy_whoever_sees_them_and_when() {
+    let tables = ["looked", "described", "deep"];
+    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
+    let database = Database::new("attachedempty", &tables, &schema.concat()).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    // The stream describes the table at its next row, and the monitor looks on its own clock.
+    let described = attach("described", "");
+    database.at_source(&format!("BEGIN; {described} UPDATE described SET v = 'w' WHERE id = 1; COMMIT;")).await;
+    database.caught_up().await;
+    for (name, attached) in [("looked", attach("looked", "")), ("deep", attach_tree("deep", ""))] {
+        database.at_source(&attached).await;
+        partition_is_known(&database, name, &format!("{name}_2")).await;
+    }
+    for name in tables {
+        database.at_source(&format!("INSERT INTO {name} VALUES (11, 'first'); UPDATE {name} SET v = 'second'")).await;
+    }
+    database.assert_catches_up().await;
+    not_copied(&service);
+    service.stop().await;
+    // And while nobody looks: what the next start finds.
+    for name in tables {
+        let (next, bounds) = (format!("{name}_4"), "FOR VALUES FROM (20) TO (30)");
+        database
+            .at_source(&format!(
+                "CREATE TABLE {next} (LIKE {name}); ALTER TABLE {name} ATTACH PARTITION {next} {bounds}"
+            ))
+            .await;
+    }
+    let service = setup.start();
+    service.streams().await;
+    for name in tables {
+        database.at_source(&format!("INSERT INTO {name} VALUES (21, 'third')")).await;
+    }
+    database.assert_catches_up().await;
+    not_copied(&service);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_had_rows_when_they_were_attached_are_copied_though_they_are_empty_by_now() {
+    let tables = ["deleted", "updated", "truncated", "again", "deep", "moved"];
+    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
+    let database = Database::new("attachedvacated", &tables, &schema.concat()).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    let filled = |name: &str| format!("INSERT INTO {name}_2 SELECT i, 'brought' FROM generate_series(10, 14) i;");
+    let brought = |name: &str| attach(name, &filled(name));
+    let truncated = "INSERT INTO truncated SELECT i, 'came' FROM generate_series(15, 17) i; TRUNCATE truncated_2;";
+    let changes = [
+        format!("{} DELETE FROM deleted WHERE id > 9;", brought("deleted")),
+        format!("{} UPDATE updated SET v = 'w'; DELETE FROM updated WHERE id > 9;", brought("updated")),
+        format!("{} {truncated}", brought("truncated")),
+        // Its rows are gone before it is attached, those that come after it come by the stream, and then go without a word.
+        format!("{} INSERT INTO again VALUES (15, 'came'); TRUNCATE again_2;", attach("again", "")),
+        format!("{} DELETE FROM deep WHERE id > 9;", attach_tree("deep", &filled("deep"))),
+        format!("{} UPDATE moved SET id = id - 8 WHERE id > 9;", brought("moved")),
+    ];
+    for statement in changes.iter().flat_map(|change| change.split_inclusive(';')) {
+        database.at_source(statement).await;
+    }
+    // So that their files have no block left.
+    for leaf in ["deleted_2", "updated_2", "deep_3", "moved_2"] {
+        database.at_source(&format!("VACUUM (TRUNCATE) {leaf}")).await;
+        let size = format!("SELECT pg_relation_size('{leaf}')::text");
+        assert_eq!(database.source_value(&size).await.as_deref(), Some("0"), "{leaf} has blocks");
+    }
+    let service = setup.start();
+    for table in tables {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_on_a_table_that_was_attached_holds_nothing_up() {
+    let database = Database::new(
+        "attachedlocked",
+        &["t", "other"],
+        &format!("{} CREATE TABLE other (id int PRIMARY KEY);", tree("t")),
+    )
+    .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let holder = source().await.connect(&database.name).await.expect("a session");
+    database.at_source(&attach("t", "")).await;
+    holder.batch("a lock", "BEGIN; LOCK TABLE public.t_2").await.expect("a lock");
+    database.at_source("UPDATE t_1 SET v = 'w'; INSERT INTO other VALUES (1)").await;
+    eventually("the other table's row is here", || async {
+        database.destination_value("SELECT max(id)::text FROM other").await.map(drop)
+    })
+    .await;
+    holder.batch("unlocking", "COMMIT").await.expect("a commit");
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
     service.stop().await;
 }
 

@@ -263,6 +263,13 @@ async fn tables(
     }
     let examined = SourceCatalog::examine(client, &names).await;
     let (mut catalog, problems) = findings.take(SOURCE, "tables", examined)?;
+    // A copy needs ACCESS SHARE on each of them; a running stream needs no lock.
+    match catalog.measure(client).await {
+        Err(SourceError::Refused(report)) if destination.is_some_and(|destination| destination.position.is_some()) => {
+            findings.warn(SOURCE, "tables", report);
+        }
+        measured => drop(findings.take(SOURCE, "tables", measured)),
+    }
     if problems.is_empty() {
         let text =
             format!("{}, {} MB, readable by the role", counted(catalog.tables.len(), "table"), catalog.bytes() >> 20);
