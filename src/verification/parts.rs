@@ -75,3 +75,21 @@ pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
     };
     Ok(Some(Parts { parts, files }))
 }
+
+/// Whether a table has the files that it has in the snapshot of this session's transaction, which has read it: from then on nobody can
+/// truncate or rewrite it. Otherwise rows that the snapshot has may have looked as if they were not there.
+pub(crate) async fn is_as_in_snapshot(client: &SqlClient, table: &TableDefinition) -> Result<bool, SessionError> {
+    // What a query reads of the catalog is the snapshot's; what a function says of a file or a tree is of now.
+    let sql = concat!(
+        "SELECT (SELECT pg_catalog.array_agg(ROW(c.oid, c.relfilenode)::text ORDER BY c.oid) FROM pg_catalog.pg_class c
+                 WHERE c.oid = $1 AND NOT $2 OR $2 AND c.oid IN (SELECT relid FROM ",
+        partition_tree!("$1"),
+        " AS t WHERE isleaf))
+               IS NOT DISTINCT FROM
+               (SELECT pg_catalog.array_agg(ROW(t.relid, COALESCE(pg_catalog.pg_relation_filenode(t.relid), 0))::text ORDER BY t.relid)
+                FROM (SELECT $1::oid WHERE NOT $2
+                      UNION ALL SELECT p.relid::oid FROM pg_catalog.pg_partition_tree($1) AS p WHERE $2 AND p.isleaf) AS t (relid))"
+    );
+    let partitioned = table.kind == TableKind::Partitioned;
+    client.query_one("looking at a table's files", sql, &[&table.id, &partitioned]).await?.get(0)
+}

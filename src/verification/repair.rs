@@ -7,9 +7,13 @@
 //!
 //! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
 //!
+//! A table that was truncated or rewritten at the source since that snapshot looks empty in it, so nothing of it is written: the next
+//! comparison tells what is left to repair.
+//!
 //! The keys are the destination's. Where the source has several rows of one, no row is written, and the report names that key.
 
 use super::compare::Keys;
+use super::parts::is_as_in_snapshot;
 use super::tables::{Compared, column_types, key_parts, read_tables};
 use super::workers::Side;
 use crate::apply_worker::pause::PauseGuard;
@@ -82,7 +86,17 @@ pub(crate) async fn repair(
     }
     for table in tables {
         let keys = keys.iter().find(|(name, _)| *name == table.name).map(|(_, keys)| keys.as_slice());
-        work.push(read_rows(source, &client, table, keys.unwrap_or_default()).await?);
+        let part = read_rows(source, &client, table, keys.unwrap_or_default()).await?;
+        let is_whole = is_as_in_snapshot(source, &part.table.source).await;
+        if is_whole.map_err(|error| Side::Source.fault(error))? {
+            work.push(part);
+        } else {
+            let name = &part.table.name;
+            tracing::info!(
+                event = "verify",
+                "table {name} was truncated or rewritten while it was to be repaired: its rows stay"
+            );
+        }
     }
     let done = write(config, &client, held.position(), &work).await;
     if done.is_err() {

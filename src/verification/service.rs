@@ -19,7 +19,7 @@ use crate::pg::{ErrorReport, counted};
 use crate::preflight::addresses::Addresses;
 use crate::preflight::violated_constraints::explained;
 use crate::session::SqlClient;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, failpoint};
 use crate::verification::fence::{self, FenceProgress, NoFence, sql_for};
 use crate::verification::fence_request::{Ends, Maker, TOO_SLOW};
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
@@ -125,6 +125,7 @@ impl FenceService<'_> {
         let progress = FenceProgress::default();
         let making = fence::make_and_hold(self.config, self.addresses, &self.control, &progress);
         let (fence, held) = telling(client, id, &progress, making).await?;
+        failpoint::pause("repair.fenced").await;
         let within = self.config.fence_timeout;
         let repairing = repair::repair(self.config, self.addresses, &fence, &held, &keys);
         let repaired = tokio::time::timeout(within, repairing).await;

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 
+use crate::handover::Pause;
+use crate::set_aside::all_live;
 use crate::support::command::Finished;
 use crate::support::{Database, Service, Setup, destination, eventually};
 
@@ -196,5 +198,51 @@ async fn rows_without_a_key_are_put_right_by_the_command_that_a_repair_prints() 
     setup.command(&words).await.exits(0);
     setup.command(&["verify", "--repair"]).await.exits(0);
     database.assert_equal().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_deletes_no_row_of_a_table_that_was_truncated_or_detached_meanwhile() {
+    let schema = |name: &str| {
+        format!(
+            "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (100); INSERT INTO {name} SELECT i, 'v' FROM generate_series(1, 50) i;"
+        )
+    };
+    let plain = "CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, 'v' FROM generate_series(1, 50) i;
+        CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other SELECT i, 'v' FROM generate_series(1, 50) i;";
+    let tables = ["plain", "leaf", "detached", "rewritten", "other"];
+    let trees = format!("{}{}{}", schema("leaf"), schema("detached"), schema("rewritten"));
+    let database = Database::new("repairtruncate", &tables, &format!("{plain}{trees}")).await;
+    let (setup, pause) = Pause::at("repair.fenced", Setup::of(&database));
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    for table in tables {
+        database.at_destination(&format!("UPDATE {table} SET v = 'drifted' WHERE id % 3 = 0")).await;
+    }
+    // Whatever the command says of tables that are copied anew by then: the rows count.
+    let command = setup.clone();
+    let repairing = tokio::spawn(async move { command.command(&["verify", "--repair"]).await });
+    pause.reached().await;
+    let changes = "TRUNCATE plain; TRUNCATE leaf_1; ALTER TABLE detached DETACH PARTITION detached_1; ALTER TABLE rewritten ALTER v TYPE text USING v || '.'";
+    database.at_source(changes).await;
+    pause.end();
+    let ended = repairing.await.expect("a command");
+    let log = service.log();
+    assert!(
+        log.contains("repaired rows at") && log.contains(": 0 deleted, 16 updated, 0 inserted"),
+        "{log}\n{}{}",
+        ended.out,
+        ended.err
+    );
+    for name in ["plain", "leaf", "detached", "rewritten"] {
+        assert!(
+            log.contains(&format!("table public.{name} was truncated or rewritten while it was to be repaired")),
+            "{name}: {log}"
+        );
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
     service.stop().await;
 }
