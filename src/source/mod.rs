@@ -27,6 +27,7 @@ mod output_plugin;
 mod pieces;
 mod preflight;
 mod publication;
+mod published;
 mod running;
 mod schema_looks;
 mod sequences;
@@ -54,6 +55,7 @@ pub use preflight::{SourceServer, same_database};
 pub use publication::{
     GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication,
 };
+pub use published::{PublishedTable, published_tables};
 pub use relation_tracker::RelationTracker;
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};

@@ -7,11 +7,12 @@
 //! headwater publishes no table on which the source's own UPDATE and DELETE would fail then. It reports such tables that the
 //! owner has published, and refuses them only where they would mislead the stream ([`super::identity`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::catalog::SourceCatalog;
 use super::error::SourceError;
 use super::identity::{Identities, Unidentified, joined};
+use super::published::{PublishedTable, published_tables};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition};
 use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, counted, printable, quote_literal};
 use crate::session::{SessionError, SqlClient, SqlState};
@@ -244,12 +245,6 @@ fn ids<'a>(tables: &'a [&TableDefinition]) -> impl Iterator<Item = RelationId> +
     tables.iter().map(|table| table.relation_id())
 }
 
-async fn published(client: &SqlClient, publication: &Ident) -> Result<Vec<QualifiedName>, SourceError> {
-    let sql = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1::text";
-    let rows = client.query(DOING, sql, &[&publication.as_str()]).await?;
-    rows.iter().map(|row| Ok(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?))).collect()
-}
-
 async fn add_missing(
     (client, publication, identities): (&SqlClient, &Ident, &Identities),
     catalog: &SourceCatalog,
@@ -257,9 +252,10 @@ async fn add_missing(
     followed: &Relied,
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
-    let held = published(client, publication).await?;
+    let tables = || catalog.tables.iter().map(|table| &table.definition);
+    let held = published_tables(client, publication, tables().map(TableDefinition::relation_id)).await?;
     let (there, missing): (Vec<&TableDefinition>, Vec<&TableDefinition>) =
-        catalog.tables.iter().map(|table| &table.definition).partition(|table| held.contains(&table.name()));
+        tables().partition(|table| held.contains_key(&table.relation_id()));
     // The owner's publication holds them already, so the source lives with it.
     for found in identities.problems(true, ids(&there)) {
         if found.misleads_the_stream() {
@@ -317,26 +313,13 @@ async fn take_over_lists(
     followed: &Relied,
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
-    let sql = "SELECT t.schemaname::text, t.tablename::text,
-                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(
-                          COALESCE(NULLIF(pg_catalog.to_jsonb(t) -> 'attnames', 'null'), '[]'))),
-                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
-                      EXISTS (SELECT FROM pg_catalog.pg_publication p
-                              WHERE p.pubname = t.pubname AND pg_catalog.to_jsonb(p) ? 'pubgencols')
-               FROM pg_catalog.pg_publication_tables t WHERE t.pubname = $1::text";
-    let rows = client.query(DOING, sql, &[&publication.as_str()]).await?;
-    let mut lists: BTreeMap<QualifiedName, (Option<Vec<String>>, Option<String>)> = BTreeMap::new();
-    // Before 18 generated columns are listed all the same, and never sent.
-    let mut sends_generated = false;
-    for row in rows {
-        sends_generated = row.get(5)?;
-        let name = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
-        let columns = row.get::<bool>(4)?.then(|| row.get::<Vec<String>>(2)).transpose()?;
-        lists.insert(name, (columns, row.get(3)?));
-    }
+    let ids = catalog.tables.iter().map(|table| table.definition.relation_id());
+    let mut published = published_tables(client, publication, ids).await?;
     for table in &mut catalog.tables {
         let name = table.definition.name();
-        let Some((columns, row_filter)) = lists.remove(&name) else {
+        let Some(PublishedTable { columns, row_filter, lists_sent }) =
+            published.remove(&table.definition.relation_id())
+        else {
             if followed.suspended.contains(&name) {
                 continue;
             }
@@ -349,7 +332,7 @@ async fn take_over_lists(
             ));
         };
         if let Some(columns) = columns {
-            let sendable = |column: &&ColumnDefinition| sends_generated || column.generated.is_none();
+            let sendable = |column: &&ColumnDefinition| lists_sent || column.generated.is_none();
             let all: Vec<&Ident> =
                 table.definition.columns.iter().filter(sendable).map(|column| &column.name).collect();
             let sent: Vec<Ident> =

@@ -1,7 +1,8 @@
 //! The stream's health: whether the publication, its tables and our own standing at the source are still what the stream began on.
 //!
-//! Run by `monitor` as a task of its own, on a session of its own: what it asks needs ACCESS SHARE on the tables
-//! (pg_publication_tables opens them), so it waits while somebody alters one, and lag, slot and heartbeats must not wait with it.
+//! Run by `monitor` as a task of its own, on a session of its own: printing a row filter needs ACCESS SHARE on its table from 17 on, and
+//! what a publication sends is only known from a view on servers newer than 18, so a look may wait while somebody alters a table, and lag,
+//! slot and heartbeats must not wait with it.
 //! In come what a stream was started on ([`Watched`]) and the truncations that it has reported; out goes [`StreamHealth`], which ends a
 //! stream that has lost that basis. It also checks whether the tables' rows may differ from those that the stream reports
 //! ([`crate::preflight::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
@@ -29,8 +30,8 @@ use crate::preflight::cascades;
 use crate::preflight::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use crate::preflight::prepare::Prepared;
 use crate::preflight::whereabouts::{Whereabouts, lost_report, whereabouts};
-use crate::session::{Row, SessionError, Sql, SqlClient, SystemIdentification};
-use crate::source::{GAP_OF_ALL, Identities, LooksAsked, Unidentified, VisibleTransactions};
+use crate::session::{SessionError, Sql, SqlClient, SystemIdentification};
+use crate::source::{GAP_OF_ALL, Identities, LooksAsked, Unidentified, VisibleTransactions, published_tables};
 use crate::telemetry::Telemetry;
 
 /// A table that has left the publication is noticed within this and a look's own time.
@@ -474,27 +475,16 @@ async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<Str
                 .hint("Name the real standbys in synchronous_standby_names instead of '*'."),
         ));
     }
-    let sql = "SELECT t.schemaname::text, t.tablename::text, c.oid,
-                      ARRAY(SELECT pg_catalog.jsonb_array_elements_text(
-                          COALESCE(NULLIF(pg_catalog.to_jsonb(t) -> 'attnames', 'null'), '[]')) ORDER BY 1),
-                      pg_catalog.to_jsonb(t) ->> 'rowfilter', pg_catalog.to_jsonb(t) ? 'attnames',
-                      ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
-                            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
-               FROM pg_catalog.pg_publication_tables t
-               JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-               JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-               WHERE t.pubname = $1::text";
-    let rows = client.query(doing, sql, &[&watched.publication.as_str()]).await?;
-    if rows.is_empty() {
+    let ids = || watched.tables.iter().map(|table| table.id);
+    let published = published_tables(client, &watched.publication, ids()).await?;
+    if published.is_empty() {
         let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)";
         let exists: bool = client.query_one(doing, sql, &[&watched.publication.as_str()]).await?.get(0)?;
         if !exists {
             return Ok(gap(publication_gone(watched), GAP_OF_ALL.to_owned()));
         }
     }
-    let published = rows.iter().map(|row| Ok((row.get::<u32>(2)?, row)));
-    let published = published.collect::<Result<HashMap<u32, &Row>, SessionError>>()?;
-    let missing = watched.tables.iter().filter(|table| !published.contains_key(&table.id.0));
+    let missing = watched.tables.iter().filter(|table| !published.contains_key(&table.id));
     let missing: Vec<(&QualifiedName, RelationId)> = missing.map(|table| (&table.name, table.id)).collect();
     if !missing.is_empty() {
         let found = whereabouts(client, missing.into_iter()).await?;
@@ -503,12 +493,12 @@ async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<Str
             return Ok(found);
         }
     }
+    let live = columns_of(client, ids()).await?;
     for table in &watched.tables {
-        let Some(row) = published.get(&table.id.0) else { continue };
-        let lists_columns: bool = row.get(5)?;
-        let row_filter: Option<String> = row.get(4)?;
-        let (sent, live): (Vec<String>, Vec<String>) = (row.get(3)?, row.get(6)?);
-        if row_filter != table.row_filter || (lists_columns && !covers(&sent, &live, &table.columns)) {
+        let Some(now) = published.get(&table.id) else { continue };
+        let live = live.get(&table.id).map_or(&[] as &[String], Vec::as_slice);
+        let leaves_out = now.columns.as_ref().is_some_and(|sent| !covers(sent, live, &table.columns));
+        if now.row_filter != table.row_filter || leaves_out {
             let report = ErrorReport::new(format!(
                 "publication {} sends other rows or columns of table {} than when the stream began",
                 watched.publication, table.name
@@ -543,6 +533,18 @@ fn unpublished(watched: &Watched, tables: Vec<Whereabouts>) -> StreamHealth {
         true => StreamHealth::Healthy,
         false => StreamHealth::Unpublished { publication: watched.publication.clone(), tables },
     }
+}
+
+/// The columns that tables have now, by name.
+async fn columns_of(
+    client: &SqlClient,
+    tables: impl Iterator<Item = RelationId>,
+) -> Result<HashMap<RelationId, Vec<String>>, SessionError> {
+    let ids: Vec<u32> = tables.map(|table| table.0).collect();
+    let sql = "SELECT a.attrelid, pg_catalog.array_agg(a.attname::text) FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped GROUP BY a.attrelid";
+    let rows = client.query("looking at the columns of tables", sql, &[&ids]).await?;
+    rows.iter().map(|row| Ok((RelationId(row.get(0)?), row.get(1)?))).collect()
 }
 
 /// Columns may be added, renamed and dropped: the stream itself reports that. But what is still there must be sent.

@@ -223,11 +223,6 @@ async fn looking_at_a_table_locks_none_of_its_partitions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_no_lock_on_tables_that_are_followed() {
     let database = with_partitions(source().await, destination().await, "startlocked").await;
-    let version = database.source_value("SELECT current_setting('server_version_num')").await.expect("a version");
-    if version.parse::<u32>().expect("a number") >= 160_000 {
-        // pg_publication_tables opens the tables there.
-        return;
-    }
     database.at_source("CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE free (id int PRIMARY KEY)").await;
     let tables = ["parted", "plain", "free"].map(str::to_owned).to_vec();
     let setup = Setup { tables, ..Setup::of(&database) }.destination("lock_timeout = \"500ms\"");

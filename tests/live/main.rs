@@ -83,6 +83,7 @@ mod progress;
 mod prometheus;
 mod providers;
 mod publications;
+mod published;
 mod reading;
 mod reconnects;
 mod schemas;
