@@ -27,7 +27,7 @@ check: ## Format, lints and documentation, warnings as errors
 	$(CARGO) clippy --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --no-deps --lib --quiet
 
-setup-tools: ## Get what some tests run beside the servers: Prometheus, Chromium, libfaketime
+setup-tools: ## Get what some tests run next to the servers: Prometheus, Chromium, libfaketime
 	@deploy/setup-tools
 
 # The live tests wait for servers most of the time: three for two processors.
@@ -59,7 +59,7 @@ deny: ## Check the dependencies' licences and sources; needs cargo-deny, which i
 docs: ## Write the pages that are printed from the code
 	HEADWATER_WRITE_DOCS=1 $(CARGO) test --quiet --test docs -- printed_from
 
-package: release ## Make what a package installs beside the binary: manual pages and completions, in target/package
+package: release ## Make what a package installs with the binary: manual pages and completions, in target/package
 	@mkdir -p target/package/completions
 	@target/release/headwater man target/package/man
 	@target/release/headwater completions bash > target/package/completions/headwater.bash
@@ -99,13 +99,13 @@ stress-settle: setup ## Look for rows lost by unsettled snapshots, SETTLE_ROUNDS
 
 BENCH_OUT ?= docs/benchmarks.md
 
-bench: setup ## Measure drains, latency, CPU, WAL and memory beside native replication (BENCH_SCALE=0.05 BENCH_ITEMS=B1 for a look)
+bench: setup ## Measure drains, latency, CPU, WAL and memory side by side with native replication (BENCH_SCALE=0.05 BENCH_ITEMS=B1 for a look)
 	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_ITEMS)$(BENCH_PEERS)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench drain
 
-bench-snapshot: setup ## Measure the first copy and the resync beside native, pgcopydb and the limit (BENCH_SCALE=0.05 for a look)
+bench-snapshot: setup ## Measure the first copy and the resync side by side with native, pgcopydb and the limit (BENCH_SCALE=0.05 for a look)
 	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_PEERS)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench snapshot
 
-bench-verify: setup ## Measure what verify compares in a second, beside COPY of the same tables (BENCH_SCALE=0.05 for a look)
+bench-verify: setup ## Measure what verify compares in a second, next to COPY of the same tables (BENCH_SCALE=0.05 for a look)
 	@BENCH_OUT=$(if $(BENCH_SCALE)$(BENCH_ROUNDS),,$(CURDIR)/$(BENCH_OUT)) $(CARGO) bench --quiet --bench verify
 
 bench-hot: ## Measure what one core decodes, folds and writes in a second (criterion; no servers)

@@ -1,7 +1,7 @@
 -- What publication $1 sends of the tables with the OIDs $2: one row for each table whose changes come under its own name, with the
 -- names of its columns, the row filter, whether columns are listed, and whether generated columns can be among them.
 -- Read by source::published, PostgreSQL 16 to 18. The view pg_publication_tables says the same, and opens every published table there, so
--- that it waits for whoever has locked one. Here only a row filter does, from 17 on, where printing an expression takes a lock.
+-- that it waits for the session that has locked one. Here only a row filter does, from 17 on, where printing an expression takes a lock.
 WITH RECURSIVE publication AS MATERIALIZED (
     SELECT p.oid, p.puballtables, p.pubviaroot, pg_catalog.to_jsonb(p) AS facts
     FROM pg_catalog.pg_publication p WHERE p.pubname = $1::pg_catalog.text

@@ -63,6 +63,11 @@ impl Source {
 }
 
 fn sources(dir: &str) -> Vec<Source> {
+    files(dir, &["rs"])
+}
+
+/// The files below a directory with one of these extensions.
+fn files(dir: &str, extensions: &[&str]) -> Vec<Source> {
     let mut found = Vec::new();
     let mut open = vec![PathBuf::from(dir)];
     while let Some(dir) = open.pop() {
@@ -70,13 +75,13 @@ fn sources(dir: &str) -> Vec<Source> {
             let path = entry.expect("a directory entry").path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|found| extensions.iter().any(|extension| found == *extension)) {
                 let text = fs::read_to_string(&path).expect("a source file");
                 found.push(Source { path, text });
             }
         }
     }
-    assert!(!found.is_empty(), "no sources below {dir}");
+    assert!(!found.is_empty(), "no such files below {dir}");
     found
 }
 
@@ -364,14 +369,22 @@ const DIALECT: &[(&str, &str)] = &[
     ("as ever", "as before"),
 ];
 
+/// Where operators and readers find words: code with its messages, SQL, the status page, documents, and what is deployed.
 #[test]
-fn comments_are_in_plain_english() {
+fn words_are_plain_english() {
+    let mut read = files("src", &["rs", "js", "html", "css"]);
+    read.extend(files("sql", &["sql"]));
+    read.extend(files("docs", &["md"]));
+    read.extend(files("deploy", &["yml", "yaml", "json", "service", "toml", "md"]));
+    read.extend(
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "Makefile"]
+            .map(|path| Source { path: PathBuf::from(path), text: fs::read_to_string(path).expect("a document") }),
+    );
     let mut found = Vec::new();
-    for source in sources("src") {
+    for source in read {
         for (number, line) in (1..).zip(source.text.lines()) {
-            let Some(comment) = line.trim_start().strip_prefix("//") else { continue };
             let words: Vec<&str> =
-                comment.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+                line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
             let spoken = format!(" {} ", words.join(" ").to_lowercase());
             let of_dialect = DIALECT.iter().filter(|(word, _)| spoken.contains(&format!(" {word} ")));
             found.extend(
@@ -379,5 +392,5 @@ fn comments_are_in_plain_english() {
             );
         }
     }
-    report("words that style leaves out of comments", found);
+    report("words that style leaves out", found);
 }

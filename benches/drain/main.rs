@@ -1,4 +1,4 @@
-//! `make bench`: headwater beside PostgreSQL's own replication and the wall, on one backlog after the other.
+//! `make bench`: headwater side by side with PostgreSQL's own replication and the wall, on one backlog after the other.
 //!
 //! Two throw-away clusters. Each item's backlog is written once; every peer and round drains it from a slot of its own
 //! into a fresh copy of the destination, peers taking turns. A drain counts from the peer's start until the backlog's

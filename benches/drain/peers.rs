@@ -233,7 +233,7 @@ impl<'a> Copy<'a> {
         let source = bench.open(&bench.source, source_database).await;
         let sql = format!("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '{slot}'");
         let from = value(&source, &sql).await;
-        // The copy was made from the base's own slot; its bookkeeping is told of the one that it continues from.
+        // The copy was made from the base's own slot; its bookkeeping gets the name of the one that it continues from.
         let adopt = format!(
             "UPDATE headwater.stream SET slot = '{slot}', source_database = '{source_database}', consistent_point = '{from}';
              UPDATE headwater.position SET position = '{from}';

@@ -1,6 +1,6 @@
 //! What pglogical needs that PostgreSQL's own subscriptions do not, as SQL: a node at either end, sets of tables, a slot of its plugin.
 //!
-//! A subscription makes its slot where it is created, behind the backlog. Ours is told of one that was made before it, as if its
+//! A subscription makes its slot where it is created, behind the backlog. Ours gets the name of one that was made before it, as if its
 //! tables had been copied up to there: with its replication origin, in the transaction that creates it.
 
 /// Settings that a server needs for it.

@@ -1,4 +1,4 @@
-//! What goes on at both ends while tables are copied anew: writes at the source, reads at the destination.
+//! What happens at both ends while tables are copied again: writes at the source, reads at the destination.
 //!
 //! The writer commits 500 one-row transactions a second and leaves the source as it was, but for authors; the reader asks one
 //! thing after another as long as it is let, and remembers how long it waited at most, before the copy and during it.

@@ -1,4 +1,4 @@
-//! `make bench-snapshot`: the first copy and the resync beside PostgreSQL's own, pgcopydb and the limit.
+//! `make bench-snapshot`: the first copy and the resync side by side with PostgreSQL's own, pgcopydb and the limit.
 //!
 //! Two throw-away clusters and a forum: 2 million messages of about 300 bytes, 20,000 topics, 20 sections, with the
 //! secondary indexes and foreign keys of a forum. Every peer copies it into a fresh database, peers taking turns; a copy

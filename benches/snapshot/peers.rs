@@ -1,4 +1,4 @@
-//! Who copies, and how each is told to.
+//! Who copies, and by which command.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ pub enum Peer {
     Headwater,
     /// headwater, tables there with their indexes, empty.
     HeadwaterFill,
-    /// `headwater resnapshot` of what is equal already, beside the stream.
+    /// `headwater resnapshot` of what is equal already, while the stream runs.
     HeadwaterAgain,
     /// The same where one row in a hundred has drifted, while the source is written and the destination is read.
     HeadwaterDrift,
@@ -74,7 +74,7 @@ impl Peer {
             Peer::Limit => "the limit".to_owned(),
             Peer::Headwater => "headwater".to_owned(),
             Peer::HeadwaterFill => "headwater, tables there".to_owned(),
-            Peer::HeadwaterAgain => "headwater, equal data anew".to_owned(),
+            Peer::HeadwaterAgain => "headwater, equal data again".to_owned(),
             Peer::HeadwaterDrift => "headwater, 1 % drift under load".to_owned(),
         }
     }

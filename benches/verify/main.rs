@@ -1,4 +1,4 @@
-//! `make bench-verify`: rows that verify compares in a second, beside COPY of the same tables.
+//! `make bench-verify`: rows that verify compares in a second, next to COPY of the same tables.
 //!
 //! Two throw-away clusters and a forum of 2 million messages of about 300 bytes, which a service follows. COPY is one psql on
 //! one connection to the source, its output to /dev/null; verify is the command as an operator types it, process start, fence
@@ -237,8 +237,8 @@ fn write_section(page: &Path, text: &str) {
     let old = std::fs::read_to_string(page).unwrap_or_default();
     let section = format!(
         "{BEGIN}\n## Verify\n\n\
-         Printed by `make bench-verify`: `headwater verify` reads and hashes both sides at a fence while the service streams, beside psql \
-         that copies the same tables from the source to /dev/null on one connection. Verify's seconds hold the process's start and the \
+         Printed by `make bench-verify`: `headwater verify` reads and hashes both sides at a fence while the service streams, and psql \
+         copies the same tables from the source to /dev/null on one connection. Verify's seconds hold the process's start and the \
          fence.\n\n{text}{END}\n"
     );
     let new = match (old.find(BEGIN), old.find(END)) {

@@ -76,6 +76,6 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
     } else if !cutover.not_carried.is_empty() {
         display::result("headwater check --not-carried prints the SQL that makes these here");
     }
-    display::result("undo: until something is written here, go on writing at the source; headwater run carries on");
+    display::result("undo: until something is written here, keep writing at the source; headwater run carries on");
     if cutover.reports.is_empty() { Exit::Done } else { Exit::OperatorMustAct }
 }

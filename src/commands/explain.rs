@@ -261,7 +261,7 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<
                 "{end}: process {waiting} ({waiting_name}) waits for {lock}, held by headwater's {holder}"
             ))
             .detail(
-                "It goes on when headwater's transaction ends: while tables are copied, that is the end of the copy.",
+                "It continues when headwater's transaction ends: while tables are copied, that is the end of the copy.",
             )
         });
     }

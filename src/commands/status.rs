@@ -112,12 +112,12 @@ fn is_well(seen: &Seen) -> bool {
 pub(super) fn verdict(status: &StatusView) -> (bool, String) {
     let behind = duration(status.lag_seconds.unwrap_or(0.0));
     let late = status.lag_seconds.unwrap_or(0.0) > status.ready_lag_max_seconds;
-    match (status.state, status.standing_still.as_slice()) {
+    match (status.state, status.suspended.as_slice()) {
         (State::Streaming, [table]) if !late => {
-            (false, format!("Table {table} stands still until it is copied anew; the others follow."))
+            (false, format!("Table {table} is suspended until it is copied again; the others follow."))
         }
         (State::Streaming, [_, _, ..]) if !late => {
-            (false, format!("Tables {} stand still until they are copied anew.", status.standing_still.join(", ")))
+            (false, format!("Tables {} are suspended until they are copied again.", status.suspended.join(", ")))
         }
         (state, _) => state_verdict(status, state, &behind),
     }
@@ -262,7 +262,7 @@ fn tables(text: &mut String, status: &StatusView, columns: Option<usize>) -> std
         let is_copied = status.snapshot.as_ref().is_some_and(|snapshot| snapshot.tables.contains(name));
         let copied = match (table.snapshot_done, is_copied) {
             (false, true) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
-            _ if status.standing_still.contains(name) => "stands still".to_owned(),
+            _ if status.suspended.contains(name) => "suspended".to_owned(),
             (true, _) => count(table.snapshot_rows),
             (false, false) => "earlier".to_owned(),
         };
@@ -336,7 +336,7 @@ fn destination_lines(there: &AtDestination) -> Vec<String> {
         (None, _) => lines.push("was never fed: there is no bookkeeping".to_owned()),
         (Some("live"), Some(position)) => lines.push(format!("stands at {position}")),
         (Some(_), _) => {
-            lines.push("a snapshot was begun and is not published; the next start begins it anew".to_owned())
+            lines.push("a snapshot was begun and is not published; the next start begins it again".to_owned())
         }
     }
     if let Some(gap) = &there.gap {

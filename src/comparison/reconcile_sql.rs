@@ -362,21 +362,21 @@ impl Matching {
         Some(format!("SELECT EXISTS (SELECT FROM {only}{table} AS l, {from} WHERE {is_table} AND {condition})"))
     }
 
-    /// Updates rows where no UPDATE can: they are set aside with all that they hold, deleted, and inserted again. Either because
+    /// Updates rows where no UPDATE can: they are kept with all that they hold, deleted, and inserted again. Either because
     /// unique values change hands among them, so that no order of updating them one by one will do; or, with `only_fixed`,
     /// those in which a column differs that no UPDATE can set. `all` are the live table's columns that are not generated.
     pub fn exchange_different(
         &self,
         (staging, live): (&QualifiedName, &QualifiedName),
         differences: Option<&QualifiedName>,
-        aside: &QualifiedName,
+        removed: &QualifiedName,
         all: &[Ident],
         only_fixed: bool,
     ) -> [String; 3] {
         let columns = if only_fixed { self.fixed_values() } else { self.columns.iter().collect() };
         let (from, condition) = self.different(staging, differences, &columns);
         let is_table = is_table(live);
-        let (only, live, aside) = (self.only(), live.sql(), aside.sql());
+        let (only, live, removed) = (self.only(), live.sql(), removed.sql());
         let kept = list(all.iter().map(|column| format!("l.{}", column.sql())));
         let names = list(all.iter().map(Ident::sql));
         let values = list(all.iter().map(|column| {
@@ -387,11 +387,11 @@ impl Matching {
         let gone = self.same_key("a", "l");
         [
             format!(
-                "CREATE UNLOGGED TABLE {aside} AS SELECT {kept} FROM {only}{live} AS l, {from} WHERE {is_table} AND {condition}"
+                "CREATE UNLOGGED TABLE {removed} AS SELECT {kept} FROM {only}{live} AS l, {from} WHERE {is_table} AND {condition}"
             ),
-            format!("DELETE FROM {only}{live} AS l USING {aside} AS a WHERE {is_table} AND {gone}"),
+            format!("DELETE FROM {only}{live} AS l USING {removed} AS a WHERE {is_table} AND {gone}"),
             format!(
-                "INSERT INTO {live} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {aside} AS l, {} AS s \
+                "INSERT INTO {live} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {removed} AS l, {} AS s \
                  WHERE {is_table} AND {same}",
                 staging.sql()
             ),

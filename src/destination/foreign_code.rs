@@ -822,7 +822,7 @@ pub async fn missing_roles_report(
     }
     Ok((!missing.is_empty()).then(|| {
         ErrorReport::new(format!("destination.trusted_roles names roles that do not exist: {}", missing.join(", ")))
-            .detail("Whoever creates a role of such a name is trusted.")
+            .detail("A role that is created later under such a name is trusted.")
             .hint("Correct the name in trusted_roles, or take it out.")
     }))
 }

@@ -37,7 +37,7 @@ impl OtherTables {
     }
 
     /// The statements that give the filled tables that are called otherwise now their names back, in this order. What stands under such a
-    /// name is moved aside: for good, or where it was filled for another name, until that name is free.
+    /// name is renamed: for good, or where it was filled for another name, until that name is free.
     pub fn renames(&self) -> Vec<String> {
         let called = self.0.iter().filter_map(|other| match &other.filled {
             Filled::Called(now) => Some((&other.table, now.clone())),
@@ -49,10 +49,10 @@ impl OtherTables {
         for index in 0..filled.len() {
             let (table, now) = filled[index].clone();
             if !free.contains(table) {
-                let aside = QualifiedName { schema: table.schema.clone(), name: aside(&table.name) };
-                statements.push(format!("ALTER TABLE {table} RENAME TO {};", aside.name));
+                let renamed = QualifiedName { schema: table.schema.clone(), name: not_filled_name(&table.name) };
+                statements.push(format!("ALTER TABLE {table} RENAME TO {};", renamed.name));
                 if let Some((_, there)) = filled.iter_mut().find(|(_, there)| there == table) {
-                    *there = aside;
+                    *there = renamed;
                 }
             }
             if now.schema != table.schema {
@@ -82,7 +82,7 @@ impl std::fmt::Display for OtherTables {
 }
 
 /// A name for what is moved out of the way. The server cuts names after 63 bytes.
-fn aside(name: &Ident) -> Ident {
+fn not_filled_name(name: &Ident) -> Ident {
     const KEPT_MAX: usize = 63 - "_not_filled".len();
     let name = name.as_str();
     let ends = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= KEPT_MAX);
@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn a_name_for_what_is_moved_aside_is_another_one_after_the_server_has_cut_it() {
         for long in ["t".repeat(63), "ä".repeat(31), "€".repeat(21), "t".to_owned()] {
-            let aside = aside(&Ident::new(long.clone()));
-            assert!(aside.as_str().len() <= 63 && aside.as_str().ends_with("_not_filled"), "{aside}");
+            let renamed = not_filled_name(&Ident::new(long.clone()));
+            assert!(renamed.as_str().len() <= 63 && renamed.as_str().ends_with("_not_filled"), "{renamed}");
         }
     }
 }

@@ -408,13 +408,13 @@ impl Publication<'_> {
             return Err(DestinationError::Refused(report));
         }
         let name = Ident::new(format!("{}{number}", if only_fixed { "f" } else { "a" }));
-        let aside = QualifiedName { schema: self.staging.schema.clone(), name };
+        let removed = QualifiedName { schema: self.staging.schema.clone(), name };
         let listed = self.differences.of(&table.live);
         let names = (&table.staging, &table.live);
-        let [set_aside, delete, insert] =
-            table.matching.exchange_different(names, listed, &aside, &table.stored, only_fixed);
-        client.statement(DOING, &set_aside).await?;
-        staging_schema::withhold(client, DOING, &aside).await?;
+        let [keep, delete, insert] =
+            table.matching.exchange_different(names, listed, &removed, &table.stored, only_fixed);
+        client.statement(DOING, &keep).await?;
+        staging_schema::withhold(client, DOING, &removed).await?;
         client.execute(DOING, &delete, &[]).await?;
         Ok(client.execute(DOING, &insert, &[]).await?)
     }

@@ -298,5 +298,5 @@ fn failed(change: Option<&Change>, error: &crate::session::ServerError) -> Desti
         Some(constraint) => report.detail(format!("Constraint: {constraint}. Nothing was changed.")),
         None => report.detail("Nothing was changed."),
     };
-    DestinationError::Refused(report.hint("Mend the rows at the destination, or add --source-wins."))
+    DestinationError::Refused(report.hint("Repair the rows at the destination, or add --source-wins."))
 }

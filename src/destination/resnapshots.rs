@@ -203,9 +203,9 @@ impl Bookkeeping {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn set_aside(&self, table: &QualifiedName, asked_by: AskedBy) -> Result<bool, DestinationError> {
+    pub async fn suspend(&self, table: &QualifiedName, asked_by: AskedBy) -> Result<bool, DestinationError> {
         self.client().batch(DOING, "BEGIN").await?;
-        let done = self.set_aside_inside(table, asked_by).await;
+        let done = self.suspend_inside(table, asked_by).await;
         let end = if matches!(done, Ok(true)) { "COMMIT" } else { "ROLLBACK" };
         let ended = self.client().batch(DOING, end).await;
         let done = done?;
@@ -213,7 +213,7 @@ impl Bookkeeping {
         Ok(done)
     }
 
-    async fn set_aside_inside(&self, table: &QualifiedName, asked_by: AskedBy) -> Result<bool, DestinationError> {
+    async fn suspend_inside(&self, table: &QualifiedName, asked_by: AskedBy) -> Result<bool, DestinationError> {
         let requests = self.requests().await?;
         let is_asked = |asked_by| requests.iter().any(|request| request.is_for(table, asked_by));
         if asked_by != AskedBy::Nobody && !is_asked(asked_by) {

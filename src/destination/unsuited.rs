@@ -104,9 +104,9 @@ fn other_kind(name: &QualifiedName, letter: &str) -> Option<ErrorReport> {
 fn unlogged_report(name: &QualifiedName, unlogged: &[QualifiedName]) -> ErrorReport {
     let statements: Vec<String> = unlogged.iter().map(|table| format!("ALTER TABLE {table} SET LOGGED;")).collect();
     ErrorReport::new(format!("table {name} is unlogged at the destination"))
-        .detail("A crash of the destination empties it, and the stream goes on from a position that says otherwise.")
+        .detail("A crash of the destination empties it, and the stream continues from a position that says otherwise.")
         .hint(format!(
-            "Run at the destination, and copy the table anew if there was a crash:\n{}",
+            "Run at the destination, and copy the table again if there was a crash:\n{}",
             statements.join("\n")
         ))
 }

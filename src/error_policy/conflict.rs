@@ -17,9 +17,9 @@ pub(super) fn report(conflict: &Conflict) -> ErrorReport {
     let mut ways = vec![match &conflict.difference {
         // The row is as the source has it: nothing is to be done to rows.
         Some(difference) => {
-            format!("Run at the destination:\n{}\nheadwater then goes on by itself.", difference.shown())
+            format!("Run at the destination:\n{}\nheadwater then continues by itself.", difference.shown())
         }
-        None => mend(conflict),
+        None => remedy(conflict),
     }];
     if conflict.change.is_some() {
         ways.push("See the key's values and the rows at both ends: headwater conflict show".to_owned());
@@ -44,9 +44,9 @@ pub(super) fn report(conflict: &Conflict) -> ErrorReport {
 }
 
 /// The way to make the transaction possible.
-fn mend(conflict: &Conflict) -> String {
+fn remedy(conflict: &Conflict) -> String {
     let table = conflict.table.as_ref().map_or("…".to_owned(), ToString::to_string);
-    let on = "headwater then goes on by itself.";
+    let on = "headwater then continues by itself.";
     let constraint = conflict.constraint.as_deref().map(without_columns);
     match conflict.kind {
         ConflictKind::UniqueViolation | ConflictKind::ExclusionViolation => format!(
@@ -143,7 +143,7 @@ mod tests {
             "end_lsn 0/18",
             "headwater skip --end-lsn 0/18",
             "on_conflict = \"source-wins\"",
-            "goes on by itself",
+            "continues by itself",
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }

@@ -272,7 +272,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
             )
             .hint("Bring the standby back, or take it out of synchronous_standby_names at the source."),
         Fault::Destination(DestinationError::Bind(error)) => ErrorReport::new(error.to_string())
-            .hint("Change the table at the destination accordingly; headwater then goes on by itself."),
+            .hint("Change the table at the destination accordingly; headwater then continues by itself."),
         Fault::Source(
             SourceError::Silent(_)
             | SourceError::Ended
@@ -310,7 +310,7 @@ pub(crate) fn rename_back(fault: &Fault) -> Option<String> {
 }
 
 fn copy_anew(table: &QualifiedName) -> String {
-    format!("Copy it anew: headwater run --resnapshot={}", shell_word(&table.to_string()))
+    format!("Copy it again: headwater run --resnapshot={}", shell_word(&table.to_string()))
 }
 
 fn capitalized(text: &str) -> String {
@@ -400,7 +400,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         ("55P03", _) => Some("Let the transaction that holds the lock end: headwater explain names it.".to_owned()),
         ("25006", _) => Some(format!(
             "The server is a standby, or lets nobody write. Let {end}.url name the primary (several hosts with \
-             target_session_attrs=read-write find it); headwater then goes on by itself."
+             target_session_attrs=read-write find it); headwater then continues by itself."
         )),
         // Its own bugs: "unexpected duplicate for tablespace 0, relfilenode …" was seen of 15.18, after tables were rewritten.
         ("XX000", None) if end == "source" => Some(
@@ -408,7 +408,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
              drop the replication slot there (pg_drop_replication_slot), and start with headwater run --resnapshot, which copies all."
                 .to_owned(),
         ),
-        ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then goes on by itself.")),
+        ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then continues by itself.")),
         (_, hint) => hint.clone(),
     };
     match hint {

@@ -17,7 +17,7 @@ pub(super) fn hint(end: &str, host: &str, problem: TlsProblem) -> String {
         ),
         TlsProblem::OtherName => {
             format!(
-                "Give the name in the server's certificate as host in {end}.url, beside it hostaddr where it does not resolve."
+                "Give the name in the server's certificate as host in {end}.url, and next to it hostaddr where it does not resolve."
             )
         }
         TlsProblem::Expired => format!("Renew the certificate at the {end}, then run there: SELECT pg_reload_conf();"),

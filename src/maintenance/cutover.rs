@@ -24,7 +24,7 @@ use crate::preflight::addresses::Addresses;
 use crate::preflight::hosts::settle;
 use crate::preflight::not_carried::not_carried;
 use crate::preflight::sequences::follow;
-use crate::preflight::suspended_tables::aside;
+use crate::preflight::suspended_tables::suspended;
 use crate::session::{SessionError, SqlClient, SqlState};
 use crate::source::{
     Running, SourceCatalog, SourceError, ending_hint, lock_holder, running_transactions, source_sequences,
@@ -78,9 +78,9 @@ pub(crate) async fn run(
                 .hint("Start headwater run, wait until it streams, and cut over then."),
         ));
     }
-    if let Some(table) = aside(&bookkeeping.tables().await?).first() {
+    if let Some(table) = suspended(&bookkeeping.tables().await?).first() {
         return Err(Fault::Refused(
-            ErrorReport::new(format!("table {table} stands still until it is copied anew"))
+            ErrorReport::new(format!("table {table} is suspended until it is copied again"))
                 .hint("Cut over when it is done: headwater status tells how far it is."),
         ));
     }

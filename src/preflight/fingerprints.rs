@@ -141,7 +141,7 @@ pub(crate) async fn ask_for_comparison(
     }
     bookkeeping.request(&Scope::Tables(vec![name.clone()]), Origin::Changed, None).await?;
     let text = format!(
-        "table {name}: {reason}, and the stream has not told why: it is compared with the source, and goes on meanwhile"
+        "table {name}: {reason}, and the stream has not reported why: it is compared with the source, and is followed meanwhile"
     );
     telemetry.warning("schema", text);
     Ok(())

@@ -31,7 +31,7 @@ use crate::preflight::addresses::Addresses;
 use crate::preflight::attribute_names::follow_types;
 use crate::preflight::missing_objects::{lacking, to_create};
 use crate::preflight::resync_requests::ResyncRequests;
-use crate::preflight::suspended_tables::aside;
+use crate::preflight::suspended_tables::suspended;
 use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types, refuse_endless};
 use crate::source::{
     Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable,
@@ -72,8 +72,8 @@ pub(crate) struct Prepared {
     pub(crate) added: Vec<QualifiedName>,
     /// Tables whose rows may be others than the stream has told of, and why.
     pub(crate) changed: Vec<(QualifiedName, String)>,
-    /// Tables that are set aside until a copy is published.
-    pub(crate) aside: Vec<QualifiedName>,
+    /// Tables that are suspended until a copy is published.
+    pub(crate) suspended: Vec<QualifiedName>,
     /// What is written, and whose code may run when it is.
     pub(crate) writes: Writes,
 }
@@ -251,7 +251,7 @@ pub(crate) async fn prepare(
                 replaced(&known, &source_catalog).map(|(table, _)| &table.name).collect();
             Relied {
                 live: live_names(&known).filter(|name| !others.contains(name)).cloned().collect(),
-                suspended: aside(&known).into_iter().collect(),
+                suspended: suspended(&known).into_iter().collect(),
             }
         }
     };
@@ -321,7 +321,7 @@ pub(crate) async fn prepare(
         start,
         added,
         changed,
-        aside: aside(&known),
+        suspended: suspended(&known),
         writes,
     })
 }
@@ -384,7 +384,7 @@ pub(crate) fn check_configured(config: &Config, stream: &Stream) -> Result<(), F
                 "this destination is fed through {key} {stored}, but the configuration names {configured}"
             ))
             .hint(format!(
-                "Set source.{key} = {}; or, to feed it anew, run headwater teardown with the old configuration first.",
+                "Set source.{key} = {}; or, to feed it again, run headwater teardown with the old configuration first.",
                 toml_string(stored)
             )),
         )

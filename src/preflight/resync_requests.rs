@@ -140,7 +140,7 @@ pub(crate) async fn asked(
                 ),
             ),
             Some(RequestState::Requested(_)) => {
-                telemetry.event("snapshot", format!("{line} goes on where it was interrupted"))
+                telemetry.event("snapshot", format!("{line} continues where it was interrupted"))
             }
             Some(RequestState::Failed(_)) | None => {
                 bookkeeping.request(&scope, Origin::Start, Some(&line)).await?;
@@ -195,7 +195,7 @@ fn numbers(requests: &[Request]) -> BTreeSet<i64> {
 pub(crate) async fn ask_for_missing(
     bookkeeping: &Bookkeeping,
     asked: &ResyncRequests,
-    (added, aside): (&[QualifiedName], &[QualifiedName]),
+    (added, suspended): (&[QualifiedName], &[QualifiedName]),
 ) -> Result<(), DestinationError> {
     let missing = |tables: &[QualifiedName]| -> Vec<QualifiedName> {
         tables.iter().filter(|table| !asked.covers(table)).cloned().collect()
@@ -205,7 +205,7 @@ pub(crate) async fn ask_for_missing(
         // Together, so that foreign keys among them come along.
         bookkeeping.request(&Scope::Tables(missing_added), Origin::Added, None).await?;
     }
-    for table in missing(aside) {
+    for table in missing(suspended) {
         bookkeeping.request(&Scope::Tables(vec![table]), Origin::Changed, None).await?;
     }
     Ok(())

@@ -57,8 +57,8 @@ fn concerned(fault: &Fault) -> Vec<&QualifiedName> {
     }
 }
 
-/// Sets aside the tables that a fault is about; the fault comes back when there are none, or when it is the operator's matter.
-pub(crate) async fn set_aside(
+/// Suspends the tables that a fault is about; the fault comes back when there are none, or when it is the operator's matter.
+pub(crate) async fn suspend(
     config: &Config,
     addresses: &Addresses,
     telemetry: &Telemetry,
@@ -75,25 +75,25 @@ pub(crate) async fn set_aside(
         return Err(if is_conflict { fault } else { Fault::Halted(held) });
     }
     let asked_by = asked_by(config, &fault);
-    let mut set_aside = Vec::new();
+    let mut suspended = Vec::new();
     for table in tables {
-        if bookkeeping.set_aside(table, asked_by).await? {
-            set_aside.push(table.clone());
+        if bookkeeping.suspend(table, asked_by).await? {
+            suspended.push(table.clone());
         }
     }
-    if set_aside.is_empty() {
+    if suspended.is_empty() {
         return Err(fault);
     }
-    let copied = if set_aside.len() == 1 { "it is" } else { "they are" };
-    let fault = only_of(fault, &set_aside);
-    let mut text = format!("{fault}; {copied} copied anew, while the others stream on");
+    let copied = if suspended.len() == 1 { "it is" } else { "they are" };
+    let fault = only_of(fault, &suspended);
+    let mut text = format!("{fault}; {copied} copied again, while the others stream on");
     if let Fault::Destination(DestinationError::ColumnLost { renamed: Some(renamed), .. }) = &fault {
         text += &format!(
             "; it may have been renamed to {renamed}, which the source does not have and which stays as it is"
         );
     }
     telemetry.warning("schema", text);
-    failpoint::reached("schema.set_aside");
+    failpoint::reached("schema.suspended");
     Ok(())
 }
 
@@ -178,7 +178,7 @@ async fn held(
     Ok(None)
 }
 
-/// Rows that refer to a table that stands still would be refused.
+/// Rows that refer to a suspended table would be refused.
 fn held_by_foreign_key(fault: &Fault, foreign_key: &str) -> ErrorReport {
     let report = report(fault);
     let because = format!(
@@ -186,13 +186,13 @@ fn held_by_foreign_key(fault: &Fault, foreign_key: &str) -> ErrorReport {
          rows of the other tables meanwhile."
     );
     let detail = report.detail.as_deref().map_or(because.clone(), |detail| format!("{detail} {because}"));
-    let copy = "Copy all tables anew: headwater run --resnapshot";
+    let copy = "Copy all tables again: headwater run --resnapshot";
     let hint = rename_back(fault).map_or(copy.to_owned(), |rename| format!("{rename}\nOtherwise:\n{copy}"));
     ErrorReport::new(report.message).detail(detail).hint(hint)
 }
 
-/// The tables that are set aside.
-pub(crate) fn aside(tables: &[TableRecord]) -> Vec<QualifiedName> {
-    let aside = tables.iter().filter(|table| table.state == TableState::Staging);
-    aside.map(|table| table.name.clone()).collect()
+/// The tables that are suspended.
+pub(crate) fn suspended(tables: &[TableRecord]) -> Vec<QualifiedName> {
+    let suspended = tables.iter().filter(|table| table.state == TableState::Staging);
+    suspended.map(|table| table.name.clone()).collect()
 }

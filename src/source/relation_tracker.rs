@@ -421,7 +421,7 @@ mod tests {
             self.tracker.looked_at = 0;
             while let Some((place, relation)) = self.tracker.next_unseen() {
                 self.questions.push((place, relation.id));
-                assert!(self.questions.len() < 100, "asked for ever");
+                assert!(self.questions.len() < 100, "asked without end");
                 let description = Description { table: String::new(), types: String::new() };
                 let change =
                     SchemaChange { relation: Arc::clone(&relation), description, empty_partitions: BTreeSet::new() };

@@ -116,7 +116,7 @@ impl TableLocks {
                    JOIN pg_catalog.pg_class c ON c.oid = o.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                    WHERE o.pid = pg_catalog.pg_backend_pid() AND o.locktype = 'relation' AND o.mode = 'AccessShareLock'
                      AND n.nspname <> 'pg_catalog' LIMIT 1";
-        let row = self.client.query_opt("looking for whoever waits for the tables", sql, &[]).await?;
+        let row = self.client.query_opt("looking for sessions that wait for the tables", sql, &[]).await?;
         row.map(|row| Ok((QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?), row.get(2)?))).transpose()
     }
 

@@ -33,7 +33,7 @@ use crate::preflight::prepare::{Prepared, Start, free_slot, prepare};
 use crate::preflight::resync_requests::{ResyncRequests, ask_for_missing, asked};
 use crate::preflight::sequences::Sequences;
 use crate::preflight::source_identity::accept_identity;
-use crate::preflight::suspended_tables::set_aside;
+use crate::preflight::suspended_tables::suspend;
 use crate::preflight::violated_constraints::{explained, let_through};
 use crate::progress::Ledger;
 use crate::session::{Sql, SqlState};
@@ -325,7 +325,7 @@ impl Attempt {
             Err(fault) if !self.is_stopping() => {
                 let fault = let_through(&self.config, &self.addresses, fault).await;
                 let what = (fault, self.foreign_keys_act);
-                set_aside(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Exit::Restart)
+                suspend(&self.config, &self.addresses, &self.telemetry, what).await.map(|()| Exit::Restart)
             }
             exit => exit,
         }
@@ -435,7 +435,7 @@ impl Attempt {
             while_leading(lead, self.suspend(&prepared.changed)).await?;
             return Ok(Ready::Not(Exit::Restart));
         }
-        while_leading(lead, ask_for_missing(bookkeeping, &asked, (&prepared.added, &prepared.aside))).await?;
+        while_leading(lead, ask_for_missing(bookkeeping, &asked, (&prepared.added, &prepared.suspended))).await?;
         Ok(Ready::Stream { prepared: Box::new(prepared), position })
     }
 
@@ -460,7 +460,7 @@ impl Attempt {
         for (table, reason) in changed {
             let fault = DestinationError::NeedsCopy { table: table.clone(), reason: reason.clone() };
             let what = (fault.into(), self.foreign_keys_act);
-            set_aside(&self.config, &self.addresses, &self.telemetry, what).await?;
+            suspend(&self.config, &self.addresses, &self.telemetry, what).await?;
         }
         Ok(())
     }
@@ -525,7 +525,7 @@ impl Attempt {
         let started = prepared.replication.start(&config.source.slot, position, &options).await;
         started.map_err(SourceError::Session)?;
 
-        telemetry.stands_still(&prepared.aside);
+        telemetry.suspended(&prepared.suspended);
         telemetry.stream_begins(position, prepared.source_catalog.tables.iter().map(|t| t.definition.name()));
         if !telemetry.is_held_up() {
             telemetry.set_state(State::CatchingUp, None);
@@ -533,7 +533,7 @@ impl Attempt {
         self.has_streamed = true;
         let piece_bytes_max = config.apply.batch_bytes_max;
         let tables = prepared.source_catalog.table_set();
-        let tables = tables.passing_over(prepared.added.iter().chain(&prepared.aside).cloned());
+        let tables = tables.passing_over(prepared.added.iter().chain(&prepared.suspended).cloned());
         let assembler = Assembler::new(tables, piece_bytes_max, HEARTBEAT_PREFIX, position);
         let assembler = streaming::assembler(assembler, &config, &options);
         // As much again as the batch being filled: the source is read on while the destination is busy.
@@ -597,8 +597,8 @@ impl Attempt {
         let (control, apply_pause) = control();
         let ends = table_sync::Ends { config: &config, addresses: &self.addresses, telemetry: &telemetry };
         let generation = prepared.stream.as_ref().map(|stream| stream.generation.clone()).unwrap_or_default();
-        let beside = LoopContext { apply_pause, instance: self.monitor.instance(), parallel_apply };
-        let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, beside);
+        let context = LoopContext { apply_pause, instance: self.monitor.instance(), parallel_apply };
+        let mut applying = ApplyLoop::new(applier, receiver, ledger, confirmed, &telemetry, limits, context);
         let fences = FenceService {
             config: &config,
             addresses: &self.addresses,

@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn only_the_same_failure_three_times_in_a_row_waits_for_an_operator() {
-        let (one, other) = (ErrorReport::new("one").hint("mend it"), ErrorReport::new("other"));
+        let (one, other) = (ErrorReport::new("one").hint("fix it"), ErrorReport::new("other"));
         let mut failures = CopyFailures::default();
         assert_eq!(failures.count(&one), None);
         assert_eq!(failures.count(&other), None);
@@ -57,7 +57,7 @@ mod tests {
         let waits = failures.count(&one).expect("the third in a row");
         let hint = waits.hint.expect("a hint");
         assert!(
-            waits.message == "one" && hint.starts_with("mend it\n") && hint.ends_with("headwater resnapshot"),
+            waits.message == "one" && hint.starts_with("fix it\n") && hint.ends_with("headwater resnapshot"),
             "{hint}"
         );
         failures.reset();

@@ -122,7 +122,7 @@ impl Watched {
             columns.sort();
             let name = table.definition.name();
             WatchedTable {
-                waits: prepared.aside.contains(&name) || prepared.added.contains(&name),
+                waits: prepared.suspended.contains(&name) || prepared.added.contains(&name),
                 name,
                 id: table.definition.relation_id(),
                 columns,

@@ -54,7 +54,7 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::preflight::attribute_names::follow_attributes;
 use crate::preflight::leadership::sweep_staging;
 use crate::preflight::prepare::check_fit;
-use crate::preflight::suspended_tables::aside;
+use crate::preflight::suspended_tables::suspended;
 use crate::preflight::violated_constraints::explained;
 use crate::preflight::whereabouts::explain_lost;
 use crate::session::{SessionError, SqlClient};
@@ -103,7 +103,7 @@ pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -
         }
         let scope = wanted(ends, &requests);
         let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
-        let begins = format!("copying {scope} anew while the stream goes on");
+        let begins = format!("copying {scope} again while the stream continues");
         match told.has_failed(&scope, &ids) {
             false => ends.telemetry.event("snapshot", begins),
             true => tracing::debug!("{begins}"),
@@ -228,20 +228,20 @@ async fn hand_over(
         shapes = look(ends, &source, bookkeeping, scope).await?;
     }
     if check_fit(&shapes.source, &shapes.destination).is_err() {
-        // The catalog may know of a change that the stream has not come to: it brings the table along, or sets it aside.
+        // The catalog may know of a change that the stream has not come to: it brings the table along, or suspends it.
         pass(ends, control, end_of_wal(&source).await?).await?;
         shapes = look(ends, &source, bookkeeping, scope).await?;
     }
     let transfer = check_fit(&shapes.source, &shapes.destination)?;
-    let Shapes { source: source_catalog, destination: destination_catalog, followed, aside } = shapes;
+    let Shapes { source: source_catalog, destination: destination_catalog, followed, suspended } = shapes;
     let is_followed = |table: &QualifiedName, source_id| {
         let destination_id = destination_catalog.table(table).map(|table| table.id);
-        let mut known = followed.iter().filter(|known| !aside.contains(&known.name));
+        let mut known = followed.iter().filter(|known| !suspended.contains(&known.name));
         known.any(|known| {
             known.name == *table && known.source_id == source_id && Some(known.destination_id) == destination_id
         })
     };
-    let anew = source_catalog
+    let set_differs = source_catalog
         .tables
         .iter()
         .any(|table| !is_followed(&table.definition.name(), table.definition.relation_id()));
@@ -297,7 +297,7 @@ async fn hand_over(
     };
     tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
     let position = held.position();
-    let anew = if anew {
+    let restart = if set_differs {
         Some(Restart { _held: held })
     } else {
         drop(held);
@@ -310,7 +310,7 @@ async fn hand_over(
     );
     catch_up.close().await;
     after(ends, staging, &differences).await?;
-    Ok(anew)
+    Ok(restart)
 }
 
 /// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.
@@ -365,11 +365,11 @@ struct Shapes {
     source: SourceCatalog,
     destination: Catalog,
     followed: Vec<TableRecord>,
-    aside: Vec<QualifiedName>,
+    suspended: Vec<QualifiedName>,
 }
 
 /// Looks at both ends. A table that is not the one that was filled is left alone unless an operator has asked for a copy into it;
-/// what is set aside gets the source's columns, and what the publication lacks is published.
+/// what is suspended gets the source's columns, and what the publication lacks is published.
 async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, scope: &Scope) -> Result<Shapes, Fault> {
     let config = ends.config;
     let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
@@ -385,18 +385,18 @@ async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, sco
     let told = ensure_publication(source, &config.source.publication, &mut source_catalog, &others).await?;
     told.iter().for_each(|told| ends.telemetry.event("publication", told.text()));
     let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    let aside = aside(&followed);
-    for table in source_catalog.tables.iter().filter(|table| aside.contains(&table.definition.name())) {
+    let suspended = suspended(&followed);
+    for table in source_catalog.tables.iter().filter(|table| suspended.contains(&table.definition.name())) {
         let original = Original { table: &table.definition, columns: &table.columns, types: &source_catalog.types };
         let lock_timeout = config.destination.lock_timeout;
         let told = reshape(bookkeeping.client(), original, &destination_catalog, lock_timeout).await?;
         told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
     }
-    if !aside.is_empty() {
+    if !suspended.is_empty() {
         destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
     }
     destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
-    Ok(Shapes { source: source_catalog, destination: destination_catalog, followed, aside })
+    Ok(Shapes { source: source_catalog, destination: destination_catalog, followed, suspended })
 }
 
 /// How far the source's WAL is written.

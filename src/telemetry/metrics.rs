@@ -233,7 +233,7 @@ impl Metrics {
             },
             restarts: counters(
                 "headwater_restarts_total",
-                "Times that the stream was set up anew after a failure",
+                "Times that the stream was set up again after a failure",
                 &["reason"],
             ),
             registry,

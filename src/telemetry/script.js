@@ -165,10 +165,10 @@
     const behind = s.lag_seconds === null ? "" : words(seconds(s.lag_seconds));
     switch (s.state) {
       case "streaming":
-        if (s.standing_still.length && (s.lag_seconds ?? 0) <= s.ready_lag_max_seconds) {
-          const one = s.standing_still.length === 1;
-          return ["warn", one ? `Table ${s.standing_still[0]} stands still` : `${s.standing_still.length} tables stand still`,
-            `${one ? "It follows" : "They follow"} again when ${one ? "it is" : "they are"} copied anew. The others are ${s.lag_seconds < 1 ? "fresh" : `${behind} behind`}.`];
+        if (s.suspended.length && (s.lag_seconds ?? 0) <= s.ready_lag_max_seconds) {
+          const one = s.suspended.length === 1;
+          return ["warn", one ? `Table ${s.suspended[0]} is suspended` : `${s.suspended.length} tables are suspended`,
+            `${one ? "It follows" : "They follow"} again when ${one ? "it is" : "they are"} copied again. The others are ${s.lag_seconds < 1 ? "fresh" : `${behind} behind`}.`];
         }
         if (!s.ready) return ["warn", `The copy is ${behind} behind`, `More than the ${words(seconds(s.ready_lag_max_seconds))} that http.ready_lag_max allows.`];
         return s.lag_seconds < 1
@@ -177,8 +177,8 @@
       case "catching_up": return ["warn", `Catching up: ${words(bytes(s.lag_bytes ?? 0))} to go`, `The oldest missing commit is ${behind} old.${catchUp()}`];
       case "snapshot": return ["quiet", copying(s.snapshot), "Readers see the tables as they were until all of them are here."];
       case "standby": return ["quiet", "Standing by", "Another instance leads; this one takes over when it ends."];
-      case "connecting": return s.reason ? ["bad", "Not connected: trying again", "It goes on by itself as soon as that is over."] : ["quiet", "Connecting", ""];
-      case "waiting": return ["bad", "Held up: nothing is applied", "It is tried again and again, and goes on by itself once that is mended."];
+      case "connecting": return s.reason ? ["bad", "Not connected: trying again", "It continues by itself as soon as that is over."] : ["quiet", "Connecting", ""];
+      case "waiting": return ["bad", "Held up: nothing is applied", "It is tried again and again, and continues by itself once that is fixed."];
       case "stopped": return ["quiet", "headwater has stopped", ""];
       default: return ["quiet", s.state, ""];
     }
@@ -199,7 +199,7 @@
   let all = false;
 
   const showTables = (s) => {
-    const key = JSON.stringify([s.tables, s.standing_still, s.snapshot?.tables]);
+    const key = JSON.stringify([s.tables, s.suspended, s.snapshot?.tables]);
     if (key === shownTables) return;
     shownTables = key;
     const made = Object.entries(s.tables).map(([name, t]) => {
@@ -207,7 +207,7 @@
       const counted = plural(t.snapshot_rows, "row");
       const cell = el("td", { class: "wide-cell" });
       const isCopied = s.snapshot?.tables.includes(name) ?? false;
-      if (s.standing_still.includes(name) && !isCopied) cell.append(el("div", { class: "copy" }, el("span", {}, "stands still until it is copied anew")));
+      if (s.suspended.includes(name) && !isCopied) cell.append(el("div", { class: "copy" }, el("span", {}, "is suspended until it is copied again")));
       else if (t.snapshot_done) cell.append(el("div", { class: "copy" }, el("span", {}, `${counted} copied`)));
       else if (isCopied) cell.append(el("div", { class: "copy" }, el("progress", { max: 1, value: ratio, "aria-label": `Copied of ${name}` }), el("span", {}, `${Math.floor(ratio * 100)} % · ${counted}`)));
       else cell.append(el("div", { class: "copy" }, el("span", {}, "earlier")));

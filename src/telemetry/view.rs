@@ -227,7 +227,7 @@ pub struct StatusView {
     pub tables: BTreeMap<String, TableProgress>,
     /// Tables whose changes are passed over until they are copied again, as in `tables`.
     #[serde(default)]
-    pub standing_still: Vec<String>,
+    pub suspended: Vec<String>,
     /// Locks that sessions of ours have waited for, for more than 5 s, with their holders.
     #[serde(default)]
     pub waits: Vec<String>,

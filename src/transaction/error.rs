@@ -47,7 +47,7 @@ pub enum TransactionError {
         received: Lsn,
     },
     /// A table was dropped and created again under the same name.
-    #[error("table {table} was dropped and created anew at the source (OID {old}, now {new})")]
+    #[error("table {table} was dropped and created again at the source (OID {old}, now {new})")]
     Replaced {
         /// The table.
         table: QualifiedName,

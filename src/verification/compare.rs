@@ -60,7 +60,7 @@ pub(crate) async fn compare(
         let (fence, at_fence) = maker.make(ends).await?;
         let (mut left, mut parts_there, mut parts_here) = (Vec::new(), Vec::new(), Vec::new());
         for ((table, there), here) in tables.into_iter().zip(there).zip(here) {
-            // In the very state that is compared: it may have been set aside on the way to the fence.
+            // In the very state that is compared: it may have been suspended on the way to the fence.
             match why(&table.name, Some(table.source.relation_id()), &fence.destination.tables) {
                 Some(without) => left_out.push(without),
                 None => {

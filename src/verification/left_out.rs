@@ -23,18 +23,18 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Set aside by the stream, or by an operator's request: its rows stay as they were until the copy is published.
-const STANDS_STILL: &str = "stands still until it is copied anew";
+/// Suspended by the stream, or by an operator's request: its rows stay as they were until the copy is published.
+const SUSPENDED: &str = "is suspended until it is copied again";
 /// Configured, and not in the bookkeeping yet.
 const NOT_YET: &str = "is not followed yet: it is copied first";
 /// The stream describes another table than the one that bears the name now.
-const REPLACED: &str = "was dropped and created anew at the source, and is copied first";
+const REPLACED: &str = "was dropped and created again at the source, and is copied first";
 
 /// Why a table cannot be compared; `None` when it can. `source_id`: the table of this name at the source, if known.
 pub(super) fn why(name: &QualifiedName, source_id: Option<RelationId>, records: &[TableRecord]) -> Option<LeftOut> {
     let reason = match records.iter().find(|record| record.name == *name) {
         None => NOT_YET,
-        Some(TableRecord { state: TableState::Staging, .. }) => STANDS_STILL,
+        Some(TableRecord { state: TableState::Staging, .. }) => SUSPENDED,
         Some(record) if source_id.is_some_and(|id| id != record.source_id) => REPLACED,
         Some(_) => return None,
     };
@@ -55,13 +55,13 @@ mod tests {
             destination_id: 8,
             state,
         };
-        let records = [record("live", live), record("aside", TableState::Staging)];
+        let records = [record("live", live), record("suspended", TableState::Staging)];
         let why =
             |name: &str, id| why(&QualifiedName::new("public", name), id, &records).map(|left_out| left_out.reason);
         assert_eq!(why("live", Some(RelationId(7))), None);
         assert_eq!(why("live", None), None);
         assert_eq!(why("live", Some(RelationId(8))), Some(REPLACED));
-        assert_eq!(why("aside", Some(RelationId(7))), Some(STANDS_STILL));
+        assert_eq!(why("suspended", Some(RelationId(7))), Some(SUSPENDED));
         assert_eq!(why("added", Some(RelationId(9))), Some(NOT_YET));
     }
 }

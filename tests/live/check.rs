@@ -1,4 +1,4 @@
-//! Check names every requirement that is not met; each is provoked here, and mended by running what it prints, verbatim.
+//! Check names every requirement that is not met; each is provoked here, and repaired by running what it prints, verbatim.
 
 use headwater::commands::demo::{Cluster, StopMode};
 use headwater::config::{ConnectionSettings, Environment};

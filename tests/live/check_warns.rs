@@ -161,18 +161,18 @@ async fn rows_without_a_key_and_a_table_that_is_another_one_now_are_told() {
         )
         .await;
     let found = findings(&setup).await;
-    let told = find(&found, "warning", "it is copied anew by itself").unwrap_or_else(|| panic!("{found:#?}"));
+    let told = find(&found, "warning", "it is copied again by itself").unwrap_or_else(|| panic!("{found:#?}"));
     assert!(told["message"].as_str().unwrap().contains("public.child"), "{told}");
     let service = setup.start();
     service.streams().await;
-    crate::support::eventually("it is copied anew", || async {
+    crate::support::eventually("it is copied again", || async {
         let ids = database.destination_value("SELECT string_agg(id::text, ',') FROM child").await;
         (ids.as_deref() == Some("2")).then_some(())
     })
     .await;
     database.assert_catches_up().await;
     service.stop().await;
-    gone(&setup, "it is copied anew by itself").await;
+    gone(&setup, "it is copied again by itself").await;
 }
 
 /// An address of this machine that is not its loopback's. Nothing is sent for it.

@@ -1,7 +1,7 @@
 //! Columns whose names prove nothing: the source's catalog is read later than the stream, or earlier, or tells nothing new.
 
-use crate::set_aside::{all_live, mended};
 use crate::support::{Database, Script, Service, Setup, eventually, new_source};
+use crate::suspended::{all_live, copied_again};
 
 const SCHEMA: &str = "
     CREATE TABLE t (id int PRIMARY KEY, a int, b int); INSERT INTO t SELECT i, i, 100 + i FROM generate_series(1, 9) i;
@@ -120,7 +120,7 @@ async fn a_column_that_is_dropped_and_added_again_before_or_in_a_streamed_transa
         service.streams().await;
         database.caught_up().await;
         database.at_source(change).await;
-        mended(&database).await;
+        copied_again(&database).await;
         let sql =
             format!("SELECT stream_txns::text FROM pg_stat_replication_slots WHERE slot_name = '{}'", database.name);
         assert_ne!(database.source_value(&sql).await.as_deref(), Some("0"), "{change}: it was not streamed");
@@ -140,7 +140,7 @@ async fn a_truncate_that_is_followed_by_a_streamed_reload_swallows_no_later_chan
             "ALTER TABLE u DROP COLUMN a; ALTER TABLE u ADD COLUMN a int DEFAULT 7; INSERT INTO u VALUES (9999, 1)",
         )
         .await;
-    mended(&database).await;
+    copied_again(&database).await;
     service.stop().await;
 }
 
@@ -180,7 +180,7 @@ async fn a_change_whose_commit_waits_for_a_synchronous_standby_is_followed_once_
         admin.batch("reloading", "SELECT pg_reload_conf()").await.unwrap();
     };
     tokio::join!(committing, standby_comes_back);
-    mended(&database).await;
+    copied_again(&database).await;
     service.stop().await;
 }
 
@@ -209,7 +209,7 @@ async fn a_copy_that_waits_for_a_migration_takes_the_columns_of_after_it() {
         migration.batch("its end", "COMMIT").await.unwrap();
         database.at_source("INSERT INTO t (id) VALUES (10)").await;
         database.caught_up_when_there().await;
-        mended(&database).await;
+        copied_again(&database).await;
         service.stop().await;
     }
 }

@@ -1,7 +1,7 @@
 //! Schema changes at the source while it is followed.
 
-use crate::set_aside::{all_live, mended};
 use crate::support::{Database, Setup, eventually};
+use crate::suspended::{all_live, copied_again};
 
 const FORUM: &str = "
     CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1);
@@ -168,7 +168,7 @@ async fn new_enum_labels_are_added_in_their_places() {
         )
         .await;
     database.at_source("INSERT INTO t VALUES (99, 'z'), (100, 'g')").await;
-    mended(&database).await;
+    copied_again(&database).await;
     assert_eq!(database.destination_value(labels).await.as_deref(), Some("a,b,c,d,e,z,g"));
     service.stop().await;
 }
@@ -250,7 +250,7 @@ async fn a_backlog_of_many_changes_is_followed_without_waiting_at_each() {
     service.streams().await;
     database.assert_catches_up().await;
     assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await);
-    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    assert!(!service.log().contains("copied again"), "{}", service.log());
     service.stop().await;
 }
 
@@ -273,13 +273,13 @@ async fn columns_that_are_gone_from_the_catalog_are_still_taken_from_the_stream(
     database.caught_up().await;
     let rows = "SELECT v || ' ' || r || ' ' || (SELECT max(id) FROM other) FROM other WHERE id = 1";
     assert_eq!(database.destination_value(rows).await.as_deref(), Some("last integer 11"));
-    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    assert!(!service.log().contains("copied again"), "{}", service.log());
     service.stop().await;
     // Nobody can tell any more what a type was that is gone, too.
     database.at_source("UPDATE t SET m = 'sad' WHERE id = 1; ALTER TABLE t DROP COLUMN m; DROP TYPE mood").await;
     database.at_source("UPDATE t SET a = 'after' WHERE id = 2").await;
     let service = Setup::of(&database).start();
-    service.says("the type of column m is gone since; it is copied anew").await;
+    service.says("the type of column m is gone since; it is copied again").await;
     all_live(&database).await;
     database.caught_up().await;
     let rows = "SELECT string_agg(id || a || n, ',' ORDER BY id) FROM t";
@@ -299,7 +299,7 @@ async fn a_type_that_was_changed_by_an_expression_is_copied_and_no_cast_is_propo
         "ALTER TABLE t ALTER COLUMN n TYPE text USING 'n' || n",
     ] {
         database.at_source(&format!("{change}; UPDATE t SET a = a || 'x' WHERE id = 1")).await;
-        mended(&database).await;
+        copied_again(&database).await;
         let types = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'n'";
         assert_eq!(database.destination_value(types).await, database.source_value(types).await);
     }
@@ -317,7 +317,7 @@ async fn a_type_that_was_changed_by_an_expression_is_copied_and_no_cast_is_propo
     let statements: Vec<&str> =
         statements.iter().map(|line| line.split_once(';').map_or(*line, |(sql, _)| sql)).collect();
     database.at_destination(&statements.join("; ")).await;
-    mended(&database).await;
+    copied_again(&database).await;
     service.stop().await;
 }
 

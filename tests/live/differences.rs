@@ -94,7 +94,7 @@ fn printed(log: &str, why: &str) -> String {
     let (_, told) = log.rsplit_once(why).unwrap_or_else(|| panic!("{why} is not in\n{log}"));
     let (_, sql) = told.split_once("Run at the destination:\n").unwrap_or_else(|| panic!("no SQL in\n{told}"));
     let lines =
-        sql.lines().take_while(|line| line.starts_with(' ') && !line.contains("headwater then goes on by itself"));
+        sql.lines().take_while(|line| line.starts_with(' ') && !line.contains("headwater then continues by itself"));
     lines.map(str::trim).collect::<Vec<_>>().join("\n")
 }
 

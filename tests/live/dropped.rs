@@ -78,9 +78,9 @@ async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
     database
         .at_source("CREATE TABLE u (id int PRIMARY KEY, v text); INSERT INTO u VALUES (3, 'new'); UPDATE t SET v = 'later' WHERE id = 5")
         .await;
-    service.says("was dropped and created anew at the source").await;
+    service.says("was dropped and created again at the source").await;
     service.streams().await;
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     database.at_source("BEGIN; INSERT INTO u VALUES (4, 'newer'); UPDATE t SET v = 'x' WHERE id = 6; COMMIT").await;
     database.assert_catches_up().await;
     service.stop().await;

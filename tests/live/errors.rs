@@ -224,7 +224,7 @@ async fn another_source_another_table_set_another_slot_are_told_apart() {
     let service = setup.start();
     service.says("table public.t is not configured any more and no longer followed").await;
     service.streams().await;
-    crate::set_aside::all_live(&database).await;
+    crate::suspended::all_live(&database).await;
     database.at_source("INSERT INTO more VALUES (2); UPDATE t SET v = 'c'").await;
     database.caught_up().await;
     let rows = "SELECT (SELECT string_agg(v, ' ') FROM t) || ' ' || (SELECT count(*) FROM more)";

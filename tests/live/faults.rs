@@ -23,12 +23,12 @@ use headwater::session::SqlClient;
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
-use crate::set_aside::all_live;
 use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{
     Database, Script, Service, Setup, eventually, new_destination, new_source, seed, shifting, workload,
 };
+use crate::suspended::all_live;
 
 const SCHEMA: &str = "
     CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL);

@@ -1,9 +1,9 @@
 //! Migrations as applications make them are followed while rows are written: what arrives, what the destination's table is then, and
 //! what an operator reads where one has to act.
 
-use crate::set_aside::all_live;
 use crate::support::roles::Roles;
 use crate::support::{Database, Service, Setup, destination, eventually, source};
+use crate::suspended::all_live;
 
 async fn started(name: &str, tables: &[&str], schema: &str, at_destination: &str) -> (Database, Setup, Service) {
     let database = Database::of_superuser(name, tables, schema).await;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use headwater::pg::QualifiedName;
 use headwater::source::Marks;
 
-use crate::set_aside::all_live;
 use crate::support::{Database, Setup, at_each, eventually, parent};
+use crate::suspended::all_live;
 
 const SCHEMA: &str = "
     CREATE TABLE a (id int PRIMARY KEY, v int NOT NULL);

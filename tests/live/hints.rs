@@ -70,7 +70,7 @@ const COMMANDS: &[&str] = &[
     "chown {ours} {word}",
     "chmod go-w {word}",
     "chmod u+rwx {word}",
-    "mv -- {gate} {aside}",
+    "mv -- {gate} {renamed}",
     "headwater run --resnapshot={}",
     "headwater skip --end-lsn {end_lsn}",
     "headwater skip --commit-lsn {}",

@@ -6,8 +6,8 @@ use headwater::commands::demo::Cluster;
 use serde_json::Value;
 
 use crate::check::findings;
-use crate::set_aside::all_live;
 use crate::support::{Database, Setup, bin_of, destination, eventually, new_destination_of, new_source_of, source};
+use crate::suspended::all_live;
 
 /// A table that must not be published as it is.
 struct Case {

@@ -4,8 +4,8 @@
 use futures_util::{StreamExt, stream};
 use headwater::commands::demo::Cluster;
 
-use crate::set_aside::all_live;
 use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of, source};
+use crate::suspended::all_live;
 
 struct Case {
     name: &'static str,
@@ -154,7 +154,7 @@ async fn is_copied((from, to): (&Cluster, &Cluster), case: &Case, meets_it_later
         change(&database, case.changes).await;
     }
     service.says(case.why).await;
-    service.says("it is copied anew").await;
+    service.says("it is copied again").await;
     goes_on(&database, &service, &name).await;
     service.stop().await;
 }
@@ -185,10 +185,10 @@ async fn a_rule_that_was_dropped_for_a_while_halts_where_schema_changes_are_the_
     service.streams().await;
     database.caught_up().await;
     change(&database, case.changes).await;
-    service.says("Copy it anew: headwater run --resnapshot=public.t").await;
+    service.says("Copy it again: headwater run --resnapshot=public.t").await;
     service.stop().await;
     let service = Setup { arguments: vec!["--resnapshot=public.t".to_owned()], ..setup }.start();
-    service.says("it is copied anew").await;
+    service.says("it is copied again").await;
     goes_on(&database, &service, "keysstop").await;
     service.stop().await;
 }
@@ -252,7 +252,7 @@ async fn keys_that_are_made_again_and_identities_that_stay_exact_lead_to_no_copy
             database.at_source("UPDATE t SET v = v || '?'").await;
         }
         goes_on(&database, &service, name).await;
-        assert!(!service.log().contains("copied anew"), "{name}: {}", service.log());
+        assert!(!service.log().contains("copied again"), "{name}: {}", service.log());
         service.stop().await;
     });
     runs.buffer_unordered(3).collect::<()>().await;

@@ -2,8 +2,8 @@
 
 use crate::check::{find, findings, fix};
 use crate::check_refused::mended;
-use crate::set_aside::all_live;
 use crate::support::{Database, Setup};
+use crate::suspended::all_live;
 
 const LABELS: &str =
     "SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = 'mood'::regtype";

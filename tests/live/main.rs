@@ -91,7 +91,7 @@ mod security;
 mod sequences;
 mod settings;
 mod settle;
-mod set_aside;
+mod suspended;
 mod shapes;
 mod snapshot;
 mod startups;

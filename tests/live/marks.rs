@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use crate::check::findings;
-use crate::set_aside::all_live;
 use crate::support::{Database, Service, Setup, eventually, headwater};
+use crate::suspended::all_live;
 
 /// What init prints: the statements that install marks, and those that take them away.
 async fn printed() -> (String, String) {
@@ -147,7 +147,7 @@ async fn marks_cost_a_look_for_each_moment_and_none_for_tables_that_are_not_foll
     let most = usize::try_from(began.elapsed().as_millis() / 100).expect("a few") + 2;
     assert!(looks() <= first + 1 + most, "{} looks, at most {most} may be", looks() - first - 1);
     service.is("streaming").await;
-    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    assert!(!service.log().contains("copied again"), "{}", service.log());
     service.stop().await;
 }
 

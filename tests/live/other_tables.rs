@@ -97,9 +97,11 @@ async fn a_table_that_the_operator_made_again_is_copied_when_he_asks_for_it_and_
     setup.command(&["resnapshot", "public.t"]).await.exits(0);
     setup.command(&["check"]).await.exits(0).says(&["the source's rows are copied into it"]);
     let service = setup.start();
-    service.says("table public.t at the destination is not the one that headwater has filled; it is copied anew").await;
+    service
+        .says("table public.t at the destination is not the one that headwater has filled; it is copied again")
+        .await;
     service.streams().await;
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     // It is the one from now on.
     database.at_source("UPDATE t SET v = 'last' WHERE id < 50").await;
     database.assert_catches_up().await;
@@ -110,7 +112,7 @@ async fn a_table_that_the_operator_made_again_is_copied_when_he_asks_for_it_and_
     service.is("waiting").await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
     service.streams().await;
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
 }
@@ -133,7 +135,7 @@ async fn a_suspended_table_that_is_another_one_is_overwritten_only_when_an_opera
     setup.command(&["resnapshot", "public.t"]).await.exits(0);
     let service = setup.start();
     service.streams().await;
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
 }
@@ -160,7 +162,7 @@ async fn a_suspended_table_that_is_exchanged_while_it_waits_for_its_copy_is_left
     assert_eq!(database.destination_value(here).await.as_deref(), Some(r#"{"v": "mine", "id": -1}"#));
     setup.command(&["check"]).await.exits(1).says(&[NAMED, "headwater resnapshot public.t"]);
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     service.streams().await;
     database.at_source("UPDATE t SET v = 'last' WHERE id < 50").await;
     database.assert_catches_up().await;
@@ -188,7 +190,7 @@ async fn a_table_that_is_exchanged_while_it_is_copied_is_left_alone() {
             "{moment}"
         );
         database.at_destination("ALTER TABLE t RENAME TO mine; ALTER TABLE t_old RENAME TO t").await;
-        crate::set_aside::mended(&database).await;
+        crate::suspended::copied_again(&database).await;
         database.assert_catches_up().await;
         service.stop().await;
     }
@@ -225,7 +227,7 @@ async fn a_table_that_was_dropped_here_is_copied_on_request_without_a_halt() {
     database.assert_catches_up().await;
     database.at_destination("DROP TABLE t").await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     database.at_source("UPDATE t SET v = 'later' WHERE id < 9").await;
     database.assert_catches_up().await;
     assert!(!service.log().contains(NAMED), "{}", service.log());
@@ -285,7 +287,7 @@ async fn followed_tables_that_have_each_others_names_get_them_back_by_the_statem
     let service = setup.start();
     service.streams().await;
     database.assert_catches_up().await;
-    assert!(!service.log().contains("copied anew"), "{}", service.log());
+    assert!(!service.log().contains("copied again"), "{}", service.log());
     service.stop().await;
 }
 
@@ -337,17 +339,16 @@ async fn all_tables_that_are_other_ones_are_told_at_once_and_copied_by_one_comma
     // One is copied, and the others are named without it.
     setup.command(&["resnapshot", "--no-wait", "public.u"]).await.exits(0);
     let told = "tables public.t, public.w at the destination are not those that headwater has filled";
-    setup
-        .command(&["run"])
-        .await
-        .exits(1)
-        .says(&["table public.u at the destination is not the one that headwater has filled; it is copied anew", told]);
+    setup.command(&["run"]).await.exits(1).says(&[
+        "table public.u at the destination is not the one that headwater has filled; it is copied again",
+        told,
+    ]);
     setup.command(&["check"]).await.exits(1).says(&[told]);
     database.at_destination(&renames(&format!("{}{}", refused.out, refused.err))).await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
     let service = setup.start();
     service.streams().await;
-    crate::set_aside::mended(&database).await;
+    crate::suspended::copied_again(&database).await;
     service.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! Tables are copied anew while they are read and the stream goes on, and nobody notices.
+//! Tables are copied again while they are read and the stream goes on, and nobody notices.
 
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -24,9 +24,9 @@ use headwater::session::SqlClient;
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
-use crate::set_aside::all_live;
 use crate::support::database::connect;
 use crate::support::{Database, Script, Service, Setup, eventually, seed};
+use crate::suspended::all_live;
 
 /// Always followed: each transaction counts itself and writes its number down.
 const COUNTED: &[&str] = &["counter", "journal"];
@@ -365,7 +365,7 @@ impl World {
                     // A drift in which a TRUNCATE has its part is mended by a copy: what stands still is compared again.
                     loop {
                         let verified = setup.command(&["verify", "--repair"]).await;
-                        if !verified.out.contains("stands still until it is copied anew") {
+                        if !verified.out.contains("is suspended until it is copied again") {
                             verified.exits(0);
                             break;
                         }
@@ -459,7 +459,7 @@ async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
         let way = deck.pop().expect("a way");
         let round_began = Instant::now();
         let waiting = world.begin(way).await;
-        // A repair that is interrupted says so and is done again by hand; all other ways go on by themselves.
+        // A repair that is interrupted says so and is done again by hand; all other ways continue by themselves.
         let killed = way != Way::Repair && world.rng.u32(..5) == 0;
         if killed {
             world.pause(0..1500).await;

@@ -132,7 +132,7 @@ async fn what_was_added_to_a_column_that_the_stream_brings_is_rolled_back_with_i
     let columns = "SELECT count(*)::text FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'n'";
     assert_eq!(database.destination_value(columns).await.as_deref(), Some("0"));
     assert_eq!(database.destination_value("SELECT count(*)::text FROM t WHERE id = 100").await.as_deref(), Some("0"));
-    // Without it the service goes on by itself.
+    // Without it the service continues by itself.
     database.at_destination("DROP EVENT TRIGGER adds").await;
     service.streams().await;
     database.assert_catches_up().await;

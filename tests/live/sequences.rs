@@ -110,7 +110,7 @@ async fn a_column_that_comes_while_streaming_is_given_a_sequence_here_and_it_fol
     database
         .at_destination(&format!("CREATE VIEW t_n_seq AS SELECT 1; CREATE TABLE t_later_seq (); CREATE ROLE {app}; GRANT INSERT (id) ON t TO {app}"))
         .await;
-    // Names of theirs are taken here by now. Most of these rewrite the table, which is copied anew then; one gets its sequence step by step.
+    // Names of theirs are taken here by now. Most of these rewrite the table, which is copied again then; one gets its sequence step by step.
     database
         .at_source(
             "ALTER TABLE t ADD COLUMN n int GENERATED ALWAYS AS IDENTITY, ADD COLUMN s serial,
@@ -126,7 +126,7 @@ async fn a_column_that_comes_while_streaming_is_given_a_sequence_here_and_it_fol
         )
         .await;
     database.caught_up().await;
-    crate::set_aside::all_live(&database).await;
+    crate::suspended::all_live(&database).await;
     // A column that was there gets one, too.
     database
         .at_source("ALTER TABLE t ALTER COLUMN later SET DEFAULT 1; UPDATE t SET later = id; ALTER TABLE t ALTER COLUMN later SET NOT NULL")
@@ -178,7 +178,7 @@ async fn a_sequence_that_may_not_be_created_is_told_with_its_sql_and_the_stream_
     service.says("table public.t: column n draws from a sequence at the source, and from none here").await;
     service.says("permission denied for schema public").await;
     database.caught_up().await;
-    crate::set_aside::all_live(&database).await;
+    crate::suspended::all_live(&database).await;
     database.at_source("INSERT INTO t VALUES (12)").await;
     database.assert_catches_up().await;
     setup
@@ -222,7 +222,7 @@ async fn a_sequence_that_was_given_outlasts_new_names_and_copies_and_a_dropped_c
         .at_source("ALTER TABLE p ADD COLUMN n serial, ADD COLUMN gone serial; INSERT INTO p VALUES (11, 11)")
         .await;
     database.caught_up().await;
-    crate::set_aside::all_live(&database).await;
+    crate::suspended::all_live(&database).await;
     // Values that are drawn here would be there already.
     database.at_destination("CREATE UNIQUE INDEX ON p (gone); CREATE UNIQUE INDEX ON p (old)").await;
     database

@@ -1,7 +1,7 @@
 //! Tables of every kind: partitioned, with lists and filters, without keys, of several schemas.
 
-use crate::set_aside::all_live;
 use crate::support::{Database, Setup};
+use crate::suspended::all_live;
 
 const PARTED: &str = "
     CREATE TABLE parted (id int, at date, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
@@ -105,7 +105,7 @@ async fn a_new_partition_is_followed_and_one_with_rows_is_copied() {
              INSERT INTO parted VALUES (302, '2022-03-03', 'y', 9)",
         )
         .await;
-    service.says("partitions with rows of their own were attached, or detached; it is copied anew").await;
+    service.says("partitions with rows of their own were attached, or detached; it is copied again").await;
     database.caught_up().await;
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -113,7 +113,7 @@ async fn a_new_partition_is_followed_and_one_with_rows_is_copied() {
     database.caught_up().await;
     all_live(&database).await;
     database.assert_catches_up().await;
-    assert_eq!(service.log().matches("it is copied anew, while the others stream on").count(), 2, "{}", service.log());
+    assert_eq!(service.log().matches("it is copied again, while the others stream on").count(), 2, "{}", service.log());
     service.stop().await;
 }
 

@@ -1,7 +1,7 @@
 //! Followed tables that leave the publication for a while: named, and copied by themselves, while the others stream on.
 
-use crate::set_aside::{all_live, mended};
 use crate::support::{Database, Service, Setup, eventually};
+use crate::suspended::{all_live, copied_again};
 
 const TABLES: &[&str] = &["t", "u", "w"];
 const SCHEMA: &str = "
@@ -22,9 +22,9 @@ async fn is_not_copied(database: &Database, service: &Service) {
 
 /// Waits until the monitor has seen that table u is not published any more. Which of its two questions sees it first is chance.
 async fn suspends_u(service: &Service) {
-    service.says("it is copied anew, while the others stream on").await;
+    service.says("it is copied again, while the others stream on").await;
     let log = service.log();
-    let line = log.lines().find(|line| line.contains("it is copied anew")).expect("the line");
+    let line = log.lines().find(|line| line.contains("it is copied again")).expect("the line");
     assert!(line.contains("public.u") && line.contains("any more"), "{log}");
 }
 
@@ -196,6 +196,6 @@ async fn a_table_whose_row_filter_has_changed_is_named_until_all_is_copied() {
 async fn mended_after_all(database: &Database, setup: &Setup) {
     let service = setup.clone().argument("--resnapshot").start();
     service.streams().await;
-    mended(database).await;
+    copied_again(database).await;
     service.stop().await;
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, stream};
 
 use crate::handover::Pause;
-use crate::set_aside::all_live;
 use crate::support::command::Finished;
 use crate::support::{Database, Service, Setup, destination, eventually};
+use crate::suspended::all_live;
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE big (id int PRIMARY KEY, v text);
     INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO big SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 1500) i";
@@ -107,11 +107,16 @@ async fn beside(state: State) {
                 .await;
             service.says("table public.big").await;
             eventually("the table is suspended", || async {
-                (!service.status().await?["standing_still"].as_array()?.is_empty()).then_some(())
+                (!service.status().await?["suspended"].as_array()?.is_empty()).then_some(())
             })
             .await;
-            verifies(&setup, &[], 1, &["table public.big stands still until it is copied anew: not compared", "equal"])
-                .await;
+            verifies(
+                &setup,
+                &[],
+                1,
+                &["table public.big is suspended until it is copied again: not compared", "equal"],
+            )
+            .await;
             service.stop().await;
         }
         State::Copying => {
@@ -221,7 +226,7 @@ async fn a_repair_deletes_no_row_of_a_table_that_was_truncated_or_detached_meanw
     for table in tables {
         database.at_destination(&format!("UPDATE {table} SET v = 'drifted' WHERE id % 3 = 0")).await;
     }
-    // Whatever the command says of tables that are copied anew by then: the rows count.
+    // Whatever the command says of tables that are copied again by then: the rows count.
     let command = setup.clone();
     let repairing = tokio::spawn(async move { command.command(&["verify", "--repair"]).await });
     pause.reached().await;

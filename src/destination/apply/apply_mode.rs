@@ -18,7 +18,7 @@ use crate::wire::{Begin, Commit};
 impl Applier {
     /// Takes a batch apart when it holds a transaction that is to be left out: what comes back goes first, the rest
     /// waits in line.
-    pub(super) fn set_aside(&mut self, work: Work, strategy: Strategy) -> Work {
+    pub(super) fn split_left_out(&mut self, work: Work, strategy: Strategy) -> Work {
         let Work::Batch(batch) = work else { return work };
         let mut parts = batch.split_if(|commit| self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn)));
         let first = parts.remove(0);

@@ -287,7 +287,7 @@ impl Applier {
     }
 
     async fn submit_as(&mut self, work: Work, strategy: Strategy, read_wal: bool) -> Result<(), DestinationError> {
-        let work = self.set_aside(work, strategy);
+        let work = self.split_left_out(work, strategy);
         if let Work::ChangeSchema(change) = work {
             self.schema_change = Some(change);
             return self.follow_waiting().await;

@@ -222,14 +222,14 @@ async fn followed(
     findings: &mut Findings,
 ) -> Result<(), Fault> {
     let bookkeeping = &destination.bookkeeping;
-    let mut anew = Vec::new();
+    let mut recreated = Vec::new();
     for (table, error) in replaced(&destination.followed, catalog) {
-        anew.push(table.name.clone());
+        recreated.push(table.name.clone());
         let fault = Fault::Source(SourceError::Transaction(error));
         match obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await? {
             Some(report) => findings.fail(BOTH, "tables", report),
             None => {
-                let report = ErrorReport::new(format!("{}; it is copied anew by itself", report(&fault).message))
+                let report = ErrorReport::new(format!("{}; it is copied again by itself", report(&fault).message))
                     .detail("The others stream on meanwhile.");
                 findings.warn(BOTH, "tables", report);
             }
@@ -252,7 +252,7 @@ async fn followed(
         let held = obstacle(config, bookkeeping, &fault, destination.foreign_keys_act).await?;
         findings.fail(About::Destination, "tables", held.unwrap_or_else(|| report(&fault)));
     }
-    let added = check_tables(&destination.followed, catalog, &ResyncRequests::these(anew))?;
+    let added = check_tables(&destination.followed, catalog, &ResyncRequests::these(recreated))?;
     let added: Vec<_> = added.iter().filter(|name| existing.table(name).is_some()).collect();
     check_added_empty(bookkeeping.client(), added.into_iter()).await
 }
@@ -342,7 +342,7 @@ async fn disk(catalog: &SourceCatalog, destination: &DestinationView, findings: 
                 "{copies}, and {} MB are free where the destination keeps its data",
                 free >> 20
             ))
-            .detail("Tables that are there already are staged beside themselves before they are reconciled.")
+            .detail("Tables that are there already are staged next to themselves before they are reconciled.")
             .hint("Make room at the destination, or move its data directory to a larger disk.");
             findings.warn(BOTH, "disk", report);
         }

@@ -84,7 +84,7 @@ fn unencrypted(key: &str) -> ErrorReport {
 fn password_in_clear(key: &str, mode: SslMode) -> ErrorReport {
     ErrorReport::new(format!("the password for {key} may be sent in clear"))
         .detail(format!(
-            "sslmode is {}: a server without TLS, or whoever answers in its place, may ask for the password and gets it.",
+            "sslmode is {}: a server without TLS, or a program that answers in its place, may ask for the password and gets it.",
             mode.as_str()
         ))
         .hint(remedy(key))

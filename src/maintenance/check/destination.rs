@@ -11,7 +11,7 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::preflight::addresses::Addresses;
 use crate::preflight::leadership::writing_settings;
 use crate::preflight::prepare::{check_configured, check_empty};
-use crate::preflight::suspended_tables::aside;
+use crate::preflight::suspended_tables::suspended;
 use crate::preflight::unconfigured::{split, unconfigured_report};
 use crate::session::SqlClient;
 
@@ -99,8 +99,8 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     if !unconfigured.is_empty() {
         findings.warn(DESTINATION, "tables", unconfigured_report(&unconfigured));
     }
-    for name in aside(&followed) {
-        let report = ErrorReport::new(format!("table {name} stands still until it is copied anew"))
+    for name in suspended(&followed) {
+        let report = ErrorReport::new(format!("table {name} is suspended until it is copied again"))
             .detail("Its changes are passed over meanwhile; the copy brings them.")
             .hint("headwater status tells how far it is; when it fails, the log has the statement.");
         findings.warn(DESTINATION, "tables", report);

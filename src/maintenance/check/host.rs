@@ -69,7 +69,7 @@ fn inspect(dir: &Path, bytes_max: u64) -> Result<String, ErrorReport> {
     }
     if let Some(link) = link {
         let report = ErrorReport::new(format!("spool.dir {shown} is a symbolic link"))
-            .detail(format!("It leads to {link} and is used; whoever may change the link decides where rows go."));
+            .detail(format!("It leads to {link} and is used; a user who may change the link decides where rows go."));
         return Err(report.hint("Set spool.dir to the directory itself."));
     }
     match free_bytes(existing) {
@@ -114,8 +114,8 @@ fn judge_gate(dir: &Path, shown: &str, word: &str) -> Result<(), ErrorReport> {
         }
         GateError::Kind(SpoolError::File { path, .. }) => {
             let gate = shell_word(&path.display().to_string());
-            let aside = shell_word(&format!("{}.old", path.display()));
-            report.hint(format!("Move it out of the way, or set spool.dir:\nmv -- {gate} {aside}"))
+            let renamed = shell_word(&format!("{}.old", path.display()));
+            report.hint(format!("Move it out of the way, or set spool.dir:\nmv -- {gate} {renamed}"))
         }
         GateError::Kind(_) | GateError::Held(_) => {
             report.hint("End the process that holds it, or set spool.dir to a directory of its own.")

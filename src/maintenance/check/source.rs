@@ -202,7 +202,7 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
     if slots < 2 || senders < 2 {
         let wanted = [("max_replication_slots", "20".to_owned()), ("max_wal_senders", "20".to_owned())];
         let report = ErrorReport::new(text)
-            .detail("Beside the stream, verify and a resnapshot need one of each for a while.")
+            .detail("Besides the stream, verify and a resnapshot need one of each for a while.")
             .hint(settings_hint(provider, &wanted, true));
         findings.warn(SOURCE, "room", report);
     } else {
@@ -216,7 +216,7 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
         ),
         Some(megabytes) => {
             let report = ErrorReport::new(format!("max_slot_wal_keep_size is {megabytes} MB at the source"))
-                .detail("When headwater is further behind than that, its slot is lost, and all tables are copied anew.")
+                .detail("When headwater is further behind than that, its slot is lost, and all tables are copied again.")
                 .hint("Watch headwater_slot_seconds_until_lost, and set it to what the source's disk bears.");
             findings.warn(SOURCE, "WAL", report);
         }
@@ -318,8 +318,9 @@ async fn tables(
     }
     // A table that another one has replaced is copied again, and so added to the publication again.
     let followed = destination.map(|destination| destination.followed.as_slice()).unwrap_or_default();
-    let anew: BTreeSet<QualifiedName> = replaced(followed, &catalog).map(|(table, _)| table.name.clone()).collect();
-    let live = live_names(followed).filter(|name| !anew.contains(name)).cloned().collect();
+    let recreated: BTreeSet<QualifiedName> =
+        replaced(followed, &catalog).map(|(table, _)| table.name.clone()).collect();
+    let live = live_names(followed).filter(|name| !recreated.contains(name)).cloned().collect();
     // Whether a table that waits for a copy can be added shall be seen.
     let relied = Relied { live, suspended: BTreeSet::new() };
     let tried = publication(config, client, &mut catalog, &relied).await;

@@ -68,7 +68,7 @@ impl Telemetry {
             rows_applied: inner.rows,
             slot: inner.slot.clone(),
             tables: inner.tables.clone(),
-            standing_still: inner.standing_still.iter().map(QualifiedName::unquoted).collect(),
+            suspended: inner.suspended.iter().map(QualifiedName::unquoted).collect(),
             waits: inner.waits.values().flatten().cloned().collect(),
             snapshot_seconds: inner.snapshot.as_ref().map(|snapshot| snapshot.began.elapsed().as_secs_f64()),
             snapshot: inner.snapshot.as_ref().map(|snapshot| snapshot.progress(&inner.tables)),
@@ -84,8 +84,8 @@ impl Telemetry {
         let state = inner.state.as_str();
         match (inner.state, &inner.reason) {
             (State::Streaming, _) if lag <= self.ready_lag_max => {
-                let table = inner.standing_still.first()?;
-                Some(format!("{state}: table {table} stands still until it is copied anew"))
+                let table = inner.suspended.first()?;
+                Some(format!("{state}: table {table} is suspended until it is copied again"))
             }
             (State::Streaming | State::CatchingUp, _) => Some(format!(
                 "{state}: {:.1} s behind the source (at most {:.1} s)",

@@ -53,8 +53,8 @@ struct Inner {
     tables: BTreeMap<String, TableProgress>,
     slot: Option<SlotHealth>,
     snapshot: Option<copying::Snapshot>,
-    /// Tables that are set aside until a copy is published.
-    standing_still: Vec<QualifiedName>,
+    /// Tables that are suspended until a copy is published.
+    suspended: Vec<QualifiedName>,
     /// What sessions of ours wait for now, by the end.
     waits: BTreeMap<&'static str, Vec<String>>,
     events: VecDeque<Event>,
@@ -100,7 +100,7 @@ impl Telemetry {
                 tables: BTreeMap::new(),
                 slot: None,
                 snapshot: None,
-                standing_still: Vec::new(),
+                suspended: Vec::new(),
                 waits: BTreeMap::new(),
                 events: VecDeque::new(),
             }),
@@ -184,9 +184,9 @@ impl Telemetry {
         remember(&mut self.inner(), kind, text);
     }
 
-    /// These tables are set aside, and no others: the stream that begins passes over their changes.
-    pub fn stands_still(&self, tables: &[QualifiedName]) {
-        self.inner().standing_still = tables.to_vec();
+    /// These tables are suspended, and no others: the stream that begins passes over their changes.
+    pub fn suspended(&self, tables: &[QualifiedName]) {
+        self.inner().suspended = tables.to_vec();
     }
 
     /// Sessions of ours wait for these locks at this end now, and for no others.
@@ -386,7 +386,7 @@ impl Telemetry {
         drop(inner);
         match reason {
             Some(reason) => {
-                self.event("heartbeat", format!("no heartbeats: {reason}; lag is told by keepalives alone"))
+                self.event("heartbeat", format!("no heartbeats: {reason}; lag is known from keepalives alone"))
             }
             None => self.event("heartbeat", "heartbeats are written again"),
         }

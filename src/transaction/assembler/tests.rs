@@ -136,7 +136,7 @@ fn a_changed_relation_holds_from_its_message_on() {
         .map(|change| if let Change::Insert { relation, .. } = change { relation } else { panic!() })
         .collect();
     assert_eq!(relations[0], relations[1], "the same description again");
-    assert!(!Arc::ptr_eq(relations[0], relations[1]), "but it was told anew, and the catalog may tell more");
+    assert!(!Arc::ptr_eq(relations[0], relations[1]), "but it was described again, and the catalog may tell more");
     assert_eq!(relations[2].columns[0].name, Ident::new("key"));
     assert_eq!(relations[0].columns[0].name, Ident::new("id"));
 }

@@ -165,7 +165,7 @@ impl Episode {
             let difference = world::difference(&self.database).await;
             if is_over && difference.is_none() {
                 // A change that nobody has noticed yet is noticed later: both must still be equal then.
-                let copied = self.log().get(known..).is_some_and(|log| log.contains("copied anew"));
+                let copied = self.log().get(known..).is_some_and(|log| log.contains("copied again"));
                 return Ok(if halted {
                     Outcome::Halted
                 } else if copied {

@@ -301,7 +301,7 @@ impl Service {
         line.rsplit(' ').next()?.parse().ok()
     }
 
-    /// How often its stream was set up anew for this reason; `None` if never.
+    /// How often its stream was set up again for this reason; `None` if never.
     pub async fn restarts(&self, reason: &str) -> Option<f64> {
         let count = self.metric(&format!("headwater_restarts_total{{reason=\"{reason}\"}}")).await;
         count.filter(|count| *count > 0.0)

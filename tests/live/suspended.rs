@@ -37,7 +37,7 @@ async fn started(name: &str) -> (Database, Service) {
 }
 
 /// Waits until the change has been met and the copy is there, then compares.
-pub async fn mended(database: &Database) {
+pub async fn copied_again(database: &Database) {
     database.caught_up().await;
     all_live(database).await;
     database.assert_catches_up().await;
@@ -55,7 +55,7 @@ async fn a_copy_that_an_operator_asks_for_ends_the_conflict_of_its_table() {
     setup.command(&["resnapshot", "--no-wait", "public.other"]).await.exits(0);
     service.is("waiting").await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
-    mended(&database).await;
+    copied_again(&database).await;
     service.streams().await;
     assert_eq!(database.destination_value("SELECT a FROM t WHERE id = 5000").await.as_deref(), Some("theirs"));
     database.at_source("UPDATE t SET a = 'later' WHERE id = 5000; UPDATE other SET v = 8").await;
@@ -79,12 +79,12 @@ async fn whatever_the_stream_does_not_tell_is_copied_and_both_ends_have_the_same
             database.at_source(statement).await;
         }
         database.at_source("UPDATE t SET n = n + 1 WHERE id % 10 = 7; UPDATE other SET v = v + 1").await;
-        mended(&database).await;
+        copied_again(&database).await;
         // What the old rows did not keep yet comes with the table's next change.
         database.at_source("UPDATE t SET n = n + 1 WHERE id = 3").await;
         database.assert_catches_up().await;
         assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await, "{change:?}");
-        let copied = service.log().matches("it is copied anew, while the others stream on").count();
+        let copied = service.log().matches("it is copied again, while the others stream on").count();
         assert_eq!(copied, number + 1, "{change:?}: {}", service.log());
         eventually("the service is ready again", || async {
             service.get("/readyz").await.filter(|(status, _)| *status == 200)
@@ -92,7 +92,7 @@ async fn whatever_the_stream_does_not_tell_is_copied_and_both_ends_have_the_same
         .await;
     }
     let log = service.log();
-    assert!(log.contains("copying public.t anew while the stream goes on"), "{log}");
+    assert!(log.contains("copying public.t again while the stream continues"), "{log}");
     assert!(!log.contains("table public.other has rows and will be reconciled"), "no other table is copied: {log}");
     service.stop().await;
 }
@@ -151,7 +151,7 @@ async fn the_others_stream_on_prefix_by_prefix_while_the_table_stands_still() {
             assert_eq!(
                 &*still.get_or_insert(row.get::<String>(6).unwrap()),
                 &row.get::<String>(6).unwrap(),
-                "it stands still"
+                "a suspended table stays as it is"
             );
             states += i64::from(first.replace(max) != Some(max));
         }
@@ -177,7 +177,7 @@ async fn a_table_that_is_dropped_and_created_anew_is_copied_by_itself() {
              INSERT INTO t VALUES (1, 'fresh', 2); UPDATE other SET v = 1",
         )
         .await;
-    service.says("was dropped and created anew at the source").await;
+    service.says("was dropped and created again at the source").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     // Another table takes the name, and the old one is there under another.
@@ -219,19 +219,19 @@ async fn a_new_table_of_a_known_name_in_the_stream_is_no_obstacle_for_the_others
     }
     let service = Setup::of(&database).start();
     service.streams().await;
-    mended(&database).await;
+    copied_again(&database).await;
     database
         .at_source("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1); INSERT INTO t VALUES (9, 'newest', 1)")
         .await;
-    service.says("was dropped and created anew at the source").await;
-    mended(&database).await;
+    service.says("was dropped and created again at the source").await;
+    copied_again(&database).await;
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
     let points = [
-        "schema.set_aside",
+        "schema.suspended",
         "snapshot.slot_created",
         "snapshot.staged",
         "snapshot.finished",
@@ -259,7 +259,7 @@ async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
             .await;
         let service = Setup::of(&database).start();
         service.streams().await;
-        mended(&database).await;
+        copied_again(&database).await;
         assert_eq!(database.destination_value(COLUMNS).await, database.source_value(COLUMNS).await, "{point}");
         service.stop().await;
     })
@@ -285,15 +285,15 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
     assert_eq!(database.destination_value("SELECT count(*)::text FROM other").await.as_deref(), Some("1"));
     assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("1000"));
     let (status, reason) = service.get("/readyz").await.expect("an answer");
-    assert_eq!((status, reason.contains("table public.t stands still")), (503, true), "{reason}");
-    let sentence = "Table public.t stands still";
+    assert_eq!((status, reason.contains("table public.t is suspended")), (503, true), "{reason}");
+    let sentence = "Table public.t is suspended";
     let (code, out) = service.command(&["status"]).await;
     assert!(code == Some(1) && out.starts_with(sentence), "{out}");
-    assert!(out.lines().any(|line| line.starts_with("public.t ") && line.contains("stands still")), "{out}");
+    assert!(out.lines().any(|line| line.starts_with("public.t ") && line.contains("suspended")), "{out}");
     if let Some(mut browser) = Browser::open(&service.http_url()).await {
         browser.shows("#headline", sentence).await;
-        browser.shows("#tables", "stands still until it is copied anew").await;
-        browser.picture("aside-light").await;
+        browser.shows("#tables", "is suspended until it is copied again").await;
+        browser.picture("suspended-light").await;
     }
     // A restart does not forget it.
     service.stop().await;
@@ -302,7 +302,7 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
     // It is tried again and again, and says why once.
     service.says("the snapshot of public.t failed as before").await;
     let failed = service.log().matches("the snapshot of public.t failed and is tried again").count();
-    let begun = service.log().matches("INFO copying public.t anew while the stream goes on").count();
+    let begun = service.log().matches("INFO copying public.t again while the stream continues").count();
     assert_eq!((failed, begun), (1, 1), "{}", service.log());
     database.at_destination("ALTER TABLE public.t RENAME COLUMN n TO another_name; ALTER TABLE t ALTER COLUMN another_name DROP NOT NULL").await;
     database.at_source("INSERT INTO t (id, a) VALUES (1, 'y'), (2, NULL)").await;
@@ -335,7 +335,7 @@ async fn where_foreign_keys_act_the_table_is_not_left_behind() {
     service.streams().await;
     database.at_source("ALTER TABLE p ADD COLUMN r float8 DEFAULT random(); INSERT INTO p (id) VALUES (11); INSERT INTO c VALUES (11, 11)").await;
     service.says("would refuse rows of the other tables meanwhile").await;
-    service.says("Copy all tables anew: headwater run --resnapshot").await;
+    service.says("Copy all tables again: headwater run --resnapshot").await;
     service.is("waiting").await;
     service.stop().await;
     database.at_destination("ALTER TABLE p ADD COLUMN r float8").await;
@@ -382,7 +382,7 @@ async fn verify_never_takes_a_table_that_stands_still_for_one_that_differs() {
         while compared_after < 2 {
             let finished = setup.command(&["verify"]).await;
             assert!(!finished.out.contains("missing") && !finished.out.contains("differ"), "{}", finished.out);
-            if finished.out.contains("table public.t stands still until it is copied anew: not compared") {
+            if finished.out.contains("table public.t is suspended until it is copied again: not compared") {
                 left_out += 1;
                 assert_eq!(finished.code, Some(1), "what was not compared is not proven: {}", finished.out);
                 assert!(finished.out.contains("table public.other: equal"), "{}", finished.out);
@@ -407,7 +407,7 @@ async fn verify_never_takes_a_table_that_stands_still_for_one_that_differs() {
     assert!(left_out > 0);
     let log = service.log();
     assert!(!log.contains("the destination differs from the source"), "{log}");
-    assert!(log.contains("left out: table public.t stands still until it is copied anew"), "{log}");
+    assert!(log.contains("left out: table public.t is suspended until it is copied again"), "{log}");
     database.assert_catches_up().await;
     service.stop().await;
 }
@@ -422,19 +422,23 @@ async fn a_table_that_stands_still_is_neither_verified_alone_nor_cut_over_nor_re
         .at_source("ALTER TABLE t DROP COLUMN n; ALTER TABLE t ADD COLUMN n text DEFAULT random()::text; UPDATE t SET a = 'x' WHERE id = 1")
         .await;
     service.says("ALTER TABLE public.t RENAME COLUMN n TO another_name;").await;
-    let alone = "nothing can be compared: table public.t stands still until it is copied anew";
+    let alone = "nothing can be compared: table public.t is suspended until it is copied again";
     setup.command(&["verify", "--table", "t"]).await.exits(1).says(&[alone]);
     let rest = setup.command(&["verify", "--repair"]).await.exits(1);
-    rest.says(&["differs  (id)=(3)", "1 updated", "table public.t stands still until it is copied anew: not compared"]);
+    rest.says(&[
+        "differs  (id)=(3)",
+        "1 updated",
+        "table public.t is suspended until it is copied again: not compared",
+    ]);
     setup.command(&["verify", "--table", "other"]).await.exits(0);
-    setup.command(&["cutover"]).await.exits(1).says(&["table public.t stands still until it is copied anew"]);
+    setup.command(&["cutover"]).await.exits(1).says(&["table public.t is suspended until it is copied again"]);
     service.stop().await;
     // Nobody leads: the same, as the destination stands.
     setup
         .command(&["verify"])
         .await
         .exits(1)
-        .says(&["table public.t stands still until it is copied anew: not compared"]);
+        .says(&["table public.t is suspended until it is copied again: not compared"]);
     // A table that is configured and not followed yet has nothing to be compared with either.
     let mut more = setup.clone();
     more.tables.push("later".to_owned());
@@ -460,12 +464,12 @@ async fn a_table_that_was_created_anew_is_not_compared_before_it_is_copied() {
     // Nothing has told the destination yet.
     let finished = setup.command(&["verify"]).await.exits(1);
     let finished = finished
-        .says(&["table public.t was dropped and created anew at the source, and is copied first: not compared"]);
+        .says(&["table public.t was dropped and created again at the source, and is copied first: not compared"]);
     assert!(finished.out.contains("table public.other: equal"), "{}", finished.out);
-    setup.command(&["check"]).await.exits(0).says(&["table public.t was dropped and created anew", "is copied anew"]);
+    setup.command(&["check"]).await.exits(0).says(&["table public.t was dropped and created again", "is copied again"]);
     let service = setup.start();
     service.streams().await;
-    mended(&database).await;
+    copied_again(&database).await;
     setup.command(&["verify"]).await.exits(0);
     service.stop().await;
 }
