@@ -499,14 +499,12 @@ async fn read_stream_health(client: &SqlClient, watched: &Watched) -> Result<Str
         let live = live.get(&table.id).map_or(&[] as &[String], Vec::as_slice);
         let leaves_out = now.columns.as_ref().is_some_and(|sent| !covers(sent, live, &table.columns));
         if now.row_filter != table.row_filter || leaves_out {
-            let report = ErrorReport::new(format!(
-                "publication {} sends other rows or columns of table {} than when the stream began",
-                watched.publication, table.name
-            ));
-            let hint = "Start headwater once with --resnapshot, which copies what it sends then. Before that, put row filter \
-                        and column list back where they are to be as they were.";
-            let remembered = format!("has sent other rows or columns of table {} for a while", table.name);
-            return Ok(gap(report.hint(hint), remembered));
+            // What was not sent meanwhile is missing, whatever is sent by now; the copy has what is sent then.
+            let reason = format!(
+                "publication {} sends other rows or columns of it than when the stream began",
+                watched.publication
+            );
+            return Ok(StreamHealth::Changed { table: table.name.clone(), reason });
         }
     }
     Ok(StreamHealth::Healthy)
