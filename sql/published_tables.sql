@@ -6,13 +6,13 @@ WITH RECURSIVE publication AS MATERIALIZED (
     SELECT p.oid, p.puballtables, p.pubviaroot, pg_catalog.to_jsonb(p) AS facts
     FROM pg_catalog.pg_publication p WHERE p.pubname = $1::pg_catalog.text
 ),
--- A table, and all above it where it is a partition.
+-- A table, and all above it where it is a partition, up to one that is about to be detached.
 line (id, member) AS (
     SELECT w.id, w.id FROM pg_catalog.unnest($2::pg_catalog.oid[]) AS w (id)
     UNION
     SELECT line.id, i.inhparent FROM line
     JOIN pg_catalog.pg_class c ON c.oid = line.member AND c.relispartition
-    JOIN pg_catalog.pg_inherits i ON i.inhrelid = line.member
+    JOIN pg_catalog.pg_inherits i ON i.inhrelid = line.member AND NOT i.inhdetachpending
 ),
 -- Which of them the publication holds: each by itself, with its schema, or with all tables.
 held (id, member) AS MATERIALIZED (
@@ -39,7 +39,10 @@ CROSS JOIN publication p
 LEFT JOIN pg_catalog.pg_publication_rel o ON o.prrelid = c.oid AND o.prpubid = p.oid AND NOT p.puballtables
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s WHERE s.pnnspid = c.relnamespace AND s.pnpubid = p.oid)
 WHERE c.oid = ANY ($2::pg_catalog.oid[])
-  -- Changes of a partition come under the name of the topmost table that is held, or under its own.
-  AND CASE WHEN p.pubviaroot THEN EXISTS (SELECT FROM held h WHERE h.id = c.oid AND h.member = c.oid)
+  -- Changes of a partition come under the name of the topmost table that is held, or under its own. Where all tables are published that is
+  -- the topmost one, whatever that is.
+  AND CASE WHEN p.pubviaroot AND p.puballtables THEN NOT c.relispartition
+               AND EXISTS (SELECT FROM held h WHERE h.id = c.oid AND h.member = c.oid)
+           WHEN p.pubviaroot THEN EXISTS (SELECT FROM held h WHERE h.id = c.oid AND h.member = c.oid)
                AND NOT EXISTS (SELECT FROM held h WHERE h.id = c.oid AND h.member <> c.oid)
            ELSE c.relkind = 'r' AND EXISTS (SELECT FROM held h WHERE h.id = c.oid) END

@@ -246,15 +246,8 @@ impl Fingerprint {
     }
 
     /// Compares what was remembered of a table with what the catalog says now. `truncated_by`: the transactions of which the
-    /// stream has told that they truncated it. `empty`: those of [`Fingerprint::attached_since`] that had no rows when they were seen after
-    /// `now`.
-    pub fn compare(
-        &self,
-        now: &Fingerprint,
-        table: RelationId,
-        truncated_by: &BTreeSet<u32>,
-        empty: &BTreeSet<u32>,
-    ) -> Verdict {
+    /// stream has told that they truncated it.
+    pub fn compare(&self, now: &Fingerprint, table: RelationId, truncated_by: &BTreeSet<u32>) -> Verdict {
         if let Some(reason) = now.unsent() {
             return Verdict::Differ(reason);
         }
@@ -266,7 +259,7 @@ impl Fingerprint {
             self.publication_differs(now),
             self.types_differ(now),
             self.generation_differs(now),
-            self.partitions_differ(now, empty),
+            self.partitions_differ(now),
         ];
         if let Some(reason) = differences.into_iter().flatten().next() {
             return Verdict::Differ(reason);
@@ -422,7 +415,7 @@ impl Fingerprint {
         })
     }
 
-    fn partitions_differ(&self, now: &Fingerprint, empty: &BTreeSet<u32>) -> Option<String> {
+    fn partitions_differ(&self, now: &Fingerprint) -> Option<String> {
         let gone = self.members.iter().find(|before| !now.members.iter().any(|now| now.id == before.id));
         if let Some(gone) = gone {
             return Some(format!("partition {} was dropped or detached, and its rows with it", gone.name()));
@@ -434,22 +427,8 @@ impl Fingerprint {
         if let Some(again) = now.members.iter().find(again) {
             return Some(format!("partition {} was detached for a while, and may have other rows", again.name()));
         }
-        let brought = self.attached_since(now).iter().any(|id| !empty.contains(id));
-        let new = brought.then(|| self.new_members(now).find(|new| new.attached)).flatten()?;
-        Some(format!("partition {} was attached, and may have brought rows", new.name()))
-    }
-
-    fn new_members<'a>(&'a self, now: &'a Fingerprint) -> impl Iterator<Item = &'a Member> {
-        now.members.iter().filter(|now| !self.members.iter().any(|known| known.id == now.id))
-    }
-
-    /// The new partitions that can have brought rows: none, unless one was attached. A partitioned table that was attached has its
-    /// rows in its own partitions, which were created as such.
-    pub fn attached_since(&self, now: &Fingerprint) -> Vec<u32> {
-        if !self.new_members(now).any(|new| new.attached) {
-            return Vec::new();
-        }
-        self.new_members(now).filter(|new| new.kind != 'p').map(|new| new.id).collect()
+        let new = now.members.iter().find(|now| now.attached && !self.members.iter().any(|known| known.id == now.id));
+        new.map(|new| format!("partition {} was attached, and may have brought rows", new.name()))
     }
 
     /// Why values may be others than those that came, when the table was rewritten.
@@ -531,7 +510,7 @@ mod tests {
     fn said(before: &Fingerprint, change: impl FnOnce(&mut Fingerprint)) -> char {
         let mut now = before.clone();
         change(&mut now);
-        match before.compare(&now, TABLE, &BTreeSet::from([800]), &BTreeSet::from([104, 105])) {
+        match before.compare(&now, TABLE, &BTreeSet::from([800])) {
             Verdict::Same => '=',
             Verdict::Differ(_) => 'D',
             Verdict::Doubt(_) => '?',
@@ -595,19 +574,6 @@ mod tests {
         );
         let attached = |now: &mut Fingerprint| now.members.push(Member { attached: true, ..member(103, 8) });
         assert_eq!(said(&before, attached), 'D');
-        let attach = |members: &[(u32, char, bool)]| {
-            let members = members.to_vec();
-            said(&before, move |now| {
-                let new = |&(id, kind, attached): &(u32, char, bool)| Member { kind, attached, ..member(id, 8) };
-                now.members.extend(members.iter().map(new));
-            })
-        };
-        assert_eq!(attach(&[(104, 'r', true)]), '=', "it had no rows");
-        assert_eq!(attach(&[(104, 'r', true), (103, 'r', true)]), 'D', "another one had");
-        assert_eq!(attach(&[(106, 'p', true), (104, 'r', false), (105, 'r', false)]), '=', "a whole tree without rows");
-        assert_eq!(attach(&[(106, 'p', true), (104, 'r', false), (103, 'r', false)]), 'D', "and one with a row");
-        let moved = |now: &mut Fingerprint| now.members.push(Member { attached: true, file: 900, ..member(104, 8) });
-        assert_eq!(said(&before, moved), '?', "rows may have been written and taken away by a TRUNCATE of it alone");
         assert_eq!(said(&before, |now| now.members[1].attached_by = 900), 'D', "detached and attached again");
         assert_eq!(said(&before, |now| now.members[1].persistence = 'u'), 'D');
         assert_eq!(said(&before, |now| now.members.push(Member { kind: 'f', ..member(103, 0) })), 'D');

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::schema::{IndexDefinition, RowFile, TableDefinition, TableKind, Types};
+use super::schema::{IndexDefinition, RowFile, TableDefinition, Types};
 use crate::pg::{Ident, QualifiedName, Relation, TypeId};
 
 /// A published column.
@@ -90,17 +90,6 @@ impl Shape {
                 .filter_map(|found| Some((found.qualified_name().to_string(), found.labels.clone()?)))
                 .collect(),
         }
-    }
-
-    /// The new partitions that can have brought rows: none, unless one was attached. A partitioned table that was attached has its
-    /// rows in its own partitions, which were created as such.
-    pub fn attached_since(&self, now: &TableDefinition) -> Vec<u32> {
-        let now = now.partitions.iter().flatten();
-        if !now.clone().any(|now| now.attached && !self.partitions.contains(&now.id)) {
-            return Vec::new();
-        }
-        let new = now.filter(|now| now.kind != TableKind::Partitioned && !self.partitions.contains(&now.id));
-        new.map(|new| new.id).collect()
     }
 
     /// Whether its rows may have been given other values by a rewrite since.

@@ -14,7 +14,7 @@ use crate::destination::{DestinationError, Writes, named_collations, named_types
 use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, Provider, QualifiedName, TypeId};
 use crate::preflight::not_carried::not_carried;
-use crate::session::{Sql, SqlClient, ask_provider, describe_tables, describe_types};
+use crate::session::{Sql, SqlClient, ask_provider, describe_tables, describe_types, table_sizes};
 use crate::source::SourceError;
 
 /// A table of the proposal.
@@ -134,11 +134,13 @@ pub(crate) async fn propose(
     let mut owners = written.untrusted_owners(&here).await?;
     owners.retain(|owner| *owner != writer.0);
     let not_carried = not_carried(&there, &here, &wanted, None).await.map_err(|fault| report(&fault));
+    let ids: Vec<u32> = proposed().map(|table| table.id).collect();
+    let sizes = table_sizes(&there, &ids).await.map_err(SourceError::Session)?;
     Ok(Proposal {
         tables: chosen
             .into_iter()
             .map(|(name, needed_by)| ProposedTable {
-                bytes: by_name.get(&name).map_or(0, |table| table.bytes),
+                bytes: by_name.get(&name).and_then(|table| sizes.get(&table.id)).copied().unwrap_or(0),
                 exists: existing.contains(&name),
                 needed_by,
                 name,

@@ -12,7 +12,7 @@ use crate::destination::{
     Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
 };
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
-use crate::session::{FingerprintFacts, SessionError, SqlClient, empty_tables, fingerprint_digests, fingerprint_facts};
+use crate::session::{FingerprintFacts, SessionError, SqlClient, fingerprint_digests, fingerprint_facts};
 use crate::telemetry::Telemetry;
 
 /// What has become of the tables that are followed.
@@ -77,12 +77,7 @@ pub(crate) async fn look(
         }
         let truncated_by: BTreeSet<u32> = truncations.get(&table).into_iter().flatten().copied().collect();
         let verdict = match before {
-            Some(before) => {
-                let before = before.read()?;
-                let attached = before.attached_since(&now);
-                let empty = if attached.is_empty() { BTreeSet::new() } else { empty_tables(source, &attached).await? };
-                before.compare(&now, table, &truncated_by, &empty)
-            }
+            Some(before) => before.read()?.compare(&now, table, &truncated_by),
             None => now.alone(),
         };
         match verdict {

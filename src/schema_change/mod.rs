@@ -33,7 +33,7 @@ mod sequence;
 pub mod sql;
 mod steps;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::catalog::fit::{End, Misfit};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
@@ -141,15 +141,14 @@ struct Resolved<'a> {
 }
 
 impl Change<'_> {
-    /// Decides what to do, and what to remember afterwards. `empty_partitions`: those that were tables before, and had no rows when they
-    /// were seen as partitions.
+    /// Decides what to do, and what to remember afterwards.
     ///
     /// # Errors
     /// [`Obstacle`].
-    pub fn follow(&self, empty_partitions: &BTreeSet<u32>) -> Result<(Evolution, Shape), Obstacle> {
+    pub fn follow(&self) -> Result<(Evolution, Shape), Obstacle> {
         let resolved = self.resolve().map_err(Obstacle::Copy)?;
         let now = self.source.table.partitions.iter().flatten();
-        let brought = self.known.attached_since(self.source.table).iter().any(|id| !empty_partitions.contains(id));
+        let brought = now.clone().any(|now| now.attached && !self.known.partitions.contains(&now.id));
         let taken = self.known.partitions.iter().any(|known| !now.clone().any(|now| now.id == *known));
         if brought || taken {
             return Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));

@@ -5,9 +5,9 @@
 //! which keeps one text for PostgreSQL 14 to 18; what comes out is `catalog::schema`'s plain data. A server that answers
 //! with something else is refused, whatever it is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use super::error::{SessionError, SqlState};
+use super::error::SessionError;
 use super::row::Row;
 use super::sql::SqlClient;
 use crate::catalog::nesting::nesting_problem;
@@ -20,11 +20,6 @@ const TABLES: &str = include_str!("../../sql/describe_tables.sql");
 const IDENTITIES: &str = include_str!("../../sql/identities.sql");
 const TYPES: &str = include_str!("../../sql/describe_types.sql");
 const NOT_CARRIED: &str = include_str!("../../sql/not_carried.sql");
-
-/// The OID of the access method `heap`.
-const HEAP: u32 = 2;
-const SIZE_LOCK_MAX_MILLIS: u32 = 100;
-const LOCK_NOT_AVAILABLE: SqlState = SqlState::new(b"55P03");
 
 /// The tables among `names` that exist and that the role may look up, in the order of their names.
 ///
@@ -113,27 +108,6 @@ pub async fn table_sizes(client: &SqlClient, ids: &[u32]) -> Result<HashMap<u32,
         Ok((row.get(0)?, bytes.map_err(|_| SessionError::answer(doing, "a negative size"))?))
     };
     sizes.iter().map(size).collect()
-}
-
-/// Those of the tables with these OIDs that have no block, so that no session sees a row of them. Where that cannot be known, no table: a
-/// table of another access method than heap may keep its rows elsewhere, and one that is locked for longer than
-/// 100 ms is not waited for.
-///
-/// # Errors
-/// [`SessionError`].
-pub async fn empty_tables(client: &SqlClient, ids: &[u32]) -> Result<BTreeSet<u32>, SessionError> {
-    // The bound holds for this statement alone, and is set before the first lock is taken, since the size depends on it.
-    let sql = format!(
-        "SELECT c.oid FROM (SELECT pg_catalog.set_config('lock_timeout', '{SIZE_LOCK_MAX_MILLIS}', true) AS set) AS bound
-         CROSS JOIN pg_catalog.pg_class c
-         WHERE c.oid = ANY ($1::pg_catalog.oid[]) AND c.relkind = 'r' AND c.relam = {HEAP}
-           AND pg_catalog.pg_relation_size(c.oid, CASE WHEN bound.set IS NOT NULL THEN 'main' END) = 0"
-    );
-    match client.query("looking for tables without rows", &sql, &[&ids]).await {
-        Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
-        Err(error) if error.code() == Some(LOCK_NOT_AVAILABLE) => Ok(BTreeSet::new()),
-        Err(error) => Err(error),
-    }
 }
 
 /// A table and its types as the catalog describes them, as text for a parser elsewhere.

@@ -19,7 +19,7 @@
 //!
 //! Bounds: one step is held here, or the relations of one transaction; at most one question is out.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use super::snapshot::sees;
 use crate::catalog::shape::Shape;
 use crate::pg::{Relation, RelationId};
 use crate::schema_change::{followed, numbers};
-use crate::session::{Sql, SqlClient, describe_relation, empty_tables, read_description};
+use crate::session::{Sql, SqlClient, describe_relation, read_description};
 use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
@@ -330,9 +330,7 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
     let (table, types) = read_description(&description)?;
     let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
     let is_current = shape.describes(&relation);
-    let Some(known) = known else {
-        return Ok(Some((SchemaChange { relation, description, empty_partitions: BTreeSet::new() }, shape)));
-    };
+    let Some(known) = known else { return Ok(Some((SchemaChange { relation, description }, shape))) };
     if is_current && known == shape {
         return Ok(None);
     }
@@ -345,8 +343,6 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
         // The catalog is ahead: what it tells comes later in the stream, too.
         return Ok(None);
     }
-    let attached = known.attached_since(&table);
-    let empty_partitions = if attached.is_empty() { BTreeSet::new() } else { empty_tables(client, &attached).await? };
     // What the destination will know of the table, too. A promise that the rows do not keep yet is made again when the table is
     // described next.
     let shape = match numbers {
@@ -354,7 +350,7 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
         // The destination cannot follow that, and asks for a copy.
         Err(_) => known,
     };
-    Ok(Some((SchemaChange { relation, description, empty_partitions }, shape)))
+    Ok(Some((SchemaChange { relation, description }, shape)))
 }
 
 /// Waits until this session sees a transaction that the stream has brought.
@@ -423,8 +419,7 @@ mod tests {
                 self.questions.push((place, relation.id));
                 assert!(self.questions.len() < 100, "asked without end");
                 let description = Description { table: String::new(), types: String::new() };
-                let change =
-                    SchemaChange { relation: Arc::clone(&relation), description, empty_partitions: BTreeSet::new() };
+                let change = SchemaChange { relation: Arc::clone(&relation), description };
                 self.tracker.learn(place, &relation, changed(place).then_some(change));
             }
             self.tracker.release();

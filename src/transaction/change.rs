@@ -2,7 +2,6 @@
 //!
 //! A change holds its rows as they arrived ([`Tuple`]s share the read buffer) and its relation as it was then.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::pg::{Description, Lsn, Relation, Tuple};
@@ -99,8 +98,6 @@ pub struct SchemaChange {
     pub relation: Arc<Relation>,
     /// What the source's catalog says of it: at that time, or a little later.
     pub description: Description,
-    /// Partitions that are new since the last description, were tables before, and had no rows yet.
-    pub empty_partitions: BTreeSet<u32>,
 }
 
 /// What goes forward through the ring.

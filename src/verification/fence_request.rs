@@ -112,15 +112,34 @@ pub(crate) async fn ask_for_repair(
     keys: &[(QualifiedName, Vec<Key>)],
     tell: &mut Tell<'_>,
 ) -> Result<RepairOutcome, Fault> {
-    let id = request_id();
-    ask_for_fence(client, &id, FenceKind::Repair, keys).await?;
-    let repaired = match answer(config, client, &id, tell).await {
-        Ok(FenceAnswer::Repaired(outcome)) => Ok(outcome),
-        Ok(other) => Err(unexpected(&other)),
-        Err(fault) => Err(fault),
-    };
-    withdraw_fence(client, &id).await?;
-    repaired
+    let mut attempts = 1;
+    loop {
+        let id = request_id();
+        ask_for_fence(client, &id, FenceKind::Repair, keys).await?;
+        let repaired = match answer(config, client, &id, tell).await {
+            Ok(FenceAnswer::Repaired(outcome)) => Ok(outcome),
+            Ok(other) => Err(unexpected(&other)),
+            Err(fault) => Err(fault),
+        };
+        withdraw_fence(client, &id).await?;
+        match repaired {
+            Err(Fault::Refused(report)) if report.message.starts_with(OTHER_FILES) && attempts < FENCES_MAX => {
+                tell(&format!("{}: repairing at another fence", report.message));
+                attempts += 1;
+            }
+            repaired => return repaired,
+        }
+    }
+}
+
+/// How a repair is answered that has read a table as it never was; nothing was written.
+pub(crate) const OTHER_FILES: &str = "source: another session truncated, rewrote or repartitioned table";
+
+/// The same of a table.
+pub(crate) fn other_files(table: &QualifiedName) -> ErrorReport {
+    ErrorReport::new(format!(
+        "source: another session truncated, rewrote or repartitioned table {table} while its rows were read"
+    ))
 }
 
 /// How a repair that was not done within `fence_timeout` is answered: fewer keys may be.

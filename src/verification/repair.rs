@@ -7,8 +7,8 @@
 //!
 //! If the answer to COMMIT is lost, repairing the same keys once more changes nothing.
 //!
-//! A table that was truncated or rewritten at the source since that snapshot looks empty in it, so nothing of it is written: the next
-//! comparison tells what is left to repair.
+//! A table that was truncated or rewritten at the source since that snapshot looks empty in it, and partitions may have come or gone: then
+//! nothing is written, and the command asks for the same repair at another fence.
 //!
 //! The keys are the destination's. Where the source has several rows of one, no row is written, and the report names that key.
 
@@ -32,7 +32,7 @@ use crate::preflight::addresses::Addresses;
 use crate::session::{SqlClient, SqlState, read_lock_table};
 use crate::sql::text_value::ValueType;
 use crate::verification::fence::{Fence, sql_for};
-use crate::verification::fence_request::Ends;
+use crate::verification::fence_request::{Ends, other_files};
 use crate::verification::left_out::LeftOut;
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
@@ -88,15 +88,10 @@ pub(crate) async fn repair(
         let keys = keys.iter().find(|(name, _)| *name == table.name).map(|(_, keys)| keys.as_slice());
         let part = read_rows(source, &client, table, keys.unwrap_or_default()).await?;
         let is_whole = is_as_in_snapshot(source, &part.table.source).await;
-        if is_whole.map_err(|error| Side::Source.fault(error))? {
-            work.push(part);
-        } else {
-            let name = &part.table.name;
-            tracing::info!(
-                event = "verify",
-                "table {name} was truncated or rewritten while it was to be repaired: its rows stay"
-            );
+        if !is_whole.map_err(|error| Side::Source.fault(error))? {
+            return Err(Fault::Refused(other_files(&part.table.name)));
         }
+        work.push(part);
     }
     let done = write(config, &client, held.position(), &work).await;
     if done.is_err() {

@@ -25,7 +25,18 @@ const SCHEMA: &str = "
     CREATE TABLE two.branch_2 PARTITION OF two.branch FOR VALUES FROM (30) TO (40);
     CREATE TABLE two.alone (id int PRIMARY KEY, a text, b text) PARTITION BY RANGE (id);
     CREATE TABLE one.parent (id int PRIMARY KEY, a text, b text); CREATE TABLE two.child () INHERITS (one.parent);
-    CREATE UNLOGGED TABLE one.unlogged (id int PRIMARY KEY); CREATE VIEW two.seen AS SELECT 1 AS id;";
+    CREATE UNLOGGED TABLE one.unlogged (id int PRIMARY KEY); CREATE VIEW two.seen AS SELECT 1 AS id;
+    CREATE TABLE two.leaving (id int PRIMARY KEY, a text, b text) PARTITION BY RANGE (id);
+    CREATE TABLE one.leaving_1 PARTITION OF two.leaving FOR VALUES FROM (0) TO (10);
+    CREATE TABLE two.leaving_2 PARTITION OF two.leaving FOR VALUES FROM (10) TO (20);";
+
+/// As a DETACH CONCURRENTLY leaves it that was cancelled while it waited.
+const PENDING: &str = "UPDATE pg_inherits SET inhdetachpending = true WHERE inhrelid = 'one.leaving_1'::regclass";
+
+/// Servers from 18 on have none.
+const UNLOGGED_ROOT: &str =
+    "CREATE UNLOGGED TABLE one.root (id int PRIMARY KEY, a text, b text) PARTITION BY RANGE (id);
+    CREATE TABLE two.root_1 PARTITION OF one.root FOR VALUES FROM (0) TO (10)";
 
 const NAMED: &[&str] = &[
     "one.plain",
@@ -42,6 +53,9 @@ const NAMED: &[&str] = &[
     "one.parent",
     "ONLY one.parent",
     "two.child",
+    "two.leaving",
+    "one.leaving_1",
+    "two.leaving_2",
 ];
 
 /// A publication by its SQL; some are none that the server takes.
@@ -84,6 +98,10 @@ async fn what_the_catalogs_say_of_a_publication_is_what_the_server_says() {
     if !(15..=18).contains(&major) {
         return;
     }
+    database.at_source(PENDING).await;
+    if major < 18 {
+        database.at_source(UNLOGGED_ROOT).await;
+    }
     let ids = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN ('one', 'two') AND c.relkind <> 'i'";
     let ids = database.source.query("tables", ids, &[]).await.expect("rows");
     let ids: Vec<u32> = ids.iter().map(|row| row.get(0).expect("an OID")).collect();
@@ -91,7 +109,7 @@ async fn what_the_catalogs_say_of_a_publication_is_what_the_server_says() {
                 JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
                 WHERE t.pubname = $1";
     let (mut taken, mut sent, mut listed) = (0, 0, 0);
-    for _ in 0..300 {
+    for _ in 0..400 {
         let create = publication(&mut rng, major);
         if database.source.script("a publication", &create).await.is_err() {
             continue;

@@ -253,63 +253,9 @@ fn attach_tree(name: &str, filled: &str) -> String {
     )
 }
 
-async fn partition_is_known(database: &Database, table: &str, partition: &str) {
-    let id = format!("SELECT '{partition}'::regclass::oid::text");
-    let id = database.source_value(&id).await.expect("an OID");
-    let known = format!(
-        "SELECT (shape::jsonb -> 'partitions' @> '{id}')::text FROM headwater.shapes WHERE shape ->> 'name' LIKE '%\"{table}\"%'"
-    );
-    eventually("the new partition is known", || async {
-        (database.destination_value(&known).await.as_deref() == Some("true")).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn empty_tables_that_are_attached_lead_to_no_copy_whoever_sees_them_and_when() {
-    let tables = ["looked", "described", "deep"];
-    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
-    let database = Database::new("attachedempty", &tables, &schema.concat()).await;
-    let setup = Setup::of(&database);
-    let service = setup.start();
-    service.streams().await;
-    database.caught_up().await;
-    // The stream describes the table at its next row, and the monitor looks on its own clock.
-    let described = attach("described", "");
-    database.at_source(&format!("BEGIN; {described} UPDATE described SET v = 'w' WHERE id = 1; COMMIT;")).await;
-    database.caught_up().await;
-    for (name, attached) in [("looked", attach("looked", "")), ("deep", attach_tree("deep", ""))] {
-        database.at_source(&attached).await;
-        partition_is_known(&database, name, &format!("{name}_2")).await;
-    }
-    for name in tables {
-        database.at_source(&format!("INSERT INTO {name} VALUES (11, 'first'); UPDATE {name} SET v = 'second'")).await;
-    }
-    database.assert_catches_up().await;
-    not_copied(&service);
-    service.stop().await;
-    // And while nobody looks: what the next start finds.
-    for name in tables {
-        let (next, bounds) = (format!("{name}_4"), "FOR VALUES FROM (20) TO (30)");
-        database
-            .at_source(&format!(
-                "CREATE TABLE {next} (LIKE {name}); ALTER TABLE {name} ATTACH PARTITION {next} {bounds}"
-            ))
-            .await;
-    }
-    let service = setup.start();
-    service.streams().await;
-    for name in tables {
-        database.at_source(&format!("INSERT INTO {name} VALUES (21, 'third')")).await;
-    }
-    database.assert_catches_up().await;
-    not_copied(&service);
-    service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tables_that_had_rows_when_they_were_attached_are_copied_though_they_are_empty_by_now() {
-    let tables = ["deleted", "updated", "truncated", "again", "deep", "moved"];
+async fn tables_that_were_attached_are_copied_though_they_are_empty_by_now() {
+    let tables = ["deleted", "updated", "truncated", "again", "deep", "moved", "twice", "at_once"];
     let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
     let database = Database::new("attachedvacated", &tables, &schema.concat()).await;
     let setup = Setup::of(&database);
@@ -328,12 +274,22 @@ async fn tables_that_had_rows_when_they_were_attached_are_copied_though_they_are
         format!("{} INSERT INTO again VALUES (15, 'came'); TRUNCATE again_2;", attach("again", "")),
         format!("{} DELETE FROM deep WHERE id > 9;", attach_tree("deep", &filled("deep"))),
         format!("{} UPDATE moved SET id = id - 8 WHERE id > 9;", brought("moved")),
+        // Its rows come by the stream, and go while it is no partition.
+        format!(
+            "{} INSERT INTO twice VALUES (12, 'came'); ALTER TABLE twice DETACH PARTITION twice_2; DELETE FROM twice_2; \
+             ALTER TABLE twice ATTACH PARTITION twice_2 FOR VALUES FROM (10) TO (20);",
+            attach("twice", "")
+        ),
     ];
     for statement in changes.iter().flat_map(|change| change.split_inclusive(';')) {
         database.at_source(statement).await;
     }
+    // In the transaction that creates it a TRUNCATE keeps the file.
+    let at_once = attach("at_once", "");
+    let at_once = format!("BEGIN; {at_once} INSERT INTO at_once VALUES (12, 'came'); TRUNCATE at_once_2; COMMIT;");
+    database.at_source(&at_once).await;
     // So that their files have no block left.
-    for leaf in ["deleted_2", "updated_2", "deep_3", "moved_2"] {
+    for leaf in ["twice_2", "deleted_2", "updated_2", "deep_3", "moved_2"] {
         database.at_source(&format!("VACUUM (TRUNCATE) {leaf}")).await;
         let size = format!("SELECT pg_relation_size('{leaf}')::text");
         assert_eq!(database.source_value(&size).await.as_deref(), Some("0"), "{leaf} has blocks");

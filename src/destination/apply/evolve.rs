@@ -55,7 +55,7 @@ impl Applier {
     }
 
     async fn follow(&mut self, change: SchemaChange) -> Result<(), DestinationError> {
-        let SchemaChange { relation, description, empty_partitions } = change;
+        let SchemaChange { relation, description } = change;
         if !self.is_live(relation.id, self.large_commit_lsn()) {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl Applier {
                 destination: End { table: &table, types: &types },
                 creation: &creation,
             }
-            .follow(&empty_partitions)
+            .follow()
         };
         let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
         if !evolution.statements.is_empty() {
