@@ -1,6 +1,6 @@
 //! The relation cache: which relations the stream has described, and which of them are wanted.
 //!
-//! Filled by the assembler from Relation messages; asked without endy change. There is one cache for the session, and an
+//! Filled by the assembler from Relation messages; asked for every change. There is one cache for the session, and an
 //! overlay for each in-progress stream: pgoutput describes a relation again in each stream, and counts it as known to the
 //! session once that stream has committed (18.4 `cleanup_rel_sync_cache`; the same since 14).
 //!
