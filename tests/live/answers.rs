@@ -213,10 +213,10 @@ async fn ends_by_an_answer(service: &Service, doing: &str, times: f64) {
 async fn an_answer_that_the_monitor_does_not_understand_ends_the_stream_with_words() {
     let database = Database::new("answerswatch", &["parents", "children"], SCHEMA).await;
     let liar = Liar::in_front_of(source().await.port()).await;
-    // The look at the publication comes with each start of a stream.
-    liar.tells(Lies::Nulls { about: "t.tablename::text, c.oid" });
+    // The look at the tables that are published comes with each start of a stream.
+    liar.tells(Lies::Nulls { about: "SELECT a.attrelid, pg_catalog.array_agg(" });
     let service = liar.setup(&database).start();
-    ends_by_an_answer(&service, "looking at the publication", 1.0).await;
+    ends_by_an_answer(&service, "looking at the columns of tables", 1.0).await;
     liar.tells(Lies::Never);
     service.streams().await;
     database.at_source("INSERT INTO parents (v) VALUES ('more')").await;
@@ -264,8 +264,10 @@ async fn an_answer_whose_rows_have_no_end_is_refused_before_it_fills_the_memory(
     // Where nothing bounds it, its own limit ends it, and not the machine's.
     setup.wrapper = vec!["prlimit".to_owned(), format!("--as={}", 4_u64 << 30)];
     // An ordinary session, and one with the walsender.
-    let asked =
-        [("t.tablename::text, c.oid", "looking at the publication"), ("IDENTIFY_SYSTEM", "identifying the source")];
+    let asked = [
+        ("SELECT a.attrelid, pg_catalog.array_agg(", "looking at the columns of tables"),
+        ("IDENTIFY_SYSTEM", "identifying the source"),
+    ];
     for (about, doing) in asked {
         liar.tells(Lies::Endless { about });
         let refused = format!("{doing}: could not understand the server's answer: its rows take more than 512 MiB");
@@ -293,7 +295,7 @@ async fn an_answer_of_a_type_that_nobody_asked_for_is_refused_before_the_type_is
     let database = Database::new("answerstypes", &["parents", "children"], SCHEMA).await;
     let liar = Liar::in_front_of(source().await.port()).await;
     let setup = liar.setup(&database);
-    liar.tells(Lies::Types { about: "t.tablename::text, c.oid" });
+    liar.tells(Lies::Types { about: "SELECT a.attrelid, pg_catalog.array_agg(" });
     let service = setup.start();
     let said =
         "could not understand the server's answer: the server sends values of type 100000, which was not asked for";
