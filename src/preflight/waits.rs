@@ -6,18 +6,20 @@
 //! message nobody would know why nothing moves. A wait longer than [`TOLD_AFTER`] is a line in the log, once for each holder's
 //! transaction, and appears in /status for as long as it lasts.
 //!
+//! A COMMIT may wait for a synchronous standby of its server: `synchronous_commit` decides, and publishes and the bookkeeping set it.
+//!
 //! The same holds for the creation of a slot, whose session waits for the end of transactions. For the slot of a copy
 //! `snapshot` has messages of its own, which name every transaction that it waits for; this wait is shown here and not logged again.
 //!
 //! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits reported at a time, [`TOLD_MAX`] remembered.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::pg::{Ident, printable, shown_literal, without_values};
-use crate::session::{SessionError, Sql, SqlClient};
+use crate::session::{Row, SessionError, Sql, SqlClient};
 use crate::source::lock_holder;
 use crate::telemetry::Telemetry;
 
@@ -50,7 +52,7 @@ impl End {
 /// A session of ours that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wait {
-    /// Who waits for what, without what changes while it lasts: told once.
+    /// Who waits for what, and for which transaction of whom, without what changes while it lasts: told once.
     key: String,
     what: String,
     /// Who holds the lock, and what ends it.
@@ -68,18 +70,17 @@ impl Wait {
 
 /// The waits at one end, and which of them were told.
 #[derive(Debug, Default)]
-pub(crate) struct ToldWaits(BTreeMap<String, String>);
+pub(crate) struct ToldWaits(BTreeSet<String>);
 
 impl ToldWaits {
     /// The waits that were not told yet.
     pub(crate) fn new_ones(&mut self, waits: &[Wait]) -> Vec<Wait> {
-        let is_new = |wait: &&Wait| self.0.get(&wait.key) != Some(&wait.holder);
-        let new: Vec<Wait> = waits.iter().filter(is_new).cloned().collect();
+        let new: Vec<Wait> = waits.iter().filter(|wait| !self.0.contains(&wait.key)).cloned().collect();
         if self.0.len() > TOLD_MAX {
             self.0.clear();
         }
         // A wait that ends and comes again is reported again only when another session, or another transaction, is in the way.
-        self.0.extend(waits.iter().map(|wait| (wait.key.clone(), wait.holder.clone())));
+        self.0.extend(waits.iter().map(|wait| wait.key.clone()));
         new
     }
 
@@ -159,27 +160,63 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
         let (name, process_id, mode, object): (&str, i32, &str, &str) =
             (row.get(0)?, row.get(1)?, row.get(3)?, row.get(4)?);
         // What ends it comes before what the holder has chosen, whose names are quoted: nobody can forge the statement.
-        let holder = if process_id == 0 {
-            let Some(prepared) = lock_holder(client, None, row.get(2)?).await? else { continue };
-            format!("held by {}. To end it: {}", prepared.words(), prepared.end())
+        let (blocker, holder) = if process_id == 0 {
+            let transaction: &str = row.get(2)?;
+            let Some(prepared) = lock_holder(client, None, transaction).await? else { continue };
+            let words = format!("held by {}. To end it: {}", prepared.words(), prepared.end());
+            (transaction.to_owned(), words)
         } else {
             let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
             let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
             let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
             let end = format!("SELECT pg_terminate_backend({process_id});");
-            format!(
+            let words = format!(
                 "held by process {process_id}. To end it: {end} It is of role {}, from {from}, \
                  {state}, in a transaction{since}; application_name: {}; last statement: {statement}",
                 Ident::new(role),
                 shown_literal(program),
-            )
+            );
+            (format!("{process_id}{since}"), words)
         };
         let what = format!("{}: {} waits for {mode} on {object}", end.as_str(), printable(name));
-        // What is tried again may begin with a weaker lock.
-        let key = format!("{name} {object}");
+        // What is tried again may begin with a weaker lock, and the blocker's state and statement change in its transaction.
+        let key = format!("{name} {object} {blocker}");
         waits.push(Wait { key, what, holder: printable(&holder).into_owned(), told_elsewhere: row.get(11)? });
     }
+    waits.extend(standby_waits(client, end, (&beginning, seconds)).await?);
     Ok(waits)
+}
+
+/// The sessions of ours whose COMMIT waits for a synchronous standby of that server.
+async fn standby_waits(
+    client: &SqlClient,
+    end: End,
+    (beginning, seconds): (&str, f64),
+) -> Result<Vec<Wait>, SessionError> {
+    let sql = "SELECT w.application_name::text, pg_catalog.current_setting('synchronous_standby_names'),
+                      pg_catalog.to_char(w.query_start, 'YYYY-MM-DD HH24:MI:SS')
+               FROM pg_catalog.pg_stat_activity w
+               WHERE w.wait_event = 'SyncRep' AND w.datname = pg_catalog.current_database() AND w.usename = session_user
+                 AND pg_catalog.starts_with(w.application_name, $1)
+                 AND w.query_start < pg_catalog.clock_timestamp() - $2 * interval '1 second'
+               ORDER BY w.query_start LIMIT $3";
+    let doing = "looking at commits that wait for a standby";
+    let rows = client.query_as_login_role(doing, sql, &[&beginning, &seconds, &WAITS_MAX]).await?;
+    let wait = |row: &Row| {
+        let (name, names, since): (&str, &str, Option<&str>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (end, since) = (end.as_str(), since.unwrap_or("?"));
+        Ok(Wait {
+            key: format!("{name} standby {since}"),
+            what: format!("{end}: {} waits for a synchronous standby of the {end} to confirm a COMMIT", printable(name)),
+            holder: printable(&format!(
+                "since {since} UTC. To end it: bring a standby of synchronous_standby_names back ({}), or set that otherwise",
+                shown_literal(names)
+            ))
+            .into_owned(),
+            told_elsewhere: false,
+        })
+    };
+    rows.iter().map(wait).collect()
 }
 
 fn shown(statement: &str) -> String {
@@ -198,7 +235,7 @@ mod tests {
     #[test]
     fn a_wait_is_told_once_for_each_transaction_that_is_in_the_way() {
         let wait = |what: &str, holder: &str| Wait {
-            key: what.into(),
+            key: format!("{what} {holder}"),
             what: what.into(),
             holder: holder.into(),
             told_elsewhere: false,
@@ -208,6 +245,11 @@ mod tests {
         assert_eq!(told.new_ones(std::slice::from_ref(&first)), std::slice::from_ref(&first));
         assert_eq!(told.new_ones(std::slice::from_ref(&first)), []);
         assert_eq!(told.new_ones(&[]), []);
+        // Two sessions are in the way, and one of them runs statement after statement.
+        let busy = |statement: &str| Wait { holder: statement.to_owned(), ..wait("reading", "process 8 since 1") };
+        let other = wait("reading", "process 9 since 1");
+        assert_eq!(told.new_ones(&[busy("one"), other.clone()]), [busy("one"), other.clone()]);
+        assert_eq!(told.new_ones(&[busy("two"), other]), []);
         assert_eq!(told.new_ones(std::slice::from_ref(&first)), [], "it is back");
         assert_eq!(told.new_ones(&[second.clone(), wait("staging", "x")]), [second, wait("staging", "x")]);
     }

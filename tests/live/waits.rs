@@ -101,3 +101,55 @@ async fn a_lock_that_holds_up_a_publish_and_a_prepared_transaction_are_told() {
     database.assert_catches_up().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_two_busy_sessions_is_told_once_for_each() {
+    let database = Database::new("waitbusy", &["t"], TABLE).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let mut holders = Vec::new();
+    for _ in 0..2 {
+        let holder = destination().await.connect(&database.name).await.unwrap();
+        holder.batch("holding", "BEGIN; LOCK TABLE public.t IN SHARE MODE").await.unwrap();
+        holders.push(holder);
+    }
+    database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
+    let what = "writing waits for RowExclusiveLock on public.t";
+    eventually("both are told", || async { (times(&service, what) >= 2).then_some(()) }).await;
+    // Another statement at each of the next looks.
+    for number in 0..12 {
+        for holder in &holders {
+            let sql = format!("SELECT count(*) AS c{number} FROM public.t, pg_sleep(0.3)");
+            holder.query("working", &sql, &[]).await.unwrap();
+        }
+    }
+    assert_eq!(times(&service, what), 2, "{}", service.log());
+    drop(holders);
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_synchronous_standby_of_the_destination_is_told() {
+    let mut destination = new_destination(&[]).await;
+    let database = Database::on(source().await, &destination, "waitsync", &["t"], TABLE).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let set = |names: &str| format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
+    database.at_destination(&set("standby_of_nobody")).await;
+    database.at_destination("SELECT pg_reload_conf()").await;
+    let setup = Setup::of(&database);
+    let asking = tokio::spawn(async move { setup.command(&["resnapshot", "t"]).await });
+    let what = "waits for a synchronous standby of the destination to confirm a COMMIT";
+    let wait = tells(&service, &[what, "synchronous_standby_names back ('standby_of_nobody')"]).await;
+    let (_, text) = service.command(&["status"]).await;
+    assert!(text.contains(&wait), "{text}");
+    database.at_destination("ALTER SYSTEM RESET synchronous_standby_names").await;
+    database.at_destination("SELECT pg_reload_conf()").await;
+    is_over(&service).await;
+    drop(asking.await);
+    database.assert_catches_up().await;
+    service.stop().await;
+    destination.stop(headwater::commands::demo::StopMode::Fast).await.unwrap();
+}
