@@ -12,7 +12,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use super::observe::{self, AtSource};
+use super::observe::{self, AtSource, FailedCopy};
 use super::status::{named, verdict};
 use super::{display, settings};
 use crate::commands::exit::Exit;
@@ -141,6 +141,10 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
                 let report = holder.foreign_report();
                 let finding = Finding::notable(report.message).detail(report.detail.unwrap_or_default());
                 findings.push(finding.todo(report.hint.unwrap_or_default()));
+            }
+            for FailedCopy { of, reason } in seen.failed_copies {
+                findings
+                    .push(Finding::blocking(format!("the copy of {of} has failed and is tried again")).detail(reason));
             }
             if let Some(gap) = seen.gap {
                 findings.push(

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{Bookkeeping, Holder, LockHolders, StreamState, TableState};
+use crate::destination::{Bookkeeping, Holder, LockHolders, Request, StreamState, TableState};
 use crate::pg::{Lsn, printable, printable_lines};
 use crate::session::{Sql, SqlClient};
 use crate::source::{choose_host, find_slot};
@@ -96,6 +96,8 @@ pub(super) struct AtDestination {
     pub(super) gap: Option<String>,
     /// The tables that are followed.
     pub(super) tables: Vec<String>,
+    /// Copies that have failed and are tried again.
+    pub(super) failed_copies: Vec<FailedCopy>,
     /// The server process of the instance that leads.
     pub(super) leader_process: Option<i32>,
     /// Where it is connected from.
@@ -105,6 +107,15 @@ pub(super) struct AtDestination {
     /// The same, for reports.
     #[serde(skip)]
     pub(super) foreign: Vec<Holder>,
+}
+
+/// A copy that has failed and is tried again.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct FailedCopy {
+    /// Of which tables.
+    pub(super) of: String,
+    /// Why, with what to do.
+    pub(super) reason: String,
 }
 
 /// What the source holds.
@@ -172,6 +183,7 @@ async fn look_at_destination(
         position: None,
         gap: None,
         tables: Vec::new(),
+        failed_copies: Vec::new(),
         leader_process: leader.as_ref().and_then(|leader| leader.process_id),
         leader_from: leader.and_then(|leader| leader.address).map(|from| printable(&from).into_owned()),
         foreign_lock_holders: foreign.iter().map(ToString::to_string).collect(),
@@ -186,6 +198,13 @@ async fn look_at_destination(
     seen.position = bookkeeping.position().await?;
     let live = bookkeeping.tables().await?.into_iter().filter(|table| matches!(table.state, TableState::Live { .. }));
     seen.tables = live.map(|table| table.name.to_string()).collect();
+    if bookkeeping.takes_requests().await? {
+        let failed = |request: Request| {
+            let reason = printable_lines(&request.failure?).into_owned();
+            Some(FailedCopy { of: printable(&request.scope.to_string()).into_owned(), reason })
+        };
+        seen.failed_copies = bookkeeping.requests().await?.into_iter().filter_map(failed).collect();
+    }
     Ok(seen)
 }
 

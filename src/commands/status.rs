@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::cli::StatusArguments;
-use super::observe::{self, AtDestination, AtSource};
+use super::observe::{self, AtDestination, AtSource, FailedCopy};
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::commands::format::{count, counts, duration, size};
@@ -338,6 +338,9 @@ fn destination_lines(there: &AtDestination) -> Vec<String> {
         (Some(_), _) => {
             lines.push("a snapshot was begun and is not published; the next start begins it again".to_owned())
         }
+    }
+    for FailedCopy { of, reason } in &there.failed_copies {
+        lines.push(format!("the copy of {of} has failed and is tried again: {reason}"));
     }
     if let Some(gap) = &there.gap {
         lines.push(format!("the copy has gaps: its publication {gap}; start once with --resnapshot"));

@@ -114,8 +114,8 @@ pub struct Request {
     pub scope: Scope,
     /// Who asked.
     pub origin: Origin,
-    /// It was tried already, and something kept it from being fulfilled.
-    pub has_failed: bool,
+    /// Why it was not fulfilled when it was tried last, with what to do; `None` when it was not tried yet.
+    pub failure: Option<String>,
     /// The source that it was used for.
     pub for_source: Option<String>,
 }
@@ -177,7 +177,7 @@ impl Bookkeeping {
     /// [`DestinationError`].
     pub async fn requests(&self) -> Result<Vec<Request>, DestinationError> {
         let sql = "SELECT id, CASE WHEN tables IS NOT NULL THEN ARRAY(SELECT t FROM pg_catalog.unnest(tables) AS t WHERE t IS NOT NULL) END,
-                          origin, message IS NOT NULL, pg_catalog.to_jsonb(r) ->> 'for_source'
+                          origin, message, pg_catalog.to_jsonb(r) ->> 'for_source'
                    FROM headwater.resnapshots r WHERE state = 'requested' ORDER BY id";
         let rows = self.client().query(READING, sql, &[]).await?;
         let requests = rows.iter().map(|row| -> Result<Request, DestinationError> {
@@ -190,7 +190,7 @@ impl Bookkeeping {
                 _ => Origin::Command,
             };
             let scope = parsed.map_or(Scope::All, Scope::Tables);
-            Ok(Request { id: row.get(0)?, scope, origin, has_failed: row.get(3)?, for_source: row.get(4)? })
+            Ok(Request { id: row.get(0)?, scope, origin, failure: row.get(3)?, for_source: row.get(4)? })
         });
         requests.collect()
     }

@@ -52,7 +52,7 @@ impl Turn {
 impl Turns {
     /// The requests to take up now; empty when all of them wait. What failed in an earlier stream goes alone, too.
     pub(super) fn next(&mut self, requests: Vec<Request>, now: Duration) -> Vec<Request> {
-        let failed_before = |request: &&Request| request.has_failed && !self.known.contains(&request.id);
+        let failed_before = |request: &&Request| request.failure.is_some() && !self.known.contains(&request.id);
         let failed_before: Vec<i64> = requests.iter().filter(failed_before).map(|request| request.id).collect();
         self.alone.extend(failed_before.into_iter().map(|id| (id, Turn::default())));
         self.known = requests.iter().map(|request| request.id).collect();
@@ -92,7 +92,7 @@ mod tests {
 
     fn request(id: i64) -> Request {
         let scope = Scope::Tables(vec![QualifiedName::new("public", format!("t{id}"))]);
-        Request { id, scope, origin: Origin::Changed, has_failed: false, for_source: None }
+        Request { id, scope, origin: Origin::Changed, failure: None, for_source: None }
     }
 
     fn at(seconds: u64) -> Duration {
@@ -143,14 +143,14 @@ mod tests {
     #[test]
     fn what_failed_in_an_earlier_stream_goes_alone() {
         let mut turns = Turns::default();
-        let requests = vec![Request { has_failed: true, ..request(1) }, request(2), request(3)];
+        let requests = vec![Request { failure: Some("why".to_owned()), ..request(1) }, request(2), request(3)];
         let ids = |requests: Vec<Request>| requests.iter().map(|request| request.id).collect::<Vec<_>>();
         assert_eq!(ids(turns.next(requests.clone(), at(0))), [2, 3]);
         assert_eq!(ids(turns.next(requests.into_iter().take(1).collect(), at(0))), [1]);
         let mut turns = Turns::default();
         assert_eq!(next(&mut turns, &[1, 2], at(0)), [1, 2]);
         failed(&mut turns, &[1, 2], Failure::Passing, at(0));
-        let requests = [1, 2].map(|id| Request { has_failed: true, ..request(id) }).to_vec();
+        let requests = [1, 2].map(|id| Request { failure: Some("why".to_owned()), ..request(id) }).to_vec();
         assert_eq!(ids(turns.next(requests, at(1))), [1, 2], "it failed in this one, and for them all");
     }
 }

@@ -290,6 +290,13 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
     let (code, out) = service.command(&["status"]).await;
     assert!(code == Some(1) && out.starts_with(sentence), "{out}");
     assert!(out.lines().any(|line| line.starts_with("public.t ") && line.contains("suspended")), "{out}");
+    let statement = "ALTER TABLE public.t RENAME COLUMN n TO another_name;";
+    let failed = "the copy of public.t has failed and is tried again";
+    eventually("explain says why the copy fails", || async {
+        let (code, out) = service.command(&["explain"]).await;
+        (code == Some(1) && out.contains(failed) && out.contains(statement)).then_some(())
+    })
+    .await;
     if let Some(mut browser) = Browser::open(&service.http_url()).await {
         browser.shows("#headline", sentence).await;
         browser.shows("#tables", "is suspended until it is copied again").await;
@@ -297,6 +304,7 @@ async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_ot
     }
     // A restart does not forget it.
     service.stop().await;
+    Setup::of(&database).command(&["status"]).await.says(&[failed, statement]);
     let service = Setup::of(&database).start();
     service.says("ALTER TABLE public.t RENAME COLUMN n TO another_name;").await;
     // It is tried again and again, and says why once.
