@@ -17,7 +17,7 @@ const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t 
 /// A kind of wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// A start reads the catalog, and somebody alters the table at the source.
+    /// A first start publishes the table, and somebody alters it at the source.
     StartBehindAlter,
     /// The same, by a prepared transaction.
     StartBehindPrepared,
@@ -165,13 +165,13 @@ async fn one(kind: Kind) {
         Kind::StartBehindAlter => {
             let (_holder, process) = holding(from, &database, "ALTER TABLE t ADD more int").await;
             let service = Setup::of(&database).start();
-            let said = said_of_lock("source", " control", "AccessShareLock on public.t", &process);
+            let said = said_of_lock("source", " control", "ShareUpdateExclusiveLock on public.t", &process);
             assert_said(kind, service, &said).await;
         }
         Kind::StartBehindPrepared => {
             let (_holder, _) = holding(from, &database, "LOCK TABLE t; PREPARE TRANSACTION 'left over'").await;
             let service = Setup::of(&database).start();
-            let said = said_of_prepared("source", " control", "AccessShareLock on public.t", "left over");
+            let said = said_of_prepared("source", " control", "ShareUpdateExclusiveLock on public.t", "left over");
             assert_said(kind, service, &said).await;
         }
         Kind::Publication => {
