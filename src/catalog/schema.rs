@@ -467,6 +467,7 @@ pub struct TableDefinition {
     /// Storage parameters, `name=value`.
     pub options: Option<Vec<String>>,
     /// Bytes on disk, TOAST included: as VACUUM and ANALYZE have last counted, so 0 for a table that they have not come to yet.
+    /// `SourceCatalog::measure` replaces it by the size of the files.
     pub bytes: u64,
     /// The partitions of a partitioned table, on all levels.
     pub partitions: Option<Vec<Partition>>,

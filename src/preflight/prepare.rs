@@ -294,7 +294,11 @@ pub(crate) async fn prepare(
     unfollow(bookkeeping, telemetry, &unconfigured, published).await?;
     let mut changed = Vec::new();
     let transfer = match start {
-        Start::Snapshot { .. } => check_fit(&source_catalog, &destination_catalog)?,
+        Start::Snapshot { .. } => {
+            // The copy's readers and locks depend on how large the tables are, and it locks them all.
+            source_catalog.measure(&source).await?;
+            check_fit(&source_catalog, &destination_catalog)?
+        }
         Start::Stream { .. } => {
             let follow = config.schema_changes == SchemaChanges::Follow;
             changed = changed_tables(&source, bookkeeping, publication).await?;

@@ -233,7 +233,9 @@ async fn hand_over(
         shapes = look(ends, &source, bookkeeping, scope).await?;
     }
     let transfer = check_fit(&shapes.source, &shapes.destination)?;
-    let Shapes { source: source_catalog, destination: destination_catalog, followed, suspended } = shapes;
+    let Shapes { source: mut source_catalog, destination: destination_catalog, followed, suspended } = shapes;
+    // The copy's readers and locks depend on how large the tables are, and it locks them all.
+    source_catalog.measure(&source).await?;
     let is_followed = |table: &QualifiedName, source_id| {
         let destination_id = destination_catalog.table(table).map(|table| table.id);
         let mut known = followed.iter().filter(|known| !suspended.contains(&known.name));
