@@ -6,8 +6,8 @@
 use headwater::commands::demo::{Cluster, StopMode};
 use headwater::session::SqlClient;
 
-use crate::streams::{SCHEMA, TABLES};
 use crate::support::roles::Roles;
+use crate::support::streamed::{STREAMED, STREAMED_SCHEMA};
 use crate::support::{Database, Script, Service, Setup, eventually, new_destination, new_source};
 
 /// About a megabyte of rows.
@@ -22,7 +22,7 @@ struct Pair {
 }
 
 async fn pair(name: &str) -> Pair {
-    pair_of(name, TABLES, SCHEMA).await
+    pair_of(name, STREAMED, STREAMED_SCHEMA).await
 }
 
 async fn pair_of(name: &str, tables: &[&str], schema: &str) -> Pair {
@@ -91,7 +91,7 @@ struct Backlog {
 }
 
 async fn backlog(name: &str, sql: &str) -> Backlog {
-    let schema = format!("{SCHEMA} CREATE TABLE between (n int PRIMARY KEY, filler text);");
+    let schema = format!("{STREAMED_SCHEMA} CREATE TABLE between (n int PRIMARY KEY, filler text);");
     let mut pair = pair_of(name, &["events", "loose", "between"], &schema).await;
     pair.setup = pair.setup.section("[apply]\nbatch_bytes_max = \"64kB\"");
     let service = pair.started().await;

@@ -1,6 +1,6 @@
 //! Foreign keys of the destination that act where the source's do not: nothing is changed or deleted here that the source keeps.
 
-use crate::check::{find, findings, fix};
+use crate::support::findings::{find, findings, fix};
 use crate::support::roles::Roles;
 use crate::support::{Database, Setup, destination, source};
 

@@ -6,9 +6,8 @@ use std::process::Command;
 
 use headwater::commands::demo::Cluster;
 
-use crate::check::{find, findings};
-use crate::check_refused::{failed, hint, mended};
-use crate::security::{Certificates, with_hba};
+use crate::support::certificates::{Certificates, with_hba};
+use crate::support::findings::{failed, find, findings, hint, mended};
 use crate::support::tools::program;
 use crate::support::{Database, Script, Setup, destination, eventually, new_source};
 

@@ -9,8 +9,8 @@ use rcgen::{
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
-use crate::check_refused::{failed, hint, mended};
-use crate::security::{Certificates, authority_params, with_hba};
+use crate::support::certificates::{Certificates, authority_params, with_hba};
+use crate::support::findings::{failed, hint, mended};
 use crate::support::{Database, Script, Setup, destination, new_source};
 
 const ONE: &[&str] = &["t"];
@@ -173,8 +173,8 @@ async fn a_server_certificate_out_of_its_time_is_refused_and_mended_by_what_is_p
         for mode in ["require", "verify-ca", "verify-full"] {
             let setup = with(&format!("sslmode={mode}&sslrootcert={root}"));
             crate::support::eventually("the server shows it", || async {
-                let found = crate::check::findings(&setup).await;
-                crate::check::find(&found, "failed", message).is_some().then_some(())
+                let found = crate::support::findings::findings(&setup).await;
+                crate::support::findings::find(&found, "failed", message).is_some().then_some(())
             })
             .await;
             let finding = failed(&setup, message).await;
@@ -189,7 +189,7 @@ async fn a_server_certificate_out_of_its_time_is_refused_and_mended_by_what_is_p
     database.at_source("SELECT pg_reload_conf()").await;
     let good = with(&format!("sslmode=verify-full&sslrootcert={root}"));
     crate::support::eventually("the renewed certificate is shown", || async {
-        let found = crate::check::findings(&good).await;
+        let found = crate::support::findings::findings(&good).await;
         found.iter().all(|finding| finding["standing"] != "failed").then_some(())
     })
     .await;
@@ -229,8 +229,9 @@ async fn a_channel_that_cannot_be_bound_is_refused_only_where_binding_is_require
     }
     database.at_source("SELECT pg_reload_conf()").await;
     crate::support::eventually("the server shows it", || async {
-        let found = crate::check::findings(&with("ordinary", "sslmode=require&channel_binding=require")).await;
-        crate::check::find(&found, "failed", "channel_binding").is_some().then_some(())
+        let found =
+            crate::support::findings::findings(&with("ordinary", "sslmode=require&channel_binding=require")).await;
+        crate::support::findings::find(&found, "failed", "channel_binding").is_some().then_some(())
     })
     .await;
     refused("ordinary", "sslmode=require").await;

@@ -3,65 +3,10 @@
 use headwater::commands::demo::{Cluster, StopMode};
 use headwater::config::{ConnectionSettings, Environment};
 use headwater::session::ReplicationSession;
-use serde_json::Value;
 
+use crate::support::findings::{FAMILY, FAMILY_SCHEMA, find, findings, fix, granted};
 use crate::support::roles::like;
 use crate::support::{Database, Setup, bin, destination, eventually, new_destination, new_source, parent, source};
-
-pub const TABLES: &[&str] = &["parent", "child"];
-pub const SCHEMA: &str = "
-    CREATE TABLE parent (id int PRIMARY KEY, v text);
-    CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, v varchar(20));
-    INSERT INTO parent VALUES (1, 'secret'); INSERT INTO child VALUES (1, 1, 'secret');";
-
-/// What check found, as objects.
-pub async fn findings(setup: &Setup) -> Vec<Value> {
-    let finished = setup.command(&["check", "--json"]).await;
-    let found: Value =
-        serde_json::from_str(&finished.out).unwrap_or_else(|_| panic!("no JSON:\n{}{}", finished.out, finished.err));
-    let found = found.as_array().expect("an array").clone();
-    let failed = found.iter().any(|finding| finding["standing"] == "failed");
-    assert_eq!(finished.code, Some(i32::from(failed)), "{}", finished.out);
-    assert!(!finished.out.contains("secret"), "a value is in\n{}", finished.out);
-    found
-}
-
-/// The finding with this text in its message and this standing.
-pub fn find<'a>(found: &'a [Value], standing: &str, text: &str) -> Option<&'a Value> {
-    found.iter().find(|finding| {
-        finding["standing"] == standing && finding["message"].as_str().unwrap_or_default().contains(text)
-    })
-}
-
-/// The SQL that a finding's hint holds: all but its first line.
-pub fn fix(finding: &Value) -> String {
-    let hint = finding["hint"].as_str().unwrap_or_else(|| panic!("no hint in {finding}"));
-    let lines: Vec<&str> = hint.lines().skip(1).collect();
-    assert!(!lines.is_empty(), "no SQL in {finding}");
-    lines.join("\n")
-}
-
-/// A pair of databases with an ordinary role on either side, to which everything is granted that check asks for.
-pub async fn granted(name: &str) -> (Database, Setup, String) {
-    let database = Database::of_superuser(name, TABLES, SCHEMA).await;
-    let role = format!("r_{}", database.name);
-    database
-        .at_source(&format!(
-            "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON parent, child TO {role};
-             CREATE PUBLICATION {} FOR TABLE parent, child",
-            database.name
-        ))
-        .await;
-    database
-        .at_destination(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role}", database.name))
-        .await;
-    database.at_destination(&format!("GRANT USAGE, CREATE ON SCHEMA public TO {role}")).await;
-    let mut setup = Setup::of(&database);
-    let login = format!("{role}@");
-    setup.source_url = setup.source_url.replace("postgres@", &login);
-    setup.destination_url = setup.destination_url.replace("postgres@", &login);
-    (database, setup, role)
-}
 
 /// Breaks something, sees it reported, runs the printed fix on the side that it is about, and sees it gone.
 async fn provoke(database: &Database, setup: &Setup, (side, sql): (&str, &str), message: &str) {
@@ -163,7 +108,7 @@ async fn each_failed_requirement_of_the_destination_is_mended_by_what_is_printed
         ),
         (
             format!(
-                "DROP TABLE child; REVOKE CREATE ON SCHEMA public FROM {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+                "DROP TABLE child; REVOKE CREATE ON FAMILY_SCHEMA public FROM {role}; REVOKE CREATE ON FAMILY_SCHEMA public FROM PUBLIC"
             ),
             "may not use schema public at the destination",
         ),
@@ -195,7 +140,7 @@ async fn each_failed_requirement_of_the_destination_is_mended_by_what_is_printed
 async fn settings_that_need_a_restart_are_mended_by_what_is_printed() {
     // Nothing on its command line: ALTER SYSTEM must be able to change what check complains about.
     let mut cluster = Cluster::start_new(&bin("SOURCE"), &parent(), "source", &[("fsync", "off")], &[]).await.unwrap();
-    let mut database = Database::on(&cluster, destination().await, "restart", TABLES, SCHEMA).await;
+    let mut database = Database::on(&cluster, destination().await, "restart", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
     database.at_source("ALTER SYSTEM SET max_replication_slots = 0").await;
     cluster.stop(StopMode::Fast).await.unwrap();
@@ -229,7 +174,7 @@ async fn settings_that_need_a_restart_are_mended_by_what_is_printed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_left_open_and_synchronous_standbys_are_found() {
     let cluster = new_source(&[("max_prepared_transactions", "5")]).await;
-    let database = Database::on(&cluster, destination().await, "prepared", TABLES, SCHEMA).await;
+    let database = Database::on(&cluster, destination().await, "prepared", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database).setting("fence_timeout = \"100ms\"");
     database.at_source("BEGIN; INSERT INTO parent VALUES (5); PREPARE TRANSACTION 'it''s open'").await;
     // A young one may be on its way; one that is older than fence_timeout keeps a start waiting.
@@ -269,7 +214,7 @@ async fn transactions_left_open_and_synchronous_standbys_are_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_side_that_does_not_answer_is_one_failure_and_the_other_side_is_looked_at() {
-    let database = Database::new("oneside", TABLES, SCHEMA).await;
+    let database = Database::new("oneside", FAMILY, FAMILY_SCHEMA).await;
     let mut setup = Setup::of(&database);
     setup.source_url = format!("postgresql://postgres@127.0.0.1:1/{}", database.name);
     let found = findings(&setup).await;
@@ -319,10 +264,10 @@ async fn what_the_configuration_names_wrongly_is_mended_by_what_is_printed() {
     database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
 
     // The bookkeeping is another role's.
-    database.at_destination("CREATE SCHEMA headwater").await;
+    database.at_destination("CREATE FAMILY_SCHEMA headwater").await;
     let finding = failed(&granted, "schema headwater at the destination belongs to role postgres, and role").await;
     assert!(
-        finding["hint"].as_str().unwrap().ends_with("ALTER SCHEMA headwater RENAME TO not_headwater;"),
+        finding["hint"].as_str().unwrap().ends_with("ALTER FAMILY_SCHEMA headwater RENAME TO not_headwater;"),
         "{finding}"
     );
     mended(&superuser).await;
@@ -358,7 +303,7 @@ async fn what_the_configuration_names_wrongly_is_mended_by_what_is_printed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stream_relied_on_is_mended_by_what_is_printed() {
-    let database = Database::new("relied", TABLES, SCHEMA).await;
+    let database = Database::new("relied", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
     let name = &database.name;
     let resnapshot = async |hint: &str| {
@@ -391,7 +336,7 @@ async fn partitions_many_misfits_and_locks_are_mended_by_what_is_printed() {
     let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
         CREATE TABLE parent_1 PARTITION OF parent DEFAULT; CREATE TABLE child (id int PRIMARY KEY, v numeric(10, 2), e text);
         INSERT INTO parent VALUES (1, 'secret')";
-    let database = Database::new("leaves", TABLES, schema).await;
+    let database = Database::new("leaves", FAMILY, schema).await;
     let name = &database.name;
     let setup = Setup::of(&database).destination("lock_timeout = \"300ms\"");
     database.at_source(&format!("CREATE PUBLICATION {name} FOR TABLE parent, child")).await;
@@ -423,7 +368,7 @@ async fn partitions_many_misfits_and_locks_are_mended_by_what_is_printed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_cannot_be_written_and_walsenders_that_are_all_taken_are_found() {
     let mut cluster = Cluster::start_new(&bin("SOURCE"), &parent(), "source", &[("fsync", "off")], &[]).await.unwrap();
-    let mut database = Database::on(&cluster, destination().await, "taken", TABLES, SCHEMA).await;
+    let mut database = Database::on(&cluster, destination().await, "taken", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
     database.at_source("ALTER SYSTEM SET wal_level = logical").await;
     database.at_source("ALTER SYSTEM SET max_wal_senders = 1").await;
@@ -444,7 +389,7 @@ async fn a_destination_that_cannot_be_written_and_walsenders_that_are_all_taken_
 
     // The destination's standby, by mistake.
     let mut primary = new_destination(&[]).await;
-    let here = Database::on(source().await, &primary, "standby", TABLES, SCHEMA).await;
+    let here = Database::on(source().await, &primary, "standby", FAMILY, FAMILY_SCHEMA).await;
     let mut setup = Setup::of(&here);
     primary.stop(StopMode::Fast).await.unwrap();
     let mut standby =

@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 
-use crate::check::{SCHEMA, TABLES, find, findings, fix, granted};
+use crate::support::findings::{FAMILY, FAMILY_SCHEMA, find, findings, fix, granted};
 use crate::support::{Database, Setup, bin_of_version, destination, new_source_of};
 
 /// All messages, and all hints, in one text.
@@ -14,7 +14,7 @@ fn text(found: &[serde_json::Value]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_port_that_another_program_has_fails_check_and_a_start_alike() {
-    let database = Database::new("port", TABLES, SCHEMA).await;
+    let database = Database::new("port", FAMILY, FAMILY_SCHEMA).await;
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     let mut setup = Setup::of(&database);
@@ -36,7 +36,7 @@ async fn an_http_port_that_another_program_has_fails_check_and_a_start_alike() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_misspelt_table_is_told_with_the_nearest_and_nothing_that_follows_from_it() {
-    let database = Database::new("misspelt", TABLES, SCHEMA).await;
+    let database = Database::new("misspelt", FAMILY, FAMILY_SCHEMA).await;
     let mut setup = Setup::of(&database);
     setup.tables = vec!["parent".to_owned(), "chlid".to_owned()];
     let found = findings(&setup).await;
@@ -48,7 +48,7 @@ async fn a_misspelt_table_is_told_with_the_nearest_and_nothing_that_follows_from
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_slot_in_the_configuration_is_one_failure_and_not_a_lost_history() {
-    let database = Database::new("renamed", TABLES, SCHEMA).await;
+    let database = Database::new("renamed", FAMILY, FAMILY_SCHEMA).await;
     let mut setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -63,7 +63,7 @@ async fn another_slot_in_the_configuration_is_one_failure_and_not_a_lost_history
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_of_another_program_is_never_offered_to_be_dropped() {
-    let database = Database::new("foreignslot", TABLES, SCHEMA).await;
+    let database = Database::new("foreignslot", FAMILY, FAMILY_SCHEMA).await;
     let create = format!("SELECT pg_create_logical_replication_slot('{}', 'test_decoding')", database.name);
     database.at_source(&create).await;
     let setup = Setup::of(&database);
@@ -77,7 +77,7 @@ async fn a_slot_of_another_program_is_never_offered_to_be_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_without_its_key_at_the_destination_is_mended_by_what_is_printed() {
-    let database = Database::new("keyless", TABLES, SCHEMA).await;
+    let database = Database::new("keyless", FAMILY, FAMILY_SCHEMA).await;
     let tables = "CREATE TABLE parent (id int, v text);
         CREATE TABLE child (id int NOT NULL, parent int, v varchar(20), other int PRIMARY KEY DEFAULT 1)";
     database.at_destination(tables).await;
@@ -122,7 +122,7 @@ async fn an_output_plugin_that_the_source_does_not_allow_is_mended_by_what_is_pr
     let Some(bin) = bin_of_version("18.6") else { return };
     // Not on its command line, which ALTER SYSTEM could not change.
     let cluster = new_source_of(&bin, &[]).await;
-    let database = Database::on(&cluster, destination().await, "plugins", TABLES, SCHEMA).await;
+    let database = Database::on(&cluster, destination().await, "plugins", FAMILY, FAMILY_SCHEMA).await;
     let role = format!("replicator_{}", database.name);
     let grants = format!(
         "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON parent, child TO {role}; CREATE PUBLICATION {} FOR TABLE parent, child",
@@ -169,7 +169,7 @@ const TRIGGER: &str = "
 async fn a_trigger_that_cannot_find_a_table_is_named_with_the_statement_and_without_a_value() {
     let message = "function public.note() failed: a table that it names was not found";
     for when in ["BEFORE", "AFTER"] {
-        let database = Database::with_replica_role("noted", &["parent"], SCHEMA).await;
+        let database = Database::with_replica_role("noted", &["parent"], FAMILY_SCHEMA).await;
         database.at_destination(&TRIGGER.replace("{when}", when)).await;
         let setup = Setup::of(&database);
         let found = findings(&setup).await;

@@ -1,29 +1,10 @@
 //! What check says where a server does not let us in, is too old, or where the bookkeeping is not what headwater wrote: each
 //! is provoked, and mended by doing what the hint says.
 
-use serde_json::Value;
-
-use crate::check::{SCHEMA, TABLES, find, findings, fix};
-use crate::pooler::{Between, Pooler};
-use crate::security::{Certificates, with_hba};
+use crate::support::certificates::{Certificates, with_hba};
+use crate::support::findings::{FAMILY, FAMILY_SCHEMA, failed, find, findings, fix, hint, mended};
+use crate::support::pooler::{Between, Pooler};
 use crate::support::{Database, Script, Setup, destination, new_source, source};
-
-/// The failure with this message; its hint is there.
-pub async fn failed(setup: &Setup, message: &str) -> Value {
-    let found = findings(setup).await;
-    let finding = find(&found, "failed", message).unwrap_or_else(|| panic!("no failure {message:?} in {found:#?}"));
-    assert!(finding["hint"].is_string(), "{finding}");
-    finding.clone()
-}
-
-pub async fn mended(setup: &Setup) {
-    let found = findings(setup).await;
-    assert!(found.iter().all(|finding| finding["standing"] != "failed"), "{found:#?}");
-}
-
-pub fn hint(finding: &Value) -> &str {
-    finding["hint"].as_str().expect("a hint")
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn passwords_roles_and_pg_hba_are_mended_by_what_is_printed() {
@@ -40,7 +21,7 @@ async fn passwords_roles_and_pg_hba_are_mended_by_what_is_printed() {
          host all nobody 127.0.0.1/32 trust",
     )
     .await;
-    let database = Database::on(&server, destination().await, "refused", TABLES, SCHEMA).await;
+    let database = Database::on(&server, destination().await, "refused", FAMILY, FAMILY_SCHEMA).await;
     let url = |login: &str, database: &str| server.tcp_url(database).replace("postgres@", &format!("{login}@"));
     for side in ["source", "destination"] {
         let with = |login: &str| {
@@ -95,7 +76,7 @@ async fn passwords_roles_and_pg_hba_are_mended_by_what_is_printed() {
 async fn tls_that_is_missing_or_not_trusted_is_mended_by_what_is_printed() {
     let certificates = Certificates::new();
     let mut server = new_source(&[]).await;
-    let database = Database::on(&server, destination().await, "checktls", TABLES, SCHEMA).await;
+    let database = Database::on(&server, destination().await, "checktls", FAMILY, FAMILY_SCHEMA).await;
     let with = |host: &str, parameters: &str| {
         let (login, _) = database.source_url.split_once('@').expect("a role");
         let source_url = format!("{login}@{host}:{}/{}?{parameters}", server.port(), database.name);
@@ -142,7 +123,7 @@ async fn tls_that_is_missing_or_not_trusted_is_mended_by_what_is_printed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_older_than_14_are_refused_on_either_side() {
-    let database = Database::new("older", TABLES, SCHEMA).await;
+    let database = Database::new("older", FAMILY, FAMILY_SCHEMA).await;
     let direct = Setup::of(&database);
     for (side, server) in [("source", source().await.port()), ("destination", destination().await.port())] {
         // A server of 13 does not know settings that every session makes, so it must be known by what it says at first.
@@ -172,7 +153,7 @@ async fn a_damaged_bookkeeping_is_mended_by_what_is_printed() {
             "headwater.stream at the destination is not as headwater made it",
         ),
     ] {
-        let database = Database::new("damaged", TABLES, SCHEMA).await;
+        let database = Database::new("damaged", FAMILY, FAMILY_SCHEMA).await;
         let setup = Setup::of(&database);
         let service = setup.start();
         service.streams().await;
@@ -204,7 +185,7 @@ async fn a_damaged_bookkeeping_is_mended_by_what_is_printed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_headwaters_bookkeeping_is_left_alone_by_every_command() {
-    let database = Database::new("newer", TABLES, SCHEMA).await;
+    let database = Database::new("newer", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -225,7 +206,7 @@ async fn a_newer_headwaters_bookkeeping_is_left_alone_by_every_command() {
 #[tokio::test(flavor = "multi_thread")]
 async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_printed() {
     let icu = "SELECT count(*)::text FROM pg_collation WHERE collprovider = 'i'";
-    let schema = "CREATE SCHEMA words; CREATE COLLATION words.plain (locale = 'C');
+    let schema = "CREATE FAMILY_SCHEMA words; CREATE COLLATION words.plain (locale = 'C');
         CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
         CREATE TABLE parent (id int PRIMARY KEY, v text COLLATE words.plain);
         CREATE TABLE child (id int PRIMARY KEY, parent int, v text COLLATE loose); CREATE INDEX ON child (v COLLATE words.plain);
@@ -236,7 +217,7 @@ async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_p
         // Servers without ICU.
         _ => schema.replace("(provider = icu, locale = 'und-u-ks-level2', deterministic = false)", "(locale = 'C')"),
     };
-    let database = Database::new("collates", TABLES, &schema).await;
+    let database = Database::new("collates", FAMILY, &schema).await;
     let setup = Setup::of(&database);
     let log = setup.start().ends_with(1).await;
     assert!(log.contains("does not exist at the destination") && log.contains("CREATE COLLATION"), "{log}");
@@ -274,7 +255,7 @@ async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_p
     }
     let schema = "CREATE EXTENSION citext; CREATE TABLE parent (id int PRIMARY KEY, v citext);
         CREATE TABLE child (id int PRIMARY KEY, v citext[])";
-    let database = Database::new("extends", TABLES, schema).await;
+    let database = Database::new("extends", FAMILY, schema).await;
     let setup = Setup::of(&database);
     let finding = failed(&setup, "type public.citext does not exist at the destination").await;
     database.at_destination(&fix(&finding)).await;
@@ -283,7 +264,7 @@ async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_p
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_of_tables_that_are_to_be_created_are_found_taken_before_a_row_is_copied() {
-    let database = Database::new("takennames", TABLES, SCHEMA).await;
+    let database = Database::new("takennames", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
     for (taken, gone, named) in [
         ("CREATE DOMAIN parent AS int", "DROP DOMAIN parent", "In schema public: parent."),
@@ -317,7 +298,7 @@ async fn a_partition_whose_root_is_published_is_mended_by_what_is_printed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_told_with_what_to_correct() {
-    let database = Database::new("nobody", TABLES, SCHEMA).await;
+    let database = Database::new("nobody", FAMILY, FAMILY_SCHEMA).await;
     let wrong =
         Setup { source_url: format!("postgresql://postgres@127.0.0.1:1/{}", database.name), ..Setup::of(&database) };
     let finding = failed(&wrong, "cannot connect to").await;
@@ -335,22 +316,22 @@ struct Lacked {
 
 const LACKED: &[Lacked] = &[
     Lacked {
-        at_source: "CREATE SCHEMA \"Ext\"; CREATE EXTENSION citext SCHEMA \"Ext\"; CREATE TABLE parent (id int PRIMARY KEY, v \"Ext\".citext[])",
+        at_source: "CREATE FAMILY_SCHEMA \"Ext\"; CREATE EXTENSION citext FAMILY_SCHEMA \"Ext\"; CREATE TABLE parent (id int PRIMARY KEY, v \"Ext\".citext[])",
         at_destination: "SELECT 1",
         message: "type \"Ext\".citext does not exist at the destination",
-        hint: "Run at the destination:\nCREATE SCHEMA \"Ext\";\nCREATE EXTENSION citext SCHEMA \"Ext\";",
+        hint: "Run at the destination:\nCREATE FAMILY_SCHEMA \"Ext\";\nCREATE EXTENSION citext FAMILY_SCHEMA \"Ext\";",
     },
     Lacked {
-        at_source: "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE TABLE parent (id int PRIMARY KEY, v ext.citext)",
+        at_source: "CREATE FAMILY_SCHEMA ext; CREATE EXTENSION citext FAMILY_SCHEMA ext; CREATE TABLE parent (id int PRIMARY KEY, v ext.citext)",
         at_destination: "CREATE EXTENSION citext",
         message: "type ext.citext does not exist at the destination",
-        hint: "Run at the destination:\nCREATE SCHEMA ext;\nALTER EXTENSION citext SET SCHEMA ext;",
+        hint: "Run at the destination:\nCREATE FAMILY_SCHEMA ext;\nALTER EXTENSION citext SET FAMILY_SCHEMA ext;",
     },
     Lacked {
         at_source: "CREATE EXTENSION earthdistance CASCADE; CREATE TABLE parent (id int PRIMARY KEY, v earth)",
         at_destination: "SELECT 1",
         message: "type public.earth does not exist at the destination",
-        hint: "Run at the destination:\nCREATE EXTENSION earthdistance SCHEMA public CASCADE;",
+        hint: "Run at the destination:\nCREATE EXTENSION earthdistance FAMILY_SCHEMA public CASCADE;",
     },
     Lacked {
         at_source: "CREATE EXTENSION btree_gist; CREATE TABLE parent (id int PRIMARY KEY, v bool); CREATE INDEX ON parent USING gist (v)",
@@ -385,12 +366,12 @@ async fn a_column_of_an_extensions_type_waits_for_what_is_printed() {
     service.streams().await;
     database
         .at_source(
-            "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; ALTER TABLE parent ADD v ext.citext; INSERT INTO parent VALUES (1, 'a')",
+            "CREATE FAMILY_SCHEMA ext; CREATE EXTENSION citext FAMILY_SCHEMA ext; ALTER TABLE parent ADD v ext.citext; INSERT INTO parent VALUES (1, 'a')",
         )
         .await;
     service.says("type ext.citext does not exist at the destination").await;
-    service.says("ALTER EXTENSION citext SET SCHEMA ext;").await;
-    database.at_destination("CREATE SCHEMA ext; ALTER EXTENSION citext SET SCHEMA ext").await;
+    service.says("ALTER EXTENSION citext SET FAMILY_SCHEMA ext;").await;
+    database.at_destination("CREATE FAMILY_SCHEMA ext; ALTER EXTENSION citext SET FAMILY_SCHEMA ext").await;
     service.streams().await;
     database.assert_catches_up().await;
     service.stop().await;

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use crate::check::{SCHEMA, TABLES, find, findings, fix, granted};
+use crate::support::findings::{FAMILY, FAMILY_SCHEMA, find, findings, fix, granted};
 use crate::support::{Database, Setup};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_points_at_the_set_from_outside_is_named() {
-    let database = Database::new("outside", &["parent"], SCHEMA).await;
+    let database = Database::new("outside", &["parent"], FAMILY_SCHEMA).await;
     database
         .at_destination(
             "CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE mine (p int REFERENCES parent);
@@ -23,7 +23,7 @@ async fn what_points_at_the_set_from_outside_is_named() {
         find(&found, "warning", "triggers of table public.parent fire for what is applied: always").is_some(),
         "{found:#?}"
     );
-    let database = Database::new("outside2", &["child"], SCHEMA).await;
+    let database = Database::new("outside2", &["child"], FAMILY_SCHEMA).await;
     let found = findings(&Setup::of(&database)).await;
     assert!(find(&found, "warning", "points at public.parent, which is not replicated").is_some(), "{found:#?}");
 }
@@ -74,7 +74,7 @@ async fn a_table_that_cannot_be_read_hides_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_has_not_come_to_a_change_yet_is_no_failure_where_run_follows_it() {
-    let database = Database::new("ahead", TABLES, SCHEMA).await;
+    let database = Database::new("ahead", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -101,7 +101,7 @@ async fn triggers_types_and_inheritance_are_told() {
     let schema = "CREATE TABLE parent (id int PRIMARY KEY, t regclass); CREATE TABLE child (id int PRIMARY KEY);
         CREATE TABLE heir () INHERITS (child);";
     let (database, setup, role) = {
-        let database = Database::of_superuser("told", TABLES, schema).await;
+        let database = Database::of_superuser("told", FAMILY, schema).await;
         let role = format!("r_{}", database.name);
         database
             .at_destination(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role}", database.name))
@@ -116,7 +116,7 @@ async fn triggers_types_and_inheritance_are_told() {
              CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
              CREATE TRIGGER ordinary BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION f();
              CREATE TRIGGER replica BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION f();
-             ALTER TABLE parent ENABLE REPLICA TRIGGER replica; GRANT ALL ON parent, child TO {role}; GRANT USAGE ON SCHEMA public TO {role}"
+             ALTER TABLE parent ENABLE REPLICA TRIGGER replica; GRANT ALL ON parent, child TO {role}; GRANT USAGE ON FAMILY_SCHEMA public TO {role}"
         ))
         .await;
     let found = findings(&setup).await;

@@ -6,11 +6,10 @@ use serde_json::Value;
 
 use headwater::commands::demo::{Cluster, StopMode};
 
-use crate::check::{SCHEMA, TABLES, find, findings, fix};
-use crate::check_refused::{hint, mended};
-use crate::metrics::source_with_clock;
-use crate::security::{Certificates, with_hba};
+use crate::support::certificates::{Certificates, with_hba};
+use crate::support::clock::source_with_clock;
 use crate::support::disk::Disk;
+use crate::support::findings::{FAMILY, FAMILY_SCHEMA, find, findings, fix, hint, mended};
 use crate::support::{Database, Script, Setup, bin, bin_of, destination, new_source, parent, source};
 
 /// The warning with this message; its hint is there.
@@ -34,7 +33,7 @@ async fn slots_and_senders_that_are_scarce_and_slots_that_end_when_idle_are_mend
     let bin = newest.clone().unwrap_or_else(|| bin("SOURCE"));
     // Nothing on its command line: ALTER SYSTEM must be able to change what check complains about.
     let mut cluster = Cluster::start_new(&bin, &parent(), "source", &[("fsync", "off")], &[]).await.unwrap();
-    let mut database = Database::on(&cluster, destination().await, "scarce", TABLES, SCHEMA).await;
+    let mut database = Database::on(&cluster, destination().await, "scarce", FAMILY, FAMILY_SCHEMA).await;
     for (name, value) in [("wal_level", "logical"), ("max_replication_slots", "1"), ("max_slot_wal_keep_size", "'1GB'")]
     {
         database.at_source(&format!("ALTER SYSTEM SET {name} = {value}")).await;
@@ -72,7 +71,7 @@ async fn slots_and_senders_that_are_scarce_and_slots_that_end_when_idle_are_mend
 async fn a_clock_that_is_off_is_told_with_the_server_whose_it_is() {
     for offset in ["+300", "-300"] {
         let Some(source) = source_with_clock(offset).await else { return };
-        let database = Database::on(&source, destination().await, "checkclock", TABLES, SCHEMA).await;
+        let database = Database::on(&source, destination().await, "checkclock", FAMILY, FAMILY_SCHEMA).await;
         let setup = Setup::of(&database);
         // To within the seconds that a busy machine takes to ask.
         let (sign, _) = offset.split_at(1);
@@ -82,7 +81,7 @@ async fn a_clock_that_is_off_is_told_with_the_server_whose_it_is() {
         assert!((295.0..305.0).contains(&told.parse::<f64>().unwrap().abs()), "{message}");
         assert_eq!(hint(&finding), "Let all machines follow one time server.");
     }
-    let database = Database::new("oneclock", TABLES, SCHEMA).await;
+    let database = Database::new("oneclock", FAMILY, FAMILY_SCHEMA).await;
     assert!(find(&findings(&Setup::of(&database)).await, "ok", "they agree").is_some());
 }
 
@@ -95,7 +94,7 @@ async fn a_disk_without_room_for_the_copy_or_for_the_spool_is_told_before_it_is_
     let here = Cluster::start_new(&bin("DESTINATION"), &place, "destination", &settings, &[]).await.unwrap();
     let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (id int PRIMARY KEY, parent int);
         ALTER TABLE parent ALTER v SET STORAGE EXTERNAL; INSERT INTO parent SELECT i, repeat('x', 100000) FROM generate_series(1, 700) i";
-    let database = Database::on(source().await, &here, "small", TABLES, schema).await;
+    let database = Database::on(source().await, &here, "small", FAMILY, schema).await;
     let setup = Setup::of(&database);
     let message = "MB are free where the destination keeps its data";
     let finding = warned(&setup, message).await;
@@ -123,7 +122,7 @@ async fn a_disk_without_room_for_the_copy_or_for_the_spool_is_told_before_it_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encoding_that_lacks_characters_is_told() {
-    let database = Database::of_superuser("narrow", TABLES, SCHEMA).await;
+    let database = Database::of_superuser("narrow", FAMILY, FAMILY_SCHEMA).await;
     let admin = destination().await.connect("postgres").await.unwrap();
     let name = format!("{}_latin1", database.name);
     let sql = format!("CREATE DATABASE {name} ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
@@ -143,7 +142,7 @@ async fn an_encoding_that_lacks_characters_is_told() {
 async fn rows_without_a_key_and_a_table_that_is_another_one_now_are_told() {
     let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (id int, v text);
         ALTER TABLE child REPLICA IDENTITY FULL; INSERT INTO child VALUES (1, 'secret')";
-    let database = Database::new("another", TABLES, schema).await;
+    let database = Database::new("another", FAMILY, schema).await;
     let setup = Setup::of(&database);
     let message = "table public.child has REPLICA IDENTITY FULL";
     let found = findings(&setup).await;
@@ -197,7 +196,7 @@ async fn a_connection_that_anybody_could_read_is_told_on_either_side() {
     }
     server.set("listen_addresses", &format!("127.0.0.1,{address}"));
     with_hba(&mut server, &format!("host all postgres {address}/32 trust")).await;
-    let database = Database::on(&server, destination().await, "readable", TABLES, SCHEMA).await;
+    let database = Database::on(&server, destination().await, "readable", FAMILY, FAMILY_SCHEMA).await;
     let admin = server.connect("postgres").await.unwrap();
     admin.script("a destination there", &format!("CREATE DATABASE {}_here", database.name)).await.unwrap();
     let url = |name: &str, parameters: &str| {
@@ -236,7 +235,7 @@ async fn roles_that_may_write_every_table_are_named_until_they_are_trusted_or_ma
     // A cluster of its own: its roles are everybody's.
     let here =
         Cluster::start_new(&bin("DESTINATION"), &parent(), "destination", &[("fsync", "off")], &[]).await.unwrap();
-    let database = Database::on(source().await, &here, "writeall", TABLES, SCHEMA).await;
+    let database = Database::on(source().await, &here, "writeall", FAMILY, FAMILY_SCHEMA).await;
     let roles = r#"CREATE ROLE "Write'all"; CREATE ROLE loader; GRANT pg_write_all_data TO "Write'all", loader"#;
     database.at_destination(roles).await;
     let setup = Setup::of(&database);

@@ -1,7 +1,7 @@
 //! Columns whose names prove nothing: the source's catalog is read later than the stream, or earlier, or tells nothing new.
 
+use crate::support::suspension::{all_live, copied_again};
 use crate::support::{Database, Script, Service, Setup, eventually, new_source};
-use crate::suspended::{all_live, copied_again};
 
 const SCHEMA: &str = "
     CREATE TABLE t (id int PRIMARY KEY, a int, b int); INSERT INTO t SELECT i, i, 100 + i FROM generate_series(1, 9) i;

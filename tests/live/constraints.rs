@@ -2,7 +2,7 @@
 
 use headwater::commands::demo::Cluster;
 
-use crate::check::{find, findings, fix};
+use crate::support::findings::{find, findings, fix};
 use crate::support::{Database, Setup, bin_of, destination, new_destination_of, new_source_of};
 
 /// Constraints but foreign keys, and columns with what they get by themselves.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use headwater::commands::demo::StopMode;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, at_each, eventually, new_destination, new_source, seed, workload};
 
 #[tokio::test(flavor = "multi_thread")]

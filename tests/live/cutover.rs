@@ -82,7 +82,7 @@ async fn a_column_that_comes_with_a_sequence_while_streaming_needs_nothing_and_o
         )
         .await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.assert_catches_up().await;
     let finished = setup.command(&["cutover"]).await.exits(0);
     service.stop().await;

@@ -1,7 +1,7 @@
 //! Schema changes at the source while it is followed.
 
+use crate::support::suspension::{all_live, copied_again};
 use crate::support::{Database, Setup, eventually};
-use crate::suspended::{all_live, copied_again};
 
 const FORUM: &str = "
     CREATE TABLE t (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 1);

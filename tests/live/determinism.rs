@@ -1,6 +1,6 @@
 //! Collations of the destination that make keys equal which the source tells apart: refused wherever rows are found or kept apart by them.
 
-use crate::check::{find, findings, fix};
+use crate::support::findings::{find, findings, fix};
 use crate::support::{Database, Setup};
 
 const MESSAGE: &str = "collations of the destination make values equal that differ at the source";

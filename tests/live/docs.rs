@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::roles::{as_role, blocks, reader, statements, writer};
 use crate::support::{Database, Setup, headwater};
 

@@ -80,7 +80,7 @@ async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
         .await;
     service.says("was dropped and created again at the source").await;
     service.streams().await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     database.at_source("BEGIN; INSERT INTO u VALUES (4, 'newer'); UPDATE t SET v = 'x' WHERE id = 6; COMMIT").await;
     database.assert_catches_up().await;
     service.stop().await;

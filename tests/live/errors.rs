@@ -1,6 +1,6 @@
 //! What an operator must mend: each provoked, its words read, and where the hint holds SQL, run as printed.
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Script, Setup, destination, new_destination, new_source, source};
 
 /// Asserts that the output has each of these texts, in this order.
@@ -224,7 +224,7 @@ async fn another_source_another_table_set_another_slot_are_told_apart() {
     let service = setup.start();
     service.says("table public.t is not configured any more and no longer followed").await;
     service.streams().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.at_source("INSERT INTO more VALUES (2); UPDATE t SET v = 'c'").await;
     database.caught_up().await;
     let rows = "SELECT (SELECT string_agg(v, ' ') FROM t) || ' ' || (SELECT count(*) FROM more)";

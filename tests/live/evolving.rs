@@ -3,8 +3,8 @@
 
 use fastrand::Rng;
 
+use crate::support::suspension::all_live;
 use crate::support::{Database, Setup, seed};
-use crate::suspended::all_live;
 
 /// What the test knows of a column at the source.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::service::Service;
 use crate::support::{Database, PATIENCE, Setup, new_source};
 

@@ -5,8 +5,7 @@ use std::path::Path;
 use headwater::commands::demo::{Cluster, StopMode};
 use headwater::session::SqlClient;
 
-use crate::check::{find, findings, fix};
-use crate::check_refused::{failed, mended};
+use crate::support::findings::{failed, find, findings, fix, mended};
 use crate::support::tools::{program, run};
 use crate::support::{
     Database, Service, Setup, bin_of, destination, eventually, new_source_of, parent, seed, workload,

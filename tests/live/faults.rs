@@ -25,10 +25,10 @@ use tokio::task::JoinHandle;
 
 use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::suspension::all_live;
 use crate::support::{
     Database, Script, Service, Setup, eventually, new_destination, new_source, seed, shifting, workload,
 };
-use crate::suspended::all_live;
 
 const SCHEMA: &str = "
     CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL);

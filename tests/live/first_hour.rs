@@ -7,8 +7,8 @@ use std::process::Stdio;
 use headwater::commands::demo::free_port;
 use headwater::config::{Config, Environment, FileText};
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::database::connect;
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::roles::{as_role, blocks, like};
 use crate::support::{Database, Script, eventually, headwater, parent};
 

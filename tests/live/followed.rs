@@ -2,8 +2,8 @@
 //! what an operator reads where one has to act.
 
 use crate::support::roles::Roles;
+use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, destination, eventually, source};
-use crate::suspended::all_live;
 
 async fn started(name: &str, tables: &[&str], schema: &str, at_destination: &str) -> (Database, Setup, Service) {
     let database = Database::of_superuser(name, tables, schema).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::handover::Pause;
+use crate::support::pause::Pause;
 use crate::support::{Database, Service, Setup, eventually};
 
 const TABLES: &[&str] = &["public.items", "public.others"];

@@ -1,14 +1,14 @@
 //! Rows that change while their table is compared with its copy: between D1, where the two are compared, and D, where the copy
 //! is published. A pause stops the comparison in the middle, so that each test writes exactly then.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use headwater::pg::QualifiedName;
 use headwater::source::Marks;
 
-use crate::support::{Database, Setup, at_each, eventually, parent};
-use crate::suspended::all_live;
+use crate::support::pause::Pause;
+use crate::support::suspension::all_live;
+use crate::support::{Database, Setup, at_each, eventually};
 
 const SCHEMA: &str = "
     CREATE TABLE a (id int PRIMARY KEY, v int NOT NULL);
@@ -26,31 +26,6 @@ const SAME_KEYS: &str = "
 const OTHER_KEYS: &str = "
     UPDATE b SET id = id + 5000 WHERE id BETWEEN 31 AND 40;
     UPDATE b SET id = -1 WHERE id = 41; UPDATE b SET id = 41 WHERE id = 42; UPDATE b SET id = 42 WHERE id = -1";
-
-/// A point at which a service waits for its test.
-pub struct Pause {
-    file: PathBuf,
-}
-
-impl Pause {
-    /// The same setup, whose service waits when it comes to `point` for the first time.
-    pub fn at(point: &str, setup: Setup) -> (Setup, Pause) {
-        let file = parent().join(format!("pause-{:08x}", fastrand::u32(..)));
-        let mut setup = setup;
-        setup.environment.push(("HEADWATER_PAUSE".to_owned(), format!("{point}={}", file.display())));
-        (setup, Pause { file })
-    }
-
-    /// Waits until the service waits.
-    pub async fn reached(&self) {
-        eventually("the service has come to the point", || async { self.file.exists().then_some(()) }).await;
-    }
-
-    /// Lets the service go on.
-    pub fn end(&self) {
-        std::fs::remove_file(&self.file).expect("the file that keeps the service waiting");
-    }
-}
 
 const COMPARING: &str = "handover.comparing";
 const PUBLISHING: &str = "handover.publishing";

@@ -5,9 +5,9 @@ use futures_util::{StreamExt, stream};
 use headwater::commands::demo::Cluster;
 use serde_json::Value;
 
-use crate::check::findings;
+use crate::support::findings::findings;
+use crate::support::suspension::all_live;
 use crate::support::{Database, Setup, bin_of, destination, eventually, new_destination_of, new_source_of, source};
-use crate::suspended::all_live;
 
 /// A table that must not be published as it is.
 struct Case {

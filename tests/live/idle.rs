@@ -1,6 +1,6 @@
 //! An idle source still advances the slot, and lag does not lie.
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, new_destination, new_source};
 
 async fn slot_position(database: &Database) -> String {

@@ -1,6 +1,6 @@
 //! The first hour: init proposes, its GRANTs suffice, check passes, run streams.
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, headwater, parent};
 
 async fn init(arguments: &[&str]) -> (Option<i32>, String, String) {

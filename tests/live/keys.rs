@@ -4,8 +4,8 @@
 use futures_util::{StreamExt, stream};
 use headwater::commands::demo::Cluster;
 
+use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of, source};
-use crate::suspended::all_live;
 
 struct Case {
     name: &'static str,

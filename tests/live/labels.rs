@@ -1,9 +1,8 @@
 //! Enum labels that the destination lacks: a copy brings them, whichever it is.
 
-use crate::check::{find, findings, fix};
-use crate::check_refused::mended;
+use crate::support::findings::{find, findings, fix, mended};
+use crate::support::suspension::all_live;
 use crate::support::{Database, Setup};
-use crate::suspended::all_live;
 
 const LABELS: &str =
     "SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = 'mood'::regtype";

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use headwater::commands::demo::StopMode;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{Database, Setup, destination, eventually, new_destination, new_source, seed, source, workload};
 

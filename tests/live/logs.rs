@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, headwater, parent, tools};
 
 fn lines(log: &str) -> Vec<Value> {

@@ -18,14 +18,14 @@ async fn a_column_that_was_dropped_at_the_destination_comes_back_with_the_values
     service
         .says("column c of table public.t is gone at the destination; it is copied again, while the others stream on")
         .await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     service.stop().await;
     // Together with a change of the source's, and found by a start.
     database.at_destination("ALTER TABLE u DROP COLUMN c").await;
     database.at_source("ALTER TABLE u ADD COLUMN d int; UPDATE u SET d = 1 WHERE id = 1").await;
     let service = setup.start();
     service.says("column c of table public.u is gone at the destination").await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     service.stop().await;
     // Where the operator makes changes himself, the copy is his to ask for.
     let setup = setup.setting("schema_changes = \"stop\"");
@@ -37,7 +37,7 @@ async fn a_column_that_was_dropped_at_the_destination_comes_back_with_the_values
     service.is("waiting").await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
     service.streams().await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     service.stop().await;
 }
 
@@ -86,7 +86,7 @@ async fn a_column_that_was_renamed_at_the_destination_is_named_with_the_way_back
     service
         .says("it is copied again, while the others stream on; it may have been renamed to d, which the source does not have and which stays as it is")
         .await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.at_destination("ALTER TABLE t DROP COLUMN d").await;
     database.assert_catches_up().await;
     database.at_destination("ALTER TABLE u RENAME COLUMN c TO d").await;
@@ -96,7 +96,7 @@ async fn a_column_that_was_renamed_at_the_destination_is_named_with_the_way_back
     let statement = "ALTER TABLE public.u ALTER COLUMN d DROP NOT NULL;";
     service.says(statement).await;
     database.at_destination(statement).await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.at_destination("ALTER TABLE u DROP COLUMN d").await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -124,6 +124,6 @@ async fn a_column_that_went_with_its_extension_comes_back_once_the_extension_is_
     service.says("column c of table public.t is gone at the destination").await;
     service.says("CREATE EXTENSION citext").await;
     database.at_destination("CREATE EXTENSION citext").await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     service.stop().await;
 }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use crate::check::findings;
+use crate::support::findings::findings;
+use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, eventually, headwater};
-use crate::suspended::all_live;
 
 /// What init prints: the statements that install marks, and those that take them away.
 async fn printed() -> (String, String) {

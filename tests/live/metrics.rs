@@ -1,13 +1,13 @@
 //! Lag that does not lie: what the metrics say while the destination is locked, the source idle, or the clocks apart.
 
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant, SystemTime};
 
-use headwater::commands::demo::{Cluster, StopMode};
+use headwater::commands::demo::StopMode;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::clock::source_with_clock;
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::service::Service;
-use crate::support::{Database, SOURCE, Script, Setup, bin, eventually, new_destination, new_source, parent, tools};
+use crate::support::{Database, Script, Setup, eventually, new_destination, new_source, tools};
 
 const BYTES: &str = "headwater_replication_lag_bytes";
 const SECONDS: &str = "headwater_replication_lag_seconds";
@@ -98,28 +98,6 @@ async fn a_huge_transaction_is_lag_from_its_commit_on_and_not_before() {
     database.assert_catches_up().await;
     no_lag(&service).await;
     service.stop().await;
-}
-
-/// A source whose clock is off.
-pub async fn source_with_clock(offset: &str) -> Option<Cluster> {
-    let library = tools::faketime()?;
-    let dir = parent().join(format!("faketime-{:08x}", fastrand::u32(..)));
-    std::fs::create_dir_all(&dir).expect("a directory");
-    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("its mode");
-    let real = bin("SOURCE");
-    let script = format!(
-        "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME={offset} FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {}/postgres \"$@\"\n",
-        library.display(),
-        real.display()
-    );
-    std::fs::write(dir.join("postgres"), script).expect("a script");
-    std::fs::set_permissions(dir.join("postgres"), std::fs::Permissions::from_mode(0o755)).expect("its mode");
-    let initdb = format!("#!/bin/sh\nexec {}/initdb \"$@\"\n", real.display());
-    std::fs::write(dir.join("initdb"), initdb).expect("a script");
-    std::fs::set_permissions(dir.join("initdb"), std::fs::Permissions::from_mode(0o755)).expect("its mode");
-    let cluster = Cluster::start_new(&dir, &parent(), "source", SOURCE, &[]).await.expect("a source cluster");
-    std::fs::remove_dir_all(&dir).expect("the scripts are not needed any more");
-    Some(cluster)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,7 @@ async fn a_table_without_columns_is_copied_and_followed_and_halts_no_other() {
     database.at_source("ALTER TABLE d DROP COLUMN a; ALTER TABLE d DROP COLUMN b; INSERT INTO d DEFAULT VALUES").await;
     database.at_source("UPDATE t SET v = 'w'; TRUNCATE e; INSERT INTO e DEFAULT VALUES").await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     assert_eq!(database.destination_value(COUNTS).await, database.source_value(COUNTS).await);
     service.stop().await;
     database.at_source("UPDATE t SET v = 'x'; INSERT INTO d DEFAULT VALUES").await;

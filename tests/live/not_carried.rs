@@ -6,7 +6,7 @@ use headwater::commands::demo::Cluster;
 use headwater::pg::{Ident, QualifiedName, is_printable};
 use serde_json::Value;
 
-use crate::check::findings;
+use crate::support::findings::findings;
 use crate::support::roles::Roles;
 use crate::support::{Database, Setup, bin_of, destination, new_destination_of, new_source_of, source};
 

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::handover::Pause;
+use crate::support::pause::Pause;
 use crate::support::roles::Roles;
 use crate::support::{Database, Script, Setup, bin, destination, eventually, source};
 
@@ -101,7 +101,7 @@ async fn a_table_that_the_operator_made_again_is_copied_when_he_asks_for_it_and_
         .says("table public.t at the destination is not the one that headwater has filled; it is copied again")
         .await;
     service.streams().await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     // It is the one from now on.
     database.at_source("UPDATE t SET v = 'last' WHERE id < 50").await;
     database.assert_catches_up().await;
@@ -112,7 +112,7 @@ async fn a_table_that_the_operator_made_again_is_copied_when_he_asks_for_it_and_
     service.is("waiting").await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
     service.streams().await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
 }
@@ -135,7 +135,7 @@ async fn a_suspended_table_that_is_another_one_is_overwritten_only_when_an_opera
     setup.command(&["resnapshot", "public.t"]).await.exits(0);
     let service = setup.start();
     service.streams().await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
 }
@@ -162,7 +162,7 @@ async fn a_suspended_table_that_is_exchanged_while_it_waits_for_its_copy_is_left
     assert_eq!(database.destination_value(here).await.as_deref(), Some(r#"{"v": "mine", "id": -1}"#));
     setup.command(&["check"]).await.exits(1).says(&[NAMED, "headwater resnapshot public.t"]);
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     service.streams().await;
     database.at_source("UPDATE t SET v = 'last' WHERE id < 50").await;
     database.assert_catches_up().await;
@@ -190,7 +190,7 @@ async fn a_table_that_is_exchanged_while_it_is_copied_is_left_alone() {
             "{moment}"
         );
         database.at_destination("ALTER TABLE t RENAME TO mine; ALTER TABLE t_old RENAME TO t").await;
-        crate::suspended::copied_again(&database).await;
+        crate::support::suspension::copied_again(&database).await;
         database.assert_catches_up().await;
         service.stop().await;
     }
@@ -227,7 +227,7 @@ async fn a_table_that_was_dropped_here_is_copied_on_request_without_a_halt() {
     database.assert_catches_up().await;
     database.at_destination("DROP TABLE t").await;
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     database.at_source("UPDATE t SET v = 'later' WHERE id < 9").await;
     database.assert_catches_up().await;
     assert!(!service.log().contains(NAMED), "{}", service.log());
@@ -348,7 +348,7 @@ async fn all_tables_that_are_other_ones_are_told_at_once_and_copied_by_one_comma
     setup.command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
     let service = setup.start();
     service.streams().await;
-    crate::suspended::copied_again(&database).await;
+    crate::support::suspension::copied_again(&database).await;
     service.stop().await;
 }
 

@@ -4,8 +4,8 @@ use headwater::commands::demo::StopMode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::browser::Browser;
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, new_destination};
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,8 @@ use headwater::commands::demo::Cluster;
 use headwater::pg::{Ident, QualifiedName, is_printable, quote_literal, shown_literal, shown_sql};
 use serde_json::Value;
 
-use crate::check::{findings, fix};
 use crate::support::database::Over;
+use crate::support::findings::{findings, fix};
 use crate::support::{Database, Script, Setup, destination, eventually, source};
 
 /// A line of its own, a cleared screen, text that reads backwards, separators, nothing that is seen, and the ends of quotes.

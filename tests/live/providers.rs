@@ -3,8 +3,7 @@
 
 use headwater::commands::demo::StopMode;
 
-use crate::check::{findings, fix};
-use crate::check_refused::{failed, hint, mended};
+use crate::support::findings::{failed, findings, fix, hint, mended};
 use crate::support::{Database, Setup, destination, new_source};
 
 /// The role that each provider is known by, what makes a role replicate there, and what is called logical decoding.

@@ -4,8 +4,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::owners::{as_owner, cannot_grant_parameters, new, nobody_was_pwned};
 use crate::support::roles::{owner, writer};
+use crate::support::strangers::{as_owner, cannot_grant_parameters, new, nobody_was_pwned};
 use crate::support::{Database, Script, Setup, eventually};
 
 /// Ways to put something else under the name of table t.

@@ -4,8 +4,8 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
 use crate::support::database::connect;
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, at_each, eventually, headwater};
 
 /// `headwater resnapshot`, as an operator runs it.

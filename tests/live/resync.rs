@@ -25,8 +25,8 @@ use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
 use crate::support::database::connect;
+use crate::support::suspension::all_live;
 use crate::support::{Database, Script, Service, Setup, eventually, seed};
-use crate::suspended::all_live;
 
 /// Always followed: each transaction counts itself and writes its number down.
 const COUNTED: &[&str] = &["counter", "journal"];

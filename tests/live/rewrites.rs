@@ -1,8 +1,8 @@
 //! What is done to a table at the source and is in no message of the stream: values rewritten, leaves emptied and taken away,
 //! tables that were unlogged or out of the publication for a while. Nobody writes the tables afterwards.
 
+use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of, source};
-use crate::suspended::all_live;
 
 /// Waits until the rows of a table are the source's.
 async fn becomes_equal(database: &Database, table: &str) {

@@ -126,7 +126,7 @@ async fn a_column_that_comes_while_streaming_is_given_a_sequence_here_and_it_fol
         )
         .await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     // A column that was there gets one, too.
     database
         .at_source("ALTER TABLE t ALTER COLUMN later SET DEFAULT 1; UPDATE t SET later = id; ALTER TABLE t ALTER COLUMN later SET NOT NULL")
@@ -178,7 +178,7 @@ async fn a_sequence_that_may_not_be_created_is_told_with_its_sql_and_the_stream_
     service.says("table public.t: column n draws from a sequence at the source, and from none here").await;
     service.says("permission denied for schema public").await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.at_source("INSERT INTO t VALUES (12)").await;
     database.assert_catches_up().await;
     setup
@@ -222,7 +222,7 @@ async fn a_sequence_that_was_given_outlasts_new_names_and_copies_and_a_dropped_c
         .at_source("ALTER TABLE p ADD COLUMN n serial, ADD COLUMN gone serial; INSERT INTO p VALUES (11, 11)")
         .await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     // Values that are drawn here would be there already.
     database.at_destination("CREATE UNIQUE INDEX ON p (gone); CREATE UNIQUE INDEX ON p (old)").await;
     database

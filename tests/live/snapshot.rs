@@ -3,7 +3,7 @@
 use headwater::commands::demo::StopMode;
 use headwater::destination::{Catalog, DestinationError, Staging, Writes};
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Script, Setup, eventually, new_destination, new_source};
 
 /// Pages are nearly empty, so that few rows make a table of several pieces.

@@ -1,6 +1,6 @@
 //! Stopping: within ten seconds, at any moment, with nothing left behind, and a second start that goes on exactly.
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, destination, eventually};
 
 /// No session, temporary slot or staging of ours is left.

@@ -11,16 +11,8 @@ use headwater::commands::demo::Cluster;
 use headwater::session::SqlClient;
 
 use crate::support::disk::Disk;
+use crate::support::streamed::{STREAMED, STREAMED_SCHEMA};
 use crate::support::{Database, Script, Setup, eventually, new_destination, new_source, seed};
-
-pub const SCHEMA: &str = "
-    CREATE TABLE events (id bigint PRIMARY KEY, session int NOT NULL, value text, large text);
-    CREATE TABLE loose (what text, n int);
-    ALTER TABLE loose REPLICA IDENTITY FULL;
-    INSERT INTO events SELECT i, i % 10, md5(i::text), repeat(md5(i::text), 80) FROM generate_series(1, 1000) i;
-    INSERT INTO loose SELECT 'what', i % 3 FROM generate_series(1, 30) i;";
-
-pub const TABLES: &[&str] = &["events", "loose"];
 
 async fn streaming_source() -> Cluster {
     new_source(&[("logical_decoding_work_mem", "64kB"), ("max_prepared_transactions", "50")]).await
@@ -173,7 +165,7 @@ impl Session {
 async fn interleaved_streams_with_nested_savepoints_rollbacks_and_key_changes_arrive_exactly() {
     let seed = seed("interleaved_streams");
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "interleaved", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "interleaved", STREAMED, STREAMED_SCHEMA).await;
     let spool = SpoolDir::new();
     // Most of what is streamed goes through files.
     let setup = Setup::of(&database).section(&spool.section("100kB", "1GB"));
@@ -222,7 +214,7 @@ async fn futures(work: impl Iterator<Item = impl Future<Output = ()>>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_altered_inside_a_rolled_back_savepoint_of_a_stream_keeps_its_shape() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "altered", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "altered", STREAMED, STREAMED_SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;
     let rows = |from: u32| {
@@ -258,7 +250,7 @@ async fn a_table_altered_inside_a_rolled_back_savepoint_of_a_stream_keeps_its_sh
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prepared_transaction_is_applied_at_commit_prepared_and_not_at_rollback_prepared() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "prepared", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "prepared", STREAMED, STREAMED_SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -293,7 +285,7 @@ const LARGE: &str = "INSERT INTO events SELECT i, 1, md5(i::text), md5(i::text) 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_spool_leaves_large_transactions_to_the_source_and_loses_nothing() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "full", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "full", STREAMED, STREAMED_SCHEMA).await;
     let spool = SpoolDir::new();
     let service = Setup::of(&database).section(&spool.section("100kB", "500kB")).start();
     service.streams().await;
@@ -314,7 +306,7 @@ async fn a_full_spool_leaves_large_transactions_to_the_source_and_loses_nothing(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there_is_room() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "nospace", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "nospace", STREAMED, STREAMED_SCHEMA).await;
     let spool = SpoolDir::new();
     let Some(disk) = Disk::mount(&spool.0, "1m") else { return };
     let setup = Setup::of(&database).section(&spool.section("100kB", "1GB"));
@@ -346,7 +338,7 @@ async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_directory_that_cannot_be_written_is_named_and_nothing_is_streamed() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "unwritable", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "unwritable", STREAMED, STREAMED_SCHEMA).await;
     let spool = SpoolDir::new();
     std::fs::write(&spool.0, "a file stands where the directory should").unwrap();
     let service = Setup::of(&database).section(&spool.section("100kB", "1GB")).start();
@@ -362,7 +354,7 @@ async fn a_spool_directory_that_cannot_be_written_is_named_and_nothing_is_stream
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_directory_that_goes_away_while_streaming_loses_nothing() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "goesaway", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "goesaway", STREAMED, STREAMED_SCHEMA).await;
     let spool = SpoolDir::new();
     let service = Setup::of(&database).section(&spool.section("100kB", "1GB")).start();
     service.streams().await;
@@ -377,7 +369,7 @@ async fn a_spool_directory_that_goes_away_while_streaming_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_a_killed_process_are_swept_by_the_next_start() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "swept", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "swept", STREAMED, STREAMED_SCHEMA).await;
     let spool = SpoolDir::new();
     let setup = Setup::of(&database).section(&spool.section("100kB", "1GB"));
     let mut service = setup.start();
@@ -404,7 +396,7 @@ async fn files_of_a_killed_process_are_swept_by_the_next_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_spooled_is_readable_by_us_alone_whatever_the_umask() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
-    let database = Database::on(&source, &destination, "umask", TABLES, SCHEMA).await;
+    let database = Database::on(&source, &destination, "umask", STREAMED, STREAMED_SCHEMA).await;
     let writer = source.connect(&database.name).await.unwrap();
     for umask in ["0", "022", "077", "0777"] {
         let spool = SpoolDir::new();

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::browser::Browser;
+use crate::support::suspension::{all_live, copied_again};
 use crate::support::{Database, Script, Service, Setup, at_each, eventually};
 
 const TABLES: &[&str] = &["t", "other"];
@@ -18,29 +19,12 @@ const COLUMNS: &str =
     "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull, ', ' ORDER BY attname)
     FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0 AND NOT attisdropped";
 
-/// Waits until every table is followed, and no copy is asked for.
-pub async fn all_live(database: &Database) {
-    eventually("every table is followed", || async {
-        let sql = "SELECT (NOT EXISTS (SELECT FROM headwater.tables WHERE state <> 'live')
-                   AND NOT EXISTS (SELECT FROM headwater.resnapshots WHERE state = 'requested'))::text";
-        (database.destination_value(sql).await.as_deref() == Some("true")).then_some(())
-    })
-    .await;
-}
-
 async fn started(name: &str) -> (Database, Service) {
     let database = Database::new(name, TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;
     database.caught_up().await;
     (database, service)
-}
-
-/// Waits until the change has been met and the copy is there, then compares.
-pub async fn copied_again(database: &Database) {
-    database.caught_up().await;
-    all_live(database).await;
-    database.assert_catches_up().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

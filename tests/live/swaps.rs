@@ -1,7 +1,7 @@
 //! Followed tables that change names or schemas among each other at the source: whichever table bears a name is followed under it.
 
+use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, eventually};
-use crate::suspended::all_live;
 
 const TABLES: &[&str] = &["a", "b", "c", "s.a"];
 

@@ -5,7 +5,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use headwater::commands::demo::StopMode;
 
-use crate::basics::{FORUM, FORUM_SCHEMA};
+use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, headwater, new_destination, parent, tools};
 
 /// What a service manager hears.

@@ -1,7 +1,7 @@
 //! Tables of every kind: partitioned, with lists and filters, without keys, of several schemas.
 
+use crate::support::suspension::all_live;
 use crate::support::{Database, Setup};
-use crate::suspended::all_live;
 
 const PARTED: &str = "
     CREATE TABLE parted (id int, at date, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);

@@ -2,7 +2,7 @@
 
 use headwater::commands::demo::StopMode;
 
-use crate::check::granted;
+use crate::support::findings::granted;
 use crate::support::roles::Roles;
 use crate::support::{Database, Script, Setup, destination, eventually, new_source};
 

@@ -94,7 +94,7 @@ async fn a_table_taken_out_of_tables_is_skipped_from_the_position_on_and_nothing
     let service = setup.clone().argument("--resnapshot=public.u").start();
     service.streams().await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     let local = "SELECT v FROM t WHERE id = 90";
     assert_eq!(database.destination_value(local).await.as_deref(), Some("local"), "the others are not copied");
     database.at_source("BEGIN; UPDATE t SET v = 'b'; UPDATE u SET v = 'b'; UPDATE w SET v = 'b'; COMMIT").await;
@@ -128,7 +128,7 @@ async fn what_was_asked_for_a_table_and_its_conflict_go_when_it_is_taken_out() {
     let service = with(&mut database, &["t", "w"]).start();
     service.streams().await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.assert_catches_up().await;
     let requests =
         "SELECT string_agg(state || ' ' || array_to_string(tables, ','), '; ' ORDER BY id) FROM headwater.resnapshots";
@@ -174,7 +174,7 @@ async fn a_publication_that_others_may_need_keeps_a_table_that_is_taken_out() {
     database.at_source(&format!("SELECT pg_create_logical_replication_slot('{name}_b', 'pgoutput')")).await;
     let service = with(&mut database, &["t", "w", "u"]).argument("--resnapshot=public.u").start();
     service.streams().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     service.stop().await;
     let service = with(&mut database, &["t", "w"]).start();
     service.says(&format!("public.u stays in publication {name} at the source")).await;
@@ -188,7 +188,7 @@ async fn a_publication_that_others_may_need_keeps_a_table_that_is_taken_out() {
     database.at_source(&format!("CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON t, u, w TO {role}")).await;
     let service = with(&mut database, &["t", "w", "u"]).argument("--resnapshot=public.u").start();
     service.streams().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     service.stop().await;
     let mut setup = with(&mut database, &["t"]);
     setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
@@ -240,7 +240,7 @@ async fn a_table_that_is_configured_under_its_new_name_stays_published_and_is_co
     let service = with(&mut database, &["t", "u2", "w"]).argument("--resnapshot=public.u2").start();
     service.streams().await;
     database.caught_up().await;
-    crate::suspended::all_live(&database).await;
+    crate::support::suspension::all_live(&database).await;
     database.at_source("UPDATE u2 SET v = 'later' WHERE id = 4").await;
     database.caught_up().await;
     let rows = "SELECT (SELECT count(*) || md5(string_agg(u2::text, ',' ORDER BY id)) FROM u2)";

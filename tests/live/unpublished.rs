@@ -1,7 +1,7 @@
 //! Followed tables that leave the publication for a while: named, and copied by themselves, while the others stream on.
 
+use crate::support::suspension::{all_live, copied_again};
 use crate::support::{Database, Service, Setup, eventually};
-use crate::suspended::{all_live, copied_again};
 
 const TABLES: &[&str] = &["t", "u", "w"];
 const SCHEMA: &str = "

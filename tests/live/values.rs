@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::check::{find, findings, fix};
+use crate::support::findings::{find, findings, fix};
 use crate::support::{Database, Setup, eventually};
 
 /// The failure that `check` prints with this text; a start is refused for the same.

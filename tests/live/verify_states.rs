@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 
-use crate::handover::Pause;
 use crate::support::command::Finished;
+use crate::support::pause::Pause;
+use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, destination, eventually};
-use crate::suspended::all_live;
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE big (id int PRIMARY KEY, v text);
     INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO big SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 1500) i";

@@ -7,15 +7,24 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 pub mod browser;
+pub mod certificates;
+pub mod clock;
 pub mod command;
 pub mod compare;
 pub mod database;
 pub mod disk;
+pub mod findings;
+pub mod forum;
+pub mod pause;
+pub mod pooler;
 pub mod proxy;
 pub mod roles;
 pub mod service;
 pub mod shifting;
 pub mod starved;
+pub mod strangers;
+pub mod streamed;
+pub mod suspension;
 pub mod tools;
 pub mod workload;
 
