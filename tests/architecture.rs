@@ -287,6 +287,38 @@ fn files_of_a_module_import_each_other_in_one_direction() {
     report("files of a module that import each other in a circle", found.collect());
 }
 
+/// What several files need to set their tests up stands in tests/live/support.
+#[test]
+fn live_tests_share_set_up_through_support_alone() {
+    let mut found = Vec::new();
+    for file in sources("tests/live") {
+        if file.path.ends_with("main.rs") {
+            continue;
+        }
+        for (number, line) in file.code() {
+            let others = line.match_indices("crate::").filter(|(at, _)| !line[at + 7..].starts_with("support"));
+            found.extend(others.map(|_| format!("{}:{number}: {}", file.path.display(), line.trim())));
+        }
+    }
+    report("imports of other test files", found);
+}
+
+/// A test's name is its promise, subject first: what needs more room is two tests, or a comment.
+#[test]
+fn names_of_tests_are_under_80_characters() {
+    let mut found = Vec::new();
+    for file in sources("src").into_iter().chain(sources("tests")) {
+        for line in file.text.lines() {
+            let Some((_, name)) = line.split_once("fn ") else { continue };
+            let name = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+            if name.len() >= 80 {
+                found.push(format!("{}: {name}", file.path.display()));
+            }
+        }
+    }
+    report("names of 80 characters or more", found);
+}
+
 /// `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`.
 /// A file that was renamed would be left out without a word.
 #[test]

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_differ_in_their_names_alone_are_renamed_also_when_names_change_hands_and_within_other_types() {
+    fn attributes_with_other_names_are_renamed_even_when_names_are_swapped_or_nested() {
         let statements = |source: &Types, destination: &Types| -> Vec<String> {
             attribute_names(source, destination).into_iter().flat_map(|names| names.statements).collect()
         };

@@ -168,7 +168,7 @@ mod tests {
     const DEFAULT: LockTable = LockTable { per_transaction: 64, transactions: 100, in_use: 60 };
 
     #[test]
-    fn what_fits_is_said_nothing_of_and_what_does_not_names_the_setting_that_makes_it_fit() {
+    fn lock_budget_names_the_setting_to_raise_only_when_locks_do_not_fit() {
         assert_eq!(DEFAULT.available(), 5_700);
         assert_eq!(DEFAULT.lacks_room("destination", "the copy", 5_700), None);
         let report = DEFAULT.lacks_room("destination", "the copy of 5000 tables", 20_000).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_compare_are_as_many_as_have_room_and_without_room_for_one_it_is_said() {
+    fn comparing_sessions_are_as_many_as_fit_and_no_room_for_one_is_an_error() {
         assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 1_000), Ok(4));
         assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 2_000), Ok(2));
         assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 5_600), Ok(1));

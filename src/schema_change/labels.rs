@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_is_known_by_its_oid_is_renamed_also_beside_new_ones_and_when_names_change_hands() {
+    fn labels_known_by_oid_are_renamed_even_next_to_new_ones_and_when_swapped() {
         let mood = |labels: &[&str]| {
             let mut types = types();
             let text = types.get(&TypeId(TEXT)).cloned().unwrap();

@@ -434,7 +434,7 @@ fn a_column_that_was_there_and_was_not_published_is_copied() {
 }
 
 #[test]
-fn a_new_unique_index_is_tried_once_unless_the_destination_has_it_or_a_column_does_not_come() {
+fn a_new_unique_index_is_tried_once_unless_it_exists_or_lacks_a_column() {
     let mut now = start();
     now.indexes.push(unique_index("t_a_key", &[Ident::new("a")], false));
     let attempts = |here: &TableDefinition, columns: &[&str]| {

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn types_that_a_server_may_have_made_itself_end_the_session_before_they_are_asked_for() {
+    fn types_that_a_server_may_have_defined_end_the_session_before_any_query_for_them() {
         let column = |oid: u32| [&b"name\0"[..], &[0; 6], &oid.to_be_bytes(), &[0; 8]].concat();
         let rows = |oids: &[u32]| {
             let count = u16::try_from(oids.len()).expect("few").to_be_bytes();

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_never_answers_does_not_keep_the_next_one_of_the_name_from_its_turn() {
+    async fn an_address_that_never_answers_does_not_keep_the_next_from_being_tried() {
         let (hung, good) =
             (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let addresses = [&hung, &good].map(|listener| Address::Tcp(listener.local_addr().unwrap()));

@@ -535,7 +535,7 @@ AQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAxD1QQgAYulrYyFHX/X3Y3yO2
     const LEAVES: [IsCa; 2] = [IsCa::ExplicitNoCa, IsCa::Ca(BasicConstraints::Unconstrained)];
 
     #[test]
-    fn only_authorities_in_force_vouch_and_a_servers_certificate_among_the_roots_for_itself_alone() {
+    fn only_valid_authorities_sign_and_a_root_server_certificate_stands_for_itself() {
         let root = made("root", None, authority);
         let server = made("elsewhere", None, |params| params.is_ca = IsCa::ExplicitNoCa);
         let below = made("elsewhere", Some(&root), |_| {});

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promoted_server_that_does_not_continue_the_position_is_no_reason_to_stay_with_the_old_one() {
+    fn a_promoted_server_that_lacks_the_position_does_not_keep_the_old_one_in_use() {
         let (old, new) = (server("old", 1, "", 0x900), server("new", 2, "1@0/499", 0x700));
         assert_eq!(chosen(&[old, new], Some((1, ""))), "new:5432");
     }

@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_rolled_back_before_it_was_read_is_not_read_and_afterwards_all_is_given_up() {
+    fn a_rolled_back_part_is_not_read_and_once_read_cancels_parallel_apply() {
         let ahead = ParallelApplyQueue::new(Lsn::new(10), 1);
         append(&ahead, 100, 100, 10);
         assert_eq!(read(&ahead), Some((0, 100)));

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_question_stays_open_until_it_is_answered_and_only_what_is_followed_is_asked_about() {
+    async fn a_schema_look_stays_open_until_answered_and_covers_followed_tables_alone() {
         let (mut looks, asked) = schema_looks();
         assert_eq!(asked.open(), None);
         assert!(!asked.wants_followed(), "nobody has asked");

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_memory_holds_touches_no_disk_and_the_rest_goes_to_a_file_that_goes_with_its_stream() {
+    fn the_spool_writes_only_what_exceeds_memory_to_a_file_that_ends_with_its_stream() {
         let scratch = Scratch::new();
         let mut store = store(&scratch, 1 << 20, u64::MAX);
         store.append(7, Bytes::from(vec![1; 1 << 20])).unwrap();

@@ -132,7 +132,7 @@ fn count(service: &Service, what: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_transaction_is_applied_while_it_is_in_progress_and_seen_only_after_its_commit() {
+async fn a_large_transaction_is_applied_in_progress_and_visible_only_after_its_commit() {
     let pair = pair("ahead").await;
     let service = pair.started().await;
     let change =
@@ -337,7 +337,7 @@ async fn what_the_operator_wants_left_out_is_left_out_although_it_was_applied_ah
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_tables_snapshot_holds_already_is_not_done_again_although_it_was_applied_ahead() {
+async fn parallel_apply_skips_changes_already_in_a_tables_snapshot() {
     let first = "UPDATE events SET value = repeat('first ', 50);";
     let then = "UPDATE events SET value = 'then' WHERE id <= 50";
     let backlog = backlog("ahead_held", &format!("{first} INSERT INTO loose VALUES ('first', 1);")).await;

@@ -291,7 +291,7 @@ async fn an_answer_whose_rows_have_no_end_is_refused_before_it_fills_the_memory(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_of_a_type_that_nobody_asked_for_is_refused_before_the_type_is_asked_about() {
+async fn an_answer_of_an_unexpected_type_is_refused_before_the_type_is_looked_up() {
     let database = Database::new("answerstypes", &["parents", "children"], SCHEMA).await;
     let liar = Liar::in_front_of(source().await.port()).await;
     let setup = liar.setup(&database);

@@ -69,7 +69,7 @@ async fn is_accepted(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_keys_that_act_here_alone_halt_the_stream_and_a_copy_until_the_hint_is_run() {
+async fn foreign_keys_with_actions_at_the_destination_alone_halt_until_the_hint_is_run() {
     let database = new("cascade", false, TABLES, &schema()).await;
     let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
     let service = setup.start();

@@ -243,7 +243,7 @@ async fn source_with(certificates: &Certificates) -> Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_that_psql_takes_are_taken_and_others_are_refused_with_words_and_a_way_out() {
+async fn certificates_that_psql_accepts_are_accepted_and_others_refused_with_a_reason() {
     let (Some(psql), Some(_)) = (program("psql"), program("openssl")) else { return };
     let certificates = Certificates::new();
     let source = source_with(&certificates).await;

@@ -101,7 +101,7 @@ async fn source_with(certificates: &Certificates) -> Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_that_is_no_good_is_told_apart_and_mended_by_what_is_printed() {
+async fn an_unusable_client_certificate_is_named_and_the_printed_fix_works() {
     let certificates = Certificates::new();
     revocations(&certificates);
     let source = source_with(&certificates).await;

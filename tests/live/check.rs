@@ -366,7 +366,7 @@ async fn partitions_many_misfits_and_locks_are_mended_by_what_is_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_destination_that_cannot_be_written_and_walsenders_that_are_all_taken_are_found() {
+async fn check_finds_a_read_only_destination_and_a_source_without_free_walsenders() {
     let mut cluster = Cluster::start_new(&bin("SOURCE"), &parent(), "source", &[("fsync", "off")], &[]).await.unwrap();
     let mut database = Database::on(&cluster, destination().await, "taken", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);

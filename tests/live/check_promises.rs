@@ -166,7 +166,7 @@ const TRIGGER: &str = "
     CREATE TRIGGER noted {when} INSERT ON parent FOR EACH ROW EXECUTE FUNCTION note(); ALTER TABLE parent ENABLE ALWAYS TRIGGER noted;";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trigger_that_cannot_find_a_table_is_named_with_the_statement_and_without_a_value() {
+async fn a_trigger_that_cannot_find_a_table_is_named_with_its_fix_and_no_value() {
     let message = "function public.note() failed: a table that it names was not found";
     for when in ["BEFORE", "AFTER"] {
         let database = Database::with_replica_role("noted", &["parent"], FAMILY_SCHEMA).await;

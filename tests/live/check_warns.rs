@@ -28,7 +28,7 @@ async fn gone(setup: &Setup, message: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slots_and_senders_that_are_scarce_and_slots_that_end_when_idle_are_mended_by_what_is_printed() {
+async fn printed_settings_fix_scarce_slots_and_senders_and_an_idle_slot_timeout() {
     let newest = bin_of(18);
     let bin = newest.clone().unwrap_or_else(|| bin("SOURCE"));
     // Nothing on its command line: ALTER SYSTEM must be able to change what check complains about.

@@ -99,7 +99,7 @@ async fn streams_early(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_is_dropped_and_added_again_before_or_in_a_streamed_transaction_is_noticed() {
+async fn a_column_dropped_and_added_around_a_streamed_transaction_is_noticed() {
     let rows = "INSERT INTO u (id) SELECT i FROM generate_series(1000, 5000) i";
     let again = "ALTER TABLE u DROP COLUMN a; ALTER TABLE u ADD COLUMN a int DEFAULT 7";
     let inside = format!("BEGIN; {again}; {rows}; COMMIT");
@@ -145,7 +145,7 @@ async fn a_truncate_that_is_followed_by_a_streamed_reload_swallows_no_later_chan
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_whose_commit_waits_for_a_synchronous_standby_is_followed_once_it_is_visible() {
+async fn a_schema_change_that_waits_for_a_standby_is_followed_once_visible() {
     let source = new_source(&[]).await;
     let destination = crate::support::destination().await;
     let database = Database::on(&source, destination, "columnssync", TABLES, SCHEMA).await;

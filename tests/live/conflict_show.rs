@@ -151,7 +151,7 @@ async fn conflict_show_finds_the_rows_of_every_class_of_conflict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn conflict_show_needs_neither_the_service_nor_a_source_that_takes_writes_or_has_the_slot() {
+async fn conflict_show_works_without_the_service_the_slot_or_a_writable_source() {
     let database = Database::with_replica_role("bare", &["items"], SCHEMA).await;
     database.at_source(&format!("ALTER DATABASE {} SET logical_decoding_work_mem = '64kB'", database.name)).await;
     let setup = Setup::of(&database).section("[apply]\nbatch_bytes_max = \"64kB\"");

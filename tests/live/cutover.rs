@@ -68,7 +68,7 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_comes_with_a_sequence_while_streaming_needs_nothing_and_one_that_was_prepared_what_is_printed() {
+async fn a_new_serial_column_keeps_its_sequence_and_a_prepared_one_needs_the_printed_fix() {
     // Where foreign keys act, such a table is not copied by itself.
     let database = Database::with_replica_role("cutadded", &["parents", "children"], SCHEMA).await;
     let setup = Setup::of(&database);

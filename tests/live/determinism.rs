@@ -28,7 +28,7 @@ async fn refused(setup: &Setup) -> Option<serde_json::Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_only_the_destination_takes_for_equal_are_refused_until_the_hint_is_run() {
+async fn keys_equal_only_at_the_destination_are_refused_until_the_hint_is_run() {
     let database = Database::of_superuser("loose_keys", &["t"], "SELECT 1").await;
     if !have_icu(&database).await {
         return;
@@ -116,7 +116,7 @@ async fn keys_that_only_the_destination_takes_for_equal_are_refused_until_the_hi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_created_by_the_name_of_a_collation_or_domain_is_compared_before_rows_come() {
+async fn collations_and_domains_used_by_name_are_compared_before_rows_come() {
     let schema =
         "CREATE COLLATION ci (locale = 'C'); CREATE DOMAIN d AS text; CREATE TABLE t (id text COLLATE ci PRIMARY KEY);
         CREATE TABLE u (id d PRIMARY KEY, v text); CREATE UNIQUE INDEX ON u (v COLLATE ci);
@@ -176,7 +176,7 @@ async fn what_is_created_by_the_name_of_a_collation_or_domain_is_compared_before
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn domains_and_row_types_are_created_with_the_collations_that_they_have_at_the_source() {
+async fn domains_and_row_types_are_created_with_the_collations_of_the_source() {
     let schema = "CREATE COLLATION plain (locale = 'C');
         CREATE DOMAIN d AS text COLLATE \"C\" CHECK (VALUE <> ''); CREATE DOMAIN over_d AS d COLLATE plain NOT NULL; CREATE DOMAIN same AS d;
         CREATE TYPE r AS (a text COLLATE \"POSIX\", b d, c d COLLATE \"POSIX\", e int);

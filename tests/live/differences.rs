@@ -114,7 +114,7 @@ async fn is_told_and_ended(service: &Service, database: &Database, case: &Case) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_constraint_that_the_source_no_longer_has_so_is_told_with_what_ends_the_difference() {
+async fn a_constraint_that_differs_from_the_source_is_named_with_its_fix() {
     let cases = CASES.iter().zip(0..).map(|(case, number)| async move {
         let database = Database::of_superuser(&format!("difference{number}"), TABLES, SCHEMA).await;
         let service = Setup::of(&database).start();
@@ -217,7 +217,7 @@ const COPIES: &[Case] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_a_constraint_of_the_destinations_refuses_is_told_what_the_source_has() {
+async fn a_copy_refused_by_a_destination_constraint_names_the_sources_definition() {
     let schema =
         "CREATE TABLE t (id int PRIMARY KEY, n int, w int, x int); INSERT INTO t VALUES (1, NULL, -1, 1), (2, 2, 2, 1);
                   ALTER TABLE t ADD CONSTRAINT aged CHECK (w > 0) NOT VALID";

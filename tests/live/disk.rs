@@ -102,7 +102,7 @@ async fn a_first_copy_that_the_destinations_disk_cannot_hold_is_made_once_there_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resnapshot_that_the_destinations_disk_cannot_hold_leaves_the_stream_alone_and_is_made_once_there_is_room() {
+async fn a_resnapshot_on_a_full_disk_leaves_the_stream_alone_and_succeeds_with_room() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let place = destination.dir().join("small");
     let Some(disk) = Disk::mount(&place, "6m") else { return };

@@ -34,7 +34,7 @@ async fn is_told(setup: &Setup, service: &Service, says: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_dropped_while_streaming_is_named_and_taking_it_out_lets_the_others_stream_on() {
+async fn a_dropped_table_is_named_and_removing_it_lets_the_others_stream() {
     let (mut database, service) = followed("dropstream").await;
     let rows = "SELECT count(*) || md5(string_agg(u::text, ',' ORDER BY id)) FROM u";
     let before = database.destination_value(rows).await;
@@ -87,7 +87,7 @@ async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_dropped_tables_are_named_together_whatever_has_their_names_and_state_now() {
+async fn several_dropped_tables_are_named_together_even_when_their_names_are_reused() {
     let (mut database, service) = followed("dropseveral").await;
     service.stop().await;
     // One waits for a copy, and a view has the other's name.

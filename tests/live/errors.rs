@@ -127,7 +127,7 @@ async fn tables_must_exist_and_be_tables() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_without_identity_is_not_published_because_the_applications_own_updates_would_fail() {
+async fn a_table_without_identity_is_not_published_lest_the_sources_updates_fail() {
     let database = Database::new("noid", &["h"], "CREATE TABLE h (v text); INSERT INTO h VALUES ('x')").await;
     let output = Setup::of(&database).start().ends_with(1).await;
     says(

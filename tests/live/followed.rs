@@ -170,7 +170,7 @@ async fn not_null_that_is_set_and_dropped_in_quick_succession_ends_as_the_source
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn not_null_that_is_set_and_dropped_while_headwater_is_stopped_ends_as_the_source_has_it() {
+async fn not_null_set_and_dropped_during_a_stop_ends_as_at_the_source() {
     not_nulls_follow("nnstopped", true).await;
 }
 
@@ -414,7 +414,7 @@ const FAMILY: &str = "CREATE TABLE parents (id int PRIMARY KEY, v text); CREATE 
     INSERT INTO parents SELECT i, 'v' FROM generate_series(1, 5) i; INSERT INTO children SELECT i, i FROM generate_series(1, 5) i";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_whose_parent_is_missing_or_still_has_children_is_told_and_each_way_out_works() {
+async fn foreign_key_conflicts_are_named_and_each_printed_way_out_works() {
     let roles = Roles::Least { replica: false };
     let database =
         Database::under(roles, source().await, destination().await, "orphan", &["parents", "children"], FAMILY).await;

@@ -33,7 +33,7 @@ async fn faces(service: &Service) -> BTreeSet<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conflict_keeps_its_state_and_reason_through_retries_and_everybody_says_the_same() {
+async fn a_conflict_keeps_its_state_and_reason_through_retries_in_every_command() {
     let database = Database::new("face", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();

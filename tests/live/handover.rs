@@ -53,7 +53,7 @@ async fn what_is_written_while_a_suspended_table_is_compared_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_come_to_share_a_key_while_a_table_is_compared_are_not_published_as_one() {
+async fn rows_that_come_to_share_a_key_during_a_comparison_are_not_merged() {
     let schema = "CREATE TABLE b (id int NOT NULL, n int, v text); ALTER TABLE b REPLICA IDENTITY FULL;
                   INSERT INTO b VALUES (1, 1, 'v'), (2, 2, 'w')";
     let database = Database::new("hoshared", &["b"], schema).await;

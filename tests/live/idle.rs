@@ -136,7 +136,7 @@ async fn wait_for_nobody(database: &Database, wait: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standby_of_the_destination_that_is_out_of_reach_holds_up_neither_rows_nor_the_idle_slot() {
+async fn an_unreachable_destination_standby_delays_neither_rows_nor_the_idle_slot() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "nobody", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).source("heartbeat_every = \"off\"").start();
@@ -156,7 +156,7 @@ async fn a_standby_of_the_destination_that_is_out_of_reach_holds_up_neither_rows
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_confirmed_that_waits_for_the_destinations_standby_where_commits_wait_for_it() {
+async fn commits_that_wait_for_the_destinations_standby_are_not_confirmed_before_it() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "standby", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).destination("synchronous_commit = \"on\"").start();

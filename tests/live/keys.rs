@@ -177,7 +177,7 @@ async fn what_a_rule_of_18_let_through_that_was_dropped_for_a_while_ends_equal()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rule_that_was_dropped_for_a_while_halts_where_schema_changes_are_the_operators() {
+async fn a_constraint_dropped_for_a_while_halts_under_schema_changes_stop() {
     let case = &COPIED[0];
     let database = Database::new("keysstop", &["t"], case.schema).await;
     let setup = Setup::of(&database).setting("schema_changes = \"stop\"\non_conflict = \"source-wins\"");
@@ -259,7 +259,7 @@ async fn keys_that_are_made_again_and_identities_that_stay_exact_lead_to_no_copy
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_identity_that_says_nothing_of_its_rows_is_told_until_the_printed_statement_was_run() {
+async fn an_identity_that_cannot_name_rows_is_reported_until_the_printed_fix_is_run() {
     for (name, changes, says, statement) in [
         (
             "keyroot",

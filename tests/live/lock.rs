@@ -176,7 +176,7 @@ async fn an_instance_of_a_version_without_a_stored_key_is_waited_for_and_waits()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_that_outlive_their_leader_are_ended_whatever_they_are_called_and_no_others() {
+async fn sessions_that_outlive_their_leader_are_ended_by_pid_and_no_others() {
     let database = Database::of_superuser("leftover", TABLES, SCHEMA).await;
     // Logs in as one role and acts as another, which may not see the sessions of the first.
     let (login, acting) = (format!("login_{}", database.name), format!("acting_{}", database.name));

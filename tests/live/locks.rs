@@ -69,7 +69,7 @@ async fn streams_at_last(service: &Service) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_whose_locks_a_server_has_no_room_for_is_refused_before_anything_is_locked() {
+async fn a_copy_that_needs_more_locks_than_a_server_has_is_refused_before_locking() {
     let small_source = new_source(SMALL).await;
     let small = new_destination(SMALL).await;
     // A table and its index each at the destination, a table each at the source.
@@ -121,7 +121,7 @@ async fn old_staging_is_dropped_in_steps_that_leave_locks_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_fits_takes_no_lock_from_others_and_one_whose_differences_do_not_is_refused() {
+async fn a_copy_leaves_locks_for_others_and_one_that_cannot_is_refused() {
     let small_source = new_source(SMALL).await;
     let small = new_destination(SMALL).await;
     let database = with_tables(&small_source, &small, "fits", 140).await;

@@ -5,7 +5,7 @@ use crate::support::{Database, Setup};
 const TABLES: &[&str] = &["t", "u"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_was_dropped_at_the_destination_comes_back_with_the_values_of_all_rows() {
+async fn a_column_dropped_at_the_destination_comes_back_with_all_values() {
     let schema =
         "CREATE TABLE t (id int PRIMARY KEY, c text); INSERT INTO t SELECT i, 'c' || i FROM generate_series(1, 100) i;
         CREATE TABLE u (id int PRIMARY KEY, c text); INSERT INTO u SELECT i, 'c' || i FROM generate_series(1, 100) i";

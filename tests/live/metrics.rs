@@ -194,7 +194,7 @@ async fn counters_are_0_before_there_is_something_to_count_and_the_last_verify_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rollout_waits_for_an_instance_that_leads_or_stands_by_and_not_for_a_fresh_copy() {
+async fn a_rollout_waits_for_a_leader_or_standby_and_not_for_a_first_copy() {
     let manifest = std::fs::read_to_string("deploy/kubernetes/deployment.yaml").expect("the manifest");
     let probe = manifest.split("readinessProbe:").nth(1).expect("a readiness probe");
     assert!(probe.lines().take(4).any(|line| line.trim() == "path: /rolloutz"), "{probe}");

@@ -38,7 +38,7 @@ const WRITTEN: &[[&str; 2]] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_table_under_a_followed_tables_name_gets_no_row_however_soon_it_is_written() {
+async fn another_table_under_a_followed_name_gets_no_row_however_early() {
     let database = Database::of_superuser("othertable", TABLES, SCHEMA).await;
     database.at_destination(FIRED).await;
     let setup = Setup::of(&database);
@@ -77,7 +77,7 @@ async fn another_table_under_a_followed_tables_name_gets_no_row_however_soon_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_the_operator_made_again_is_copied_when_he_asks_for_it_and_not_before() {
+async fn a_table_recreated_by_the_operator_is_copied_on_request_and_not_before() {
     let database = Database::new("othermade", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();
@@ -263,7 +263,7 @@ fn renames(said: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn followed_tables_that_have_each_others_names_get_them_back_by_the_statements_of_the_hint() {
+async fn the_hint_gives_followed_tables_with_swapped_names_their_own_back() {
     let database = Database::new("otherswap", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();

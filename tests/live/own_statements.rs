@@ -23,7 +23,7 @@ const REPLACES: &str = "
 const WRITTEN: &str = "INSERT INTO t SELECT i, 'b' FROM generate_series(11, 13) i";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_in_which_a_prepared_statement_was_replaced_is_rolled_back_and_applied_later() {
+async fn a_transaction_with_a_replaced_prepared_statement_is_rolled_back_and_reapplied() {
     let database = Database::of_superuser("ownstatements", &["t"], SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;

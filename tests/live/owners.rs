@@ -503,7 +503,7 @@ async fn code_that_is_attached_while_headwater_streams_halts_it_until_it_is_gone
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_that_is_attached_while_tables_are_copied_keeps_the_copy_from_being_published() {
+async fn code_attached_during_a_copy_prevents_its_publish() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -730,7 +730,7 @@ async fn attaching_is_denied(database: &Database) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_read_everything_attaches_nothing_to_staging_by_default_privileges() {
+async fn default_privileges_let_no_reader_attach_code_to_staging() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -894,7 +894,7 @@ async fn code_and_grants_on_the_bookkeeping_halt_headwater_while_it_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ordinary_code_on_the_bookkeeping_is_refused_where_replicated_tables_have_none_that_fires() {
+async fn code_on_the_bookkeeping_is_refused_even_where_replicated_tables_have_none() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -953,7 +953,7 @@ async fn ordinary_code_on_the_bookkeeping_is_refused_where_replicated_tables_hav
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_triggers_whose_function_is_a_strangers_are_refused_before_anything_is_created() {
+async fn event_triggers_of_untrusted_owners_are_refused_before_anything_is_created() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -1058,7 +1058,7 @@ async fn a_trigger_that_a_grantee_may_have_made_counts_as_his() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relation_under_a_name_of_the_bookkeepings_is_refused_before_anything_is_copied() {
+async fn a_relation_with_a_bookkeeping_name_is_refused_before_anything_is_copied() {
     let database = Database::new("own_namesake", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
     for relation in
@@ -1262,7 +1262,7 @@ async fn no_command_fires_triggers_that_others_have_left_on_the_bookkeeping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operator_says_so() {
+async fn tables_of_an_untrusted_owner_are_written_only_on_the_operators_word() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -1371,7 +1371,7 @@ async fn tables_of_an_owner_who_is_not_trusted_are_written_only_when_the_operato
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_of_others_under_the_names_by_which_rows_are_found_are_refused_and_so_is_who_may_make_them() {
+async fn untrusted_operators_that_could_find_rows_are_refused_and_so_are_their_makers() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -1425,7 +1425,7 @@ async fn operators_of_others_under_the_names_by_which_rows_are_found_are_refused
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_is_added_in_the_stream() {
+async fn a_type_of_an_untrusted_owner_is_refused_before_the_stream_adds_its_column() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -1461,7 +1461,7 @@ async fn a_type_of_an_owner_who_is_not_trusted_is_refused_before_a_column_of_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collation_of_a_stranger_is_refused_before_the_first_copy_and_a_new_column_take_it() {
+async fn an_untrusted_collation_is_refused_before_a_first_copy_or_new_column_uses_it() {
     if cannot_grant_parameters().await {
         return;
     }
@@ -1712,7 +1712,7 @@ async fn owners_of_operators_and_text_search_objects_of_expressions_are_named() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn statistics_over_expressions_of_others_are_named_with_the_statement_that_drops_them() {
+async fn statistics_over_untrusted_expressions_are_named_with_their_drop() {
     let database = new("own_statistics", true).await;
     as_owner(&database, &format!("{TABLE}; CREATE STATISTICS x ON (v || pwn('statistics')::text), (v || 'x') FROM t"))
         .await;
@@ -1775,7 +1775,7 @@ async fn where_foreign_keys_act_who_may_make_one_onto_a_table_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_copy_takes_no_type_of_a_stranger_and_gives_no_trigger_privilege_by_default() {
+async fn a_first_copy_uses_no_untrusted_type_and_grants_no_trigger_by_default() {
     if cannot_grant_parameters().await {
         return;
     }

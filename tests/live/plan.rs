@@ -168,7 +168,7 @@ async fn unique_values_that_change_hands_are_applied_in_their_original_order_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_transaction_whose_sets_are_refused_is_applied_again_in_its_original_order() {
+async fn a_large_transaction_whose_sets_are_refused_is_reapplied_in_order() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, code int UNIQUE, body text);
                   INSERT INTO t SELECT i, i, repeat('b', 200) FROM generate_series(1, 2000) i;";
     let database = Database::new("largehands", &["t"], schema).await;

@@ -145,7 +145,7 @@ async fn functions_of_an_earlier_version_are_replaced_and_keep_their_grants() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_function_of_an_earlier_version_that_is_not_ours_is_named_with_the_statement_that_closes_it() {
+async fn a_function_of_an_earlier_version_with_another_owner_is_named_with_its_fix() {
     let roles = Roles::Least { replica: false };
     let schema = "CREATE TABLE t (id int PRIMARY KEY)";
     let database = Database::under(roles, source().await, destination().await, "not_ours", &["t"], schema).await;

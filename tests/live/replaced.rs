@@ -319,7 +319,7 @@ async fn checks_of_a_strangers_domain_are_not_run_by_comparing_and_showing_rows(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_or_conflict_of_a_table_that_is_not_configured_is_neither_replayed_nor_read() {
+async fn dead_letters_and_conflicts_of_unconfigured_tables_are_not_read_or_replayed() {
     let database = new("repletter", true).await;
     let setup = Setup::of(&database);
     let service = setup.start();
@@ -469,7 +469,7 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_wait_for_a_lock_are_not_written_into_another_schema_that_takes_the_name() {
+async fn rows_that_wait_for_a_lock_are_not_written_to_another_schema_of_the_name() {
     // Triggers fire for this role.
     let mut database = new("repschema", false).await;
     database.tables = vec!["app.t".to_owned()];

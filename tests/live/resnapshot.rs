@@ -279,7 +279,7 @@ async fn requests(database: &Database) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dying_at_any_point_of_a_hand_over_leaves_the_old_data_and_the_next_start_finishes_it() {
+async fn a_kill_at_any_point_of_a_hand_over_keeps_old_data_and_the_next_start_ends_it() {
     let points = [
         "snapshot.slot_created",
         "snapshot.copying:2",
@@ -384,7 +384,7 @@ async fn a_command_line_is_carried_out_once_until_the_service_is_stopped_in_good
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_added_to_the_configuration_is_copied_alone_while_the_others_stream() {
+async fn a_table_added_to_the_configuration_is_copied_alone_while_others_stream() {
     let mut database = Database::new("added", &["public.sections", "public.topics"], FORUM_SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;

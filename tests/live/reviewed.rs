@@ -114,7 +114,7 @@ async fn what_was_added_to_a_created_object_is_refused_and_nothing_of_it_stays()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_added_to_a_column_that_the_stream_brings_is_rolled_back_with_its_transaction() {
+async fn additions_to_a_column_from_the_stream_are_rolled_back_with_its_transaction() {
     let database = new("added_column").await;
     let service = Setup::of(&database).start();
     service.streams().await;

@@ -411,7 +411,7 @@ async fn a_label_that_is_renamed_is_renamed_here_for_every_table_that_uses_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_generated_column_that_becomes_an_ordinary_one_is_not_called_added_and_takes_its_values() {
+async fn a_generated_column_that_becomes_ordinary_takes_its_values_and_is_not_added() {
     let log = found(
         "expression",
         &["g"],
@@ -424,7 +424,7 @@ async fn a_generated_column_that_becomes_an_ordinary_one_is_not_called_added_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_generation_expression_that_is_replaced_is_replaced_here_or_by_the_statements_that_are_printed() {
+async fn a_replaced_generation_expression_is_followed_or_set_by_printed_statements() {
     let database = Database::new(
         "setexpression",
         &["g"],
@@ -459,7 +459,7 @@ async fn a_generation_expression_that_is_replaced_is_replaced_here_or_by_the_sta
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn generated_columns_that_are_added_or_renamed_are_here_though_the_stream_describes_none() {
+async fn generated_columns_are_added_and_renamed_though_the_stream_lacks_them() {
     let database = Database::new(
         "generatedalone",
         &["added", "renamed"],
@@ -644,7 +644,7 @@ async fn an_identity_column_that_gets_another_type_is_emptied_by_the_hint_as_pri
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_generated_column_that_is_an_ordinary_one_here_is_dropped_by_the_hint_and_added_by_the_copy() {
+async fn an_ordinary_column_in_a_generated_ones_place_is_replaced_by_hint_and_copy() {
     let database = Database::new(
         "ordinaryhere",
         &["c"],
@@ -860,7 +860,7 @@ async fn a_renamed_table_that_nobody_writes_halts_and_its_new_name_stays_in_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_leaf_is_refused_and_one_that_comes_later_suspends_its_table_until_it_is_detached() {
+async fn a_foreign_leaf_is_refused_and_a_later_one_suspends_its_table_until_detached() {
     // Nothing reads it, so no wrapper's code is needed.
     let foreign = "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nothing;
         CREATE FOREIGN TABLE t_2 PARTITION OF t FOR VALUES FROM (10) TO (20) SERVER elsewhere";

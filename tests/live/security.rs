@@ -274,7 +274,7 @@ fn a_configuration_in_which_others_can_read_a_password_or_write_is_told() {
 }
 
 #[test]
-fn a_configuration_that_was_not_named_is_taken_from_this_user_and_root_alone_and_never_waited_for() {
+fn an_unnamed_configuration_is_taken_from_the_user_or_root_alone_without_waiting() {
     let directory = parent().join(format!("found-{:08x}", fastrand::u32(..)));
     let elsewhere = parent().join(format!("linked-{:08x}", fastrand::u32(..)));
     for made in [&directory, &elsewhere] {

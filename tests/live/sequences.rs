@@ -212,7 +212,7 @@ async fn a_sequence_that_may_not_be_created_is_told_with_its_sql_and_the_stream_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sequence_that_was_given_outlasts_new_names_and_copies_and_a_dropped_column_draws_no_more() {
+async fn a_sequence_outlasts_renames_and_copies_and_ends_with_its_dropped_column() {
     let schema = "CREATE TABLE p (id int PRIMARY KEY, v int, old serial) PARTITION BY RANGE (id);
         CREATE TABLE p1 PARTITION OF p DEFAULT; INSERT INTO p SELECT i, i FROM generate_series(1, 10) i";
     let database = Database::new("seqkept", &["p"], schema).await;

@@ -99,7 +99,7 @@ async fn nobody_reads_while_a_transaction_that_the_snapshot_shows_is_still_runni
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_snapshot_shows_a_row_if_and_only_if_it_committed_before_the_consistent_point() {
+async fn the_snapshot_shows_exactly_the_rows_committed_before_the_consistent_point() {
     let rounds: usize = std::env::var("HEADWATER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
     let seed = seed("the_snapshot_shows_a_row");
     let source = new_source(&[]).await;

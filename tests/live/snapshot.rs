@@ -86,7 +86,7 @@ async fn a_role_that_may_read_a_partitioned_table_but_not_its_partitions_copies_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_loses_its_connection_reads_its_piece_again_under_the_same_snapshot() {
+async fn a_reader_that_loses_its_connection_rereads_its_range_in_the_same_snapshot() {
     let database = Database::new("reader", SHAPES_TABLES, SHAPES).await;
     let service = Setup::of(&database).section("[snapshot]\nworkers = 2\nmax_rate = \"6MB\"").start();
     for times in 1..=3 {
@@ -112,7 +112,7 @@ async fn a_reader_that_loses_its_connection_reads_its_piece_again_under_the_same
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn empty_tables_that_are_there_are_filled_at_once_though_readers_are_lost_and_we_are_killed() {
+async fn empty_tables_are_filled_all_at_once_despite_lost_readers_and_kills() {
     let database = Database::new("fill", SHAPES_TABLES, SHAPES).await;
     database.at_source("DROP TABLE child").await;
     database.at_destination(SHAPES).await;
@@ -260,7 +260,7 @@ async fn a_snapshot_that_takes_too_long_for_the_source_says_what_it_holds_back()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_somebody_is_writing_into_an_empty_table_are_waited_for_and_not_mixed_with_ours() {
+async fn uncommitted_rows_in_an_empty_table_are_waited_for_and_not_mixed_with_the_copy() {
     let database = Database::new("mixed", FORUM, FORUM_SCHEMA).await;
     database.at_destination(FORUM_SCHEMA).await;
     database.at_destination("TRUNCATE sections, topics, messages RESTART IDENTITY").await;
@@ -281,7 +281,7 @@ async fn rows_that_somebody_is_writing_into_an_empty_table_are_waited_for_and_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_dropped_while_it_is_copied_is_whole_here_before_the_service_halts() {
+async fn a_table_dropped_during_its_copy_is_complete_before_the_service_halts() {
     let database = Database::new("dropped", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).section("[snapshot]\nworkers = 1\nmax_rate = \"400kB\"").start();
     eventually("some rows are copied", || async {

@@ -106,7 +106,7 @@ async fn a_start_with_many_tables_does_not_cost_the_lead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn work_that_blocks_the_runtime_for_longer_than_leader_timeout_does_not_cost_the_lead() {
+async fn work_that_blocks_the_runtime_past_leader_timeout_keeps_the_lead() {
     // While the first copy is made, and while a batch is under way.
     for (name, point) in [("blockscopy", "snapshot.staged"), ("blocksapply", "apply.flight_sent")] {
         let database = Database::new(name, &["t"], &format!("{TABLE}; INSERT INTO t VALUES (1, '\\x00')")).await;
@@ -127,7 +127,7 @@ async fn work_that_blocks_the_runtime_for_longer_than_leader_timeout_does_not_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_process_loses_the_lead_within_the_timeout_and_commits_nothing_when_it_wakes() {
+async fn a_frozen_process_loses_the_lead_in_time_and_commits_nothing_on_waking() {
     let seed = seed("a_frozen_process");
     let database = Database::new("froze", workload::TABLES, workload::SCHEMA).await;
     let setup = Setup::of(&database).setting("leader_timeout = \"2s\"");

@@ -162,7 +162,7 @@ impl Session {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interleaved_streams_with_nested_savepoints_rollbacks_and_key_changes_arrive_exactly() {
+async fn interleaved_streams_with_savepoints_rollbacks_and_key_changes_arrive_exactly() {
     let seed = seed("interleaved_streams");
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "interleaved", STREAMED, STREAMED_SCHEMA).await;
@@ -248,7 +248,7 @@ async fn a_table_altered_inside_a_rolled_back_savepoint_of_a_stream_keeps_its_sh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prepared_transaction_is_applied_at_commit_prepared_and_not_at_rollback_prepared() {
+async fn a_prepared_transaction_is_applied_at_commit_and_not_at_rollback_prepared() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "prepared", STREAMED, STREAMED_SCHEMA).await;
     let setup = Setup::of(&database);

@@ -251,7 +251,7 @@ async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_cannot_take_the_copy_waits_with_the_statement_while_the_others_stream() {
+async fn a_table_that_cannot_take_the_copy_waits_with_a_fix_while_others_stream() {
     let schema = format!("{SCHEMA} ALTER TABLE t ADD COLUMN o int REFERENCES other; UPDATE t SET o = 1 + id % 10;");
     // A foreign key between both: where it acted, the table would not be left behind.
     let database = Database::with_replica_role("asidemisfit", TABLES, &schema).await;

@@ -59,7 +59,7 @@ async fn the_service_manager_hears_ready_alive_the_state_and_stopping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_down_does_not_hold_up_the_boot_and_a_wrong_configuration_is_never_ready() {
+async fn a_server_that_is_down_delays_no_boot_and_a_wrong_configuration_is_never_ready() {
     let mut destination = new_destination(&[]).await;
     let source = crate::support::source().await;
     let database = Database::on(source, &destination, "notifydown", FORUM, FORUM_SCHEMA).await;

@@ -229,7 +229,7 @@ async fn of_two_instances_with_different_tables_the_leaders_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_configured_under_its_new_name_stays_published_and_is_copied_alone() {
+async fn a_table_configured_under_its_new_name_stays_published_and_is_copied_alone() {
     let mut database = followed("takenoutnamed").await;
     let service = Setup::of(&database).start();
     service.streams().await;

@@ -43,7 +43,7 @@ async fn become_equal(database: &Database, tables: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_leaves_the_publication_is_copied_by_itself_while_the_others_stream_on() {
+async fn a_table_that_leaves_the_publication_is_copied_alone_while_others_stream() {
     let database = Database::new("leaves", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
     let service = setup.start();
@@ -139,7 +139,7 @@ async fn a_table_that_headwater_may_not_publish_again_keeps_no_other_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_schema_changes_stop_a_table_that_leaves_the_publication_is_copied_on_the_operators_word() {
+async fn a_table_that_leaves_the_publication_under_stop_is_copied_on_request() {
     let database = Database::new("leavesstop", TABLES, SCHEMA).await;
     let setup = Setup::of(&database).setting("schema_changes = \"stop\"");
     let service = setup.start();

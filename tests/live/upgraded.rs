@@ -52,7 +52,7 @@ async fn is_not_accepted(database: &Database, says: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_pg_upgrade_has_made_of_the_source_is_followed_on_the_operators_word_without_a_copy() {
+async fn a_source_after_pg_upgrade_is_followed_on_the_operators_word_without_a_copy() {
     let Some(bin) = bin_of(18) else { return };
     let cluster = new_source_of(&bin, &[]).await;
     let database = followed("upgraded", &cluster).await;
@@ -129,7 +129,7 @@ async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgra
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_the_same_script_has_made_is_not_accepted_while_it_has_fewer_transactions() {
+async fn a_cluster_made_by_the_same_script_is_not_accepted_with_fewer_transactions() {
     let Some(bin) = bin_of(18) else { return };
     let cluster = new_source_of(&bin, &[]).await;
     let mut database = followed("samescript", &cluster).await;

@@ -56,7 +56,7 @@ async fn a_domain_of_one_name_with_another_modifier_is_refused_and_corrected_by_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_composite_of_one_name_with_other_attributes_is_refused_and_corrected_by_the_hint() {
+async fn a_composite_with_other_attributes_is_refused_and_corrected_by_the_hint() {
     let schema = "CREATE TYPE pair AS (a int, b text); CREATE TABLE pairs (id int PRIMARY KEY, p pair, many pair[]);
                   INSERT INTO pairs VALUES (1, (1, 'x'), '{\"(2,y)\"}')";
     let database = Database::new("valpair", &["pairs"], schema).await;
@@ -301,7 +301,7 @@ async fn intervals_mean_the_same_to_either_major() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_only_a_later_major_reads_is_a_conflict_of_its_table_and_becomes_no_other() {
+async fn a_value_that_only_a_later_major_reads_is_a_conflict_and_never_altered() {
     let schema = "CREATE EXTENSION ltree; CREATE TABLE paths (id int PRIMARY KEY, p jsonpath); CREATE TABLE trees (id int PRIMARY KEY, t ltree);
                   INSERT INTO paths VALUES (1, '$.a ? (@ > 1.50)'), (2, NULL); INSERT INTO trees VALUES (1, 'a.b')";
     let database = Database::of_superuser("valpaths", &["paths", "trees"], schema).await;

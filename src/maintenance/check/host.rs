@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn check_says_that_a_directory_cannot_be_used_where_a_start_cannot_use_it_and_nowhere_else() {
+    fn check_refuses_exactly_the_directories_that_a_start_cannot_use() {
         let root = scratch();
         let mkfifo = |path: &Path| {
             let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);

@@ -232,7 +232,7 @@ fn a_relation_told_in_a_rolled_back_subtransaction_holds_for_its_stream() {
 }
 
 #[test]
-fn what_a_stream_learned_of_relations_is_forgotten_when_it_is_rolled_back_and_kept_when_it_commits() {
+fn relations_of_a_stream_are_forgotten_at_its_rollback_and_kept_at_its_commit() {
     let mut ring = Ring::new(1 << 20);
     ring.message(begin(50)).unwrap();
     ring.message(described(None, &["id"])).unwrap();
