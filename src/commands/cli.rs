@@ -164,8 +164,8 @@ pub(super) struct DemoArguments {
 pub(super) struct InitArguments {
     /// The source's URL, as postgresql://user@host/database.
     ///
-    /// Other users of this machine see the arguments of its processes: give a password by PGPASSWORD, a password file
-    /// (~/.pgpass), or in HEADWATER_SOURCE_URL instead of here.
+    /// Other users of this machine see the arguments of its processes: give a password by a password file (~/.pgpass),
+    /// PGPASSWORD, or in HEADWATER_SOURCE_URL instead of here.
     #[arg(
         value_name = "SOURCE_URL",
         env = "HEADWATER_SOURCE_URL",

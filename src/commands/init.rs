@@ -87,7 +87,7 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
 fn configuration((source, destination): (&str, &str), proposal: &Proposal) -> String {
     let mut text = String::from(
         "# headwater's configuration, as proposed by headwater init. Every key is explained in docs/configuration.md.\n\
-         # Passwords do not belong here: use ~/.pgpass, or PGPASSWORD.\n\n# The tables to keep equal.\ntables = [\n",
+         # Passwords do not belong here: use ~/.pgpass.\n\n# The tables to keep equal.\ntables = [\n",
     );
     for table in &proposal.tables {
         let mut note = format!("{} MB", table.bytes.div_ceil(1 << 20));

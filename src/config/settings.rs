@@ -103,7 +103,7 @@ pub const SETTINGS: &[Setting] = &[
         "connection string",
         None,
         "Where the source is: `postgresql://user@host:port/database?sslmode=verify-full&sslrootcert=system`, or libpq's \
-         keyword/value form. libpq's habits hold: PGPASSWORD, ~/.pgpass, sslmode, sslrootcert, sslcert, sslkey, Unix \
+         keyword/value form. libpq's habits hold: ~/.pgpass, PGPASSWORD, sslmode, sslrootcert, sslcert, sslkey, Unix \
          sockets, several hosts with target_session_attrs. What headwater does not support and would make libpq stricter \
          (sslcrl, require_auth, gssencmode=require) is refused, as a parameter and as a PG… variable. In a URI \
          write spaces and the characters `& = ; # , / : @ \" ' < > |` of names by their % escapes (`%20` for a space); in the \
@@ -198,12 +198,17 @@ pub const SETTINGS: &[Setting] = &[
         "Where transactions that are still in progress at the source are kept when memory does not hold them. Made where it \
          is missing; what headwater makes in it is for its own user alone, and nothing else in it is touched.",
     ),
-    setting("spool.memory_bytes_max", "size", Some("64MB"), "How much of them memory holds."),
+    setting(
+        "spool.memory_bytes_max",
+        "size",
+        Some("64MB"),
+        "How many bytes of such transactions are kept in memory. What is beyond goes to files in `spool.dir`.",
+    ),
     setting(
         "spool.bytes_max",
         "size",
         Some("16GB"),
-        "How much of them the directory holds. When it is full, large transactions are left to the source until they commit.",
+        "How many bytes `spool.dir` may take. When it is full, large transactions are left to the source until they commit.",
     ),
     setting(
         "snapshot.workers",

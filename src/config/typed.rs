@@ -144,7 +144,7 @@ pub struct ApplySettings {
 pub struct SpoolSettings {
     /// Where in-progress transactions go that memory does not hold.
     pub dir: PathBuf,
-    /// How much of them memory holds, in bytes.
+    /// How many bytes of such transactions are kept in memory.
     pub memory_bytes_max: u64,
     /// How much of them the directory holds, in bytes.
     pub bytes_max: u64,

@@ -20,7 +20,7 @@ mod tls;
 use crate::config::OnSlotLost;
 use crate::destination::{DestinationError, FIND_PREPARE, other_tables_report, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
-use crate::session::{CopyError, MAJOR_MIN, SessionError};
+use crate::session::{CopyError, MAJOR_MIN, SessionError, SqlState};
 use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
 use crate::sql::table_guard::is_refusal;
@@ -179,6 +179,16 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
         SessionError::Replaced { .. } => Decision::End,
         // The next question may be answered by another server, or by the same one in its right mind. Nothing was taken from this answer.
         SessionError::Answer { .. } => Decision::Retry("answer"),
+        // A trigger's function, or a check's, cannot do its part: headwater continues once it is repaired.
+        SessionError::Server { error, .. }
+            if error.in_function && sqlstate::decide(error.code, lost, operator) == operator("refused") =>
+        {
+            Decision::Halt("refused")
+        }
+        // Before a session is there, it is about a parameter in options.
+        SessionError::Server { error, .. } if error.fatal && error.code == SqlState::new(b"22023") => {
+            operator("refused")
+        }
         SessionError::Server { error, .. } => sqlstate::decide(error.code, lost, operator),
     }
 }
@@ -349,7 +359,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
                 ))
             }
             SessionError::Authentication { .. } => report.hint(format!(
-                "Give the password in {end}.url, PGPASSWORD or ~/.pgpass; see pg_hba.conf at the {end}."
+                "Give the password in ~/.pgpass, PGPASSWORD or {end}.url; see pg_hba.conf at the {end}."
             )),
             SessionError::Unreachable { .. } => report.hint(format!(
                 "Start the server, or correct host and port in {end}.url; headwater run waits for it."
@@ -384,7 +394,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
         None => report,
     };
     let hint = match (server.code.as_str(), &server.hint) {
-        ("28P01", _) => Some(format!("Give the right password in {end}.url, PGPASSWORD or ~/.pgpass.")),
+        ("28P01", _) => Some(format!("Give the right password in ~/.pgpass, PGPASSWORD or {end}.url.")),
         ("28000", _) if server.message.contains("pg_hba.conf") => Some(format!(
             "Allow this role, database and address in pg_hba.conf at the {end}, then: SELECT pg_reload_conf();"
         )),
@@ -392,6 +402,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
             "Correct the user in {end}.url, which must exist and have LOGIN; or give the certificate that pg_hba.conf asks for \
              in sslcert and sslkey."
         )),
+        ("22023", _) if server.fatal => Some(format!("Correct it in options of {end}.url, or in PGOPTIONS.")),
         ("3D000", _) => Some(format!("Correct the database in {end}.url.")),
         (code, _) if is_refusal(code, &server.message) => Some(format!(
             "A view or a foreign table stands under the name of a table at the {end}. See which: headwater check"
@@ -435,13 +446,14 @@ fn too_many_sessions(message: &str, end: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{ServerError, SqlState};
+    use crate::session::ServerError;
     use crate::source::LostHistory;
 
     fn server_fault(code: &str) -> Fault {
         let error = ServerError {
             code: SqlState::parse(code),
             fatal: false,
+            in_function: false,
             message: "m".into(),
             detail: None,
             hint: None,

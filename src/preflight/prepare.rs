@@ -166,7 +166,10 @@ pub(crate) async fn prepare(
     let mut replication = connect_replication(config, "streaming").await?;
     let identification = replication.identify_system().await.map_err(SourceError::Session)?;
     let urls = (&config.source.url, &config.destination.url);
-    same_database(&identification, bookkeeping.client(), urls).await?;
+    let same = same_database(&identification, bookkeeping.client(), urls).await;
+    if let Some(report) = same.map_err(DestinationError::Session)? {
+        return Err(SourceError::Refused(report).into());
+    }
     let remembered = stream.as_ref().map_or("", |stream| stream.source_database.as_str());
     let database = SourceDatabase::read(&source, remembered).await?;
     let found = Found { identification: &identification, database: &database, slot: slot.as_ref() };

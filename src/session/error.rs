@@ -64,6 +64,8 @@ pub struct ServerError {
     pub code: SqlState,
     /// FATAL or PANIC: the server ended the session with it.
     pub fatal: bool,
+    /// It happened in a function of somebody's, of a trigger or a check, say: other rows, or a change of that function, may not meet it.
+    pub in_function: bool,
     /// The server's message, unless it may quote a row.
     pub message: String,
     /// The server's detail, unless it may quote a row.
@@ -119,6 +121,7 @@ const RAISE: &str = "exec_stmt_raise";
 impl RawServerError {
     pub(super) fn without_values(mut self) -> ServerError {
         let code = SqlState::parse(&self.code);
+        let in_function = self.is_in_function();
         // RAISE takes any SQLSTATE, and any text and names. Those of class HW are our own functions'.
         let raised = self.routine.as_deref() == Some(RAISE) && code.class() != "HW";
         if raised || code.class() == "P0" {
@@ -126,6 +129,10 @@ impl RawServerError {
         }
         let (message, detail) = match code.class() {
             _ if raised => (RAISED.to_owned(), None),
+            // The value of a parameter is quoted, too.
+            "22" if code.as_str() == "22023" && self.parameter().is_some() => {
+                (format!("invalid value for parameter \"{}\"", self.parameter().unwrap_or_default()), None)
+            }
             // Data exceptions quote the value in the message: `invalid input syntax for type integer: "…"`.
             "22" => (data_exception(code).to_owned(), self.copied_at()),
             // Violated constraints name it in the message and quote the row in the detail.
@@ -144,13 +151,14 @@ impl RawServerError {
             "42" | "3F" | "0A" if self.function().is_some() => {
                 let function = self.function().unwrap_or_default().to_owned();
                 self.hint = is_missing(code).then(|| search_path_hint(&function));
-                (format!("function {function}() failed: {}", condition(code)), Some(IN_LOG.to_owned()))
+                (format!("function {function} failed: {}", condition(code)), Some(IN_LOG.to_owned()))
             }
             _ => (self.message, self.detail),
         };
         ServerError {
             code,
             fatal: matches!(self.severity.as_str(), "FATAL" | "PANIC"),
+            in_function,
             message: cut(shown(&message)),
             detail: detail.map(|detail| cut(shown(&detail))),
             hint: self.hint.map(|hint| cut(shown(&hint))),
@@ -182,6 +190,19 @@ impl RawServerError {
         shown.then(|| format!("It happened at COPY {at}."))
     }
 
+    /// The configuration parameter that does not take a value: the first name that is quoted, in whatever language's way. The server's
+    /// functions that say so know the parameter (guc.c, 14 to 18).
+    fn parameter(&self) -> Option<&str> {
+        let routine = self.routine.as_deref()?;
+        if routine != "parse_and_validate_value" && !(routine.starts_with("call_") && routine.ends_with("_check_hook"))
+        {
+            return None;
+        }
+        let quoted = self.message.split(['"', '„', '“', '”', '«', '»', '‹', '›', '「', '」']).nth(1)?.trim();
+        let is_name = !quoted.is_empty() && quoted.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
+        is_name.then_some(quoted)
+    }
+
     /// Whether a line of COPY's or a statement's parameter was being read. The words around are translated; `COPY` and `$1` are not
     /// (copyfromparse.c, `CopyFromErrorCallback`; postgres.c, `bind_param_error_callback`). What a trigger does comes before them, as
     /// the innermost is named first.
@@ -191,16 +212,31 @@ impl RawServerError {
         context.contains("COPY ") || dollars.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     }
 
-    /// The trigger function in which it happened: the outermost, which the server has called. Such functions take no arguments, and
-    /// those of other schemas than pg_catalog are named with theirs, as our search_path is empty (pl_exec.c, `plpgsql_exec_error_callback`,
-    /// 14 to 18).
+    /// The context without the line of a COPY and what follows it, which quotes rows.
+    fn calls(&self) -> impl Iterator<Item = &str> {
+        let lines = self.context.iter().flat_map(|context| context.lines());
+        lines.take_while(|line| !line.starts_with("COPY "))
+    }
+
+    /// The function in which it happened, with the types of its arguments: the outermost, which the server has called, as a trigger's or a
+    /// check's. Those of other schemas than pg_catalog are named with theirs, as our search_path is empty (pl_exec.c,
+    /// `plpgsql_exec_error_callback`, 14 to 18). Our own bookkeeping's are none of these.
     fn function(&self) -> Option<&str> {
-        let lines = self.context.as_ref()?.lines();
-        let line = lines.take_while(|line| !line.starts_with("COPY ")).last()?;
-        let (before, _) = line.split_once("()").filter(|_| line.contains("PL/pgSQL"))?;
-        let name = before.rsplit(' ').next()?;
-        let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.');
-        (is_name && name.contains('.')).then_some(name)
+        let line = self.calls().last().filter(|line| line.contains("PL/pgSQL"))?;
+        let opens = line.find('(')?;
+        let closes = opens + line.get(opens..)?.find(')')?;
+        let begins = line.get(..opens)?.rfind(' ')? + 1;
+        let (name, types) = (line.get(begins..opens)?, line.get(opens + 1..closes)?);
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+        let is_name = name.chars().all(is_word) && name.contains('.') && !name.starts_with("headwater");
+        let is_types = types.chars().all(|c| is_word(c) || matches!(c, ' ' | ',' | '[' | ']'));
+        if is_name && is_types { line.get(begins..=closes) } else { None }
+    }
+
+    /// Whether a function of somebody's was running, in SQL or PL/pgSQL: the word is in what each says of itself, and in what says which
+    /// statement of it was run.
+    fn is_in_function(&self) -> bool {
+        self.calls().any(|line| line.contains("SQL") && !line.contains(" headwater"))
     }
 }
 
@@ -244,7 +280,7 @@ fn condition(code: SqlState) -> &'static str {
 fn search_path_hint(function: &str) -> String {
     format!(
         "headwater's search_path is empty, so that names in it without a schema are not found. Run at the destination, with the schemas of \
-         what it names:\nALTER FUNCTION {function}() SET search_path = public;"
+         what it names:\nALTER FUNCTION {function} SET search_path = public;"
     )
 }
 
@@ -589,14 +625,32 @@ mod tests {
         ] {
             let error = read("42P01", context);
             assert_eq!(error.message, "function public.f() failed: a table that it names was not found");
+            assert!(error.in_function);
             assert!(
                 error.hint.is_some_and(|hint| hint.ends_with("ALTER FUNCTION public.f() SET search_path = public;"))
             );
         }
+        // A check's takes arguments.
+        let error = read("42883", "PL/pgSQL function public.f(text,integer[]) line 1 at IF");
+        assert_eq!(
+            error.message,
+            "function public.f(text,integer[]) failed: a function or operator that it names was not found"
+        );
+        let hint = error.hint.expect("a hint");
+        assert!(hint.ends_with("ALTER FUNCTION public.f(text,integer[]) SET search_path = public;"), "{hint}");
         let error = read("42501", "PL/pgSQL function public.f() line 1 at EXECUTE");
         assert_eq!(error.hint, None, "it has nothing to do with search_path");
         // A value that looks like a function is none.
         assert_eq!(read("42P01", "COPY t, line 1, column x: \"a\nPL/pgSQL function s3cret.s3cret()\"").message, NAMED);
+    }
+
+    #[test]
+    fn an_error_in_a_function_of_sql_is_one_in_a_function_and_one_in_our_own_is_none() {
+        let read = |context: &str| ServerError::read(format!("SERROR\0C42P01\0Mm\0W{context}\0\0").as_bytes());
+        assert!(read("SQL function \"known\" statement 1").in_function);
+        assert!(!read("COPY t, line 1: \"SQL function\"").in_function);
+        assert!(!read("PL/pgSQL function headwater.advance(pg_lsn,pg_lsn) line 3 at RAISE").in_function);
+        assert!(!read("").in_function);
     }
 
     #[test]
@@ -628,6 +682,25 @@ mod tests {
         assert!(missing.message.contains("\"t\""), "{missing}");
         let lock = shown("55P03", "canceling statement due to lock timeout", "kept");
         assert!(lock.contains("lock timeout") && lock.contains("kept"), "{lock}");
+    }
+
+    #[test]
+    fn a_parameter_that_does_not_take_a_value_is_named_without_it() {
+        let read = |message: &str, routine: &str| {
+            let error = ServerError::read(format!("SFATAL\0C22023\0M{message}\0R{routine}\0\0").as_bytes());
+            assert!(!error.message.contains("s3cret"), "{error}");
+            error.message
+        };
+        let named = "invalid value for parameter \"DateStyle\"";
+        for (message, routine) in [
+            ("invalid value for parameter \"DateStyle\": \"s3cret\"", "call_string_check_hook"),
+            ("ungültiger Wert für Parameter »DateStyle«: »s3cret«", "parse_and_validate_value"),
+            ("valeur invalide pour le paramètre « DateStyle » : « s3cret »", "parse_and_validate_value"),
+        ] {
+            assert_eq!(read(message, routine), named, "{message}");
+        }
+        assert_eq!(read("invalid value for parameter \"a\": \"s3cret\"", "somebody_elses"), "data exception");
+        assert_eq!(read("odd \"s3cret, and more\"", "parse_and_validate_value"), "data exception");
     }
 
     #[test]

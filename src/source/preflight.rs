@@ -7,7 +7,7 @@ use super::error::SourceError;
 use super::output_plugin::plugin_report;
 use crate::config::ConnectionSettings;
 use crate::pg::{ErrorReport, Ident, Provider, logical_decoding_hint, settings_hint, shown_literal};
-use crate::session::{SqlClient, SystemIdentification, ask_provider};
+use crate::session::{SessionError, SqlClient, SystemIdentification, ask_provider};
 
 /// The source server, as far as decisions need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,22 +141,22 @@ fn refused(report: ErrorReport) -> SourceError {
     SourceError::Refused(report)
 }
 
-/// Refuses a destination that is the source itself.
+/// What to say of a destination that is the source itself.
 ///
 /// # Errors
-/// [`SourceError::Refused`].
+/// [`SessionError`] of the destination's session.
 pub async fn same_database(
     source: &SystemIdentification,
     destination: &SqlClient,
     urls: (&ConnectionSettings, &ConnectionSettings),
-) -> Result<(), SourceError> {
+) -> Result<Option<ErrorReport>, SessionError> {
     let sql = "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.current_database()::text";
     let row = destination.query_one("looking at the destination", sql, &[]).await?;
     let (system, database): (&str, &str) = (row.get(0)?, row.get(1)?);
     if system != source.system_identifier || database != source.database {
-        return Ok(());
+        return Ok(None);
     }
-    Err(refused(
+    Ok(Some(
         ErrorReport::new(format!("source and destination are the same database, {database}"))
             .detail(format!("source.url leads to {}, destination.url to {}.", urls.0, urls.1))
             .hint("Correct source.url or destination.url."),

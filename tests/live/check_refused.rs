@@ -41,7 +41,7 @@ async fn passwords_roles_and_pg_hba_are_mended_by_what_is_printed() {
             let setup = with(&login.replace(' ', "%20"));
             let finding = failed(&setup, message).await;
             assert_eq!((&finding["about"], &finding["what"]), (&side.into(), &"connection".into()), "{finding}");
-            assert!(hint(&finding).contains(&format!("in {side}.url, PGPASSWORD or ~/.pgpass")), "{finding}");
+            assert!(hint(&finding).contains(&format!("in ~/.pgpass, PGPASSWORD or {side}.url")), "{finding}");
             assert!(!finding.to_string().contains("not it"), "{finding}");
         }
         let mut with_password = with("guarded");

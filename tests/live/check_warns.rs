@@ -10,7 +10,9 @@ use crate::support::certificates::{Certificates, with_hba};
 use crate::support::clock::source_with_clock;
 use crate::support::disk::Disk;
 use crate::support::findings::{FAMILY, FAMILY_SCHEMA, find, findings, fix, hint, mended};
-use crate::support::{Database, Script, Setup, bin, bin_of, destination, new_source, parent, source};
+use crate::support::{
+    Database, Script, Setup, bin, bin_of, destination, new_destination_of, new_source, new_source_of, parent, source,
+};
 
 /// The warning with this message; its hint is there.
 async fn warned(setup: &Setup, message: &str) -> Value {
@@ -247,4 +249,28 @@ async fn roles_that_may_write_every_table_are_named_until_they_are_trusted_or_ma
     assert!(words.contains(r#"trusted_roles = ["\"Write'all\"", "loader"]"#), "{words}");
     database.at_destination(statement).await;
     gone(&setup, "may write headwater's bookkeeping").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_newer_than_all_that_were_tried_are_told_of_and_used() {
+    // Servers of no such major exist: these say so of themselves, in this database.
+    let disguise = "SET allow_system_table_mods = on;
+        ALTER FUNCTION pg_catalog.current_setting(text) RENAME TO current_setting_of;
+        CREATE FUNCTION pg_catalog.current_setting(name text) RETURNS text LANGUAGE sql STABLE STRICT PARALLEL SAFE AS
+            $$SELECT CASE WHEN $1 = 'server_version_num' THEN '990001' ELSE pg_catalog.current_setting_of($1) END$$;
+        RESET allow_system_table_mods;";
+    let newest = bin_of(18).unwrap_or_else(|| bin("SOURCE"));
+    let (from, to) = (new_source_of(&newest, &[]).await, new_destination_of(&newest, &[]).await);
+    let database = Database::on(&from, &to, "newer", FAMILY, FAMILY_SCHEMA).await;
+    database.at_source(disguise).await;
+    database.at_destination(disguise).await;
+    let setup = Setup::of(&database);
+    for end in ["source", "destination"] {
+        warned(&setup, &format!("PostgreSQL 99 at the {end} is newer than what headwater is tested with")).await;
+    }
+    setup.command(&["check"]).await.exits(0);
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
 }

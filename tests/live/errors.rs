@@ -1,6 +1,7 @@
 //! What an operator must mend: each provoked, its words read, and where the hint holds SQL, run as printed.
 
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
+use crate::support::roles::{Roles, reader, writer};
 use crate::support::{Database, Script, Setup, destination, new_destination, new_source, source};
 
 /// Asserts that the output has each of these texts, in this order.
@@ -419,5 +420,89 @@ async fn a_destination_that_is_a_source_of_its_own_cluster_works() {
         (row.get::<i64>(0).unwrap() == 2).then_some(())
     })
     .await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_in_options_that_does_not_take_its_value_is_named() {
+    let database = Database::new("badoption", ONE, ONE_SCHEMA).await;
+    for end in ["source", "destination"] {
+        let mut setup = Setup::of(&database);
+        let url = if end == "source" { &mut setup.source_url } else { &mut setup.destination_url };
+        let mark = if url.contains('?') { '&' } else { '?' };
+        url.push_str(&format!("{mark}options=-c%20statement_timeout%3Dsecret"));
+        let output = setup.start().ends_with(1).await;
+        let named = format!("{end}: connecting: invalid value for parameter \"statement_timeout\"");
+        says(&output, &["error: ", &named, "HINT:", &format!("options of {end}.url")]);
+        let checked = setup.command(&["check"]).await.exits(1);
+        says(&checked.out, &[&named]);
+        assert!(!checked.out.contains("secret") && !output.contains("secret"), "{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_the_destination_keeps_from_us_is_named_as_the_destinations() {
+    let server = new_destination(&[]).await;
+    let roles = Roles::Least { replica: true };
+    let database = Database::under(roles, source().await, &server, "nocontrol", ONE, ONE_SCHEMA).await;
+    database.at_destination("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC").await;
+    let setup = Setup::of(&database);
+    let refused = "destination: looking at the destination: permission denied for function pg_control_system";
+    says(&setup.command(&["check"]).await.exits(1).out, &[refused]);
+    says(&setup.start().ends_with(1).await, &["error: ", refused]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_trigger_that_refuses_a_schema_change_halts_the_stream_until_it_is_gone() {
+    let database = Database::of_superuser("evtrigger", ONE, ONE_SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database
+        .at_destination(
+            "CREATE FUNCTION frozen() RETURNS event_trigger LANGUAGE plpgsql AS
+                 $$BEGIN RAISE EXCEPTION 'no changes this week'; END$$;
+             CREATE EVENT TRIGGER frozen ON ddl_command_start WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION frozen();
+             ALTER EVENT TRIGGER frozen ENABLE ALWAYS",
+        )
+        .await;
+    setup.command(&["check"]).await.exits(0).says(&["event triggers fire for what headwater creates: frozen"]);
+    database.at_source("ALTER TABLE t ADD COLUMN w int; INSERT INTO t VALUES (2, 'b', 3)").await;
+    service.is("waiting").await;
+    let (code, text) = service.command(&["explain"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    says(&text, &["an exception was raised in a function or trigger"]);
+    database.at_destination("DROP EVENT TRIGGER frozen").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_connections_at_either_end_halt_a_running_service_until_one_is_free() {
+    let roles = Roles::Least { replica: true };
+    let database = Database::under(roles, source().await, destination().await, "fullhouse", ONE, ONE_SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    for (end, client, role) in [
+        ("source", &database.source, reader(&database.name)),
+        ("destination", &database.destination, writer(&database.name)),
+    ] {
+        // It has sessions, and is to open them again.
+        let full = format!(
+            "ALTER ROLE {role} CONNECTION LIMIT 0;
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+        );
+        client.script("filling the server", &full).await.unwrap();
+        service.is("waiting").await;
+        let (code, text) = service.command(&["explain"]).await;
+        assert_eq!(code, Some(1), "{text}");
+        let statement = format!("ALTER ROLE {role} CONNECTION LIMIT 20;");
+        says(&text, &[&format!("{end}: "), "too many connections for role", "SQLSTATE 53300", &statement]);
+        client.script("following the hint", &statement).await.unwrap();
+        service.streams().await;
+        database.at_source(&format!("UPDATE t SET v = '{end}'")).await;
+        database.assert_catches_up().await;
+    }
     service.stop().await;
 }

@@ -10,7 +10,7 @@ use headwater::config::{Config, Environment, FileText};
 use crate::support::database::connect;
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::roles::{as_role, blocks, like};
-use crate::support::{Database, Script, eventually, headwater, parent};
+use crate::support::{Database, Script, Setup, eventually, headwater, parent};
 
 /// Somebody at a terminal, in a directory with his configuration.
 struct Terminal {
@@ -271,5 +271,41 @@ async fn a_configuration_in_the_working_directory_is_found_and_its_absence_is_sa
     std::fs::write(dir.join("headwater.toml"), "[source]\nslot = 5\n").unwrap();
     let said = check().await;
     assert!(said.contains("./headwater.toml:2: source.slot: expected name, not an integer"), "{said}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_in_etc_is_found_after_one_in_the_working_directory() {
+    let database = Database::new("etc", FORUM, FORUM_SCHEMA).await;
+    let setup = Setup::of(&database);
+    let dir = parent().join(format!("etc-{:08x}", fastrand::u32(..)));
+    std::fs::create_dir_all(dir.join("work")).unwrap();
+    std::fs::write(dir.join("found.toml"), setup.configuration_text()).unwrap();
+    // With an /etc of its own. The file may be everybody's, as one of a container is.
+    let script = "set -e; cp -a /etc/. \"$0/etc/\"; mkdir -p \"$0/etc/headwater\"; cp \"$0/found.toml\" \"$0/etc/headwater/headwater.toml\"
+        chown 65534 \"$0/etc/headwater/headwater.toml\"; mount --bind \"$0/etc\" /etc; cd \"$0/work\"; exec \"$@\"";
+    std::fs::create_dir_all(dir.join("etc")).unwrap();
+    let run = async |program: &str, arguments: &[&str]| {
+        let mut command = tokio::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(&dir).arg(program).args(arguments);
+        command.stdin(Stdio::null()).env_remove("HEADWATER_CONFIG").env_remove("HEADWATER_TEST_ROLES");
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, text) = run("true", &[]).await;
+    if code != Some(0) {
+        println!("not run: no mount namespace of one's own: {text}");
+        return;
+    }
+    let program = headwater().to_str().unwrap();
+    let (code, text) = run(program, &["check"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    let warned = "warning: configuration file /etc/headwater/headwater.toml belongs to user 65534";
+    assert!(text.contains(&database.name) && text.contains(warned), "{text}");
+    std::fs::write(dir.join("work/headwater.toml"), "[source]\nslot = 5\n").unwrap();
+    let (code, text) = run(program, &["check"]).await;
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("./headwater.toml:2: source.slot: expected name, not an integer"), "{text}");
     std::fs::remove_dir_all(&dir).unwrap();
 }

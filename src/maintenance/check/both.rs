@@ -34,8 +34,9 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
     if let Some((session, identification)) = &mut replication {
         let urls = (&config.source.url, &config.destination.url);
         match same_database(identification, here, urls).await {
-            Ok(()) => {}
-            Err(error) => findings.fault(BOTH, "databases", error),
+            Ok(None) => {}
+            Ok(Some(report)) => findings.fail(BOTH, "databases", report),
+            Err(error) => findings.fault(BOTH, "databases", DestinationError::Session(error)),
         }
         // Read after the slot, and before the end of the source's WAL: a service that runs moves all three.
         let position = match destination.position {

@@ -102,7 +102,9 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     for name in suspended(&followed) {
         let report = ErrorReport::new(format!("table {name} is suspended until it is copied again"))
             .detail("Its changes are passed over meanwhile; the copy brings them.")
-            .hint("headwater status tells how far it is; when it fails, the log has the statement.");
+            .hint(
+                "headwater status tells how far it is; when the copy fails, headwater explain says why and what to do.",
+            );
         findings.warn(DESTINATION, "tables", report);
     }
     let catalog = findings.take(DESTINATION, "tables", Catalog::read(client, &config.tables).await);
