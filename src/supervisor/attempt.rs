@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::copy_failures::FailedCopy;
 use super::monitor::Monitor;
 use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
@@ -106,8 +107,8 @@ pub(crate) struct Attempt {
     /// The spool has failed: the next stream does without.
     spool_failed: bool,
     has_streamed: bool,
-    /// The attempt ended while it made the first copy.
-    failed_in_first_copy: bool,
+    /// How far the copy of all tables had come in which the attempt failed.
+    failed_copy: Option<FailedCopy>,
     /// The requests for copies that were open when the last attempt began.
     requests_known: BTreeSet<i64>,
     made_progress: bool,
@@ -148,7 +149,7 @@ impl Attempt {
             foreign_keys_act: false,
             spool_failed: false,
             has_streamed: false,
-            failed_in_first_copy: false,
+            failed_copy: None,
             requests_known: BTreeSet::new(),
             made_progress: false,
             conflict: None,
@@ -170,9 +171,9 @@ impl Attempt {
         self.has_streamed
     }
 
-    /// Whether the last attempt ended while it made the first copy.
-    pub(crate) fn failed_in_first_copy(&self) -> bool {
-        self.failed_in_first_copy
+    /// How far the copy of all tables had come, where the last attempt failed in one.
+    pub(super) fn failed_copy(&self) -> Option<FailedCopy> {
+        self.failed_copy
     }
 
     pub(crate) fn made_progress(&self) -> bool {
@@ -336,7 +337,7 @@ impl Attempt {
             self.monitor = Monitor::start(Arc::clone(&self.configured), Arc::clone(&self.telemetry));
         }
         self.made_progress = false;
-        self.failed_in_first_copy = false;
+        self.failed_copy = None;
         let stopped = self.stopped();
         let led = tokio::select! {
             led = lead(&self.config, &self.addresses, &self.telemetry) => led?,
@@ -398,17 +399,21 @@ impl Attempt {
                 prepared
             }
             Start::Snapshot { live } => {
-                self.failed_in_first_copy = !live;
                 let deletes = if asked.word.is_given() { Deletes::All } else { Deletes::Half };
                 let kind = table_sync::Kind { live, invocation: asked.invocation.take(), deletes };
+                let mut reads = false;
                 let copying = table_sync::snapshot(
                     table_sync::Ends { config: &self.config, addresses: &self.addresses, telemetry: &self.telemetry },
                     bookkeeping,
                     prepared,
                     &kind,
+                    &mut reads,
                     self.stopped(),
                 );
-                match while_leading(lead, copying).await {
+                let copied = while_leading(lead, copying).await;
+                self.failed_copy =
+                    copied.is_err().then_some(if reads { FailedCopy::Reading } else { FailedCopy::Preparing });
+                match copied {
                     Ok(table_sync::Ending::Published) => {}
                     Ok(table_sync::Ending::Stopped) => return Ok(Ready::Not(Exit::Stopped)),
                     Err(fault) => {
@@ -419,7 +424,6 @@ impl Attempt {
                         return Err(fault);
                     }
                 }
-                self.failed_in_first_copy = false;
                 self.flag = None;
                 self.lost = false;
                 self.made_progress = true;

@@ -20,6 +20,7 @@
 
 mod attempt;
 mod copy_failures;
+mod failure_kind;
 mod looks;
 mod monitor;
 pub mod options;
@@ -36,7 +37,7 @@ use crate::error_policy::decision::REASONS;
 use crate::error_policy::{Backoff, Decision, Fault, Phase, decide, report};
 use crate::telemetry::{State, Telemetry, failpoint};
 use attempt::{Attempt, Exit};
-use copy_failures::CopyFailures;
+use copy_failures::{CopyFailures, FailedCopy};
 use monitor::Monitor;
 
 pub use crate::supervisor::options::RunOptions;
@@ -105,8 +106,13 @@ async fn attempts(
         }
         attempt.note(&fault).await;
         let phase = if attempt.has_streamed() { Phase::Running } else { Phase::Starting };
-        if attempt.made_progress() || began.elapsed() > SETTLED_AFTER {
+        let failed_copy = attempt.failed_copy();
+        // A copy takes its time to fail, too.
+        if attempt.made_progress() || (failed_copy.is_none() && began.elapsed() > SETTLED_AFTER) {
             backoff.reset();
+        }
+        if attempt.made_progress() {
+            copy_failures.reset();
         }
         let (state, reason) = match decide(&fault, phase, attempt.config().on_slot_lost) {
             Decision::End => {
@@ -124,17 +130,17 @@ async fn attempts(
             Decision::Halt(reason) => (State::Waiting, reason),
         };
         attempt.telemetry().restart(reason);
-        // The first copy is read again by itself only while that may help.
-        let waits_for_operator = match state == State::Waiting && attempt.failed_in_first_copy() {
-            true => copy_failures.count(&report(&fault)),
-            false => {
-                copy_failures.reset();
-                None
+        // All tables are copied again by itself only while that may help. What passes is waited for, unless each time a part of the
+        // source is read for nothing.
+        let waits_for_operator = match (failed_copy, state) {
+            (Some(FailedCopy::Reading), _) | (Some(FailedCopy::Preparing), State::Waiting) => {
+                copy_failures.count(&fault)
             }
+            (_, _) => None,
         };
-        let told = waits_for_operator.clone().unwrap_or_else(|| report(&fault));
-        attempt.telemetry().set_state(state, Some(told));
-        if waits_for_operator.is_some() {
+        if let Some(told) = waits_for_operator {
+            attempt.telemetry().set_state(State::Waiting, Some(told));
+            attempt.refuse_fences(&report(&fault)).await;
             failpoint::pause("copy.waiting").await;
             tokio::select! {
                 () = attempt.copy_requested() => copy_failures.reset(),
@@ -142,6 +148,7 @@ async fn attempts(
             }
             continue;
         }
+        attempt.telemetry().set_state(state, Some(report(&fault)));
         if state == State::Waiting {
             attempt.refuse_fences(&report(&fault)).await;
         }

@@ -60,7 +60,7 @@ use crate::preflight::whereabouts::explain_lost;
 use crate::session::{SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::table_sync::ends::{Ends, Staged, Tables};
-use crate::table_sync::resync_queue::{Failure, Turns};
+use crate::table_sync::resync_queue::{FailedAt, Failure, Turns};
 use crate::telemetry::{SnapshotPhase, failpoint};
 
 /// How often requests are looked for.
@@ -108,6 +108,7 @@ pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -
             false => ends.telemetry.event("snapshot", begins),
             true => tracing::debug!("{begins}"),
         }
+        let begun = Instant::now();
         let ended = hand_over(ends, control, &client, (&scope, &ids, generation)).await;
         ends.telemetry.snapshot_ends();
         match ended {
@@ -119,7 +120,8 @@ pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -
             Err(fault) => {
                 let fault = explained(ends.config, ends.addresses, fault).await;
                 let failure = settle_failure((ends, &mut told), &client, &requests, (&scope, &fault)).await;
-                turns.failed(&requests, failure, (began.elapsed(), fastrand::f64()));
+                let failed = FailedAt { now: began.elapsed(), took: begun.elapsed(), chance: fastrand::f64() };
+                turns.failed(&requests, failure, failed);
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
                 if let Err(error) = sweep_staging(client.client(), ends.telemetry).await {
                     tracing::debug!("staging could not be swept: {error}");

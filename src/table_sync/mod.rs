@@ -76,12 +76,13 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long cleaning up may take when stopping.
 const CLEAN_UP_MAX: Duration = Duration::from_secs(5);
 
-/// Makes a snapshot of all tables and publishes it.
+/// Makes a snapshot of all tables and publishes it. `reads` becomes true when the source's rows are read from here on.
 pub(super) async fn snapshot(
     ends: Ends<'_>,
     bookkeeping: &Bookkeeping,
     prepared: Prepared,
     kind: &Kind,
+    reads: &mut bool,
     stop: impl Future<Output = ()>,
 ) -> Result<Ending, Fault> {
     // What held up an earlier attempt is over once the slot is there, not before.
@@ -90,7 +91,7 @@ pub(super) async fn snapshot(
     }
     begin_showing(ends, &prepared.source_catalog);
     let ended = {
-        let mut work = pin!(work(ends, bookkeeping, prepared, kind));
+        let mut work = pin!(work(ends, bookkeeping, prepared, kind, reads));
         tokio::select! {
             worked = &mut work => worked.map(|()| Ending::Published),
             () = stop => Ok(Ending::Stopped),
@@ -139,7 +140,13 @@ async fn drop_slot(ends: Ends<'_>, source: &SqlClient, slot: &SlotName) -> Resul
     Ok(())
 }
 
-async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kind: &Kind) -> Result<(), Fault> {
+async fn work(
+    ends: Ends<'_>,
+    bookkeeping: &Bookkeeping,
+    prepared: Prepared,
+    kind: &Kind,
+    reads: &mut bool,
+) -> Result<(), Fault> {
     let Ends { config, telemetry, addresses } = ends;
     let generation = match (&prepared.stream, kind.live) {
         (Some(stream), true) => stream.generation.clone(),
@@ -207,6 +214,7 @@ async fn work(ends: Ends<'_>, bookkeeping: &Bookkeeping, prepared: Prepared, kin
         names_owners: config.destination.names_owners(),
     };
     let client = publishing_session(ends).await?;
+    *reads = true;
     let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {
         let none = Differences::default();
         let filled = fill::publish(ends, &publication(&staging, None, &none), taken, (slot.as_str(), &client)).await?;

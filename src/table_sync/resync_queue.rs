@@ -11,6 +11,9 @@
 //!              └── published                   └── published
 //! ```
 //!
+//! What waits for an operator is tried again by itself, since he may have mended it; but a copy that takes long to fail has read the
+//! source for nothing, and waits as long before it does so again. A new request goes at once.
+//!
 //! Pure: time and chance are arguments. Bounds: as many entries as there are requests.
 
 use std::collections::{HashMap, HashSet};
@@ -37,6 +40,18 @@ pub(super) struct Turns {
     alone: HashMap<i64, Turn>,
 }
 
+/// When a hand-over has failed, and after how long. Times are since any fixed moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedAt {
+    pub(super) now: Duration,
+    pub(super) took: Duration,
+    /// Between 0 and 1.
+    pub(super) chance: f64,
+}
+
+/// A wait does not get longer for what a copy took.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
 #[derive(Debug, Default)]
 struct Turn {
     backoff: Backoff,
@@ -46,6 +61,10 @@ struct Turn {
 impl Turn {
     fn wait(&mut self, now: Duration, chance: f64) {
         self.not_before = now + self.backoff.wait(chance);
+    }
+
+    fn wait_for_operator(&mut self, failed: FailedAt) {
+        self.not_before = failed.now + self.backoff.wait(failed.chance).max(failed.took.min(WAIT_MAX));
     }
 }
 
@@ -70,12 +89,13 @@ impl Turns {
     }
 
     /// Requests that were taken up together have failed.
-    pub(super) fn failed(&mut self, requests: &[Request], failure: Failure, (now, chance): (Duration, f64)) {
+    pub(super) fn failed(&mut self, requests: &[Request], failure: Failure, failed: FailedAt) {
         match (requests, failure) {
-            ([request], failure) if failure == Failure::Operators || self.alone.contains_key(&request.id) => {
-                self.alone.entry(request.id).or_default().wait(now, chance);
+            ([request], Failure::Operators) => self.alone.entry(request.id).or_default().wait_for_operator(failed),
+            ([request], Failure::Passing) if self.alone.contains_key(&request.id) => {
+                self.alone.entry(request.id).or_default().wait(failed.now, failed.chance);
             }
-            (_, Failure::Passing) => self.together.wait(now, chance),
+            (_, Failure::Passing) => self.together.wait(failed.now, failed.chance),
             (_, Failure::Operators) => {
                 // Which of them it was is found out at once.
                 self.alone.extend(requests.iter().map(|request| (request.id, Turn::default())));
@@ -106,7 +126,7 @@ mod tests {
 
     fn failed(turns: &mut Turns, ids: &[i64], failure: Failure, now: Duration) {
         let requests: Vec<Request> = ids.iter().map(|id| request(*id)).collect();
-        turns.failed(&requests, failure, (now, 1.0));
+        turns.failed(&requests, failure, FailedAt { now, took: Duration::ZERO, chance: 1.0 });
     }
 
     #[test]
@@ -138,6 +158,18 @@ mod tests {
         failed(&mut turns, &[1], Failure::Operators, at(1));
         failed(&mut turns, &[1], Failure::Passing, at(1));
         assert_eq!(next(&mut turns, &[1], at(1)), [] as [i64; 0], "its wait grows");
+    }
+
+    #[test]
+    fn a_copy_that_takes_long_to_fail_waits_as_long() {
+        let mut turns = Turns::default();
+        let failed = FailedAt { now: at(500), took: at(400), chance: 1.0 };
+        turns.failed(&[request(1)], Failure::Operators, failed);
+        assert_eq!(next(&mut turns, &[1], at(899)), [] as [i64; 0]);
+        assert_eq!(next(&mut turns, &[1, 2], at(899)), [2], "a new request does not wait with it");
+        assert_eq!(next(&mut turns, &[1], at(900)), [1]);
+        turns.failed(&[request(1)], Failure::Operators, FailedAt { now: at(90_000), took: at(80_000), chance: 1.0 });
+        assert_eq!(next(&mut turns, &[1], at(90_000) + WAIT_MAX), [1]);
     }
 
     #[test]

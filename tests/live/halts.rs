@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::support::database::connect;
 use crate::support::pause::Pause;
 use crate::support::{Database, Service, Setup, eventually};
 
@@ -111,6 +112,50 @@ async fn a_first_copy_that_fails_the_same_way_three_times_waits_for_an_operator(
     // It does not take its time and then go on: what is asked for next is what it does next.
     assert_eq!(service.get("/readyz").await.map(|(code, _)| code), Some(503));
     database.at_destination("ALTER TABLE items DROP CONSTRAINT items_body_check").await;
+    let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_copy_that_a_lock_stops_three_times_waits_for_an_operator() {
+    let database = Database::new("thrice_locked", TABLES, SCHEMA).await;
+    // One that is there and one that is not: the rows are staged, and the table is locked once they all were read.
+    database.at_destination("CREATE TABLE items (id int PRIMARY KEY, body text)").await;
+    let setup = Setup::of(&database).destination("lock_timeout = \"300ms\"");
+    let holder = connect(&database.destination_url).await.unwrap();
+    holder.batch("holding a lock", "BEGIN; LOCK TABLE items IN SHARE MODE").await.unwrap();
+    let service = setup.start();
+    service.says("is not tried again by itself").await;
+    service.is("waiting").await;
+    assert_eq!(restarts(&service).await, Some(3.0), "the source is read three times: {}", service.log());
+    assert_eq!(service.get("/readyz").await.map(|(code, _)| code), Some(503));
+    let (code, text) = service.command(&["explain"]).await;
+    assert!(code == Some(1) && text.contains("headwater resnapshot"), "{text}");
+    holder.batch("letting go", "ROLLBACK").await.unwrap();
+    let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_the_command_line_asks_for_waits_for_an_operator_after_three_times() {
+    let database = Database::new("thrice_again", TABLES, SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    database.at_destination("ALTER TABLE items ADD CONSTRAINT no_c CHECK (body <> 'c')").await;
+    database.at_source("UPDATE items SET body = 'c' WHERE id = 7").await;
+    let service = Setup::of(&database).argument("--resnapshot").start();
+    service.says("is not tried again by itself").await;
+    service.is("waiting").await;
+    assert_eq!(restarts(&service).await, Some(3.0), "the source is read three times: {}", service.log());
+    database.at_destination("ALTER TABLE items DROP CONSTRAINT no_c").await;
     let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
     assert_eq!(code, Some(0), "{text}");
     service.streams().await;
