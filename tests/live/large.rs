@@ -81,7 +81,7 @@ async fn a_large_transaction_that_comes_at_its_commit_is_applied_whole_in_bounde
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_of_many_megabytes_is_copied_in_little_more_memory_than_its_size() {
+async fn a_large_row_is_copied_in_pieces_and_streamed_in_twice_its_size() {
     // The largest that a server sends in one message is near 1 GB.
     let megabytes = std::env::var("HEADWATER_LARGE_ROW_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(64_u64);
     let schema = format!(
@@ -94,7 +94,8 @@ async fn a_row_of_many_megabytes_is_copied_in_little_more_memory_than_its_size()
     service.streams().await;
     let resident = service.resident_max_bytes();
     println!("a row of {megabytes} MB: at most {} MB resident", resident >> 20);
-    assert!(resident < (200 + megabytes) << 20, "{} MB resident", resident >> 20);
+    // It is passed on in pieces.
+    assert!(resident < 100 << 20, "{} MB resident", resident >> 20);
     let content =
         "SELECT count(*) || ' ' || sum(length(body)) || ' ' || md5(string_agg(md5(body), '' ORDER BY id)) FROM t";
     assert_eq!(database.source_value(content).await, database.destination_value(content).await);
@@ -106,7 +107,7 @@ async fn a_row_of_many_megabytes_is_copied_in_little_more_memory_than_its_size()
     assert_eq!(database.source_value(content).await, database.destination_value(content).await);
     let resident = service.resident_max_bytes();
     println!("through the stream: at most {} MB resident", resident >> 20);
-    assert!(resident < (100 + megabytes * 5 / 2) << 20, "{} MB resident", resident >> 20);
+    assert!(resident < (100 + megabytes * 2) << 20, "{} MB resident", resident >> 20);
     eventually("its memory is given back", || async { (service.resident_bytes() < 60 << 20).then_some(()) }).await;
     // Its value is not in the stream when something else of the row changes.
     database.at_source("UPDATE t SET n = -1 WHERE id = 1").await;
