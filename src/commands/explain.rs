@@ -68,6 +68,7 @@ pub(super) async fn explain(path: Option<&Path>) -> Exit {
     };
     let service = observe::service(&config).await;
     let mut findings = vec![of_service(&service)];
+    findings.extend(service.iter().flat_map(of_waits));
     // Between two attempts a halted service holds no lock: that is no cause of its own.
     let is_running = service.is_ok();
     let (destination, source) = tokio::join!(
@@ -115,6 +116,19 @@ fn of_service(service: &Result<StatusView, String>) -> Finding {
         None => finding,
     }
 }
+
+/// What only the service knows of its waits; who holds a lock is found at that end.
+fn of_waits(status: &StatusView) -> impl Iterator<Item = Finding> {
+    let known = status.waits.iter().filter(|wait| !wait.contains(HELD_BY));
+    known.map(|wait| match wait.split_once(TO_END_IT) {
+        Some((what, end)) => Finding::blocking(what).todo(end),
+        None => Finding::blocking(wait),
+    })
+}
+
+/// What follows the lock, in words of [`crate::preflight::waits`].
+const HELD_BY: &str = ", held by ";
+const TO_END_IT: &str = " To end it: ";
 
 async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
     let client = match observe::connect(&config.destination.url).await {

@@ -46,6 +46,7 @@ pub const REASONS: &[&str] = &[
     "refused",
     "resources",
     "schema_change",
+    "schema_look",
     "server_error",
     "session_state",
     "sets_refused",

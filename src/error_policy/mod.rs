@@ -105,6 +105,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             SourceError::Ended => Decision::Retry("source_lost"),
             // It becomes visible once the standby answers, or is not waited for any more.
             SourceError::Unseen { .. } => Decision::Halt("transaction_unseen"),
+            // The next attempt opens its own sessions, and says what is wrong with them.
+            SourceError::NotLooked { .. } => Decision::Retry("schema_look"),
             // Bytes that are not understood are never skipped, and would be the same again (I10).
             SourceError::Wire(_) => Decision::End,
             SourceError::Transaction(error) => match error {
@@ -290,6 +292,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | SourceError::Transaction(_)
             | SourceError::SnapshotLost(_)
             | SourceError::InTheWay { .. }
+            | SourceError::NotLooked { .. }
             | SourceError::Changed(_),
         )
         | Fault::Destination(

@@ -26,4 +26,5 @@ pub(crate) mod suspended_tables;
 pub(crate) mod unconfigured;
 pub(crate) mod violated_constraints;
 pub(crate) mod waits;
+pub(crate) mod watch_failures;
 pub(crate) mod whereabouts;

@@ -2,9 +2,9 @@
 //!
 //! [`tell_waits`] runs next to the replication loop for as long as the process, on a session of its own at the destination. At the
 //! source the monitor's session asks; `verify` asks for itself. A statement that meets another session's lock waits up to a bound
-//! (`destination.lock_timeout`, `fence_timeout`, or that of its session). Then headwater gives it up and tries again: without a
-//! message nobody would know why nothing moves. A wait longer than [`TOLD_AFTER`] is a line in the log, once for each holder's
-//! transaction, and appears in /status for as long as it lasts.
+//! (`destination.lock_timeout`, `fence_timeout`, or that of its session). Then the service gives it up and tries again, and a command
+//! ends with an error: without a message nobody would know why nothing moves. A wait longer than
+//! [`TOLD_AFTER`] is a line in the log, once for each holder's transaction, and appears in /status for as long as it lasts.
 //!
 //! A COMMIT may wait for a synchronous standby of its server: `synchronous_commit` decides, and publishes and the bookkeeping set it.
 //!
@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::pg::{Ident, printable, shown_literal, without_values};
+use crate::preflight::watch_failures::WatchFailure;
 use crate::session::{Row, SessionError, Sql, SqlClient};
 use crate::source::lock_holder;
 use crate::telemetry::Telemetry;
@@ -104,19 +105,26 @@ impl ToldWaits {
 /// Watches the destination until it is dropped.
 pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
     let mut told = ToldWaits::default();
+    let mut failure = WatchFailure::new(Arc::clone(&telemetry), "what its sessions wait for at the destination");
     loop {
-        // A destination that cannot be asked is the ring's to report; here it only means: later.
-        let _ = session(&config, &telemetry, &mut told).await;
+        if let Err(error) = session(&config, &telemetry, (&mut told, &mut failure)).await {
+            failure.failed(error);
+        }
         telemetry.waits(End::Destination.as_str(), Vec::new());
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn session(config: &Config, telemetry: &Telemetry, told: &mut ToldWaits) -> Result<(), SessionError> {
+async fn session(
+    config: &Config,
+    telemetry: &Telemetry,
+    (told, failure): (&mut ToldWaits, &mut WatchFailure),
+) -> Result<(), SessionError> {
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let client = sql.connect().await?;
     loop {
         told.look(&client, End::Destination, &config.destination.url.application_name, telemetry).await?;
+        failure.works();
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

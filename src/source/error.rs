@@ -111,6 +111,19 @@ pub enum SourceError {
         /// How long it was waited for.
         within: Duration,
     },
+    /// The stream waits at a schema change, and nobody could look at the tables.
+    #[error(
+        "the tables could not be looked at within {} for the schema change of transaction {transaction}: {reason}",
+        humantime::format_duration(*.within)
+    )]
+    NotLooked {
+        /// Its xid.
+        transaction: u32,
+        /// How long the stream has waited.
+        within: Duration,
+        /// What the last look met.
+        reason: String,
+    },
     /// Bytes that are not understood.
     #[error("source: {0}")]
     Wire(#[from] WireError),

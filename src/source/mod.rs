@@ -36,6 +36,7 @@ mod snapshot;
 mod step_channel;
 pub mod stored_history;
 mod stream;
+mod unseen;
 mod upgraded;
 mod withdrawal;
 
@@ -56,7 +57,7 @@ pub use publication::{
     GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication,
 };
 pub use published::{PublishedTable, published_tables};
-pub use relation_tracker::RelationTracker;
+pub use relation_tracker::{RelationTracker, UnseenReport};
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};
 pub use sequences::source_sequences;
@@ -64,5 +65,6 @@ pub use slot::{Slot, check_slot, find_slot, release_slot, slot_unknown_report};
 pub use snapshot::{HeldSnapshot, TableLocks, VisibleTransactions, hold_snapshot, settled};
 pub use step_channel::{StepReceiver, StepSender, step_channel};
 pub use stream::{Confirmed, StreamReport, StreamSettings, StreamTask, stream};
+pub use unseen::held_back_words;
 pub use upgraded::kept_slot_position;
 pub use withdrawal::{Withdrawal, withdraw};

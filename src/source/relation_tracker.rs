@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 
 use super::error::SourceError;
 use super::snapshot::sees;
+use super::unseen::held_back_words;
 use crate::catalog::shape::Shape;
 use crate::pg::{Relation, RelationId};
 use crate::schema_change::{followed, numbers};
@@ -42,6 +43,12 @@ const SEEN_LATE: Duration = Duration::from_secs(1);
 
 /// A session that was not used for so long may be gone without anybody having said so.
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Hears what a question waits for; `None` once it is over.
+pub type UnseenReport = Arc<dyn Fn(Option<&str>) + Send + Sync>;
+
+/// A wait that is over sooner is not told.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// What becomes of a question.
 type Answer = Result<Option<(SchemaChange, Shape)>, SourceError>;
@@ -66,6 +73,7 @@ enum Confirming {
 /// Completes steps.
 pub struct RelationTracker {
     sql: Sql,
+    waits: UnseenReport,
     /// The tables as they are remembered, and as they were described since.
     shapes: HashMap<RelationId, Shape>,
     /// The relations by which each table's changes came last.
@@ -99,6 +107,7 @@ impl RelationTracker {
     pub fn new(sql: Sql, shapes: HashMap<RelationId, Shape>) -> RelationTracker {
         RelationTracker {
             sql,
+            waits: Arc::new(|_| {}),
             shapes,
             seen: HashMap::new(),
             truncated: HashSet::new(),
@@ -111,6 +120,12 @@ impl RelationTracker {
             session: None,
             ready: VecDeque::new(),
         }
+    }
+
+    /// With somebody who hears of transactions that are waited for.
+    pub fn with_waits(mut self, waits: UnseenReport) -> RelationTracker {
+        self.waits = waits;
+        self
     }
 
     /// Whether the next step may be given.
@@ -224,6 +239,7 @@ impl RelationTracker {
         let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
         let session = self.session.take().filter(fresh).map(|(session, _)| session);
         let (sql, about, transaction) = (self.sql.clone(), Arc::clone(&relation), self.transaction);
+        let waits = Arc::clone(&self.waits);
         let answer = tokio::spawn(async move {
             let session = match session.filter(|session| !session.is_closed()) {
                 Some(session) => session,
@@ -232,7 +248,11 @@ impl RelationTracker {
                     Err(error) => return (Err(error.into()), None),
                 },
             };
-            (ask(&session, about, known, transaction).await, Some(session))
+            let seen = wait_until_seen(&session, transaction, &waits).await;
+            if let Err(error) = seen {
+                return (Err(error), Some(session));
+            }
+            (ask(&session, about, known).await, Some(session))
         });
         self.asking = Some(Asking { place, relation, answer });
     }
@@ -323,8 +343,7 @@ fn relations(change: &Change) -> &[Arc<Relation>] {
 }
 
 /// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
-async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, transaction: u32) -> Answer {
-    wait_until_seen(client, transaction).await?;
+async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) -> Answer {
     // Dropped since. What the stream still brings is what was known.
     let Some(description) = describe_relation(client, relation.id).await? else { return Ok(None) };
     let (table, types) = read_description(&description)?;
@@ -354,9 +373,10 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
 }
 
 /// Waits until this session sees a transaction that the stream has brought.
-async fn wait_until_seen(client: &SqlClient, transaction: u32) -> Result<(), SourceError> {
+async fn wait_until_seen(client: &SqlClient, transaction: u32, waits: &UnseenReport) -> Result<(), SourceError> {
     let began = Instant::now();
     let mut told = false;
+    let mut shown = Shown { waits, is_shown: false };
     while !sees(client, transaction).await? {
         if began.elapsed() >= SEEN_MAX {
             return Err(SourceError::Unseen { transaction, within: SEEN_MAX });
@@ -366,9 +386,36 @@ async fn wait_until_seen(client: &SqlClient, transaction: u32) -> Result<(), Sou
                 "transaction {transaction} has come through the stream and is not visible at the source yet"
             );
         }
+        if began.elapsed() >= TOLD_AFTER && !shown.is_shown {
+            let words = held_back_words(client, transaction).await?;
+            shown.show(&format!(
+                "source: a question about a changed table waits for transaction {transaction}: {words}"
+            ));
+        }
         tokio::time::sleep(ASK_AGAIN).await;
     }
     Ok(())
+}
+
+/// A wait that is shown until this is dropped.
+struct Shown<'a> {
+    waits: &'a UnseenReport,
+    is_shown: bool,
+}
+
+impl Shown<'_> {
+    fn show(&mut self, text: &str) {
+        self.is_shown = true;
+        (self.waits)(Some(text));
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if self.is_shown {
+            (self.waits)(None);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub struct LookAsked {
     number: u64,
     /// By its xid in the stream.
     pub transaction: u32,
+    /// The stream that asked has ended.
+    is_withdrawn: bool,
 }
 
 /// What marks can be about; `None` as long as that is not known.
@@ -60,7 +62,7 @@ impl SchemaLooks {
             return None;
         }
         let number = self.asked.borrow().number + 1;
-        self.asked.send_replace(LookAsked { number, transaction: mark.transaction });
+        self.asked.send_replace(LookAsked { number, transaction: mark.transaction, is_withdrawn: false });
         Some(number)
     }
 
@@ -72,6 +74,14 @@ impl SchemaLooks {
         }
     }
 
+    /// Nobody waits for this answer any more. Another stream may have asked the next question already.
+    pub(crate) fn withdraw(&self, number: u64) {
+        self.asked.send_if_modified(|asked| {
+            asked.is_withdrawn |= asked.number == number;
+            false
+        });
+    }
+
     /// From now on another set of tables is followed.
     pub fn forget_followed(&self) {
         *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -79,10 +89,10 @@ impl SchemaLooks {
 }
 
 impl LooksAsked {
-    /// The question that has no answer yet.
+    /// The question that has no answer yet, and for which a stream waits.
     pub fn open(&self) -> Option<LookAsked> {
         let asked = *self.asked.borrow();
-        (asked.number > *self.answered.borrow()).then_some(asked)
+        (asked.number > *self.answered.borrow() && !asked.is_withdrawn).then_some(asked)
     }
 
     /// Answers a question.
@@ -140,6 +150,10 @@ mod tests {
         assert_eq!(asked.open(), None);
         assert_eq!(looks.ask(&mark(8, 2)), None, "nobody follows it");
         looks.forget_followed();
-        assert!(looks.ask(&mark(9, 2)).is_some());
+        let number = looks.ask(&mark(9, 2)).expect("a question");
+        looks.withdraw(number - 1);
+        assert!(asked.open().is_some(), "a later one");
+        looks.withdraw(number);
+        assert_eq!(asked.open(), None);
     }
 }

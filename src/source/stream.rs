@@ -204,6 +204,14 @@ struct Looking {
     last: Option<u32>,
 }
 
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if let (Some(looks), Some(number)) = (&self.looks, self.number) {
+            looks.withdraw(number);
+        }
+    }
+}
+
 impl Looking {
     /// Whether nothing is waited for.
     fn is_over(&self) -> bool {

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::copy_failures::FailedCopy;
+use super::looks::{GivenUp, LOOK_MAX};
 use super::monitor::Monitor;
 use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
@@ -36,11 +37,12 @@ use crate::preflight::sequences::Sequences;
 use crate::preflight::source_identity::accept_identity;
 use crate::preflight::suspended_tables::suspend;
 use crate::preflight::violated_constraints::{explained, let_through};
+use crate::preflight::watch_failures::WatchFailure;
 use crate::progress::Ledger;
 use crate::session::{Sql, SqlState};
 use crate::source::{
     Confirmed, ParallelApplyQueue, RelationTracker, SourceError, StreamReport, StreamSettings, StreamTask,
-    step_channel, stream,
+    UnseenReport, step_channel, stream,
 };
 use crate::spool::Spool;
 use crate::supervisor::options::RunOptions;
@@ -116,6 +118,8 @@ pub(crate) struct Attempt {
     conflict: Option<(Lsn, bool)>,
     /// The last transaction that an attempt had handed to the destination when it failed: what halts us is at or before it.
     held_up_at: Lsn,
+    /// The last wait of a question about a changed table: the next attempt comes to the same transaction.
+    unseen_told: Arc<Mutex<String>>,
     /// The commit_lsn of the last transaction in pieces whose sets were refused.
     in_order: Option<Lsn>,
     /// The commit_lsn of the last transaction in pieces that is to be left out by its end_lsn.
@@ -154,6 +158,7 @@ impl Attempt {
             made_progress: false,
             conflict: None,
             held_up_at: Lsn::INVALID,
+            unseen_told: Arc::default(),
             in_order: None,
             left_out: None,
         }
@@ -259,13 +264,14 @@ impl Attempt {
 
     /// Resolves once an operator has asked for a copy after the last attempt began (`headwater resnapshot`).
     pub(crate) async fn copy_requested(&self) {
+        let mut failure = WatchFailure::new(Arc::clone(&self.telemetry), "requests for copies").always();
         loop {
-            // While the destination does not answer nobody can ask there either.
-            if let Ok(bookkeeping) = self.bookkeeping().await
-                && let Ok(requests) = bookkeeping.requests().await
-                && requests.iter().any(|request| !self.requests_known.contains(&request.id))
-            {
-                return;
+            let requests = async { self.bookkeeping().await?.requests().await };
+            match requests.await {
+                Ok(requests) if requests.iter().any(|request| !self.requests_known.contains(&request.id)) => return,
+                Ok(_) => failure.works(),
+                // While the destination does not answer nobody can ask there either.
+                Err(error) => failure.failed(error),
             }
             tokio::time::sleep(COPY_REQUEST_POLL_EVERY).await;
         }
@@ -484,6 +490,19 @@ impl Attempt {
         }))
     }
 
+    /// Tells which transaction a question about a changed table waits for.
+    fn told_unseen(&self) -> UnseenReport {
+        let (telemetry, told) = (Arc::clone(&self.telemetry), Arc::clone(&self.unseen_told));
+        Arc::new(move |wait: Option<&str>| {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(text) = wait.filter(|text| **text != **told) {
+                telemetry.warning("wait", text);
+                text.clone_into(&mut told);
+            }
+            telemetry.waits("describing", wait.map(str::to_owned).into_iter().collect());
+        })
+    }
+
     /// Streams until something ends it.
     async fn stream(
         &mut self,
@@ -553,7 +572,8 @@ impl Attempt {
             session: prepared.replication,
             decoder: Decoder::new(false),
             assembler,
-            tracker: RelationTracker::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes),
+            tracker: RelationTracker::new(Sql { purpose: "describing", ..self.addresses.source.clone() }, shapes)
+                .with_waits(self.told_unseen()),
             steps,
             spool,
             queue,
@@ -719,6 +739,13 @@ async fn stream_health_lost(health: &mut watch::Receiver<StreamHealth>) -> Fault
             StreamHealth::Misunderstood { doing, what } => {
                 let error = crate::session::SessionError::Answer { doing, what: what.clone() };
                 return Fault::Source(SourceError::Session(error));
+            }
+            StreamHealth::NotLooked { transaction, reason } => {
+                let (transaction, within) = (*transaction, LOOK_MAX);
+                return Fault::Source(match reason {
+                    GivenUp::Unseen => SourceError::Unseen { transaction, within },
+                    GivenUp::Unread(reason) => SourceError::NotLooked { transaction, within, reason: reason.clone() },
+                });
             }
             StreamHealth::DestinationSilent(within) => {
                 let doing = "asking the destination for a sign of life";

@@ -2,23 +2,147 @@
 //!
 //! Asked by `stream_health` in its loop. In come the question that is open and a session with the source; out goes the question, once its
 //! transaction is visible there and the next look is due. The look itself is the monitor's, and the same that its clock causes: what
-//! it finds is judged in one place.
+//! it finds is judged in one place. A question without an answer is a wait of the stream, which [`LookWait`] tells.
 //!
 //! Any role of the source may write marks. So their number costs little: one look covers every transaction that it saw, and there is
-//! a pause behind each.
+//! a pause behind each. A question stands for [`LOOK_MAX`] at most, unless looks take long themselves: then the stream ends, and the
+//! next attempt finds what is wrong.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::destination::{NewFacts, RememberedTable};
 use crate::pg::RelationId;
 use crate::session::{SessionError, SqlClient};
-use crate::source::{LookAsked, LooksAsked, VisibleTransactions};
+use crate::source::{LookAsked, LooksAsked, VisibleTransactions, held_back_words};
+use crate::telemetry::Telemetry;
 
 /// Between two looks: a source that changes its schema all the time causes ten a second at most.
 const APART: Duration = Duration::from_millis(100);
 /// Or so many times as long as a look takes, where there are thousands of tables.
 const SHARE: u32 = 4;
+
+/// A wait that is over sooner is not told.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
+/// How long the stream waits for a look that cannot be taken; as long as a transaction may take to become visible elsewhere.
+pub(super) const LOOK_MAX: Duration = Duration::from_secs(30);
+/// Who holds a transaction back is asked so often.
+const WORDS_EVERY: Duration = Duration::from_secs(2);
+
+/// Why a question has no answer yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// Its transaction is not visible at the source, and who holds it back.
+    Unseen(String),
+    /// A server does not answer the look, as this says.
+    Unread(String),
+    /// Looks take long, and the next one is due later.
+    Paced,
+}
+
+/// A question that has stood for [`LOOK_MAX`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// Its transaction is not visible.
+    Unseen,
+    /// A server does not answer the look, as this says.
+    Unread(String),
+}
+
+/// What comes of a question, for now.
+pub(super) enum Due {
+    /// Nobody asks, or the last look has answered it.
+    Nothing,
+    /// The look is to be taken.
+    Look(LookAsked),
+    /// Its transaction is not visible yet.
+    Unseen(LookAsked),
+    /// The next look is due later.
+    Paced,
+}
+
+/// How long the question that is open has stood, and why.
+#[derive(Default)]
+pub(super) struct LookWait {
+    standing: Option<Standing>,
+    /// The transaction that was told last: a new attempt comes to the same mark.
+    told: Option<u32>,
+    is_shown: bool,
+}
+
+struct Standing {
+    asked: LookAsked,
+    since: Instant,
+    at: SystemTime,
+    reason: Option<Unanswered>,
+    /// When the source was last asked who holds the transaction back.
+    words_at: Option<Instant>,
+}
+
+/// Under which name the wait stands in telemetry.
+const SHOWN_AS: &str = "schema change";
+
+impl LookWait {
+    /// Why the question has no answer after this try.
+    pub(super) fn because(&mut self, reason: Unanswered) {
+        if let Some(standing) = &mut self.standing {
+            standing.reason = Some(reason);
+        }
+    }
+
+    /// Its transaction is not visible: asks who holds it back, once that is worth a word.
+    pub(super) async fn unseen(&mut self, client: &SqlClient, asked: LookAsked) -> Result<(), SessionError> {
+        let Some(standing) = self.standing.as_mut().filter(|standing| standing.asked == asked) else { return Ok(()) };
+        let is_due = standing.words_at.is_none_or(|at| at.elapsed() >= WORDS_EVERY);
+        if standing.since.elapsed() >= TOLD_AFTER && is_due {
+            standing.words_at = Some(Instant::now());
+            standing.reason = Some(Unanswered::Unseen(held_back_words(client, asked.transaction).await?));
+        }
+        Ok(())
+    }
+
+    /// Looks at the question that is open now, if any: tells a wait that lasts, and returns the one that has lasted too long.
+    pub(super) fn observe(&mut self, open: Option<LookAsked>, telemetry: &Telemetry) -> Option<(u32, GivenUp)> {
+        self.standing = open.map(|asked| match self.standing.take() {
+            Some(standing) if standing.asked == asked => standing,
+            Some(_) | None => {
+                Standing { asked, since: Instant::now(), at: SystemTime::now(), reason: None, words_at: None }
+            }
+        });
+        let told = self.standing.as_ref().filter(|standing| standing.since.elapsed() >= TOLD_AFTER);
+        let Some((standing, reason)) = told.and_then(|standing| Some((standing, standing.reason.as_ref()?))) else {
+            if std::mem::take(&mut self.is_shown) {
+                telemetry.waits(SHOWN_AS, Vec::new());
+            }
+            return None;
+        };
+        let transaction = standing.asked.transaction;
+        let since = humantime::format_rfc3339_seconds(standing.at);
+        let reason_words = match reason {
+            Unanswered::Unseen(words) => words.clone(),
+            Unanswered::Unread(error) => {
+                format!("the tables cannot be looked at: {error}. It is tried again every second")
+            }
+            Unanswered::Paced => "a look takes long, and the next one follows soon".to_owned(),
+        };
+        let text = format!(
+            "source: the stream waits at the schema change of transaction {transaction}, since {since}: {reason_words}"
+        );
+        if self.told.replace(transaction) != Some(transaction) {
+            telemetry.warning("wait", text.clone());
+        }
+        telemetry.waits(SHOWN_AS, vec![text]);
+        self.is_shown = true;
+        if standing.since.elapsed() < LOOK_MAX {
+            return None;
+        }
+        match reason {
+            Unanswered::Unseen(_) => Some((transaction, GivenUp::Unseen)),
+            Unanswered::Unread(error) => Some((transaction, GivenUp::Unread(error.clone()))),
+            Unanswered::Paced => None,
+        }
+    }
+}
 
 /// When the next look may be taken that the stream waits for, on one session.
 pub(super) struct LookPace {
@@ -34,17 +158,17 @@ impl LookPace {
     }
 
     /// The look that the stream waits for, if it is to be taken now. One whose transaction the last look has seen is answered.
-    pub(super) async fn due(&self, client: &SqlClient, asked: &LooksAsked) -> Result<Option<LookAsked>, SessionError> {
-        let Some(open) = asked.open() else { return Ok(None) };
+    pub(super) async fn due(&self, client: &SqlClient, asked: &LooksAsked) -> Result<Due, SessionError> {
+        let Some(open) = asked.open() else { return Ok(Due::Nothing) };
         if self.seen.as_ref().is_some_and(|seen| seen.contains(open.transaction)) {
             asked.answer(open);
-            return Ok(None);
+            return Ok(Due::Nothing);
         }
         if Instant::now() < self.next {
-            return Ok(None);
+            return Ok(Due::Paced);
         }
         let is_visible = VisibleTransactions::read(client).await?.contains(open.transaction);
-        Ok(is_visible.then_some(open))
+        Ok(if is_visible { Due::Look(open) } else { Due::Unseen(open) })
     }
 
     /// One has found something, or could not be taken: the stream ends, or the destination does not answer.

@@ -3,11 +3,13 @@
 //! Runs next to the replication loop, never in it, on sessions of its own that it opens again when they break. It lives as long
 //! as the process, so lag keeps rising while the destination is down. Tasks of their own check the stream's
 //! [`crate::supervisor::stream_health`] and, at either end, what our sessions wait for ([`crate::preflight::waits`]).
-//! [`StreamHealth`] carries what ends a stream; everything else goes to telemetry. Nothing that the monitor asks the source needs a
-//! lock on a table, so it never waits for one.
+//! [`StreamHealth`] carries what ends a stream; everything else goes to telemetry. What the first task asks the source needs no lock
+//! but on catalogs and statistics views: it waits only where somebody locks one of those.
 //!
 //! A task that ends, for any reason, ends the stream with a message ([`Monitor::ended`]), and the next attempt starts the monitor
 //! again: no stream runs unwatched. An answer of the source that is not understood ends the stream, too.
+//!
+//! A server that does not answer a task is reported ([`crate::preflight::watch_failures`]), unless it holds the stream up, too.
 //!
 //! Bounds: each question has the session's; the questions are a few a second.
 
@@ -24,8 +26,10 @@ use crate::destination::{DestinationError, OtherTables, Writes, bookkeeping_repo
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn};
 use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
+use crate::preflight::watch_failures::WatchFailure;
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, SourceError, find_slot, schema_looks};
+use crate::supervisor::looks::LookWait;
 use crate::supervisor::stream_health::{HealthWatch, StreamHealth, ToldTruncations, Watched, WatchedNow};
 use crate::telemetry::{SlotHealth, Telemetry, failpoint};
 
@@ -80,6 +84,7 @@ impl Monitor {
             instance,
             slot_rate: WalRate::default(),
             waits: ToldWaits::default(),
+            failure: WatchFailure::new(Arc::clone(&telemetry), "the source's position, its slot and what waits there"),
             health: health.clone(),
         };
         let health_watch = HealthWatch {
@@ -94,9 +99,13 @@ impl Monitor {
             ahead: HashMap::new(),
             reached_xid: None,
             asked,
+            look_wait: LookWait::default(),
+            failure: WatchFailure::new(Arc::clone(&telemetry), "the publication and the tables at the source"),
+            destination_failure: WatchFailure::new(Arc::clone(&telemetry), "what is remembered of the source's tables"),
         };
+        let failure = WatchFailure::new(Arc::clone(&telemetry), "the destination's tables and the code on them");
         let waits = tell_waits(Arc::clone(&config), telemetry);
-        let destination = watch_destination(config, Arc::clone(&watched), health.clone());
+        let destination = watch_destination(config, Arc::clone(&watched), health.clone(), failure);
         let mut tasks = JoinSet::new();
         tasks.spawn(source.run());
         tasks.spawn(health_watch.run());
@@ -186,14 +195,15 @@ struct SourceWatch {
     slot_rate: WalRate,
     /// What sessions of ours wait for at the source.
     waits: ToldWaits,
+    failure: WatchFailure,
     health: watch::Sender<StreamHealth>,
 }
 
 impl SourceWatch {
     async fn run(mut self) {
         loop {
-            // Other failures are the ring's, which reports them; here they only mean: later.
             if let Err(error) = self.session().await {
+                self.failure.failed(&error);
                 misunderstood(&self.health, error);
             }
             self.telemetry.waits(End::Source.as_str(), Vec::new());
@@ -227,6 +237,7 @@ impl SourceWatch {
                 waits_due = now + WAITS_EVERY;
                 self.waits.look(&client, End::Source, &connection.application_name, &self.telemetry).await?;
             }
+            self.failure.works();
             if let Some(every) = self.config.source.heartbeat_every
                 && now >= heartbeat_due
                 && self.telemetry.expects_heartbeats()
@@ -350,7 +361,22 @@ async fn look_at_destination(client: &SqlClient, writes: &Writes) -> Result<Opti
     Ok(writes.foreign_code_report(client).await?.map(StreamHealth::ForeignCode))
 }
 
-async fn watch_destination(config: Arc<Config>, watched: WatchedNow, health: watch::Sender<StreamHealth>) {
+/// A session with the destination that has just answered.
+async fn alive(sql: &Sql, client: Option<SqlClient>) -> Result<SqlClient, SessionError> {
+    let client = match client {
+        Some(client) => client,
+        None => sql.connect().await?,
+    };
+    client.query("asking for a sign of life", "SELECT 1", &[]).await?;
+    Ok(client)
+}
+
+async fn watch_destination(
+    config: Arc<Config>,
+    watched: WatchedNow,
+    health: watch::Sender<StreamHealth>,
+    mut failure: WatchFailure,
+) {
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let mut client: Option<SqlClient> = None;
     let mut answered_at = Instant::now();
@@ -364,17 +390,13 @@ async fn watch_destination(config: Arc<Config>, watched: WatchedNow, health: wat
             answered_at = Instant::now();
             continue;
         };
-        if client.is_none() {
-            client = sql.connect().await.ok();
-        }
-        let alive = match &client {
-            Some(client) => client.query("asking for a sign of life", "SELECT 1", &[]).await.is_ok(),
-            None => false,
-        };
-        if alive {
-            answered_at = Instant::now();
-        } else {
-            client = None;
+        match alive(&sql, client.take()).await {
+            Ok(answering) => {
+                client = Some(answering);
+                answered_at = Instant::now();
+                failure.works();
+            }
+            Err(error) => failure.failed(error),
         }
         if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
             let asked_at = Instant::now();

@@ -10,7 +10,8 @@
 //! The stream may wait for a look ([`super::looks`]), which then needs no lock unless it finds something.
 //!
 //! Bounds: one look every [`LOOK_EVERY`] and those that the stream waits for, each question [`QUERY_MAX`]. A look that fails is
-//! made again after [`RETRY_AFTER`]; what it waits for is said by [`crate::preflight::waits`]. Invariant: what was found of one stream's
+//! made again after [`RETRY_AFTER`]; what it waits for is said by [`crate::preflight::waits`], and why it fails by
+//! [`crate::preflight::watch_failures`]. Invariant: what was found of one stream's
 //! ground never ends another stream.
 
 use std::collections::{BTreeSet, HashMap};
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::looks::{LookPace, objects};
+use super::looks::{Due, GivenUp, LookPace, LookWait, Unanswered, objects};
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
     Bookkeeping, OtherTables, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
@@ -29,6 +30,7 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::preflight::cascades;
 use crate::preflight::fingerprints::{Truncations, ask_for_comparison, look, table_called};
 use crate::preflight::prepare::Prepared;
+use crate::preflight::watch_failures::WatchFailure;
 use crate::preflight::whereabouts::{Whereabouts, lost_report, whereabouts};
 use crate::session::{SessionError, Sql, SqlClient, SystemIdentification};
 use crate::source::{GAP_OF_ALL, Identities, LooksAsked, Unidentified, VisibleTransactions, published_tables};
@@ -75,6 +77,13 @@ pub(super) enum StreamHealth {
         table: QualifiedName,
         /// Why.
         reason: String,
+    },
+    /// The stream waits at a schema change of this transaction, and the look that it waits for could not be taken.
+    NotLooked {
+        /// The transaction, by its xid.
+        transaction: u32,
+        /// Why not.
+        reason: GivenUp,
     },
     /// The destination has not answered for so long.
     DestinationSilent(Duration),
@@ -184,9 +193,22 @@ pub(super) struct HealthWatch {
     pub(super) reached_xid: Option<ReachedXid>,
     /// Looks that the stream waits for.
     pub(super) asked: LooksAsked,
+    /// How long the stream has waited for one.
+    pub(super) look_wait: LookWait,
+    /// Whether the source cannot be looked at.
+    pub(super) failure: WatchFailure,
+    /// Whether the destination cannot be asked what is remembered of it.
+    pub(super) destination_failure: WatchFailure,
 }
 
 type Session = (ConnectionSettings, SqlClient);
+
+/// What comes of comparing the tables with what is remembered of them.
+enum Looked {
+    Found(StreamHealth),
+    /// The destination cannot be asked what is remembered, as this says.
+    Unread(String),
+}
 
 impl HealthWatch {
     /// Looks until it is dropped: on its clock, and between whenever the stream has come to a mark of a schema change.
@@ -197,9 +219,15 @@ impl HealthWatch {
         loop {
             let watched = self.watched();
             let is_watched = watched.is_some();
+            let open = self.asked.open().filter(|_| is_watched);
+            if let (Some((transaction, reason)), Some(watched)) =
+                (self.look_wait.observe(open, &self.telemetry), &watched)
+            {
+                self.tell(watched, StreamHealth::NotLooked { transaction, reason });
+            }
             match watched {
                 Some(watched) => {
-                    let is_asked = self.asked.open().is_some();
+                    let is_asked = open.is_some();
                     let looked = match is_asked {
                         true => self.look_as_asked(session.take(), &watched, &mut pace).await,
                         false if Instant::now() >= due => {
@@ -208,13 +236,19 @@ impl HealthWatch {
                         }
                         false => self.session(session.take()).await,
                     };
+                    match &looked {
+                        Ok(_) => self.failure.works(),
+                        Err(error) => {
+                            self.failure.failed(error);
+                            self.look_wait.because(Unanswered::Unread(error.to_string()));
+                        }
+                    }
                     match looked {
                         Ok(kept) => session = Some(kept),
                         Err(SessionError::Answer { doing, what }) => {
                             self.tell(&watched, StreamHealth::Misunderstood { doing, what });
                             due = Instant::now() + RETRY_AFTER;
                         }
-                        // A source that does not answer is the ring's to report; here it only means: later.
                         Err(_) if is_asked => {
                             pace = LookPace::begin();
                             pace.later(RETRY_AFTER);
@@ -240,11 +274,17 @@ impl HealthWatch {
         pace: &mut LookPace,
     ) -> Result<Session, SessionError> {
         let (connection, client) = self.session(session).await?;
-        if let Some(asked) = pace.due(&client, &self.asked).await? {
+        let due = pace.due(&client, &self.asked).await?;
+        match due {
+            Due::Nothing | Due::Look(_) => {}
+            Due::Paced => self.look_wait.because(Unanswered::Paced),
+            Due::Unseen(asked) => self.look_wait.unseen(&client, asked).await?,
+        }
+        if let Due::Look(asked) = due {
             let began = Instant::now();
             let seen = VisibleTransactions::read(&client).await?;
             match self.look_at_tables(&client, watched).await? {
-                Some(StreamHealth::Healthy) => {
+                Looked::Found(StreamHealth::Healthy) => {
                     tracing::debug!(
                         "transaction {} has changed a schema, and the tables were looked at",
                         asked.transaction
@@ -252,12 +292,15 @@ impl HealthWatch {
                     self.asked.answer(asked);
                     pace.looked(seen, began.elapsed());
                 }
-                Some(found) => {
+                Looked::Found(found) => {
                     pace.later(RETRY_AFTER);
                     let health = read_stream_health(&client, watched).await?;
                     self.tell(watched, if health == StreamHealth::Healthy { found } else { health });
                 }
-                None => pace.later(RETRY_AFTER),
+                Looked::Unread(error) => {
+                    self.look_wait.because(Unanswered::Unread(error));
+                    pace.later(RETRY_AFTER);
+                }
             }
         }
         Ok((connection, client))
@@ -282,8 +325,10 @@ impl HealthWatch {
     async fn look(&mut self, session: Option<Session>, watched: &Arc<Watched>) -> Result<Session, SessionError> {
         let (connection, client) = self.session(session).await?;
         let mut health = read_stream_health(&client, watched).await?;
-        if health == StreamHealth::Healthy {
-            health = self.look_at_tables(&client, watched).await?.unwrap_or(StreamHealth::Healthy);
+        if health == StreamHealth::Healthy
+            && let Looked::Found(found) = self.look_at_tables(&client, watched).await?
+        {
+            health = found;
         }
         if health == StreamHealth::Healthy {
             health = self.look_at_cascades(&client, watched).await;
@@ -302,17 +347,27 @@ impl HealthWatch {
         }
     }
 
-    /// Compares the tables with what is remembered of them; `None` when that cannot be read.
-    async fn look_at_tables(
-        &mut self,
-        client: &SqlClient,
-        watched: &Watched,
-    ) -> Result<Option<StreamHealth>, SessionError> {
+    /// Compares the tables with what is remembered of them at the destination, and says when that cannot be read.
+    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Looked, SessionError> {
+        let looked = self.compare_tables(client, watched).await?;
+        match &looked {
+            Looked::Found(_) => self.destination_failure.works(),
+            Looked::Unread(error) => self.destination_failure.failed(error),
+        }
+        Ok(looked)
+    }
+
+    async fn compare_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Looked, SessionError> {
         let destination =
             Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
-        // Whatever is wrong with the destination, the ring meets it too, and says so.
-        let Ok(bookkeeping) = Bookkeeping::connect(&destination).await else { return Ok(None) };
-        let Ok(remembered) = remembered_fingerprints(bookkeeping.client()).await else { return Ok(None) };
+        let bookkeeping = match Bookkeeping::connect(&destination).await {
+            Ok(bookkeeping) => bookkeeping,
+            Err(error) => return Ok(Looked::Unread(error.to_string())),
+        };
+        let remembered = match remembered_fingerprints(bookkeeping.client()).await {
+            Ok(remembered) => remembered,
+            Err(error) => return Ok(Looked::Unread(error.to_string())),
+        };
         let found = look(client, &watched.publication, &remembered, &self.truncations.now()).await?;
         if self.asked.wants_followed() || !found.harmless.is_empty() {
             self.asked.follow(objects(&remembered, &found.harmless)?);
@@ -321,10 +376,10 @@ impl HealthWatch {
             tracing::warn!("what the source's catalog says of tables could not be stored: {error}");
         }
         if let Some((table, reason)) = found.differ.into_iter().next() {
-            return Ok(Some(StreamHealth::Changed { table, reason }));
+            return Ok(Looked::Found(StreamHealth::Changed { table, reason }));
         }
         if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
-            return Ok(Some(match table_called(client, &table).await? {
+            return Ok(Looked::Found(match table_called(client, &table).await? {
                 Some(new) => StreamHealth::Replaced { table, old, new },
                 None => {
                     let is_followed = self.config.tables.contains(&renamed);
@@ -334,7 +389,10 @@ impl HealthWatch {
         }
         // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
         let seen = std::mem::take(&mut self.doubts);
-        let Ok(position) = bookkeeping.position().await else { return Ok(None) };
+        let position = match bookkeeping.position().await {
+            Ok(position) => position,
+            Err(error) => return Ok(Looked::Unread(error.to_string())),
+        };
         self.note_passed(&bookkeeping, (found.ahead, found.read_at), position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
         for doubt in found.doubt {
@@ -346,7 +404,7 @@ impl HealthWatch {
                 tracing::debug!("a comparison could not be asked for: {error}");
             }
         }
-        Ok(Some(StreamHealth::Healthy))
+        Ok(Looked::Found(StreamHealth::Healthy))
     }
 
     /// What is remembered of tables counts as passed once the stream is where the source was when its catalog was seen to say so.
@@ -376,8 +434,13 @@ impl HealthWatch {
     async fn look_at_cascades(&self, client: &SqlClient, watched: &Watched) -> StreamHealth {
         let destination =
             Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
-        // Whatever is wrong with the destination, the ring meets it too, and says so.
-        let Ok(here) = destination.connect().await else { return StreamHealth::Healthy };
+        let here = match destination.connect().await {
+            Ok(here) => here,
+            Err(error) => {
+                tracing::debug!("cannot look at the actions of foreign keys: {error}");
+                return StreamHealth::Healthy;
+            }
+        };
         match cascades::report(client, &here, &watched.writes).await {
             Ok(None) => StreamHealth::Healthy,
             Ok(Some(report)) => StreamHealth::Cascades(report),

@@ -4,6 +4,7 @@
 
 use std::fmt::Debug;
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use headwater::commands::demo::{Cluster, StopMode, installed_bin};
@@ -39,6 +40,16 @@ enum Kind {
     StartBehindBookkeeping,
     /// A publish that writes a row which somebody else has locked.
     Publish,
+    /// The stream at a mark of a schema change whose COMMIT waits for a synchronous standby.
+    SchemaMark,
+    /// A question about a changed table, for the same reason.
+    Describing,
+    /// The COMMIT of headwater's own session at the source.
+    StandbyOfSource,
+    /// The COMMIT of a publish at the destination.
+    StandbyOfDestination,
+    /// The monitor has no session, while the stream runs on.
+    Unwatched,
 }
 
 const KINDS: &[Kind] = &[
@@ -53,6 +64,11 @@ const KINDS: &[Kind] = &[
     Kind::Bookkeeping,
     Kind::StartBehindBookkeeping,
     Kind::Publish,
+    Kind::SchemaMark,
+    Kind::Describing,
+    Kind::StandbyOfSource,
+    Kind::StandbyOfDestination,
+    Kind::Unwatched,
 ];
 
 /// What is said of a wait.
@@ -111,6 +127,18 @@ fn said_of_prepared(end: &str, purpose: &str, lock: &str, gid: &str) -> Said {
 
 /// Waits until everything is said, and asserts that it is said once and that the service can be stopped.
 async fn assert_said(kind: impl Debug, service: Service, said: &Said) {
+    is_said(&kind, &service, said).await;
+    // The wait goes on, whatever was given up and tried again meanwhile.
+    is_said_once(&kind, &service, said);
+    service.stop().await;
+}
+
+fn is_said_once(kind: impl Debug, service: &Service, said: &Said) {
+    let times = service.log().lines().filter(|line| line.contains(&said.log[0])).count();
+    assert_eq!(times, 1, "{kind:?}: {:?} in the log:\n{}", said.log[0], service.log());
+}
+
+async fn is_said(kind: impl Debug, service: &Service, said: &Said) {
     let has = |text: &str, words: &[String]| words.iter().all(|word| text.contains(word));
     eventually(&format!("{kind:?}: the log says {:?}", said.log), || async {
         service.log().lines().any(|line| has(line, &said.log)).then_some(())
@@ -130,10 +158,6 @@ async fn assert_said(kind: impl Debug, service: Service, said: &Said) {
         (code == Some(said.code) && has(&text, &said.explain)).then_some(())
     })
     .await;
-    // The wait goes on, whatever was given up and tried again meanwhile.
-    let times = service.log().lines().filter(|line| line.contains(&said.log[0])).count();
-    assert_eq!(times, 1, "{kind:?}: {:?} in the log:\n{}", said.log[0], service.log());
-    service.stop().await;
 }
 
 async fn streaming(database: &Database) -> Service {
@@ -145,7 +169,8 @@ async fn streaming(database: &Database) -> Service {
 
 async fn one(kind: Kind) {
     let own = match kind {
-        Kind::Batch | Kind::Bookkeeping | Kind::StartBehindBookkeeping | Kind::Publish => None,
+        Kind::Batch | Kind::Bookkeeping | Kind::StartBehindBookkeeping | Kind::Publish | Kind::Unwatched => None,
+        Kind::StandbyOfDestination => None,
         // A lock on a table takes an xid, for which every new slot of the cluster waits.
         Kind::StartBehindAlter
         | Kind::StartBehindPrepared
@@ -153,13 +178,37 @@ async fn one(kind: Kind) {
         | Kind::SlotBehindOpen
         | Kind::SlotBehindPrepared
         | Kind::Fence
-        | Kind::Ground => Some(new_source(&[("max_prepared_transactions", "5")]).await),
+        | Kind::Ground
+        | Kind::SchemaMark
+        | Kind::Describing
+        | Kind::StandbyOfSource => Some(new_source(&[("max_prepared_transactions", "5")]).await),
     };
     let from = match &own {
         Some(own) => own,
         None => source().await,
     };
-    let to = destination().await;
+    let own_destination = match kind {
+        Kind::StandbyOfDestination => Some(new_destination(&[]).await),
+        Kind::StartBehindAlter
+        | Kind::StartBehindPrepared
+        | Kind::Publication
+        | Kind::SlotBehindOpen
+        | Kind::SlotBehindPrepared
+        | Kind::Fence
+        | Kind::Ground
+        | Kind::Batch
+        | Kind::Bookkeeping
+        | Kind::StartBehindBookkeeping
+        | Kind::Publish
+        | Kind::SchemaMark
+        | Kind::Describing
+        | Kind::StandbyOfSource
+        | Kind::Unwatched => None,
+    };
+    let to = match &own_destination {
+        Some(own) => own,
+        None => destination().await,
+    };
     let database = Database::on(from, to, "everywait", &["t"], TABLE).await;
     match kind {
         Kind::StartBehindAlter => {
@@ -265,7 +314,116 @@ async fn one(kind: Kind) {
             let said = said_of_lock("destination", &purpose, "ShareLock on a transactionid", &process);
             assert_said(kind, service, &said).await;
         }
+        Kind::SchemaMark => {
+            database.at_source(&crate::marks::printed().await.0).await;
+            let service = streaming(&database).await;
+            waits_for_standby(from, &database).await;
+            let (committing, process) =
+                committing(from, &database, "ALTER TABLE t ADD more int; INSERT INTO t VALUES (9, 'x')").await;
+            let what = "source: the stream waits at the schema change of transaction ";
+            let waits =
+                format!("its COMMIT waits for a synchronous standby, in process {process} of role postgres, since ");
+            let said = said_of_standby(what, &waits);
+            is_said(kind, &service, &said).await;
+            // It has a bound, and the next attempt comes to the same mark.
+            eventually("the attempt ends", || service.restarts("transaction_unseen")).await;
+            service.says("is not visible at the source after 30s").await;
+            is_said(kind, &service, &Said { code: 1, ..said_of_standby(what, &waits) }).await;
+            assert_said(kind, service, &said).await;
+            committing.abort();
+        }
+        Kind::Describing => {
+            let service = streaming(&database).await;
+            waits_for_standby(from, &database).await;
+            let (committing, process) =
+                committing(from, &database, "ALTER TABLE t ADD more int; INSERT INTO t VALUES (9, 'x')").await;
+            let what = "source: a question about a changed table waits for transaction ";
+            let waits =
+                format!("its COMMIT waits for a synchronous standby, in process {process} of role postgres, since ");
+            let said = said_of_standby(what, &waits);
+            assert_said(kind, service, &said).await;
+            committing.abort();
+        }
+        Kind::StandbyOfSource => {
+            waits_for_standby(from, &database).await;
+            let service = Setup::of(&database).start();
+            let what = "source: headwater control waits for a synchronous standby of the source to confirm a COMMIT";
+            assert_said(kind, service, &said_of_standby(what, "since ")).await;
+        }
+        Kind::StandbyOfDestination => {
+            streaming(&database).await.stop().await;
+            waits_for_standby(to, &database).await;
+            let service = Setup::of(&database).argument("--resnapshot").start();
+            let what = "waits for a synchronous standby of the destination to confirm a COMMIT";
+            assert_said(kind, service, &said_of_standby(what, "since ")).await;
+        }
+        Kind::Unwatched => {
+            let role = format!("reader_{}", database.name);
+            let create = format!(
+                "CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON t TO {role}; GRANT pg_monitor TO {role};
+                 CREATE PUBLICATION {} FOR TABLE t WITH (publish_via_partition_root = true)",
+                database.name
+            );
+            database.at_source(&create).await;
+            let mut setup = Setup::of(&database);
+            setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
+            let service = setup.start();
+            service.streams().await;
+            database.caught_up().await;
+            // The walsender keeps its session, and there is no other.
+            let sql = format!(
+                "ALTER ROLE {role} CONNECTION LIMIT 1; SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE usename = '{role}' AND backend_type = 'client backend'"
+            );
+            database.at_source(&sql).await;
+            let what = "headwater cannot look at the source's position, its slot and what waits there: ";
+            let why = format!("too many connections for role \"{role}\"");
+            let all = words(&[what, &why, "It has tried since "]);
+            let explain = words(&["BLOCKS", "the source's position, its slot and what waits there", &why]);
+            assert_said(kind, service, &Said { log: all.clone(), status: all, explain, code: 1 }).await;
+        }
     }
+}
+
+/// From now on each COMMIT there waits for a standby that does not come.
+async fn waits_for_standby(cluster: &Cluster, database: &Database) {
+    let admin = cluster.connect(&database.name).await.unwrap();
+    admin.batch("naming a standby", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await.unwrap();
+    admin.batch("reloading", "SELECT pg_reload_conf()").await.unwrap();
+    // It counts once the checkpointer has seen it: a commit that waits tells.
+    let probe = cluster.connect(&database.name).await.unwrap();
+    let probing = tokio::spawn(async move {
+        while probe.batch("a probe", "SELECT pg_logical_emit_message(true, 'probe', '')").await.is_ok() {}
+    });
+    eventually("a commit waits for the standby", || async {
+        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let row = admin.query_one("asking", waiting, &[]).await.unwrap();
+        row.get::<bool>(0).unwrap().then_some(())
+    })
+    .await;
+    probing.abort();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    eventually("the probe has ended", || async {
+        admin.query("ending the probe", end, &[]).await.unwrap().is_empty().then_some(())
+    })
+    .await;
+}
+
+/// A session whose COMMIT of this waits.
+async fn committing(cluster: &Cluster, database: &Database, sql: &str) -> (tokio::task::JoinHandle<()>, String) {
+    let session = cluster.connect(&database.name).await.unwrap().with_timeout(Duration::from_secs(600));
+    let process = process_of(&session).await;
+    let sql = format!("SET search_path = public; BEGIN; {sql}; COMMIT");
+    let committing = tokio::spawn(async move {
+        let _ = session.script("committing", &sql).await;
+    });
+    (committing, process)
+}
+
+fn said_of_standby(what: &str, waits: &str) -> Said {
+    let ends = "bring a standby of synchronous_standby_names back ('nobody'), or set that otherwise";
+    let all = words(&[what, waits, ends]);
+    Said { log: all.clone(), status: all, explain: words(&["BLOCKS", what, ends]), code: 1 }
 }
 
 #[tokio::test(flavor = "multi_thread")]

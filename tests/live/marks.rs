@@ -7,7 +7,7 @@ use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, eventually, headwater};
 
 /// What init prints: the statements that install marks, and those that take them away.
-async fn printed() -> (String, String) {
+pub async fn printed() -> (String, String) {
     let output = tokio::process::Command::new(headwater()).args(["init", "--ddl-marks"]).output().await.expect("init");
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
