@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::cli::CheckArguments;
 use super::display::{self, Colour};
+use super::lock_waits::telling;
 use super::{observe, settings};
 use crate::catalog::not_carried::{NotCarried, script};
 use crate::commands::exit::Exit;
@@ -24,7 +25,11 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
     };
-    let mut findings = check::run(&config).await;
+    let (mut findings, waits) = telling(&config, check::run(&config)).await;
+    // What ended with a wait says so and no more.
+    for finding in findings.iter_mut().filter(|finding| finding.report.message.contains(NO_ANSWER)) {
+        finding.report = waits.explain(finding.report.clone());
+    }
     findings.extend(http(&config).await);
     if arguments.not_carried {
         let found: Vec<NotCarried> = findings.iter().flat_map(|finding| finding.objects.iter().cloned()).collect();
@@ -37,6 +42,9 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
     let failed = findings.iter().any(|finding| finding.standing == Severity::Failed);
     if failed { Exit::OperatorMustAct } else { Exit::Done }
 }
+
+/// How the message of a question ends that was given up.
+const NO_ANSWER: &str = ": no answer within ";
 
 fn json(findings: &[Finding]) -> String {
     let findings: Vec<serde_json::Value> = findings

@@ -5,11 +5,11 @@
 use std::path::PathBuf;
 
 use super::cli::ConflictShowArguments;
+use super::lock_waits::telling;
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::commands::format::duration;
 use crate::destination::{ShownChange, ShownRow, ShownValue, row_text};
-use crate::error_policy::report;
 use crate::maintenance::conflict_rows::{self, ConflictRows, FoundRows, no_conflict_report};
 
 /// Characters of a value that are printed without --full: a terminal's two lines.
@@ -21,7 +21,9 @@ pub(super) async fn show(path: &Option<PathBuf>, options: &ConflictShowArguments
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    match conflict_rows::conflict_rows(&config, &settings::writing(&config)).await {
+    let writing = settings::writing(&config);
+    let (found, waits) = telling(&config, conflict_rows::conflict_rows(&config, &writing)).await;
+    match found {
         Ok(None) => {
             display::result(&no_conflict_report().lines());
             Exit::Done
@@ -32,7 +34,7 @@ pub(super) async fn show(path: &Option<PathBuf>, options: &ConflictShowArguments
             Exit::OperatorMustAct
         }
         Err(fault) => {
-            display::error(&report(&fault).lines());
+            display::error(&waits.report(&fault).lines());
             Exit::OperatorMustAct
         }
     }

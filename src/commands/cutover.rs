@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::cli::CutoverArguments;
+use super::lock_waits::telling;
 use super::{display, settings, verify};
 use crate::catalog::not_carried::{script, summary};
 use crate::commands::exit::Exit;
-use crate::error_policy::report;
 use crate::maintenance::cutover;
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
@@ -23,12 +23,14 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
     let options = VerifyOptions { workers: arguments.workers.map(usize::from), ..VerifyOptions::default() };
     let progress = Arc::new(VerifyProgress::default());
     let shown = tokio::spawn(verify::show(Arc::clone(&progress)));
-    let ended = cutover::run(&config, &options, &progress, &mut display::line).await;
+    let mut tell = display::line;
+    let cutting_over = cutover::run(&config, &options, &progress, &mut tell);
+    let (ended, waits) = telling(&config, cutting_over).await;
     display::end(shown).await;
     let cutover = match ended {
         Ok(cutover) => cutover,
         Err(fault) => {
-            display::error(&report(&fault).lines());
+            display::error(&waits.report(&fault).lines());
             return Exit::OperatorMustAct;
         }
     };

@@ -5,13 +5,14 @@
 use std::path::PathBuf;
 
 use super::cli::{DeadLetterCommand, ShowArguments};
+use super::lock_waits::telling;
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::config::Config;
 use crate::destination::{
     DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, pending_skips, read_part,
 };
-use crate::error_policy::{Fault, report};
+use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, counted, printable};
 use crate::session::SqlClient;
 
@@ -29,10 +30,11 @@ pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterComm
             DeadLetterCommand::Show(options) => show(&config, client, options).await,
         }
     };
-    match shown.await {
+    let (shown, waits) = telling(&config, shown).await;
+    match shown {
         Ok(()) => Exit::Done,
         Err(error) => {
-            display::error(&report(&Fault::Destination(error)).lines());
+            display::error(&waits.report(&Fault::Destination(error)).lines());
             Exit::OperatorMustAct
         }
     }

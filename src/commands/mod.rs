@@ -17,6 +17,7 @@ mod explain;
 mod format;
 mod init;
 mod man;
+mod lock_waits;
 mod observe;
 mod replay;
 mod resnapshot;

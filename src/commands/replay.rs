@@ -6,10 +6,11 @@
 use std::path::PathBuf;
 
 use super::cli::ReplayArguments;
+use super::lock_waits::telling;
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::destination::{self, ReplayRequest};
-use crate::error_policy::{Fault, report};
+use crate::error_policy::Fault;
 use crate::pg::counted;
 
 /// Applies a dead letter.
@@ -32,7 +33,8 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
         let bookkeeping = settings::bookkeeping(&config).await?;
         destination::replay(bookkeeping.client(), &writing, &request).await
     };
-    match replayed.await {
+    let (replayed, waits) = telling(&config, replayed).await;
+    match replayed {
         Ok(replayed) => {
             display::result(&format!(
                 "applied {} of the source transaction with {wanted}; it is no dead letter any more",
@@ -52,7 +54,7 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
             Exit::Done
         }
         Err(error) => {
-            display::error(&report(&Fault::Destination(error)).lines());
+            display::error(&waits.report(&Fault::Destination(error)).lines());
             Exit::OperatorMustAct
         }
     }

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::cli::ResnapshotArguments;
+use super::lock_waits::telling;
 use super::{display, observe, settings};
 use crate::commands::exit::Exit;
 use crate::config::Config;
 use crate::destination::{Bookkeeping, DestinationError, LockHolders, Origin, RequestState, Scope};
-use crate::error_policy::{Fault, report};
+use crate::error_policy::Fault;
 use crate::pg::QualifiedName;
 use crate::session::Sql;
 use crate::telemetry::SnapshotPhase;
@@ -89,10 +90,11 @@ pub(super) async fn resnapshot(path: &Option<PathBuf>, options: &ResnapshotArgum
         Ok(scope) => scope,
         Err(exit) => return exit,
     };
-    match ask(&config, &scope, options.no_wait).await {
+    let (asked, waits) = telling(&config, ask(&config, &scope, options.no_wait)).await;
+    match asked {
         Ok(exit) => exit,
         Err(error) => {
-            display::error(&report(&Fault::Destination(error)).lines());
+            display::error(&waits.report(&Fault::Destination(error)).lines());
             Exit::OperatorMustAct
         }
     }

@@ -67,7 +67,7 @@ pub(super) fn writing(config: &Config) -> WritingSettings {
         positions: Ident::new("headwater"),
         silence_max: config.destination.timeout,
         lock_timeout: config.destination.lock_timeout,
-        timeout: config.destination.timeout,
+        timeout: config.destination.answer_max(),
         synchronous_commit: SynchronousCommit::On,
     }
 }

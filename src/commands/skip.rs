@@ -6,10 +6,11 @@
 use std::path::PathBuf;
 
 use super::cli::TransactionArguments;
+use super::lock_waits::telling;
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::destination::request_skip;
-use crate::error_policy::{Fault, report};
+use crate::error_policy::Fault;
 
 /// Asks for a transaction to be left out.
 pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments) -> Exit {
@@ -22,7 +23,8 @@ pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments)
         let bookkeeping = settings::bookkeeping(&config).await?;
         request_skip(bookkeeping.client(), wanted).await
     };
-    match asked.await {
+    let (asked, waits) = telling(&config, asked).await;
+    match asked {
         Ok(()) => {
             display::result(&format!(
                 "the source transaction with {wanted} will be left out and kept in headwater.dead_letter when headwater meets it"
@@ -30,7 +32,7 @@ pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments)
             Exit::Done
         }
         Err(error) => {
-            display::error(&report(&Fault::Destination(error)).lines());
+            display::error(&waits.report(&Fault::Destination(error)).lines());
             Exit::OperatorMustAct
         }
     }

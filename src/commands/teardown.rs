@@ -5,9 +5,9 @@
 use std::path::PathBuf;
 
 use super::cli::TeardownArguments;
+use super::lock_waits::telling;
 use super::{display, settings};
 use crate::commands::exit::Exit;
-use crate::error_policy::report;
 use crate::maintenance::teardown::{self, Removal};
 
 /// Removes, or says what would be removed.
@@ -16,10 +16,11 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let removals = match teardown::run(&config, arguments.dry_run).await {
+    let (ended, waits) = telling(&config, teardown::run(&config, arguments.dry_run)).await;
+    let removals = match ended {
         Ok(removals) => removals,
         Err(fault) => {
-            display::error(&report(&fault).lines());
+            display::error(&waits.report(&fault).lines());
             return Exit::OperatorMustAct;
         }
     };

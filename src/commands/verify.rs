@@ -13,11 +13,11 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::cli::VerifyArguments;
+use super::lock_waits::telling;
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::comparison::{Bounds, Key};
 use crate::config::parse_rate;
-use crate::error_policy::report;
 use crate::maintenance::verify;
 use crate::pg::{Ident, QualifiedName, counted, printable};
 use crate::verification::verdict::{RepairStop, Repaired, TableVerdict, Verdict, VerifyOptions, VerifyProgress};
@@ -37,7 +37,9 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
     };
     let progress = Arc::new(VerifyProgress::default());
     let shown = tokio::spawn(show(Arc::clone(&progress)));
-    let verified = verify::run(&config, &options, &progress, &mut display::line).await;
+    let mut tell = display::line;
+    let verifying = verify::run(&config, &options, &progress, &mut tell);
+    let (verified, waits) = telling(&config, verifying).await;
     display::end(shown).await;
     match verified {
         Ok(verdict) => {
@@ -45,7 +47,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
             if verdict.is_proof() { Exit::Done } else { Exit::OperatorMustAct }
         }
         Err(fault) => {
-            display::error(&report(&fault).lines());
+            display::error(&waits.report(&fault).lines());
             Exit::OperatorMustAct
         }
     }

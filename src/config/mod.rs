@@ -27,8 +27,8 @@ pub use crate::config::connection_parts::{
 };
 pub use crate::config::problem::{Environment, FileText, Place, Problem, Problems};
 pub use crate::config::typed::{
-    ApplySettings, Config, DestinationSettings, HttpSettings, OnConflict, OnSlotLost, Origin, SchemaChanges,
-    SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode, UntrustedOwners,
+    ApplySettings, Config, DestinationSettings, HttpSettings, LOCK_MARGIN, OnConflict, OnSlotLost, Origin,
+    SchemaChanges, SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode, UntrustedOwners,
 };
 pub use file::nearest;
 pub use settings::{SETTINGS, Setting, reference};

@@ -153,13 +153,15 @@ pub const SETTINGS: &[Setting] = &[
         "destination.lock_timeout",
         "duration",
         Some("30s"),
-        "How long a statement waits for a lock that somebody else holds at the destination, before it is retried.",
+        "How long a statement waits for a lock that somebody else holds at the destination, before it is retried. A copy \
+         waits as long for a lock at the source.",
     ),
     setting(
         "destination.timeout",
         "duration",
         Some("10m"),
-        "How long an answer may take before the destination counts as unreachable. Longer than any honest batch.",
+        "How long an answer may take before the destination counts as unreachable. Longer than any honest batch, and never less \
+         than lock_timeout and 10 s.",
     ),
     setting(
         "destination.trusted_roles",

@@ -106,6 +106,16 @@ pub struct SourceSettings {
     pub heartbeat_every: Option<Duration>,
 }
 
+/// By so much an answer may come later than the end of a wait for a lock, which the server reports.
+pub const LOCK_MARGIN: Duration = Duration::from_secs(10);
+
+impl DestinationSettings {
+    /// How long an answer of a writing session may take: it waits for locks up to `lock_timeout`, and that message is to come first.
+    pub fn answer_max(&self) -> Duration {
+        self.timeout.max(self.lock_timeout + LOCK_MARGIN)
+    }
+}
+
 /// `[destination]`
 #[derive(Clone, Debug)]
 pub struct DestinationSettings {

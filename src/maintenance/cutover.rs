@@ -26,9 +26,7 @@ use crate::preflight::not_carried::not_carried;
 use crate::preflight::sequences::follow;
 use crate::preflight::suspended_tables::suspended;
 use crate::session::{SessionError, SqlClient, SqlState};
-use crate::source::{
-    Running, SourceCatalog, SourceError, ending_hint, lock_holder, running_transactions, source_sequences,
-};
+use crate::source::{Running, SourceCatalog, SourceError, ending_hint, lock_holder, source_sequences};
 use crate::sql::partition_tree;
 use crate::verification::fence::{slot_not_created, sql_for};
 use crate::verification::verdict::{Verdict, VerifyOptions, VerifyProgress};
@@ -86,6 +84,7 @@ pub(crate) async fn run(
     }
     refuse_other_tables(bookkeeping.client(), false).await?;
     let source = sql_for(&addresses.source, "cutover").connect().await.map_err(SourceError::Session)?;
+    refuse_standby(&source).await?;
     nobody_writes(config, &source).await?;
     let slot = watch(config, &source).await?;
     tell("draining: waiting until everything that is committed at the source is here");
@@ -128,6 +127,22 @@ pub(crate) async fn run(
     let foreign_keys = foreign_keys(&catalog, &here);
     let FollowedSequences { moved: sequences, reports, .. } = followed;
     Ok(Cutover { verdict, sequences, reports, position, identities, foreign_keys, not_carried })
+}
+
+/// Who writes at the primary of a standby is not seen there, nor how far the primary is.
+async fn refuse_standby(source: &SqlClient) -> Result<(), Fault> {
+    let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+    let row = source.query_one("asking for the kind of server", sql, &[]).await;
+    if !row.and_then(|row| row.get::<bool>(0)).map_err(SourceError::Session)? {
+        return Ok(());
+    }
+    Err(Fault::Refused(
+        ErrorReport::new("the source is a standby: whether its primary is still written to cannot be seen there")
+            .hint(
+                "Stop what writes at the primary, wait until headwater status shows no lag, compare both sides with headwater verify, and \
+                 set the sequences at the destination by hand.",
+            ),
+    ))
 }
 
 fn still_written(config: &Config, detail: &str) -> ErrorReport {
@@ -197,8 +212,7 @@ async fn watch(config: &Config, source: &SqlClient) -> Result<SlotName, Fault> {
         Ok(_) => {}
         // A slot waits for the transactions that run.
         Err(error) if error.code() == Some(SqlState::new(b"57014")) => {
-            let running = running_transactions(source).await;
-            return Err(Fault::Refused(slot_not_created(config, running.as_deref())));
+            return Err(Fault::Refused(slot_not_created(config, source).await));
         }
         Err(error) => return Err(SourceError::Session(error).into()),
     }

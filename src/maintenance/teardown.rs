@@ -2,7 +2,7 @@
 //!
 //! Runs outside the replication loop, under its lock: it refuses while an instance runs. The source comes first, so that an
 //! interrupted teardown still finds its record, and can be repeated. If one side is out of reach, teardown removes the other and
-//! prints the SQL that removes the rest.
+//! prints the SQL that removes the rest. A lock at the destination that is held for too long ends it before it removes anything.
 //!
 //! What is not known to be ours stays: a slot that the bookkeeping does not name, a slot of another cluster, a publication
 //! without our comment.
@@ -45,6 +45,10 @@ pub(crate) async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, 
     let addresses = Addresses::new(config);
     let mut removals = Vec::new();
     let here = destination(config, &addresses).await;
+    if let Err(Fault::Destination(DestinationError::Session(SessionError::Timeout { .. }))) = &here {
+        // It answers, and a session there holds a lock: nothing is removed yet.
+        return here.map(|_| removals);
+    }
     let there = connect_chosen(config).await.map_err(Fault::from);
     let stream = match &here {
         Ok((bookkeeping, _)) => Some(record(bookkeeping).await?),

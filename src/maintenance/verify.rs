@@ -1,14 +1,16 @@
 //! `verify`, as a command: at the leader's fences where a service runs, with one started here, or with both sides as they stand.
 //!
-//! In come the settings and what the operator asked for; out goes a [`Verdict`]. The comparison is [`crate::verification`]'s. What is
-//! waited for at either end is said meanwhile, and every wait is bounded by `fence_timeout`.
+//! In come the settings and what the operator asked for; out goes a [`Verdict`]. The comparison is [`crate::verification`]'s.
+//!
+//! Bounds: a question and a wait for a lock, `fence_timeout` and a margin; reading, as long as it takes; the way of apply to a fence, as
+//! long as the position moves. A request is committed without waiting for a standby of the destination: it need not outlive one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use crate::config::{Config, ConnectionSettings};
+use crate::config::{Config, LOCK_MARGIN};
 use crate::destination::{
     Bookkeeping, DestinationError, LockHolders, StreamState, ensure_fence_requests, open_conflict,
 };
@@ -16,8 +18,7 @@ use crate::error_policy::Fault;
 use crate::pg::ErrorReport;
 use crate::preflight::addresses::Addresses;
 use crate::preflight::hosts::settle;
-use crate::preflight::waits::{End, LOOK_EVERY, ToldWaits, waits};
-use crate::session::{Sql, SqlClient};
+use crate::session::SqlClient;
 use crate::supervisor::{RunOptions, run as run_service};
 use crate::telemetry::Telemetry;
 use crate::verification::fence_request::{BEAT_EVERY, Ends, Maker, Tell};
@@ -28,10 +29,7 @@ use crate::verification::{compare, repair_loop};
 /// is longer, that counts: on a machine of 2 cores with a load of 16 a restart took more than this.
 const LEADS_SOON_MIN: Duration = Duration::from_secs(2);
 
-/// Words that nobody has read yet: they are printed at once.
-const WORDS_MAX: usize = 64;
-
-/// Compares both sides; `tell` hears what is being waited for, at either end too.
+/// Compares both sides; `tell` hears what is being waited for.
 ///
 /// # Errors
 /// [`Fault`]: a side is not reachable, nothing is followed yet, or no fence could be made.
@@ -39,69 +37,20 @@ pub async fn run(
     config: &Arc<Config>,
     options: &VerifyOptions,
     progress: &Arc<VerifyProgress>,
-    tell: &mut (dyn FnMut(&str) + Send),
-) -> Result<Verdict, Fault> {
-    let (words, mut said) = mpsc::channel::<String>(WORDS_MAX);
-    let own = words.clone();
-    // Full means that nobody reads: a word less.
-    let mut own = move |text: &str| drop(own.try_send(text.to_owned()));
-    let mut verifying = std::pin::pin!(verify(config, options, progress, &mut own));
-    let mut watching = std::pin::pin!(tell_waits(config, &words));
-    let verified = loop {
-        tokio::select! {
-            biased;
-            Some(text) = said.recv() => tell(&text),
-            verified = &mut verifying => break verified,
-            never = &mut watching => match never {},
-        }
-    };
-    while let Ok(text) = said.try_recv() {
-        tell(&text);
-    }
-    verified
-}
-
-/// Says what sessions of headwater's wait for at either end: those of this verify, and those of the service on which a fence depends.
-async fn tell_waits(config: &Config, words: &mpsc::Sender<String>) -> std::convert::Infallible {
-    let watch = async |end: End, connection: &ConnectionSettings| {
-        let sql = Sql { connection: connection.clone(), purpose: "monitor", timeout: WAITS_MAX };
-        let mut told = ToldWaits::default();
-        loop {
-            // A server that does not answer is the comparison's to report.
-            if let Ok(client) = sql.connect().await {
-                while let Ok(found) = waits(&client, end, &connection.application_name).await {
-                    for wait in told.new_ones(&found) {
-                        let _ = words.try_send(wait.text());
-                    }
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    };
-    let (never, _): (std::convert::Infallible, std::convert::Infallible) =
-        tokio::join!(watch(End::Source, &config.source.url), watch(End::Destination, &config.destination.url));
-    never
-}
-
-/// What a look at the waits may take.
-const WAITS_MAX: Duration = Duration::from_secs(10);
-
-async fn verify(
-    config: &Arc<Config>,
-    options: &VerifyOptions,
-    progress: &Arc<VerifyProgress>,
     tell: &mut Tell<'_>,
 ) -> Result<Verdict, Fault> {
-    let bookkeeping =
-        Bookkeeping::connect_checked(&Addresses::new(config).destination, &config.destination.trusted_roles).await?;
+    let within = config.fence_timeout + LOCK_MARGIN;
+    let destination = Addresses::new(config).within(within).destination;
+    let bookkeeping = Bookkeeping::connect_checked(&destination, &config.destination.trusted_roles).await?;
+    let doing = "setting up a session";
     let bound = format!("SET lock_timeout = {}", config.fence_timeout.as_millis());
-    let setting = bookkeeping.client().statement("setting up a session", &bound).await;
-    setting.map_err(DestinationError::Session)?;
+    let client = bookkeeping.client();
+    client.statement(doing, &bound).await.map_err(DestinationError::Session)?;
+    client.batch(doing, "SET synchronous_commit = local").await.map_err(DestinationError::Session)?;
     // The same host that a running service has chosen: its snapshots are that server's.
     let settled = settle(config, &bookkeeping).await?;
     let config = &settled.config;
-    let addresses = Addresses::new(config);
+    let addresses = Addresses::new(config).within(within);
     let ends = Ends { config, addresses: &addresses, options, progress };
     match bookkeeping.stream().await? {
         Some(stream) if matches!(stream.state, StreamState::Live { .. }) => {}

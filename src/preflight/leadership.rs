@@ -118,7 +118,7 @@ pub(crate) fn writing_settings(config: &Config) -> WritingSettings {
         positions: Ident::new("headwater"),
         silence_max: SILENCE_MAX.max(config.leader_timeout),
         lock_timeout: config.destination.lock_timeout,
-        timeout: config.destination.timeout,
+        timeout: config.destination.answer_max(),
         synchronous_commit: config.destination.synchronous_commit,
     }
 }

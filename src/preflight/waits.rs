@@ -1,7 +1,7 @@
 //! What headwater's sessions wait for at either end, reported while they wait.
 //!
 //! [`tell_waits`] runs next to the replication loop for as long as the process, on a session of its own at the destination. At the
-//! source the monitor's session asks; `verify` asks for itself. A statement that meets another session's lock waits up to a bound
+//! source the monitor's session asks; commands ask for themselves. A statement that meets another session's lock waits up to a bound
 //! (`destination.lock_timeout`, `fence_timeout`, or that of its session). Then the service gives it up and tries again, and a command
 //! ends with an error: without a message nobody would know why nothing moves. A wait longer than
 //! [`TOLD_AFTER`] is a line in the log, once for each holder's transaction, and appears in /status for as long as it lasts.
@@ -10,6 +10,8 @@
 //!
 //! The same holds for the creation of a slot, whose session waits for the end of transactions. For the slot of a copy
 //! `snapshot` has messages of its own, which name every transaction that it waits for; this wait is shown here and not logged again.
+//!
+//! Neither end can be asked while nobody answers there: [`tell_connections`] tells which host is waited for.
 //!
 //! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits reported at a time, [`TOLD_MAX`] remembered.
 
@@ -20,7 +22,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::pg::{Ident, printable, shown_literal, without_values};
 use crate::preflight::watch_failures::WatchFailure;
-use crate::session::{Row, SessionError, Sql, SqlClient};
+use crate::session::{Row, SessionError, Sql, SqlClient, slow_connections};
 use crate::source::lock_holder;
 use crate::telemetry::Telemetry;
 
@@ -33,6 +35,8 @@ const TOLD_MAX: usize = 1000;
 /// So much of the holder's statement is shown.
 const STATEMENT_SHOWN: usize = 300;
 const QUERY_MAX: Duration = Duration::from_secs(10);
+/// Nothing but this process is asked.
+const CONNECTIONS_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a session waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub(crate) struct Wait {
     what: String,
     /// Who holds the lock, and what ends it.
     holder: String,
+    /// The statement that ends it, with where it is run; `None` where it takes more than a statement.
+    ending: Option<String>,
     /// The slot of a copy: the copy itself reports this wait.
     told_elsewhere: bool,
 }
@@ -66,6 +72,11 @@ impl Wait {
     /// The wait in words.
     pub(crate) fn text(&self) -> String {
         format!("{}, {}", self.what, self.holder)
+    }
+
+    /// The statement that ends it, if one does.
+    pub(crate) fn ending(&self) -> Option<&str> {
+        self.ending.as_deref()
     }
 }
 
@@ -112,6 +123,22 @@ pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
         }
         telemetry.waits(End::Destination.as_str(), Vec::new());
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Says which attempts to connect take long, until it is dropped.
+pub(crate) async fn tell_connections(telemetry: Arc<Telemetry>) {
+    let mut told = BTreeSet::new();
+    loop {
+        let slow = slow_connections(TOLD_AFTER);
+        for connection in &slow {
+            // Each attempt of each session meets the same host; what comes of it is the attempt's to report.
+            if told.len() < TOLD_MAX && told.insert(connection.host.clone()) {
+                telemetry.warning("wait", connection.text.clone());
+            }
+        }
+        telemetry.waits("connecting", slow.into_iter().map(|connection| connection.text).collect());
+        tokio::time::sleep(CONNECTIONS_EVERY).await;
     }
 }
 
@@ -168,28 +195,36 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
         let (name, process_id, mode, object): (&str, i32, &str, &str) =
             (row.get(0)?, row.get(1)?, row.get(3)?, row.get(4)?);
         // What ends it comes before what the holder has chosen, whose names are quoted: nobody can forge the statement.
-        let (blocker, holder) = if process_id == 0 {
+        let (blocker, holder, ending) = if process_id == 0 {
             let transaction: &str = row.get(2)?;
             let Some(prepared) = lock_holder(client, None, transaction).await? else { continue };
             let words = format!("held by {}. To end it: {}", prepared.words(), prepared.end());
-            (transaction.to_owned(), words)
+            let place = prepared.database.as_ref().map_or_else(String::new, |name| format!(", in database {name}"));
+            let ending = format!("{} -- at the {}{place}", prepared.end(), end.as_str());
+            (transaction.to_owned(), words, ending)
         } else {
             let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
             let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
             let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
-            let end = format!("SELECT pg_terminate_backend({process_id});");
+            let statement_end = format!("SELECT pg_terminate_backend({process_id});");
             let words = format!(
-                "held by process {process_id}. To end it: {end} It is of role {}, from {from}, \
+                "held by process {process_id}. To end it: {statement_end} It is of role {}, from {from}, \
                  {state}, in a transaction{since}; application_name: {}; last statement: {statement}",
                 Ident::new(role),
                 shown_literal(program),
             );
-            (format!("{process_id}{since}"), words)
+            (format!("{process_id}{since}"), words, format!("{statement_end} -- at the {}", end.as_str()))
         };
         let what = format!("{}: {} waits for {mode} on {object}", end.as_str(), printable(name));
         // What is tried again may begin with a weaker lock, and the blocker's state and statement change in its transaction.
         let key = format!("{name} {object} {blocker}");
-        waits.push(Wait { key, what, holder: printable(&holder).into_owned(), told_elsewhere: row.get(11)? });
+        waits.push(Wait {
+            key,
+            what,
+            holder: printable(&holder).into_owned(),
+            ending: Some(printable(&ending).into_owned()),
+            told_elsewhere: row.get(11)?,
+        });
     }
     waits.extend(standby_waits(client, end, (&beginning, seconds)).await?);
     Ok(waits)
@@ -221,6 +256,7 @@ async fn standby_waits(
                 shown_literal(names)
             ))
             .into_owned(),
+            ending: None,
             told_elsewhere: false,
         })
     };
@@ -246,6 +282,7 @@ mod tests {
             key: format!("{what} {holder}"),
             what: what.into(),
             holder: holder.into(),
+            ending: None,
             told_elsewhere: false,
         };
         let (first, second) = (wait("writing", "process 7 since 1"), wait("writing", "process 7 since 2"));

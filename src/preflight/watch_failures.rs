@@ -74,6 +74,12 @@ impl WatchFailure {
         }
     }
 
+    /// There is nothing to look at for now.
+    pub(crate) fn rests(&mut self) {
+        self.since = None;
+        self.hide();
+    }
+
     fn hide(&mut self) {
         if std::mem::take(&mut self.is_shown) {
             self.telemetry.waits(self.watched, Vec::new());

@@ -19,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 
 use super::error::{MAJOR_MIN, SessionError, TlsProblem};
 use super::settings;
+use super::slow_connections::Trying;
 use super::tls::{self, Secured, TlsClient};
 use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation, TargetSession};
 use crate::session::stream::BoxedStream;
@@ -113,12 +114,14 @@ where
 {
     // Built once per attempt to connect, so that renewed certificates are found without a restart.
     let tls = if settings.ssl_mode == SslMode::Disable { None } else { Some(tls::client(settings)?) };
+    let trying = Trying::begin(settings.connect_timeout);
     let (mut silent, mut refusal) = (Vec::new(), None);
     let mut hosts: Vec<&Host> = settings.hosts.iter().collect();
     let mut unwanted = Vec::new();
     for wanted in rounds(settings) {
         unwanted.clear();
         for host in std::mem::take(&mut hosts) {
+            trying.is_at(host, &silent);
             let connecting = Connecting { settings, host, wanted: *wanted, tls: tls.as_ref() };
             match connecting.first_address(&use_stream).await {
                 Ok(session) => return Ok(session),

@@ -37,6 +37,7 @@ mod sequences;
 mod server_certificate;
 mod settings;
 mod signatures;
+mod slow_connections;
 mod sql;
 mod startup;
 pub(crate) mod stream;
@@ -61,5 +62,6 @@ pub use replication::{
 };
 pub use row::Row;
 pub use sequences::{query_sequences, read_sequences};
+pub use slow_connections::{SlowConnection, slow_connections};
 pub use sql::{SessionsRoom, Sql, SqlClient, SqlCopyIn};
 pub use writing::WritingSession;

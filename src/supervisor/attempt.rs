@@ -598,7 +598,7 @@ impl Attempt {
                 follow_schema_changes: config.schema_changes == SchemaChanges::Follow,
                 trusted_roles: config.destination.trusted_roles.clone(),
                 names_owners: config.destination.names_owners(),
-                timeout: config.destination.timeout,
+                timeout: config.destination.answer_max(),
             },
             prepared.destination_catalog,
             prepared.source_catalog.types,
@@ -747,9 +747,11 @@ async fn stream_health_lost(health: &mut watch::Receiver<StreamHealth>) -> Fault
                     GivenUp::Unread(reason) => SourceError::NotLooked { transaction, within, reason: reason.clone() },
                 });
             }
-            StreamHealth::DestinationSilent(within) => {
-                let doing = "asking the destination for a sign of life";
-                let error = crate::session::SessionError::Timeout { doing, within: *within };
+            StreamHealth::DestinationSilent { within, error } => {
+                let within = humantime::format_duration(*within);
+                let target = "the destination".to_owned();
+                let reasons = format!("no sign of life for {within}; at last: {error}");
+                let error = crate::session::SessionError::Unreachable { target, reasons };
                 return Fault::Destination(DestinationError::Session(error));
             }
         }

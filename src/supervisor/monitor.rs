@@ -25,7 +25,7 @@ use crate::config::{Config, ConnectionSettings};
 use crate::destination::{DestinationError, OtherTables, Writes, bookkeeping_report, other_tables};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn};
-use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_waits};
+use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_connections, tell_waits};
 use crate::preflight::watch_failures::WatchFailure;
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, SourceError, find_slot, schema_looks};
@@ -104,13 +104,15 @@ impl Monitor {
             destination_failure: WatchFailure::new(Arc::clone(&telemetry), "what is remembered of the source's tables"),
         };
         let failure = WatchFailure::new(Arc::clone(&telemetry), "the destination's tables and the code on them");
-        let waits = tell_waits(Arc::clone(&config), telemetry);
+        let waits = tell_waits(Arc::clone(&config), Arc::clone(&telemetry));
+        let connections = tell_connections(telemetry);
         let destination = watch_destination(config, Arc::clone(&watched), health.clone(), failure);
         let mut tasks = JoinSet::new();
         tasks.spawn(source.run());
         tasks.spawn(health_watch.run());
         tasks.spawn(destination);
         tasks.spawn(waits);
+        tasks.spawn(connections);
         let (ending, ended) = watch::channel(false);
         let tasks = tokio::spawn(async move {
             // None of them ends by itself. Where one has, the others go with it.
@@ -382,12 +384,14 @@ async fn watch_destination(
     let mut answered_at = Instant::now();
     let mut code_due = Instant::now();
     let mut looks_failed = 0;
+    let mut last_error = String::new();
     loop {
         tokio::time::sleep(DESTINATION_EVERY).await;
         let watched = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(watched) = watched else {
             client = None;
             answered_at = Instant::now();
+            failure.rests();
             continue;
         };
         match alive(&sql, client.take()).await {
@@ -396,7 +400,10 @@ async fn watch_destination(
                 answered_at = Instant::now();
                 failure.works();
             }
-            Err(error) => failure.failed(error),
+            Err(error) => {
+                last_error = error.to_string();
+                failure.failed(error);
+            }
         }
         if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
             let asked_at = Instant::now();
@@ -420,7 +427,8 @@ async fn watch_destination(
             }
         }
         if answered_at.elapsed() >= DESTINATION_SILENT_MAX {
-            health.send_replace(StreamHealth::DestinationSilent(DESTINATION_SILENT_MAX));
+            let error = last_error.clone();
+            health.send_replace(StreamHealth::DestinationSilent { within: DESTINATION_SILENT_MAX, error });
         }
     }
 }

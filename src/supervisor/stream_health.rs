@@ -86,7 +86,12 @@ pub(super) enum StreamHealth {
         reason: GivenUp,
     },
     /// The destination has not answered for so long.
-    DestinationSilent(Duration),
+    DestinationSilent {
+        /// For so long.
+        within: Duration,
+        /// What the last try has met.
+        error: String,
+    },
     /// Code of others would run with our rights at the destination.
     ForeignCode(ErrorReport),
     /// Foreign keys of the destination would change rows that the source keeps.
@@ -258,6 +263,8 @@ impl HealthWatch {
                 }
                 None => {
                     session = None;
+                    self.failure.rests();
+                    self.destination_failure.rests();
                     due = Instant::now() + RETRY_AFTER;
                 }
             }

@@ -85,7 +85,7 @@ impl CatchUp {
             positions: staging.schema.clone(),
             silence_max: IDLE_MAX,
             lock_timeout: config.destination.lock_timeout,
-            timeout: config.destination.timeout,
+            timeout: config.destination.answer_max(),
             synchronous_commit: SynchronousCommit::Off,
         };
         let mut writer = Writer::of_staging(&settings).await?;
@@ -104,7 +104,7 @@ impl CatchUp {
                 trusted_roles: config.destination.trusted_roles.clone(),
                 names_owners: config.destination.names_owners(),
                 transfer: tables.transfer,
-                timeout: config.destination.timeout,
+                timeout: config.destination.answer_max(),
             },
             catalog,
             tables.source.types.clone(),

@@ -178,7 +178,7 @@
       case "snapshot": return ["quiet", copying(s.snapshot), "Readers see the tables as they were until all of them are here."];
       case "standby": return ["quiet", "Standing by", "Another instance leads; this one takes over when it ends."];
       case "connecting": return s.reason ? ["bad", "Not connected: trying again", "It continues by itself as soon as that is over."] : ["quiet", "Connecting", ""];
-      case "waiting": return ["bad", "Held up: nothing is applied", "It is tried again and again, and continues by itself once that is fixed."];
+      case "waiting": return ["bad", "Held up: nothing is applied", "What ends it stands below."];
       case "stopped": return ["quiet", "headwater has stopped", ""];
       default: return ["quiet", s.state, ""];
     }
@@ -272,8 +272,8 @@
       row("Name", s.route.slot || "none", { class: "mono" }),
       row("WAL kept for it", s.slot ? words(bytes(s.slot.retained_wal_bytes)) : "not known"),
       row("Status", s.slot ? s.slot.wal_status || "not known" : "no slot"),
-      row("WAL until it is in danger", !s.slot ? "not known" : s.slot.safe_wal_bytes === null ? "no limit is set" : words(bytes(s.slot.safe_wal_bytes))),
-      row("Time until it is lost", !s.slot ? "not known" : s.slot.seconds_until_lost !== null ? words(seconds(s.slot.seconds_until_lost)) : "not in sight"));
+      row("WAL until it is in danger", !s.slot ? "not known" : s.slot.wal_status === "lost" ? "none: it is lost" : s.slot.safe_wal_bytes === null ? "no limit is set" : words(bytes(s.slot.safe_wal_bytes))),
+      row("Time until it is lost", !s.slot ? "not known" : s.slot.wal_status === "lost" ? "none: it is lost" : s.slot.seconds_until_lost !== null ? words(seconds(s.slot.seconds_until_lost)) : "not in sight"));
     const none = (lsn) => (lsn === "0/0" ? "none yet" : lsn);
     at("position").replaceChildren(
       row("Stored at the destination", none(s.position), { class: "mono" }),

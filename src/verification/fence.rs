@@ -18,6 +18,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
 use crate::apply_worker::pause::{BrokenOff, Control, PauseGuard};
 use crate::config::Config;
@@ -27,7 +29,7 @@ use crate::pg::{ErrorReport, Lsn, SlotName};
 use crate::preflight::addresses::Addresses;
 use crate::preflight::replication_session::connect_replication;
 use crate::session::{ReplicationSession, SessionError, SlotSnapshot, Sql, SqlClient};
-use crate::source::{HeldSnapshot, Running, SourceError, explain_slot_wait, hold_snapshot, running_transactions};
+use crate::source::{HeldSnapshot, SourceError, explain_slot_wait, hold_snapshot, running_transactions};
 
 /// Both snapshots, for as long as this lives.
 pub(crate) struct Fence {
@@ -56,11 +58,33 @@ impl Fence {
 #[derive(Debug, Default)]
 pub(crate) struct FenceProgress {
     waits_for: Mutex<Option<ErrorReport>>,
+    /// The requester waits no longer.
+    abandoned: watch::Sender<bool>,
 }
 
 impl FenceProgress {
     fn set(&self, report: ErrorReport) {
         *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    }
+
+    /// Nobody waits for this fence any more: it is given up in good order.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.send_replace(true);
+    }
+
+    async fn abandoned(&self) {
+        let mut abandoned = self.abandoned.subscribe();
+        if abandoned.wait_for(|abandoned| *abandoned).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Does a part of the work, unless nobody waits for the fence any more.
+    async fn unless_abandoned<T>(&self, work: impl Future<Output = T>) -> Result<T, NoFence> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.abandoned() => Err(NoFence::Later(abandoned())),
+        }
     }
 
     /// What it waits for now; `None` before anything takes time.
@@ -119,11 +143,16 @@ pub(crate) async fn make_and_hold(
     let began = Instant::now();
     let left = || config.fence_timeout.saturating_sub(began.elapsed());
     progress.set(ErrorReport::new("the fence waits for the transaction that is being applied"));
-    let mut held = bounded(left(), control.hold()).await.ok_or_else(|| NoFence::Later(busy(config)))??;
+    let held = progress.unless_abandoned(bounded(left(), control.hold())).await?;
+    let mut held = held.ok_or_else(|| NoFence::Later(busy(config)))??;
     let slot = temporary_slot(config);
     let created = tokio::select! {
         created = slot_session.create_slot(&slot, SlotSnapshot::ExportTemporary, left()) => created,
         never = tell_slot_wait(&observer, progress) => match never {},
+        () = progress.abandoned() => {
+            end_slot_session(&observer, slot_session).await;
+            return Err(NoFence::Later(abandoned()));
+        }
     };
     let created = match created {
         Ok(created) => created,
@@ -141,7 +170,9 @@ pub(crate) async fn make_and_hold(
     nudge(&observer).await;
     progress.set(ErrorReport::new(format!("the fence is at {consistent_point}: apply is on its way there")));
     // From here on apply works: what it had not applied yet is on its way to C.
-    bounded(CATCH_UP_MAX, held.run_to(consistent_point)).await.ok_or_else(|| NoFence::Later(behind()))??;
+    let reached = progress.unless_abandoned(bounded(CATCH_UP_MAX, held.run_to(consistent_point))).await?;
+    let Some(reached) = reached else { return Err(NoFence::Later(behind(is_standby(&observer).await))) };
+    reached?;
     let destination = hold_destination(&sql_for(&addresses.destination, "fence"), None).await?;
     let source = hold_snapshot(&sql, &created.snapshot_name).await?;
     slot_session.close().await;
@@ -178,6 +209,7 @@ async fn tell_slot_wait(observer: &SqlClient, progress: &FenceProgress) -> std::
         let waits = ErrorReport::new("the fence waits for a temporary replication slot at the source");
         progress.set(match running_transactions(observer).await {
             Ok(running) if !running.is_empty() => explain_slot_wait(waits, &running),
+            Ok(_) if is_standby(observer).await => of_standby(waits),
             Ok(_) | Err(_) => waits,
         });
     }
@@ -208,10 +240,26 @@ async fn bounded<T>(within: Duration, work: impl Future<Output = T>) -> Option<T
 /// How long apply may take from where it stood to a fence; a backlog is honest work.
 const CATCH_UP_MAX: Duration = Duration::from_secs(600);
 
-fn behind() -> ErrorReport {
+fn behind(is_standby: bool) -> ErrorReport {
     let within = humantime::format_duration(CATCH_UP_MAX);
-    ErrorReport::new(format!("no fence could be made: the destination did not reach it within {within}"))
-        .hint("Try again once the destination has caught up (headwater_replication_lag_bytes).")
+    let report = ErrorReport::new(format!("no fence could be made: the destination did not reach it within {within}"));
+    if is_standby {
+        return report.detail("The source is a standby: it sends what its primary has written.").hint(
+            "Have the primary write something (SELECT pg_log_standby_snapshot(); does), and see whether the standby replays: \
+             pg_stat_wal_receiver.",
+        );
+    }
+    report.hint("Try again once the destination has caught up (headwater_replication_lag_bytes).")
+}
+
+/// Whether the source is a standby; `false` where it does not say.
+async fn is_standby(observer: &SqlClient) -> bool {
+    let row = observer.query_one("asking for the kind of server", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+    row.and_then(|row| row.get(0)).unwrap_or(false)
+}
+
+fn abandoned() -> ErrorReport {
+    ErrorReport::new("the fence was given up: its requester waits no longer")
 }
 
 fn busy(config: &Config) -> ErrorReport {
@@ -231,20 +279,35 @@ async fn nudge(observer: &SqlClient) {
 
 /// A slot took too long: says whom it waits for, and ends the session, which would create it all the same.
 async fn give_up(config: &Config, observer: &SqlClient, slot_session: ReplicationSession) -> ErrorReport {
-    let running = running_transactions(observer).await;
+    let report = slot_not_created(config, observer).await;
+    end_slot_session(observer, slot_session).await;
+    report
+}
+
+async fn end_slot_session(observer: &SqlClient, slot_session: ReplicationSession) {
     if let Err(error) = observer.terminate("giving up a slot", slot_session.process_id()).await {
         tracing::warn!("the session that waits for a slot could not be ended: {error}");
     }
     drop(slot_session);
-    slot_not_created(config, running.as_deref())
 }
 
-/// What to say of a slot that was not created within `fence_timeout`, with the transactions that it waited for.
-pub(crate) fn slot_not_created(config: &Config, running: Result<&[Running], &SessionError>) -> ErrorReport {
+/// What a new slot at a standby waits for.
+fn of_standby(report: ErrorReport) -> ErrorReport {
+    report
+        .detail(
+            "The source is a standby: a new slot there waits until its primary writes which transactions run, and for their end. An idle \
+             primary writes nothing.",
+        )
+        .hint("Run at the primary:\nSELECT pg_log_standby_snapshot();")
+}
+
+/// What to say of a slot that was not created within `fence_timeout`, with what it waited for.
+pub(crate) async fn slot_not_created(config: &Config, observer: &SqlClient) -> ErrorReport {
     let within = humantime::format_duration(config.fence_timeout);
     let report = ErrorReport::new(format!("no fence could be made: the slot was not created within {within}"));
-    match running {
-        Ok(running) => explain_slot_wait(report.hint("Try again, or raise fence_timeout."), running),
+    match running_transactions(observer).await {
+        Ok(running) if running.is_empty() && is_standby(observer).await => of_standby(report),
+        Ok(running) => explain_slot_wait(report.hint("Try again, or raise fence_timeout."), &running),
         Err(error) => report.detail(format!("The source does not say for what: {error}.")),
     }
 }

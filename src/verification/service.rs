@@ -11,8 +11,8 @@ use super::{compare, repair};
 use crate::apply_worker::pause::Control;
 use crate::config::Config;
 use crate::destination::{
-    Bookkeeping, FenceKind, answer_failed, answer_made, answer_repaired, ensure_fence_requests, ensure_reading,
-    is_fence_wanted, keys_of_repair, next_fence_request, take_up_fence_request,
+    Bookkeeping, DestinationError, FenceKind, answer_failed, answer_made, answer_repaired, ensure_fence_requests,
+    ensure_reading, is_fence_wanted, keys_of_repair, next_fence_request, take_up_fence_request,
 };
 use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, counted};
@@ -32,7 +32,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(3);
 /// How often the requester of a fence learns what it waits for.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Makes a fence while the request's row says what that waits for.
+/// Makes a fence while the request's row says what that waits for, and for as long as somebody waits for it.
 async fn telling<T>(
     client: &SqlClient,
     id: &str,
@@ -46,6 +46,9 @@ async fn telling<T>(
         tokio::select! {
             made = &mut making => return made,
             () = tokio::time::sleep(TELL_EVERY) => {}
+        }
+        if !is_fence_wanted(client, id).await? {
+            progress.abandon();
         }
         let waits_for = progress.get();
         if let Some(report) = waits_for.as_ref().filter(|_| waits_for != told) {
@@ -81,6 +84,11 @@ impl FenceService<'_> {
     async fn session(&self) -> Result<(), Fault> {
         let bookkeeping = Bookkeeping::connect(&sql_for(&self.addresses.destination, "fences")).await?;
         let client = bookkeeping.client();
+        // A request ends with its requester, and need not outlive a failover of the destination.
+        client
+            .batch("setting up a session", "SET synchronous_commit = local")
+            .await
+            .map_err(DestinationError::Session)?;
         ensure_fence_requests(client).await?;
         if let Some(report) = ensure_reading(client).await? {
             tracing::warn!(event = "functions_outdated", "{}", report.lines());

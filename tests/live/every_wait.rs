@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use headwater::commands::demo::{Cluster, StopMode, installed_bin};
-use headwater::session::SqlClient;
 
 use crate::support::disk::Disk;
+use crate::support::marks::printed_marks;
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::waits::{holding, process_of, waits_for_standby};
 use crate::support::{Database, Script, Service, Setup, destination, eventually, new_destination, new_source, source};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
@@ -50,6 +52,16 @@ enum Kind {
     StandbyOfDestination,
     /// The monitor has no session, while the stream runs on.
     Unwatched,
+    /// A change of the source's table is made at the destination, where somebody reads the table.
+    SchemaChange,
+    /// A label of an enum comes, and somebody adds one at the destination.
+    Label,
+    /// A table is copied again while the stream runs, and somebody has locked it at the destination.
+    Comparing,
+    /// The same, and somebody has locked a row that the hand-over writes.
+    HandOver,
+    /// A start drops the staging that an earlier one has left, and somebody reads it.
+    StagingSweep,
 }
 
 const KINDS: &[Kind] = &[
@@ -69,6 +81,11 @@ const KINDS: &[Kind] = &[
     Kind::StandbyOfSource,
     Kind::StandbyOfDestination,
     Kind::Unwatched,
+    Kind::SchemaChange,
+    Kind::Label,
+    Kind::Comparing,
+    Kind::HandOver,
+    Kind::StagingSweep,
 ];
 
 /// What is said of a wait.
@@ -80,20 +97,6 @@ struct Said {
     /// By `explain`, with this exit code.
     explain: Vec<String>,
     code: i32,
-}
-
-/// The process of a session.
-async fn process_of(session: &SqlClient) -> String {
-    session.query_one("asking", "SELECT pg_backend_pid()::text", &[]).await.unwrap().get(0).unwrap()
-}
-
-/// A session that says who it is and holds what this takes, in a transaction that it leaves open.
-async fn holding(cluster: &Cluster, database: &Database, sql: &str) -> (SqlClient, String) {
-    let session = cluster.connect(&database.name).await.unwrap();
-    let process = process_of(&session).await;
-    let begin = format!("SET application_name = 'night job'; SET search_path = public; BEGIN; {sql}");
-    session.script("holding", &begin).await.unwrap();
-    (session, process)
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -170,7 +173,8 @@ async fn streaming(database: &Database) -> Service {
 async fn one(kind: Kind) {
     let own = match kind {
         Kind::Batch | Kind::Bookkeeping | Kind::StartBehindBookkeeping | Kind::Publish | Kind::Unwatched => None,
-        Kind::StandbyOfDestination => None,
+        Kind::StandbyOfDestination | Kind::SchemaChange | Kind::Label | Kind::Comparing => None,
+        Kind::HandOver | Kind::StagingSweep => None,
         // A lock on a table takes an xid, for which every new slot of the cluster waits.
         Kind::StartBehindAlter
         | Kind::StartBehindPrepared
@@ -203,7 +207,12 @@ async fn one(kind: Kind) {
         | Kind::SchemaMark
         | Kind::Describing
         | Kind::StandbyOfSource
-        | Kind::Unwatched => None,
+        | Kind::Unwatched
+        | Kind::SchemaChange
+        | Kind::Label
+        | Kind::Comparing
+        | Kind::HandOver
+        | Kind::StagingSweep => None,
     };
     let to = match &own_destination {
         Some(own) => own,
@@ -232,8 +241,10 @@ async fn one(kind: Kind) {
         Kind::SlotBehindOpen => {
             let (_holder, process) = holding(from, &database, "CREATE TABLE elsewhere (id int)").await;
             let service = Setup::of(&database).start();
-            let (waits, ends) =
-                (format!("process {process} of role"), format!("SELECT pg_terminate_backend({process});"));
+            let (waits, ends) = (
+                format!("process {process} of role postgres in database {}, since 20", database.name),
+                format!("SELECT pg_terminate_backend({process});"),
+            );
             let what = "the copy waits for its replication slot at the source";
             let said = Said {
                 log: words(&[what]),
@@ -315,7 +326,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::SchemaMark => {
-            database.at_source(&crate::marks::printed().await.0).await;
+            database.at_source(&printed_marks().await.0).await;
             let service = streaming(&database).await;
             waits_for_standby(from, &database).await;
             let (committing, process) =
@@ -382,31 +393,55 @@ async fn one(kind: Kind) {
             let explain = words(&["BLOCKS", "the source's position, its slot and what waits there", &why]);
             assert_said(kind, service, &Said { log: all.clone(), status: all, explain, code: 1 }).await;
         }
+        Kind::SchemaChange => {
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(to, &database, "SELECT FROM t").await;
+            database.at_source("ALTER TABLE t ADD more int; INSERT INTO t VALUES (9, 'x')").await;
+            let purpose = format!(" {} writing", database.name);
+            let said = said_of_lock("destination", &purpose, "AccessExclusiveLock on public.t", &process);
+            assert_said(kind, service, &said).await;
+        }
+        Kind::Label => {
+            let mood = "CREATE TYPE mood AS ENUM ('fine'); ALTER TABLE t ADD m mood";
+            database.at_source(mood).await;
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(to, &database, "ALTER TYPE mood ADD VALUE 'mine'").await;
+            database.at_source("ALTER TYPE mood ADD VALUE 'theirs'").await;
+            database.at_source("INSERT INTO t VALUES (9, 'x', 'theirs')").await;
+            assert_said(kind, service, &said_of_any("destination", "ExclusiveLock on a object", &process)).await;
+        }
+        Kind::Comparing => {
+            let service = streaming(&database).await;
+            let (_holder, process) = holding(to, &database, "LOCK TABLE t").await;
+            service.command(&["resnapshot", "--no-wait", "t"]).await;
+            assert_said(kind, service, &said_of_any("destination", "AccessShareLock on public.t", &process)).await;
+        }
+        Kind::HandOver => {
+            let service = streaming(&database).await;
+            database.at_destination("UPDATE t SET v = 'other' WHERE id = 2").await;
+            let (_holder, process) = holding(to, &database, "UPDATE t SET v = 'mine' WHERE id = 2").await;
+            service.command(&["resnapshot", "--no-wait", "t"]).await;
+            assert_said(kind, service, &said_of_any("destination", "ShareLock on a transactionid", &process)).await;
+        }
+        Kind::StagingSweep => {
+            Setup::of(&database).failing_at("snapshot.staged").start().ended().await;
+            let staging =
+                "SELECT schemaname::text FROM pg_tables WHERE schemaname LIKE 'headwater\\_%' AND tablename = 't'";
+            let staging = database.destination_value(staging).await.unwrap();
+            let (_holder, process) = holding(to, &database, &format!("SELECT FROM {staging}.t")).await;
+            let service = Setup::of(&database).start();
+            let lock = format!("AccessExclusiveLock on {staging}.t");
+            assert_said(kind, service, &said_of_any("destination", &lock, &process)).await;
+        }
     }
 }
 
-/// From now on each COMMIT there waits for a standby that does not come.
-async fn waits_for_standby(cluster: &Cluster, database: &Database) {
-    let admin = cluster.connect(&database.name).await.unwrap();
-    admin.batch("naming a standby", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await.unwrap();
-    admin.batch("reloading", "SELECT pg_reload_conf()").await.unwrap();
-    // It counts once the checkpointer has seen it: a commit that waits tells.
-    let probe = cluster.connect(&database.name).await.unwrap();
-    let probing = tokio::spawn(async move {
-        while probe.batch("a probe", "SELECT pg_logical_emit_message(true, 'probe', '')").await.is_ok() {}
-    });
-    eventually("a commit waits for the standby", || async {
-        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-        let row = admin.query_one("asking", waiting, &[]).await.unwrap();
-        row.get::<bool>(0).unwrap().then_some(())
-    })
-    .await;
-    probing.abort();
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    eventually("the probe has ended", || async {
-        admin.query("ending the probe", end, &[]).await.unwrap().is_empty().then_some(())
-    })
-    .await;
+/// The same as [`said_of_lock`], whichever session of headwater's waits.
+fn said_of_any(end: &str, lock: &str, process: &str) -> Said {
+    let waits = format!(" waits for {lock}, held by process {process}");
+    let Said { log, status, explain, code } = said_of_lock(end, "", lock, process);
+    let all = |words: Vec<String>| [vec![waits.clone(), format!("{end}: headwater")], words[2..].to_vec()].concat();
+    Said { log: all(log), status: all(status), explain, code }
 }
 
 /// A session whose COMMIT of this waits.
@@ -426,10 +461,12 @@ fn said_of_standby(what: &str, waits: &str) -> Said {
     Said { log: all.clone(), status: all, explain: words(&["BLOCKS", what, ends]), code: 1 }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn every_wait_is_said_once_and_explained_and_obeys_sigterm() {
     // They wait most of the time, and each has a server of its own.
-    stream::iter(KINDS).map(|kind| one(*kind)).buffer_unordered(3).collect::<()>().await;
+    // A server that is being made blocks its thread, and each kind has a clock.
+    let kinds = stream::iter(KINDS).map(|kind| tokio::spawn(one(*kind)));
+    kinds.buffer_unordered(3).for_each(async |ended| ended.expect("a kind of wait")).await;
 }
 
 /// What is waited for that nobody's transaction holds.
@@ -439,12 +476,16 @@ enum Outage {
     Refused,
     /// Somebody takes the connection and says nothing.
     BlackHole,
+    /// The first of two hosts takes the connection and says nothing.
+    SeveralHosts,
     /// The role may not log in any more.
     Authentication,
     /// Another role streams from the slot.
     SlotHeld,
     /// The destination has become a standby.
     ReadOnly,
+    /// The link to the source passes nothing on any more.
+    SilentLink,
     /// The destination's disk is full.
     DiskFull,
     /// Another instance leads.
@@ -454,9 +495,11 @@ enum Outage {
 const OUTAGES: &[Outage] = &[
     Outage::Refused,
     Outage::BlackHole,
+    Outage::SeveralHosts,
     Outage::Authentication,
     Outage::SlotHeld,
     Outage::ReadOnly,
+    Outage::SilentLink,
     Outage::DiskFull,
     Outage::LedElsewhere,
 ];
@@ -487,6 +530,18 @@ async fn outage(outage: Outage) {
                 "no answer within 2s",
                 "Start the server, or correct host",
             ]);
+            assert_said(outage, service, &said).await;
+        }
+        Outage::SeveralHosts => {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let good = source().await.tcp_url(&database.name);
+            let both = good.replace("127.0.0.1:", &format!("127.0.0.1:{port},127.0.0.1:"));
+            setup.source_url = format!("{both}?connect_timeout=60");
+            let service = setup.start();
+            let what = format!("connecting: no answer from 127.0.0.1:{port} yet, since ");
+            let said =
+                said_of_outage(&[&what, "A host is given up after connect_timeout, 1m; then the next one is tried"]);
             assert_said(outage, service, &said).await;
         }
         Outage::Authentication => {
@@ -546,6 +601,23 @@ async fn outage(outage: Outage) {
             ]);
             assert_said(outage, service, &said).await;
         }
+        Outage::SilentLink => {
+            let proxy = Proxy::to(source().await.port()).await;
+            let direct = source().await.tcp_url(&database.name);
+            let port = format!(":{}/", source().await.port());
+            setup.source_url = format!("{}?connect_timeout=2", direct.replace(&port, &format!(":{}/", proxy.port)));
+            let service = setup.source("timeout = \"6s\"").start();
+            service.streams().await;
+            database.caught_up().await;
+            proxy.set(Mode::Stalled);
+            service.says("the source has said nothing for 6s").await;
+            let said = said_of_outage(&[
+                "source: cannot connect to",
+                "no answer within 2s",
+                "Start the server, or correct host",
+            ]);
+            assert_said(outage, service, &said).await;
+        }
         Outage::DiskFull => {
             let to = new_destination(&[]).await;
             let place = to.dir().join("small");
@@ -577,7 +649,8 @@ async fn outage(outage: Outage) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn every_outage_is_said_once_and_explained_and_obeys_sigterm() {
-    stream::iter(OUTAGES).map(|kind| outage(*kind)).buffer_unordered(3).collect::<()>().await;
+    let kinds = stream::iter(OUTAGES).map(|kind| tokio::spawn(outage(*kind)));
+    kinds.buffer_unordered(3).for_each(async |ended| ended.expect("an outage")).await;
 }

@@ -116,7 +116,7 @@ async fn a_standby_can_be_the_source() {
     let Some((first, mut second)) = pair(16, &[], &[]).await else { return };
     let mut database = Database::on(&first, destination().await, "standby", workload::TABLES, workload::SCHEMA).await;
     let at_standby = second.connect("postgres").await.unwrap();
-    let mut setup = Setup::of(&database);
+    let mut setup = Setup::of(&database).setting("fence_timeout = \"6s\"");
     setup.source_url = format!(
         "postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/{}?target_session_attrs=standby",
         first.port(),
@@ -150,6 +150,20 @@ async fn a_standby_can_be_the_source() {
     .await;
     database.at_source("UPDATE messages SET score = 7 WHERE id < 100; DELETE FROM topics WHERE id = 3").await;
     database.assert_catches_up().await;
+
+    // So does that of a fence, as soon as the primary writes nothing; and no cut-over can be proved there.
+    eventually("verify says what its fence waits for", || async {
+        let (code, text) = service.command(&["verify"]).await;
+        let primary = "Run at the primary:\n        SELECT pg_log_standby_snapshot();";
+        (code == Some(1) && text.contains("the slot was not created within 6s") && text.contains(primary)).then_some(())
+    })
+    .await;
+    let (code, text) = service.command(&["cutover"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("the source is a standby: whether its primary is still written to cannot be seen there"),
+        "{text}"
+    );
 
     // A standby that loses rows of the catalog that the slot needs loses the slot.
     service.stop().await;

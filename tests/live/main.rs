@@ -21,6 +21,7 @@ mod check_refused;
 mod check_tells;
 mod check_warns;
 mod columns;
+mod command_waits;
 mod constraints;
 mod conflict_show;
 mod conflicts;

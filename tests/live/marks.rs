@@ -3,18 +3,9 @@
 use std::time::Instant;
 
 use crate::support::findings::findings;
+use crate::support::marks::printed_marks;
 use crate::support::suspension::all_live;
-use crate::support::{Database, Service, Setup, eventually, headwater};
-
-/// What init prints: the statements that install marks, and those that take them away.
-pub async fn printed() -> (String, String) {
-    let output = tokio::process::Command::new(headwater()).args(["init", "--ddl-marks"]).output().await.expect("init");
-    assert_eq!(output.status.code(), Some(0));
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let drops: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("-- DROP")).collect();
-    let drops = drops.iter().map(|drop| format!("DROP{drop}")).collect::<Vec<_>>().join("\n");
-    (text, drops)
-}
+use crate::support::{Database, Service, Setup, eventually};
 
 const SCHEMA: &str = "
     CREATE TYPE pair AS (a int, b int);
@@ -29,7 +20,7 @@ const TABLES: &[&str] = &["t", "tree", "pairs", "other"];
 
 async fn marked(name: &str, setup: impl Fn(&Database) -> Setup) -> (Database, Setup, Service) {
     let database = Database::of_superuser(name, TABLES, SCHEMA).await;
-    database.at_source(&printed().await.0).await;
+    database.at_source(&printed_marks().await.0).await;
     let setup = setup(&database);
     let service = setup.start();
     service.streams().await;
@@ -188,7 +179,7 @@ async fn no_schema_change_fails_because_of_marks_and_what_was_printed_takes_them
     database.assert_catches_up().await;
     database.at_source("ALTER EVENT TRIGGER headwater_ddl_drop DISABLE").await;
     assert!(told("of the 3 event triggers that mark schema changes, 2 fire").await);
-    database.at_source(&printed().await.1).await;
+    database.at_source(&printed_marks().await.1).await;
     assert!(told("with the event triggers that headwater init --ddl-marks prints").await);
     database.at_source(&format!("DROP SCHEMA theirs CASCADE; DROP ROLE {role}")).await;
     // Without them the monitor sees it.

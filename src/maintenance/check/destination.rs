@@ -82,9 +82,10 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
             findings.warn(DESTINATION, "session_replication_role", report);
         }
     }
-    let stream = findings.take(DESTINATION, "bookkeeping", bookkeeping.stream().await).flatten();
+    let stream = findings.answered(DESTINATION, "bookkeeping", bookkeeping.stream().await)?.flatten();
     let live = matches!(&stream, Some(Stream { state: StreamState::Live { .. }, .. }));
-    let position = match findings.take(DESTINATION, "bookkeeping", stored_position(&bookkeeping, live).await) {
+    let stored = stored_position(&bookkeeping, live).await;
+    let position = match findings.answered(DESTINATION, "bookkeeping", stored)? {
         Some(None) if live => {
             findings.fail(DESTINATION, "bookkeeping", position_missing_report());
             None
@@ -92,7 +93,7 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         position => position.flatten(),
     };
     let followed = match position {
-        Some(_) => findings.take(DESTINATION, "bookkeeping", bookkeeping.tables().await).unwrap_or_default(),
+        Some(_) => findings.answered(DESTINATION, "bookkeeping", bookkeeping.tables().await)?.unwrap_or_default(),
         None => Vec::new(),
     };
     let (followed, unconfigured) = split(followed, &config.tables);
@@ -133,7 +134,7 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         }
     }
     let holders = LockHolders::look(client, &config.source.slot).await;
-    let LockHolders { leader, foreign } = findings.take(DESTINATION, "leader", holders).unwrap_or_default();
+    let LockHolders { leader, foreign } = findings.answered(DESTINATION, "leader", holders)?.unwrap_or_default();
     if let Some(leader) = leader {
         findings.ok(DESTINATION, "leader", format!("an instance runs, {leader}: another one would stand by"));
     }

@@ -3,8 +3,11 @@
 //! Collected by every part of the check; shown by `commands::check`. Plain data.
 
 use crate::catalog::not_carried::{NotCarried, summary};
+use crate::destination::DestinationError;
 use crate::error_policy::{Fault, report};
 use crate::pg::ErrorReport;
+use crate::session::SessionError;
+use crate::source::SourceError;
 
 /// How a requirement stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +117,25 @@ impl Findings {
         Fault: From<E>,
     {
         self.fail(about, what, report(&Fault::from(error)));
+    }
+
+    /// The requirement, or what is wrong with it; nothing where it was not answered in time. Then somebody holds a lock, and each further
+    /// question of that session would wait as long.
+    pub(crate) fn answered<T, E>(&mut self, about: About, what: &'static str, result: Result<T, E>) -> Option<Option<T>>
+    where
+        Fault: From<E>,
+    {
+        let fault = match result.map_err(Fault::from) {
+            Ok(value) => return Some(Some(value)),
+            Err(fault) => fault,
+        };
+        let is_late = matches!(
+            fault,
+            Fault::Source(SourceError::Session(SessionError::Timeout { .. }))
+                | Fault::Destination(DestinationError::Session(SessionError::Timeout { .. }))
+        );
+        self.fail(about, what, report(&fault));
+        (!is_late).then_some(None)
     }
 
     /// The requirement, or what is wrong with it.

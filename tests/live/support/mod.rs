@@ -15,6 +15,7 @@ pub mod database;
 pub mod disk;
 pub mod findings;
 pub mod forum;
+pub mod marks;
 pub mod pause;
 pub mod pooler;
 pub mod proxy;
@@ -26,6 +27,7 @@ pub mod strangers;
 pub mod streamed;
 pub mod suspension;
 pub mod tools;
+pub mod waits;
 pub mod workload;
 
 use std::path::{Path, PathBuf};

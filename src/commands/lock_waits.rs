@@ -1,0 +1,107 @@
+//! What a command waits for: said on standard error while it lasts, and in the hint of the error that ends it.
+//!
+//! Wraps the work of every command that asks the servers for more than a moment. In comes the work; out goes what came of it, with the
+//! waits that were seen last. The waits of a running service are among them, since a command may wait for that.
+//!
+//! Bounds: those of the work. Two sessions are opened once it has lasted for [`LOOKED_AFTER`], and end with it; a server that does not
+//! answer them is the work's to report.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::display;
+use crate::config::{Config, ConnectionSettings};
+use crate::destination::DestinationError;
+use crate::error_policy::{Fault, report};
+use crate::pg::ErrorReport;
+use crate::preflight::waits::{End, LOOK_EVERY, ToldWaits, Wait, waits};
+use crate::session::{SessionError, Sql, SqlState};
+use crate::source::SourceError;
+
+/// Most commands are over by then. A wait is said once it has lasted for 5 s.
+const LOOKED_AFTER: Duration = Duration::from_secs(3);
+/// What a look at the waits may take.
+const QUERY_MAX: Duration = Duration::from_secs(10);
+
+/// The waits that were seen last, at the source and at the destination.
+#[derive(Debug, Default)]
+pub(super) struct LastWaits(Vec<Wait>);
+
+/// Does the work of a command, and says meanwhile what headwater's sessions wait for at either end.
+pub(super) async fn telling<T>(config: &Config, work: impl Future<Output = T>) -> (T, LastWaits) {
+    let (source, destination) = (Mutex::default(), Mutex::default());
+    let done = {
+        let watching = async {
+            tokio::time::sleep(LOOKED_AFTER).await;
+            let (never, _): (Infallible, Infallible) = tokio::join!(
+                watch(End::Source, &config.source.url, &source),
+                watch(End::Destination, &config.destination.url, &destination)
+            );
+            never
+        };
+        let (mut work, mut watching) = (pin!(work), pin!(watching));
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            never = &mut watching => match never {},
+        }
+    };
+    let last = [source, destination].map(|waits| waits.into_inner().unwrap_or_else(PoisonError::into_inner));
+    (done, LastWaits(last.concat()))
+}
+
+async fn watch(end: End, connection: &ConnectionSettings, last: &Mutex<Vec<Wait>>) -> Infallible {
+    let sql = Sql { connection: connection.clone(), purpose: "monitor", timeout: QUERY_MAX };
+    let mut told = ToldWaits::default();
+    loop {
+        if let Ok(client) = sql.connect().await {
+            while let Ok(found) = waits(&client, end, &connection.application_name).await {
+                for wait in told.new_ones(&found) {
+                    display::line(&wait.text());
+                }
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+impl LastWaits {
+    /// A fault, with what was waited for where it is the end of a wait.
+    pub(super) fn report(&self, fault: &Fault) -> ErrorReport {
+        if has_waited(fault) { self.explain(report(fault)) } else { report(fault) }
+    }
+
+    /// The end of a wait, with what was waited for.
+    pub(super) fn explain(&self, report: ErrorReport) -> ErrorReport {
+        if self.0.is_empty() {
+            return report;
+        }
+        let texts: Vec<String> = self.0.iter().map(Wait::text).collect();
+        let statements: BTreeSet<&str> = self.0.iter().filter_map(Wait::ending).collect();
+        let report = report.detail(format!("It has waited: {}.", texts.join("; ")));
+        if statements.is_empty() {
+            return report.hint("Bring the standby back, or set synchronous_standby_names of that server otherwise.");
+        }
+        let statements: Vec<&str> = statements.into_iter().collect();
+        report.hint(format!(
+            "Let what is in the way end, and try again (headwater explain shows it, too); or end it:\n{}",
+            statements.join("\n")
+        ))
+    }
+}
+
+/// Whether a fault says that something took too long.
+fn has_waited(fault: &Fault) -> bool {
+    let (Fault::Source(SourceError::Session(error)) | Fault::Destination(DestinationError::Session(error))) = fault
+    else {
+        return false;
+    };
+    // lock_not_available, query_canceled: by lock_timeout and statement_timeout.
+    let codes = [b"55P03", b"57014"];
+    matches!(error, SessionError::Timeout { .. }) || codes.iter().any(|code| error.code() == Some(SqlState::new(code)))
+}

@@ -1,0 +1,82 @@
+//! The attempts of this process to connect that are under way, so that one that takes long can be reported.
+//!
+//! `connect` tries the hosts of a connection string one after another, each for `connect_timeout`, and its callers only hear of the end.
+//! The service asks here what they wait for ([`slow_connections`]).
+//!
+//! Bound: one entry for each attempt, which goes with it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::config::Host;
+
+/// The attempts to connect that are under way in this process.
+static UNDER_WAY: Mutex<BTreeMap<u64, UnderWay>> = Mutex::new(BTreeMap::new());
+
+struct UnderWay {
+    host: String,
+    /// The hosts before it that did not answer.
+    silent: Vec<String>,
+    since: Instant,
+    at: SystemTime,
+    within: Duration,
+}
+
+/// Keeps an attempt to connect among those under way, until it is dropped.
+pub(super) struct Trying(u64);
+
+impl Trying {
+    pub(super) fn begin(within: Duration) -> Trying {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed);
+        let (since, at) = (Instant::now(), SystemTime::now());
+        let under_way = UnderWay { host: String::new(), silent: Vec::new(), since, at, within };
+        UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).insert(number, under_way);
+        Trying(number)
+    }
+
+    /// From now on this host is tried, and those before it did not answer.
+    pub(super) fn is_at(&self, host: &Host, silent: &[String]) {
+        if let Some(own) = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.0) {
+            own.host = host.to_string();
+            own.silent = silent.to_vec();
+        }
+    }
+}
+
+impl Drop for Trying {
+    fn drop(&mut self) {
+        UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// An attempt to connect that takes long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlowConnection {
+    /// The host that is tried now.
+    pub host: String,
+    /// What it waits for, in words.
+    pub text: String,
+}
+
+/// The attempts of this process to connect that have lasted for so long, one for each host that is tried now: the oldest.
+pub fn slow_connections(longer_than: Duration) -> Vec<SlowConnection> {
+    let under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slow: Vec<SlowConnection> = Vec::new();
+    for UnderWay { host, silent, since, at, within } in under_way.values() {
+        if since.elapsed() < longer_than || slow.iter().any(|other| other.host == *host) {
+            continue;
+        }
+        let before = if silent.is_empty() { String::new() } else { format!(" (before: {})", silent.join("; ")) };
+        let since = format!("{}{before}", humantime::format_rfc3339_seconds(*at));
+        let text = format!(
+            "connecting: no answer from {host} yet, since {since}. A host is given up after connect_timeout, {}; \
+             then the next one is tried, or all of them again",
+            humantime::format_duration(*within)
+        );
+        slow.push(SlowConnection { host: host.clone(), text });
+    }
+    slow
+}
