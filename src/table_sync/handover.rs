@@ -87,6 +87,11 @@ pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -
     let mut bookkeeping: Option<Bookkeeping> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        // A copy needs the stream to be published. Where the stream halts every few seconds for the same conflict, each copy would
+        // lock and read the source's tables in vain.
+        if ends.telemetry.is_held_up() {
+            continue;
+        }
         // Whatever is wrong with the destination, the apply loop meets it too, and says so.
         let client = match bookkeeping.take() {
             Some(client) => client,

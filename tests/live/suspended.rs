@@ -28,6 +28,24 @@ async fn started(name: &str) -> (Database, Service) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn copies_wait_until_the_conflict_of_another_table_is_over() {
+    let (database, service) = started("asidebehind").await;
+    database.at_destination("INSERT INTO other VALUES (11, 1)").await;
+    database.at_source("INSERT INTO other VALUES (11, 2)").await;
+    service.is("waiting").await;
+    let asked = service.restarts("conflict").await.unwrap_or_default();
+    Setup::of(&database).command(&["resnapshot", "--no-wait", "public.t"]).await.exits(0);
+    // The stream comes to the conflict again and again: a copy that began each time would read the source in vain.
+    eventually("four more attempts", || async { (service.restarts("conflict").await? >= asked + 4.0).then_some(()) })
+        .await;
+    assert!(!service.log().contains("copying public.t again"), "{}", service.log());
+    database.at_destination("DELETE FROM other WHERE id = 11").await;
+    copied_again(&database).await;
+    assert!(service.log().contains("copying public.t again"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_an_operator_asks_for_ends_the_conflict_of_its_table() {
     let (database, service) = started("asideconflict").await;
     database.at_destination("INSERT INTO t VALUES (5000, 'mine', 1)").await;
