@@ -47,6 +47,7 @@ fn relation() -> Relation {
         type_modifier: -1,
     };
     Relation {
+        leaves: Default::default(),
         id: TABLE,
         name: QualifiedName::new("public", "t"),
         replica_identity: ReplicaIdentity::Default,

@@ -94,6 +94,7 @@ fn a_relation_with_more_columns_or_longer_names_than_a_servers_is_refused() {
     };
     let read = |table: usize, columns: usize, length: usize| {
         let relation = Relation {
+            leaves: Default::default(),
             id: RelationId(7),
             name: QualifiedName::new("s", "t".repeat(table)),
             replica_identity: ReplicaIdentity::Full,
@@ -158,7 +159,13 @@ fn relation() -> impl Strategy<Value = Relation> {
         Just(ReplicaIdentity::Index)
     ];
     (any::<u32>(), qualified(), identity, proptest::collection::vec(column, 0..6)).prop_map(
-        |(id, name, replica_identity, columns)| Relation { id: RelationId(id), name, replica_identity, columns },
+        |(id, name, replica_identity, columns)| Relation {
+            id: RelationId(id),
+            name,
+            replica_identity,
+            columns,
+            leaves: Default::default(),
+        },
     )
 }
 

@@ -39,6 +39,7 @@ fn relation() -> Relation {
         type_modifier: -1,
     };
     Relation {
+        leaves: Default::default(),
         id: MESSAGES,
         name: QualifiedName::new("public", "messages"),
         replica_identity: ReplicaIdentity::Default,

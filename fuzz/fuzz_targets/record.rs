@@ -18,6 +18,7 @@ fn relation(id: u32) -> Arc<Relation> {
         type_modifier: -1,
     };
     Arc::new(Relation {
+        leaves: Default::default(),
         id: RelationId(id),
         name: QualifiedName::new("public", "t"),
         replica_identity: ReplicaIdentity::Default,

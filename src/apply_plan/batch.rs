@@ -257,6 +257,7 @@ mod tests {
 
     fn relation() -> Arc<Relation> {
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: QualifiedName::new("public", "t"),
             replica_identity: ReplicaIdentity::Default,

@@ -324,6 +324,7 @@ mod tests {
             type_modifier: -1,
         });
         let relation = Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: table.name(),
             replica_identity: ReplicaIdentity::Default,

@@ -295,6 +295,7 @@ mod tests {
             type_modifier: -1,
         };
         let relation = Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: definition.name(),
             replica_identity,

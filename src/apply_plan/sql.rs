@@ -214,6 +214,7 @@ mod tests {
         let columns = [testing::Column::new("id", 23).not_null(), testing::Column::new("v", 25)];
         let table = testing::table("it's", &columns);
         let relation = Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: table.name(),
             replica_identity: ReplicaIdentity::Full,

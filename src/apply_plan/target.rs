@@ -304,6 +304,7 @@ mod tests {
             Column { in_identity: name == table.columns[0].name, name, type_id: TypeId(25), type_modifier: -1 }
         };
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: QualifiedName::new("public", name),
             replica_identity: ReplicaIdentity::Default,

@@ -28,11 +28,16 @@
 //! | yes | another, or none | one that is not known | ADD COLUMN with a value for each row, or SET UNLOGGED and back |
 //! | yes | another, or none | same | undecided: SET UNLOGGED and back, pg_repack; without TOAST also VACUUM FULL |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use crate::pg::{Ident, QualifiedName, RelationId, TypeId};
+use super::leaves::{KnownLeaves, Vacancy};
+use crate::pg::{Ident, Lsn, QualifiedName, RelationId, TypeId};
+
+/// CATALOG_VERSION_NO of 15. Up to 14 a session does not send the rows of a table that it has met before the table was attached (tried on
+/// 14.23: `rel_sync_cache_relation_cb` in pgoutput.c keeps what it was published as), so that only a copy has them.
+const SENDS_ATTACHED: i64 = 202_209_061;
 
 /// A member of a table's tree: the table itself, and every partition of it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -245,9 +250,60 @@ impl Fingerprint {
         self.members.iter().map(|member| member.id).chain(self.types.iter().map(|used| used.id.0))
     }
 
+    /// The partitions that are to be asked for rows before two fingerprints are compared: it decides whether they matter.
+    pub fn to_measure(&self, now: &Fingerprint, table: RelationId, known: &KnownLeaves) -> Vec<u32> {
+        if self.server != now.server {
+            return Vec::new();
+        }
+        let new = now.leaves(table).filter(|leaf| self.before(leaf, known).is_none());
+        new.map(|leaf| leaf.id).filter(|id| !known.known.contains(id)).collect()
+    }
+
+    /// What is known of the partitions once a comparison has said that this fingerprint is [`Verdict::Same`] as the one of `before`.
+    pub fn known_leaves(
+        &self,
+        table: RelationId,
+        before: Option<&Fingerprint>,
+        (known, vacancy): (&KnownLeaves, &Vacancy),
+        read_at: Lsn,
+    ) -> KnownLeaves {
+        let Some(before) = before.filter(|before| before.server == self.server) else {
+            return KnownLeaves { known: self.leaves(table).map(|leaf| leaf.id).collect(), empty: BTreeMap::new() };
+        };
+        let mut after = KnownLeaves { known: known.known.clone(), empty: BTreeMap::new() };
+        for leaf in self.leaves(table).filter(|leaf| !known.known.contains(&leaf.id)) {
+            let is_old = before.before(leaf, known).is_some();
+            match known.empty.get(&leaf.id).filter(|_| is_old) {
+                Some(seen) => drop(after.empty.insert(leaf.id, *seen)),
+                None if !is_old && vacancy.vacant.contains(&leaf.id) => drop(after.empty.insert(leaf.id, read_at)),
+                None if !is_old && vacancy.locked.contains(&leaf.id) => {}
+                None => drop(after.known.insert(leaf.id)),
+            }
+        }
+        after
+    }
+
+    fn leaves(&self, table: RelationId) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(move |member| member.id != table.0)
+    }
+
+    /// What a member was when it was seen last. One that was empty then and is another one now counts as new.
+    fn before(&self, now: &Member, known: &KnownLeaves) -> Option<&Member> {
+        let before = self.members.iter().find(|before| before.id == now.id)?;
+        let is_another = (before.attached_by, before.file) != (now.attached_by, now.file);
+        (!(is_another && now.kind != 'p' && known.is_empty(now.id))).then_some(before)
+    }
+
     /// Compares what was remembered of a table with what the catalog says now. `truncated_by`: the transactions of which the
-    /// stream has told that they truncated it.
-    pub fn compare(&self, now: &Fingerprint, table: RelationId, truncated_by: &BTreeSet<u32>) -> Verdict {
+    /// stream has told that they truncated it. `known`: what is remembered of its partitions, and which of those in
+    /// [`Fingerprint::to_measure`] have no rows.
+    pub fn compare(
+        &self,
+        now: &Fingerprint,
+        table: RelationId,
+        truncated_by: &BTreeSet<u32>,
+        (known, vacancy): (&KnownLeaves, &Vacancy),
+    ) -> Verdict {
         if let Some(reason) = now.unsent() {
             return Verdict::Differ(reason);
         }
@@ -259,14 +315,17 @@ impl Fingerprint {
             self.publication_differs(now),
             self.types_differ(now),
             self.generation_differs(now),
-            self.partitions_differ(now),
+            self.partitions_differ(now, table, (known, &vacancy.vacant)),
         ];
         if let Some(reason) = differences.into_iter().flatten().next() {
             return Verdict::Differ(reason);
         }
         let mut doubt = None;
         for member in &now.members {
-            let before = self.members.iter().find(|before| before.id == member.id);
+            let before = self.before(member, known);
+            if before.is_none() && vacancy.vacant.contains(&member.id) {
+                continue;
+            }
             if before.is_some_and(|before| before.persistence != 'p') {
                 return Verdict::Differ(format!("{} was unlogged, so its rows did not come", member.name()));
             }
@@ -343,9 +402,14 @@ impl Fingerprint {
     }
 
     /// A leaf whose rows are in another file now, or that is none any more: a TRUNCATE of a leaf alone does not come through the stream.
-    fn lost_leaf(&self, now: &Fingerprint, table: RelationId) -> Option<&Member> {
-        let file = |id: u32| now.members.iter().find(|member| member.id == id).map(|member| member.file);
-        self.members.iter().find(|leaf| leaf.id != table.0 && file(leaf.id) != Some(leaf.file))
+    fn lost_leaf<'a>(&'a self, now: &'a Fingerprint, table: RelationId) -> Option<&'a Member> {
+        let file =
+            |of: &Fingerprint, id: u32| of.members.iter().find(|member| member.id == id).map(|member| member.file);
+        let mut known = self.leaves(table);
+        let lost = known.find(|leaf| file(now, leaf.id) != Some(leaf.file));
+        // One that is new began with the file of its own OID.
+        let is_lost = |leaf: &&Member| leaf.kind != 'p' && leaf.file != leaf.id && file(self, leaf.id).is_none();
+        lost.or_else(|| now.leaves(table).find(is_lost))
     }
 
     /// Whether a member identifies its rows as it did, and has done so all the time.
@@ -415,20 +479,34 @@ impl Fingerprint {
         })
     }
 
-    fn partitions_differ(&self, now: &Fingerprint) -> Option<String> {
-        let gone = self.members.iter().find(|before| !now.members.iter().any(|now| now.id == before.id));
+    fn partitions_differ(
+        &self,
+        now: &Fingerprint,
+        table: RelationId,
+        (known, vacant): (&KnownLeaves, &BTreeSet<u32>),
+    ) -> Option<String> {
+        let is_gone = |id: u32| !now.members.iter().any(|now| now.id == id);
+        let gone = self.members.iter().find(|before| is_gone(before.id) && !known.is_empty(before.id));
         if let Some(gone) = gone {
             return Some(format!("partition {} was dropped or detached, and its rows with it", gone.name()));
         }
-        let again = |now: &&Member| {
-            let mut known = self.members.iter().filter(|known| known.id == now.id);
-            known.any(|known| known.attached_by != now.attached_by)
-        };
+        // One that came and went between two looks, and that the stream has told of.
+        if let Some(gone) = known.known.iter().find(|id| is_gone(**id)) {
+            return Some(format!("a partition (OID {gone}) was dropped or detached, and its rows with it"));
+        }
+        let again = |now: &&Member| self.before(now, known).is_some_and(|before| before.attached_by != now.attached_by);
         if let Some(again) = now.members.iter().find(again) {
             return Some(format!("partition {} was detached for a while, and may have other rows", again.name()));
         }
-        let new = now.members.iter().find(|now| now.attached && !self.members.iter().any(|known| known.id == now.id));
-        new.map(|new| format!("partition {} was attached, and may have brought rows", new.name()))
+        let new = || now.leaves(table).filter(|leaf| self.before(leaf, known).is_none());
+        let has_rows = |leaf: &Member| known.known.contains(&leaf.id) || !vacant.contains(&leaf.id);
+        let may_bring = |leaf: &&Member| match leaf.kind {
+            _ if now.server.catalog_version < SENDS_ATTACHED => true,
+            'p' => new().any(|leaf| leaf.kind != 'p' && has_rows(leaf)),
+            _ => has_rows(leaf),
+        };
+        let attached = new().filter(|leaf| leaf.attached).find(may_bring);
+        attached.map(|new| format!("partition {} was attached, and may have brought rows", new.name()))
     }
 
     /// Why values may be others than those that came, when the table was rewritten.
@@ -510,7 +588,14 @@ mod tests {
     fn said(before: &Fingerprint, change: impl FnOnce(&mut Fingerprint)) -> char {
         let mut now = before.clone();
         change(&mut now);
-        match before.compare(&now, TABLE, &BTreeSet::from([800])) {
+        let known = KnownLeaves { known: before.leaves(TABLE).map(|leaf| leaf.id).collect(), empty: BTreeMap::new() };
+        judged(before, &now, &known, &[])
+    }
+
+    /// The same, with what is known of the partitions and those that have no block.
+    fn judged(before: &Fingerprint, now: &Fingerprint, known: &KnownLeaves, vacant: &[u32]) -> char {
+        let vacancy = Vacancy { vacant: vacant.iter().copied().collect(), locked: BTreeSet::new() };
+        match before.compare(now, TABLE, &BTreeSet::from([800]), (known, &vacancy)) {
             Verdict::Same => '=',
             Verdict::Differ(_) => 'D',
             Verdict::Doubt(_) => '?',
@@ -583,6 +668,60 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_was_attached_without_rows_is_remembered_with_the_moment() {
+        let before = tree();
+        let known = KnownLeaves { known: BTreeSet::from([101, 102]), empty: BTreeMap::new() };
+        let now = |leaf: Member| {
+            let mut now = before.clone();
+            now.members.push(leaf);
+            now
+        };
+        let attached = || now(Member { attached: true, attached_by: 800, ..member(103, 8) });
+        assert_eq!(before.to_measure(&attached(), TABLE, &known), [103]);
+        assert_eq!(judged(&before, &attached(), &known, &[]), 'D');
+        assert_eq!(judged(&before, &attached(), &known, &[103]), '=');
+        let created = now(Member { file: 900, ..member(103, 8) });
+        assert_eq!((judged(&before, &created, &known, &[]), judged(&before, &created, &known, &[103])), ('?', '='));
+        let mut old = (before.clone(), attached());
+        (old.0.server.catalog_version, old.1.server.catalog_version) = (202_107_181, 202_107_181);
+        assert_eq!(judged(&old.0, &old.1, &known, &[103]), 'D', "14 does not send what comes into it");
+        // A partitioned table has no block itself.
+        let mut deep = now(Member { kind: 'p', file: 0, attached: true, ..member(103, 0) });
+        deep.members.push(member(104, 9));
+        assert_eq!((judged(&before, &deep, &known, &[103]), judged(&before, &deep, &known, &[103, 104])), ('D', '='));
+        let named = KnownLeaves { known: BTreeSet::from([101, 102, 103]), empty: BTreeMap::new() };
+        assert_eq!(judged(&before, &attached(), &named, &[103]), 'D', "its rows came, and it was detached for a while");
+        assert_eq!(judged(&before, &before.clone(), &named, &[]), 'D', "its rows came, and it is gone");
+
+        let vacancy = |vacant: &[u32], locked: &[u32]| Vacancy {
+            vacant: vacant.iter().copied().collect(),
+            locked: locked.iter().copied().collect(),
+        };
+        let after = |before: &Fingerprint, now: &Fingerprint, known: &KnownLeaves, vacancy: Vacancy| {
+            now.known_leaves(TABLE, Some(before), (known, &vacancy), Lsn::new(500))
+        };
+        let empty = after(&before, &attached(), &known, vacancy(&[103], &[]));
+        assert_eq!(empty, KnownLeaves { known: known.known.clone(), empty: BTreeMap::from([(103, Lsn::new(500))]) });
+        assert_eq!(after(&before, &attached(), &known, vacancy(&[], &[])), named, "created, and it has rows");
+        assert_eq!(after(&before, &attached(), &known, vacancy(&[], &[103])), known, "nobody knows");
+
+        // Seen empty, it is what it was until the stream names it; and it may go, or be attached again without rows.
+        let seen = attached();
+        assert_eq!(judged(&seen, &seen.clone(), &empty, &[]), '=');
+        assert_eq!(after(&seen, &seen.clone(), &empty, vacancy(&[], &[])), empty);
+        assert_eq!(judged(&seen, &before, &empty, &[]), '=');
+        assert_eq!(after(&seen, &before, &empty, vacancy(&[], &[])), known);
+        let again = now(Member { attached: true, attached_by: 900, ..member(103, 8) });
+        assert_eq!(seen.to_measure(&again, TABLE, &empty), [103]);
+        assert_eq!((judged(&seen, &again, &empty, &[]), judged(&seen, &again, &empty, &[103])), ('D', '='));
+        let later = seen.known_leaves(TABLE, Some(&again), (&empty, &vacancy(&[103], &[])), Lsn::new(700));
+        assert_eq!(later.empty.get(&103), Some(&Lsn::new(700)));
+        assert_eq!(judged(&seen, &again, &named, &[103]), 'D', "its rows came before");
+        let truncated = now(Member { attached: true, attached_by: 800, file: 900, ..member(103, 8) });
+        assert_eq!((judged(&seen, &truncated, &named, &[]), judged(&seen, &truncated, &empty, &[103])), ('?', '='));
+    }
+
+    #[test]
     fn what_the_source_let_through_is_told_from_rows_that_are_others_here() {
         let key = |id, table, written_by| UniqueKey {
             id,
@@ -609,6 +748,9 @@ mod tests {
         assert!(explained(alike(200), &|now| now.members[1].file = 900), "rows of a leaf went without a word");
         assert!(explained(alike(200), &|now| drop(now.members.pop())), "and a leaf with its rows");
         assert!(!explained(alike(200), &|now| now.members[0].file = 900), "a TRUNCATE of the table comes by itself");
+        assert!(!explained(alike(200), &|now| now.members.push(member(103, 8))), "a leaf that is new");
+        let emptied = |now: &mut Fingerprint| now.members.push(Member { file: 900, ..member(103, 8) });
+        assert!(explained(alike(200), &emptied), "and one whose rows went");
         let constraint = || Refusal::Constraint(Ident::new("c"));
         assert!(!explained(constraint(), &|_| {}));
         assert!(explained(constraint(), &|now| now.constraints[0].id = 350));

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::leaves::KnownLeaves;
 use super::schema::{IndexDefinition, RowFile, TableDefinition, Types};
-use crate::pg::{Ident, QualifiedName, Relation, TypeId};
+use crate::pg::{Ident, Lsn, QualifiedName, Relation, TypeId};
 
 /// A published column.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,9 +46,12 @@ pub struct Shape {
     /// These files; an earlier version remembered `storage` alone.
     #[serde(default)]
     pub files: Option<Vec<RowFile>>,
-    /// The partitions, by their OIDs.
+    /// The partitions that may have brought rows, by their OIDs: see [`super::leaves`].
     #[serde(default)]
     pub partitions: BTreeSet<u32>,
+    /// Those that had no rows, and how far the source was when that was seen.
+    #[serde(default)]
+    pub empty_partitions: BTreeMap<u32, Lsn>,
     /// The published columns, in the order of the relation's tuples.
     pub columns: Vec<ShapeColumn>,
     /// Names of the unique indexes.
@@ -73,6 +77,7 @@ impl Shape {
             storage: table.storage.clone().unwrap_or_default(),
             files: Some(table.files.clone()),
             partitions: table.partitions.iter().flatten().map(|partition| partition.id).collect(),
+            empty_partitions: BTreeMap::new(),
             columns: columns
                 .map(|column| ShapeColumn {
                     number: column.number,
@@ -90,6 +95,17 @@ impl Shape {
                 .filter_map(|found| Some((found.qualified_name().to_string(), found.labels.clone()?)))
                 .collect(),
         }
+    }
+
+    /// What is remembered of its partitions.
+    pub fn leaves(&self) -> KnownLeaves {
+        KnownLeaves { known: self.partitions.clone(), empty: self.empty_partitions.clone() }
+    }
+
+    /// This shape with other partitions.
+    #[must_use]
+    pub fn with_leaves(self, leaves: KnownLeaves) -> Shape {
+        Shape { partitions: leaves.known, empty_partitions: leaves.empty, ..self }
     }
 
     /// Whether its rows may have been given other values by a rewrite since.

@@ -140,6 +140,7 @@ mod tests {
             type_modifier: -1,
         };
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: QualifiedName::new("public", "t"),
             replica_identity: ReplicaIdentity::Default,

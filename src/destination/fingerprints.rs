@@ -5,12 +5,15 @@
 //! the monitor when the source's digest is another one. What an older version has written has none: then there is nothing to
 //! compare with, and what is there now is remembered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+use serde::de::DeserializeOwned;
 
 use super::error::DestinationError;
 use crate::catalog::fingerprint::Fingerprint;
+use crate::catalog::leaves::KnownLeaves;
 use crate::pg::{QualifiedName, RelationId, quote_literal};
-use crate::session::{FingerprintFacts, SqlClient};
+use crate::session::{FingerprintFacts, SessionError, SqlClient};
 
 const DOING: &str = "reading headwater.shapes";
 
@@ -21,6 +24,20 @@ pub struct RememberedTable {
     pub name: QualifiedName,
     /// The facts; `None` from a version that knew none, or others.
     pub facts: Option<FingerprintFacts>,
+    /// What is known of its partitions.
+    pub leaves: KnownLeaves,
+}
+
+impl RememberedTable {
+    /// Whether the stream has told of partitions that no look has seen: they may be gone without a trace.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the facts are none.
+    pub fn has_unseen_leaves(&self) -> Result<bool, SessionError> {
+        let Some(facts) = self.facts.as_ref().filter(|_| !self.leaves.known.is_empty()) else { return Ok(false) };
+        let members: BTreeSet<u32> = facts.read()?.members.iter().map(|member| member.id).collect();
+        Ok(!self.leaves.known.is_subset(&members))
+    }
 }
 
 /// What is remembered of the tables that are followed.
@@ -30,15 +47,23 @@ pub struct RememberedTable {
 pub async fn remembered_fingerprints(
     client: &SqlClient,
 ) -> Result<HashMap<RelationId, RememberedTable>, DestinationError> {
-    let sql = "SELECT t.source_id, t.schema_name, t.table_name, pg_catalog.to_jsonb(s) ->> 'fingerprint'
+    let sql = "SELECT t.source_id, t.schema_name, t.table_name, pg_catalog.to_jsonb(s) ->> 'fingerprint',
+                      s.shape ->> 'partitions', s.shape ->> 'empty_partitions'
                FROM headwater.tables t JOIN headwater.shapes s ON s.source_id = t.source_id WHERE t.state = 'live'";
     let rows = client.query(DOING, sql, &[]).await?;
     let read = rows.iter().map(|row| {
         let facts = row.get::<Option<&str>>(3)?.map(FingerprintFacts::from_document).transpose()?.flatten();
         let name = QualifiedName::new(row.get::<&str>(1)?, row.get::<&str>(2)?);
-        Ok((RelationId(row.get(0)?), RememberedTable { name, facts }))
+        // An earlier version knew of none that are empty.
+        let leaves = KnownLeaves { known: read_leaves(row.get(4)?)?, empty: read_leaves(row.get(5)?)? };
+        Ok((RelationId(row.get(0)?), RememberedTable { name, facts, leaves }))
     });
     read.collect()
+}
+
+fn read_leaves<T: Default + DeserializeOwned>(text: Option<&str>) -> Result<T, DestinationError> {
+    let read = text.map(serde_json::from_str).transpose();
+    Ok(read.map_err(|error| SessionError::from_json(DOING, &error))?.unwrap_or_default())
 }
 
 /// What is remembered of all tables, those too that wait for a copy.
@@ -71,43 +96,59 @@ pub struct NewFacts {
     /// The table.
     pub table: RelationId,
     /// What was remembered when it was looked at.
-    pub before: Option<FingerprintFacts>,
+    pub before: RememberedTable,
     /// What is now.
     pub facts: FingerprintFacts,
     /// The same, as it was read.
     pub now: Fingerprint,
+    /// What is known of its partitions now.
+    pub leaves: KnownLeaves,
 }
 
-/// Remembers facts that differ from those of before in nothing that concerns rows, unless others were remembered meanwhile. The
-/// partitions that they name are known from now on. What the stream has passed stays what it was: see [`set_passed`]. One statement for
-/// all tables.
+/// Remembers facts that differ from those of before in nothing that concerns rows, and what is known of partitions by them, unless
+/// other facts or partitions were remembered meanwhile: then the next look decides. What the stream has passed stays what it was: see
+/// [`set_passed`]. One statement for all tables.
 ///
 /// # Errors
 /// [`DestinationError`].
 pub async fn remember_fingerprints(client: &SqlClient, new: &[NewFacts]) -> Result<(), DestinationError> {
     let tables: Vec<u32> = new.iter().map(|new| new.table.0).collect();
     let before: Vec<Option<&str>> =
-        new.iter().map(|new| new.before.as_ref().map(|facts| facts.digest.as_str())).collect();
+        new.iter().map(|new| new.before.facts.as_ref().map(|facts| facts.digest.as_str())).collect();
     let documents: Vec<String> = new.iter().map(|new| new.facts.to_document()).collect();
-    let partitions: Vec<String> = new
-        .iter()
-        .map(|NewFacts { table, now, .. }| {
-            let members = now.members.iter().filter(|member| member.id != table.0);
-            serde_json::Value::from_iter(members.map(|member| member.id)).to_string()
-        })
-        .collect();
+    let (partitions, empty) = to_json(new.iter().map(|new| &new.leaves))?;
+    let (partitions_before, empty_before) = to_json(new.iter().map(|new| &new.before.leaves))?;
     let sql = "UPDATE headwater.shapes s
                SET fingerprint = (n.document::jsonb || pg_catalog.jsonb_build_object('passed',
                        CASE WHEN (s.fingerprint ->> 'format')::int8 = $5
                        THEN COALESCE(s.fingerprint::jsonb -> 'passed', s.fingerprint::jsonb -> 'facts') ELSE '{}' END))::json,
-                   shape = pg_catalog.jsonb_set(s.shape::jsonb, '{partitions}', n.partitions::jsonb)::json
-               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[]),
-                   pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS n (id, before, document, partitions)
+                   shape = (s.shape::jsonb || pg_catalog.jsonb_build_object('partitions', n.partitions::jsonb,
+                       'empty_partitions', n.vacant::jsonb))::json
+               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                   pg_catalog.unnest($4::text[]), pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::text[]),
+                   pg_catalog.unnest($8::text[])) AS n (id, before, document, partitions, vacant, partitions_before, vacant_before)
                WHERE s.source_id = n.id AND n.before IS NOT DISTINCT FROM
-                   CASE WHEN (s.fingerprint ->> 'format')::int8 = $5 THEN s.fingerprint ->> 'digest' END";
+                   CASE WHEN (s.fingerprint ->> 'format')::int8 = $5 THEN s.fingerprint ->> 'digest' END
+                   AND COALESCE(s.shape::jsonb -> 'partitions', '[]') = n.partitions_before::jsonb
+                   AND COALESCE(s.shape::jsonb -> 'empty_partitions', '{}') = n.vacant_before::jsonb";
     let format = i64::from(FingerprintFacts::FORMAT);
-    client.query("writing headwater.shapes", sql, &[&tables, &before, &documents, &partitions, &format]).await?;
+    client
+        .query(
+            "writing headwater.shapes",
+            sql,
+            &[&tables, &before, &documents, &partitions, &format, &empty, &partitions_before, &empty_before],
+        )
+        .await?;
     Ok(())
+}
+
+/// Of each the known and the empty partitions, as in a shape.
+fn to_json<'a>(leaves: impl Iterator<Item = &'a KnownLeaves>) -> Result<(Vec<String>, Vec<String>), DestinationError> {
+    let written = leaves.map(|KnownLeaves { known, empty }| {
+        Ok::<_, serde_json::Error>((serde_json::to_string(known)?, serde_json::to_string(empty)?))
+    });
+    let written: Result<Vec<_>, _> = written.collect();
+    Ok(written.map_err(|error| SessionError::from_json(DOING, &error))?.into_iter().unzip())
 }
 
 /// The stream has passed a moment at which the source's catalog said what is remembered of these tables, by its digests.

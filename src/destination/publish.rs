@@ -540,6 +540,11 @@ impl Publication<'_> {
                     shape.without_new_promises(known.as_ref())
                 }
             };
+            // Others may be there since the table was described, and before the copy.
+            let shape = match self.staging.leaves.get(&table.source.relation_id()) {
+                Some(leaves) => shape.with_leaves(leaves.clone()),
+                None => shape,
+            };
             client.statement(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
             if let Some(facts) = self.staging.fingerprints.get(&table.source.relation_id()) {
                 client.statement(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;

@@ -5,6 +5,7 @@
 //! loses nothing: the old rows serve until the copy is published. A crash leaves the table as it was or as it should be; in
 //! the second case the next run finds nothing to do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::catalog::Catalog;
@@ -17,7 +18,7 @@ use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::catalog::shape::Shape;
 use crate::destination::misfits::misfit_report;
 use crate::destination::name_taken::is_taken;
-use crate::pg::{Column, ErrorReport, Ident, QualifiedName, Relation, shown_sql};
+use crate::pg::{Column, ErrorReport, Ident, Lsn, QualifiedName, Relation, shown_sql};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::{Change, Evolution, NewSequence, Obstacle};
 use crate::session::{SessionError, SqlClient, SqlState};
@@ -97,6 +98,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     let resolved = resolve_types(client, types, &taken_over, &allowed, &mut created).await?;
     let published = table.columns.iter().filter(|column| columns.contains(&column.name));
     let relation = Relation {
+        leaves: Default::default(),
         id,
         name: name.clone(),
         replica_identity: table.replica_identity,
@@ -115,7 +117,9 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             columns,
         };
         let source = End { table, types };
-        Change { known: &known, relation: &relation, source, destination: here, creation: &creation }.reshape()
+        // No partition is named.
+        let vacant = (&BTreeSet::new(), Lsn::INVALID);
+        Change { known: &known, relation: &relation, source, destination: here, creation: &creation, vacant }.reshape()
     };
     let (Evolution { statements, remedies, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,

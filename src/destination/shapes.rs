@@ -1,7 +1,8 @@
 //! What is remembered of the source's tables, with the position.
 //!
-//! Written when a snapshot is published and whenever a table's change has been followed, in the same transaction; read
-//! when a stream begins, and before a change is followed. One JSON document a table: a [`Shape`].
+//! Written when a snapshot is published and whenever a table's change has been followed, in the same transaction, and where a look at the
+//! catalog has found other partitions (`fingerprints`); read when a stream begins, and before a change is followed. One JSON document a
+//! table: a [`Shape`].
 
 use std::collections::HashMap;
 
@@ -23,6 +24,11 @@ pub async fn shapes(client: &SqlClient) -> Result<HashMap<RelationId, Shape>, De
 /// Asks for one table's.
 pub(crate) fn ask(id: RelationId) -> String {
     format!("SELECT shape::text FROM headwater.shapes WHERE source_id = {id}")
+}
+
+/// The same; nobody else writes it before the end of the transaction.
+pub(crate) fn ask_locked(id: RelationId) -> String {
+    format!("{} FOR UPDATE", ask(id))
 }
 
 /// Reads one.

@@ -23,6 +23,7 @@ use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
 use super::taken_names::check_names_free;
 use crate::catalog::determinism;
 use crate::catalog::fit::{End, Transfer};
+use crate::catalog::leaves::KnownLeaves;
 use crate::catalog::lock_budget;
 use crate::catalog::schema::{
     ColumnDefinition, ConstraintDefinition, ForeignKeyTarget, Identity, IdentityColumn, TableDefinition, TableKind,
@@ -133,6 +134,8 @@ pub struct Staging {
     expressions: Expressions,
     /// What the source's catalog said of the tables under the locks of the copy.
     pub fingerprints: HashMap<RelationId, FingerprintFacts>,
+    /// The partitions whose rows the copy has.
+    pub leaves: HashMap<RelationId, KnownLeaves>,
 }
 
 const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
@@ -173,6 +176,7 @@ impl Staging {
             indexes: BTreeMap::new(),
             expressions,
             fingerprints: HashMap::new(),
+            leaves: HashMap::new(),
         };
         let mut types = staging.create_types(client, &tables, source_types, trust).await?;
         for table in tables {

@@ -26,7 +26,7 @@ pub use length::{length_u32, length_u64, place};
 pub use lsn::{Lsn, ParseLsnError};
 pub use printable::{is_printable, printable, printable_json, printable_lines, shell_word, toml_string};
 pub use provider::{Provider, logical_decoding_hint, replication_hint, settings_hint};
-pub use relation::{Column, Description, Relation, RelationId, ReplicaIdentity, TypeId};
+pub use relation::{Column, Description, Leaves, Relation, RelationId, ReplicaIdentity, TypeId};
 pub use report::{ErrorReport, counted};
 pub use shown_sql::{shown_literal, shown_sql};
 pub use slot_name::{SlotName, SlotNameError};

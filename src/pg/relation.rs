@@ -4,6 +4,7 @@
 //! it. It carries no attribute numbers, because the message does not: columns are matched by name, never by place.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +100,45 @@ pub struct Relation {
     pub replica_identity: ReplicaIdentity,
     /// The published columns, in tuple order.
     pub columns: Vec<Column>,
+    /// The partitions whose rows may come from here on.
+    #[serde(skip)]
+    pub leaves: Leaves,
+}
+
+/// The partitions that the source has named right behind the description of their root, as it does before it sends the first row of each.
+/// No part of the description: all are equal.
+#[derive(Clone, Debug, Default)]
+pub struct Leaves(Vec<RelationId>);
+
+impl PartialEq for Leaves {
+    fn eq(&self, _: &Leaves) -> bool {
+        true
+    }
+}
+
+impl Eq for Leaves {}
+
+impl Hash for Leaves {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl Leaves {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, leaf: RelationId) {
+        if !self.0.contains(&leaf) {
+            self.0.push(leaf);
+        }
+    }
+
+    /// Each once.
+    pub fn iter(&self) -> impl Iterator<Item = RelationId> + '_ {
+        self.0.iter().copied()
+    }
 }
 
 impl Relation {
@@ -106,7 +146,7 @@ impl Relation {
     pub fn size_bytes(&self) -> usize {
         let names = self.columns.iter().map(|column| size_of::<Column>() + column.name.as_str().len());
         let own = self.name.schema.as_str().len() + self.name.name.as_str().len();
-        size_of::<Relation>() + own + names.sum::<usize>()
+        size_of::<Relation>() + own + names.sum::<usize>() + size_of_val(self.leaves.0.as_slice())
     }
 }
 

@@ -3,7 +3,7 @@
 //! Asked by `attempt` before a stream begins and by `monitor` on its clock. In come a session with the source and what is
 //! remembered of the tables; out goes a [`Look`], in which every difference has found its place. The judgement is
 //! [`crate::catalog::fingerprint`]'s; here the catalog is asked: for digests of all tables at once, and for the facts of those
-//! whose digest is another one.
+//! whose digest is another one. Partitions that nobody knows are asked for their sizes, which locks each for a moment.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -12,7 +12,7 @@ use crate::destination::{
     Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
 };
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
-use crate::session::{FingerprintFacts, SessionError, SqlClient, fingerprint_digests, fingerprint_facts};
+use crate::session::{FingerprintFacts, SessionError, SqlClient, fingerprint_digests, fingerprint_facts, vacancy};
 use crate::telemetry::Telemetry;
 
 /// What has become of the tables that are followed.
@@ -53,11 +53,14 @@ pub(crate) async fn look(
 ) -> Result<Look, SessionError> {
     let ids: Vec<RelationId> = remembered.keys().copied().collect();
     let digests = fingerprint_digests(source, &ids, publication).await?;
-    let is_new = |table: &RelationId| {
-        let before = remembered.get(table).and_then(|known| known.facts.as_ref()).map(|facts| &facts.digest);
-        digests.get(table).is_some_and(|now| Some(now) != before)
-    };
-    let changed: Vec<RelationId> = ids.into_iter().filter(is_new).collect();
+    let mut changed = Vec::new();
+    for (table, known) in remembered {
+        let Some(now) = digests.get(table) else { continue };
+        let before = known.facts.as_ref().map(|facts| &facts.digest);
+        if Some(now) != before || known.has_unseen_leaves()? {
+            changed.push(*table);
+        }
+    }
     let known = remembered.iter().filter(|(table, _)| !changed.contains(table) && digests.contains_key(table));
     let known = known.filter_map(|(table, known)| Some((*table, known.facts.as_ref()?)));
     let ahead = known.filter(|(_, facts)| facts.are_ahead()).map(|(table, facts)| (table, facts.digest.clone()));
@@ -69,19 +72,31 @@ pub(crate) async fn look(
         return Ok(found);
     }
     for (table, facts) in fingerprint_facts(source, &changed, publication).await? {
-        let Some(RememberedTable { name, facts: before }) = remembered.get(&table) else { continue };
+        let Some(known @ RememberedTable { name, facts: before, leaves }) = remembered.get(&table) else { continue };
         let now = facts.read()?;
         if let Some(renamed) = now.name(table).filter(|now| now != name) {
             found.renamed.push((name.clone(), table, renamed));
             continue;
         }
         let truncated_by: BTreeSet<u32> = truncations.get(&table).into_iter().flatten().copied().collect();
-        let verdict = match before {
-            Some(before) => before.read()?.compare(&now, table, &truncated_by),
+        let before = before.as_ref().map(FingerprintFacts::read).transpose()?;
+        let unknown = before.as_ref().map(|before| before.to_measure(&now, table, leaves));
+        // Not what it is in the digests: nothing else here waits for a lock.
+        let vacancy = vacancy(source, &unknown.unwrap_or_default()).await?;
+        let verdict = match &before {
+            Some(before) => before.compare(&now, table, &truncated_by, (leaves, &vacancy)),
             None => now.alone(),
         };
         match verdict {
-            Verdict::Same => found.harmless.push(NewFacts { table, before: before.clone(), facts, now }),
+            Verdict::Same => {
+                // Behind the question: rows that came before this, into a partition without rows, are gone.
+                let read_at = match vacancy.vacant.is_empty() {
+                    true => Lsn::INVALID,
+                    false => end_of_wal(source).await?,
+                };
+                let leaves = now.known_leaves(table, before.as_ref(), (leaves, &vacancy), read_at);
+                found.harmless.push(NewFacts { table, before: known.clone(), facts, now, leaves });
+            }
             Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),
             Verdict::Doubt(reason) => {
                 found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason });

@@ -269,6 +269,7 @@ mod tests {
             type_modifier: -1,
         };
         Relation {
+            leaves: Default::default(),
             id: RelationId(1),
             name: table.name(),
             replica_identity: table.replica_identity,

@@ -33,12 +33,13 @@ mod sequence;
 pub mod sql;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalog::fit::{End, Misfit};
+use crate::catalog::leaves;
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::catalog::shape::{Shape, ShapeColumn};
-use crate::pg::{Column, Ident, QualifiedName, Relation};
+use crate::pg::{Column, Ident, Lsn, QualifiedName, Relation};
 use crate::schema_change::ddl::Creation;
 
 pub use crate::schema_change::new_sequence::NewSequence;
@@ -57,6 +58,8 @@ pub struct Change<'a> {
     pub destination: End<'a>,
     /// Writes SQL for a table like the source's.
     pub creation: &'a Creation<'a>,
+    /// Partitions without a block, and the commit_lsn of the transaction: see [`leaves::named`].
+    pub vacant: (&'a BTreeSet<u32>, Lsn),
 }
 
 /// What is to be done.
@@ -147,12 +150,12 @@ impl Change<'_> {
     /// [`Obstacle`].
     pub fn follow(&self) -> Result<(Evolution, Shape), Obstacle> {
         let resolved = self.resolve().map_err(Obstacle::Copy)?;
-        let now = self.source.table.partitions.iter().flatten();
-        let brought = now.clone().any(|now| now.attached && !self.known.partitions.contains(&now.id));
-        let taken = self.known.partitions.iter().any(|known| !now.clone().any(|now| now.id == *known));
-        if brought || taken {
-            return Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
-        }
+        let known_leaves = self.known.leaves();
+        let known_leaves = match &self.source.table.partitions {
+            Some(now) => leaves::named(&known_leaves, &self.relation.leaves, now, self.vacant),
+            None => Ok(known_leaves),
+        };
+        let known_leaves = known_leaves.map_err(Obstacle::Copy)?;
         // One that has its old name back by now was called otherwise only for a while.
         if self.relation.name != self.known.name && self.source.table.name() != self.known.name {
             return Err(Obstacle::Renamed(self.relation.name.clone()));
@@ -173,7 +176,7 @@ impl Change<'_> {
         }
         let numbers: Vec<i16> = resolved.iter().map(|column| column.number).collect();
         let End { table, types } = self.source;
-        Ok((evolution, followed(self.known, self.relation, &numbers, table, types)))
+        Ok((evolution, followed(self.known, self.relation, &numbers, table, types).with_leaves(known_leaves)))
     }
 
     /// Decides how a table that is copied again takes the source's rows, and what to remember of it. The relation is the
@@ -265,7 +268,8 @@ pub fn followed(known: &Shape, relation: &Relation, numbers: &[i16], table: &Tab
         attributes: if current { now.attributes } else { known.attributes.max(highest) },
         storage: if current { now.storage } else { known.storage.clone() },
         files: if current { now.files } else { known.files.clone() },
-        partitions: now.partitions,
+        partitions: known.partitions.clone(),
+        empty_partitions: known.empty_partitions.clone(),
         unique: now.unique,
         keys: now.keys,
         labels: now.labels,

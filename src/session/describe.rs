@@ -5,11 +5,12 @@
 //! which keeps one text for PostgreSQL 14 to 18; what comes out is `catalog::schema`'s plain data. A server that answers
 //! with something else is refused, whatever it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use super::error::SessionError;
+use super::error::{SessionError, SqlState};
 use super::row::Row;
 use super::sql::SqlClient;
+use crate::catalog::leaves::Vacancy;
 use crate::catalog::nesting::nesting_problem;
 use crate::catalog::not_carried::Thing;
 use crate::catalog::replica_identity::Member;
@@ -108,6 +109,55 @@ pub async fn table_sizes(client: &SqlClient, ids: &[u32]) -> Result<HashMap<u32,
         Ok((row.get(0)?, bytes.map_err(|_| SessionError::answer(doing, "a negative size"))?))
     };
     sizes.iter().map(size).collect()
+}
+
+const LOCK_NOT_AVAILABLE: SqlState = SqlState::new(b"55P03");
+
+/// Of so many partitions that others have locked each is waited for by itself; the others count as locked, too.
+const LOCKED_MAX: usize = 10;
+
+/// Which of the partitions with these OIDs have no block; one that was dropped has none. Each is locked for a moment, and a lock of another
+/// session is waited for a tenth of a second. Not inside a transaction.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn vacancy(client: &SqlClient, ids: &[u32]) -> Result<Vacancy, SessionError> {
+    let mut found = Vacancy::default();
+    if ids.is_empty() {
+        return Ok(found);
+    }
+    match vacant_of(client, ids).await? {
+        Some(vacant) => found.vacant = vacant,
+        None => {
+            for id in ids {
+                let vacant = match found.locked.len() < LOCKED_MAX {
+                    true => vacant_of(client, &[*id]).await?,
+                    false => None,
+                };
+                match vacant {
+                    Some(vacant) => found.vacant.extend(vacant),
+                    None => drop(found.locked.insert(*id)),
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `None`: one of them is locked.
+async fn vacant_of(client: &SqlClient, ids: &[u32]) -> Result<Option<BTreeSet<u32>>, SessionError> {
+    let doing = "asking whether partitions have rows";
+    client.batch(doing, "BEGIN; SET LOCAL lock_timeout = 100").await?;
+    let sql = "SELECT leaf.id FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS leaf (id)
+               WHERE COALESCE(pg_catalog.pg_relation_size(leaf.id), 0) = 0";
+    let rows = client.query(doing, sql, &[&ids]).await;
+    // After an error this rolls back.
+    client.batch(doing, "COMMIT").await?;
+    match rows {
+        Ok(rows) => rows.iter().map(|row| row.get(0)).collect::<Result<_, SessionError>>().map(Some),
+        Err(error) if error.code() == Some(LOCK_NOT_AVAILABLE) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A table and its types as the catalog describes them, as text for a parser elsewhere.

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use super::error::SessionError;
 use super::sql::SqlClient;
 use crate::catalog::fingerprint::Fingerprint;
-use crate::pg::{Ident, RelationId};
+use crate::catalog::leaves::{KnownLeaves, Vacancy};
+use crate::pg::{Ident, Lsn, RelationId};
 
 const FINGERPRINTS: &str = include_str!("../../sql/fingerprints.sql");
 const DOING: &str = "reading fingerprints of tables";
@@ -76,6 +77,15 @@ impl FingerprintFacts {
     /// [`SessionError`] when they are none.
     pub fn read(&self) -> Result<Fingerprint, SessionError> {
         serde_json::from_str(&self.facts).map_err(|error| SessionError::from_json(DOING, &error))
+    }
+
+    /// The partitions of the table with this OID, all of which a copy has.
+    ///
+    /// # Errors
+    /// [`SessionError`] when these are no facts.
+    pub fn leaves(&self, table: RelationId) -> Result<KnownLeaves, SessionError> {
+        let now = self.read()?;
+        Ok(now.known_leaves(table, None, (&KnownLeaves::default(), &Vacancy::default()), Lsn::INVALID))
     }
 
     /// Whether the stream may not have come to the moment of these facts.

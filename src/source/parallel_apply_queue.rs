@@ -447,6 +447,7 @@ mod tests {
 
     fn relation(id: u32) -> Arc<Relation> {
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(id),
             name: QualifiedName::new("public", "t"),
             replica_identity: ReplicaIdentity::Default,

@@ -19,7 +19,7 @@
 //!
 //! Bounds: one step is held here, or the relations of one transaction; at most one question is out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,10 +28,12 @@ use tokio::task::JoinHandle;
 use super::error::SourceError;
 use super::snapshot::sees;
 use super::unseen::held_back_words;
+use crate::catalog::leaves::{self, KnownLeaves, Vacancy};
+use crate::catalog::schema::Partition;
 use crate::catalog::shape::Shape;
-use crate::pg::{Relation, RelationId};
+use crate::pg::{Lsn, Relation, RelationId};
 use crate::schema_change::{followed, numbers};
-use crate::session::{Sql, SqlClient, describe_relation, read_description};
+use crate::session::{Sql, SqlClient, describe_relation, read_description, vacancy};
 use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
@@ -135,7 +137,8 @@ impl RelationTracker {
 
     /// Whether a relation is what is known of its table: nobody would be asked, or the answer would be the known one.
     pub(super) fn knows(&self, relation: &Relation) -> bool {
-        self.shapes.get(&relation.id).is_some_and(|shape| shape.describes(relation))
+        let known = self.shapes.get(&relation.id);
+        known.is_some_and(|shape| shape.describes(relation) && unknown_leaves(shape, relation).next().is_none())
     }
 
     /// Takes the next step; only when clear.
@@ -258,7 +261,7 @@ impl RelationTracker {
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
-        let RelationTracker { held, looked_at, seen, truncated, .. } = self;
+        let RelationTracker { held, looked_at, seen, truncated, shapes, .. } = self;
         let changes = match held {
             Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
             Some(Step::Piece(piece)) => piece.changes.as_slice(),
@@ -283,7 +286,11 @@ impl RelationTracker {
                         // A row behind the TRUNCATE without a description before it: the next one is news.
                         truncated.remove(&relation.id);
                     }
-                    Some(known) if truncated.remove(&relation.id) && **known == **relation => {
+                    Some(known)
+                        if truncated.remove(&relation.id)
+                            && **known == **relation
+                            && knows_leaves(shapes.get(&relation.id), relation) =>
+                    {
                         seen.insert(relation.id, Arc::clone(relation));
                     }
                     Some(_) | None => return Some((place, Arc::clone(relation))),
@@ -333,6 +340,15 @@ impl RelationTracker {
     }
 }
 
+/// The partitions that a description names and of which no row is known to have come.
+fn unknown_leaves<'a>(known: &'a Shape, relation: &'a Relation) -> impl Iterator<Item = RelationId> + 'a {
+    relation.leaves.iter().filter(|leaf| !known.partitions.contains(&leaf.0))
+}
+
+fn knows_leaves(known: Option<&Shape>, relation: &Relation) -> bool {
+    relation.leaves.is_empty() || known.is_some_and(|known| unknown_leaves(known, relation).next().is_none())
+}
+
 fn relations(change: &Change) -> &[Arc<Relation>] {
     match change {
         Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
@@ -349,8 +365,16 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) 
     let (table, types) = read_description(&description)?;
     let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
     let is_current = shape.describes(&relation);
-    let Some(known) = known else { return Ok(Some((SchemaChange { relation, description }, shape))) };
-    if is_current && known == shape {
+    let Some(known) = known else {
+        return Ok(Some((SchemaChange { relation, description, vacant: BTreeSet::new() }, shape)));
+    };
+    let known_leaves = known.leaves();
+    let leaves = match &table.partitions {
+        Some(now) => Leaves::ask(client, &known_leaves, (&relation, now)).await?,
+        None => Leaves { vacant: BTreeSet::new(), after: Some(known_leaves.clone()) },
+    };
+    let has_new_leaves = leaves.after.as_ref() != Some(&known_leaves);
+    if is_current && !has_new_leaves && known == shape.clone().with_leaves(known_leaves.clone()) {
         return Ok(None);
     }
     let numbers = numbers(&known, &relation, &table);
@@ -358,7 +382,7 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) 
         && numbers
             .as_ref()
             .is_ok_and(|found| known.columns.iter().map(|column| column.number).eq(found.iter().copied()));
-    if !is_current && means_the_known {
+    if !is_current && means_the_known && !has_new_leaves {
         // The catalog is ahead: what it tells comes later in the stream, too.
         return Ok(None);
     }
@@ -369,7 +393,35 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) 
         // The destination cannot follow that, and asks for a copy.
         Err(_) => known,
     };
-    Ok(Some((SchemaChange { relation, description }, shape)))
+    let after = leaves.after.unwrap_or_else(|| {
+        let named = relation.leaves.iter().map(|leaf| leaf.0);
+        KnownLeaves { known: known_leaves.known.iter().copied().chain(named).collect(), empty: known_leaves.empty }
+    });
+    let shape = shape.with_leaves(after);
+    Ok(Some((SchemaChange { relation, description, vacant: leaves.vacant }, shape)))
+}
+
+/// What a description says of a table's partitions.
+struct Leaves {
+    /// Those without a block.
+    vacant: BTreeSet<u32>,
+    /// What is known of them from here on; `None`: the destination asks for a copy, unless it knows more than was known when this session
+    /// began.
+    after: Option<KnownLeaves>,
+}
+
+impl Leaves {
+    async fn ask(
+        client: &SqlClient,
+        known: &KnownLeaves,
+        (relation, now): (&Relation, &[Partition]),
+    ) -> Result<Leaves, SourceError> {
+        let unknown = leaves::to_measure(known, &relation.leaves, now);
+        let Vacancy { vacant, locked: _ } = vacancy(client, &unknown).await?;
+        // Whether what was seen empty was emptied is the destination's to say.
+        let after = leaves::named(known, &relation.leaves, now, (&vacant, Lsn::new(u64::MAX)));
+        Ok(Leaves { vacant, after: after.ok() })
+    }
 }
 
 /// Waits until this session sees a transaction that the stream has brought.
@@ -429,6 +481,7 @@ mod tests {
     fn relation(id: u32) -> Arc<Relation> {
         let column = Column { name: Ident::new("id"), in_identity: true, type_id: TypeId(23), type_modifier: -1 };
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(id),
             name: QualifiedName::new("public", "t"),
             replica_identity: ReplicaIdentity::Default,
@@ -466,7 +519,8 @@ mod tests {
                 self.questions.push((place, relation.id));
                 assert!(self.questions.len() < 100, "asked without end");
                 let description = Description { table: String::new(), types: String::new() };
-                let change = SchemaChange { relation: Arc::clone(&relation), description };
+                let vacant = BTreeSet::new();
+                let change = SchemaChange { relation: Arc::clone(&relation), description, vacant };
                 self.tracker.learn(place, &relation, changed(place).then_some(change));
             }
             self.tracker.release();
@@ -512,6 +566,10 @@ mod tests {
         assert_eq!(asked.questions.len(), 2, "another description is a question");
         asked.push(transaction(vec![insert(&relation(1))]), |_| false);
         assert_eq!(asked.questions.len(), 3, "without a truncate so is the same one");
+        let mut named = Relation::clone(&relation(1));
+        named.leaves.add(RelationId(11));
+        asked.push(transaction(vec![truncate(&relation(1)), insert(&Arc::new(named))]), |_| false);
+        assert_eq!(asked.questions.len(), 5, "and so is one that names a partition");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@
 //! stream that has lost that basis. It also checks whether the tables' rows may differ from those that the stream reports
 //! ([`crate::preflight::fingerprints`]), since nothing comes of tables that nobody writes, or of their partitions.
 //!
-//! The stream may wait for a look ([`super::looks`]), which then needs no lock unless it finds something.
+//! The stream may wait for a look ([`super::looks`]), which then waits for no lock unless it finds something.
 //!
 //! Bounds: one look every [`LOOK_EVERY`] and those that the stream waits for, each question [`QUERY_MAX`]. A look that fails is
 //! made again after [`RETRY_AFTER`]; what it waits for is said by [`crate::preflight::waits`], and why it fails by
@@ -272,8 +272,9 @@ impl HealthWatch {
         }
     }
 
-    /// Looks because the stream waits at a mark. Nothing of this waits for a lock on a table, unless something has been found: then the
-    /// publication is looked at first, as always.
+    /// Looks because the stream waits at a mark. Nothing of this waits for a lock on a table, except for a tenth of a second for one of a
+    /// partition that is new ([`crate::session::vacancy`]), unless something has been found: then the publication is looked at first, as
+    /// always.
     async fn look_as_asked(
         &mut self,
         session: Option<Session>,

@@ -9,7 +9,7 @@
 //! temporary slot ══▶ source::stream ══ steps ══▶ fence ── renamed ──▶ Applier ──▶ staging
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub(super) struct CatchUp {
     live: HashMap<RelationId, QualifiedName>,
     /// The tables as they were copied.
     marks: Marks,
+    /// The partitions that the copy has read.
+    leaves: HashMap<RelationId, BTreeSet<u32>>,
     source: Sql,
     renamed: HashMap<RelationId, (Arc<Relation>, Arc<Relation>)>,
     /// The stream has nothing for us up to here.
@@ -123,10 +125,13 @@ impl CatchUp {
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: from, flushed: from });
         let (stop_stream, stop) = watch::channel(false);
         let shapes = staging.tables.iter().map(|table| {
+            let id = table.source.relation_id();
             let shape = Shape::of(&table.source, &tables.source.types, |column| table.published.contains(column));
-            (table.source.relation_id(), shape)
+            let leaves = staging.leaves.get(&id).cloned().unwrap_or_else(|| shape.leaves());
+            (id, shape.with_leaves(leaves))
         });
-        let shapes = shapes.collect();
+        let shapes: HashMap<_, _> = shapes.collect();
+        let leaves = shapes.iter().map(|(id, shape)| (*id, shape.partitions.clone())).collect();
         let assembler = Assembler::new(TableSet::new(set), bytes_max, HEARTBEAT_PREFIX, from);
         let task = StreamTask {
             session,
@@ -154,6 +159,7 @@ impl CatchUp {
             tables: names_by_id(staging, |table| &table.staging),
             live: names_by_id(staging, |table| &table.live),
             marks: tables.source.marks.clone(),
+            leaves,
             source: Sql { purpose: "describing", ..ends.addresses.source.clone() },
             renamed: HashMap::new(),
             reached: from,
@@ -233,6 +239,12 @@ impl CatchUp {
     /// a TRUNCATE has given it another file, one of its enums has got a label.
     async fn check_unaltered(&self, relation: &Relation) -> Result<(), Fault> {
         let Some(live) = self.live.get(&relation.id) else { return Ok(()) };
+        let is_new = |leaf: RelationId| self.leaves.get(&relation.id).is_some_and(|known| !known.contains(&leaf.0));
+        if relation.leaves.iter().any(is_new) {
+            // It may be gone again by now, with what has come of it.
+            let what = format!("table {live} has got a partition at the source meanwhile");
+            return Err(DestinationError::StagingLost(what).into());
+        }
         let client = self.source.connect().await.map_err(SourceError::Session)?;
         let now = Marks::read(&client, std::slice::from_ref(live)).await?;
         match now.altered(&self.marks, [live]) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::catalog::fit::Transfer;
+use crate::catalog::leaves::KnownLeaves;
 use crate::config::Config;
 use crate::destination::{Catalog, Deletes, Scope, Staging};
 use crate::pg::{Lsn, QualifiedName, RelationId};
@@ -60,4 +61,6 @@ pub(crate) struct TakenSnapshot {
     pub(crate) consistent_point: Lsn,
     /// What the catalog says of the tables under the locks.
     pub(crate) fingerprints: HashMap<RelationId, FingerprintFacts>,
+    /// The partitions that they and the snapshot show.
+    pub(crate) leaves: HashMap<RelationId, KnownLeaves>,
 }

@@ -47,7 +47,7 @@ use crate::apply_worker::pause::{Control, PauseGuard};
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
-    Publication, Request, Scope, Staging, TableRecord, refuse_unasked, reshape,
+    Publication, Request, Scope, Staging, TableRecord, refuse_unasked, reshape, shapes,
 };
 use crate::error_policy::{Decision, Fault, Phase, decide, report};
 use crate::pg::{Lsn, QualifiedName};
@@ -72,8 +72,8 @@ const ROUNDS_MAX: u32 = 1000;
 /// How often a hold is tried for staging that does not reach the position in time.
 const HOLDS_MAX: u32 = 5;
 
-/// A request was fulfilled for tables that the running stream does not follow yet, so the stream must restart.
-/// Until then it is held: it would pass over their changes.
+/// A request was fulfilled for tables that the running stream does not follow yet, or that have lost partitions, so the stream must
+/// restart. Until then it is held: it would pass over their changes.
 #[derive(Debug)]
 pub(crate) struct Restart {
     _held: PauseGuard,
@@ -304,9 +304,10 @@ async fn hand_over(
         trusted_roles: &config.destination.trusted_roles,
         names_owners: config.destination.names_owners(),
     };
+    let lost_leaves = has_lost_leaves(bookkeeping, &staging).await?;
     tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
     let position = held.position();
-    let restart = if set_differs {
+    let restart = if set_differs || lost_leaves {
         Some(Restart { _held: held })
     } else {
         drop(held);
@@ -320,6 +321,14 @@ async fn hand_over(
     catch_up.close().await;
     after(ends, staging, &differences).await?;
     Ok(restart)
+}
+
+/// Whether partitions were known that the copy has not found. The running stream counts them as known, and would not tell of their rows if
+/// they were attached again.
+async fn has_lost_leaves(bookkeeping: &Bookkeeping, staging: &Staging) -> Result<bool, Fault> {
+    let known = shapes(bookkeeping.client()).await?;
+    let mut copied = staging.leaves.iter();
+    Ok(copied.any(|(table, copied)| known.get(table).is_some_and(|known| !known.partitions.is_subset(&copied.known))))
 }
 
 /// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.

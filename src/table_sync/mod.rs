@@ -30,11 +30,13 @@ mod readers;
 mod resync_queue;
 mod snapshot_guard;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
 use self::readers::stand_in_the_way;
+use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::config::SchemaChanges;
 use crate::destination::{
@@ -49,7 +51,9 @@ use crate::preflight::leadership::sweep_staging;
 use crate::preflight::prepare::Prepared;
 use crate::preflight::replication_session::connect_replication;
 use crate::preflight::resync_requests::name_of;
-use crate::session::{CreatedSlot, ReplicationSession, SlotSnapshot, SqlClient, fingerprint_facts};
+use crate::session::{
+    CreatedSlot, FingerprintFacts, ReplicationSession, SessionError, SlotSnapshot, SqlClient, fingerprint_facts,
+};
 use crate::source::{
     SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot, running_transactions,
 };
@@ -270,12 +274,13 @@ async fn begin_staging(
     failpoint::reached("snapshot.slot_created");
     let mut staging = create_staging(ends, (source, destination), tables, generation).await?;
     staging.fingerprints.clone_from(&taken.fingerprints);
+    staging.leaves.clone_from(&taken.leaves);
     Ok((taken, staging))
 }
 
 /// Copies into staging, and lets the source go.
 async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str) -> Result<Staged, Fault> {
-    let TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints: _ } = taken;
+    let TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints: _, leaves: _ } = taken;
     ends.telemetry.snapshot_phase(SnapshotPhase::Copying, []);
     let sent = copy::copy(ends, &staging, (&held, &locks), slot, readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
@@ -317,7 +322,22 @@ async fn take_snapshot(
     let created = create_slot(ends, (source, &locks), &mut slot_session, (slot, kind, copied.alone)).await?;
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
     let consistent_point = created.consistent_point;
-    Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints })
+    // More may have been added while the slot was waited for, and may be gone when the copy is done.
+    let shown = fingerprint_facts(held.client(), &ids, &config.source.publication).await;
+    let leaves = leaves_of(&fingerprints, &shown.map_err(SourceError::Session)?).map_err(SourceError::Session)?;
+    Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints, leaves })
+}
+
+/// The partitions that the facts of before the slot name, or those under the snapshot.
+fn leaves_of(
+    before: &HashMap<RelationId, FingerprintFacts>,
+    shown: &HashMap<RelationId, FingerprintFacts>,
+) -> Result<HashMap<RelationId, KnownLeaves>, SessionError> {
+    let mut leaves: HashMap<RelationId, KnownLeaves> = HashMap::new();
+    for (table, facts) in before.iter().chain(shown) {
+        leaves.entry(*table).or_default().known.extend(facts.leaves(*table)?.known);
+    }
+    Ok(leaves)
 }
 
 /// Creates the slot; says what it waits for, and gives way to a session that waits for the tables meanwhile.

@@ -2,6 +2,7 @@
 //!
 //! A change holds its rows as they arrived ([`Tuple`]s share the read buffer) and its relation as it was then.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::pg::{Description, Lsn, Relation, Tuple};
@@ -98,6 +99,8 @@ pub struct SchemaChange {
     pub relation: Arc<Relation>,
     /// What the source's catalog says of it: at that time, or a little later.
     pub description: Description,
+    /// Those of its partitions that nothing was known of and that had no block then, by their OIDs.
+    pub vacant: BTreeSet<u32>,
 }
 
 /// What goes forward through the ring.

@@ -98,6 +98,7 @@ mod tests {
             type_modifier: -1,
         };
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(id),
             name: QualifiedName::new("Mixed \"Case\"", "t"),
             replica_identity: ReplicaIdentity::Full,

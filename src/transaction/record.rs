@@ -239,6 +239,7 @@ mod tests {
             type_modifier: -1,
         };
         Arc::new(Relation {
+            leaves: Default::default(),
             id: RelationId(id),
             name: QualifiedName::new("public", "t"),
             replica_identity: ReplicaIdentity::Default,

@@ -6,11 +6,14 @@
 //!
 //! Invariant: an entry holds from its message on. So when an overlay is merged, the entry that was heard last wins: a
 //! table that was altered and described outside while the stream was open keeps its newer description.
+//!
+//! A partition is named once, before its first row. So its name stays with the root's descriptions until a change takes one of them
+//! along: the transaction in which it came may be one that is not applied.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::pg::{QualifiedName, Relation, RelationId};
+use crate::pg::{Leaves, QualifiedName, Relation, RelationId};
 use crate::transaction::error::TransactionError;
 
 /// The tables that are kept equal, by their OIDs at the source.
@@ -60,6 +63,26 @@ struct Entry {
     known: Known,
     /// The number of the message that said so.
     heard: u64,
+    /// A change that is applied has it.
+    used: bool,
+}
+
+impl Entry {
+    /// The partitions that no change has told of.
+    fn leaves(&self) -> impl Iterator<Item = RelationId> + '_ {
+        let unused = match &self.known {
+            Known::Wanted(relation) if !self.used => Some(&relation.leaves),
+            Known::Wanted(_) | Known::Unwanted => None,
+        };
+        unused.into_iter().flat_map(Leaves::iter)
+    }
+
+    fn add_leaf(&mut self, leaf: RelationId) {
+        if let Known::Wanted(relation) = &mut self.known {
+            Arc::make_mut(relation).leaves.add(leaf);
+            self.used = false;
+        }
+    }
 }
 
 /// Maximum number of relations that a session may describe. A database has fewer tables. One that exceeds it by creating tables again
@@ -93,12 +116,29 @@ impl RelationCache {
             {
                 return Err(TransactionError::Replaced { table: relation.name, old, new: id });
             }
-            self.insert(id, Entry { known: Known::Unwanted, heard })?;
+            self.insert(id, Entry { known: Known::Unwanted, heard, used: false })?;
             return Ok(None);
         }
+        let mut relation = relation;
+        self.entries.get(&id).into_iter().flat_map(Entry::leaves).for_each(|leaf| relation.leaves.add(leaf));
         let relation = Arc::new(relation);
-        self.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard })?;
+        self.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard, used: false })?;
         Ok(Some(relation))
+    }
+
+    /// Behind the description of `root` the source has named `leaf`. Returns the description as it is now.
+    pub(super) fn add_leaf(&mut self, root: RelationId, leaf: RelationId) -> Option<Arc<Relation>> {
+        let entry = self.entries.get_mut(&root)?;
+        entry.add_leaf(leaf);
+        match &entry.known {
+            Known::Wanted(relation) => Some(Arc::clone(relation)),
+            Known::Unwanted => None,
+        }
+    }
+
+    /// Its changes are not applied.
+    pub(super) fn set_unused(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.used = false);
     }
 
     fn insert(&mut self, id: RelationId, entry: Entry) -> Result<(), TransactionError> {
@@ -106,10 +146,17 @@ impl RelationCache {
         if self.entries.len() > RELATIONS_MAX { Err(TOO_MANY) } else { Ok(()) }
     }
 
-    /// The relation of a change, if it is wanted.
-    pub(super) fn wanted(&self, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
-        match self.entries.get(&id) {
-            Some(Entry { known: Known::Wanted(relation), .. }) => Ok(Some(Arc::clone(relation))),
+    /// The relation of a change, if it is wanted; `is_applied` says whether the change is.
+    pub(super) fn wanted(
+        &mut self,
+        id: RelationId,
+        is_applied: bool,
+    ) -> Result<Option<Arc<Relation>>, TransactionError> {
+        match self.entries.get_mut(&id) {
+            Some(Entry { known: Known::Wanted(relation), used, .. }) => {
+                *used |= is_applied;
+                Ok(Some(Arc::clone(relation)))
+            }
             Some(Entry { known: Known::Unwanted, .. }) => Ok(None),
             None => Err(TransactionError::UnknownRelation(id)),
         }
@@ -117,9 +164,13 @@ impl RelationCache {
 
     /// What a committed stream has learned holds for the session, unless the session has heard of it since.
     pub(super) fn merge(&mut self, overlay: RelationCache) -> Result<(), TransactionError> {
-        for (id, entry) in overlay.entries {
-            if self.entries.get(&id).is_none_or(|known| known.heard < entry.heard) {
-                self.insert(id, entry)?;
+        for (id, mut entry) in overlay.entries {
+            match self.entries.get_mut(&id) {
+                Some(known) if known.heard >= entry.heard => entry.leaves().for_each(|leaf| known.add_leaf(leaf)),
+                known => {
+                    known.iter().flat_map(|known| known.leaves()).for_each(|leaf| entry.add_leaf(leaf));
+                    self.insert(id, entry)?;
+                }
             }
         }
         Ok(())

@@ -433,7 +433,7 @@ fn read_relation(cursor: &mut Cursor<'_>) -> Result<Relation, WireError> {
             type_modifier: cursor.read_i32("column type modifier")?,
         });
     }
-    Ok(Relation { id, name, replica_identity, columns })
+    Ok(Relation { id, name, replica_identity, columns, leaves: Default::default() })
 }
 
 /// Writes one message, as pgoutput would; `aborts_carry_time` as for [`Decoder::new`].

@@ -56,6 +56,7 @@ mod impostor;
 mod init;
 mod large;
 mod leadership;
+mod leaves;
 mod links;
 mod lock;
 mod locks;

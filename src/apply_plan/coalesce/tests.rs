@@ -27,6 +27,7 @@ pub(super) fn relation_of(table: &TableDefinition, key: &[usize], identity: Repl
         type_modifier: -1,
     });
     Arc::new(Relation {
+        leaves: Default::default(),
         id: RelationId(table.id),
         name: table.name(),
         replica_identity: identity,

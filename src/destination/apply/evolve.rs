@@ -55,8 +55,9 @@ impl Applier {
     }
 
     async fn follow(&mut self, change: SchemaChange) -> Result<(), DestinationError> {
-        let SchemaChange { relation, description } = change;
-        if !self.is_live(relation.id, self.large_commit_lsn()) {
+        let SchemaChange { relation, description, vacant } = change;
+        let commit_lsn = self.large_commit_lsn();
+        if !self.is_live(relation.id, commit_lsn) {
             return Ok(());
         }
         let Some(followed) = self.followed.get(&relation.id) else { return Ok(()) };
@@ -70,7 +71,7 @@ impl Applier {
         };
         followed_table.refuse_other(table.id)?;
         let published = |column: &Ident| relation.columns.iter().any(|c| c.name == *column);
-        let known = match self.ask(&shapes::ask(relation.id)).await?.into_iter().next().flatten() {
+        let known = match self.ask(&shapes::ask_locked(relation.id)).await?.into_iter().next().flatten() {
             Some(text) => shapes::parse(&text)?,
             // A bookkeeping of before shapes: what is there now counts as known, and `bind` compares.
             None => Shape::of(&source, &source_types, published),
@@ -109,6 +110,7 @@ impl Applier {
                 source: End { table: &source, types: &source_types },
                 destination: End { table: &table, types: &types },
                 creation: &creation,
+                vacant: (&vacant, commit_lsn),
             }
             .follow()
         };

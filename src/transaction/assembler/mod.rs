@@ -62,6 +62,21 @@ pub struct Assembler {
     truncated: Vec<(RelationId, u32)>,
     /// A schema change that the last message has reported, or those of the stream that it has committed.
     marked: Option<SchemaMark>,
+    /// What the last messages have described: see [`Described`].
+    described: Described,
+}
+
+/// Relations that were described one right after the other.
+///
+/// The source describes a partition's root, then the partition, and then sends its row under the root's OID (`maybe_send_schema` in
+/// pgoutput.c; tried on 14 to 18, also with streaming and with levels between the two). It describes several tables in a row for one
+/// TRUNCATE, too. So the message behind them tells whether the second of each pair is a partition of the first.
+#[derive(Debug, Default)]
+struct Described {
+    /// The last one, if it is wanted.
+    last: Option<RelationId>,
+    /// Each with the one right before it.
+    pairs: Vec<(RelationId, RelationId)>,
 }
 
 /// The transaction between its Begin and its Commit.
@@ -107,6 +122,7 @@ impl Assembler {
             heard: 0,
             truncated: Vec::new(),
             marked: None,
+            described: Described::default(),
         }
     }
 
@@ -135,6 +151,9 @@ impl Assembler {
     /// [`TransactionError`]; the session cannot be continued then.
     pub fn message(&mut self, message: Message) -> Result<(), TransactionError> {
         self.heard += 1;
+        if self.described.last.is_some() || !self.described.pairs.is_empty() {
+            self.described_before(&message);
+        }
         match message {
             Message::Insert { xid, relation, new } => {
                 if let Some(relation) = self.wanted(xid, relation)? {
@@ -283,7 +302,44 @@ impl Assembler {
         }
     }
 
+    /// Decides whether what was described before this message were partitions.
+    fn described_before(&mut self, message: &Message) {
+        match message {
+            // The types of a relation's columns come before it.
+            Message::Relation { .. } | Message::Type { .. } => return,
+            Message::Truncate { .. } => {}
+            Message::Begin(_)
+            | Message::Commit(_)
+            | Message::Insert { .. }
+            | Message::Update { .. }
+            | Message::Delete { .. }
+            | Message::Origin { .. }
+            | Message::Logical { .. }
+            | Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort(_) => {
+                for (root, leaf) in std::mem::take(&mut self.described.pairs) {
+                    match self.current.and_then(|top| self.streams.as_mut()?.get_mut(&top)) {
+                        Some(stream) => {
+                            let before = stream.relation_bytes;
+                            stream.add_leaf(root, leaf);
+                            self.stream_relation_bytes += stream.relation_bytes - before;
+                        }
+                        None => drop(self.relations.add_leaf(root, leaf)),
+                    }
+                }
+            }
+        }
+        self.described = Described::default();
+    }
+
     fn relation(&mut self, xid: Option<u32>, relation: Relation) -> Result<(), TransactionError> {
+        let id = relation.id;
+        if let Some(root) = self.described.last.take().filter(|root| *root != id) {
+            self.described.pairs.push((root, id));
+        }
+        self.described.last = self.tables.name(id).map(|_| id);
         match self.stream(xid)? {
             Some(top) => {
                 let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&top)).ok_or(NO_STREAM)?;
@@ -306,12 +362,16 @@ impl Assembler {
         Ok(())
     }
 
-    fn wanted(&self, xid: Option<u32>, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
+    fn wanted(&mut self, xid: Option<u32>, id: RelationId) -> Result<Option<Arc<Relation>>, TransactionError> {
         match self.stream(xid)? {
             Some(top) => {
-                self.streams.as_ref().and_then(|streams| streams.get(&top)).ok_or(NO_STREAM)?.relations.wanted(id)
+                let stream = self.streams.as_mut().and_then(|streams| streams.get_mut(&top)).ok_or(NO_STREAM)?;
+                stream.relations.wanted(id, !stream.foreign)
             }
-            None => self.relations.wanted(id),
+            None => {
+                let is_applied = self.open.as_ref().is_some_and(|open| !open.foreign && !open.again);
+                self.relations.wanted(id, is_applied)
+            }
         }
     }
 
@@ -494,9 +554,13 @@ impl Assembler {
         let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
         let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
         self.stream_relation_bytes -= stream.relation_bytes;
+        let again = self.came_before(commit.commit_lsn)?;
+        if again {
+            stream.relations.set_unused();
+        }
         // pgoutput counts the relations that the stream has described as known to the session.
         self.relations.merge(std::mem::take(&mut stream.relations))?;
-        if self.came_before(commit.commit_lsn)? {
+        if again {
             self.outputs.extend(stream.spooled.then_some(Output::Spool(SpoolOrder::Discard { xid })));
             return Ok(());
         }

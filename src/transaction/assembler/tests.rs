@@ -9,6 +9,7 @@ use crate::wire::{LogicalMessage, OldTuple, Truncate};
 fn relation(id: u32, name: &str) -> Relation {
     let column = Column { name: Ident::new("id"), in_identity: true, type_id: TypeId(23), type_modifier: -1 };
     Relation {
+        leaves: Default::default(),
         id: RelationId(id),
         name: QualifiedName::new("public", name),
         replica_identity: ReplicaIdentity::Default,
@@ -225,4 +226,67 @@ fn a_session_tells_of_no_more_tables_than_a_database_has() {
         last = assembler.message(described(id, "u"));
     }
     assert!(last.unwrap_err().to_string().contains("one more table than a session may tell of"));
+}
+
+/// The partitions that the description of each step's changes names.
+fn leaves(steps: &[Step]) -> Vec<Vec<u32>> {
+    let changes = steps.iter().flat_map(|step| match step {
+        Step::Transaction(transaction) => transaction.changes.as_slice(),
+        Step::Piece(piece) => piece.changes.as_slice(),
+        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {
+            &[]
+        }
+    });
+    let leaves = changes.map(|change| match change {
+        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+            relation.leaves.iter().map(|leaf| leaf.0).collect()
+        }
+        Change::Truncate { relations, .. } => {
+            relations.iter().flat_map(|relation| relation.leaves.iter()).map(|leaf| leaf.0).collect()
+        }
+    });
+    leaves.collect()
+}
+
+#[test]
+fn a_partition_is_named_behind_its_root_and_before_its_first_row() {
+    let mut assembler = assembler(1 << 20);
+    let named = |leaf: u32| [described(1, "t"), described(leaf, "leaf")];
+    let mut messages = vec![begin(100)];
+    messages.extend(named(11).into_iter().chain([insert(1, b'1'), insert(1, b'2')]));
+    messages.extend(named(12).into_iter().chain([insert(1, b'3'), commit(100)]));
+    assert_eq!(leaves(&run(&mut assembler, messages)), [[11], [11], [12]]);
+    let truncate = |relations: &[u32]| Message::Truncate {
+        xid: None,
+        truncate: Truncate {
+            relations: relations.iter().map(|id| RelationId(*id)).collect(),
+            cascade: false,
+            restart_identity: false,
+        },
+    };
+    let messages =
+        vec![begin(200), described(1, "t"), described(13, "other"), truncate(&[1, 13]), insert(1, b'4'), commit(200)];
+    let found = leaves(&run(&mut assembler, messages));
+    assert_eq!(found, [[0; 0], [0; 0]], "a table that is truncated with another is no partition of it");
+}
+
+#[test]
+fn a_partition_that_a_skipped_transaction_has_named_is_named_again() {
+    let mut assembler = assembler(1 << 20).without_foreign_origins();
+    let origin = Message::Origin { commit_lsn: Lsn::new(1), name: "elsewhere".to_owned() };
+    let messages = vec![begin(100), origin, described(1, "t"), described(11, "leaf"), insert(1, b'1'), commit(100)];
+    assert_eq!(leaves(&run(&mut assembler, messages)), [[0; 0]; 0]);
+    let messages = vec![begin(200), described(1, "t"), described(12, "leaf"), insert(1, b'2'), commit(200)];
+    assert_eq!(leaves(&run(&mut assembler, messages)), [[11, 12]]);
+    // The row was not sent, as one of a DELETE without an identity is not.
+    let messages = vec![
+        begin(300),
+        described(1, "t"),
+        described(13, "leaf"),
+        commit(300),
+        begin(400),
+        insert(1, b'3'),
+        commit(400),
+    ];
+    assert_eq!(leaves(&run(&mut assembler, messages)), [[13]]);
 }

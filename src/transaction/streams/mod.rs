@@ -72,6 +72,18 @@ impl InProgress {
         Ok(())
     }
 
+    /// The source has named a partition behind the description of its root, which no record has yet. When a subtransaction is rolled
+    /// back, the source describes every relation again before its next row (tried on 14 to 18).
+    pub(super) fn add_leaf(&mut self, root: RelationId, leaf: RelationId) {
+        let number = self.numbers.get(&root).and_then(|number| usize::try_from(*number).ok());
+        if let Some(numbered) = number.and_then(|number| self.numbered.get_mut(number))
+            && let Some(described) = self.relations.add_leaf(root, leaf)
+        {
+            *numbered = described;
+            self.relation_bytes += size_of::<RelationId>();
+        }
+    }
+
     /// Writes a change of a (sub)transaction as a record.
     pub(super) fn write(&mut self, xid: u32, subxid: u32, change: &Change, out: &mut BytesMut) {
         self.note(xid, subxid);

@@ -21,6 +21,7 @@ fn relation(columns: &[&str]) -> Relation {
         type_modifier: -1,
     };
     Relation {
+        leaves: Default::default(),
         id: TABLE,
         name: QualifiedName::new("public", "t"),
         replica_identity: ReplicaIdentity::Default,
@@ -469,4 +470,44 @@ fn relations_of_transactions_in_progress_are_bounded_and_counted_while_these_las
     let (xid, said) = refused.expect("refused");
     assert_eq!(xid, 7);
     assert!(said.contains("for one more table than transactions in progress may tell of"), "{said}");
+}
+
+/// The partitions that the descriptions of a stream's changes name, each in the order of its rows.
+fn leaves(ring: &Ring) -> Vec<Vec<u32>> {
+    let changes = ring.steps.iter().flat_map(|step| match step {
+        Step::Transaction(transaction) => transaction.changes.as_slice(),
+        Step::Piece(piece) => piece.changes.as_slice(),
+        Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {
+            &[]
+        }
+    });
+    let leaves = changes.map(|change| match change {
+        Change::Insert { relation, .. } => relation.leaves.iter().map(|leaf| leaf.0).collect(),
+        Change::Update { .. } | Change::Delete { .. } | Change::Truncate { .. } => panic!("{change:?}"),
+    });
+    leaves.collect()
+}
+
+#[test]
+fn a_partition_that_a_stream_names_comes_with_its_rows() {
+    let leaf = |xid: Option<u32>, id: u32| {
+        let name = QualifiedName::new("public", format!("leaf{id}"));
+        Message::Relation { xid, relation: Relation { id: RelationId(id), name, ..relation(&["id"]) } }
+    };
+    let mut ring = Ring::new(1 << 20);
+    let named = |id: u32| [described(Some(5), &["id"]), leaf(Some(5), id)];
+    let mut first: Vec<Message> = named(11).into_iter().chain([insert(5, &["a"])]).collect();
+    first.extend(named(12).into_iter().chain([insert(6, &["b"])]));
+    ring.block(5, true, first);
+    ring.abort(5, 6);
+    // What was rolled back is described again before the next row, also where that is of a partition that was named before.
+    ring.block(5, false, named(11).into_iter().chain([insert(5, &["c"])]).collect());
+    ring.block(5, false, named(13).to_vec());
+    ring.commit(5, 100);
+    assert_eq!(leaves(&ring), [[11], [11]]);
+    // It counts as named in the session, too, and no row of it was sent.
+    for message in [begin(200), insert(None, &["d"]), Message::Commit(commit(200))] {
+        ring.message(message).unwrap();
+    }
+    assert_eq!(leaves(&ring), [[11], [11], [13]]);
 }

@@ -1,0 +1,518 @@
+//! Partitions that come and go: between two looks at the catalog, while headwater is down, without rows, and in any order.
+//!
+//! TRUNCATE and DROP of a partition come through no root, so the rows that the stream has brought before would stay.
+
+use fastrand::Rng;
+
+use crate::support::suspension::all_live;
+use crate::support::{Database, Service, Setup, eventually, seed, source};
+
+/// A partitioned table with one leaf, and a row in it.
+fn tree(name: &str) -> String {
+    format!(
+        "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10); INSERT INTO {name} VALUES (1, 'v');"
+    )
+}
+
+/// Creates a tree's second leaf as its partition.
+fn create(name: &str) -> String {
+    format!("CREATE TABLE {name}_2 PARTITION OF {name} FOR VALUES FROM (10) TO (20);")
+}
+
+/// Creates it as a table of its own.
+fn alone(name: &str) -> String {
+    format!("CREATE TABLE {name}_2 (LIKE {name} INCLUDING ALL);")
+}
+
+fn attach(name: &str) -> String {
+    format!("ALTER TABLE {name} ATTACH PARTITION {name}_2 FOR VALUES FROM (10) TO (20);")
+}
+
+fn detach(name: &str) -> String {
+    format!("ALTER TABLE {name} DETACH PARTITION {name}_2;")
+}
+
+fn fill(name: &str, from: u32) -> String {
+    format!("INSERT INTO {name} SELECT i, 'came' FROM generate_series({from}, {}) i;", from + 1)
+}
+
+/// What is done to each table, statement by statement; what stands in braces is one transaction.
+fn passing() -> Vec<(&'static str, String)> {
+    vec![
+        ("dropped", format!("{} {} DROP TABLE dropped_2;", create("dropped"), fill("dropped", 10))),
+        ("truncated", format!("{} {} TRUNCATE truncated_2;", create("truncated"), fill("truncated", 10))),
+        (
+            "refilled",
+            format!("{} {} TRUNCATE refilled_2; {}", create("refilled"), fill("refilled", 10), fill("refilled", 12)),
+        ),
+        // Its keys come again.
+        (
+            "rewritten",
+            format!(
+                "{} {} TRUNCATE rewritten_2; INSERT INTO rewritten VALUES (10, 'another');",
+                create("rewritten"),
+                fill("rewritten", 10)
+            ),
+        ),
+        (
+            "detached",
+            format!("{} {} {} DROP TABLE detached_2;", create("detached"), fill("detached", 10), detach("detached")),
+        ),
+        ("at_once", format!("{{{} {} TRUNCATE at_once_2;}}", create("at_once"), fill("at_once", 10))),
+        (
+            "attached",
+            format!("{} {} {} DROP TABLE attached_2;", alone("attached"), attach("attached"), fill("attached", 10)),
+        ),
+        (
+            "again",
+            format!(
+                "{} {} {} {} DELETE FROM again_2; {}",
+                alone("again"),
+                attach("again"),
+                fill("again", 10),
+                detach("again"),
+                attach("again")
+            ),
+        ),
+        (
+            "replaced",
+            format!(
+                "{} {} DROP TABLE replaced_2; {} {}",
+                create("replaced"),
+                fill("replaced", 10),
+                create("replaced"),
+                fill("replaced", 12)
+            ),
+        ),
+        (
+            "deep",
+            format!(
+                "CREATE TABLE deep_2 PARTITION OF deep FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id);
+                 CREATE TABLE deep_3 PARTITION OF deep_2 FOR VALUES FROM (10) TO (15); {} DROP TABLE deep_2;",
+                fill("deep", 10)
+            ),
+        ),
+    ]
+}
+
+/// Runs statements, each in a transaction of its own unless it stands in braces.
+async fn run(database: &Database, statements: &str) {
+    for (at, part) in statements.split(['{', '}']).enumerate() {
+        match at % 2 == 1 {
+            true => database.at_source(&format!("BEGIN; {part} COMMIT")).await,
+            false => {
+                for statement in part.split_inclusive(';').filter(|statement| !statement.trim().is_empty()) {
+                    database.at_source(statement).await;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until a table has the source's rows.
+async fn becomes_equal(database: &Database, table: &str) {
+    let rows = format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t");
+    eventually(&format!("table {table} is equal"), || async {
+        (database.destination_value(&rows).await == database.source_value(&rows).await).then_some(())
+    })
+    .await;
+}
+
+async fn passing_trees(name: &str) -> (Database, Vec<(&'static str, String)>) {
+    let changes = passing();
+    let tables: Vec<&str> = changes.iter().map(|(table, _)| *table).collect();
+    let schema: Vec<String> = tables.iter().map(|table| tree(table)).collect();
+    (Database::new(name, &tables, &schema.concat()).await, changes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_came_and_went_while_headwater_was_down_leave_no_rows() {
+    let (database, changes) = passing_trees("passingdown").await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    for (_, change) in &changes {
+        run(&database, change).await;
+    }
+    // So that the file has no block left.
+    database.at_source("VACUUM (TRUNCATE) again_2").await;
+    let service = setup.start();
+    for (table, _) in &changes {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_come_and_go_between_two_looks_leave_no_rows() {
+    let (database, changes) = passing_trees("passinglive").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    for (_, change) in &changes {
+        run(&database, change).await;
+    }
+    for (table, _) in &changes {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_one_transaction_creates_fills_and_empties_leaves_no_rows() {
+    let database = Database::new("passingonce", &["t"], &tree("t")).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    run(&database, &format!("{{{} {} TRUNCATE t_2;}}", create("t"), fill("t", 10))).await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// Waits until a look has seen that a leaf is empty.
+async fn is_seen_empty(database: &Database, leaf: &str) {
+    let id = database.source_value(&format!("SELECT '{leaf}'::regclass::oid::text")).await.expect("an OID");
+    let seen = format!("SELECT bool_or(shape::jsonb -> 'empty_partitions' ? '{id}')::text FROM headwater.shapes");
+    eventually(&format!("{leaf} is seen empty"), || async {
+        (database.destination_value(&seen).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+}
+
+fn not_copied(service: &Service) {
+    let log = service.log();
+    assert!(!log.contains("copied again") && !log.contains("compared with the source"), "{log}");
+}
+
+async fn major(database: &Database) -> u32 {
+    let version = database.source_value("SELECT current_setting('server_version_num')::int / 10000 || ''").await;
+    version.expect("a version").parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied() {
+    let database = Database::new("attachedempty", &["t"], &tree("t")).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    let leaf = |number: u32| {
+        format!(
+            "CREATE TABLE t_{number} (LIKE t INCLUDING ALL);
+             ALTER TABLE t ATTACH PARTITION t_{number} FOR VALUES FROM ({number}0) TO ({number}9);"
+        )
+    };
+    for statement in (2..6).map(leaf).collect::<String>().split_inclusive(';') {
+        database.at_source(statement).await;
+    }
+    if major(&database).await < 15 {
+        // Its rows may not come at all.
+        service.says("was attached, and may have brought rows").await;
+        all_live(&database).await;
+        database.assert_catches_up().await;
+        return service.stop().await;
+    }
+    database.at_source("INSERT INTO t VALUES (2, 'w')").await;
+    is_seen_empty(&database, "t_5").await;
+    database.at_source("INSERT INTO t SELECT i, 'came' FROM generate_series(20, 25) i").await;
+    database.assert_catches_up().await;
+    // A partition without rows goes without a word.
+    database.at_source("DROP TABLE t_5").await;
+    database.at_source(&leaf(6)).await;
+    is_seen_empty(&database, "t_6").await;
+    not_copied(&service);
+    service.stop().await;
+    // As the next start finds it, and one that nobody has looked at.
+    database.at_source(&leaf(7)).await;
+    let service = setup.start();
+    service.streams().await;
+    is_seen_empty(&database, "t_7").await;
+    database.at_source("INSERT INTO t SELECT n * 10 + i, 'came' FROM generate_series(2, 7) n, generate_series(6, 7) i WHERE n <> 5").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("UPDATE t SET v = 'again'").await;
+    database.assert_catches_up().await;
+    not_copied(&service);
+    // From its first row on it is a partition like any other.
+    database.at_source("TRUNCATE t_3").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_came_before_a_partition_was_seen_empty_are_not_kept() {
+    let tables = ["held", "kept"];
+    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
+    let database = Database::new("seenempty", &tables, &schema.concat()).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    // At the start the stream is behind all of this.
+    for table in tables {
+        run(&database, &format!("{} {}", alone(table), attach(table))).await;
+    }
+    run(&database, &format!("{} {} DELETE FROM held_2; {}", fill("held", 10), detach("held"), attach("held"))).await;
+    database.at_source("VACUUM (TRUNCATE) held_2").await;
+    let service = setup.start();
+    service.streams().await;
+    run(&database, &(fill("held", 14) + &fill("kept", 14))).await;
+    for table in tables {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_large_transactions_create_fill_and_lose_leave_no_rows() {
+    let tables = ["whole", "part", "gone"];
+    let schema: Vec<String> = tables
+        .iter()
+        .map(|name| {
+            format!(
+                "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+                 CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10000);"
+            )
+        })
+        .collect();
+    let database = Database::new("largeleaves", &tables, &schema.concat()).await;
+    database.at_source(&format!("ALTER DATABASE {} SET logical_decoding_work_mem = '64kB'", database.name)).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let create = |name: &str| format!("CREATE TABLE {name}_2 PARTITION OF {name} FOR VALUES FROM (10000) TO (20000);");
+    let fill = |name: &str, from: u32| {
+        format!("INSERT INTO {name} SELECT i, md5(i::text) FROM generate_series({from}, {}) i;", from + 2999)
+    };
+    let changes = [
+        format!("BEGIN; {} {} TRUNCATE whole_2; COMMIT", create("whole"), fill("whole", 10_000)),
+        // What is rolled back has named the partition, and what is not has rows of it.
+        format!(
+            "{} BEGIN; {} SAVEPOINT a; {} ROLLBACK TO a; {} COMMIT; TRUNCATE part_2",
+            create("part"),
+            fill("part", 1),
+            fill("part", 10_000),
+            fill("part", 13_000)
+        ),
+        format!("BEGIN; {} {} COMMIT; DROP TABLE gone_2", create("gone"), fill("gone", 10_000)),
+    ];
+    for change in &changes {
+        for statements in change.split_inclusive("COMMIT") {
+            database.at_source(statements.trim_start_matches(';')).await;
+        }
+    }
+    for table in tables {
+        becomes_equal(&database, table).await;
+    }
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_is_done() {
+    let database = Database::new("leafslot", &["t"], &tree("t")).await;
+    let setup = Setup::of(&database);
+    let holder = source().await.connect(&database.name).await.expect("a session");
+    holder.batch("a transaction that the slot waits for", "BEGIN; SELECT pg_current_xact_id()").await.expect("one");
+    let mut dying = setup.clone().failing_at("snapshot.published").start();
+    dying.says("locked in ACCESS SHARE mode at the source").await;
+    run(&database, &format!("{} {} {}", alone("t"), attach("t"), fill("t", 10))).await;
+    holder.batch("ending it", "COMMIT").await.expect("a commit");
+    assert_eq!(dying.ended().await.code(), None, "it was to die by a signal");
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("3"));
+    database.at_source("DROP TABLE t_2").await;
+    let service = setup.start();
+    service.streams().await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+/// A leaf of the randomized test.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaf {
+    Missing,
+    Detached,
+    Attached,
+}
+
+/// What is done at random to a tree with three leaves.
+struct Walk {
+    rng: Rng,
+    leaves: [Leaf; 3],
+    /// Every row has a key of its own: what comes again is another test's.
+    rows: usize,
+    /// Leaves that this transaction has created. A TRUNCATE of one behind its rows leaves no trace: see docs/guarantees.md.
+    created: Vec<usize>,
+}
+
+impl Walk {
+    fn bounds(slot: usize) -> String {
+        format!("FOR VALUES FROM ({}) TO ({})", (slot + 1) * 10_000, (slot + 2) * 10_000)
+    }
+
+    fn rows(&mut self, slot: usize) -> String {
+        let from = (slot + 1) * 10_000 + self.rows;
+        let count = self.rng.usize(1..4);
+        self.rows += count;
+        format!("SELECT i, 'v' FROM generate_series({from}, {}) i", from + count - 1)
+    }
+
+    fn step(&mut self) -> String {
+        let slot = self.rng.usize(0..3);
+        let bounds = Walk::bounds(slot);
+        let choice = self.rng.usize(0..8);
+        let attach = format!("ALTER TABLE t ATTACH PARTITION l_{slot} {bounds};");
+        match (self.leaves[slot], choice) {
+            (Leaf::Missing, 0..3) => {
+                self.leaves[slot] = Leaf::Attached;
+                self.created.push(slot);
+                format!("CREATE TABLE l_{slot} PARTITION OF t {bounds};")
+            }
+            (Leaf::Missing, 3..6) => {
+                self.leaves[slot] = Leaf::Attached;
+                format!("CREATE TABLE l_{slot} (LIKE t INCLUDING ALL); {attach}")
+            }
+            (Leaf::Missing, _) => {
+                self.leaves[slot] = Leaf::Attached;
+                let rows = self.rows(slot);
+                format!("CREATE TABLE l_{slot} (LIKE t INCLUDING ALL); INSERT INTO l_{slot} {rows}; {attach}")
+            }
+            (Leaf::Detached, 0..3) => {
+                self.leaves[slot] = Leaf::Attached;
+                attach
+            }
+            (Leaf::Detached, 3) => format!("TRUNCATE l_{slot};"),
+            (Leaf::Detached, 4) => format!("DELETE FROM l_{slot};"),
+            (Leaf::Detached, 5) => {
+                let rows = self.rows(slot);
+                format!("INSERT INTO l_{slot} {rows};")
+            }
+            (Leaf::Attached, 0..3) => {
+                let rows = self.rows(slot);
+                format!("INSERT INTO t {rows};")
+            }
+            (Leaf::Attached, 3) if !self.created.contains(&slot) => format!("TRUNCATE l_{slot};"),
+            (Leaf::Attached, 4) => format!("DELETE FROM t WHERE id >= {};", (slot + 1) * 10_000),
+            (Leaf::Attached, 5) => {
+                self.leaves[slot] = Leaf::Detached;
+                format!("ALTER TABLE t DETACH PARTITION l_{slot};")
+            }
+            (Leaf::Detached | Leaf::Attached, 6) => {
+                self.leaves[slot] = Leaf::Missing;
+                format!("DROP TABLE l_{slot};")
+            }
+            (Leaf::Detached | Leaf::Attached, _) => "INSERT INTO other DEFAULT VALUES;".to_owned(),
+        }
+    }
+
+    /// One step, or several in one transaction.
+    fn transaction(&mut self) -> String {
+        self.created.clear();
+        let steps = if self.rng.u8(0..3) == 0 { self.rng.usize(2..5) } else { 1 };
+        (0..steps).map(|_| self.step()).collect()
+    }
+}
+
+/// Waits until the monitor has looked at the leaves that there are, or the table waits for a copy.
+async fn is_looked_at(database: &Database) {
+    let leaves = database
+        .source_value(
+            "SELECT COALESCE(array_agg(inhrelid::int8), '{}')::text FROM pg_inherits WHERE inhparent = 't'::regclass",
+        )
+        .await
+        .expect("leaves");
+    let seen = format!(
+        "SELECT (NOT EXISTS (SELECT FROM unnest('{leaves}'::int8[]) AS l (id) WHERE NOT EXISTS (
+             SELECT FROM headwater.shapes s, jsonb_array_elements(s.fingerprint::jsonb -> 'facts' -> 'members') AS m
+             WHERE m -> 0 = to_jsonb(l.id)))
+         OR EXISTS (SELECT FROM headwater.tables WHERE state <> 'live')
+         OR EXISTS (SELECT FROM headwater.resnapshots WHERE state = 'requested'))::text"
+    );
+    eventually("the leaves are looked at", || async {
+        (database.destination_value(&seen).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+}
+
+async fn walk(name: &str, seed: u64, rounds: u32) {
+    let database = Database::new(
+        name,
+        &["t", "other"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1, 'v');
+         CREATE TABLE other (id serial PRIMARY KEY);",
+    )
+    .await;
+    let setup = Setup::of(&database);
+    let mut service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    let mut walk = Walk { rng: Rng::with_seed(seed), leaves: [Leaf::Missing; 3], rows: 0, created: Vec::new() };
+    for round in 0..rounds {
+        let down = walk.rng.bool();
+        if down {
+            match walk.rng.bool() {
+                true => service.stop().await,
+                false => service.kill(),
+            }
+            service = match walk.rng.bool() {
+                true => setup.start(),
+                false => {
+                    for _ in 0..walk.rng.usize(1..6) {
+                        step(&database, &mut walk, (seed, round)).await;
+                    }
+                    setup.start()
+                }
+            };
+        }
+        for _ in 0..walk.rng.usize(2..8) {
+            step(&database, &mut walk, (seed, round)).await;
+            if walk.rng.u8(0..6) == 0 {
+                is_looked_at(&database).await;
+            }
+        }
+        for table in ["t", "other"] {
+            becomes_equal(&database, table).await;
+        }
+        all_live(&database).await;
+        database.caught_up().await;
+        becomes_equal(&database, "t").await;
+    }
+    service.stop().await;
+}
+
+async fn step(database: &Database, walk: &mut Walk, (seed, round): (u64, u32)) {
+    let transaction = walk.transaction();
+    println!("{seed} {round}: {transaction}");
+    database.at_source(&format!("BEGIN; {transaction} COMMIT")).await;
+    if walk.rng.u8(0..4) == 0 {
+        // Blocks without rows go.
+        database.at_source("VACUUM (TRUNCATE)").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_becomes_of_partitions_the_rows_are_the_sources() {
+    let seed = seed("whatever_becomes_of_partitions");
+    let rounds = std::env::var("HEADWATER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
+    walk("walkone", seed, rounds).await;
+}
