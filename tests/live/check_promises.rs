@@ -166,6 +166,37 @@ const TRIGGER: &str = "
     CREATE TRIGGER noted {when} INSERT ON parent FOR EACH ROW EXECUTE FUNCTION note(); ALTER TABLE parent ENABLE ALWAYS TRIGGER noted;";
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_function_of_an_index_that_may_not_find_names_is_warned_of() {
+    let database = Database::with_replica_role("called", &["parent"], FAMILY_SCHEMA).await;
+    database
+        .at_destination(
+            "CREATE TABLE parent (id int PRIMARY KEY, v text);
+             CREATE FUNCTION other(t text) RETURNS text LANGUAGE sql IMMUTABLE SET search_path = public AS 'SELECT $1';
+             CREATE FUNCTION key_of(t text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN other(t); END';
+             CREATE FUNCTION atomic(t text) RETURNS text LANGUAGE sql IMMUTABLE RETURN t;
+             CREATE INDEX ON parent (key_of(v)); CREATE INDEX ON parent (other(v)); CREATE INDEX ON parent (atomic(v))",
+        )
+        .await;
+    let setup = Setup::of(&database);
+    let message = "indexes, checks or generated columns of table public.parent call public.key_of(text)";
+    let found = findings(&setup).await;
+    assert_eq!(find(&found, "warning", message).expect("a warning")["message"], message);
+    let service = setup.start();
+    service.is("waiting").await;
+    let statement = "ALTER FUNCTION public.key_of(text) SET search_path = public;";
+    let (_, text) = service.command(&["explain"]).await;
+    assert!(text.contains(statement), "{text}");
+    database.at_destination(statement).await;
+    // A copy that has failed three times by then waits for this.
+    setup.command(&["resnapshot", "--no-wait"]).await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    let found = findings(&setup).await;
+    assert!(find(&found, "warning", message).is_none(), "{found:#?}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_cannot_find_a_table_is_named_with_its_fix_and_no_value() {
     let message = "function public.note() failed: a table that it names was not found";
     for when in ["BEFORE", "AFTER"] {

@@ -147,6 +147,7 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     event_triggers(client, findings).await;
     if let Some(catalog) = &catalog {
         tables(config, catalog, foreign_keys_act, findings);
+        functions(client, catalog, findings).await;
     }
     Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
 }
@@ -169,6 +170,47 @@ async fn event_triggers(client: &SqlClient, findings: &mut Findings) {
     let report = ErrorReport::new(format!("event triggers fire for what headwater creates: {}", names.join(", ")))
         .detail("An error in one of them halts a start. search_path is empty: names in them without a schema are not found.");
     findings.warn(DESTINATION, "event triggers", report);
+}
+
+/// Functions in SQL and PL/pgSQL behind indexes, checks and generated columns that look names up by our search_path. Only an attempt
+/// shows whether they name anything without a schema: a body in PL/pgSQL is text until it runs.
+async fn functions(client: &SqlClient, catalog: &Catalog, findings: &mut Findings) {
+    // pg_depend (catalog-pg-depend, 14 to 18): an index, a constraint and a default depend on the functions of their expressions. A body of
+    // BEGIN ATOMIC was looked up when it was made.
+    let sql = "WITH parts AS (
+                   SELECT i.indrelid AS id, 'pg_catalog.pg_class'::pg_catalog.regclass AS kind, i.indexrelid AS part
+                       FROM pg_catalog.pg_index i
+                   UNION ALL SELECT c.conrelid, 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid FROM pg_catalog.pg_constraint c
+                   UNION ALL SELECT d.adrelid, 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid FROM pg_catalog.pg_attrdef d
+                       JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated <> '')
+               SELECT DISTINCT t.id, p.oid::pg_catalog.regprocedure::text COLLATE \"C\"
+               FROM pg_catalog.unnest($1::oid[]) t(id)
+               JOIN parts ON parts.id = t.id
+               JOIN pg_catalog.pg_depend d ON d.classid = parts.kind AND d.objid = parts.part
+                   AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+               JOIN pg_catalog.pg_proc p ON p.oid = d.refobjid
+               JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+               WHERE l.lanname NOT IN ('internal', 'c') AND p.prosqlbody IS NULL
+                 AND p.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
+                 AND NOT EXISTS (SELECT FROM pg_catalog.unnest(p.proconfig) s WHERE pg_catalog.starts_with(s, 'search_path='))
+               ORDER BY 1, 2";
+    let ids: Vec<u32> = catalog.tables.values().map(|table| table.definition.id).collect();
+    let found = client.query("looking for functions of indexes and checks", sql, &[&ids]).await;
+    let found = found.and_then(|rows| {
+        rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<Vec<(u32, String)>, _>>()
+    });
+    let Some(found) = findings.take(DESTINATION, "functions", found.map_err(DestinationError::Session)) else { return };
+    for (name, table) in &catalog.tables {
+        let of_table = found.iter().filter(|(id, _)| *id == table.definition.id);
+        let names: Vec<&str> = of_table.map(|(_, function)| function.as_str()).collect();
+        if names.is_empty() {
+            continue;
+        }
+        let text = format!("indexes, checks or generated columns of table {name} call {}", names.join(", "));
+        let detail = "search_path is empty for what is applied: names in these functions without a schema are not found, unless \
+                      the function sets its own. Then the copy waits until it does.";
+        findings.warn(DESTINATION, "functions", ErrorReport::new(text).detail(detail));
+    }
 }
 
 async fn stored_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
