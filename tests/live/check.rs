@@ -108,7 +108,7 @@ async fn each_failed_requirement_of_the_destination_is_mended_by_what_is_printed
         ),
         (
             format!(
-                "DROP TABLE child; REVOKE CREATE ON FAMILY_SCHEMA public FROM {role}; REVOKE CREATE ON FAMILY_SCHEMA public FROM PUBLIC"
+                "DROP TABLE child; REVOKE CREATE ON SCHEMA public FROM {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
             ),
             "may not use schema public at the destination",
         ),
@@ -264,10 +264,10 @@ async fn what_the_configuration_names_wrongly_is_mended_by_what_is_printed() {
     database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
 
     // The bookkeeping is another role's.
-    database.at_destination("CREATE FAMILY_SCHEMA headwater").await;
+    database.at_destination("CREATE SCHEMA headwater").await;
     let finding = failed(&granted, "schema headwater at the destination belongs to role postgres, and role").await;
     assert!(
-        finding["hint"].as_str().unwrap().ends_with("ALTER FAMILY_SCHEMA headwater RENAME TO not_headwater;"),
+        finding["hint"].as_str().unwrap().ends_with("ALTER SCHEMA headwater RENAME TO not_headwater;"),
         "{finding}"
     );
     mended(&superuser).await;

@@ -206,7 +206,7 @@ async fn a_newer_headwaters_bookkeeping_is_left_alone_by_every_command() {
 #[tokio::test(flavor = "multi_thread")]
 async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_printed() {
     let icu = "SELECT count(*)::text FROM pg_collation WHERE collprovider = 'i'";
-    let schema = "CREATE FAMILY_SCHEMA words; CREATE COLLATION words.plain (locale = 'C');
+    let schema = "CREATE SCHEMA words; CREATE COLLATION words.plain (locale = 'C');
         CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
         CREATE TABLE parent (id int PRIMARY KEY, v text COLLATE words.plain);
         CREATE TABLE child (id int PRIMARY KEY, parent int, v text COLLATE loose); CREATE INDEX ON child (v COLLATE words.plain);
@@ -316,22 +316,22 @@ struct Lacked {
 
 const LACKED: &[Lacked] = &[
     Lacked {
-        at_source: "CREATE FAMILY_SCHEMA \"Ext\"; CREATE EXTENSION citext FAMILY_SCHEMA \"Ext\"; CREATE TABLE parent (id int PRIMARY KEY, v \"Ext\".citext[])",
+        at_source: "CREATE SCHEMA \"Ext\"; CREATE EXTENSION citext SCHEMA \"Ext\"; CREATE TABLE parent (id int PRIMARY KEY, v \"Ext\".citext[])",
         at_destination: "SELECT 1",
         message: "type \"Ext\".citext does not exist at the destination",
-        hint: "Run at the destination:\nCREATE FAMILY_SCHEMA \"Ext\";\nCREATE EXTENSION citext FAMILY_SCHEMA \"Ext\";",
+        hint: "Run at the destination:\nCREATE SCHEMA \"Ext\";\nCREATE EXTENSION citext SCHEMA \"Ext\";",
     },
     Lacked {
-        at_source: "CREATE FAMILY_SCHEMA ext; CREATE EXTENSION citext FAMILY_SCHEMA ext; CREATE TABLE parent (id int PRIMARY KEY, v ext.citext)",
+        at_source: "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE TABLE parent (id int PRIMARY KEY, v ext.citext)",
         at_destination: "CREATE EXTENSION citext",
         message: "type ext.citext does not exist at the destination",
-        hint: "Run at the destination:\nCREATE FAMILY_SCHEMA ext;\nALTER EXTENSION citext SET FAMILY_SCHEMA ext;",
+        hint: "Run at the destination:\nCREATE SCHEMA ext;\nALTER EXTENSION citext SET SCHEMA ext;",
     },
     Lacked {
         at_source: "CREATE EXTENSION earthdistance CASCADE; CREATE TABLE parent (id int PRIMARY KEY, v earth)",
         at_destination: "SELECT 1",
         message: "type public.earth does not exist at the destination",
-        hint: "Run at the destination:\nCREATE EXTENSION earthdistance FAMILY_SCHEMA public CASCADE;",
+        hint: "Run at the destination:\nCREATE EXTENSION earthdistance SCHEMA public CASCADE;",
     },
     Lacked {
         at_source: "CREATE EXTENSION btree_gist; CREATE TABLE parent (id int PRIMARY KEY, v bool); CREATE INDEX ON parent USING gist (v)",
@@ -366,12 +366,12 @@ async fn a_column_of_an_extensions_type_waits_for_what_is_printed() {
     service.streams().await;
     database
         .at_source(
-            "CREATE FAMILY_SCHEMA ext; CREATE EXTENSION citext FAMILY_SCHEMA ext; ALTER TABLE parent ADD v ext.citext; INSERT INTO parent VALUES (1, 'a')",
+            "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; ALTER TABLE parent ADD v ext.citext; INSERT INTO parent VALUES (1, 'a')",
         )
         .await;
     service.says("type ext.citext does not exist at the destination").await;
-    service.says("ALTER EXTENSION citext SET FAMILY_SCHEMA ext;").await;
-    database.at_destination("CREATE FAMILY_SCHEMA ext; ALTER EXTENSION citext SET FAMILY_SCHEMA ext").await;
+    service.says("ALTER EXTENSION citext SET SCHEMA ext;").await;
+    database.at_destination("CREATE SCHEMA ext; ALTER EXTENSION citext SET SCHEMA ext").await;
     service.streams().await;
     database.assert_catches_up().await;
     service.stop().await;

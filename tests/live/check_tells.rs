@@ -116,7 +116,7 @@ async fn triggers_types_and_inheritance_are_told() {
              CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
              CREATE TRIGGER ordinary BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION f();
              CREATE TRIGGER replica BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION f();
-             ALTER TABLE parent ENABLE REPLICA TRIGGER replica; GRANT ALL ON parent, child TO {role}; GRANT USAGE ON FAMILY_SCHEMA public TO {role}"
+             ALTER TABLE parent ENABLE REPLICA TRIGGER replica; GRANT ALL ON parent, child TO {role}; GRANT USAGE ON SCHEMA public TO {role}"
         ))
         .await;
     let found = findings(&setup).await;
