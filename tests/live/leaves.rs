@@ -166,6 +166,24 @@ async fn partitions_that_come_and_go_between_two_looks_leave_no_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_goes_once_its_rows_are_here_and_before_a_look_leaves_no_rows() {
+    let database = Database::new("passingseen", &["t"], &tree("t")).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    // A look is just over, and the next one is ten seconds away.
+    database.at_source("CREATE TABLE t_3 PARTITION OF t FOR VALUES FROM (20) TO (30)").await;
+    is_seen_empty(&database, "t_3").await;
+    run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
+    database.assert_catches_up().await;
+    database.at_source("DROP TABLE t_2").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_one_transaction_creates_fills_and_empties_leaves_no_rows() {
     let database = Database::new("passingonce", &["t"], &tree("t")).await;
     let service = Setup::of(&database).start();
