@@ -5,7 +5,7 @@
 //!
 //! A role that may not read statistics learns that there are such sessions, and not which: then only the cause is named.
 
-use crate::pg::{Ident, shown_literal, without_values};
+use crate::pg::{Ident, printable, shown_literal, without_values};
 use crate::session::{SessionError, SqlClient};
 
 /// So much of the statement is shown.
@@ -34,7 +34,7 @@ pub async fn held_back_words(client: &SqlClient, transaction: u32) -> Result<Str
     let (process_id, role, program): (i32, &str, &str) =
         (row.get(0)?, row.get::<Option<&str>>(1)?.unwrap_or("?"), row.get(2)?);
     let since = row.get::<Option<&str>>(4)?.unwrap_or("?");
-    let statement: String = without_values(row.get(3)?).chars().take(STATEMENT_SHOWN).collect();
+    let statement: String = printable(&without_values(row.get(3)?)).chars().take(STATEMENT_SHOWN).collect();
     Ok(format!(
         "its COMMIT waits for a synchronous standby, in process {process_id} of role {}, since {since} UTC. {end}. \
          application_name: {}; statement: {statement}",

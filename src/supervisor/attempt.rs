@@ -262,13 +262,21 @@ impl Attempt {
         }
     }
 
-    /// Resolves once an operator has asked for a copy after the last attempt began (`headwater resnapshot`).
+    /// Resolves once an operator has asked for a copy after the last attempt began (`headwater resnapshot`), or another instance has
+    /// published one: then this one stands by for it.
     pub(crate) async fn copy_requested(&self) {
         let mut failure = WatchFailure::new(Arc::clone(&self.telemetry), "requests for copies").always();
+        let mut position_before = None;
         loop {
-            let requests = async { self.bookkeeping().await?.requests().await };
-            match requests.await {
-                Ok(requests) if requests.iter().any(|request| !self.requests_known.contains(&request.id)) => return,
+            let asked = async {
+                let bookkeeping = self.bookkeeping().await?;
+                Ok::<_, DestinationError>((bookkeeping.requests().await?, bookkeeping.position().await?))
+            };
+            match asked.await {
+                Ok((requests, _)) if requests.iter().any(|request| !self.requests_known.contains(&request.id)) => {
+                    return;
+                }
+                Ok((_, position)) if *position_before.get_or_insert(position) != position => return,
                 Ok(_) => failure.works(),
                 // While the destination does not answer nobody can ask there either.
                 Err(error) => failure.failed(error),
@@ -565,6 +573,7 @@ impl Attempt {
         let (stop_stream, stream_stop) = watch::channel(false);
         let passed = confirmed_receiver.clone();
         let halted_at = self.conflict.map(|(commit_lsn, _)| commit_lsn);
+        let conflict_passed = conflict_passed(passed.clone(), halted_at);
         let reporting = Arc::clone(&telemetry);
         let parallel_apply = spool.as_ref().and_then(|spool| self.parallel_apply(spool, &writer, position));
         let queue = parallel_apply.as_ref().map(ParallelApply::handle);
@@ -635,7 +644,7 @@ impl Attempt {
             lost = stream_health_lost(&mut health) => Err(lost),
             ended = self.monitor.ended() => Err(ended),
             // It holds until the loop runs no more.
-            _held = table_sync::handover::serve(ends, &control, &generation) => Ok(Exit::Restart),
+            _held = table_sync::handover::serve(ends, &control, &generation, conflict_passed) => Ok(Exit::Restart),
             () = fences.run() => Ok(Exit::Stopped),
             () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Exit::Stopped),
         };
@@ -675,6 +684,19 @@ impl Attempt {
             Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
             Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
         }
+    }
+}
+
+/// A stream that has not come to the conflict of an earlier attempt after this time has a long way to go to it, or another timeline,
+/// which may not have it.
+const CONFLICT_MET_MAX: Duration = Duration::from_secs(60);
+
+/// Resolves once the stored position has passed the conflict that an earlier attempt met, and without one at once.
+async fn conflict_passed(mut stored: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+    if let Some(halted_at) = halted_at {
+        let passing = stored.wait_for(|confirmed| confirmed.stored > halted_at);
+        // Without a sender the stream has ended, and nobody waits for this.
+        let _ = tokio::time::timeout(CONFLICT_MET_MAX, passing).await;
     }
 }
 

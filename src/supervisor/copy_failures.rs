@@ -4,12 +4,17 @@
 //! not begun again and again. Failures of other kinds in between change nothing: of two readers now one and now the other
 //! meets the error of its table first, and a server that a copy has brought down cannot be reached for a while. Pure.
 
+use std::time::Duration;
+
 use crate::error_policy::{Fault, report};
 use crate::pg::ErrorReport;
 use crate::supervisor::failure_kind::FailureKind;
 
 /// A copy that has failed the same way so often waits for an operator: once may be chance, twice a coincidence.
 const SAME_FAILURES_MAX: u32 = 3;
+
+/// A failure that may pass by itself is forgotten after this time: a copy of days meets a restart of a server or two.
+const PASSING_FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// As many kinds are kept; the oldest goes first.
 const KINDS_MAX: usize = 32;
@@ -25,25 +30,29 @@ pub(super) enum FailedCopy {
 
 /// How a copy of all tables has failed since it was last asked for.
 #[derive(Debug, Default)]
-pub(super) struct CopyFailures(Vec<(FailureKind, u32)>);
+pub(super) struct CopyFailures(Vec<Failures>);
+
+/// Failures of one kind.
+#[derive(Debug)]
+struct Failures {
+    kind: FailureKind,
+    times: u32,
+    /// The last of them, since any fixed moment.
+    last_at: Duration,
+}
 
 impl CopyFailures {
-    /// Counts a failure; the report to show when the copy is not tried again by itself.
-    pub(super) fn count(&mut self, fault: &Fault) -> Option<ErrorReport> {
+    /// Counts a failure, and whether it may pass by itself; the report to show when the copy is not tried again by itself. `now` is since
+    /// any fixed moment.
+    pub(super) fn count(&mut self, fault: &Fault, may_pass: bool, now: Duration) -> Option<ErrorReport> {
         let kind = FailureKind::of(fault);
-        let times = match self.0.iter_mut().find(|(known, _)| *known == kind) {
-            Some((_, times)) => {
-                *times += 1;
-                *times
-            }
-            None => {
-                if self.0.len() == KINDS_MAX {
-                    self.0.remove(0);
-                }
-                self.0.push((kind, 1));
-                1
-            }
-        };
+        let known = self.0.iter().position(|known| known.kind == kind).map(|at| self.0.remove(at));
+        let counts = |known: &Failures| !may_pass || now.saturating_sub(known.last_at) < PASSING_FORGOTTEN_AFTER;
+        let times = 1 + known.filter(counts).map_or(0, |known| known.times);
+        if self.0.len() == KINDS_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(Failures { kind, times, last_at: now });
         (times >= SAME_FAILURES_MAX).then(|| waits(report(fault), times))
     }
 
@@ -72,23 +81,32 @@ mod tests {
     #[test]
     fn only_the_same_failure_three_times_waits_for_an_operator() {
         let mut failures = CopyFailures::default();
-        assert_eq!(failures.count(&fault("one at line 7")), None);
-        assert_eq!(failures.count(&fault("other")), None);
-        assert_eq!(failures.count(&fault("one at line 8")), None);
-        assert_eq!(failures.count(&fault("other")), None);
-        let waits = failures.count(&fault("one at line 9")).expect("the third");
+        assert_eq!(failures.count(&fault("one at line 7"), false, Duration::ZERO), None);
+        assert_eq!(failures.count(&fault("other"), false, Duration::ZERO), None);
+        assert_eq!(failures.count(&fault("one at line 8"), false, Duration::ZERO), None);
+        assert_eq!(failures.count(&fault("other"), false, Duration::ZERO), None);
+        let waits = failures.count(&fault("one at line 9"), false, Duration::ZERO).expect("the third");
         let hint = waits.hint.expect("a hint");
         assert!(hint.starts_with("fix it\n") && hint.ends_with("headwater resnapshot"), "{hint}");
         assert_eq!(waits.message, "one at line 9");
         failures.reset();
-        assert_eq!(failures.count(&fault("one")), None);
+        assert_eq!(failures.count(&fault("one"), false, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn failures_that_may_pass_are_counted_for_an_hour() {
+        let mut failures = CopyFailures::default();
+        let mut at = |minutes: u64| failures.count(&fault("cut"), true, Duration::from_secs(60 * minutes)).is_some();
+        assert!(![0, 61, 122, 183].into_iter().any(&mut at), "one now and then");
+        assert!(![184].into_iter().any(&mut at));
+        assert!(at(185), "three in a row");
     }
 
     #[test]
     fn failures_of_many_kinds_take_no_more_room() {
         let mut failures = CopyFailures::default();
         for kind in 0..10 * KINDS_MAX {
-            assert_eq!(failures.count(&fault(&format!("t{kind}"))), None);
+            assert_eq!(failures.count(&fault(&format!("t{kind}")), false, Duration::ZERO), None);
         }
         assert_eq!(failures.0.len(), KINDS_MAX);
     }

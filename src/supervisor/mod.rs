@@ -90,6 +90,7 @@ async fn attempts(
     let mut attempt = Attempt::new(config, telemetry, stop, options, monitor);
     let mut backoff = Backoff::default();
     let mut copy_failures = CopyFailures::default();
+    let started = Instant::now();
     loop {
         let began = Instant::now();
         let fault = match attempt.run().await {
@@ -134,7 +135,7 @@ async fn attempts(
         // source is read for nothing.
         let waits_for_operator = match (failed_copy, state) {
             (Some(FailedCopy::Reading), _) | (Some(FailedCopy::Preparing), State::Waiting) => {
-                copy_failures.count(&fault)
+                copy_failures.count(&fault, state != State::Waiting, started.elapsed())
             }
             (_, _) => None,
         };

@@ -398,6 +398,7 @@ async fn watch_destination(
             Ok(answering) => {
                 client = Some(answering);
                 answered_at = Instant::now();
+                last_error.clear();
                 failure.works();
             }
             Err(error) => {

@@ -79,19 +79,22 @@ pub(crate) struct Restart {
     _held: PauseGuard,
 }
 
-/// Fulfils requests until one needs the stream to be set up again.
-pub(crate) async fn serve(ends: Ends<'_>, control: &Control, generation: &str) -> Restart {
+/// Fulfils requests until one needs the stream to be set up again, once `conflict_passed` has resolved: a copy needs the stream to be
+/// published. Where the stream halts every few seconds for the same conflict, each copy would lock and read the source's tables in
+/// vain.
+pub(crate) async fn serve(
+    ends: Ends<'_>,
+    control: &Control,
+    generation: &str,
+    conflict_passed: impl Future<Output = ()>,
+) -> Restart {
+    conflict_passed.await;
     let began = Instant::now();
     let mut turns = Turns::default();
     let mut told = Told::default();
     let mut bookkeeping: Option<Bookkeeping> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        // A copy needs the stream to be published. Where the stream halts every few seconds for the same conflict, each copy would
-        // lock and read the source's tables in vain.
-        if ends.telemetry.is_held_up() {
-            continue;
-        }
         // Whatever is wrong with the destination, the apply loop meets it too, and says so.
         let client = match bookkeeping.take() {
             Some(client) => client,
