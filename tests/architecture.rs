@@ -238,9 +238,6 @@ fn every_function_that_is_made_in_a_database_looks_into_pg_temp_last() {
     report("functions that do not set search_path = pg_catalog, pg_temp", wrong);
 }
 
-/// Circles that are left: the applier's parts, which are methods of one type until it is split.
-const CIRCLES_KNOWN: &[&str] = &["destination::apply"];
-
 #[test]
 fn files_of_a_module_import_each_other_in_one_direction() {
     let all = sources("src");
@@ -283,8 +280,7 @@ fn files_of_a_module_import_each_other_in_one_direction() {
         seen
     };
     let in_circle = (0..all.len()).filter(|at| reaches(*at)[*at]).map(|at| paths[at].clone());
-    let found = in_circle.filter(|path| !CIRCLES_KNOWN.iter().any(|known| path.starts_with(known)));
-    report("files of a module that import each other in a circle", found.collect());
+    report("files of a module that import each other in a circle", in_circle.collect());
 }
 
 /// What several files need to set their tests up stands in tests/live/support.

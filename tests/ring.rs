@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastrand::Rng;
-use headwater::apply_plan::{BatchLimits, Batcher, Work};
+use headwater::apply_plan::{ApplyTask, BatchLimits, Batcher, LargeStep, Work};
 use headwater::pg::{
     Column, Datum, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId,
 };
 use headwater::progress::{Feedback, IdleAdvance, Ledger, WalReading};
-use headwater::transaction::{Assembler, Change, Output, Replay, SpoolOrder, TableSet};
+use headwater::transaction::{Assembler, Change, Output, Replay, RowChange, SpoolOrder, TableSet};
 use headwater::wire::{Abort, Begin, Commit, Message, OldTuple};
 
 type Rows = BTreeMap<u8, u8>;
@@ -254,7 +254,7 @@ struct Destination {
 impl Destination {
     fn execute(&mut self, request: &PipelinedRequest, rng: &mut Rng) -> Answer {
         let mut answer = Answer { committed: None, failed: false, durable: false, wal: None };
-        let large = matches!(request.work, Work::PieceOfLarge(_) | Work::CommitLarge { .. });
+        let large = matches!(request.work, Work::Apply(ApplyTask::Large(LargeStep::Chunk(_) | LargeStep::Commit(_))));
         // The conditional update comes first, and a failed transaction stays failed.
         if (large && self.open.is_none()) || (!large && self.position != request.previous) {
             answer.failed = true;
@@ -262,13 +262,8 @@ impl Destination {
         }
         let mut rows = self.open.take().unwrap_or_else(|| self.rows.clone());
         match &request.work {
-            Work::Batch(batch) => apply(&mut rows, &batch.changes),
-            Work::PieceOfLarge(piece) => apply(&mut rows, &piece.changes),
-            Work::BeginLarge(_)
-            | Work::ChangeSchema(_)
-            | Work::CommitLarge { .. }
-            | Work::CommitParallel { .. }
-            | Work::Reached(_) => {}
+            Work::Apply(task) => apply(&mut rows, task.changes()),
+            Work::CommitParallel(_) | Work::Reached(_) => {}
         }
         match request.next {
             None => self.open = Some(rows),
@@ -325,15 +320,15 @@ impl Destination {
 fn apply(rows: &mut Rows, changes: &[Change]) {
     for change in changes {
         match change {
-            Change::Insert { new, .. } => {
+            Change::Row(RowChange::Insert { new, .. }) => {
                 let (key, value) = values(new);
                 assert!(rows.insert(key, value).is_none(), "a row was inserted twice");
             }
-            Change::Update { new, .. } => {
+            Change::Row(RowChange::Update { new, .. }) => {
                 let (key, value) = values(new);
                 assert!(rows.insert(key, value).is_some(), "a row to update was not there");
             }
-            Change::Delete { old, .. } => {
+            Change::Row(RowChange::Delete { old, .. }) => {
                 let (key, _) = values(old.tuple());
                 assert!(rows.remove(&key).is_some(), "a row to delete was not there");
             }
@@ -485,18 +480,20 @@ impl Life {
             None => return,
         };
         let next = match &work {
-            Work::Batch(batch) => Some(batch.end_lsn().as_u64()),
-            Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. } => Some(commit.end_lsn.as_u64()),
+            Work::Apply(ApplyTask::Batch(batch)) => Some(batch.end_lsn().as_u64()),
+            Work::Apply(ApplyTask::Large(LargeStep::Commit(end))) | Work::CommitParallel(end) => {
+                Some(end.commit.end_lsn.as_u64())
+            }
             Work::Reached(position) => Some(position.as_u64()),
-            Work::BeginLarge(_) | Work::PieceOfLarge(_) | Work::ChangeSchema(_) => None,
+            Work::Apply(ApplyTask::Large(LargeStep::Begin(_) | LargeStep::Chunk(_) | LargeStep::ChangeSchema(_))) => {
+                None
+            }
         };
         match &work {
-            Work::BeginLarge(_) => self.large = Some(false),
-            Work::CommitLarge { .. } => self.large = None,
-            Work::Batch(_)
-            | Work::PieceOfLarge(_)
-            | Work::ChangeSchema(_)
-            | Work::CommitParallel { .. }
+            Work::Apply(ApplyTask::Large(LargeStep::Begin(_))) => self.large = Some(false),
+            Work::Apply(ApplyTask::Large(LargeStep::Commit(_))) => self.large = None,
+            Work::Apply(ApplyTask::Batch(_) | ApplyTask::Large(LargeStep::Chunk(_) | LargeStep::ChangeSchema(_)))
+            | Work::CommitParallel(_)
             | Work::Reached(_) => {}
         }
         self.requests.push_back(PipelinedRequest {
@@ -654,7 +651,7 @@ impl World {
             return;
         };
         // A transaction in several pipelined requests is never whole here: what its session has left open is rolled back.
-        let whole = matches!(request.work, Work::Batch(_) | Work::Reached(_));
+        let whole = matches!(request.work, Work::Apply(ApplyTask::Batch(_)) | Work::Reached(_));
         if !whole || self.destination.execute(&request, &mut self.rng).failed {
             self.late.remove(session);
         }

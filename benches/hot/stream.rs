@@ -9,16 +9,16 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use headwater::apply_plan::coalesce::{Net, Part};
-use headwater::apply_plan::net_effect::Effect;
+use headwater::apply_plan::coalesce::{Coalescer, NetPart};
+use headwater::apply_plan::net_effect::SetEffect;
 use headwater::apply_plan::sets;
 use headwater::apply_plan::sets::WriteMethod;
 use headwater::apply_plan::target::{Target, TargetColumn, TargetIdentity};
-use headwater::apply_plan::{Batch, BatchLimits, Batcher, Work};
+use headwater::apply_plan::{ApplyTask, Batch, BatchLimits, Batcher, Work};
 use headwater::pg::{
     Column, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId,
 };
-use headwater::transaction::{Assembler, Output, TableSet};
+use headwater::transaction::{Assembler, Change, Output, TableSet};
 use headwater::wire::{Begin, Commit, Decoder, Message, write_message};
 
 const MESSAGES: RelationId = RelationId(16_384);
@@ -124,7 +124,7 @@ pub fn batch(messages: &[Bytes]) -> Batch {
         }
     }
     match batcher.next_work() {
-        Some(Work::Batch(batch)) => batch,
+        Some(Work::Apply(ApplyTask::Batch(batch))) => batch,
         other => panic!("one batch, not {other:?}"),
     }
 }
@@ -154,7 +154,7 @@ pub fn target() -> Arc<Target> {
         finders: relation.columns.iter().map(column).collect(),
         identity: TargetIdentity::Key(vec![0]),
         overrides_identity: false,
-        reaction: Default::default(),
+        side_effects: Default::default(),
         relation,
     })
 }
@@ -162,28 +162,29 @@ pub fn target() -> Arc<Target> {
 /// Folds a batch to its net effect, and writes it as it leaves; returns the bytes written.
 pub fn write(batch: &Batch, target: &Arc<Target>, out: &mut BytesMut) -> usize {
     out.clear();
-    let mut net = Net::default();
-    let table = net.add_table(Arc::clone(&target.relation), Arc::clone(target));
-    for (at, change) in (0..).zip(&batch.changes) {
-        net.push(table, at, change);
+    let mut coalescer = Coalescer::default();
+    let table = coalescer.add_table(Arc::clone(&target.relation), Arc::clone(target));
+    for change in &batch.changes {
+        let Change::Row(row) = change else { panic!("nothing is truncated here") };
+        coalescer.push(table, row);
     }
-    let effect = net.effect(&batch.changes, false);
+    let effect = coalescer.effect(false);
     for part in &effect.parts {
-        let Part::Set { effect: what, rows, .. } = part else { panic!("nothing here needs an order") };
-        let sample = effect.image(rows[0], &batch.changes);
-        match (sets::way(target, what, rows.len(), sample), what) {
-            (way @ WriteMethod::CopyBinary, Effect::Insert) => {
+        let NetPart::Set { effect: what, rows, .. } = part else { panic!("nothing here needs an order") };
+        let sample = effect.image(rows[0]);
+        match (sets::write_method(target, what, rows.len(), sample), what) {
+            (way @ WriteMethod::CopyBinary, SetEffect::Insert) => {
                 sets::copy_begin(out, way);
                 for row in rows {
-                    sets::copy_row(out, way, target, 4, effect.image(*row, &batch.changes));
+                    sets::copy_row(out, way, target, 4, effect.image(*row));
                 }
                 sets::copy_end(out, way);
             }
-            (WriteMethod::Arrays, Effect::Update(set)) => {
+            (WriteMethod::Arrays, SetEffect::Update(set)) => {
                 for place in set.iter().chain(sets::key_of(target)) {
                     let column = target.column(*place).unwrap();
                     let value = |row: &headwater::apply_plan::net_effect::NetRow| {
-                        effect.image(*row, &batch.changes).columns().nth(*place).unwrap()
+                        effect.image(*row).columns().nth(*place).unwrap()
                     };
                     sets::write_array(out, column, true, rows.len(), rows.iter().map(value));
                 }

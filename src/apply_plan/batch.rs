@@ -2,15 +2,15 @@
 //!
 //! Stands between the channel and `destination::apply`. Whatever whole transactions have arrived when the destination
 //! is ready form the next batch, bounded in rows and bytes; there is no timer. At light load each transaction is a
-//! batch at once; in a backlog batches grow by themselves. A transaction larger than a piece passes through piece by
-//! piece; one with a TRUNCATE stands alone, because its lock lasts until the commit.
+//! batch at once; in a backlog batches grow by themselves. A transaction larger than a chunk passes through chunk by
+//! chunk; one with a TRUNCATE stands alone, because its lock lasts until the commit.
 //!
 //! Bounds: at most [`BatchLimits`] are queued here, then the channel is left to fill; full means wait.
 
 use std::collections::VecDeque;
 
 use crate::pg::{Lsn, PgTimestamp};
-use crate::transaction::{Change, Heartbeat, Piece, SchemaChange, Step, Transaction};
+use crate::transaction::{Change, Chunk, Heartbeat, SchemaChange, Step, Transaction};
 use crate::wire::{Begin, Commit};
 
 /// How much goes into one batch.
@@ -18,13 +18,13 @@ use crate::wire::{Begin, Commit};
 pub struct BatchLimits {
     /// Most changes, unless one transaction alone has more.
     pub rows_max: usize,
-    /// Most bytes, unless one transaction alone has more (it has less than a piece).
+    /// Most bytes, unless one transaction alone has more (it has less than a chunk).
     pub bytes_max: usize,
 }
 
 /// A source transaction inside a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct BatchMember {
     /// Its begin.
     pub begin: Begin,
     /// Its commit.
@@ -39,11 +39,22 @@ pub struct Member {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The transactions, in commit order. Never empty in a batch that leaves this module.
-    pub members: Vec<Member>,
+    pub members: Vec<BatchMember>,
     /// All their changes, in order.
     pub changes: Vec<Change>,
     /// What the changes weigh, in bytes.
     pub size_bytes: usize,
+}
+
+/// A transaction of a batch, with its changes.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchedTransaction<'a> {
+    /// The transaction.
+    pub member: &'a BatchMember,
+    /// Where its changes begin in the batch's list.
+    pub first: usize,
+    /// Its changes.
+    pub changes: &'a [Change],
 }
 
 impl Batch {
@@ -58,8 +69,19 @@ impl Batch {
     }
 
     /// The transaction that made the change at `place`.
-    pub fn member_of(&self, place: usize) -> Option<&Member> {
+    pub fn member_of(&self, place: usize) -> Option<&BatchMember> {
         self.members.iter().find(|member| place < member.changes_end)
+    }
+
+    /// The batch's transactions, each with its changes.
+    pub fn transactions(&self) -> impl Iterator<Item = BatchedTransaction<'_>> {
+        let mut first = 0;
+        self.members.iter().map(move |member| {
+            let changes = self.changes.get(first..member.changes_end).unwrap_or_default();
+            let transaction = BatchedTransaction { member, first, changes };
+            first = member.changes_end;
+            transaction
+        })
     }
 
     /// The batch's transactions as batches of one.
@@ -70,7 +92,7 @@ impl Batch {
             let own: Vec<Change> = changes.by_ref().take(member.changes_end - taken).collect();
             taken = member.changes_end;
             let size_bytes = own.iter().map(Change::size_bytes).sum();
-            Batch { members: vec![Member { changes_end: own.len(), ..member }], changes: own, size_bytes }
+            Batch { members: vec![BatchMember { changes_end: own.len(), ..member }], changes: own, size_bytes }
         })
     }
 
@@ -86,37 +108,71 @@ impl Batch {
         let Transaction { begin, commit, changes, size_bytes, heartbeat } = transaction;
         self.changes.extend(changes);
         self.size_bytes += size_bytes;
-        self.members.push(Member { begin, commit, changes_end: self.changes.len(), heartbeat });
+        self.members.push(BatchMember { begin, commit, changes_end: self.changes.len(), heartbeat });
     }
 }
 
-/// What the destination is to do next.
+/// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Apply and commit these transactions.
-    Batch(Batch),
-    /// Begin a transaction that comes in pieces.
-    BeginLarge(Begin),
-    /// Apply the next piece of it.
-    PieceOfLarge(Piece),
-    /// In it a table changes: bring the destination's to the same state before the pieces that follow.
-    ChangeSchema(SchemaChange),
-    /// Commit it.
-    CommitLarge {
-        /// Its commit.
-        commit: Commit,
-        /// A heartbeat in it.
-        heartbeat: Option<Heartbeat>,
-    },
-    /// Commit a transaction whose changes are applied already, on a session of its own.
-    CommitParallel {
-        /// Its commit.
-        commit: Commit,
-        /// A heartbeat in it.
-        heartbeat: Option<Heartbeat>,
-    },
+    /// Apply changes.
+    Apply(ApplyTask),
+    /// Commit a transaction whose changes were applied in parallel, on a session of its own.
+    CommitParallel(TransactionEnd),
     /// Nothing to apply; this far the stream has nothing for us.
     Reached(Lsn),
+}
+
+/// What the destination is to apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApplyTask {
+    /// Whole transactions, to be committed together.
+    Batch(Batch),
+    /// The next step of a transaction that comes in chunks.
+    Large(LargeStep),
+}
+
+/// A step of a transaction that comes in chunks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LargeStep {
+    /// It begins.
+    Begin(Begin),
+    /// Its next changes.
+    Chunk(Chunk),
+    /// In it a table changes: bring the destination's to the same state before the chunks that follow.
+    ChangeSchema(SchemaChange),
+    /// It commits.
+    Commit(TransactionEnd),
+}
+
+/// The end of a transaction whose changes came before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransactionEnd {
+    /// Its commit.
+    pub commit: Commit,
+    /// A heartbeat in it.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+impl ApplyTask {
+    /// Its changes.
+    pub fn changes(&self) -> &[Change] {
+        match self {
+            ApplyTask::Batch(batch) => &batch.changes,
+            ApplyTask::Large(LargeStep::Chunk(chunk)) => &chunk.changes,
+            ApplyTask::Large(LargeStep::Begin(_) | LargeStep::ChangeSchema(_) | LargeStep::Commit(_)) => &[],
+        }
+    }
+
+    /// The commit_lsn of the last transaction that it names; chunks and schema changes name none.
+    pub fn last_commit_lsn(&self) -> Option<Lsn> {
+        match self {
+            ApplyTask::Batch(batch) => batch.members.last().map(|member| member.commit.commit_lsn),
+            ApplyTask::Large(LargeStep::Begin(begin)) => Some(begin.final_lsn),
+            ApplyTask::Large(LargeStep::Commit(end)) => Some(end.commit.commit_lsn),
+            ApplyTask::Large(LargeStep::Chunk(_) | LargeStep::ChangeSchema(_)) => None,
+        }
+    }
 }
 
 /// Queues steps and hands out work.
@@ -178,7 +234,7 @@ impl Batcher {
             Step::Transaction(transaction) => transaction.begin.final_lsn,
             Step::Begin(begin) | Step::AppliedInParallel { begin, .. } => begin.final_lsn,
             // What belongs to a transaction that has begun goes with it; a position is no transaction.
-            Step::Piece(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => return false,
+            Step::Chunk(_) | Step::Schema(_) | Step::Commit { .. } | Step::Reached(_) => return false,
         };
         self.fence.is_some_and(|fence| final_lsn >= fence)
     }
@@ -210,22 +266,24 @@ impl Batcher {
             }
         }
         if !batch.members.is_empty() {
-            return Some(Work::Batch(batch));
+            return Some(Work::Apply(ApplyTask::Batch(batch)));
         }
         if self.at_fence() {
             return None;
         }
+        let large = |step| Work::Apply(ApplyTask::Large(step));
         Some(match self.pop()? {
-            Step::Begin(begin) => Work::BeginLarge(begin),
-            Step::Piece(piece) => Work::PieceOfLarge(piece),
-            Step::Schema(change) => Work::ChangeSchema(change),
-            Step::Commit { commit, heartbeat } => Work::CommitLarge { commit, heartbeat },
-            Step::AppliedInParallel { begin: _, commit, heartbeat } => Work::CommitParallel { commit, heartbeat },
+            Step::Begin(begin) => large(LargeStep::Begin(begin)),
+            Step::Chunk(chunk) => large(LargeStep::Chunk(chunk)),
+            Step::Schema(change) => large(LargeStep::ChangeSchema(change)),
+            Step::Commit { commit, heartbeat } => large(LargeStep::Commit(TransactionEnd { commit, heartbeat })),
+            Step::AppliedInParallel { begin: _, commit, heartbeat } => {
+                Work::CommitParallel(TransactionEnd { commit, heartbeat })
+            }
             Step::Reached(position) => Work::Reached(position),
             Step::Transaction(transaction) => {
-                let mut batch = Batch::default();
                 batch.add(transaction);
-                Work::Batch(batch)
+                Work::Apply(ApplyTask::Batch(batch))
             }
         })
     }
@@ -241,7 +299,7 @@ impl Batcher {
 fn rows(step: &Step) -> usize {
     match step {
         Step::Transaction(transaction) => transaction.changes.len(),
-        Step::Piece(piece) => piece.changes.len(),
+        Step::Chunk(chunk) => chunk.changes.len(),
         Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => 0,
     }
 }
@@ -254,6 +312,7 @@ mod tests {
 
     use super::*;
     use crate::pg::{QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple};
+    use crate::transaction::RowChange;
 
     fn relation() -> Arc<Relation> {
         Arc::new(Relation {
@@ -266,7 +325,7 @@ mod tests {
     }
 
     fn insert() -> Change {
-        Change::Insert { relation: relation(), new: Tuple::new(0, Bytes::new()).unwrap() }
+        Change::Row(RowChange::Insert { relation: relation(), new: Tuple::new(0, Bytes::new()).unwrap() })
     }
 
     fn truncate() -> Change {
@@ -292,15 +351,11 @@ mod tests {
     fn ends(batcher: &mut Batcher) -> Vec<Vec<u64>> {
         std::iter::from_fn(|| batcher.next_work())
             .map(|work| match &work {
-                Work::Batch(batch) => batch.members.iter().map(|m| m.commit.end_lsn.as_u64()).collect(),
-                Work::Reached(position) => vec![position.as_u64()],
-                Work::BeginLarge(_)
-                | Work::PieceOfLarge(_)
-                | Work::ChangeSchema(_)
-                | Work::CommitLarge { .. }
-                | Work::CommitParallel { .. } => {
-                    panic!("{work:?}")
+                Work::Apply(ApplyTask::Batch(batch)) => {
+                    batch.members.iter().map(|m| m.commit.end_lsn.as_u64()).collect()
                 }
+                Work::Reached(position) => vec![position.as_u64()],
+                Work::Apply(ApplyTask::Large(_)) | Work::CommitParallel(_) => panic!("{work:?}"),
             })
             .collect()
     }
@@ -370,16 +425,17 @@ mod tests {
     fn a_fence_stops_before_a_large_transaction_and_never_inside_one() {
         let begin =
             |lsn| Step::Begin(Begin { final_lsn: Lsn::new(lsn), committed_at: PgTimestamp::from_micros(0), xid: 1 });
-        let piece = || Step::Piece(crate::transaction::Piece { changes: vec![insert()], size_bytes: 1 });
+        let chunk = || Step::Chunk(crate::transaction::Chunk { changes: vec![insert()], size_bytes: 1 });
         let mut batcher = batcher(100);
         batcher.push(begin(50));
-        batcher.push(piece());
+        batcher.push(chunk());
         batcher.set_fence(Some(Lsn::new(50)));
         assert_eq!(batcher.next_work(), None);
         batcher.set_fence(None);
-        assert!(matches!(batcher.next_work(), Some(Work::BeginLarge(_))));
+        assert!(matches!(batcher.next_work(), Some(Work::Apply(ApplyTask::Large(LargeStep::Begin(_))))));
         batcher.set_fence(Some(Lsn::new(50)));
-        assert!(matches!(batcher.next_work(), Some(Work::PieceOfLarge(_))), "it has begun");
+        let chunk = batcher.next_work();
+        assert!(matches!(chunk, Some(Work::Apply(ApplyTask::Large(LargeStep::Chunk(_))))), "it has begun");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One row out of several images of it.
 //!
 //! An UPDATE does not send TOASTed values that it left alone. Where an earlier change of the same batch sent them, the
-//! row's last image is completed from it; `net` asks for that once per row, at the end.
+//! row's last image is completed from it; `coalesce` asks for that once per row, at the end.
 
 use bytes::{BufMut, BytesMut};
 

@@ -6,7 +6,7 @@
 //! ```text
 //! Step ─▶ batch::Batcher ─▶ Work ─▶ coalesce ─┬─▶ sets ───────┬─▶ (SQL, parameters, COPY data) ─▶ destination::apply
 //!                                    ▲        └─▶ row_by_row ─┘
-//!                 target, reaction: the destination's table, as far as it matters
+//!                 target, side effects: the destination's table, as far as it matters
 //! ```
 //!
 //! All SQL that carries changes out is made here ([`sql`], [`source_wins_sql`]); names get into it as `Ident`s only.
@@ -29,4 +29,6 @@ pub mod target;
 pub mod target_guard;
 pub mod unique_keys;
 
-pub use batch::{Batch, BatchLimits, Batcher, Member, Work};
+pub use batch::{
+    ApplyTask, Batch, BatchLimits, BatchMember, BatchedTransaction, Batcher, LargeStep, TransactionEnd, Work,
+};

@@ -15,12 +15,12 @@ pub struct NetRow {
 
 /// What a set does to its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// They go.
+pub enum SetEffect {
+    /// Delete the rows.
     Delete,
-    /// Their columns at these places are set.
+    /// Set the columns at these places.
     Update(Vec<usize>),
-    /// They come.
+    /// Insert the rows.
     Insert,
 }
 

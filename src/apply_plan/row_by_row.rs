@@ -1,18 +1,18 @@
 //! Which statement carries out a change, and with which parameters.
 //!
-//! Stands between a batch's changes and `destination::apply`, which prepares each distinct [`Shape`] once and then only
+//! Stands between a batch's changes and `destination::apply`, which prepares each distinct [`RowStatement`] once and then only
 //! sends parameters. Values are taken straight from the change's tuples, in one pass for the columns to set and one for
 //! the key; nothing is collected on the way.
 
 use crate::apply_plan::sql;
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::pg::{Datum, ReplicaIdentity, Tuple, TypeId};
-use crate::transaction::Change;
+use crate::transaction::RowChange;
 use crate::wire::OldTuple;
 
-/// What a statement does to a row; changes of one shape (and one target) share one prepared statement.
+/// What a statement does to a row. Changes with the same one (and the same target) share one prepared statement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Shape {
+pub enum RowStatement {
     /// Insert all stored columns.
     Insert,
     /// Update.
@@ -34,44 +34,43 @@ pub struct NoIdentity {
 
 /// Whether the row's leaf has identified it otherwise than the relation is described (see `catalog::replica_identity`): the server sends
 /// the whole old row where that is the identity, and every column of a key.
-pub fn is_misidentified(change: &Change) -> bool {
+pub fn is_misidentified(change: &RowChange) -> bool {
     match change {
-        Change::Update { relation, old: None, .. } => relation.replica_identity == ReplicaIdentity::Full,
-        Change::Update { relation, old: Some(OldTuple::Key(old)), .. }
-        | Change::Delete { relation, old: OldTuple::Key(old) } => match relation.replica_identity {
+        RowChange::Update { relation, old: None, .. } => relation.replica_identity == ReplicaIdentity::Full,
+        RowChange::Update { relation, old: Some(OldTuple::Key(old)), .. }
+        | RowChange::Delete { relation, old: OldTuple::Key(old) } => match relation.replica_identity {
             ReplicaIdentity::Full => true,
             ReplicaIdentity::Default | ReplicaIdentity::Index => {
                 let mut values = relation.columns.iter().zip(old.columns());
                 values.any(|(column, value)| column.in_identity && value == Datum::Null)
             }
-            // `shape` refuses it.
+            // `statement` refuses it.
             ReplicaIdentity::Nothing => false,
         },
-        Change::Update { old: Some(OldTuple::Row(_)), .. }
-        | Change::Delete { old: OldTuple::Row(_), .. }
-        | Change::Insert { .. }
-        | Change::Truncate { .. } => false,
+        RowChange::Update { old: Some(OldTuple::Row(_)), .. }
+        | RowChange::Delete { old: OldTuple::Row(_), .. }
+        | RowChange::Insert { .. } => false,
     }
 }
 
-/// The shape of a row's change; `None` when no statement of its own carries it out: a truncate, or an update in which
-/// nothing changed that can be set.
+/// The statement of a row's change; `None` for an update in which nothing changed that can be set.
 ///
 /// # Errors
 /// [`NoIdentity`] for an update or delete of a table without replica identity.
-pub fn shape(target: &Target, change: &Change) -> Result<Option<Shape>, NoIdentity> {
-    let shape = match change {
-        Change::Insert { .. } => Shape::Insert,
-        Change::Update { old, new, .. } => {
-            Shape::Update { set: columns_to_set(target, old.as_ref().map(OldTuple::tuple), new) }
+pub fn statement(target: &Target, change: &RowChange) -> Result<Option<RowStatement>, NoIdentity> {
+    let statement = match change {
+        RowChange::Insert { .. } => RowStatement::Insert,
+        RowChange::Update { old, new, .. } => {
+            RowStatement::Update { set: columns_to_set(target, old.as_ref().map(OldTuple::tuple), new) }
         }
-        Change::Delete { .. } => Shape::Delete,
-        Change::Truncate { .. } => return Ok(None),
+        RowChange::Delete { .. } => RowStatement::Delete,
     };
-    match (&shape, &target.identity) {
-        (Shape::Update { set }, TargetIdentity::Key(_) | TargetIdentity::WholeRow) if set.is_empty() => Ok(None),
-        (Shape::Insert, _) | (_, TargetIdentity::Key(_) | TargetIdentity::WholeRow) => Ok(Some(shape)),
-        (Shape::Update { .. } | Shape::Delete, TargetIdentity::None) => Err(NoIdentity { table: target.table.clone() }),
+    match (&statement, &target.identity) {
+        (RowStatement::Update { set }, TargetIdentity::Key(_) | TargetIdentity::WholeRow) if set.is_empty() => Ok(None),
+        (RowStatement::Insert, _) | (_, TargetIdentity::Key(_) | TargetIdentity::WholeRow) => Ok(Some(statement)),
+        (RowStatement::Update { .. } | RowStatement::Delete, TargetIdentity::None) => {
+            Err(NoIdentity { table: target.table.clone() })
+        }
     }
 }
 
@@ -123,57 +122,46 @@ fn key_changed(old: Option<&Tuple>, new: &Tuple, place: usize) -> bool {
     old.is_some_and(|old| new != Some(Datum::UnchangedToast) && old.columns().nth(place) != new)
 }
 
-/// The statement of a shape.
-pub fn sql(target: &Target, shape: &Shape) -> String {
-    match (shape, &target.identity) {
-        (Shape::Insert, _) => sql::insert_row(target),
-        (Shape::Update { set }, TargetIdentity::Key(key)) => sql::update_row(target, set, key),
-        (Shape::Update { set }, TargetIdentity::WholeRow | TargetIdentity::None) => sql::update_whole_row(target, set),
-        (Shape::Delete, TargetIdentity::Key(key)) => sql::delete_row(target, key),
-        (Shape::Delete, TargetIdentity::WholeRow | TargetIdentity::None) => sql::delete_whole_row(target),
+/// Its SQL.
+pub fn sql(target: &Target, statement: &RowStatement) -> String {
+    match (statement, &target.identity) {
+        (RowStatement::Insert, _) => sql::insert_row(target),
+        (RowStatement::Update { set }, TargetIdentity::Key(key)) => sql::update_row(target, set, key),
+        (RowStatement::Update { set }, TargetIdentity::WholeRow | TargetIdentity::None) => {
+            sql::update_whole_row(target, set)
+        }
+        (RowStatement::Delete, TargetIdentity::Key(key)) => sql::delete_row(target, key),
+        (RowStatement::Delete, TargetIdentity::WholeRow | TargetIdentity::None) => sql::delete_whole_row(target),
     }
 }
 
-/// The types of a shape's parameters, in order.
-pub fn parameter_types(target: &Target, shape: &Shape) -> Vec<TypeId> {
-    let set: Vec<usize> = match shape {
-        Shape::Insert => target.stored_columns().collect(),
-        Shape::Update { set } => set.clone(),
-        Shape::Delete => Vec::new(),
+/// The types of its parameters, in order.
+pub fn parameter_types(target: &Target, statement: &RowStatement) -> Vec<TypeId> {
+    let set: Vec<usize> = match statement {
+        RowStatement::Insert => target.stored_columns().collect(),
+        RowStatement::Update { set } => set.clone(),
+        RowStatement::Delete => Vec::new(),
     };
-    let key: Vec<usize> = match (shape, &target.identity) {
-        (Shape::Insert, _) => Vec::new(),
+    let key: Vec<usize> = match (statement, &target.identity) {
+        (RowStatement::Insert, _) => Vec::new(),
         (_, TargetIdentity::Key(key)) => key.clone(),
         (_, TargetIdentity::WholeRow | TargetIdentity::None) => target.stored_columns().collect(),
     };
     set.iter().chain(&key).filter_map(|place| target.key_column(*place)).map(|column| column.type_id).collect()
 }
 
-/// The tuple that identifies a change's row, and the row as it is to be.
-///
-/// # Panics
-/// For a truncate, which has no row.
-pub fn key_and_image(change: &Change) -> (&Tuple, &Tuple) {
-    match change {
-        Change::Insert { new, .. } => (new, new),
-        Change::Update { old, new, .. } => (old.as_ref().map_or(new, OldTuple::tuple), new),
-        Change::Delete { old, .. } => (old.tuple(), old.tuple()),
-        Change::Truncate { .. } => panic!("a truncate has no row"),
-    }
-}
-
-/// Gives the values of a statement of that shape to `put`, in the order of its parameters, for a row that is found by
+/// Gives the values of that statement to `put`, in the order of its parameters, for a row that is found by
 /// the values in `key` and is to be as `image`.
 pub fn row_parameters<'a>(
     target: &Target,
-    shape: &Shape,
+    statement: &RowStatement,
     key: &'a Tuple,
     image: &'a Tuple,
     mut put: impl FnMut(Datum<'a>),
 ) {
-    match shape {
-        Shape::Insert => stored_values(target, image, &mut put),
-        Shape::Update { set } => {
+    match statement {
+        RowStatement::Insert => stored_values(target, image, &mut put),
+        RowStatement::Update { set } => {
             // `set` ascends, so one pass over the row finds all of it.
             let mut wanted = set.iter().peekable();
             for (place, value) in image.columns().enumerate() {
@@ -183,7 +171,7 @@ pub fn row_parameters<'a>(
             }
             row_values(target, key, &mut put);
         }
-        Shape::Delete => row_values(target, key, &mut put),
+        RowStatement::Delete => row_values(target, key, &mut put),
     }
 }
 

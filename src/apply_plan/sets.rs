@@ -1,6 +1,6 @@
-//! Sets of rows into as few statements as possible: which way a set goes, its SQL and its data.
+//! Sets of rows into as few statements as possible: how a set is written, its SQL and its data.
 //!
-//! Stands between `net` and `destination::apply`. Three ways, by measured crossovers (one connection, everything in one
+//! Stands between `coalesce` and `destination::apply`. Three methods, by measured crossovers (one connection, everything in one
 //! pipelined request, PostgreSQL 15): prepared statements row by row, one statement over an array for each column, COPY. A
 //! temporary table with a merge never paid, at no size.
 //!
@@ -8,7 +8,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::apply_plan::net_effect::Effect;
+use crate::apply_plan::net_effect::SetEffect;
 use crate::apply_plan::sql;
 use crate::apply_plan::target::{Target, TargetColumn, TargetIdentity};
 use crate::pg::{Datum, Tuple, TypeId};
@@ -31,10 +31,10 @@ const COPY_ROWS_MIN: usize = 10;
 /// From so many rows on one statement over arrays costs less than prepared statements.
 const ARRAY_ROWS_MIN: usize = 5;
 
-/// The way for so many rows; `sample` tells in which format values come.
-pub fn way(target: &Target, effect: &Effect, rows: usize, sample: &Tuple) -> WriteMethod {
+/// The method for so many rows; `sample` shows in which format values come.
+pub fn write_method(target: &Target, effect: &SetEffect, rows: usize, sample: &Tuple) -> WriteMethod {
     match effect {
-        Effect::Insert if rows >= COPY_ROWS_MIN && target.reaction.takes_copy() && has_columns(target) => {
+        SetEffect::Insert if rows >= COPY_ROWS_MIN && target.side_effects.takes_copy() && has_columns(target) => {
             let text = sample.columns().any(|value| matches!(value, Datum::Text(_)));
             let binary = sample.columns().any(|value| matches!(value, Datum::Binary(_)));
             match (text, binary) {
@@ -44,10 +44,10 @@ pub fn way(target: &Target, effect: &Effect, rows: usize, sample: &Tuple) -> Wri
                 (false, false) | (true, true) => WriteMethod::Rows,
             }
         }
-        Effect::Insert => WriteMethod::Rows,
-        Effect::Update(set) if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, set) => WriteMethod::Arrays,
-        Effect::Delete if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, &[]) => WriteMethod::Arrays,
-        Effect::Update(_) | Effect::Delete => WriteMethod::Rows,
+        SetEffect::Insert => WriteMethod::Rows,
+        SetEffect::Update(set) if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, set) => WriteMethod::Arrays,
+        SetEffect::Delete if rows >= ARRAY_ROWS_MIN && go_in_arrays(target, &[]) => WriteMethod::Arrays,
+        SetEffect::Update(_) | SetEffect::Delete => WriteMethod::Rows,
     }
 }
 
@@ -72,24 +72,24 @@ fn go_in_arrays(target: &Target, set: &[usize]) -> bool {
 
 /// The statement over arrays of an effect. Its parameters: an array for each column that is set, one for each column
 /// of the key, and for updates the number of rows.
-pub fn arrays_sql(target: &Target, effect: &Effect) -> String {
+pub fn arrays_sql(target: &Target, effect: &SetEffect) -> String {
     let key = key_of(target);
     match effect {
-        Effect::Update(set) => sql::update_set(target, set, key),
-        Effect::Delete | Effect::Insert => sql::delete_set(target, key),
+        SetEffect::Update(set) => sql::update_set(target, set, key),
+        SetEffect::Delete | SetEffect::Insert => sql::delete_set(target, key),
     }
 }
 
 /// The types of its parameters.
-pub fn arrays_types(target: &Target, effect: &Effect) -> Vec<TypeId> {
+pub fn arrays_types(target: &Target, effect: &SetEffect) -> Vec<TypeId> {
     const INT8: TypeId = TypeId(20);
     let set: &[usize] = match effect {
-        Effect::Update(set) => set,
-        Effect::Delete | Effect::Insert => &[],
+        SetEffect::Update(set) => set,
+        SetEffect::Delete | SetEffect::Insert => &[],
     };
     let places = set.iter().chain(key_of(target));
     let mut types: Vec<TypeId> = places.filter_map(|place| target.key_column(*place)?.array).collect();
-    if matches!(effect, Effect::Update(_)) {
+    if matches!(effect, SetEffect::Update(_)) {
         types.push(INT8);
     }
     types
@@ -159,8 +159,8 @@ fn write_text_array<'a>(out: &mut BytesMut, column: &TargetColumn, values: impl 
 }
 
 /// What stands before the first row of COPY data.
-pub fn copy_begin(out: &mut BytesMut, way: WriteMethod) {
-    if way == WriteMethod::CopyBinary {
+pub fn copy_begin(out: &mut BytesMut, method: WriteMethod) {
+    if method == WriteMethod::CopyBinary {
         // Signature, flags, length of the header's extension (sql-copy, Binary Format).
         out.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
         out.put_u32(0);
@@ -169,17 +169,17 @@ pub fn copy_begin(out: &mut BytesMut, way: WriteMethod) {
 }
 
 /// What stands behind the last row.
-pub fn copy_end(out: &mut BytesMut, way: WriteMethod) {
-    if way == WriteMethod::CopyBinary {
+pub fn copy_end(out: &mut BytesMut, method: WriteMethod) {
+    if method == WriteMethod::CopyBinary {
         out.put_i16(-1);
     }
 }
 
 /// One row of COPY data: the columns that the destination stores.
-pub fn copy_row(out: &mut BytesMut, way: WriteMethod, target: &Target, columns: i16, row: &Tuple) {
+pub fn copy_row(out: &mut BytesMut, method: WriteMethod, target: &Target, columns: i16, row: &Tuple) {
     let stored =
         target.columns.iter().zip(row.columns()).filter(|(column, _)| column.is_some()).map(|(_, value)| value);
-    if way == WriteMethod::CopyBinary {
+    if method == WriteMethod::CopyBinary {
         out.put_i16(columns);
         for value in stored {
             match value.bytes() {
@@ -343,12 +343,12 @@ mod tests {
     fn many_rows_go_by_copy_and_arrays_and_few_one_by_one() {
         let target = target(|_| {});
         let row = tuple_of([Datum::Text(b"1"), Datum::Null]).unwrap();
-        let ways = |effect: &Effect, rows: [usize; 2]| rows.map(|rows| way(&target, effect, rows, &row));
+        let ways = |effect: &SetEffect, rows: [usize; 2]| rows.map(|rows| write_method(&target, effect, rows, &row));
         assert_eq!(
-            ways(&Effect::Insert, [COPY_ROWS_MIN - 1, COPY_ROWS_MIN]),
+            ways(&SetEffect::Insert, [COPY_ROWS_MIN - 1, COPY_ROWS_MIN]),
             [WriteMethod::Rows, WriteMethod::CopyText]
         );
-        for effect in [Effect::Update(vec![1]), Effect::Delete] {
+        for effect in [SetEffect::Update(vec![1]), SetEffect::Delete] {
             assert_eq!(
                 ways(&effect, [ARRAY_ROWS_MIN - 1, ARRAY_ROWS_MIN]),
                 [WriteMethod::Rows, WriteMethod::Arrays],
@@ -361,11 +361,12 @@ mod tests {
     fn a_table_that_copy_or_arrays_cannot_change_takes_rows_one_by_one() {
         let row = tuple_of([Datum::Text(b"1"), Datum::Text(b"x")]).unwrap();
         let ways = |target: &Target| {
-            [Effect::Insert, Effect::Update(vec![1]), Effect::Delete].map(|effect| way(target, &effect, 100, &row))
+            [SetEffect::Insert, SetEffect::Update(vec![1]), SetEffect::Delete]
+                .map(|effect| write_method(target, &effect, 100, &row))
         };
         let by = |change: &dyn Fn(&mut Target)| ways(&target(change));
         let secured = TableDefinition { row_security: true, ..testing::table("t", &[testing::Column::new("id", 25)]) };
-        let no_copy = by(&|target| target.reaction = SideEffects::of(&secured));
+        let no_copy = by(&|target| target.side_effects = SideEffects::of(&secured));
         assert_eq!(
             no_copy,
             [WriteMethod::Rows, WriteMethod::Arrays, WriteMethod::Arrays],
@@ -402,21 +403,21 @@ mod tests {
     #[test]
     fn copy_goes_in_the_format_of_the_values_and_not_where_they_do_not_say_which() {
         let target = target(|_| {});
-        let of = |row: [Datum<'_>; 2]| way(&target, &Effect::Insert, 100, &tuple_of(row).unwrap());
+        let of = |row: [Datum<'_>; 2]| write_method(&target, &SetEffect::Insert, 100, &tuple_of(row).unwrap());
         assert_eq!(of([Datum::Text(b"1"), Datum::Null]), WriteMethod::CopyText);
         assert_eq!(of([Datum::Binary(b"1"), Datum::Null]), WriteMethod::CopyBinary);
         assert_eq!(of([Datum::Null, Datum::Null]), WriteMethod::Rows);
         assert_eq!(of([Datum::Text(b"1"), Datum::Binary(b"1")]), WriteMethod::Rows);
     }
 
-    fn copied(way: WriteMethod, target: &Target, rows: &[[Datum<'_>; 2]]) -> Vec<u8> {
+    fn copied(method: WriteMethod, target: &Target, rows: &[[Datum<'_>; 2]]) -> Vec<u8> {
         let mut out = BytesMut::new();
-        copy_begin(&mut out, way);
+        copy_begin(&mut out, method);
         let columns = i16::try_from(target.stored_columns().count()).unwrap();
         for row in rows {
-            copy_row(&mut out, way, target, columns, &tuple_of(*row).unwrap());
+            copy_row(&mut out, method, target, columns, &tuple_of(*row).unwrap());
         }
-        copy_end(&mut out, way);
+        copy_end(&mut out, method);
         out.to_vec()
     }
 

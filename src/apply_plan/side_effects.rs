@@ -1,6 +1,6 @@
 //! What the destination does by itself when a table's rows change: foreign keys and triggers.
 //!
-//! Read off the catalog when a relation is bound; part of its [`super::target::Target`], judged by `side_effects`.
+//! Read off the catalog when a relation is bound; part of its [`super::target::Target`], judged by `table_activity`.
 
 use crate::catalog::schema::{ForeignKeyAction, TableDefinition};
 use crate::pg::Ident;

@@ -16,14 +16,14 @@
 //! deferrable keys, which may be violated between two changes; for checks and foreign keys, which no row of this
 //! change can satisfy; and for a missing row whose unchanged TOAST values the stream did not send.
 
-use crate::apply_plan::row_by_row::{self, NoIdentity, Shape};
+use crate::apply_plan::row_by_row::{self, NoIdentity, RowStatement};
 use crate::apply_plan::source_wins_sql as sql;
 use crate::apply_plan::source_wins_sql::{Own, Places};
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::apply_plan::unique_keys::{Unique, UniquePart};
 use crate::catalog::schema::{ForeignKeyAction, IndexDefinition, TableDefinition};
 use crate::pg::{Datum, Ident, Tuple, TypeId};
-use crate::transaction::Change;
+use crate::transaction::RowChange;
 use crate::wire::OldTuple;
 
 /// The unique keys of `destination` that `source` has too, and that are checked at once. Rivals are looked for as the types of the
@@ -33,11 +33,11 @@ pub fn shared_uniques(source: &TableDefinition, destination: &TableDefinition) -
         let is_plain = index.parts.iter().all(|part| part.compared_as.is_none());
         index.unique && index.valid && index.immediate && is_plain
     };
-    let same = |here: &IndexDefinition| {
-        source.indexes.iter().filter(usable).any(|there| {
-            there.predicate == here.predicate
-                && there.nulls_not_distinct == here.nulls_not_distinct
-                && there.key() == here.key()
+    let same = |index: &IndexDefinition| {
+        source.indexes.iter().filter(usable).any(|at_source| {
+            at_source.predicate == index.predicate
+                && at_source.nulls_not_distinct == index.nulls_not_distinct
+                && at_source.key() == index.key()
         })
     };
     let unique = |index: &IndexDefinition| {
@@ -53,7 +53,7 @@ pub fn shared_uniques(source: &TableDefinition, destination: &TableDefinition) -
             nulls_not_distinct: index.nulls_not_distinct,
         })
     };
-    destination.indexes.iter().filter(usable).filter(|here| same(here)).filter_map(unique).collect()
+    destination.indexes.iter().filter(usable).filter(|index| same(index)).filter_map(unique).collect()
 }
 
 /// Whether rows of the table may go without taking rows of other tables with them.
@@ -64,7 +64,7 @@ pub fn may_remove_rows(table: &TableDefinition, foreign_keys_act: bool) -> bool 
 
 /// What the number of rows that a statement touched says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum CountMeaning {
     /// Nothing.
     Nothing,
     /// A delete: 0 when its row was missing, which is no conflict.
@@ -87,28 +87,35 @@ pub struct Statement<'a> {
     /// Their values.
     pub values: Vec<Datum<'a>>,
     /// What its row count says.
-    pub effect: Effect,
+    pub meaning: CountMeaning,
 }
 
 /// The statements that make a row's change win, in order. `uniques` are those whose rivals may be removed.
 ///
 /// # Errors
 /// [`NoIdentity`] for an update or delete of a table without replica identity.
-pub fn winning<'a>(target: &Target, uniques: &[Unique], change: &'a Change) -> Result<Vec<Statement<'a>>, NoIdentity> {
-    let Some(shape) = row_by_row::shape(target, change)? else { return Ok(Vec::new()) };
+pub fn winning<'a>(
+    target: &Target,
+    uniques: &[Unique],
+    change: &'a RowChange,
+) -> Result<Vec<Statement<'a>>, NoIdentity> {
+    let Some(statement) = row_by_row::statement(target, change)? else { return Ok(Vec::new()) };
     Ok(match change {
-        Change::Insert { new, .. } => insert(target, uniques, new),
-        Change::Update { old, new, .. } => update(target, uniques, &shape, change, old.as_ref(), new),
-        Change::Delete { .. } => vec![plain(target, &shape, change, Effect::Deletes)],
-        Change::Truncate { .. } => Vec::new(),
+        RowChange::Insert { new, .. } => insert(target, uniques, new),
+        RowChange::Update { old, new, .. } => update(target, uniques, &statement, change, old.as_ref(), new),
+        RowChange::Delete { .. } => vec![plain(target, &statement, change, CountMeaning::Deletes)],
     })
 }
 
-fn plain<'a>(target: &Target, shape: &Shape, change: &'a Change, effect: Effect) -> Statement<'a> {
+fn plain<'a>(target: &Target, statement: &RowStatement, change: &'a RowChange, meaning: CountMeaning) -> Statement<'a> {
     let mut values = Vec::new();
-    let (key, image) = row_by_row::key_and_image(change);
-    row_by_row::row_parameters(target, shape, key, image, |value| values.push(value));
-    Statement { sql: row_by_row::sql(target, shape), types: row_by_row::parameter_types(target, shape), values, effect }
+    row_by_row::row_parameters(target, statement, change.identity(), change.image(), |value| values.push(value));
+    Statement {
+        sql: row_by_row::sql(target, statement),
+        types: row_by_row::parameter_types(target, statement),
+        values,
+        meaning,
+    }
 }
 
 fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statement<'a>> {
@@ -127,11 +134,11 @@ fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statem
             let settable = |place: &usize| target.column(*place).is_some_and(|column| !column.identity_always);
             let set: Vec<usize> = row.stored.iter().copied().filter(settable).collect();
             let sql = sql::insert_or_overwrite(target, &set, key, &row.places());
-            statements.push(row.statement(sql, Effect::Overwrites));
+            statements.push(row.statement(sql, CountMeaning::Overwrites));
         }
         None => {
-            let sql = row_by_row::sql(target, &Shape::Insert);
-            statements.push(row.statement(sql, Effect::Nothing));
+            let sql = row_by_row::sql(target, &RowStatement::Insert);
+            statements.push(row.statement(sql, CountMeaning::Nothing));
         }
     }
     statements
@@ -140,14 +147,14 @@ fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statem
 fn update<'a>(
     target: &Target,
     uniques: &[Unique],
-    shape: &Shape,
-    change: &'a Change,
+    statement: &RowStatement,
+    change: &'a RowChange,
     old: Option<&'a OldTuple>,
     new: &'a Tuple,
 ) -> Vec<Statement<'a>> {
-    let set: &[usize] = match shape {
-        Shape::Update { set } => set,
-        Shape::Insert | Shape::Delete => &[],
+    let set: &[usize] = match statement {
+        RowStatement::Update { set } => set,
+        RowStatement::Insert | RowStatement::Delete => &[],
     };
     let identity = old.map_or(new, OldTuple::tuple);
     let whole_old = match old {
@@ -168,9 +175,9 @@ fn update<'a>(
             Some(key) => sql::update_or_restore(target, set, key, &places),
             None => sql::update_whole_row_or_restore(target, set, &places),
         };
-        statements.push(row.statement(sql, Effect::Restores));
+        statements.push(row.statement(sql, CountMeaning::Restores));
     } else {
-        statements.push(plain(target, shape, change, Effect::Nothing));
+        statements.push(plain(target, statement, change, CountMeaning::Nothing));
     }
     statements
 }
@@ -219,8 +226,8 @@ impl<'a, 't> Row<'a, 't> {
         Places { stored: &self.stored }
     }
 
-    fn statement(&self, sql: String, effect: Effect) -> Statement<'a> {
-        Statement { sql, types: self.types.clone(), values: self.values.clone(), effect }
+    fn statement(&self, sql: String, meaning: CountMeaning) -> Statement<'a> {
+        Statement { sql, types: self.types.clone(), values: self.values.clone(), meaning }
     }
 
     /// Whether all values of the new row are here.
@@ -262,7 +269,7 @@ impl<'a, 't> Row<'a, 't> {
             .iter()
             .filter(|unique| !is_settled(unique) && is_known(unique))
             .filter_map(|unique| sql::remove_rivals(self.target, unique, &self.places(), own))
-            .map(|sql| self.statement(sql, Effect::RemovesRivals))
+            .map(|sql| self.statement(sql, CountMeaning::RemovesRivals))
             .collect()
     }
 }
@@ -320,11 +327,11 @@ mod tests {
         Tuple::new(u16::try_from(values.len()).unwrap(), Bytes::from(data)).unwrap()
     }
 
-    fn shown(target: &Target, uniques: &[Unique], change: &Change) -> Vec<String> {
+    fn shown(target: &Target, uniques: &[Unique], change: &RowChange) -> Vec<String> {
         let statements = winning(target, uniques, change).unwrap();
         let is_target = crate::apply_plan::target_guard::is_target(target);
         let shown = |sql: &str| sql.replace(&is_target, "is_target").replace('"', "");
-        statements.into_iter().map(|s| format!("{:?}: {}", s.effect, shown(&s.sql))).collect()
+        statements.into_iter().map(|s| format!("{:?}: {}", s.meaning, shown(&s.sql))).collect()
     }
 
     #[test]
@@ -333,7 +340,7 @@ mod tests {
         let target = target(&table, ReplicaIdentity::Default);
         let uniques = shared_uniques(&table, &table);
         let new = tuple(&[Some("1"), Some("a"), Some("b")]);
-        let insert = Change::Insert { relation: Arc::clone(&target.relation), new };
+        let insert = RowChange::Insert { relation: Arc::clone(&target.relation), new };
         assert_eq!(
             shown(&target, &uniques, &insert),
             [
@@ -353,7 +360,7 @@ mod tests {
         let uniques = shared_uniques(&table, &table);
         let old = Some(OldTuple::Key(tuple(&[Some("1"), None, None])));
         let new = tuple(&[Some("2"), Some("a"), Some("b")]);
-        let update = Change::Update { relation: Arc::clone(&target.relation), old, new };
+        let update = RowChange::Update { relation: Arc::clone(&target.relation), old, new };
         let statements = shown(&target, &uniques, &update);
         assert_eq!(
             statements.first().map(String::as_str),
@@ -370,7 +377,7 @@ mod tests {
         let table = definition();
         let target = target(&table, ReplicaIdentity::Default);
         let new = tuple(&[Some("1"), Some("a"), Some("unchanged")]);
-        let update = Change::Update { relation: Arc::clone(&target.relation), old: None, new };
+        let update = RowChange::Update { relation: Arc::clone(&target.relation), old: None, new };
         let statements = shown(&target, &shared_uniques(&table, &table), &update);
         assert_eq!(statements.len(), 2);
         assert!(statements[1].starts_with("Nothing: WITH changed AS (UPDATE"), "{}", statements[1]);
@@ -383,10 +390,10 @@ mod tests {
         let target = target(&table, ReplicaIdentity::Full);
         let old = Some(OldTuple::Row(tuple(&[Some("1"), Some("a"), Some("large")])));
         let new = tuple(&[Some("1"), Some("b"), Some("unchanged")]);
-        let update = Change::Update { relation: Arc::clone(&target.relation), old, new };
+        let update = RowChange::Update { relation: Arc::clone(&target.relation), old, new };
         let statements = winning(&target, &[], &update).unwrap();
         let [restore] = statements.as_slice() else { panic!("{statements:?}") };
-        assert_eq!(restore.effect, Effect::Restores);
+        assert_eq!(restore.meaning, CountMeaning::Restores);
         assert_eq!(restore.values.get(2), Some(&Datum::Text(b"large")));
     }
 
@@ -433,7 +440,7 @@ mod tests {
         table.indexes.iter_mut().filter(|index| !index.primary).for_each(part);
         let target = target(&table, ReplicaIdentity::Default);
         let new = tuple(&[Some("1"), Some("a"), Some("b")]);
-        let insert = Change::Insert { relation: Arc::clone(&target.relation), new };
+        let insert = RowChange::Insert { relation: Arc::clone(&target.relation), new };
         let statements = shown(&target, &shared_uniques(&table, &table), &insert);
         assert_eq!(
             statements.first().map(String::as_str),

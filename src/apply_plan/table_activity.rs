@@ -1,10 +1,10 @@
-//! What the destination does by itself when rows change: foreign keys and triggers.
+//! What a batch does to its tables, and whether its changes may be reordered: foreign keys and triggers act by themselves.
 //!
-//! Read off the catalog when a relation is bound (`SideEffects` is part of its `target`); asked by `net` whether the
-//! changes of a batch may be reordered. With session_replication_role = replica foreign keys do not act, and the
-//! answer is yes unless a trigger fires even so. Where they act, order can matter without any error: applied deletes
-//! first, ON DELETE CASCADE removes rows that an update of the same batch had saved. So wherever one change of a batch
-//! could make the destination touch, or judge, what another one writes, the original order is kept.
+//! Asked by `coalesce`. Each table's [`SideEffects`](crate::apply_plan::side_effects::SideEffects) are part of its `target`.
+//! With session_replication_role = replica foreign keys do not act, and the answer is yes unless a trigger fires even so. Where
+//! they act, order can matter without any error: applied deletes first, ON DELETE CASCADE removes rows that an update of the
+//! same batch had saved. So wherever one change of a batch could make the destination touch, or judge, what another one writes,
+//! the original order is kept.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ use crate::pg::{Ident, QualifiedName};
 pub(super) struct TableActivity<'a> {
     /// The table.
     pub(super) target: &'a Target,
-    /// Rows come.
+    /// Rows are inserted.
     pub(super) inserts: bool,
-    /// Rows change.
+    /// Rows are updated.
     pub(super) updates: bool,
-    /// Rows change their keys.
+    /// Updates change keys.
     pub(super) rekeys: bool,
-    /// Rows go.
+    /// Rows are deleted.
     pub(super) deletes: bool,
 }
 
@@ -43,18 +43,18 @@ impl TableActivity<'_> {
 /// Whether the changes must be carried out one by one, as they came.
 pub(super) fn needs_order(touched: &[TableActivity<'_>], foreign_keys_act: bool) -> bool {
     touched.iter().any(|table| {
-        let reaction = &table.target.reaction;
+        let side_effects = &table.target.side_effects;
         if !foreign_keys_act {
-            return reaction.triggers_in_replica;
+            return side_effects.triggers_in_replica;
         }
-        let follows = table.deletes && reaction.follows_delete || table.updates && reaction.follows_update;
-        reaction.triggers_in_origin || follows || touched.iter().any(|parent| interferes(table, parent))
+        let follows = table.deletes && side_effects.follows_delete || table.updates && side_effects.follows_update;
+        side_effects.triggers_in_origin || follows || touched.iter().any(|parent| interferes(table, parent))
     }) || foreign_keys_act && has_circle(touched)
 }
 
 /// Whether a foreign key from `child` to `parent` could judge a reordered batch otherwise than the original one.
 fn interferes(child: &TableActivity<'_>, parent: &TableActivity<'_>) -> bool {
-    let mut keys = child.target.reaction.parents.iter().filter(|key| key.table_id == parent.target.table_id);
+    let mut keys = child.target.side_effects.parents.iter().filter(|key| key.table_id == parent.target.table_id);
     // Rows of the parent that go, or change what is pointed at, and rows of the child that come or change; parents that
     // come and children that change to point at them.
     keys.any(|key| parent.loses(&key.columns) && (child.inserts || child.updates) || parent.inserts && child.updates)
@@ -69,7 +69,7 @@ fn order_of(touched: &[TableActivity<'_>]) -> crate::catalog::table_order::Forei
     let references = touched.iter().flat_map(|table| {
         table
             .target
-            .reaction
+            .side_effects
             .parents
             .iter()
             .filter_map(|parent| Some((table.target.table.clone(), names.get(&parent.table_id)?.clone())))

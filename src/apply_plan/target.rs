@@ -61,7 +61,7 @@ pub struct Target {
     /// The table has GENERATED ALWAYS identity columns, so INSERT must override them.
     pub overrides_identity: bool,
     /// What the destination does by itself when the table's rows change.
-    pub reaction: SideEffects,
+    pub side_effects: SideEffects,
 }
 
 /// A relation that cannot be bound to its table.
@@ -112,7 +112,7 @@ impl Target {
             finders.push(found);
         }
         Ok(Target {
-            identity: identity(relation, (table, source), &columns),
+            identity: identity(relation, table, source, &columns),
             relation: Arc::clone(relation),
             table: name,
             table_id: table.id,
@@ -120,7 +120,7 @@ impl Target {
             overrides_identity: table.columns.iter().any(|c| c.identity == Some(IdentityColumn::Always)),
             columns,
             finders,
-            reaction: SideEffects::of(table),
+            side_effects: SideEffects::of(table),
         })
     }
 
@@ -252,7 +252,8 @@ fn equal_when_identical(definition: &ColumnDefinition, table: &TableDefinition, 
 
 fn identity(
     relation: &Relation,
-    (table, source): (&TableDefinition, Option<&TableDefinition>),
+    table: &TableDefinition,
+    source: Option<&TableDefinition>,
     columns: &[Option<TargetColumn>],
 ) -> TargetIdentity {
     let flagged: Vec<usize> =
@@ -262,7 +263,7 @@ fn identity(
         ReplicaIdentity::Default | ReplicaIdentity::Index if flagged.is_empty() => TargetIdentity::None,
         ReplicaIdentity::Default | ReplicaIdentity::Index => TargetIdentity::Key(flagged),
         ReplicaIdentity::Full => {
-            let key = source.and_then(|source| unique_key(relation, (table, source), columns));
+            let key = source.and_then(|source| unique_key(relation, table, source, columns));
             key.unwrap_or(TargetIdentity::WholeRow)
         }
     }
@@ -271,7 +272,8 @@ fn identity(
 /// A key over published NOT NULL columns that both ends have: with the whole old row at hand it finds the row by index.
 fn unique_key(
     relation: &Relation,
-    (table, source): (&TableDefinition, &TableDefinition),
+    table: &TableDefinition,
+    source: &TableDefinition,
     columns: &[Option<TargetColumn>],
 ) -> Option<TargetIdentity> {
     let keys = |table: &TableDefinition| {

@@ -26,11 +26,11 @@ use tokio::sync::watch;
 
 use super::counts::count;
 use super::scheduling::Scheduling;
-use crate::apply_plan::{BatchLimits, Batcher, Work};
+use crate::apply_plan::{ApplyTask, BatchLimits, Batcher, LargeStep, TransactionEnd, Work};
 use crate::apply_worker::heartbeat::Instance;
 use crate::apply_worker::parallel_apply::ParallelApply;
 use crate::apply_worker::pause::{ApplyPause, Command};
-use crate::destination::{Applied, Applier, DestinationError};
+use crate::destination::{Applied, Applier, DestinationError, StoredPosition};
 use crate::pg::{Lsn, length_u64};
 use crate::progress::{IdleAdvance, Ledger};
 use crate::source::{Confirmed, StepReceiver};
@@ -144,7 +144,7 @@ impl<'a> ApplyLoop<'a> {
         loop {
             self.feed().await?;
             let idle = !self.applier.is_busy();
-            let committing = self.is_committing_ahead();
+            let committing = self.is_committing_in_parallel();
             if self.steps_ended && idle && !committing && self.batcher.is_empty() {
                 return self.applier.abandon_large().await;
             }
@@ -183,48 +183,26 @@ impl<'a> ApplyLoop<'a> {
         });
         self.poll_parallel_apply(command == Command::Run).await?;
         let holds = matches!(command, Command::Hold { .. });
-        while self.applier.has_room() && !self.is_committing_ahead() && (!holds || self.applier.in_large_transaction())
+        while self.applier.has_room()
+            && !self.is_committing_in_parallel()
+            && (!holds || self.applier.in_large_transaction())
         {
             // What comes in small is gathered while an answer is awaited.
             if self.applier.is_busy() && !self.batcher.holds(SECOND_REQUEST_ROWS) {
                 break;
             }
-            let Some(work) = self.batcher.next_work() else { break };
-            if let (Work::CommitParallel { commit, .. }, Some(parallel_apply)) = (&work, &mut self.parallel_apply) {
-                if !self.applier.may_commit_directly(commit) {
-                    parallel_apply.give_up("it is to be left out, or is in a snapshot in part");
+            match self.batcher.next_work() {
+                Some(Work::Apply(task)) => self.submit(task).await?,
+                Some(Work::CommitParallel(end)) => {
+                    self.commit_parallel(end).await?;
+                    break;
                 }
-                self.submitted_up_to = self.submitted_up_to.max(commit_lsn_of(&work));
-                parallel_apply.commit_next(work);
-                self.poll_parallel_apply(true).await?;
-                break;
+                Some(Work::Reached(position)) => self.reached(position),
+                None => break,
             }
-            if let (Work::ChangeSchema(_), Some(parallel_apply)) = (&work, &mut self.parallel_apply) {
-                parallel_apply.release_locks().await;
-            }
-            if let Work::Reached(position) = work {
-                self.idle.reached(position);
-                self.telemetry.reached(position, !self.applier.is_busy());
-                if !self.applier.is_busy() {
-                    self.caught_up_at(position);
-                }
-                continue;
-            }
-            match &work {
-                Work::Batch(batch) => self.scheduling.sends(batch.changes.len()),
-                Work::PieceOfLarge(piece) => self.scheduling.sends(piece.changes.len()),
-                Work::BeginLarge(_)
-                | Work::ChangeSchema(_)
-                | Work::CommitLarge { .. }
-                | Work::CommitParallel { .. }
-                | Work::Reached(_) => {}
-            }
-            self.submitted_up_to = self.submitted_up_to.max(commit_lsn_of(&work));
-            let read_wal = self.ledger_wants_reading();
-            self.sent_at = Instant::now();
-            self.applier.submit(work, read_wal).await?;
         }
-        let stands = !self.applier.is_busy() && !self.applier.in_large_transaction() && !self.is_committing_ahead();
+        let stands =
+            !self.applier.is_busy() && !self.applier.in_large_transaction() && !self.is_committing_in_parallel();
         match command {
             Command::Hold { .. } if stands => self.apply_pause.stands(command, self.applier.stored()),
             Command::RunTo { point, .. } if stands && self.has_reached(point) => {
@@ -238,12 +216,49 @@ impl<'a> ApplyLoop<'a> {
         }
         if nothing_to_do && let Some(position) = self.idle.due(self.applier.stored(), self.began.elapsed()) {
             self.sent_at = Instant::now();
-            self.applier.submit(Work::Reached(position), false).await?;
+            self.applier.store_position(position).await?;
         }
         Ok(())
     }
 
-    fn is_committing_ahead(&self) -> bool {
+    async fn submit(&mut self, task: ApplyTask) -> Result<(), DestinationError> {
+        if let (ApplyTask::Large(LargeStep::ChangeSchema(_)), Some(parallel_apply)) = (&task, &mut self.parallel_apply)
+        {
+            parallel_apply.release_locks().await;
+        }
+        match &task {
+            ApplyTask::Batch(_) | ApplyTask::Large(LargeStep::Chunk(_)) => self.scheduling.sends(task.changes().len()),
+            ApplyTask::Large(LargeStep::Begin(_) | LargeStep::ChangeSchema(_) | LargeStep::Commit(_)) => {}
+        }
+        self.submitted_up_to = self.submitted_up_to.max(task.last_commit_lsn().unwrap_or(Lsn::INVALID));
+        let read_wal = self.ledger_wants_reading();
+        self.sent_at = Instant::now();
+        self.applier.submit(task, read_wal).await
+    }
+
+    /// It is the turn of a transaction that was applied in parallel.
+    async fn commit_parallel(&mut self, end: TransactionEnd) -> Result<(), DestinationError> {
+        self.submitted_up_to = self.submitted_up_to.max(end.commit.commit_lsn);
+        let parallel_apply =
+            self.parallel_apply.as_mut().expect("a transaction was applied in parallel, so somebody did");
+        if !self.applier.may_commit_directly(&end.commit) {
+            parallel_apply.give_up("it is to be left out, or is in a snapshot in part");
+        }
+        parallel_apply.commit_next(end);
+        self.poll_parallel_apply(true).await
+    }
+
+    /// The stream has nothing to apply up to here.
+    fn reached(&mut self, position: Lsn) {
+        self.idle.reached(position);
+        let idle = !self.applier.is_busy();
+        self.telemetry.reached(position, idle);
+        if idle {
+            self.caught_up_at(position);
+        }
+    }
+
+    fn is_committing_in_parallel(&self) -> bool {
         self.parallel_apply.as_ref().is_some_and(ParallelApply::is_committing)
     }
 
@@ -252,24 +267,23 @@ impl<'a> ApplyLoop<'a> {
         let Some(parallel_apply) = &mut self.parallel_apply else { return Ok(()) };
         let free = !self.applier.is_busy() && !self.applier.in_large_transaction();
         parallel_apply.poll(&self.applier, goes_on, free);
-        let Some((work, applied, took)) = parallel_apply.take_outcome() else { return Ok(()) };
-        if applied && let Work::CommitParallel { commit, .. } = &work {
-            let position = commit.end_lsn;
+        let Some(outcome) = parallel_apply.take_outcome() else { return Ok(()) };
+        let is_applied = outcome.is_applied;
+        if is_applied {
+            let position = outcome.end.commit.end_lsn;
             self.applier.set_position(position).await?;
-            let durable = self.limits.commits_are_durable;
             self.applied(Applied {
-                work: Some(work),
-                position: Some(position),
-                durable,
+                task: Some(ApplyTask::Large(LargeStep::Commit(outcome.end))),
+                stored: Some(StoredPosition { position, is_durable: self.limits.commits_are_durable }),
                 missing_deletes: 0,
                 repairs: Vec::new(),
-                left_out: false,
+                is_skipped: false,
                 wal: None,
-                took,
+                elapsed: outcome.elapsed,
             });
         }
         if let Some(parallel_apply) = &mut self.parallel_apply {
-            parallel_apply.settle(applied);
+            parallel_apply.settle(is_applied);
         }
         Ok(())
     }
@@ -316,9 +330,9 @@ impl<'a> ApplyLoop<'a> {
 
     /// Draws the conclusions from an answer.
     fn applied(&mut self, applied: Applied) {
-        let Applied { work, position, durable, missing_deletes, repairs, left_out, wal, took } = applied;
-        if let Some(position) = position {
-            if durable {
+        let Applied { task, stored, missing_deletes, repairs, is_skipped, wal, elapsed } = applied;
+        if let Some(StoredPosition { position, is_durable }) = stored {
+            if is_durable {
                 self.ledger.store_durably(position);
             } else {
                 self.ledger.store(position);
@@ -335,43 +349,45 @@ impl<'a> ApplyLoop<'a> {
             self.ledger.read(reading);
         }
         self.confirm();
-        for told in self.applier.take_told() {
-            self.telemetry.event("schema", told);
+        for notice in self.applier.take_notices() {
+            self.telemetry.event("schema", notice);
         }
         for repair in repairs {
             self.telemetry.conflict(&repair.table.unquoted(), repair.kind.as_str(), repair.rows);
         }
-        if left_out {
-            self.left_out(work.as_ref());
+        if is_skipped {
+            self.skipped(task.as_ref());
             return;
         }
-        match work {
-            Some(Work::Batch(batch)) => {
+        match task {
+            Some(ApplyTask::Batch(batch)) => {
                 let transactions = length_u64(batch.members.len());
-                self.telemetry.batch_applied(transactions, &count(&batch.changes), missing_deletes, took);
+                self.telemetry.batch_applied(transactions, &count(&batch.changes), missing_deletes, elapsed);
                 for heartbeat in batch.members.iter().filter_map(|member| member.heartbeat.as_ref()) {
                     self.heartbeat(heartbeat);
                 }
             }
-            Some(Work::PieceOfLarge(piece)) => {
-                self.telemetry.batch_applied(0, &count(&piece.changes), missing_deletes, took);
+            Some(ApplyTask::Large(LargeStep::Chunk(chunk))) => {
+                self.telemetry.batch_applied(0, &count(&chunk.changes), missing_deletes, elapsed);
             }
-            Some(Work::CommitLarge { heartbeat, .. } | Work::CommitParallel { heartbeat, .. }) => {
-                self.telemetry.batch_applied(1, &[], 0, took);
-                if let Some(heartbeat) = &heartbeat {
+            Some(ApplyTask::Large(LargeStep::Commit(end))) => {
+                self.telemetry.batch_applied(1, &[], 0, elapsed);
+                if let Some(heartbeat) = &end.heartbeat {
                     self.heartbeat(heartbeat);
                 }
             }
-            Some(Work::BeginLarge(_) | Work::ChangeSchema(_) | Work::Reached(_)) | None => {}
+            Some(ApplyTask::Large(LargeStep::Begin(_) | LargeStep::ChangeSchema(_))) | None => {}
         }
     }
 
     /// What is in headwater.dead_letter is applied nowhere.
-    fn left_out(&self, work: Option<&Work>) {
-        let commit = match work {
-            Some(Work::Batch(batch)) => batch.members.first().map(|member| member.commit),
-            Some(Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. }) => Some(*commit),
-            Some(Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::BeginLarge(_) | Work::Reached(_)) | None => None,
+    fn skipped(&self, task: Option<&ApplyTask>) {
+        let commit = match task {
+            Some(ApplyTask::Batch(batch)) => batch.members.first().map(|member| member.commit),
+            Some(ApplyTask::Large(LargeStep::Commit(end))) => Some(end.commit),
+            Some(ApplyTask::Large(LargeStep::Begin(_) | LargeStep::Chunk(_) | LargeStep::ChangeSchema(_))) | None => {
+                None
+            }
         };
         if let Some(commit) = commit {
             self.telemetry.event(
@@ -446,15 +462,5 @@ impl<'a> ApplyLoop<'a> {
             parallel_apply.end().await;
         }
         self.applier.into_writer().close().await;
-    }
-}
-
-/// The last transaction that a piece of work belongs to; invalid where it belongs to none.
-fn commit_lsn_of(work: &Work) -> Lsn {
-    match work {
-        Work::Batch(batch) => batch.members.last().map_or(Lsn::INVALID, |member| member.commit.commit_lsn),
-        Work::BeginLarge(begin) => begin.final_lsn,
-        Work::CommitLarge { commit, .. } | Work::CommitParallel { commit, .. } => commit.commit_lsn,
-        Work::PieceOfLarge(_) | Work::ChangeSchema(_) | Work::Reached(_) => Lsn::INVALID,
     }
 }

@@ -4,16 +4,16 @@
 
 use crate::pg::Relation;
 use crate::telemetry::Operation;
-use crate::transaction::Change;
+use crate::transaction::{Change, RowChange};
 
 /// Changes by table and operation.
 pub(super) fn count(changes: &[Change]) -> Vec<(String, Operation, u64)> {
     let mut counts: Vec<(&Relation, Operation, u64)> = Vec::new();
     for change in changes {
         match change {
-            Change::Insert { relation, .. } => add(&mut counts, relation, Operation::Insert),
-            Change::Update { relation, .. } => add(&mut counts, relation, Operation::Update),
-            Change::Delete { relation, .. } => add(&mut counts, relation, Operation::Delete),
+            Change::Row(RowChange::Insert { relation, .. }) => add(&mut counts, relation, Operation::Insert),
+            Change::Row(RowChange::Update { relation, .. }) => add(&mut counts, relation, Operation::Update),
+            Change::Row(RowChange::Delete { relation, .. }) => add(&mut counts, relation, Operation::Delete),
             Change::Truncate { relations, .. } => {
                 relations.iter().for_each(|relation| add(&mut counts, relation, Operation::Truncate));
             }

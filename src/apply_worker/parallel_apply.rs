@@ -13,7 +13,7 @@
 //! A source that is not in a hurry commits minutes after its first rows came; and one that is replayed from a backlog still
 //! decodes while we apply. Either way little is left to do at the commit. Whatever goes wrong here only gives that up.
 //!
-//! Bounds: one transaction at a time; a piece being gathered and two pipelined requests.
+//! Bounds: one transaction at a time; a chunk being gathered and two pipelined requests.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,14 +21,15 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::counts::{add_counts, count};
-use crate::apply_plan::Work;
-use crate::destination::{Applied, Applier, ApplyContext, DestinationError, Unfit, Writer, WritingSettings};
-use crate::pg::{Lsn, PgTimestamp, length_u64};
+use crate::apply_plan::TransactionEnd;
+use crate::destination::{
+    Applier, ApplyContext, DestinationError, ParallelApplied, ParallelApplier, Unfit, Writer, WritingSettings,
+};
+use crate::pg::{Lsn, length_u64};
 use crate::source::{Changes, Next, ParallelApplyQueue};
 use crate::spool::{Peeker, SpoolError};
 use crate::telemetry::{Operation, Telemetry, failpoint};
-use crate::transaction::{Change, Piece, RecordError, read_changes};
-use crate::wire::Begin;
+use crate::transaction::{Change, RecordError, read_changes};
 
 /// A stream is worth a session from this share of `spool.memory_bytes_max` on.
 const WORTH_SHARE: u64 = 16;
@@ -36,7 +37,7 @@ const WORTH_SHARE: u64 = 16;
 const LIVE_WAITS_MAX: Duration = Duration::from_secs(2);
 /// A transaction of which nothing more comes for so long is not worth what it holds back here: locks, and what VACUUM may remove.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// While more of it is coming, a piece is filled before it is sent: sets are the cheaper the larger they are.
+/// While more of it is coming, a chunk is filled before it is sent: sets are the cheaper the larger they are.
 const GATHER_MAX: Duration = Duration::from_millis(100);
 /// What is in the spool by count may still be on its way to the spool's thread.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -70,10 +71,24 @@ pub(crate) struct ParallelApply {
     changes: Changes,
     context: SharedGround,
     worker: JoinHandle<()>,
-    /// The transaction whose turn has come, and since when.
-    committing: Option<(Work, Instant)>,
-    /// It was told so.
-    told: bool,
+    /// The transaction whose turn has come.
+    committing: Option<Committing>,
+}
+
+/// A transaction whose turn it is to commit.
+struct Committing {
+    end: TransactionEnd,
+    since: Instant,
+    /// The task that applies it knows.
+    is_announced: bool,
+}
+
+/// What became of a transaction whose turn it was.
+pub(crate) struct ParallelOutcome {
+    pub(crate) end: TransactionEnd,
+    /// It has committed; otherwise it comes again from the spool.
+    pub(crate) is_applied: bool,
+    pub(crate) elapsed: Duration,
 }
 
 impl Drop for ParallelApply {
@@ -88,7 +103,7 @@ impl ParallelApply {
         let queue = worker.queue.clone();
         let context = SharedGround::default();
         let worker = tokio::spawn(worker.run(Arc::clone(&context)));
-        ParallelApply { changes: queue.watch(), queue, context, worker, committing: None, told: false }
+        ParallelApply { changes: queue.watch(), queue, context, worker, committing: None }
     }
 
     /// For the step router, which announces what of a stream is in the spool.
@@ -130,17 +145,16 @@ impl ParallelApply {
     }
 
     /// The transaction has committed at the source, and everything before it is handed out.
-    pub(crate) fn commit_next(&mut self, work: Work) {
-        self.committing = Some((work, Instant::now()));
-        self.told = false;
+    pub(crate) fn commit_next(&mut self, end: TransactionEnd) {
+        self.committing = Some(Committing { end, since: Instant::now(), is_announced: false });
     }
 
     /// Gives way to work that cannot run at the same time; announces its turn to it.
     pub(crate) fn poll(&mut self, applier: &Applier, goes_on: bool, free: bool) {
-        if let Some((Work::CommitParallel { commit, .. }, _)) = &self.committing {
-            if free && !self.told {
-                self.told = true;
-                self.queue.due(applier.stored(), *commit);
+        if let Some(committing) = &mut self.committing {
+            if free && !committing.is_announced {
+                committing.is_announced = true;
+                self.queue.due(applier.stored(), committing.end.commit);
             }
             return;
         }
@@ -155,11 +169,11 @@ impl ParallelApply {
         }
     }
 
-    /// What became of the transaction whose turn it is: applied or to be replayed, and how long that took.
-    pub(crate) fn take_outcome(&mut self) -> Option<(Work, bool, Duration)> {
-        let applied = self.committing.as_ref().and_then(|_| self.queue.outcome())?;
-        let (work, since) = self.committing.take()?;
-        Some((work, applied, since.elapsed()))
+    /// What became of the transaction whose turn it is, once that is known.
+    pub(crate) fn take_outcome(&mut self) -> Option<ParallelOutcome> {
+        let is_applied = self.committing.as_ref().and_then(|_| self.queue.outcome())?;
+        let Committing { end, since, .. } = self.committing.take()?;
+        Some(ParallelOutcome { end, is_applied, elapsed: since.elapsed() })
     }
 
     /// The outcome has been taken note of.
@@ -218,7 +232,7 @@ impl Worker {
         self.queue.working(true);
         let mut transaction = Following {
             xid,
-            applier: Applier::for_parallel_apply(writer, context),
+            applier: ParallelApplier::begin(writer, context).await?,
             rows: Vec::new(),
             bytes: 0,
             counts: Vec::new(),
@@ -231,9 +245,6 @@ impl Worker {
 
     async fn apply(&self, transaction: &mut Following, changes: &mut Changes) -> Result<(), Stopped> {
         let xid = transaction.xid;
-        // Its commit is not known yet: it comes after everything that is.
-        let begin = Begin { final_lsn: Lsn::new(u64::MAX), committed_at: PgTimestamp::from_micros(0), xid };
-        transaction.applier.submit(Work::BeginLarge(begin), false).await?;
         let mut missing_deletes = 0;
         let mut pinged_at = Instant::now();
         let mut read_at = Instant::now();
@@ -257,13 +268,12 @@ impl Worker {
                     continue;
                 }
                 Next::Commit(from, commit) if transaction.rows.is_empty() && !transaction.applier.is_busy() => {
-                    transaction.applier.comes_behind(from);
                     failpoint::reached("ahead.commit");
-                    transaction.applier.submit(Work::CommitParallel { commit, heartbeat: None }, false).await?;
+                    transaction.applier.commit(from, &commit).await?;
                     let applied = transaction.answer().await?;
                     failpoint::reached("ahead.committed");
                     let counts = std::mem::take(&mut transaction.counts);
-                    self.telemetry.batch_applied(0, &counts, missing_deletes, applied.took);
+                    self.telemetry.batch_applied(0, &counts, missing_deletes, applied.elapsed);
                     self.queue.applied(xid);
                     tracing::debug!(xid, end_lsn = %commit.end_lsn, "applied ahead of its commit");
                     return Ok(());
@@ -283,9 +293,7 @@ impl Worker {
             tokio::select! {
                 answered = transaction.applier.answered(), if busy => {
                     pinged_at = Instant::now();
-                    if let Some(applied) = transaction.applier.conclude(answered?).await? {
-                        missing_deletes += applied.missing_deletes;
-                    }
+                    missing_deletes += transaction.applier.conclude(answered?)?.missing_deletes;
                 }
                 () = changes.changed() => {}
                 () = tokio::time::sleep(ping_in) => {
@@ -294,7 +302,7 @@ impl Worker {
                     }
                     if !busy && pinged_at.elapsed() >= self.settings.silence_max / 3 {
                         pinged_at = Instant::now();
-                        transaction.applier.ping(false).await?;
+                        transaction.applier.ping().await?;
                     }
                 }
             }
@@ -305,8 +313,8 @@ impl Worker {
 /// A transaction that is being applied.
 struct Following {
     xid: u32,
-    applier: Applier,
-    /// The piece that is being gathered, and what it weighs.
+    applier: ParallelApplier,
+    /// The chunk that is being gathered, and what it weighs.
     rows: Vec<Change>,
     bytes: usize,
     /// What was applied of it.
@@ -315,21 +323,22 @@ struct Following {
 
 impl Following {
     fn take(&mut self, changes: Vec<Change>) -> Result<(), Stopped> {
-        self.applier.fits_ahead(&changes)?;
+        self.applier.fits(&changes)?;
         self.bytes += changes.iter().map(Change::size_bytes).sum::<usize>();
         self.rows.extend(changes);
         Ok(())
     }
 
     async fn send(&mut self) -> Result<(), Stopped> {
-        let piece = Piece { changes: std::mem::take(&mut self.rows), size_bytes: std::mem::take(&mut self.bytes) };
-        add_counts(&mut self.counts, count(&piece.changes));
-        Ok(self.applier.submit(Work::PieceOfLarge(piece), false).await?)
+        let changes = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        add_counts(&mut self.counts, count(&changes));
+        Ok(self.applier.apply(&changes).await?)
     }
 
     /// The answer to the only pipelined request under way.
-    async fn answer(&mut self) -> Result<Applied, Stopped> {
+    async fn answer(&mut self) -> Result<ParallelApplied, Stopped> {
         let answered = self.applier.answered().await?;
-        self.applier.conclude(answered).await?.ok_or(Stopped::GivenUp)
+        Ok(self.applier.conclude(answered)?)
     }
 }

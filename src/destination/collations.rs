@@ -1,8 +1,8 @@
 //! What to say where a collation of the destination takes values for equal that the source tells apart, and which collations do.
 //!
-//! In come the places that [`crate::catalog::determinism`] has found, by `preflight` for whole tables and by `apply::evolve` for what a
-//! schema change has just made; out goes one report with the statements that end them. Collations of tables to come are asked for by
-//! name, since the destination's of that name is what they would get.
+//! In come the places that [`crate::catalog::determinism`] has found, by `preflight` for whole tables and by
+//! `apply::schema_follower` for what a schema change has just made; out goes one report with the statements that end them.
+//! Collations of tables to come are asked for by name, since the destination's of that name is what they would get.
 
 use std::collections::BTreeSet;
 

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use super::error::DestinationError;
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, TypeId};
-use crate::session::{Format, PipelinedRequest, Row, SessionError, SqlClient, Verb};
+use crate::session::{Format, PipelinedRequest, Row, SessionError, SqlClient, StatementName};
 use crate::transaction::{Change, read_letter, write_letter};
 
 /// How an operator names a transaction.
@@ -149,7 +149,7 @@ pub(super) fn write(request: &mut PipelinedRequest, letter: &Letter<'_>) {
     let count = u64::try_from(letter.changes.len()).unwrap_or(u64::MAX);
     let bytes = write_letter(letter.changes);
     let formats = [[Format::Text; 7].as_slice(), &[Format::Binary]].concat();
-    request.execute(("", Verb::Any), &formats, TYPES.len(), |values| {
+    request.execute(StatementName::UNNAMED, &formats, TYPES.len(), |values| {
         let mut text = |value: Option<String>| values.put(value.as_deref().map(str::as_bytes));
         text(Some(letter.commit_lsn.to_string()));
         text(Some(letter.part.to_string()));
@@ -180,12 +180,7 @@ fn timestamp(at: PgTimestamp) -> String {
 }
 
 fn tables_of(change: &Change) -> Vec<String> {
-    match change {
-        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-            vec![relation.name.to_string()]
-        }
-        Change::Truncate { relations, .. } => relations.iter().map(|relation| relation.name.to_string()).collect(),
-    }
+    change.relations().iter().map(|relation| relation.name.to_string()).collect()
 }
 
 fn array_element(text: &str) -> String {

@@ -3,12 +3,14 @@
 //! Used by the commands `dead-letter show` and `conflict show`. Values are shown only because an operator asks for them,
 //! and only to that operator; no log, error or page calls this.
 
+use std::sync::Arc;
+
 use super::error::DestinationError;
 use super::row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 use super::writer::WritingSettings;
 use crate::pg::{Datum, Ident, Relation, Tuple, shown_literal};
 use crate::session::SqlClient;
-use crate::transaction::Change;
+use crate::transaction::{Change, RowChange};
 use crate::wire::OldTuple;
 
 /// The changes by table and operation, without values.
@@ -18,16 +20,26 @@ pub fn describe(changes: &[Change]) -> Vec<String> {
 
 fn line(change: &Change) -> String {
     match change {
-        Change::Insert { relation, new } => format!("insert into {}: {}", relation.name, columns(relation, new, false)),
-        Change::Update { relation, old, new } => {
+        Change::Row(row) => row_line(row),
+        Change::Truncate { relations, restart_identity } => truncate_line(relations, *restart_identity),
+    }
+}
+
+fn row_line(change: &RowChange) -> String {
+    match change {
+        RowChange::Insert { relation, new } => {
+            format!("insert into {}: {}", relation.name, columns(relation, new, false))
+        }
+        RowChange::Update { relation, old, new } => {
             let new = columns(relation, new, false);
             match old {
                 Some(old) => format!("update {}: old {}, new {new}", relation.name, old_columns(relation, old)),
                 None => format!("update {}: {new}", relation.name),
             }
         }
-        Change::Delete { relation, old } => format!("delete from {}: {}", relation.name, old_columns(relation, old)),
-        Change::Truncate { .. } => truncate_line(change),
+        RowChange::Delete { relation, old } => {
+            format!("delete from {}: {}", relation.name, old_columns(relation, old))
+        }
     }
 }
 
@@ -44,10 +56,9 @@ fn columns(relation: &Relation, tuple: &Tuple, only_identity: bool) -> String {
     format!("({})", names.join(", "))
 }
 
-fn truncate_line(change: &Change) -> String {
-    let Change::Truncate { relations, restart_identity } = change else { return String::new() };
+fn truncate_line(relations: &[Arc<Relation>], restart_identity: bool) -> String {
     let names: Vec<String> = relations.iter().map(|relation| relation.name.to_string()).collect();
-    let restart = if *restart_identity { " restart identity" } else { "" };
+    let restart = if restart_identity { " restart identity" } else { "" };
     format!("truncate {}{restart}", names.join(", "))
 }
 
@@ -65,23 +76,33 @@ pub async fn describe_with_values(
 }
 
 fn line_with_values(change: &Change, shown: &ShownChange) -> String {
+    match change {
+        Change::Row(row) => row_line_with_values(row, shown),
+        Change::Truncate { relations, restart_identity } => truncate_line(relations, *restart_identity),
+    }
+}
+
+fn row_line_with_values(change: &RowChange, shown: &ShownChange) -> String {
     match (change, shown) {
-        (Change::Insert { relation, .. }, ShownChange::Insert(row)) => {
+        (RowChange::Insert { relation, .. }, ShownChange::Insert(row)) => {
             format!("insert into {}: {}", relation.name, row_text(row))
         }
-        (Change::Update { relation, old: Some(OldTuple::Row(_)), .. }, ShownChange::Update { old: Some(old), new }) => {
+        (
+            RowChange::Update { relation, old: Some(OldTuple::Row(_)), .. },
+            ShownChange::Update { old: Some(old), new },
+        ) => {
             format!("update {}: {}", relation.name, changed_text(relation, old, new))
         }
-        (Change::Update { relation, .. }, ShownChange::Update { old: Some(old), new }) => {
+        (RowChange::Update { relation, .. }, ShownChange::Update { old: Some(old), new }) => {
             format!("update {}: old {}, new {}", relation.name, row_text(old), row_text(new))
         }
-        (Change::Update { relation, .. }, ShownChange::Update { old: None, new }) => {
+        (RowChange::Update { relation, .. }, ShownChange::Update { old: None, new }) => {
             format!("update {}: {}", relation.name, row_text(new))
         }
-        (Change::Delete { relation, .. }, ShownChange::Delete(row)) => {
+        (RowChange::Delete { relation, .. }, ShownChange::Delete(row)) => {
             format!("delete from {}: {}", relation.name, row_text(row))
         }
-        (change, _) => truncate_line(change),
+        (change, _) => row_line(change),
     }
 }
 
@@ -156,9 +177,16 @@ mod tests {
     fn without_being_asked_no_value_is_shown() {
         let relation = relation();
         let changes = [
-            Change::Insert { relation: Arc::clone(&relation), new: tuple(b"t\0\0\0\x06s3cretn") },
-            Change::Update { relation: Arc::clone(&relation), old: None, new: tuple(b"t\0\0\0\x06s3cretu") },
-            Change::Delete { relation: Arc::clone(&relation), old: OldTuple::Key(tuple(b"t\0\0\0\x06s3cretn")) },
+            Change::Row(RowChange::Insert { relation: Arc::clone(&relation), new: tuple(b"t\0\0\0\x06s3cretn") }),
+            Change::Row(RowChange::Update {
+                relation: Arc::clone(&relation),
+                old: None,
+                new: tuple(b"t\0\0\0\x06s3cretu"),
+            }),
+            Change::Row(RowChange::Delete {
+                relation: Arc::clone(&relation),
+                old: OldTuple::Key(tuple(b"t\0\0\0\x06s3cretn")),
+            }),
             Change::Truncate { relations: vec![relation], restart_identity: true },
         ];
         assert_eq!(

@@ -2,7 +2,7 @@
 //! depends on these. While there are any, PostgreSQL refuses to change these columns.
 //!
 //! In comes a table that the server has just refused to change, out goes a hint with the statements that take all of it away. Asked by
-//! `apply::evolve` and `reshape`, on the session that was refused, once its transaction is rolled back. Anybody who may use the
+//! `apply::schema_follower` and `reshape`, on the session that was refused, once its transaction is rolled back. Anybody who may use the
 //! table's schema can create such a column or view, and the server's own message names it without its schema, or not at all.
 
 use serde::Deserialize;

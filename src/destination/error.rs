@@ -109,7 +109,7 @@ pub struct Conflict {
     pub code: SqlState,
     /// The source transaction's commit_lsn.
     pub commit_lsn: Lsn,
-    /// The source transaction's end_lsn; one that comes in pieces is known by its commit_lsn only.
+    /// The source transaction's end_lsn; one that comes in chunks is known by its commit_lsn only.
     pub end_lsn: Option<Lsn>,
     /// The next attempt lets its rows win.
     pub will_win: bool,
@@ -271,7 +271,7 @@ pub enum DestinationError {
         /// Its name at the source.
         renamed: QualifiedName,
     },
-    /// A transaction in pieces met a row's error in sets. That may be the sets' doing: in their original order its
+    /// A transaction in chunks met a row's error in sets. That may be the sets' doing: in their original order its
     /// changes may be allowed.
     #[error("the transaction with commit_lsn {commit_lsn} is applied again, change by change: {message}")]
     SetsRefused {
@@ -280,7 +280,7 @@ pub enum DestinationError {
         /// The server's words.
         message: String,
     },
-    /// A transaction in pieces must be skipped, which only its end has shown.
+    /// A transaction in chunks must be skipped, which only its end has shown.
     #[error("the source transaction with end_lsn {end_lsn} is to be left out: it is taken from its beginning again")]
     WantedOut {
         /// By which it is known from its beginning on.

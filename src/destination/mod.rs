@@ -64,6 +64,7 @@ mod schema;
 mod sequences;
 mod sessions;
 mod shapes;
+mod source_tables;
 mod staging;
 mod staging_schema;
 mod taken_names;
@@ -75,13 +76,14 @@ pub use crate::destination::dead_letter_format::{describe, describe_with_values,
 pub use crate::destination::misfits::misfit_report;
 pub use crate::destination::other_table::{Filled, OtherTable, OtherTables};
 pub use apply::{
-    Answered, Applied, Applier, ApplierSettings, ApplyContext, FIND_PREPARE, Followed, Unfit, renamed_report,
+    Answered, Applied, Applier, ApplierSettings, ApplyContext, FIND_PREPARE, Followed, ParallelAnswered,
+    ParallelApplied, ParallelApplier, StoredPosition, Unfit, renamed_report,
 };
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};
 pub use collations::{LooserCollations, nondeterministic_collations};
 pub use compare::{Comparison, Differences, Lists};
-pub use conflict::{Conflicts, Repair};
+pub use conflict::{ConflictPolicy, Repair};
 pub use dead_letter::{
     DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,
 };
@@ -114,6 +116,7 @@ pub use schema::{missing_collations, missing_types, needed_types, operator_class
 pub use sequences::{FollowedSequences, follow_sequences};
 pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
+pub use source_tables::SourceTables;
 pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy};
 pub use staging_schema::{StagingSchema, Swept, sweep};
 pub use taken_names::taken_names;

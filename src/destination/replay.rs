@@ -10,20 +10,20 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::catalog::Catalog;
-use super::conflict::{Conflicts, Repair, Winning};
+use super::conflict::{OverwriteCounts, Repair};
 use super::dead_letter::{Wanted, parts, read_part, remove};
 use super::error::DestinationError;
 use super::foreign_code::Writes;
 use super::formats::formats_of;
 use super::other_tables::refuse_other_tables;
 use super::writer::{ReplicationRole, Writer, WritingSettings};
+use crate::apply_plan::row_by_row::{self, RowStatement};
+use crate::apply_plan::sql;
 use crate::apply_plan::target::Target;
-use crate::apply_plan::{row_by_row, sql};
-use crate::config::{OnConflict, TruncateMode};
+use crate::config::TruncateMode;
 use crate::pg::{Datum, ErrorReport, Ident, QualifiedName, Relation};
-use crate::session::{PipelinedAnswer, PipelinedRequest, SqlClient, StatementAnswer, Verb, WritingSession};
-use crate::transaction::Change;
-use crate::wire::OldTuple;
+use crate::session::{PipelinedAnswer, PipelinedRequest, SqlClient, StatementAnswer, StatementName, WritingSession};
+use crate::transaction::{Change, RowChange};
 
 /// What a replay did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,12 +129,7 @@ impl Replay {
     async fn learn(&mut self, client: &SqlClient, changes: &[Change]) -> Result<(), DestinationError> {
         let mut relations: Vec<&Arc<Relation>> = Vec::new();
         for change in changes {
-            match change {
-                Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                    relations.push(relation);
-                }
-                Change::Truncate { relations: several, .. } => relations.extend(several),
-            }
+            relations.extend(change.relations());
         }
         if let Some(other) = relations.iter().find(|relation| !self.tables.contains(&relation.name)) {
             return Err(DestinationError::Refused(
@@ -186,11 +181,11 @@ impl Replay {
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DestinationError> {
         for some in changes.chunks(CHANGES_AT_ONCE) {
             let mut request = PipelinedRequest::new();
-            let mut winning = Winning::default();
+            let mut overwriting = OverwriteCounts::default();
             let mut marks = Vec::new();
             for change in some {
                 marks.push(request.statements());
-                self.write(&mut request, &mut winning, change)?;
+                self.write(&mut request, &mut overwriting, change)?;
             }
             self.session.send(request);
             let waiting = tokio::time::timeout(self.settings.timeout, self.session.answer()).await;
@@ -207,7 +202,7 @@ impl Replay {
                 StatementAnswer::Row(_) => None,
             });
             if self.wins {
-                let (repairs, missing_deletes) = winning.conclude(counts);
+                let (repairs, missing_deletes) = overwriting.conclude(counts);
                 self.done.repairs.extend(repairs);
                 self.done.missing_deletes += missing_deletes;
             } else {
@@ -221,33 +216,14 @@ impl Replay {
     fn write(
         &self,
         request: &mut PipelinedRequest,
-        winning: &mut Winning,
+        overwriting: &mut OverwriteCounts,
         change: &Change,
     ) -> Result<(), DestinationError> {
         let target = |relation: &Arc<Relation>| self.targets.get(relation).map(Arc::as_ref);
         match change {
-            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                let Some(target) = target(relation) else { return Ok(()) };
-                check_types(target, change)?;
-                if self.wins
-                    && let Some(here) = self.catalog.table(&target.table)
-                {
-                    // What the source's table is like now nobody knows here: rows are found by their key alone.
-                    let conflicts = Conflicts::of_source(OnConflict::SourceWins, Vec::new());
-                    return winning.write(request, target, (here, &conflicts), self.role, change);
-                }
-                let Some(shape) = row_by_row::shape(target, change)? else { return Ok(()) };
-                let mut values = Vec::new();
-                let (key, image) = row_by_row::key_and_image(change);
-                row_by_row::row_parameters(target, &shape, key, image, |value| values.push(value));
-                let formats = formats_of(&values);
-                request.parse("", &row_by_row::sql(target, &shape), &row_by_row::parameter_types(target, &shape));
-                let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
-                match shape {
-                    row_by_row::Shape::Delete => request.execute_counted(("", Verb::Any), &formats, values.len(), put),
-                    row_by_row::Shape::Insert | row_by_row::Shape::Update { .. } => {
-                        request.execute(("", Verb::Any), &formats, values.len(), put);
-                    }
+            Change::Row(row) => {
+                if let Some(target) = target(row.relation()) {
+                    self.write_row(request, overwriting, target, row)?;
                 }
             }
             Change::Truncate { relations, restart_identity } => {
@@ -262,15 +238,40 @@ impl Replay {
         }
         Ok(())
     }
+
+    fn write_row(
+        &self,
+        request: &mut PipelinedRequest,
+        overwriting: &mut OverwriteCounts,
+        target: &Target,
+        change: &RowChange,
+    ) -> Result<(), DestinationError> {
+        check_types(target, change)?;
+        if self.wins
+            && let Some(table) = self.catalog.table(&target.table)
+        {
+            // What the source's table is like now is not known: rows are found by their key alone.
+            return overwriting.write(request, target, table, None, self.role, change);
+        }
+        let Some(statement) = row_by_row::statement(target, change)? else { return Ok(()) };
+        let mut values = Vec::new();
+        row_by_row::row_parameters(target, &statement, change.identity(), change.image(), |value| values.push(value));
+        let formats = formats_of(&values);
+        request.parse("", &row_by_row::sql(target, &statement), &row_by_row::parameter_types(target, &statement));
+        let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
+        match statement {
+            RowStatement::Delete => request.execute_counted(StatementName::UNNAMED, &formats, values.len(), put),
+            RowStatement::Insert | RowStatement::Update { .. } => {
+                request.execute(StatementName::UNNAMED, &formats, values.len(), put);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A binary value means something to its own type only; any type that can parse a text value takes it.
-fn check_types(target: &Target, change: &Change) -> Result<(), DestinationError> {
-    let tuple = match change {
-        Change::Insert { new, .. } | Change::Update { new, .. } => new,
-        Change::Delete { old, .. } => OldTuple::tuple(old),
-        Change::Truncate { .. } => return Ok(()),
-    };
+fn check_types(target: &Target, change: &RowChange) -> Result<(), DestinationError> {
+    let tuple = change.image();
     for ((place, value), column) in tuple.columns().enumerate().zip(&target.relation.columns) {
         let Some(here) = target.column(place) else { continue };
         let built_in = column.type_id.is_built_in() || here.type_id.is_built_in();
@@ -287,9 +288,9 @@ fn check_types(target: &Target, change: &Change) -> Result<(), DestinationError>
 /// The error for a change that the destination refuses.
 fn failed(change: Option<&Change>, error: &crate::session::ServerError) -> DestinationError {
     let what = match change {
-        Some(Change::Insert { relation, .. }) => format!("the insert into {}", relation.name),
-        Some(Change::Update { relation, .. }) => format!("an update of {}", relation.name),
-        Some(Change::Delete { relation, .. }) => format!("a delete from {}", relation.name),
+        Some(Change::Row(RowChange::Insert { relation, .. })) => format!("the insert into {}", relation.name),
+        Some(Change::Row(RowChange::Update { relation, .. })) => format!("an update of {}", relation.name),
+        Some(Change::Row(RowChange::Delete { relation, .. })) => format!("a delete from {}", relation.name),
         Some(Change::Truncate { .. }) | None => "a truncate".to_owned(),
     };
     let message = if error.code.as_str() == "HW002" { "its row does not exist" } else { error.message.as_str() };

@@ -3,7 +3,7 @@
 //! Statements are made of parsed expressions only ([`crate::schema_change::expression`]); this asks the catalog what they have become.
 //! Objects may depend on what came with the server, on each other, and on the types that were resolved by name; stored
 //! expressions may call the listed functions only. Anything else means that the destination has read a statement otherwise than
-//! headwater meant it: nothing of it is kept. Called by `staging`, `publish`, `reshape`, `schema` and `apply::evolve`.
+//! headwater meant it: nothing of it is kept. Called by `staging`, `publish`, `reshape`, `schema` and `apply::schema_follower`.
 //!
 //! One question for all objects, whatever their number.
 

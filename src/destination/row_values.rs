@@ -14,7 +14,7 @@ use super::error::DestinationError;
 use super::writer::{Writer, WritingSettings};
 use crate::pg::{Datum, Ident, QualifiedName, Relation, Tuple, TypeId};
 use crate::session::{Format, PipelinedRequest, SessionError, SqlClient, StatementAnswer, WritingSession};
-use crate::transaction::Change;
+use crate::transaction::{Change, RowChange};
 use crate::wire::OldTuple;
 
 /// Changes whose values are asked for in one request: enough to make round trips cheap, few enough to hold in memory.
@@ -83,13 +83,13 @@ pub async fn shown_changes(
         for change in chunk {
             let mut next = || texts.next().unwrap_or_default();
             shown.push(match change {
-                Change::Insert { .. } => ShownChange::Insert(next()),
-                Change::Update { old: Some(_), .. } => {
+                Change::Row(RowChange::Insert { .. }) => ShownChange::Insert(next()),
+                Change::Row(RowChange::Update { old: Some(_), .. }) => {
                     let old = Some(next());
                     ShownChange::Update { old, new: next() }
                 }
-                Change::Update { old: None, .. } => ShownChange::Update { old: None, new: next() },
-                Change::Delete { .. } => ShownChange::Delete(next()),
+                Change::Row(RowChange::Update { old: None, .. }) => ShownChange::Update { old: None, new: next() },
+                Change::Row(RowChange::Delete { .. }) => ShownChange::Delete(next()),
                 Change::Truncate { .. } => ShownChange::Truncate,
             });
         }
@@ -119,12 +119,12 @@ fn rows_of(change: &Change) -> Vec<RowOf<'_>> {
         RowOf { relation, tuple: old.tuple(), only_identity: matches!(old, OldTuple::Key(_)) }
     }
     match change {
-        Change::Insert { relation, new } => vec![RowOf { relation, tuple: new, only_identity: false }],
-        Change::Update { relation, old, new } => {
+        Change::Row(RowChange::Insert { relation, new }) => vec![RowOf { relation, tuple: new, only_identity: false }],
+        Change::Row(RowChange::Update { relation, old, new }) => {
             let old = old.as_ref().map(|old| old_row(relation, old));
             old.into_iter().chain([RowOf { relation, tuple: new, only_identity: false }]).collect()
         }
-        Change::Delete { relation, old } => vec![old_row(relation, old)],
+        Change::Row(RowChange::Delete { relation, old }) => vec![old_row(relation, old)],
         Change::Truncate { .. } => Vec::new(),
     }
 }

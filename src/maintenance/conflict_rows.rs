@@ -181,9 +181,7 @@ impl Destination<'_> {
 
 fn relation_of(change: &Change) -> Option<&Relation> {
     match change {
-        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-            Some(relation)
-        }
+        Change::Row(row) => Some(row.relation()),
         Change::Truncate { .. } => None,
     }
 }

@@ -1,9 +1,9 @@
 //! Collations of the destination that make keys equal which the source tells apart: found and refused.
 //!
-//! Called by `prepare` before an attempt, and by `check`. In come both catalogs; out goes a report, or nothing.
-//! Tables that both ends have are compared by [`determinism::looser`], which says what is compared and why. Tables and columns to
-//! come are made by the names of types and collations, so the destination's of these names are compared; what was made of them is compared
-//! again before a row comes into it, by `destination::staging` and `destination::apply::evolve`. Invariant: so many statements at either
+//! Called by `prepare` before an attempt, and by `check`. In come both catalogs; out goes a report, or nothing. Tables that both ends
+//! have are compared by [`determinism::looser`], which says what is compared and why. Tables and columns to come are made by the
+//! names of types and collations, so the destination's of these names are compared; what was made of them is compared again before a
+//! row comes into it, by `destination::staging` and `destination::apply::schema_follower`. Invariant: so many statements at either
 //! end as there are kinds of things, whatever the number of tables.
 
 use std::collections::{BTreeMap, BTreeSet};

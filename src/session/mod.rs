@@ -56,7 +56,9 @@ pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
 pub use locks::read_lock_table;
 pub use password_file::has_password;
-pub use pipelined_request::{CopyData, Format, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, Verb};
+pub use pipelined_request::{
+    CopyData, Format, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName, Verb,
+};
 pub use provider::ask_provider;
 pub use replication::{
     CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,

@@ -61,6 +61,20 @@ impl Verb {
     }
 }
 
+/// A prepared statement, as it is executed.
+#[derive(Clone, Copy, Debug)]
+pub struct StatementName<'a> {
+    /// Its name; empty for the one that was prepared last without one.
+    pub name: &'a str,
+    /// What its answer begins with.
+    pub verb: Verb,
+}
+
+impl StatementName<'_> {
+    /// The statement that was prepared last without a name.
+    pub const UNNAMED: StatementName<'static> = StatementName { name: "", verb: Verb::Any };
+}
+
 /// How a parameter or a column is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -150,25 +164,25 @@ impl PipelinedRequest {
     /// Executes a prepared statement with the parameters that `write` puts.
     pub fn execute(
         &mut self,
-        (name, verb): (&str, Verb),
+        statement: StatementName<'_>,
         formats: &[Format],
         parameters: usize,
         write: impl FnOnce(&mut Parameters<'_>),
     ) {
-        self.bind(name, formats, parameters, write);
-        self.execute_bound(Expectation::Nothing, verb);
+        self.bind(statement.name, formats, parameters, write);
+        self.execute_bound(Expectation::Nothing, statement.verb);
     }
 
     /// The same; the answer will hold the number of rows touched.
     pub fn execute_counted(
         &mut self,
-        (name, verb): (&str, Verb),
+        statement: StatementName<'_>,
         formats: &[Format],
         parameters: usize,
         write: impl FnOnce(&mut Parameters<'_>),
     ) {
-        self.bind(name, formats, parameters, write);
-        self.execute_bound(Expectation::Count, verb);
+        self.bind(statement.name, formats, parameters, write);
+        self.execute_bound(Expectation::Count, statement.verb);
     }
 
     /// The same; the answer will hold the row that it returns, as text.
@@ -351,7 +365,9 @@ mod tests {
         let mut request = PipelinedRequest::new();
         request.run("BEGIN");
         request.parse("h1", "INSERT INTO t VALUES ($1)", &[TypeId(23)]);
-        request.execute(("h1", Verb::Insert), &[Format::Binary], 1, |values| values.put(Some(&[0, 0, 0, 7])));
+        request.execute(StatementName { name: "h1", verb: Verb::Insert }, &[Format::Binary], 1, |values| {
+            values.put(Some(&[0, 0, 0, 7]))
+        });
         request.parse("h2", "COPY t FROM STDIN", &[]);
         request.copy("h2", |data| data.row(|out| out.extend_from_slice(b"1\n")));
         request.commit();
@@ -373,10 +389,15 @@ mod tests {
         request.parse("h1", "SELECT $1", &[TypeId(23)]);
         let parse = b"P\0\0\0\x17h1\0SELECT $1\0\0\x01\0\0\0\x17";
         assert_eq!(&request.bytes[..], parse);
-        request.execute(("h1", Verb::Insert), &[Format::Text, Format::Binary], 2, |values| {
-            values.put(Some(b"7"));
-            values.put(None);
-        });
+        request.execute(
+            StatementName { name: "h1", verb: Verb::Insert },
+            &[Format::Text, Format::Binary],
+            2,
+            |values| {
+                values.put(Some(b"7"));
+                values.put(None);
+            },
+        );
         let bind = b"B\0\0\0\x1b\0h1\0\0\x02\0\0\0\x01\0\x02\0\0\0\x017\xff\xff\xff\xff\0\0";
         let execute = b"E\0\0\0\x09\0\0\0\0\0";
         assert_eq!(&request.bytes[parse.len()..], [&bind[..], &execute[..]].concat());

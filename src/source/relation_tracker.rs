@@ -34,7 +34,7 @@ use crate::catalog::shape::Shape;
 use crate::pg::{Lsn, Relation, RelationId};
 use crate::schema_change::{followed, numbers};
 use crate::session::{Sql, SqlClient, describe_relation, read_description, vacancy};
-use crate::transaction::{Change, Piece, SchemaChange, Step, Transaction};
+use crate::transaction::{Change, Chunk, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
 /// synchronous standby, until that has answered.
@@ -146,7 +146,7 @@ impl RelationTracker {
         debug_assert!(self.is_clear(), "one step at a time");
         match &step {
             Step::Transaction(Transaction { begin, .. }) | Step::Begin(begin) => self.transaction = begin.xid,
-            Step::Piece(_)
+            Step::Chunk(_)
             | Step::Schema(_)
             | Step::Commit { .. }
             | Step::AppliedInParallel { .. }
@@ -264,7 +264,7 @@ impl RelationTracker {
         let RelationTracker { held, looked_at, seen, truncated, shapes, .. } = self;
         let changes = match held {
             Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
-            Some(Step::Piece(piece)) => piece.changes.as_slice(),
+            Some(Step::Chunk(piece)) => piece.changes.as_slice(),
             Some(
                 Step::Begin(_)
                 | Step::Schema(_)
@@ -276,7 +276,7 @@ impl RelationTracker {
         };
         let mut last: Option<&Arc<Relation>> = None;
         for (place, change) in changes.iter().enumerate().skip(*looked_at) {
-            for relation in relations(change) {
+            for relation in change.relations() {
                 // Runs of one table are the rule.
                 if last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
                     continue;
@@ -316,7 +316,7 @@ impl RelationTracker {
                 self.cut(changes, cuts);
                 self.ready.push_back(Step::Commit { commit, heartbeat });
             }
-            Some(Step::Piece(piece)) if !cuts.is_empty() => self.cut(piece.changes, cuts),
+            Some(Step::Chunk(piece)) if !cuts.is_empty() => self.cut(piece.changes, cuts),
             step => self.ready.extend(step),
         }
     }
@@ -335,7 +335,7 @@ impl RelationTracker {
     fn piece(&mut self, changes: Vec<Change>) {
         if !changes.is_empty() {
             let size_bytes = changes.iter().map(Change::size_bytes).sum();
-            self.ready.push_back(Step::Piece(Piece { changes, size_bytes }));
+            self.ready.push_back(Step::Chunk(Chunk { changes, size_bytes }));
         }
     }
 }
@@ -347,15 +347,6 @@ fn unknown_leaves<'a>(known: &'a Shape, relation: &'a Relation) -> impl Iterator
 
 fn knows_leaves(known: Option<&Shape>, relation: &Relation) -> bool {
     relation.leaves.is_empty() || known.is_some_and(|known| unknown_leaves(known, relation).next().is_none())
-}
-
-fn relations(change: &Change) -> &[Arc<Relation>] {
-    match change {
-        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-            std::slice::from_ref(relation)
-        }
-        Change::Truncate { relations, .. } => relations,
-    }
 }
 
 /// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
@@ -476,6 +467,7 @@ mod tests {
 
     use super::*;
     use crate::pg::{Column, Description, Ident, Lsn, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
+    use crate::transaction::RowChange;
     use crate::wire::{Begin, Commit};
 
     fn relation(id: u32) -> Arc<Relation> {
@@ -491,7 +483,7 @@ mod tests {
 
     fn insert(relation: &Arc<Relation>) -> Change {
         let new = Tuple::new(1, Bytes::from_static(b"t\0\0\0\x011")).unwrap();
-        Change::Insert { relation: Arc::clone(relation), new }
+        Change::Row(RowChange::Insert { relation: Arc::clone(relation), new })
     }
 
     fn transaction(changes: Vec<Change>) -> Step {
@@ -589,7 +581,7 @@ mod tests {
         let (first, again) = (relation(1), relation(1));
         let changes = [&first, &first, &again].map(insert);
         let steps = asked.push(transaction(changes.to_vec()), |place| place > 0);
-        let [Step::Begin(_), Step::Piece(before), Step::Schema(change), Step::Piece(after), Step::Commit { .. }] =
+        let [Step::Begin(_), Step::Chunk(before), Step::Schema(change), Step::Chunk(after), Step::Commit { .. }] =
             steps.as_slice()
         else {
             panic!("{steps:?}")

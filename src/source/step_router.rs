@@ -117,7 +117,7 @@ impl StepRouter {
             | Step::AppliedInParallel { commit, .. } => {
                 self.handed_out = commit.end_lsn;
             }
-            Step::Begin(_) | Step::Piece(_) | Step::Schema(_) | Step::Reached(_) => {}
+            Step::Begin(_) | Step::Chunk(_) | Step::Schema(_) | Step::Reached(_) => {}
         }
         self.tracker.push(step);
         self.send_complete();

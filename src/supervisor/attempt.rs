@@ -20,9 +20,9 @@ use crate::apply_worker::pause::control;
 use crate::apply_worker::streaming;
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
-    Applier, ApplierSettings, Bookkeeping, Conflicts, Deletes, DestinationError, Followed, Lead, Marking,
-    ReplicationRole, Scope, TableState, Wanted, Writer, forget_passed_conflict, missing_roles_report,
-    refuse_fence_requests, remember_conflict, shapes, skips,
+    Applier, ApplierSettings, ApplyContext, Bookkeeping, ConflictPolicy, Deletes, DestinationError, Followed, Lead,
+    Marking, ReplicationRole, Scope, SourceTables, TableState, Wanted, Writer, forget_passed_conflict,
+    missing_roles_report, refuse_fence_requests, remember_conflict, shapes, skips,
 };
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -545,10 +545,13 @@ impl Attempt {
 
         let source_tables = prepared.source_catalog.tables.iter().map(|table| table.definition.clone());
         let indexes = passed_indexes(&bookkeeping).await?;
-        let mut conflicts = Conflicts::of_stream(config.on_conflict, source_tables.collect(), indexes);
-        conflicts.skips = skips(bookkeeping.client(), self.left_out).await?;
-        conflicts.in_order = self.in_order;
-        conflicts.winning = self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn));
+        let source_tables = SourceTables::of_stream(source_tables.collect(), indexes);
+        let policy = ConflictPolicy {
+            on_conflict: config.on_conflict,
+            skips: skips(bookkeeping.client(), self.left_out).await?,
+            overwriting: self.conflict.and_then(|(commit_lsn, wins)| wins.then_some(commit_lsn)),
+            row_by_row: self.in_order,
+        };
 
         let mut options = streaming::options(&config, prepared.server.version, prepared.transfer);
         options.streaming &= !std::mem::take(&mut self.spool_failed);
@@ -597,10 +600,8 @@ impl Attempt {
             StreamReport::Received { final_lsn, committed_at } => reporting.received(final_lsn, committed_at),
             StreamReport::Truncated { table, transaction } => truncations.note(table, transaction),
         }));
-        let applier = Applier::new(
-            writer,
-            position,
-            ApplierSettings {
+        let context = ApplyContext {
+            settings: ApplierSettings {
                 truncate: config.truncate,
                 commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
                 transfer: prepared.transfer,
@@ -609,11 +610,12 @@ impl Attempt {
                 names_owners: config.destination.names_owners(),
                 timeout: config.destination.answer_max(),
             },
-            prepared.destination_catalog,
-            prepared.source_catalog.types,
+            catalog: prepared.destination_catalog,
+            source_types: prepared.source_catalog.types,
+            source_tables,
             followed,
-            conflicts,
-        );
+        };
+        let applier = Applier::new(writer, position, context, policy);
         let limits = Limits {
             batch_rows_max: config.apply.batch_rows_max,
             batch_bytes_max: config.apply.batch_bytes_max,

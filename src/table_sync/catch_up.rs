@@ -22,8 +22,8 @@ use crate::apply_worker::streaming;
 use crate::catalog::shape::Shape;
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
-    Applier, ApplierSettings, Catalog, Conflicts, DestinationError, Followed, StagedTable, Staging, Writer,
-    WritingSettings,
+    Applier, ApplierSettings, ApplyContext, Catalog, ConflictPolicy, DestinationError, Followed, SourceTables,
+    StagedTable, Staging, StoredPosition, Writer, WritingSettings,
 };
 use crate::error_policy::Fault;
 use crate::pg::{Lsn, QualifiedName, Relation, RelationId, SlotName};
@@ -95,10 +95,8 @@ impl CatchUp {
         let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
         let catalog = Catalog::read(client, &names).await?;
         let source_tables = tables.source.tables.iter().map(|table| table.definition.clone());
-        let applier = Applier::new(
-            writer,
-            position,
-            ApplierSettings {
+        let context = ApplyContext {
+            settings: ApplierSettings {
                 truncate: TruncateMode::Truncate,
                 // Nothing is confirmed on the strength of it that would be missed: staging goes with a crash.
                 commits_are_durable: true,
@@ -109,11 +107,12 @@ impl CatchUp {
                 timeout: config.destination.answer_max(),
             },
             catalog,
-            tables.source.types.clone(),
-            followed(staging, from),
-            // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
-            Conflicts::of_source(OnConflict::Stop, source_tables.collect()),
-        );
+            source_types: tables.source.types.clone(),
+            source_tables: SourceTables::unchanged(source_tables.collect()),
+            followed: followed(staging, from),
+        };
+        // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
+        let applier = Applier::new(writer, position, context, ConflictPolicy::new(OnConflict::Stop));
         let mut options = streaming::options(config, server.version, tables.transfer);
         // There is one spool, and it is the live stream's. A large transaction comes here when it has committed.
         options.streaming = false;
@@ -177,12 +176,13 @@ impl CatchUp {
             {
                 match work {
                     Work::Reached(position) => self.reached = self.reached.max(position),
-                    work @ (Work::Batch(_)
-                    | Work::BeginLarge(_)
-                    | Work::PieceOfLarge(_)
-                    | Work::ChangeSchema(_)
-                    | Work::CommitLarge { .. }
-                    | Work::CommitParallel { .. }) => self.applier.submit(work, false).await.map_err(lost)?,
+                    Work::Apply(task) => self.applier.submit(task, false).await.map_err(lost)?,
+                    // Its steps come from a stream without a spool, of which nothing is applied in parallel.
+                    Work::CommitParallel(_) => {
+                        return Err(lost(DestinationError::StagingLost(
+                            "a transaction was left to parallel apply".to_owned(),
+                        )));
+                    }
                 }
             }
             self.telemetry.snapshot_lacks_wal(point.bytes_since(self.reached.max(self.applier.stored())));
@@ -197,7 +197,7 @@ impl CatchUp {
             tokio::select! {
                 answered = self.applier.answered(), if self.applier.is_busy() => {
                     let applied = self.applier.conclude(answered.map_err(lost)?).await.map_err(lost)?;
-                    if let Some(position) = applied.and_then(|applied| applied.position) {
+                    if let Some(StoredPosition { position, .. }) = applied.and_then(|applied| applied.stored) {
                         self.confirmed.send_replace(Confirmed { stored: position, flushed: position });
                     }
                 }
@@ -227,7 +227,7 @@ impl CatchUp {
     async fn take(&mut self, mut step: Step) -> Result<(), Fault> {
         match &mut step {
             Step::Transaction(transaction) => transaction.changes.iter_mut().for_each(|change| self.rename(change)),
-            Step::Piece(piece) => piece.changes.iter_mut().for_each(|change| self.rename(change)),
+            Step::Chunk(piece) => piece.changes.iter_mut().for_each(|change| self.rename(change)),
             Step::Schema(change) => return self.check_unaltered(&change.relation).await,
             Step::Begin(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
         }
@@ -258,15 +258,8 @@ impl CatchUp {
 
     /// Makes a change one of staging's.
     fn rename(&mut self, change: &mut Change) {
-        match change {
-            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                *relation = self.staged(relation);
-            }
-            Change::Truncate { relations, .. } => {
-                for relation in relations {
-                    *relation = self.staged(relation);
-                }
-            }
+        for relation in change.relations_mut() {
+            *relation = self.staged(relation);
         }
     }
 

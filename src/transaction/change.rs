@@ -8,9 +8,23 @@ use std::sync::Arc;
 use crate::pg::{Description, Lsn, Relation, Tuple};
 use crate::wire::{Begin, Commit, OldTuple};
 
-/// One change of a row, or a truncate.
+/// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// Of a row.
+    Row(RowChange),
+    /// Tables that were emptied together.
+    Truncate {
+        /// The tables, those of our set only.
+        relations: Vec<Arc<Relation>>,
+        /// Sequences owned by their columns restart.
+        restart_identity: bool,
+    },
+}
+
+/// One change of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange {
     /// A new row.
     Insert {
         /// The table.
@@ -34,13 +48,44 @@ pub enum Change {
         /// Its identity.
         old: OldTuple,
     },
-    /// Tables that were emptied together.
-    Truncate {
-        /// The tables, those of our set only.
-        relations: Vec<Arc<Relation>>,
-        /// Sequences owned by their columns restart.
-        restart_identity: bool,
-    },
+}
+
+impl RowChange {
+    /// The table.
+    pub fn relation(&self) -> &Arc<Relation> {
+        match self {
+            RowChange::Insert { relation, .. }
+            | RowChange::Update { relation, .. }
+            | RowChange::Delete { relation, .. } => relation,
+        }
+    }
+
+    /// The tuple that identifies the row before the change.
+    pub fn identity(&self) -> &Tuple {
+        match self {
+            RowChange::Insert { new, .. } | RowChange::Update { old: None, new, .. } => new,
+            RowChange::Update { old: Some(old), .. } | RowChange::Delete { old, .. } => old.tuple(),
+        }
+    }
+
+    /// The row after the change; for a delete, its identity.
+    pub fn image(&self) -> &Tuple {
+        match self {
+            RowChange::Insert { new, .. } | RowChange::Update { new, .. } => new,
+            RowChange::Delete { old, .. } => old.tuple(),
+        }
+    }
+
+    /// What its rows weigh, in bytes.
+    fn size_bytes(&self) -> usize {
+        match self {
+            RowChange::Insert { new, .. } => new.size_bytes(),
+            RowChange::Update { old, new, .. } => {
+                new.size_bytes() + old.as_ref().map_or(0, |old| old.tuple().size_bytes())
+            }
+            RowChange::Delete { old, .. } => old.tuple().size_bytes(),
+        }
+    }
 }
 
 /// What a change costs in addition to its rows' bytes: its place in a list, its share of an allocation.
@@ -51,13 +96,29 @@ impl Change {
     pub fn size_bytes(&self) -> usize {
         CHANGE_OVERHEAD_BYTES
             + match self {
-                Change::Insert { new, .. } => new.size_bytes(),
-                Change::Update { old, new, .. } => {
-                    new.size_bytes() + old.as_ref().map_or(0, |old| old.tuple().size_bytes())
-                }
-                Change::Delete { old, .. } => old.tuple().size_bytes(),
+                Change::Row(row) => row.size_bytes(),
                 Change::Truncate { relations, .. } => relations.len() * size_of::<Arc<Relation>>(),
             }
+    }
+
+    /// The tables that it changes.
+    pub fn relations(&self) -> &[Arc<Relation>] {
+        match self {
+            Change::Row(row) => std::slice::from_ref(row.relation()),
+            Change::Truncate { relations, .. } => relations,
+        }
+    }
+
+    /// The tables that it changes, to be replaced by others.
+    pub fn relations_mut(&mut self) -> &mut [Arc<Relation>] {
+        match self {
+            Change::Row(
+                RowChange::Insert { relation, .. }
+                | RowChange::Update { relation, .. }
+                | RowChange::Delete { relation, .. },
+            ) => std::slice::from_mut(relation),
+            Change::Truncate { relations, .. } => relations,
+        }
     }
 }
 
@@ -83,9 +144,9 @@ pub struct Transaction {
     pub heartbeat: Option<Heartbeat>,
 }
 
-/// A part of a transaction that is larger than a piece.
+/// A part of a transaction that is larger than a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Chunk {
     /// Its changes, in order.
     pub changes: Vec<Change>,
     /// What they weigh, in bytes.
@@ -108,10 +169,10 @@ pub struct SchemaChange {
 pub enum Step {
     /// A whole transaction.
     Transaction(Transaction),
-    /// A transaction larger than a piece begins.
+    /// A transaction larger than a chunk begins.
     Begin(Begin),
     /// The next part of it.
-    Piece(Piece),
+    Chunk(Chunk),
     /// In it a table changes; only between its begin and its commit.
     Schema(SchemaChange),
     /// It ends.
@@ -140,7 +201,7 @@ impl Step {
     pub fn size_bytes(&self) -> usize {
         match self {
             Step::Transaction(transaction) => size_of::<Transaction>() + transaction.size_bytes,
-            Step::Piece(piece) => size_of::<Piece>() + piece.size_bytes,
+            Step::Chunk(chunk) => size_of::<Chunk>() + chunk.size_bytes,
             Step::Schema(change) => {
                 size_of::<SchemaChange>() + change.description.table.len() + change.description.types.len()
             }

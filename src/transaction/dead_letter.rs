@@ -42,7 +42,7 @@ pub enum LetterError {
 /// The letter of some changes.
 pub fn write_letter(changes: &[Change]) -> Vec<u8> {
     let mut relations: Vec<Arc<Relation>> = Vec::new();
-    for relation in changes.iter().flat_map(relations_of) {
+    for relation in changes.iter().flat_map(Change::relations) {
         if !relations.contains(relation) {
             relations.push(Arc::clone(relation));
         }
@@ -73,21 +73,13 @@ pub fn read_letter(bytes: &[u8]) -> Result<Vec<Change>, LetterError> {
     Ok(read_changes(&records, &relations)?)
 }
 
-fn relations_of(change: &Change) -> &[Arc<Relation>] {
-    match change {
-        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-            std::slice::from_ref(relation)
-        }
-        Change::Truncate { relations, .. } => relations,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::pg::{Column, Ident, QualifiedName, RelationId, ReplicaIdentity, Tuple, TypeId};
+    use crate::transaction::change::RowChange;
     use crate::wire::OldTuple;
 
     fn relation(id: u32) -> Arc<Relation> {
@@ -109,13 +101,13 @@ mod tests {
     fn changes() -> Vec<Change> {
         let tuple = |data: &'static [u8]| Tuple::new(2, Bytes::from_static(data)).unwrap();
         vec![
-            Change::Insert { relation: relation(1), new: tuple(b"t\0\0\0\x011n") },
-            Change::Update {
+            Change::Row(RowChange::Insert { relation: relation(1), new: tuple(b"t\0\0\0\x011n") }),
+            Change::Row(RowChange::Update {
                 relation: relation(2),
                 old: Some(OldTuple::Row(tuple(b"t\0\0\0\x011n"))),
                 new: tuple(b"t\0\0\0\x012u"),
-            },
-            Change::Delete { relation: relation(1), old: OldTuple::Key(tuple(b"t\0\0\0\x011n")) },
+            }),
+            Change::Row(RowChange::Delete { relation: relation(1), old: OldTuple::Key(tuple(b"t\0\0\0\x011n")) }),
             Change::Truncate { relations: vec![relation(2), relation(1)], restart_identity: true },
         ]
     }

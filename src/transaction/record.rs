@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rmp::{Marker, decode, encode};
 
-use super::change::Change;
+use super::change::{Change, RowChange};
 use crate::pg::{Relation, Tuple, length_u32, place};
 use crate::transaction::error::RecordError;
 use crate::wire::OldTuple;
@@ -39,13 +39,13 @@ pub(super) const UNKNOWN_RELATION: u32 = u32::MAX;
 pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, out: &mut BytesMut) {
     let mut out = Writer(out);
     match change {
-        Change::Insert { relation, new } => {
+        Change::Row(RowChange::Insert { relation, new }) => {
             out.array(3);
             out.number(INSERT.into());
             out.number(number_of(relation));
             out.tuple(new);
         }
-        Change::Update { relation, old, new } => {
+        Change::Row(RowChange::Update { relation, old, new }) => {
             out.array(4);
             out.number(UPDATE.into());
             out.number(number_of(relation));
@@ -55,7 +55,7 @@ pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, 
             }
             out.tuple(new);
         }
-        Change::Delete { relation, old } => {
+        Change::Row(RowChange::Delete { relation, old }) => {
             out.array(3);
             out.number(DELETE.into());
             out.number(number_of(relation));
@@ -145,18 +145,18 @@ impl Reader<'_> {
             (INSERT, 3) => {
                 let relation = self.relation()?;
                 let new = self.row(&relation)?;
-                Ok(Change::Insert { relation, new })
+                Ok(Change::Row(RowChange::Insert { relation, new }))
             }
             (UPDATE, 4) => {
                 let relation = self.relation()?;
                 let old = self.old(&relation)?;
                 let new = self.row(&relation)?;
-                Ok(Change::Update { relation, old, new })
+                Ok(Change::Row(RowChange::Update { relation, old, new }))
             }
             (DELETE, 3) => {
                 let relation = self.relation()?;
                 let old = self.old(&relation)?.ok_or(RecordError::Malformed("old row"))?;
-                Ok(Change::Delete { relation, old })
+                Ok(Change::Row(RowChange::Delete { relation, old }))
             }
             (TRUNCATE, 3) => {
                 // Not reserved up front: the count is a claim until its relations have been read.
@@ -281,9 +281,9 @@ mod tests {
                 move |(new, old, kind, restart_identity)| {
                     let relation = Arc::clone(&relation);
                     match (kind, old) {
-                        (0, _) => Change::Insert { relation, new },
-                        (1, old) => Change::Update { relation, old, new },
-                        (2, Some(old)) => Change::Delete { relation, old },
+                        (0, _) => Change::Row(RowChange::Insert { relation, new }),
+                        (1, old) => Change::Row(RowChange::Update { relation, old, new }),
+                        (2, Some(old)) => Change::Row(RowChange::Delete { relation, old }),
                         (_, _) => Change::Truncate { relations: relations(), restart_identity },
                     }
                 },
@@ -320,11 +320,11 @@ mod tests {
     fn a_record_is_small_and_its_values_are_slices_of_the_chunk() {
         let new = Tuple::new(2, Bytes::from_static(b"nt\0\0\0\x01x")).unwrap();
         let mut bytes = BytesMut::new();
-        write_change(&Change::Insert { relation: relation(1, 2), new }, number_of, &mut bytes);
+        write_change(&Change::Row(RowChange::Insert { relation: relation(1, 2), new }), number_of, &mut bytes);
         assert_eq!(bytes.as_ref(), b"\x93\x00\x00\x92\x02\xc4\x07nt\0\0\0\x01x");
         let chunk = bytes.freeze();
         let changes = read_changes(&chunk, &relations()).unwrap();
-        let [Change::Insert { new, .. }] = changes.as_slice() else { panic!("{changes:?}") };
+        let [Change::Row(RowChange::Insert { new, .. })] = changes.as_slice() else { panic!("{changes:?}") };
         assert!(chunk.as_ptr_range().contains(&new.as_bytes().as_ptr()), "not a copy");
     }
 
@@ -332,7 +332,7 @@ mod tests {
     fn a_record_that_does_not_fit_its_streams_relations_is_refused() {
         let new = Tuple::new(2, Bytes::from_static(b"nn")).unwrap();
         let mut bytes = BytesMut::new();
-        write_change(&Change::Insert { relation: relation(1, 2), new }, |_| 7, &mut bytes);
+        write_change(&Change::Row(RowChange::Insert { relation: relation(1, 2), new }), |_| 7, &mut bytes);
         assert_eq!(read_changes(&bytes.clone().freeze(), &relations()), Err(RecordError::UnknownRelation(7)));
         bytes[2] = 2;
         let wrong = read_changes(&bytes.freeze(), &relations());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::change::{Change, Heartbeat, Piece, Step, Transaction};
+use super::change::{Change, Chunk, Heartbeat, Step, Transaction};
 use super::record::read_changes;
 use crate::pg::{Relation, length_u64};
 use crate::transaction::error::{RecordError, TransactionError};
@@ -98,7 +98,7 @@ impl Replay {
                 }
                 let changes = std::mem::take(&mut self.changes);
                 let size_bytes = std::mem::take(&mut self.size_bytes);
-                self.steps.push_back(Step::Piece(Piece { changes, size_bytes }));
+                self.steps.push_back(Step::Chunk(Chunk { changes, size_bytes }));
             }
         }
         Ok(())
@@ -121,7 +121,7 @@ impl Replay {
             return Ok(());
         }
         if !changes.is_empty() {
-            self.steps.push_back(Step::Piece(Piece { changes, size_bytes }));
+            self.steps.push_back(Step::Chunk(Chunk { changes, size_bytes }));
         }
         self.steps.push_back(Step::Commit { commit, heartbeat });
         Ok(())

@@ -89,6 +89,23 @@ async fn a_foreign_key_from_outside_the_set_stops_a_truncate_with_the_way_out() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_behind_rows_of_its_transaction_is_refused_with_the_way_out() {
+    let database = Database::new("truncbehind", &["a"], SCHEMA).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_destination("CREATE TABLE mine (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO mine VALUES (1, 1)")
+        .await;
+    // More rows than are written one by one.
+    database.at_source("BEGIN; UPDATE a SET v = 'gone'; TRUNCATE a CASCADE; COMMIT").await;
+    service.says("truncate of table public.a").await;
+    service.says("truncate = \"delete\"").await;
+    database.at_destination("ALTER TABLE mine DROP CONSTRAINT mine_a_fkey").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn restart_identity_restarts_the_sequence_here_too() {
     let database = Database::new("truncidentity", &["a"], SCHEMA).await;
     let service = Setup::of(&database).start();

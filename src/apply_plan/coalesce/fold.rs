@@ -1,7 +1,7 @@
 //! The changes of one table, folded: each row by its key, from its first change to its last.
 //!
-//! Called by [`Net`](super::Net) for a table with a key whose values can be compared; the table of states stands there. What does
-//! not fold exactly is given back as `None`, and the table keeps its original order.
+//! Called by [`Coalescer`](super::Coalescer) for a table with a key whose values can be compared; the table of states stands there. What
+//! does not fold exactly is given back as `None`, and the table keeps its original order.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -12,7 +12,7 @@ use crate::apply_plan::merge::{has_unchanged, merge};
 use crate::apply_plan::net_effect::{MERGED, NetRow};
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::pg::{Datum, Tuple};
-use crate::transaction::Change;
+use crate::transaction::RowChange;
 
 /// What a table's changes come to.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ struct Entity {
     first: u32,
     last: u32,
     /// Where the key stands under which it is found now.
-    keyed: (u32, When),
+    keyed: KeyAt,
     /// Its key changed, at least for a while.
     moved: bool,
 }
@@ -48,7 +48,8 @@ const NONE: u32 = u32::MAX;
 /// Follows the rows of a table.
 pub(super) struct Folder<'a> {
     key: &'a [usize],
-    changes: &'a [Change],
+    /// What was gathered, of all tables.
+    changes: &'a [Gathered<'a>],
     hasher: &'a RandomState,
     entities: Vec<Entity>,
     by_key: HashTable<u32>,
@@ -63,33 +64,30 @@ enum When {
     After,
 }
 
-/// The tuple that identifies the row before a change.
-pub(super) fn before(change: &Change) -> &Tuple {
-    match change {
-        Change::Insert { new, .. } | Change::Update { old: None, new, .. } => new,
-        Change::Update { old: Some(old), .. } | Change::Delete { old, .. } => old.tuple(),
-        Change::Truncate { .. } => unreachable!("a truncate is no change of a row"),
-    }
+/// A row's key, before or after the change with this number.
+#[derive(Clone, Copy, Debug)]
+struct KeyAt {
+    at: u32,
+    when: When,
 }
 
-/// The row after a change; for a delete, what it says of the row.
-pub(super) fn after(change: &Change) -> &Tuple {
-    match change {
-        Change::Insert { new, .. } | Change::Update { new, .. } => new,
-        Change::Delete { old, .. } => old.tuple(),
-        Change::Truncate { .. } => unreachable!("a truncate is no change of a row"),
-    }
+/// A change that was gathered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gathered<'a> {
+    /// Its table's number.
+    pub(super) table: usize,
+    pub(super) change: &'a RowChange,
 }
 
 /// A key column's value; a key whose TOAST value did not change is in the old tuple.
-fn key_value(change: &Change, when: When, place: usize) -> Datum<'_> {
+fn key_value(change: &RowChange, when: When, place: usize) -> Datum<'_> {
     let tuple = match when {
-        When::Before => before(change),
-        When::After => after(change),
+        When::Before => change.identity(),
+        When::After => change.image(),
     };
     let value = tuple.columns().nth(place).unwrap_or(Datum::Null);
     match (value, change) {
-        (Datum::UnchangedToast, Change::Update { old: Some(old), .. }) => {
+        (Datum::UnchangedToast, RowChange::Update { old: Some(old), .. }) => {
             old.tuple().columns().nth(place).unwrap_or(Datum::Null)
         }
         (value, _) => value,
@@ -97,7 +95,7 @@ fn key_value(change: &Change, when: When, place: usize) -> Datum<'_> {
 }
 
 /// Whether an update changes its row's key; without a key that is anybody's guess.
-pub(super) fn key_changes(target: &Target, change: &Change) -> bool {
+pub(super) fn key_changes(target: &Target, change: &RowChange) -> bool {
     match &target.identity {
         TargetIdentity::Key(key) => {
             key.iter().any(|place| key_value(change, When::Before, *place) != key_value(change, When::After, *place))
@@ -106,7 +104,7 @@ pub(super) fn key_changes(target: &Target, change: &Change) -> bool {
     }
 }
 
-fn key_hash(hasher: &RandomState, key: &[usize], change: &Change, when: When) -> u64 {
+fn key_hash(hasher: &RandomState, key: &[usize], change: &RowChange, when: When) -> u64 {
     let mut hasher = hasher.build_hasher();
     for place in key {
         key_value(change, when, *place).hash(&mut hasher);
@@ -115,7 +113,12 @@ fn key_hash(hasher: &RandomState, key: &[usize], change: &Change, when: When) ->
 }
 
 impl<'a> Folder<'a> {
-    pub(super) fn new(key: &'a [usize], changes: &'a [Change], hasher: &'a RandomState, rows: usize) -> Folder<'a> {
+    pub(super) fn new(
+        key: &'a [usize],
+        changes: &'a [Gathered<'a>],
+        hasher: &'a RandomState,
+        rows: usize,
+    ) -> Folder<'a> {
         Folder {
             key,
             changes,
@@ -126,24 +129,24 @@ impl<'a> Folder<'a> {
         }
     }
 
-    fn change(&self, at: u32) -> &'a Change {
-        &self.changes[at as usize]
+    fn change(&self, at: u32) -> &'a RowChange {
+        self.changes[at as usize].change
     }
 
     fn hash(&self, at: u32, when: When) -> u64 {
         key_hash(self.hasher, self.key, self.change(at), when)
     }
 
-    fn same_key(&self, (one, when): (u32, When), (other, other_when): (u32, When)) -> bool {
-        let (one, other) = (self.change(one), self.change(other));
-        self.key.iter().all(|place| key_value(one, when, *place) == key_value(other, other_when, *place))
+    fn same_key(&self, one: KeyAt, other: KeyAt) -> bool {
+        let value = |key: KeyAt, place: usize| key_value(self.change(key.at), key.when, place);
+        self.key.iter().all(|place| value(one, *place) == value(other, *place))
     }
 
     /// The entity that has, or last had, the key of a change.
     fn find(&self, hash: u64, at: u32, when: When) -> Option<u32> {
         let found = self.by_key.find(hash, |entity| {
             let entity = &self.entities[*entity as usize];
-            self.same_key(entity.keyed, (at, when))
+            self.same_key(entity.keyed, KeyAt { at, when })
         });
         found.copied()
     }
@@ -162,8 +165,8 @@ impl<'a> Folder<'a> {
             None => {
                 let Folder { changes, key, hasher, entities, by_key, .. } = self;
                 by_key.insert_unique(hash, number, |entity| {
-                    let (at, when) = entities[*entity as usize].keyed;
-                    key_hash(hasher, key, &changes[at as usize], when)
+                    let KeyAt { at, when } = entities[*entity as usize].keyed;
+                    key_hash(hasher, key, changes[at as usize].change, when)
                 });
             }
         }
@@ -179,7 +182,7 @@ impl<'a> Folder<'a> {
 
     fn take_in(&mut self, at: u32) -> Option<()> {
         match self.change(at) {
-            Change::Insert { .. } => {
+            RowChange::Insert { .. } => {
                 let hash = self.hash(at, When::After);
                 let found = self.find(hash, at, When::After);
                 match found.map(|number| self.entities[number as usize].state) {
@@ -191,7 +194,7 @@ impl<'a> Folder<'a> {
                     Some(State::Inserted | State::Changed) => None,
                 }
             }
-            Change::Update { old, .. } => {
+            RowChange::Update { old, .. } => {
                 let hash = self.hash(at, When::Before);
                 let found = self.find(hash, at, When::Before);
                 let number = match found.map(|number| (number, self.entities[number as usize].state)) {
@@ -204,12 +207,12 @@ impl<'a> Folder<'a> {
                     Some((_, State::Deleted | State::KeyFreed)) => return None,
                     None => self.follow(Entity::new(State::Changed, at, When::Before), hash, None),
                 };
-                if old.is_some() && !self.same_key((at, When::Before), (at, When::After)) {
+                if old.is_some() && !self.same_key(KeyAt { at, when: When::Before }, KeyAt { at, when: When::After }) {
                     return self.moved(number, at, hash);
                 }
                 Some(())
             }
-            Change::Delete { .. } => {
+            RowChange::Delete { .. } => {
                 let hash = self.hash(at, When::Before);
                 match self.find(hash, at, When::Before) {
                     None => {
@@ -227,7 +230,6 @@ impl<'a> Folder<'a> {
                     }
                 }
             }
-            Change::Truncate { .. } => None,
         }
     }
 
@@ -248,7 +250,7 @@ impl<'a> Folder<'a> {
             *place = marker_number;
         }
         let entity = &mut self.entities[number as usize];
-        entity.keyed = (at, When::After);
+        entity.keyed = KeyAt { at, when: When::After };
         entity.moved = true;
         self.enter(number, hash, there);
         Some(())
@@ -260,7 +262,7 @@ impl<'a> Folder<'a> {
         let plain = crate::apply_plan::row_by_row::columns_to_set_when_complete(target);
         let sorts = crate::apply_plan::sets::KeyOrder::of(target, self.key);
         for entity in &self.entities {
-            let place = || sorts.place(before(self.change(entity.first)));
+            let place = || sorts.place(self.change(entity.first).identity());
             match entity.state {
                 State::KeyFreed => {}
                 State::Deleted => {
@@ -281,7 +283,7 @@ impl<'a> Folder<'a> {
                     if !key_changed && !has_unchanged(tuple) {
                         set.clone_from(&plain);
                     } else {
-                        let old = key_changed.then(|| before(self.change(entity.first)));
+                        let old = key_changed.then(|| self.change(entity.first).identity());
                         set = crate::apply_plan::row_by_row::columns_to_set(target, old, tuple);
                     }
                     if set.is_empty() {
@@ -303,19 +305,19 @@ impl<'a> Folder<'a> {
     }
 
     fn key_changed(&self, entity: &Entity) -> bool {
-        entity.moved && !self.same_key((entity.first, When::Before), entity.keyed)
+        entity.moved && !self.same_key(KeyAt { at: entity.first, when: When::Before }, entity.keyed)
     }
 
     fn tuple<'b>(&'b self, image: u32, merged: &'b [Tuple]) -> &'b Tuple {
         match image.checked_sub(MERGED) {
             Some(at) => &merged[at as usize],
-            None => after(self.change(image)),
+            None => self.change(image).image(),
         }
     }
 
     /// The row's last image; values that its last update did not send come from the changes before.
     fn image(&self, entity: &Entity, merged: &mut Vec<Tuple>) -> u32 {
-        let last = after(self.change(entity.last));
+        let last = self.change(entity.last).image();
         if entity.last == entity.first || !has_unchanged(last) {
             return entity.last;
         }
@@ -324,9 +326,10 @@ impl<'a> Folder<'a> {
         // Later changes come later in the list, so each is found by its own place.
         while let Ok(found) = self.previous.binary_search_by_key(&at, |(change, _)| *change) {
             at = self.previous[found].1;
-            chain.push(after(self.change(at)));
+            chain.push(self.change(at).image());
         }
-        let number = u32::try_from(merged.len()).expect("no more than the batch's changes, which are numbered so");
+        let number =
+            u32::try_from(merged.len()).expect("no more than the changes that were gathered, which are numbered so");
         merged.push(merge(&chain));
         MERGED + number
     }
@@ -334,6 +337,6 @@ impl<'a> Folder<'a> {
 
 impl Entity {
     fn new(state: State, at: u32, when: When) -> Entity {
-        Entity { state, first: at, last: at, keyed: (at, when), moved: false }
+        Entity { state, first: at, last: at, keyed: KeyAt { at, when }, moved: false }
     }
 }

@@ -1,18 +1,18 @@
 //! The changes of a batch into their net effect: what each row is in the end, grouped by table and operation.
 //!
-//! Stands between `batch` and `sets`. In go row changes with the tables that they belong to; out come [`Part`]s in the
+//! Stands between `batch` and `sets`. In go row changes with the tables that they belong to; out come [`NetPart`]s in the
 //! order in which they are carried out. Deletes come first, children before parents, then updates, then inserts,
 //! parents before children; a table whose changes do not fold exactly keeps them in their original order.
 //!
 //! A row is followed by its key, from its first change in the batch to its last:
 //!
 //! ```text
-//!             insert k          update k        delete k            update k → k'
-//! (unknown)   Born              Changed         Gone                Changed, k is Vacant
-//! Born        –                 Born            Vacant              Born, k is Vacant
-//! Changed     –                 Changed         Gone                Changed, k is Vacant
-//! Gone        Born (and Gone)   –               –                   –
-//! Vacant      Born              –               –                   –
+//!             insert k              update k    delete k     update k → k'
+//! (unknown)   Inserted              Changed     Deleted      Changed, k is KeyFreed
+//! Inserted    –                     Inserted    KeyFreed     Inserted, k is KeyFreed
+//! Changed     –                     Changed     Deleted      Changed, k is KeyFreed
+//! Deleted     Inserted (& Deleted)  –           –            –
+//! KeyFreed    Inserted              –           –            –
 //! ```
 //!
 //! `–`: the stream does not say so of a table with a key. If it does, the table keeps its original order, in which the
@@ -32,112 +32,115 @@ mod fold;
 use std::collections::hash_map::RandomState;
 use std::sync::Arc;
 
-use self::fold::{Folded, Folder, after, before, key_changes};
-use crate::apply_plan::net_effect::{Effect, MERGED, NetRow};
+use self::fold::{Folded, Folder, Gathered, key_changes};
+use crate::apply_plan::net_effect::{MERGED, NetRow, SetEffect};
 use crate::apply_plan::table_activity::{self, TableActivity};
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::pg::{Datum, Relation, ReplicaIdentity, Tuple};
-use crate::transaction::Change;
+use crate::transaction::RowChange;
 
 /// A part of the net effect.
 #[derive(Clone, Debug)]
-pub enum Part {
-    /// These changes, one by one, as they came.
+pub enum NetPart {
+    /// These changes, one by one, as they came: [`NetEffect::change`].
     InOrder(Vec<u32>),
     /// Rows of one table to which the same is done.
     Set {
-        /// The table, as [`Net::add_table`] numbered it.
+        /// The table, as [`Coalescer::add_table`] numbered it.
         table: usize,
         /// What is done.
-        effect: Effect,
+        effect: SetEffect,
         /// To which rows; each at most once.
         rows: Vec<NetRow>,
     },
 }
 
-/// The net effect of some changes.
-#[derive(Debug, Default)]
-pub struct NetEffect {
+/// The net effect of what a [`Coalescer`] has gathered.
+#[derive(Debug)]
+pub struct NetEffect<'a> {
     /// Its parts, in the order in which they are carried out.
-    pub parts: Vec<Part>,
+    pub parts: Vec<NetPart>,
+    changes: &'a [Gathered<'a>],
     merged: Vec<Tuple>,
 }
 
-impl NetEffect {
+impl NetEffect<'_> {
+    /// A change of a part that keeps its order.
+    pub fn change(&self, number: u32) -> &RowChange {
+        self.changes[number as usize].change
+    }
+
     /// The tuple that holds the row's key from before the batch.
-    pub fn key<'a>(&self, row: NetRow, changes: &'a [Change]) -> &'a Tuple {
-        before(&changes[row.first as usize])
+    pub fn key(&self, row: NetRow) -> &Tuple {
+        self.change(row.first).identity()
     }
 
     /// The row as it is after the batch.
-    pub fn image<'a>(&'a self, row: NetRow, changes: &'a [Change]) -> &'a Tuple {
+    pub fn image(&self, row: NetRow) -> &Tuple {
         match row.image.checked_sub(MERGED) {
             Some(merged) => &self.merged[merged as usize],
-            None => after(&changes[row.image as usize]),
+            None => self.change(row.image).image(),
         }
     }
 }
 
-/// The changes of one table.
+/// A table with changes.
 #[derive(Debug)]
 struct TableChanges {
     relation: Arc<Relation>,
     target: Arc<Target>,
-    changes: Vec<u32>,
     inserts: usize,
     updates: usize,
     deletes: usize,
     rekeys: bool,
 }
 
-/// Whether a relation is among the tables of a [`Net`].
+impl TableChanges {
+    fn len(&self) -> usize {
+        self.inserts + self.updates + self.deletes
+    }
+}
+
+/// Whether a relation is among the tables of a [`Coalescer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
-    /// This one.
-    Table(usize),
+pub enum KnownTable {
+    /// As this one.
+    Number(usize),
     /// Not yet.
     New,
     /// As another description: what is gathered must be carried out first.
     Redefined,
 }
 
-/// Gathers changes, table by table.
+/// Gathers changes of rows, numbered as they come, table by table.
 #[derive(Debug, Default)]
-pub struct Net {
+pub struct Coalescer<'a> {
     tables: Vec<TableChanges>,
     /// The table of the last change: mostly also that of the next.
     last: usize,
-    rows: usize,
+    changes: Vec<Gathered<'a>>,
     hasher: RandomState,
 }
 
-impl Net {
+impl<'a> Coalescer<'a> {
     /// Whether changes of `relation` are gathered here.
-    pub fn known(&mut self, relation: &Arc<Relation>) -> Known {
+    pub fn known(&mut self, relation: &Arc<Relation>) -> KnownTable {
         if self.tables.get(self.last).is_some_and(|table| Arc::ptr_eq(&table.relation, relation)) {
-            return Known::Table(self.last);
+            return KnownTable::Number(self.last);
         }
         match self.tables.iter().position(|table| table.relation.id == relation.id) {
             Some(found) if self.tables[found].relation == *relation => {
                 self.last = found;
-                Known::Table(found)
+                KnownTable::Number(found)
             }
-            Some(_) => Known::Redefined,
-            None => Known::New,
+            Some(_) => KnownTable::Redefined,
+            None => KnownTable::New,
         }
     }
 
     /// Takes in a table; returns its number.
     pub fn add_table(&mut self, relation: Arc<Relation>, target: Arc<Target>) -> usize {
-        self.tables.push(TableChanges {
-            relation,
-            target,
-            changes: Vec::new(),
-            inserts: 0,
-            updates: 0,
-            deletes: 0,
-            rekeys: false,
-        });
+        self.tables.push(TableChanges { relation, target, inserts: 0, updates: 0, deletes: 0, rekeys: false });
         self.last = self.tables.len() - 1;
         self.last
     }
@@ -145,54 +148,56 @@ impl Net {
     /// The table of a number.
     ///
     /// # Panics
-    /// For a number that [`Net::add_table`] did not give.
+    /// For a number that [`Coalescer::add_table`] did not give.
     pub fn target(&self, table: usize) -> &Arc<Target> {
         &self.tables[table].target
     }
 
-    /// Takes in the change at `at` of the list, a change of a row of this table.
-    pub fn push(&mut self, table: usize, at: u32, change: &Change) {
-        let table = &mut self.tables[table];
+    /// Takes in a change of a row of this table.
+    pub fn push(&mut self, number: usize, change: &'a RowChange) {
+        let table = &mut self.tables[number];
         match change {
-            Change::Insert { .. } => table.inserts += 1,
-            Change::Update { old, .. } => {
+            RowChange::Insert { .. } => table.inserts += 1,
+            RowChange::Update { old, .. } => {
                 table.updates += 1;
                 table.rekeys = table.rekeys || old.is_some() && key_changes(&table.target, change);
             }
-            Change::Delete { .. } => table.deletes += 1,
-            Change::Truncate { .. } => return,
+            RowChange::Delete { .. } => table.deletes += 1,
         }
-        table.changes.push(at);
-        self.rows += 1;
+        self.changes.push(Gathered { table: number, change });
     }
 
     /// How many changes were taken in.
     pub fn len(&self) -> usize {
-        self.rows
+        self.changes.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.rows == 0
+        self.changes.is_empty()
     }
 
     /// All changes as they came.
-    pub fn in_order(&self) -> Vec<u32> {
-        let mut all: Vec<u32> = self.tables.iter().flat_map(|table| table.changes.iter().copied()).collect();
-        all.sort_unstable();
-        all
+    pub fn changes(&self) -> impl Iterator<Item = &'a RowChange> {
+        self.changes.iter().map(|gathered| gathered.change)
     }
 
-    /// Forgets all changes.
+    /// Forgets all changes and tables.
     pub fn clear(&mut self) {
         self.tables.clear();
+        self.changes.clear();
         self.last = 0;
-        self.rows = 0;
     }
 
-    /// The net effect of what was taken in from `changes`; `foreign_keys_act`: the session's role lets foreign keys
-    /// and ordinary triggers of the destination act.
-    pub fn effect(&self, changes: &[Change], foreign_keys_act: bool) -> NetEffect {
+    /// The net effect of what was taken in; `foreign_keys_act`: the session's role lets foreign keys and ordinary triggers of the
+    /// destination act.
+    pub fn effect(&self, foreign_keys_act: bool) -> NetEffect<'_> {
+        let mut merged = Vec::new();
+        let parts = self.parts(foreign_keys_act, &mut merged);
+        NetEffect { parts, changes: &self.changes, merged }
+    }
+
+    fn parts(&self, foreign_keys_act: bool, merged: &mut Vec<Tuple>) -> Vec<NetPart> {
         let touched: Vec<TableActivity<'_>> = self
             .tables
             .iter()
@@ -204,56 +209,70 @@ impl Net {
                 deletes: table.deletes > 0,
             })
             .collect();
-        let mut effect = NetEffect::default();
         if table_activity::needs_order(&touched, foreign_keys_act) {
-            effect.parts.push(Part::InOrder(self.in_order()));
-            return effect;
+            return vec![self.all_in_order()];
         }
-        let folded: Vec<Option<Folded>> =
-            self.tables.iter().map(|table| self.fold(table, changes, &mut effect.merged)).collect();
+        let orders = self.orders();
+        let folded = self.tables.iter().zip(&orders).map(|(table, order)| self.fold(table, order, merged));
+        let folded: Vec<Option<Folded>> = folded.collect();
         if foreign_keys_act && self.tables.len() > 1 && folded.iter().any(Option::is_none) {
-            effect.parts.push(Part::InOrder(self.in_order()));
-            return effect;
+            return vec![self.all_in_order()];
         }
-        let order = table_activity::parents_first(&touched);
+        let mut parts = Vec::new();
         let mut inserts = Vec::new();
         let mut updates = Vec::new();
-        for (table, folded) in folded.into_iter().enumerate() {
+        for (table, (folded, order)) in folded.into_iter().zip(orders).enumerate() {
             match folded {
                 Some(Folded { deletes, updates: of_table, inserts: new }) => {
                     if !deletes.is_empty() {
-                        effect.parts.push(Part::Set { table, effect: Effect::Delete, rows: deletes });
+                        parts.push(NetPart::Set { table, effect: SetEffect::Delete, rows: deletes });
                     }
-                    updates.extend(of_table.into_iter().map(|(set, rows)| Part::Set {
+                    updates.extend(of_table.into_iter().map(|(set, rows)| NetPart::Set {
                         table,
-                        effect: Effect::Update(set),
+                        effect: SetEffect::Update(set),
                         rows,
                     }));
                     if !new.is_empty() {
-                        inserts.push(Part::Set { table, effect: Effect::Insert, rows: new });
+                        inserts.push(NetPart::Set { table, effect: SetEffect::Insert, rows: new });
                     }
                 }
-                None => effect.parts.push(Part::InOrder(self.tables[table].changes.clone())),
+                None => parts.push(NetPart::InOrder(order)),
             }
         }
-        let place = |part: &Part| match part {
-            Part::InOrder(_) => 0,
-            Part::Set { table, .. } => order.iter().position(|at| at == table).expect("the order is one of all tables"),
+        let order = table_activity::parents_first(&touched);
+        let rank = |part: &NetPart| match part {
+            NetPart::InOrder(_) => 0,
+            NetPart::Set { table, .. } => {
+                order.iter().position(|number| number == table).expect("the order is one of all tables")
+            }
         };
-        effect.parts.sort_by_key(|part| std::cmp::Reverse(place(part)));
-        inserts.sort_by_key(place);
-        effect.parts.extend(updates);
-        effect.parts.extend(inserts);
-        effect
+        parts.sort_by_key(|part| std::cmp::Reverse(rank(part)));
+        inserts.sort_by_key(rank);
+        parts.extend(updates);
+        parts.extend(inserts);
+        parts
+    }
+
+    fn all_in_order(&self) -> NetPart {
+        NetPart::InOrder((0..).take(self.changes.len()).collect())
+    }
+
+    /// The numbers of each table's changes.
+    fn orders(&self) -> Vec<Vec<u32>> {
+        let mut orders: Vec<_> = self.tables.iter().map(|table| Vec::with_capacity(table.len())).collect();
+        for (number, gathered) in (0..).zip(&self.changes) {
+            orders[gathered.table].push(number);
+        }
+        orders
     }
 
     /// A table's rows, each once; `None` when the original order must be kept.
-    fn fold(&self, table: &TableChanges, changes: &[Change], merged: &mut Vec<Tuple>) -> Option<Folded> {
+    fn fold(&self, table: &TableChanges, order: &[u32], merged: &mut Vec<Tuple>) -> Option<Folded> {
         let target = &table.target;
         if table.updates == 0 && table.deletes == 0 {
             // Nothing to fold; the server reports a key that is inserted twice.
-            let rows = table.changes.iter().map(|at| NetRow { place: 0, first: *at, image: *at }).collect();
-            return uniform(table, changes).then_some(Folded { inserts: rows, ..Folded::default() });
+            let rows = order.iter().map(|number| NetRow { place: 0, first: *number, image: *number }).collect();
+            return self.is_uniform(order).then_some(Folded { inserts: rows, ..Folded::default() });
         }
         let TargetIdentity::Key(key) = &target.identity else { return None };
         let exact = key.iter().all(|place| target.key_column(*place).is_some_and(|column| column.equal_when_identical));
@@ -261,26 +280,26 @@ impl Net {
         let fixed = |place: &usize| target.column(*place).is_some_and(|column| column.identity_always);
         let blind = target.relation.replica_identity == ReplicaIdentity::Full
             && target.stored_columns().any(|place| fixed(&place) && !key.contains(&place));
-        if !exact || blind || !uniform(table, changes) {
+        if !exact || blind || !self.is_uniform(order) {
             return None;
         }
-        Folder::new(key, changes, &self.hasher, table.changes.len()).fold(target, &table.changes, merged)
+        Folder::new(key, &self.changes, &self.hasher, order.len()).fold(target, order, merged)
     }
-}
 
-/// Whether all values came in the same format, so that one set can hold them.
-fn uniform(table: &TableChanges, changes: &[Change]) -> bool {
-    let (mut text, mut binary) = (false, false);
-    for at in &table.changes {
-        for value in after(&changes[*at as usize]).columns() {
-            match value {
-                Datum::Text(_) => text = true,
-                Datum::Binary(_) => binary = true,
-                Datum::Null | Datum::UnchangedToast => {}
+    /// Whether all values came in the same format, so that one set can hold them.
+    fn is_uniform(&self, order: &[u32]) -> bool {
+        let (mut text, mut binary) = (false, false);
+        for number in order {
+            for value in self.changes[*number as usize].change.image().columns() {
+                match value {
+                    Datum::Text(_) => text = true,
+                    Datum::Binary(_) => binary = true,
+                    Datum::Null | Datum::UnchangedToast => {}
+                }
             }
         }
+        !(text && binary)
     }
-    !(text && binary)
 }
 
 #[cfg(test)]

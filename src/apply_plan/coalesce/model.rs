@@ -12,17 +12,17 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 
-use super::tests::{effect_of, foreign_key, incoming, relation_of, table_of};
-use super::{NetEffect, Part};
+use super::tests::{Referenced, foreign_key, gathered, incoming, relation_of, table_of};
+use super::{Coalescer, NetEffect, NetPart};
 use crate::apply_plan::merge::tuple_of;
-use crate::apply_plan::net_effect::Effect;
+use crate::apply_plan::net_effect::{NetRow, SetEffect};
 use crate::apply_plan::row_by_row::columns_to_set;
 use crate::apply_plan::sets::key_of;
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::catalog::schema::{ForeignKeyAction, TableDefinition};
 use crate::pg::{Datum, Ident, Relation, ReplicaIdentity, Tuple};
 use crate::testing;
-use crate::transaction::Change;
+use crate::transaction::RowChange;
 use crate::wire::OldTuple;
 
 type Value = Option<u8>;
@@ -181,34 +181,33 @@ impl Database {
         let key = read(key);
         match &target.identity {
             TargetIdentity::Key(places) => {
-                let same = |row: &Row| places.iter().all(|place| Known::Value(row[*place]) == key[*place]);
+                let same = |row: &Row| places.iter().all(|place| Sent::Value(row[*place]) == key[*place]);
                 (0..self.rows[table].len()).filter(|at| same(&self.rows[table][*at])).collect()
             }
             TargetIdentity::WholeRow | TargetIdentity::None => {
-                let same = |row: &Row| row.iter().zip(&key).all(|(value, key)| Known::Value(*value) == *key);
+                let same = |row: &Row| row.iter().zip(&key).all(|(value, key)| Sent::Value(*value) == *key);
                 (0..self.rows[table].len()).find(|at| same(&self.rows[table][*at])).into_iter().collect()
             }
         }
     }
 
     /// A change as a statement of its own.
-    fn one_by_one(&mut self, target: &Target, table: usize, change: &Change) -> Result<(), Refused> {
+    fn one_by_one(&mut self, target: &Target, table: usize, change: &RowChange) -> Result<(), Refused> {
         let mut ignored = Vec::new();
         match change {
-            Change::Insert { new, .. } => self.insert(table, complete(new), &mut ignored)?,
-            Change::Update { old, new, .. } => {
+            RowChange::Insert { new, .. } => self.insert(table, complete(new), &mut ignored)?,
+            RowChange::Update { old, new, .. } => {
                 let key = old.as_ref().map_or(new, OldTuple::tuple);
                 let set = columns_to_set(target, old.as_ref().map(OldTuple::tuple), new);
                 let [at] = self.found(table, target, key)[..] else { return Err(Refused) };
                 let row = self.changed(table, at, &set, new);
                 self.update(table, at, row, &mut ignored)?;
             }
-            Change::Delete { old, .. } => {
+            RowChange::Delete { old, .. } => {
                 if let Some(at) = self.found(table, target, old.tuple()).first() {
                     self.delete(table, *at, &mut ignored)?;
                 }
             }
-            Change::Truncate { .. } => unreachable!("none are made here"),
         }
         self.end_of_statement()
     }
@@ -217,7 +216,7 @@ impl Database {
         let mut row = self.rows[table][at].clone();
         let image = read(image);
         for place in set {
-            if let Known::Value(value) = image[*place] {
+            if let Sent::Value(value) = image[*place] {
                 row[*place] = value;
             }
         }
@@ -229,28 +228,29 @@ impl Database {
         &mut self,
         target: &Target,
         table: usize,
-        (net, changes): (&NetEffect, &[Change]),
-        (effect, rows): (&Effect, &[crate::apply_plan::net_effect::NetRow]),
+        net: &NetEffect<'_>,
+        effect: &SetEffect,
+        rows: &[NetRow],
     ) -> Result<(), Refused> {
         let mut ignored = Vec::new();
         match effect {
-            Effect::Insert => {
+            SetEffect::Insert => {
                 for row in rows {
-                    self.insert(table, complete(net.image(*row, changes)), &mut ignored)?;
+                    self.insert(table, complete(net.image(*row)), &mut ignored)?;
                 }
             }
-            Effect::Delete => {
+            SetEffect::Delete => {
                 for row in rows {
-                    if let Some(at) = self.found(table, target, net.key(*row, changes)).first() {
+                    if let Some(at) = self.found(table, target, net.key(*row)).first() {
                         self.delete(table, *at, &mut ignored)?;
                     }
                 }
             }
-            Effect::Update(set) => {
+            SetEffect::Update(set) => {
                 let mut planned = Vec::new();
                 for row in rows {
-                    for at in self.found(table, target, net.key(*row, changes)) {
-                        planned.push((at, self.changed(table, at, set, net.image(*row, changes))));
+                    for at in self.found(table, target, net.key(*row)) {
+                        planned.push((at, self.changed(table, at, set, net.image(*row))));
                     }
                 }
                 if planned.len() != rows.len() {
@@ -266,45 +266,45 @@ impl Database {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+enum Sent {
     Value(Value),
     Unchanged,
 }
 
-fn read(tuple: &Tuple) -> Vec<Known> {
-    let known = |value: Datum<'_>| match value {
-        Datum::Null => Known::Value(None),
-        Datum::UnchangedToast => Known::Unchanged,
+fn read(tuple: &Tuple) -> Vec<Sent> {
+    let sent = |value: Datum<'_>| match value {
+        Datum::Null => Sent::Value(None),
+        Datum::UnchangedToast => Sent::Unchanged,
         Datum::Text(value) | Datum::Binary(value) => {
-            Known::Value(Some(std::str::from_utf8(value).unwrap().parse().unwrap()))
+            Sent::Value(Some(std::str::from_utf8(value).unwrap().parse().unwrap()))
         }
     };
-    tuple.columns().map(known).collect()
+    tuple.columns().map(sent).collect()
 }
 
 fn complete(tuple: &Tuple) -> Row {
-    let value = |known| match known {
-        Known::Value(value) => value,
-        Known::Unchanged => panic!("a new row lacks a value"),
+    let value = |sent| match sent {
+        Sent::Value(value) => value,
+        Sent::Unchanged => panic!("a new row lacks a value"),
     };
     read(tuple).into_iter().map(value).collect()
 }
 
-fn tuple(row: &Row, left_out: impl Fn(usize) -> Option<Known>) -> Tuple {
+fn tuple(row: &Row, left_out: impl Fn(usize) -> Option<Sent>) -> Tuple {
     let texts: Vec<Option<String>> = row.iter().map(|value| value.map(|value| value.to_string())).collect();
     let values = texts.iter().enumerate().map(|(place, text)| match left_out(place) {
-        Some(Known::Unchanged) => Datum::UnchangedToast,
-        Some(Known::Value(_)) => Datum::Null,
+        Some(Sent::Unchanged) => Datum::UnchangedToast,
+        Some(Sent::Value(_)) => Datum::Null,
         None => text.as_ref().map_or(Datum::Null, |text| Datum::Text(text.as_bytes())),
     });
     tuple_of(values).unwrap()
 }
 
 /// What pgoutput sends for a change.
-fn message(tables: &[Table], relations: &[Arc<Relation>], done: &Done) -> Change {
+fn message(tables: &[Table], relations: &[Arc<Relation>], done: &Done) -> RowChange {
     let (Done::Insert(table, _) | Done::Update(table, _, _) | Done::Delete(table, _)) = done;
     let (definition, relation) = (&tables[*table], Arc::clone(&relations[*table]));
-    let only_key = |place: usize| (!definition.key.contains(&place)).then_some(Known::Value(None));
+    let only_key = |place: usize| (!definition.key.contains(&place)).then_some(Sent::Value(None));
     let old = |row: &Row| match definition.identity {
         ReplicaIdentity::Full => OldTuple::Row(tuple(row, |_| None)),
         ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => {
@@ -312,16 +312,16 @@ fn message(tables: &[Table], relations: &[Arc<Relation>], done: &Done) -> Change
         }
     };
     match done {
-        Done::Insert(_, row) => Change::Insert { relation, new: tuple(row, |_| None) },
-        Done::Delete(_, row) => Change::Delete { relation, old: old(row) },
+        Done::Insert(_, row) => RowChange::Insert { relation, new: tuple(row, |_| None) },
+        Done::Delete(_, row) => RowChange::Delete { relation, old: old(row) },
         Done::Update(_, before, after) => {
             let kept = |place: usize| definition.toasted == Some(place) && before[place] == after[place];
             let sends_old = definition.identity == ReplicaIdentity::Full
                 || definition.key.iter().any(|place| before[*place] != after[*place]);
-            Change::Update {
+            RowChange::Update {
                 relation,
                 old: sends_old.then(|| old(before)),
-                new: tuple(after, |place| kept(place).then_some(Known::Unchanged)),
+                new: tuple(after, |place| kept(place).then_some(Sent::Unchanged)),
             }
         }
     }
@@ -366,8 +366,7 @@ fn random_tables(rng: &mut Rng) -> Vec<Table> {
             let actions = [ForeignKeyAction::NoAction, ForeignKeyAction::Cascade, ForeignKeyAction::SetNull];
             let action = actions[rng.usize(..3)];
             let deferred = rng.bool() && action == ForeignKeyAction::NoAction;
-            let of_parent = &tables[parent].definition;
-            let referenced = (of_parent.id, &of_parent.name(), vec![Ident::new("c0")]);
+            let referenced = Referenced { table: &tables[parent].definition, columns: vec![Ident::new("c0")] };
             let constraint = foreign_key(&tables[child].definition, column, referenced, action, deferred);
             let from = incoming(&tables[child].definition, action);
             tables[child].definition.constraints.push(constraint);
@@ -425,92 +424,106 @@ struct Outcome {
     refused: usize,
 }
 
-fn schedule(seed: u64, outcome: &mut Outcome) {
-    let mut rng = Rng::with_seed(seed);
-    let tables = Arc::new(random_tables(&mut rng));
-    let relations: Vec<Arc<Relation>> =
-        tables.iter().map(|table| relation_of(&table.definition, &table.key, table.identity)).collect();
-    let targets: BTreeMap<u32, Arc<Target>> = relations
-        .iter()
-        .zip(tables.iter())
-        .map(|(relation, table)| {
-            (
-                relation.id.0,
-                Arc::new(
-                    Target::bind(relation, &table.definition, &testing::types(), Some(&table.definition)).unwrap(),
-                ),
-            )
-        })
-        .collect();
-    let mut source = Database { rows: vec![Vec::new(); tables.len()], tables: Arc::clone(&tables), acting: true };
-    let mut transaction = |source: &mut Database, statements: usize| {
-        let mut done = Vec::new();
-        let before = source.clone();
-        for _ in 0..statements {
-            let savepoint = (source.clone(), done.len());
-            if random_statement(&mut rng, source, &mut done).is_err() {
-                *source = savepoint.0;
-                done.truncate(savepoint.1);
-            }
-        }
-        if source.commit().is_err() {
-            *source = before;
-            done.clear();
-        }
-        done
-    };
-    for _ in 0..3 {
-        transaction(&mut source, 8);
-    }
-    let before = source.rows.clone();
+/// What a source has done, and what its stream says of it.
+struct Scenario {
+    tables: Arc<Vec<Table>>,
+    relations: Vec<Arc<Relation>>,
+    targets: BTreeMap<u32, Arc<Target>>,
+    /// The rows before the changes.
+    before: Vec<Vec<Row>>,
+    /// The source after them.
+    source: Database,
+    changes: Vec<RowChange>,
+}
+
+/// One transaction of the source's application; what is refused leaves nothing.
+fn random_transaction(rng: &mut Rng, source: &mut Database, statements: usize) -> Vec<Done> {
     let mut done = Vec::new();
-    for statements in [1, 3, 6, 2, 5] {
-        done.extend(transaction(&mut source, statements));
+    let before = source.clone();
+    for _ in 0..statements {
+        let savepoint = (source.clone(), done.len());
+        if random_statement(rng, source, &mut done).is_err() {
+            *source = savepoint.0;
+            done.truncate(savepoint.1);
+        }
     }
-    let changes: Vec<Change> = done.iter().map(|done| message(&tables, &relations, done)).collect();
+    if source.commit().is_err() {
+        *source = before;
+        done.clear();
+    }
+    done
+}
+
+impl Scenario {
+    fn of_seed(seed: u64) -> Scenario {
+        let mut rng = Rng::with_seed(seed);
+        let tables = Arc::new(random_tables(&mut rng));
+        let relation = |table: &Table| relation_of(&table.definition, &table.key, table.identity);
+        let relations: Vec<Arc<Relation>> = tables.iter().map(relation).collect();
+        let target = |(relation, table): (&Arc<Relation>, &Table)| {
+            let target = Target::bind(relation, &table.definition, &testing::types(), Some(&table.definition));
+            (relation.id.0, Arc::new(target.unwrap()))
+        };
+        let targets = relations.iter().zip(tables.iter()).map(target).collect();
+        let mut source = Database { rows: vec![Vec::new(); tables.len()], tables: Arc::clone(&tables), acting: true };
+        for _ in 0..3 {
+            random_transaction(&mut rng, &mut source, 8);
+        }
+        let before = source.rows.clone();
+        let mut done = Vec::new();
+        for statements in [1, 3, 6, 2, 5] {
+            done.extend(random_transaction(&mut rng, &mut source, statements));
+        }
+        let changes = done.iter().map(|done| message(&tables, &relations, done)).collect();
+        Scenario { tables, relations, targets, before, source, changes }
+    }
+
+    /// The destination before the changes.
+    fn destination(&self, acting: bool) -> Database {
+        Database { rows: self.before.clone(), tables: Arc::clone(&self.tables), acting }
+    }
+
+    fn one_by_one(&self, database: &mut Database, change: &RowChange) -> Result<(), Refused> {
+        let table = change.relation().id.0 as usize - 1;
+        database.one_by_one(&self.targets[&self.relations[table].id.0], table, change)
+    }
+
+    fn by_net_effect(&self, seed: u64, database: &mut Database, outcome: &mut Outcome) -> Result<(), Refused> {
+        let coalescer: Coalescer<'_> = gathered(&self.changes, &self.targets);
+        let effect = coalescer.effect(database.acting);
+        for part in &effect.parts {
+            match part {
+                NetPart::InOrder(numbers) => {
+                    outcome.in_order += 1;
+                    numbers.iter().try_for_each(|number| self.one_by_one(database, effect.change(*number)))?;
+                }
+                NetPart::Set { table, effect: what, rows } => {
+                    outcome.sets += 1;
+                    let target = coalescer.target(*table);
+                    if !matches!(what, SetEffect::Insert) {
+                        assert!(!key_of(target).is_empty(), "seed {seed}: a set finds its rows by a key");
+                    }
+                    database.set(target, target.table_id as usize - 1, &effect, what, rows)?;
+                }
+            }
+        }
+        database.commit()
+    }
+}
+
+fn schedule(seed: u64, outcome: &mut Outcome) {
+    let scenario = Scenario::of_seed(seed);
+    let Scenario { source, changes, .. } = &scenario;
     for acting in [false, true] {
-        let start = Database { rows: before.clone(), tables: Arc::clone(&tables), acting };
-        let table_of = |change: &Change| match change {
-            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                relation.id.0 as usize - 1
-            }
-            Change::Truncate { .. } => unreachable!("none are made here"),
-        };
-        let apply_in_order = |database: &mut Database, places: &mut dyn Iterator<Item = usize>| {
-            for at in places {
-                let table = table_of(&changes[at]);
-                database.one_by_one(&targets[&relations[table].id.0], table, &changes[at])?;
-            }
-            Ok::<(), Refused>(())
-        };
-        let mut one_by_one = start.clone();
-        let expected = apply_in_order(&mut one_by_one, &mut (0..changes.len())).and_then(|()| one_by_one.commit());
+        let mut one_by_one = scenario.destination(acting);
+        let expected = changes.iter().try_for_each(|change| scenario.one_by_one(&mut one_by_one, change));
+        let expected = expected.and_then(|()| one_by_one.commit());
         if !acting {
             assert_eq!(expected, Ok(()), "seed {seed}: the changes can be applied one by one");
             assert_eq!(one_by_one.content(), source.content(), "seed {seed}: and that is what the source has");
         }
-        let (net, effect) = effect_of(&changes, &targets, acting);
-        let mut by_net = start;
-        let applied = effect
-            .parts
-            .iter()
-            .try_for_each(|part| match part {
-                Part::InOrder(places) => {
-                    outcome.in_order += 1;
-                    apply_in_order(&mut by_net, &mut places.iter().map(|place| *place as usize))
-                }
-                Part::Set { table, effect: what, rows } => {
-                    outcome.sets += 1;
-                    let target = net.target(*table);
-                    let place = target.table_id as usize - 1;
-                    if !matches!(what, Effect::Insert) {
-                        assert!(!key_of(target).is_empty(), "seed {seed}: a set finds its rows by a key");
-                    }
-                    by_net.set(target, place, (&effect, &changes), (what, rows))
-                }
-            })
-            .and_then(|()| by_net.commit());
-        match (applied, expected) {
+        let mut by_net = scenario.destination(acting);
+        match (scenario.by_net_effect(seed, &mut by_net, outcome), expected) {
             (Ok(()), Ok(())) => {
                 assert_eq!(
                     by_net.content(),

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{Known, Net, NetEffect, Part};
+use super::{Coalescer, KnownTable, NetPart};
 use crate::apply_plan::merge::tuple_of;
-use crate::apply_plan::net_effect::Effect;
+use crate::apply_plan::net_effect::SetEffect;
 use crate::apply_plan::sets::key_of;
 use crate::apply_plan::target::Target;
 use crate::catalog::schema::{
     ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, IncomingForeignKey, TableDefinition,
     TriggerDefinition,
 };
-use crate::pg::{Column, Datum, Ident, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple};
+use crate::pg::{Column, Datum, Ident, Relation, RelationId, ReplicaIdentity, Tuple};
 use crate::testing::{self, unique_index};
-use crate::transaction::Change;
+use crate::transaction::RowChange;
 use crate::wire::OldTuple;
 
 /// A relation as the source describes a table.
@@ -58,8 +58,8 @@ pub(super) fn refer(
     action: ForeignKeyAction,
     deferred: bool,
 ) {
-    let referenced = parent.indexes[0].key_columns().cloned().collect();
-    let constraint = foreign_key(child, column, (parent.id, &parent.name(), referenced), action, deferred);
+    let columns = parent.indexes[0].key_columns().cloned().collect();
+    let constraint = foreign_key(child, column, Referenced { table: parent, columns }, action, deferred);
     child.constraints.push(constraint);
     parent.referenced_by.push(incoming(child, action));
 }
@@ -75,10 +75,16 @@ pub(super) fn incoming(child: &TableDefinition, action: ForeignKeyAction) -> Inc
     }
 }
 
+/// What a foreign key points at.
+pub(super) struct Referenced<'a> {
+    pub(super) table: &'a TableDefinition,
+    pub(super) columns: Vec<Ident>,
+}
+
 pub(super) fn foreign_key(
     child: &TableDefinition,
     column: usize,
-    (table_id, name, columns): (u32, &QualifiedName, Vec<Ident>),
+    referenced: Referenced<'_>,
     action: ForeignKeyAction,
     deferred: bool,
 ) -> ConstraintDefinition {
@@ -95,35 +101,30 @@ pub(super) fn foreign_key(
         expression: None,
         columns: Some(vec![child.columns[column].name.clone()]),
         references: Some(ForeignKeyTarget {
-            table_id,
-            schema: name.schema.clone(),
-            name: name.name.clone(),
+            table_id: referenced.table.id,
+            schema: referenced.table.schema.clone(),
+            name: referenced.table.table.clone(),
             on_delete: action,
             on_update: action,
             matching: 's',
-            columns,
+            columns: referenced.columns,
         }),
     }
 }
 
-/// Gathers all changes and asks for their net effect.
-pub(super) fn effect_of(changes: &[Change], targets: &BTreeMap<u32, Arc<Target>>, acting: bool) -> (Net, NetEffect) {
-    let mut net = Net::default();
-    for (at, change) in (0..).zip(changes) {
-        let (Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. }) =
-            change
-        else {
-            panic!("no truncates here")
+/// Gathers all changes.
+pub(super) fn gathered<'a>(changes: &'a [RowChange], targets: &BTreeMap<u32, Arc<Target>>) -> Coalescer<'a> {
+    let mut coalescer = Coalescer::default();
+    for change in changes {
+        let relation = change.relation();
+        let table = match coalescer.known(relation) {
+            KnownTable::Number(table) => table,
+            KnownTable::New => coalescer.add_table(Arc::clone(relation), Arc::clone(&targets[&relation.id.0])),
+            KnownTable::Redefined => panic!("one description per table"),
         };
-        let table = match net.known(relation) {
-            Known::Table(table) => table,
-            Known::New => net.add_table(Arc::clone(relation), Arc::clone(&targets[&relation.id.0])),
-            Known::Redefined => panic!("one description per table"),
-        };
-        net.push(table, at, change);
+        coalescer.push(table, change);
     }
-    let effect = net.effect(changes, acting);
-    (net, effect)
+    coalescer
 }
 
 #[derive(Default)]
@@ -131,7 +132,7 @@ struct Case {
     tables: BTreeMap<String, (TableDefinition, Vec<usize>)>,
     targets: BTreeMap<u32, Arc<Target>>,
     acting: bool,
-    changes: Vec<Change>,
+    changes: Vec<RowChange>,
 }
 
 fn row(values: &[&str]) -> Tuple {
@@ -197,12 +198,8 @@ impl Case {
     fn change(&mut self, operation: &str, name: &str, values: &[&str]) {
         let (table, key) = &self.tables[name];
         let identity = if key.is_empty() { ReplicaIdentity::Nothing } else { ReplicaIdentity::Default };
-        let known = self.changes.iter().find_map(|change| match change {
-            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                (relation.id.0 == table.id).then(|| Arc::clone(relation))
-            }
-            Change::Truncate { .. } => None,
-        });
+        let mut relations = self.changes.iter().map(RowChange::relation);
+        let known = relations.find(|relation| relation.id.0 == table.id).map(Arc::clone);
         let relation = known.unwrap_or_else(|| relation_of(table, key, identity));
         let by_key = |values: &[&str]| {
             let mut all = vec!["~"; table.columns.len()];
@@ -210,14 +207,14 @@ impl Case {
             OldTuple::Key(row(&all))
         };
         self.changes.push(match operation {
-            "insert" => Change::Insert { relation, new: row(values) },
-            "delete" => Change::Delete { relation, old: by_key(values) },
+            "insert" => RowChange::Insert { relation, new: row(values) },
+            "delete" => RowChange::Delete { relation, old: by_key(values) },
             "update" if values[0].starts_with('[') => {
                 let end = values.iter().position(|value| value.ends_with(']')).unwrap();
                 let old: Vec<&str> = values[..=end].iter().map(|value| value.trim_matches(['[', ']'])).collect();
-                Change::Update { relation, old: Some(by_key(&old)), new: row(&values[end + 1..]) }
+                RowChange::Update { relation, old: Some(by_key(&old)), new: row(&values[end + 1..]) }
             }
-            "update" => Change::Update { relation, old: None, new: row(values) },
+            "update" => RowChange::Update { relation, old: None, new: row(values) },
             _ => panic!("{operation}"),
         });
     }
@@ -229,36 +226,37 @@ impl Case {
             self.targets
                 .insert(table.id, Arc::new(Target::bind(&relation, table, &testing::types(), Some(table)).unwrap()));
         }
-        let (net, effect) = effect_of(&self.changes, &self.targets, self.acting);
+        let coalescer = gathered(&self.changes, &self.targets);
+        let effect = coalescer.effect(self.acting);
         let mut text = String::new();
         for part in &effect.parts {
             let (table, what, rows) = match part {
-                Part::InOrder(places) => {
+                NetPart::InOrder(places) => {
                     let places: Vec<String> = places.iter().map(u32::to_string).collect();
                     let _ = writeln!(text, "in order {}", places.join(" "));
                     continue;
                 }
-                Part::Set { table, effect, rows } => (net.target(*table), effect, rows),
+                NetPart::Set { table, effect, rows } => (coalescer.target(*table), effect, rows),
             };
             let name = table.table.name.as_str();
             let key = |row: crate::apply_plan::net_effect::NetRow| {
-                let tuple = effect.key(row, &self.changes);
+                let tuple = effect.key(row);
                 let values = key_of(table).iter().map(|place| tuple.columns().nth(*place).unwrap());
                 show(&tuple_of(values).unwrap())
             };
-            let image = |row: crate::apply_plan::net_effect::NetRow| show(effect.image(row, &self.changes));
+            let image = |row: crate::apply_plan::net_effect::NetRow| show(effect.image(row));
             let lines: Vec<String> = rows
                 .iter()
                 .map(|row| match what {
-                    Effect::Delete => key(*row),
-                    Effect::Update(_) => format!("{} → {}", key(*row), image(*row)),
-                    Effect::Insert => image(*row),
+                    SetEffect::Delete => key(*row),
+                    SetEffect::Update(_) => format!("{} → {}", key(*row), image(*row)),
+                    SetEffect::Insert => image(*row),
                 })
                 .collect();
             let operation = match what {
-                Effect::Delete => format!("delete {name}"),
-                Effect::Insert => format!("insert {name}"),
-                Effect::Update(set) => {
+                SetEffect::Delete => format!("delete {name}"),
+                SetEffect::Insert => format!("insert {name}"),
+                SetEffect::Update(set) => {
                     let set: Vec<&str> = set.iter().map(|place| table.column(*place).unwrap().name.as_str()).collect();
                     format!("update {name} ({})", set.join(" "))
                 }

@@ -1,10 +1,12 @@
 //! A table that is followed, and which transactions' changes of it are not in its snapshot already.
 //!
-//! Made by `supervisor` from the bookkeeping and by the hand-over from staging; asked by `rows` and `sets` for each change, and by
-//! `bind` and `evolve` before they take a table for it. Pure.
+//! Made by `supervisor` from the bookkeeping and by the hand-over from staging; asked for each change, and by `relation_map` and
+//! `schema_follower` before they take a table for it. Pure.
+
+use std::collections::HashMap;
 
 use crate::destination::other_table::{Filled, OtherTable};
-use crate::pg::{Lsn, QualifiedName};
+use crate::pg::{Lsn, QualifiedName, RelationId};
 
 /// A table that is followed.
 #[derive(Clone, Debug)]
@@ -30,6 +32,43 @@ impl Followed {
             Some(filled) if filled != id => Err(OtherTable { table: self.name.clone(), filled: Filled::Unknown }),
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+/// The tables that are followed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FollowedTables {
+    tables: HashMap<RelationId, Followed>,
+    /// Every table's snapshot position is at or before this.
+    snapshots_end: Lsn,
+}
+
+impl FollowedTables {
+    pub(super) fn new(tables: HashMap<RelationId, Followed>) -> FollowedTables {
+        let snapshots_end = tables.values().map(|table| table.snapshot_position).max().unwrap_or_default();
+        FollowedTables { tables, snapshots_end }
+    }
+
+    pub(super) fn tables(&self) -> &HashMap<RelationId, Followed> {
+        &self.tables
+    }
+
+    pub(super) fn get(&self, relation: RelationId) -> Option<&Followed> {
+        self.tables.get(&relation)
+    }
+
+    /// Whether a change of a transaction belongs to what is followed, and not to the table's snapshot.
+    pub(super) fn is_live(&self, relation: RelationId, commit_lsn: Lsn) -> bool {
+        match self.tables.get(&relation) {
+            Some(_) if self.are_all_live_at(commit_lsn) => true,
+            Some(table) => table.is_live_at(commit_lsn),
+            None => false,
+        }
+    }
+
+    /// Whether a transaction is in no table's snapshot.
+    pub(super) fn are_all_live_at(&self, commit_lsn: Lsn) -> bool {
+        commit_lsn >= self.snapshots_end
     }
 }
 

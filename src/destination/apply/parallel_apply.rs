@@ -1,39 +1,33 @@
 //! Applies a transaction that is still in progress at the source, on another session than the leader's.
 //!
-//! Driven by `apply_worker::parallel_apply`. It is an [`Applier`] that knows what the leader's knows ([`ApplyContext`]), but it does
+//! Driven by `apply_worker::parallel_apply`. It knows what the leader's applier knows ([`ApplyContext`]), but it does
 //! not hold the lock and, until the commit, does not touch the position. The commit moves the position as the leader's does, on
 //! condition that it is where the leader's session left it. So the commit has its place in the order of commits, and a session
 //! that outlives its leader commits nothing (I2, I3).
 //!
 //! Sound only where the source's own locks order everything that could meet: rows found by a key, foreign keys and triggers
 //! that do not act, no TRUNCATE. Anything else is [`Unfit`], and every error counts as that: the leader's session then applies the
-//! transaction at its commit.
+//! transaction at its commit. So nothing is done again here, and nothing is kept for it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::catalog::Catalog;
-use super::super::conflict::Conflicts;
-use super::super::error::DestinationError;
-use super::super::writer::Writer;
-use super::{Applier, ApplierSettings};
+use super::pipeline::{AnsweredRequest, Pipeline};
+use super::relation_map::RelationMap;
+use super::requests::{self, Advance, Strategy};
+use super::rows::TransactionChanges;
+use super::settings::ApplyContext;
 use crate::apply_plan::target::TargetIdentity;
-use crate::catalog::schema::{TableDefinition, Types};
-use crate::config::OnConflict;
-use crate::destination::apply::followed::Followed;
-use crate::pg::{Lsn, Relation, RelationId};
-use crate::transaction::Change;
+use crate::destination::conflict::ApplyMode;
+use crate::destination::error::DestinationError;
+use crate::destination::writer::Writer;
+use crate::pg::{Lsn, Relation};
+use crate::session::SessionError;
+use crate::transaction::{Change, RowChange};
 use crate::wire::Commit;
 
-/// What a parallel applier takes over from the leader's.
-#[derive(Clone, Debug)]
-pub struct ApplyContext {
-    settings: ApplierSettings,
-    catalog: Catalog,
-    source_types: Types,
-    followed: HashMap<RelationId, Followed>,
-    source_tables: Vec<TableDefinition>,
-}
+/// Its commit is not known yet: it comes after everything that is.
+const COMMIT_LSN: Lsn = Lsn::new(u64::MAX);
 
 /// Why changes cannot be applied in parallel, before they commit.
 #[derive(Debug, thiserror::Error)]
@@ -52,49 +46,74 @@ pub enum Unfit {
     Destination(#[from] DestinationError),
 }
 
-impl Applier {
-    /// What a parallel applier takes over from this one.
-    pub fn context(&self) -> ApplyContext {
-        ApplyContext {
-            settings: self.settings.clone(),
-            catalog: self.catalog.clone(),
-            source_types: self.source_types.clone(),
-            followed: self.followed.clone(),
-            source_tables: self.conflicts.source_tables().to_vec(),
-        }
-    }
+/// What a request of parallel apply carries out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ParallelRequest {
+    Begin,
+    Changes,
+    Commit,
+    Ping,
+}
 
-    /// An applier for one transaction that has not committed at the source.
-    pub fn for_parallel_apply(writer: Writer, context: ApplyContext) -> Applier {
-        let ApplyContext { settings, catalog, source_types, followed, source_tables } = context;
-        let conflicts = Conflicts::of_source(OnConflict::Stop, source_tables);
-        let mut applier = Applier::new(writer, Lsn::INVALID, settings, catalog, source_types, followed, conflicts);
-        applier.ahead = true;
-        applier
+/// Applies one transaction in parallel, before it commits.
+pub struct ParallelApplier {
+    pipeline: Pipeline<ParallelRequest>,
+    map: RelationMap,
+    /// The server has said that it is inside the transaction.
+    is_open: bool,
+}
+
+/// What became of a request that went well.
+#[derive(Clone, Copy, Debug)]
+pub struct ParallelApplied {
+    /// Deletes that found no row.
+    pub missing_deletes: u64,
+    /// From sending to the answer.
+    pub elapsed: Duration,
+}
+
+/// A request of a [`ParallelApplier`] with its answer, from which no conclusions were drawn yet.
+pub struct ParallelAnswered(AnsweredRequest<ParallelRequest>);
+
+impl ParallelApplier {
+    /// An applier for one transaction that has not committed at the source; its destination transaction is begun.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn begin(writer: Writer, context: ApplyContext) -> Result<ParallelApplier, DestinationError> {
+        let timeout = context.settings.timeout;
+        let map = RelationMap::new(context, writer.role(), writer.settings().advance());
+        let mut applier = ParallelApplier { pipeline: Pipeline::new(writer, timeout), map, is_open: false };
+        let begin = requests::begin_parallel(&mut applier.map);
+        applier.pipeline.send(ParallelRequest::Begin, begin, false).await?;
+        Ok(applier)
     }
 
     /// Whether these changes may be applied in parallel, before they commit.
     ///
     /// # Errors
     /// [`Unfit`] says why not.
-    pub fn fits_ahead(&mut self, changes: &[Change]) -> Result<(), Unfit> {
+    pub fn fits(&mut self, changes: &[Change]) -> Result<(), Unfit> {
         let mut last: Option<(&Arc<Relation>, bool)> = None;
         for change in changes {
-            let (relation, by_key) = match change {
-                Change::Insert { relation, .. } => (relation, false),
-                Change::Update { relation, .. } | Change::Delete { relation, .. } => (relation, true),
+            let row = match change {
+                Change::Row(row) => row,
                 Change::Truncate { .. } => return Err(Unfit::Truncate),
             };
+            let by_key = match row {
+                RowChange::Insert { .. } => false,
+                RowChange::Update { .. } | RowChange::Delete { .. } => true,
+            };
+            let relation = row.relation();
             let has_key = match last {
                 Some((known, has_key)) if Arc::ptr_eq(known, relation) => has_key,
-                Some(_) | None if !self.followed.contains_key(&relation.id) => continue,
+                Some(_) | None if self.map.followed.get(relation.id).is_none() => continue,
                 Some(_) | None => {
-                    self.bind(relation)?;
-                    let Some(bound) = self.bound.get(&relation.id) else { continue };
-                    if bound.target.reaction.acts_in_replica() {
+                    let target = self.map.bind(relation)?;
+                    if target.side_effects.acts_in_replica() {
                         return Err(Unfit::Triggers);
                     }
-                    matches!(bound.target.identity, TargetIdentity::Key(_))
+                    matches!(target.identity, TargetIdentity::Key(_))
                 }
             };
             if by_key && !has_key {
@@ -105,29 +124,81 @@ impl Applier {
         Ok(())
     }
 
-    /// It is the turn of the transaction that is applied in parallel: its commit moves the position from here.
-    pub fn comes_behind(&mut self, position: Lsn) {
-        self.sent = position;
-        self.stored = position;
+    /// Whether another request may be sent now.
+    pub fn has_room(&self) -> bool {
+        self.is_open && self.pipeline.has_room()
     }
 
-    /// Whether a transaction that was applied in parallel may be committed: the operator does not want it left out, and no
-    /// table's snapshot holds it already. Neither could be known before its commit.
-    pub fn may_commit_directly(&self, commit: &Commit) -> bool {
-        commit.commit_lsn >= self.snapshots_end && !self.conflicts.wants_out(commit.commit_lsn, Some(commit.end_lsn))
+    /// Whether an answer is awaited.
+    pub fn is_busy(&self) -> bool {
+        !self.pipeline.is_empty()
     }
 
-    /// Continues where the parallel session has moved the position to; call it with nothing under way.
+    /// Sends changes of the transaction.
     ///
     /// # Errors
-    /// [`DestinationError::PositionMoved`] when it is elsewhere; or the session is lost.
-    pub async fn set_position(&mut self, position: Lsn) -> Result<(), DestinationError> {
-        let found = self.read_position().await?;
-        if found != position {
-            return Err(DestinationError::PositionMoved { expected: position, found });
+    /// [`DestinationError`]: a relation does not fit its table, or the session is lost.
+    pub async fn apply(&mut self, changes: &[Change]) -> Result<(), DestinationError> {
+        let part = TransactionChanges { first: 0, changes, commit_lsn: COMMIT_LSN };
+        let encoded = requests::chunk(&mut self.map, part, ApplyMode::Normal, Strategy::Coalesced)?;
+        self.pipeline.send(ParallelRequest::Changes, encoded, false).await
+    }
+
+    /// Sends the commit, when it is the transaction's turn: it moves the position from `stored`.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn commit(&mut self, stored: Lsn, commit: &Commit) -> Result<(), DestinationError> {
+        let read_position = self.pipeline.writer.settings.read_position();
+        let advance = Advance { from: stored, to: commit.end_lsn };
+        let encoded = requests::commit_parallel(&mut self.map, &read_position, advance);
+        self.pipeline.send(ParallelRequest::Commit, encoded, false).await
+    }
+
+    /// Sends an empty pipelined request, so that the server does not take us for frozen.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost.
+    pub async fn ping(&mut self) -> Result<(), DestinationError> {
+        self.pipeline.send(ParallelRequest::Ping, requests::ping(&mut self.map), false).await
+    }
+
+    /// Waits until the oldest request is answered. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DestinationError`] when the session is lost or no answer came in time.
+    ///
+    /// # Panics
+    /// When nothing is awaited.
+    pub async fn answered(&mut self) -> Result<ParallelAnswered, DestinationError> {
+        self.pipeline.answered().await.map(ParallelAnswered)
+    }
+
+    /// Draws the conclusions from an answer.
+    ///
+    /// # Errors
+    /// Any failure: the transaction is applied at its commit, and that says what it means.
+    pub fn conclude(
+        &mut self,
+        ParallelAnswered(mut answered): ParallelAnswered,
+    ) -> Result<ParallelApplied, DestinationError> {
+        if let Some((_, error)) = answered.answer.failure.take() {
+            let doing = "applying ahead of the commit";
+            return Err(SessionError::Server { doing, error: Box::new(error) }.into());
         }
-        self.sent = position;
-        self.stored = position;
-        Ok(())
+        match answered.task {
+            ParallelRequest::Begin => self.is_open = answered.answer.in_transaction,
+            ParallelRequest::Commit => answered.check_committed()?,
+            ParallelRequest::Changes | ParallelRequest::Ping => {}
+        }
+        let counts = answered.take_answers().counts;
+        let AnsweredRequest { expected, elapsed, .. } = answered;
+        let effects = expected.counts.conclude(counts.into_iter());
+        Ok(ParallelApplied { missing_deletes: effects.missing_deletes, elapsed })
+    }
+
+    /// Gives the session back.
+    pub fn into_writer(self) -> Writer {
+        self.pipeline.writer
     }
 }

@@ -1,183 +1,140 @@
 //! Changes one by one, in the order in which they came: a prepared statement for each.
 //!
-//! Writes into the pipelined request that `apply` sends. Statements are prepared once for each table and shape and then only
-//! bound.
+//! Writes into the request that an [`Encoder`] holds. Statements are prepared once for each table and kind of change and then only
+//! bound. Values are taken straight from the change's tuples: nothing is copied or allocated for a row.
 
 use std::sync::Arc;
 
-use super::super::error::DestinationError;
-use super::Applier;
-use super::bind::Prepared;
-use crate::apply_plan::row_by_row::{self, Shape};
+use super::encoder::{CountedRows, Encoder};
+use super::prepared::Prepared;
+use crate::apply_plan::row_by_row::{self, RowStatement};
+use crate::apply_plan::sql;
 use crate::apply_plan::target::Target;
-use crate::apply_plan::{Batch, sql};
+use crate::catalog::fit::Transfer;
 use crate::config::TruncateMode;
-use crate::pg::{Lsn, Relation, RelationId, TypeId};
-use crate::session::{Format, PipelinedRequest, Verb};
-use crate::transaction::Change;
+use crate::destination::error::DestinationError;
+use crate::destination::formats::format_of;
+use crate::pg::{Lsn, Relation, Tuple};
+use crate::session::{Format, Parameters};
+use crate::transaction::{Change, RowChange};
 
-/// Maximum number of prepared statements; beyond it all are forgotten, and prepared again as needed.
-const PREPARED_MAX: usize = 2000;
-/// pg_lsn
-const PG_LSN: TypeId = TypeId(3220);
+/// Changes of one transaction.
+#[derive(Clone, Copy)]
+pub(super) struct TransactionChanges<'a> {
+    /// The index of the first of them in the task.
+    pub(super) first: usize,
+    pub(super) changes: &'a [Change],
+    pub(super) commit_lsn: Lsn,
+}
 
-impl Applier {
-    /// Begins a transaction that applies changes.
-    pub(super) fn begin(&self, request: &mut PipelinedRequest) {
-        request.run("BEGIN");
-        self.defer_foreign_keys(request);
-    }
-
-    pub(super) fn advance(&mut self, request: &mut PipelinedRequest, previous: Lsn, next: Lsn) {
-        if !self.advance_prepared {
-            request.parse("advance", &self.writer.settings.advance(), &[PG_LSN, PG_LSN]);
-            self.advance_prepared = true;
-        }
-        request.execute(("advance", Verb::Select), &[Format::Binary], 2, |values| {
-            values.put(Some(&previous.as_u64().to_be_bytes()));
-            values.put(Some(&next.as_u64().to_be_bytes()));
-        });
-    }
-
-    pub(super) fn write_batch(
-        &mut self,
-        request: &mut PipelinedRequest,
-        batch: &Batch,
-    ) -> Result<(), DestinationError> {
-        let mut begin = 0;
-        for member in &batch.members {
-            let changes = batch.changes.get(begin..member.changes_end).unwrap_or_default();
-            self.write_changes(request, changes, member.commit.commit_lsn)?;
-            begin = member.changes_end;
+impl Encoder<'_> {
+    /// Writes changes as they came.
+    pub(super) fn write_in_order(&mut self, part: TransactionChanges<'_>) -> Result<(), DestinationError> {
+        for (index, change) in (part.first..).zip(part.changes) {
+            self.begin_change(Some(index));
+            self.write_change(change, part.commit_lsn)?;
         }
         Ok(())
     }
 
-    pub(super) fn write_changes(
+    /// Writes a change, unless its table's snapshot holds it already.
+    pub(super) fn write_change(&mut self, change: &Change, commit_lsn: Lsn) -> Result<(), DestinationError> {
+        match change {
+            Change::Row(row) if self.map.is_live(row.relation().id, commit_lsn) => self.write_row(row),
+            Change::Row(_) => Ok(()),
+            Change::Truncate { relations, restart_identity } => {
+                self.write_truncate(relations, *restart_identity, commit_lsn)
+            }
+        }
+    }
+
+    /// Writes a TRUNCATE, of those tables whose snapshot does not hold it already.
+    fn write_truncate(
         &mut self,
-        request: &mut PipelinedRequest,
-        changes: &[Change],
+        relations: &[Arc<Relation>],
+        restart_identity: bool,
         commit_lsn: Lsn,
     ) -> Result<(), DestinationError> {
-        for change in changes {
-            self.marks.push(request.statements());
-            match change {
-                Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                    if self.is_live(relation.id, commit_lsn) {
-                        self.write_row(request, relation, change)?;
-                    }
-                }
-                Change::Truncate { relations, restart_identity } => {
-                    let mut targets = Vec::new();
-                    let whole = relations.iter().all(|relation| self.is_live(relation.id, commit_lsn));
-                    for relation in relations {
-                        if self.is_live(relation.id, commit_lsn) {
-                            self.bind(relation)?;
-                            targets.extend(self.bound.get(&relation.id).map(|bound| Arc::clone(&bound.target)));
-                        }
-                    }
-                    // TRUNCATE refuses a table without those that refer to it.
-                    let mode = if whole { self.settings.truncate } else { TruncateMode::Delete };
-                    if self.foreign_keys_act && mode == TruncateMode::Truncate {
-                        // TRUNCATE refuses a table whose rows are not checked yet. At the source they were, by now.
-                        request.run("SET CONSTRAINTS ALL IMMEDIATE");
-                    }
-                    Self::write_truncate(request, mode, &targets, *restart_identity);
-                    self.defer_foreign_keys(request);
-                }
+        let mut targets = Vec::new();
+        for relation in relations {
+            if self.map.is_live(relation.id, commit_lsn) {
+                targets.push(self.map.bind(relation)?);
             }
         }
-        Ok(())
-    }
-
-    /// Whether a change of a transaction belongs to what is followed, and not to the table's snapshot.
-    pub(super) fn is_live(&self, relation: RelationId, commit_lsn: Lsn) -> bool {
-        match self.followed.get(&relation) {
-            Some(_) if commit_lsn >= self.snapshots_end => true,
-            Some(table) => table.is_live_at(commit_lsn),
-            None => false,
-        }
-    }
-
-    fn write_truncate(
-        request: &mut PipelinedRequest,
-        mode: TruncateMode,
-        targets: &[Arc<Target>],
-        restart_identity: bool,
-    ) {
-        if targets.is_empty() {
-            return;
-        }
+        // TRUNCATE refuses a table without those that refer to it.
+        let whole = targets.len() == relations.len();
+        let mode = if whole { self.map.settings.truncate } else { TruncateMode::Delete };
         match mode {
+            TruncateMode::Truncate if targets.is_empty() => {}
             TruncateMode::Truncate => {
-                let targets: Vec<&Target> = targets.iter().map(Arc::as_ref).collect();
-                sql::truncate(&targets, restart_identity).iter().for_each(|statement| request.run(statement));
-            }
-            TruncateMode::Delete => {
-                for target in targets {
-                    request.run(&sql::delete_all(target));
+                if self.map.foreign_keys_act() {
+                    // TRUNCATE refuses a table whose rows are not checked yet. At the source they were, by now.
+                    self.request.run("SET CONSTRAINTS ALL IMMEDIATE");
                 }
+                let targets: Vec<&Target> = targets.iter().map(Arc::as_ref).collect();
+                sql::truncate(&targets, restart_identity).iter().for_each(|statement| self.request.run(statement));
+                self.defer_foreign_keys();
             }
+            TruncateMode::Delete => targets.iter().for_each(|target| self.request.run(&sql::delete_all(target))),
         }
-    }
-
-    pub(super) fn write_row(
-        &mut self,
-        request: &mut PipelinedRequest,
-        relation: &Arc<Relation>,
-        change: &Change,
-    ) -> Result<(), DestinationError> {
-        self.bind(relation)?;
-        self.check_identified(relation, change)?;
-        if self.winning.is_some() {
-            return self.write_winning(request, relation, change);
-        }
-        let Some(bound) = self.bound.get(&relation.id) else { return Ok(()) };
-        let target = Arc::clone(&bound.target);
-        let Some(shape) = row_by_row::shape(&target, change)? else { return Ok(()) };
-        let prepared = self.prepare_row(request, &target, &shape);
-        let (key, image) = row_by_row::key_and_image(change);
-        self.write_prepared(request, &target, &prepared, &shape, (key, image));
         Ok(())
     }
 
-    /// The prepared statement of a shape.
-    pub(super) fn prepare_row(&mut self, request: &mut PipelinedRequest, target: &Target, shape: &Shape) -> Prepared {
-        let known = self.bound.get(&target.relation.id).and_then(|bound| bound.statements.get(shape));
-        if let Some(known) = known {
-            return known.clone();
+    /// Writes a row's change.
+    pub(super) fn write_row(&mut self, change: &RowChange) -> Result<(), DestinationError> {
+        let target = self.map.bind(change.relation())?;
+        self.map.check_identified(change)?;
+        if let CountedRows::Overwrite(counts) = &mut self.counts {
+            let Some(table) = self.map.catalog.table(&target.table) else { return Ok(()) };
+            let source = self.map.source_tables.get(target.relation.id);
+            return counts.write(&mut self.request, &target, table, source, self.map.role, change);
         }
-        let types = row_by_row::parameter_types(target, shape);
-        let verb = match shape {
-            Shape::Insert => Verb::Insert,
-            // Behind the count that it checks.
-            Shape::Update { .. } => Verb::Select,
-            Shape::Delete => Verb::Delete,
+        let Some(statement) = row_by_row::statement(&target, change)? else { return Ok(()) };
+        let prepared = self.prepare_row(&target, &statement);
+        self.write_prepared(&target, &prepared, &statement, RowValues::of(change));
+        Ok(())
+    }
+
+    /// Writes a row through a prepared statement.
+    pub(super) fn write_prepared(
+        &mut self,
+        target: &Target,
+        prepared: &Prepared,
+        statement: &RowStatement,
+        RowValues { key, image }: RowValues<'_>,
+    ) {
+        // A stream's values have one format.
+        let nulls = match self.map.settings.transfer {
+            Transfer::Binary => Format::Binary,
+            Transfer::Text => Format::Text,
         };
-        let prepared = self.new_prepared(request, types.len(), verb);
-        request.parse(&prepared.name, &row_by_row::sql(target, shape), &types);
-        if let Some(bound) = self.bound.get_mut(&target.relation.id) {
-            bound.statements.insert(shape.clone(), prepared.clone());
+        self.formats.clear();
+        row_by_row::row_parameters(target, statement, key, image, |value| self.formats.push(format_of(value, nulls)));
+        let write = |values: &mut Parameters<'_>| {
+            row_by_row::row_parameters(target, statement, key, image, |value| values.put(value.bytes()));
+        };
+        let (name, parameters) = (prepared.statement(), prepared.parameters);
+        match statement {
+            RowStatement::Delete => {
+                self.request.execute_counted(name, &self.formats, parameters, write);
+                self.expect(1);
+            }
+            RowStatement::Insert | RowStatement::Update { .. } => {
+                self.request.execute(name, &self.formats, parameters, write);
+            }
         }
-        prepared
     }
+}
 
-    /// A new name; when there are too many, all statements are forgotten first.
-    pub(super) fn new_prepared(&mut self, request: &mut PipelinedRequest, parameters: usize, verb: Verb) -> Prepared {
-        if self.prepared >= PREPARED_MAX {
-            request.run("DEALLOCATE ALL");
-            self.forget_prepared();
-        }
-        self.prepared += 1;
-        Prepared { name: Arc::from(format!("s{}", self.prepared)), parameters, verb }
-    }
+/// By what a row is found, and what it is to be.
+#[derive(Clone, Copy)]
+pub(super) struct RowValues<'a> {
+    pub(super) key: &'a Tuple,
+    pub(super) image: &'a Tuple,
+}
 
-    fn forget_prepared(&mut self) {
-        for bound in self.bound.values_mut() {
-            bound.statements.clear();
-            bound.sets.clear();
-        }
-        self.prepared = 0;
-        self.advance_prepared = false;
+impl RowValues<'_> {
+    fn of(change: &RowChange) -> RowValues<'_> {
+        RowValues { key: change.identity(), image: change.image() }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::pg::{Lsn, Relation, RelationId};
-use crate::transaction::change::{Change, Heartbeat, Piece, Step, Transaction};
+use crate::transaction::change::{Change, Chunk, Heartbeat, RowChange, Step, Transaction};
 use crate::transaction::error::TransactionError;
 use crate::transaction::output::Output;
 use crate::transaction::relations::{RelationCache, TableSet};
@@ -158,7 +158,7 @@ impl Assembler {
             Message::Insert { xid, relation, new } => {
                 if let Some(relation) = self.wanted(xid, relation)? {
                     self.check_columns(&relation, new.len())?;
-                    self.change(xid, Change::Insert { relation, new })?;
+                    self.change(xid, Change::Row(RowChange::Insert { relation, new }))?;
                 }
             }
             Message::Update { xid, relation, old, new } => {
@@ -167,13 +167,13 @@ impl Assembler {
                     if let Some(old) = &old {
                         self.check_columns(&relation, old.tuple().len())?;
                     }
-                    self.change(xid, Change::Update { relation, old, new })?;
+                    self.change(xid, Change::Row(RowChange::Update { relation, old, new }))?;
                 }
             }
             Message::Delete { xid, relation, old } => {
                 if let Some(relation) = self.wanted(xid, relation)? {
                     self.check_columns(&relation, old.tuple().len())?;
-                    self.change(xid, Change::Delete { relation, old })?;
+                    self.change(xid, Change::Row(RowChange::Delete { relation, old }))?;
                 }
             }
             Message::Truncate { xid, truncate } => {
@@ -266,7 +266,7 @@ impl Assembler {
         self.passed(commit);
         if large {
             if !changes.is_empty() {
-                self.step(Step::Piece(Piece { changes, size_bytes }));
+                self.step(Step::Chunk(Chunk { changes, size_bytes }));
             }
             self.step(Step::Commit { commit, heartbeat });
         } else if changes.is_empty() && heartbeat.is_none() {
@@ -461,7 +461,7 @@ impl Assembler {
             if let Some(begin) = begin {
                 self.step(Step::Begin(begin));
             }
-            self.step(Step::Piece(Piece { changes, size_bytes }));
+            self.step(Step::Chunk(Chunk { changes, size_bytes }));
         }
         Ok(())
     }

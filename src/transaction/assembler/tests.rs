@@ -74,7 +74,7 @@ fn a_large_transaction_comes_out_in_pieces_that_hold_all_of_it() {
     assert!(matches!(steps.first(), Some(Step::Begin(_))));
     assert!(matches!(steps.last(), Some(Step::Commit { .. })));
     let changes: usize =
-        steps.iter().map(|step| if let Step::Piece(piece) = step { piece.changes.len() } else { 0 }).sum();
+        steps.iter().map(|step| if let Step::Chunk(piece) = step { piece.changes.len() } else { 0 }).sum();
     assert_eq!((changes, steps.len()), (10, 2 + 4), "four pieces of at most three changes");
 }
 
@@ -134,7 +134,7 @@ fn a_changed_relation_holds_from_its_message_on() {
     let relations: Vec<_> = transaction
         .changes
         .iter()
-        .map(|change| if let Change::Insert { relation, .. } = change { relation } else { panic!() })
+        .map(|change| if let Change::Row(RowChange::Insert { relation, .. }) = change { relation } else { panic!() })
         .collect();
     assert_eq!(relations[0], relations[1], "the same description again");
     assert!(!Arc::ptr_eq(relations[0], relations[1]), "but it was described again, and the catalog may tell more");
@@ -212,7 +212,7 @@ fn relations_that_are_described_again_and_again_count_as_part_of_the_transaction
     for _ in 0..5_000 {
         let described = Message::Relation { xid: None, relation: wide.clone() };
         let steps = run(&mut assembler, vec![described, insert(1, b'1')]);
-        pieces += steps.iter().filter(|step| matches!(step, Step::Piece(_))).count();
+        pieces += steps.iter().filter(|step| matches!(step, Step::Chunk(_))).count();
     }
     assert!(pieces >= 4, "{pieces} pieces of a megabyte where five megabytes of names came");
 }
@@ -232,20 +232,15 @@ fn a_session_tells_of_no_more_tables_than_a_database_has() {
 fn leaves(steps: &[Step]) -> Vec<Vec<u32>> {
     let changes = steps.iter().flat_map(|step| match step {
         Step::Transaction(transaction) => transaction.changes.as_slice(),
-        Step::Piece(piece) => piece.changes.as_slice(),
+        Step::Chunk(chunk) => chunk.changes.as_slice(),
         Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {
             &[]
         }
     });
-    let leaves = changes.map(|change| match change {
-        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-            relation.leaves.iter().map(|leaf| leaf.0).collect()
-        }
-        Change::Truncate { relations, .. } => {
-            relations.iter().flat_map(|relation| relation.leaves.iter()).map(|leaf| leaf.0).collect()
-        }
-    });
-    leaves.collect()
+    let leaves = |change: &Change| {
+        change.relations().iter().flat_map(|relation| relation.leaves.iter()).map(|leaf| leaf.0).collect()
+    };
+    changes.map(leaves).collect()
 }
 
 #[test]

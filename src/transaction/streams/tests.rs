@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::*;
 use crate::pg::{Column, Ident, Lsn, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
 use crate::transaction::assembler::Assembler;
-use crate::transaction::change::Step;
+use crate::transaction::change::{RowChange, Step};
 use crate::transaction::error::TransactionError;
 use crate::transaction::output::Output;
 use crate::transaction::spool_order::SpoolOrder;
@@ -92,11 +92,13 @@ impl Ring {
     /// The first values of the inserted rows, transaction by transaction.
     fn inserted(&self) -> Vec<Vec<String>> {
         let value = |change: &Change| match change {
-            Change::Insert { new, .. } => {
+            Change::Row(RowChange::Insert { new, .. }) => {
                 let bytes = new.columns().next().and_then(|datum| datum.bytes()).unwrap_or_default();
                 String::from_utf8(bytes.to_vec()).unwrap()
             }
-            Change::Update { .. } | Change::Delete { .. } | Change::Truncate { .. } => panic!("{change:?}"),
+            Change::Row(RowChange::Update { .. }) | Change::Row(RowChange::Delete { .. }) | Change::Truncate { .. } => {
+                panic!("{change:?}")
+            }
         };
         let mut transactions: Vec<Vec<String>> = Vec::new();
         for step in &self.steps {
@@ -105,7 +107,7 @@ impl Ring {
                     transactions.push(transaction.changes.iter().map(value).collect());
                 }
                 Step::Begin(_) => transactions.push(Vec::new()),
-                Step::Piece(piece) => {
+                Step::Chunk(piece) => {
                     transactions.last_mut().unwrap().extend(piece.changes.iter().map(value));
                 }
                 Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
@@ -190,7 +192,7 @@ fn a_large_stream_comes_out_in_the_same_pieces_as_a_large_transaction() {
     messages.push(Message::Commit(commit(100)));
     messages.into_iter().for_each(|message| plain.message(message).unwrap());
     let shape = |steps: &[Step]| -> Vec<usize> {
-        steps.iter().map(|step| if let Step::Piece(piece) = step { piece.changes.len() } else { 0 }).collect()
+        steps.iter().map(|step| if let Step::Chunk(piece) = step { piece.changes.len() } else { 0 }).collect()
     };
     assert_eq!((shape(&ring.steps), ring.inserted()), (shape(&plain.steps), plain.inserted()));
 }
@@ -279,7 +281,11 @@ fn a_changed_relation_holds_from_its_message_on_in_a_stream_too() {
     let columns: Vec<usize> = transaction
         .changes
         .iter()
-        .map(|change| if let Change::Insert { relation, .. } = change { relation.columns.len() } else { 0 })
+        .map(
+            |change| {
+                if let Change::Row(RowChange::Insert { relation, .. }) = change { relation.columns.len() } else { 0 }
+            },
+        )
         .collect();
     assert_eq!(columns, [1, 2]);
 }
@@ -298,7 +304,7 @@ fn a_description_in_a_stream_is_a_relation_of_its_own_also_when_it_says_the_same
     for step in &ring.steps {
         let Step::Transaction(transaction) = step else { panic!("{step:?}") };
         for change in &transaction.changes {
-            let Change::Insert { relation, .. } = change else { panic!("{change:?}") };
+            let Change::Row(RowChange::Insert { relation, .. }) = change else { panic!("{change:?}") };
             relations.push(relation);
         }
     }
@@ -476,14 +482,16 @@ fn relations_of_transactions_in_progress_are_bounded_and_counted_while_these_las
 fn leaves(ring: &Ring) -> Vec<Vec<u32>> {
     let changes = ring.steps.iter().flat_map(|step| match step {
         Step::Transaction(transaction) => transaction.changes.as_slice(),
-        Step::Piece(piece) => piece.changes.as_slice(),
+        Step::Chunk(chunk) => chunk.changes.as_slice(),
         Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {
             &[]
         }
     });
     let leaves = changes.map(|change| match change {
-        Change::Insert { relation, .. } => relation.leaves.iter().map(|leaf| leaf.0).collect(),
-        Change::Update { .. } | Change::Delete { .. } | Change::Truncate { .. } => panic!("{change:?}"),
+        Change::Row(RowChange::Insert { relation, .. }) => relation.leaves.iter().map(|leaf| leaf.0).collect(),
+        Change::Row(RowChange::Update { .. } | RowChange::Delete { .. }) | Change::Truncate { .. } => {
+            panic!("{change:?}")
+        }
     });
     leaves.collect()
 }

@@ -30,9 +30,10 @@ const NOT_OF_THE_PATH: &str = "attacks certificates check check_refused check_te
 /// fits counts. What is missing here costs time and nothing else.
 const LIKELY: &[(&str, &str)] = &[
     ("destination/apply/parallel_apply", "ahead"),
-    ("destination/apply/evolve", "ddl columns evolving"),
-    ("destination/apply/apply_mode", "conflicts"),
-    ("destination/apply/retry", "conflicts errors"),
+    ("destination/apply/schema_follower", "ddl columns evolving"),
+    ("destination/apply/applier", "conflicts errors"),
+    ("destination/apply/failure", "conflicts errors"),
+    ("destination/apply/conflict_report", "conflicts errors"),
     ("destination/apply", "shapes values truncate identities"),
     ("destination/compare", "handover resnapshot resync"),
     ("destination/fences", "verify"),

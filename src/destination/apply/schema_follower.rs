@@ -1,185 +1,285 @@
 //! A table that the stream describes in another way than before: the destination's is brought to the same state.
 //!
-//! Done between two pieces of a large transaction, once everything before is answered: in the stream's order and inside
+//! Called by `applier` between two chunks of a large transaction, once everything before is answered: in the stream's order and inside
 //! the source transaction's own transaction. What to do is [`crate::schema_change`]'s to say; here the writing session is
 //! asked for the table as it is now, and the statements are run, one at a time.
+//!
+//! ```text
+//! description ──▶ table and types at the destination ──▶ Evolution (pure) ──▶ statements ──▶ attempts ──▶ review ──▶ shape remembered
+//!                 missing types are created                                   must succeed   may fail
+//! ```
 //!
 //! What the rows may not allow yet (NOT NULL, a unique index) is tried behind a savepoint: the catalog may be ahead of the
 //! stream. So is a new sequence, which our role may not be allowed to create. What failed is not remembered, so it is tried
 //! again when the table is described next.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::super::collations::LooserCollations;
-use super::super::error::DestinationError;
-use super::super::foreign_code::{Writes, named_collations, named_types, types_of};
-use super::super::review::{self, Created};
-use super::super::schema::{
-    ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
-};
-use super::super::{dependants, expressions, extensions, shapes};
-use super::Applier;
+use super::followed::Followed;
+use super::relation_map::RelationMap;
 use crate::catalog::determinism;
 use crate::catalog::fit::{self, End, modifier_at};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::catalog::shape::{Shape, ShapeColumn};
+use crate::destination::collations::LooserCollations;
+use crate::destination::error::DestinationError;
 use crate::destination::first_row::one_row;
+use crate::destination::foreign_code::{Writes, named_collations, named_types, types_of};
 use crate::destination::misfits::misfit_report;
 use crate::destination::name_taken::is_taken;
-use crate::pg::{ErrorReport, Ident, QualifiedName, quote_literal, shell_word, shown_sql};
+use crate::destination::review::{self, Created};
+use crate::destination::schema::{
+    ResolvedTypes, extension_of, missing_type, missing_type_report, needed_types, type_creation, type_name,
+};
+use crate::destination::writer::Writer;
+use crate::destination::{dependants, expressions, extensions, shapes};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, quote_literal, shell_word, shown_sql};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
-use crate::schema_change::{Change, Evolution, NewSequence, Obstacle, Undo};
+use crate::schema_change::{Attempt, Change, Evolution, NewSequence, Obstacle, Undo};
 use crate::session::{PipelinedRequest, SessionError, ask_table, ask_types, read_description, read_table, read_types};
 use crate::transaction::SchemaChange;
 
 const DOING: &str = "following a schema change";
 
-/// A table that is rewritten, or gets an index, takes honest hours.
+/// A table that is rewritten, or gets an index, may take hours.
 const STATEMENT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-impl Applier {
-    /// What schema changes were followed since this was asked last, for the log.
-    pub fn take_told(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.told)
+/// Follows schema changes, and keeps what is to be told of them.
+#[derive(Debug, Default)]
+pub(super) struct SchemaFollower {
+    /// What expressions of the source may call at the destination, once it was asked for.
+    expressions: Option<Expressions>,
+    notices: Vec<String>,
+}
+
+impl SchemaFollower {
+    /// What was followed since this was asked last, for the log.
+    pub(super) fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
     }
 
-    /// Follows the schema change that waits, once nothing is under way.
-    pub(super) async fn follow_waiting(&mut self) -> Result<(), DestinationError> {
-        if self.under_way.is_empty()
-            && let Some(change) = self.schema_change.take()
-        {
-            self.follow(change).await?;
-        }
-        Ok(())
-    }
-
-    async fn follow(&mut self, change: SchemaChange) -> Result<(), DestinationError> {
+    /// Brings the destination's table to the state that a transaction of the stream describes.
+    pub(super) async fn follow(
+        &mut self,
+        writer: &mut Writer,
+        map: &mut RelationMap,
+        change: SchemaChange,
+        commit_lsn: Lsn,
+    ) -> Result<(), DestinationError> {
         let SchemaChange { relation, description, vacant } = change;
-        let commit_lsn = self.large_commit_lsn();
-        if !self.is_live(relation.id, commit_lsn) {
-            return Ok(());
+        let Some(followed) = map.followed.get(relation.id).cloned() else { return Ok(()) };
+        let (table, types) = read_description(&description)?;
+        map.source_tables.described(table.clone());
+        let source = DescribedTable { relation: &relation, table, types, vacant, commit_lsn };
+        let name = &followed.name;
+        let mut following = Following { writer, map, follower: self, name, has_changed: false };
+        following.follow(&source, &followed).await
+    }
+}
+
+/// A table as its catalog has it, with the types of its columns.
+struct TableWithTypes {
+    table: TableDefinition,
+    types: Types,
+}
+
+impl TableWithTypes {
+    fn end(&self) -> End<'_> {
+        End { table: &self.table, types: &self.types }
+    }
+}
+
+/// A table as the stream describes it.
+struct DescribedTable<'a> {
+    relation: &'a Relation,
+    table: TableDefinition,
+    types: Types,
+    /// Its partitions without a block of which nothing was known, by their OIDs.
+    vacant: BTreeSet<u32>,
+    /// Of the transaction that describes it.
+    commit_lsn: Lsn,
+}
+
+impl DescribedTable<'_> {
+    fn end(&self) -> End<'_> {
+        End { table: &self.table, types: &self.types }
+    }
+
+    fn publishes(&self, column: &Ident) -> bool {
+        self.relation.columns.iter().any(|c| c.name == *column)
+    }
+
+    fn published_columns(&self) -> Vec<&ColumnDefinition> {
+        self.table.columns.iter().filter(|column| self.publishes(&column.name)).collect()
+    }
+
+    /// Refuses a destination that has lost a column which it had: once it is there again, the rows would lack its values.
+    fn refuse_lost_column(
+        &self,
+        known: &Shape,
+        name: &QualifiedName,
+        destination: &TableWithTypes,
+    ) -> Result<(), DestinationError> {
+        let kept = |column: &&ShapeColumn| self.publishes(&column.name);
+        let is_lost = |column: &&ShapeColumn| destination.table.column(&column.name).is_none();
+        let Some(lost) = known.columns.iter().filter(kept).find(is_lost) else { return Ok(()) };
+        let is_known = |column: &Ident| {
+            self.table.column(column).is_some() || known.columns.iter().any(|known| known.name == *column)
+        };
+        let renamed = self.table.column(&lost.name).and_then(|wanted| {
+            let wanted = (wanted.type_id, wanted.type_modifier, &self.types);
+            fit::renamed_column(wanted, destination.end(), is_known).cloned()
+        });
+        Err(DestinationError::ColumnLost { table: name.clone(), column: lost.name.clone(), renamed })
+    }
+
+    /// What is to be done at the destination, and what is known of the table after that.
+    fn evolution(
+        &self,
+        known: &Shape,
+        destination: &TableWithTypes,
+        schema: &Ident,
+        resolved: &ResolvedTypes,
+        expressions: &Expressions,
+    ) -> Result<(Evolution, Shape), Obstacle> {
+        let names: Vec<_> = self.published_columns().into_iter().map(|column| column.name.clone()).collect();
+        let creation = Creation {
+            table: &self.table,
+            schema,
+            type_sql: &|column| resolved.sql(column),
+            types: &self.types,
+            expressions,
+            columns: &names,
+        };
+        Change {
+            known,
+            relation: self.relation,
+            source: self.end(),
+            destination: destination.end(),
+            creation: &creation,
+            vacant: (&self.vacant, self.commit_lsn),
         }
-        let Some(followed) = self.followed.get(&relation.id) else { return Ok(()) };
-        let followed_table = followed.clone();
-        let name = followed_table.name.clone();
-        let (source, source_types) = read_description(&description)?;
-        self.conflicts.described(source.clone());
-        let Some((table, types)) = self.read_table(&name).await? else {
+        .follow()
+    }
+}
+
+/// A schema change that is being followed.
+struct Following<'a> {
+    writer: &'a mut Writer,
+    map: &'a mut RelationMap,
+    follower: &'a mut SchemaFollower,
+    /// The table at the destination.
+    name: &'a QualifiedName,
+    /// The destination's catalog is another one than the map knows.
+    has_changed: bool,
+}
+
+impl Following<'_> {
+    async fn follow(&mut self, source: &DescribedTable<'_>, followed: &Followed) -> Result<(), DestinationError> {
+        let Some(destination) = self.read_table().await? else {
             // For `bind` to report, with its hint.
             return Ok(());
         };
-        followed_table.refuse_other(table.id)?;
-        let published = |column: &Ident| relation.columns.iter().any(|c| c.name == *column);
-        let known = match self.ask(&shapes::ask_locked(relation.id)).await?.into_iter().next().flatten() {
-            Some(text) => shapes::parse(&text)?,
-            // A bookkeeping of before shapes: what is there now counts as known, and `bind` compares.
-            None => Shape::of(&source, &source_types, published),
-        };
-        let kept = |column: &&ShapeColumn| relation.columns.iter().any(|now| now.name == column.name);
-        if let Some(lost) = known.columns.iter().filter(kept).find(|column| table.column(&column.name).is_none()) {
-            let wanted = source.column(&lost.name);
-            let is_known = |column: &Ident| {
-                source.column(column).is_some() || known.columns.iter().any(|known| known.name == *column)
-            };
-            let renamed = wanted.and_then(|wanted| {
-                let wanted = (wanted.type_id, wanted.type_modifier, &source_types);
-                fit::renamed_column(wanted, End { table: &table, types: &types }, is_known).cloned()
-            });
-            return Err(DestinationError::ColumnLost { table: name, column: lost.name.clone(), renamed });
-        }
-        self.source_types.extend(source_types.iter().map(|(id, definition)| (*id, definition.clone())));
-
+        followed.refuse_other(destination.table.id)?;
+        let known = self.known_shape(source).await?;
+        source.refuse_lost_column(&known, self.name, &destination)?;
+        self.map.source_types.extend(source.types.iter().map(|(id, definition)| (*id, definition.clone())));
         let expressions = self.expressions().await?;
-        let columns: Vec<&ColumnDefinition> = source.columns.iter().filter(|column| published(&column.name)).collect();
         let mut created = Created::default();
-        let resolved = self.resolve(&source_types, &columns, &expressions, &mut created).await?;
-        let names: Vec<_> = columns.iter().map(|column| column.name.clone()).collect();
-        let followed = {
-            let creation = Creation {
-                table: &source,
-                schema: &name.schema,
-                type_sql: &|column| resolved.sql(column),
-                types: &source_types,
-                expressions: &expressions,
-                columns: &names,
-            };
-            Change {
-                known: &known,
-                relation: &relation,
-                source: End { table: &source, types: &source_types },
-                destination: End { table: &table, types: &types },
-                creation: &creation,
-                vacant: (&vacant, commit_lsn),
-            }
-            .follow()
-        };
-        let (evolution, shape) = followed.map_err(|obstacle| obstacle_report(&name, obstacle))?;
+        let columns = source.published_columns();
+        let resolved = self.resolve(&source.types, &columns, &expressions, &mut created).await?;
+        let (evolution, shape) = source
+            .evolution(&known, &destination, &self.name.schema, &resolved, &expressions)
+            .map_err(|obstacle| obstacle_report(self.name, obstacle))?;
         if !evolution.statements.is_empty() {
-            self.refuse_foreign_types(&source_types, (&source, &resolved), &evolution).await?;
+            self.refuse_foreign_types(source, &resolved, &evolution).await?;
         }
-        self.told.extend(resolved.left_out);
+        self.follower.notices.extend(resolved.left_out);
         let added = evolution.added.clone();
-        self.run(&name, evolution, (shape, relation.id), created).await?;
-        if self.changed {
-            self.changed = false;
-            self.read_again(&name).await?;
-            // The statements went by the name.
-            if let Some(table) = self.catalog.table(&name) {
-                followed_table.refuse_other(table.id)?;
-                let now = End { table, types: &self.catalog.types };
-                refuse_looser(End { table: &source, types: &source_types }, now, &added)?;
-            }
+        let shape = self.carry_out(evolution, shape, &mut created).await?;
+        self.review(&created).await?;
+        self.statement(&shapes::remember(source.relation.id, &shape)).await?;
+        if self.has_changed {
+            self.read_changed_table(source, followed, &added).await?;
         }
-        if relation.name != name {
-            self.former_names.insert((relation.id, relation.name.clone()));
+        self.map.table_changed(source.relation, followed);
+        Ok(())
+    }
+
+    /// The table as it was when it was described last.
+    async fn known_shape(&mut self, source: &DescribedTable<'_>) -> Result<Shape, DestinationError> {
+        match self.ask(&shapes::ask_locked(source.relation.id)).await?.into_iter().next().flatten() {
+            Some(text) => Ok(shapes::parse(&text)?),
+            // A bookkeeping of before shapes: what is there now counts as known, and `bind` compares.
+            None => Ok(Shape::of(&source.table, &source.types, |column| source.publishes(column))),
         }
-        self.bound.remove(&relation.id);
+    }
+
+    /// Takes the table that was changed into the map's catalog.
+    async fn read_changed_table(
+        &mut self,
+        source: &DescribedTable<'_>,
+        followed: &Followed,
+        added: &[Ident],
+    ) -> Result<(), DestinationError> {
+        if let Some(TableWithTypes { table, types }) = self.read_table().await? {
+            self.map.catalog.replace(table, types);
+        }
+        // The statements went by the name.
+        let catalog = &self.map.catalog;
+        if let Some(table) = catalog.table(self.name) {
+            followed.refuse_other(table.id)?;
+            refuse_looser(source.end(), End { table, types: &catalog.types }, added)?;
+        }
         Ok(())
     }
 
     /// A type that the source has now may have been waiting under its name: its checks, its default and its casts would run in the
     /// statements themselves, before the monitor looks. So may a collation. Only what the statements name: the source's other columns are
-    /// there, of types and collations that the table itself tells.
+    /// there, of types and collations that the table itself shows.
     async fn refuse_foreign_types(
         &mut self,
-        source_types: &Types,
-        (source, resolved): (&TableDefinition, &ResolvedTypes),
+        source: &DescribedTable<'_>,
+        resolved: &ResolvedTypes,
         evolution: &Evolution,
     ) -> Result<(), DestinationError> {
         let attempted = evolution.attempts.iter().map(|attempt| &attempt.statement);
         let statements: Vec<&String> = evolution.statements.iter().chain(attempted).collect();
         let is_named = |name: &str| statements.iter().any(|statement| statement.contains(name));
-        let columns = || source.columns.iter().filter(|column| is_named(&resolved.sql(column)));
-        let used = types_of(source_types, columns())?;
+        let DescribedTable { table, types, .. } = source;
+        let columns = || table.columns.iter().filter(|column| is_named(&resolved.sql(column)));
+        let used = types_of(types, columns())?;
         let types = named_types(&used);
-        let mut collations = named_collations(source.columns.iter(), source.indexes.iter(), &Types::new());
+        let mut collations = named_collations(table.columns.iter(), table.indexes.iter(), &Types::new());
         collations.retain(|collation| is_named(&collation.sql()));
         collations.extend(named_collations(std::iter::empty(), std::iter::empty(), &used));
         if types.is_empty() && collations.is_empty() {
             return Ok(());
         }
-        let trusted_roles = self.settings.trusted_roles.clone();
-        let names_owners = self.settings.names_owners;
+        let trusted_roles = self.map.settings.trusted_roles.clone();
+        let names_owners = self.map.settings.names_owners;
         let writes = Writes { types, collations, trusted_roles, names_owners, ..Writes::default() };
         let answer = self.ask(&writes.ask()).await?;
         writes.refuse(answer.first().and_then(Option::as_deref))
     }
 
-    async fn run(
+    /// Runs the statements; returns what is to be remembered of the table.
+    async fn carry_out(
         &mut self,
-        name: &QualifiedName,
         evolution: Evolution,
-        (mut shape, id): (Shape, crate::pg::RelationId),
-        mut created: Created,
-    ) -> Result<(), DestinationError> {
+        mut shape: Shape,
+        created: &mut Created,
+    ) -> Result<Shape, DestinationError> {
+        let name = self.name;
         let Evolution { mut statements, remedies: _, added, fills, mut attempts, mut sequences, told } = evolution;
         let indexes = attempts.iter().filter_map(|attempt| match &attempt.undo {
             Undo::Unique(name) => Some(name.clone()),
             Undo::NotNull(_) => None,
         });
         created.add_parts(name, added, indexes.collect());
-        if !self.settings.follow_schema_changes {
+        if !self.map.settings.follow_schema_changes {
             if !statements.is_empty() {
                 statements.extend(sequences.iter().flat_map(NewSequence::statements).cloned());
                 return Err(DestinationError::Refused(stopped_report(name, &told, &statements)));
@@ -190,53 +290,62 @@ impl Applier {
         }
         for statement in statements.iter().chain(&fills) {
             if let Err(error) = self.statement(statement).await {
-                let hint = self.dependants_hint(name, &error).await?;
-                return Err(unfollowed(name, (statement, hint), error));
+                let hint = self.dependants_hint(&error).await?;
+                return Err(unfollowed(name, statement, hint, error));
             }
         }
-        self.changed |= !statements.is_empty() || !attempts.is_empty() || !sequences.is_empty();
-        self.told.extend(told.into_iter().map(|told| format!("table {name}: {told}")));
+        self.has_changed |= !statements.is_empty() || !attempts.is_empty() || !sequences.is_empty();
+        self.follower.notices.extend(told.into_iter().map(|told| format!("table {name}: {told}")));
         for attempt in &attempts {
-            match self.attempt(std::slice::from_ref(&attempt.statement)).await? {
-                None => self.told.push(format!("table {name}: {}", attempt.told)),
-                Some(error) => {
-                    attempt.undo.apply(&mut shape);
-                    self.told.push(format!("table {name}: not yet possible: {}: {error}", attempt.told));
-                }
-            }
+            self.try_statement(attempt, &mut shape).await?;
         }
         for sequence in &sequences {
-            let mut refused = None;
-            for statements in sequence.tries() {
-                refused = self.attempt(statements).await?;
-                if refused.as_ref().is_none_or(|error| !is_taken(error)) {
-                    break;
-                }
+            self.try_sequence(sequence, &mut shape).await?;
+        }
+        Ok(shape)
+    }
+
+    /// Runs a statement that may fail: then it is not remembered.
+    async fn try_statement(&mut self, attempt: &Attempt, shape: &mut Shape) -> Result<(), DestinationError> {
+        let notice = match self.attempt(std::slice::from_ref(&attempt.statement)).await? {
+            None => format!("table {}: {}", self.name, attempt.told),
+            Some(error) => {
+                attempt.undo.apply(shape);
+                format!("table {}: not yet possible: {}: {error}", self.name, attempt.told)
             }
-            match refused {
-                None => self.told.push(format!("table {name}: {}", sequence.told())),
-                Some(error) => {
-                    sequence.undo(&mut shape);
-                    self.told.push(format!("table {name}: {}", sequence.refused(&error)));
-                }
+        };
+        self.follower.notices.push(notice);
+        Ok(())
+    }
+
+    /// Creates a sequence under the first name that is free; a role that may not create one goes without.
+    async fn try_sequence(&mut self, sequence: &NewSequence, shape: &mut Shape) -> Result<(), DestinationError> {
+        let mut refused = None;
+        for statements in sequence.tries() {
+            refused = self.attempt(statements).await?;
+            if refused.as_ref().is_none_or(|error| !is_taken(error)) {
+                break;
             }
         }
-        self.review(&created).await?;
-        Ok(self.statement(&shapes::remember(id, &shape)).await?)
+        let notice = match refused {
+            None => sequence.told(),
+            Some(error) => {
+                sequence.undo(shape);
+                sequence.refused(&error)
+            }
+        };
+        self.follower.notices.push(format!("table {}: {notice}", self.name));
+        Ok(())
     }
 
     /// What to do where a statement was refused because other tables have columns of this table's row type; the transaction is over then.
-    async fn dependants_hint(
-        &mut self,
-        name: &QualifiedName,
-        error: &SessionError,
-    ) -> Result<Option<String>, DestinationError> {
+    async fn dependants_hint(&mut self, error: &SessionError) -> Result<Option<String>, DestinationError> {
         if !dependants::may_be_in_the_way(error) {
             return Ok(None);
         }
         self.statement("ROLLBACK").await?;
-        let answer = self.ask(&dependants::ask(name)).await?;
-        Ok(dependants::hint(name, answer.first().and_then(Option::as_deref))?)
+        let answer = self.ask(&dependants::ask(self.name)).await?;
+        Ok(dependants::hint(self.name, answer.first().and_then(Option::as_deref))?)
     }
 
     /// Looks at what was created, inside the transaction that created it: an error rolls that back.
@@ -273,35 +382,28 @@ impl Applier {
     async fn ask(&mut self, sql: &str) -> Result<Vec<Option<String>>, DestinationError> {
         let mut request = PipelinedRequest::new();
         request.query(sql);
-        Ok(one_row(self.writer.session.round_trip(DOING, request, self.settings.timeout).await?))
+        Ok(one_row(self.writer.session.round_trip(DOING, request, self.map.settings.timeout).await?))
     }
 
-    /// The table as this session sees it now, with its types.
-    async fn read_table(&mut self, name: &QualifiedName) -> Result<Option<(TableDefinition, Types)>, DestinationError> {
-        let Some(text) = self.ask(&ask_table(name)).await?.into_iter().next().flatten() else { return Ok(None) };
+    /// The table as this session sees it now.
+    async fn read_table(&mut self) -> Result<Option<TableWithTypes>, DestinationError> {
+        let Some(text) = self.ask(&ask_table(self.name)).await?.into_iter().next().flatten() else { return Ok(None) };
         let table = read_table(&text)?;
         let ids: Vec<_> = table.columns.iter().map(|column| column.type_id).collect();
         let types = match self.ask(&ask_types(&ids)).await?.into_iter().next().flatten() {
             Some(text) => read_types(&text)?,
             None => Types::new(),
         };
-        Ok(Some((table, types)))
-    }
-
-    async fn read_again(&mut self, name: &QualifiedName) -> Result<(), DestinationError> {
-        if let Some((table, types)) = self.read_table(name).await? {
-            self.catalog.replace(table, types);
-        }
-        Ok(())
+        Ok(Some(TableWithTypes { table, types }))
     }
 
     async fn expressions(&mut self) -> Result<Expressions, DestinationError> {
-        if let Some(known) = &self.expressions {
+        if let Some(known) = &self.follower.expressions {
             return Ok(known.clone());
         }
         let answer = self.ask(&expressions::ask()).await?.into_iter().next().flatten().unwrap_or_default();
         let expressions = expressions::parse(&answer)?;
-        self.expressions = Some(expressions.clone());
+        self.follower.expressions = Some(expressions.clone());
         Ok(expressions)
     }
 
@@ -326,12 +428,12 @@ impl Applier {
                 return Err(DestinationError::Refused(missing_type_report(types, id).hint(hint)));
             }
             let statements = type_creation(types, id, expressions)?;
-            if !self.settings.follow_schema_changes && !statements.sql.is_empty() {
+            if !self.map.settings.follow_schema_changes && !statements.sql.is_empty() {
                 return Err(missing_type(types, id));
             }
             for statement in &statements.sql {
                 self.statement(statement).await?;
-                self.changed = true;
+                self.has_changed = true;
             }
             created.add_type(types.get(&id).map(TypeDefinition::qualified_name));
             left_out.extend(statements.left_out);
@@ -351,10 +453,10 @@ impl Applier {
 }
 
 /// Types and collations go by their names: what the destination has under one may take keys for equal that the source tells apart.
-fn refuse_looser(source: End<'_>, here: End<'_>, added: &[Ident]) -> Result<(), DestinationError> {
-    let found = determinism::looser(source, here, |column| added.contains(column));
+fn refuse_looser(source: End<'_>, destination: End<'_>, added: &[Ident]) -> Result<(), DestinationError> {
+    let found = determinism::looser(source, destination, |column| added.contains(column));
     let mut looser = LooserCollations::default();
-    looser.add_table(&here.table.name(), (here.table, here.types), &found);
+    looser.add_table(&destination.table.name(), (destination.table, destination.types), &found);
     looser.report().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
 }
 
@@ -402,11 +504,7 @@ fn stopped_report(table: &QualifiedName, told: &[String], statements: &[String])
 }
 
 /// A statement that the destination refused: it is the operator's to run, or to make possible.
-fn unfollowed(
-    table: &QualifiedName,
-    (statement, hint): (&str, Option<String>),
-    error: SessionError,
-) -> DestinationError {
+fn unfollowed(table: &QualifiedName, statement: &str, hint: Option<String>, error: SessionError) -> DestinationError {
     match error.server() {
         // What passes by itself is for `error_policy` to know.
         Some(server) if !matches!(server.code.class(), "08" | "40" | "53" | "55" | "57" | "58") => {
