@@ -16,7 +16,9 @@ member (root, id, attached, attached_by) AS (
     UNION ALL
     -- A table that was created as a partition has brought no rows: see describe_tables.sql.
     SELECT m.root, h.inhrelid, h.xmin <> s.xmin
-        OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4,
+        OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4
+        OR COALESCE((SELECT pg_catalog.bool_and(a.cmin::pg_catalog.text::pg_catalog.int8 >= h.cmin::pg_catalog.text::pg_catalog.int8)
+            FROM pg_catalog.pg_attribute a WHERE a.attrelid = h.inhrelid AND a.attnum > 0 AND a.xmin = s.xmin), false),
         h.xmin::pg_catalog.text::pg_catalog.int8
     FROM member m
     JOIN pg_catalog.pg_class c ON c.oid = m.id AND c.relkind = 'p'

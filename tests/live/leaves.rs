@@ -270,6 +270,78 @@ async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied()
     service.stop().await;
 }
 
+/// A root of two columns, and what makes another partition of it in the transaction that creates the table; `{t}` is the root.
+const MADE_AT_ONCE: &[(&str, &str, &str)] = &[
+    (
+        "plain",
+        "id int NOT NULL, n int",
+        "CREATE TABLE {t}_2 (id int NOT NULL, n int); INSERT INTO {t}_2 VALUES (11, 1); {attach}",
+    ),
+    (
+        "whole",
+        "id int NOT NULL, n int",
+        "CREATE TABLE {t}_2 (id int NOT NULL, n int); ALTER TABLE {t}_2 REPLICA IDENTITY FULL; INSERT INTO {t}_2 VALUES (11, 1); {attach}",
+    ),
+    (
+        "keyed",
+        "id int NOT NULL, n int",
+        "CREATE TABLE {t}_2 (id int PRIMARY KEY, n int); INSERT INTO {t}_2 VALUES (11, 1); {attach}",
+    ),
+    (
+        "defaults",
+        "id int NOT NULL DEFAULT 11, n int DEFAULT 1",
+        "CREATE TABLE {t}_2 (LIKE {t} INCLUDING ALL); INSERT INTO {t}_2 VALUES (11, 1); {attach}",
+    ),
+    (
+        "selected",
+        "id int NOT NULL, n int",
+        "CREATE TABLE {t}_2 AS SELECT 11 AS id, 1 AS n; ALTER TABLE {t}_2 ALTER id SET NOT NULL; {attach}",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_partition_that_is_attached_in_the_transaction_that_creates_it_come() {
+    let names: Vec<&str> = MADE_AT_ONCE.iter().map(|(name, ..)| *name).chain(["created", "created_with"]).collect();
+    let root = |name: &str, columns: &str| {
+        format!(
+            "CREATE TABLE {name} ({columns}) PARTITION BY RANGE (id); ALTER TABLE {name} REPLICA IDENTITY FULL;
+             CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10);
+             ALTER TABLE {name}_1 REPLICA IDENTITY FULL; INSERT INTO {name} VALUES (1, 1);"
+        )
+    };
+    let created = ["created", "created_with"].map(|name| root(name, "id int NOT NULL DEFAULT 11, n int DEFAULT 1"));
+    let schema: String = MADE_AT_ONCE.iter().map(|(name, columns, _)| root(name, columns)).chain(created).collect();
+    let database = Database::new("lvatonce", &names, &schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    for (name, _, statements) in MADE_AT_ONCE {
+        let statements = statements.replace("{attach}", &attach(name)).replace("{t}", name);
+        let identity = format!("ALTER TABLE {name}_2 REPLICA IDENTITY FULL;");
+        database.at_source(&format!("BEGIN; {statements} {identity} COMMIT")).await;
+    }
+    // Created as partitions they have brought no rows of their own, whatever their columns have.
+    let of = |name: &str, with: &str| {
+        format!("CREATE TABLE {name}_2 PARTITION OF {name} {with} FOR VALUES FROM (10) TO (20);")
+    };
+    for (name, with) in [("created", ""), ("created_with", "(id NOT NULL, n DEFAULT 7, PRIMARY KEY (id))")] {
+        let identity = format!("ALTER TABLE {name}_2 REPLICA IDENTITY FULL; INSERT INTO {name} VALUES (11, 1);");
+        database.at_source(&format!("BEGIN; {} {identity} COMMIT", of(name, with))).await;
+    }
+    for name in &names {
+        becomes_equal(&database, name).await;
+    }
+    for (name, ..) in MADE_AT_ONCE {
+        assert!(
+            service.log().contains(&format!("partition public.{name}_2 was attached")),
+            "{name}:\n{}",
+            service.log()
+        );
+    }
+    assert!(!service.log().contains("partition public.created"), "{}", service.log());
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_came_before_a_partition_was_seen_empty_are_not_kept() {
     let tables = ["held", "kept"];
