@@ -235,7 +235,8 @@ impl<'a> Copy<'a> {
         let from = value(&source, &sql).await;
         // The copy was made from the base's own slot; its bookkeeping gets the name of the one that it continues from.
         let adopt = format!(
-            "UPDATE headwater.stream SET slot = '{slot}', source_database = '{source_database}', consistent_point = '{from}';
+            "UPDATE headwater.stream SET slot = '{slot}', source_database = '{source_database}', source_database_id = NULL,
+                    consistent_point = '{from}';
              UPDATE headwater.position SET position = '{from}';
              UPDATE headwater.tables SET snapshot_position = '{from}'"
         );
