@@ -70,6 +70,7 @@ const EXACTNESS_PATH: &[&str] = &[
     "src/schema_change/steps.rs",
     "src/catalog/fingerprint.rs",
     "src/catalog/fit.rs",
+    "src/catalog/leaves.rs",
     "src/catalog/replica_identity.rs",
     "src/apply_plan/coalesce",
     "src/apply_plan/merge.rs",

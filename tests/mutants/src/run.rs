@@ -54,6 +54,7 @@ const LIKELY: &[(&str, &str)] = &[
     ("schema_change", "ddl columns evolving labels"),
     ("catalog/fingerprint", "rewrites swaps suspended tables"),
     ("catalog/fit", "types columns"),
+    ("catalog/leaves", "leaves rewrites"),
     ("catalog/replica_identity", "identities"),
     ("progress", "idle crash"),
     ("session/copy", "snapshot"),
