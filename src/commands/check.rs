@@ -27,8 +27,10 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
     };
     let (mut findings, waits) = telling(&config, check::run(&config)).await;
     // What ended with a wait says so and no more.
-    for finding in findings.iter_mut().filter(|finding| finding.report.message.contains(NO_ANSWER)) {
-        finding.report = waits.explain(finding.report.clone());
+    for finding in &mut findings {
+        if let Some(late) = finding.late {
+            finding.report = waits.explain(late, finding.report.clone());
+        }
     }
     findings.extend(http(&config).await);
     if arguments.not_carried {
@@ -42,9 +44,6 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
     let failed = findings.iter().any(|finding| finding.standing == Severity::Failed);
     if failed { Exit::OperatorMustAct } else { Exit::Done }
 }
-
-/// How the message of a question ends that was given up.
-const NO_ANSWER: &str = ": no answer within ";
 
 fn json(findings: &[Finding]) -> String {
     let findings: Vec<serde_json::Value> = findings
@@ -80,8 +79,9 @@ fn object(thing: &NotCarried) -> serde_json::Value {
 /// Whether a start can listen where status, metrics and health are to be found.
 async fn http(config: &Config) -> Option<Finding> {
     let address = config.http.listen?;
-    let found =
-        |standing, report| Some(Finding { about: About::Here, what: "http", standing, report, objects: Vec::new() });
+    let found = |standing, report| {
+        Some(Finding { about: About::Here, what: "http", standing, report, late: None, objects: Vec::new() })
+    };
     let Err(error) = try_listen(address).await else {
         return found(Severity::Ok, ErrorReport::new(format!("http.listen: {address} is free")));
     };
@@ -97,7 +97,7 @@ fn list(findings: &[Finding], quiet: bool) {
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
     let shown = |finding: &&Finding| !quiet || finding.standing != Severity::Ok;
     for finding in findings.iter().filter(shown) {
-        let Finding { about, what, standing, report, objects: _ } = finding;
+        let Finding { about, what, standing, report, late: _, objects: _ } = finding;
         let mut lines = Vec::new();
         let colour = match standing {
             Severity::Ok => Colour::Green,

@@ -1,7 +1,8 @@
 //! What a command waits for: said on standard error while it lasts, and in the hint of the error that ends it.
 //!
 //! Wraps the work of every command that asks the servers for more than a moment. In comes the work; out goes what came of it, with the
-//! waits that were seen last. The waits of a running service are among them, since a command may wait for that.
+//! waits that were seen last. The waits of a running service are reported, too, since a command may wait for that. An error comes with what
+//! its own session has waited for, and nobody else's.
 //!
 //! Bounds: those of the work. Two sessions are opened once it has lasted for [`LOOKED_AFTER`], and end with it; a server that does not
 //! answer them is the work's to report.
@@ -14,19 +15,19 @@ use std::time::Duration;
 
 use super::display;
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::DestinationError;
 use crate::error_policy::{Fault, report};
 use crate::pg::ErrorReport;
-use crate::preflight::waits::{End, LOOK_EVERY, ToldWaits, Wait, waits};
-use crate::session::{SessionError, Sql, SqlState};
-use crate::source::SourceError;
+use crate::preflight::waits::{End, LOOK_EVERY, LateSession, ToldWaits, Wait, waits, working};
+use crate::session::Sql;
 
 /// Most commands are over by then. A wait is said once it has lasted for 5 s.
 const LOOKED_AFTER: Duration = Duration::from_secs(3);
 /// What a look at the waits may take.
 const QUERY_MAX: Duration = Duration::from_secs(10);
+/// More waits than a command has sessions.
+const REMEMBERED_MAX: usize = 100;
 
-/// The waits that were seen last, at the source and at the destination.
+/// What sessions wait for, or were waiting for when they were last seen: those of this command, and of a service that runs.
 #[derive(Debug, Default)]
 pub(super) struct LastWaits(Vec<Wait>);
 
@@ -62,7 +63,15 @@ async fn watch(end: End, connection: &ConnectionSettings, last: &Mutex<Vec<Wait>
                 for wait in told.new_ones(&found) {
                     display::line(&wait.text());
                 }
-                *last.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                let mut before = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                before.retain(|wait| found.iter().all(|found| found.process_id() != wait.process_id()));
+                let Ok(working) = working(&client, &before.iter().map(Wait::process_id).collect::<Vec<_>>()).await
+                else {
+                    break;
+                };
+                before.retain(|wait| !working.contains(&wait.process_id()));
+                before.truncate(REMEMBERED_MAX);
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = [found, before].concat();
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         }
@@ -73,16 +82,20 @@ async fn watch(end: End, connection: &ConnectionSettings, last: &Mutex<Vec<Wait>
 impl LastWaits {
     /// A fault, with what was waited for where it is the end of a wait.
     pub(super) fn report(&self, fault: &Fault) -> ErrorReport {
-        if has_waited(fault) { self.explain(report(fault)) } else { report(fault) }
+        match LateSession::of(fault) {
+            Some(late) => self.explain(late, report(fault)),
+            None => report(fault),
+        }
     }
 
-    /// The end of a wait, with what was waited for.
-    pub(super) fn explain(&self, report: ErrorReport) -> ErrorReport {
-        if self.0.is_empty() {
+    /// The end of a wait, with what that session has waited for.
+    pub(super) fn explain(&self, late: LateSession, report: ErrorReport) -> ErrorReport {
+        let waits: Vec<&Wait> = self.0.iter().filter(|wait| late.has_met(wait)).collect();
+        if waits.is_empty() {
             return report;
         }
-        let texts: Vec<String> = self.0.iter().map(Wait::text).collect();
-        let statements: BTreeSet<&str> = self.0.iter().filter_map(Wait::ending).collect();
+        let texts: Vec<String> = waits.iter().map(|wait| wait.text()).collect();
+        let statements: BTreeSet<&str> = waits.iter().filter_map(|wait| wait.ending()).collect();
         let report = report.detail(format!("It has waited: {}.", texts.join("; ")));
         if statements.is_empty() {
             return report.hint("Bring the standby back, or set synchronous_standby_names of that server otherwise.");
@@ -93,15 +106,4 @@ impl LastWaits {
             statements.join("\n")
         ))
     }
-}
-
-/// Whether a fault says that something took too long.
-fn has_waited(fault: &Fault) -> bool {
-    let (Fault::Source(SourceError::Session(error)) | Fault::Destination(DestinationError::Session(error))) = fault
-    else {
-        return false;
-    };
-    // lock_not_available, query_canceled: by lock_timeout and statement_timeout.
-    let codes = [b"55P03", b"57014"];
-    matches!(error, SessionError::Timeout { .. }) || codes.iter().any(|code| error.code() == Some(SqlState::new(code)))
 }

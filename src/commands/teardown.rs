@@ -1,6 +1,7 @@
 //! `headwater teardown`: removes what headwater has made on both sides, except rows.
 //!
-//! Says of each thing what became of it; exit 0 when nothing is left, 1 when something is, with the SQL that removes it.
+//! Says of each thing what became of it, also of those before an error; exit 0 when nothing is left, 1 when something is, with the SQL that
+//! removes it.
 
 use std::path::PathBuf;
 
@@ -16,14 +17,8 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let (ended, waits) = telling(&config, teardown::run(&config, arguments.dry_run)).await;
-    let removals = match ended {
-        Ok(removals) => removals,
-        Err(fault) => {
-            display::error(&waits.report(&fault).lines());
-            return Exit::OperatorMustAct;
-        }
-    };
+    let mut removals = Vec::new();
+    let (ended, waits) = telling(&config, teardown::run(&config, arguments.dry_run, &mut removals)).await;
     let removed = if arguments.dry_run { "would remove" } else { "removed" };
     for removal in &removals {
         match removal {
@@ -33,6 +28,14 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -
                 display::result(&format!("left: {what}\n    {}", sql.replace('\n', "\n    ")));
             }
         }
+    }
+    if let Err(fault) = ended {
+        display::error(&waits.report(&fault).lines());
+        display::line(match removals.is_empty() {
+            true => "nothing was removed",
+            false => "what is listed was done before that; run headwater teardown again for the rest",
+        });
+        return Exit::OperatorMustAct;
     }
     let left = removals.iter().any(|removal| matches!(removal, Removal::Left { .. }));
     if left { Exit::OperatorMustAct } else { Exit::Done }

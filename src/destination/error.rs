@@ -3,6 +3,8 @@
 //! Goes to `error_policy`, which decides what now.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::apply_plan::target::BindError;
 use crate::config::OnConflict;
@@ -305,6 +307,33 @@ pub enum DestinationError {
     /// Staged rows are not those that were sent.
     #[error("staging was lost: {0}")]
     StagingLost(String),
+    /// The destination has not answered the monitor for too long.
+    #[error("destination: {0}")]
+    Silent(Silent),
+}
+
+/// How long a server has not answered, and what the last try has met.
+#[derive(Clone, Debug)]
+pub struct Silent {
+    /// For so long.
+    pub within: Duration,
+    /// What the last try has met.
+    pub error: Arc<SessionError>,
+}
+
+/// The same try.
+impl PartialEq for Silent {
+    fn eq(&self, other: &Silent) -> bool {
+        self.within == other.within && Arc::ptr_eq(&self.error, &other.error)
+    }
+}
+
+impl Eq for Silent {}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no sign of life for {}; at last: {}", humantime::format_duration(self.within), self.error)
+    }
 }
 
 impl From<OtherTable> for DestinationError {

@@ -87,7 +87,7 @@ pub use conflict::{ConflictPolicy, Repair};
 pub use dead_letter::{
     DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,
 };
-pub use error::{Conflict, ConflictKind, DestinationError, FailedChange, KeyRefusal};
+pub use error::{Conflict, ConflictKind, DestinationError, FailedChange, KeyRefusal, Silent};
 pub use expressions::read as expressions_here;
 pub use extensions::extension_hint;
 pub use fences::{

@@ -192,6 +192,7 @@ impl Replay {
             let answer = waiting.map_err(|_| crate::session::SessionError::Timeout {
                 doing: "replaying a dead letter",
                 within: self.settings.timeout,
+                process_id: Some(self.session.process_id()),
             })??;
             if let Some((statement, error)) = answer.failure {
                 let at = marks.partition_point(|mark| *mark <= statement).saturating_sub(1);

@@ -196,7 +196,7 @@ async fn texts(
     session.send(request);
     let doing = "asking how values read";
     let answer = tokio::time::timeout(settings.timeout, session.answer()).await;
-    let answer = answer.map_err(|_| SessionError::Timeout { doing, within: settings.timeout })??;
+    let answer = answer.map_err(|_| SessionError::Timeout { doing, within: settings.timeout, process_id: None })??;
     if let Some((_, error)) = answer.failure {
         return Err(SessionError::Server { doing, error: Box::new(error) }.into());
     }

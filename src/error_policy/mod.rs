@@ -129,6 +129,7 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
         },
         Fault::Destination(error) => match error {
             DestinationError::Session(error) => session(error, "destination_lost", &operator),
+            DestinationError::Silent(silent) => session(&silent.error, "destination_lost", &operator),
             DestinationError::Refused(_) => operator("destination_refused"),
             DestinationError::Constraint(_) | DestinationError::KeyRefuses(_) => Decision::Halt("constraint"),
             // Another instance leads: stand by behind its lock.
@@ -195,6 +196,23 @@ fn session(error: &SessionError, lost: &'static str, operator: &dyn Fn(&'static 
     }
 }
 
+/// Whether a copy that was asked for is given up where the old rows serve: an operator must act and can ask again. A function of the
+/// destination that fails halts a stream, which needs it, and ends such a copy.
+pub fn gives_up_copy(fault: &Fault) -> bool {
+    match decide(fault, Phase::Starting, OnSlotLost::Stop) {
+        Decision::End | Decision::Resnapshot => true,
+        Decision::Retry(_) => false,
+        Decision::Halt(_) => match fault {
+            Fault::Source(SourceError::Session(error)) | Fault::Destination(DestinationError::Session(error)) => {
+                error.server().is_some_and(|server| server.in_function)
+            }
+            Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
+                false
+            }
+        },
+    }
+}
+
 /// The report on a copy that lacks most rows of tables. `copy_begun_at`: the start that counted them was an earlier one.
 fn lacks_most(tables: &str, copy_begun_at: Option<&str>) -> ErrorReport {
     let counted = match copy_begun_at {
@@ -228,6 +246,10 @@ pub fn report(fault: &Fault) -> ErrorReport {
         }
         Fault::Source(SourceError::Session(error)) => session_report("source", error),
         Fault::Destination(DestinationError::Session(error)) => session_report("destination", error),
+        Fault::Destination(error @ DestinationError::Silent(silent)) => {
+            let message = ErrorReport::new(error.to_string()).message;
+            ErrorReport { message, ..session_report("destination", &silent.error) }
+        }
         Fault::Destination(DestinationError::Conflict(conflict)) => conflict::report(conflict),
         Fault::Destination(DestinationError::KeyRefuses(refusal)) => ErrorReport::new(refusal.to_string()).hint(
             "Compare the types and the collations of these columns at both ends, and change the table at the destination.",
@@ -449,8 +471,20 @@ fn too_many_sessions(message: &str, end: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::destination::Silent;
     use crate::session::ServerError;
     use crate::source::LostHistory;
+
+    #[test]
+    fn a_destination_that_gives_no_sign_of_life_has_the_hint_of_what_was_met_there() {
+        let Fault::Destination(DestinationError::Session(error)) = server_fault("28000") else { unreachable!() };
+        let silent = Silent { within: std::time::Duration::from_secs(30), error: std::sync::Arc::new(error) };
+        let fault = Fault::Destination(DestinationError::Silent(silent));
+        let report = report(&fault);
+        assert_eq!(report.message, "destination: no sign of life for 30s; at last: x: m (SQLSTATE 28000)");
+        assert!(report.hint.is_some_and(|hint| hint.starts_with("Correct the user in destination.url")));
+        assert_eq!(decide(&fault, Phase::Running, OnSlotLost::Stop), Decision::Halt("refused"));
+    }
 
     fn server_fault(code: &str) -> Fault {
         let error = ServerError {
@@ -464,6 +498,7 @@ mod tests {
             table: None,
             column: None,
             constraint: None,
+            process_id: None,
         };
         Fault::Destination(DestinationError::Session(SessionError::Server { doing: "x", error: Box::new(error) }))
     }

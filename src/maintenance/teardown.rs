@@ -37,17 +37,16 @@ pub(crate) enum Removal {
     },
 }
 
-/// Removes what headwater has made on both sides, except rows. `dry_run`: only says so.
+/// Removes what headwater has made on both sides, except rows, and adds what became of each thing to `removals`. `dry_run`: only says so.
 ///
 /// # Errors
-/// [`Fault`]: an instance runs, or both sides are out of reach.
-pub(crate) async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, Fault> {
+/// [`Fault`]: an instance runs, both sides are out of reach, or one does not answer any more. What was removed before stays so.
+pub(crate) async fn run(config: &Config, dry_run: bool, removals: &mut Vec<Removal>) -> Result<(), Fault> {
     let addresses = Addresses::new(config);
-    let mut removals = Vec::new();
     let here = destination(config, &addresses).await;
     if let Err(Fault::Destination(DestinationError::Session(SessionError::Timeout { .. }))) = &here {
-        // It answers, and a session there holds a lock: nothing is removed yet.
-        return here.map(|_| removals);
+        // It has let us in: a session there holds a lock, most likely.
+        return here.map(|_| ());
     }
     let there = connect_chosen(config).await.map_err(Fault::from);
     let stream = match &here {
@@ -56,12 +55,13 @@ pub(crate) async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, 
         Err(_) => None,
     };
     match &there {
-        Ok((config, client)) => source(config, client, stream.as_ref(), dry_run, &mut removals).await?,
+        Ok((config, client)) => source(config, client, stream.as_ref(), dry_run, removals).await?,
         Err(fault) => removals.push(Removal::Left {
             what: format!(
-                "slot {} and publication {} at the source, which is out of reach: {}",
+                "slot {} and publication {} at the source, which {}: {}",
                 config.source.slot,
                 config.source.publication,
+                silence(fault),
                 report(fault)
             ),
             sql: format!(
@@ -74,7 +74,7 @@ pub(crate) async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, 
     }
     match here {
         Ok((bookkeeping, candidate)) => {
-            remove_bookkeeping(bookkeeping.client(), stream.flatten().as_ref(), dry_run, &mut removals).await?;
+            remove_bookkeeping(bookkeeping.client(), stream.flatten().as_ref(), dry_run, removals).await?;
             candidate.close().await;
         }
         Err(fault) => {
@@ -82,12 +82,35 @@ pub(crate) async fn run(config: &Config, dry_run: bool) -> Result<Vec<Removal>, 
                 return Err(fault);
             }
             removals.push(Removal::Left {
-                what: format!("the bookkeeping at the destination, which is out of reach: {}", report(&fault)),
+                what: format!("the bookkeeping at the destination, which {}: {}", silence(&fault), report(&fault)),
                 sql: "DROP SCHEMA IF EXISTS headwater CASCADE;".to_owned(),
             });
         }
     }
-    Ok(removals)
+    Ok(())
+}
+
+/// How a side fails to do its part: one that does not answer has let us in, and one that refuses has answered.
+fn silence(fault: &Fault) -> &'static str {
+    let (Fault::Source(SourceError::Session(error)) | Fault::Destination(DestinationError::Session(error))) = fault
+    else {
+        return "refuses";
+    };
+    match error {
+        SessionError::Timeout { .. } => "does not answer in time",
+        SessionError::Server { error, .. } if !error.fatal => "refuses",
+        SessionError::Server { .. }
+        | SessionError::Unreachable { .. }
+        | SessionError::Unwanted { .. }
+        | SessionError::Tls { .. }
+        | SessionError::Authentication { .. }
+        | SessionError::TooOld { .. }
+        | SessionError::File { .. }
+        | SessionError::Lost { .. }
+        | SessionError::Protocol { .. }
+        | SessionError::Replaced { .. }
+        | SessionError::Answer { .. } => "is out of reach",
+    }
 }
 
 /// The record of the stream. One that is damaged is none: teardown is the way out of that, too.
@@ -271,7 +294,8 @@ async fn source(
     publication(config, client, dry_run, removals).await
 }
 
-/// Leaves what the server itself refuses to drop, with the statement for a role that may run it; a lost session is an error.
+/// Leaves what the server itself refuses to drop, with the statement for a role that may run it; a lost session is an error. So is one that
+/// waits for a lock: it would drop the thing once it gets that.
 fn outcome(dropped: Result<(), SessionError>, thing: String, sql: String) -> Result<Removal, SessionError> {
     let Err(error) = dropped else { return Ok(Removal::Removed(thing)) };
     match error.server() {
@@ -295,13 +319,13 @@ async fn publication(
         Some(comment) if comment.as_deref() != Some(PUBLICATION_COMMENT) => removals
             .push(Removal::Kept(format!("publication {publication} at the source, which headwater did not create"))),
         Some(_) => {
+            // A standby cannot drop it, nor a role that does not own it any more.
+            let standby = client.query_one("looking at the source", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
             let statement = format!("DROP PUBLICATION {}", publication.sql());
             let dropped = match dry_run {
                 true => Ok(()),
                 false => client.statement("dropping the publication", &statement).await,
             };
-            // A standby cannot drop it, nor a role that does not own it any more.
-            let standby = client.query_one("looking at the source", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
             let place = match standby.and_then(|row| row.get(0)).map_err(SourceError::Session)? {
                 true => "at the source, a standby; its primary drops it",
                 false => "at the source",

@@ -20,10 +20,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::destination::DestinationError;
+use crate::error_policy::Fault;
 use crate::pg::{Ident, printable, shown_literal, without_values};
 use crate::preflight::watch_failures::WatchFailure;
 use crate::session::{Row, SessionError, Sql, SqlClient, slow_connections};
-use crate::source::lock_holder;
+use crate::source::{SourceError, lock_holder};
 use crate::telemetry::Telemetry;
 
 /// A wait that is over sooner is not reported.
@@ -57,6 +59,10 @@ impl End {
 /// A session of ours that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wait {
+    /// Where it waits.
+    end: End,
+    /// The process that serves it there.
+    process_id: u32,
     /// Who waits for what, and for which transaction of whom, without what changes while it lasts: told once.
     key: String,
     what: String,
@@ -72,6 +78,11 @@ impl Wait {
     /// The wait in words.
     pub(crate) fn text(&self) -> String {
         format!("{}, {}", self.what, self.holder)
+    }
+
+    /// The process that serves the session that waits.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process_id
     }
 
     /// The statement that ends it, if one does.
@@ -162,7 +173,7 @@ const WAITS: &str = "
            l.mode, CASE WHEN c.oid IS NULL THEN 'a ' || l.locktype ELSE pg_catalog.format('%I.%I', n.nspname, c.relname) END,
            COALESCE(b.usename::text, '?'), COALESCE(b.application_name, ''), COALESCE(pg_catalog.host(b.client_addr), 'this machine'),
            COALESCE(b.state, '?'), pg_catalog.to_char(b.xact_start, 'YYYY-MM-DD HH24:MI:SS'), COALESCE(b.query, ''),
-           w.backend_type = 'walsender' AND w.application_name LIKE '% snapshot'
+           w.backend_type = 'walsender' AND w.application_name LIKE '% snapshot', w.pid::bigint
     FROM pg_catalog.pg_stat_activity w
     JOIN pg_catalog.pg_locks l ON l.pid = w.pid AND NOT l.granted
     CROSS JOIN LATERAL (
@@ -192,10 +203,10 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
     let rows = client.query_as_login_role("looking at locks", WAITS, &[&beginning, &seconds, &WAITS_MAX]).await?;
     let mut waits = Vec::new();
     for row in rows {
-        let (name, process_id, mode, object): (&str, i32, &str, &str) =
+        let (name, holder_id, mode, object): (&str, i32, &str, &str) =
             (row.get(0)?, row.get(1)?, row.get(3)?, row.get(4)?);
         // What ends it comes before what the holder has chosen, whose names are quoted: nobody can forge the statement.
-        let (blocker, holder, ending) = if process_id == 0 {
+        let (blocker, holder, ending) = if holder_id == 0 {
             let transaction: &str = row.get(2)?;
             let Some(prepared) = lock_holder(client, None, transaction).await? else { continue };
             let words = format!("held by {}. To end it: {}", prepared.words(), prepared.end());
@@ -206,14 +217,14 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
             let (role, program, from): (&str, &str, &str) = (row.get(5)?, row.get(6)?, row.get(7)?);
             let since = row.get::<Option<&str>>(9)?.map_or(String::new(), |at| format!(" since {at} UTC"));
             let (state, statement) = (row.get::<&str>(8)?, shown(row.get(10)?));
-            let statement_end = format!("SELECT pg_terminate_backend({process_id});");
+            let statement_end = format!("SELECT pg_terminate_backend({holder_id});");
             let words = format!(
-                "held by process {process_id}. To end it: {statement_end} It is of role {}, from {from}, \
+                "held by process {holder_id}. To end it: {statement_end} It is of role {}, from {from}, \
                  {state}, in a transaction{since}; application_name: {}; last statement: {statement}",
                 Ident::new(role),
                 shown_literal(program),
             );
-            (format!("{process_id}{since}"), words, format!("{statement_end} -- at the {}", end.as_str()))
+            (format!("{holder_id}{since}"), words, format!("{statement_end} -- at the {}", end.as_str()))
         };
         let what = format!("{}: {} waits for {mode} on {object}", end.as_str(), printable(name));
         // What is tried again may begin with a weaker lock, and the blocker's state and statement change in its transaction.
@@ -224,6 +235,8 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
             holder: printable(&holder).into_owned(),
             ending: Some(printable(&ending).into_owned()),
             told_elsewhere: row.get(11)?,
+            end,
+            process_id: process_id(&row, 12)?,
         });
     }
     waits.extend(standby_waits(client, end, (&beginning, seconds)).await?);
@@ -237,7 +250,7 @@ async fn standby_waits(
     (beginning, seconds): (&str, f64),
 ) -> Result<Vec<Wait>, SessionError> {
     let sql = "SELECT w.application_name::text, pg_catalog.current_setting('synchronous_standby_names'),
-                      pg_catalog.to_char(w.query_start, 'YYYY-MM-DD HH24:MI:SS')
+                      pg_catalog.to_char(w.query_start, 'YYYY-MM-DD HH24:MI:SS'), w.pid::bigint
                FROM pg_catalog.pg_stat_activity w
                WHERE w.wait_event = 'SyncRep' AND w.datname = pg_catalog.current_database() AND w.usename = session_user
                  AND pg_catalog.starts_with(w.application_name, $1)
@@ -247,10 +260,16 @@ async fn standby_waits(
     let rows = client.query_as_login_role(doing, sql, &[&beginning, &seconds, &WAITS_MAX]).await?;
     let wait = |row: &Row| {
         let (name, names, since): (&str, &str, Option<&str>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let (end, since) = (end.as_str(), since.unwrap_or("?"));
+        let since = since.unwrap_or("?");
         Ok(Wait {
+            end,
+            process_id: process_id(row, 3)?,
             key: format!("{name} standby {since}"),
-            what: format!("{end}: {} waits for a synchronous standby of the {end} to confirm a COMMIT", printable(name)),
+            what: format!(
+                "{end}: {} waits for a synchronous standby of the {end} to confirm a COMMIT",
+                printable(name),
+                end = end.as_str()
+            ),
             holder: printable(&format!(
                 "since {since} UTC. To end it: bring a standby of synchronous_standby_names back ({}), or set that otherwise",
                 shown_literal(names)
@@ -261,6 +280,61 @@ async fn standby_waits(
         })
     };
     rows.iter().map(wait).collect()
+}
+
+fn process_id(row: &Row, column: usize) -> Result<u32, SessionError> {
+    Ok(u32::try_from(row.get::<i64>(column)?).unwrap_or(0))
+}
+
+/// Those of these processes that work again, or are idle: what they have waited for is over.
+pub(crate) async fn working(client: &SqlClient, processes: &[u32]) -> Result<BTreeSet<u32>, SessionError> {
+    let sql = "SELECT pid::bigint FROM pg_catalog.pg_stat_activity
+               WHERE pid = ANY ($1::bigint[]) AND wait_event_type IS DISTINCT FROM 'Lock' AND wait_event IS DISTINCT FROM 'SyncRep'";
+    let processes: Vec<i64> = processes.iter().map(|id| i64::from(*id)).collect();
+    let rows = client.query_as_login_role("looking at sessions that have waited", sql, &[&processes]).await?;
+    rows.iter().map(|row| process_id(row, 0)).collect()
+}
+
+/// A session of this process whose question was given up, as nobody answered in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LateSession {
+    end: End,
+    process_id: u32,
+}
+
+impl LateSession {
+    /// The session that met this fault, if that says that something took too long.
+    pub(crate) fn of(fault: &Fault) -> Option<LateSession> {
+        let (end, error) = match fault {
+            Fault::Source(SourceError::Session(error)) => (End::Source, error),
+            Fault::Destination(DestinationError::Session(error)) => (End::Destination, error),
+            Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
+                return None;
+            }
+        };
+        let process_id = match error {
+            SessionError::Timeout { process_id, .. } => *process_id,
+            // lock_not_available, query_canceled: by lock_timeout and statement_timeout.
+            SessionError::Server { error, .. } if ["55P03", "57014"].contains(&error.code.as_str()) => error.process_id,
+            SessionError::Server { .. }
+            | SessionError::Unreachable { .. }
+            | SessionError::Unwanted { .. }
+            | SessionError::Tls { .. }
+            | SessionError::Authentication { .. }
+            | SessionError::TooOld { .. }
+            | SessionError::File { .. }
+            | SessionError::Lost { .. }
+            | SessionError::Protocol { .. }
+            | SessionError::Replaced { .. }
+            | SessionError::Answer { .. } => None,
+        };
+        process_id.map(|process_id| LateSession { end, process_id })
+    }
+
+    /// Whether it is this session that waits.
+    pub(crate) fn has_met(self, wait: &Wait) -> bool {
+        (self.end, self.process_id) == (wait.end, wait.process_id)
+    }
 }
 
 fn shown(statement: &str) -> String {
@@ -279,6 +353,8 @@ mod tests {
     #[test]
     fn a_wait_is_told_once_for_each_transaction_that_is_in_the_way() {
         let wait = |what: &str, holder: &str| Wait {
+            end: End::Source,
+            process_id: 1,
             key: format!("{what} {holder}"),
             what: what.into(),
             holder: holder.into(),

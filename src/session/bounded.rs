@@ -13,6 +13,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -44,6 +45,17 @@ impl Complaint {
     }
 }
 
+/// The server's process of a session, which tokio-postgres keeps to itself.
+#[derive(Clone, Default)]
+pub(super) struct Process(Arc<AtomicU32>);
+
+impl Process {
+    /// Its number; 0 until the server has told it.
+    pub(super) fn id(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The stream of a session of tokio-postgres.
 pub(super) struct BoundedStream {
     stream: BoxedStream,
@@ -61,19 +73,25 @@ impl BoundedStream {
     pub(super) fn complaint(&self) -> Complaint {
         self.complaint.clone()
     }
+
+    /// Where the server's process stands once it has told it.
+    pub(super) fn process(&self) -> Process {
+        self.heads.process.clone()
+    }
 }
 
 /// What is known of the messages that have passed.
 #[derive(Default)]
 struct Heads {
     /// The head that is being read: tag and length, of an authentication message the method, of a row the number of its values, of a
-    /// description all.
+    /// description all, of BackendKeyData the process.
     head: Vec<u8>,
     /// Bytes of the message's body that are to come.
     body_left: usize,
     authenticated: bool,
     parameter_bytes: usize,
     answer: AnswerBudget,
+    process: Process,
 }
 
 impl Heads {
@@ -127,6 +145,11 @@ impl Heads {
                 if let Some(unknown) = types.into_iter().find(|oid| Type::from_oid(*oid).is_none()) {
                     return Err(invalid(format!("values of type {unknown}, which was not asked for")));
                 }
+            }
+            // BackendKeyData: the process, and a secret.
+            b'K' if length >= 8 => {
+                let Some(id) = self.head.get(5..9).and_then(|id| id.first_chunk::<4>()) else { return Ok(()) };
+                self.process.0.store(u32::from_be_bytes(*id), Ordering::Relaxed);
             }
             // ReadyForQuery: another answer follows.
             b'Z' => self.answer = AnswerBudget::default(),
@@ -210,8 +233,10 @@ mod tests {
                 assert!(pass(&mut Heads::default(), &[first, long.clone()].concat(), cut).is_err());
             }
             let mut heads = Heads::default();
-            let session = [message(b'R', b"\0\0\0\x0asasl"), message(b'R', &[0; 4]), message(b'Z', b"I"), long.clone()];
+            let login = [message(b'R', b"\0\0\0\x0asasl"), message(b'R', &[0; 4]), message(b'K', b"\0\0\x01\x02key.")];
+            let session = [login.concat(), message(b'Z', b"I"), long.clone()];
             assert!(pass(&mut heads, &session.concat(), cut).is_ok());
+            assert_eq!(heads.process.id(), 258);
             assert!(heads.authenticated && heads.head.is_empty() && heads.body_left == 0);
             assert!(pass(&mut heads, b"D\x40\0\0\x01", cut).is_err(), "more than PostgreSQL's own limit");
             assert!(pass(&mut Heads::default(), b"R\0\0\0\x03", cut).is_err(), "no length");

@@ -321,7 +321,8 @@ impl Connection {
         within: Duration,
     ) -> Result<Vec<Vec<Option<String>>>, SessionError> {
         frontend::query(command, &mut self.outgoing).map_err(|error| SessionError::lost(doing, error))?;
-        bounded(within, doing, self.read_rows(doing)).await
+        let process_id = self.process_id;
+        bounded(within, doing, self.read_rows(doing)).await.map_err(|error| error.met_by(process_id))
     }
 
     /// Runs statements that were made at run time, each alone by the extended protocol, in which a second statement in a text is a
@@ -339,7 +340,9 @@ impl Connection {
         sql.iter().for_each(|statement| request.run(statement));
         request.sync();
         self.outgoing.extend_from_slice(&request.bytes);
-        bounded(within, doing, self.read_rows(doing)).await.map(|_| ())
+        let process_id = self.process_id;
+        let rows = bounded(within, doing, self.read_rows(doing)).await;
+        rows.map(|_| ()).map_err(|error| error.met_by(process_id))
     }
 
     async fn read_rows(&mut self, doing: &'static str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
@@ -404,7 +407,7 @@ pub(super) async fn bounded<T>(
     doing: &'static str,
     work: impl Future<Output = Result<T, SessionError>>,
 ) -> Result<T, SessionError> {
-    tokio::time::timeout(within, work).await.unwrap_or(Err(SessionError::Timeout { doing, within }))
+    tokio::time::timeout(within, work).await.unwrap_or(Err(SessionError::Timeout { doing, within, process_id: None }))
 }
 
 /// The values of a DataRow in text format.

@@ -80,6 +80,8 @@ pub struct ServerError {
     pub column: Option<String>,
     /// The constraint concerned.
     pub constraint: Option<String>,
+    /// The server's process of the session that met it, where that is known.
+    pub process_id: Option<u32>,
 }
 
 impl ServerError {
@@ -166,6 +168,7 @@ impl RawServerError {
             table: self.table.map(cut),
             column: self.column.map(cut),
             constraint: self.constraint.map(cut),
+            process_id: None,
         }
     }
 
@@ -198,7 +201,7 @@ impl RawServerError {
         {
             return None;
         }
-        let quoted = self.message.split(['"', '„', '“', '”', '«', '»', '‹', '›', '「', '」']).nth(1)?.trim();
+        let quoted = self.message.split(QUOTES).nth(1)?.trim();
         let is_name = !quoted.is_empty() && quoted.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
         is_name.then_some(quoted)
     }
@@ -228,17 +231,41 @@ impl RawServerError {
         let begins = line.get(..opens)?.rfind(' ')? + 1;
         let (name, types) = (line.get(begins..opens)?, line.get(opens + 1..closes)?);
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
-        let is_name = name.chars().all(is_word) && name.contains('.') && !name.starts_with("headwater");
+        let is_name = name.chars().all(is_word) && name.contains('.') && !name.starts_with("headwater.");
         let is_types = types.chars().all(|c| is_word(c) || matches!(c, ' ' | ',' | '[' | ']'));
         if is_name && is_types { line.get(begins..=closes) } else { None }
     }
 
     /// Whether a function of somebody's was running, in SQL or PL/pgSQL: the word is in what each says of itself, and in what says which
-    /// statement of it was run.
+    /// statement of it was run. What stands before a line was called by it; statements of our own bookkeeping's functions are ours.
     fn is_in_function(&self) -> bool {
-        self.calls().any(|line| line.contains("SQL") && !line.contains(" headwater"))
+        let calls: Vec<&str> = self.calls().collect();
+        let mut in_ours = false;
+        for line in calls.into_iter().rev().filter(|line| line.contains("SQL")) {
+            let is_statement = !line.contains("PL/pgSQL") && !is_sql_function(line);
+            if is_statement && in_ours {
+                continue;
+            }
+            in_ours = line.contains(" headwater.") && line.contains("PL/pgSQL");
+            if !in_ours {
+                return true;
+            }
+        }
+        false
     }
 }
+
+/// Whether a line of a context is that of a function in SQL, and not of a statement in PL/pgSQL: a name is quoted, and words follow it
+/// (functions.c, `sql_exec_error_callback`; spi.c, `_SPI_error_callback`; 14 to 18).
+fn is_sql_function(line: &str) -> bool {
+    let mut parts = line.split(QUOTES);
+    let (name, rest) = (parts.nth(1), parts.next());
+    name.is_some_and(|name| !name.trim().is_empty() && !name.trim().contains(' '))
+        && rest.is_some_and(|rest| !rest.trim().is_empty())
+}
+
+/// What stands around names in the server's languages.
+const QUOTES: [char; 10] = ['"', '„', '“', '”', '«', '»', '‹', '›', '「', '」'];
 
 /// The server's words on one line, printable: names in them are anybody's. The names that come apart stay exact.
 fn shown(text: &str) -> String {
@@ -442,6 +469,8 @@ pub enum SessionError {
         doing: &'static str,
         /// The bound.
         within: Duration,
+        /// The server's process of the session, where that is known.
+        process_id: Option<u32>,
     },
     /// The server answered something that the protocol does not allow here.
     #[error("{doing}: unexpected answer from the server: {what}")]
@@ -506,6 +535,28 @@ impl SessionError {
             | SessionError::Replaced { .. }
             | SessionError::Answer { .. } => None,
         }
+    }
+
+    /// The same, of the session that the server serves by this process; 0: it has not said by which.
+    pub(super) fn met_by(mut self, process: u32) -> SessionError {
+        if process == 0 {
+            return self;
+        }
+        match &mut self {
+            SessionError::Timeout { process_id, .. } => *process_id = Some(process),
+            SessionError::Server { error, .. } => error.process_id = Some(process),
+            SessionError::Unreachable { .. }
+            | SessionError::Unwanted { .. }
+            | SessionError::Tls { .. }
+            | SessionError::Authentication { .. }
+            | SessionError::TooOld { .. }
+            | SessionError::File { .. }
+            | SessionError::Lost { .. }
+            | SessionError::Protocol { .. }
+            | SessionError::Replaced { .. }
+            | SessionError::Answer { .. } => {}
+        }
+        self
     }
 
     /// The SQLSTATE, when the server reported one.
@@ -651,6 +702,20 @@ mod tests {
         assert!(!read("COPY t, line 1: \"SQL function\"").in_function);
         assert!(!read("PL/pgSQL function headwater.advance(pg_lsn,pg_lsn) line 3 at RAISE").in_function);
         assert!(!read("").in_function);
+        // A statement of ours is none of somebody's; theirs may have names like ours, and be called by us.
+        let ours = "PL/pgSQL function headwater.wait_for(pg_lsn,interval) line 3 at IF";
+        assert!(!read(&format!("SQL statement \"SELECT 1 FROM t\"\n{ours}")).in_function);
+        assert!(!read(&format!("SQL-Anweisung »SELECT 1«\n{ours}")).in_function);
+        for theirs in [
+            "PL/pgSQL function headwater_audit.log() line 1 at SQL statement",
+            "SQL function \"headwater\" statement 1",
+            "SQL function \"known\" statement 1",
+            "SQL-Funktion »known« Anweisung 1",
+        ] {
+            assert!(read(theirs).in_function, "{theirs}");
+            assert!(read(&format!("{theirs}\n{ours}")).in_function, "{theirs}, called by ours");
+        }
+        assert!(read("SQL statement \"SELECT 1 FROM ONLY headwater_orders x\"").in_function, "of a foreign key");
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! tokio-postgres is handed a stream on which TLS, if any, is already in force.
 //!
 //! Bounds: every statement through [`SqlClient`] has one in time, and each answer has one in memory (`bounded`), at which the session
-//! ends; a statement that exceeds one ends the session.
+//! ends; after a statement that exceeds one, every other one fails with the same error.
 
 use std::future::{Ready, ready};
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -75,7 +76,7 @@ impl Sql {
         config.ssl_mode(if tls.is_some() { TokioSslMode::Require } else { TokioSslMode::Disable });
         config.ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
         let stream = BoundedStream::new(stream);
-        let complaint = stream.complaint();
+        let (complaint, process) = (stream.complaint(), stream.process());
         let connecting = config.connect_raw(stream, Negotiated { channel_binding });
         let (client, connection) = connecting.await.map_err(|error| {
             let error = SessionError::from_sql("connecting", &error);
@@ -103,7 +104,9 @@ impl Sql {
                 }
             }
         });
-        let client = SqlClient { client, timeout: self.timeout, tls, complaint, _owner: owner };
+        let process_id = process.id();
+        let late = OnceLock::new();
+        let client = SqlClient { client, process_id, timeout: self.timeout, late, tls, complaint, _owner: owner };
         for sql in settings::afterwards(to, version.as_deref()) {
             client.batch("setting up a session", sql).await?;
         }
@@ -117,7 +120,11 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// An open SQL session. Dropping it ends the session.
 pub struct SqlClient {
     client: tokio_postgres::Client,
+    /// The server's process; 0: it has not told.
+    process_id: u32,
     timeout: Duration,
+    /// What has exceeded its bound. The server is busy with it, and would answer nothing else before.
+    late: OnceLock<Late>,
     tls: Option<String>,
     complaint: Complaint,
     _owner: oneshot::Sender<()>,
@@ -332,13 +339,30 @@ impl SqlClient {
         doing: &'static str,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, SessionError> {
+        if let Some(late) = self.late.get() {
+            return Err(late.error(self.process_id));
+        }
         match tokio::time::timeout(self.timeout, work).await {
             Ok(result) => result.map_err(|error| match self.complaint.take().filter(|_| error.is_closed()) {
                 Some(what) => SessionError::answer(doing, what),
-                None => SessionError::from_sql(doing, &error),
+                None => SessionError::from_sql(doing, &error).met_by(self.process_id),
             }),
-            Err(_) => Err(SessionError::Timeout { doing, within: self.timeout }),
+            Err(_) => Err(self.late.get_or_init(|| Late { doing, within: self.timeout }).error(self.process_id)),
         }
+    }
+}
+
+/// A statement that has exceeded its bound.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    doing: &'static str,
+    within: Duration,
+}
+
+impl Late {
+    fn error(self, process_id: u32) -> SessionError {
+        let Late { doing, within } = self;
+        SessionError::Timeout { doing, within, process_id: None }.met_by(process_id)
     }
 }
 

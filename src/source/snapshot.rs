@@ -291,9 +291,12 @@ async fn settle(sql: &Sql, imported: &str) -> Result<(), SourceError> {
     let began = Instant::now();
     while !settled(imported, &current_snapshot(&observer).await?) {
         if began.elapsed() > SETTLE_MAX {
-            return Err(
-                SessionError::Timeout { doing: "waiting for the snapshot to settle", within: SETTLE_MAX }.into()
-            );
+            return Err(SessionError::Timeout {
+                doing: "waiting for the snapshot to settle",
+                within: SETTLE_MAX,
+                process_id: None,
+            }
+            .into());
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

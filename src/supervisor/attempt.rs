@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::copy_failures::FailedCopy;
+use super::held_up::HeldUp;
 use super::looks::{GivenUp, LOOK_MAX};
 use super::monitor::Monitor;
 use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
@@ -116,8 +118,8 @@ pub(crate) struct Attempt {
     made_progress: bool,
     /// The commit_lsn of the last transaction that met a conflict, and whether its rows are to win now.
     conflict: Option<(Lsn, bool)>,
-    /// The last transaction that an attempt had handed to the destination when it failed: what halts us is at or before it.
-    held_up_at: Lsn,
+    /// Where attempts have failed: until that is passed, nothing is resolved.
+    held_up: HeldUp,
     /// The last wait of a question about a changed table: the next attempt comes to the same transaction.
     unseen_told: Arc<Mutex<String>>,
     /// The commit_lsn of the last transaction in pieces whose sets were refused.
@@ -157,7 +159,7 @@ impl Attempt {
             requests_known: BTreeSet::new(),
             made_progress: false,
             conflict: None,
-            held_up_at: Lsn::INVALID,
+            held_up: HeldUp::default(),
             unseen_told: Arc::default(),
             in_order: None,
             left_out: None,
@@ -441,7 +443,7 @@ impl Attempt {
                 self.flag = None;
                 self.lost = false;
                 self.made_progress = true;
-                self.held_up_at = Lsn::INVALID;
+                self.held_up = HeldUp::default();
                 asked = ResyncRequests::default();
                 while_leading(lead, self.prepare(bookkeeping, &asked)).await?
             }
@@ -576,7 +578,10 @@ impl Attempt {
         let (stop_stream, stream_stop) = watch::channel(false);
         let passed = confirmed_receiver.clone();
         let halted_at = self.conflict.map(|(commit_lsn, _)| commit_lsn);
-        let conflict_passed = conflict_passed(passed.clone(), halted_at);
+        self.held_up.source_ends_at(prepared.identification.flushed_lsn);
+        let copies_may_begin = passed_by(passed.clone(), self.held_up.copies_wait_for(halted_at));
+        let begun = Arc::new(AtomicU64::new(0));
+        let begins = Arc::clone(&begun);
         let reporting = Arc::clone(&telemetry);
         let parallel_apply = spool.as_ref().and_then(|spool| self.parallel_apply(spool, &writer, position));
         let queue = parallel_apply.as_ref().map(ParallelApply::handle);
@@ -597,7 +602,10 @@ impl Attempt {
         let truncations = self.monitor.truncations();
         let reading = tokio::spawn(stream(task, move |report| match report {
             StreamReport::Heard { source, local } => reporting.heard(source, local),
-            StreamReport::Received { final_lsn, committed_at } => reporting.received(final_lsn, committed_at),
+            StreamReport::Received { final_lsn, committed_at } => {
+                begins.store(final_lsn.as_u64(), Ordering::Relaxed);
+                reporting.received(final_lsn, committed_at);
+            }
             StreamReport::Truncated { table, transaction } => truncations.note(table, transaction),
         }));
         let context = ApplyContext {
@@ -622,7 +630,7 @@ impl Attempt {
             leader_timeout: config.leader_timeout,
             commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
             catch_up_to: prepared.identification.flushed_lsn,
-            held_up_at: self.held_up_at,
+            held_up_at: self.held_up.up_to(),
         };
         let followed = prepared.source_catalog.tables.iter().map(|table| table.definition.name()).collect();
         let sequences =
@@ -646,14 +654,12 @@ impl Attempt {
             lost = stream_health_lost(&mut health) => Err(lost),
             ended = self.monitor.ended() => Err(ended),
             // It holds until the loop runs no more.
-            _held = table_sync::handover::serve(ends, &control, &generation, conflict_passed) => Ok(Exit::Restart),
+            _held = table_sync::handover::serve(ends, &control, &generation, copies_may_begin) => Ok(Exit::Restart),
             () = fences.run() => Ok(Exit::Stopped),
             () = forget_conflict(&bookkeeping, passed, halted_at) => Ok(Exit::Stopped),
         };
         self.made_progress |= applying.made_progress();
-        if applied.is_err() {
-            self.held_up_at = self.held_up_at.max(applying.submitted_up_to());
-        }
+        let submitted_up_to = applying.submitted_up_to();
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
         applying.close().await;
         self.monitor.unwatch();
@@ -661,6 +667,14 @@ impl Attempt {
         // The lock comes last: who takes it finds no writing session of ours.
         let (read, ()) = tokio::join!(tokio::time::timeout(STREAM_END_MAX, reading), lead.close());
         telemetry.stream_ends();
+        let read_error = read.as_ref().ok().and_then(|read| read.as_ref().ok()?.as_ref().err());
+        let failed = [applied.as_ref().err().map(is_unseen), read_error.map(is_unseen_there)];
+        // The stream waits at the transaction that came last, and reads no other.
+        match failed.into_iter().flatten().max() {
+            Some(true) => self.held_up.unseen(submitted_up_to.max(Lsn::new(begun.load(Ordering::Relaxed)))),
+            Some(false) => self.held_up.failed(submitted_up_to),
+            None => {}
+        }
         if self.is_stopping() {
             sequences.finish().await;
         }
@@ -689,12 +703,12 @@ impl Attempt {
     }
 }
 
-/// A stream that has not come to the conflict of an earlier attempt after this time has a long way to go to it, or another timeline,
+/// A stream that has not come to what an earlier attempt failed at after this time has a long way to go to it, or another timeline,
 /// which may not have it.
 const CONFLICT_MET_MAX: Duration = Duration::from_secs(60);
 
-/// Resolves once the stored position has passed the conflict that an earlier attempt met, and without one at once.
-async fn conflict_passed(mut stored: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+/// Resolves once the stored position has passed what an earlier attempt failed at, and without that at once.
+async fn passed_by(mut stored: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
     if let Some(halted_at) = halted_at {
         let passing = stored.wait_for(|confirmed| confirmed.stored > halted_at);
         // Without a sender the stream has ended, and nobody waits for this.
@@ -712,6 +726,15 @@ async fn forget_conflict(bookkeeping: &Bookkeeping, mut passed: watch::Receiver<
         tracing::debug!("a passed conflict could not be cleared: {error}");
     }
     std::future::pending().await
+}
+
+/// Whether a stream ended because a transaction that it has brought is not visible at the source, or its tables cannot be looked at.
+fn is_unseen(fault: &Fault) -> bool {
+    matches!(fault, Fault::Source(error) if is_unseen_there(error))
+}
+
+fn is_unseen_there(error: &SourceError) -> bool {
+    matches!(error, SourceError::Unseen { .. } | SourceError::NotLooked { .. })
 }
 
 /// invalid_text_representation: what a value that is no label of its enum raises, in either format.
@@ -771,13 +794,7 @@ async fn stream_health_lost(health: &mut watch::Receiver<StreamHealth>) -> Fault
                     GivenUp::Unread(reason) => SourceError::NotLooked { transaction, within, reason: reason.clone() },
                 });
             }
-            StreamHealth::DestinationSilent { within, error } => {
-                let within = humantime::format_duration(*within);
-                let target = "the destination".to_owned();
-                let reasons = format!("no sign of life for {within}; at last: {error}");
-                let error = crate::session::SessionError::Unreachable { target, reasons };
-                return Fault::Destination(DestinationError::Session(error));
-            }
+            StreamHealth::DestinationSilent(silent) => return DestinationError::Silent(silent.clone()).into(),
         }
         if health.changed().await.is_err() {
             return std::future::pending().await;

@@ -86,6 +86,7 @@ mod tests {
             table: table.map(str::to_owned),
             column: None,
             constraint: None,
+            process_id: None,
         };
         let error = SessionError::Server { doing: "copying", error: Box::new(error) };
         Fault::Destination(DestinationError::Session(error))
@@ -106,7 +107,11 @@ mod tests {
         assert_ne!(of("23514", "a"), of("23514", "b"));
         assert_ne!(of("23514", "a"), of("23502", "a"));
         let lost = |end: fn(SessionError) -> Fault| {
-            FailureKind::of(&end(SessionError::Timeout { doing: "x", within: std::time::Duration::from_secs(1) }))
+            FailureKind::of(&end(SessionError::Timeout {
+                doing: "x",
+                within: std::time::Duration::from_secs(1),
+                process_id: None,
+            }))
         };
         let destination = lost(|error| Fault::Destination(DestinationError::Session(error)));
         assert_ne!(lost(|error| Fault::Source(SourceError::Session(error))), destination);

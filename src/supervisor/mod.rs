@@ -21,6 +21,7 @@
 mod attempt;
 mod copy_failures;
 mod failure_kind;
+mod held_up;
 mod looks;
 mod monitor;
 pub mod options;

@@ -22,7 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::apply_worker::heartbeat::{HEARTBEAT_PREFIX, Instance};
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{DestinationError, OtherTables, Writes, bookkeeping_report, other_tables};
+use crate::destination::{DestinationError, OtherTables, Silent, Writes, bookkeeping_report, other_tables};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn};
 use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_connections, tell_waits};
@@ -384,7 +384,6 @@ async fn watch_destination(
     let mut answered_at = Instant::now();
     let mut code_due = Instant::now();
     let mut looks_failed = 0;
-    let mut last_error = String::new();
     loop {
         tokio::time::sleep(DESTINATION_EVERY).await;
         let watched = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -394,18 +393,18 @@ async fn watch_destination(
             failure.rests();
             continue;
         };
-        match alive(&sql, client.take()).await {
+        let error = match alive(&sql, client.take()).await {
             Ok(answering) => {
                 client = Some(answering);
                 answered_at = Instant::now();
-                last_error.clear();
                 failure.works();
+                None
             }
             Err(error) => {
-                last_error = error.to_string();
-                failure.failed(error);
+                failure.failed(&error);
+                Some(error)
             }
-        }
+        };
         if let Some(asked) = client.take_if(|_| code_due <= Instant::now()) {
             let asked_at = Instant::now();
             let looked = look_at_destination(&asked, &watched.writes).await;
@@ -427,9 +426,9 @@ async fn watch_destination(
                 }
             }
         }
-        if answered_at.elapsed() >= DESTINATION_SILENT_MAX {
-            let error = last_error.clone();
-            health.send_replace(StreamHealth::DestinationSilent { within: DESTINATION_SILENT_MAX, error });
+        if let Some(error) = error.filter(|_| answered_at.elapsed() >= DESTINATION_SILENT_MAX) {
+            let silent = Silent { within: DESTINATION_SILENT_MAX, error: Arc::new(error) };
+            health.send_replace(StreamHealth::DestinationSilent(silent));
         }
     }
 }

@@ -23,7 +23,8 @@ use tokio::sync::watch;
 use super::looks::{Due, GivenUp, LookPace, LookWait, Unanswered, objects};
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
-    Bookkeeping, OtherTables, Writes, remember_fingerprints, remembered_fingerprints, renamed_report, set_passed,
+    Bookkeeping, OtherTables, Silent, Writes, remember_fingerprints, remembered_fingerprints, renamed_report,
+    set_passed,
 };
 use crate::error_policy::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
@@ -86,12 +87,7 @@ pub(super) enum StreamHealth {
         reason: GivenUp,
     },
     /// The destination has not answered for so long.
-    DestinationSilent {
-        /// For so long.
-        within: Duration,
-        /// What the last try has met.
-        error: String,
-    },
+    DestinationSilent(Silent),
     /// Code of others would run with our rights at the destination.
     ForeignCode(ErrorReport),
     /// Foreign keys of the destination would change rows that the source keeps.

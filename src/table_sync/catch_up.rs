@@ -312,6 +312,7 @@ fn lost(error: DestinationError) -> Fault {
         | DestinationError::SetsRefused { .. }
         | DestinationError::WantedOut { .. }
         | DestinationError::LacksMost { .. }
+        | DestinationError::Silent(_)
         | DestinationError::StagingLost(_)) => error.into(),
     }
 }

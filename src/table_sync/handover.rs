@@ -49,7 +49,7 @@ use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
     Publication, Request, Scope, Staging, TableRecord, refuse_unasked, reshape, shapes,
 };
-use crate::error_policy::{Decision, Fault, Phase, decide, report};
+use crate::error_policy::{Decision, Fault, Phase, decide, gives_up_copy, report};
 use crate::pg::{Lsn, QualifiedName};
 use crate::preflight::attribute_names::follow_attributes;
 use crate::preflight::leadership::sweep_staging;
@@ -79,16 +79,16 @@ pub(crate) struct Restart {
     _held: PauseGuard,
 }
 
-/// Fulfils requests until one needs the stream to be set up again, once `conflict_passed` has resolved: a copy needs the stream to be
-/// published. Where the stream halts every few seconds for the same conflict, each copy would lock and read the source's tables in
+/// Fulfils requests until one needs the stream to be set up again, once `may_begin` has resolved: a copy needs the stream to be
+/// published. Where the stream halts every few seconds for the same reason, each copy would lock and read the source's tables in
 /// vain.
 pub(crate) async fn serve(
     ends: Ends<'_>,
     control: &Control,
     generation: &str,
-    conflict_passed: impl Future<Output = ()>,
+    may_begin: impl Future<Output = ()>,
 ) -> Restart {
-    conflict_passed.await;
+    may_begin.await;
     let began = Instant::now();
     let mut turns = Turns::default();
     let mut told = Told::default();
@@ -195,7 +195,7 @@ async fn settle_failure(
         Decision::Retry(_) => Failure::Passing,
         Decision::Halt(_) | Decision::End | Decision::Resnapshot => Failure::Operators,
     };
-    let gives_up = matches!(decide(fault, Phase::Starting, OnSlotLost::Stop), Decision::End | Decision::Resnapshot);
+    let gives_up = gives_up_copy(fault);
     // Which of several requests cannot be fulfilled is found out next, each by itself. Nothing but a copy brings a suspended
     // table back.
     let (given_up, again): (Vec<&Request>, Vec<&Request>) =
@@ -489,7 +489,7 @@ async fn hold(
         }
     }
     let doing = "bringing staging to the position";
-    Err(DestinationError::Session(SessionError::Timeout { doing, within: most * HOLDS_MAX }).into())
+    Err(DestinationError::Session(SessionError::Timeout { doing, within: most * HOLDS_MAX, process_id: None }).into())
 }
 
 #[cfg(test)]

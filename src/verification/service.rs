@@ -43,18 +43,22 @@ async fn telling<T>(
     let mut making = std::pin::pin!(making);
     let mut told = None;
     loop {
-        tokio::select! {
+        // Somebody may lock the table of requests: the fence, for which apply stands still, is made meanwhile.
+        let telling = async {
+            tokio::time::sleep(TELL_EVERY).await;
+            if !is_fence_wanted(client, id).await? {
+                progress.abandon();
+            }
+            let waits_for = progress.get();
+            if let Some(report) = waits_for.as_ref().filter(|_| waits_for != told) {
+                answer_failed(client, id, report, false).await?;
+            }
+            Ok::<_, DestinationError>(waits_for)
+        };
+        told = tokio::select! {
             made = &mut making => return made,
-            () = tokio::time::sleep(TELL_EVERY) => {}
-        }
-        if !is_fence_wanted(client, id).await? {
-            progress.abandon();
-        }
-        let waits_for = progress.get();
-        if let Some(report) = waits_for.as_ref().filter(|_| waits_for != told) {
-            answer_failed(client, id, report, false).await?;
-        }
-        told = waits_for;
+            telling = telling => telling?,
+        };
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::support::waits::{holding, waits_for_standby};
-use crate::support::{Database, Setup, destination, eventually, headwater, new_destination, new_source, source};
+use crate::support::{
+    Database, Script, Setup, destination, eventually, headwater, new_destination, new_source, source,
+};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
 
@@ -94,6 +96,55 @@ async fn a_fence_whose_requester_is_gone_is_given_up_and_apply_continues() {
     eventually("nobody waits for the slot of a fence", || fences("0")).await;
     database.assert_catches_up().await;
     service.says("the fence was given up: its requester waits no longer").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_is_made_though_somebody_locks_the_table_of_its_request() {
+    let from = new_source(&[]).await;
+    let database = Database::on(&from, destination().await, "fencelocked", &["t"], TABLE).await;
+    let setup = Setup::of(&database).setting("fence_timeout = \"10m\"");
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    let (at_source, _) = holding(&from, &database, "CREATE TABLE elsewhere (id int)").await;
+    let mut verify = tokio::process::Command::new(headwater());
+    verify.arg("verify").arg("--config").arg(service.configuration_file()).env_remove("PGPASSWORD").kill_on_drop(true);
+    let _verify = verify.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    service.says("fence waits for ShareLock on a transactionid").await;
+    let (_at_destination, process) =
+        holding(destination().await, &database, "LOCK TABLE headwater.fence_requests").await;
+    service
+        .says(&format!("fences waits for AccessShareLock on headwater.fence_requests, held by process {process}"))
+        .await;
+    at_source.batch("letting go", "ROLLBACK").await.unwrap();
+    // Apply stands still until the fence is made.
+    database.at_source("INSERT INTO t VALUES (3, 'c')").await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_has_waited_for_is_its_own_and_not_what_others_wait_for() {
+    let database = Database::of_superuser("waitsown", &["t"], TABLE).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    let to = destination().await;
+    let (_theirs, theirs) = holding(to, &database, "LOCK TABLE t").await;
+    let (_ours, ours) = holding(to, &database, "LOCK TABLE headwater.dead_letter").await;
+    let other = to.connect(&database.name).await.unwrap().with_timeout(Duration::from_secs(600));
+    let waiting = tokio::spawn(async move {
+        let sql = "SET application_name = 'headwater of another slot'; BEGIN; LOCK TABLE public.t";
+        let _ = other.script("waiting", sql).await;
+    });
+    let ended = setup.command(&["dead-letter", "list"]).await.exits(1);
+    let hint = format!("SELECT pg_terminate_backend({ours}); -- at the destination");
+    let error = ended.says(&["no answer within", &hint]).err;
+    let error = error.split_once("headwater: error: ").expect("an error").1;
+    assert!(!error.contains(&format!("pg_terminate_backend({theirs})")), "{error}");
+    waiting.abort();
     service.stop().await;
 }
 

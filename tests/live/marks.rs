@@ -1,11 +1,12 @@
 //! Marks of schema changes: the event triggers that `init --ddl-marks` prints, and what they make of the moment until a change is seen.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::findings::findings;
 use crate::support::marks::printed_marks;
 use crate::support::suspension::all_live;
-use crate::support::{Database, Service, Setup, eventually};
+use crate::support::waits::waits_for_standby;
+use crate::support::{Database, Script, Service, Setup, destination, eventually, new_source};
 
 const SCHEMA: &str = "
     CREATE TYPE pair AS (a int, b int);
@@ -188,5 +189,37 @@ async fn no_schema_change_fails_because_of_marks_and_what_was_printed_takes_them
     let there = database.source_value(rows).await;
     eventually("the copy", || async { (database.destination_value(rows).await == there).then_some(()) }).await;
     all_live(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_copy_begins_while_the_stream_cannot_pass_a_mark() {
+    let from = new_source(&[]).await;
+    let database = Database::on(&from, destination().await, "markscopies", TABLES, SCHEMA).await;
+    database.at_source(&printed_marks().await.0).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    waits_for_standby(&from, &database).await;
+    let session = from.connect(&database.name).await.unwrap().with_timeout(Duration::from_secs(600));
+    let committing = tokio::spawn(async move {
+        let sql = "BEGIN; ALTER TABLE public.t ADD more int; INSERT INTO public.t VALUES (99, 9, 9); COMMIT";
+        let _ = session.script("committing", sql).await;
+    });
+    let attempts = async |count: f64| {
+        service.metric("headwater_restarts_total{reason=\"transaction_unseen\"}").await.filter(|ended| *ended >= count)
+    };
+    eventually("an attempt ends at the mark", || attempts(1.0)).await;
+    setup.command(&["resnapshot", "--no-wait", "other"]).await.exits(0);
+    eventually("the next attempt ends there, too", || attempts(2.0)).await;
+    assert!(!service.log().contains("copying public.other again"), "{}", service.log());
+    let admin = from.connect(&database.name).await.unwrap();
+    admin.batch("naming no standby", "ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
+    admin.batch("reloading", "SELECT pg_reload_conf()").await.unwrap();
+    committing.await.unwrap();
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.says("copying public.other again").await;
     service.stop().await;
 }

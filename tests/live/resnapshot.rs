@@ -546,3 +546,25 @@ async fn a_stream_that_lags_behind_the_snapshot_is_waited_for() {
     assert_eq!(service.restarts("conflict").await, None);
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_beside_a_live_table_is_given_up_when_a_function_of_the_destination_fails() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
+    let database = Database::of_superuser("resnapfunction", &["t"], schema).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database
+        .at_destination(
+            "UPDATE t SET v = 'drifted' WHERE id = 2; CREATE TABLE lookup (id int);
+             CREATE FUNCTION looked_up(text) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM FROM public.lookup; RETURN true; END';
+             ALTER TABLE t ADD CONSTRAINT looked_up CHECK (looked_up(v)); DROP TABLE lookup",
+        )
+        .await;
+    let failed = "function public.looked_up(text) failed: a table that it names was not found";
+    setup.command(&["resnapshot", "t"]).await.exits(1).says(&[failed]);
+    service.says("failed and is given up; the old data is still there").await;
+    service.is("streaming").await;
+    service.stop().await;
+}

@@ -4,6 +4,7 @@ use headwater::commands::demo::StopMode;
 
 use crate::support::findings::granted;
 use crate::support::roles::Roles;
+use crate::support::waits::holding;
 use crate::support::{Database, Script, Setup, destination, eventually, new_source};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')";
@@ -236,4 +237,25 @@ async fn a_slot_that_somebody_has_made_under_the_name_of_ours_is_left() {
     let said = format!("left: slot {name} at the source: it is of plugin test_decoding in database {name}");
     setup.command(&["teardown"]).await.exits(1).says(&[&said]);
     assert_eq!(slots(&database).await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_teardown_that_ends_at_a_lock_says_what_it_has_removed() {
+    let from = new_source(&[]).await;
+    let database = Database::on(&from, destination().await, "halflocked", &["t"], SCHEMA).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    service.stop().await;
+    // Reading it is allowed, and dropping the publication is not.
+    let (holder, process) = holding(&from, &database, "LOCK TABLE pg_catalog.pg_publication IN SHARE MODE").await;
+    let ends = format!("SELECT pg_terminate_backend({process}); -- at the source");
+    setup.command(&["teardown"]).await.exits(1).says(&[
+        "removed: slot",
+        "dropping the publication: no answer within",
+        "what is listed was done before that; run headwater teardown again for the rest",
+        &ends,
+    ]);
+    holder.batch("letting go", "ROLLBACK").await.unwrap();
+    setup.command(&["teardown"]).await.exits(0).says(&["removed: the bookkeeping"]);
 }

@@ -127,6 +127,7 @@ mod tests {
             column: None,
             constraint: None,
             in_function: false,
+            process_id: None,
         }
     }
 

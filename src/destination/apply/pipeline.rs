@@ -93,7 +93,7 @@ impl<T> Pipeline<T> {
             Ok(answer) => Ok(answer?),
             Err(_) => {
                 let doing = "waiting for the destination's answer";
-                Err(SessionError::Timeout { doing, within: self.timeout }.into())
+                Err(SessionError::Timeout { doing, within: self.timeout, process_id: None }.into())
             }
         }
     }

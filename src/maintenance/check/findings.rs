@@ -6,6 +6,7 @@ use crate::catalog::not_carried::{NotCarried, summary};
 use crate::destination::DestinationError;
 use crate::error_policy::{Fault, report};
 use crate::pg::ErrorReport;
+use crate::preflight::waits::LateSession;
 use crate::session::SessionError;
 use crate::source::SourceError;
 
@@ -67,6 +68,8 @@ pub(crate) struct Finding {
     pub standing: Severity,
     /// The finding, and its remedy.
     pub report: ErrorReport,
+    /// The session that has not answered in time, where that is what is wrong.
+    pub late: Option<LateSession>,
     /// What of the source is meant, where that is a list of things that are not carried.
     pub objects: Vec<NotCarried>,
 }
@@ -77,7 +80,7 @@ pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
 impl Findings {
     pub(crate) fn push(&mut self, about: About, what: &'static str, standing: Severity, report: ErrorReport) {
-        self.0.push(Finding { about, what, standing, report, objects: Vec::new() });
+        self.0.push(Finding { about, what, standing, report, late: None, objects: Vec::new() });
     }
 
     pub(crate) fn ok(&mut self, about: About, what: &'static str, text: impl Into<String>) {
@@ -106,7 +109,14 @@ impl Findings {
         for (class, line) in lines {
             let objects = found.iter().filter(|thing| thing.class == class).cloned().collect();
             let report = ErrorReport::new(line);
-            self.0.push(Finding { about: About::Both, what: WHAT, standing: Severity::Ok, report, objects });
+            self.0.push(Finding {
+                about: About::Both,
+                what: WHAT,
+                standing: Severity::Ok,
+                report,
+                late: None,
+                objects,
+            });
         }
         self.ok(About::Both, WHAT, "headwater check --not-carried prints the SQL that makes all of it");
     }
@@ -116,7 +126,16 @@ impl Findings {
     where
         Fault: From<E>,
     {
-        self.fail(about, what, report(&Fault::from(error)));
+        self.failed(about, what, &Fault::from(error));
+    }
+
+    /// The same. A session that has not answered once answers nothing else, which follows from the first and is not said again.
+    fn failed(&mut self, about: About, what: &'static str, fault: &Fault) {
+        let (late, report) = (LateSession::of(fault), report(fault));
+        let is_told = |finding: &Finding| finding.late == late && finding.report.message == report.message;
+        if late.is_none() || !self.0.iter().any(is_told) {
+            self.0.push(Finding { about, what, standing: Severity::Failed, report, late, objects: Vec::new() });
+        }
     }
 
     /// The requirement, or what is wrong with it; nothing where it was not answered in time. Then somebody holds a lock, and each further
@@ -134,7 +153,7 @@ impl Findings {
             Fault::Source(SourceError::Session(SessionError::Timeout { .. }))
                 | Fault::Destination(DestinationError::Session(SessionError::Timeout { .. }))
         );
-        self.fail(about, what, report(&fault));
+        self.failed(about, what, &fault);
         (!is_late).then_some(None)
     }
 
