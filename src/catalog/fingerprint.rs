@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use super::leaves::{KnownLeaves, Vacancy};
+use super::truncation::{Said, Told};
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId, TypeId};
 
 /// CATALOG_VERSION_NO of 15. Up to 14 a session does not send the rows of a table that it has met before the table was attached (tried on
@@ -67,7 +68,8 @@ pub struct Member {
 }
 
 impl Member {
-    fn name(&self) -> QualifiedName {
+    /// Its name.
+    pub fn name(&self) -> QualifiedName {
         QualifiedName { schema: self.schema.clone(), name: self.name.clone() }
     }
 
@@ -294,14 +296,47 @@ impl Fingerprint {
         (!(is_another && now.kind != 'p' && known.is_empty(now.id))).then_some(before)
     }
 
-    /// Compares what was remembered of a table with what the catalog says now. `truncated_by`: the transactions of which the
-    /// stream has told that they truncated it. `known`: what is remembered of its partitions, and which of those in
+    /// The partitions whose rows may have gone behind a TRUNCATE of the table that the stream has told of, unless they have a row of that
+    /// transaction: to be asked for one before two fingerprints are compared.
+    pub fn to_find_rows_in<'a>(
+        &self,
+        now: &'a Fingerprint,
+        table: RelationId,
+        told: &Told,
+    ) -> impl Iterator<Item = &'a Member> {
+        let is_asked = |leaf: &&Member| {
+            let file = self.members.iter().find(|before| before.id == leaf.id).map(|before| before.file);
+            file.is_some_and(|file| file != leaf.file)
+                && self.has_index_since(now, leaf.id)
+                && told.says(leaf.id, leaf.changed_by) == Some(Said::Once)
+        };
+        let asked = if told.is_filtered || self.server != now.server { None } else { Some(now.leaves(table)) };
+        asked.into_iter().flatten().filter(is_asked).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Whether a member has had one and the same index all the time.
+    fn has_index_since(&self, now: &Fingerprint, member: u32) -> bool {
+        let is_old = |key: &UniqueKey| self.keys.iter().any(|before| before.id == key.id);
+        now.keys.iter().filter(|key| key.table == member).any(is_old)
+    }
+
+    /// Whether the stream has told of a TRUNCATE that explains a member's new file, and brought all that came behind it.
+    fn is_told(now: &Member, told: &Told) -> bool {
+        match told.says(now.id, now.changed_by) {
+            None | Some(Said::Again) => false,
+            Some(Said::Empty) => true,
+            Some(Said::Once) => told.kept.contains(&now.id),
+        }
+    }
+
+    /// Compares what was remembered of a table with what the catalog says now. `told`: the TRUNCATEs of it that the stream has told of,
+    /// and those of [`Fingerprint::to_find_rows_in`] that have a row. `known`: what is remembered of its partitions, and which of those in
     /// [`Fingerprint::to_measure`] have no rows.
     pub fn compare(
         &self,
         now: &Fingerprint,
         table: RelationId,
-        truncated_by: &BTreeSet<u32>,
+        told: &Told,
         (known, vacancy): (&KnownLeaves, &Vacancy),
     ) -> Verdict {
         if let Some(reason) = now.unsent() {
@@ -339,9 +374,10 @@ impl Fingerprint {
             if !only_moved && let Some(reason) = self.rewritten(now) {
                 return Verdict::Differ(reason);
             }
-            // A TRUNCATE of the table itself comes through the stream; one of a leaf does not.
-            let told = truncated_by.contains(&member.changed_by) || (only_moved && member.id == table.0);
-            if !told {
+            // A TRUNCATE keeps the TOAST table, and one of the table itself comes through the stream; one of a leaf does not.
+            let is_truncated =
+                (only_moved || member.toast == 0 || before.is_none()) && Fingerprint::is_told(member, told);
+            if !(is_truncated || only_moved && member.id == table.0) {
                 doubt = Some(format!("the rows of {} were moved to another file", member.name()));
             }
         }
@@ -531,6 +567,7 @@ impl Fingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::truncation::Truncation;
 
     const TABLE: RelationId = RelationId(100);
 
@@ -595,7 +632,10 @@ mod tests {
     /// The same, with what is known of the partitions and those that have no block.
     fn judged(before: &Fingerprint, now: &Fingerprint, known: &KnownLeaves, vacant: &[u32]) -> char {
         let vacancy = Vacancy { vacant: vacant.iter().copied().collect(), locked: BTreeSet::new() };
-        match before.compare(now, TABLE, &BTreeSet::from([800]), (known, &vacancy)) {
+        let mut truncation = Truncation::default();
+        truncation.add(800);
+        let told = Told { truncations: vec![truncation], ..Told::default() };
+        match before.compare(now, TABLE, &told, (known, &vacancy)) {
             Verdict::Same => '=',
             Verdict::Differ(_) => 'D',
             Verdict::Doubt(_) => '?',
@@ -634,7 +674,12 @@ mod tests {
         };
         assert_eq!(said(&table(7), filled), 'D', "ADD COLUMN with another value for each row");
         let truncated = |now: &mut Fingerprint| (now.members[0].file, now.members[0].changed_by) = (900, 800);
-        assert_eq!(said(&table(0), truncated), '=', "the stream has told of it");
+        assert_eq!((said(&table(0), truncated), said(&table(7), truncated)), ('=', '='), "the stream has told of it");
+        let unlogged = |now: &mut Fingerprint| {
+            truncated(now);
+            now.members[0].toast = 901;
+        };
+        assert_eq!(said(&table(7), unlogged), '?', "TRUNCATE, and SET UNLOGGED for a while");
     }
 
     #[test]
@@ -665,6 +710,47 @@ mod tests {
         let mut unlogged = tree();
         unlogged.members[1].persistence = 'u';
         assert_eq!(said(&unlogged, |now| now.members[1].persistence = 'p'), 'D', "rows were written meanwhile");
+    }
+
+    #[test]
+    fn rows_of_a_leaf_behind_a_truncate_of_the_table_are_there_only_if_one_was_found() {
+        let key = |id, table| UniqueKey {
+            id,
+            table,
+            name: Ident::new("u"),
+            columns: "1".to_owned(),
+            primary: true,
+            replica_identity: false,
+            immediate: true,
+            written_by: 700,
+        };
+        let mut before = tree();
+        before.keys = vec![key(201, 101), key(202, 102)];
+        let mut now = before.clone();
+        now.members[1..].iter_mut().for_each(|leaf| (leaf.file, leaf.changed_by) = (900, 800));
+        let known = KnownLeaves { known: BTreeSet::from([101, 102]), empty: BTreeMap::new() };
+        // What is asked for, and what is said when these partitions have a row of the transaction.
+        let said = |before: &Fingerprint, now: &Fingerprint, named: &[u32], kept: &[u32], is_filtered: bool| {
+            let mut truncation = Truncation::default();
+            truncation.add(800);
+            named.iter().for_each(|leaf| truncation.name(*leaf));
+            let told = Told { truncations: vec![truncation], kept: kept.iter().copied().collect(), is_filtered };
+            let asked: Vec<u32> = before.to_find_rows_in(now, TABLE, &told).map(|leaf| leaf.id).collect();
+            (asked, before.compare(now, TABLE, &told, (&known, &Vacancy::default())) == Verdict::Same)
+        };
+        assert_eq!(said(&before, &now, &[], &[], false), (vec![], true), "no row came behind it");
+        assert_eq!(said(&before, &now, &[101], &[], false), (vec![101], false));
+        assert_eq!(said(&before, &now, &[101, 102], &[101, 102], false), (vec![101, 102], true));
+        assert_eq!(said(&before, &now, &[101, 102], &[101], false), (vec![101, 102], false));
+        assert_eq!(said(&before, &now, &[101, 101], &[101], false), (vec![], false), "something was between its rows");
+        assert_eq!(said(&before, &now, &[101], &[], true), (vec![], false), "rows that are filtered name nobody");
+        assert_eq!(said(&now, &now.clone(), &[101], &[], false), (vec![], true), "judged before");
+        let mut keyless = (before.clone(), now.clone());
+        keyless.1.keys[0].id = 203;
+        assert_eq!(said(&keyless.0, &keyless.1, &[101], &[], false), (vec![], false), "it had no index, perhaps");
+        let mut restored = now.clone();
+        restored.server.catalog_version += 1;
+        assert_eq!(said(&before, &restored, &[101], &[], false), (vec![], true));
     }
 
     #[test]

@@ -5,14 +5,17 @@
 //! [`crate::catalog::fingerprint`]'s; here the catalog is asked: for digests of all tables at once, and for the facts of those
 //! whose digest is another one. Partitions that nobody knows are asked for their sizes, which locks each for a moment.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
-use crate::catalog::fingerprint::Verdict;
+use crate::catalog::fingerprint::{Fingerprint, Verdict};
+use crate::catalog::truncation::Told;
 use crate::destination::{
     Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
 };
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
-use crate::session::{FingerprintFacts, SessionError, SqlClient, fingerprint_digests, fingerprint_facts, vacancy};
+use crate::session::{
+    FingerprintFacts, RowOf, SessionError, SqlClient, fingerprint_digests, fingerprint_facts, rows_of, vacancy,
+};
 use crate::telemetry::Telemetry;
 
 /// What has become of the tables that are followed.
@@ -39,10 +42,12 @@ pub(crate) struct Doubt {
     pub(crate) name: QualifiedName,
     pub(crate) digest: String,
     pub(crate) reason: String,
+    /// A partition was locked that would have told.
+    pub(crate) is_locked: bool,
 }
 
-/// Transactions by which the stream has told that a table was truncated.
-pub(crate) type Truncations = HashMap<RelationId, VecDeque<u32>>;
+/// The TRUNCATEs of tables that the stream has told of.
+pub(crate) type Truncations = HashMap<RelationId, Told>;
 
 /// Compares the tables with what is remembered of them.
 pub(crate) async fn look(
@@ -78,14 +83,16 @@ pub(crate) async fn look(
             found.renamed.push((name.clone(), table, renamed));
             continue;
         }
-        let truncated_by: BTreeSet<u32> = truncations.get(&table).into_iter().flatten().copied().collect();
         let before = before.as_ref().map(FingerprintFacts::read).transpose()?;
         let unknown = before.as_ref().map(|before| before.to_measure(&now, table, leaves));
         // Not what it is in the digests: nothing else here waits for a lock.
         let vacancy = vacancy(source, &unknown.unwrap_or_default()).await?;
-        let verdict = match &before {
-            Some(before) => before.compare(&now, table, &truncated_by, (leaves, &vacancy)),
-            None => now.alone(),
+        let (verdict, is_locked) = match &before {
+            Some(before) => {
+                let (told, is_locked) = told(source, table, (before, &now), truncations).await?;
+                (before.compare(&now, table, &told, (leaves, &vacancy)), is_locked)
+            }
+            None => (now.alone(), false),
         };
         match verdict {
             Verdict::Same => {
@@ -99,12 +106,27 @@ pub(crate) async fn look(
             }
             Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),
             Verdict::Doubt(reason) => {
-                found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason });
+                found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason, is_locked });
             }
         }
     }
     found.read_at = end_of_wal(source).await?;
     Ok(found)
+}
+
+/// What the stream has told of TRUNCATEs of a table, with the partitions that were found to have rows of them; and whether one was locked.
+async fn told(
+    source: &SqlClient,
+    table: RelationId,
+    (before, now): (&Fingerprint, &Fingerprint),
+    truncations: &Truncations,
+) -> Result<(Told, bool), SessionError> {
+    let Some(told) = truncations.get(&table) else { return Ok((Told::default(), false)) };
+    let wanted = before.to_find_rows_in(now, table, told);
+    let wanted: Vec<RowOf> =
+        wanted.map(|leaf| RowOf { leaf: leaf.id, name: leaf.name(), transaction: leaf.changed_by }).collect();
+    let rows = rows_of(source, &wanted).await?;
+    Ok((Told { kept: rows.found, ..told.clone() }, !rows.locked.is_empty()))
 }
 
 /// The table that bears a name at the source now. A view is none that could be followed.

@@ -160,6 +160,83 @@ async fn vacant_of(client: &SqlClient, ids: &[u32]) -> Result<Option<BTreeSet<u3
     }
 }
 
+/// A partition that is to have a row of a transaction.
+#[derive(Clone, Debug)]
+pub struct RowOf {
+    /// Its OID.
+    pub leaf: u32,
+    /// Its name.
+    pub name: QualifiedName,
+    /// The transaction, or the subtransaction.
+    pub transaction: u32,
+}
+
+/// Which partitions have a row of a transaction.
+#[derive(Clone, Debug, Default)]
+pub struct RowsFound {
+    /// They have one on their first page.
+    pub found: BTreeSet<u32>,
+    /// Another session had them locked.
+    pub locked: BTreeSet<u32>,
+}
+
+/// Partitions that are asked for rows in one statement, which locks each of them and its indexes.
+const READ_AT_ONCE: usize = 50;
+
+/// Which of these partitions have a row of the transaction on their first page; one that our role may not read has none. Each is locked for
+/// a moment, and a lock of another session is waited for a tenth of a second. Not inside a transaction.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn rows_of(client: &SqlClient, wanted: &[RowOf]) -> Result<RowsFound, SessionError> {
+    let mut rows = RowsFound::default();
+    for wanted in wanted.chunks(READ_AT_ONCE) {
+        match find_rows_of(client, wanted).await? {
+            Ok(found) => rows.found.extend(found),
+            Err(_) => {
+                for wanted in wanted {
+                    let found = match rows.locked.len() < LOCKED_MAX {
+                        true => find_rows_of(client, std::slice::from_ref(wanted)).await?,
+                        false => Err(Some(LOCK_NOT_AVAILABLE)),
+                    };
+                    match found {
+                        Ok(found) => rows.found.extend(found),
+                        Err(Some(LOCK_NOT_AVAILABLE)) => drop(rows.locked.insert(wanted.leaf)),
+                        // It was renamed or dropped, or may not be read.
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The error is the server's refusal.
+async fn find_rows_of(
+    client: &SqlClient,
+    wanted: &[RowOf],
+) -> Result<Result<Vec<u32>, Option<SqlState>>, SessionError> {
+    let doing = "asking whether partitions have rows of a transaction";
+    client.batch(doing, "BEGIN; SET LOCAL lock_timeout = 100").await?;
+    let question = |RowOf { leaf, name, transaction }: &RowOf| {
+        format!(
+            "SELECT {leaf}::pg_catalog.oid WHERE EXISTS (SELECT FROM ONLY {} WHERE ctid OPERATOR(pg_catalog.<) '(1,0)'::pg_catalog.tid
+             AND xmin OPERATOR(pg_catalog.=) '{transaction}'::pg_catalog.xid)",
+            name.sql()
+        )
+    };
+    let sql: Vec<String> = wanted.iter().map(question).collect();
+    let rows = client.query(doing, &sql.join(" UNION ALL "), &[]).await;
+    // After an error this rolls back.
+    client.batch(doing, "COMMIT").await?;
+    match rows {
+        Ok(rows) => Ok(Ok(rows.iter().map(|row| row.get(0)).collect::<Result<_, SessionError>>()?)),
+        Err(error) if error.code().is_some() => Ok(Err(error.code())),
+        Err(error) => Err(error),
+    }
+}
+
 /// A table and its types as the catalog describes them, as text for a parser elsewhere.
 ///
 /// # Errors

@@ -48,9 +48,9 @@ pub use connection::{Connection, Frame};
 pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
 pub use dedicated::{DedicatedSession, DedicatedSettings};
 pub use describe::{
-    ask_table, ask_types, describe_identities, describe_named_types, describe_not_carried, describe_relation,
-    describe_tables, describe_types, fill_in, read_description, read_table, read_types, refuse_endless, table_sizes,
-    vacancy,
+    RowOf, RowsFound, ask_table, ask_types, describe_identities, describe_named_types, describe_not_carried,
+    describe_relation, describe_tables, describe_types, fill_in, read_description, read_table, read_types,
+    refuse_endless, rows_of, table_sizes, vacancy,
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};

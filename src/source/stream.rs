@@ -26,6 +26,7 @@ use super::relation_tracker::RelationTracker;
 use super::schema_looks::SchemaLooks;
 use super::step_channel::StepSender;
 use super::step_router::StepRouter;
+use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::Feedback;
 use crate::session::{ReplicationSession, StreamedMessage};
@@ -44,7 +45,7 @@ pub struct Confirmed {
 }
 
 /// What the stream reports in addition to its steps, for lag and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamReport {
     /// A message came, with the source's clock at sending and ours at receipt.
     Heard {
@@ -60,12 +61,12 @@ pub enum StreamReport {
         /// When it committed, on the source's clock.
         committed_at: PgTimestamp,
     },
-    /// A table was truncated.
+    /// A transaction that has committed has truncated a table.
     Truncated {
         /// The table.
         table: RelationId,
-        /// By this transaction, or subtransaction.
-        transaction: u32,
+        /// What it says of the table's partitions.
+        truncation: Truncation,
     },
 }
 
@@ -293,8 +294,8 @@ fn take_in(
                 report(StreamReport::Received { final_lsn, committed_at });
             }
             assembler.message(message)?;
-            for (table, transaction) in assembler.take_truncated() {
-                report(StreamReport::Truncated { table, transaction });
+            for (table, truncation) in assembler.take_truncated() {
+                report(StreamReport::Truncated { table, truncation });
             }
         }
         StreamedMessage::Message(ReplicationMessage::PrimaryKeepalive(keepalive)) => {

@@ -606,7 +606,7 @@ impl Attempt {
                 begins.store(final_lsn.as_u64(), Ordering::Relaxed);
                 reporting.received(final_lsn, committed_at);
             }
-            StreamReport::Truncated { table, transaction } => truncations.note(table, transaction),
+            StreamReport::Truncated { table, truncation } => truncations.note(table, truncation),
         }));
         let context = ApplyContext {
             settings: ApplierSettings {

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::looks::{Due, GivenUp, LookPace, LookWait, Unanswered, objects};
+use crate::catalog::truncation::Truncation;
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
     Bookkeeping, OtherTables, Silent, Writes, remember_fingerprints, remembered_fingerprints, renamed_report,
@@ -158,19 +159,39 @@ const TRUNCATIONS_KEPT: usize = 16;
 
 impl ToldTruncations {
     /// The stream has told of one.
-    pub(super) fn note(&self, table: RelationId, transaction: u32) {
+    pub(super) fn note(&self, table: RelationId, truncation: Truncation) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = told.entry(table).or_default();
-        told.push_back(transaction);
+        let told = &mut told.entry(table).or_default().truncations;
+        told.push(truncation);
         if told.len() > TRUNCATIONS_KEPT {
-            told.pop_front();
+            told.remove(0);
         }
     }
 
-    fn now(&self) -> Truncations {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Those that there are now, for what is watched.
+    fn of(&self, watched: &Watched) -> Truncations {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for table in watched.tables.iter().filter(|table| table.row_filter.is_some()) {
+            if let Some(told) = told.get_mut(&table.id) {
+                told.is_filtered = true;
+            }
+        }
+        told
     }
 }
+
+/// A table whose rows are in doubt.
+#[derive(Clone, Debug)]
+pub(super) struct InDoubt {
+    /// The digest that made it so.
+    digest: String,
+    /// How far the source was then.
+    read_at: Lsn,
+    first_seen: Instant,
+}
+
+/// A partition that would tell whether its rows are in doubt may be locked for so long: then the table is compared.
+const LOCKED_MAX: Duration = Duration::from_secs(300);
 
 /// What a stream stands on now; `None` while there is none.
 pub(super) type WatchedNow = Arc<Mutex<Option<Arc<Watched>>>>;
@@ -186,8 +207,8 @@ pub(super) struct HealthWatch {
     /// Identities that were found wrong and told.
     pub(super) unidentified: Vec<Unidentified>,
     pub(super) truncations: ToldTruncations,
-    /// Tables whose rows are in doubt, by the digest that made it so, and how far the source was then.
-    pub(super) doubts: HashMap<RelationId, (String, Lsn)>,
+    /// Tables whose rows are in doubt.
+    pub(super) doubts: HashMap<RelationId, InDoubt>,
     /// Tables of which more is remembered than the stream has passed, in the same way.
     pub(super) ahead: HashMap<RelationId, (String, Lsn)>,
     /// Waits for the position.
@@ -372,7 +393,7 @@ impl HealthWatch {
             Ok(remembered) => remembered,
             Err(error) => return Ok(Looked::Unread(error.to_string())),
         };
-        let found = look(client, &watched.publication, &remembered, &self.truncations.now()).await?;
+        let found = look(client, &watched.publication, &remembered, &self.truncations.of(watched)).await?;
         if self.asked.wants_followed() || !found.harmless.is_empty() {
             self.asked.follow(objects(&remembered, &found.harmless)?);
         }
@@ -400,10 +421,12 @@ impl HealthWatch {
         self.note_passed(&bookkeeping, (found.ahead, found.read_at), position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
         for doubt in found.doubt {
-            let since = seen.get(&doubt.table).filter(|(digest, _)| *digest == doubt.digest).map(|(_, since)| *since);
-            let since = since.unwrap_or(found.read_at);
-            if position.is_none_or(|position| position < since) {
-                self.doubts.insert(doubt.table, (doubt.digest, since));
+            let seen = seen.get(&doubt.table).filter(|seen| seen.digest == doubt.digest).cloned();
+            let new = || InDoubt { digest: doubt.digest.clone(), read_at: found.read_at, first_seen: Instant::now() };
+            let since = seen.unwrap_or_else(new);
+            let waits_for_lock = doubt.is_locked && since.first_seen.elapsed() < LOCKED_MAX;
+            if waits_for_lock || position.is_none_or(|position| position < since.read_at) {
+                self.doubts.insert(doubt.table, since);
             } else if let Err(error) = ask_for_comparison(&bookkeeping, &self.telemetry, &doubt).await {
                 tracing::debug!("a comparison could not be asked for: {error}");
             }

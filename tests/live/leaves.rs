@@ -196,6 +196,102 @@ async fn a_partition_that_one_transaction_creates_fills_and_empties_leaves_no_ro
     service.stop().await;
 }
 
+/// What one transaction does to a tree with rows in both leaves behind its TRUNCATE, and without a word of it in the stream.
+fn emptied_behind_a_truncate() -> Vec<(&'static str, String)> {
+    let load = |name: &str| format!("TRUNCATE {name}; INSERT INTO {name} VALUES (1, 'new'), (2, 'new'), (11, 'new');");
+    let both = ["bare", "refill", "same", "twice", "saved", "later", "keyless", "filtered"];
+    let behind = |name: &str| match name {
+        "bare" => format!("{{{} TRUNCATE {name}_1;}}", load(name)),
+        "refill" => format!("{{{} TRUNCATE {name}_1; INSERT INTO {name} VALUES (3, 'more');}}", load(name)),
+        "same" | "keyless" => format!("{{{} TRUNCATE {name}_1; INSERT INTO {name} VALUES (2, 'new');}}", load(name)),
+        "twice" => format!("{{{} TRUNCATE {name}_2; {} TRUNCATE {name}_1;}}", load(name), load(name)),
+        "saved" => format!("{{SAVEPOINT a; {} RELEASE a; TRUNCATE {name}_1;}}", load(name)),
+        "later" => format!("{{{} TRUNCATE {name}_1;}} INSERT INTO {name} VALUES (4, 'later');", load(name)),
+        // A row that is held back follows.
+        _ => format!("{{{} TRUNCATE {name}_1; INSERT INTO {name} VALUES (5, 'hidden');}}", load(name)),
+    };
+    both.into_iter().map(|name| (name, behind(name))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_emptied_behind_a_truncate_of_their_table_leave_no_rows() {
+    let changes = emptied_behind_a_truncate();
+    let tables: Vec<&str> = changes.iter().map(|(table, _)| *table).collect();
+    let key = |name: &str| if name == "keyless" { "" } else { "PRIMARY KEY" };
+    let schema = tables.iter().map(|name| {
+        let tree = tree(name).replace("PRIMARY KEY", key(name)).replace("text)", "text NOT NULL)");
+        let identity = match *name {
+            "keyless" => "ALTER TABLE keyless REPLICA IDENTITY FULL; ALTER TABLE keyless_1 REPLICA IDENTITY FULL;",
+            _ => "",
+        };
+        let leaf = create(name);
+        let identity =
+            identity.to_owned() + if *name == "keyless" { "ALTER TABLE keyless_2 REPLICA IDENTITY FULL;" } else { "" };
+        format!("{tree} {leaf} {identity} INSERT INTO {name} VALUES (7, 'old'), (12, 'old');")
+    });
+    let database = Database::new("behindtrunc", &tables, &schema.collect::<String>()).await;
+    let shown = if major(&database).await < 15 { "" } else { "WHERE (v <> 'hidden')" };
+    let identities =
+        ["filtered", "filtered_1", "filtered_2"].map(|name| format!("ALTER TABLE {name} REPLICA IDENTITY FULL;"));
+    let published: Vec<String> = tables
+        .iter()
+        .map(|table| if *table == "filtered" { format!("filtered {shown}") } else { (*table).to_owned() })
+        .collect();
+    database
+        .at_source(&format!(
+            "{} CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+            identities.concat(),
+            database.name,
+            published.join(", ")
+        ))
+        .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    for (_, change) in &changes {
+        run(&database, change).await;
+    }
+    for (table, _) in &changes {
+        let rows = |of: &str| format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t {of}");
+        let of = if *table == "filtered" { shown } else { "" };
+        eventually(&format!("table {table} is equal"), || async {
+            (database.destination_value(&rows("")).await == database.source_value(&rows(of)).await).then_some(())
+        })
+        .await;
+    }
+    all_live(&database).await;
+    service.stop().await;
+}
+
+/// Transactions that load a tree's rows again behind a TRUNCATE, as jobs do.
+const RELOADS: &[&str] = &[
+    "BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'a' FROM generate_series(0, 19) i; COMMIT",
+    "BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'b' FROM generate_series(0, 9) i; COMMIT",
+    "BEGIN; TRUNCATE t; {many} INSERT INTO t SELECT i, 'c' FROM generate_series(15, 19) i; ANALYZE t; COMMIT",
+    "TRUNCATE t",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_that_is_truncated_and_loaded_again_is_not_copied() {
+    let schema = format!("{} {}", tree("t"), create("t"));
+    let database = Database::new("reloaded", &["t"], &schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    for (number, reload) in RELOADS.iter().enumerate() {
+        let many = (0..10).map(|i| format!("INSERT INTO t VALUES ({i}, 'one by one');")).collect::<String>();
+        database.at_source(&reload.replace("{many}", &many)).await;
+        // A look that finds this one has seen the other.
+        let leaf = format!("t_new{number}");
+        let bounds = format!("FOR VALUES FROM ({0}00) TO ({0}50)", number + 1);
+        database.at_source(&format!("CREATE TABLE {leaf} PARTITION OF t {bounds}")).await;
+        is_seen_empty(&database, &leaf).await;
+        database.assert_catches_up().await;
+        not_copied(&service);
+    }
+    service.stop().await;
+}
+
 /// Waits until a look has seen that a leaf is empty.
 async fn is_seen_empty(database: &Database, leaf: &str) {
     let id = database.source_value(&format!("SELECT '{leaf}'::regclass::oid::text")).await.expect("an OID");
@@ -452,16 +548,21 @@ struct Walk {
     rows: usize,
     /// Leaves that this transaction has created. A TRUNCATE of one behind its rows leaves no trace: see docs/guarantees.md.
     created: Vec<usize>,
+    /// So many rows come at once.
+    rows_at_once: usize,
 }
+
+/// The keys of a leaf.
+const KEYS: usize = 1_000_000;
 
 impl Walk {
     fn bounds(slot: usize) -> String {
-        format!("FOR VALUES FROM ({}) TO ({})", (slot + 1) * 10_000, (slot + 2) * 10_000)
+        format!("FOR VALUES FROM ({}) TO ({})", (slot + 1) * KEYS, (slot + 2) * KEYS)
     }
 
     fn rows(&mut self, slot: usize) -> String {
-        let from = (slot + 1) * 10_000 + self.rows;
-        let count = self.rng.usize(1..4);
+        let from = (slot + 1) * KEYS + self.rows;
+        let count = self.rng.usize(1..4) * self.rows_at_once;
         self.rows += count;
         format!("SELECT i, 'v' FROM generate_series({from}, {}) i", from + count - 1)
     }
@@ -469,9 +570,10 @@ impl Walk {
     fn step(&mut self) -> String {
         let slot = self.rng.usize(0..3);
         let bounds = Walk::bounds(slot);
-        let choice = self.rng.usize(0..8);
+        let choice = self.rng.usize(0..9);
         let attach = format!("ALTER TABLE t ATTACH PARTITION l_{slot} {bounds};");
         match (self.leaves[slot], choice) {
+            (Leaf::Missing | Leaf::Detached | Leaf::Attached, 8) => "TRUNCATE t;".to_owned(),
             (Leaf::Missing, 0..3) => {
                 self.leaves[slot] = Leaf::Attached;
                 self.created.push(slot);
@@ -501,7 +603,7 @@ impl Walk {
                 format!("INSERT INTO t {rows};")
             }
             (Leaf::Attached, 3) if !self.created.contains(&slot) => format!("TRUNCATE l_{slot};"),
-            (Leaf::Attached, 4) => format!("DELETE FROM t WHERE id >= {};", (slot + 1) * 10_000),
+            (Leaf::Attached, 4) => format!("DELETE FROM t WHERE id >= {};", (slot + 1) * KEYS),
             (Leaf::Attached, 5) => {
                 self.leaves[slot] = Leaf::Detached;
                 format!("ALTER TABLE t DETACH PARTITION l_{slot};")
@@ -517,8 +619,26 @@ impl Walk {
     /// One step, or several in one transaction.
     fn transaction(&mut self) -> String {
         self.created.clear();
-        let steps = if self.rng.u8(0..3) == 0 { self.rng.usize(2..5) } else { 1 };
-        (0..steps).map(|_| self.step()).collect()
+        if self.rng.u8(0..3) > 0 {
+            return self.step();
+        }
+        let mut steps = String::new();
+        if self.rng.u8(0..3) == 0 {
+            steps += "TRUNCATE t;";
+        }
+        for _ in 0..self.rng.usize(2..6) {
+            let before = (self.leaves, self.created.clone());
+            let step = self.step();
+            steps += &match self.rng.u8(0..8) {
+                0 => format!("SAVEPOINT s; {step} RELEASE s;"),
+                1 => {
+                    (self.leaves, self.created) = before;
+                    format!("SAVEPOINT s; {step} ROLLBACK TO s;")
+                }
+                _ => step,
+            };
+        }
+        steps
     }
 }
 
@@ -543,7 +663,8 @@ async fn is_looked_at(database: &Database) {
     .await;
 }
 
-async fn walk(name: &str, seed: u64, rounds: u32) {
+async fn walk(name: &str, seed: u64, rows_at_once: usize) {
+    let rounds = std::env::var("HEADWATER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
     let database = Database::new(
         name,
         &["t", "other"],
@@ -552,11 +673,15 @@ async fn walk(name: &str, seed: u64, rounds: u32) {
          CREATE TABLE other (id serial PRIMARY KEY);",
     )
     .await;
+    database
+        .at_source(&format!("ALTER DATABASE {name} SET logical_decoding_work_mem = '64kB'", name = database.name))
+        .await;
     let setup = Setup::of(&database);
     let mut service = setup.start();
     service.streams().await;
     database.caught_up().await;
-    let mut walk = Walk { rng: Rng::with_seed(seed), leaves: [Leaf::Missing; 3], rows: 0, created: Vec::new() };
+    let mut walk =
+        Walk { rng: Rng::with_seed(seed), leaves: [Leaf::Missing; 3], rows: 0, created: Vec::new(), rows_at_once };
     for round in 0..rounds {
         let down = walk.rng.bool();
         if down {
@@ -603,6 +728,11 @@ async fn step(database: &Database, walk: &mut Walk, (seed, round): (u64, u32)) {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_becomes_of_partitions_the_rows_are_the_sources() {
     let seed = seed("whatever_becomes_of_partitions");
-    let rounds = std::env::var("HEADWATER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
-    walk("walkone", seed, rounds).await;
+    walk("walkone", seed, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_large_transactions_do_to_partitions_the_rows_are_the_sources() {
+    let seed = seed("whatever_large_transactions_do");
+    walk("walklarge", seed, 700).await;
 }

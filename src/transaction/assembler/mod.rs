@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, Relation, RelationId};
 use crate::transaction::change::{Change, Chunk, Heartbeat, RowChange, Step, Transaction};
 use crate::transaction::error::TransactionError;
@@ -58,8 +59,8 @@ pub struct Assembler {
     committed: Lsn,
     /// How many messages have come.
     heard: u64,
-    /// Tables that were truncated, and the (sub)transaction that did it where the source says which.
-    truncated: Vec<(RelationId, u32)>,
+    /// The TRUNCATEs of transactions that have committed.
+    truncated: Vec<(RelationId, Truncation)>,
     /// A schema change that the last message has reported, or those of the stream that it has committed.
     marked: Option<SchemaMark>,
     /// What the last messages have described: see [`Described`].
@@ -92,6 +93,8 @@ struct Open {
     foreign: bool,
     /// The source has sent it before.
     again: bool,
+    /// The tables that it has truncated.
+    truncated: HashMap<RelationId, Truncation>,
 }
 
 impl Assembler {
@@ -182,8 +185,9 @@ impl Assembler {
                     relations.extend(self.wanted(xid, id)?);
                 }
                 let transaction = xid.or(self.open.as_ref().map(|open| open.begin.xid));
-                if let Some(transaction) = transaction {
-                    self.truncated.extend(relations.iter().map(|relation| (relation.id, transaction)));
+                if let (Some(transaction), Some(truncated)) = (transaction, self.truncated_by()) {
+                    let tables = relations.iter().map(|relation| relation.id);
+                    tables.for_each(|table| truncated.entry(table).or_default().add(transaction));
                 }
                 if !relations.is_empty() {
                     // CASCADE is resolved at the source: the message names every published table that it reached.
@@ -203,6 +207,7 @@ impl Assembler {
                     large: false,
                     foreign: false,
                     again,
+                    truncated: HashMap::new(),
                 });
             }
             Message::Commit(commit) => self.commit(commit)?,
@@ -237,10 +242,18 @@ impl Assembler {
         Some((stream.end, &stream.numbered))
     }
 
-    /// The tables that were truncated since this was asked last, each with the transaction that did it: a subtransaction's xid is
-    /// known in streams only.
-    pub fn take_truncated(&mut self) -> Vec<(RelationId, u32)> {
+    /// The tables that were truncated by transactions that have committed since this was asked last: a subtransaction's xid is known in
+    /// streams only.
+    pub fn take_truncated(&mut self) -> Vec<(RelationId, Truncation)> {
         std::mem::take(&mut self.truncated)
+    }
+
+    /// The TRUNCATEs of the transaction whose changes come now.
+    fn truncated_by(&mut self) -> Option<&mut HashMap<RelationId, Truncation>> {
+        match self.current {
+            Some(top) => self.streams.as_mut()?.get_mut(&top).map(|stream| &mut stream.truncated),
+            None => self.open.as_mut().map(|open| &mut open.truncated),
+        }
     }
 
     /// The next step or order, if one is ready.
@@ -256,7 +269,8 @@ impl Assembler {
         let Some(open) = self.open.take() else {
             return Err(TransactionError::Misplaced { message: "Commit", place: "outside a transaction" });
         };
-        let Open { begin, changes, size_bytes, heartbeat, large, foreign: _, again } = open;
+        let Open { begin, changes, size_bytes, heartbeat, large, foreign: _, again, truncated } = open;
+        self.truncated.extend(truncated);
         if begin.final_lsn != commit.commit_lsn {
             return Err(TransactionError::CommitMismatch { final_lsn: begin.final_lsn, commit_lsn: commit.commit_lsn });
         }
@@ -320,6 +334,9 @@ impl Assembler {
             | Message::StreamCommit { .. }
             | Message::StreamAbort(_) => {
                 for (root, leaf) in std::mem::take(&mut self.described.pairs) {
+                    if let Some(truncation) = self.truncated_by().and_then(|truncated| truncated.get_mut(&root)) {
+                        truncation.name(leaf.0);
+                    }
                     match self.current.and_then(|top| self.streams.as_mut()?.get_mut(&top)) {
                         Some(stream) => {
                             let before = stream.relation_bytes;
@@ -554,6 +571,7 @@ impl Assembler {
         let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
         let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
         self.stream_relation_bytes -= stream.relation_bytes;
+        self.truncated.extend(std::mem::take(&mut stream.truncated));
         let again = self.came_before(commit.commit_lsn)?;
         if again {
             stream.relations.set_unused();

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::catalog::truncation::Said;
 use crate::pg::{Column, Ident, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
 use crate::wire::{LogicalMessage, OldTuple, Truncate};
 
@@ -263,6 +264,56 @@ fn a_partition_is_named_behind_its_root_and_before_its_first_row() {
         vec![begin(200), described(1, "t"), described(13, "other"), truncate(&[1, 13]), insert(1, b'4'), commit(200)];
     let found = leaves(&run(&mut assembler, messages));
     assert_eq!(found, [[0; 0], [0; 0]], "a table that is truncated with another is no partition of it");
+}
+
+#[test]
+fn partitions_are_counted_with_the_truncate_that_they_are_named_behind() {
+    let truncate = |xid| Message::Truncate {
+        xid,
+        truncate: Truncate { relations: vec![RelationId(1)], cascade: false, restart_identity: false },
+    };
+    let named = |xid, leaf: u32| {
+        let relation = |id, name| Message::Relation { xid, relation: relation(id, name) };
+        let row = Message::Insert { xid, relation: RelationId(1), new: row(b'1') };
+        [relation(1, "t"), relation(leaf, "leaf"), row]
+    };
+    let said = |assembler: &mut Assembler, transaction| {
+        let told = assembler.take_truncated();
+        let [(RelationId(1), truncation)] = told.as_slice() else { panic!("{told:?}") };
+        [11, 12, 13].map(|leaf| truncation.says(leaf, transaction))
+    };
+    let mut plain = assembler(1 << 20);
+    let mut messages = vec![begin(100)];
+    messages.extend(named(None, 13).into_iter().chain([truncate(None)]));
+    messages.extend(named(None, 11).into_iter().chain(named(None, 12)).chain(named(None, 12)));
+    run(&mut plain, messages);
+    assert_eq!(plain.take_truncated(), [], "it has not committed");
+    run(&mut plain, vec![commit(100)]);
+    assert_eq!(said(&mut plain, 1), [Some(Said::Once), Some(Said::Again), Some(Said::Empty)]);
+    run(&mut plain, vec![begin(200), truncate(None), commit(200)]);
+    assert_eq!(said(&mut plain, 1), [Some(Said::Empty); 3], "another transaction");
+
+    let mut streamed = assembler(1 << 20).with_streams();
+    let take = |assembler: &mut Assembler, messages: Vec<Message>| {
+        messages.into_iter().for_each(|message| assembler.message(message).unwrap());
+    };
+    take(
+        &mut streamed,
+        vec![Message::StreamStart { xid: 7, first: true }, named(Some(7), 13)[0].clone(), truncate(Some(8))],
+    );
+    take(&mut streamed, named(Some(7), 11).into_iter().chain([Message::StreamStop]).collect());
+    take(&mut streamed, vec![Message::StreamStart { xid: 7, first: false }]);
+    take(&mut streamed, named(Some(9), 11).into_iter().chain([truncate(Some(9)), Message::StreamStop]).collect());
+    assert_eq!(streamed.take_truncated(), []);
+    let (commit_lsn, end_lsn) = (Lsn::new(400), Lsn::new(408));
+    let commit = Commit { commit_lsn, end_lsn, committed_at: PgTimestamp::from_micros(0) };
+    take(&mut streamed, vec![Message::StreamCommit { xid: 7, commit }]);
+    let told = streamed.take_truncated();
+    let says = |leaf, transaction| told[0].1.says(leaf, transaction);
+    assert_eq!(
+        (says(11, 8), says(11, 9), says(12, 8), says(11, 7)),
+        (Some(Said::Again), Some(Said::Again), Some(Said::Empty), None)
+    );
 }
 
 #[test]

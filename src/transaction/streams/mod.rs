@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use crate::catalog::truncation::Truncation;
 use crate::pg::{Relation, RelationId, length_u32, length_u64};
 use crate::transaction::change::{Change, Heartbeat};
 use crate::transaction::error::TransactionError;
@@ -55,6 +56,8 @@ pub(super) struct InProgress {
     marks: Option<Objects>,
     /// It was replicated to the source from elsewhere, and such are not wanted.
     pub(super) foreign: bool,
+    /// The tables that it has truncated, also by what was rolled back.
+    pub(super) truncated: HashMap<RelationId, Truncation>,
 }
 
 impl InProgress {
