@@ -12,7 +12,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use super::observe::{self, AtSource, FailedCopy};
+use super::observe::{self, AtSource, FailedCopy, PacedCopy};
 use super::status::{named, verdict};
 use super::{display, settings};
 use crate::commands::exit::Exit;
@@ -159,6 +159,16 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
             for FailedCopy { of, reason } in seen.failed_copies {
                 findings
                     .push(Finding::blocking(format!("the copy of {of} has failed and is tried again")).detail(reason));
+            }
+            for PacedCopy { of, copies, seconds } in seen.paced_copies {
+                let detail = format!(
+                    "It was copied {copies} times within an hour, since it changes at the source in ways that the stream does not carry: \
+                     partitions that come and go, for example. The other tables stream on."
+                );
+                let finding = Finding::blocking(format!("the next copy of {of} waits for {seconds} s"));
+                findings.push(
+                    finding.detail(detail).todo("Run headwater resnapshot with the table's name to copy it at once."),
+                );
             }
             if let Some(gap) = seen.gap {
                 findings.push(

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{Config, ConnectionSettings};
-use crate::destination::{Bookkeeping, Holder, LockHolders, Request, StreamState, TableState};
+use crate::destination::{Bookkeeping, Holder, LockHolders, Pace, Request, StreamState, TableState};
 use crate::pg::{Lsn, printable, printable_lines};
 use crate::session::{Sql, SqlClient};
 use crate::source::{choose_host, find_slot};
@@ -98,6 +98,8 @@ pub(super) struct AtDestination {
     pub(super) tables: Vec<String>,
     /// Copies that have failed and are tried again.
     pub(super) failed_copies: Vec<FailedCopy>,
+    /// Copies that wait, since their tables were copied again and again.
+    pub(super) paced_copies: Vec<PacedCopy>,
     /// The server process of the instance that leads.
     pub(super) leader_process: Option<i32>,
     /// Where it is connected from.
@@ -116,6 +118,17 @@ pub(super) struct FailedCopy {
     pub(super) of: String,
     /// Why, with what to do.
     pub(super) reason: String,
+}
+
+/// A copy that waits, since its table was copied again and again.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PacedCopy {
+    /// Of which tables.
+    pub(super) of: String,
+    /// How many copies ended within the last hour.
+    pub(super) copies: u32,
+    /// How much longer it waits.
+    pub(super) seconds: u64,
 }
 
 /// What the source holds.
@@ -184,6 +197,7 @@ async fn look_at_destination(
         gap: None,
         tables: Vec::new(),
         failed_copies: Vec::new(),
+        paced_copies: Vec::new(),
         leader_process: leader.as_ref().and_then(|leader| leader.process_id),
         leader_from: leader.and_then(|leader| leader.address).map(|from| printable(&from).into_owned()),
         foreign_lock_holders: foreign.iter().map(ToString::to_string).collect(),
@@ -203,7 +217,15 @@ async fn look_at_destination(
             let reason = printable_lines(&request.failure?).into_owned();
             Some(FailedCopy { of: printable(&request.scope.to_string()).into_owned(), reason })
         };
-        seen.failed_copies = bookkeeping.requests().await?.into_iter().filter_map(failed).collect();
+        let requests = bookkeeping.requests().await?;
+        let copies = bookkeeping.automatic_copies().await?;
+        let paced = |request: &Request| {
+            let Pace { copies, wait } = Pace::of(request, &copies)?;
+            let of = printable(&request.scope.to_string()).into_owned();
+            Some(PacedCopy { of, copies, seconds: wait.as_secs() + 1 })
+        };
+        seen.paced_copies = requests.iter().filter_map(paced).collect();
+        seen.failed_copies = requests.into_iter().filter_map(failed).collect();
     }
     Ok(seen)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::cli::StatusArguments;
-use super::observe::{self, AtDestination, AtSource, FailedCopy};
+use super::observe::{self, AtDestination, AtSource, FailedCopy, PacedCopy};
 use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::commands::format::{count, counts, duration, size};
@@ -341,6 +341,9 @@ fn destination_lines(there: &AtDestination) -> Vec<String> {
     }
     for FailedCopy { of, reason } in &there.failed_copies {
         lines.push(format!("the copy of {of} has failed and is tried again: {reason}"));
+    }
+    for PacedCopy { of, copies, seconds } in &there.paced_copies {
+        lines.push(format!("the next copy of {of} waits for {seconds} s: it was copied {copies} times within an hour"));
     }
     if let Some(gap) = &there.gap {
         lines.push(format!("the copy has gaps: its publication {gap}; start once with --resnapshot"));

@@ -110,7 +110,7 @@ pub use preflight::DestinationServer;
 pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};
 pub use replay::{ReplayRequest, Replayed, replay};
 pub use reshape::{Original, reshape};
-pub use resnapshots::{AskedBy, Origin, Request, RequestState, Scope};
+pub use resnapshots::{AskedBy, AutomaticCopy, Origin, Pace, Request, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types, needed_types, operator_classes_here};
 pub use sequences::{FollowedSequences, follow_sequences};

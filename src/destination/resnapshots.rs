@@ -10,6 +10,12 @@
 //! (no row) ──request──▶ requested ──publish──▶ done
 //!                           └──────fail──────▶ failed
 //! ```
+//!
+//! What is done stays as a row, which says how often a table was copied by itself: each such copy locks and reads the table at the
+//! source, and a table whose partitions come and go every few seconds would be copied without end. So from the fifth copy within an
+//! hour on, the next one waits ([`Pace`]); the others stream on meanwhile.
+
+use std::time::Duration;
 
 use super::bookkeeping::Bookkeeping;
 use super::error::DestinationError;
@@ -128,6 +134,52 @@ impl Request {
     }
 }
 
+/// A copy that headwater has made by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutomaticCopy {
+    /// Of what.
+    pub scope: Scope,
+    /// How long ago it ended.
+    pub age: Duration,
+}
+
+/// A request that waits, since its table was copied again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// So many copies of the table ended within the last hour.
+    pub copies: u32,
+    /// So much longer it waits.
+    pub wait: Duration,
+}
+
+/// Copies that ended before this are over.
+const PACED_WITHIN: Duration = Duration::from_secs(3600);
+/// So many copies of a table within that time are made at once: a migration may change a table in some steps.
+const UNPACED: u32 = 4;
+/// The first wait; each next one is twice as long.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// Until then the table's rows are old, and the instance is not ready.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+impl Pace {
+    /// Whether a request waits after these copies; one of an operator never does.
+    pub fn of(request: &Request, copies: &[AutomaticCopy]) -> Option<Pace> {
+        let Scope::Tables(tables) = request.scope.clone() else { return None };
+        let of_table = |table: &QualifiedName| {
+            let ages = copies.iter().filter(|copy| copy.scope.contains(table) && copy.age < PACED_WITHIN);
+            let ages: Vec<Duration> = ages.map(|copy| copy.age).collect();
+            let copies = u32::try_from(ages.len()).unwrap_or(u32::MAX);
+            let doublings = copies.checked_sub(UNPACED)?.min(16);
+            let wait = (FIRST_WAIT * (1 << doublings)).min(LONGEST_WAIT).saturating_sub(*ages.iter().min()?);
+            (!wait.is_zero()).then_some(Pace { copies, wait })
+        };
+        match request.origin {
+            Origin::Changed => tables.iter().filter_map(of_table).max_by_key(|pace| pace.wait),
+            Origin::Start | Origin::Command | Origin::Added => None,
+        }
+    }
+}
+
 /// How far a request has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestState {
@@ -193,6 +245,27 @@ impl Bookkeeping {
             Ok(Request { id: row.get(0)?, scope, origin, failure: row.get(3)?, for_source: row.get(4)? })
         });
         requests.collect()
+    }
+
+    /// The copies of tables that headwater has made by itself within the last hour.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn automatic_copies(&self) -> Result<Vec<AutomaticCopy>, DestinationError> {
+        let sql = "SELECT ARRAY(SELECT t FROM pg_catalog.unnest(tables) AS t WHERE t IS NOT NULL),
+                          (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - finished_at) * 1000)::int8
+                   FROM headwater.resnapshots WHERE state = 'done' AND origin = 'changed' AND tables IS NOT NULL
+                     AND finished_at > pg_catalog.clock_timestamp() - $1::int8 * '1 second'::pg_catalog.interval";
+        let seconds = i64::try_from(PACED_WITHIN.as_secs()).unwrap_or(i64::MAX);
+        let rows = self.client().query(READING, sql, &[&seconds]).await?;
+        let copies = rows.iter().map(|row| {
+            let tables: Vec<String> = row.get(0)?;
+            let scope = Scope::Tables(tables.iter().filter_map(|name| name.parse().ok()).collect());
+            // The server's clock may have been set back.
+            let age = Duration::from_millis(u64::try_from(row.get::<i64>(1)?).unwrap_or(0));
+            Ok(AutomaticCopy { scope, age })
+        });
+        copies.collect()
     }
 
     /// Suspends a table: from now on it is not followed, its rows stay as they are, and a copy is asked for unless one is.
@@ -353,6 +426,32 @@ impl Bookkeeping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_is_copied_by_itself_again_and_again_waits_longer_each_time() {
+        let tables =
+            |names: &[&str]| Scope::Tables(names.iter().map(|name| QualifiedName::new("public", *name)).collect());
+        let request =
+            |origin, names: &[&str]| Request { id: 1, scope: tables(names), origin, failure: None, for_source: None };
+        let seconds = Duration::from_secs;
+        let copies = |count: u64, last: u64| -> Vec<AutomaticCopy> {
+            (0..count).map(|at| AutomaticCopy { scope: tables(&["t"]), age: seconds(last + at) }).collect()
+        };
+        let waits = |origin, names: &[&str], copies: &[AutomaticCopy]| Pace::of(&request(origin, names), copies);
+        let paced = |count, last| waits(Origin::Changed, &["t"], &copies(count, last)).map(|pace| pace.wait.as_secs());
+        assert_eq!(
+            [3, 4, 5, 6, 10, 40, 100].map(|count| paced(count, 0)),
+            [None, Some(5), Some(10), Some(20), Some(300), Some(300), Some(300)]
+        );
+        assert_eq!((paced(4, 4), paced(4, 5), paced(10, 299), paced(10, 300)), (Some(1), None, Some(1), None));
+        assert_eq!(paced(10, 3600), None, "they are over");
+        assert_eq!(waits(Origin::Changed, &["u"], &copies(10, 0)), None, "of another table");
+        let both = waits(Origin::Changed, &["u", "t"], &copies(5, 0));
+        assert_eq!(both, Some(Pace { copies: 5, wait: seconds(10) }));
+        for origin in [Origin::Start, Origin::Command, Origin::Added] {
+            assert_eq!(waits(origin, &["t"], &copies(10, 0)), None);
+        }
+    }
 
     #[test]
     fn two_scopes_together_mean_every_table_of_either() {

@@ -26,7 +26,8 @@
 //!
 //! # Failures
 //! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
-//! again. Which requests are taken up together, and which wait by themselves, is [`Turns`]' to say: one table that waits for an
+//! again. A table that headwater has copied again and again waits first ([`Pace`]). Which requests
+//! are taken up together, and which wait by themselves, is [`Turns`]' to say: one table that waits for an
 //! operator keeps no other waiting. A request that only an operator can make possible is given up, unless its table is suspended
 //! ([`crate::preflight::suspended_tables`]), which nothing else brings back. Such a table gets the source's columns first, as far as that
 //! loses nothing. When the stream does not follow a table yet, or under another OID, the stream is set up again from the position.
@@ -46,7 +47,7 @@ use super::{
 use crate::apply_worker::pause::{Control, PauseGuard};
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Place,
+    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Pace, Place,
     Publication, Request, Scope, Staging, TableRecord, refuse_unasked, reshape, shapes,
 };
 use crate::error_policy::{Decision, Fault, Phase, decide, gives_up_copy, report};
@@ -92,6 +93,7 @@ pub(crate) async fn serve(
     let began = Instant::now();
     let mut turns = Turns::default();
     let mut told = Told::default();
+    let mut paced = BTreeSet::new();
     let mut bookkeeping: Option<Bookkeeping> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -104,6 +106,7 @@ pub(crate) async fn serve(
             },
         };
         let Ok(requests) = client.requests().await else { continue };
+        let Ok(requests) = unpaced(ends, &client, requests, &mut paced).await else { continue };
         let requests = turns.next(requests, began.elapsed());
         if requests.is_empty() {
             bookkeeping = Some(client);
@@ -137,6 +140,44 @@ pub(crate) async fn serve(
             }
         }
     }
+}
+
+/// The requests that need not wait because their tables were copied again and again; says once of each that waits, `paced`, why. Tables of
+/// another request that is taken up now are copied with it.
+async fn unpaced(
+    ends: Ends<'_>,
+    client: &Bookkeeping,
+    requests: Vec<Request>,
+    paced: &mut BTreeSet<i64>,
+) -> Result<Vec<Request>, DestinationError> {
+    if requests.iter().all(|request| request.origin != Origin::Changed) {
+        return Ok(requests);
+    }
+    let copies = client.automatic_copies().await?;
+    let (waiting, mut now): (Vec<Request>, Vec<Request>) =
+        requests.into_iter().partition(|request| Pace::of(request, &copies).is_some());
+    let of_now = now.iter().map(|request| request.scope.clone()).reduce(Scope::and);
+    for request in waiting {
+        let is_copied = match (&request.scope, &of_now) {
+            (Scope::Tables(tables), Some(of_now)) => tables.iter().all(|table| of_now.contains(table)),
+            (Scope::All | Scope::Tables(_), _) => false,
+        };
+        match Pace::of(&request, &copies) {
+            Some(Pace { copies, wait }) if !is_copied => {
+                if paced.insert(request.id) {
+                    let text = format!(
+                        "{} was copied {copies} times within an hour, since it changes at the source in ways that the stream does not \
+                         carry: its next copy begins in {} s, and the other tables stream on",
+                        request.scope,
+                        wait.as_secs() + 1
+                    );
+                    ends.telemetry.warning("snapshot", text);
+                }
+            }
+            Some(_) | None => now.push(request),
+        }
+    }
+    Ok(now)
 }
 
 /// What was said last of each scope whose copy has failed: a request that waits for an operator is tried every few seconds, and says the

@@ -532,6 +532,53 @@ async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_
     service.stop().await;
 }
 
+/// headwater has copied `t` by itself so often within the last hour.
+async fn was_copied(database: &Database, times: u32) {
+    database
+        .at_destination(&format!(
+            r#"INSERT INTO headwater.resnapshots (tables, origin, state, finished_at)
+               SELECT ARRAY['"public"."t"'], 'changed', 'done', clock_timestamp() FROM generate_series(1, {times})"#
+        ))
+        .await;
+}
+
+/// Copies that were made do not count any more.
+async fn forget_copies(database: &Database) {
+    database.at_destination("DELETE FROM headwater.resnapshots WHERE state = 'done'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_table_whose_partitions_come_and_go_are_paced() {
+    let schema = format!("{} CREATE TABLE other (id int PRIMARY KEY);", tree("t"));
+    let database = Database::new("paced", &["t", "other"], &schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    was_copied(&database, 12).await;
+    run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
+    database.assert_catches_up().await;
+    database.at_source("DROP TABLE t_2").await;
+    service.says("public.t was copied 12 times within an hour").await;
+    service.streams().await;
+    let (_, explained) = service.command(&["explain"]).await;
+    assert!(explained.contains("the next copy of public.t waits for"), "{explained}");
+    database.at_source("INSERT INTO other VALUES (1)").await;
+    becomes_equal(&database, "other").await;
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("3"), "it is copied");
+    forget_copies(&database).await;
+    becomes_equal(&database, "t").await;
+    // Some in a row are made at once.
+    was_copied(&database, 2).await;
+    run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
+    database.assert_catches_up().await;
+    database.at_source("DROP TABLE t_2").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    let told = service.log().matches("within an hour").count();
+    assert_eq!(told, 1, "{}", service.log());
+    service.stop().await;
+}
+
 /// A leaf of the randomized test.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leaf {
@@ -717,6 +764,7 @@ async fn walk(name: &str, seed: u64, rows_at_once: usize) {
 
 async fn step(database: &Database, walk: &mut Walk, (seed, round): (u64, u32)) {
     let transaction = walk.transaction();
+    forget_copies(database).await;
     println!("{seed} {round}: {transaction}");
     database.at_source(&format!("BEGIN; {transaction} COMMIT")).await;
     if walk.rng.u8(0..4) == 0 {
