@@ -79,6 +79,11 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// The configured tables, by their names.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = QualifiedName> {
+        self.source_catalog.tables.iter().map(|table| table.definition.name())
+    }
+
     /// Takes in what is remembered of the tables: the catalog may be ahead of the stream, which then still brings columns of
     /// types that no table has any more. Those are followed, too; returns what was done, for the log.
     pub(crate) async fn remember(
@@ -151,186 +156,279 @@ pub(crate) async fn prepare(
     asked: &ResyncRequests,
 ) -> Result<Prepared, Fault> {
     let stream = bookkeeping.stream().await?;
-    let source = addresses.source.connect().await.map_err(SourceError::Session)?;
-    let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
-    source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
-    let slot = find_slot(&source, &config.source.slot).await?;
-    let server = SourceServer::check(&source, slot.is_none() || asked.all || asked.lost).await?;
-    let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
-    server.check_not_synchronous(&application_name)?;
-    let mut source_catalog = match SourceCatalog::read(&source, &config.tables).await {
-        Ok(catalog) => catalog,
-        Err(error) => return Err(explain_lost((config, addresses), &source, error).await),
-    };
-
-    let mut replication = connect_replication(config, "streaming").await?;
-    let identification = replication.identify_system().await.map_err(SourceError::Session)?;
-    let urls = (&config.source.url, &config.destination.url);
-    let same = same_database(&identification, bookkeeping.client(), urls).await;
-    if let Some(report) = same.map_err(DestinationError::Session)? {
-        return Err(SourceError::Refused(report).into());
-    }
-    let remembered = stream.as_ref().map_or("", |stream| stream.source_database.as_str());
-    let database = SourceDatabase::read(&source, remembered).await?;
-    let found = Found { identification: &identification, database: &database, slot: slot.as_ref() };
-
-    if let Some(stream) = &stream {
-        check_configured(config, stream)?;
-    }
     let live = matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. }));
-    if stream.is_none()
-        && let Some(slot) = &slot
-    {
-        return Err(Fault::Refused(slot_unknown_report(slot)));
-    }
-    let destination_server = DestinationServer::check(bookkeeping.client(), &config.tables).await?;
-    let mut destination_catalog = Catalog::read(bookkeeping.client(), &config.tables).await?;
-    let writes = writes(config, &source_catalog, &destination_catalog, !destination_server.replica_role)?;
-    writes.refuse_foreign_code(bookkeeping.client()).await?;
-    cascades::refuse(&source, bookkeeping.client(), &writes).await?;
-    destination_catalog.learn_types(bookkeeping.client(), &source_catalog.types).await?;
-    collations::refuse((&source, bookkeeping.client()), &source_catalog, &destination_catalog).await?;
-    // A first copy that failed has left the tables as they were.
-    if !stream.as_ref().is_some_and(|stream| live || stream.agreed) {
-        check_empty(bookkeeping.client(), destination_catalog.tables.keys().filter(|name| !asked.covers(name))).await?;
-    }
+    let preparing = Preparing { config, addresses, bookkeeping, telemetry, asked, stream: stream.as_ref(), live };
+    let mut source = preparing.open_source().await?;
+    preparing.check_bookkeeping(&source)?;
+    let mut destination = preparing.read_destination(&source).await?;
     let known = if live { bookkeeping.tables().await? } else { Vec::new() };
     let (known, unconfigured) = split(known, &config.tables);
-    let mut added = Vec::new();
-    let position = bookkeeping_position(bookkeeping, live).await?;
-    // Once it is known that the bookkeeping is whole.
-    if position.is_some()
-        && let Some(BoundAnew { tables, is_restored }) = bookkeeping.bind_tables().await?
-    {
-        let why = match is_restored {
-            true => "the destination was restored from a dump",
-            false => "an earlier version has not compared the OIDs of tables at the destination",
-        };
-        let tables = if tables == 1 { "1 table is".to_owned() } else { format!("{tables} tables are") };
-        telemetry.event("tables", format!("{why}: {tables} taken for followed as they are now"));
-    }
-    let start = match (live, position) {
-        (true, Some(position)) => {
-            let Some(stored) = stream.as_ref().map(|stream| stored_history(stream, position)) else {
-                return Err(Fault::Refused(position_missing_report()));
-            };
-            match of_stream(found, &stored, asked, config.on_slot_lost)? {
-                Course::Stream => {
-                    refuse_other_tables(bookkeeping.client(), false).await?;
-                    added = check_tables(&known, &source_catalog, asked)?;
-                    let existing = added.iter().filter(|name| destination_catalog.table(name).is_some());
-                    let existing = existing.filter(|name| !asked.covers(name));
-                    check_added_empty(bookkeeping.client(), existing).await?;
-                    Start::Stream { position }
-                }
-                Course::Copy => {
-                    refuse_other_tables(bookkeeping.client(), true).await?;
-                    Start::Snapshot { live: true }
-                }
-                Course::StartOver => {
-                    refuse_other_tables(bookkeeping.client(), true).await?;
-                    // Tables that were never followed may hold somebody else's rows.
-                    let followed: BTreeSet<&QualifiedName> = known.iter().map(|table| &table.name).collect();
-                    let others = destination_catalog.tables.keys().filter(|name| !followed.contains(name));
-                    check_empty(bookkeeping.client(), others.filter(|name| !asked.covers(name))).await?;
-                    Start::Snapshot { live: false }
-                }
-            }
-        }
-        // Nobody but an operator takes it away: what is here now is of an unknown moment.
-        (true, None) if !asked.all => return Err(Fault::Refused(position_missing_report())),
-        (_, _) => {
-            of_copy(found, stream.as_ref(), asked)?;
-            Start::Snapshot { live: false }
-        }
-    };
-    let starts_over = matches!(start, Start::Snapshot { .. });
-    let publication = &config.source.publication;
-    // What is copied anyway may have missed something; what is another table now was never published.
-    let relied = match starts_over {
-        true => Relied::default(),
-        false => {
-            let others: BTreeSet<&QualifiedName> =
-                replaced(&known, &source_catalog).map(|(table, _)| &table.name).collect();
-            Relied {
-                live: live_names(&known).filter(|name| !others.contains(name)).cloned().collect(),
-                suspended: suspended(&known).into_iter().collect(),
-            }
-        }
-    };
-    if live
-        && !starts_over
-        && let Some(gap) = stream.as_ref().and_then(|stream| stream.gap.as_deref())
-    {
-        let report = gap_report(publication, &Gap::Before(gap.to_owned()), &source_catalog);
-        return Err(SourceError::Gap { report, remembered: gap.to_owned() }.into());
-    }
-    match ensure_publication(&source, publication, &mut source_catalog, &relied).await {
-        Ok(told) => told.iter().for_each(|told| match told {
-            Notice::SendsLess(text) => telemetry.warning("publication", text),
-            Notice::Changed(_) | Notice::Unidentified(_) => telemetry.event("publication", told.text()),
-        }),
-        Err(SourceError::Gap { report, remembered }) => {
-            bookkeeping.set_gap(&remembered).await?;
-            return Err(SourceError::Gap { report, remembered }.into());
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let creates = matches!(start, Start::Snapshot { .. }) || !added.is_empty();
-    if creates
-        && let Some(report) =
-            lacking(&source, bookkeeping.client(), &source_catalog, &destination_catalog).await?.into_iter().next()
+    let Beginning { start, added } = preparing.decide(&source, &destination.catalog, &known).await?;
+    let copies = matches!(start, Start::Snapshot { .. });
+    preparing.publish(&mut source, &known, copies).await?;
+    if (copies || !added.is_empty())
+        && let Some(report) = lacking(&source.client, bookkeeping.client(), &source.catalog, &destination.catalog)
+            .await?
+            .into_iter()
+            .next()
     {
         return Err(Fault::Refused(report));
     }
-    // OIDs of another cluster mean nothing.
-    let is_same_cluster =
-        stream.as_ref().is_some_and(|stream| stream.system_identifier == identification.system_identifier);
-    let configured: Vec<RelationId> =
-        source_catalog.tables.iter().map(|table| table.definition.relation_id()).collect();
-    let published = Published {
-        source: is_same_cluster.then_some(&source),
-        publication,
-        slot: &config.source.slot,
-        configured: &configured,
-    };
-    unfollow(bookkeeping, telemetry, &unconfigured, published).await?;
+    preparing.unfollow(&source, &unconfigured).await?;
     let mut changed = Vec::new();
-    let transfer = match start {
-        Start::Snapshot { .. } => {
-            // The copy's readers and locks depend on how large the tables are, and it locks them all.
-            source_catalog.measure(&source).await?;
-            check_fit(&source_catalog, &destination_catalog)?
-        }
-        Start::Stream { .. } => {
-            let follow = config.schema_changes == SchemaChanges::Follow;
-            changed = changed_tables(&source, bookkeeping, publication).await?;
-            let ends = (&source, bookkeeping.client());
-            let rules = (changed.is_empty(), follow);
-            for told in follow_types(ends, &source_catalog.types, &mut destination_catalog, rules).await? {
-                telemetry.event("schema", told);
-            }
-            // The stream reports misfits relation by relation: the source may be ahead of it.
-            stream_format(&source_catalog, &destination_catalog)
-        }
+    let transfer = if copies {
+        // The copy's readers and locks depend on how large the tables are, and it locks them all.
+        source.catalog.measure(&source.client).await?;
+        check_fit(&source.catalog, &destination.catalog)?
+    } else {
+        changed = changed_tables(&source.client, bookkeeping, &config.source.publication).await?;
+        preparing.follow_types(&source, &mut destination.catalog, changed.is_empty()).await?;
+        // The stream reports misfits relation by relation: the source may be ahead of it.
+        stream_format(&source.catalog, &destination.catalog)
     };
     Ok(Prepared {
-        source,
-        server,
-        replication,
-        identification,
-        database,
-        source_catalog,
-        destination_catalog,
-        slot,
+        source: source.client,
+        server: source.server,
+        replication: source.replication,
+        identification: source.identification,
+        database: source.database,
+        source_catalog: source.catalog,
+        destination_catalog: destination.catalog,
+        slot: source.slot,
         transfer,
         stream,
         start,
         added,
         changed,
         suspended: suspended(&known),
-        writes,
+        writes: destination.writes,
     })
+}
+
+/// What preparing goes by.
+struct Preparing<'a> {
+    config: &'a Config,
+    addresses: &'a Addresses,
+    bookkeeping: &'a Bookkeeping,
+    telemetry: &'a Telemetry,
+    asked: &'a ResyncRequests,
+    /// As the bookkeeping has it.
+    stream: Option<&'a Stream>,
+    /// A snapshot was published.
+    live: bool,
+}
+
+/// The source, as it was found.
+struct OpenSource {
+    client: SqlClient,
+    server: SourceServer,
+    replication: ReplicationSession,
+    identification: SystemIdentification,
+    database: SourceDatabase,
+    catalog: SourceCatalog,
+    slot: Option<Slot>,
+}
+
+/// The destination, as it was found.
+struct FoundDestination {
+    catalog: Catalog,
+    writes: Writes,
+}
+
+/// How the stream is to begin.
+struct Beginning {
+    start: Start,
+    /// Configured tables that are not followed yet.
+    added: Vec<QualifiedName>,
+}
+
+impl Beginning {
+    fn copy(live: bool) -> Beginning {
+        Beginning { start: Start::Snapshot { live }, added: Vec::new() }
+    }
+}
+
+impl Preparing<'_> {
+    /// Opens both sessions to the source, and reads what it has.
+    async fn open_source(&self) -> Result<OpenSource, Fault> {
+        let config = self.config;
+        let client = self.addresses.source.connect().await.map_err(SourceError::Session)?;
+        let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
+        client.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+        let slot = find_slot(&client, &config.source.slot).await?;
+        let server = SourceServer::check(&client, slot.is_none() || self.asked.all || self.asked.lost).await?;
+        let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
+        server.check_not_synchronous(&application_name)?;
+        let catalog = match SourceCatalog::read(&client, &config.tables).await {
+            Ok(catalog) => catalog,
+            Err(error) => return Err(explain_lost((config, self.addresses), &client, error).await),
+        };
+        let mut replication = connect_replication(config, "streaming").await?;
+        let identification = replication.identify_system().await.map_err(SourceError::Session)?;
+        let urls = (&config.source.url, &config.destination.url);
+        let same = same_database(&identification, self.bookkeeping.client(), urls).await;
+        if let Some(report) = same.map_err(DestinationError::Session)? {
+            return Err(SourceError::Refused(report).into());
+        }
+        let remembered = self.stream.map_or("", |stream| stream.source_database.as_str());
+        let database = SourceDatabase::read(&client, remembered).await?;
+        Ok(OpenSource { client, server, replication, identification, database, catalog, slot })
+    }
+
+    /// The configuration and the slot must be those of the stream that is known.
+    fn check_bookkeeping(&self, source: &OpenSource) -> Result<(), Fault> {
+        match (self.stream, &source.slot) {
+            (Some(stream), _) => check_configured(self.config, stream),
+            (None, Some(slot)) => Err(Fault::Refused(slot_unknown_report(slot))),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Reads what the destination has, and refuses what may run others' code there or lose rows.
+    async fn read_destination(&self, source: &OpenSource) -> Result<FoundDestination, Fault> {
+        let (config, client) = (self.config, self.bookkeeping.client());
+        let server = DestinationServer::check(client, &config.tables).await?;
+        let mut catalog = Catalog::read(client, &config.tables).await?;
+        let writes = writes(config, &source.catalog, &catalog, !server.replica_role)?;
+        writes.refuse_foreign_code(client).await?;
+        cascades::refuse(&source.client, client, &writes).await?;
+        catalog.learn_types(client, &source.catalog.types).await?;
+        collations::refuse((&source.client, client), &source.catalog, &catalog).await?;
+        // A first copy that failed has left the tables as they were.
+        if !self.stream.is_some_and(|stream| self.live || stream.agreed) {
+            check_empty(client, catalog.tables.keys().filter(|name| !self.asked.covers(name))).await?;
+        }
+        Ok(FoundDestination { catalog, writes })
+    }
+
+    /// Whether to stream on from the stored position, or to copy all tables first.
+    async fn decide(
+        &self,
+        source: &OpenSource,
+        destination: &Catalog,
+        known: &[TableRecord],
+    ) -> Result<Beginning, Fault> {
+        let (asked, client) = (self.asked, self.bookkeeping.client());
+        let found = source.found();
+        let position = bookkeeping_position(self.bookkeeping, self.live).await?;
+        // Once it is known that the bookkeeping is whole.
+        if position.is_some() {
+            self.bind_tables().await?;
+        }
+        let (Some(stream), Some(position)) = (self.stream.filter(|_| self.live), position) else {
+            // Nobody but an operator takes it away: what is here now is of an unknown moment.
+            if self.live && !asked.all {
+                return Err(Fault::Refused(position_missing_report()));
+            }
+            of_copy(found, self.stream, asked)?;
+            return Ok(Beginning::copy(false));
+        };
+        match of_stream(found, &stored_history(stream, position), asked, self.config.on_slot_lost)? {
+            Course::Stream => {
+                refuse_other_tables(client, false).await?;
+                let added = check_tables(known, &source.catalog, asked)?;
+                let existing = added.iter().filter(|name| destination.table(name).is_some());
+                check_added_empty(client, existing.filter(|name| !asked.covers(name))).await?;
+                Ok(Beginning { start: Start::Stream { position }, added })
+            }
+            Course::Copy => {
+                refuse_other_tables(client, true).await?;
+                Ok(Beginning::copy(true))
+            }
+            Course::StartOver => {
+                refuse_other_tables(client, true).await?;
+                // Tables that were never followed may hold somebody else's rows.
+                let followed: BTreeSet<&QualifiedName> = known.iter().map(|table| &table.name).collect();
+                let others = destination.tables.keys().filter(|name| !followed.contains(name));
+                check_empty(client, others.filter(|name| !asked.covers(name))).await?;
+                Ok(Beginning::copy(false))
+            }
+        }
+    }
+
+    /// Takes tables for followed as they are now, where their OIDs say nothing.
+    async fn bind_tables(&self) -> Result<(), Fault> {
+        if let Some(BoundAnew { tables, is_restored }) = self.bookkeeping.bind_tables().await? {
+            let why = match is_restored {
+                true => "the destination was restored from a dump",
+                false => "an earlier version has not compared the OIDs of tables at the destination",
+            };
+            let tables = if tables == 1 { "1 table is".to_owned() } else { format!("{tables} tables are") };
+            self.telemetry.event("tables", format!("{why}: {tables} taken for followed as they are now"));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the publication sends what is needed. A table that has missed something is reported and remembered.
+    async fn publish(&self, source: &mut OpenSource, known: &[TableRecord], copies: bool) -> Result<(), Fault> {
+        let publication = &self.config.source.publication;
+        // What is copied anyway may have missed something; what is another table now was never published.
+        let relied = if copies { Relied::default() } else { relied(known, &source.catalog) };
+        if self.live
+            && !copies
+            && let Some(gap) = self.stream.and_then(|stream| stream.gap.as_deref())
+        {
+            let report = gap_report(publication, &Gap::Before(gap.to_owned()), &source.catalog);
+            return Err(SourceError::Gap { report, remembered: gap.to_owned() }.into());
+        }
+        match ensure_publication(&source.client, publication, &mut source.catalog, &relied).await {
+            Ok(told) => told.iter().for_each(|told| match told {
+                Notice::SendsLess(text) => self.telemetry.warning("publication", text),
+                Notice::Changed(_) | Notice::Unidentified(_) => self.telemetry.event("publication", told.text()),
+            }),
+            Err(SourceError::Gap { report, remembered }) => {
+                self.bookkeeping.set_gap(&remembered).await?;
+                return Err(SourceError::Gap { report, remembered }.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Follows tables no longer that are not configured any more.
+    async fn unfollow(&self, source: &OpenSource, unconfigured: &[TableRecord]) -> Result<(), Fault> {
+        // OIDs of another cluster mean nothing.
+        let is_same_cluster =
+            self.stream.is_some_and(|stream| stream.system_identifier == source.identification.system_identifier);
+        let configured: Vec<RelationId> =
+            source.catalog.tables.iter().map(|table| table.definition.relation_id()).collect();
+        let published = Published {
+            source: is_same_cluster.then_some(&source.client),
+            publication: &self.config.source.publication,
+            slot: &self.config.source.slot,
+            configured: &configured,
+        };
+        unfollow(self.bookkeeping, self.telemetry, unconfigured, published).await
+    }
+
+    async fn follow_types(
+        &self,
+        source: &OpenSource,
+        destination: &mut Catalog,
+        may_rename: bool,
+    ) -> Result<(), Fault> {
+        let ends = (&source.client, self.bookkeeping.client());
+        let rules = (may_rename, self.config.schema_changes == SchemaChanges::Follow);
+        for told in follow_types(ends, &source.catalog.types, destination, rules).await? {
+            self.telemetry.event("schema", told);
+        }
+        Ok(())
+    }
+}
+
+impl OpenSource {
+    fn found(&self) -> Found<'_> {
+        Found { identification: &self.identification, database: &self.database, slot: self.slot.as_ref() }
+    }
+}
+
+/// The tables that a stream brings changes of, so that they may miss none.
+fn relied(known: &[TableRecord], source: &SourceCatalog) -> Relied {
+    let others: BTreeSet<&QualifiedName> = replaced(known, source).map(|(table, _)| &table.name).collect();
+    Relied {
+        live: live_names(known).filter(|name| !others.contains(name)).cloned().collect(),
+        suspended: suspended(known).into_iter().collect(),
+    }
 }
 
 /// The tables that were changed at the source since they were looked at last, so that their rows may be others, and why. The

@@ -6,9 +6,11 @@
 //! ```text
 //! run ─▶ attempt ─┬─ lead: the writing session, its lock (or stand by)
 //!   ▲             ├─ prepare: both ends checked, nothing changed yet
-//!   │ fault       ├─ snapshot: where there is no position yet, or one is asked for
-//!   └─ decide ◀───┴─ stream: task 1 source::stream ══ steps ═▶ task 2 apply_loop, positions back
-//!                    next to it the monitor, and fences: apply stands still for a moment
+//!   │ fault,      ├─ snapshot: where there is no position yet, or one is asked for
+//!   │ carried over├─ open: lock, position, slot
+//!   └─ decide ◀───┼─ run: task 1 source::stream ══ steps ═▶ task 2 apply_loop, positions back
+//!                 │       next to it the monitor, and fences: apply is paused for a moment
+//!                 └─ close: positions confirmed, the lock last
 //! ```
 //!
 //! An attempt takes its steps in this order because each needs the one before: who writes is decided before anything
@@ -16,15 +18,20 @@
 //! exists; the position is read after the lock is held and before the slot is asked to stream (lock, position, slot).
 //!
 //! Invariants: a restart is always safe, at any point (I5); what an attempt learned dies with it, except what the
-//! bookkeeping holds.
+//! bookkeeping and [`CarriedOver`] hold.
 
 mod attempt;
+mod between_attempts;
+mod carried_over;
 mod copy_failures;
 mod failure_kind;
 mod held_up;
 mod looks;
+mod lost_health;
 mod monitor;
+mod opened_stream;
 pub mod options;
+mod service;
 mod stream_health;
 
 use std::sync::Arc;
@@ -33,13 +40,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::destination::ConflictKind;
+use crate::destination::{ConflictKind, DestinationError};
 use crate::error_policy::decision::REASONS;
 use crate::error_policy::{Backoff, Decision, Fault, Phase, decide, report};
+use crate::pg::QualifiedName;
 use crate::telemetry::{State, Telemetry, failpoint};
-use attempt::{Attempt, Exit};
+use attempt::{Attempt, Attempted};
+use between_attempts::BetweenAttempts;
+use carried_over::{CarriedOver, Noted};
 use copy_failures::{CopyFailures, FailedCopy};
-use monitor::Monitor;
+use service::{Exit, Service};
 
 pub use crate::supervisor::options::RunOptions;
 
@@ -87,78 +97,140 @@ async fn attempts(
 ) -> Result<(), Fault> {
     let conflicts = ConflictKind::ALL.into_iter().map(ConflictKind::as_str);
     telemetry.service_begins(&config.tables, conflicts, REASONS.iter().copied());
-    let monitor = Monitor::start(Arc::clone(&config), Arc::clone(&telemetry));
-    let mut attempt = Attempt::new(config, telemetry, stop, options, monitor);
-    let mut backoff = Backoff::default();
-    let mut copy_failures = CopyFailures::default();
-    let started = Instant::now();
+    let carried = CarriedOver::new(&config, options);
+    let mut supervisor = Supervisor {
+        service: Service::new(config, telemetry, stop),
+        carried,
+        backoff: Backoff::default(),
+        copy_failures: CopyFailures::default(),
+        started: Instant::now(),
+    };
     loop {
         let began = Instant::now();
-        let fault = match attempt.run().await {
+        supervisor.service.keep_monitor();
+        let Attempted { ended, made_progress, failed_copy } =
+            Attempt::new(&supervisor.service, &mut supervisor.carried).run().await;
+        let fault = match ended {
             Ok(Exit::Stopped) => {
-                attempt.stopped_in_order().await;
+                supervisor.between().stopped_in_order().await;
                 return Ok(());
             }
             Ok(Exit::Restart) => continue,
-            Err(fault) => attempt.explained(fault).await,
+            Err(fault) => supervisor.between().explained(fault).await,
         };
-        if attempt.is_stopping() {
+        if supervisor.service.is_stopping() {
             // What broke while stopping was going to end anyway.
             return Ok(());
         }
-        attempt.note(&fault).await;
-        let phase = if attempt.has_streamed() { Phase::Running } else { Phase::Starting };
-        let failed_copy = attempt.failed_copy();
+        supervisor.note(&fault).await;
         // A copy takes its time to fail, too.
-        if attempt.made_progress() || (failed_copy.is_none() && began.elapsed() > SETTLED_AFTER) {
-            backoff.reset();
+        if made_progress || (failed_copy.is_none() && began.elapsed() > SETTLED_AFTER) {
+            supervisor.backoff.reset();
         }
-        if attempt.made_progress() {
-            copy_failures.reset();
+        if made_progress {
+            supervisor.copy_failures.reset();
         }
-        let (state, reason) = match decide(&fault, phase, attempt.config().on_slot_lost) {
-            Decision::End => {
-                attempt.ends_with(&fault).await;
-                return Err(fault);
-            }
+        let Some(state) = supervisor.state_until_next(&fault) else {
+            supervisor.between().ends_with(&fault).await;
+            return Err(fault);
+        };
+        if supervisor.wait(&fault, failed_copy, state).await == Waited::Stopped {
+            return Ok(());
+        }
+    }
+}
+
+/// What is between two attempts.
+struct Supervisor {
+    service: Service,
+    carried: CarriedOver,
+    backoff: Backoff,
+    copy_failures: CopyFailures,
+    started: Instant,
+}
+
+/// Why the wait between two attempts is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    /// The next attempt may begin.
+    Enough,
+    /// The process is to stop.
+    Stopped,
+}
+
+impl Supervisor {
+    fn between(&self) -> BetweenAttempts<'_> {
+        BetweenAttempts { service: &self.service, carried: &self.carried }
+    }
+
+    /// Counts a conflict, once however often it is tried again, and remembers what the next attempt is to do about it.
+    async fn note(&mut self, fault: &Fault) {
+        let noted = self.carried.failed_stream.note(fault);
+        if noted == Noted::BatchRetried {
+            self.service.telemetry.batch_retried();
+        }
+        let Fault::Destination(DestinationError::Conflict(conflict)) = fault else { return };
+        if noted == Noted::NewConflict {
+            let table = conflict.table.as_ref().map(QualifiedName::unquoted).unwrap_or_default();
+            self.service.telemetry.conflict(&table, conflict.kind.as_str(), 1);
+        }
+        if !conflict.will_win {
+            self.between().keep_conflict(conflict).await;
+        }
+    }
+
+    /// What is shown until the next attempt; `None`: an operator must act, and there is none.
+    fn state_until_next(&mut self, fault: &Fault) -> Option<State> {
+        let phase = if self.carried.done.has_streamed { Phase::Running } else { Phase::Starting };
+        let telemetry = &self.service.telemetry;
+        let (state, reason) = match decide(fault, phase, self.carried.host.config.on_slot_lost) {
+            Decision::End => return None,
             Decision::Resnapshot => {
-                attempt
-                    .telemetry()
-                    .event("snapshot", format!("{}: reconciling all tables with a new snapshot", report(&fault)));
-                attempt.start_over();
+                let why = report(fault);
+                telemetry.event("snapshot", format!("{why}: reconciling all tables with a new snapshot"));
+                self.carried.copies.slot_lost = true;
                 (State::Connecting, "slot_lost")
             }
             Decision::Retry(reason) => (State::Connecting, reason),
             Decision::Halt(reason) => (State::Waiting, reason),
         };
-        attempt.telemetry().restart(reason);
+        telemetry.restart(reason);
+        Some(state)
+    }
+
+    /// Shows the fault, and waits for as long as its kind asks for, or for an operator.
+    async fn wait(&mut self, fault: &Fault, failed_copy: Option<FailedCopy>, state: State) -> Waited {
         // All tables are copied again by itself only while that may help. What passes is waited for, unless each time a part of the
         // source is read for nothing.
         let waits_for_operator = match (failed_copy, state) {
             (Some(FailedCopy::Reading), _) | (Some(FailedCopy::Preparing), State::Waiting) => {
-                copy_failures.count(&fault, state != State::Waiting, started.elapsed())
+                self.copy_failures.count(fault, state != State::Waiting, self.started.elapsed())
             }
             (_, _) => None,
         };
+        let telemetry = &self.service.telemetry;
         if let Some(told) = waits_for_operator {
-            attempt.telemetry().set_state(State::Waiting, Some(told));
-            attempt.refuse_fences(&report(&fault)).await;
+            telemetry.set_state(State::Waiting, Some(told));
+            self.between().refuse_fences(&report(fault)).await;
             failpoint::pause("copy.waiting").await;
+            let between = self.between();
             tokio::select! {
-                () = attempt.copy_requested() => copy_failures.reset(),
-                () = attempt.stopped() => return Ok(()),
+                () = between.copy_requested() => {}
+                () = self.service.stopped() => return Waited::Stopped,
             }
-            continue;
+            self.copy_failures.reset();
+            return Waited::Enough;
         }
-        attempt.telemetry().set_state(state, Some(report(&fault)));
+        telemetry.set_state(state, Some(report(fault)));
         if state == State::Waiting {
-            attempt.refuse_fences(&report(&fault)).await;
+            self.between().refuse_fences(&report(fault)).await;
         }
-        let wait = backoff.wait(fastrand::f64());
+        let wait = self.backoff.wait(fastrand::f64());
+        let between = self.between();
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = attempt.skip_requested(&fault) => {}
-            () = attempt.stopped() => return Ok(()),
+            () = tokio::time::sleep(wait) => Waited::Enough,
+            () = between.skip_requested(fault) => Waited::Enough,
+            () = self.service.stopped() => Waited::Stopped,
         }
     }
 }

@@ -1,0 +1,486 @@
+//! A stream from START_REPLICATION to its end: opened, run, closed.
+//!
+//! Third part of an attempt.
+//!
+//! - *Open*: lock, position, slot, in this order. What the stream stands on is read from the bookkeeping; nothing is applied yet.
+//! - *Run*: task 1 (`source::stream`) sends steps to task 2 (`apply_loop`), which runs here; next to it hand-overs, fences, sequences.
+//!   Whatever ends first ends all.
+//! - *Close*: the positions that are stored are confirmed, the stream ends in good order, and the lock goes last.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::carried_over::CarriedOver;
+use super::lost_health::health_lost;
+use super::service::{Exit, Service, while_leading};
+use super::stream_health::Watched;
+use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
+use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
+use crate::apply_worker::parallel_apply::{ParallelApply, Worker, worth_bytes};
+use crate::apply_worker::pause::control;
+use crate::apply_worker::streaming;
+use crate::catalog::fit::Transfer;
+use crate::catalog::shape::Shape;
+use crate::config::{Config, SchemaChanges, SynchronousCommit};
+use crate::destination::{
+    Applier, ApplierSettings, ApplyContext, Bookkeeping, ConflictPolicy, DestinationError, Followed, Lead, Marking,
+    ReplicationRole, SourceTables, TableState, Writer, forget_passed_conflict, shapes, skips,
+};
+use crate::error_policy::Fault;
+use crate::pg::{Lsn, QualifiedName, RelationId, TypeId};
+use crate::preflight::enum_labels::labels_are_missing;
+use crate::preflight::fingerprints::passed_indexes;
+use crate::preflight::leadership::open_writer;
+use crate::preflight::prepare::{Prepared, free_slot};
+use crate::preflight::sequences::Sequences;
+use crate::progress::Ledger;
+use crate::session::{ReplicationSession, Sql, SqlClient, SqlState, StreamOptions};
+use crate::source::{
+    Confirmed, ParallelApplyQueue, RelationTracker, SourceError, StepReceiver, StreamReport, StreamSettings,
+    StreamTask, UnseenReport, step_channel, stream,
+};
+use crate::spool::Spool;
+use crate::table_sync;
+use crate::telemetry::{State, Telemetry};
+use crate::transaction::{Assembler, TableSet};
+use crate::verification::service::FenceService;
+use crate::wire::Decoder;
+
+/// invalid_text_representation: what a value that is no label of its enum raises, in either format.
+const INVALID_TEXT: &[u8; 5] = b"22P02";
+
+/// How long the stream may take to end once nobody listens.
+const STREAM_END_MAX: Duration = Duration::from_secs(4);
+
+/// A stream that has not come to what an earlier attempt failed at after this time has a long way to go to it, or another timeline,
+/// which may not have it.
+const CONFLICT_MET_MAX: Duration = Duration::from_secs(60);
+
+/// A stream that the source has begun.
+pub(super) struct OpenedStream {
+    reading: ToRead,
+    applying: ToApply,
+    watched: Watched,
+    labels: LabelQuestion,
+    /// The configured tables.
+    tables: Vec<QualifiedName>,
+    /// The slot's.
+    generation: String,
+}
+
+/// What task 1 reads with.
+struct ToRead {
+    session: ReplicationSession,
+    options: StreamOptions,
+    spool: Option<Spool>,
+    shapes: HashMap<RelationId, Shape>,
+    /// The tables whose changes are wanted.
+    tables: TableSet,
+    position: Lsn,
+}
+
+/// What task 2 writes with.
+struct ToApply {
+    writer: Writer,
+    position: Lsn,
+    ledger: Ledger,
+    context: ApplyContext,
+    policy: ConflictPolicy,
+    /// Where the source's WAL ended.
+    catch_up_to: Lsn,
+}
+
+/// The types that both ends had when the stream began: an enum may have got labels since.
+struct LabelQuestion {
+    source: SqlClient,
+    source_types: Vec<TypeId>,
+    destination_types: Vec<TypeId>,
+}
+
+/// Task 1, which ends in good order once it is asked to.
+struct Reading {
+    task: JoinHandle<Result<(), SourceError>>,
+    stop: watch::Sender<bool>,
+    /// The final_lsn of the transaction that came last.
+    begun: Arc<AtomicU64>,
+}
+
+/// A stream that something has ended, and that is still to be closed.
+pub(super) struct EndedStream<'a> {
+    applied: Result<Exit, Fault>,
+    pub(super) made_progress: bool,
+    applying: ApplyLoop<'a>,
+    reading: Reading,
+    sequences: Sequences,
+    labels: LabelQuestion,
+}
+
+impl OpenedStream {
+    /// Frees the slot, opens the writing session, reads what the stream stands on, and has the source begin.
+    pub(super) async fn open(
+        service: &Service,
+        carried: &mut CarriedOver,
+        bookkeeping: &Bookkeeping,
+        lead: &mut Lead,
+        mut prepared: Prepared,
+        position: Lsn,
+    ) -> Result<OpenedStream, Fault> {
+        let (config, telemetry) = (Arc::clone(&carried.host.config), &service.telemetry);
+        while_leading(lead, free_slot(&prepared, &config, telemetry)).await?;
+        // The position is read under the lock, by the session that will advance it.
+        let mut writer = open_writer(&config, bookkeeping, lead).await?;
+        let held = writer.read_position().await?;
+        if held != position {
+            return Err(DestinationError::PositionMoved { expected: position, found: held }.into());
+        }
+        let confirmed_before = prepared.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+        prepared.remember_source(bookkeeping, telemetry).await?;
+        let ledger = Ledger::resume(position, confirmed_before, writer.wal_block_bytes());
+        let followed = followed(bookkeeping).await?;
+        let shapes = shapes(bookkeeping.client()).await?;
+        let follow = config.schema_changes == SchemaChanges::Follow;
+        for told in prepared.remember(&shapes, (bookkeeping.client(), follow)).await? {
+            telemetry.event("schema", told);
+        }
+        let source_tables = prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect();
+        let source_tables = SourceTables::of_stream(source_tables, passed_indexes(bookkeeping).await?);
+        let skips = skips(bookkeeping.client(), carried.failed_stream.left_out()).await?;
+        let policy = carried.failed_stream.policy(config.on_conflict, skips);
+
+        let watched = Watched::new(&prepared, config.source.publication.clone());
+        let Started { options, spool } = start_replication(service, carried, &mut prepared, position).await?;
+        let passed_over = prepared.added.iter().chain(&prepared.suspended).cloned();
+        Ok(OpenedStream {
+            watched,
+            tables: prepared.tables().collect(),
+            labels: LabelQuestion {
+                source_types: prepared.source_catalog.types.keys().copied().collect(),
+                destination_types: prepared.destination_catalog.types.keys().copied().collect(),
+                source: prepared.source,
+            },
+            generation: prepared.stream.map(|stream| stream.generation).unwrap_or_default(),
+            reading: ToRead {
+                session: prepared.replication,
+                options,
+                spool,
+                shapes,
+                tables: prepared.source_catalog.table_set().passing_over(passed_over),
+                position,
+            },
+            applying: ToApply {
+                writer,
+                position,
+                ledger,
+                context: ApplyContext {
+                    settings: applier_settings(&config, prepared.transfer),
+                    catalog: prepared.destination_catalog,
+                    source_types: prepared.source_catalog.types,
+                    source_tables,
+                    followed,
+                },
+                policy,
+                catch_up_to: prepared.identification.flushed_lsn,
+            },
+        })
+    }
+
+    /// Streams until something ends it.
+    pub(super) async fn run<'a>(
+        self,
+        service: &'a Service,
+        carried: &mut CarriedOver,
+        bookkeeping: &Bookkeeping,
+        lead: &mut Lead,
+    ) -> EndedStream<'a> {
+        let halted_at = carried.failed_stream.halted_at();
+        carried.failed_stream.held_up.source_ends_at(self.applying.catch_up_to);
+        let held_up = &carried.failed_stream.held_up;
+        let (held_up_at, copies_wait_for) = (held_up.up_to(), held_up.copies_wait_for(halted_at));
+        let host = &carried.host;
+        let telemetry = &service.telemetry;
+        let at_begin = Confirmed { stored: self.applying.position, flushed: self.applying.ledger.flushed() };
+        let (confirmed, passed) = watch::channel(at_begin);
+        let parallel_apply = self.parallel_apply(service, &host.config);
+        let queue = parallel_apply.as_ref().map(ParallelApply::handle);
+        let (reading, steps) = self.reading.begin(service, carried, queue, passed.clone());
+        let schema_changes = host.config.schema_changes;
+        let sequences = Sequences::start(host.addresses.clone(), self.tables, schema_changes, Arc::clone(telemetry));
+        let mut health = service.monitor.watch(self.watched);
+        // A task that needs apply to pause takes a turn through this.
+        let (control, apply_pause) = control();
+        let context = LoopContext { apply_pause, instance: service.monitor.instance(), parallel_apply };
+        let mut applying = self.applying.begin(&host.config, held_up_at, steps, confirmed, &service.telemetry, context);
+        let ends = table_sync::Ends { config: &host.config, addresses: &host.addresses, telemetry };
+        let fences =
+            FenceService { config: &host.config, addresses: &host.addresses, control: control.clone(), telemetry };
+        let copies_may_begin = passed_by(passed.clone(), copies_wait_for);
+        let applied = tokio::select! {
+            applied = applying.run(service.stopped()) => applied.map_err(Fault::from).map(|()| Exit::Stopped),
+            lost = lead.lost() => Err(lost.into()),
+            lost = health_lost(&mut health) => Err(lost),
+            ended = service.monitor.ended() => Err(ended),
+            // It holds until the loop runs no more.
+            _held = table_sync::handover::serve(ends, &control, &self.generation, copies_may_begin) => Ok(Exit::Restart),
+            () = fences.run() => Ok(Exit::Stopped),
+            () = forget_conflict(bookkeeping, passed, halted_at) => Ok(Exit::Stopped),
+        };
+        let made_progress = applying.made_progress();
+        EndedStream { applied, made_progress, applying, reading, sequences, labels: self.labels }
+    }
+
+    /// Who applies large transactions in parallel; nobody where foreign keys and triggers act.
+    fn parallel_apply(&self, service: &Service, config: &Config) -> Option<ParallelApply> {
+        let writer = &self.applying.writer;
+        let spool = self.reading.spool.as_ref()?;
+        if writer.role() == ReplicationRole::Origin {
+            return None;
+        }
+        let worth = worth_bytes(config.spool.memory_bytes_max);
+        Some(ParallelApply::start(Worker {
+            queue: ParallelApplyQueue::new(self.applying.position, worth),
+            peeker: spool.peeker(),
+            settings: writer.settings().clone(),
+            marked: matches!(writer.marking(), Marking::Origin(_)),
+            piece_bytes_max: config.apply.batch_bytes_max,
+            telemetry: Arc::clone(&service.telemetry),
+        }))
+    }
+}
+
+impl ToRead {
+    /// Starts task 1.
+    fn begin(
+        self,
+        service: &Service,
+        carried: &CarriedOver,
+        queue: Option<ParallelApplyQueue>,
+        confirmed: watch::Receiver<Confirmed>,
+    ) -> (Reading, StepReceiver) {
+        let config = &carried.host.config;
+        let chunk_bytes_max = config.apply.batch_bytes_max;
+        let assembler = Assembler::new(self.tables, chunk_bytes_max, HEARTBEAT_PREFIX, self.position);
+        // As much again as the batch being filled: the source is read on while the destination is busy.
+        let (steps, receiver) = step_channel(2 * chunk_bytes_max);
+        let (stop, stopping) = watch::channel(false);
+        let describing = Sql { purpose: "describing", ..carried.host.addresses.source.clone() };
+        let task = StreamTask {
+            session: self.session,
+            decoder: Decoder::new(false),
+            assembler: streaming::assembler(assembler, config, &self.options),
+            tracker: RelationTracker::new(describing, self.shapes).with_waits(told_unseen(service, carried)),
+            steps,
+            spool: self.spool,
+            queue,
+            looks: Some(service.monitor.looks()),
+            confirmed,
+            settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },
+            stop: stopping,
+        };
+        let (telemetry, truncations) = (Arc::clone(&service.telemetry), service.monitor.truncations());
+        let begun = Arc::new(AtomicU64::new(0));
+        let begins = Arc::clone(&begun);
+        let task = tokio::spawn(stream(task, move |report| match report {
+            StreamReport::Heard { source, local } => telemetry.heard(source, local),
+            StreamReport::Received { final_lsn, committed_at } => {
+                begins.store(final_lsn.as_u64(), Ordering::Relaxed);
+                telemetry.received(final_lsn, committed_at);
+            }
+            StreamReport::Truncated { table, truncation } => truncations.note(table, truncation),
+        }));
+        (Reading { task, stop, begun }, receiver)
+    }
+}
+
+impl ToApply {
+    /// The loop of task 2.
+    fn begin<'a>(
+        self,
+        config: &Config,
+        held_up_at: Lsn,
+        steps: StepReceiver,
+        confirmed: watch::Sender<Confirmed>,
+        telemetry: &'a Telemetry,
+        context: LoopContext,
+    ) -> ApplyLoop<'a> {
+        let applier = Applier::new(self.writer, self.position, self.context, self.policy);
+        let limits = Limits {
+            batch_rows_max: config.apply.batch_rows_max,
+            batch_bytes_max: config.apply.batch_bytes_max,
+            leader_timeout: config.leader_timeout,
+            commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
+            catch_up_to: self.catch_up_to,
+            held_up_at,
+        };
+        ApplyLoop::new(applier, steps, self.ledger, confirmed, telemetry, limits, context)
+    }
+}
+
+impl EndedStream<'_> {
+    /// Ends both tasks in good order, and says what ended the stream.
+    pub(super) async fn close(
+        self,
+        service: &Service,
+        carried: &mut CarriedOver,
+        bookkeeping: &Bookkeeping,
+        lead: Lead,
+    ) -> Result<Exit, Fault> {
+        let submitted_up_to = self.applying.submitted_up_to();
+        // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
+        self.applying.close().await;
+        service.monitor.unwatch();
+        // A task that has ended listens no more.
+        let _ = self.reading.stop.send(true);
+        // The lock comes last: who takes it finds no writing session of ours.
+        let (read, ()) = tokio::join!(tokio::time::timeout(STREAM_END_MAX, self.reading.task), lead.close());
+        service.telemetry.stream_ends();
+        let read_error = read.as_ref().ok().and_then(|read| read.as_ref().ok()?.as_ref().err());
+        let failed = [self.applied.as_ref().err().map(is_unseen), read_error.map(is_unseen_there)];
+        let held_up = &mut carried.failed_stream.held_up;
+        // The stream waits at the transaction that came last, and reads no other.
+        match failed.into_iter().flatten().max() {
+            Some(true) => {
+                held_up.unseen(submitted_up_to.max(Lsn::new(self.reading.begun.load(Ordering::Relaxed))));
+            }
+            Some(false) => held_up.failed(submitted_up_to),
+            None => {}
+        }
+        if service.is_stopping() {
+            self.sequences.finish().await;
+        }
+        if let Err(Fault::Source(SourceError::Gap { remembered, .. })) = &self.applied {
+            bookkeeping.set_gap(remembered).await?;
+        }
+        if self.labels.explain(&self.applied, bookkeeping).await? {
+            return Err(DestinationError::LabelMissing.into());
+        }
+        if self.applied? == Exit::Restart {
+            return Ok(Exit::Restart);
+        }
+        match read {
+            Ok(Ok(Err(error))) if !service.is_stopping() => {
+                carried.failed_stream.spool_failed = matches!(error, SourceError::Spool(_));
+                Err(error.into())
+            }
+            Ok(Ok(Err(_) | Ok(()))) | Err(_) if service.is_stopping() => Ok(Exit::Stopped),
+            // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
+            Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
+            Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+impl LabelQuestion {
+    /// Whether the stream ended with a value that is a label at the source by now.
+    async fn explain(&self, applied: &Result<Exit, Fault>, bookkeeping: &Bookkeeping) -> Result<bool, Fault> {
+        let Err(Fault::Destination(DestinationError::Conflict(conflict))) = applied else { return Ok(false) };
+        if conflict.code != SqlState::new(INVALID_TEXT) {
+            return Ok(false);
+        }
+        let types = (self.source_types.as_slice(), self.destination_types.as_slice());
+        labels_are_missing(&self.source, bookkeeping.client(), types).await
+    }
+}
+
+/// How the source was asked to stream.
+struct Started {
+    options: StreamOptions,
+    spool: Option<Spool>,
+}
+
+/// Opens the spool, and has the source begin.
+async fn start_replication(
+    service: &Service,
+    carried: &mut CarriedOver,
+    prepared: &mut Prepared,
+    position: Lsn,
+) -> Result<Started, Fault> {
+    let (config, telemetry) = (&carried.host.config, &service.telemetry);
+    let mut options = streaming::options(config, prepared.server.version, prepared.transfer);
+    options.streaming &= !std::mem::take(&mut carried.failed_stream.spool_failed);
+    let spool = streaming::open_spool(config, telemetry, &mut options).await;
+    let started = prepared.replication.start(&config.source.slot, position, &options).await;
+    started.map_err(SourceError::Session)?;
+
+    telemetry.suspended(&prepared.suspended);
+    telemetry.stream_begins(position, prepared.tables());
+    if !telemetry.is_held_up() {
+        telemetry.set_state(State::CatchingUp, None);
+    }
+    carried.done.has_streamed = true;
+    Ok(Started { options, spool })
+}
+
+fn applier_settings(config: &Config, transfer: Transfer) -> ApplierSettings {
+    ApplierSettings {
+        truncate: config.truncate,
+        commits_are_durable: config.destination.synchronous_commit != SynchronousCommit::Off,
+        transfer,
+        follow_schema_changes: config.schema_changes == SchemaChanges::Follow,
+        trusted_roles: config.destination.trusted_roles.clone(),
+        names_owners: config.destination.names_owners(),
+        timeout: config.destination.answer_max(),
+    }
+}
+
+/// Tells which transaction a question about a changed table waits for.
+fn told_unseen(service: &Service, carried: &CarriedOver) -> UnseenReport {
+    let (telemetry, told) = (Arc::clone(&service.telemetry), Arc::clone(&carried.done.unseen_told));
+    Arc::new(move |wait: Option<&str>| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = wait.filter(|text| **text != **told) {
+            telemetry.warning("wait", text);
+            text.clone_into(&mut told);
+        }
+        telemetry.waits("describing", wait.map(str::to_owned).into_iter().collect());
+    })
+}
+
+/// Resolves once the stored position has passed what an earlier attempt failed at, and without that at once.
+async fn passed_by(mut stored: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+    if let Some(halted_at) = halted_at {
+        let passing = stored.wait_for(|confirmed| confirmed.stored > halted_at);
+        // Without a sender the stream has ended, and nobody waits for this.
+        let _ = tokio::time::timeout(CONFLICT_MET_MAX, passing).await;
+    }
+}
+
+/// Removes the conflict that an earlier attempt met, with its values, once the stored position has passed it; then pending.
+async fn forget_conflict(bookkeeping: &Bookkeeping, mut passed: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+    let halted_at = halted_at.unwrap_or(Lsn::INVALID);
+    if passed.wait_for(|confirmed| confirmed.stored > halted_at).await.is_ok()
+        && let Err(error) = forget_passed_conflict(bookkeeping.client()).await
+    {
+        // The next start does it.
+        tracing::debug!("a passed conflict could not be cleared: {error}");
+    }
+    std::future::pending().await
+}
+
+/// Whether a stream ended because a transaction that it has brought is not visible at the source, or its tables cannot be looked at.
+fn is_unseen(fault: &Fault) -> bool {
+    matches!(fault, Fault::Source(error) if is_unseen_there(error))
+}
+
+fn is_unseen_there(error: &SourceError) -> bool {
+    matches!(error, SourceError::Unseen { .. } | SourceError::NotLooked { .. })
+}
+
+/// The tables that are followed.
+async fn followed(bookkeeping: &Bookkeeping) -> Result<HashMap<RelationId, Followed>, DestinationError> {
+    let tables = bookkeeping.tables().await?;
+    Ok(tables
+        .into_iter()
+        .filter_map(|table| match table.state {
+            TableState::Live { snapshot_position } => {
+                let destination_id = Some(table.destination_id);
+                Some((table.source_id, Followed { name: table.name, destination_id, snapshot_position }))
+            }
+            TableState::Staging => None,
+        })
+        .collect())
+}
