@@ -258,7 +258,13 @@ SELECT pg_catalog.jsonb_build_object(
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', k.conname, 'schema', rn.nspname, 'table', rc.relname, 'index', NULLIF(k.conindid, 0)::pg_catalog.int8,
             'on_delete', k.confdeltype, 'on_update', k.confupdtype) ORDER BY rn.nspname, rc.relname, k.conname)
-        FROM pg_catalog.pg_constraint k
+        -- pg_constraint has no index by the table that is referred to; a foreign key depends on the columns that it refers to
+        -- (CreateConstraintEntry of pg_constraint.c). OFFSET 0: looked up by their OIDs, one at a time.
+        FROM (
+            SELECT DISTINCT d.objid FROM pg_catalog.pg_depend d
+            WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid
+              AND d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass OFFSET 0) AS d
+        CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint x WHERE x.oid = d.objid OFFSET 0) AS k
         JOIN pg_catalog.pg_class rc ON rc.oid = k.conrelid
         JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
         WHERE k.confrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0), '[]'),
