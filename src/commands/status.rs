@@ -208,23 +208,7 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
         status.position, status.confirmed, status.source_flush_lsn
     );
     named(text, "position", &position)?;
-    let slot = match &status.slot {
-        None if matches!(status.state, State::CatchingUp | State::Streaming) => {
-            format!("{}: in use; its health was not read yet", status.route.slot)
-        }
-        None => format!("{}: none at the source", status.route.slot),
-        Some(slot) => {
-            let safe = slot
-                .safe_wal_bytes
-                .map_or("no limit".to_owned(), |safe| format!("{} until it is in danger", size(safe)));
-            let lost = slot
-                .seconds_until_lost
-                .map_or(String::new(), |left| format!(", lost in {} at this rate", duration(left)));
-            let kept = size(slot.retained_wal_bytes);
-            format!("{}: {}, keeps {kept} of WAL, {safe}{lost}", status.route.slot, slot.wal_status)
-        }
-    };
-    named(text, "slot", &slot)?;
+    named(text, "slot", &slot(status))?;
     let applied =
         format!("{} in {}", counts(status.rows_applied, "row"), counts(status.transactions_applied, "transaction"));
     named(text, "applied", &format!("{applied}, since the process began {} ago", duration(status.uptime_seconds)))?;
@@ -251,6 +235,25 @@ fn running(text: &mut String, status: &StatusView, colours: bool) -> std::fmt::R
         }
     }
     Ok(())
+}
+
+fn slot(status: &StatusView) -> String {
+    match &status.slot {
+        None if matches!(status.state, State::CatchingUp | State::Streaming) => {
+            format!("{}: in use; its health was not read yet", status.route.slot)
+        }
+        None => format!("{}: none at the source", status.route.slot),
+        Some(slot) => {
+            let safe = slot
+                .safe_wal_bytes
+                .map_or("no limit".to_owned(), |safe| format!("{} until it is in danger", size(safe)));
+            let lost = slot
+                .seconds_until_lost
+                .map_or(String::new(), |left| format!(", lost in {} at this rate", duration(left)));
+            let kept = size(slot.retained_wal_bytes);
+            format!("{}: {}, keeps {kept} of WAL, {safe}{lost}", status.route.slot, slot.wal_status)
+        }
+    }
 }
 
 fn tables(text: &mut String, status: &StatusView, columns: Option<usize>) -> std::fmt::Result {

@@ -132,133 +132,10 @@ impl Parameters {
         let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         // Names may be pieces of a password then.
         let hides_names = self.has_password_parameter || !self.values.iter().all(|(name, _)| is_name(name));
-        let defaults = ConnectionSettings::default();
-        let variable = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
-        let home = variable("HOME").map(PathBuf::from);
-
-        let user = self.take("user").or_else(|| variable("PGUSER")).or_else(|| variable("USER"));
-        let user = user.or_else(|| variable("LOGNAME")).unwrap_or_else(|| {
-            problems.push("names no user".to_owned());
-            String::new()
-        });
-        let database = self.take("dbname").or_else(|| variable("PGDATABASE")).unwrap_or_else(|| user.clone());
-        let names = self.take("host").or_else(|| variable("PGHOST"));
-        let addresses = self.take("hostaddr").or_else(|| variable("PGHOSTADDR"));
-        let ports = self.take("port").or_else(|| variable("PGPORT")).unwrap_or_default();
-        let hosts = hosts(names, addresses, &ports, &mut problems);
-        if user.contains("://") || database.contains("://") {
-            problems.push("has a URI in the place of a user or database".to_owned());
-        }
-
-        let choice =
-            |parameters: &mut Parameters, name: &str, from: &str| parameters.take(name).or_else(|| variable(from));
-        let ssl_root_certificates = choice(&mut self, "sslrootcert", "PGSSLROOTCERT").map(|file| match file.as_str() {
-            "system" => RootCertificates::System,
-            _ => RootCertificates::File(PathBuf::from(file)),
-        });
-        let ssl_mode = match choice(&mut self, "sslmode", "PGSSLMODE").as_deref() {
-            // With the system's roots anything weaker is pointless; libpq has the same default.
-            None if ssl_root_certificates == Some(RootCertificates::System) => SslMode::VerifyFull,
-            None | Some("prefer") => SslMode::Prefer,
-            Some("disable") => SslMode::Disable,
-            Some("allow") => SslMode::Allow,
-            Some("require") => SslMode::Require,
-            Some("verify-ca") => SslMode::VerifyCa,
-            Some("verify-full") => SslMode::VerifyFull,
-            Some(other) => {
-                problems.push(format!(
-                    "sslmode{} is not one of disable, allow, prefer, require, verify-ca, verify-full",
-                    shown(other)
-                ));
-                SslMode::Prefer
-            }
-        };
-        if ssl_root_certificates == Some(RootCertificates::System) && ssl_mode != SslMode::VerifyFull {
-            problems.push("sslrootcert=system needs sslmode=verify-full".to_owned());
-        }
-        let ssl_negotiation = match choice(&mut self, "sslnegotiation", "PGSSLNEGOTIATION").as_deref() {
-            None | Some("postgres") => SslNegotiation::Postgres,
-            Some("direct") => SslNegotiation::Direct,
-            Some(other) => {
-                problems.push(format!("sslnegotiation{} is not one of postgres, direct", shown(other)));
-                SslNegotiation::Postgres
-            }
-        };
-        if ssl_negotiation == SslNegotiation::Direct && ssl_mode < SslMode::Require {
-            problems.push("sslnegotiation=direct needs sslmode=require or stronger".to_owned());
-        }
-        let channel_binding = match choice(&mut self, "channel_binding", "PGCHANNELBINDING").as_deref() {
-            None | Some("prefer") => ChannelBinding::Prefer,
-            Some("disable") => ChannelBinding::Disable,
-            Some("require") => ChannelBinding::Require,
-            Some(other) => {
-                problems.push(format!("channel_binding{} is not one of disable, prefer, require", shown(other)));
-                ChannelBinding::Prefer
-            }
-        };
-        let target_session = match choice(&mut self, "target_session_attrs", "PGTARGETSESSIONATTRS").as_deref() {
-            None | Some("any") => TargetSession::Any,
-            Some("read-write") => TargetSession::ReadWrite,
-            Some("read-only") => TargetSession::ReadOnly,
-            Some("primary") => TargetSession::Primary,
-            Some("standby") => TargetSession::Standby,
-            Some("prefer-standby") => TargetSession::PreferStandby,
-            Some(other) => {
-                problems.push(format!(
-                    "target_session_attrs{} is not one of any, read-write, read-only, primary, standby, prefer-standby",
-                    shown(other)
-                ));
-                TargetSession::Any
-            }
-        };
-        let mut number = |value: Option<String>, name: &str| -> Option<u32> {
-            let text = value?;
-            // As strtol reads it, with what is blank in C.
-            let number = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']).parse::<i32>().ok();
-            if number.is_none() {
-                problems.push(format!("{name}{} is not a whole number", shown(&text)));
-            }
-            // 0 and less are no bound in libpq, or the system's. Here nothing waits without one: it is our default.
-            number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0)
-        };
-        let seconds = |number: Option<u32>, default| number.map_or(default, |n| Duration::from_secs(n.into()));
-        let connect_timeout = choice(&mut self, "connect_timeout", "PGCONNECT_TIMEOUT");
-        let connect_timeout = seconds(number(connect_timeout, "connect_timeout"), defaults.connect_timeout);
-        let keepalives_idle =
-            seconds(number(self.take("keepalives_idle"), "keepalives_idle"), defaults.keepalives_idle);
-        let keepalives_interval =
-            seconds(number(self.take("keepalives_interval"), "keepalives_interval"), defaults.keepalives_interval);
-        let keepalives_count = number(self.take("keepalives_count"), "keepalives_count");
-        let tcp_user_timeout = number(self.take("tcp_user_timeout"), "tcp_user_timeout");
-
-        let settings = ConnectionSettings {
-            hosts,
-            user,
-            database,
-            password: choice(&mut self, "password", "PGPASSWORD").map(Secret::new),
-            password_file: choice(&mut self, "passfile", "PGPASSFILE")
-                .map(PathBuf::from)
-                .or_else(|| home.as_ref().map(|home| home.join(".pgpass"))),
-            application_name: choice(&mut self, "application_name", "PGAPPNAME")
-                .or_else(|| self.take("fallback_application_name"))
-                .unwrap_or(defaults.application_name),
-            options: choice(&mut self, "options", "PGOPTIONS"),
-            connect_timeout,
-            ssl_mode,
-            ssl_negotiation,
-            ssl_root_certificates,
-            ssl_certificate: choice(&mut self, "sslcert", "PGSSLCERT").map(PathBuf::from),
-            ssl_key: choice(&mut self, "sslkey", "PGSSLKEY").map(PathBuf::from),
-            channel_binding,
-            target_session,
-            keepalives_idle,
-            keepalives_interval,
-            keepalives_count: keepalives_count.unwrap_or(defaults.keepalives_count),
-            tcp_user_timeout: tcp_user_timeout.map_or(defaults.tcp_user_timeout, |ms| Duration::from_millis(ms.into())),
-        };
+        let settings = Reading { parameters: &mut self, environment, problems: &mut problems }.settings();
         // What would make libpq stricter must not be passed over in silence.
         for (name, harmless) in STRICTER {
-            if variable(name).is_some_and(|value| !harmless.contains(&value.as_str())) {
+            if variable(environment, name).is_some_and(|value| !harmless.contains(&value.as_str())) {
                 problems.push(format!("cannot be used with {name}, which headwater does not support: unset it"));
             }
         }
@@ -285,6 +162,167 @@ impl Parameters {
         }
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
+}
+
+fn variable<'a>(environment: &'a Environment, name: &str) -> Option<&'a String> {
+    environment.get(name).filter(|value| !value.is_empty())
+}
+
+/// Reads settings out of parameters and variables; each parameter that it reads is taken out of them.
+struct Reading<'a> {
+    parameters: &'a mut Parameters,
+    environment: &'a Environment,
+    problems: &'a mut Vec<String>,
+}
+
+impl Reading<'_> {
+    fn take(&mut self, name: &str) -> Option<String> {
+        self.parameters.take(name)
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        variable(self.environment, name).cloned()
+    }
+
+    /// A parameter, or the variable that stands for it.
+    fn choice(&mut self, name: &str, from: &str) -> Option<String> {
+        self.take(name).or_else(|| self.variable(from))
+    }
+
+    /// A parameter that takes one of a few values; the first of them where it is not given.
+    fn one_of<T: Copy>(&mut self, name: &str, from: &str, values: &[(&str, T)], default: T) -> T {
+        let Some(text) = self.choice(name, from) else { return default };
+        if let Some((_, value)) = values.iter().find(|(known, _)| *known == text) {
+            return *value;
+        }
+        let known: Vec<&str> = values.iter().map(|(known, _)| *known).collect();
+        self.problems.push(format!("{name}{} is not one of {}", shown(&text), known.join(", ")));
+        default
+    }
+
+    /// A whole number greater than 0. 0 and less are no bound in libpq, or the system's; here nothing waits without one: it is our
+    /// default.
+    fn number(&mut self, value: Option<String>, name: &str) -> Option<u32> {
+        let text = value?;
+        // As strtol reads it, with what is blank in C.
+        let number = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']).parse::<i32>().ok();
+        if number.is_none() {
+            self.problems.push(format!("{name}{} is not a whole number", shown(&text)));
+        }
+        number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0)
+    }
+
+    fn seconds(&mut self, value: Option<String>, name: &str, default: Duration) -> Duration {
+        self.number(value, name).map_or(default, |seconds| Duration::from_secs(seconds.into()))
+    }
+
+    fn settings(mut self) -> ConnectionSettings {
+        let defaults = ConnectionSettings::default();
+        let home = self.variable("HOME").map(PathBuf::from);
+        let user = self.take("user").or_else(|| self.variable("PGUSER")).or_else(|| self.variable("USER"));
+        let user = user.or_else(|| self.variable("LOGNAME")).unwrap_or_else(|| {
+            self.problems.push("names no user".to_owned());
+            String::new()
+        });
+        let database = self.choice("dbname", "PGDATABASE").unwrap_or_else(|| user.clone());
+        let names = self.choice("host", "PGHOST");
+        let addresses = self.choice("hostaddr", "PGHOSTADDR");
+        let ports = self.choice("port", "PGPORT").unwrap_or_default();
+        let hosts = hosts(names, addresses, &ports, self.problems);
+        if user.contains("://") || database.contains("://") {
+            self.problems.push("has a URI in the place of a user or database".to_owned());
+        }
+        let tls = self.tls();
+        let target_session = self.target_session();
+        let connect_timeout = self.choice("connect_timeout", "PGCONNECT_TIMEOUT");
+        let connect_timeout = self.seconds(connect_timeout, "connect_timeout", defaults.connect_timeout);
+        let [idle, interval, count, user_timeout] =
+            ["keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"]
+                .map(|name| (self.take(name), name));
+        let keepalives_idle = self.seconds(idle.0, idle.1, defaults.keepalives_idle);
+        let keepalives_interval = self.seconds(interval.0, interval.1, defaults.keepalives_interval);
+        let keepalives_count = self.number(count.0, count.1);
+        let tcp_user_timeout = self.number(user_timeout.0, user_timeout.1);
+        let password_file = self.choice("passfile", "PGPASSFILE").map(PathBuf::from);
+        let application_name = self.choice("application_name", "PGAPPNAME");
+        ConnectionSettings {
+            hosts,
+            user,
+            database,
+            password: self.choice("password", "PGPASSWORD").map(Secret::new),
+            password_file: password_file.or_else(|| home.as_ref().map(|home| home.join(".pgpass"))),
+            application_name: application_name
+                .or_else(|| self.take("fallback_application_name"))
+                .unwrap_or(defaults.application_name),
+            options: self.choice("options", "PGOPTIONS"),
+            connect_timeout,
+            ssl_mode: tls.mode,
+            ssl_negotiation: tls.negotiation,
+            ssl_root_certificates: tls.root_certificates,
+            ssl_certificate: self.choice("sslcert", "PGSSLCERT").map(PathBuf::from),
+            ssl_key: self.choice("sslkey", "PGSSLKEY").map(PathBuf::from),
+            channel_binding: tls.channel_binding,
+            target_session,
+            keepalives_idle,
+            keepalives_interval,
+            keepalives_count: keepalives_count.unwrap_or(defaults.keepalives_count),
+            tcp_user_timeout: tcp_user_timeout.map_or(defaults.tcp_user_timeout, |ms| Duration::from_millis(ms.into())),
+        }
+    }
+
+    fn tls(&mut self) -> Tls {
+        let root_certificates = self.choice("sslrootcert", "PGSSLROOTCERT").map(|file| match file.as_str() {
+            "system" => RootCertificates::System,
+            _ => RootCertificates::File(PathBuf::from(file)),
+        });
+        let is_of_the_system = root_certificates == Some(RootCertificates::System);
+        let modes = [
+            ("disable", SslMode::Disable),
+            ("allow", SslMode::Allow),
+            ("prefer", SslMode::Prefer),
+            ("require", SslMode::Require),
+            ("verify-ca", SslMode::VerifyCa),
+            ("verify-full", SslMode::VerifyFull),
+        ];
+        // With the system's roots anything weaker is pointless; libpq has the same default.
+        let default = if is_of_the_system { SslMode::VerifyFull } else { SslMode::Prefer };
+        let mode = self.one_of("sslmode", "PGSSLMODE", &modes, default);
+        if is_of_the_system && mode != SslMode::VerifyFull {
+            self.problems.push("sslrootcert=system needs sslmode=verify-full".to_owned());
+        }
+        let negotiations = [("postgres", SslNegotiation::Postgres), ("direct", SslNegotiation::Direct)];
+        let negotiation = self.one_of("sslnegotiation", "PGSSLNEGOTIATION", &negotiations, SslNegotiation::Postgres);
+        if negotiation == SslNegotiation::Direct && mode < SslMode::Require {
+            self.problems.push("sslnegotiation=direct needs sslmode=require or stronger".to_owned());
+        }
+        let bindings = [
+            ("disable", ChannelBinding::Disable),
+            ("prefer", ChannelBinding::Prefer),
+            ("require", ChannelBinding::Require),
+        ];
+        let channel_binding = self.one_of("channel_binding", "PGCHANNELBINDING", &bindings, ChannelBinding::Prefer);
+        Tls { mode, negotiation, root_certificates, channel_binding }
+    }
+
+    fn target_session(&mut self) -> TargetSession {
+        let sessions = [
+            ("any", TargetSession::Any),
+            ("read-write", TargetSession::ReadWrite),
+            ("read-only", TargetSession::ReadOnly),
+            ("primary", TargetSession::Primary),
+            ("standby", TargetSession::Standby),
+            ("prefer-standby", TargetSession::PreferStandby),
+        ];
+        self.one_of("target_session_attrs", "PGTARGETSESSIONATTRS", &sessions, TargetSession::Any)
+    }
+}
+
+/// How a connection is secured.
+struct Tls {
+    mode: SslMode,
+    negotiation: SslNegotiation,
+    root_certificates: Option<RootCertificates>,
+    channel_binding: ChannelBinding,
 }
 
 /// Variables that bind libpq to checks which are not made here, and the values by which they ask for none that is not.

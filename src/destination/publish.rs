@@ -278,20 +278,8 @@ impl Publication<'_> {
         let steps = written.iter().flat_map(|table| [table, table]).copied().chain(tables);
         telemetry.snapshot_phase(SnapshotPhase::Publishing, steps.map(|table| table.source.bytes));
         for table in tables.iter().rev().filter(|table| differs(table)) {
-            let statement = table.matching.delete_extra(&table.staging, &table.live, listed(table));
-            let deleted = client.execute(DOING, &statement, &[]).await?;
+            self.delete_extra(client, table, &mut outcome).await?;
             telemetry.snapshot_step_done(table.source.bytes);
-            outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
-            if deleted == 0 {
-                continue;
-            }
-            // Counted up to as many as were deleted: more of them are not the smaller half.
-            let most = i64::try_from(deleted).unwrap_or(i64::MAX);
-            let left = u64::try_from(Catalog::count_rows(client, &table.live, most).await?).unwrap_or(0);
-            if left < deleted {
-                let told = format!("table {} ({deleted} of {})", table.live, deleted.saturating_add(left));
-                outcome.lost_most.push(told);
-            }
         }
         outcome.lost_most.reverse();
         if self.deletes == Deletes::Half && !outcome.lost_most.is_empty() {
@@ -324,6 +312,37 @@ impl Publication<'_> {
                 outcome.altered.insert(table.live.clone(), altered);
             }
         }
+        self.add_foreign_keys(client, &mut outcome).await?;
+        self.staging.review_moved(client).await?;
+        Ok(outcome)
+    }
+
+    /// Deletes the rows that the copy does not have, and notes where that was most of them.
+    async fn delete_extra(
+        &self,
+        client: &SqlClient,
+        table: &StagedTable,
+        outcome: &mut PublishOutcome,
+    ) -> Result<(), DestinationError> {
+        let listed = self.differences.of(&table.live);
+        let statement = table.matching.delete_extra(&table.staging, &table.live, listed);
+        let deleted = client.execute(DOING, &statement, &[]).await?;
+        outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
+        if deleted == 0 {
+            return Ok(());
+        }
+        // Counted up to as many as were deleted: more of them are not the smaller half.
+        let most = i64::try_from(deleted).unwrap_or(i64::MAX);
+        let left = u64::try_from(Catalog::count_rows(client, &table.live, most).await?).unwrap_or(0);
+        if left < deleted {
+            let told = format!("table {} ({deleted} of {})", table.live, deleted.saturating_add(left));
+            outcome.lost_most.push(told);
+        }
+        Ok(())
+    }
+
+    /// Adds the foreign keys of tables that are new, and notes those that rows here violate.
+    async fn add_foreign_keys(&self, client: &SqlClient, outcome: &mut PublishOutcome) -> Result<(), DestinationError> {
         for (table, constraint, target) in self.staging.new_foreign_keys() {
             let parent = target.table();
             if self.staging.exists(&parent) {
@@ -334,8 +353,7 @@ impl Publication<'_> {
                 }
             }
         }
-        self.staging.review_moved(client).await?;
-        Ok(outcome)
+        Ok(())
     }
 
     /// Every listed row must be the same on both sides now, or what the list was made by does not hold. Only triggers of the
@@ -497,6 +515,28 @@ impl Publication<'_> {
         Ok(())
     }
 
+    /// What is remembered of a table.
+    async fn shape(&self, client: &SqlClient, table: &StagedTable) -> Result<Shape, DestinationError> {
+        // Only the types that the table itself uses, as in a description of this table alone.
+        let ids = needed_types(self.types, table.source.columns.iter().map(|column| column.type_id))?;
+        let types = ids.iter().filter_map(|id| Some((*id, self.types.get(id)?.clone()))).collect();
+        let shape = Shape::of(&table.source, &types, |column| table.published.contains(column));
+        // What the destination's own table does not promise yet is followed when the stream describes it next.
+        let shape = match table.mode {
+            Mode::Move => shape,
+            Mode::Fill | Mode::Reconcile => {
+                let known = client.query_opt(DOING, &shapes::ask(table.source.relation_id()), &[]).await?;
+                let known = known.map(|row| shapes::parse(row.get(0)?)).transpose()?;
+                shape.without_new_promises(known.as_ref())
+            }
+        };
+        // Others may be there since the table was described, and before the copy.
+        Ok(match self.staging.leaves.get(&table.source.relation_id()) {
+            Some(leaves) => shape.with_leaves(leaves.clone()),
+            None => shape,
+        })
+    }
+
     async fn write_bookkeeping(&self, client: &SqlClient) -> Result<(), DestinationError> {
         let point = match self.place {
             Place::Beginning { consistent_point, .. } => consistent_point,
@@ -527,24 +567,7 @@ impl Publication<'_> {
             if table.live_id.is_some_and(|live_id| live_id != id) {
                 return Err(exchanged(&table.live));
             }
-            // Only the types that the table itself uses, as in a description of this table alone.
-            let ids = needed_types(self.types, table.source.columns.iter().map(|column| column.type_id))?;
-            let types = ids.iter().filter_map(|id| Some((*id, self.types.get(id)?.clone()))).collect();
-            let shape = Shape::of(&table.source, &types, |column| table.published.contains(column));
-            // What the destination's own table does not promise yet is followed when the stream describes it next.
-            let shape = match table.mode {
-                Mode::Move => shape,
-                Mode::Fill | Mode::Reconcile => {
-                    let known = client.query_opt(DOING, &shapes::ask(table.source.relation_id()), &[]).await?;
-                    let known = known.map(|row| shapes::parse(row.get(0)?)).transpose()?;
-                    shape.without_new_promises(known.as_ref())
-                }
-            };
-            // Others may be there since the table was described, and before the copy.
-            let shape = match self.staging.leaves.get(&table.source.relation_id()) {
-                Some(leaves) => shape.with_leaves(leaves.clone()),
-                None => shape,
-            };
+            let shape = self.shape(client, table).await?;
             client.statement(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
             if let Some(facts) = self.staging.fingerprints.get(&table.source.relation_id()) {
                 client.statement(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;

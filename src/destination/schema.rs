@@ -267,52 +267,7 @@ fn creation(
             let labels: Vec<String> = definition.labels.iter().flatten().map(|label| quote_literal(label)).collect();
             Some(format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", ")))
         }
-        TypeKind::Domain => {
-            let base = definition.base?;
-            let mut sql = format!(
-                "CREATE DOMAIN {name} AS {}",
-                with_modifier(types, (base, definition.base_modifier), expressions.version())
-            );
-            sql.push_str(&collate(definition.collation.as_ref()));
-            let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
-            let domain = definition.qualified_name();
-            if let Some(text) = &definition.default {
-                let scope = scope.without_columns().assigned_to(base);
-                match expressions.accept(text, Purpose::Default, &scope) {
-                    Ok(expression) => sql.push_str(&format!(" DEFAULT {expression}")),
-                    Err(refusal) => {
-                        left_out.push(format!("domain {domain}: its default ({refusal}) was not taken over"));
-                    }
-                }
-            }
-            match &definition.not_null_name {
-                Some(name) => sql.push_str(&format!(" CONSTRAINT {} NOT NULL", name.sql())),
-                None if definition.not_null => sql.push_str(" NOT NULL"),
-                None => {}
-            }
-            for check in definition.checks.iter().flatten() {
-                if !check.validated {
-                    // A row that holds such a value is written whole here, whichever of its columns has changed there.
-                    left_out.push(format!(
-                        "domain {domain}: check constraint {} (it is NOT VALID: values that are older than it come, too) was \
-                         not taken over",
-                        check.name
-                    ));
-                    continue;
-                }
-                match expressions.accept(&check.expression, Purpose::Immutable, &scope) {
-                    Ok(expression) => {
-                        sql.push_str(&format!(" CONSTRAINT {} CHECK ({expression})", check.name.sql()));
-                    }
-                    // The source has already checked every value.
-                    Err(refusal) => left_out.push(format!(
-                        "domain {domain}: check constraint {} ({refusal}) was not taken over",
-                        check.name
-                    )),
-                }
-            }
-            Some(sql)
-        }
+        TypeKind::Domain => domain_creation(types, definition, expressions, left_out),
         TypeKind::Composite => {
             let attributes: Vec<String> = definition
                 .attributes
@@ -331,6 +286,57 @@ fn creation(
         }
         TypeKind::Base | TypeKind::Multirange | TypeKind::Pseudo | TypeKind::Range => None,
     }
+}
+
+fn domain_creation(
+    types: &Types,
+    definition: &TypeDefinition,
+    expressions: &Expressions,
+    left_out: &mut Vec<String>,
+) -> Option<String> {
+    let name = definition.qualified_name().sql();
+    let base = definition.base?;
+    let mut sql = format!(
+        "CREATE DOMAIN {name} AS {}",
+        with_modifier(types, (base, definition.base_modifier), expressions.version())
+    );
+    sql.push_str(&collate(definition.collation.as_ref()));
+    let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
+    let domain = definition.qualified_name();
+    if let Some(text) = &definition.default {
+        let scope = scope.without_columns().assigned_to(base);
+        match expressions.accept(text, Purpose::Default, &scope) {
+            Ok(expression) => sql.push_str(&format!(" DEFAULT {expression}")),
+            Err(refusal) => {
+                left_out.push(format!("domain {domain}: its default ({refusal}) was not taken over"));
+            }
+        }
+    }
+    match &definition.not_null_name {
+        Some(name) => sql.push_str(&format!(" CONSTRAINT {} NOT NULL", name.sql())),
+        None if definition.not_null => sql.push_str(" NOT NULL"),
+        None => {}
+    }
+    for check in definition.checks.iter().flatten() {
+        if !check.validated {
+            // A row that holds such a value is written whole here, whichever of its columns has changed there.
+            left_out.push(format!(
+                "domain {domain}: check constraint {} (it is NOT VALID: values that are older than it come, too) was \
+                         not taken over",
+                check.name
+            ));
+            continue;
+        }
+        match expressions.accept(&check.expression, Purpose::Immutable, &scope) {
+            Ok(expression) => {
+                sql.push_str(&format!(" CONSTRAINT {} CHECK ({expression})", check.name.sql()));
+            }
+            // The source has already checked every value.
+            Err(refusal) => left_out
+                .push(format!("domain {domain}: check constraint {} ({refusal}) was not taken over", check.name)),
+        }
+    }
+    Some(sql)
 }
 
 fn collate(collation: Option<&QualifiedName>) -> String {

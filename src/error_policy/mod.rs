@@ -69,6 +69,7 @@ pub enum Phase {
 
 /// What to do about `error_policy`.
 pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision {
+    // Long: an arm for each fault, so that none is forgotten.
     // What an operator must fix ends a start, where somebody is watching; later on, headwater waits for the fix.
     let operator = |reason| match phase {
         Phase::Starting => Decision::End,
@@ -232,6 +233,7 @@ fn lacks_most(tables: &str, copy_begun_at: Option<&str>) -> ErrorReport {
 
 /// What to tell the operator.
 pub fn report(fault: &Fault) -> ErrorReport {
+    // Long: an arm for each fault, so that none is forgotten.
     match fault {
         Fault::Refused(report)
         | Fault::Halted(report)
@@ -369,6 +371,7 @@ pub fn spool_report(error: &SpoolError) -> ErrorReport {
 }
 
 fn session_report(end: &str, error: &SessionError) -> ErrorReport {
+    // Long: an arm for each error of a session, so that none is forgotten.
     if let SessionError::TooOld { version } = error {
         let text = format!("the {end} is PostgreSQL {version}, headwater needs {MAJOR_MIN} or later");
         return ErrorReport::new(text).hint(format!("Upgrade that server, or correct {end}.url."));

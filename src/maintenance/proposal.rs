@@ -82,27 +82,7 @@ pub(crate) async fn propose(
                 .detail("It does not exist, is a partition or no table, or the role lacks USAGE on its schema."),
         ));
     }
-    let mut left_out = Vec::new();
-    let mut chosen: BTreeMap<QualifiedName, Option<QualifiedName>> = BTreeMap::new();
-    for table in definitions.iter().filter(|table| only.is_empty() || only.contains(&table.name())) {
-        match unfit(table) {
-            Some(why) => left_out.push((table.name(), why)),
-            None => {
-                chosen.insert(table.name(), None);
-            }
-        }
-    }
-    let mut open: Vec<QualifiedName> = chosen.keys().cloned().collect();
-    while let Some(name) = open.pop() {
-        for (_, target) in by_name.get(&name).into_iter().flat_map(|table| table.foreign_keys()) {
-            let parent = target.table();
-            let fits = by_name.get(&parent).is_some_and(|table| unfit(table).is_none());
-            if fits && !chosen.contains_key(&parent) {
-                chosen.insert(parent.clone(), Some(name.clone()));
-                open.push(parent);
-            }
-        }
-    }
+    let Choice { chosen, left_out } = choose(&by_name, only);
     if chosen.is_empty() {
         return Err(Fault::Refused(ErrorReport::new("the source has no table that could be replicated")));
     }
@@ -115,14 +95,9 @@ pub(crate) async fn propose(
         .collect();
     let reader = role(&there, "headwater_reader").await.map_err(SourceError::Session)?;
     let writer = role(&here, "headwater_writer").await.map_err(DestinationError::Session)?;
-    let row = here
-        .query_one(
-            "looking at the destination",
-            "SELECT pg_catalog.current_database()::text, pg_catalog.current_setting('server_version_num')::int >= 150000",
-            &[],
-        )
-        .await
-        .map_err(DestinationError::Session)?;
+    let sql =
+        "SELECT pg_catalog.current_database()::text, pg_catalog.current_setting('server_version_num')::int >= 150000";
+    let row = here.query_one("looking at the destination", sql, &[]).await.map_err(DestinationError::Session)?;
     let proposed = || wanted.iter().filter_map(|name| by_name.get(name).copied());
     let source_types = types_of(&there, proposed()).await?;
     let lacking = || proposed().filter(|table| !existing.contains(&table.name()));
@@ -157,6 +132,39 @@ pub(crate) async fn propose(
         replica_grantable: row.get(1).map_err(DestinationError::Session)?,
         not_carried,
     })
+}
+
+/// The tables to replicate.
+struct Choice {
+    /// With the table whose foreign key needs it, where it was not asked for.
+    chosen: BTreeMap<QualifiedName, Option<QualifiedName>>,
+    /// Tables that cannot be replicated, and why.
+    left_out: Vec<(QualifiedName, &'static str)>,
+}
+
+/// The tables that were asked for, or all, and those to which their foreign keys lead.
+fn choose(tables: &BTreeMap<QualifiedName, &TableDefinition>, only: &[QualifiedName]) -> Choice {
+    let mut choice = Choice { chosen: BTreeMap::new(), left_out: Vec::new() };
+    for (name, table) in tables.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
+        match unfit(table) {
+            Some(why) => choice.left_out.push((name.clone(), why)),
+            None => {
+                choice.chosen.insert(name.clone(), None);
+            }
+        }
+    }
+    let mut open: Vec<QualifiedName> = choice.chosen.keys().cloned().collect();
+    while let Some(name) = open.pop() {
+        for (_, target) in tables.get(&name).into_iter().flat_map(|table| table.foreign_keys()) {
+            let parent = target.table();
+            let fits = tables.get(&parent).is_some_and(|table| unfit(table).is_none());
+            if fits && !choice.chosen.contains_key(&parent) {
+                choice.chosen.insert(parent.clone(), Some(name.clone()));
+                open.push(parent);
+            }
+        }
+    }
+    choice
 }
 
 /// The types of these tables' columns at the source, and what they are made of. A table that the destination lacks will be made of

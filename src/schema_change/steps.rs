@@ -398,7 +398,15 @@ impl Change<'_> {
             });
             return Ok(());
         }
+        self.take_over(definition, here, rows, evolution);
+        Ok(())
+    }
+
+    /// Gives a column of the destination the values of one that was added at the source.
+    fn take_over(&self, definition: &ColumnDefinition, here: &ColumnDefinition, rows: Rows, evolution: &mut Evolution) {
+        let (table, name) = (&self.known.name, &definition.name);
         if here.generated.is_none() {
+            let wanted = (self.creation.type_sql)(definition);
             let value = sql::missing_value(definition, &wanted);
             let brings_null = match rows {
                 Rows::Stream => value.is_none(),
@@ -413,7 +421,6 @@ impl Change<'_> {
             }
         }
         evolution.told.push(format!("column {name} was added; the one that is here takes its values"));
-        Ok(())
     }
 
     /// What an operator may call a column of the destination that is in the way, after so many others.

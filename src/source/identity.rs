@@ -118,6 +118,7 @@ fn listed(columns: &[Ident]) -> String {
 }
 
 fn report(table: &IdentifiedTable, harm: &Harm, publishing: &Publishing, published: bool) -> ErrorReport {
+    // Long: an arm for each harm.
     let (name, publication) = (&table.table.name, &publishing.name);
     let when = if published {
         "The source application's own UPDATE and DELETE"

@@ -31,6 +31,7 @@ pub fn kept_slot_position(
     stored: &StoredHistory<'_>,
     replaced: &[QualifiedName],
 ) -> Result<Lsn, SourceError> {
+    // Long: one list of what speaks against it.
     if now.in_recovery {
         return Err(not_accepted("It is a standby.".to_owned()));
     }

@@ -83,6 +83,7 @@ struct ProcessMetrics {
 
 impl Metrics {
     pub(super) fn new() -> Metrics {
+        // Long: one table, with an entry for each metric.
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| keep(&registry, Gauge::new(name, help));
         let int_gauge = |name: &str, help: &str| keep(&registry, IntGauge::new(name, help));

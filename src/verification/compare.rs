@@ -40,83 +40,35 @@ pub(crate) async fn compare(
     mut names: Option<Vec<QualifiedName>>,
 ) -> Result<(Verdict, Keys), Fault> {
     let (source, destination) = connect(ends).await?;
-    let mut left_out: Vec<LeftOut> = Vec::new();
+    let mut servers = Servers { ends, source, destination, left_out: Vec::new() };
     let mut verdict: Option<Verdict> = None;
     for _ in 0..FENCES_MAX {
-        let (tables, without) = read_tables(ends, &source, &destination, names.as_deref()).await?;
-        left_out.extend(without);
+        let tables = servers.tables(names.as_deref()).await?;
         if tables.is_empty() && verdict.is_none() {
-            return Err(nothing_to_compare(&left_out));
+            return Err(nothing_to_compare(&servers.left_out));
         }
-        let compared = Writes {
-            tables: tables.iter().map(|table| table.name.clone()).collect(),
-            trusted_roles: ends.config.destination.trusted_roles.clone(),
-            names_owners: ends.config.destination.names_owners(),
-            ..Writes::default()
-        };
-        compared.refuse_code_of_types(&destination).await?;
-        let there = all_parts(&source, Side::Source, &tables).await?;
-        let here = all_parts(&destination, Side::Destination, &tables).await?;
-        let (fence, at_fence) = maker.make(ends).await?;
-        let (mut left, mut parts_there, mut parts_here) = (Vec::new(), Vec::new(), Vec::new());
-        for ((table, there), here) in tables.into_iter().zip(there).zip(here) {
-            // In the very state that is compared: it may have been suspended on the way to the fence.
-            match why(&table.name, Some(table.source.relation_id()), &fence.destination.tables) {
-                Some(without) => left_out.push(without),
-                None => {
-                    left.push(table);
-                    parts_there.push(there);
-                    parts_here.push(here);
-                }
-            }
-        }
-        let (there, here) = (parts_there, parts_here);
-        let position = fence.destination.position.unwrap_or(Lsn::INVALID);
+        let round = servers.compare(&mut maker, tables).await?;
         let verdict = verdict.get_or_insert_with(|| Verdict {
-            consistent_point: fence.consistent_point,
-            destination_position: position,
-            at_fence,
+            consistent_point: round.consistent_point,
+            destination_position: round.destination_position,
+            at_fence: round.at_fence,
             tables: Vec::new(),
             left_out: Vec::new(),
             repaired: None,
             took: std::time::Duration::ZERO,
         });
-        let mut sessions = ends.options.workers.unwrap_or_else(default_workers).max(1);
-        for (side, client, parts) in [(Side::Source, &source, &there), (Side::Destination, &destination, &here)] {
-            sessions = sessions.min(sessions_with_room(client, side, (&left, parts), sessions).await?);
-        }
-        let comparison = Comparison { ends, fence: &fence, tables: &left, there: &there, here: &here, sessions };
-        let compared = comparison.run().await?;
-        if !fence.is_held() {
-            return Err(Fault::Refused(ErrorReport::new(
-                "a snapshot of the fence was lost while tables were compared",
-            )));
-        }
-        drop(fence);
-        let there_now = all_parts(&source, Side::Source, &left).await?;
-        let here_now = all_parts(&destination, Side::Destination, &left).await?;
-        let mut again = Vec::new();
-        for (at, (table, result)) in left.into_iter().zip(compared).enumerate() {
-            let files = |parts: &[Option<Parts>]| parts.get(at).cloned().flatten().map(|parts| parts.files);
-            let same = files(&there) == files(&there_now) && files(&here) == files(&here_now);
-            match result {
-                Seen::Compared(result) if same => verdict.tables.push(*result),
-                // Nothing in between explains it: the servers were asked two different questions.
-                Seen::Contradicted if same => return Err(misread()),
-                Seen::Compared(_) | Seen::Contradicted | Seen::Gone => again.push(table.name),
-            }
-        }
-        if again.is_empty() {
+        verdict.tables.extend(round.compared);
+        if round.again.is_empty() {
             if verdict.tables.is_empty() {
-                return Err(nothing_to_compare(&left_out));
+                return Err(nothing_to_compare(&servers.left_out));
             }
-            verdict.left_out = left_out;
+            verdict.left_out = servers.left_out;
             let keys =
                 verdict.tables.iter().map(|table| (table.table.clone(), table.differences.keys().cloned().collect()));
             let keys: Keys = keys.filter(|(_, keys): &(_, Vec<Key>)| !keys.is_empty()).collect();
             return Ok((verdict.clone(), keys));
         }
-        names = Some(again);
+        names = Some(round.again);
     }
     let names: Vec<String> = names.unwrap_or_default().iter().map(ToString::to_string).collect();
     Err(Fault::Refused(
@@ -128,6 +80,87 @@ pub(crate) async fn compare(
     ))
 }
 
+/// Both servers, while fences come and go.
+struct Servers<'a> {
+    ends: Ends<'a>,
+    source: SqlClient,
+    destination: SqlClient,
+    /// Tables that are not compared.
+    left_out: Vec<LeftOut>,
+}
+
+/// What was compared at one fence.
+struct Round {
+    consistent_point: Lsn,
+    destination_position: Lsn,
+    at_fence: bool,
+    compared: Vec<TableVerdict>,
+    /// Tables that were truncated, rewritten or dropped meanwhile.
+    again: Vec<QualifiedName>,
+}
+
+impl Servers<'_> {
+    /// The tables to compare, whose types run no code of others.
+    async fn tables(&mut self, names: Option<&[QualifiedName]>) -> Result<Vec<Compared>, Fault> {
+        let (tables, without) = read_tables(self.ends, &self.source, &self.destination, names).await?;
+        self.left_out.extend(without);
+        let compared = Writes {
+            tables: tables.iter().map(|table| table.name.clone()).collect(),
+            trusted_roles: self.ends.config.destination.trusted_roles.clone(),
+            names_owners: self.ends.config.destination.names_owners(),
+            ..Writes::default()
+        };
+        compared.refuse_code_of_types(&self.destination).await?;
+        Ok(tables)
+    }
+
+    /// Compares tables at one fence.
+    async fn compare(&mut self, maker: &mut Maker<'_>, mut tables: Vec<Compared>) -> Result<Round, Fault> {
+        let mut there = all_parts(&self.source, Side::Source, &tables).await?;
+        let mut here = all_parts(&self.destination, Side::Destination, &tables).await?;
+        let (fence, at_fence) = maker.make(self.ends).await?;
+        // In the very state that is compared: a table may have been suspended on the way to the fence.
+        let why = |table: &Compared| why(&table.name, Some(table.source.relation_id()), &fence.destination.tables);
+        let without: Vec<Option<LeftOut>> = tables.iter().map(why).collect();
+        let stays: Vec<bool> = without.iter().map(Option::is_none).collect();
+        retain(&mut tables, &stays);
+        retain(&mut there, &stays);
+        retain(&mut here, &stays);
+        self.left_out.extend(without.into_iter().flatten());
+        let (consistent_point, destination_position) =
+            (fence.consistent_point, fence.destination.position.unwrap_or(Lsn::INVALID));
+        let mut sessions = self.ends.options.workers.unwrap_or_else(default_workers).max(1);
+        for (side, client, parts) in
+            [(Side::Source, &self.source, &there), (Side::Destination, &self.destination, &here)]
+        {
+            sessions = sessions.min(sessions_with_room(client, side, (&tables, parts), sessions).await?);
+        }
+        let comparison =
+            Comparison { ends: self.ends, fence: &fence, tables: &tables, there: &there, here: &here, sessions };
+        let seen = comparison.run().await?;
+        if !fence.is_held() {
+            return Err(Fault::Refused(ErrorReport::new(
+                "a snapshot of the fence was lost while tables were compared",
+            )));
+        }
+        drop(fence);
+        let there_now = all_parts(&self.source, Side::Source, &tables).await?;
+        let here_now = all_parts(&self.destination, Side::Destination, &tables).await?;
+        let (mut compared, mut again) = (Vec::new(), Vec::new());
+        for (at, (table, seen)) in tables.into_iter().zip(seen).enumerate() {
+            let files = |parts: &[Option<Parts>]| parts.get(at).cloned().flatten().map(|parts| parts.files);
+            let same = files(&there) == files(&there_now) && files(&here) == files(&here_now);
+            match seen {
+                Seen::Compared(result) if same => compared.push(*result),
+                // Nothing in between explains it: the servers were asked two different questions.
+                Seen::Contradicted if same => return Err(misread()),
+                Seen::Compared(_) | Seen::Contradicted | Seen::Gone => again.push(table.name),
+            }
+        }
+        Ok(Round { consistent_point, destination_position, at_fence, compared, again })
+    }
+}
+
 /// None of the tables that were asked for has its changes here.
 fn nothing_to_compare(left_out: &[LeftOut]) -> Fault {
     let tables: Vec<String> = left_out.iter().map(ToString::to_string).collect();
@@ -135,6 +168,11 @@ fn nothing_to_compare(left_out: &[LeftOut]) -> Fault {
         ErrorReport::new(format!("nothing can be compared: {}", tables.join("; ")))
             .hint("Verify again when it is done: headwater status tells how far it is."),
     )
+}
+
+fn retain<T>(values: &mut Vec<T>, stays: &[bool]) {
+    let mut stays = stays.iter();
+    values.retain(|_| stays.next() == Some(&true));
 }
 
 /// What came of one table.

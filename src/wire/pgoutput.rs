@@ -212,6 +212,7 @@ impl Decoder {
     /// # Errors
     /// [`WireError`] when the bytes are not exactly one message of the protocol, or one that cannot stand here.
     pub fn read(&mut self, data: &Bytes) -> Result<Message, WireError> {
+        // Long: an arm for each kind of message.
         let mut cursor = Cursor::new("pgoutput", data);
         let message = match cursor.read_u8("kind")? {
             b'I' => self.read_insert(&mut cursor)?,
@@ -440,6 +441,7 @@ fn read_relation(cursor: &mut Cursor<'_>) -> Result<Relation, WireError> {
 ///
 /// Lists longer than their count fields allow are cut: only tests and simulations write messages.
 pub fn write_message(message: &Message, aborts_carry_time: bool, out: &mut impl BufMut) {
+    // Long: an arm for each kind of message.
     let put_head = |out: &mut dyn BufMut, kind: u8, xid: &Option<u32>| {
         out.put_u8(kind);
         if let Some(xid) = xid {

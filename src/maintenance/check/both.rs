@@ -10,7 +10,7 @@ use crate::catalog::fit::Transfer;
 use crate::catalog::schema::{Identity, IndexDefinition, TableKind};
 use crate::catalog::sequences::{OwnedSequence, SequenceReading, unreadable};
 use crate::config::{Config, SchemaChanges};
-use crate::destination::{Catalog, DestinationError, OtherTables, expressions_here, other_tables, taken_names};
+use crate::destination::{Catalog, DestinationError, OtherTables, Writes, expressions_here, other_tables, taken_names};
 use crate::error_policy::{Fault, report};
 use crate::maintenance::check::findings::{About, Findings};
 use crate::maintenance::check::host::free_bytes;
@@ -28,115 +28,21 @@ use crate::table_sync::lock_budget::Room;
 
 const BOTH: About = About::Both;
 
-pub(super) async fn look(config: &Config, source: SourceView, destination: &DestinationView, findings: &mut Findings) {
-    let SourceView { client, mut replication, slot, catalog } = source;
+pub(super) async fn look(
+    config: &Config,
+    mut source: SourceView,
+    destination: &DestinationView,
+    findings: &mut Findings,
+) {
+    history(config, &mut source, destination, findings).await;
+    let SourceView { client, catalog, .. } = source;
     let here = destination.bookkeeping.client();
-    if let Some((session, identification)) = &mut replication {
-        let urls = (&config.source.url, &config.destination.url);
-        match same_database(identification, here, urls).await {
-            Ok(None) => {}
-            Ok(Some(report)) => findings.fail(BOTH, "databases", report),
-            Err(error) => findings.fault(BOTH, "databases", DestinationError::Session(error)),
-        }
-        // Read after the slot, and before the end of the source's WAL: a service that runs moves all three.
-        let position = match destination.position {
-            Some(before) => destination.bookkeeping.position().await.ok().flatten().or(Some(before)),
-            None => None,
-        };
-        // Of another slot than the one that feeds this destination nothing follows.
-        let stream = destination.stream.as_ref().filter(|stream| stream.slot == config.source.slot);
-        if let (Some(stream), Some(position)) = (stream, position) {
-            if let Ok(now) = session.identify_system().await {
-                *identification = now;
-            }
-            let stored = stored_history(stream, position);
-            let checked = match SourceDatabase::read(&client, stored.database).await {
-                Ok(database) => check_history(identification, &database, slot.as_ref(), &stored),
-                Err(error) => Err(error),
-            };
-            match checked {
-                Ok(()) => findings.ok(BOTH, "history", format!("the source leads on from {position}")),
-                Err(error) => findings.fault(BOTH, "history", error),
-            }
-        }
-    }
     if let (Some(catalog), Some(existing)) = (&catalog, &destination.catalog) {
         let mut existing = existing.clone();
         if let Err(error) = existing.learn_types(here, &catalog.types).await {
             findings.fault(BOTH, "types", error);
         }
-        let existing = &existing;
-        created(here, catalog, existing, findings).await;
-        keys(catalog, existing, findings);
-        let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
-        if let Err(fault) = values::look((&client, here), catalog, existing, transfer, findings).await {
-            findings.fault(BOTH, "values", fault);
-        }
-        match lacking(&client, here, catalog, existing).await {
-            Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
-            Err(fault) => findings.fault(BOTH, "types", fault),
-        }
-        match server_version(here).await {
-            Ok(version) => {
-                if let Some(report) = connection::newer(version, "destination") {
-                    findings.warn(About::Destination, "server", report);
-                }
-                constraints::too_new_for(version, catalog, existing, findings);
-            }
-            Err(fault) => findings.fault(BOTH, "constraints", fault),
-        }
-        match expressions_here(here).await {
-            Ok(expressions) => {
-                constraints::stricter(catalog, existing, &expressions, findings);
-                let ends = (&client, here);
-                if let Err(fault) =
-                    constraints::stricter_partitions(ends, catalog, existing, &expressions, findings).await
-                {
-                    findings.fault(BOTH, "constraints", fault);
-                }
-            }
-            Err(error) => findings.fault(BOTH, "constraints", error),
-        }
-        if let Err(error) = constraints::partitions(here, catalog, existing, findings).await {
-            findings.fault(BOTH, "partitions", error);
-        }
-        if let Err(error) = publications::look(here, catalog, existing, findings).await {
-            findings.fault(About::Destination, "publications", error);
-        }
-        values::enum_labels(config, here, catalog, findings).await;
-        let writes = match writes(config, catalog, existing, destination.foreign_keys_act) {
-            Ok(writes) => writes,
-            Err(fault) => return findings.fault(About::Destination, "code", fault),
-        };
-        match writes.foreign_code_report(here).await {
-            Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
-            Ok(Some(report)) => findings.fail(About::Destination, "code", report),
-            Err(error) => findings.fault(About::Destination, "code", error),
-        }
-        match cascades::report(&client, here, &writes).await {
-            Ok(None) => {
-                findings.ok(BOTH, "actions", "no foreign key of the destination changes rows that the source keeps")
-            }
-            Ok(Some(report)) => findings.fail(BOTH, "actions", report),
-            Err(fault) => findings.fault(BOTH, "actions", fault),
-        }
-        match collations::report((&client, here), catalog, existing).await {
-            Ok(None) => {
-                findings.ok(BOTH, "keys", "no collation of the destination makes keys equal that differ at the source")
-            }
-            Ok(Some(report)) => findings.fail(BOTH, "keys", report),
-            Err(fault) => findings.fault(BOTH, "keys", fault),
-        }
-        locks((&client, here), (catalog, existing), destination.position.is_some(), findings).await;
-        foreign_keys(config, catalog, findings);
-        if destination.position.is_some()
-            && let Err(fault) = followed(config, catalog, existing, destination, findings).await
-        {
-            findings.fault(BOTH, "tables", fault);
-        }
-        if let Some(gap) = destination.stream.as_ref().and_then(|stream| stream.gap.as_deref()) {
-            findings.fail(BOTH, "gap", gap_report(&config.source.publication, &Gap::Before(gap.to_owned()), catalog));
-        }
+        Tables { config, client: &client, here, catalog, existing: &existing, destination }.look(findings).await;
     }
     sequences(config, &client, here, findings).await;
     match not_carried(&client, here, &config.tables, Some(&config.source.publication)).await {
@@ -149,6 +55,137 @@ pub(super) async fn look(config: &Config, source: SourceView, destination: &Dest
     }
     encodings(&client, here, findings).await;
     clocks(&client, here, findings).await;
+}
+
+/// Whether the two are different databases, and the source leads on from the stored position.
+async fn history(config: &Config, source: &mut SourceView, destination: &DestinationView, findings: &mut Findings) {
+    let SourceView { client, replication, slot, .. } = source;
+    let Some((session, identification)) = replication else { return };
+    let urls = (&config.source.url, &config.destination.url);
+    match same_database(identification, destination.bookkeeping.client(), urls).await {
+        Ok(None) => {}
+        Ok(Some(report)) => findings.fail(BOTH, "databases", report),
+        Err(error) => findings.fault(BOTH, "databases", DestinationError::Session(error)),
+    }
+    // Read after the slot, and before the end of the source's WAL: a service that runs moves all three.
+    let position = match destination.position {
+        Some(before) => destination.bookkeeping.position().await.ok().flatten().or(Some(before)),
+        None => None,
+    };
+    // Of another slot than the one that feeds this destination nothing follows.
+    let stream = destination.stream.as_ref().filter(|stream| stream.slot == config.source.slot);
+    let (Some(stream), Some(position)) = (stream, position) else { return };
+    if let Ok(now) = session.identify_system().await {
+        *identification = now;
+    }
+    let stored = stored_history(stream, position);
+    let checked = match SourceDatabase::read(client, stored.database).await {
+        Ok(database) => check_history(identification, &database, slot.as_ref(), &stored),
+        Err(error) => Err(error),
+    };
+    match checked {
+        Ok(()) => findings.ok(BOTH, "history", format!("the source leads on from {position}")),
+        Err(error) => findings.fault(BOTH, "history", error),
+    }
+}
+
+/// The tables, as both sides have them.
+struct Tables<'a> {
+    config: &'a Config,
+    client: &'a SqlClient,
+    here: &'a SqlClient,
+    catalog: &'a SourceCatalog,
+    existing: &'a Catalog,
+    destination: &'a DestinationView,
+}
+
+impl Tables<'_> {
+    async fn look(&self, findings: &mut Findings) {
+        let Tables { config, client, here, catalog, existing, destination } = *self;
+        created(here, catalog, existing, findings).await;
+        keys(catalog, existing, findings);
+        let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
+        if let Err(fault) = values::look((client, here), catalog, existing, transfer, findings).await {
+            findings.fault(BOTH, "values", fault);
+        }
+        match lacking(client, here, catalog, existing).await {
+            Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
+            Err(fault) => findings.fault(BOTH, "types", fault),
+        }
+        self.constraints(findings).await;
+        if let Err(error) = publications::look(here, catalog, existing, findings).await {
+            findings.fault(About::Destination, "publications", error);
+        }
+        values::enum_labels(config, here, catalog, findings).await;
+        let writes = match writes(config, catalog, existing, destination.foreign_keys_act) {
+            Ok(writes) => writes,
+            Err(fault) => return findings.fault(About::Destination, "code", fault),
+        };
+        self.foreign_code(&writes, findings).await;
+        locks((client, here), (catalog, existing), destination.position.is_some(), findings).await;
+        foreign_keys(config, catalog, findings);
+        if destination.position.is_some()
+            && let Err(fault) = followed(config, catalog, existing, destination, findings).await
+        {
+            findings.fault(BOTH, "tables", fault);
+        }
+        if let Some(gap) = destination.stream.as_ref().and_then(|stream| stream.gap.as_deref()) {
+            findings.fail(BOTH, "gap", gap_report(&config.source.publication, &Gap::Before(gap.to_owned()), catalog));
+        }
+    }
+
+    /// Constraints of the destination that the source does not have, or that its server is too old for.
+    async fn constraints(&self, findings: &mut Findings) {
+        let Tables { client, here, catalog, existing, .. } = *self;
+        match server_version(here).await {
+            Ok(version) => {
+                if let Some(report) = connection::newer(version, "destination") {
+                    findings.warn(About::Destination, "server", report);
+                }
+                constraints::too_new_for(version, catalog, existing, findings);
+            }
+            Err(fault) => findings.fault(BOTH, "constraints", fault),
+        }
+        match expressions_here(here).await {
+            Ok(expressions) => {
+                constraints::stricter(catalog, existing, &expressions, findings);
+                let ends = (client, here);
+                if let Err(fault) =
+                    constraints::stricter_partitions(ends, catalog, existing, &expressions, findings).await
+                {
+                    findings.fault(BOTH, "constraints", fault);
+                }
+            }
+            Err(error) => findings.fault(BOTH, "constraints", error),
+        }
+        if let Err(error) = constraints::partitions(here, catalog, existing, findings).await {
+            findings.fault(BOTH, "partitions", error);
+        }
+    }
+
+    /// Code that would run when rows are written, and what it would do to other rows.
+    async fn foreign_code(&self, writes: &Writes, findings: &mut Findings) {
+        let Tables { client, here, catalog, existing, .. } = *self;
+        match writes.foreign_code_report(here).await {
+            Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
+            Ok(Some(report)) => findings.fail(About::Destination, "code", report),
+            Err(error) => findings.fault(About::Destination, "code", error),
+        }
+        match cascades::report(client, here, writes).await {
+            Ok(None) => {
+                findings.ok(BOTH, "actions", "no foreign key of the destination changes rows that the source keeps")
+            }
+            Ok(Some(report)) => findings.fail(BOTH, "actions", report),
+            Err(fault) => findings.fault(BOTH, "actions", fault),
+        }
+        match collations::report((client, here), catalog, existing).await {
+            Ok(None) => {
+                findings.ok(BOTH, "keys", "no collation of the destination makes keys equal that differ at the source")
+            }
+            Ok(Some(report)) => findings.fail(BOTH, "keys", report),
+            Err(fault) => findings.fault(BOTH, "keys", fault),
+        }
+    }
 }
 
 /// The source's tables that the destination lacks.

@@ -42,6 +42,63 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     let owned = check_bookkeeping_owner(client, &config.destination.trusted_roles).await;
     // What is in a stranger's schema is nothing to go by.
     findings.take(DESTINATION, "bookkeeping", owned)?;
+    roles(config, client, findings).await;
+    writing(config, findings).await;
+    let foreign_keys_act = privileges(config, client, findings).await;
+    let stream = findings.answered(DESTINATION, "bookkeeping", bookkeeping.stream().await)?.flatten();
+    let live = matches!(&stream, Some(Stream { state: StreamState::Live { .. }, .. }));
+    let stored = stored_position(&bookkeeping, live).await;
+    let position = match findings.answered(DESTINATION, "bookkeeping", stored)? {
+        Some(None) if live => {
+            findings.fail(DESTINATION, "bookkeeping", position_missing_report());
+            None
+        }
+        position => position.flatten(),
+    };
+    let followed = match position {
+        Some(_) => findings.answered(DESTINATION, "bookkeeping", bookkeeping.tables().await)?.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let (followed, unconfigured) = split(followed, &config.tables);
+    if !unconfigured.is_empty() {
+        findings.warn(DESTINATION, "tables", unconfigured_report(&unconfigured));
+    }
+    tell_suspended(&followed, findings);
+    let catalog = findings.take(DESTINATION, "tables", Catalog::read(client, &config.tables).await);
+    fed(config, stream.as_ref(), position, findings);
+    let agreed = position.is_some() || stream.as_ref().is_some_and(|stream| stream.agreed);
+    if !agreed && let Some(catalog) = &catalog {
+        // Whether the others have rows cannot be seen; that they cannot be read is said above.
+        match readable(client, catalog).await {
+            Ok(names) => {
+                if let Err(fault) = check_empty(client, names.iter()).await {
+                    findings.fault(DESTINATION, "tables", fault);
+                }
+            }
+            Err(error) => findings.fault(DESTINATION, "tables", error),
+        }
+    }
+    let holders = LockHolders::look(client, &config.source.slot).await;
+    let LockHolders { leader, foreign } = findings.answered(DESTINATION, "leader", holders)?.unwrap_or_default();
+    if let Some(leader) = leader {
+        findings.ok(DESTINATION, "leader", format!("an instance runs, {leader}: another one would stand by"));
+    }
+    for holder in foreign {
+        findings.warn(DESTINATION, "leader", holder.foreign_report());
+    }
+    if position.is_none() {
+        sessions::look((client, 1), DESTINATION, |error| DestinationError::Session(error).into(), findings).await;
+    }
+    event_triggers(client, findings).await;
+    if let Some(catalog) = &catalog {
+        tables(config, catalog, foreign_keys_act, findings);
+        functions(client, catalog, findings).await;
+    }
+    Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
+}
+
+/// Roles that may write everything, and names of roles that do not exist.
+async fn roles(config: &Config, client: &SqlClient, findings: &mut Findings) {
     let writers = writers_of_all_report(client, &config.destination.trusted_roles).await;
     if let Some(report) = findings.take(DESTINATION, "bookkeeping", writers).flatten() {
         findings.warn(DESTINATION, "bookkeeping", report);
@@ -50,7 +107,10 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
     if let Some(report) = findings.take(DESTINATION, "code", missing).flatten() {
         findings.warn(DESTINATION, "code", report);
     }
-    writing(config, findings).await;
+}
+
+/// What the role may do; whether foreign keys and ordinary triggers act on what it writes.
+async fn privileges(config: &Config, client: &SqlClient, findings: &mut Findings) -> bool {
     let examined = DestinationServer::examine(client, &config.tables).await;
     let mut foreign_keys_act = false;
     if let Some((server, problems)) = findings.take(DESTINATION, "privileges", examined) {
@@ -82,25 +142,12 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
             findings.warn(DESTINATION, "session_replication_role", report);
         }
     }
-    let stream = findings.answered(DESTINATION, "bookkeeping", bookkeeping.stream().await)?.flatten();
-    let live = matches!(&stream, Some(Stream { state: StreamState::Live { .. }, .. }));
-    let stored = stored_position(&bookkeeping, live).await;
-    let position = match findings.answered(DESTINATION, "bookkeeping", stored)? {
-        Some(None) if live => {
-            findings.fail(DESTINATION, "bookkeeping", position_missing_report());
-            None
-        }
-        position => position.flatten(),
-    };
-    let followed = match position {
-        Some(_) => findings.answered(DESTINATION, "bookkeeping", bookkeeping.tables().await)?.unwrap_or_default(),
-        None => Vec::new(),
-    };
-    let (followed, unconfigured) = split(followed, &config.tables);
-    if !unconfigured.is_empty() {
-        findings.warn(DESTINATION, "tables", unconfigured_report(&unconfigured));
-    }
-    for name in suspended(&followed) {
+    foreign_keys_act
+}
+
+/// Tables that wait for a copy.
+fn tell_suspended(followed: &[TableRecord], findings: &mut Findings) {
+    for name in suspended(followed) {
         let report = ErrorReport::new(format!("table {name} is suspended until it is copied again"))
             .detail("Its changes are passed over meanwhile; the copy brings them.")
             .hint(
@@ -108,48 +155,20 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
             );
         findings.warn(DESTINATION, "tables", report);
     }
-    let catalog = findings.take(DESTINATION, "tables", Catalog::read(client, &config.tables).await);
-    match (&stream, position) {
-        (Some(stream), position) => match check_configured(config, stream) {
-            Ok(()) => {
-                let at = position.map_or("not yet published".to_owned(), |position| format!("at {position}"));
-                findings.ok(DESTINATION, "bookkeeping", format!("fed through slot {}, {at}", stream.slot));
-            }
-            Err(fault) => findings.fault(DESTINATION, "bookkeeping", fault),
-        },
-        (None, _) => {
-            findings.ok(DESTINATION, "bookkeeping", "none yet: the first start makes a snapshot");
+}
+
+/// The stream that feeds this destination.
+fn fed(config: &Config, stream: Option<&Stream>, position: Option<Lsn>, findings: &mut Findings) {
+    let Some(stream) = stream else {
+        return findings.ok(DESTINATION, "bookkeeping", "none yet: the first start makes a snapshot");
+    };
+    match check_configured(config, stream) {
+        Ok(()) => {
+            let at = position.map_or("not yet published".to_owned(), |position| format!("at {position}"));
+            findings.ok(DESTINATION, "bookkeeping", format!("fed through slot {}, {at}", stream.slot));
         }
+        Err(fault) => findings.fault(DESTINATION, "bookkeeping", fault),
     }
-    let agreed = position.is_some() || stream.as_ref().is_some_and(|stream| stream.agreed);
-    if !agreed && let Some(catalog) = &catalog {
-        // Whether the others have rows cannot be seen; that they cannot be read is said above.
-        match readable(client, catalog).await {
-            Ok(names) => {
-                if let Err(fault) = check_empty(client, names.iter()).await {
-                    findings.fault(DESTINATION, "tables", fault);
-                }
-            }
-            Err(error) => findings.fault(DESTINATION, "tables", error),
-        }
-    }
-    let holders = LockHolders::look(client, &config.source.slot).await;
-    let LockHolders { leader, foreign } = findings.answered(DESTINATION, "leader", holders)?.unwrap_or_default();
-    if let Some(leader) = leader {
-        findings.ok(DESTINATION, "leader", format!("an instance runs, {leader}: another one would stand by"));
-    }
-    for holder in foreign {
-        findings.warn(DESTINATION, "leader", holder.foreign_report());
-    }
-    if position.is_none() {
-        sessions::look((client, 1), DESTINATION, |error| DestinationError::Session(error).into(), findings).await;
-    }
-    event_triggers(client, findings).await;
-    if let Some(catalog) = &catalog {
-        tables(config, catalog, foreign_keys_act, findings);
-        functions(client, catalog, findings).await;
-    }
-    Some(DestinationView { bookkeeping, catalog, stream, position, followed, foreign_keys_act })
 }
 
 /// Event triggers that would fire when headwater creates and drops its own objects, and follows schema changes: all that are enabled,

@@ -281,6 +281,19 @@ async fn tables(
     if catalog.tables.is_empty() {
         return None;
     }
+    identities(&catalog, findings);
+    partitions(&catalog, findings);
+    for cycle in &catalog.cycles {
+        let names: Vec<String> = cycle.iter().map(ToString::to_string).collect();
+        let text = format!("foreign keys of {} form a circle: they are checked at the end", names.join(", "));
+        findings.ok(SOURCE, "foreign keys", text);
+    }
+    published(config, client, &mut catalog, destination, findings).await;
+    Some(catalog)
+}
+
+/// How the rows of each table are found.
+fn identities(catalog: &SourceCatalog, findings: &mut Findings) {
     let mut keyed_tables = 0;
     for table in &catalog.tables {
         let (definition, name) = (&table.definition, table.definition.name());
@@ -310,28 +323,30 @@ async fn tables(
             format!("rows of {keyed_tables} of {} are found by their key", counted(catalog.tables.len(), "table"));
         findings.ok(SOURCE, "replica identity", text);
     }
-    partitions(&catalog, findings);
-    for cycle in &catalog.cycles {
-        let names: Vec<String> = cycle.iter().map(ToString::to_string).collect();
-        let text = format!("foreign keys of {} form a circle: they are checked at the end", names.join(", "));
-        findings.ok(SOURCE, "foreign keys", text);
-    }
+}
+
+/// The publication, as a start would leave it.
+async fn published(
+    config: &Config,
+    client: &SqlClient,
+    catalog: &mut SourceCatalog,
+    destination: Option<&DestinationView>,
+    findings: &mut Findings,
+) {
     // A table that another one has replaced is copied again, and so added to the publication again.
     let followed = destination.map(|destination| destination.followed.as_slice()).unwrap_or_default();
-    let recreated: BTreeSet<QualifiedName> =
-        replaced(followed, &catalog).map(|(table, _)| table.name.clone()).collect();
+    let recreated: BTreeSet<QualifiedName> = replaced(followed, catalog).map(|(table, _)| table.name.clone()).collect();
     let live = live_names(followed).filter(|name| !recreated.contains(name)).cloned().collect();
     // Whether a table that waits for a copy can be added shall be seen.
     let relied = Relied { live, suspended: BTreeSet::new() };
-    let tried = publication(config, client, &mut catalog, &relied).await;
+    let tried = publication(config, client, catalog, &relied).await;
     let tried = match (tried, destination) {
         (Err(error @ SourceError::Unpublished { .. }), Some(destination)) => {
-            unpublished(config, destination, error, findings).await;
-            return Some(catalog);
+            return unpublished(config, destination, error, findings).await;
         }
         (tried, _) => tried,
     };
-    let Some(told) = findings.take(SOURCE, "publication", tried) else { return Some(catalog) };
+    let Some(told) = findings.take(SOURCE, "publication", tried) else { return };
     let name = &config.source.publication;
     if told.is_empty() {
         findings.ok(SOURCE, "publication", format!("{name} holds all tables"));
@@ -348,7 +363,6 @@ async fn tables(
             Notice::Unidentified(found) => findings.fail(SOURCE, "replica identity", found.report),
         }
     }
-    Some(catalog)
 }
 
 /// Tables that have left the publication: a start copies them by itself, unless something keeps it from that.

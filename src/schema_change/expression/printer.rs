@@ -16,6 +16,7 @@ use crate::pg::{Ident, quote_literal};
 
 impl fmt::Display for Expression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Long: an arm for each kind of expression.
         match self {
             Expression::Column(name) => f.write_str(&name.sql()),
             Expression::Text(text) => f.write_str(quote_literal(text).trim_start()),
