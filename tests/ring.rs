@@ -445,7 +445,9 @@ impl Life {
 
     fn spool(&mut self, order: SpoolOrder) {
         match order {
-            SpoolOrder::Append { xid, records } => self.spool.entry(xid).or_default().extend_from_slice(&records),
+            SpoolOrder::Append { xid, records } => {
+                self.spool.entry(xid).or_default().extend_from_slice(&records.joined())
+            }
             SpoolOrder::Cut { xid, at } => {
                 let stream = self.spool.get_mut(&xid).expect("a stream that was begun");
                 stream.truncate(usize::try_from(at).expect("a place in memory"));

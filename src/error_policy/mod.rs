@@ -365,7 +365,7 @@ pub fn spool_report(error: &SpoolError) -> ErrorReport {
             "See spool.dir: it must exist or be creatable, be writable, and have room. headwater check says more.",
         ),
         SpoolError::Full { .. } => report.hint("Raise spool.bytes_max, if the disk has room for it."),
-        SpoolError::Damaged { .. } => report.hint("Check the disk below spool.dir."),
+        SpoolError::Damaged { .. } | SpoolError::Slow { .. } => report.hint("Check the disk below spool.dir."),
         SpoolError::Gone => report,
     }
 }

@@ -124,6 +124,19 @@ impl Tuple {
     pub fn as_bytes(&self) -> &[u8] {
         &self.data
     }
+
+    /// The same, shared with the tuple.
+    pub fn shared_bytes(&self) -> Bytes {
+        self.data.clone()
+    }
+
+    /// A value of the tuple's, shared with it; `None` when these bytes are not among its own.
+    pub fn share(&self, value: &[u8]) -> Option<Bytes> {
+        let (own, value) = (self.data.as_ptr_range(), value.as_ptr_range());
+        let is_own = own.start <= value.start && value.end <= own.end;
+        let at = value.start.addr().checked_sub(own.start.addr()).filter(|_| is_own)?;
+        Some(self.data.slice(at..at + (value.end.addr() - value.start.addr())))
+    }
 }
 
 /// Iterates over a tuple's columns.
@@ -171,6 +184,18 @@ mod tests {
         let tuple = Tuple::new(4, Bytes::from_static(ROW)).unwrap();
         let columns: Vec<_> = tuple.columns().collect();
         assert_eq!(columns, [Datum::Null, Datum::UnchangedToast, Datum::Text(b"one"), Datum::Binary(&[0, 1])]);
+    }
+
+    #[test]
+    fn a_value_is_shared_by_its_own_tuple_alone() {
+        let row = || Tuple::new(4, Bytes::copy_from_slice(ROW)).unwrap();
+        let (tuple, other) = (row(), row());
+        let values = tuple.columns().filter_map(Datum::bytes);
+        let shared: Vec<_> = values.clone().map(|value| tuple.share(value)).collect();
+        assert_eq!(shared, [Some(Bytes::from_static(b"one")), Some(Bytes::from_static(&[0, 1]))]);
+        assert!(values.clone().all(|value| other.share(value).is_none()));
+        let places = shared.iter().flatten().map(|value| value.as_ptr());
+        assert!(values.map(<[u8]>::as_ptr).eq(places), "nothing is copied");
     }
 
     #[test]

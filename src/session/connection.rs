@@ -12,7 +12,7 @@
 //! Of the server's settings [`PARAMETERS_MAX`] are kept. What is outgoing is bounded by the callers: a pipelined request, a piece of
 //! COPY.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -106,6 +106,8 @@ pub struct Connection {
     stream: BoxedStream,
     host: Host,
     incoming: BytesMut,
+    /// Pieces that are sent from where they lie, before `outgoing`.
+    shared: VecDeque<Bytes>,
     outgoing: BytesMut,
     unflushed: bool,
     frame_bytes_max: usize,
@@ -119,6 +121,7 @@ impl Connection {
             stream,
             host,
             incoming: BytesMut::new(),
+            shared: VecDeque::new(),
             outgoing: BytesMut::new(),
             unflushed: false,
             frame_bytes_max: FRAME_BYTES_MAX_UNAUTHENTICATED,
@@ -157,12 +160,22 @@ impl Connection {
 
     /// Bytes that are not handed to the operating system yet.
     pub(super) fn outgoing_bytes(&self) -> usize {
-        self.outgoing.len()
+        self.shared.iter().map(Bytes::len).sum::<usize>() + self.outgoing.len()
     }
 
     /// Appends bytes that are already framed.
     pub(super) fn send(&mut self, framed: &[u8]) {
         self.outgoing.extend_from_slice(framed);
+    }
+
+    /// Appends bytes that are already framed, without copying them.
+    pub(super) fn send_shared(&mut self, framed: Bytes) {
+        if !self.outgoing.is_empty() {
+            self.shared.push_back(self.outgoing.split().freeze());
+        }
+        if !framed.is_empty() {
+            self.shared.push_back(framed);
+        }
     }
 
     /// A frame that has already arrived, other than the notices and settings that may come at any time.
@@ -242,16 +255,16 @@ impl Connection {
     pub(super) async fn send_down_to(&mut self, left: usize, doing: &'static str) -> Result<(), SessionError> {
         poll_fn(|cx| {
             loop {
-                let before = self.outgoing.len();
+                let before = self.outgoing_bytes();
                 if let Poll::Ready(Err(error)) = self.poll_send(cx) {
                     return Poll::Ready(Err(error));
                 }
-                if self.outgoing.len() <= left && !(left == 0 && self.unflushed) {
+                if self.outgoing_bytes() <= left && !(left == 0 && self.unflushed) {
                     return Poll::Ready(Ok(()));
                 }
                 // The server may wait for us to read what it has to say before it reads on.
                 let received = self.incoming.len() < READ_BYTES && self.poll_receive(cx)?.is_ready();
-                if !received && self.outgoing.len() == before {
+                if !received && self.outgoing_bytes() == before {
                     return Poll::Pending;
                 }
             }
@@ -266,11 +279,12 @@ impl Connection {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.outgoing.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, &self.outgoing) {
+        while !self.shared.is_empty() || !self.outgoing.is_empty() {
+            let next = self.shared.front().map_or(&self.outgoing[..], |piece| piece);
+            match Pin::new(&mut self.stream).poll_write(cx, next) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(sent)) => {
-                    self.outgoing.advance(sent);
+                    self.sent(sent);
                     self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -284,6 +298,18 @@ impl Connection {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        match self.shared.front_mut() {
+            Some(piece) => {
+                piece.advance(bytes);
+                if piece.is_empty() {
+                    self.shared.pop_front();
+                }
+            }
+            None => self.outgoing.advance(bytes),
+        }
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

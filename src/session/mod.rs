@@ -57,7 +57,8 @@ pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts}
 pub use locks::read_lock_table;
 pub use password_file::has_password;
 pub use pipelined_request::{
-    CopyData, Format, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName, Verb,
+    CopyData, Format, LARGE_VALUE_BYTES, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName,
+    Verb,
 };
 pub use provider::ask_provider;
 pub use replication::{

@@ -5,9 +5,11 @@
 //! server skip to the Sync, so that nothing can commit by itself. With a Sync per statement a cancelled BEGIN let a
 //! batch commit row by row (seen: 7 torn batches of 4,398; with one Sync none).
 //!
+//! Values of [`LARGE_VALUE_BYTES`] and more stay where they lie: a request has the places at which they are sent.
+//!
 //! The answer names the statement that failed by its number, so that the caller can tell which change it was.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::ServerError;
 use crate::pg::TypeId;
@@ -96,13 +98,27 @@ impl Format {
 /// Messages of one pipelined request, as they will be sent.
 #[derive(Default)]
 pub struct PipelinedRequest {
+    /// All but the large values.
     pub(super) bytes: BytesMut,
+    /// The large values, in order.
+    pub(super) large: Vec<LargeValue>,
     pub(super) expectations: Vec<(Expectation, Verb)>,
 }
+
+/// A value that is sent from where it lies: a second one of it would not fit into the memory of a small machine.
+pub(super) struct LargeValue {
+    /// It comes before this one of the other bytes.
+    pub(super) before: usize,
+    pub(super) value: Bytes,
+}
+
+/// Values of this size are not copied: below it one more piece to send costs more than the copy.
+pub const LARGE_VALUE_BYTES: usize = 1 << 20;
 
 /// The values of a Bind being written.
 pub struct Parameters<'a> {
     out: &'a mut BytesMut,
+    large: &'a mut Vec<LargeValue>,
 }
 
 impl Parameters<'_> {
@@ -116,6 +132,12 @@ impl Parameters<'_> {
             }
             None => self.out.put_i32(-1),
         }
+    }
+
+    /// The next value, which is not copied.
+    pub fn put_shared(&mut self, value: Bytes) {
+        self.out.put_i32(length(value.len()));
+        self.large.push(LargeValue { before: self.out.len(), value });
     }
 
     /// The next value, written by `write`; its length is filled in afterwards.
@@ -136,7 +158,20 @@ impl PipelinedRequest {
 
     /// How many bytes it has, as sent.
     pub fn size_bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.large.iter().map(|large| large.value.len()).sum::<usize>()
+    }
+
+    /// Its bytes, piece by piece, as they are sent.
+    pub(super) fn pieces(bytes: BytesMut, large: Vec<LargeValue>) -> impl Iterator<Item = Bytes> {
+        let mut rest = bytes.freeze();
+        let mut taken = 0;
+        let mut pieces = Vec::with_capacity(2 * large.len() + 1);
+        for LargeValue { before, value } in large {
+            pieces.push(rest.split_to(before - std::mem::replace(&mut taken, before)));
+            pieces.push(value);
+        }
+        pieces.push(rest);
+        pieces.into_iter()
     }
 
     /// How many statements it executes so far: the number of the next one.
@@ -230,7 +265,7 @@ impl PipelinedRequest {
     }
 
     fn bind(&mut self, name: &str, formats: &[Format], parameters: usize, write: impl FnOnce(&mut Parameters<'_>)) {
-        self.message(b'B', |out| {
+        self.message_with(b'B', |out, large| {
             out.put_u8(0);
             put_str(out, name);
             // One format for all parameters is said once.
@@ -248,7 +283,7 @@ impl PipelinedRequest {
                 }
             }
             out.put_u16(count(parameters));
-            write(&mut Parameters { out });
+            write(&mut Parameters { out, large });
             out.put_u16(0);
         });
     }
@@ -263,11 +298,17 @@ impl PipelinedRequest {
 
     #[inline]
     fn message(&mut self, tag: u8, write: impl FnOnce(&mut BytesMut)) {
+        self.message_with(tag, |out, _| write(out));
+    }
+
+    #[inline]
+    fn message_with(&mut self, tag: u8, write: impl FnOnce(&mut BytesMut, &mut Vec<LargeValue>)) {
         self.bytes.put_u8(tag);
-        let at = self.bytes.len();
+        let (at, large) = (self.bytes.len(), self.large.len());
         self.bytes.put_i32(0);
-        write(&mut self.bytes);
-        let written = self.bytes.len() - at;
+        write(&mut self.bytes, &mut self.large);
+        let large = self.large.iter().skip(large).map(|large| large.value.len()).sum::<usize>();
+        let written = self.bytes.len() - at + large;
         patch(&mut self.bytes, at, length(written));
     }
 }
@@ -401,6 +442,29 @@ mod tests {
         let bind = b"B\0\0\0\x1b\0h1\0\0\x02\0\0\0\x01\0\x02\0\0\0\x017\xff\xff\xff\xff\0\0";
         let execute = b"E\0\0\0\x09\0\0\0\0\0";
         assert_eq!(&request.bytes[parse.len()..], [&bind[..], &execute[..]].concat());
+    }
+
+    #[test]
+    fn a_large_value_stands_in_its_message_without_being_copied() {
+        let value = Bytes::from(vec![b'v'; LARGE_VALUE_BYTES]);
+        let written = |write: &dyn Fn(&mut Parameters<'_>)| {
+            let mut request = PipelinedRequest::new();
+            let statement = StatementName { name: "h1", verb: Verb::Insert };
+            for _ in 0..2 {
+                request.execute(statement, &[Format::Binary], 3, |values| {
+                    values.put(Some(b"k"));
+                    write(values);
+                    values.put(None);
+                });
+            }
+            request.sync();
+            (request.size_bytes(), PipelinedRequest::pieces(request.bytes, request.large).collect::<Vec<_>>())
+        };
+        let (copied_bytes, copied) = written(&|values| values.put(Some(&value)));
+        let (shared_bytes, shared) = written(&|values| values.put_shared(value.clone()));
+        assert_eq!(copied_bytes, shared_bytes);
+        assert_eq!(copied.concat(), shared.concat());
+        assert_eq!(shared.iter().filter(|piece| piece.as_ptr() == value.as_ptr()).count(), 2, "it is the same");
     }
 
     #[test]

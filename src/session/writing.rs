@@ -68,13 +68,15 @@ impl WritingSession {
     /// Ends a pipelined request with its Sync and queues it; [`WritingSession::answer`] sends it.
     pub fn send(&mut self, mut request: PipelinedRequest) {
         request.sync();
-        let outgoing = self.connection.outgoing();
-        if outgoing.is_empty() {
-            *outgoing = request.bytes;
+        let PipelinedRequest { bytes, large, expectations } = request;
+        if !large.is_empty() {
+            PipelinedRequest::pieces(bytes, large).for_each(|piece| self.connection.send_shared(piece));
+        } else if self.connection.outgoing().is_empty() {
+            *self.connection.outgoing() = bytes;
         } else {
-            outgoing.extend_from_slice(&request.bytes);
+            self.connection.send(&bytes);
         }
-        self.under_way.push_back(request.expectations);
+        self.under_way.push_back(expectations);
     }
 
     /// Starts to send what is queued, as far as the socket takes it at once.

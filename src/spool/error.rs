@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What went wrong with the spool.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,14 @@ pub enum SpoolError {
     Full {
         /// `spool.bytes_max`.
         bytes_max: u64,
+        /// `spool.dir`.
+        path: PathBuf,
+    },
+    /// The disk has not carried out an order.
+    #[error("the spool's disk has not answered for {}: {path}", humantime::format_duration(*.within))]
+    Slow {
+        /// For so long.
+        within: Duration,
         /// `spool.dir`.
         path: PathBuf,
     },

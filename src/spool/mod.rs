@@ -14,11 +14,14 @@
 //! thread is busy the orders fill up, then nothing more is read from the source. Nothing here outlives the stream that it
 //! serves: the source sends everything again that had not committed, so files of a process that died are only swept.
 //!
+//! A disk that answers nothing for long is reported, and given up ([`slow`]).
+//!
 //! Bounds: [`SpoolSettings`]: so much memory, then so much disk, then [`SpoolError::Full`]; orders and chunks on their way
 //! by `ORDERS_MAX` and `CHUNKS_MAX`.
 
 mod directory;
 pub mod error;
+mod slow;
 mod store;
 mod sweep;
 
@@ -31,8 +34,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::SpoolSettings;
 use crate::pg::SlotName;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, failpoint};
+use crate::transaction::Records;
 use directory::Directory;
+use slow::SlowSpool;
 use store::Store;
 
 pub use crate::spool::error::SpoolError;
@@ -50,7 +55,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// What the thread is to do.
 #[derive(Debug)]
 enum Order {
-    Append { xid: u32, records: Bytes },
+    Append { xid: u32, records: Records },
     Cut { xid: u32, at: u64 },
     Discard { xid: u32 },
     Peek { xid: u32, from: u64, until: u64, found: oneshot::Sender<Result<Bytes, SpoolError>> },
@@ -64,6 +69,7 @@ type Chunk = Result<Option<Bytes>, SpoolError>;
 #[derive(Debug)]
 pub struct Spool {
     orders: mpsc::Sender<Order>,
+    slow: SlowSpool,
     failed: oneshot::Receiver<SpoolError>,
     ended: oneshot::Receiver<()>,
 }
@@ -78,7 +84,10 @@ pub struct Waiting(Order);
 
 /// The chunks of a stream that has committed, first to last.
 #[derive(Debug)]
-pub struct Chunks(mpsc::Receiver<Chunk>);
+pub struct Chunks {
+    chunks: mpsc::Receiver<Chunk>,
+    slow: SlowSpool,
+}
 
 impl Spool {
     /// Sweeps what dead processes left in `spool.dir`, makes a directory for this one, and starts the thread.
@@ -92,6 +101,7 @@ impl Spool {
     ) -> Result<Spool, SpoolError> {
         let (settings, slot) = (settings.clone(), slot.clone());
         let path = settings.dir.clone();
+        let slow = SlowSpool::new(Arc::clone(&telemetry), path.clone());
         let (opened, opening) = oneshot::channel();
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let (failure, failed) = oneshot::channel();
@@ -115,14 +125,14 @@ impl Spool {
             Ok(opened) => opened.map_err(|_| SpoolError::Gone)??,
             Err(_) => return Err(file(late())),
         }
-        Ok(Spool { orders, failed, ended })
+        Ok(Spool { orders, slow, failed, ended })
     }
 
     /// Keeps records of a stream, behind those that it has. What finds no room at once comes back.
     ///
     /// # Errors
     /// [`SpoolError`] of this or of an earlier order; the spool cannot be used any more then.
-    pub fn append(&mut self, xid: u32, records: Bytes) -> Result<Option<Waiting>, SpoolError> {
+    pub fn append(&mut self, xid: u32, records: Records) -> Result<Option<Waiting>, SpoolError> {
         self.order(Order::Append { xid, records })
     }
 
@@ -149,7 +159,8 @@ impl Spool {
     pub fn read(&mut self, xid: u32) -> Result<(Chunks, Option<Waiting>), SpoolError> {
         let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
         let waiting = self.order(Order::Read { xid, chunks })?;
-        Ok((Chunks(receiver), waiting))
+        let slow = self.slow.another();
+        Ok((Chunks { chunks: receiver, slow }, waiting))
     }
 
     /// A second way in, for somebody who only looks.
@@ -170,7 +181,7 @@ impl Spool {
     /// # Errors
     /// As for [`Spool::append`].
     pub async fn give(&mut self, waiting: &mut Option<Waiting>) -> Result<(), SpoolError> {
-        let Ok(room) = self.orders.reserve().await else { return Err(self.failure()) };
+        let Ok(room) = self.slow.wait(self.orders.reserve()).await? else { return Err(self.failure()) };
         if let Some(Waiting(order)) = waiting.take() {
             room.send(order);
         }
@@ -184,8 +195,8 @@ impl Spool {
 
     /// Ends the thread, which removes its files.
     pub async fn close(self) {
-        let Spool { orders, failed, ended } = self;
-        drop((orders, failed));
+        let Spool { orders, slow, failed, ended } = self;
+        drop((orders, slow, failed));
         let _ = tokio::time::timeout(CLOSE_MAX, ended).await;
     }
 }
@@ -212,7 +223,7 @@ impl Chunks {
     /// [`SpoolError`]: the file cannot be read, or is damaged; [`SpoolError::Gone`] when the thread has ended, and
     /// [`Spool::failure`] then tells why.
     pub async fn next(&mut self) -> Result<Option<Bytes>, SpoolError> {
-        self.0.recv().await.unwrap_or(Err(SpoolError::Gone))
+        self.slow.wait(self.chunks.recv()).await?.unwrap_or(Err(SpoolError::Gone))
     }
 }
 
@@ -224,6 +235,7 @@ fn serve(
     telemetry: &Telemetry,
 ) {
     while let Some(order) = orders.blocking_recv() {
+        failpoint::reached("spool.order");
         let done = match order {
             Order::Append { xid, records } => store.append(xid, records),
             Order::Cut { xid, at } => store.cut(xid, at),

@@ -24,6 +24,7 @@ use super::directory::{Directory, failed};
 use crate::config::SpoolSettings;
 use crate::pg::{length_u32, length_u64, place};
 use crate::spool::error::SpoolError;
+use crate::transaction::Records;
 
 /// So much is written or read by one system call. The kernel takes a container's share of a core away only between two of them: one
 /// that copies 200 MB takes seconds of a small share in advance, in which no thread of the process runs, nor keeps the lead.
@@ -48,7 +49,7 @@ struct Stream {
     blocks: VecDeque<Block>,
     file_bytes: u64,
     memory_begins: u64,
-    memory: VecDeque<Bytes>,
+    memory: VecDeque<Records>,
     /// What follows them and is not large enough for a chunk yet.
     tail: Vec<u8>,
     /// Of chunks and tail.
@@ -63,7 +64,7 @@ impl Stream {
     /// Makes the tail a chunk, in an allocation of just its size.
     fn seal(&mut self) {
         if !self.tail.is_empty() {
-            self.memory.push_back(Bytes::from(std::mem::take(&mut self.tail).into_boxed_slice()));
+            self.memory.push_back(Bytes::from(std::mem::take(&mut self.tail).into_boxed_slice()).into());
         }
     }
 }
@@ -97,9 +98,9 @@ impl Store {
     }
 
     /// Keeps records behind those that the stream has.
-    pub(super) fn append(&mut self, xid: u32, records: Bytes) -> Result<(), SpoolError> {
+    pub(super) fn append(&mut self, xid: u32, records: Records) -> Result<(), SpoolError> {
         let stream = self.streams.entry(xid).or_default();
-        let bytes = length(&records);
+        let bytes = length_u64(records.len());
         if stream.tail.len() + records.len() > CHUNK_BYTES {
             stream.seal();
         }
@@ -107,7 +108,7 @@ impl Store {
             stream.seal();
             stream.memory.push_back(records);
         } else {
-            stream.tail.extend_from_slice(&records);
+            records.parts().into_iter().for_each(|part| stream.tail.extend_from_slice(part));
         }
         stream.memory_bytes += bytes;
         self.memory_bytes += bytes;
@@ -131,7 +132,7 @@ impl Store {
             stream.seal();
         }
         let Some(chunk) = stream.memory.front() else { return Ok(()) };
-        let bytes = length(chunk);
+        let bytes = length_u64(chunk.len());
         if self.disk_bytes + HEADER_BYTES + bytes > self.disk_bytes_max {
             let path = self.directory.parent().to_owned();
             return Err(SpoolError::Full { bytes_max: self.disk_bytes_max, path });
@@ -142,10 +143,12 @@ impl Store {
         let mut header = [0; 8];
         let (length, checksum) = header.split_at_mut(4);
         length.copy_from_slice(&block_length.to_be_bytes());
-        checksum.copy_from_slice(&crc32fast::hash(chunk).to_be_bytes());
+        let mut hasher = crc32fast::Hasher::new();
+        chunk.parts().into_iter().for_each(|part| hasher.update(part));
+        checksum.copy_from_slice(&hasher.finalize().to_be_bytes());
         let mut file = self.directory.append(xid)?;
         let mut written = file.write_all(&header);
-        for piece in chunk.chunks(IO_BYTES) {
+        for piece in chunk.parts().into_iter().flat_map(|part| part.chunks(IO_BYTES)) {
             written = written.and_then(|()| file.write_all(piece));
         }
         written.map_err(failed("write", &path))?;
@@ -170,8 +173,8 @@ impl Store {
         while stream.end() > at
             && let Some(last) = stream.memory.pop_back()
         {
-            stream.memory_bytes -= length(&last);
-            keep_head(stream, &last, at);
+            stream.memory_bytes -= length_u64(last.len());
+            keep_head(stream, &last.joined(), at);
         }
         self.memory_bytes += stream.memory_bytes;
         let mut cut = None;
@@ -227,10 +230,11 @@ impl Store {
         }
         let mut begins = stream.memory_begins;
         for chunk in &stream.memory {
-            if holds(begins, length(chunk)) {
-                return Ok(part(chunk, begins));
+            let length = length_u64(chunk.len());
+            if holds(begins, length) {
+                return Ok(part(&chunk.clone().joined(), begins));
             }
-            begins += length(chunk);
+            begins += length;
         }
         if from >= begins && from < stream.end() {
             return Ok(part(&Bytes::copy_from_slice(&stream.tail), begins));
@@ -250,10 +254,11 @@ impl Store {
             stream.seal();
         }
         if let Some(chunk) = stream.memory.pop_front() {
-            stream.memory_begins += length(&chunk);
-            stream.memory_bytes -= length(&chunk);
-            self.memory_bytes -= length(&chunk);
-            return Ok(Some(chunk));
+            let length = length_u64(chunk.len());
+            stream.memory_begins += length;
+            stream.memory_bytes -= length;
+            self.memory_bytes -= length;
+            return Ok(Some(chunk.joined()));
         }
         self.discard(xid)?;
         Ok(None)
@@ -337,7 +342,11 @@ mod tests {
                         let mut records = vec![0; rng.usize(1..most)];
                         rng.fill(&mut records);
                         model.entry(xid).or_default().extend_from_slice(&records);
-                        store.append(xid, Bytes::from(records)).unwrap();
+                        // A large row comes in a part of its own.
+                        let at = if records.len() > CHUNK_BYTES { rng.usize(..1000) } else { records.len() };
+                        let (head, large) = records.split_at(at);
+                        let (head, large) = (Bytes::copy_from_slice(head), Bytes::copy_from_slice(large));
+                        store.append(xid, Records { head, large }).unwrap();
                     }
                 }
                 assert!(store.memory_bytes <= store.memory_bytes_max, "seed {seed}: {}", store.memory_bytes);
@@ -361,7 +370,7 @@ mod tests {
                 let mut records = vec![0; rng.usize(1..most)];
                 rng.fill(&mut records);
                 model.extend_from_slice(&records);
-                store.append(1, Bytes::from(records)).unwrap();
+                store.append(1, Bytes::from(records).into()).unwrap();
                 if rng.u8(..10) == 0 {
                     model.truncate(rng.usize(..=model.len()));
                     store.cut(1, model.len() as u64).unwrap();
@@ -384,9 +393,9 @@ mod tests {
     fn the_spool_writes_only_what_exceeds_memory_to_a_file_that_ends_with_its_stream() {
         let scratch = Scratch::new();
         let mut store = store(&scratch, 1 << 20, u64::MAX);
-        store.append(7, Bytes::from(vec![1; 1 << 20])).unwrap();
+        store.append(7, Bytes::from(vec![1; 1 << 20]).into()).unwrap();
         assert!(!store.directory.path(7).exists());
-        store.append(7, Bytes::from(vec![2; 300 << 10])).unwrap();
+        store.append(7, Bytes::from(vec![2; 300 << 10]).into()).unwrap();
         assert!(store.directory.path(7).exists());
         assert!(store.memory_bytes <= 1 << 20);
         assert_eq!(take(&mut store, 7).len(), (1 << 20) + (300 << 10));
@@ -397,7 +406,7 @@ mod tests {
     fn a_full_spool_is_an_error_that_names_the_setting() {
         let scratch = Scratch::new();
         let mut store = store(&scratch, 100_000, 1_000_000);
-        let full = (0..).find_map(|_| store.append(1, Bytes::from(vec![0; 300_000])).err()).unwrap();
+        let full = (0..).find_map(|_| store.append(1, Bytes::from(vec![0; 300_000]).into()).err()).unwrap();
         assert!(matches!(full, SpoolError::Full { bytes_max: 1_000_000, .. }), "{full}");
         assert!(full.to_string().contains("spool.bytes_max"), "{full}");
         assert!(store.disk_bytes <= 1_000_000);
@@ -408,7 +417,7 @@ mod tests {
         for damaged in [0, 5, 100] {
             let scratch = Scratch::new();
             let mut store = store(&scratch, 0, u64::MAX);
-            store.append(1, Bytes::from(vec![7; 300_000])).unwrap();
+            store.append(1, Bytes::from(vec![7; 300_000]).into()).unwrap();
             let path = store.directory.path(1);
             let mut bytes = std::fs::read(&path).unwrap();
             bytes[damaged] ^= 1;
@@ -418,7 +427,7 @@ mod tests {
         }
         let scratch = Scratch::new();
         let mut store = store(&scratch, 0, u64::MAX);
-        store.append(1, Bytes::from(vec![7; 300_000])).unwrap();
+        store.append(1, Bytes::from(vec![7; 300_000]).into()).unwrap();
         File::options().write(true).open(store.directory.path(1)).unwrap().set_len(1000).unwrap();
         assert!(matches!(store.next(1), Err(SpoolError::File { doing: "read", .. })), "a file that was cut short");
     }

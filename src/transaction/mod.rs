@@ -37,7 +37,7 @@ mod streams;
 pub use crate::transaction::dead_letter::{LetterError, read_letter, write_letter};
 pub use crate::transaction::error::{RecordError, TransactionError};
 pub use crate::transaction::output::Output;
-pub use crate::transaction::spool_order::SpoolOrder;
+pub use crate::transaction::spool_order::{Records, SpoolOrder};
 pub use assembler::Assembler;
 pub use change::{Change, Chunk, Heartbeat, RowChange, SchemaChange, Step, Transaction};
 pub use record::{read_changes, write_change};

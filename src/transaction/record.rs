@@ -37,13 +37,24 @@ pub(super) const UNKNOWN_RELATION: u32 = u32::MAX;
 
 /// Writes one change behind what `out` holds; `number_of` tells which of the stream's relations is meant.
 pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, out: &mut BytesMut) {
+    let large = write_beginning(change, number_of, out, usize::MAX);
+    debug_assert!(large.is_none(), "no row is so large");
+}
+
+/// The same, without the values of a new row that take `large_bytes` or more: they end the record, and are returned as they came.
+pub(super) fn write_beginning(
+    change: &Change,
+    number_of: impl Fn(&Arc<Relation>) -> u32,
+    out: &mut BytesMut,
+    large_bytes: usize,
+) -> Option<Bytes> {
     let mut out = Writer(out);
     match change {
         Change::Row(RowChange::Insert { relation, new }) => {
             out.array(3);
             out.number(INSERT.into());
             out.number(number_of(relation));
-            out.tuple(new);
+            return out.last_tuple(new, large_bytes);
         }
         Change::Row(RowChange::Update { relation, old, new }) => {
             out.array(4);
@@ -53,7 +64,7 @@ pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, 
                 None => out.nil(),
                 Some(old) => out.old(old),
             }
-            out.tuple(new);
+            return out.last_tuple(new, large_bytes);
         }
         Change::Row(RowChange::Delete { relation, old }) => {
             out.array(3);
@@ -71,6 +82,7 @@ pub fn write_change(change: &Change, number_of: impl Fn(&Arc<Relation>) -> u32, 
             out.bool(*restart_identity);
         }
     }
+    None
 }
 
 /// Reads all changes of a chunk, which holds whole records.
@@ -111,9 +123,23 @@ impl Writer<'_> {
     }
 
     fn tuple(&mut self, tuple: &Tuple) {
+        self.begin_tuple(tuple);
+        self.0.extend_from_slice(tuple.as_bytes());
+    }
+
+    fn begin_tuple(&mut self, tuple: &Tuple) {
         self.array(2);
         self.number(length_u32(tuple.len()));
-        let _ = encode::write_bin(&mut self.sink(), tuple.as_bytes());
+        let _ = encode::write_bin_len(&mut self.sink(), length_u32(tuple.size_bytes()));
+    }
+
+    fn last_tuple(&mut self, tuple: &Tuple, large_bytes: usize) -> Option<Bytes> {
+        if tuple.size_bytes() < large_bytes {
+            self.tuple(tuple);
+            return None;
+        }
+        self.begin_tuple(tuple);
+        Some(tuple.shared_bytes())
     }
 
     fn old(&mut self, old: &OldTuple) {

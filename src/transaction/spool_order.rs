@@ -6,6 +6,48 @@ use bytes::Bytes;
 
 use crate::transaction::replay::Replay;
 
+/// Whole records of a stream. There is one copy of a large row in memory: as it came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    /// All of them, or all but the end of the last one.
+    pub head: Bytes,
+    /// The end of the last one, which is a large row's: its values, in the buffer in which they have arrived. Empty: there is none.
+    pub large: Bytes,
+}
+
+impl Records {
+    /// How many bytes they are.
+    pub fn len(&self) -> usize {
+        self.head.len() + self.large.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes, part by part.
+    pub fn parts(&self) -> [&Bytes; 2] {
+        [&self.head, &self.large]
+    }
+
+    /// The bytes in one piece, for which those of a large row are copied.
+    pub fn joined(self) -> Bytes {
+        if self.large.is_empty() {
+            return self.head;
+        }
+        let mut joined = Vec::with_capacity(self.len());
+        self.parts().into_iter().for_each(|part| joined.extend_from_slice(part));
+        Bytes::from(joined)
+    }
+}
+
+impl From<Bytes> for Records {
+    fn from(head: Bytes) -> Records {
+        Records { head, large: Bytes::new() }
+    }
+}
+
 /// What `spool` is to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpoolOrder {
@@ -14,7 +56,7 @@ pub enum SpoolOrder {
         /// The stream, by its top-level transaction.
         xid: u32,
         /// Whole records.
-        records: Bytes,
+        records: Records,
     },
     /// Keep only so many bytes of a stream: the rest was rolled back.
     Cut {

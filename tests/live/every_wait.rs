@@ -490,9 +490,13 @@ enum Outage {
     DiskFull,
     /// Another instance leads.
     LedElsewhere,
+    /// The disk of transactions in progress answers nothing.
+    SlowSpool,
 }
 
 const OUTAGES: &[Outage] = &[
+    // It takes longest.
+    Outage::SlowSpool,
     Outage::Refused,
     Outage::BlackHole,
     Outage::SeveralHosts,
@@ -605,7 +609,7 @@ async fn outage(outage: Outage) {
             let proxy = Proxy::to(source().await.port()).await;
             let direct = source().await.tcp_url(&database.name);
             let port = format!(":{}/", source().await.port());
-            setup.source_url = format!("{}?connect_timeout=2", direct.replace(&port, &format!(":{}/", proxy.port)));
+            setup.source_url = format!("{}?connect_timeout=5", direct.replace(&port, &format!(":{}/", proxy.port)));
             let service = setup.source("timeout = \"6s\"").start();
             service.streams().await;
             database.caught_up().await;
@@ -613,7 +617,7 @@ async fn outage(outage: Outage) {
             service.says("the source has said nothing for 6s").await;
             let said = said_of_outage(&[
                 "source: cannot connect to",
-                "no answer within 2s",
+                "no answer within 5s",
                 "Start the server, or correct host",
             ]);
             assert_said(outage, service, &said).await;
@@ -645,6 +649,27 @@ async fn outage(outage: Outage) {
             };
             assert_said(outage, standby, &said).await;
             leader.stop().await;
+        }
+        Outage::SlowSpool => {
+            let streamed = format!("ALTER DATABASE \"{}\" SET logical_decoding_work_mem = '64kB'", database.name);
+            database.at_source(&streamed).await;
+            setup.environment.push(("HEADWATER_FAILPOINT_BLOCK".to_owned(), "spool.order=300000".to_owned()));
+            let service = setup.start();
+            service.streams().await;
+            let large = "INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(3, 40000) i";
+            database.at_source(large).await;
+            let what = "the stream waits for the disk of ";
+            let said =
+                said_of_outage(&[what, "where transactions in progress are kept, since ", "It is given up after 1m"]);
+            is_said(outage, &service, &said).await;
+            is_said_once(outage, &service, &said);
+            service.says("the spool's disk has not answered for 1m").await;
+            database.assert_catches_up().await;
+            service.stop().await;
+            let service = setup.start();
+            service.streams().await;
+            database.at_source("UPDATE t SET v = v || 'x'").await;
+            assert_said(outage, service, &said).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Changes one by one, in the order in which they came: a prepared statement for each.
 //!
 //! Writes into the request that an [`Encoder`] holds. Statements are prepared once for each table and kind of change and then only
-//! bound. Values are taken straight from the change's tuples: nothing is copied or allocated for a row.
+//! bound. Values are taken straight from the change's tuples: nothing is allocated for a row, and a large value is sent from where it lies.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::config::TruncateMode;
 use crate::destination::error::DestinationError;
 use crate::destination::formats::format_of;
 use crate::pg::{Lsn, Relation, Tuple};
-use crate::session::{Format, Parameters};
+use crate::session::{Format, LARGE_VALUE_BYTES, Parameters};
 use crate::transaction::{Change, RowChange};
 
 /// Changes of one transaction.
@@ -111,7 +111,13 @@ impl Encoder<'_> {
         self.formats.clear();
         row_by_row::row_parameters(target, statement, key, image, |value| self.formats.push(format_of(value, nulls)));
         let write = |values: &mut Parameters<'_>| {
-            row_by_row::row_parameters(target, statement, key, image, |value| values.put(value.bytes()));
+            row_by_row::row_parameters(target, statement, key, image, |value| {
+                let large = value.bytes().filter(|value| value.len() >= LARGE_VALUE_BYTES);
+                match large.and_then(|large| image.share(large).or_else(|| key.share(large))) {
+                    Some(shared) => values.put_shared(shared),
+                    None => values.put(value.bytes()),
+                }
+            });
         };
         let (name, parameters) = (prepared.statement(), prepared.parameters);
         match statement {

@@ -21,6 +21,8 @@ use crate::transaction::Change;
 
 /// Fewer changes than this are not folded: each would be a statement of its own anyway.
 pub(super) const COALESCED_ROWS_MIN: usize = 5;
+/// A set with a row of this size is written row by row: its other rows are few, as pieces of a transaction are bounded in bytes.
+const LARGE_ROW_BYTES: usize = 16 << 20;
 
 /// A set of rows of one table, to which the same is done.
 #[derive(Clone, Copy)]
@@ -107,6 +109,10 @@ impl Encoder<'_> {
         // Values of one set have one format; a row of nothing but NULL does not show it.
         let typed = |row: &&NetRow| net.image(**row).columns().any(|value| value.bytes().is_some());
         let sample = net.image(*rows.iter().find(typed).unwrap_or(first));
+        // Other statements hold a copy of each value.
+        if rows.iter().any(|row| net.image(*row).size_bytes() >= LARGE_ROW_BYTES) {
+            return self.write_rows(set);
+        }
         match sets::write_method(target, effect, rows.len(), sample) {
             WriteMethod::Rows => self.write_rows(set),
             WriteMethod::Arrays => {

@@ -18,7 +18,7 @@ use crate::transaction::output::Output;
 use crate::transaction::relations::{RelationCache, TableSet};
 use crate::transaction::replay::Replay;
 use crate::transaction::schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
-use crate::transaction::spool_order::SpoolOrder;
+use crate::transaction::spool_order::{Records, SpoolOrder};
 use crate::transaction::streams::InProgress;
 use crate::wire::{Abort, Begin, Commit, LogicalMessage, Message};
 
@@ -531,26 +531,30 @@ impl Assembler {
         if stream.foreign {
             return Ok(());
         }
-        stream.write(xid, subxid, change, &mut self.records);
-        if self.records.len() >= CHUNK_BYTES {
-            self.spool_records(xid);
+        let large = stream.write((xid, subxid), change, &mut self.records, LARGE_BYTES);
+        if large.is_some() || self.records.len() >= CHUNK_BYTES {
+            self.spool_with(xid, large.unwrap_or_default());
         }
         Ok(())
     }
 
     fn spool_records(&mut self, xid: u32) {
-        if self.records.is_empty() {
-            return;
+        if !self.records.is_empty() {
+            self.spool_with(xid, Bytes::new());
         }
-        // An allocation of just this size: what is kept for long must not weigh more than it says. That of a large row is one
+    }
+
+    fn spool_with(&mut self, xid: u32, large: Bytes) {
+        // An allocation of just this size: what is kept for long must not weigh more than it says. That of a large old row is one
         // already, and there must not be two of it.
-        let records = if self.records.len() >= LARGE_BYTES {
+        let head = if self.records.len() >= LARGE_BYTES {
             std::mem::take(&mut self.records).freeze()
         } else {
-            let records = Bytes::copy_from_slice(&self.records);
+            let head = Bytes::copy_from_slice(&self.records);
             self.records.clear();
-            records
+            head
         };
+        let records = Records { head, large };
         if let Some(stream) = self.streams.as_mut().and_then(|streams| streams.get_mut(&xid)) {
             stream.spooled = true;
         }

@@ -19,7 +19,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::catalog::truncation::Truncation;
 use crate::pg::{Relation, RelationId, length_u32, length_u64};
@@ -87,17 +87,22 @@ impl InProgress {
         }
     }
 
-    /// Writes a change of a (sub)transaction as a record.
-    pub(super) fn write(&mut self, xid: u32, subxid: u32, change: &Change, out: &mut BytesMut) {
+    /// Writes a change of a (sub)transaction as a record; the values of a row of `large_bytes` or more end the record and are returned.
+    pub(super) fn write(
+        &mut self,
+        (xid, subxid): (u32, u32),
+        change: &Change,
+        out: &mut BytesMut,
+        large_bytes: usize,
+    ) -> Option<Bytes> {
         self.note(xid, subxid);
         let before = out.len();
         let numbers = &self.numbers;
-        record::write_change(
-            change,
-            |relation| numbers.get(&relation.id).copied().unwrap_or(record::UNKNOWN_RELATION),
-            out,
-        );
-        self.end += length_u64(out.len() - before);
+        let number_of =
+            |relation: &Arc<Relation>| numbers.get(&relation.id).copied().unwrap_or(record::UNKNOWN_RELATION);
+        let large = record::write_beginning(change, number_of, out, large_bytes);
+        self.end += length_u64(out.len() - before + large.as_ref().map_or(0, Bytes::len));
+        large
     }
 
     pub(super) fn heartbeat(&mut self, xid: u32, subxid: u32, heartbeat: Heartbeat) {

@@ -54,7 +54,7 @@ impl Ring {
                 Output::Step(step) => self.steps.push(step),
                 Output::Spool(SpoolOrder::Append { xid, records }) => {
                     assert!(!records.is_empty(), "the spool is given something to write");
-                    self.spool.entry(xid).or_default().extend_from_slice(&records);
+                    self.spool.entry(xid).or_default().extend_from_slice(&records.joined());
                 }
                 Output::Spool(SpoolOrder::Cut { xid, at }) => {
                     self.spool.entry(xid).or_default().truncate(usize::try_from(at).unwrap());
