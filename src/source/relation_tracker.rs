@@ -9,6 +9,9 @@
 //! too, and says the same as before: the first description behind one is not asked about, since no row is left that could
 //! differ, and an application that truncates all the time would otherwise be followed at the speed of questions.
 //!
+//! The source names each new partition behind a description of its own, hundreds of them where a transaction fills hundreds. So the
+//! first question about a table is about all partitions that the rest of the step names behind the same description.
+//!
 //! **When an answer counts.** The walsender may send a commit before others see it: a moment before, or for as long as a
 //! synchronous standby does not answer. The catalog of before may look like the known one, so no answer counts that was given
 //! without seeing the transaction; after [`SEEN_MAX`] the stream gives up and says why. From then on the catalog may be ahead
@@ -87,6 +90,8 @@ pub struct RelationTracker {
     transaction: u32,
     /// Changes of it up to here need nothing more.
     looked_at: usize,
+    /// Tables that were asked about for this step, with the partitions that the rest of it names.
+    asked: HashSet<RelationId>,
     /// Where the held step is cut.
     cuts: Vec<(usize, SchemaChange)>,
     asking: Option<Asking>,
@@ -116,6 +121,7 @@ impl RelationTracker {
             held: None,
             transaction: 0,
             looked_at: 0,
+            asked: HashSet::new(),
             cuts: Vec::new(),
             asking: None,
             confirming: None,
@@ -154,6 +160,7 @@ impl RelationTracker {
         }
         self.held = Some(step);
         self.looked_at = 0;
+        self.asked.clear();
         self.go_on();
     }
 
@@ -227,6 +234,23 @@ impl RelationTracker {
         self.looked_at = place;
         self.cuts.extend(change.map(|change| (place, change)));
         self.seen.insert(relation.id, Arc::clone(relation));
+        self.asked.insert(relation.id);
+    }
+
+    /// A relation with all partitions that the held step names from `place` on behind the same description.
+    fn with_named(&self, place: usize, relation: &Arc<Relation>) -> Arc<Relation> {
+        let mut named = relation.leaves.clone();
+        let mut last = relation;
+        for other in changes_of(self.held.as_ref()).iter().skip(place).flat_map(Change::relations) {
+            if !Arc::ptr_eq(last, other) && other.id == relation.id && **other == **relation {
+                other.leaves.iter().for_each(|leaf| named.add(leaf));
+                last = other;
+            }
+        }
+        match named.iter().count() == relation.leaves.iter().count() {
+            true => Arc::clone(relation),
+            false => Arc::new(Relation { leaves: named, ..Relation::clone(relation) }),
+        }
     }
 
     /// Asks for the next relation that was not seen; without one the held step is complete.
@@ -241,7 +265,7 @@ impl RelationTracker {
         let known = self.shapes.get(&relation.id).cloned();
         let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
         let session = self.session.take().filter(fresh).map(|(session, _)| session);
-        let (sql, about, transaction) = (self.sql.clone(), Arc::clone(&relation), self.transaction);
+        let (sql, about, transaction) = (self.sql.clone(), self.with_named(place, &relation), self.transaction);
         let waits = Arc::clone(&self.waits);
         let answer = tokio::spawn(async move {
             let session = match session.filter(|session| !session.is_closed()) {
@@ -261,19 +285,8 @@ impl RelationTracker {
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
-        let RelationTracker { held, looked_at, seen, truncated, shapes, .. } = self;
-        let changes = match held {
-            Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
-            Some(Step::Chunk(piece)) => piece.changes.as_slice(),
-            Some(
-                Step::Begin(_)
-                | Step::Schema(_)
-                | Step::Commit { .. }
-                | Step::AppliedInParallel { .. }
-                | Step::Reached(_),
-            )
-            | None => &[],
-        };
+        let RelationTracker { held, looked_at, seen, truncated, shapes, asked, .. } = self;
+        let changes = changes_of(held.as_ref());
         let mut last: Option<&Arc<Relation>> = None;
         for (place, change) in changes.iter().enumerate().skip(*looked_at) {
             for relation in change.relations() {
@@ -289,6 +302,15 @@ impl RelationTracker {
                     Some(known)
                         if truncated.remove(&relation.id)
                             && **known == **relation
+                            && knows_leaves(shapes.get(&relation.id), relation) =>
+                    {
+                        seen.insert(relation.id, Arc::clone(relation));
+                    }
+                    // The answer has seen this transaction whole, and was about this partition, too.
+                    Some(known)
+                        if asked.contains(&relation.id)
+                            && **known == **relation
+                            && !relation.leaves.is_empty()
                             && knows_leaves(shapes.get(&relation.id), relation) =>
                     {
                         seen.insert(relation.id, Arc::clone(relation));
@@ -337,6 +359,18 @@ impl RelationTracker {
             let size_bytes = changes.iter().map(Change::size_bytes).sum();
             self.ready.push_back(Step::Chunk(Chunk { changes, size_bytes }));
         }
+    }
+}
+
+/// The changes of a step.
+fn changes_of(step: Option<&Step>) -> &[Change] {
+    match step {
+        Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
+        Some(Step::Chunk(piece)) => piece.changes.as_slice(),
+        Some(
+            Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_),
+        )
+        | None => &[],
     }
 }
 
@@ -507,6 +541,7 @@ mod tests {
         fn push(&mut self, step: Step, mut changed: impl FnMut(usize) -> bool) -> Vec<Step> {
             self.tracker.held = Some(step);
             self.tracker.looked_at = 0;
+            self.tracker.asked.clear();
             while let Some((place, relation)) = self.tracker.next_unseen() {
                 self.questions.push((place, relation.id));
                 assert!(self.questions.len() < 100, "asked without end");
@@ -562,6 +597,40 @@ mod tests {
         named.leaves.add(RelationId(11));
         asked.push(transaction(vec![truncate(&relation(1)), insert(&Arc::new(named))]), |_| false);
         assert_eq!(asked.questions.len(), 5, "and so is one that names a partition");
+    }
+
+    #[tokio::test]
+    async fn partitions_that_one_step_names_are_asked_for_together() {
+        let mut asked = asked();
+        let named = |leaf: u32| {
+            let mut relation = Relation::clone(&relation(1));
+            relation.leaves.add(RelationId(leaf));
+            Arc::new(relation)
+        };
+        let relations: Vec<Arc<Relation>> = (11..15).map(named).collect();
+        let changes: Vec<Change> = relations.iter().map(insert).collect();
+        asked.tracker.held = Some(transaction(changes.clone()));
+        let leaves = |relation: &Relation| relation.leaves.iter().map(|leaf| leaf.0).collect::<Vec<u32>>();
+        assert_eq!(leaves(&asked.tracker.with_named(1, &relations[1])), [12, 13, 14]);
+        assert_eq!(leaves(&asked.tracker.with_named(3, &relations[3])), [14]);
+        // What the answer is kept as.
+        let shape = Shape {
+            name: QualifiedName::new("public", "t"),
+            attributes: 1,
+            storage: String::new(),
+            files: None,
+            partitions: (11..14).collect(),
+            empty_partitions: Default::default(),
+            columns: Vec::new(),
+            unique: BTreeSet::new(),
+            keys: BTreeSet::new(),
+            labels: Default::default(),
+        };
+        asked.tracker.shapes.insert(RelationId(1), shape);
+        asked.push(transaction(changes.clone()), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1)), (3, RelationId(1))], "the last one is not known by then");
+        asked.push(transaction(vec![insert(&named(11))]), |_| false);
+        assert_eq!(asked.questions.len(), 3, "another transaction is another question");
     }
 
     #[tokio::test]

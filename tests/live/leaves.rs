@@ -532,6 +532,26 @@ async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_partitions_that_one_transaction_fills_are_asked_for_together() {
+    let database = Database::new("manyleaves", &["t"], &tree("t")).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let leaves: Vec<String> = (10..810)
+        .map(|at| format!("CREATE TABLE t_{at} PARTITION OF t FOR VALUES FROM ({at}) TO ({});", at + 1))
+        .collect();
+    database.at_source(&leaves.concat()).await;
+    let began = std::time::Instant::now();
+    database.at_source("INSERT INTO t SELECT i, 'came' FROM generate_series(10, 809) i").await;
+    database.assert_catches_up().await;
+    assert!(began.elapsed().as_secs() < 40, "{:?}", began.elapsed());
+    not_copied(&service);
+    let known = "SELECT jsonb_array_length(shape::jsonb -> 'partitions')::text FROM headwater.shapes";
+    assert_eq!(database.destination_value(known).await.as_deref(), Some("801"));
+    service.stop().await;
+}
+
 /// headwater has copied `t` by itself so often within the last hour.
 async fn was_copied(database: &Database, times: u32) {
     database
