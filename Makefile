@@ -170,8 +170,8 @@ SEEDS ?= 20
 seeds: setup ## Run each randomized live test with SEEDS (20) fresh seeds; what fails is printed with its seed
 	tests/seeds $(SEEDS)
 
-simulate: ## Run 100,000 schedules of the simulated ring
-	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test ring -- --nocapture
+simulate: ## Run 100,000 schedules of the simulated replication loop
+	HEADWATER_SCHEDULES=100000 $(CARGO) test --release --quiet --test simulation -- --nocapture
 
 MUTANTS ?= 200
 MUTANTS_SEED ?= 1

@@ -19,7 +19,7 @@
 //!
 //! Two tasks, two channels, one replication loop. Whole source transactions go forward (large ones in pieces). One position, which
 //! only grows, comes back, and task 1 confirms nothing else. Another task (`apply_worker::parallel_apply`) applies a large transaction
-//! in progress, and commits it when the loop says that it is its turn. The monitor and the HTTP server run outside the loop.
+//! in progress, and commits it when it is its turn; `apply_core` decides for both. The monitor and the HTTP server run outside the loop.
 //!
 //! # The modules
 //!
@@ -35,6 +35,7 @@ pub mod progress;
 pub mod catalog;
 pub mod transaction;
 pub mod apply_plan;
+pub mod apply_core;
 pub mod schema_change;
 pub mod comparison;
 #[cfg(test)]

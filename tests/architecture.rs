@@ -13,6 +13,7 @@ const MODULES: &[(&str, bool)] = &[
     ("catalog", true),
     ("transaction", true),
     ("apply_plan", true),
+    ("apply_core", true),
     ("schema_change", true),
     ("comparison", true),
     ("telemetry", false),

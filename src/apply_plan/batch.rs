@@ -68,9 +68,9 @@ impl Batch {
         self.members.first().map(|member| member.commit.committed_at)
     }
 
-    /// The transaction that made the change at `place`.
-    pub fn member_of(&self, place: usize) -> Option<&BatchMember> {
-        self.members.iter().find(|member| place < member.changes_end)
+    /// The transaction that made the change at `index`.
+    pub fn member_of(&self, index: usize) -> Option<&BatchMember> {
+        self.members.iter().find(|member| index < member.changes_end)
     }
 
     /// The batch's transactions, each with its changes.

@@ -1,19 +1,17 @@
 //! Task 2 of the replication loop: steps in, batches to the destination, positions back.
 //!
-//! It only receives, calls and forwards: what forms a batch is `apply_plan`'s to say, how it is written `destination`'s,
-//! what may be confirmed `progress`'s.
+//! The shell of [`LoopCore`]: it only receives, asks, carries out and reports. What is done next is the core's to say, how it is
+//! written `destination`'s.
 //!
 //! ```text
-//! StepReceiver ─▶ Batcher ─▶ Applier ═ requests ═▶ destination
-//!                               │ answers
-//!                    Ledger ◀───┘──▶ watch: stored, flushed ─▶ task 1
+//! StepReceiver ─▶ LoopCore ─▶ LoopAction ─▶ Applier ═ requests ═▶ destination
+//!                    ▲                         │ answers
+//!                    └──────── stored ─────────┘──▶ watch: stored, flushed ─▶ task 1
 //! ```
 //!
-//! Its [`ApplyPause`] says whether to run, to hold, or to run to a fence: a transaction that has begun is finished first, and
-//! while it stands still the session is kept alive and steps are still received, as many as the batcher has room for.
-//!
-//! A transaction that was applied in parallel ([`ParallelApply`]) only waits here for its turn: when everything before it is stored, the
-//! other session commits it, and until that is answered nothing else is handed out.
+//! Its [`ApplyPause`] says whether to run, to hold, or to run to a fence; while it stands still the session is kept alive and steps
+//! are still received, as many as the core has room for. A transaction that was applied in parallel ([`ParallelApply`]) only waits for
+//! its turn here.
 //!
 //! It ends when the steps end (the stream broke off: what is whole is still applied), when it is asked to stop (what is
 //! under way is still answered), or with the destination's error.
@@ -26,13 +24,14 @@ use tokio::sync::watch;
 
 use super::counts::count;
 use super::scheduling::Scheduling;
-use crate::apply_plan::{ApplyTask, BatchLimits, Batcher, LargeStep, TransactionEnd, Work};
+use crate::apply_core::{LoopAction, LoopCore, LoopLimits, Moment, Ping, TurnOutcome};
+use crate::apply_plan::{ApplyTask, BatchLimits, LargeStep, TransactionEnd};
 use crate::apply_worker::heartbeat::Instance;
 use crate::apply_worker::parallel_apply::ParallelApply;
-use crate::apply_worker::pause::{ApplyPause, Command};
-use crate::destination::{Applied, Applier, DestinationError, StoredPosition};
+use crate::apply_worker::pause::ApplyPause;
+use crate::destination::{Applied, Applier, DestinationError};
 use crate::pg::{Lsn, length_u64};
-use crate::progress::{IdleAdvance, Ledger};
+use crate::progress::{Ledger, StoredPosition};
 use crate::source::{Confirmed, StepReceiver};
 use crate::telemetry::{State, Telemetry};
 use crate::transaction::Heartbeat;
@@ -52,11 +51,8 @@ pub(crate) struct Limits {
     pub(crate) held_up_at: Lsn,
 }
 
-/// The destination's WAL positions are asked for at most so often; confirming less often costs the source a little WAL.
-const READ_WAL_EVERY: Duration = Duration::from_millis(50);
-/// A pipelined request leaves behind one that is not answered yet only with so many changes. Large ones cost the destination less for a
-/// change (statements over more rows, more changes of one row folded), and what is queued leaves at the latest with the answer.
-const SECOND_REQUEST_ROWS: usize = 1_000;
+/// While stopping, the destination is asked so often whether all is flushed.
+const FLUSH_POLL_EVERY: Duration = Duration::from_millis(50);
 /// How long to wait for answers that are under way once stopping.
 const ANSWERS_MAX: Duration = Duration::from_secs(3);
 /// How long to wait for the destination's flush once stopping: its walwriter runs every 200 ms.
@@ -72,13 +68,11 @@ pub(crate) struct LoopContext {
     pub(crate) parallel_apply: Option<ParallelApply>,
 }
 
-/// The loop's state.
+/// The loop with its session and channels.
 pub(crate) struct ApplyLoop<'a> {
+    core: LoopCore,
     applier: Applier,
     steps: StepReceiver,
-    batcher: Batcher,
-    ledger: Ledger,
-    idle: IdleAdvance,
     confirmed: watch::Sender<Confirmed>,
     telemetry: &'a Telemetry,
     limits: Limits,
@@ -86,11 +80,9 @@ pub(crate) struct ApplyLoop<'a> {
     instance: Instance,
     parallel_apply: Option<ParallelApply>,
     scheduling: Scheduling,
+    /// The core's times are since this.
     began: Instant,
-    read_wal_at: Instant,
-    sent_at: Instant,
     steps_ended: bool,
-    submitted_up_to: Lsn,
     made_progress: bool,
 }
 
@@ -104,14 +96,15 @@ impl<'a> ApplyLoop<'a> {
         limits: Limits,
         context: LoopContext,
     ) -> ApplyLoop<'a> {
-        let began = Instant::now();
         let LoopContext { apply_pause, instance, parallel_apply } = context;
+        let bounds = LoopLimits {
+            batch: BatchLimits { rows_max: limits.batch_rows_max, bytes_max: limits.batch_bytes_max },
+            ping_every: limits.leader_timeout / 3,
+        };
         ApplyLoop {
+            core: LoopCore::new(ledger, bounds, Duration::ZERO),
             applier,
             steps,
-            batcher: Batcher::new(BatchLimits { rows_max: limits.batch_rows_max, bytes_max: limits.batch_bytes_max }),
-            ledger,
-            idle: IdleAdvance::new(Duration::ZERO),
             confirmed,
             telemetry,
             limits,
@@ -119,18 +112,15 @@ impl<'a> ApplyLoop<'a> {
             instance,
             parallel_apply,
             scheduling: Scheduling::new(),
-            began,
-            read_wal_at: began,
-            sent_at: began,
+            began: Instant::now(),
             steps_ended: false,
-            submitted_up_to: Lsn::INVALID,
             made_progress: false,
         }
     }
 
     /// The commit_lsn of the last transaction that was handed to the destination, whole or in part.
     pub(crate) fn submitted_up_to(&self) -> Lsn {
-        self.submitted_up_to
+        self.core.submitted_up_to()
     }
 
     /// Whether anything was stored.
@@ -143,210 +133,157 @@ impl<'a> ApplyLoop<'a> {
         let mut stop = pin!(stop);
         loop {
             self.feed().await?;
-            let idle = !self.applier.is_busy();
-            let committing = self.is_committing_in_parallel();
-            if self.steps_ended && idle && !committing && self.batcher.is_empty() {
+            let (live, is_committing) = (self.applier.live_session(), self.is_committing_in_parallel());
+            if self.steps_ended && self.core.is_finished(&live, is_committing) {
                 return self.applier.abandon_large().await;
             }
-            let pause = self.pause();
+            let wait = self.core.wait_max(self.began.elapsed());
             tokio::select! {
-                answered = self.applier.answered(), if !idle => {
+                answered = self.applier.answered(), if live.is_busy => {
                     if let Some(applied) = self.applier.conclude(answered?).await? {
                         self.applied(applied);
                     } else {
                         self.telemetry.batch_retried();
                     }
                 }
-                step = self.steps.next(), if !self.steps_ended && self.batcher.has_room() => match step {
+                step = self.steps.next(), if !self.steps_ended && self.core.has_room() => match step {
                     Some(step) => {
-                        self.batcher.push(step);
-                        while self.batcher.has_room() && let Some(step) = self.steps.ready() {
-                            self.batcher.push(step);
+                        self.core.push(step);
+                        while self.core.has_room() && let Some(step) = self.steps.ready() {
+                            self.core.push(step);
                         }
                     }
                     None => self.steps_ended = true,
                 },
                 () = &mut stop => return self.finish().await,
                 () = self.apply_pause.changed() => {}
-                () = ParallelApply::changed(self.parallel_apply.as_mut()), if committing => {}
-                () = tokio::time::sleep(pause) => self.tick().await?,
+                () = ParallelApply::changed(self.parallel_apply.as_mut()), if is_committing => {}
+                () = tokio::time::sleep(wait) => self.tick().await?,
             }
         }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.began.elapsed(), command: self.apply_pause.command(), live: self.applier.live_session() }
     }
 
     /// Hands the destination as much work as it takes.
     async fn feed(&mut self) -> Result<(), DestinationError> {
-        let command = self.apply_pause.command();
-        self.batcher.set_fence(match command {
-            Command::RunTo { point, .. } => Some(point),
-            Command::Run | Command::Hold { .. } => None,
-        });
-        self.poll_parallel_apply(command == Command::Run).await?;
-        let holds = matches!(command, Command::Hold { .. });
-        while self.applier.has_room()
-            && !self.is_committing_in_parallel()
-            && (!holds || self.applier.in_large_transaction())
-        {
-            // What comes in small is gathered while an answer is awaited.
-            if self.applier.is_busy() && !self.batcher.holds(SECOND_REQUEST_ROWS) {
-                break;
-            }
-            match self.batcher.next_work() {
-                Some(Work::Apply(task)) => self.submit(task).await?,
-                Some(Work::CommitParallel(end)) => {
-                    self.commit_parallel(end).await?;
+        loop {
+            match self.next_action() {
+                LoopAction::Submit { task, read_wal } => self.submit(task, read_wal).await?,
+                LoopAction::SubmitReleased { task, read_wal } => {
+                    if let Some(parallel_apply) = &mut self.parallel_apply {
+                        parallel_apply.released().await;
+                    }
+                    self.submit(task, read_wal).await?;
+                }
+                LoopAction::CommitParallel(end) => self.commit_parallel(end),
+                LoopAction::ContinueBehind(outcome) => self.continue_behind(outcome).await?,
+                LoopAction::ShareTables => {
+                    if let Some(parallel_apply) = &self.parallel_apply {
+                        parallel_apply.share_tables(&self.applier);
+                    }
+                }
+                LoopAction::Reached(position) => self.reached(position),
+                LoopAction::StorePosition(position) => {
+                    self.scheduling.idle();
+                    self.applier.store_position(position).await?;
+                }
+                LoopAction::Idle => {
+                    self.scheduling.idle();
                     break;
                 }
-                Some(Work::Reached(position)) => self.reached(position),
-                None => break,
+                LoopAction::Wait => break,
             }
         }
-        let stands =
-            !self.applier.is_busy() && !self.applier.in_large_transaction() && !self.is_committing_in_parallel();
-        match command {
-            Command::Hold { .. } if stands => self.apply_pause.stands(command, self.applier.stored()),
-            Command::RunTo { point, .. } if stands && self.has_reached(point) => {
-                self.apply_pause.stands(command, self.applier.stored());
-            }
-            Command::Run | Command::Hold { .. } | Command::RunTo { .. } => {}
-        }
-        let nothing_to_do = stands && self.batcher.is_empty() && command == Command::Run;
-        if nothing_to_do {
-            self.scheduling.idle();
-        }
-        if nothing_to_do && let Some(position) = self.idle.due(self.applier.stored(), self.began.elapsed()) {
-            self.sent_at = Instant::now();
-            self.applier.store_position(position).await?;
+        let moment = self.moment();
+        if self.core.stands_still(&moment, self.is_committing_in_parallel()) {
+            self.apply_pause.stands(moment.command, moment.live.stored);
         }
         Ok(())
     }
 
-    async fn submit(&mut self, task: ApplyTask) -> Result<(), DestinationError> {
-        if let (ApplyTask::Large(LargeStep::ChangeSchema(_)), Some(parallel_apply)) = (&task, &mut self.parallel_apply)
-        {
-            parallel_apply.release_locks().await;
+    fn next_action(&mut self) -> LoopAction {
+        let moment = self.moment();
+        match &self.parallel_apply {
+            Some(parallel_apply) => parallel_apply.with(|coordinator| self.core.next(&moment, Some(coordinator))),
+            None => self.core.next(&moment, None),
         }
+    }
+
+    async fn submit(&mut self, task: ApplyTask, read_wal: bool) -> Result<(), DestinationError> {
         match &task {
             ApplyTask::Batch(_) | ApplyTask::Large(LargeStep::Chunk(_)) => self.scheduling.sends(task.changes().len()),
             ApplyTask::Large(LargeStep::Begin(_) | LargeStep::ChangeSchema(_) | LargeStep::Commit(_)) => {}
         }
-        self.submitted_up_to = self.submitted_up_to.max(task.last_commit_lsn().unwrap_or(Lsn::INVALID));
-        let read_wal = self.ledger_wants_reading();
-        self.sent_at = Instant::now();
         self.applier.submit(task, read_wal).await
     }
 
     /// It is the turn of a transaction that was applied in parallel.
-    async fn commit_parallel(&mut self, end: TransactionEnd) -> Result<(), DestinationError> {
-        self.submitted_up_to = self.submitted_up_to.max(end.commit.commit_lsn);
+    fn commit_parallel(&mut self, end: TransactionEnd) {
+        let (at_commit, now) = (self.applier.at_commit(&end.commit), self.began.elapsed());
         let parallel_apply =
-            self.parallel_apply.as_mut().expect("a transaction was applied in parallel, so somebody did");
-        if !self.applier.may_commit_directly(&end.commit) {
-            parallel_apply.give_up("it is to be left out, or is in a snapshot in part");
+            self.parallel_apply.as_ref().expect("a transaction was applied in parallel, so somebody did");
+        parallel_apply.with(|coordinator| coordinator.turn(end, at_commit, now));
+    }
+
+    /// The second session has committed a transaction: its position is where the leader's session continues.
+    async fn continue_behind(&mut self, outcome: TurnOutcome) -> Result<(), DestinationError> {
+        let TurnOutcome { end, settlement, elapsed } = outcome;
+        let position = end.commit.end_lsn;
+        self.applier.set_position(position).await?;
+        self.applied(Applied {
+            task: Some(ApplyTask::Large(LargeStep::Commit(end))),
+            stored: Some(StoredPosition { position, is_durable: self.limits.commits_are_durable }),
+            missing_deletes: 0,
+            repairs: Vec::new(),
+            is_skipped: false,
+            wal: None,
+            elapsed,
+        });
+        if let Some(parallel_apply) = &self.parallel_apply {
+            parallel_apply.with(|coordinator| coordinator.settle(settlement));
         }
-        parallel_apply.commit_next(end);
-        self.poll_parallel_apply(true).await
+        Ok(())
     }
 
     /// The stream has nothing to apply up to here.
     fn reached(&mut self, position: Lsn) {
-        self.idle.reached(position);
-        let idle = !self.applier.is_busy();
-        self.telemetry.reached(position, idle);
-        if idle {
+        let is_idle = !self.applier.is_busy();
+        self.telemetry.reached(position, is_idle);
+        if is_idle {
             self.caught_up_at(position);
         }
     }
 
     fn is_committing_in_parallel(&self) -> bool {
-        self.parallel_apply.as_ref().is_some_and(ParallelApply::is_committing)
-    }
-
-    /// What the session that applies in parallel needs from this loop, and what has become of its commit.
-    async fn poll_parallel_apply(&mut self, goes_on: bool) -> Result<(), DestinationError> {
-        let Some(parallel_apply) = &mut self.parallel_apply else { return Ok(()) };
-        let free = !self.applier.is_busy() && !self.applier.in_large_transaction();
-        parallel_apply.poll(&self.applier, goes_on, free);
-        let Some(outcome) = parallel_apply.take_outcome() else { return Ok(()) };
-        let is_applied = outcome.is_applied;
-        if is_applied {
-            let position = outcome.end.commit.end_lsn;
-            self.applier.set_position(position).await?;
-            self.applied(Applied {
-                task: Some(ApplyTask::Large(LargeStep::Commit(outcome.end))),
-                stored: Some(StoredPosition { position, is_durable: self.limits.commits_are_durable }),
-                missing_deletes: 0,
-                repairs: Vec::new(),
-                is_skipped: false,
-                wal: None,
-                elapsed: outcome.elapsed,
-            });
-        }
-        if let Some(parallel_apply) = &mut self.parallel_apply {
-            parallel_apply.settle(is_applied);
-        }
-        Ok(())
-    }
-
-    /// Whether every transaction with commit_lsn before `point` has been handed out: one behind it has come, or the
-    /// stream has nothing for us up to there.
-    fn has_reached(&self, point: Lsn) -> bool {
-        self.batcher.at_fence() || self.idle.position() >= point || self.applier.stored() >= point
-    }
-
-    /// Whether the next pipelined request should bring the destination's WAL positions; counts as asked.
-    fn ledger_wants_reading(&mut self) -> bool {
-        // A commit that is about to be sent will want one, too.
-        let due = self.read_wal_at.elapsed() >= READ_WAL_EVERY;
-        if due {
-            self.read_wal_at = Instant::now();
-        }
-        due
-    }
-
-    fn ping_every(&self) -> Duration {
-        self.limits.leader_timeout / 3
-    }
-
-    /// How long nothing needs to be done.
-    fn pause(&self) -> Duration {
-        let ping = self.ping_every().saturating_sub(self.sent_at.elapsed());
-        let read =
-            if self.ledger.wants_reading() { READ_WAL_EVERY.saturating_sub(self.read_wal_at.elapsed()) } else { ping };
-        // An idle position becomes due without anybody's call.
-        ping.min(read).clamp(Duration::from_millis(1), Duration::from_millis(500))
+        self.parallel_apply
+            .as_ref()
+            .is_some_and(|parallel_apply| parallel_apply.with(|coordinator| coordinator.is_committing()))
     }
 
     async fn tick(&mut self) -> Result<(), DestinationError> {
-        let idle = !self.applier.is_busy();
-        let read_wal = self.ledger.wants_reading() && self.read_wal_at.elapsed() >= READ_WAL_EVERY;
-        if idle && (read_wal || self.sent_at.elapsed() >= self.ping_every()) {
-            self.read_wal_at = Instant::now();
-            self.sent_at = Instant::now();
-            self.applier.ping(read_wal).await?;
+        match self.core.ping(&self.applier.live_session(), self.began.elapsed()) {
+            Some(Ping { read_wal }) => self.applier.ping(read_wal).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Draws the conclusions from an answer.
     fn applied(&mut self, applied: Applied) {
         let Applied { task, stored, missing_deletes, repairs, is_skipped, wal, elapsed } = applied;
-        if let Some(StoredPosition { position, is_durable }) = stored {
-            if is_durable {
-                self.ledger.store_durably(position);
-            } else {
-                self.ledger.store(position);
-            }
+        if let Some(stored) = stored {
             self.made_progress = true;
-            self.idle.stored(self.began.elapsed());
-            self.telemetry.stored(position);
+            self.core.stored(stored, self.began.elapsed());
+            self.telemetry.stored(stored.position);
             if let Some(parallel_apply) = &self.parallel_apply {
-                parallel_apply.stored(position);
+                parallel_apply.with(|coordinator| coordinator.stored(stored.position));
             }
-            self.caught_up_at(position);
+            self.caught_up_at(stored.position);
         }
         if let Some(reading) = wal {
-            self.ledger.read(reading);
+            self.core.read(reading);
         }
         self.confirm();
         for notice in self.applier.take_notices() {
@@ -417,7 +354,8 @@ impl<'a> ApplyLoop<'a> {
     }
 
     fn confirm(&self) {
-        let now = Confirmed { stored: self.ledger.stored(), flushed: self.ledger.flushed() };
+        let ledger = self.core.ledger();
+        let now = Confirmed { stored: ledger.stored(), flushed: ledger.flushed() };
         self.confirmed.send_if_modified(|last| {
             let moved = *last != now;
             *last = now;
@@ -443,13 +381,13 @@ impl<'a> ApplyLoop<'a> {
             Err(_) => return Ok(()),
         }
         let flushing = async {
-            while self.ledger.wants_reading() {
+            while self.core.ledger().wants_reading() {
                 self.applier.ping(true).await?;
                 let answered = self.applier.answered().await?;
                 if let Some(applied) = self.applier.conclude(answered).await? {
                     self.applied(applied);
                 }
-                tokio::time::sleep(READ_WAL_EVERY).await;
+                tokio::time::sleep(FLUSH_POLL_EVERY).await;
             }
             Ok(())
         };

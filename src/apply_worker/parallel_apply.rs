@@ -1,17 +1,18 @@
-//! Large transactions applied in parallel, before they commit, by a task of their own on a writing session of its own.
+//! Parallel apply's tasks: the second writing session, and the apply loop's end of it.
 //!
-//! Started by `attempt` where it is sound (design: replica role; `destination::apply::parallel_apply` says what else), fed through
-//! [`ParallelApplyQueue`] and from the spool, and told by the apply loop, through [`ParallelApply`], when it is its transaction's turn:
+//! What is done with which transaction, and why not, is decided by [`Coordinator`] (pure); this is the shell around it. Started by
+//! `attempt` where it is sound, shared with the step router as [`SharedCoordinator`]:
 //!
 //! ```text
-//! spool ── records ──▶ Worker ═ requests ═▶ destination        BEGIN · rows … rows … advance(p, end_lsn) · COMMIT
-//!                        │  ▲
-//!              applied   ▼  │ due, given up
-//!                      apply loop ── everything before it is stored
+//! spool ── records ──▶ SecondWriter ═ requests ═▶ destination        BEGIN · rows … rows … advance(p, end_lsn) · COMMIT
+//!                        │       ▲
+//!      opened, answered, │       │ read, send, commit, ping, cancel
+//!      applied, closed   ▼       │
+//!                       Coordinator ◀── stored, turn, poll ── apply loop
 //! ```
 //!
 //! A source that is not in a hurry commits minutes after its first rows came; and one that is replayed from a backlog still
-//! decodes while we apply. Either way little is left to do at the commit. Whatever goes wrong here only gives that up.
+//! decodes while we apply. Either way little is left to do at the commit. Whatever goes wrong here only cancels that.
 //!
 //! Bounds: one transaction at a time; a chunk being gathered and two pipelined requests.
 
@@ -21,98 +22,103 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::counts::{add_counts, count};
-use crate::apply_plan::TransactionEnd;
-use crate::destination::{
-    Applier, ApplyContext, DestinationError, ParallelApplied, ParallelApplier, Unfit, Writer, WritingSettings,
+use crate::apply_core::{
+    Coordinator, Observed, Obstacle, ParallelLimits, SecondSession, SessionAction, SessionRole, obstacle,
 };
-use crate::pg::{Lsn, length_u64};
-use crate::source::{Changes, Next, ParallelApplyQueue};
+use crate::destination::{
+    Applier, ApplyContext, DestinationError, ParallelApplied, ParallelApplier, ReplicationRole, Writer, WritingSettings,
+};
+use crate::pg::{Lsn, Relation, length_u64};
+use crate::source::{Changes, SharedCoordinator};
 use crate::spool::{Peeker, SpoolError};
 use crate::telemetry::{Operation, Telemetry, failpoint};
 use crate::transaction::{Change, RecordError, read_changes};
+use crate::wire::Commit;
 
-/// A stream is worth a session from this share of `spool.memory_bytes_max` on.
+/// A stream is worth a session from this share of `spool.memory_bytes_max` on, and from [`WORTH_BYTES_MAX`] on in any case.
 const WORTH_SHARE: u64 = 16;
-/// The live stream's own work may wait so long before it is taken to wait for this session's locks.
-const LIVE_WAITS_MAX: Duration = Duration::from_secs(2);
-/// A transaction of which nothing more comes for so long is not worth what it holds back here: locks, and what VACUUM may remove.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// While more of it is coming, a chunk is filled before it is sent: sets are the cheaper the larger they are.
-const GATHER_MAX: Duration = Duration::from_millis(100);
+/// 4 MiB of records are a second or so of work.
+const WORTH_BYTES_MAX: u64 = 4 << 20;
 /// What is in the spool by count may still be on its way to the spool's thread.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long the session may take to end.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long the apply loop waits for this session's locks to be gone.
-const STAND_BACK_MAX: Duration = Duration::from_secs(5);
+const RELEASE_MAX: Duration = Duration::from_secs(5);
 
-/// From which size on streams are applied in parallel, in bytes of records.
-pub(crate) fn worth_bytes(spool_memory_bytes_max: u64) -> u64 {
-    (spool_memory_bytes_max / WORTH_SHARE).min(4 << 20)
-}
-
-/// What the task needs.
-pub(crate) struct Worker {
-    pub(crate) queue: ParallelApplyQueue,
-    pub(crate) peeker: Peeker,
-    pub(crate) settings: WritingSettings,
+/// What parallel apply needs.
+pub(crate) struct ParallelSettings {
+    /// The session that writes next to the leader's is like it.
+    pub(crate) writing: WritingSettings,
+    /// The leader's.
+    pub(crate) role: ReplicationRole,
     /// What the leader writes is marked with an origin, so this must be, too.
     pub(crate) marked: bool,
-    pub(crate) piece_bytes_max: usize,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) chunk_bytes_max: usize,
+    /// `spool.memory_bytes_max`.
+    pub(crate) spool_memory_bytes_max: u64,
 }
-
-/// The tables as they are known now; `None` while one is being changed.
-type SharedGround = Arc<Mutex<Option<ApplyContext>>>;
 
 /// The apply loop's end of it.
 pub(crate) struct ParallelApply {
-    queue: ParallelApplyQueue,
+    coordinator: SharedCoordinator,
     changes: Changes,
-    context: SharedGround,
-    worker: JoinHandle<()>,
-    /// The transaction whose turn has come.
-    committing: Option<Committing>,
+    tables: SharedTables,
+    writer: JoinHandle<()>,
 }
 
-/// A transaction whose turn it is to commit.
-struct Committing {
-    end: TransactionEnd,
-    since: Instant,
-    /// The task that applies it knows.
-    is_announced: bool,
-}
-
-/// What became of a transaction whose turn it was.
-pub(crate) struct ParallelOutcome {
-    pub(crate) end: TransactionEnd,
-    /// It has committed; otherwise it comes again from the spool.
-    pub(crate) is_applied: bool,
-    pub(crate) elapsed: Duration,
-}
+/// The tables as they are known now, for the second session to start from; the coordinator says whether it may.
+type SharedTables = Arc<Mutex<Option<ApplyContext>>>;
 
 impl Drop for ParallelApply {
     fn drop(&mut self) {
-        self.worker.abort();
+        self.writer.abort();
     }
 }
 
 impl ParallelApply {
-    /// Starts the task.
-    pub(crate) fn start(worker: Worker) -> ParallelApply {
-        let queue = worker.queue.clone();
-        let context = SharedGround::default();
-        let worker = tokio::spawn(worker.run(Arc::clone(&context)));
-        ParallelApply { changes: queue.watch(), queue, context, worker, committing: None }
+    /// Starts the second session's task for a stream from `position` on; `None` where something stands against parallel apply of any
+    /// transaction.
+    pub(crate) fn start(
+        settings: ParallelSettings,
+        peeker: Peeker,
+        position: Lsn,
+        telemetry: Arc<Telemetry>,
+    ) -> Option<ParallelApply> {
+        let role = match settings.role {
+            ReplicationRole::Replica => SessionRole::Replica,
+            ReplicationRole::Origin => SessionRole::Origin,
+        };
+        if obstacle(&Observed::Role(role)).is_some() {
+            return None;
+        }
+        let limits = ParallelLimits {
+            worth_bytes: (settings.spool_memory_bytes_max / WORTH_SHARE).min(WORTH_BYTES_MAX),
+            chunk_bytes_max: settings.chunk_bytes_max,
+            ping_every: settings.writing.silence_max / 3,
+        };
+        let coordinator = SharedCoordinator::new(Coordinator::new(position, limits));
+        let tables = SharedTables::default();
+        let writer = SecondWriter {
+            coordinator: coordinator.clone(),
+            tables: Arc::clone(&tables),
+            peeker,
+            settings,
+            telemetry,
+            began: Instant::now(),
+        };
+        let changes = coordinator.watch();
+        Some(ParallelApply { coordinator, changes, tables, writer: tokio::spawn(writer.run()) })
     }
 
-    /// For the step router, which announces what of a stream is in the spool.
-    pub(crate) fn handle(&self) -> ParallelApplyQueue {
-        self.queue.clone()
+    /// For the step router, which reports what of a stream is in the spool.
+    pub(crate) fn coordinator(&self) -> SharedCoordinator {
+        self.coordinator.clone()
     }
 
-    pub(crate) fn is_committing(&self) -> bool {
-        self.committing.is_some()
+    /// Tells the coordinator something, or asks it.
+    pub(crate) fn with<T>(&self, call: impl FnOnce(&mut Coordinator) -> T) -> T {
+        self.coordinator.with(call)
     }
 
     /// Resolves when there may be news. Cancel-safe.
@@ -123,82 +129,35 @@ impl ParallelApply {
         }
     }
 
-    pub(crate) fn stored(&self, position: Lsn) {
-        self.queue.stored(position);
+    /// Gives the second session the tables as they are now.
+    pub(crate) fn share_tables(&self, applier: &Applier) {
+        *self.tables.lock().unwrap_or_else(PoisonError::into_inner) = Some(applier.context());
+        self.with(Coordinator::tables_current);
     }
 
-    pub(crate) fn give_up(&self, why: &'static str) {
-        self.queue.give_up(why);
-    }
-
-    /// A table is about to change: parallel apply releases its locks on it, and begins again only with the changed table.
-    pub(crate) async fn release_locks(&mut self) {
-        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.queue.give_up("a table changes");
-        let gone = async {
-            while self.queue.is_working() {
+    /// Waits until the second session has released its locks: a table is about to change.
+    pub(crate) async fn released(&mut self) {
+        let released = async {
+            while self.coordinator.with(|coordinator| coordinator.holds_locks()) {
                 self.changes.changed().await;
             }
         };
         // After that, apply waits for a lock that is still held as for any other session's.
-        let _ = tokio::time::timeout(STAND_BACK_MAX, gone).await;
-    }
-
-    /// The transaction has committed at the source, and everything before it is handed out.
-    pub(crate) fn commit_next(&mut self, end: TransactionEnd) {
-        self.committing = Some(Committing { end, since: Instant::now(), is_announced: false });
-    }
-
-    /// Gives way to work that cannot run at the same time; announces its turn to it.
-    pub(crate) fn poll(&mut self, applier: &Applier, goes_on: bool, free: bool) {
-        if let Some(committing) = &mut self.committing {
-            if free && !committing.is_announced {
-                committing.is_announced = true;
-                self.queue.due(applier.stored(), committing.end.commit);
-            }
-            return;
-        }
-        if !goes_on {
-            self.queue.give_up("apply is to stand still");
-        } else if applier.waits_for() > LIVE_WAITS_MAX && self.queue.is_working() {
-            self.queue.give_up("the live stream may be waiting for it");
-        }
-        let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
-        if context.is_none() && free {
-            *context = Some(applier.context());
-        }
-    }
-
-    /// What became of the transaction whose turn it is, once that is known.
-    pub(crate) fn take_outcome(&mut self) -> Option<ParallelOutcome> {
-        let is_applied = self.committing.as_ref().and_then(|_| self.queue.outcome())?;
-        let Committing { end, since, .. } = self.committing.take()?;
-        Some(ParallelOutcome { end, is_applied, elapsed: since.elapsed() })
-    }
-
-    /// The outcome has been taken note of.
-    pub(crate) fn settle(&self, applied: bool) {
-        self.queue.settle(applied);
+        let _ = tokio::time::timeout(RELEASE_MAX, released).await;
     }
 
     /// Ends the task and its session; what is not committed is rolled back.
     pub(crate) async fn end(mut self) {
-        self.queue.close();
-        let _ = tokio::time::timeout(CLOSE_MAX, &mut self.worker).await;
+        self.with(Coordinator::close);
+        let _ = tokio::time::timeout(CLOSE_MAX, &mut self.writer).await;
     }
 }
 
 /// Why a stream is not applied in parallel any more.
 #[derive(Debug, thiserror::Error)]
-enum Stopped {
-    #[error("the others do without")]
-    GivenUp,
-    #[error("nothing more of it has come for a minute")]
-    Idle,
-    #[error("no second session can be like the leader's")]
-    NoSession,
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
+enum Cancelled {
+    #[error("{0}")]
+    Obstacle(Obstacle),
     #[error(transparent)]
     Destination(#[from] DestinationError),
     #[error(transparent)]
@@ -207,137 +166,166 @@ enum Stopped {
     Record(#[from] RecordError),
 }
 
-impl Worker {
-    async fn run(self, context: SharedGround) {
-        let mut changes = self.queue.watch();
-        while !self.queue.is_closed() {
-            let ready = self.queue.candidate();
-            let known = ready.and_then(|_| context.lock().unwrap_or_else(PoisonError::into_inner).clone());
-            match (ready, known) {
-                (Some(xid), Some(context)) => {
-                    let stopped = self.follow(xid, context, &mut changes).await;
-                    if let Err(stopped) = stopped {
-                        tracing::debug!(xid, "a stream is left to its commit: {stopped}");
-                    }
-                    self.queue.give_up_stream(xid, "its session has ended");
-                    self.queue.working(false);
+impl Cancelled {
+    fn obstacle(&self) -> Obstacle {
+        match self {
+            Cancelled::Obstacle(obstacle) => *obstacle,
+            Cancelled::Destination(_) | Cancelled::Spool(_) | Cancelled::Record(_) => Obstacle::SessionFailed,
+        }
+    }
+}
+
+/// The second session's task.
+struct SecondWriter {
+    coordinator: SharedCoordinator,
+    tables: SharedTables,
+    peeker: Peeker,
+    settings: ParallelSettings,
+    telemetry: Arc<Telemetry>,
+    /// The coordinator's times are since this.
+    began: Instant,
+}
+
+impl SecondWriter {
+    async fn run(self) {
+        let mut changes = self.coordinator.watch();
+        while !self.coordinator.with(|coordinator| coordinator.is_closed()) {
+            changes.seen();
+            let Some(xid) = self.coordinator.with(Coordinator::start) else {
+                changes.changed().await;
+                continue;
+            };
+            if let Err(cancelled) = self.apply(xid, &mut changes).await {
+                let obstacle = cancelled.obstacle();
+                if obstacle == Obstacle::SessionFailed {
+                    tracing::debug!(xid, "the second session has failed: {cancelled}");
                 }
-                (_, _) => changes.changed().await,
+                self.coordinator.with(|coordinator| coordinator.cancel(xid, obstacle));
             }
+            self.coordinator.with(|coordinator| coordinator.session_closed(xid));
         }
     }
 
-    async fn follow(&self, xid: u32, context: ApplyContext, changes: &mut Changes) -> Result<(), Stopped> {
-        let Some(writer) = Writer::ahead(&self.settings, self.marked).await? else { return Err(Stopped::NoSession) };
-        self.queue.working(true);
-        let mut transaction = Following {
-            xid,
-            applier: ParallelApplier::begin(writer, context).await?,
-            rows: Vec::new(),
-            bytes: 0,
-            counts: Vec::new(),
+    /// Applies a stream on a session of its own, until it is committed or cancelled.
+    async fn apply(&self, xid: u32, changes: &mut Changes) -> Result<(), Cancelled> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // The coordinator starts nothing while they are not there.
+        let Some(tables) = tables else { return Err(Cancelled::Obstacle(Obstacle::TableChanging)) };
+        let Some(writer) = Writer::ahead(&self.settings.writing, self.settings.marked).await? else {
+            return Err(Cancelled::Obstacle(Obstacle::NoSession));
         };
-        let followed = self.apply(&mut transaction, changes).await;
+        self.coordinator.with(|coordinator| coordinator.session_opened(self.began.elapsed()));
+        let mut transaction = Following {
+            applier: ParallelApplier::begin(writer, tables).await?,
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            counts: Vec::new(),
+            missing_deletes: 0,
+        };
+        let followed = self.follow(xid, &mut transaction, changes).await;
         let close = transaction.applier.into_writer().close();
         let _ = tokio::time::timeout(CLOSE_MAX, close).await;
         followed
     }
 
-    async fn apply(&self, transaction: &mut Following, changes: &mut Changes) -> Result<(), Stopped> {
-        let xid = transaction.xid;
-        let mut missing_deletes = 0;
-        let mut pinged_at = Instant::now();
-        let mut read_at = Instant::now();
+    /// Carries out what the coordinator says.
+    async fn follow(&self, xid: u32, transaction: &mut Following, changes: &mut Changes) -> Result<(), Cancelled> {
         loop {
             changes.seen();
-            let full = transaction.bytes >= self.piece_bytes_max;
-            let next = if full { self.queue.still(xid) } else { self.queue.next(xid) };
-            match next {
-                Next::GiveUp => return Err(Stopped::GivenUp),
-                Next::Read { from, until, relations } => {
-                    read_at = Instant::now();
-                    let records = self.peeker.peek(xid, from, until).await?;
-                    let found = from + length_u64(records.len());
-                    if found < until {
-                        self.queue.read(xid, found);
-                    }
-                    if records.is_empty() {
-                        tokio::time::sleep(LOOK_AGAIN).await;
-                    }
-                    transaction.take(read_changes(&records, &relations)?)?;
-                    continue;
+            let (session, now) = (transaction.session(), self.began.elapsed());
+            match self.coordinator.with(|coordinator| coordinator.next(xid, session, now)) {
+                SessionAction::Read { from, until, relations } => {
+                    self.read(xid, Records { from, until, relations }, transaction).await?;
                 }
-                Next::Commit(from, commit) if transaction.rows.is_empty() && !transaction.applier.is_busy() => {
-                    failpoint::reached("ahead.commit");
-                    transaction.applier.commit(from, &commit).await?;
-                    let applied = transaction.answer().await?;
-                    failpoint::reached("ahead.committed");
-                    let counts = std::mem::take(&mut transaction.counts);
-                    self.telemetry.batch_applied(0, &counts, missing_deletes, applied.elapsed);
-                    self.queue.applied(xid);
-                    tracing::debug!(xid, end_lsn = %commit.end_lsn, "applied ahead of its commit");
-                    return Ok(());
-                }
-                Next::Commit(..) | Next::Wait => {}
-            }
-            let gathers = !full && self.queue.is_arriving(xid) && read_at.elapsed() < GATHER_MAX;
-            if transaction.applier.has_room() && !transaction.rows.is_empty() && !gathers {
-                transaction.send().await?;
-                continue;
-            }
-            let busy = transaction.applier.is_busy();
-            let mut ping_in = (self.settings.silence_max / 3).saturating_sub(pinged_at.elapsed());
-            if gathers && !transaction.rows.is_empty() {
-                ping_in = ping_in.min(GATHER_MAX);
-            }
-            tokio::select! {
-                answered = transaction.applier.answered(), if busy => {
-                    pinged_at = Instant::now();
-                    missing_deletes += transaction.applier.conclude(answered?)?.missing_deletes;
-                }
-                () = changes.changed() => {}
-                () = tokio::time::sleep(ping_in) => {
-                    if read_at.elapsed() > IDLE_MAX {
-                        return Err(Stopped::Idle);
-                    }
-                    if !busy && pinged_at.elapsed() >= self.settings.silence_max / 3 {
-                        pinged_at = Instant::now();
-                        transaction.applier.ping().await?;
+                SessionAction::Send => transaction.send().await?,
+                SessionAction::Ping => transaction.applier.ping().await?,
+                SessionAction::Commit { from, commit } => return self.commit(xid, transaction, from, commit).await,
+                SessionAction::Cancel(obstacle) => return Err(Cancelled::Obstacle(obstacle)),
+                SessionAction::Wait(wait) => {
+                    tokio::select! {
+                        answered = transaction.applier.answered(), if session.is_busy => {
+                            self.coordinator.with(|coordinator| coordinator.answered(self.began.elapsed()));
+                            transaction.missing_deletes += transaction.applier.conclude(answered?)?.missing_deletes;
+                        }
+                        () = changes.changed() => {}
+                        () = tokio::time::sleep(wait) => {}
                     }
                 }
             }
         }
     }
+
+    async fn read(&self, xid: u32, records: Records, transaction: &mut Following) -> Result<(), Cancelled> {
+        let Records { from, until, relations } = records;
+        let found = self.peeker.peek(xid, from, until).await?;
+        let end = from + length_u64(found.len());
+        if end < until {
+            self.coordinator.with(|coordinator| coordinator.found(xid, end));
+        }
+        if found.is_empty() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        transaction.gather(read_changes(&found, &relations)?)
+    }
+
+    async fn commit(&self, xid: u32, transaction: &mut Following, from: Lsn, commit: Commit) -> Result<(), Cancelled> {
+        failpoint::reached("ahead.commit");
+        transaction.applier.commit(from, &commit).await?;
+        let applied = transaction.answer().await?;
+        failpoint::reached("ahead.committed");
+        self.telemetry.batch_applied(0, &transaction.counts, transaction.missing_deletes, applied.elapsed);
+        self.coordinator.with(|coordinator| coordinator.applied(xid));
+        tracing::debug!(xid, end_lsn = %commit.end_lsn, "applied ahead of its commit");
+        Ok(())
+    }
+}
+
+/// Records to read from the spool.
+struct Records {
+    from: u64,
+    until: u64,
+    relations: Vec<Arc<Relation>>,
 }
 
 /// A transaction that is being applied.
 struct Following {
-    xid: u32,
     applier: ParallelApplier,
     /// The chunk that is being gathered, and what it weighs.
-    rows: Vec<Change>,
-    bytes: usize,
+    gathered: Vec<Change>,
+    gathered_bytes: usize,
     /// What was applied of it.
     counts: Vec<(String, Operation, u64)>,
+    missing_deletes: u64,
 }
 
 impl Following {
-    fn take(&mut self, changes: Vec<Change>) -> Result<(), Stopped> {
-        self.applier.fits(&changes)?;
-        self.bytes += changes.iter().map(Change::size_bytes).sum::<usize>();
-        self.rows.extend(changes);
+    fn session(&self) -> SecondSession {
+        SecondSession {
+            gathered: self.gathered.len(),
+            gathered_bytes: self.gathered_bytes,
+            is_busy: self.applier.is_busy(),
+            has_room: self.applier.has_room(),
+        }
+    }
+
+    fn gather(&mut self, changes: Vec<Change>) -> Result<(), Cancelled> {
+        if let Some(obstacle) = self.applier.obstacle(&changes)? {
+            return Err(Cancelled::Obstacle(obstacle));
+        }
+        self.gathered_bytes += changes.iter().map(Change::size_bytes).sum::<usize>();
+        self.gathered.extend(changes);
         Ok(())
     }
 
-    async fn send(&mut self) -> Result<(), Stopped> {
-        let changes = std::mem::take(&mut self.rows);
-        self.bytes = 0;
+    async fn send(&mut self) -> Result<(), Cancelled> {
+        let changes = std::mem::take(&mut self.gathered);
+        self.gathered_bytes = 0;
         add_counts(&mut self.counts, count(&changes));
         Ok(self.applier.apply(&changes).await?)
     }
 
     /// The answer to the only pipelined request under way.
-    async fn answer(&mut self) -> Result<ParallelApplied, Stopped> {
+    async fn answer(&mut self) -> Result<ParallelApplied, Cancelled> {
         let answered = self.applier.answered().await?;
         Ok(self.applier.conclude(answered)?)
     }

@@ -19,26 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
+use crate::apply_core::Command;
 use crate::pg::Lsn;
-
-/// What apply is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    /// Apply what comes.
-    Run,
-    /// Begin nothing more: answer what is under way, and stand still.
-    Hold {
-        /// Whose turn it is.
-        turn: u64,
-    },
-    /// Apply every transaction with commit_lsn before `point` and none other, and stand still.
-    RunTo {
-        /// Whose turn it is.
-        turn: u64,
-        /// A slot's consistent point.
-        point: Lsn,
-    },
-}
 
 /// Where apply stands still, and by which command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

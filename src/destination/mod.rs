@@ -77,7 +77,7 @@ pub use crate::destination::misfits::misfit_report;
 pub use crate::destination::other_table::{Filled, OtherTable, OtherTables};
 pub use apply::{
     Answered, Applied, Applier, ApplierSettings, ApplyContext, FIND_PREPARE, Followed, ParallelAnswered,
-    ParallelApplied, ParallelApplier, StoredPosition, Unfit, renamed_report,
+    ParallelApplied, ParallelApplier, renamed_report,
 };
 pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
 pub use catalog::{Catalog, DestinationTable};

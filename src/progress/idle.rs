@@ -1,6 +1,6 @@
 //! When an idle stream's position is worth storing.
 //!
-//! Asked by `apply_worker::apply_loop` with nothing in flight. A keepalive's wal_end is first stored, then confirmed, so
+//! Asked by `apply_core` with nothing in flight. A keepalive's wal_end is first stored, then confirmed, so
 //! that a slot ahead of the stored position never is normal. Storing costs the destination a synchronous commit,
 //! hence at most every 10 s or once 16 MB of WAL have passed.
 

@@ -25,6 +25,15 @@ pub struct WalReading {
     pub flush_lsn: Lsn,
 }
 
+/// A position that a COMMIT has stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPosition {
+    /// The position.
+    pub position: Lsn,
+    /// The answer means that it is durable.
+    pub is_durable: bool,
+}
+
 /// More than the readings of a minute at 20 a second would be odd.
 const WAITING_MAX: usize = 1024;
 
@@ -84,6 +93,15 @@ impl Ledger {
         self.covered = position;
         // The WAL is flushed in order, so everything stored earlier is durable too.
         self.waiting.clear();
+    }
+
+    /// A commit was answered.
+    ///
+    /// # Panics
+    /// As for [`Ledger::store`].
+    pub fn stored_position(&mut self, stored: StoredPosition) {
+        let StoredPosition { position, is_durable } = stored;
+        if is_durable { self.store_durably(position) } else { self.store(position) }
     }
 
     /// The destination's WAL positions were read after everything stored so far had been answered.

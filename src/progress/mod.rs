@@ -16,4 +16,4 @@ mod ledger;
 pub use feedback::Feedback;
 pub use idle::IdleAdvance;
 pub use lag::{ClockOffset, Lag};
-pub use ledger::{Ledger, WalReading};
+pub use ledger::{Ledger, StoredPosition, WalReading};

@@ -12,7 +12,7 @@
 //! Invariants: nothing is confirmed that the destination has not stored and flushed (I4); the source is not hurt: never
 //! a synchronous standby, locks bounded, a table without replica identity is never added to a publication.
 
-mod parallel_apply_queue;
+mod parallel_apply;
 mod catalog;
 mod collations;
 mod relation_tracker;
@@ -24,7 +24,7 @@ mod marks;
 mod operator_classes;
 mod step_router;
 mod output_plugin;
-mod pieces;
+mod ctid_ranges;
 mod preflight;
 mod publication;
 mod published;
@@ -43,6 +43,7 @@ mod withdrawal;
 pub use crate::source::stored_history::{SourceDatabase, StoredHistory};
 pub use catalog::{SourceCatalog, SourceTable};
 pub use collations::collation_statements;
+pub use ctid_ranges::{CTID_RANGE_BYTES, CtidRange, ctid_ranges};
 pub use error::{LostCause, LostHistory, SourceError};
 pub use history::{check_history, check_line};
 pub use hosts::{Choice, choose_host};
@@ -50,8 +51,7 @@ pub use identity::{Identities, Unidentified};
 pub use marks::Marks;
 pub use operator_classes::{OperatorClass, operator_classes};
 pub use output_plugin::try_plugin;
-pub use parallel_apply_queue::{Changes, Next, ParallelApplyQueue};
-pub use pieces::{PIECE_BYTES, Piece, pieces};
+pub use parallel_apply::{Changes, SharedCoordinator};
 pub use preflight::{SourceServer, same_database};
 pub use publication::{
     GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication,

@@ -17,7 +17,7 @@
 //! without seeing the transaction; after [`SEEN_MAX`] the stream gives up and says why. From then on the catalog may be ahead
 //! of the stream. That it equals what is known proves nothing by itself: [`numbers`] says which columns the relation means.
 //!
-//! A transaction that was applied ahead of its commit is confirmed here first: whether each table that it names is still what
+//! A transaction that was applied in parallel is confirmed here first: whether each table that it names is still what
 //! it was can only be asked once it is committed ([`RelationTracker::confirm`]).
 //!
 //! Bounds: one step is held here, or the relations of one transaction; at most one question is out.
@@ -37,7 +37,7 @@ use crate::catalog::shape::Shape;
 use crate::pg::{Lsn, Relation, RelationId};
 use crate::schema_change::{followed, numbers};
 use crate::session::{Sql, SqlClient, describe_relation, read_description, vacancy};
-use crate::transaction::{Change, Chunk, SchemaChange, Step, Transaction};
+use crate::transaction::{Change, ChunkBuilder, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
 /// synchronous standby, until that has answered.
@@ -60,11 +60,17 @@ type Answer = Result<Option<(SchemaChange, Shape)>, SourceError>;
 
 /// A question that is out.
 struct Asking {
-    /// The place of the change in the held step.
-    place: usize,
+    /// The index of the change in the held step.
+    index: usize,
     relation: Arc<Relation>,
     /// What becomes of it, and of its session.
     answer: JoinHandle<(Answer, Option<SqlClient>)>,
+}
+
+/// Where the held step is cut: in front of this change, since its table has changed.
+struct Cut {
+    index: usize,
+    change: SchemaChange,
 }
 
 /// A transaction that is applied already if its tables are what they were.
@@ -93,7 +99,7 @@ pub struct RelationTracker {
     /// Tables that were asked about for this step, with the partitions that the rest of it names.
     asked: HashSet<RelationId>,
     /// Where the held step is cut.
-    cuts: Vec<(usize, SchemaChange)>,
+    cuts: Vec<Cut>,
     asking: Option<Asking>,
     confirming: Option<Confirming>,
     /// The session of the last question, and when that was.
@@ -209,7 +215,7 @@ impl RelationTracker {
             // Nobody aborts it before this is dropped.
             Err(_) => return Err(SourceError::Ended),
         };
-        let (place, relation) = (asking.place, Arc::clone(&asking.relation));
+        let (index, relation) = (asking.index, Arc::clone(&asking.relation));
         self.asking = None;
         if self.confirming.is_some() {
             if answer.is_some() {
@@ -224,24 +230,24 @@ impl RelationTracker {
             self.shapes.insert(relation.id, shape);
             change
         });
-        self.learn(place, &relation, change);
+        self.learn(index, &relation, change);
         self.go_on();
         Ok(())
     }
 
     /// Takes in what is known now of a relation.
-    fn learn(&mut self, place: usize, relation: &Arc<Relation>, change: Option<SchemaChange>) {
-        self.looked_at = place;
-        self.cuts.extend(change.map(|change| (place, change)));
+    fn learn(&mut self, index: usize, relation: &Arc<Relation>, change: Option<SchemaChange>) {
+        self.looked_at = index;
+        self.cuts.extend(change.map(|change| Cut { index, change }));
         self.seen.insert(relation.id, Arc::clone(relation));
         self.asked.insert(relation.id);
     }
 
-    /// A relation with all partitions that the held step names from `place` on behind the same description.
-    fn with_named(&self, place: usize, relation: &Arc<Relation>) -> Arc<Relation> {
+    /// A relation with all partitions that the held step names from `index` on behind the same description.
+    fn with_named(&self, index: usize, relation: &Arc<Relation>) -> Arc<Relation> {
         let mut named = relation.leaves.clone();
         let mut last = relation;
-        for other in changes_of(self.held.as_ref()).iter().skip(place).flat_map(Change::relations) {
+        for other in changes_of(self.held.as_ref()).iter().skip(index).flat_map(Change::relations) {
             if !Arc::ptr_eq(last, other) && other.id == relation.id && **other == **relation {
                 other.leaves.iter().for_each(|leaf| named.add(leaf));
                 last = other;
@@ -256,16 +262,16 @@ impl RelationTracker {
     /// Asks for the next relation that was not seen; without one the held step is complete.
     fn go_on(&mut self) {
         match self.next_unseen() {
-            Some((place, relation)) => self.ask(place, relation),
+            Some((index, relation)) => self.ask(index, relation),
             None => self.release(),
         }
     }
 
-    fn ask(&mut self, place: usize, relation: Arc<Relation>) {
+    fn ask(&mut self, index: usize, relation: Arc<Relation>) {
         let known = self.shapes.get(&relation.id).cloned();
         let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
         let session = self.session.take().filter(fresh).map(|(session, _)| session);
-        let (sql, about, transaction) = (self.sql.clone(), self.with_named(place, &relation), self.transaction);
+        let (sql, about, transaction) = (self.sql.clone(), self.with_named(index, &relation), self.transaction);
         let waits = Arc::clone(&self.waits);
         let answer = tokio::spawn(async move {
             let session = match session.filter(|session| !session.is_closed()) {
@@ -281,14 +287,14 @@ impl RelationTracker {
             }
             (ask(&session, about, known).await, Some(session))
         });
-        self.asking = Some(Asking { place, relation, answer });
+        self.asking = Some(Asking { index, relation, answer });
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
         let RelationTracker { held, looked_at, seen, truncated, shapes, asked, .. } = self;
         let changes = changes_of(held.as_ref());
         let mut last: Option<&Arc<Relation>> = None;
-        for (place, change) in changes.iter().enumerate().skip(*looked_at) {
+        for (index, change) in changes.iter().enumerate().skip(*looked_at) {
             for relation in change.relations() {
                 // Runs of one table are the rule.
                 if last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
@@ -315,7 +321,7 @@ impl RelationTracker {
                     {
                         seen.insert(relation.id, Arc::clone(relation));
                     }
-                    Some(_) | None => return Some((place, Arc::clone(relation))),
+                    Some(_) | None => return Some((index, Arc::clone(relation))),
                 }
                 last = Some(relation);
             }
@@ -338,27 +344,23 @@ impl RelationTracker {
                 self.cut(changes, cuts);
                 self.ready.push_back(Step::Commit { commit, heartbeat });
             }
-            Some(Step::Chunk(piece)) if !cuts.is_empty() => self.cut(piece.changes, cuts),
+            Some(Step::Chunk(chunk)) if !cuts.is_empty() => self.cut(chunk.changes, cuts),
             step => self.ready.extend(step),
         }
     }
 
-    fn cut(&mut self, changes: Vec<Change>, cuts: Vec<(usize, SchemaChange)>) {
+    fn cut(&mut self, changes: Vec<Change>, cuts: Vec<Cut>) {
         let mut changes = changes.into_iter();
+        let mut chunk = ChunkBuilder::default();
         let mut taken = 0;
-        for (place, change) in cuts {
-            self.piece(changes.by_ref().take(place - taken).collect());
-            taken = place;
+        for Cut { index, change } in cuts {
+            chunk.extend(changes.by_ref().take(index - taken));
+            taken = index;
+            self.ready.extend(chunk.take().map(Step::Chunk));
             self.ready.push_back(Step::Schema(change));
         }
-        self.piece(changes.collect());
-    }
-
-    fn piece(&mut self, changes: Vec<Change>) {
-        if !changes.is_empty() {
-            let size_bytes = changes.iter().map(Change::size_bytes).sum();
-            self.ready.push_back(Step::Chunk(Chunk { changes, size_bytes }));
-        }
+        chunk.extend(changes);
+        self.ready.extend(chunk.take().map(Step::Chunk));
     }
 }
 
@@ -366,7 +368,7 @@ impl RelationTracker {
 fn changes_of(step: Option<&Step>) -> &[Change] {
     match step {
         Some(Step::Transaction(transaction)) => transaction.changes.as_slice(),
-        Some(Step::Chunk(piece)) => piece.changes.as_slice(),
+        Some(Step::Chunk(chunk)) => chunk.changes.as_slice(),
         Some(
             Step::Begin(_) | Step::Schema(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_),
         )
@@ -542,13 +544,13 @@ mod tests {
             self.tracker.held = Some(step);
             self.tracker.looked_at = 0;
             self.tracker.asked.clear();
-            while let Some((place, relation)) = self.tracker.next_unseen() {
-                self.questions.push((place, relation.id));
+            while let Some((index, relation)) = self.tracker.next_unseen() {
+                self.questions.push((index, relation.id));
                 assert!(self.questions.len() < 100, "asked without end");
                 let description = Description { table: String::new(), types: String::new() };
                 let vacant = BTreeSet::new();
                 let change = SchemaChange { relation: Arc::clone(&relation), description, vacant };
-                self.tracker.learn(place, &relation, changed(place).then_some(change));
+                self.tracker.learn(index, &relation, changed(index).then_some(change));
             }
             self.tracker.release();
             std::iter::from_fn(|| self.tracker.poll()).collect()
@@ -649,7 +651,7 @@ mod tests {
         let mut asked = asked();
         let (first, again) = (relation(1), relation(1));
         let changes = [&first, &first, &again].map(insert);
-        let steps = asked.push(transaction(changes.to_vec()), |place| place > 0);
+        let steps = asked.push(transaction(changes.to_vec()), |index| index > 0);
         let [Step::Begin(_), Step::Chunk(before), Step::Schema(change), Step::Chunk(after), Step::Commit { .. }] =
             steps.as_slice()
         else {

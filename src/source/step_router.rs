@@ -3,18 +3,41 @@
 //! Held by `stream`. Steps go through the relation tracker, which completes them, into the step channel; changes of transactions
 //! in progress go to the spool, and when one commits it is read back from there, step by step. While anything of that waits
 //! for room, nothing after it goes out and nothing more is read from the source; [`StepRouter::progress`] is what to await then.
-//! A stream that is applied [`ParallelApplyQueue`] of its commit is not read back: a single step stands for it, and the spool lets go of
-//! it once that is committed at the destination. Before that the relation tracker confirms that its tables are what they were.
+//! A stream that was applied in parallel is not read back: a single step stands for it, and the spool lets go of it once that is
+//! committed at the destination. Before that the relation tracker confirms that its tables are what they were. What may be done with
+//! which stream is the coordinator's to say ([`SharedCoordinator`]); the router reports to it what the spool has.
 //!
 //! Bounds: one step or order waits here and one step in the relation tracker, or one transaction is read back, a piece at a time.
 
 use super::error::SourceError;
-use super::parallel_apply_queue::{Changes, ParallelApplyQueue};
+use super::parallel_apply::{Changes, SharedCoordinator};
 use super::relation_tracker::RelationTracker;
 use super::step_channel::StepSender;
+use crate::apply_core::{Appended, CommitBy, Coordinator, Knowledge, Settlement};
 use crate::pg::{Lsn, Relation, length_u64};
 use crate::spool::{Chunks, Spool, SpoolError, Waiting};
 use crate::transaction::{Assembler, Output, Replay, SpoolOrder, Step, Transaction, TransactionError};
+
+/// Where transactions go that arrive before they commit.
+pub(super) struct InProgressEnds {
+    /// Where their records are kept; `None`: streaming was not asked for.
+    pub(super) spool: Option<Spool>,
+    /// Who decides on parallel apply; `None`: there is none.
+    pub(super) coordinator: Option<SharedCoordinator>,
+}
+
+/// A stream that is read back.
+struct ReadBack {
+    replay: Box<Replay>,
+    /// Where from, while there is more.
+    chunks: Option<Chunks>,
+}
+
+/// Reports to the coordinator, and hears from it.
+struct Parallel {
+    coordinator: SharedCoordinator,
+    changes: Changes,
+}
 
 pub(super) struct StepRouter {
     tracker: RelationTracker,
@@ -22,12 +45,11 @@ pub(super) struct StepRouter {
     spool: Option<Spool>,
     step: Option<Step>,
     order: Option<Waiting>,
-    /// What is read back, and where from while there is more.
-    replay: Option<(Box<Replay>, Option<Chunks>)>,
-    queue: Option<(ParallelApplyQueue, Changes)>,
+    replay: Option<ReadBack>,
+    parallel: Option<Parallel>,
     /// A stream that was applied in parallel, while its tables are asked about.
     confirming: Option<Box<Replay>>,
-    /// A stream whose commit is the destination's to do; it is replayed if that does not come to pass.
+    /// A stream whose commit is left to the second session; it is read back if that does not come to pass.
     settling: Option<Box<Replay>>,
     /// The end_lsn of the last transaction that was handed out.
     handed_out: Lsn,
@@ -37,16 +59,9 @@ pub(super) struct StepRouter {
 impl StepRouter {
     /// A router into a step channel, and to a spool if streaming was asked for; everything up to `resumed` was handed out
     /// before.
-    pub(super) fn new(
-        tracker: RelationTracker,
-        steps: StepSender,
-        (spool, queue): (Option<Spool>, Option<ParallelApplyQueue>),
-        resumed: Lsn,
-    ) -> StepRouter {
-        let queue = queue.map(|queue| {
-            let changes = queue.watch();
-            (queue, changes)
-        });
+    pub(super) fn new(tracker: RelationTracker, steps: StepSender, ends: InProgressEnds, resumed: Lsn) -> StepRouter {
+        let InProgressEnds { spool, coordinator } = ends;
+        let parallel = coordinator.map(|coordinator| Parallel { changes: coordinator.watch(), coordinator });
         StepRouter {
             tracker,
             steps,
@@ -54,7 +69,7 @@ impl StepRouter {
             step: None,
             order: None,
             replay: None,
-            queue,
+            parallel,
             confirming: None,
             settling: None,
             handed_out: resumed,
@@ -85,7 +100,7 @@ impl StepRouter {
             match output {
                 Output::Step(step) => self.send(step),
                 Output::Spool(order) => {
-                    self.tell(&order, assembler);
+                    self.report(&order, assembler);
                     self.spool(order)?;
                 }
             }
@@ -93,21 +108,30 @@ impl StepRouter {
         Ok(())
     }
 
-    /// Reports to the parallel applier what becomes of the stream's records.
-    fn tell(&self, order: &SpoolOrder, assembler: &Assembler) {
-        let Some((queue, _)) = &self.queue else { return };
-        match order {
+    /// Reports to the coordinator what becomes of a stream's records.
+    fn report(&self, order: &SpoolOrder, assembler: &Assembler) {
+        let Some(Parallel { coordinator, .. }) = &self.parallel else { return };
+        let knowledge = |relation: &Relation| match self.tracker.knows(relation) {
+            true => Knowledge::Known,
+            false => Knowledge::News,
+        };
+        let after = self.handed_out;
+        coordinator.with(|coordinator| match order {
             SpoolOrder::Append { xid, records } => {
                 if let Some((end, relations)) = assembler.in_progress(*xid) {
                     let bytes = length_u64(records.len());
-                    let known = |relation: &Relation| self.tracker.knows(relation);
-                    queue.appended(*xid, (bytes, end), self.handed_out, relations, known);
+                    coordinator.appended(Appended { xid: *xid, bytes, end, after, relations }, knowledge);
                 }
             }
-            SpoolOrder::Cut { xid, at } => queue.cut(*xid, *at),
-            SpoolOrder::Discard { xid } => queue.dropped(*xid),
+            SpoolOrder::Cut { xid, at } => coordinator.truncated(*xid, *at),
+            SpoolOrder::Discard { xid } => coordinator.aborted(*xid),
             SpoolOrder::Replay(_) => {}
-        }
+        });
+    }
+
+    /// Asks the coordinator; `None`: there is none.
+    fn ask<T>(&self, question: impl FnOnce(&mut Coordinator) -> T) -> Option<T> {
+        self.parallel.as_ref().map(|parallel| parallel.coordinator.with(question))
     }
 
     fn send(&mut self, step: Step) {
@@ -147,7 +171,7 @@ impl StepRouter {
             SpoolOrder::Cut { xid, at } => spool.cut(xid, at)?,
             SpoolOrder::Discard { xid } => spool.discard(xid)?,
             SpoolOrder::Replay(replay) => {
-                if self.queue.as_ref().is_some_and(|(queue, _)| queue.is_applied_so_far(replay.xid())) {
+                if self.ask(|coordinator| coordinator.may_commit(replay.xid())) == Some(true) {
                     self.tracker.confirm(replay.relations(), replay.xid());
                     self.confirming = Some(replay);
                     return self.confirmed();
@@ -162,26 +186,28 @@ impl StepRouter {
     fn confirmed(&mut self) -> Result<(), SourceError> {
         let Some(unchanged) = self.tracker.take_confirmed() else { return Ok(()) };
         let Some(replay) = self.confirming.take() else { return Ok(()) };
-        if let Some((queue, _)) = self.queue.as_ref().filter(|_| !unchanged) {
-            queue.give_up_stream(replay.xid(), "a table has changed");
+        if !unchanged {
+            self.ask(|coordinator| coordinator.table_changed(replay.xid()));
         }
         self.commit(replay)
     }
 
     /// A stream has committed: its own commit is all that is left to do, or it is read back.
     fn commit(&mut self, replay: Box<Replay>) -> Result<(), SourceError> {
-        if self.queue.as_ref().is_some_and(|(queue, _)| queue.committed(replay.xid())) {
-            self.send(replay.applied_in_parallel());
-            self.settling = Some(replay);
-            return Ok(());
+        match self.ask(|coordinator| coordinator.committed(replay.xid())) {
+            Some(CommitBy::SecondSession) => {
+                self.send(replay.applied_in_parallel());
+                self.settling = Some(replay);
+                Ok(())
+            }
+            Some(CommitBy::Leader) | None => self.read_back(replay),
         }
-        self.read_back(replay)
     }
 
     fn read_back(&mut self, replay: Box<Replay>) -> Result<(), SourceError> {
         let Some(spool) = &mut self.spool else { return Ok(()) };
         let (chunks, order) = spool.read(replay.xid())?;
-        self.replay = Some((replay, Some(chunks)));
+        self.replay = Some(ReadBack { replay, chunks: Some(chunks) });
         self.order = order;
         Ok(())
     }
@@ -208,7 +234,7 @@ impl StepRouter {
         if self.order.is_some() {
             return Ok(spool.give(&mut self.order).await?);
         }
-        let Some((replay, chunks)) = &mut self.replay else { return Ok(()) };
+        let Some(ReadBack { replay, chunks }) = &mut self.replay else { return Ok(()) };
         if let Some(step) = replay.poll() {
             self.send(step);
             return Ok(());
@@ -229,14 +255,14 @@ impl StepRouter {
         Ok(())
     }
 
-    /// Waits until the destination has committed the stream that was applied in parallel, or has left it to be replayed.
+    /// Waits until the destination has committed the stream that was applied in parallel, or has left it to be read back.
     async fn settle(&mut self) -> Result<(), SourceError> {
-        let (Some((queue, changes)), Some(spool)) = (&mut self.queue, &mut self.spool) else { return Ok(()) };
-        let settled = changes.settled(queue).await;
+        let (Some(parallel), Some(spool)) = (&mut self.parallel, &mut self.spool) else { return Ok(()) };
+        let settled = parallel.changes.settled(&parallel.coordinator).await;
         let Some(replay) = self.settling.take() else { return Ok(()) };
         match settled {
-            Some(true) => self.order = spool.discard(replay.xid())?,
-            Some(false) => return self.read_back(replay),
+            Some(Settlement::Applied) => self.order = spool.discard(replay.xid())?,
+            Some(Settlement::ReadBack) => return self.read_back(replay),
             None => self.gone = true,
         }
         Ok(())

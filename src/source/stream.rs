@@ -16,16 +16,17 @@
 //! Bounds: those of the step router; full means wait. A source that says nothing for `timeout` is given up; until then it is asked
 //! for a sign of life again and again.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 use super::error::SourceError;
-use super::parallel_apply_queue::ParallelApplyQueue;
+use super::parallel_apply::SharedCoordinator;
 use super::relation_tracker::RelationTracker;
 use super::schema_looks::SchemaLooks;
 use super::step_channel::StepSender;
-use super::step_router::StepRouter;
+use super::step_router::{InProgressEnds, StepRouter};
 use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::Feedback;
@@ -93,8 +94,8 @@ pub struct StreamTask {
     pub steps: StepSender,
     /// Where transactions go that arrive before they commit; `None`: streaming was not asked for.
     pub spool: Option<Spool>,
-    /// Who applies them already; `None`: nobody.
-    pub queue: Option<ParallelApplyQueue>,
+    /// Who decides on parallel apply of them; `None`: there is none.
+    pub coordinator: Option<SharedCoordinator>,
     /// Who looks at the catalog at a mark of a schema change; `None`: nobody.
     pub looks: Option<SchemaLooks>,
     /// Where the destination's progress comes from.
@@ -114,13 +115,13 @@ pub struct StreamTask {
 /// [`SourceError`] says why the stream broke off. Everything that was sent into `steps` is good.
 pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> Result<(), SourceError> {
     let StreamTask {
-        mut session,
-        mut decoder,
-        mut assembler,
+        session,
+        decoder,
+        assembler,
         tracker,
         steps,
         spool,
-        queue,
+        coordinator,
         looks,
         mut confirmed,
         settings,
@@ -128,72 +129,118 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
     } = task;
     let began = Instant::now();
     let start = *confirmed.borrow_and_update();
-    let mut router = StepRouter::new(tracker, steps, (spool, queue), start.stored);
-    let mut feedback = Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed());
-    let mut silence = Silence::new(began.elapsed(), settings.timeout);
-    let mut greeted = false;
-    let mut looking = Looking { looks, number: None, last: None };
-
-    while !*stop.borrow() && !router.is_gone() {
-        // Whatever has arrived is taken without asking the runtime.
-        while router.is_clear()
-            && looking.is_over()
-            && let Some(message) = session.ready()?
-        {
-            silence.heard(began.elapsed());
-            take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-            looking.forward(&mut router, &mut assembler)?;
+    let mut reading = StreamReader {
+        session,
+        decoder,
+        assembler,
+        router: StepRouter::new(tracker, steps, InProgressEnds { spool, coordinator }, start.stored),
+        looking: Looking { looks, number: None, last: None },
+        feedback: Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed()),
+        silence: Silence::new(began.elapsed(), settings.timeout),
+        is_first_status: true,
+        began,
+    };
+    while !*stop.borrow() && !reading.router.is_gone() {
+        reading.take_ready(&mut report)?;
+        reading.queue_status()?;
+        if reading.next(&mut stop, &mut confirmed, &mut report).await?.is_break() {
+            break;
         }
-        let now = began.elapsed();
-        feedback.received(assembler.received());
-        if !router.is_clear() || !looking.is_over() {
+    }
+    let StreamReader { session, router, feedback, .. } = reading;
+    router.close().await;
+    finish(session, confirmed, feedback, began).await
+}
+
+/// The stream while it is read.
+struct StreamReader {
+    session: ReplicationSession,
+    decoder: Decoder,
+    assembler: Assembler,
+    router: StepRouter,
+    looking: Looking,
+    feedback: Feedback,
+    silence: Silence,
+    /// No status update was sent yet.
+    is_first_status: bool,
+    began: Instant,
+}
+
+impl StreamReader {
+    /// Whether more may be read from the source: nothing waits for room or for an answer.
+    fn has_room(&self) -> bool {
+        self.router.is_clear() && self.looking.is_over()
+    }
+
+    /// Takes whatever has arrived without asking the runtime.
+    fn take_ready(&mut self, report: &mut impl FnMut(StreamReport)) -> Result<(), SourceError> {
+        while self.has_room()
+            && let Some(message) = self.session.ready()?
+        {
+            self.take(message, report)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: StreamedMessage, report: &mut impl FnMut(StreamReport)) -> Result<(), SourceError> {
+        self.silence.heard(self.began.elapsed());
+        take_in(message, &mut self.decoder, &mut self.assembler, &mut self.feedback, report)?;
+        self.looking.forward(&mut self.router, &mut self.assembler)
+    }
+
+    /// Queues a status update when one is due, or when the source has said nothing for long.
+    fn queue_status(&mut self) -> Result<(), SourceError> {
+        let now = self.began.elapsed();
+        self.feedback.received(self.assembler.received());
+        if !self.has_room() {
             // It is we who are not listening.
-            silence.heard(now);
+            self.silence.heard(now);
         }
         // The first update asks for a keepalive, so that an idle source says at once how far it is.
-        let ask = silence.check(now)? || !greeted;
-        greeted = true;
-        if ask || feedback.due_in(now).is_zero() {
-            let (written, flushed, applied) = feedback.take(now);
-            session.queue_status(&StandbyStatusUpdate {
-                written,
-                flushed,
-                applied,
-                sent_at: clock(),
-                reply_requested: ask,
-            });
+        let reply_requested = self.silence.check(now)? || self.is_first_status;
+        self.is_first_status = false;
+        if reply_requested || self.feedback.due_in(now).is_zero() {
+            let (written, flushed, applied) = self.feedback.take(now);
+            let sent_at = clock();
+            self.session.queue_status(&StandbyStatusUpdate { written, flushed, applied, sent_at, reply_requested });
             failpoint::reached("stream.feedback_sent");
         }
-        let nap = feedback.due_in(now).min(silence.check_in(now)).max(Duration::from_millis(1));
-        let clear = router.is_clear();
-        let reading = clear && looking.is_over();
+        Ok(())
+    }
+
+    /// Waits for the next thing to happen; `Break`: nobody takes steps any more.
+    async fn next(
+        &mut self,
+        stop: &mut watch::Receiver<bool>,
+        confirmed: &mut watch::Receiver<Confirmed>,
+        report: &mut impl FnMut(StreamReport),
+    ) -> Result<ControlFlow<()>, SourceError> {
+        let now = self.began.elapsed();
+        let timeout = self.feedback.due_in(now).min(self.silence.check_in(now)).max(Duration::from_millis(1));
+        let (is_clear, has_room) = (self.router.is_clear(), self.has_room());
         tokio::select! {
             _ = stop.changed() => {}
             changed = confirmed.changed() => {
                 if changed.is_err() {
-                    break;
-                } else {
-                    let reached = *confirmed.borrow_and_update();
-                    feedback.progressed(reached.stored, reached.flushed);
+                    return Ok(ControlFlow::Break(()));
                 }
+                let reached = *confirmed.borrow_and_update();
+                self.feedback.progressed(reached.stored, reached.flushed);
             }
-            moved = router.progress(), if !clear => {
+            moved = self.router.progress(), if !is_clear => {
                 moved?;
-                looking.forward(&mut router, &mut assembler)?;
+                self.looking.forward(&mut self.router, &mut self.assembler)?;
             }
-            () = looking.answered() => looking.forward(&mut router, &mut assembler)?,
-            turn = turn(&mut session, reading) => {
+            () = self.looking.answered() => self.looking.forward(&mut self.router, &mut self.assembler)?,
+            turn = turn(&mut self.session, has_room) => {
                 if let Some(message) = turn? {
-                    silence.heard(began.elapsed());
-                    take_in(message, &mut decoder, &mut assembler, &mut feedback, &mut report)?;
-                    looking.forward(&mut router, &mut assembler)?;
+                    self.take(message, report)?;
                 }
             }
-            () = tokio::time::sleep(nap) => {}
+            () = tokio::time::sleep(timeout) => {}
         }
+        Ok(ControlFlow::Continue(()))
     }
-    router.close().await;
-    finish(session, confirmed, feedback, began).await
 }
 
 /// The look that the stream waits for at a mark of a schema change.

@@ -21,7 +21,7 @@ use super::service::{Exit, Service, while_leading};
 use super::stream_health::Watched;
 use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
-use crate::apply_worker::parallel_apply::{ParallelApply, Worker, worth_bytes};
+use crate::apply_worker::parallel_apply::{ParallelApply, ParallelSettings};
 use crate::apply_worker::pause::control;
 use crate::apply_worker::streaming;
 use crate::catalog::fit::Transfer;
@@ -29,7 +29,7 @@ use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, ApplyContext, Bookkeeping, ConflictPolicy, DestinationError, Followed, Lead, Marking,
-    ReplicationRole, SourceTables, TableState, Writer, forget_passed_conflict, shapes, skips,
+    SourceTables, TableState, Writer, forget_passed_conflict, shapes, skips,
 };
 use crate::error_policy::Fault;
 use crate::pg::{Lsn, QualifiedName, RelationId, TypeId};
@@ -41,8 +41,8 @@ use crate::preflight::sequences::Sequences;
 use crate::progress::Ledger;
 use crate::session::{ReplicationSession, Sql, SqlClient, SqlState, StreamOptions};
 use crate::source::{
-    Confirmed, ParallelApplyQueue, RelationTracker, SourceError, StepReceiver, StreamReport, StreamSettings,
-    StreamTask, UnseenReport, step_channel, stream,
+    Confirmed, RelationTracker, SharedCoordinator, SourceError, StepReceiver, StreamReport, StreamSettings, StreamTask,
+    UnseenReport, step_channel, stream,
 };
 use crate::spool::Spool;
 use crate::table_sync;
@@ -206,8 +206,8 @@ impl OpenedStream {
         let at_begin = Confirmed { stored: self.applying.position, flushed: self.applying.ledger.flushed() };
         let (confirmed, passed) = watch::channel(at_begin);
         let parallel_apply = self.parallel_apply(service, &host.config);
-        let queue = parallel_apply.as_ref().map(ParallelApply::handle);
-        let (reading, steps) = self.reading.begin(service, carried, queue, passed.clone());
+        let coordinator = parallel_apply.as_ref().map(ParallelApply::coordinator);
+        let (reading, steps) = self.reading.begin(service, carried, coordinator, passed.clone());
         let schema_changes = host.config.schema_changes;
         let sequences = Sequences::start(host.addresses.clone(), self.tables, schema_changes, Arc::clone(telemetry));
         let mut health = service.monitor.watch(self.watched);
@@ -237,18 +237,14 @@ impl OpenedStream {
     fn parallel_apply(&self, service: &Service, config: &Config) -> Option<ParallelApply> {
         let writer = &self.applying.writer;
         let spool = self.reading.spool.as_ref()?;
-        if writer.role() == ReplicationRole::Origin {
-            return None;
-        }
-        let worth = worth_bytes(config.spool.memory_bytes_max);
-        Some(ParallelApply::start(Worker {
-            queue: ParallelApplyQueue::new(self.applying.position, worth),
-            peeker: spool.peeker(),
-            settings: writer.settings().clone(),
+        let settings = ParallelSettings {
+            writing: writer.settings().clone(),
+            role: writer.role(),
             marked: matches!(writer.marking(), Marking::Origin(_)),
-            piece_bytes_max: config.apply.batch_bytes_max,
-            telemetry: Arc::clone(&service.telemetry),
-        }))
+            chunk_bytes_max: config.apply.batch_bytes_max,
+            spool_memory_bytes_max: config.spool.memory_bytes_max,
+        };
+        ParallelApply::start(settings, spool.peeker(), self.applying.position, Arc::clone(&service.telemetry))
     }
 }
 
@@ -258,7 +254,7 @@ impl ToRead {
         self,
         service: &Service,
         carried: &CarriedOver,
-        queue: Option<ParallelApplyQueue>,
+        coordinator: Option<SharedCoordinator>,
         confirmed: watch::Receiver<Confirmed>,
     ) -> (Reading, StepReceiver) {
         let config = &carried.host.config;
@@ -275,7 +271,7 @@ impl ToRead {
             tracker: RelationTracker::new(describing, self.shapes).with_waits(told_unseen(service, carried)),
             steps,
             spool: self.spool,
-            queue,
+            coordinator,
             looks: Some(service.monitor.looks()),
             confirmed,
             settings: StreamSettings { timeout: config.source.timeout, sender_timeout: config.source.timeout },

@@ -23,10 +23,11 @@ use crate::catalog::shape::Shape;
 use crate::config::{OnConflict, SynchronousCommit, TruncateMode};
 use crate::destination::{
     Applier, ApplierSettings, ApplyContext, Catalog, ConflictPolicy, DestinationError, Followed, SourceTables,
-    StagedTable, Staging, StoredPosition, Writer, WritingSettings,
+    StagedTable, Staging, Writer, WritingSettings,
 };
 use crate::error_policy::Fault;
 use crate::pg::{Lsn, QualifiedName, Relation, RelationId, SlotName};
+use crate::progress::StoredPosition;
 use crate::session::{ReplicationSession, Sql, SqlClient};
 use crate::source::{
     Confirmed, Marks, RelationTracker, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask,
@@ -138,7 +139,7 @@ impl CatchUp {
             assembler: streaming::assembler(assembler, config, &options),
             steps,
             spool: None,
-            queue: None,
+            coordinator: None,
             // The tables are locked against such changes, and the catalog is compared at the end.
             looks: None,
             tracker: RelationTracker::new(Sql { purpose: "describing", ..ends.addresses.source.clone() }, shapes),
@@ -227,7 +228,7 @@ impl CatchUp {
     async fn take(&mut self, mut step: Step) -> Result<(), Fault> {
         match &mut step {
             Step::Transaction(transaction) => transaction.changes.iter_mut().for_each(|change| self.rename(change)),
-            Step::Chunk(piece) => piece.changes.iter_mut().for_each(|change| self.rename(change)),
+            Step::Chunk(chunk) => chunk.changes.iter_mut().for_each(|change| self.rename(change)),
             Step::Schema(change) => return self.check_unaltered(&change.relation).await,
             Step::Begin(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
         }

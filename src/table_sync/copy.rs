@@ -1,19 +1,19 @@
-//! Parallel copying: pieces of all tables from one queue, N readers under one snapshot, each feeding a staging table.
+//! Parallel copying: ranges of all tables from one queue, N readers under one snapshot, each feeding a staging table.
 //!
-//! Called by `super` once staging exists; `source::pieces` says what there is to read, `session::copy` moves the bytes.
+//! Called by `super` once staging exists; `source::ctid_ranges` says what there is to read, `session::copy` moves the bytes.
 //!
 //! ```text
-//! pieces, the largest table's first ──▶ reader 1: COPY out ══▶ COPY in ──▶ staging
+//! ranges, the largest table's first ──▶ reader 1: COPY out ══▶ COPY in ──▶ staging
 //!                                   └─▶ reader N: COPY out ══▶ COPY in ──▶ staging
 //!              meanwhile: asks the snapshot's holder every second whether it lives
 //! ```
 //!
-//! A reader that loses its connection to the source takes its piece again under the same snapshot, on new connections:
-//! the piece's COPY was one transaction at the destination and is rolled back, so no row comes twice. Without its holder
+//! A reader that loses its connection to the source takes its range again under the same snapshot, on new connections:
+//! the range's COPY was one transaction at the destination and is rolled back, so no row comes twice. Without its holder
 //! the snapshot is gone, and everything starts over. A connection to the destination that is lost may have committed
 //! what it does not answer any more; so that starts over too.
 //!
-//! Bounds: `snapshot.workers` pieces at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
+//! Bounds: `snapshot.workers` ranges at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
 //! together.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,7 +31,7 @@ use crate::destination::{DestinationError, Staging};
 use crate::error_policy::Fault;
 use crate::pg::QualifiedName;
 use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
-use crate::source::{HeldSnapshot, PIECE_BYTES, SourceError, TableLocks, pieces};
+use crate::source::{CTID_RANGE_BYTES, HeldSnapshot, SourceError, TableLocks, ctid_ranges};
 use crate::table_sync::ends::Ends;
 use crate::table_sync::snapshot_guard::keep_holder;
 use crate::telemetry::{Telemetry, failpoint};
@@ -66,9 +66,9 @@ pub(super) async fn open_readers(
     room: &LockTable,
 ) -> Result<Vec<Reader>, Fault> {
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
-    // A few more than there will be, if the tables are partitioned: every leaf is a piece at least.
-    let pieces: u64 = tables.iter().map(|table| table.bytes.div_ceil(PIECE_BYTES).max(1)).sum();
-    let wanted = workers(config, source, destination, usize::try_from(pieces).unwrap_or(usize::MAX)).await?;
+    // A few more than there will be, if the tables are partitioned: every leaf is a range at least.
+    let ranges: u64 = tables.iter().map(|table| table.bytes.div_ceil(CTID_RANGE_BYTES).max(1)).sum();
+    let wanted = workers(config, source, destination, usize::try_from(ranges).unwrap_or(usize::MAX)).await?;
     let workers = room.readers(wanted, tables.iter().map(|table| relations(table)).sum());
     if workers < wanted {
         tracing::info!("{workers} of {wanted} readers: the source has no room for the locks of more");
@@ -92,23 +92,23 @@ pub(super) async fn copy(
     let mut left = vec![0; staging.tables.len()];
     let mut tasks = Vec::new();
     for (number, table) in staging.tables.iter().enumerate() {
-        let found = pieces(locks.client(), &table.source).await?;
+        let found = ctid_ranges(locks.client(), &table.source).await?;
         if let Some(left) = left.get_mut(number) {
             *left = found.len();
         }
         if found.is_empty() {
             telemetry.snapshot_table_done(&table.live);
         }
-        let bytes: u64 = found.iter().map(|piece| piece.bytes).sum();
-        tasks.extend(found.into_iter().map(|piece| {
+        let bytes: u64 = found.iter().map(|range| range.bytes).sum();
+        tasks.extend(found.into_iter().map(|range| {
             let filter = table.row_filter.as_deref();
-            let copy_out = sql::copy_out(&piece.relation, &table.route, piece.whole_tree, filter, piece.pages);
+            let copy_out = sql::copy_out(&range.relation, &table.route, range.whole_tree, filter, range.pages);
             (bytes, Task { table: number, copy_out, copy_in: sql::copy_in(&table.staging, &table.route) })
         }));
     }
     // The largest table first, so that no reader is left alone with it at the end.
     tasks.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-    tracing::debug!("{} pieces, {} readers", tasks.len(), readers.len());
+    tracing::debug!("{} ranges, {} readers", tasks.len(), readers.len());
     let shared = Arc::new(Shared {
         queue: Mutex::new(tasks.into_iter().map(|(_, task)| task).collect()),
         tables: staging.tables.iter().map(|table| table.live.clone()).collect(),
@@ -144,7 +144,7 @@ pub(super) async fn copy(
 
 /// What is configured; otherwise what both servers and this machine bear: a core each, at most 8, and at most half of the
 /// sessions that each server has left.
-async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, pieces: usize) -> Result<usize, Fault> {
+async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, ranges: usize) -> Result<usize, Fault> {
     let wanted = match config.snapshot.workers {
         Some(workers) => workers,
         None => {
@@ -154,7 +154,7 @@ async fn workers(config: &Config, source: &SqlClient, destination: &SqlClient, p
             cores.min(free_source / 2).min(free_destination / 2)
         }
     };
-    Ok(wanted.min(pieces).max(1))
+    Ok(wanted.min(ranges).max(1))
 }
 
 /// A reader, and the session that takes its rows.
@@ -163,7 +163,7 @@ struct Pipe {
     writer: Connection,
 }
 
-/// One reader: takes pieces from the queue until it is empty.
+/// One reader: takes ranges from the queue until it is empty.
 async fn work_off(shared: Arc<Shared>, reader: Reader) -> Result<(), Fault> {
     let mut reader = Some(reader);
     let mut pipe: Option<Pipe> = None;
@@ -195,7 +195,7 @@ async fn work_off(shared: Arc<Shared>, reader: Reader) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Copies one piece. What a failed attempt has counted is taken back.
+/// Copies one range. What a failed attempt has counted is taken back.
 async fn copy_task(
     shared: &Shared,
     first: &mut Option<Reader>,

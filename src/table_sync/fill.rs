@@ -4,8 +4,8 @@
 //! time, INSERT … SELECT would write one by one. Nobody sees a row before COMMIT, and a failure leaves nothing but space
 //! that VACUUM gives back. One writer, since one transaction has one session; parents before children.
 //!
-//! Each piece is behind a savepoint: a connection to the source that is lost costs a piece, as it does in `copy`. Where
-//! foreign keys act a table is one piece, because a row may point at a later one of its own table.
+//! Each range is behind a savepoint: a connection to the source that is lost costs a range, as it does in `copy`. Where
+//! foreign keys act a table is one range, because a row may point at a later one of its own table.
 //!
 //! Bounds: what the pipe holds; `snapshot.max_rate`.
 
@@ -17,7 +17,7 @@ use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTab
 use crate::error_policy::Fault;
 use crate::pg::QualifiedName;
 use crate::session::{CopyError, CopyOut, SessionError, SqlClient};
-use crate::source::{SourceError, pieces};
+use crate::source::{CtidRange, SourceError, ctid_ranges};
 use crate::sql::table_guard::{is_table, refuse_others};
 use crate::table_sync::ends::{Ends, TakenSnapshot};
 use crate::table_sync::snapshot_guard::keep_holder;
@@ -97,21 +97,20 @@ impl Filling<'_> {
         let statements: Vec<String> = if foreign_keys_act {
             vec![sql::copy_out(&table.source.name(), &table.route, table.is_tree(), filter, whole)]
         } else {
-            let pieces = pieces(locks, &table.source).await?;
-            let statement = |piece: &crate::source::Piece| {
-                sql::copy_out(&piece.relation, &table.route, piece.whole_tree, filter, piece.pages)
-            };
-            pieces.iter().map(statement).collect()
+            let ranges = ctid_ranges(locks, &table.source).await?;
+            let statement =
+                |range: &CtidRange| sql::copy_out(&range.relation, &table.route, range.whole_tree, filter, range.pages);
+            ranges.iter().map(statement).collect()
         };
         let mut rows = 0;
         for statement in statements {
-            rows += self.piece(table, &statement).await?;
+            rows += self.range(table, &statement).await?;
         }
         self.ends.telemetry.snapshot_table_done(&table.live);
         Ok(rows)
     }
 
-    async fn piece(&mut self, table: &StagedTable, copy_out: &str) -> Result<u64, Fault> {
+    async fn range(&mut self, table: &StagedTable, copy_out: &str) -> Result<u64, Fault> {
         const DOING: &str = "keeping a piece apart";
         let mut retries = 0;
         loop {

@@ -10,7 +10,7 @@ use crate::destination::{Catalog, DestinationError};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, counted};
 use crate::session::{SqlClient, read_lock_table};
-use crate::source::{PIECE_BYTES, SourceCatalog, SourceError, SourceTable};
+use crate::source::{CTID_RANGE_BYTES, SourceCatalog, SourceError, SourceTable};
 
 /// The room for locks at both ends, and what a copy of these tables lacks of it.
 pub(crate) struct Room {
@@ -68,5 +68,5 @@ impl Room {
 
 /// A small table is read by COPY of the table itself, which leaves its indexes alone.
 fn is_read_by_query(SourceTable { definition, row_filter, .. }: &SourceTable) -> bool {
-    definition.bytes > PIECE_BYTES || definition.kind == TableKind::Partitioned || row_filter.is_some()
+    definition.bytes > CTID_RANGE_BYTES || definition.kind == TableKind::Partitioned || row_filter.is_some()
 }

@@ -1,6 +1,6 @@
 //! A snapshot's readers: sessions that hold the tables before the slot is asked for, and read them under its snapshot.
 //!
-//! Opened by `super` between the tables' locks and the slot; `copy` and `fill` give them pieces. Each one holds ACCESS SHARE on
+//! Opened by `super` between the tables' locks and the slot; `copy` and `fill` give them ranges. Each one holds ACCESS SHARE on
 //! every table in the transaction in which it reads later. It must hold it from the start: a session that asks for it
 //! later waits behind a session that has asked for ACCESS EXCLUSIVE in between, and that session waits for our own locks. No
 //! server sees this circle, because we are a part of it.
@@ -12,7 +12,7 @@
 //! transaction's snapshot. Then the table is held by [`TableLocks`] alone, and a COPY that has to wait for it ends the
 //! attempt in the same way.
 //!
-//! Bounds: as many readers as `copy` has work for; a piece is retried [`RETRIES_MAX`] times; a COPY waits for a lock
+//! Bounds: as many readers as `copy` has work for; a range is retried [`RETRIES_MAX`] times; a COPY waits for a lock
 //! no longer than [`WAIT_MAX`].
 
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::pg::{QualifiedName, quote_literal};
 use crate::session::{Connection, SessionError, SqlState};
 use crate::source::{SourceError, TableLocks};
 
-/// How often in a row one piece may lose its connection to the source.
+/// How often in a row one range may lose its connection to the source.
 pub(super) const RETRIES_MAX: u32 = 10;
 
 /// How long a COPY may wait for its table, in milliseconds: only somebody who waits for us can be before it.
@@ -99,7 +99,7 @@ pub(super) fn is_lost_source(fault: &Fault) -> bool {
     }
 }
 
-/// How long to wait before a piece is read again: longer than a server needs to come back to its senses, shorter than
+/// How long to wait before a range is read again: longer than a server needs to come back to its senses, shorter than
 /// anybody's patience.
 pub(super) fn pause_before_retry(retries: u32) -> Duration {
     Duration::from_millis(100 << retries.min(5))

@@ -24,6 +24,7 @@
 
 mod assembler;
 mod change;
+mod chunks;
 mod dead_letter;
 pub mod error;
 pub mod output;
@@ -40,6 +41,7 @@ pub use crate::transaction::output::Output;
 pub use crate::transaction::spool_order::{Records, SpoolOrder};
 pub use assembler::Assembler;
 pub use change::{Change, Chunk, Heartbeat, RowChange, SchemaChange, Step, Transaction};
+pub use chunks::ChunkBuilder;
 pub use record::{read_changes, write_change};
 pub use relations::TableSet;
 pub use replay::Replay;

@@ -26,25 +26,17 @@ use super::requests::{self, Advance, Strategy};
 use super::rows::TransactionChanges;
 use super::schema_follower::SchemaFollower;
 use super::settings::ApplyContext;
+use crate::apply_core::{AtCommit, LiveSession};
 use crate::apply_plan::{ApplyTask, Batch, LargeStep, TransactionEnd};
 use crate::destination::conflict::{ApplyMode, ConflictPolicy, Repair};
 use crate::destination::error::{Conflict, ConflictKind, DestinationError};
 use crate::destination::other_table::{Filled, OtherTable};
 use crate::destination::writer::Writer;
 use crate::pg::{Lsn, QualifiedName};
-use crate::progress::WalReading;
+use crate::progress::{StoredPosition, WalReading};
 use crate::session::{ServerError, SessionError};
 use crate::transaction::{Change, Chunk, SchemaChange};
 use crate::wire::{Begin, Commit};
-
-/// A position that a COMMIT has stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredPosition {
-    /// The position.
-    pub position: Lsn,
-    /// The answer means that it is durable.
-    pub is_durable: bool,
-}
 
 /// What became of a request.
 #[derive(Debug)]
@@ -488,11 +480,26 @@ impl Applier {
         Ok(())
     }
 
-    /// Whether a transaction that was applied in parallel may be committed: the operator does not want it skipped, and no
-    /// table's snapshot holds it already. Neither could be known before its commit.
-    pub fn may_commit_directly(&self, commit: &Commit) -> bool {
-        self.map.followed.are_all_live_at(commit.commit_lsn)
-            && !self.policy.is_skipped(commit.commit_lsn, Some(commit.end_lsn))
+    /// What is known at its commit of a transaction that was applied in parallel.
+    pub fn at_commit(&self, commit: &Commit) -> AtCommit {
+        if self.policy.is_skipped(commit.commit_lsn, Some(commit.end_lsn)) {
+            AtCommit::Skipped
+        } else if self.map.followed.are_all_live_at(commit.commit_lsn) {
+            AtCommit::Wanted
+        } else {
+            AtCommit::InSnapshot
+        }
+    }
+
+    /// The session, as far as the apply loop's decisions depend on it.
+    pub fn live_session(&self) -> LiveSession {
+        LiveSession {
+            stored: self.stored,
+            is_busy: self.is_busy(),
+            has_room: self.has_room(),
+            in_large_transaction: self.in_large_transaction(),
+            waits_for: self.waits_for(),
+        }
     }
 
     /// Continues where the parallel session has moved the position to; call it with nothing in flight.

@@ -52,9 +52,9 @@ mod pipeline;
 mod applier;
 mod parallel_apply;
 
-pub use applier::{Answered, Applied, Applier, StoredPosition};
+pub use applier::{Answered, Applied, Applier};
 pub use conflict_report::FIND_PREPARE;
 pub use followed::Followed;
-pub use parallel_apply::{ParallelAnswered, ParallelApplied, ParallelApplier, Unfit};
+pub use parallel_apply::{ParallelAnswered, ParallelApplied, ParallelApplier};
 pub use schema_follower::renamed_report;
 pub use settings::{ApplierSettings, ApplyContext};

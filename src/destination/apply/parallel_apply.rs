@@ -6,7 +6,7 @@
 //! that outlives its leader commits nothing (I2, I3).
 //!
 //! Sound only where the source's own locks order everything that could meet: rows found by a key, foreign keys and triggers
-//! that do not act, no TRUNCATE. Anything else is [`Unfit`], and every error counts as that: the leader's session then applies the
+//! that do not act, no TRUNCATE. Anything else is an [`Obstacle`], and every error counts as one: the leader's session then applies the
 //! transaction at its commit. So nothing is done again here, and nothing is kept for it.
 
 use std::sync::Arc;
@@ -17,34 +17,18 @@ use super::relation_map::RelationMap;
 use super::requests::{self, Advance, Strategy};
 use super::rows::TransactionChanges;
 use super::settings::ApplyContext;
+use crate::apply_core::{Observed, Obstacle, TableTraits, obstacle};
 use crate::apply_plan::target::TargetIdentity;
 use crate::destination::conflict::ApplyMode;
 use crate::destination::error::DestinationError;
 use crate::destination::writer::Writer;
 use crate::pg::{Lsn, Relation};
 use crate::session::SessionError;
-use crate::transaction::{Change, RowChange};
+use crate::transaction::Change;
 use crate::wire::Commit;
 
 /// Its commit is not known yet: it comes after everything that is.
 const COMMIT_LSN: Lsn = Lsn::new(u64::MAX);
-
-/// Why changes cannot be applied in parallel, before they commit.
-#[derive(Debug, thiserror::Error)]
-pub enum Unfit {
-    /// A TRUNCATE would lock readers out until the commit.
-    #[error("it has a TRUNCATE")]
-    Truncate,
-    /// Several rows may be equal: which of them is meant depends on the order of commits.
-    #[error("it changes rows of a table without a key")]
-    NoKey,
-    /// They would act before their time.
-    #[error("triggers act on a table of it")]
-    Triggers,
-    /// The relation does not fit its table.
-    #[error(transparent)]
-    Destination(#[from] DestinationError),
-}
 
 /// What a request of parallel apply carries out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,39 +73,42 @@ impl ParallelApplier {
         Ok(applier)
     }
 
-    /// Whether these changes may be applied in parallel, before they commit.
+    /// What stands against applying these changes in parallel, before they commit.
     ///
     /// # Errors
-    /// [`Unfit`] says why not.
-    pub fn fits(&mut self, changes: &[Change]) -> Result<(), Unfit> {
-        let mut last: Option<(&Arc<Relation>, bool)> = None;
+    /// [`DestinationError`]: a relation does not fit its table.
+    pub fn obstacle(&mut self, changes: &[Change]) -> Result<Option<Obstacle>, DestinationError> {
+        let mut last: Option<(&Arc<Relation>, Option<TableTraits>)> = None;
         for change in changes {
-            let row = match change {
-                Change::Row(row) => row,
-                Change::Truncate { .. } => return Err(Unfit::Truncate),
-            };
-            let by_key = match row {
-                RowChange::Insert { .. } => false,
-                RowChange::Update { .. } | RowChange::Delete { .. } => true,
-            };
-            let relation = row.relation();
-            let has_key = match last {
-                Some((known, has_key)) if Arc::ptr_eq(known, relation) => has_key,
-                Some(_) | None if self.map.followed.get(relation.id).is_none() => continue,
-                Some(_) | None => {
-                    let target = self.map.bind(relation)?;
-                    if target.side_effects.acts_in_replica() {
-                        return Err(Unfit::Triggers);
+            let table = match change {
+                Change::Truncate { .. } => None,
+                // Runs of one table are the rule.
+                Change::Row(row) => match last {
+                    Some((known, table)) if Arc::ptr_eq(known, row.relation()) => table,
+                    Some(_) | None => {
+                        let table = self.traits_of(row.relation())?;
+                        last = Some((row.relation(), table));
+                        table
                     }
-                    matches!(target.identity, TargetIdentity::Key(_))
-                }
+                },
             };
-            if by_key && !has_key {
-                return Err(Unfit::NoKey);
+            if let Some(obstacle) = obstacle(&Observed::Change { change, table }) {
+                return Ok(Some(obstacle));
             }
-            last = Some((relation, has_key));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// `None` for a table that is not followed.
+    fn traits_of(&mut self, relation: &Arc<Relation>) -> Result<Option<TableTraits>, DestinationError> {
+        if self.map.followed.get(relation.id).is_none() {
+            return Ok(None);
+        }
+        let target = self.map.bind(relation)?;
+        Ok(Some(TableTraits {
+            has_acting_triggers: target.side_effects.acts_in_replica(),
+            has_key: matches!(target.identity, TargetIdentity::Key(_)),
+        }))
     }
 
     /// Whether another request may be sent now.

@@ -12,7 +12,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, Relation, RelationId};
-use crate::transaction::change::{Change, Chunk, Heartbeat, RowChange, Step, Transaction};
+use crate::transaction::change::{Change, Heartbeat, RowChange, Step, Transaction};
+use crate::transaction::chunks::Cutter;
 use crate::transaction::error::TransactionError;
 use crate::transaction::output::Output;
 use crate::transaction::relations::{RelationCache, TableSet};
@@ -39,7 +40,7 @@ const STREAM_RELATIONS_BYTES_MAX: usize = 256 << 20;
 #[derive(Debug)]
 pub struct Assembler {
     tables: TableSet,
-    piece_bytes_max: usize,
+    chunk_bytes_max: usize,
     heartbeat_prefix: &'static str,
     /// Transactions that were replicated to the source from elsewhere are left out.
     origin_none: bool,
@@ -83,12 +84,8 @@ struct Described {
 /// The transaction between its Begin and its Commit.
 #[derive(Debug)]
 struct Open {
-    begin: Begin,
-    changes: Vec<Change>,
-    size_bytes: usize,
+    steps: Cutter,
     heartbeat: Option<Heartbeat>,
-    /// Its begin has already left as a step.
-    large: bool,
     /// It was replicated to the source from elsewhere, and such are not wanted.
     foreign: bool,
     /// The source has sent it before.
@@ -100,17 +97,17 @@ struct Open {
 impl Assembler {
     /// An assembler for a session that was just started at `resumed_from`.
     ///
-    /// Transactions of more than `piece_bytes_max` leave in pieces of about that size. Logical messages with
+    /// Transactions of more than `chunk_bytes_max` leave in chunks of about that size. Logical messages with
     /// `heartbeat_prefix` are ours; all others are ignored.
     pub fn new(
         tables: TableSet,
-        piece_bytes_max: usize,
+        chunk_bytes_max: usize,
         heartbeat_prefix: &'static str,
         resumed_from: Lsn,
     ) -> Assembler {
         Assembler {
             tables,
-            piece_bytes_max,
+            chunk_bytes_max,
             heartbeat_prefix,
             origin_none: false,
             relations: RelationCache::default(),
@@ -184,7 +181,7 @@ impl Assembler {
                 for id in truncate.relations {
                     relations.extend(self.wanted(xid, id)?);
                 }
-                let transaction = xid.or(self.open.as_ref().map(|open| open.begin.xid));
+                let transaction = xid.or(self.open.as_ref().map(|open| open.steps.begin().xid));
                 if let (Some(transaction), Some(truncated)) = (transaction, self.truncated_by()) {
                     let tables = relations.iter().map(|relation| relation.id);
                     tables.for_each(|table| truncated.entry(table).or_default().add(transaction));
@@ -199,16 +196,8 @@ impl Assembler {
                     return Err(TransactionError::Misplaced { message: "Begin", place: "inside a transaction" });
                 }
                 let again = self.came_before(begin.final_lsn)?;
-                self.open = Some(Open {
-                    begin,
-                    changes: Vec::new(),
-                    size_bytes: 0,
-                    heartbeat: None,
-                    large: false,
-                    foreign: false,
-                    again,
-                    truncated: HashMap::new(),
-                });
+                let steps = Cutter::new(begin, self.chunk_bytes_max);
+                self.open = Some(Open { steps, heartbeat: None, foreign: false, again, truncated: HashMap::new() });
             }
             Message::Commit(commit) => self.commit(commit)?,
             Message::Relation { xid, relation } => self.relation(xid, relation)?,
@@ -269,24 +258,20 @@ impl Assembler {
         let Some(open) = self.open.take() else {
             return Err(TransactionError::Misplaced { message: "Commit", place: "outside a transaction" });
         };
-        let Open { begin, changes, size_bytes, heartbeat, large, foreign: _, again, truncated } = open;
+        let Open { mut steps, heartbeat, foreign: _, again, truncated } = open;
         self.truncated.extend(truncated);
-        if begin.final_lsn != commit.commit_lsn {
-            return Err(TransactionError::CommitMismatch { final_lsn: begin.final_lsn, commit_lsn: commit.commit_lsn });
+        let final_lsn = steps.begin().final_lsn;
+        if final_lsn != commit.commit_lsn {
+            return Err(TransactionError::CommitMismatch { final_lsn, commit_lsn: commit.commit_lsn });
         }
         if again {
             return Ok(());
         }
         self.passed(commit);
-        if large {
-            if !changes.is_empty() {
-                self.step(Step::Chunk(Chunk { changes, size_bytes }));
-            }
-            self.step(Step::Commit { commit, heartbeat });
-        } else if changes.is_empty() && heartbeat.is_none() {
+        if steps.is_empty() && heartbeat.is_none() {
             self.reached(commit.end_lsn);
         } else {
-            self.step(Step::Transaction(Transaction { begin, commit, changes, size_bytes, heartbeat }));
+            self.outputs.extend(steps.commit(commit, heartbeat).map(Output::Step));
         }
         Ok(())
     }
@@ -372,7 +357,7 @@ impl Assembler {
                 let learned = self.relations.learn(relation, self.heard, &self.tables)?;
                 // The changes keep the description, however often the source repeats it.
                 if let (Some(open), Some(relation)) = (&mut self.open, learned) {
-                    open.size_bytes += relation.size_bytes();
+                    open.steps.add_weight(relation.size_bytes());
                 }
             }
         }
@@ -408,7 +393,7 @@ impl Assembler {
         }
         // One that is not transactional has no place in the order of commits.
         if let Some(open) = self.open.as_ref().filter(|open| !open.again) {
-            self.marked = Some(SchemaMark { transaction: open.begin.xid, objects });
+            self.marked = Some(SchemaMark { transaction: open.steps.begin().xid, objects });
         }
     }
 
@@ -455,7 +440,7 @@ impl Assembler {
             table: relation.name.clone(),
             expected: relation.columns.len(),
             found,
-            final_lsn: self.open.as_ref().map_or(Lsn::INVALID, |open| open.begin.final_lsn),
+            final_lsn: self.open.as_ref().map_or(Lsn::INVALID, |open| open.steps.begin().final_lsn),
         })
     }
 
@@ -469,17 +454,7 @@ impl Assembler {
         if open.foreign || open.again {
             return Ok(());
         }
-        open.size_bytes += change.size_bytes();
-        open.changes.push(change);
-        if open.size_bytes >= self.piece_bytes_max {
-            let begin = (!std::mem::replace(&mut open.large, true)).then_some(open.begin);
-            let changes = std::mem::take(&mut open.changes);
-            let size_bytes = std::mem::take(&mut open.size_bytes);
-            if let Some(begin) = begin {
-                self.step(Step::Begin(begin));
-            }
-            self.step(Step::Chunk(Chunk { changes, size_bytes }));
-        }
+        self.outputs.extend(open.steps.push(change).map(Output::Step));
         Ok(())
     }
 
@@ -591,8 +566,8 @@ impl Assembler {
         let heartbeat = stream.take_heartbeat();
         let begin = Begin { final_lsn: commit.commit_lsn, committed_at: commit.committed_at, xid };
         if stream.end > 0 {
-            let most = self.piece_bytes_max;
-            let replay = Replay::new(begin, commit, heartbeat, stream.numbered, most, stream.end);
+            let steps = Cutter::new(begin, self.chunk_bytes_max);
+            let replay = Replay::new(steps, commit, heartbeat, stream.numbered, stream.end);
             self.outputs.push_back(Output::Spool(SpoolOrder::Replay(Box::new(replay))));
             return Ok(());
         }

@@ -1,7 +1,7 @@
-//! What a snapshot reads: each table in pieces that readers take from one queue.
+//! What a snapshot reads: each table in ranges of pages that readers take from one queue.
 //!
-//! Asked by `table_sync` on the session that locks the tables; the pieces' COPY statements are `apply_plan`'s. A large table is
-//! split into ranges of pages (ctid), a small one is one piece. The rows of a partitioned table are its partitions',
+//! Asked by `table_sync` on the session that locks the tables; the ranges' COPY statements are `apply_plan`'s. A large table is
+//! split into ranges of pages (ctid), a small one is one range. The rows of a partitioned table are its partitions',
 //! which are read one by one where our role may; otherwise through their root, which needs no privilege on them.
 //!
 //! The tables are locked since before the slot, so no page that the snapshot's rows lie on can go away: VACUUM may free
@@ -14,14 +14,14 @@ use crate::pg::QualifiedName;
 use crate::session::SqlClient;
 use crate::sql::partition_tree;
 
-/// Pages of a piece at most: 32 MB, a second or less of reading. What a lost connection costs is a piece.
-const PIECE_PAGES: u32 = 4096;
+/// Pages of a range at most: 32 MB, a second or less of reading. What a lost connection costs is a range.
+const CTID_RANGE_PAGES: u32 = 4096;
 /// The same in bytes, with pages of the usual size.
-pub const PIECE_BYTES: u64 = PIECE_PAGES as u64 * 8192;
+pub const CTID_RANGE_BYTES: u64 = CTID_RANGE_PAGES as u64 * 8192;
 
 /// What one reader copies at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct CtidRange {
     /// The table, or one of its partitions.
     pub relation: QualifiedName,
     /// Rows of partitions belong to it.
@@ -47,13 +47,13 @@ const PAGES: &str = concat!(
     ORDER BY 1, 2"
 );
 
-/// A table's pieces, as large as it is now.
+/// A table's ranges, as large as it is now.
 ///
 /// # Errors
 /// [`SourceError`].
-pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<Piece>, SourceError> {
+pub async fn ctid_ranges(client: &SqlClient, table: &TableDefinition) -> Result<Vec<CtidRange>, SourceError> {
     let rows = client.query("measuring a table", PAGES, &[&table.id]).await?;
-    let mut whole = Piece {
+    let mut whole = CtidRange {
         relation: table.name(),
         whole_tree: table.kind == TableKind::Partitioned,
         pages: PageRange { first: 0, end: None },
@@ -61,7 +61,7 @@ pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<P
     };
     // Without a privilege on the whole table its ctid cannot be read; without one on a partition, the partition.
     let mut are_readable = true;
-    let mut pieces = Vec::new();
+    let mut ranges = Vec::new();
     for row in &rows {
         are_readable &= row.get::<Option<bool>>(2)? == Some(true);
         let relation = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
@@ -69,12 +69,12 @@ pub async fn pieces(client: &SqlClient, table: &TableDefinition) -> Result<Vec<P
         let pages = row.get::<Option<i64>>(3)?.and_then(|pages| u32::try_from(pages).ok()).unwrap_or(0);
         let block_bytes = u64::try_from(row.get::<i64>(4)?).unwrap_or(8192);
         whole.bytes += u64::from(pages).saturating_mul(block_bytes);
-        pieces.extend(PageRange::split(pages, PIECE_PAGES).into_iter().map(|range| Piece {
+        ranges.extend(PageRange::split(pages, CTID_RANGE_PAGES).into_iter().map(|range| CtidRange {
             relation: relation.clone(),
             whole_tree: false,
             bytes: u64::from(range.end.unwrap_or(pages).saturating_sub(range.first)).saturating_mul(block_bytes),
             pages: range,
         }));
     }
-    Ok(if are_readable { pieces } else { vec![whole] })
+    Ok(if are_readable { ranges } else { vec![whole] })
 }
