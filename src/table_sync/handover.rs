@@ -120,7 +120,8 @@ pub(crate) async fn serve(
             true => tracing::debug!("{begins}"),
         }
         let begun = Instant::now();
-        let ended = hand_over(ends, control, &client, (&scope, &ids, generation)).await;
+        let hand_over = HandOver { ends, control, bookkeeping: &client, scope: &scope, requests: &ids, generation };
+        let ended = hand_over.run().await;
         ends.telemetry.snapshot_ends();
         match ended {
             Ok(Some(again)) => return again,
@@ -259,112 +260,135 @@ async fn settle_failure(
     failure
 }
 
-async fn hand_over(
-    ends: Ends<'_>,
-    control: &Control,
-    bookkeeping: &Bookkeeping,
-    (scope, requests, generation): (&Scope, &[i64], &str),
-) -> Result<Option<Restart>, Fault> {
-    let config = ends.config;
-    let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
-    let lock_timeout = format!("SET lock_timeout = {}", config.destination.lock_timeout.as_millis());
-    source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
-    let server = SourceServer::check(&source, true).await?;
-    let mut shapes = look(ends, &source, bookkeeping, scope).await?;
-    let follow = config.schema_changes == SchemaChanges::Follow;
-    let types = (&shapes.source.types, &shapes.destination.types);
-    let renamed = follow_attributes(bookkeeping.client(), types, follow).await?;
-    if !renamed.is_empty() {
-        renamed.into_iter().for_each(|told| ends.telemetry.event("schema", told));
-        shapes = look(ends, &source, bookkeeping, scope).await?;
-    }
-    if check_fit(&shapes.source, &shapes.destination).is_err() {
-        // The catalog may know of a change that the stream has not come to: it brings the table along, or suspends it.
-        pass(ends, control, end_of_wal(&source).await?).await?;
-        shapes = look(ends, &source, bookkeeping, scope).await?;
-    }
-    let transfer = check_fit(&shapes.source, &shapes.destination)?;
-    let Shapes { source: mut source_catalog, destination: destination_catalog, followed, suspended } = shapes;
-    // The copy's readers and locks depend on how large the tables are, and it locks them all.
-    source_catalog.measure(&source).await?;
-    let is_followed = |table: &QualifiedName, source_id| {
-        let destination_id = destination_catalog.table(table).map(|table| table.id);
-        let mut known = followed.iter().filter(|known| !suspended.contains(&known.name));
-        known.any(|known| {
-            known.name == *table && known.source_id == source_id && Some(known.destination_id) == destination_id
-        })
-    };
-    let set_differs = source_catalog
-        .tables
-        .iter()
-        .any(|table| !is_followed(&table.definition.name(), table.definition.relation_id()));
+/// One hand-over: a copy of the tables of `scope`, made while the stream runs.
+struct HandOver<'a> {
+    ends: Ends<'a>,
+    control: &'a Control,
+    bookkeeping: &'a Bookkeeping,
+    scope: &'a Scope,
+    requests: &'a [i64],
+    /// The stream's.
+    generation: &'a str,
+}
 
-    begin_showing(ends, &source_catalog);
-    let tables = Tables { source: &source_catalog, destination: &destination_catalog, transfer, alone: false };
-    let slot = temporary_slot()?;
-    let name = format!("{generation}_again");
-    let (taken, staging) = begin_staging(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
-    let Staged { staging, sent, slot_session, consistent_point } = load(ends, taken, staging, slot.as_str()).await?;
-    finish(ends, bookkeeping.client(), &staging).await?;
-    // Before the stream changes them: as many rows as were sent.
-    staging.check_counts(bookkeeping.client(), &sent).await?;
+impl HandOver<'_> {
+    async fn run(&self) -> Result<Option<Restart>, Fault> {
+        let HandOver { ends, bookkeeping, .. } = *self;
+        let source = ends.addresses.source.connect().await.map_err(SourceError::Session)?;
+        let lock_timeout = format!("SET lock_timeout = {}", ends.config.destination.lock_timeout.as_millis());
+        source.statement("setting up a session", &lock_timeout).await.map_err(SourceError::Session)?;
+        let server = SourceServer::check(&source, true).await?;
+        let mut shapes = self.fitting_shapes(&source).await?;
+        let transfer = check_fit(&shapes.source, &shapes.destination)?;
+        // The copy's readers and locks depend on how large the tables are, and it locks them all.
+        shapes.source.measure(&source).await?;
 
-    let mut catch_up =
-        CatchUp::begin(ends, bookkeeping.client(), &server, &tables, (&slot, slot_session, &staging, consistent_point))
-            .await?;
-    ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
-    failpoint::reached("handover.catching_up");
-    pass(ends, control, consistent_point).await?;
-    catch_up_with(bookkeeping, &mut catch_up, None).await?;
-    let client = publishing_session(ends).await?;
-    let lists = Lists::keep(bookkeeping.client(), &staging).await?;
-    let differences = if lists.is_empty() {
-        Differences::default()
-    } else {
-        let held = hold(ends, control, &mut catch_up, "handover.comparing_held").await?;
+        begin_showing(ends, &shapes.source);
+        let tables = Tables { source: &shapes.source, destination: &shapes.destination, transfer, alone: false };
+        let slot = temporary_slot()?;
+        let name = format!("{}_again", self.generation);
+        let (taken, staging) =
+            begin_staging(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
+        let Staged { staging, sent, slot_session, consistent_point } =
+            load(ends, taken, staging, slot.as_str()).await?;
+        finish(ends, bookkeeping.client(), &staging).await?;
+        // Before the stream changes them: as many rows as were sent.
+        staging.check_counts(bookkeeping.client(), &sent).await?;
+
+        let begins = (&slot, slot_session, &staging, consistent_point);
+        let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, begins).await?;
+        ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
+        failpoint::reached("handover.catching_up");
+        pass(ends, self.control, consistent_point).await?;
+        catch_up_with(bookkeeping, &mut catch_up, None).await?;
+        let client = publishing_session(ends).await?;
+        let differences = self.differences(&client, &mut catch_up, &staging).await?;
+        let restart = self.publish(&client, &mut catch_up, &staging, &differences, &shapes).await?;
+        catch_up.close().await;
+        after(ends, staging, &differences).await?;
+        Ok(restart)
+    }
+
+    /// Both ends, once they fit or the stream has passed what the source's catalog says now.
+    async fn fitting_shapes(&self, source: &SqlClient) -> Result<Shapes, Fault> {
+        let HandOver { ends, bookkeeping, scope, .. } = *self;
+        let mut shapes = look(ends, source, bookkeeping, scope).await?;
+        let follow = ends.config.schema_changes == SchemaChanges::Follow;
+        let types = (&shapes.source.types, &shapes.destination.types);
+        let renamed = follow_attributes(bookkeeping.client(), types, follow).await?;
+        if !renamed.is_empty() {
+            renamed.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+            shapes = look(ends, source, bookkeeping, scope).await?;
+        }
+        if check_fit(&shapes.source, &shapes.destination).is_err() {
+            // The catalog may know of a change that the stream has not come to: it brings the table along, or suspends it.
+            pass(ends, self.control, end_of_wal(source).await?).await?;
+            shapes = look(ends, source, bookkeeping, scope).await?;
+        }
+        Ok(shapes)
+    }
+
+    /// The lists of what differs, made while the stream runs on.
+    async fn differences(
+        &self,
+        client: &SqlClient,
+        catch_up: &mut CatchUp,
+        staging: &Staging,
+    ) -> Result<Differences, Fault> {
+        let HandOver { ends, bookkeeping, .. } = *self;
+        let lists = Lists::keep(bookkeeping.client(), staging).await?;
+        if lists.is_empty() {
+            return Ok(Differences::default());
+        }
+        let held = hold(ends, self.control, catch_up, "handover.comparing_held").await?;
         let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
         drop(held);
-        let differences = compare_beside((ends, bookkeeping), &mut catch_up, comparison, &staging).await?;
+        let differences = compare_beside((ends, bookkeeping), catch_up, comparison, staging).await?;
         ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
         failpoint::reached("handover.compared");
-        catch_up_with(bookkeeping, &mut catch_up, None).await?;
-        tell_large_differences(ends, &client, (&staging, &differences)).await?;
-        differences
-    };
+        catch_up_with(bookkeeping, catch_up, None).await?;
+        tell_large_differences(ends, client, (staging, &differences)).await?;
+        Ok(differences)
+    }
 
-    let held_at = Instant::now();
-    let held = hold(ends, control, &mut catch_up, "handover.publishing").await?;
-    failpoint::reached("handover.held");
-    let publication = Publication {
-        staging: &staging,
-        sent: None,
-        differences: &differences,
-        generation,
-        place: Place::Held { position: held.position() },
-        requests,
-        deletes: Deletes::All,
-        lock_timeout_millis: config.destination.lock_timeout.as_millis(),
-        types: &source_catalog.types,
-        trusted_roles: &config.destination.trusted_roles,
-        names_owners: config.destination.names_owners(),
-    };
-    let lost_leaves = has_lost_leaves(bookkeeping, &staging).await?;
-    tell_while_held(ends, (scope, held.position()), publish(ends, &client, &publication)).await?;
-    let position = held.position();
-    let restart = if set_differs || lost_leaves {
-        Some(Restart { _held: held })
-    } else {
-        drop(held);
-        None
-    };
-    let held_for = held_at.elapsed();
-    ends.telemetry.event(
-        "snapshot",
-        format!("published {scope} at {position}; the stream was held for {} ms", held_for.as_millis()),
-    );
-    catch_up.close().await;
-    after(ends, staging, &differences).await?;
-    Ok(restart)
+    /// Publishes while the stream is held. It must restart where the set of followed tables is another one then.
+    async fn publish(
+        &self,
+        client: &SqlClient,
+        catch_up: &mut CatchUp,
+        staging: &Staging,
+        differences: &Differences,
+        shapes: &Shapes,
+    ) -> Result<Option<Restart>, Fault> {
+        let HandOver { ends, bookkeeping, scope, .. } = *self;
+        let destination = &ends.config.destination;
+        let held_at = Instant::now();
+        let held = hold(ends, self.control, catch_up, "handover.publishing").await?;
+        failpoint::reached("handover.held");
+        let position = held.position();
+        let publication = Publication {
+            staging,
+            sent: None,
+            differences,
+            generation: self.generation,
+            place: Place::Held { position },
+            requests: self.requests,
+            deletes: Deletes::All,
+            lock_timeout_millis: destination.lock_timeout.as_millis(),
+            types: &shapes.source.types,
+            trusted_roles: &destination.trusted_roles,
+            names_owners: destination.names_owners(),
+        };
+        let lost_leaves = has_lost_leaves(bookkeeping, staging).await?;
+        tell_while_held(ends, (scope, position), publish(ends, client, &publication)).await?;
+        let restart = (shapes.set_differs() || lost_leaves).then_some(Restart { _held: held });
+        let held_for = held_at.elapsed();
+        ends.telemetry.event(
+            "snapshot",
+            format!("published {scope} at {position}; the stream was held for {} ms", held_for.as_millis()),
+        );
+        Ok(restart)
+    }
 }
 
 /// Whether partitions were known that the copy has not found. The running stream counts them as known, and would not tell of their rows if
@@ -428,6 +452,21 @@ struct Shapes {
     destination: Catalog,
     followed: Vec<TableRecord>,
     suspended: Vec<QualifiedName>,
+}
+
+impl Shapes {
+    /// Whether the running stream does not follow one of these tables yet, or under another OID.
+    fn set_differs(&self) -> bool {
+        let is_followed = |table: &QualifiedName, source_id| {
+            let destination_id = self.destination.table(table).map(|table| table.id);
+            let mut known = self.followed.iter().filter(|known| !self.suspended.contains(&known.name));
+            known.any(|known| {
+                known.name == *table && known.source_id == source_id && Some(known.destination_id) == destination_id
+            })
+        };
+        let mut tables = self.source.tables.iter();
+        tables.any(|table| !is_followed(&table.definition.name(), table.definition.relation_id()))
+    }
 }
 
 /// Looks at both ends. A table that is not the one that was filled is left alone unless an operator has asked for a copy into it;

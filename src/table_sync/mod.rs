@@ -156,40 +156,7 @@ async fn work(
         (Some(stream), true) => stream.generation.clone(),
         (_, _) => new_generation(),
     };
-    bookkeeping.ensure().await?;
-    // First of all: from here on the operator's word is used, and for this source.
-    if let Some((invocation, scope)) = &kind.invocation
-        && matches!(bookkeeping.request_of(invocation).await?, None | Some(RequestState::Failed(_)))
-    {
-        bookkeeping.request(scope, Origin::Start, Some(invocation)).await?;
-    }
-    bookkeeping.bind_requests(&name_of(&prepared.identification)).await?;
-    if !kind.live {
-        let earlier = prepared.stream.as_ref();
-        let ours = earlier.is_some_and(|stream| stream.agreed || matches!(stream.state, StreamState::Live { .. }));
-        let said = kind.invocation.as_ref().is_some_and(|(_, scope)| *scope == Scope::All);
-        bookkeeping
-            .begin_stream(&Stream {
-                state: StreamState::Creating,
-                generation: generation.clone(),
-                slot: config.source.slot.clone(),
-                publication: config.source.publication.clone(),
-                system_identifier: prepared.identification.system_identifier.clone(),
-                timeline: prepared.identification.timeline.clone(),
-                source_database: prepared.identification.database.clone(),
-                source_database_id: Some(prepared.database.id),
-                source_lsn: Some(prepared.identification.flushed_lsn),
-                source_version: Some(prepared.database.server_version),
-                source_xid: None,
-                gap: None,
-                agreed: ours || said,
-                refused: None,
-            })
-            .await?;
-        failpoint::reached("snapshot.row_committed");
-        // The row is there: a slot of our name is ours, from an attempt that did not get further.
-        drop_slot(ends, &prepared.source, &config.source.slot).await?;
-    }
+    begin_stream(ends, bookkeeping, &prepared, kind, &generation).await?;
     // Whatever part of the set was asked for: all of it is in this snapshot.
     let requests: Vec<i64> = bookkeeping.requests().await?.iter().map(|request| request.id).collect();
 
@@ -241,6 +208,52 @@ async fn work(
         format!("published {} of {} at {consistent_point}", counted(rows, "row"), counted(count, "table")),
     );
     after(ends, staging, &differences).await
+}
+
+/// Records what is being done, before anything is made at the source.
+async fn begin_stream(
+    ends: Ends<'_>,
+    bookkeeping: &Bookkeeping,
+    prepared: &Prepared,
+    kind: &Kind,
+    generation: &str,
+) -> Result<(), Fault> {
+    let config = ends.config;
+    bookkeeping.ensure().await?;
+    // First of all: from here on the operator's word is used, and for this source.
+    if let Some((invocation, scope)) = &kind.invocation
+        && matches!(bookkeeping.request_of(invocation).await?, None | Some(RequestState::Failed(_)))
+    {
+        bookkeeping.request(scope, Origin::Start, Some(invocation)).await?;
+    }
+    bookkeeping.bind_requests(&name_of(&prepared.identification)).await?;
+    if !kind.live {
+        let earlier = prepared.stream.as_ref();
+        let ours = earlier.is_some_and(|stream| stream.agreed || matches!(stream.state, StreamState::Live { .. }));
+        let said = kind.invocation.as_ref().is_some_and(|(_, scope)| *scope == Scope::All);
+        bookkeeping
+            .begin_stream(&Stream {
+                state: StreamState::Creating,
+                generation: generation.to_owned(),
+                slot: config.source.slot.clone(),
+                publication: config.source.publication.clone(),
+                system_identifier: prepared.identification.system_identifier.clone(),
+                timeline: prepared.identification.timeline.clone(),
+                source_database: prepared.identification.database.clone(),
+                source_database_id: Some(prepared.database.id),
+                source_lsn: Some(prepared.identification.flushed_lsn),
+                source_version: Some(prepared.database.server_version),
+                source_xid: None,
+                gap: None,
+                agreed: ours || said,
+                refused: None,
+            })
+            .await?;
+        failpoint::reached("snapshot.row_committed");
+        // The row is there: a slot of our name is ours, from an attempt that did not get further.
+        drop_slot(ends, &prepared.source, &config.source.slot).await?;
+    }
+    Ok(())
 }
 
 fn new_generation() -> String {
