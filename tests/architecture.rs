@@ -174,6 +174,32 @@ fn lines_are_of_a_width_that_can_be_read() {
     report("lines that are too long", wide);
 }
 
+/// Lines of a function that need no reason.
+const FUNCTION_LINES_MAX: usize = 70;
+
+#[test]
+fn functions_are_short_or_say_why_they_are_not() {
+    let mut long = Vec::new();
+    for source in sources("src") {
+        let lines: Vec<&str> = source.text.lines().take_while(|line| *line != "#[cfg(test)]").collect();
+        for (at, line) in lines.iter().enumerate() {
+            let code = line.trim_start();
+            let words: Vec<&str> = code.split(' ').take_while(|word| *word != "fn").collect();
+            let of_function = |word: &&str| word.starts_with("pub") || ["async", "const", "unsafe"].contains(word);
+            if !code.contains("fn ") || code.starts_with("//") || !words.iter().all(of_function) {
+                continue;
+            }
+            let end = format!("{}}}", &line[..line.len() - code.len()]);
+            let Some(length) = lines[at..].iter().position(|line| *line == end) else { continue };
+            let says_why = lines[at..at + length].iter().any(|line| line.trim_start().starts_with("// Long: "));
+            if length + 1 > FUNCTION_LINES_MAX && !says_why {
+                long.push(format!("{}:{}: {} lines", source.path.display(), at + 1, length + 1));
+            }
+        }
+    }
+    report("long functions without a line `// Long: …` that says why", long);
+}
+
 #[test]
 fn text_made_at_run_time_does_not_become_constant() {
     // Sessions run several statements of one text only where it is `&'static str`: no other way may lead there.

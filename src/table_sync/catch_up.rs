@@ -82,38 +82,7 @@ impl CatchUp {
     ) -> Result<CatchUp, Fault> {
         let Ends { config, .. } = ends;
         staging.track(client, from).await?;
-        let settings = WritingSettings {
-            connection: config.destination.url.clone(),
-            slot: slot.clone(),
-            positions: staging.schema.clone(),
-            silence_max: IDLE_MAX,
-            lock_timeout: config.destination.lock_timeout,
-            timeout: config.destination.answer_max(),
-            synchronous_commit: SynchronousCommit::Off,
-        };
-        let mut writer = Writer::of_staging(&settings).await?;
-        let position = writer.read_position().await?;
-        let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
-        let catalog = Catalog::read(client, &names).await?;
-        let source_tables = tables.source.tables.iter().map(|table| table.definition.clone());
-        let context = ApplyContext {
-            settings: ApplierSettings {
-                truncate: TruncateMode::Truncate,
-                // Nothing is confirmed on the strength of it that would be missed: staging goes with a crash.
-                commits_are_durable: true,
-                follow_schema_changes: false,
-                trusted_roles: config.destination.trusted_roles.clone(),
-                names_owners: config.destination.names_owners(),
-                transfer: tables.transfer,
-                timeout: config.destination.answer_max(),
-            },
-            catalog,
-            source_types: tables.source.types.clone(),
-            source_tables: SourceTables::unchanged(source_tables.collect()),
-            followed: followed(staging, from),
-        };
-        // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
-        let applier = Applier::new(writer, position, context, ConflictPolicy::new(OnConflict::Stop));
+        let applier = applier(ends, client, tables, slot, staging, from).await?;
         let mut options = streaming::options(config, server.version, tables.transfer);
         // There is one spool, and it is the live stream's. A large transaction comes here when it has committed.
         options.streaming = false;
@@ -124,13 +93,7 @@ impl CatchUp {
         let (steps, receiver) = step_channel(2 * bytes_max);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: from, flushed: from });
         let (stop_stream, stop) = watch::channel(false);
-        let shapes = staging.tables.iter().map(|table| {
-            let id = table.source.relation_id();
-            let shape = Shape::of(&table.source, &tables.source.types, |column| table.published.contains(column));
-            let leaves = staging.leaves.get(&id).cloned().unwrap_or_else(|| shape.leaves());
-            (id, shape.with_leaves(leaves))
-        });
-        let shapes: HashMap<_, _> = shapes.collect();
+        let shapes = shapes(tables, staging);
         let leaves = shapes.iter().map(|(id, shape)| (*id, shape.partitions.clone())).collect();
         let assembler = Assembler::new(TableSet::new(set), bytes_max, HEARTBEAT_PREFIX, from);
         let task = StreamTask {
@@ -275,6 +238,61 @@ impl CatchUp {
         self.renamed.insert(relation.id, (Arc::clone(relation), Arc::clone(&renamed)));
         renamed
     }
+}
+
+/// What writes into staging, from its own position on.
+async fn applier(
+    ends: Ends<'_>,
+    client: &SqlClient,
+    tables: &Tables<'_>,
+    slot: &SlotName,
+    staging: &Staging,
+    from: Lsn,
+) -> Result<Applier, Fault> {
+    let config = ends.config;
+    let settings = WritingSettings {
+        connection: config.destination.url.clone(),
+        slot: slot.clone(),
+        positions: staging.schema.clone(),
+        silence_max: IDLE_MAX,
+        lock_timeout: config.destination.lock_timeout,
+        timeout: config.destination.answer_max(),
+        synchronous_commit: SynchronousCommit::Off,
+    };
+    let mut writer = Writer::of_staging(&settings).await?;
+    let position = writer.read_position().await?;
+    let names: Vec<QualifiedName> = staging.tables.iter().map(|table| table.staging.clone()).collect();
+    let catalog = Catalog::read(client, &names).await?;
+    let source_tables = tables.source.tables.iter().map(|table| table.definition.clone());
+    let context = ApplyContext {
+        settings: ApplierSettings {
+            truncate: TruncateMode::Truncate,
+            // Nothing is confirmed on the strength of it that would be missed: staging goes with a crash.
+            commits_are_durable: true,
+            follow_schema_changes: false,
+            trusted_roles: config.destination.trusted_roles.clone(),
+            names_owners: config.destination.names_owners(),
+            transfer: tables.transfer,
+            timeout: config.destination.answer_max(),
+        },
+        catalog,
+        source_types: tables.source.types.clone(),
+        source_tables: SourceTables::unchanged(source_tables.collect()),
+        followed: followed(staging, from),
+    };
+    // Staging holds the source's own rows: whatever does not fit them is a loss of staging.
+    Ok(Applier::new(writer, position, context, ConflictPolicy::new(OnConflict::Stop)))
+}
+
+/// The tables as they were copied.
+fn shapes(tables: &Tables<'_>, staging: &Staging) -> HashMap<RelationId, Shape> {
+    let shapes = staging.tables.iter().map(|table| {
+        let id = table.source.relation_id();
+        let shape = Shape::of(&table.source, &tables.source.types, |column| table.published.contains(column));
+        let leaves = staging.leaves.get(&id).cloned().unwrap_or_else(|| shape.leaves());
+        (id, shape.with_leaves(leaves))
+    });
+    shapes.collect()
 }
 
 fn followed(staging: &Staging, from: Lsn) -> HashMap<RelationId, Followed> {
