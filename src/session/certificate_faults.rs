@@ -30,8 +30,8 @@ pub(super) struct OtherNames(String);
 
 /// The first common name, as libpq takes it.
 pub(super) fn common_name(certificate: &Certificate) -> Option<String> {
-    let parts = certificate.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
-    let common = parts.into_iter().find(|part| part.oid.to_string() == "2.5.4.3")?;
+    let mut parts = certificate.tbs_certificate().subject().iter();
+    let common = parts.find(|part| part.oid.to_string() == "2.5.4.3")?;
     String::from_utf8(common.value.value().to_vec()).ok()
 }
 
@@ -95,7 +95,7 @@ pub(super) fn instead_of(error: Error, presented: &[Certificate]) -> Error {
         Some(if above == 0 {
             what
         } else {
-            format!("is vouched for by {}, which {what}", certificate.tbs_certificate.subject)
+            format!("is vouched for by {}, which {what}", certificate.tbs_certificate().subject())
         })
     });
     weak.map_or(error, unfit)
@@ -114,8 +114,8 @@ const REFUSED_SIGNATURES: [(&str, &str); 7] = [
 
 /// What keeps a certificate's signature or key from being taken, after `the server's certificate`.
 fn weakness(certificate: &Certificate) -> Option<String> {
-    let body = &certificate.tbs_certificate;
-    let key = &body.subject_public_key_info;
+    let body = certificate.tbs_certificate();
+    let key = body.subject_public_key_info();
     let identifier = key.algorithm.oid.to_string();
     if identifier == "1.2.840.113549.1.1.1" || identifier == "1.2.840.113549.1.1.10" {
         let bits = modulus_bits(key.subject_public_key.as_bytes()?)?;
@@ -129,12 +129,12 @@ fn weakness(certificate: &Certificate) -> Option<String> {
     {
         return Some("has a key that is neither RSA, nor Ed25519, nor ECDSA on P-256, P-384 or P-521".to_owned());
     }
-    let signature = certificate.signature_algorithm.to_der().ok().and_then(|der| contents(&der))?;
+    let signature = certificate.signature_algorithm().to_der().ok().and_then(|der| contents(&der))?;
     // Who vouches for itself needs no signature.
-    if body.issuer == body.subject || ALGORITHMS.all.iter().any(|known| *known.signature_alg_id() == *signature) {
+    if body.issuer() == body.subject() || ALGORITHMS.all.iter().any(|known| *known.signature_alg_id() == *signature) {
         return None;
     }
-    let oid = certificate.signature_algorithm.oid.to_string();
+    let oid = certificate.signature_algorithm().oid.to_string();
     let (_, name) = REFUSED_SIGNATURES.iter().find(|(refused, _)| *refused == oid)?;
     Some(format!("is signed with {name}"))
 }

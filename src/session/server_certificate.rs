@@ -108,7 +108,7 @@ fn verify_handshake(
     let Some((_, algorithms)) = ALGORITHMS.mapping.iter().find(|(scheme, _)| *scheme == signed.scheme) else {
         return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
     };
-    let key = &parsed.tbs_certificate.subject_public_key_info;
+    let key = parsed.tbs_certificate().subject_public_key_info();
     let Some((identifier, bits)) = key_of(key) else { return Err(malformed()) };
     let algorithm = algorithms.iter().take(count).find(|algorithm| *algorithm.public_key_alg_id() == *identifier);
     let valid =
@@ -135,7 +135,7 @@ fn verify_chain(
     }
     // webpki names the kinds that it does not take in words of its own (`UnsupportedCertVersion`, `CaUsedAsEndEntity`). What it holds
     // against others is final: only they are looked at by OpenSSL's rules.
-    let of_our_kind = presented[0].tbs_certificate.version == Version::V1 || is_authority(&presented[0]);
+    let of_our_kind = presented[0].tbs_certificate().version() == Version::V1 || is_authority(&presented[0]);
     if !of_our_kind {
         return Err(instead_of(error, &presented));
     }
@@ -223,24 +223,24 @@ fn climb(presented: &[(&CertificateDer<'_>, &Certificate)], roots: &Roots, now: 
 /// Whom the operator has named as a root needs nobody else; OpenSSL takes only those that vouch for themselves.
 fn is_own_root(leaf: &CertificateDer<'_>, parsed: &Certificate, roots: &Roots) -> bool {
     roots.certificates.iter().any(|root| root == leaf)
-        && parsed.tbs_certificate.issuer == parsed.tbs_certificate.subject
+        && parsed.tbs_certificate().issuer() == parsed.tbs_certificate().subject()
 }
 
 /// Whether `issuer` has the name of the certificate's issuer, and the key that has signed it.
 fn has_signed(issuer: &Certificate, der: &CertificateDer<'_>, certificate: &Certificate) -> bool {
-    if issuer.tbs_certificate.subject != certificate.tbs_certificate.issuer {
+    if issuer.tbs_certificate().subject() != certificate.tbs_certificate().issuer() {
         return false;
     }
     let signed = to_be_signed(der);
-    let algorithm = certificate.signature_algorithm.to_der().ok().and_then(|der| contents(&der));
-    let key = key_of(&issuer.tbs_certificate.subject_public_key_info);
+    let algorithm = certificate.signature_algorithm().to_der().ok().and_then(|der| contents(&der));
+    let key = key_of(issuer.tbs_certificate().subject_public_key_info());
     let (Some(signed), Some(algorithm), Some((identifier, bits)), Some(signature)) =
-        (signed, algorithm, key, certificate.signature.as_bytes())
+        (signed, algorithm, key, certificate.signature().as_bytes())
     else {
         return false;
     };
     // The inner copy of the algorithm is what is signed; both say the same (RFC 5280, 4.1.1.2).
-    certificate.tbs_certificate.signature == certificate.signature_algorithm
+    certificate.tbs_certificate().signature() == certificate.signature_algorithm()
         && ALGORITHMS.all.iter().any(|known| {
             *known.signature_alg_id() == *algorithm
                 && *known.public_key_alg_id() == *identifier
@@ -256,7 +256,7 @@ fn to_be_signed(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
 }
 
 fn check_dates(certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
-    let validity = certificate.tbs_certificate.validity;
+    let validity = certificate.tbs_certificate().validity();
     let now = now.as_secs();
     if now < validity.not_before.to_unix_duration().as_secs() {
         return Err(CertificateError::NotValidYet.into());
@@ -281,21 +281,21 @@ fn check_leaf(certificate: &Certificate) -> Result<(), Error> {
 
 /// Whether a certificate, or those that it vouches for, may be a server's.
 fn is_for_servers(certificate: &Certificate) -> Result<bool, Error> {
-    let usage = certificate.tbs_certificate.get::<ExtendedKeyUsage>().map_err(|_| malformed())?;
+    let usage = certificate.tbs_certificate().get_extension::<ExtendedKeyUsage>().map_err(|_| malformed())?;
     let for_servers = |usage: &ObjectIdentifier| usage.to_string() == FOR_SERVERS;
     Ok(usage.is_none_or(|(_, usage)| usage.0.iter().any(for_servers)))
 }
 
 /// Whether a server's key may do what a handshake does (OpenSSL's `KU_TLS`): an authority's often may not.
 fn check_key_usage(leaf: &Certificate) -> Result<(), Error> {
-    let usage = leaf.tbs_certificate.get::<KeyUsage>().map_err(|_| malformed())?;
+    let usage = leaf.tbs_certificate().get_extension::<KeyUsage>().map_err(|_| malformed())?;
     let fits =
         usage.is_none_or(|(_, usage)| usage.digital_signature() || usage.key_encipherment() || usage.key_agreement());
     if fits { Ok(()) } else { Err(unfit("is not for servers: its keyUsage lacks digitalSignature".to_owned())) }
 }
 
 fn check_critical(certificate: &Certificate) -> Result<(), Error> {
-    let mut extensions = certificate.tbs_certificate.extensions.iter().flatten();
+    let mut extensions = certificate.tbs_certificate().extensions().into_iter().flatten();
     let unknown = extensions.find(|one| one.critical && !UNDERSTOOD.contains(&one.extn_id.to_string().as_str()));
     match unknown {
         Some(unknown) => {
@@ -317,16 +317,16 @@ fn check_issuer(issuer: &Certificate, below: usize, is_root: bool) -> Result<(),
 
 /// Whether a certificate may vouch for servers, with `below` authorities between it and the server's certificate.
 fn check_authority(issuer: &Certificate, below: usize, is_root: bool) -> Result<(), Error> {
-    let body = &issuer.tbs_certificate;
+    let body = issuer.tbs_certificate();
     let not_an_authority = |which: &str| {
-        Err(unfit(format!("is signed by {}, which is not the certificate of an authority ({which})", body.subject)))
+        Err(unfit(format!("is signed by {}, which is not the certificate of an authority ({which})", body.subject())))
     };
-    if body.version == Version::V1 {
+    if body.version() == Version::V1 {
         // Version 1 has no way to say it; a root that vouches for itself is one by the operator's word.
-        return if is_root && body.issuer == body.subject { Ok(()) } else { not_an_authority("basicConstraints") };
+        return if is_root && body.issuer() == body.subject() { Ok(()) } else { not_an_authority("basicConstraints") };
     }
-    let constraints = body.get::<BasicConstraints>().map_err(|_| malformed())?;
-    let signs = body.get::<KeyUsage>().map_err(|_| malformed())?.map(|(_, usage)| usage.key_cert_sign());
+    let constraints = body.get_extension::<BasicConstraints>().map_err(|_| malformed())?;
+    let signs = body.get_extension::<KeyUsage>().map_err(|_| malformed())?.map(|(_, usage)| usage.key_cert_sign());
     match constraints {
         Some((_, BasicConstraints { ca: true, path_len_constraint }))
             if path_len_constraint.is_none_or(|most| below <= usize::from(most)) => {}
@@ -344,12 +344,15 @@ fn check_authority(issuer: &Certificate, below: usize, is_root: bool) -> Result<
 }
 
 fn has_name_constraints(certificate: &Certificate) -> bool {
-    certificate.tbs_certificate.extensions.iter().flatten().any(|one| one.extn_id.to_string() == "2.5.29.30")
+    certificate.tbs_certificate().extensions().into_iter().flatten().any(|one| one.extn_id.to_string() == "2.5.29.30")
 }
 
 /// Whether a certificate may vouch for others.
 fn is_authority(certificate: &Certificate) -> bool {
-    matches!(certificate.tbs_certificate.get::<BasicConstraints>(), Ok(Some((_, BasicConstraints { ca: true, .. }))))
+    matches!(
+        certificate.tbs_certificate().get_extension::<BasicConstraints>(),
+        Ok(Some((_, BasicConstraints { ca: true, .. })))
+    )
 }
 
 /// Whether the certificate is for this name. webpki looks at subjectAltName; without one of the host's kind, the common name counts
@@ -361,7 +364,8 @@ fn verify_name(
     name: &ServerName<'_>,
 ) -> Result<(), Error> {
     let parsed = parse(leaf)?;
-    let names = parsed.tbs_certificate.get::<SubjectAltName>().map_err(|_| malformed())?.map(|(_, names)| names.0);
+    let names =
+        parsed.tbs_certificate().get_extension::<SubjectAltName>().map_err(|_| malformed())?.map(|(_, names)| names.0);
     let names = names.unwrap_or_default();
     let of_the_hosts_kind = names.iter().any(|one| {
         matches!(

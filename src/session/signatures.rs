@@ -173,7 +173,7 @@ impl SigningKey for P521Signing {
     }
 
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
-        let point = VerifyingKey::from(&self.key).to_encoded_point(false);
+        let point = VerifyingKey::from(&self.key).to_sec1_point(false);
         Some(public_key_to_spki(&alg_id::ECDSA_P521, point.as_bytes()))
     }
 
@@ -205,12 +205,12 @@ struct RsaPssSigning {
 /// The RSA key inside a PKCS#8 key whose identifier is `id-RSASSA-PSS`.
 fn rsa_pss_key(der: &PrivateKeyDer<'_>) -> Option<RsaPssSigning> {
     let PrivateKeyDer::Pkcs8(key) = der else { return None };
-    let parsed = p521::pkcs8::PrivateKeyInfo::try_from(key.secret_pkcs8_der()).ok()?;
+    let parsed = p521::pkcs8::PrivateKeyInfoRef::try_from(key.secret_pkcs8_der()).ok()?;
     let identifier = contents(&parsed.algorithm.to_der().ok()?)?;
     if !identifier.starts_with(&RSA_PSS_KEY) {
         return None;
     }
-    let inner = PrivateKeyDer::Pkcs1(PrivatePkcs1KeyDer::from(parsed.private_key.to_vec()));
+    let inner = PrivateKeyDer::Pkcs1(PrivatePkcs1KeyDer::from(parsed.private_key.as_bytes().to_vec()));
     Some(RsaPssSigning { ordinary: sign::any_supported_type(&inner).ok()?, identifier })
 }
 

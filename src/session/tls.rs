@@ -239,7 +239,7 @@ fn explain_key(path: &Path, error: &str) -> String {
 }
 
 fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    x509_cert::Certificate::from_der(certificate).ok()?.tbs_certificate.subject_public_key_info.to_der().ok()
+    x509_cert::Certificate::from_der(certificate).ok()?.tbs_certificate().subject_public_key_info().to_der().ok()
 }
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SessionError> {
@@ -259,7 +259,7 @@ fn unusable(path: &Path, reason: &str) -> SessionError {
 /// tls-server-end-point (RFC 5929): the certificate's hash by the hash function of its own signature, at least SHA-256.
 fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
-    let hashed = match parsed.signature_algorithm.oid.to_string().as_str() {
+    let hashed = match parsed.signature_algorithm().oid.to_string().as_str() {
         // MD5 and SHA-1 with RSA or ECDSA are raised to SHA-256, as the RFC says; then SHA-256 itself.
         "1.2.840.113549.1.1.4"
         | "1.2.840.113549.1.1.5"
