@@ -462,7 +462,7 @@ mod tests {
         let (mut core, mut coordinator) = (core(), applied_in_parallel());
         let running = moment(Command::Run, LIVE);
         let description = Description { table: String::new(), types: String::new() };
-        let change = SchemaChange { relation: relation().into(), description, vacant: Default::default() };
+        let change = SchemaChange { relation: relation().into(), description, measured: Default::default() };
         core.push(Step::Schema(change));
         let inside = moment(Command::Run, LiveSession { in_large_transaction: true, ..LIVE });
         let action = core.next(&inside, Some(&mut coordinator));

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use super::leaves::{KnownLeaves, Vacancy};
-use super::truncation::{Said, Told};
+use super::truncation::{FirstPage, Said, Told};
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId, TypeId};
 
 /// CATALOG_VERSION_NO of 15. Up to 14 a session does not send the rows of a table that it has met before the table was attached (tried on
@@ -278,6 +278,8 @@ impl Fingerprint {
             match known.empty.get(&leaf.id).filter(|_| is_old) {
                 Some(seen) => drop(after.empty.insert(leaf.id, *seen)),
                 None if !is_old && vacancy.vacant.contains(&leaf.id) => drop(after.empty.insert(leaf.id, read_at)),
+                // Whether its rows are those that the stream brings is asked once that has named it.
+                None if leaf.kind != 'p' && !leaf.attached => {}
                 None if !is_old && vacancy.locked.contains(&leaf.id) => {}
                 None => drop(after.known.insert(leaf.id)),
             }
@@ -296,22 +298,29 @@ impl Fingerprint {
         (!(is_another && now.kind != 'p' && known.is_empty(now.id))).then_some(before)
     }
 
-    /// The partitions whose rows may have gone behind a TRUNCATE of the table that the stream has told of, unless they have a row of that
-    /// transaction: to be asked for one before two fingerprints are compared.
-    pub fn to_find_rows_in<'a>(
-        &self,
-        now: &'a Fingerprint,
-        table: RelationId,
-        told: &Told,
-    ) -> impl Iterator<Item = &'a Member> {
-        let is_asked = |leaf: &&Member| {
-            let file = self.members.iter().find(|before| before.id == leaf.id).map(|before| before.file);
-            file.is_some_and(|file| file != leaf.file)
-                && self.has_index_since(now, leaf.id)
-                && told.says(leaf.id, leaf.changed_by) == Some(Said::Once)
+    /// The partitions whose rows may have gone behind a TRUNCATE that the stream has told of, unless their first page says
+    /// otherwise: to be asked for it before two fingerprints are compared. So is what may have been unlogged behind it.
+    pub fn to_find_rows_in<'a>(&self, now: &'a Fingerprint, table: RelationId, told: &Told) -> Vec<&'a Member> {
+        if self.server != now.server {
+            return Vec::new();
+        }
+        let is_asked = |member: &&Member| {
+            let before = self.members.iter().find(|before| before.id == member.id);
+            if before.map_or(if member.file == 0 { 0 } else { member.id }, |before| before.file) == member.file {
+                return false;
+            }
+            match told.says(member.id, member.changed_by) {
+                None | Some(Said::Again) => false,
+                Some(Said::Empty) => !Fingerprint::keeps_toast(before, member),
+                Some(Said::Once) => !told.is_filtered && member.id != table.0 && self.has_index_since(now, member.id),
+            }
         };
-        let asked = if told.is_filtered || self.server != now.server { None } else { Some(now.leaves(table)) };
-        asked.into_iter().flatten().filter(is_asked).collect::<Vec<_>>().into_iter()
+        now.members.iter().filter(is_asked).collect()
+    }
+
+    /// ALTER TABLE never keeps the TOAST table when it rewrites one, as SET UNLOGGED and SET LOGGED do.
+    fn keeps_toast(before: Option<&Member>, now: &Member) -> bool {
+        now.toast != 0 && before.is_some_and(|before| before.toast == now.toast)
     }
 
     /// Whether a member has had one and the same index all the time.
@@ -321,17 +330,22 @@ impl Fingerprint {
     }
 
     /// Whether the stream has told of a TRUNCATE that explains a member's new file, and brought all that came behind it.
-    fn is_told(now: &Member, told: &Told) -> bool {
-        match told.says(now.id, now.changed_by) {
-            None | Some(Said::Again) => false,
-            Some(Said::Empty) => true,
-            Some(Said::Once) => told.kept.contains(&now.id),
+    fn is_told(now: &Member, told: &Told, keeps_toast: bool) -> bool {
+        let page = told.pages.get(&now.id);
+        match (told.says(now.id, now.changed_by), page) {
+            (None | Some(Said::Again), _) | (Some(Said::Once), None | Some(FirstPage::None)) => false,
+            // Rows that SET LOGGED has written again are none that the stream has brought.
+            (Some(Said::Once), Some(FirstPage::Before)) | (Some(Said::Empty), None | Some(FirstPage::Before)) => {
+                keeps_toast
+            }
+            (Some(Said::Once), Some(FirstPage::Behind))
+            | (Some(Said::Empty), Some(FirstPage::None | FirstPage::Behind)) => true,
         }
     }
 
     /// Compares what was remembered of a table with what the catalog says now. `told`: the TRUNCATEs of it that the stream has told of,
-    /// and those of [`Fingerprint::to_find_rows_in`] that have a row. `known`: what is remembered of its partitions, and which of those in
-    /// [`Fingerprint::to_measure`] have no rows.
+    /// and what the first pages of [`Fingerprint::to_find_rows_in`] have. `known`: what is remembered of its partitions, and which of
+    /// those in [`Fingerprint::to_measure`] have no rows.
     pub fn compare(
         &self,
         now: &Fingerprint,
@@ -369,14 +383,13 @@ impl Fingerprint {
             if file == member.file {
                 continue;
             }
-            // ALTER TABLE never keeps the TOAST table when it rewrites one.
-            let only_moved = member.toast != 0 && before.is_some_and(|before| before.toast == member.toast);
+            let only_moved = Fingerprint::keeps_toast(before, member);
             if !only_moved && let Some(reason) = self.rewritten(now) {
                 return Verdict::Differ(reason);
             }
             // A TRUNCATE keeps the TOAST table, and one of the table itself comes through the stream; one of a leaf does not.
             let is_truncated =
-                (only_moved || member.toast == 0 || before.is_none()) && Fingerprint::is_told(member, told);
+                (only_moved || member.toast == 0 || before.is_none()) && Fingerprint::is_told(member, told, only_moved);
             if !(is_truncated || only_moved && member.id == table.0) {
                 doubt = Some(format!("the rows of {} were moved to another file", member.name()));
             }
@@ -634,7 +647,8 @@ mod tests {
         let vacancy = Vacancy { vacant: vacant.iter().copied().collect(), locked: BTreeSet::new() };
         let mut truncation = Truncation::default();
         truncation.add(800);
-        let told = Told { truncations: vec![truncation], ..Told::default() };
+        let pages = now.members.iter().map(|member| (member.id, FirstPage::None)).collect();
+        let told = Told { truncations: vec![truncation], pages, ..Told::default() };
         match before.compare(now, TABLE, &told, (known, &vacancy)) {
             Verdict::Same => '=',
             Verdict::Differ(_) => 'D',
@@ -734,8 +748,9 @@ mod tests {
             let mut truncation = Truncation::default();
             truncation.add(800);
             named.iter().for_each(|leaf| truncation.name(*leaf));
-            let told = Told { truncations: vec![truncation], kept: kept.iter().copied().collect(), is_filtered };
-            let asked: Vec<u32> = before.to_find_rows_in(now, TABLE, &told).map(|leaf| leaf.id).collect();
+            let pages = kept.iter().map(|leaf| (*leaf, FirstPage::Behind)).collect();
+            let told = Told { truncations: vec![truncation], pages, is_filtered };
+            let asked: Vec<u32> = before.to_find_rows_in(now, TABLE, &told).iter().map(|leaf| leaf.id).collect();
             (asked, before.compare(now, TABLE, &told, (&known, &Vacancy::default())) == Verdict::Same)
         };
         assert_eq!(said(&before, &now, &[], &[], false), (vec![], true), "no row came behind it");
@@ -751,6 +766,27 @@ mod tests {
         let mut restored = now.clone();
         restored.server.catalog_version += 1;
         assert_eq!(said(&before, &restored, &[101], &[], false), (vec![], true));
+    }
+
+    #[test]
+    fn rows_that_were_unlogged_behind_a_truncate_are_told_from_those_that_came() {
+        let said = |toast: u32, page: Option<FirstPage>| {
+            let before = table(toast);
+            let mut now = before.clone();
+            (now.members[0].file, now.members[0].changed_by) = (900, 800);
+            let mut truncation = Truncation::default();
+            truncation.add(800);
+            let pages = page.map(|page| (TABLE.0, page)).into_iter().collect();
+            let told = Told { truncations: vec![truncation], pages, is_filtered: true };
+            let is_asked = !before.to_find_rows_in(&now, TABLE, &told).is_empty();
+            let known = (&KnownLeaves::default(), &Vacancy::default());
+            (is_asked, before.compare(&now, TABLE, &told, known) == Verdict::Same)
+        };
+        assert_eq!(said(7, None), (false, true), "SET LOGGED makes another TOAST table");
+        assert_eq!(said(0, None), (true, false), "our role may not read it");
+        assert_eq!(said(0, Some(FirstPage::None)), (true, true));
+        assert_eq!(said(0, Some(FirstPage::Behind)), (true, true));
+        assert_eq!(said(0, Some(FirstPage::Before)), (true, false));
     }
 
     #[test]
@@ -788,7 +824,12 @@ mod tests {
         };
         let empty = after(&before, &attached(), &known, vacancy(&[103], &[]));
         assert_eq!(empty, KnownLeaves { known: known.known.clone(), empty: BTreeMap::from([(103, Lsn::new(500))]) });
-        assert_eq!(after(&before, &attached(), &known, vacancy(&[], &[])), named, "created, and it has rows");
+        assert_eq!(
+            after(&before, &now(member(103, 8)), &known, vacancy(&[], &[])),
+            known,
+            "the stream has not named it"
+        );
+        assert_eq!(after(&before, &attached(), &known, vacancy(&[], &[])), named);
         assert_eq!(after(&before, &attached(), &known, vacancy(&[], &[103])), known, "nobody knows");
 
         // Seen empty, it is what it was until the stream names it; and it may go, or be attached again without rows.

@@ -51,6 +51,15 @@ pub struct Vacancy {
     pub locked: BTreeSet<u32>,
 }
 
+/// What the source says of partitions that the stream has named in a transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// They have no block.
+    pub vacant: BTreeSet<u32>,
+    /// The transaction has created them, and nothing shows that no TRUNCATE was among their rows.
+    pub unproven: BTreeSet<u32>,
+}
+
 /// The partitions that must be asked for rows where the stream has named some: all that are unknown, if one of them was attached.
 pub fn to_measure(known: &KnownLeaves, named: &Leaves, now: &[Partition]) -> Vec<u32> {
     let unknown = || now.iter().filter(|leaf| known.is_unknown(leaf.id));
@@ -62,7 +71,7 @@ pub fn to_measure(known: &KnownLeaves, named: &Leaves, now: &[Partition]) -> Vec
 }
 
 /// What is known once the stream has named partitions in a transaction with this commit_lsn. `now` are those that the table has by now, as
-/// the catalog says once it sees that transaction, and `vacant` those of them that have no block.
+/// the catalog says once it sees that transaction, and `measured` is what was asked of them.
 ///
 /// # Errors
 /// Why rows may be lost on the way, as a sentence without its full stop: the table must be copied.
@@ -70,7 +79,7 @@ pub fn named(
     known: &KnownLeaves,
     named: &Leaves,
     now: &[Partition],
-    (vacant, commit_lsn): (&BTreeSet<u32>, Lsn),
+    (Measured { vacant, unproven }, commit_lsn): (&Measured, Lsn),
 ) -> Result<KnownLeaves, String> {
     let has_rows = |leaf: &Partition| known.is_unknown(leaf.id) && !vacant.contains(&leaf.id);
     let may_have_brought = |leaf: &Partition| match leaf.kind {
@@ -84,6 +93,13 @@ pub fn named(
     }
     let mut after = known.clone();
     for leaf in named.iter().map(|leaf| leaf.0) {
+        // Also one whose first rows this transaction has brought before.
+        if unproven.contains(&leaf) {
+            return Err(format!(
+                "partition {} may have been emptied by the transaction that created it",
+                called(now, leaf)
+            ));
+        }
         if known.known.contains(&leaf) {
             continue;
         }
@@ -101,6 +117,11 @@ pub fn named(
         after.known.insert(leaf);
     }
     Ok(after)
+}
+
+fn called(now: &[Partition], leaf: u32) -> String {
+    let named = now.iter().find(|now| now.id == leaf);
+    named.map_or_else(|| format!("with the OID {leaf}"), |leaf| leaf.name.to_string())
 }
 
 #[cfg(test)]
@@ -125,8 +146,8 @@ mod tests {
 
     /// What becomes of a name at this commit_lsn: `K`nown, or `C`opied.
     fn said(name: u32, now: &[Partition], vacant: &[u32], commit_lsn: u64) -> char {
-        let vacant = vacant.iter().copied().collect();
-        let after = named(&remembered(), &leaves(&[name]), now, (&vacant, Lsn::new(commit_lsn)));
+        let measured = Measured { vacant: vacant.iter().copied().collect(), ..Measured::default() };
+        let after = named(&remembered(), &leaves(&[name]), now, (&measured, Lsn::new(commit_lsn)));
         match after {
             Ok(after) => {
                 assert!(after.known.contains(&name) && !after.empty.contains_key(&name));
@@ -157,6 +178,18 @@ mod tests {
             said(10, &[leaf(10, false), leaf(20, true), root, leaf(31, false)], vacant, 400)
         };
         assert_eq!((tree(&[30, 31]), tree(&[30])), ('K', 'C'), "a table that was attached with partitions of its own");
+    }
+
+    #[test]
+    fn a_partition_that_its_own_transaction_may_have_emptied_is_copied() {
+        let now = [leaf(10, false), leaf(20, true), leaf(30, false), leaf(40, false)];
+        let measured = Measured { unproven: BTreeSet::from([30]), ..Measured::default() };
+        let said = |known: &KnownLeaves, name| named(known, &leaves(&[name]), &now, (&measured, Lsn::new(600)));
+        assert!(said(&remembered(), 30).is_err() && said(&remembered(), 40).is_ok());
+        let mut known = remembered();
+        known.known.insert(30);
+        assert!(said(&known, 30).is_err(), "rows of it came before in this transaction");
+        assert!(said(&known, 10).is_ok(), "another one was named");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! loses nothing: the old rows serve until the copy is published. A crash leaves the table as it was or as it should be; in
 //! the second case the next run finds nothing to do.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::catalog::Catalog;
@@ -14,6 +13,7 @@ use super::review::Created;
 use super::schema::resolve_types;
 use super::{dependants, expressions, shapes};
 use crate::catalog::fit::{self, End};
+use crate::catalog::leaves::Measured;
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::catalog::shape::Shape;
 use crate::destination::misfits::misfit_report;
@@ -118,8 +118,9 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         };
         let source = End { table, types };
         // No partition is named.
-        let vacant = (&BTreeSet::new(), Lsn::INVALID);
-        Change { known: &known, relation: &relation, source, destination: here, creation: &creation, vacant }.reshape()
+        let measured = (&Measured::default(), Lsn::INVALID);
+        Change { known: &known, relation: &relation, source, destination: here, creation: &creation, measured }
+            .reshape()
     };
     let (Evolution { statements, remedies, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,

@@ -14,7 +14,7 @@ use crate::destination::{
 };
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{
-    FingerprintFacts, RowOf, SessionError, SqlClient, fingerprint_digests, fingerprint_facts, rows_of, vacancy,
+    FingerprintFacts, RowsOf, SessionError, SqlClient, fingerprint_digests, fingerprint_facts, first_pages, vacancy,
 };
 use crate::telemetry::Telemetry;
 
@@ -114,7 +114,7 @@ pub(crate) async fn look(
     Ok(found)
 }
 
-/// What the stream has told of TRUNCATEs of a table, with the partitions that were found to have rows of them; and whether one was locked.
+/// What the stream has told of TRUNCATEs of a table, with what their first pages have of them; and whether one was locked.
 async fn told(
     source: &SqlClient,
     table: RelationId,
@@ -122,11 +122,11 @@ async fn told(
     truncations: &Truncations,
 ) -> Result<(Told, bool), SessionError> {
     let Some(told) = truncations.get(&table) else { return Ok((Told::default(), false)) };
-    let wanted = before.to_find_rows_in(now, table, told);
-    let wanted: Vec<RowOf> =
-        wanted.map(|leaf| RowOf { leaf: leaf.id, name: leaf.name(), transaction: leaf.changed_by }).collect();
-    let rows = rows_of(source, &wanted).await?;
-    Ok((Told { kept: rows.found, ..told.clone() }, !rows.locked.is_empty()))
+    let wanted = before.to_find_rows_in(now, table, told).into_iter();
+    let wanted: Vec<RowsOf> =
+        wanted.map(|member| RowsOf { id: member.id, name: member.name(), transaction: member.changed_by }).collect();
+    let pages = first_pages(source, &wanted).await?;
+    Ok((Told { pages: pages.found, ..told.clone() }, !pages.locked.is_empty()))
 }
 
 /// The table that bears a name at the source now. A view is none that could be followed.

@@ -33,10 +33,10 @@ mod sequence;
 pub mod sql;
 mod steps;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::catalog::fit::{End, Misfit};
-use crate::catalog::leaves;
+use crate::catalog::leaves::{self, Measured};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, Types};
 use crate::catalog::shape::{Shape, ShapeColumn};
 use crate::pg::{Column, Ident, Lsn, QualifiedName, Relation};
@@ -58,8 +58,8 @@ pub struct Change<'a> {
     pub destination: End<'a>,
     /// Writes SQL for a table like the source's.
     pub creation: &'a Creation<'a>,
-    /// Partitions without a block, and the commit_lsn of the transaction: see [`leaves::named`].
-    pub vacant: (&'a BTreeSet<u32>, Lsn),
+    /// What was asked of the partitions that are named, and the commit_lsn of the transaction: see [`leaves::named`].
+    pub measured: (&'a Measured, Lsn),
 }
 
 /// What is to be done.
@@ -152,7 +152,7 @@ impl Change<'_> {
         let resolved = self.resolve().map_err(Obstacle::Copy)?;
         let known_leaves = self.known.leaves();
         let known_leaves = match &self.source.table.partitions {
-            Some(now) => leaves::named(&known_leaves, &self.relation.leaves, now, self.vacant),
+            Some(now) => leaves::named(&known_leaves, &self.relation.leaves, now, self.measured),
             None => Ok(known_leaves),
         };
         let known_leaves = known_leaves.map_err(Obstacle::Copy)?;

@@ -5,12 +5,11 @@
 //! which keeps one text for PostgreSQL 14 to 18; what comes out is `catalog::schema`'s plain data. A server that answers
 //! with something else is refused, whatever it is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use super::error::{SessionError, SqlState};
+use super::error::SessionError;
 use super::row::Row;
 use super::sql::SqlClient;
-use crate::catalog::leaves::Vacancy;
 use crate::catalog::nesting::nesting_problem;
 use crate::catalog::not_carried::Thing;
 use crate::catalog::replica_identity::Member;
@@ -109,132 +108,6 @@ pub async fn table_sizes(client: &SqlClient, ids: &[u32]) -> Result<HashMap<u32,
         Ok((row.get(0)?, bytes.map_err(|_| SessionError::answer(doing, "a negative size"))?))
     };
     sizes.iter().map(size).collect()
-}
-
-const LOCK_NOT_AVAILABLE: SqlState = SqlState::new(b"55P03");
-
-/// Of so many partitions that others have locked each is waited for by itself; the others count as locked, too.
-const LOCKED_MAX: usize = 10;
-
-/// Which of the partitions with these OIDs have no block; one that was dropped has none. Each is locked for a moment, and a lock of another
-/// session is waited for a tenth of a second. Not inside a transaction.
-///
-/// # Errors
-/// [`SessionError`].
-pub async fn vacancy(client: &SqlClient, ids: &[u32]) -> Result<Vacancy, SessionError> {
-    let mut found = Vacancy::default();
-    if ids.is_empty() {
-        return Ok(found);
-    }
-    match vacant_of(client, ids).await? {
-        Some(vacant) => found.vacant = vacant,
-        None => {
-            for id in ids {
-                let vacant = match found.locked.len() < LOCKED_MAX {
-                    true => vacant_of(client, &[*id]).await?,
-                    false => None,
-                };
-                match vacant {
-                    Some(vacant) => found.vacant.extend(vacant),
-                    None => drop(found.locked.insert(*id)),
-                }
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// `None`: one of them is locked.
-async fn vacant_of(client: &SqlClient, ids: &[u32]) -> Result<Option<BTreeSet<u32>>, SessionError> {
-    let doing = "asking whether partitions have rows";
-    client.batch(doing, "BEGIN; SET LOCAL lock_timeout = 100").await?;
-    let sql = "SELECT leaf.id FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS leaf (id)
-               WHERE COALESCE(pg_catalog.pg_relation_size(leaf.id), 0) = 0";
-    let rows = client.query(doing, sql, &[&ids]).await;
-    // After an error this rolls back.
-    client.batch(doing, "COMMIT").await?;
-    match rows {
-        Ok(rows) => rows.iter().map(|row| row.get(0)).collect::<Result<_, SessionError>>().map(Some),
-        Err(error) if error.code() == Some(LOCK_NOT_AVAILABLE) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// A partition that is to have a row of a transaction.
-#[derive(Clone, Debug)]
-pub struct RowOf {
-    /// Its OID.
-    pub leaf: u32,
-    /// Its name.
-    pub name: QualifiedName,
-    /// The transaction, or the subtransaction.
-    pub transaction: u32,
-}
-
-/// Which partitions have a row of a transaction.
-#[derive(Clone, Debug, Default)]
-pub struct RowsFound {
-    /// They have one on their first page.
-    pub found: BTreeSet<u32>,
-    /// Another session had them locked.
-    pub locked: BTreeSet<u32>,
-}
-
-/// Partitions that are asked for rows in one statement, which locks each of them and its indexes.
-const READ_AT_ONCE: usize = 50;
-
-/// Which of these partitions have a row of the transaction on their first page; one that our role may not read has none. Each is locked for
-/// a moment, and a lock of another session is waited for a tenth of a second. Not inside a transaction.
-///
-/// # Errors
-/// [`SessionError`].
-pub async fn rows_of(client: &SqlClient, wanted: &[RowOf]) -> Result<RowsFound, SessionError> {
-    let mut rows = RowsFound::default();
-    for wanted in wanted.chunks(READ_AT_ONCE) {
-        match find_rows_of(client, wanted).await? {
-            Ok(found) => rows.found.extend(found),
-            Err(_) => {
-                for wanted in wanted {
-                    let found = match rows.locked.len() < LOCKED_MAX {
-                        true => find_rows_of(client, std::slice::from_ref(wanted)).await?,
-                        false => Err(Some(LOCK_NOT_AVAILABLE)),
-                    };
-                    match found {
-                        Ok(found) => rows.found.extend(found),
-                        Err(Some(LOCK_NOT_AVAILABLE)) => drop(rows.locked.insert(wanted.leaf)),
-                        // It was renamed or dropped, or may not be read.
-                        Err(_) => {}
-                    }
-                }
-            }
-        }
-    }
-    Ok(rows)
-}
-
-/// The error is the server's refusal.
-async fn find_rows_of(
-    client: &SqlClient,
-    wanted: &[RowOf],
-) -> Result<Result<Vec<u32>, Option<SqlState>>, SessionError> {
-    let doing = "asking whether partitions have rows of a transaction";
-    client.batch(doing, "BEGIN; SET LOCAL lock_timeout = 100").await?;
-    let question = |RowOf { leaf, name, transaction }: &RowOf| {
-        format!(
-            "SELECT {leaf}::pg_catalog.oid WHERE EXISTS (SELECT FROM ONLY {} WHERE ctid OPERATOR(pg_catalog.<) '(1,0)'::pg_catalog.tid
-             AND xmin OPERATOR(pg_catalog.=) '{transaction}'::pg_catalog.xid)",
-            name.sql()
-        )
-    };
-    let sql: Vec<String> = wanted.iter().map(question).collect();
-    let rows = client.query(doing, &sql.join(" UNION ALL "), &[]).await;
-    // After an error this rolls back.
-    client.batch(doing, "COMMIT").await?;
-    match rows {
-        Ok(rows) => Ok(Ok(rows.iter().map(|row| row.get(0)).collect::<Result<_, SessionError>>()?)),
-        Err(error) if error.code().is_some() => Ok(Err(error.code())),
-        Err(error) => Err(error),
-    }
 }
 
 /// A table and its types as the catalog describes them, as text for a parser elsewhere.

@@ -29,6 +29,7 @@ mod error;
 mod fingerprints;
 mod pipelined_request;
 mod locks;
+mod partition_rows;
 mod password_file;
 mod provider;
 mod replication;
@@ -48,13 +49,13 @@ pub use connection::{Connection, Frame};
 pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
 pub use dedicated::{DedicatedSession, DedicatedSettings};
 pub use describe::{
-    RowOf, RowsFound, ask_table, ask_types, describe_identities, describe_named_types, describe_not_carried,
-    describe_relation, describe_tables, describe_types, fill_in, read_description, read_table, read_types,
-    refuse_endless, rows_of, table_sizes, vacancy,
+    ask_table, ask_types, describe_identities, describe_named_types, describe_not_carried, describe_relation,
+    describe_tables, describe_types, fill_in, read_description, read_table, read_types, refuse_endless, table_sizes,
 };
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
 pub use locks::read_lock_table;
+pub use partition_rows::{FirstPages, RowsOf, first_pages, unproven, vacancy};
 pub use password_file::has_password;
 pub use pipelined_request::{
     CopyData, Format, LARGE_VALUE_BYTES, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName,

@@ -22,7 +22,7 @@
 //!
 //! Bounds: one step is held here, or the relations of one transaction; at most one question is out.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,12 +31,12 @@ use tokio::task::JoinHandle;
 use super::error::SourceError;
 use super::snapshot::sees;
 use super::unseen::held_back_words;
-use crate::catalog::leaves::{self, KnownLeaves, Vacancy};
+use crate::catalog::leaves::{self, KnownLeaves, Measured};
 use crate::catalog::schema::Partition;
 use crate::catalog::shape::Shape;
 use crate::pg::{Lsn, Relation, RelationId};
 use crate::schema_change::{followed, numbers};
-use crate::session::{Sql, SqlClient, describe_relation, read_description, vacancy};
+use crate::session::{Sql, SqlClient, describe_relation, read_description, unproven, vacancy};
 use crate::transaction::{Change, ChunkBuilder, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
@@ -94,6 +94,8 @@ pub struct RelationTracker {
     held: Option<Step>,
     /// The transaction that it belongs to, by its xid.
     transaction: u32,
+    /// The partitions that it names of which nothing was known before: the last description, and whether there was one before that.
+    named: BTreeMap<u32, (Arc<Relation>, bool)>,
     /// Changes of it up to here need nothing more.
     looked_at: usize,
     /// Tables that were asked about for this step, with the partitions that the rest of it names.
@@ -126,6 +128,7 @@ impl RelationTracker {
             truncated: HashSet::new(),
             held: None,
             transaction: 0,
+            named: BTreeMap::new(),
             looked_at: 0,
             asked: HashSet::new(),
             cuts: Vec::new(),
@@ -157,7 +160,10 @@ impl RelationTracker {
     pub(super) fn push(&mut self, step: Step) {
         debug_assert!(self.is_clear(), "one step at a time");
         match &step {
-            Step::Transaction(Transaction { begin, .. }) | Step::Begin(begin) => self.transaction = begin.xid,
+            Step::Transaction(Transaction { begin, .. }) | Step::Begin(begin) => {
+                self.transaction = begin.xid;
+                self.named.clear();
+            }
             Step::Chunk(_)
             | Step::Schema(_)
             | Step::Commit { .. }
@@ -167,7 +173,27 @@ impl RelationTracker {
         self.held = Some(step);
         self.looked_at = 0;
         self.asked.clear();
+        self.note_named();
         self.go_on();
+    }
+
+    /// Takes in which unknown partitions the held step names, and which of them again: something was between their rows.
+    fn note_named(&mut self) {
+        let mut last: Option<&Arc<Relation>> = None;
+        for relation in changes_of(self.held.as_ref()).iter().flat_map(Change::relations) {
+            if relation.leaves.is_empty() || last.is_some_and(|last| Arc::ptr_eq(last, relation)) {
+                continue;
+            }
+            last = Some(relation);
+            for leaf in relation.leaves.iter() {
+                match self.named.get_mut(&leaf.0) {
+                    Some((known, _)) if Arc::ptr_eq(known, relation) => {}
+                    Some(named) => *named = (Arc::clone(relation), true),
+                    None if self.shapes.get(&relation.id).is_some_and(|shape| shape.partitions.contains(&leaf.0)) => {}
+                    None => drop(self.named.insert(leaf.0, (Arc::clone(relation), false))),
+                }
+            }
+        }
     }
 
     /// The next complete step.
@@ -179,6 +205,7 @@ impl RelationTracker {
     pub(super) fn confirm(&mut self, relations: &[Arc<Relation>], transaction: u32) {
         debug_assert!(self.is_clear(), "one transaction at a time");
         self.transaction = transaction;
+        self.named.clear();
         self.confirming = Some(Confirming::Asking(relations.iter().map(Arc::clone).collect()));
         self.ask_next_to_confirm();
     }
@@ -272,6 +299,8 @@ impl RelationTracker {
         let fresh = |(_, used): &(SqlClient, Instant)| used.elapsed() < SESSION_IDLE_MAX;
         let session = self.session.take().filter(fresh).map(|(session, _)| session);
         let (sql, about, transaction) = (self.sql.clone(), self.with_named(index, &relation), self.transaction);
+        let named = about.leaves.iter().filter_map(|leaf| Some((leaf.0, self.named.get(&leaf.0)?.1))).collect();
+        let named = Named { transaction, again: named };
         let waits = Arc::clone(&self.waits);
         let answer = tokio::spawn(async move {
             let session = match session.filter(|session| !session.is_closed()) {
@@ -285,7 +314,7 @@ impl RelationTracker {
             if let Err(error) = seen {
                 return (Err(error), Some(session));
             }
-            (ask(&session, about, known).await, Some(session))
+            (ask(&session, about, known, named).await, Some(session))
         });
         self.asking = Some(Asking { index, relation, answer });
     }
@@ -386,19 +415,19 @@ fn knows_leaves(known: Option<&Shape>, relation: &Relation) -> bool {
 }
 
 /// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
-async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) -> Answer {
+async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, named: Named) -> Answer {
     // Dropped since. What the stream still brings is what was known.
     let Some(description) = describe_relation(client, relation.id).await? else { return Ok(None) };
     let (table, types) = read_description(&description)?;
     let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
     let is_current = shape.describes(&relation);
     let Some(known) = known else {
-        return Ok(Some((SchemaChange { relation, description, vacant: BTreeSet::new() }, shape)));
+        return Ok(Some((SchemaChange { relation, description, measured: Measured::default() }, shape)));
     };
     let known_leaves = known.leaves();
     let leaves = match &table.partitions {
-        Some(now) => Leaves::ask(client, &known_leaves, (&relation, now)).await?,
-        None => Leaves { vacant: BTreeSet::new(), after: Some(known_leaves.clone()) },
+        Some(now) => Leaves::ask(client, &known_leaves, (&relation, now), named).await?,
+        None => Leaves { measured: Measured::default(), after: Some(known_leaves.clone()) },
     };
     let has_new_leaves = leaves.after.as_ref() != Some(&known_leaves);
     if is_current && !has_new_leaves && known == shape.clone().with_leaves(known_leaves.clone()) {
@@ -425,13 +454,20 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>) 
         KnownLeaves { known: known_leaves.known.iter().copied().chain(named).collect(), empty: known_leaves.empty }
     });
     let shape = shape.with_leaves(after);
-    Ok(Some((SchemaChange { relation, description, vacant: leaves.vacant }, shape)))
+    Ok(Some((SchemaChange { relation, description, measured: leaves.measured }, shape)))
+}
+
+/// The partitions that a transaction has named.
+struct Named {
+    transaction: u32,
+    /// Those of which nothing was known before it: whether it has named them again.
+    again: BTreeMap<u32, bool>,
 }
 
 /// What a description says of a table's partitions.
 struct Leaves {
-    /// Those without a block.
-    vacant: BTreeSet<u32>,
+    /// What was asked of them.
+    measured: Measured,
     /// What is known of them from here on; `None`: the destination asks for a copy, unless it knows more than was known when this session
     /// began.
     after: Option<KnownLeaves>,
@@ -442,12 +478,18 @@ impl Leaves {
         client: &SqlClient,
         known: &KnownLeaves,
         (relation, now): (&Relation, &[Partition]),
+        named: Named,
     ) -> Result<Leaves, SourceError> {
         let unknown = leaves::to_measure(known, &relation.leaves, now);
-        let Vacancy { vacant, locked: _ } = vacancy(client, &unknown).await?;
+        let vacant = vacancy(client, &unknown).await?.vacant;
+        let created = now.iter().filter(|leaf| !leaf.attached && !vacant.contains(&leaf.id));
+        let created = created.filter_map(|leaf| Some((leaf.id, leaf.name.clone(), *named.again.get(&leaf.id)?)));
+        let created: Vec<_> = created.collect();
+        let unproven = unproven(client, (relation.id, named.transaction), &created).await?;
+        let measured = Measured { vacant, unproven };
         // Whether what was seen empty was emptied is the destination's to say.
-        let after = leaves::named(known, &relation.leaves, now, (&vacant, Lsn::new(u64::MAX)));
-        Ok(Leaves { vacant, after: after.ok() })
+        let after = leaves::named(known, &relation.leaves, now, (&measured, Lsn::new(u64::MAX)));
+        Ok(Leaves { measured, after: after.ok() })
     }
 }
 
@@ -544,12 +586,13 @@ mod tests {
             self.tracker.held = Some(step);
             self.tracker.looked_at = 0;
             self.tracker.asked.clear();
+            self.tracker.note_named();
             while let Some((index, relation)) = self.tracker.next_unseen() {
                 self.questions.push((index, relation.id));
                 assert!(self.questions.len() < 100, "asked without end");
                 let description = Description { table: String::new(), types: String::new() };
-                let vacant = BTreeSet::new();
-                let change = SchemaChange { relation: Arc::clone(&relation), description, vacant };
+                let measured = Measured::default();
+                let change = SchemaChange { relation: Arc::clone(&relation), description, measured };
                 self.tracker.learn(index, &relation, changed(index).then_some(change));
             }
             self.tracker.release();
@@ -624,8 +667,8 @@ mod tests {
             partitions: (11..14).collect(),
             empty_partitions: Default::default(),
             columns: Vec::new(),
-            unique: BTreeSet::new(),
-            keys: BTreeSet::new(),
+            unique: Default::default(),
+            keys: Default::default(),
             labels: Default::default(),
         };
         asked.tracker.shapes.insert(RelationId(1), shape);

@@ -2,9 +2,9 @@
 //!
 //! A change holds its rows as they arrived ([`Tuple`]s share the read buffer) and its relation as it was then.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::catalog::leaves::Measured;
 use crate::pg::{Description, Lsn, Relation, Tuple};
 use crate::wire::{Begin, Commit, OldTuple};
 
@@ -160,8 +160,8 @@ pub struct SchemaChange {
     pub relation: Arc<Relation>,
     /// What the source's catalog says of it: at that time, or a little later.
     pub description: Description,
-    /// Those of its partitions that nothing was known of and that had no block then, by their OIDs.
-    pub vacant: BTreeSet<u32>,
+    /// What was asked of its partitions of which nothing was known.
+    pub measured: Measured,
 }
 
 /// What goes forward through the ring.

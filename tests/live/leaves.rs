@@ -263,6 +263,207 @@ async fn partitions_emptied_behind_a_truncate_of_their_table_leave_no_rows() {
     service.stop().await;
 }
 
+/// What the transaction that creates a tree's second leaf does with it, so that the stream does not tell of it.
+fn emptied_where_created() -> Vec<(&'static str, String)> {
+    let more = |name: &str| format!("INSERT INTO {name} VALUES (15, 'more');");
+    let empty = |name: &str| format!("TRUNCATE {name}_2;");
+    let names = ["once", "direct", "same", "saved", "sub", "keyless", "late", "filtered"];
+    let made = |name: &str| match name {
+        "direct" => format!(
+            "INSERT INTO {name}_2 VALUES (10, 'old'); {} INSERT INTO {name}_2 VALUES (12, 'more');",
+            empty(name)
+        ),
+        "same" => format!("{} {} INSERT INTO {name} VALUES (10, 'new');", fill(name, 10), empty(name)),
+        "saved" => format!("SAVEPOINT a; {} RELEASE a; {} {}", fill(name, 10), empty(name), more(name)),
+        "sub" => format!("{} SAVEPOINT a; {} {} RELEASE a;", fill(name, 10), empty(name), more(name)),
+        "late" => format!("{} {} {} CREATE UNIQUE INDEX ON {name}_2 (id);", fill(name, 10), empty(name), more(name)),
+        "filtered" => format!("{} {} INSERT INTO {name} VALUES (15, 'hidden');", fill(name, 10), empty(name)),
+        _ => format!("{} {} {}", fill(name, 10), empty(name), more(name)),
+    };
+    let identity = |name: &str| match name {
+        "keyless" | "late" | "filtered" => format!("ALTER TABLE {name}_2 REPLICA IDENTITY FULL;"),
+        _ => String::new(),
+    };
+    names.into_iter().map(|name| (name, format!("{{{} {} {}}}", create(name), identity(name), made(name)))).collect()
+}
+
+async fn emptied_trees(name: &str) -> (Database, Vec<(&'static str, String)>) {
+    let changes = emptied_where_created();
+    let tables: Vec<&str> = changes.iter().map(|(table, _)| *table).collect();
+    let whole =
+        |name: &str| format!("ALTER TABLE {name} REPLICA IDENTITY FULL; ALTER TABLE {name}_1 REPLICA IDENTITY FULL;");
+    let schema = tables.iter().map(|name| match *name {
+        "keyless" | "late" => format!("{} {}", tree(name).replace(" PRIMARY KEY", ""), whole(name)),
+        "filtered" => format!("{} {}", tree(name), whole(name)),
+        _ => tree(name),
+    });
+    let database = Database::new(name, &tables, &schema.collect::<String>()).await;
+    let shown = shown(&database).await;
+    let published = |table: &&str| if *table == "filtered" { format!("filtered {shown}") } else { (*table).to_owned() };
+    let published: Vec<String> = tables.iter().map(published).collect();
+    let published = published.join(", ");
+    database
+        .at_source(&format!(
+            "CREATE PUBLICATION {} FOR TABLE {published} WITH (publish_via_partition_root = true)",
+            database.name
+        ))
+        .await;
+    (database, changes)
+}
+
+/// A filter of rows, where there are such.
+async fn shown(database: &Database) -> &'static str {
+    if major(database).await < 15 { "" } else { "WHERE (v <> 'hidden')" }
+}
+
+async fn trees_become_equal(database: &Database, changes: &[(&str, String)]) {
+    let shown = shown(database).await;
+    for (table, _) in changes {
+        let rows = |of: &str| format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t {of}");
+        let of = if *table == "filtered" { shown } else { "" };
+        eventually(&format!("table {table} is equal"), || async {
+            (database.destination_value(&rows("")).await == database.source_value(&rows(of)).await).then_some(())
+        })
+        .await;
+    }
+    all_live(database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_emptied_by_the_transaction_that_creates_them_leave_no_rows() {
+    let (database, changes) = emptied_trees("createdlive").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    for (_, change) in &changes {
+        run(&database, change).await;
+    }
+    trees_become_equal(&database, &changes).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_were_created_and_emptied_while_headwater_was_down_leave_no_rows() {
+    let (database, changes) = emptied_trees("createddown").await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    for (_, change) in &changes {
+        run(&database, change).await;
+    }
+    let service = setup.start();
+    trees_become_equal(&database, &changes).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_one_transaction_creates_and_fills_is_not_copied() {
+    let database = Database::new("createdfull", &["t"], &tree("t")).await;
+    let setup = Setup::of(&database);
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    let many = (10..15).map(|i| format!("INSERT INTO t VALUES ({i}, 'one by one');")).collect::<String>();
+    run(&database, &format!("{{{} {many} CREATE INDEX ON t_2 (v);}}", create("t"))).await;
+    let leaf =
+        |number: u32| format!("CREATE TABLE t_{number} PARTITION OF t FOR VALUES FROM ({number}0) TO ({number}9);");
+    run(&database, &format!("{{{} {} {} {}}}", leaf(3), fill("t", 30), leaf(4), fill("t", 40))).await;
+    database.assert_catches_up().await;
+    database.at_source(&leaf(5)).await;
+    is_seen_empty(&database, "t_5").await;
+    service.stop().await;
+    run(&database, &format!("{{{} {}}}", leaf(6), fill("t", 60))).await;
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    database.at_source(&leaf(7)).await;
+    is_seen_empty(&database, "t_7").await;
+    not_copied(&service);
+    // It is known like any other.
+    database.at_source("TRUNCATE t_6").await;
+    becomes_equal(&database, "t").await;
+    service.stop().await;
+}
+
+/// What writes rows behind a TRUNCATE that the stream does not bring; `{t}` is a table, and `{l}` that holds its rows.
+const UNLOGGED_BEHIND: &[(&str, &str)] = &[
+    (
+        "rows",
+        "TRUNCATE {t}; ALTER TABLE {l} SET UNLOGGED; INSERT INTO {l} VALUES (3, 3), (4, 4); ALTER TABLE {l} SET LOGGED;",
+    ),
+    (
+        "between",
+        "TRUNCATE {t}; INSERT INTO {t} VALUES (2, 2); ALTER TABLE {l} SET UNLOGGED; INSERT INTO {l} VALUES (3, 3);
+         ALTER TABLE {l} SET LOGGED; INSERT INTO {t} VALUES (4, 4);",
+    ),
+    (
+        "clustered",
+        "TRUNCATE {t}; ALTER TABLE {l} SET UNLOGGED; INSERT INTO {l} VALUES (3, 3); ALTER TABLE {l} SET LOGGED; CLUSTER {l} USING {l}_pkey;",
+    ),
+    ("typed", "TRUNCATE {t}; INSERT INTO {t} VALUES (2, 2); ALTER TABLE {t} ALTER n TYPE bigint USING n * 2;"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_were_unlogged_behind_a_truncate_of_their_table_come() {
+    let names: Vec<String> =
+        UNLOGGED_BEHIND.iter().flat_map(|(name, _)| [format!("{name}_t"), format!("{name}_p")]).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let schema = |name: &&str| {
+        let tree = format!(
+            "CREATE TABLE {name} (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
+             CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10);"
+        );
+        let table = format!("CREATE TABLE {name} (id int PRIMARY KEY, n int);");
+        format!("{} INSERT INTO {name} VALUES (1, 1);", if name.ends_with("_p") { tree } else { table })
+    };
+    let database = Database::new("unloggedbehind", &names, &names.iter().map(schema).collect::<String>()).await;
+    let publication = format!("CREATE PUBLICATION {} FOR ALL TABLES WITH (publish_via_partition_root)", database.name);
+    database.at_source(&publication).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    for (name, change) in UNLOGGED_BEHIND {
+        for (table, holds) in [(format!("{name}_t"), format!("{name}_t")), (format!("{name}_p"), format!("{name}_p_1"))]
+        {
+            let change = change.replace("{t}", &table).replace("{l}", &holds);
+            database.at_source(&format!("BEGIN; {change} COMMIT")).await;
+        }
+    }
+    for name in &names {
+        becomes_equal(&database, name).await;
+    }
+    all_live(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_toast_that_is_truncated_and_loaded_again_is_not_copied() {
+    let database =
+        Database::new("reloadedfixed", &["n", "t"], &format!("CREATE TABLE n (id int PRIMARY KEY); {}", tree("t")))
+            .await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    let loads = [
+        "BEGIN; TRUNCATE n; INSERT INTO n SELECT generate_series(1, 1000); CREATE INDEX ON n (id); ANALYZE n; COMMIT",
+        "BEGIN; INSERT INTO n VALUES (2000); TRUNCATE n; INSERT INTO n VALUES (1); COMMIT; ",
+        "TRUNCATE n",
+        "BEGIN; TRUNCATE n; COPY n FROM PROGRAM 'seq 10' WITH (FREEZE); COMMIT",
+    ];
+    for (number, load) in loads.iter().enumerate() {
+        database.at_source(load).await;
+        let leaf = format!("t_new{number}");
+        let bounds = format!("FOR VALUES FROM ({0}00) TO ({0}50)", number + 1);
+        database.at_source(&format!("CREATE TABLE {leaf} PARTITION OF t {bounds}")).await;
+        is_seen_empty(&database, &leaf).await;
+        database.assert_catches_up().await;
+        not_copied(&service);
+    }
+    service.stop().await;
+}
+
 /// Transactions that load a tree's rows again behind a TRUNCATE, as jobs do.
 const RELOADS: &[&str] = &[
     "BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'a' FROM generate_series(0, 19) i; COMMIT",
@@ -434,7 +635,9 @@ async fn rows_of_a_partition_that_is_attached_in_the_transaction_that_creates_it
             service.log()
         );
     }
-    assert!(!service.log().contains("partition public.created"), "{}", service.log());
+    // Without an index nothing shows that the transaction has not emptied it in between.
+    let log = service.log().replace("partition public.created_2 may have been emptied", "");
+    assert!(!log.contains("partition public.created"), "{log}");
     service.stop().await;
 }
 
@@ -613,8 +816,6 @@ struct Walk {
     leaves: [Leaf; 3],
     /// Every row has a key of its own: what comes again is another test's.
     rows: usize,
-    /// Leaves that this transaction has created. A TRUNCATE of one behind its rows leaves no trace: see docs/guarantees.md.
-    created: Vec<usize>,
     /// So many rows come at once.
     rows_at_once: usize,
 }
@@ -637,13 +838,12 @@ impl Walk {
     fn step(&mut self) -> String {
         let slot = self.rng.usize(0..3);
         let bounds = Walk::bounds(slot);
-        let choice = self.rng.usize(0..9);
+        let choice = self.rng.usize(0..10);
         let attach = format!("ALTER TABLE t ATTACH PARTITION l_{slot} {bounds};");
         match (self.leaves[slot], choice) {
             (Leaf::Missing | Leaf::Detached | Leaf::Attached, 8) => "TRUNCATE t;".to_owned(),
             (Leaf::Missing, 0..3) => {
                 self.leaves[slot] = Leaf::Attached;
-                self.created.push(slot);
                 format!("CREATE TABLE l_{slot} PARTITION OF t {bounds};")
             }
             (Leaf::Missing, 3..6) => {
@@ -669,12 +869,21 @@ impl Walk {
                 let rows = self.rows(slot);
                 format!("INSERT INTO t {rows};")
             }
-            (Leaf::Attached, 3) if !self.created.contains(&slot) => format!("TRUNCATE l_{slot};"),
+            (Leaf::Attached, 3) => format!("TRUNCATE l_{slot};"),
             (Leaf::Attached, 4) => format!("DELETE FROM t WHERE id >= {};", (slot + 1) * KEYS),
             (Leaf::Attached, 5) => {
                 self.leaves[slot] = Leaf::Detached;
                 format!("ALTER TABLE t DETACH PARTITION l_{slot};")
             }
+            (Leaf::Attached, 9) => match self.rng.u8(0..3) {
+                0 => format!("CLUSTER l_{slot} USING l_{slot}_pkey;"),
+                _ => {
+                    let rows = self.rows(slot);
+                    format!(
+                        "ALTER TABLE l_{slot} SET UNLOGGED; INSERT INTO l_{slot} {rows}; ALTER TABLE l_{slot} SET LOGGED;"
+                    )
+                }
+            },
             (Leaf::Detached | Leaf::Attached, 6) => {
                 self.leaves[slot] = Leaf::Missing;
                 format!("DROP TABLE l_{slot};")
@@ -685,7 +894,6 @@ impl Walk {
 
     /// One step, or several in one transaction.
     fn transaction(&mut self) -> String {
-        self.created.clear();
         if self.rng.u8(0..3) > 0 {
             return self.step();
         }
@@ -694,12 +902,13 @@ impl Walk {
             steps += "TRUNCATE t;";
         }
         for _ in 0..self.rng.usize(2..6) {
-            let before = (self.leaves, self.created.clone());
+            let before = self.leaves;
             let step = self.step();
             steps += &match self.rng.u8(0..8) {
-                0 => format!("SAVEPOINT s; {step} RELEASE s;"),
+                // See the limit in docs/decisions/0016-fingerprints.md.
+                0 if !step.contains("UNLOGGED") => format!("SAVEPOINT s; {step} RELEASE s;"),
                 1 => {
-                    (self.leaves, self.created) = before;
+                    self.leaves = before;
                     format!("SAVEPOINT s; {step} ROLLBACK TO s;")
                 }
                 _ => step,
@@ -730,14 +939,16 @@ async fn is_looked_at(database: &Database) {
     .await;
 }
 
-async fn walk(name: &str, seed: u64, rows_at_once: usize) {
+async fn walk(name: &str, seed: u64, rows_at_once: usize, column: &str) {
     let rounds = std::env::var("HEADWATER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
     let database = Database::new(
         name,
         &["t", "other"],
-        "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-         CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1, 'v');
-         CREATE TABLE other (id serial PRIMARY KEY);",
+        &format!(
+            "CREATE TABLE t (id int PRIMARY KEY, v {column}) PARTITION BY RANGE (id);
+             CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1, 'v');
+             CREATE TABLE other (id serial PRIMARY KEY);"
+        ),
     )
     .await;
     database
@@ -747,8 +958,7 @@ async fn walk(name: &str, seed: u64, rows_at_once: usize) {
     let mut service = setup.start();
     service.streams().await;
     database.caught_up().await;
-    let mut walk =
-        Walk { rng: Rng::with_seed(seed), leaves: [Leaf::Missing; 3], rows: 0, created: Vec::new(), rows_at_once };
+    let mut walk = Walk { rng: Rng::with_seed(seed), leaves: [Leaf::Missing; 3], rows: 0, rows_at_once };
     for round in 0..rounds {
         let down = walk.rng.bool();
         if down {
@@ -796,11 +1006,17 @@ async fn step(database: &Database, walk: &mut Walk, (seed, round): (u64, u32)) {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_becomes_of_partitions_the_rows_are_the_sources() {
     let seed = seed("whatever_becomes_of_partitions");
-    walk("walkone", seed, 1).await;
+    walk("walkone", seed, 1, "text").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_becomes_of_partitions_without_toast_the_rows_are_the_sources() {
+    let seed = seed("whatever_becomes_of_partitions_without_toast");
+    walk("walkfixed", seed, 1, "char(1)").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_large_transactions_do_to_partitions_the_rows_are_the_sources() {
     let seed = seed("whatever_large_transactions_do");
-    walk("walklarge", seed, 700).await;
+    walk("walklarge", seed, 700, "text").await;
 }

@@ -226,7 +226,7 @@ impl Life {
         let Transaction { begin, commit, changes, size_bytes, heartbeat } = transaction;
         self.core.push(Step::Begin(begin));
         let description = Description { table: String::new(), types: String::new() };
-        let change = SchemaChange { relation: relation().into(), description, vacant: Default::default() };
+        let change = SchemaChange { relation: relation().into(), description, measured: Default::default() };
         self.core.push(Step::Schema(change));
         self.core.push(Step::Chunk(Chunk { changes, size_bytes }));
         self.core.push(Step::Commit { commit, heartbeat });

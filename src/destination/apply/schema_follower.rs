@@ -13,13 +13,13 @@
 //! stream. So is a new sequence, which our role may not be allowed to create. What failed is not remembered, so it is tried
 //! again when the table is described next.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::followed::Followed;
 use super::relation_map::RelationMap;
 use crate::catalog::determinism;
 use crate::catalog::fit::{self, End, modifier_at};
+use crate::catalog::leaves::Measured;
 use crate::catalog::schema::{ColumnDefinition, TableDefinition, TypeDefinition, Types};
 use crate::catalog::shape::{Shape, ShapeColumn};
 use crate::destination::collations::LooserCollations;
@@ -68,11 +68,11 @@ impl SchemaFollower {
         change: SchemaChange,
         commit_lsn: Lsn,
     ) -> Result<(), DestinationError> {
-        let SchemaChange { relation, description, vacant } = change;
+        let SchemaChange { relation, description, measured } = change;
         let Some(followed) = map.followed.get(relation.id).cloned() else { return Ok(()) };
         let (table, types) = read_description(&description)?;
         map.source_tables.described(table.clone());
-        let source = DescribedTable { relation: &relation, table, types, vacant, commit_lsn };
+        let source = DescribedTable { relation: &relation, table, types, measured, commit_lsn };
         let name = &followed.name;
         let mut following = Following { writer, map, follower: self, name, has_changed: false };
         following.follow(&source, &followed).await
@@ -97,7 +97,7 @@ struct DescribedTable<'a> {
     table: TableDefinition,
     types: Types,
     /// Its partitions without a block of which nothing was known, by their OIDs.
-    vacant: BTreeSet<u32>,
+    measured: Measured,
     /// Of the transaction that describes it.
     commit_lsn: Lsn,
 }
@@ -159,7 +159,7 @@ impl DescribedTable<'_> {
             source: self.end(),
             destination: destination.end(),
             creation: &creation,
-            vacant: (&self.vacant, self.commit_lsn),
+            measured: (&self.measured, self.commit_lsn),
         }
         .follow()
     }
