@@ -59,17 +59,19 @@ SELECT pg_catalog.jsonb_build_object(
         -- A partition that was created as one has brought no rows. ATTACH is another command than the one that created the
         -- table and its system columns: in another transaction, or later in the same one. It writes every column again, as
         -- it writes the entry of pg_inherits; CREATE TABLE PARTITION OF leaves one at least as it was before that entry (tried
-        -- on 14 to 18 with keys, defaults and NOT NULL, from 2 commands between the table and the entry up).
+        -- on 14 to 18 with keys, defaults and NOT NULL, from 2 commands between the table and the entry up). A row's cmin
+        -- and cmax are one field, so a row that somebody has changed and rolled back (xmax) proves nothing.
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'id', h.inhrelid::pg_catalog.int8,
             'name', (SELECT pg_catalog.jsonb_build_object('schema', ln.nspname, 'name', l.relname)
                 FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace WHERE l.oid = h.inhrelid),
             'kind', (SELECT l.relkind FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid),
             'persistence', (SELECT l.relpersistence FROM pg_catalog.pg_class l WHERE l.oid = h.inhrelid),
-            'attached', h.xmin <> s.xmin
+            'attached', h.xmin <> s.xmin OR h.xmax <> '0'::pg_catalog.xid OR s.xmax <> '0'::pg_catalog.xid
                 OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4
-                OR COALESCE((SELECT pg_catalog.bool_and(a.cmin::pg_catalog.text::pg_catalog.int8 >= h.cmin::pg_catalog.text::pg_catalog.int8)
-                    FROM pg_catalog.pg_attribute a WHERE a.attrelid = h.inhrelid AND a.attnum > 0 AND a.xmin = s.xmin), false)
+                OR NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                    WHERE a.attrelid = h.inhrelid AND a.attnum > 0 AND a.xmin = s.xmin AND a.xmax = '0'::pg_catalog.xid
+                      AND a.cmin::pg_catalog.text::pg_catalog.int8 < h.cmin::pg_catalog.text::pg_catalog.int8)
         ) ORDER BY h.inhrelid)
         FROM (
             WITH RECURSIVE tree (relid) AS (

@@ -15,10 +15,11 @@ member (root, id, attached, attached_by) AS (
     SELECT w.id, w.id, false, 0::pg_catalog.int8 FROM wanted w
     UNION ALL
     -- A table that was created as a partition has brought no rows: see describe_tables.sql.
-    SELECT m.root, h.inhrelid, h.xmin <> s.xmin
+    SELECT m.root, h.inhrelid, h.xmin <> s.xmin OR h.xmax <> '0'::pg_catalog.xid OR s.xmax <> '0'::pg_catalog.xid
         OR h.cmin::pg_catalog.text::pg_catalog.int8 - s.cmin::pg_catalog.text::pg_catalog.int8 > 4
-        OR COALESCE((SELECT pg_catalog.bool_and(a.cmin::pg_catalog.text::pg_catalog.int8 >= h.cmin::pg_catalog.text::pg_catalog.int8)
-            FROM pg_catalog.pg_attribute a WHERE a.attrelid = h.inhrelid AND a.attnum > 0 AND a.xmin = s.xmin), false),
+        OR NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = h.inhrelid AND a.attnum > 0 AND a.xmin = s.xmin AND a.xmax = '0'::pg_catalog.xid
+              AND a.cmin::pg_catalog.text::pg_catalog.int8 < h.cmin::pg_catalog.text::pg_catalog.int8),
         h.xmin::pg_catalog.text::pg_catalog.int8
     FROM member m
     JOIN pg_catalog.pg_class c ON c.oid = m.id AND c.relkind = 'p'
@@ -120,7 +121,11 @@ facts (id, text) AS MATERIALIZED (
         'constraints', COALESCE(o.facts, '[]'),
         'types', COALESCE(t.facts, '[]'),
         -- Another one once the table has left the publication and come back; none where that names no tables.
-        'published', (p.oid)::pg_catalog.int8
+        'published', (p.oid)::pg_catalog.int8,
+        -- Another one once what the publication sends was altered, and perhaps altered back.
+        'publication', (SELECT pg_catalog.jsonb_build_array(
+            b.xmin::pg_catalog.text::pg_catalog.int8, b.oid::pg_catalog.int8, b.pubowner::pg_catalog.int8)
+            FROM pg_catalog.pg_publication b WHERE b.pubname = $2::pg_catalog.text)
     )::pg_catalog.text
     FROM wanted w
     JOIN members m ON m.root = w.id

@@ -209,6 +209,20 @@ pub struct Fingerprint {
     pub types: Vec<UsedType>,
     /// The entry that names it in the publication; `None` where the publication names no tables.
     pub published: Option<u32>,
+    /// The publication itself; `None` where it was remembered by an earlier version, or is gone.
+    #[serde(default)]
+    pub publication: Option<PublicationRow>,
+}
+
+/// A publication's row of `pg_publication`, without its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct PublicationRow {
+    /// The transaction that has written it: ALTER PUBLICATION … SET, OWNER TO, RENAME TO.
+    pub written_by: u32,
+    /// Its OID.
+    pub id: u32,
+    /// Its owner's.
+    pub owner: u32,
 }
 
 /// A change of the stream that the destination cannot take as it is: the source has let it through, so one of its rules was
@@ -362,6 +376,7 @@ impl Fingerprint {
         }
         let differences = [
             self.publication_differs(now),
+            self.publication_was_altered(now),
             self.types_differ(now),
             self.generation_differs(now),
             self.partitions_differ(now, table, (known, &vacancy.vacant)),
@@ -490,6 +505,16 @@ impl Fingerprint {
                 Some("it was taken out of the publication and put in again, or is published in another way".to_owned())
             }
         }
+    }
+
+    /// What a publication sends may have been less for a moment, whatever it sends now.
+    fn publication_was_altered(&self, now: &Fingerprint) -> Option<String> {
+        let (before, now) = (self.publication?, now.publication?);
+        // Another owner is a reason to write the row that has nothing to do with what is sent.
+        let is_altered = before.id != now.id || (before.written_by != now.written_by && before.owner == now.owner);
+        is_altered.then(|| {
+            "the publication was altered or made again, so that it may not have sent everything for a moment".to_owned()
+        })
     }
 
     /// Labels that are added are followed by themselves (`preflight::enum_labels`); names of types mean nothing to the rows. One that is
@@ -625,6 +650,7 @@ mod tests {
             constraints: Vec::new(),
             types: Vec::new(),
             published: Some(9),
+            publication: Some(PublicationRow { written_by: 600, id: 8, owner: 10 }),
         }
     }
 
@@ -916,6 +942,13 @@ mod tests {
         assert_eq!(said(&before, |now| now.types[0].attributes[1].number = 3), 'D', "dropped, and another one added");
         assert_eq!(said(&before, |now| now.columns[1].expression = Some(7)), 'D');
         assert_eq!(said(&before, |now| now.published = Some(10)), 'D');
+        let row = |id, owner, written_by| Some(PublicationRow { written_by, id, owner });
+        assert_eq!(said(&before, |now| now.publication = row(8, 10, 900)), 'D', "its options were others for a while");
+        assert_eq!(said(&before, |now| now.publication = row(9, 10, 900)), 'D', "made again");
+        assert_eq!(said(&before, |now| now.publication = row(8, 11, 900)), '=', "another owner");
+        assert_eq!(said(&before, |now| now.publication = None), '=', "it is gone: the stream says so");
+        let remembered = Fingerprint { publication: None, ..before.clone() };
+        assert_eq!(said(&remembered, |now| now.publication = row(8, 10, 900)), '=', "by an earlier version");
         let restored = |now: &mut Fingerprint| {
             now.server.catalog_version += 1;
             now.published = Some(10);

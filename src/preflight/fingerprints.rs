@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::catalog::fingerprint::{Fingerprint, Verdict};
+use crate::catalog::leaves::Vacancy;
 use crate::catalog::truncation::Told;
 use crate::destination::{
     Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
@@ -44,6 +45,33 @@ pub(crate) struct Doubt {
     pub(crate) reason: String,
     /// A partition was locked that would have told.
     pub(crate) is_locked: bool,
+    pub(crate) seen: SeenInDoubt,
+}
+
+/// What a look has seen of a table in doubt, to be judged once the stream has passed it.
+#[derive(Clone, Debug)]
+pub(crate) struct SeenInDoubt {
+    now: Fingerprint,
+    told: Told,
+    vacancy: Vacancy,
+}
+
+impl SeenInDoubt {
+    /// Whether what the stream has told of since explains it. The table may be another one by now, and in doubt for another reason.
+    pub(crate) fn is_explained(
+        &self,
+        table: RelationId,
+        remembered: &RememberedTable,
+        truncations: &Truncations,
+    ) -> Result<bool, SessionError> {
+        let Some(before) = remembered.facts.as_ref().map(FingerprintFacts::read).transpose()? else {
+            return Ok(true);
+        };
+        let truncations = truncations.get(&table).map(|told| told.truncations.clone()).unwrap_or_default();
+        let told = Told { truncations, ..self.told.clone() };
+        let verdict = before.compare(&self.now, table, &told, (&remembered.leaves, &self.vacancy));
+        Ok(verdict == Verdict::Same)
+    }
 }
 
 /// The TRUNCATEs of tables that the stream has told of.
@@ -87,12 +115,13 @@ pub(crate) async fn look(
         let unknown = before.as_ref().map(|before| before.to_measure(&now, table, leaves));
         // Not what it is in the digests: nothing else here waits for a lock.
         let vacancy = vacancy(source, &unknown.unwrap_or_default()).await?;
-        let (verdict, is_locked) = match &before {
-            Some(before) => {
-                let (told, is_locked) = told(source, table, (before, &now), truncations).await?;
-                (before.compare(&now, table, &told, (leaves, &vacancy)), is_locked)
-            }
-            None => (now.alone(), false),
+        let (told, is_locked) = match &before {
+            Some(before) => told(source, table, (before, &now), truncations).await?,
+            None => (Told::default(), false),
+        };
+        let verdict = match &before {
+            Some(before) => before.compare(&now, table, &told, (leaves, &vacancy)),
+            None => now.alone(),
         };
         match verdict {
             Verdict::Same => {
@@ -106,7 +135,8 @@ pub(crate) async fn look(
             }
             Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),
             Verdict::Doubt(reason) => {
-                found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason, is_locked });
+                let seen = SeenInDoubt { now, told, vacancy };
+                found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason, is_locked, seen });
             }
         }
     }

@@ -30,7 +30,7 @@ use crate::destination::{
 use crate::error_policy::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::preflight::cascades;
-use crate::preflight::fingerprints::{Truncations, ask_for_comparison, look, table_called};
+use crate::preflight::fingerprints::{Doubt, SeenInDoubt, Truncations, ask_for_comparison, look, table_called};
 use crate::preflight::prepare::Prepared;
 use crate::preflight::watch_failures::WatchFailure;
 use crate::preflight::whereabouts::{Whereabouts, lost_report, whereabouts};
@@ -185,9 +185,20 @@ impl ToldTruncations {
 pub(super) struct InDoubt {
     /// The digest that made it so.
     digest: String,
+    seen: SeenInDoubt,
+    /// A partition was locked then that would have told.
+    is_locked: bool,
     /// How far the source was then.
     read_at: Lsn,
-    first_seen: Instant,
+    /// Since when it is in doubt without a break.
+    since: Instant,
+}
+
+impl InDoubt {
+    fn new(doubt: &Doubt, read_at: Lsn, since: Instant) -> InDoubt {
+        let (digest, seen) = (doubt.digest.clone(), doubt.seen.clone());
+        InDoubt { digest, seen, is_locked: doubt.is_locked, read_at, since }
+    }
 }
 
 /// A partition that would tell whether its rows are in doubt may be locked for so long: then the table is compared.
@@ -413,22 +424,39 @@ impl HealthWatch {
             }));
         }
         // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
-        let seen = std::mem::take(&mut self.doubts);
+        let mut before = std::mem::take(&mut self.doubts);
         let position = match bookkeeping.position().await {
             Ok(position) => position,
             Err(error) => return Ok(Looked::Unread(error.to_string())),
         };
         self.note_passed(&bookkeeping, (found.ahead, found.read_at), position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
+        let truncations = self.truncations.of(watched);
+        let is_passed = |read_at: Lsn| position.is_some_and(|position| position >= read_at);
         for doubt in found.doubt {
-            let seen = seen.get(&doubt.table).filter(|seen| seen.digest == doubt.digest).cloned();
-            let new = || InDoubt { digest: doubt.digest.clone(), read_at: found.read_at, first_seen: Instant::now() };
-            let since = seen.unwrap_or_else(new);
-            let waits_for_lock = doubt.is_locked && since.first_seen.elapsed() < LOCKED_MAX;
-            if waits_for_lock || position.is_none_or(|position| position < since.read_at) {
-                self.doubts.insert(doubt.table, since);
-            } else if let Err(error) = ask_for_comparison(&bookkeeping, &self.telemetry, &doubt).await {
-                tracing::debug!("a comparison could not be asked for: {error}");
+            let (before, known) = (before.remove(&doubt.table), remembered.get(&doubt.table));
+            let since = before.as_ref().map_or_else(Instant::now, |before| before.since);
+            let may_wait = since.elapsed() < LOCKED_MAX;
+            let is_explained = |seen: &SeenInDoubt| {
+                known.map_or(Ok(true), |known| seen.is_explained(doubt.table, known, &truncations))
+            };
+            let open = match before {
+                // What was seen first is judged first, however the table goes on changing.
+                Some(before) if !is_passed(before.read_at) => Some(before),
+                Some(before) if before.digest == doubt.digest => (doubt.is_locked && may_wait).then_some(before),
+                Some(before) if !(is_explained(&before.seen)? || before.is_locked && may_wait) => None,
+                Some(_) | None => {
+                    let is_open = !is_passed(found.read_at) || doubt.is_locked && may_wait;
+                    is_open.then(|| InDoubt::new(&doubt, found.read_at, since))
+                }
+            };
+            match open {
+                Some(open) => drop(self.doubts.insert(doubt.table, open)),
+                None => {
+                    if let Err(error) = ask_for_comparison(&bookkeeping, &self.telemetry, &doubt).await {
+                        tracing::debug!("a comparison could not be asked for: {error}");
+                    }
+                }
             }
         }
         Ok(Looked::Found(StreamHealth::Healthy))

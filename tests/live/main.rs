@@ -28,6 +28,7 @@ mod conflicts;
 mod crash;
 mod cutover;
 mod docs;
+mod doubts;
 mod ddl;
 mod determinism;
 mod differences;

@@ -1,0 +1,103 @@
+//! What the source's catalog cannot tell for certain, while tables, publications and partitions go on changing.
+
+use std::time::{Duration, Instant};
+
+use crate::support::suspension::all_live;
+use crate::support::{Database, Service, Setup, eventually};
+
+/// How long a table may go on changing in these tests.
+const CHANGES_MAX: Duration = Duration::from_secs(240);
+
+/// The table's rows, in one text.
+fn rows(table: &str) -> String {
+    format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")
+}
+
+async fn is_equal(database: &Database, table: &str) -> bool {
+    database.destination_value(&rows(table)).await == database.source_value(&rows(table)).await
+}
+
+async fn streaming(database: &Database) -> Service {
+    let service = Setup::of(database).start();
+    service.streams().await;
+    database.caught_up().await;
+    service
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_emptied_while_others_keep_coming_is_compared_meanwhile() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);
+                  CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";
+    let database = Database::new("dbtchurn", &["t"], schema).await;
+    let service = streaming(&database).await;
+    database.at_source("TRUNCATE t_0").await;
+    // Each look sees another catalog than the one before.
+    let began = Instant::now();
+    let mut next = 1;
+    while !is_equal(&database, "t").await {
+        assert!(began.elapsed() < CHANGES_MAX, "the rows are still here:\n{}", service.log());
+        let (from, to) = (next * 10, next * 10 + 10);
+        database.at_source(&format!("CREATE TABLE t_{next} PARTITION OF t FOR VALUES FROM ({from}) TO ({to})")).await;
+        next += 1;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_an_attached_table_come_though_a_later_change_was_rolled_back() {
+    let tree = |name: &str, key: &str| {
+        format!(
+            "CREATE TABLE {name} (id int {key}, n int) PARTITION BY RANGE (id);
+             ALTER TABLE {name} REPLICA IDENTITY FULL;
+             CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10);
+             ALTER TABLE {name}_1 REPLICA IDENTITY FULL; INSERT INTO {name} VALUES (1, 1);"
+        )
+    };
+    let trees = [("plain", ""), ("keyed", "PRIMARY KEY")];
+    let schema: String = trees.iter().map(|(name, key)| tree(name, key)).collect();
+    let database = Database::new("dbtrolled", &["plain", "keyed"], &schema).await;
+    let service = streaming(&database).await;
+    for (name, key) in trees {
+        database
+            .at_source(&format!(
+                "BEGIN; CREATE TABLE {name}_2 (id int {key}, n int); ALTER TABLE {name}_2 REPLICA IDENTITY FULL;
+                 INSERT INTO {name}_2 VALUES (11, 1);
+                 ALTER TABLE {name} ATTACH PARTITION {name}_2 FOR VALUES FROM (10) TO (20); COMMIT"
+            ))
+            .await;
+        // A rolled back DELETE or UPDATE of a row of the catalog leaves its command there, in the place of the row's own.
+        for change in ["ALTER n SET STATISTICS 10", "ALTER id SET STATISTICS 10"] {
+            database.at_source(&format!("BEGIN; ALTER TABLE {name}_2 {change}; ROLLBACK")).await;
+        }
+        let detach = format!("ALTER TABLE {name} DETACH PARTITION {name}_2");
+        database.at_source(&format!("BEGIN; SELECT 1; SELECT 2; {detach}; ROLLBACK")).await;
+    }
+    for (name, _) in trees {
+        let what = format!("table {name} is equal");
+        eventually(&what, || async { is_equal(&database, name).await.then_some(()) }).await;
+    }
+    all_live(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_publication_has_not_sent_for_a_moment_is_copied() {
+    let database =
+        Database::new("dbtmoment", &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);").await;
+    let service = streaming(&database).await;
+    let publication = database.source_value("SELECT quote_ident(pubname) FROM pg_publication").await.unwrap();
+    let set = |publish: &str| format!("ALTER PUBLICATION {publication} SET (publish = '{publish}')");
+    database.at_source(&set("insert")).await;
+    database.at_source("DELETE FROM t").await;
+    database.at_source(&set("insert, update, delete, truncate")).await;
+    eventually("table t is equal", || async { is_equal(&database, "t").await.then_some(()) }).await;
+    all_live(&database).await;
+    // Its owner says nothing about what it sends.
+    let copied = service.log().matches("published").count();
+    database.at_source(&format!("ALTER PUBLICATION {publication} OWNER TO CURRENT_USER")).await;
+    database.at_source("INSERT INTO t VALUES (2)").await;
+    database.assert_catches_up().await;
+    assert_eq!(service.log().matches("published").count(), copied, "{}", service.log());
+    service.stop().await;
+}
