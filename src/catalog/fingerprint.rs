@@ -325,7 +325,7 @@ impl Fingerprint {
             }
             match told.says(member.id, member.changed_by) {
                 None | Some(Said::Again) => false,
-                Some(Said::Empty) => !Fingerprint::keeps_toast(before, member),
+                Some(Said::Empty | Said::EmptyIfIndexed) => !Fingerprint::keeps_toast(before, member),
                 Some(Said::Once) => !told.is_filtered && member.id != table.0 && self.has_index_since(now, member.id),
             }
         };
@@ -344,9 +344,16 @@ impl Fingerprint {
     }
 
     /// Whether the stream has told of a TRUNCATE that explains a member's new file, and brought all that came behind it.
-    fn is_told(now: &Member, told: &Told, keeps_toast: bool) -> bool {
+    fn is_told(&self, whole: &Fingerprint, now: &Member, told: &Told) -> bool {
+        let before = self.members.iter().find(|before| before.id == now.id);
+        let keeps_toast = Fingerprint::keeps_toast(before, now);
         let page = told.pages.get(&now.id);
-        match (told.says(now.id, now.changed_by), page) {
+        let said = match told.says(now.id, now.changed_by) {
+            Some(Said::EmptyIfIndexed) if self.has_index_since(whole, now.id) => Some(Said::Empty),
+            said => said,
+        };
+        match (said, page) {
+            (Some(Said::EmptyIfIndexed), _) => false,
             (None | Some(Said::Again), _) | (Some(Said::Once), None | Some(FirstPage::None)) => false,
             // Rows that SET LOGGED has written again are none that the stream has brought.
             (Some(Said::Once), Some(FirstPage::Before)) | (Some(Said::Empty), None | Some(FirstPage::Before)) => {
@@ -403,8 +410,7 @@ impl Fingerprint {
                 return Verdict::Differ(reason);
             }
             // A TRUNCATE keeps the TOAST table, and one of the table itself comes through the stream; one of a leaf does not.
-            let is_truncated =
-                (only_moved || member.toast == 0 || before.is_none()) && Fingerprint::is_told(member, told, only_moved);
+            let is_truncated = (only_moved || member.toast == 0 || before.is_none()) && self.is_told(now, member, told);
             if !(is_truncated || only_moved && member.id == table.0) {
                 doubt = Some(format!("the rows of {} were moved to another file", member.name()));
             }

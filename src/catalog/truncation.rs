@@ -18,7 +18,8 @@
 //! | was named once, has had an index all the time, and its first page has a row of that transaction | came behind any TRUNCATE of it |
 //! | anything else | may have gone |
 //!
-//! A row that the publication's filter holds back names no partition, so one of that transaction proves nothing there. In the same way
+//! A partition without an index that was given another file and named before the TRUNCATE of the table is not named again behind it. A
+//! row that the publication's filter holds back names no partition, so one of that transaction proves nothing there. In the same way
 //! a partition is judged by the transaction that has created it (`session::partition_rows`), with or without a TRUNCATE of the table.
 //!
 //! A TRUNCATE explains another file, so it would also explain that of SET UNLOGGED and SET LOGGED, between which no row comes. Where there
@@ -38,6 +39,8 @@ pub struct Truncation {
     transactions: BTreeSet<u32>,
     /// The partitions that were named behind the first one: whether more than once.
     named: BTreeMap<u32, bool>,
+    /// Those that were named before it.
+    named_before: BTreeSet<u32>,
 }
 
 /// What a TRUNCATE that the stream has told of says of a partition's rows.
@@ -45,6 +48,9 @@ pub struct Truncation {
 pub enum Said {
     /// None came behind it.
     Empty,
+    /// None came behind it of a partition that has an index all the time. One without an index may have had another file before in the
+    /// transaction: then the TRUNCATE of the table changes nothing that would make the source name it again.
+    EmptyIfIndexed,
     /// Some came, without anything between them: they are there if one is.
     Once,
     /// Some came, and then some more behind something that may have been a TRUNCATE of the partition.
@@ -52,12 +58,20 @@ pub enum Said {
 }
 
 impl Truncation {
+    /// Whether the table was truncated at all.
+    pub fn is_any(&self) -> bool {
+        !self.transactions.is_empty()
+    }
+
     /// This transaction, or subtransaction, has truncated the table.
     pub fn add(&mut self, transaction: u32) {
+        if !self.is_any() {
+            self.named_before = std::mem::take(&mut self.named).into_keys().collect();
+        }
         self.transactions.insert(transaction);
     }
 
-    /// The source has named a partition behind a TRUNCATE.
+    /// The source has named a partition.
     pub fn name(&mut self, leaf: u32) {
         self.named.entry(leaf).and_modify(|again| *again = true).or_insert(false);
     }
@@ -65,6 +79,7 @@ impl Truncation {
     /// What it says of a partition, or of the table, whose row of `pg_class` this transaction has written; `None`: it was another one.
     pub fn says(&self, member: u32, changed_by: u32) -> Option<Said> {
         self.transactions.contains(&changed_by).then(|| match self.named.get(&member) {
+            None if self.named_before.contains(&member) => Said::EmptyIfIndexed,
             None => Said::Empty,
             Some(false) => Said::Once,
             Some(true) => Said::Again,
@@ -108,6 +123,8 @@ mod tests {
     #[test]
     fn a_partition_that_is_named_again_may_have_been_emptied_in_between() {
         let mut truncation = Truncation::default();
+        truncation.name(4);
+        truncation.name(2);
         truncation.add(700);
         truncation.name(1);
         truncation.name(2);
@@ -116,6 +133,7 @@ mod tests {
         let told = Told { truncations: vec![Truncation::default(), truncation], ..Told::default() };
         let said = |member| told.says(member, 702);
         assert_eq!([1, 2, 3].map(said), [Some(Said::Once), Some(Said::Again), Some(Said::Empty)]);
+        assert_eq!(said(4), Some(Said::EmptyIfIndexed), "named before the first TRUNCATE");
         assert_eq!((told.says(3, 700), told.says(3, 701)), (Some(Said::Empty), None));
     }
 }

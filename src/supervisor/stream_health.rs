@@ -441,7 +441,7 @@ impl HealthWatch {
                 known.map_or(Ok(true), |known| seen.is_explained(doubt.table, known, &truncations))
             };
             let open = match before {
-                // What was seen first is judged first, however the table goes on changing.
+                // What was seen first is judged first, however often the table is changed since.
                 Some(before) if !is_passed(before.read_at) => Some(before),
                 Some(before) if before.digest == doubt.digest => (doubt.is_locked && may_wait).then_some(before),
                 Some(before) if !(is_explained(&before.seen)? || before.is_locked && may_wait) => None,

@@ -101,3 +101,20 @@ async fn what_a_publication_has_not_sent_for_a_moment_is_copied() {
     assert_eq!(service.log().matches("published").count(), copied, "{}", service.log());
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_without_an_index_that_is_emptied_twice_leaves_no_rows() {
+    let schema = "CREATE TABLE t (id int, v text) PARTITION BY RANGE (id); ALTER TABLE t REPLICA IDENTITY FULL;
+                  CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (100); ALTER TABLE t_1 REPLICA IDENTITY FULL;
+                  INSERT INTO t VALUES (1, 'v');";
+    let database = Database::new("dbttwice", &["t"], schema).await;
+    let service = streaming(&database).await;
+    database
+        .at_source(
+            "BEGIN; TRUNCATE t_1; INSERT INTO t VALUES (10, 'A'); TRUNCATE t; INSERT INTO t VALUES (20, 'B'); TRUNCATE t_1; COMMIT",
+        )
+        .await;
+    eventually("table t is equal", || async { is_equal(&database, "t").await.then_some(()) }).await;
+    all_live(&database).await;
+    service.stop().await;
+}

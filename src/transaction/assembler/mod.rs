@@ -90,7 +90,7 @@ struct Open {
     foreign: bool,
     /// The source has sent it before.
     again: bool,
-    /// The tables that it has truncated.
+    /// The tables that it has truncated, or of which partitions were named.
     truncated: HashMap<RelationId, Truncation>,
 }
 
@@ -259,7 +259,7 @@ impl Assembler {
             return Err(TransactionError::Misplaced { message: "Commit", place: "outside a transaction" });
         };
         let Open { mut steps, heartbeat, foreign: _, again, truncated } = open;
-        self.truncated.extend(truncated);
+        self.truncated.extend(truncated.into_iter().filter(|(_, truncation)| truncation.is_any()));
         let final_lsn = steps.begin().final_lsn;
         if final_lsn != commit.commit_lsn {
             return Err(TransactionError::CommitMismatch { final_lsn, commit_lsn: commit.commit_lsn });
@@ -319,8 +319,8 @@ impl Assembler {
             | Message::StreamCommit { .. }
             | Message::StreamAbort(_) => {
                 for (root, leaf) in std::mem::take(&mut self.described.pairs) {
-                    if let Some(truncation) = self.truncated_by().and_then(|truncated| truncated.get_mut(&root)) {
-                        truncation.name(leaf.0);
+                    if let Some(truncated) = self.truncated_by() {
+                        truncated.entry(root).or_default().name(leaf.0);
                     }
                     match self.current.and_then(|top| self.streams.as_mut()?.get_mut(&top)) {
                         Some(stream) => {
@@ -550,7 +550,8 @@ impl Assembler {
         let unknown = TransactionError::Misplaced { message, place: "for a stream that has not begun" };
         let mut stream = self.streams_between(message)?.remove(&xid).ok_or(unknown)?;
         self.stream_relation_bytes -= stream.relation_bytes;
-        self.truncated.extend(std::mem::take(&mut stream.truncated));
+        let truncated = std::mem::take(&mut stream.truncated);
+        self.truncated.extend(truncated.into_iter().filter(|(_, truncation)| truncation.is_any()));
         let again = self.came_before(commit.commit_lsn)?;
         if again {
             stream.relations.set_unused();

@@ -289,7 +289,7 @@ fn partitions_are_counted_with_the_truncate_that_they_are_named_behind() {
     run(&mut plain, messages);
     assert_eq!(plain.take_truncated(), [], "it has not committed");
     run(&mut plain, vec![commit(100)]);
-    assert_eq!(said(&mut plain, 1), [Some(Said::Once), Some(Said::Again), Some(Said::Empty)]);
+    assert_eq!(said(&mut plain, 1), [Some(Said::Once), Some(Said::Again), Some(Said::EmptyIfIndexed)]);
     run(&mut plain, vec![begin(200), truncate(None), commit(200)]);
     assert_eq!(said(&mut plain, 1), [Some(Said::Empty); 3], "another transaction");
 

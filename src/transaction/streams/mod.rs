@@ -56,7 +56,7 @@ pub(super) struct InProgress {
     marks: Option<Objects>,
     /// It was replicated to the source from elsewhere, and such are not wanted.
     pub(super) foreign: bool,
-    /// The tables that it has truncated, also by what was rolled back.
+    /// The tables that it has truncated, or of which partitions were named, also by what was rolled back.
     pub(super) truncated: HashMap<RelationId, Truncation>,
 }
 
