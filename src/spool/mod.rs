@@ -14,7 +14,7 @@
 //! thread is busy the orders fill up, then nothing more is read from the source. Nothing here outlives the stream that it
 //! serves: the source sends everything again that had not committed, so files of a process that died are only swept.
 //!
-//! A disk that answers nothing for long is reported, and given up ([`slow`]).
+//! A disk that answers nothing for long is reported, and given up (`slow`).
 //!
 //! Bounds: [`SpoolSettings`]: so much memory, then so much disk, then [`SpoolError::Full`]; orders and chunks on their way
 //! by `ORDERS_MAX` and `CHUNKS_MAX`.

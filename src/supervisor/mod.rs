@@ -18,7 +18,7 @@
 //! exists; the position is read after the lock is held and before the slot is asked to stream (lock, position, slot).
 //!
 //! Invariants: a restart is always safe, at any point (I5); what an attempt learned dies with it, except what the
-//! bookkeeping and [`CarriedOver`] hold.
+//! bookkeeping and `CarriedOver` hold.
 
 mod attempt;
 mod between_attempts;
