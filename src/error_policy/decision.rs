@@ -63,6 +63,7 @@ pub const REASONS: &[&str] = &[
     "source_silent",
     "spool",
     "staging_lost",
+    "subtransaction_outcome",
     "system_error",
     "table_replaced",
     "tls",

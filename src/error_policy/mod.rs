@@ -108,6 +108,8 @@ pub fn decide(fault: &Fault, phase: Phase, on_slot_lost: OnSlotLost) -> Decision
             SourceError::Unseen { .. } => Decision::Halt("transaction_unseen"),
             // The next attempt opens its own sessions, and says what is wrong with them.
             SourceError::NotLooked { .. } => Decision::Retry("schema_look"),
+            // Its commit log has what the slot may still need, unless the server is another one by now.
+            SourceError::OutcomeUnknown { .. } => Decision::Retry("subtransaction_outcome"),
             // Bytes that are not understood are never skipped, and would be the same again (I10).
             SourceError::Wire(_) => Decision::End,
             SourceError::Transaction(error) => match error {
@@ -317,6 +319,7 @@ pub fn report(fault: &Fault) -> ErrorReport {
             | SourceError::SnapshotLost(_)
             | SourceError::InTheWay { .. }
             | SourceError::NotLooked { .. }
+            | SourceError::OutcomeUnknown { .. }
             | SourceError::Changed(_),
         )
         | Fault::Destination(

@@ -124,6 +124,14 @@ pub enum SourceError {
         /// What the last look met.
         reason: String,
     },
+    /// A transaction has committed, and the source cannot tell whether a part of it was rolled back before.
+    #[error("the source cannot tell what became of subtransaction {subtransaction} of transaction {transaction}")]
+    OutcomeUnknown {
+        /// The xid of the part.
+        subtransaction: u32,
+        /// The xid of the whole.
+        transaction: u32,
+    },
     /// Bytes that are not understood.
     #[error("source: {0}")]
     Wire(#[from] WireError),

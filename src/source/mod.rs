@@ -36,6 +36,7 @@ mod snapshot;
 mod step_channel;
 pub mod stored_history;
 mod stream;
+mod subtransactions;
 mod unseen;
 mod upgraded;
 mod withdrawal;

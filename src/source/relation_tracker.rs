@@ -145,6 +145,11 @@ impl RelationTracker {
         self
     }
 
+    /// How the source is asked.
+    pub(super) fn sql(&self) -> &Sql {
+        &self.sql
+    }
+
     /// Whether the next step may be given.
     pub(super) fn is_clear(&self) -> bool {
         self.held.is_none() && self.ready.is_empty() && self.confirming.is_none()

@@ -125,6 +125,8 @@ impl StepRouter {
             }
             SpoolOrder::Cut { xid, at } => coordinator.truncated(*xid, *at),
             SpoolOrder::Discard { xid } => coordinator.aborted(*xid),
+            // What was applied of it in parallel is undone, and it is read back without those records.
+            SpoolOrder::Replay(replay) if replay.has_gaps() => coordinator.truncated(replay.xid(), 0),
             SpoolOrder::Replay(_) => {}
         });
     }

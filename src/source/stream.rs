@@ -27,6 +27,7 @@ use super::relation_tracker::RelationTracker;
 use super::schema_looks::SchemaLooks;
 use super::step_channel::StepSender;
 use super::step_router::{InProgressEnds, StepRouter};
+use super::subtransactions::{SubtransactionOutcome, SubtransactionOutcomes, SubtransactionQuestion};
 use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::Feedback;
@@ -133,6 +134,7 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
         session,
         decoder,
         assembler,
+        outcomes: SubtransactionOutcomes::new(tracker.sql().clone()),
         router: StepRouter::new(tracker, steps, InProgressEnds { spool, coordinator }, start.stored),
         looking: Looking { looks, number: None, last: None },
         feedback: Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed()),
@@ -157,6 +159,7 @@ struct StreamReader {
     session: ReplicationSession,
     decoder: Decoder,
     assembler: Assembler,
+    outcomes: SubtransactionOutcomes,
     router: StepRouter,
     looking: Looking,
     feedback: Feedback,
@@ -169,7 +172,7 @@ struct StreamReader {
 impl StreamReader {
     /// Whether more may be read from the source: nothing waits for room or for an answer.
     fn has_room(&self) -> bool {
-        self.router.is_clear() && self.looking.is_over()
+        self.router.is_clear() && self.looking.is_over() && self.outcomes.is_over()
     }
 
     /// Takes whatever has arrived without asking the runtime.
@@ -184,7 +187,27 @@ impl StreamReader {
 
     fn take(&mut self, message: StreamedMessage, report: &mut impl FnMut(StreamReport)) -> Result<(), SourceError> {
         self.silence.heard(self.began.elapsed());
-        take_in(message, &mut self.decoder, &mut self.assembler, &mut self.feedback, report)?;
+        let Some(message) = take_in(message, &mut self.decoder, &mut self.assembler, &mut self.feedback, report)?
+        else {
+            return self.looking.forward(&mut self.router, &mut self.assembler);
+        };
+        if let Message::StreamCommit { xid, commit } = &message {
+            let subtransactions = self.assembler.subtransactions(*xid, commit);
+            if !subtransactions.is_empty() {
+                let (transaction, commit) = (*xid, *commit);
+                self.outcomes.ask(SubtransactionQuestion { transaction, commit, subtransactions });
+                return Ok(());
+            }
+        }
+        self.assemble(message, report)
+    }
+
+    /// A message that needs no answer, or has it.
+    fn assemble(&mut self, message: Message, report: &mut impl FnMut(StreamReport)) -> Result<(), SourceError> {
+        self.assembler.message(message)?;
+        for (table, truncation) in self.assembler.take_truncated() {
+            report(StreamReport::Truncated { table, truncation });
+        }
         self.looking.forward(&mut self.router, &mut self.assembler)
     }
 
@@ -232,6 +255,11 @@ impl StreamReader {
                 self.looking.forward(&mut self.router, &mut self.assembler)?;
             }
             () = self.looking.answered() => self.looking.forward(&mut self.router, &mut self.assembler)?,
+            outcome = self.outcomes.answered() => {
+                let SubtransactionOutcome { transaction, commit, rolled_back } = outcome?;
+                self.assembler.leave_out(transaction, &rolled_back);
+                self.assemble(Message::StreamCommit { xid: transaction, commit }, report)?;
+            }
             turn = turn(&mut self.session, has_room) => {
                 if let Some(message) = turn? {
                     self.take(message, report)?;
@@ -319,13 +347,14 @@ async fn turn(session: &mut ReplicationSession, reading: bool) -> Result<Option<
     Ok(None)
 }
 
+/// Takes a message in; out goes one that is for the assembler.
 fn take_in(
     message: StreamedMessage,
     decoder: &mut Decoder,
     assembler: &mut Assembler,
     feedback: &mut Feedback,
     report: &mut impl FnMut(StreamReport),
-) -> Result<(), SourceError> {
+) -> Result<Option<Message>, SourceError> {
     match message {
         StreamedMessage::Message(ReplicationMessage::XLogData(data)) => {
             let message = decoder.read(&data.data)?;
@@ -340,10 +369,7 @@ fn take_in(
                 report(StreamReport::Heard { source: data.sent_at, local: clock() });
                 report(StreamReport::Received { final_lsn, committed_at });
             }
-            assembler.message(message)?;
-            for (table, truncation) in assembler.take_truncated() {
-                report(StreamReport::Truncated { table, truncation });
-            }
+            Ok(Some(message))
         }
         StreamedMessage::Message(ReplicationMessage::PrimaryKeepalive(keepalive)) => {
             report(StreamReport::Heard { source: keepalive.sent_at, local: clock() });
@@ -351,10 +377,10 @@ fn take_in(
             if keepalive.reply_requested {
                 feedback.asked();
             }
+            Ok(None)
         }
-        StreamedMessage::Done => return Err(SourceError::Ended),
+        StreamedMessage::Done => Err(SourceError::Ended),
     }
-    Ok(())
 }
 
 /// Our clock.

@@ -90,10 +90,21 @@ pub(super) fn write_beginning(
 /// # Errors
 /// [`RecordError`] when the bytes are anything else.
 pub fn read_changes(chunk: &Bytes, relations: &[Arc<Relation>]) -> Result<Vec<Change>, RecordError> {
+    read_changes_where(chunk, relations, |_| true)
+}
+
+/// Reads those changes of a chunk whose records are kept, by where they begin in it.
+pub(super) fn read_changes_where(
+    chunk: &Bytes,
+    relations: &[Arc<Relation>],
+    mut is_kept: impl FnMut(usize) -> bool,
+) -> Result<Vec<Change>, RecordError> {
     let mut reader = Reader { shared: chunk, rest: chunk, relations };
     let mut changes = Vec::new();
     while !reader.rest.is_empty() {
-        changes.push(reader.change()?);
+        let begin = chunk.len() - reader.rest.len();
+        let change = reader.change()?;
+        changes.extend(is_kept(begin).then_some(change));
     }
     Ok(changes)
 }

@@ -5,16 +5,26 @@
 //! changes and one of records are held here, however large the transaction is (I8).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::change::{Heartbeat, Step};
 use super::chunks::Cutter;
-use super::record::read_changes;
+use super::record::read_changes_where;
 use crate::pg::{Relation, length_u64};
 use crate::transaction::error::{RecordError, TransactionError};
 use crate::wire::Commit;
+
+/// The records that were spooled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    /// Where they end.
+    pub(super) end: u64,
+    /// Where those stand that were rolled back nevertheless, in order.
+    pub(super) gaps: Vec<Range<u64>>,
+}
 
 /// Turns a committed stream's chunks into steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +33,7 @@ pub struct Replay {
     commit: Commit,
     heartbeat: Option<Heartbeat>,
     relations: Vec<Arc<Relation>>,
-    /// Bytes of records that were spooled and not rolled back.
-    expected: u64,
+    expected: Expected,
     /// Bytes that have come back.
     found: u64,
     steps: VecDeque<Step>,
@@ -36,7 +45,7 @@ impl Replay {
         commit: Commit,
         heartbeat: Option<Heartbeat>,
         relations: Vec<Arc<Relation>>,
-        expected: u64,
+        expected: Expected,
     ) -> Replay {
         Replay { cutter, commit, heartbeat, relations, expected, found: 0, steps: VecDeque::new() }
     }
@@ -51,6 +60,11 @@ impl Replay {
         &self.relations
     }
 
+    /// Whether some of its records were rolled back, so that they must not be applied as they are.
+    pub fn has_gaps(&self) -> bool {
+        !self.expected.gaps.is_empty()
+    }
+
     /// The same transaction as one step, for when its changes are applied already.
     pub fn applied_in_parallel(&self) -> Step {
         let (begin, commit) = (*self.cutter.begin(), self.commit);
@@ -62,16 +76,23 @@ impl Replay {
     /// # Errors
     /// [`TransactionError::Record`] when it does not hold the stream's records.
     pub fn chunk(&mut self, chunk: &Bytes) -> Result<(), TransactionError> {
+        let begin = self.found;
         self.found += length_u64(chunk.len());
-        self.read(chunk).map_err(|source| self.error(source))
+        self.read(chunk, begin).map_err(|source| self.error(source))
     }
 
     fn error(&self, source: RecordError) -> TransactionError {
         TransactionError::Record { xid: self.xid(), commit_lsn: self.commit.commit_lsn, source }
     }
 
-    fn read(&mut self, chunk: &Bytes) -> Result<(), RecordError> {
-        for change in read_changes(chunk, &self.relations)? {
+    fn read(&mut self, chunk: &Bytes, begin: u64) -> Result<(), RecordError> {
+        let mut gaps = self.expected.gaps.iter().skip_while(|gap| gap.end <= begin).peekable();
+        let is_kept = |place: usize| {
+            let at = begin + length_u64(place);
+            while gaps.next_if(|gap| gap.end <= at).is_some() {}
+            gaps.peek().is_none_or(|gap| at < gap.start)
+        };
+        for change in read_changes_where(chunk, &self.relations, is_kept)? {
             self.steps.extend(self.cutter.push(change));
         }
         Ok(())
@@ -82,8 +103,9 @@ impl Replay {
     /// # Errors
     /// [`TransactionError::Record`] when they were not all that was written.
     pub fn end(&mut self) -> Result<(), TransactionError> {
-        if self.found != self.expected {
-            return Err(self.error(RecordError::Incomplete { expected: self.expected, found: self.found }));
+        let expected = self.expected.end;
+        if self.found != expected {
+            return Err(self.error(RecordError::Incomplete { expected, found: self.found }));
         }
         self.steps.extend(self.cutter.commit(self.commit, self.heartbeat.take()));
         Ok(())

@@ -361,3 +361,22 @@ async fn parallel_apply_skips_changes_already_in_a_tables_snapshot() {
     pair.given_up().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_rolled_back_without_a_stream_abort_cancels_parallel_apply() {
+    let schema = format!("{STREAMED_SCHEMA} ALTER TABLE events ALTER COLUMN large SET STORAGE EXTERNAL;");
+    let pair = pair_of("aheadunsaid", STREAMED, &schema).await;
+    let service = pair.started().await;
+    let row =
+        |id: u32, times: u32| format!("INSERT INTO events VALUES ({id}, 1, '{id}', repeat(md5('{id}'), {times}));");
+    // So large a value is no longer in the source's memory when it is rolled back, and the source then sends no Stream Abort.
+    let writer = pair.in_progress(&format!("SAVEPOINT s; {}", row(200_001, 500_000))).await;
+    pair.applied_ahead().await;
+    let end = format!("ROLLBACK TO s; {} COMMIT", row(200_002, 30_000));
+    writer.script("its end", &end).await.unwrap();
+    pair.database.assert_catches_up().await;
+    let ids = "SELECT string_agg(id::text, ' ') FROM events WHERE id > 200000";
+    assert_eq!(pair.database.destination_value(ids).await.as_deref(), Some("200002"));
+    assert!(count(&service, "why=a part of it was rolled back") > 0, "{}", service.log());
+    service.stop().await;
+}

@@ -211,6 +211,87 @@ async fn futures(work: impl Iterator<Item = impl Future<Output = ()>>) {
     .await;
 }
 
+/// A table of large values that are not compressed.
+const FILES: &str = "CREATE TABLE files (id int PRIMARY KEY, content bytea);
+    ALTER TABLE files ALTER COLUMN content SET STORAGE EXTERNAL;";
+
+/// A row of so many kilobytes.
+fn file(id: u32, kilobytes: u32) -> String {
+    format!("INSERT INTO files SELECT {id}, convert_to(repeat(md5('{id}'), {kilobytes} * 32), 'UTF8');")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolled_back_value_of_which_the_source_sends_no_stream_abort_is_not_applied() {
+    let (source, destination) = (streaming_source().await, new_destination(&[]).await);
+    let database = Database::on(&source, &destination, "unsaid", &["files"], FILES).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let first = [
+        "BEGIN; SAVEPOINT s;".to_owned(),
+        file(51, 16_000),
+        "ROLLBACK TO s;".to_owned(),
+        file(52, 1200),
+        "COMMIT".to_owned(),
+    ];
+    database.at_source(&first.concat()).await;
+    // The same key again, and one savepoint inside another that is rolled back.
+    let second = [
+        "BEGIN; SAVEPOINT s; SAVEPOINT t;".to_owned(),
+        file(53, 10_000),
+        "RELEASE t;".to_owned(),
+        file(54, 100),
+        "ROLLBACK TO s;".to_owned(),
+        file(53, 200),
+        "SAVEPOINT u;".to_owned(),
+        file(55, 10_000),
+        "RELEASE u; COMMIT".to_owned(),
+    ];
+    database.at_source(&second.concat()).await;
+    // Nothing of it is kept.
+    database.at_source(&format!("BEGIN; SAVEPOINT s; {} ROLLBACK TO s; COMMIT", file(56, 10_000))).await;
+    database.assert_catches_up().await;
+    let ids = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM files";
+    assert_eq!(database.destination_value(ids).await.as_deref(), Some("52 53 55"));
+    assert!(streamed(&database).await.0 >= 2, "they were streamed");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_many_megabytes_under_random_savepoints_arrive_exactly() {
+    let mut rng = Rng::with_seed(seed("large_savepoints"));
+    let (source, destination) = (streaming_source().await, new_destination(&[]).await);
+    let database = Database::on(&source, &destination, "savepoints", &["files"], FILES).await;
+    let spool = SpoolDir::new();
+    // Little memory makes each of them worth being applied in parallel.
+    let service = Setup::of(&database).section(&spool.section("100kB", "1GB")).start();
+    service.streams().await;
+    for transaction in 0..8 {
+        let mut sql = "BEGIN;".to_owned();
+        let mut open: Vec<u32> = Vec::new();
+        for step in 0..rng.u32(4..10) {
+            match rng.u8(..6) {
+                0..2 => {
+                    sql += &format!("SAVEPOINT s{step};");
+                    open.push(step);
+                }
+                2 if !open.is_empty() => {
+                    let back = rng.usize(..open.len());
+                    sql += &format!("ROLLBACK TO s{};", open[back]);
+                    open.truncate(back + 1);
+                }
+                3 if !open.is_empty() => sql += &format!("RELEASE s{};", open.pop().unwrap()),
+                _ => sql += &file(transaction * 100 + step, *rng.choice(&[500, 1000, 9000, 20_000]).unwrap()),
+            }
+        }
+        if let Some(back) = open.first().filter(|_| rng.bool()) {
+            sql += &format!("ROLLBACK TO s{back};");
+        }
+        database.at_source(&format!("{sql} {} COMMIT", file(transaction * 100 + 99, 500))).await;
+    }
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_altered_inside_a_rolled_back_savepoint_of_a_stream_keeps_its_shape() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);

@@ -21,7 +21,7 @@ use headwater::transaction::{
 use headwater::wire::Message;
 
 use crate::destination::{Answer, BLOCK, Content, Delta, Destination, PipelinedRequest, SecondRequest};
-use crate::source::{Sent, Source, TABLE, relation};
+use crate::source::{Sent, Source, TABLE, relation, was_rolled_back};
 
 const CHUNK_BYTES: usize = 1500;
 /// So much of a transaction makes it worth a second session.
@@ -170,6 +170,11 @@ impl Life {
         let opens = matches!(message, Message::Begin(_) | Message::StreamStart { .. });
         self.inside = opens || self.inside && !matches!(message, Message::Commit(_) | Message::StreamStop);
         let twice = (commits && rng.u8(..100) == 0).then(|| message.clone());
+        if let Message::StreamCommit { xid, commit } = &message {
+            let mut subtransactions = self.assembler.subtransactions(*xid, commit);
+            subtransactions.retain(|subxid| was_rolled_back(*xid, *subxid));
+            self.assembler.leave_out(*xid, &subtransactions.into_iter().collect());
+        }
         self.assembler.message(message).expect("a message in its place");
         if let Some(commit) = twice {
             self.assembler.message(commit).expect_err("a commit of nothing");
@@ -252,6 +257,9 @@ impl Life {
                 self.spool.remove(&xid).expect("a stream that was begun");
             }
             SpoolOrder::Replay(replay) => {
+                if replay.has_gaps() {
+                    self.coordinator.truncated(replay.xid(), 0);
+                }
                 if self.coordinator.may_commit(replay.xid()) && rng.u8(..20) == 0 {
                     self.coordinator.table_changed(replay.xid());
                 }

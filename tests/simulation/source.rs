@@ -20,7 +20,7 @@ pub(crate) const TABLE: RelationId = RelationId(1);
 const ROLLED_BACK: u8 = 100;
 /// Streams that are rolled back as a whole have xids from here on.
 const DOOMED: u32 = 1_000_000;
-/// Subtransactions have xids from here on.
+/// Subtransactions have xids from here on: an even distance from their transaction's for those that are kept, an odd one for others.
 const SUBTRANSACTIONS: u32 = 2_000_000;
 
 pub(crate) fn relation() -> Relation {
@@ -167,6 +167,11 @@ fn interleaved(log: &[Committed]) -> Vec<Sent> {
     slots.into_iter().flatten().map(Sent::Message).collect()
 }
 
+/// Whether a subtransaction of a transaction was rolled back, as the source's commit log has it.
+pub(crate) fn was_rolled_back(xid: u32, subxid: u32) -> bool {
+    (subxid - xid) % 2 == 1
+}
+
 /// Writes the transaction at `at` as a stream.
 fn streamed(log: &[Committed], at: usize, slots: &mut [Vec<Message>], rng: &mut Rng) {
     let transaction = &log[at];
@@ -183,6 +188,8 @@ fn streamed(log: &[Committed], at: usize, slots: &mut [Vec<Message>], rng: &mut 
     let mut first = true;
     let mut rest = transaction.actions.as_slice();
     let mut subxid = xid + SUBTRANSACTIONS;
+    // Keys of what is rolled back without a Stream Abort.
+    let mut unsaid = (ROLLED_BACK + 10..ROLLED_BACK + 47).step_by(3);
     while first || !rest.is_empty() {
         let (now, later) = rest.split_at(rng.usize(0..=rest.len()));
         index = now.iter().map(|action| last_change_before(log, at, action.key())).fold(index, usize::max);
@@ -193,9 +200,11 @@ fn streamed(log: &[Committed], at: usize, slots: &mut [Vec<Message>], rng: &mut 
         let kept = if rng.bool() { xid } else { subxid };
         messages.extend(now.iter().map(|action| change(Some(kept), *action)));
         let rolled_back = (subxid + 1, rng.u8(..6).saturating_sub(3));
-        messages.extend((0..rolled_back.1).map(|key| inserted(rolled_back.0, ROLLED_BACK + key)));
+        let unsaid_at = if rng.u8(..3) == 0 { unsaid.next() } else { None };
+        let first_key = unsaid_at.unwrap_or(ROLLED_BACK);
+        messages.extend((0..rolled_back.1).map(|key| inserted(rolled_back.0, first_key + key)));
         slots[index].extend(block(xid, first, messages));
-        if rolled_back.1 > 0 {
+        if rolled_back.1 > 0 && unsaid_at.is_none() {
             slots[index].push(Message::StreamAbort(Abort { xid, subxid: rolled_back.0 }));
         }
         (rest, first, subxid) = (later, false, subxid + 2);

@@ -5,7 +5,7 @@
 //! their Relation message; changes to others are dropped there and then. Changes of transactions that are still in
 //! progress leave as records for `spool`; at Stream Commit a [`Replay`] asks for them back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -17,7 +17,7 @@ use crate::transaction::chunks::Cutter;
 use crate::transaction::error::TransactionError;
 use crate::transaction::output::Output;
 use crate::transaction::relations::{RelationCache, TableSet};
-use crate::transaction::replay::Replay;
+use crate::transaction::replay::{Expected, Replay};
 use crate::transaction::schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
 use crate::transaction::spool_order::{Records, SpoolOrder};
 use crate::transaction::streams::InProgress;
@@ -229,6 +229,21 @@ impl Assembler {
     pub fn in_progress(&self, xid: u32) -> Option<(u64, &[Arc<Relation>])> {
         let stream = self.streams.as_ref()?.get(&xid)?;
         Some((stream.end, &stream.numbered))
+    }
+
+    /// The subtransactions of a transaction in progress whose changes are kept so far; none where it has come before.
+    pub fn subtransactions(&self, xid: u32, commit: &Commit) -> Vec<u32> {
+        let stream = self.streams.as_ref().and_then(|streams| streams.get(&xid));
+        let wanted = stream.filter(|_| commit.commit_lsn >= self.committed);
+        wanted.map(InProgress::subtransactions).unwrap_or_default()
+    }
+
+    /// These subtransactions of a transaction were rolled back, and no Stream Abort has come for them. Only right before its
+    /// Stream Commit.
+    pub fn leave_out(&mut self, xid: u32, rolled_back: &HashSet<u32>) {
+        if let Some(stream) = self.streams.as_mut().and_then(|streams| streams.get_mut(&xid)) {
+            stream.leave_out(rolled_back);
+        }
     }
 
     /// The tables that were truncated by transactions that have committed since this was asked last: a subtransaction's xid is known in
@@ -566,9 +581,10 @@ impl Assembler {
         self.marked = stream.take_marks().map(|objects| SchemaMark { transaction: xid, objects });
         let heartbeat = stream.take_heartbeat();
         let begin = Begin { final_lsn: commit.commit_lsn, committed_at: commit.committed_at, xid };
-        if stream.end > 0 {
+        if stream.has_records() {
             let steps = Cutter::new(begin, self.chunk_bytes_max);
-            let replay = Replay::new(steps, commit, heartbeat, stream.numbered, stream.end);
+            let records = Expected { end: stream.end, gaps: stream.gaps };
+            let replay = Replay::new(steps, commit, heartbeat, stream.numbered, records);
             self.outputs.push_back(Output::Spool(SpoolOrder::Replay(Box::new(replay))));
             return Ok(());
         }

@@ -8,15 +8,19 @@
 //!        └─ Stream Commit: all is read back in commit order; its relations hold from now on
 //! ```
 //!
+//! PostgreSQL sends no Stream Abort for some subtransactions (`source::subtransactions`). What those have done stands before changes that
+//! were kept, so at the commit it is left out where it stands, record by record.
+//!
 //! The changes themselves leave at once as records, by `SpoolOrder`s for `spool`; what stays here is small: the overlay
 //! of the relation cache, and where each subtransaction began. Cutting at the first change is exact because a session does
 //! one thing at a time: whatever it did after a savepoint that is rolled back was done under that savepoint, or under one
 //! inside it (`apply_handle_stream_abort` in worker.c relies on the same).
 //!
-//! Bound: 16 bytes a subtransaction, which the source's own reorder buffer needs several hundred for. Relations are counted, and the
-//! assembler bounds those of all streams together.
+//! Bound: some 50 bytes a subtransaction, which the source's own reorder buffer needs several hundred for: a session comes back to a
+//! (sub)transaction only when one inside it has ended. Relations are counted, and the assembler bounds those of all streams together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -32,6 +36,21 @@ use crate::transaction::schema_mark::Objects;
 /// What a relation takes in addition to itself: its entries in two tables and a list.
 const RELATION_OVERHEAD_BYTES: usize = 128;
 
+/// A heartbeat, and where it stood.
+#[derive(Debug)]
+struct PlacedHeartbeat {
+    subxid: u32,
+    at: u64,
+    heartbeat: Heartbeat,
+}
+
+/// Changes of one (sub)transaction in a row.
+#[derive(Debug)]
+struct Run {
+    subxid: u32,
+    begin: u64,
+}
+
 /// A transaction that is still in progress at the source.
 #[derive(Debug, Default)]
 pub(super) struct InProgress {
@@ -44,14 +63,18 @@ pub(super) struct InProgress {
     /// Its subtransactions in the order of their first changes, and where those begin.
     subtransactions: Vec<(u32, u64)>,
     begins: HashMap<u32, u64>,
+    /// Which (sub)transaction its records belong to, from the first subtransaction on.
+    runs: Vec<Run>,
+    /// Where records stand of subtransactions that were rolled back without a Stream Abort.
+    pub(super) gaps: Vec<Range<u64>>,
     /// The subtransaction of the last change.
     last: Option<u32>,
     /// Where its records end.
     pub(super) end: u64,
     /// Something of it was given to the spool.
     pub(super) spooled: bool,
-    /// A heartbeat in it, and where it stood.
-    heartbeat: Option<(u64, Heartbeat)>,
+    /// A heartbeat in it.
+    heartbeat: Option<PlacedHeartbeat>,
     /// What schema changes in it were about; those that were rolled back stay, since nothing comes of a mark but a look.
     marks: Option<Objects>,
     /// It was replicated to the source from elsewhere, and such are not wanted.
@@ -107,7 +130,7 @@ impl InProgress {
 
     pub(super) fn heartbeat(&mut self, xid: u32, subxid: u32, heartbeat: Heartbeat) {
         self.note(xid, subxid);
-        self.heartbeat = Some((self.end, heartbeat));
+        self.heartbeat = Some(PlacedHeartbeat { subxid, at: self.end, heartbeat });
     }
 
     pub(super) fn mark(&mut self, objects: Objects) {
@@ -127,6 +150,9 @@ impl InProgress {
             return;
         }
         self.last = Some(subxid);
+        if subxid != xid || !self.runs.is_empty() {
+            self.runs.push(Run { subxid, begin: self.end });
+        }
         if subxid != xid && !self.begins.contains_key(&subxid) {
             self.begins.insert(subxid, self.end);
             self.subtransactions.push((subxid, self.end));
@@ -145,13 +171,36 @@ impl InProgress {
             }
         }
         self.last = None;
-        self.heartbeat.take_if(|(stood, _)| *stood >= at);
+        while self.runs.pop_if(|run| run.begin >= at).is_some() {}
+        self.heartbeat.take_if(|heartbeat| heartbeat.at >= at);
         let end = std::mem::replace(&mut self.end, at);
         (at < end).then_some(at)
     }
 
+    /// The subtransactions whose changes are kept so far.
+    pub(super) fn subtransactions(&self) -> Vec<u32> {
+        self.subtransactions.iter().map(|(subxid, _)| *subxid).collect()
+    }
+
+    /// These subtransactions were rolled back, and no Stream Abort has come for them. All changes have come.
+    pub(super) fn leave_out(&mut self, rolled_back: &HashSet<u32>) {
+        let ends = self.runs.iter().skip(1).map(|run| run.begin).chain([self.end]);
+        for (run, end) in self.runs.iter().zip(ends).filter(|(run, _)| rolled_back.contains(&run.subxid)) {
+            match self.gaps.last_mut() {
+                Some(last) if last.end == run.begin => last.end = end,
+                Some(_) | None => self.gaps.push(run.begin..end),
+            }
+        }
+        self.heartbeat.take_if(|heartbeat| rolled_back.contains(&heartbeat.subxid));
+    }
+
+    /// Whether a record is left.
+    pub(super) fn has_records(&self) -> bool {
+        self.end > self.gaps.iter().map(|gap| gap.end - gap.start).sum()
+    }
+
     pub(super) fn take_heartbeat(&mut self) -> Option<Heartbeat> {
-        self.heartbeat.take().map(|(_, heartbeat)| heartbeat)
+        self.heartbeat.take().map(|placed| placed.heartbeat)
     }
 }
 

@@ -213,6 +213,30 @@ fn a_rolled_back_subtransaction_takes_with_it_just_what_was_done_under_it() {
 }
 
 #[test]
+fn what_was_rolled_back_without_a_stream_abort_is_left_out_where_it_stands() {
+    for chunk_bytes_max in [1, 1 << 20] {
+        let mut ring = Ring::new(chunk_bytes_max);
+        // 6 holds 7 and is rolled back, 8 is kept, 9 is rolled back twice over, 10 with a Stream Abort.
+        let messages = vec![described(Some(5), &["id"]), insert(5, &["a"]), insert(6, &["b"]), insert(7, &["c"])];
+        ring.block(5, true, messages);
+        ring.block(5, false, vec![insert(6, &["d"]), insert(5, &["e"]), insert(8, &["f"]), insert(9, &["g"])]);
+        ring.block(5, false, vec![insert(5, &["h"]), insert(10, &["i"])]);
+        ring.abort(5, 10);
+        ring.block(5, false, vec![insert(11, &["j"]), insert(5, &["k"]), insert(12, &["l"])]);
+        assert_eq!(ring.assembler.subtransactions(5, &commit(100)), [6, 7, 8, 9, 11, 12]);
+        ring.assembler.leave_out(5, &HashSet::from([6, 7, 9, 12]));
+        ring.commit(5, 100);
+        assert_eq!(ring.inserted(), [vec!["a", "e", "f", "h", "j", "k"]]);
+        ring.block(6, true, vec![described(Some(6), &["id"]), insert(7, &["m"]), insert(8, &["n"])]);
+        assert_eq!(ring.assembler.subtransactions(6, &commit(90)), [0; 0], "it came before");
+        ring.assembler.leave_out(6, &HashSet::from([7, 8]));
+        ring.commit(6, 200);
+        assert_eq!(ring.inserted().len(), 1, "nothing is left");
+        assert!(ring.spool.is_empty());
+    }
+}
+
+#[test]
 fn a_rolled_back_inner_subtransaction_leaves_the_outer_one() {
     let mut ring = Ring::new(1 << 20);
     let messages = vec![described(Some(6), &["id"]), insert(6, &["a"]), insert(7, &["b"])];
