@@ -10,23 +10,33 @@ use crate::destination::{Catalog, DestinationError};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, shown_sql};
 use crate::preflight::enum_labels::{follow_labels, known_labels, rename};
-use crate::session::{SqlClient, SqlState};
+use crate::session::{Clients, SqlClient, SqlState};
+
+/// What may be done to types so that they have the source's names.
+#[derive(Clone, Copy)]
+pub(crate) struct AllowedChanges {
+    /// Labels may be renamed: no row under way has the old names.
+    pub(crate) renamed_labels: bool,
+    /// `schema_changes = "follow"`; otherwise a difference is refused, with the statements to run.
+    pub(crate) follow: bool,
+}
 
 /// Brings labels and attributes of types to the source's, and reads the destination's types again where something was done; returns
-/// what that was, for the log. Labels are renamed only where no row under way may have the old names.
+/// what that was, for the log.
 ///
 /// # Errors
 /// [`Fault`]: they are not to be followed, or cannot be, with the statements to run.
 pub(crate) async fn follow_types(
-    (source, destination): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     source_types: &Types,
     destination_catalog: &mut Catalog,
-    (labels_may_be_renamed, follow): (bool, bool),
+    allowed: AllowedChanges,
 ) -> Result<Vec<String>, Fault> {
     let mut told = Vec::new();
-    if labels_may_be_renamed {
+    let AllowedChanges { renamed_labels, follow } = allowed;
+    if renamed_labels {
         let known = known_labels(source, destination).await?;
-        told = follow_labels(destination, source_types, &destination_catalog.types, (&known, follow)).await?;
+        told = follow_labels(destination, source_types, &destination_catalog.types, &known, follow).await?;
     }
     told.extend(follow_attributes(destination, (source_types, &destination_catalog.types), follow).await?);
     if !told.is_empty() {

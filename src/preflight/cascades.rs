@@ -107,11 +107,11 @@ pub(crate) async fn report(
     if found.is_empty() {
         return Ok(None);
     }
-    let role = match writes.foreign_keys_act {
+    let grantee = match writes.foreign_keys_act {
         true => Some(grantee(destination).await?),
         false => None,
     };
-    Ok(Some(words(&found, role)))
+    Ok(Some(words(&found, grantee)))
 }
 
 /// Refuses what [`report`] finds.
@@ -122,15 +122,21 @@ pub(crate) async fn refuse(source: &SqlClient, destination: &SqlClient, writes: 
     }
 }
 
-/// Our role, and whether it may be granted to set session_replication_role: PostgreSQL 15 and later.
-async fn grantee(client: &SqlClient) -> Result<(Ident, bool), Fault> {
+/// Our role.
+struct Grantee {
+    role: Ident,
+    /// It may be granted to set session_replication_role: PostgreSQL 15 and later.
+    may_be_granted: bool,
+}
+
+async fn grantee(client: &SqlClient) -> Result<Grantee, Fault> {
     let sql = "SELECT current_user::text, pg_catalog.current_setting('server_version_num')::int >= 150000";
     let row = client.query_one(DOING, sql, &[]).await.map_err(DestinationError::Session)?;
-    let read = || Ok((Ident::new(row.get::<&str>(0)?), row.get(1)?));
+    let read = || Ok(Grantee { role: Ident::new(row.get::<&str>(0)?), may_be_granted: row.get(1)? });
     Ok(read().map_err(DestinationError::Session)?)
 }
 
-fn words(found: &[(&ActingKey, Vec<&str>)], role: Option<(Ident, bool)>) -> ErrorReport {
+fn words(found: &[(&ActingKey, Vec<&str>)], grantee: Option<Grantee>) -> ErrorReport {
     let mut lines: Vec<String> = found
         .iter()
         .take(LISTED_MAX)
@@ -154,12 +160,12 @@ fn words(found: &[(&ActingKey, Vec<&str>)], role: Option<(Ident, bool)>) -> Erro
     lines.push("After a stream with such a key headwater verify finds the rows that differ.".to_owned());
     let statements: Vec<String> =
         found.iter().map(|(key, _)| format!("ALTER TABLE {} DROP CONSTRAINT {};", key.table, key.name)).collect();
-    let first = match role {
-        Some((role, true)) => format!(
+    let first = match grantee {
+        Some(Grantee { role, may_be_granted: true }) => format!(
             "Let no foreign key act on what is applied: GRANT SET ON PARAMETER session_replication_role TO {role}, run by a superuser. \
              Otherwise run at the destination as the owner of the tables:"
         ),
-        Some((_, false)) => "Run at the destination as the owner of the tables:".to_owned(),
+        Some(Grantee { may_be_granted: false, .. }) => "Run at the destination as the owner of the tables:".to_owned(),
         None => {
             lines.push(
                 "They act in the role replica, too: their triggers are ENABLE ALWAYS or ENABLE REPLICA.".to_owned(),

@@ -15,7 +15,7 @@ use crate::destination::{Catalog, DestinationError, LooserCollations, needed_typ
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, QualifiedName, shown_sql};
 use crate::preflight::missing_objects::to_create;
-use crate::session::SqlClient;
+use crate::session::Clients;
 use crate::source::{SourceCatalog, collation_statements};
 
 /// What is to be done about collations; `None` where there is nothing. `existing` has learnt the source's types.
@@ -23,7 +23,7 @@ use crate::source::{SourceCatalog, collation_statements};
 /// # Errors
 /// [`Fault`] when a server does not answer.
 pub(crate) async fn report(
-    (source, here): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     catalog: &SourceCatalog,
     existing: &Catalog,
 ) -> Result<Option<ErrorReport>, Fault> {
@@ -60,7 +60,7 @@ pub(crate) async fn report(
     let names: Vec<QualifiedName> = users.keys().cloned().collect();
     let loose = match names.is_empty() {
         true => BTreeSet::new(),
-        false => nondeterministic_collations(here, &names).await?,
+        false => nondeterministic_collations(destination, &names).await?,
     };
     if !loose.is_empty() {
         let loose: Vec<QualifiedName> = loose.into_iter().collect();
@@ -105,12 +105,8 @@ fn types_to_come(
 }
 
 /// Refuses what [`report`] finds.
-pub(crate) async fn refuse(
-    ends: (&SqlClient, &SqlClient),
-    catalog: &SourceCatalog,
-    existing: &Catalog,
-) -> Result<(), Fault> {
-    match report(ends, catalog, existing).await? {
+pub(crate) async fn refuse(clients: Clients<'_>, catalog: &SourceCatalog, existing: &Catalog) -> Result<(), Fault> {
+    match report(clients, catalog, existing).await? {
         Some(report) => Err(Fault::Destination(DestinationError::Refused(report))),
         None => Ok(()),
     }

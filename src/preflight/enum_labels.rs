@@ -22,7 +22,8 @@ pub(crate) async fn follow_labels(
     destination: &SqlClient,
     source_types: &Types,
     destination_types: &Types,
-    (known, follow): (&[KnownLabels], bool),
+    known: &[KnownLabels],
+    follow: bool,
 ) -> Result<Vec<String>, Fault> {
     let missing = labels(source_types, destination_types, known);
     let is_complete = missing.renamed.is_empty() && missing.added.is_empty();
@@ -126,7 +127,7 @@ pub(crate) async fn labels_for_copy(
     let mut types = source_types.clone();
     types.extend(enums_of_now(source, source_types).await?);
     let here = same_named_enums(destination, &types).await?;
-    let told = follow_labels(destination, &types, &here, (&[], follow)).await?;
+    let told = follow_labels(destination, &types, &here, &[], follow).await?;
     Ok((types, told))
 }
 
@@ -186,7 +187,8 @@ fn enums(types: &Types) -> impl Iterator<Item = &TypeDefinition> {
 pub(crate) async fn labels_are_missing(
     source: &SqlClient,
     destination: &SqlClient,
-    (source_ids, destination_ids): (&[TypeId], &[TypeId]),
+    source_ids: &[TypeId],
+    destination_ids: &[TypeId],
 ) -> Result<bool, Fault> {
     let there = describe_types(source, source_ids).await.map_err(SourceError::Session)?;
     let here = describe_types(destination, destination_ids).await.map_err(DestinationError::Session)?;

@@ -116,7 +116,7 @@ pub(crate) async fn look(
         // Not what it is in the digests: nothing else here waits for a lock.
         let vacancy = vacancy(source, &unknown.unwrap_or_default()).await?;
         let (told, is_locked) = match &before {
-            Some(before) => told(source, table, (before, &now), truncations).await?,
+            Some(before) => told(source, table, before, &now, truncations).await?,
             None => (Told::default(), false),
         };
         let verdict = match &before {
@@ -148,7 +148,8 @@ pub(crate) async fn look(
 async fn told(
     source: &SqlClient,
     table: RelationId,
-    (before, now): (&Fingerprint, &Fingerprint),
+    before: &Fingerprint,
+    now: &Fingerprint,
     truncations: &Truncations,
 ) -> Result<(Told, bool), SessionError> {
     let Some(told) = truncations.get(&table) else { return Ok((Told::default(), false)) };

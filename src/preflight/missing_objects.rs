@@ -15,7 +15,7 @@ use crate::destination::{
 };
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName, shown_sql};
-use crate::session::{SqlClient, describe_named_types};
+use crate::session::{Clients, SqlClient, describe_named_types};
 use crate::source::{OperatorClass, SourceCatalog, SourceError, SourceTable, collation_statements, operator_classes};
 
 /// What is missing for tables, and columns, that the destination does not have yet.
@@ -35,7 +35,7 @@ pub(crate) async fn lacking(
         .collect();
     let columns: Vec<&ColumnDefinition> = to_come.iter().flat_map(|(_, columns)| columns.iter().copied()).collect();
     let mut reports = missing_types(here, &catalog.types, &columns).await?;
-    reports.extend(row_types((source, here), &catalog.types, &columns).await?);
+    reports.extend(row_types(Clients { source, destination: here }, &catalog.types, &columns).await?);
     reports.extend(other_types(here, &catalog.types, &columns).await?);
     let version = server_version(here).await?;
     let new_tables = to_come.iter().map(|(table, _)| *table).filter(|table| existing.table(&table.name()).is_none());
@@ -85,7 +85,7 @@ pub(crate) async fn lacking(
 
 /// Row types of tables and views, which come with their tables and are not created separately.
 async fn row_types(
-    (source, here): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     types: &Types,
     columns: &[&ColumnDefinition],
 ) -> Result<Vec<ErrorReport>, Fault> {
@@ -105,7 +105,7 @@ async fn row_types(
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let existing = describe_named_types(here, &names).await.map_err(DestinationError::Session)?;
+    let existing = describe_named_types(destination, &names).await.map_err(DestinationError::Session)?;
     let is_missing = |name: &&QualifiedName| !existing.values().any(|found| found.qualified_name() == **name);
     let report = |name: &QualifiedName| {
         ErrorReport::new(format!("the row type of {name} does not exist at the destination"))

@@ -9,7 +9,7 @@ use crate::destination::DestinationError;
 use crate::error_policy::Fault;
 use crate::pg::{Ident, QualifiedName};
 use crate::schema_change::constraint_difference::{Violated, source_of_partition};
-use crate::session::{SqlClient, describe_tables};
+use crate::session::{Clients, SqlClient, describe_tables};
 use crate::source::SourceError;
 
 /// What a partition of the destination has that none of the tables above it has.
@@ -151,7 +151,7 @@ pub(crate) async fn made_at(here: &SqlClient, violated: &Violated) -> Result<Opt
 /// # Errors
 /// [`Fault`] when a server does not answer.
 pub(crate) async fn ends(
-    (source, here): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     partitions: &[OwnConstraints],
     sources: &[&TableDefinition],
 ) -> Result<Vec<PartitionEnds>, Fault> {
@@ -159,7 +159,7 @@ pub(crate) async fn ends(
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let found_here = describe_tables(here, &names).await.map_err(DestinationError::Session)?;
+    let found_here = describe_tables(destination, &names).await.map_err(DestinationError::Session)?;
     let found_there = describe_tables(source, &names).await.map_err(SourceError::Session)?;
     let of = |here: TableDefinition| {
         let name = here.name();

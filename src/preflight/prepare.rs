@@ -28,11 +28,11 @@ use crate::pg::{
     ErrorReport, Ident, Lsn, QualifiedName, RelationId, Timeline, TypeId, counted, shell_word, toml_string,
 };
 use crate::preflight::addresses::Addresses;
-use crate::preflight::attribute_names::follow_types;
+use crate::preflight::attribute_names::{AllowedChanges, follow_types};
 use crate::preflight::missing_objects::{lacking, to_create};
 use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::suspended;
-use crate::session::{ReplicationSession, SqlClient, SystemIdentification, describe_types, refuse_endless};
+use crate::session::{Clients, ReplicationSession, SqlClient, SystemIdentification, describe_types, refuse_endless};
 use crate::source::{
     Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable,
     ensure_publication, find_slot, gap_report, release_slot, same_database, slot_unknown_report,
@@ -89,7 +89,8 @@ impl Prepared {
     pub(crate) async fn remember(
         &mut self,
         shapes: &HashMap<RelationId, Shape>,
-        (destination, follow): (&SqlClient, bool),
+        destination: &SqlClient,
+        follow: bool,
     ) -> Result<Vec<String>, Fault> {
         let mut told = Vec::new();
         let types = &mut self.source_catalog.types;
@@ -100,9 +101,9 @@ impl Prepared {
             let gone: Vec<TypeId> = gone.into_iter().collect();
             types.extend(describe_types(&self.source, &gone).await.map_err(SourceError::Session)?);
             refuse_endless(types).map_err(SourceError::Session)?;
-            let may_rename = self.changed.is_empty();
-            let ends = (&self.source, destination);
-            told = follow_types(ends, types, &mut self.destination_catalog, (may_rename, follow)).await?;
+            let clients = Clients { source: &self.source, destination };
+            let allowed = AllowedChanges { renamed_labels: self.changed.is_empty(), follow };
+            told = follow_types(clients, types, &mut self.destination_catalog, allowed).await?;
         }
         let here = |shape: &Shape| self.destination_catalog.table(&shape.name);
         for (shape, table) in shapes.values().filter_map(|shape| Some((shape, here(shape)?))) {
@@ -261,7 +262,7 @@ impl Preparing<'_> {
         server.check_not_synchronous(&application_name)?;
         let catalog = match SourceCatalog::read(&client, &config.tables).await {
             Ok(catalog) => catalog,
-            Err(error) => return Err(explain_lost((config, self.addresses), &client, error).await),
+            Err(error) => return Err(explain_lost(config, self.addresses, &client, error).await),
         };
         let mut replication = connect_replication(config, "streaming").await?;
         let identification = replication.identify_system().await.map_err(SourceError::Session)?;
@@ -293,7 +294,8 @@ impl Preparing<'_> {
         writes.refuse_foreign_code(client).await?;
         cascades::refuse(&source.client, client, &writes).await?;
         catalog.learn_types(client, &source.catalog.types).await?;
-        collations::refuse((&source.client, client), &source.catalog, &catalog).await?;
+        let clients = Clients { source: &source.client, destination: client };
+        collations::refuse(clients, &source.catalog, &catalog).await?;
         // A first copy that failed has left the tables as they were.
         if !self.stream.is_some_and(|stream| self.live || stream.agreed) {
             check_empty(client, catalog.tables.keys().filter(|name| !self.asked.covers(name))).await?;
@@ -407,9 +409,10 @@ impl Preparing<'_> {
         destination: &mut Catalog,
         may_rename: bool,
     ) -> Result<(), Fault> {
-        let ends = (&source.client, self.bookkeeping.client());
-        let rules = (may_rename, self.config.schema_changes == SchemaChanges::Follow);
-        for told in follow_types(ends, &source.catalog.types, destination, rules).await? {
+        let clients = Clients { source: &source.client, destination: self.bookkeeping.client() };
+        let follow = self.config.schema_changes == SchemaChanges::Follow;
+        let allowed = AllowedChanges { renamed_labels: may_rename, follow };
+        for told in follow_types(clients, &source.catalog.types, destination, allowed).await? {
             self.telemetry.event("schema", told);
         }
         Ok(())

@@ -195,7 +195,8 @@ fn numbers(requests: &[Request]) -> BTreeSet<i64> {
 pub(crate) async fn ask_for_missing(
     bookkeeping: &Bookkeeping,
     asked: &ResyncRequests,
-    (added, suspended): (&[QualifiedName], &[QualifiedName]),
+    added: &[QualifiedName],
+    suspended: &[QualifiedName],
 ) -> Result<(), DestinationError> {
     let missing = |tables: &[QualifiedName]| -> Vec<QualifiedName> {
         tables.iter().filter(|table| !asked.covers(table)).cloned().collect()

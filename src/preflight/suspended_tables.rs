@@ -62,7 +62,8 @@ pub(crate) async fn suspend(
     config: &Config,
     addresses: &Addresses,
     telemetry: &Telemetry,
-    (fault, foreign_keys_act): (Fault, bool),
+    fault: Fault,
+    foreign_keys_act: bool,
 ) -> Result<(), Fault> {
     let fault = renamed(config, addresses, fault).await;
     let tables = concerned(&fault);

@@ -21,7 +21,7 @@ use crate::preflight::addresses::Addresses;
 use crate::preflight::partitions::{self, made_at, with_own_constraints};
 use crate::schema_change::constraint_difference::{Difference, Ends, Violated, domain_difference};
 use crate::schema_change::ddl::Creation;
-use crate::session::{SessionError, SqlClient, describe_tables, describe_types, fingerprint_facts};
+use crate::session::{Clients, SessionError, SqlClient, describe_tables, describe_types, fingerprint_facts};
 use crate::source::SourceError;
 
 /// When the servers take longer, the fault is reported without the difference.
@@ -179,7 +179,7 @@ async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violat
         Some(_) | None => Vec::new(),
     };
     let sources: Vec<&TableDefinition> = tables_there.iter().collect();
-    let partition = partitions::ends((&source, &here), &partition, &sources).await?;
+    let partition = partitions::ends(Clients { source: &source, destination: &here }, &partition, &sources).await?;
     let there = |table: &TableDefinition| tables_there.iter().find(|there| there.name() == table.name());
     let tables = tables_here.iter().filter_map(|table| Some((table, there(table)?)));
     let tables = tables.filter(|(table, _)| violated.table.as_ref().is_none_or(|named| *named == table.name()));

@@ -129,7 +129,7 @@ pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
     let mut told = ToldWaits::default();
     let mut failure = WatchFailure::new(Arc::clone(&telemetry), "what its sessions wait for at the destination");
     loop {
-        if let Err(error) = session(&config, &telemetry, (&mut told, &mut failure)).await {
+        if let Err(error) = session(&config, &telemetry, &mut told, &mut failure).await {
             failure.failed(error);
         }
         telemetry.waits(End::Destination.as_str(), Vec::new());
@@ -156,7 +156,8 @@ pub(crate) async fn tell_connections(telemetry: Arc<Telemetry>) {
 async fn session(
     config: &Config,
     telemetry: &Telemetry,
-    (told, failure): (&mut ToldWaits, &mut WatchFailure),
+    told: &mut ToldWaits,
+    failure: &mut WatchFailure,
 ) -> Result<(), SessionError> {
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let client = sql.connect().await?;
@@ -239,16 +240,12 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
             process_id: process_id(&row, 12)?,
         });
     }
-    waits.extend(standby_waits(client, end, (&beginning, seconds)).await?);
+    waits.extend(standby_waits(client, end, &beginning, seconds).await?);
     Ok(waits)
 }
 
 /// The sessions of ours whose COMMIT waits for a synchronous standby of that server.
-async fn standby_waits(
-    client: &SqlClient,
-    end: End,
-    (beginning, seconds): (&str, f64),
-) -> Result<Vec<Wait>, SessionError> {
+async fn standby_waits(client: &SqlClient, end: End, beginning: &str, seconds: f64) -> Result<Vec<Wait>, SessionError> {
     let sql = "SELECT w.application_name::text, pg_catalog.current_setting('synchronous_standby_names'),
                       pg_catalog.to_char(w.query_start, 'YYYY-MM-DD HH24:MI:SS'), w.pid::bigint
                FROM pg_catalog.pg_stat_activity w

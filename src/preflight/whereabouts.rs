@@ -75,7 +75,8 @@ pub(crate) async fn lost_tables(
 /// Why the source's catalog cannot be read: where a table that is followed was dropped, or has another name, that says more than that its
 /// name is nobody's, or a view's. Other errors stay what they are, also where nobody can tell: the first one is as true.
 pub(crate) async fn explain_lost(
-    (config, addresses): (&Config, &Addresses),
+    config: &Config,
+    addresses: &Addresses,
     source: &SqlClient,
     error: SourceError,
 ) -> Fault {

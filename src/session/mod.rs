@@ -20,6 +20,7 @@
 
 mod bounded;
 mod certificate_faults;
+mod clients;
 mod connect;
 mod connection;
 mod copy;
@@ -45,6 +46,7 @@ pub(crate) mod stream;
 mod tls;
 mod writing;
 
+pub use clients::Clients;
 pub use connection::{Connection, Frame};
 pub use copy::{CopyError, CopyIn, CopyOut, Transferred};
 pub use dedicated::{DedicatedSession, DedicatedSettings};

@@ -134,7 +134,7 @@ impl Attempt<'_> {
             while_leading(lead, self.suspend_changed(&prepared.changed)).await?;
             return Err(NotReady::Exit(Exit::Restart));
         }
-        while_leading(lead, ask_for_missing(bookkeeping, &asked, (&prepared.added, &prepared.suspended))).await?;
+        while_leading(lead, ask_for_missing(bookkeeping, &asked, &prepared.added, &prepared.suspended)).await?;
         Ok(Ready { prepared, position })
     }
 
@@ -238,8 +238,7 @@ impl Attempt<'_> {
     /// Suspends the tables that a fault is about; the fault comes back when there are none.
     async fn suspend(&self, fault: Fault) -> Result<(), Fault> {
         let host = &self.carried.host;
-        let what = (fault, self.foreign_keys_act);
-        suspend(&host.config, &host.addresses, &self.service.telemetry, what).await
+        suspend(&host.config, &host.addresses, &self.service.telemetry, fault, self.foreign_keys_act).await
     }
 
     /// Does `work` until the process is asked to stop.

@@ -144,7 +144,7 @@ impl OpenedStream {
         let followed = followed(bookkeeping).await?;
         let shapes = shapes(bookkeeping.client()).await?;
         let follow = config.schema_changes == SchemaChanges::Follow;
-        for told in prepared.remember(&shapes, (bookkeeping.client(), follow)).await? {
+        for told in prepared.remember(&shapes, bookkeeping.client(), follow).await? {
             telemetry.event("schema", told);
         }
         let source_tables = prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect();
@@ -377,8 +377,7 @@ impl LabelQuestion {
         if conflict.code != SqlState::new(INVALID_TEXT) {
             return Ok(false);
         }
-        let types = (self.source_types.as_slice(), self.destination_types.as_slice());
-        labels_are_missing(&self.source, bookkeeping.client(), types).await
+        labels_are_missing(&self.source, bookkeeping.client(), &self.source_types, &self.destination_types).await
     }
 }
 

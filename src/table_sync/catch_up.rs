@@ -71,22 +71,31 @@ impl Drop for CatchUp {
     }
 }
 
+/// The temporary slot's stream as it begins.
+pub(super) struct SlotStream<'a> {
+    pub(super) slot: &'a SlotName,
+    /// The slot goes with it.
+    pub(super) session: ReplicationSession,
+    pub(super) staging: &'a Staging,
+    pub(super) consistent_point: Lsn,
+}
+
 impl CatchUp {
-    /// Starts the temporary slot's stream at its consistent point. The slot goes with `session`.
+    /// Starts the temporary slot's stream at its consistent point.
     pub(super) async fn begin(
         ends: Ends<'_>,
         client: &SqlClient,
         server: &SourceServer,
         tables: &Tables<'_>,
-        (slot, session, staging, from): (&SlotName, ReplicationSession, &Staging, Lsn),
+        temporary: SlotStream<'_>,
     ) -> Result<CatchUp, Fault> {
         let Ends { config, .. } = ends;
+        let SlotStream { slot, mut session, staging, consistent_point: from } = temporary;
         staging.track(client, from).await?;
         let applier = applier(ends, client, tables, slot, staging, from).await?;
         let mut options = streaming::options(config, server.version, tables.transfer);
         // There is one spool, and it is the live stream's. A large transaction comes here when it has committed.
         options.streaming = false;
-        let mut session = session;
         session.start(slot, from, &options).await.map_err(SourceError::Session)?;
         let set = staging.tables.iter().map(|table| (table.source.relation_id(), table.live.clone()));
         let bytes_max = config.apply.batch_bytes_max;

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use tokio::task::JoinSet;
 
-use super::readers::{RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, open_writer, pause_before_retry};
+use super::readers::{Copied, RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, open_writer, pause_before_retry};
 use crate::catalog::lock_budget::{LockTable, relations};
 use crate::catalog::schema::TableDefinition;
 use crate::comparison::reconcile_sql as sql;
@@ -30,7 +30,7 @@ use crate::config::Config;
 use crate::destination::{DestinationError, Staging};
 use crate::error_policy::Fault;
 use crate::pg::QualifiedName;
-use crate::session::{Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
+use crate::session::{Clients, Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
 use crate::source::{CTID_RANGE_BYTES, HeldSnapshot, SourceError, TableLocks, ctid_ranges};
 use crate::table_sync::ends::Ends;
 use crate::table_sync::snapshot_guard::keep_holder;
@@ -61,7 +61,7 @@ struct Shared {
 /// Opens as many readers as there will be work for, each holding all tables.
 pub(super) async fn open_readers(
     config: &Config,
-    (source, destination): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     tables: &[&TableDefinition],
     room: &LockTable,
 ) -> Result<Vec<Reader>, Fault> {
@@ -84,7 +84,8 @@ pub(super) async fn open_readers(
 pub(super) async fn copy(
     ends: Ends<'_>,
     staging: &Staging,
-    (held, locks): (&HeldSnapshot, &TableLocks),
+    held: &HeldSnapshot,
+    locks: &TableLocks,
     slot: &str,
     readers: Vec<Reader>,
 ) -> Result<BTreeMap<QualifiedName, u64>, Fault> {
@@ -213,12 +214,12 @@ async fn copy_task(
             none.insert(Pipe { reader, writer: open_writer(&shared.config).await? })
         }
     };
-    let mut counted = (0, 0);
-    let copied = transfer(shared, pipe, (table, task), &mut counted).await;
-    let rows = match copied {
+    let mut copied = Copied::default();
+    let transferred = transfer(shared, pipe, table, task, &mut copied).await;
+    let rows = match transferred {
         Ok(rows) => rows,
         Err(fault) => {
-            shared.telemetry.snapshot_taken_back(table, counted.0, counted.1);
+            shared.telemetry.snapshot_taken_back(table, copied.rows, copied.bytes);
             return Err(fault);
         }
     };
@@ -238,8 +239,9 @@ async fn copy_task(
 async fn transfer(
     shared: &Shared,
     pipe: &mut Pipe,
-    (table, task): (&QualifiedName, &Task),
-    counted: &mut (u64, u64),
+    table: &QualifiedName,
+    task: &Task,
+    copied: &mut Copied,
 ) -> Result<u64, Fault> {
     let timeout = shared.config.destination.timeout;
     let source = |error: SessionError| Fault::Source(SourceError::Session(error));
@@ -255,8 +257,8 @@ async fn transfer(
             CopyError::Destination(error) => destination(error),
         })?;
         shared.telemetry.snapshot_copied(table, moved.messages, moved.bytes);
-        counted.0 += moved.messages;
-        counted.1 += moved.bytes;
+        copied.rows += moved.messages;
+        copied.bytes += moved.bytes;
         failpoint::reached("snapshot.copying");
         let wait = shared.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(moved.bytes, Instant::now());
         if moved.done {

@@ -11,7 +11,7 @@
 
 use std::time::Instant;
 
-use super::readers::{RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, pause_before_retry};
+use super::readers::{Copied, RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, pause_before_retry};
 use crate::comparison::reconcile_sql as sql;
 use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
 use crate::error_policy::Fault;
@@ -36,7 +36,8 @@ pub(super) async fn publish(
     ends: Ends<'_>,
     publication: &Publication<'_>,
     taken: TakenSnapshot,
-    (slot, client): (&str, &SqlClient),
+    slot: &str,
+    client: &SqlClient,
 ) -> Result<u64, Fault> {
     let TakenSnapshot { locks, readers, slot_session, held, .. } = taken;
     slot_session.close().await;
@@ -116,8 +117,8 @@ impl Filling<'_> {
         loop {
             let begun = self.client.batch(DOING, "SAVEPOINT headwater_piece").await;
             begun.map_err(DestinationError::Session)?;
-            let mut counted = (0, 0);
-            let fault = match self.transfer(table, copy_out, &mut counted).await {
+            let mut copied = Copied::default();
+            let fault = match self.transfer(table, copy_out, &mut copied).await {
                 Ok(rows) => {
                     let ended = self.client.batch(DOING, "RELEASE SAVEPOINT headwater_piece").await;
                     ended.map_err(DestinationError::Session)?;
@@ -125,7 +126,7 @@ impl Filling<'_> {
                 }
                 Err(fault) => fault,
             };
-            self.ends.telemetry.snapshot_taken_back(&table.live, counted.0, counted.1);
+            self.ends.telemetry.snapshot_taken_back(&table.live, copied.rows, copied.bytes);
             self.reader = None;
             retries += 1;
             if retries > RETRIES_MAX || !is_lost_source(&fault) {
@@ -138,7 +139,7 @@ impl Filling<'_> {
         }
     }
 
-    async fn transfer(&mut self, table: &StagedTable, copy_out: &str, counted: &mut (u64, u64)) -> Result<u64, Fault> {
+    async fn transfer(&mut self, table: &StagedTable, copy_out: &str, copied: &mut Copied) -> Result<u64, Fault> {
         let Ends { config, telemetry, .. } = self.ends;
         let timeout = config.destination.timeout;
         let source = |error: SessionError| Fault::Source(SourceError::Session(error));
@@ -162,8 +163,8 @@ impl Filling<'_> {
                 CopyError::Destination(error) => at_table(error),
             })?;
             telemetry.snapshot_copied(&table.live, moved.messages, moved.bytes);
-            counted.0 += moved.messages;
-            counted.1 += moved.bytes;
+            copied.rows += moved.messages;
+            copied.bytes += moved.bytes;
             failpoint::reached("snapshot.copying");
             let wait = self.rate.spend(moved.bytes, Instant::now());
             if moved.done {

@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::catch_up::CatchUp;
+use super::catch_up::{CatchUp, SlotStream};
 use super::{
     TELL_EVERY, after, begin_showing, begin_staging, finish, load, publish, publishing_session, tell_large_differences,
     temporary_slot,
@@ -131,7 +131,7 @@ pub(crate) async fn serve(
             }
             Err(fault) => {
                 let fault = explained(ends.config, ends.addresses, fault).await;
-                let failure = settle_failure((ends, &mut told), &client, &requests, (&scope, &fault)).await;
+                let failure = settle_failure(ends, &mut told, &client, &requests, &scope, &fault).await;
                 let failed = FailedAt { now: began.elapsed(), took: begun.elapsed(), chance: fastrand::f64() };
                 turns.failed(&requests, failure, failed);
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
@@ -227,10 +227,12 @@ fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
 
 /// Says that the old data serves, and settles the requests that are not taken up again.
 async fn settle_failure(
-    (ends, told): (Ends<'_>, &mut Told),
+    ends: Ends<'_>,
+    told: &mut Told,
     client: &Bookkeeping,
     requests: &[Request],
-    (scope, fault): (&Scope, &Fault),
+    scope: &Scope,
+    fault: &Fault,
 ) -> Failure {
     let reason = report(fault);
     let failure = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
@@ -287,16 +289,15 @@ impl HandOver<'_> {
         let tables = Tables { source: &shapes.source, destination: &shapes.destination, transfer, alone: false };
         let slot = temporary_slot()?;
         let name = format!("{}_again", self.generation);
-        let (taken, staging) =
-            begin_staging(ends, &source, bookkeeping.client(), &tables, (&slot, true, &name)).await?;
+        let (taken, staging) = begin_staging(ends, &source, bookkeeping.client(), &tables, &slot, true, &name).await?;
         let Staged { staging, sent, slot_session, consistent_point } =
             load(ends, taken, staging, slot.as_str()).await?;
         finish(ends, bookkeeping.client(), &staging).await?;
         // Before the stream changes them: as many rows as were sent.
         staging.check_counts(bookkeeping.client(), &sent).await?;
 
-        let begins = (&slot, slot_session, &staging, consistent_point);
-        let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, begins).await?;
+        let stream = SlotStream { slot: &slot, session: slot_session, staging: &staging, consistent_point };
+        let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, stream).await?;
         ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
         failpoint::reached("handover.catching_up");
         pass(ends, self.control, consistent_point).await?;
@@ -343,11 +344,11 @@ impl HandOver<'_> {
         let held = hold(ends, self.control, catch_up, "handover.comparing_held").await?;
         let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
         drop(held);
-        let differences = compare_beside((ends, bookkeeping), catch_up, comparison, staging).await?;
+        let differences = compare_beside(ends, bookkeeping, catch_up, comparison, staging).await?;
         ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
         failpoint::reached("handover.compared");
         catch_up_with(bookkeeping, catch_up, None).await?;
-        tell_large_differences(ends, client, (staging, &differences)).await?;
+        tell_large_differences(ends, client, staging, &differences).await?;
         Ok(differences)
     }
 
@@ -380,7 +381,7 @@ impl HandOver<'_> {
             names_owners: destination.names_owners(),
         };
         let lost_leaves = has_lost_leaves(bookkeeping, staging).await?;
-        tell_while_held(ends, (scope, position), publish(ends, client, &publication)).await?;
+        tell_while_held(ends, scope, position, publish(ends, client, &publication)).await?;
         let restart = (shapes.set_differs() || lost_leaves).then_some(Restart { _held: held });
         let held_for = held_at.elapsed();
         ends.telemetry.event(
@@ -401,7 +402,8 @@ async fn has_lost_leaves(bookkeeping: &Bookkeeping, staging: &Staging) -> Result
 
 /// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.
 async fn compare_beside(
-    (ends, bookkeeping): (Ends<'_>, &Bookkeeping),
+    ends: Ends<'_>,
+    bookkeeping: &Bookkeeping,
     catch_up: &mut CatchUp,
     comparison: Comparison,
     staging: &Staging,
@@ -429,7 +431,7 @@ async fn compare_beside(
 }
 
 /// Says for how long the stream is held, when the publish takes long.
-async fn tell_while_held<T>(ends: Ends<'_>, (scope, position): (&Scope, Lsn), work: impl Future<Output = T>) -> T {
+async fn tell_while_held<T>(ends: Ends<'_>, scope: &Scope, position: Lsn, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let mut work = std::pin::pin!(work);
     loop {
@@ -476,7 +478,7 @@ async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, sco
     let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
     let mut source_catalog = match SourceCatalog::read(source, &names).await {
         Ok(catalog) => catalog,
-        Err(error) => return Err(explain_lost((config, ends.addresses), source, error).await),
+        Err(error) => return Err(explain_lost(config, ends.addresses, source, error).await),
     };
     refuse_unasked(bookkeeping.client(), scope).await?;
     let followed = bookkeeping.tables().await?;

@@ -9,7 +9,7 @@ use crate::catalog::schema::TableKind;
 use crate::destination::{Catalog, DestinationError};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, counted};
-use crate::session::{SqlClient, read_lock_table};
+use crate::session::{Clients, read_lock_table};
 use crate::source::{CTID_RANGE_BYTES, SourceCatalog, SourceError, SourceTable};
 
 /// The room for locks at both ends, and what a copy of these tables lacks of it.
@@ -28,7 +28,7 @@ impl Room {
     /// # Errors
     /// [`Fault`] when one of them cannot be asked.
     pub(crate) async fn look(
-        (source, destination): (&SqlClient, &SqlClient),
+        Clients { source, destination }: Clients<'_>,
         catalog: &SourceCatalog,
         existing: &Catalog,
     ) -> Result<Room, Fault> {

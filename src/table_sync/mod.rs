@@ -52,7 +52,8 @@ use crate::preflight::prepare::Prepared;
 use crate::preflight::replication_session::connect_replication;
 use crate::preflight::resync_requests::name_of;
 use crate::session::{
-    CreatedSlot, FingerprintFacts, ReplicationSession, SessionError, SlotSnapshot, SqlClient, fingerprint_facts,
+    Clients, CreatedSlot, FingerprintFacts, ReplicationSession, SessionError, SlotSnapshot, SqlClient,
+    fingerprint_facts,
 };
 use crate::source::{
     SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot, running_transactions,
@@ -168,7 +169,7 @@ async fn work(
         alone: true,
     };
     let (taken, staging) =
-        begin_staging(ends, &prepared.source, bookkeeping.client(), &tables, (&slot, kind.live, &generation)).await?;
+        begin_staging(ends, &prepared.source, bookkeeping.client(), &tables, &slot, kind.live, &generation).await?;
     let consistent_point = taken.consistent_point;
     let live_position = if kind.live { bookkeeping.position().await? } else { None };
     let publication = |staging, sent, differences| Publication {
@@ -188,7 +189,7 @@ async fn work(
     *reads = true;
     let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {
         let none = Differences::default();
-        let filled = fill::publish(ends, &publication(&staging, None, &none), taken, (slot.as_str(), &client)).await?;
+        let filled = fill::publish(ends, &publication(&staging, None, &none), taken, slot.as_str(), &client).await?;
         failpoint::reached("snapshot.published");
         (filled, staging, none)
     } else {
@@ -198,7 +199,7 @@ async fn work(
         let lists = Lists::keep(bookkeeping.client(), &staging).await?;
         let differences =
             Comparison::begin(&addresses.destination_for("staging"), lists).await?.run(&staging, telemetry).await?;
-        tell_large_differences(ends, &client, (&staging, &differences)).await?;
+        tell_large_differences(ends, &client, &staging, &differences).await?;
         publish(ends, &client, &publication(&staging, Some(&sent), &differences)).await?;
         (sent.values().sum(), staging, differences)
     };
@@ -272,7 +273,9 @@ async fn begin_staging(
     source: &SqlClient,
     destination: &SqlClient,
     tables: &Tables<'_>,
-    (slot, temporary, generation): (&SlotName, bool, &str),
+    slot: &SlotName,
+    temporary: bool,
+    generation: &str,
 ) -> Result<(TakenSnapshot, Staging), Fault> {
     for cycle in &tables.source.cycles {
         let names: Vec<String> = cycle.iter().map(QualifiedName::to_string).collect();
@@ -280,12 +283,13 @@ async fn begin_staging(
         ends.telemetry.event("snapshot", text);
     }
     let kind = if temporary { SlotSnapshot::ExportTemporary } else { SlotSnapshot::ExportPermanent };
-    let taken = take_snapshot(ends, (source, destination), tables, (slot, kind)).await?;
+    let clients = Clients { source, destination };
+    let taken = take_snapshot(ends, clients, tables, slot, kind).await?;
     if tables.alone {
         ends.telemetry.set_state(State::Snapshot, None);
     }
     failpoint::reached("snapshot.slot_created");
-    let mut staging = create_staging(ends, (source, destination), tables, generation).await?;
+    let mut staging = create_staging(ends, clients, tables, generation).await?;
     staging.fingerprints.clone_from(&taken.fingerprints);
     staging.leaves.clone_from(&taken.leaves);
     Ok((taken, staging))
@@ -295,7 +299,7 @@ async fn begin_staging(
 async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str) -> Result<Staged, Fault> {
     let TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints: _, leaves: _ } = taken;
     ends.telemetry.snapshot_phase(SnapshotPhase::Copying, []);
-    let sent = copy::copy(ends, &staging, (&held, &locks), slot, readers).await;
+    let sent = copy::copy(ends, &staging, &held, &locks, slot, readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
     held.release().await?;
     let sent = sent?;
@@ -307,12 +311,13 @@ async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str
 /// Locks, then the slot, then the settled snapshot.
 async fn take_snapshot(
     ends: Ends<'_>,
-    (source, destination): (&SqlClient, &SqlClient),
+    clients: Clients<'_>,
     copied: &Tables<'_>,
-    (slot, kind): (&SlotName, SlotSnapshot),
+    slot: &SlotName,
+    kind: SlotSnapshot,
 ) -> Result<TakenSnapshot, Fault> {
     let Ends { config, addresses, telemetry } = ends;
-    let room = Room::look((source, destination), copied.source, copied.destination).await?.require()?;
+    let room = Room::look(clients, copied.source, copied.destination).await?.require()?;
     let tables: Vec<_> = copied.source.tables.iter().map(|table| &table.definition).collect();
     let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
     locks.check(&tables).await?;
@@ -330,9 +335,9 @@ async fn take_snapshot(
             counted(tables.len(), "table")
         ),
     );
-    let readers = copy::open_readers(config, (source, destination), &tables, &room).await?;
+    let readers = copy::open_readers(config, clients, &tables, &room).await?;
     let mut slot_session = connect_replication(config, "snapshot").await?;
-    let created = create_slot(ends, (source, &locks), &mut slot_session, (slot, kind, copied.alone)).await?;
+    let created = create_slot(ends, clients.source, &locks, &mut slot_session, slot, kind, copied.alone).await?;
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
     let consistent_point = created.consistent_point;
     // More may have been added while the slot was waited for, and may be gone when the copy is done.
@@ -356,9 +361,12 @@ fn leaves_of(
 /// Creates the slot; says what it waits for, and gives way to a session that waits for the tables meanwhile.
 async fn create_slot(
     ends: Ends<'_>,
-    (source, locks): (&SqlClient, &TableLocks),
+    source: &SqlClient,
+    locks: &TableLocks,
     slot_session: &mut ReplicationSession,
-    (slot, kind, alone): (&SlotName, SlotSnapshot, bool),
+    slot: &SlotName,
+    kind: SlotSnapshot,
+    alone: bool,
 ) -> Result<CreatedSlot, Fault> {
     let slot_process = slot_session.process_id();
     let mut creating = pin!(slot_session.create_slot(slot, kind, SLOT_MAX));
@@ -422,7 +430,7 @@ fn tell_slot_wait(telemetry: &Telemetry, alone: bool, wait: &ErrorReport) {
 /// Staging for all tables, after that of earlier attempts is swept.
 async fn create_staging(
     ends: Ends<'_>,
-    (source, client): (&SqlClient, &SqlClient),
+    Clients { source, destination: client }: Clients<'_>,
     tables: &Tables<'_>,
     generation: &str,
 ) -> Result<Staging, Fault> {
@@ -508,7 +516,8 @@ async fn publish(ends: Ends<'_>, client: &SqlClient, publication: &Publication<'
 async fn tell_large_differences(
     ends: Ends<'_>,
     client: &SqlClient,
-    (staging, differences): (&Staging, &Differences),
+    staging: &Staging,
+    differences: &Differences,
 ) -> Result<(), Fault> {
     let equal = differences.equal(client).await?;
     let differs = |table: &&StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);

@@ -105,6 +105,13 @@ pub(super) fn pause_before_retry(retries: u32) -> Duration {
     Duration::from_millis(100 << retries.min(5))
 }
 
+/// What an attempt at a range has copied so far, by which the telemetry is set back when it fails.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Copied {
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+}
+
 /// Spends at most so many bytes a second, over all readers.
 #[derive(Debug)]
 pub(super) struct Rate {

@@ -133,7 +133,7 @@ impl Servers<'_> {
         for (side, client, parts) in
             [(Side::Source, &self.source, &there), (Side::Destination, &self.destination, &here)]
         {
-            sessions = sessions.min(sessions_with_room(client, side, (&tables, parts), sessions).await?);
+            sessions = sessions.min(sessions_with_room(client, side, &tables, parts, sessions).await?);
         }
         let comparison =
             Comparison { ends: self.ends, fence: &fence, tables: &tables, there: &there, here: &here, sessions };
@@ -203,7 +203,8 @@ fn default_workers() -> usize {
 async fn sessions_with_room(
     client: &SqlClient,
     side: Side,
-    (tables, parts): (&[Compared], &[Option<Parts>]),
+    tables: &[Compared],
+    parts: &[Option<Parts>],
     wanted: usize,
 ) -> Result<usize, Fault> {
     let whole_tree =

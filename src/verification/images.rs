@@ -22,6 +22,12 @@ pub(crate) struct Images<'a> {
     senders: Senders,
 }
 
+/// The images of both ends' types.
+pub(crate) struct BothImages<'a> {
+    pub(crate) source: Images<'a>,
+    pub(crate) destination: Images<'a>,
+}
+
 impl<'a> Images<'a> {
     /// Reads what `types` are sent by.
     pub(crate) async fn read(client: &SqlClient, side: Side, types: &'a Types) -> Result<Images<'a>, Fault> {
@@ -47,14 +53,16 @@ impl<'a> Images<'a> {
         Ok(Images { types, senders })
     }
 
-    /// The image of a type's values, and whether it may say less than they are.
-    pub(crate) fn of(&self, id: TypeId) -> (Image, bool) {
-        let exact = (Image::Text, false);
+    /// The image of a type's values.
+    pub(crate) fn of(&self, id: TypeId) -> ChosenImage {
+        let exact = ChosenImage::exact(Image::Text);
         let Some(definition) = self.types.get(&id).filter(|_| !id.is_built_in()) else { return exact };
         if let Some(element) = definition.element {
             return match self.of(element) {
-                (Image::Text, doubtful) => (Image::Text, doubtful),
-                (element, doubtful) => (Image::Elements(Box::new(element)), doubtful),
+                ChosenImage { image: Image::Text, is_doubtful } => ChosenImage { image: Image::Text, is_doubtful },
+                ChosenImage { image, is_doubtful } => {
+                    ChosenImage { image: Image::Elements(Box::new(image)), is_doubtful }
+                }
             };
         }
         match definition.kind {
@@ -63,34 +71,60 @@ impl<'a> Images<'a> {
                 let attributes = definition.attributes.iter().flatten();
                 let parts: Vec<_> =
                     attributes.map(|attribute| (attribute.name.clone(), self.of(attribute.type_id))).collect();
-                let doubtful = parts.iter().any(|(_, (_, doubtful))| *doubtful);
-                if parts.iter().all(|(_, (image, _))| *image == Image::Text) {
-                    return (Image::Text, doubtful);
+                let is_doubtful = parts.iter().any(|(_, chosen)| chosen.is_doubtful);
+                if parts.iter().all(|(_, chosen)| chosen.image == Image::Text) {
+                    return ChosenImage { image: Image::Text, is_doubtful };
                 }
-                (Image::Attributes(parts.into_iter().map(|(name, (image, _))| (name, image)).collect()), doubtful)
+                let attributes = parts.into_iter().map(|(name, chosen)| (name, chosen.image)).collect();
+                ChosenImage { image: Image::Attributes(attributes), is_doubtful }
             }
             TypeKind::Base => match self.senders.get(&id) {
-                Some(Some(function)) => (Image::Sent(function.clone()), false),
+                Some(Some(function)) => ChosenImage::exact(Image::Sent(function.clone())),
                 Some(None) => exact,
-                None => (Image::Text, true),
+                None => ChosenImage { image: Image::Text, is_doubtful: true },
             },
             TypeKind::Enum | TypeKind::Multirange | TypeKind::Pseudo | TypeKind::Range => exact,
         }
     }
 }
 
-/// The images by which two columns are compared, and whether each may say less than its value. Types that are not alike are compared
+/// How the values of a column are compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChosenImage {
+    pub(crate) image: Image,
+    /// It may say less than the value.
+    pub(crate) is_doubtful: bool,
+}
+
+impl ChosenImage {
+    fn exact(image: Image) -> ChosenImage {
+        ChosenImage { image, is_doubtful: false }
+    }
+}
+
+/// The images by which two columns are compared. Types that are not alike are compared
 /// by their texts.
-pub(crate) fn pair(source: (Image, bool), destination: (Image, bool)) -> [(Image, bool); 2] {
-    if source.0.is_like(&destination.0) {
+pub(crate) fn pair(source: ChosenImage, destination: ChosenImage) -> [ChosenImage; 2] {
+    if source.image.is_like(&destination.image) {
         return [source, destination];
     }
-    [source, destination].map(|(image, doubtful)| (Image::Text, doubtful || image != Image::Text))
+    [source, destination].map(|ChosenImage { image, is_doubtful }| ChosenImage {
+        is_doubtful: is_doubtful || image != Image::Text,
+        image: Image::Text,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn exact(image: Image) -> ChosenImage {
+        ChosenImage::exact(image)
+    }
+
+    fn doubtful() -> ChosenImage {
+        ChosenImage { image: Image::Text, is_doubtful: true }
+    }
 
     fn images(types: &Types) -> Images<'_> {
         let sender = |name: &str| Some(QualifiedName::new("ext", name));
@@ -130,16 +164,16 @@ mod tests {
         let types = types();
         let images = images(&types);
         let thing = || Image::Sent(QualifiedName::new("ext", "thing_send"));
-        assert_eq!(images.of(TypeId(23)), (Image::Text, false));
-        assert_eq!(images.of(TypeId(20_000)), (thing(), false));
-        assert_eq!(images.of(TypeId(20_001)), (Image::Text, false), "it sends its text");
-        assert_eq!(images.of(TypeId(20_002)), (Image::Text, true));
-        assert_eq!(images.of(TypeId(20_004)), (Image::Elements(Box::new(thing())), false));
-        assert_eq!(images.of(TypeId(20_005)), (Image::Text, false));
-        assert_eq!(images.of(TypeId(20_007)), (Image::Text, true));
-        let (image, doubtful) = images.of(TypeId(20_006));
-        assert!(matches!(&image, Image::Attributes(parts) if parts.len() == 2) && !doubtful, "{image:?}");
-        let [there, here] = pair((thing(), false), (Image::Text, false));
-        assert_eq!((there, here), ((Image::Text, true), (Image::Text, false)), "another type here");
+        assert_eq!(images.of(TypeId(23)), exact(Image::Text));
+        assert_eq!(images.of(TypeId(20_000)), exact(thing()));
+        assert_eq!(images.of(TypeId(20_001)), exact(Image::Text), "it sends its text");
+        assert_eq!(images.of(TypeId(20_002)), doubtful());
+        assert_eq!(images.of(TypeId(20_004)), exact(Image::Elements(Box::new(thing()))));
+        assert_eq!(images.of(TypeId(20_005)), exact(Image::Text));
+        assert_eq!(images.of(TypeId(20_007)), doubtful());
+        let ChosenImage { image, is_doubtful } = images.of(TypeId(20_006));
+        assert!(matches!(&image, Image::Attributes(parts) if parts.len() == 2) && !is_doubtful, "{image:?}");
+        let [there, here] = pair(exact(thing()), exact(Image::Text));
+        assert_eq!((there, here), (doubtful(), exact(Image::Text)), "another type here");
     }
 }

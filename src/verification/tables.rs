@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::images::{self, Images};
+use super::images::{self, BothImages, ChosenImage, Images};
 use super::left_out::{LeftOut, why};
 use super::parts::{Parts, read_parts};
 use super::workers::{Side, session};
@@ -19,7 +19,7 @@ use crate::destination::{Catalog, refuse_other_kinds, table_records};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::preflight::whereabouts::explain_lost;
-use crate::session::{Row, SessionError, SqlClient};
+use crate::session::{Clients, Row, SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceTable, ensure_publication};
 use crate::sql::text_value::ValueType;
 use crate::verification::fence_request::Ends;
@@ -110,7 +110,7 @@ pub(crate) async fn read_tables(
     }
     let mut catalog = match SourceCatalog::read(source, &names).await {
         Ok(catalog) => catalog,
-        Err(error) => return Err(explain_lost((ends.config, ends.addresses), source, error).await),
+        Err(error) => return Err(explain_lost(ends.config, ends.addresses, source, error).await),
     };
     let ids = catalog.tables.iter().map(|table| (table.definition.name(), table.definition.relation_id()));
     left_out.extend(ids.filter_map(|(name, id)| why(&name, Some(id), &records)).collect::<Vec<_>>());
@@ -121,10 +121,10 @@ pub(crate) async fn read_tables(
     ensure_publication(source, &ends.config.source.publication, &mut catalog, &followed).await?;
     refuse_other_kinds(destination, &names).await?;
     let here = Catalog::read(destination, &names).await?;
-    let images = (
-        Images::read(source, Side::Source, &catalog.types).await?,
-        Images::read(destination, Side::Destination, &here.types).await?,
-    );
+    let images = BothImages {
+        source: Images::read(source, Side::Source, &catalog.types).await?,
+        destination: Images::read(destination, Side::Destination, &here.types).await?,
+    };
     let function = hash_function(source, destination).await?;
     // Drawn for this run, so that no value can hold it by intent.
     let separator = format!("\u{1}{:016x}", fastrand::u64(..));
@@ -151,7 +151,7 @@ pub(crate) async fn read_tables(
             source: table.definition.clone(),
             destination: target.clone(),
         };
-        hash_columns(&mut one, &columns, &images, (source, destination)).await?;
+        hash_columns(&mut one, &columns, &images, Clients { source, destination }).await?;
         compared.push(one);
     }
     Ok((compared, left_out))
@@ -186,14 +186,14 @@ fn compared_columns<'a>(
 async fn hash_columns(
     table: &mut Compared,
     columns: &[(&ColumnDefinition, &ColumnDefinition)],
-    images: &(Images<'_>, Images<'_>),
-    (source, destination): (&SqlClient, &SqlClient),
+    images: &BothImages<'_>,
+    Clients { source, destination }: Clients<'_>,
 ) -> Result<(), Fault> {
     let mut any_doubtful = false;
     for (there, here) in columns {
         let nullable = !(there.is_never_null() && here.is_never_null());
-        let pair = images::pair(images.0.of(there.type_id), images.1.of(here.type_id));
-        let [there_hashed, here_hashed] = pair.map(|(image, is_doubtful)| {
+        let pair = images::pair(images.source.of(there.type_id), images.destination.of(here.type_id));
+        let [there_hashed, here_hashed] = pair.map(|ChosenImage { image, is_doubtful }| {
             any_doubtful |= is_doubtful;
             // Its type is read below.
             let doubtful = is_doubtful.then(|| ValueType { sql: String::new(), built_in: false });

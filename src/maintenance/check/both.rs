@@ -22,7 +22,7 @@ use crate::preflight::prepare::{check_added_empty, check_fit, check_tables, repl
 use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::obstacle;
 use crate::preflight::{cascades, collations};
-use crate::session::{SessionError, SqlClient, read_sequences};
+use crate::session::{Clients, SessionError, SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
 use crate::table_sync::lock_budget::Room;
 
@@ -100,12 +100,16 @@ struct Tables<'a> {
 }
 
 impl Tables<'_> {
+    fn clients(&self) -> Clients<'_> {
+        Clients { source: self.client, destination: self.here }
+    }
+
     async fn look(&self, findings: &mut Findings) {
         let Tables { config, client, here, catalog, existing, destination } = *self;
         created(here, catalog, existing, findings).await;
         keys(catalog, existing, findings);
         let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
-        if let Err(fault) = values::look((client, here), catalog, existing, transfer, findings).await {
+        if let Err(fault) = values::look(self.clients(), catalog, existing, transfer, findings).await {
             findings.fault(BOTH, "values", fault);
         }
         match lacking(client, here, catalog, existing).await {
@@ -122,7 +126,7 @@ impl Tables<'_> {
             Err(fault) => return findings.fault(About::Destination, "code", fault),
         };
         self.foreign_code(&writes, findings).await;
-        locks((client, here), (catalog, existing), destination.position.is_some(), findings).await;
+        locks(self.clients(), catalog, existing, destination.position.is_some(), findings).await;
         foreign_keys(config, catalog, findings);
         if destination.position.is_some()
             && let Err(fault) = followed(config, catalog, existing, destination, findings).await
@@ -136,7 +140,7 @@ impl Tables<'_> {
 
     /// Constraints of the destination that the source does not have, or that its server is too old for.
     async fn constraints(&self, findings: &mut Findings) {
-        let Tables { client, here, catalog, existing, .. } = *self;
+        let Tables { here, catalog, existing, .. } = *self;
         match server_version(here).await {
             Ok(version) => {
                 if let Some(report) = connection::newer(version, "destination") {
@@ -149,9 +153,8 @@ impl Tables<'_> {
         match expressions_here(here).await {
             Ok(expressions) => {
                 constraints::stricter(catalog, existing, &expressions, findings);
-                let ends = (client, here);
                 if let Err(fault) =
-                    constraints::stricter_partitions(ends, catalog, existing, &expressions, findings).await
+                    constraints::stricter_partitions(self.clients(), catalog, existing, &expressions, findings).await
                 {
                     findings.fault(BOTH, "constraints", fault);
                 }
@@ -178,7 +181,7 @@ impl Tables<'_> {
             Ok(Some(report)) => findings.fail(BOTH, "actions", report),
             Err(fault) => findings.fault(BOTH, "actions", fault),
         }
-        match collations::report((client, here), catalog, existing).await {
+        match collations::report(self.clients(), catalog, existing).await {
             Ok(None) => {
                 findings.ok(BOTH, "keys", "no collation of the destination makes keys equal that differ at the source")
             }
@@ -236,8 +239,9 @@ fn keys(catalog: &SourceCatalog, existing: &Catalog, findings: &mut Findings) {
 
 /// Whether both servers have room for the locks of a copy. Where a stream is live, only `resnapshot` of all tables makes one.
 async fn locks(
-    clients: (&SqlClient, &SqlClient),
-    (catalog, existing): (&SourceCatalog, &Catalog),
+    clients: Clients<'_>,
+    catalog: &SourceCatalog,
+    existing: &Catalog,
     is_live: bool,
     findings: &mut Findings,
 ) {

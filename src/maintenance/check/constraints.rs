@@ -14,7 +14,7 @@ use crate::preflight::partitions::{self, PartitionEnds, with_own_constraints};
 use crate::schema_change::constraint_difference::{Difference, Ends, domain_differences};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
-use crate::session::SqlClient;
+use crate::session::{Clients, SqlClient};
 use crate::source::SourceCatalog;
 
 const BOTH: About = About::Both;
@@ -49,7 +49,7 @@ pub(super) fn stricter(
     for table in &catalog.tables {
         let name = table.definition.name();
         let Some(here) = existing.table(&name) else { continue };
-        let found = differences((here, &table.definition), table.columns.iter(), catalog, expressions);
+        let found = differences(here, &table.definition, table.columns.iter(), catalog, expressions);
         if let Some(report) = stricter_report(&format!("table {name}"), &found) {
             findings.warn(BOTH, "constraints", report);
         }
@@ -65,7 +65,7 @@ pub(super) fn stricter(
 /// # Errors
 /// [`Fault`] when a server does not answer.
 pub(super) async fn stricter_partitions(
-    (source, here): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     catalog: &SourceCatalog,
     existing: &Catalog,
     expressions: &Expressions,
@@ -73,12 +73,14 @@ pub(super) async fn stricter_partitions(
 ) -> Result<(), Fault> {
     let trees: Vec<u32> =
         existing.tables.values().filter(|table| table.definition.is_tree()).map(|table| table.definition.id).collect();
-    let partitions = with_own_constraints(here, &trees).await?;
+    let partitions = with_own_constraints(destination, &trees).await?;
     let sources: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
     let mut found: BTreeMap<QualifiedName, Vec<Difference>> = BTreeMap::new();
-    for PartitionEnds { table: name, here, source } in partitions::ends((source, here), &partitions, &sources).await? {
+    for PartitionEnds { table: name, here, source } in
+        partitions::ends(Clients { source, destination }, &partitions, &sources).await?
+    {
         let Some(table) = catalog.tables.iter().find(|table| table.definition.name() == name) else { continue };
-        let differences = differences((&here, &source), table.columns.iter(), catalog, expressions);
+        let differences = differences(&here, &source, table.columns.iter(), catalog, expressions);
         found.entry(name).or_default().extend(differences);
     }
     for (table, differences) in found {
@@ -90,7 +92,8 @@ pub(super) async fn stricter_partitions(
 }
 
 fn differences<'a>(
-    (here, source): (&TableDefinition, &TableDefinition),
+    here: &TableDefinition,
+    source: &TableDefinition,
     columns: impl Iterator<Item = &'a Ident>,
     catalog: &SourceCatalog,
     expressions: &Expressions,

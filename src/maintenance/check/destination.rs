@@ -87,7 +87,7 @@ pub(super) async fn look(config: &Config, addresses: &Addresses, findings: &mut 
         findings.warn(DESTINATION, "leader", holder.foreign_report());
     }
     if position.is_none() {
-        sessions::look((client, 1), DESTINATION, |error| DestinationError::Session(error).into(), findings).await;
+        sessions::look(client, 1, DESTINATION, |error| DestinationError::Session(error).into(), findings).await;
     }
     event_triggers(client, findings).await;
     if let Some(catalog) = &catalog {

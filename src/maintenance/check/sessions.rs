@@ -14,7 +14,8 @@ const ADVISED: i64 = 20;
 
 /// `own`: sessions that the check itself has open there, which will be closed.
 pub(super) async fn look(
-    (client, own): (&SqlClient, i64),
+    client: &SqlClient,
+    own: i64,
     about: About,
     fault: fn(SessionError) -> Fault,
     findings: &mut Findings,

@@ -51,12 +51,12 @@ pub(super) async fn look(
     let replication = replication(config, findings).await;
     if destination.is_none_or(|destination| destination.position.is_none()) {
         let own = 1 + i64::from(replication.is_some());
-        sessions::look((&client, own), SOURCE, |error| SourceError::Session(error).into(), findings).await;
+        sessions::look(&client, own, SOURCE, |error| SourceError::Session(error).into(), findings).await;
     }
     room(&client, findings).await;
     let identification = replication.as_ref().map(|(_, identification)| identification);
-    let lost = lost(config, &client, (destination, identification), findings).await;
-    let catalog = tables(config, &client, (destination, &lost), findings).await;
+    let lost = lost(config, &client, destination, identification, findings).await;
+    let catalog = tables(config, &client, destination, &lost, findings).await;
     transactions(config, &client, slot.is_none(), findings).await;
     schema_marks(&client, findings).await;
     match (&slot, destination.is_some_and(|destination| destination.stream.is_none())) {
@@ -233,7 +233,8 @@ async fn room(client: &SqlClient, findings: &mut Findings) {
 async fn lost(
     config: &Config,
     client: &SqlClient,
-    (destination, identification): (Option<&DestinationView>, Option<&SystemIdentification>),
+    destination: Option<&DestinationView>,
+    identification: Option<&SystemIdentification>,
     findings: &mut Findings,
 ) -> Vec<QualifiedName> {
     let stream = destination.and_then(|destination| Some((destination, destination.stream.as_ref()?)));
@@ -254,7 +255,8 @@ async fn lost(
 async fn tables(
     config: &Config,
     client: &SqlClient,
-    (destination, lost): (Option<&DestinationView>, &[QualifiedName]),
+    destination: Option<&DestinationView>,
+    lost: &[QualifiedName],
     findings: &mut Findings,
 ) -> Option<SourceCatalog> {
     let names: Vec<QualifiedName> = config.tables.iter().filter(|name| !lost.contains(name)).cloned().collect();

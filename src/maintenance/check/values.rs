@@ -12,7 +12,7 @@ use crate::maintenance::check::findings::{About, Findings};
 use crate::pg::{ErrorReport, QualifiedName};
 use crate::preflight::enum_labels::{labels_of_others, labels_of_others_report, labels_report, lacking_labels};
 use crate::preflight::prepare::to_compare;
-use crate::session::{SessionError, SqlClient, SqlState};
+use crate::session::{Clients, SessionError, SqlClient, SqlState};
 use crate::source::{SourceCatalog, SourceError, SourceTable};
 
 const BOTH: About = About::Both;
@@ -23,7 +23,7 @@ const SAMPLE_ROWS: u32 = 1000;
 
 /// Looks at the columns that are published. `transfer` is the format that the stream would have, where all tables fit.
 pub(super) async fn look(
-    (source, here): (&SqlClient, &SqlClient),
+    Clients { source, destination }: Clients<'_>,
     catalog: &SourceCatalog,
     existing: &Catalog,
     transfer: Option<Transfer>,
@@ -41,7 +41,7 @@ pub(super) async fn look(
                 }
             }
             if let Some(naming) = Naming::of(column, &catalog.types) {
-                look_up((source, here), (table, column, naming), findings).await?;
+                look_up(Clients { source, destination }, table, column, naming, findings).await?;
             }
         }
         if let Some(live) = existing.table(&name) {
@@ -130,8 +130,10 @@ impl Naming {
 
 /// Whether the objects exist at the destination that a column's values name.
 async fn look_up(
-    (source, here): (&SqlClient, &SqlClient),
-    (table, column, naming): (&SourceTable, &ColumnDefinition, Naming),
+    Clients { source, destination }: Clients<'_>,
+    table: &SourceTable,
+    column: &ColumnDefinition,
+    naming: Naming,
     findings: &mut Findings,
 ) -> Result<(), Fault> {
     let of = format!("{}.{}", table.definition.name(), column.name);
@@ -152,7 +154,7 @@ async fn look_up(
         Err(error) => return Err(SourceError::Session(error).into()),
     };
     let sql = format!("SELECT pg_catalog.count(*) FROM unnest($1::text[]) AS named (value) WHERE {missing}");
-    let row = here.query_one(DOING, &sql, &[&values]).await.map_err(DestinationError::Session)?;
+    let row = destination.query_one(DOING, &sql, &[&values]).await.map_err(DestinationError::Session)?;
     let lacking: i64 = row.get(0).map_err(DestinationError::Session)?;
     if lacking > 0 {
         let report =
