@@ -22,10 +22,11 @@ release: ## Build for production
 fmt: ## Format the code
 	$(CARGO) fmt
 
-check: ## Format, lints and documentation, warnings as errors
+check: ## Format, lints, documentation and the lists of mutants, warnings as errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --no-deps --lib --quiet
+	$(CARGO) run --quiet --manifest-path tests/mutants/Cargo.toml --target-dir target/mutants/tool -- check
 
 setup-tools: ## Get what some tests run next to the servers: Prometheus, Chromium, libfaketime
 	@deploy/setup-tools

@@ -43,11 +43,11 @@ fn entries(path: &Path, all: &[Mutant]) -> Result<BTreeMap<String, String>, Stri
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let known: BTreeSet<&str> = all.iter().map(|mutant| mutant.name.as_str()).collect();
     let mut entries: BTreeMap<String, String> = BTreeMap::new();
-    let mut last = None;
+    let (mut last, mut unknown) = (None, Vec::new());
     for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         if !line.starts_with(' ') {
             if !known.contains(line) {
-                return Err(format!("{}: this names no mutant: {line}", path.display()));
+                unknown.push(line);
             }
             entries.insert(line.to_owned(), String::new());
             last = Some(line);
@@ -58,5 +58,8 @@ fn entries(path: &Path, all: &[Mutant]) -> Result<BTreeMap<String, String>, Stri
         let space = if reason.is_empty() { "" } else { " " };
         reason.push_str(&format!("{space}{}", line.trim()));
     }
-    Ok(entries)
+    match unknown.as_slice() {
+        [] => Ok(entries),
+        lines => Err(format!("{}: these name no mutant:\n{}", path.display(), lines.join("\n"))),
+    }
 }

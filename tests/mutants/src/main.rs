@@ -15,6 +15,7 @@
 //! a new run means that somebody has written a test.
 //!
 //! - `headwater-mutants [COUNT [SEED]]` (200, 1) tries COUNT mutants, drawn by SEED, and those of `survived.txt` with them.
+//! - `headwater-mutants check` says which lines of the two lists name no mutant (`make check`).
 //! - `headwater-mutants list [PLACE]` prints the mutants of one file or directory.
 //!
 //! `target/mutants/numbers.txt` numbers the mutants of the last build, to try one by hand: run a test program of
@@ -102,12 +103,13 @@ const EXACTNESS_PATH: &[&str] = &[
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["check"] => check(),
         ["list"] => list(EXACTNESS_PATH),
         ["list", place] => list(&[place]),
         [] => try_mutants("200", "1"),
         [count] => try_mutants(count, "1"),
         [count, seed] => try_mutants(count, seed),
-        _ => Err("usage: headwater-mutants [COUNT [SEED]] | list [PLACE]".to_owned()),
+        _ => Err("usage: headwater-mutants [COUNT [SEED]] | check | list [PLACE]".to_owned()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -121,6 +123,13 @@ fn main() -> ExitCode {
 fn root() -> Result<PathBuf, String> {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     crate_dir.join("../..").canonicalize().map_err(|error| format!("{}: {error}", crate_dir.display()))
+}
+
+fn check() -> Result<(), String> {
+    let root = root()?;
+    let all = mutate::collect(&root, EXACTNESS_PATH)?;
+    Survived::read(&root.join("tests/mutants/survived.txt"), &all)?;
+    Equivalent::read(&root.join("tests/mutants/equivalent.txt"), &all).map(drop)
 }
 
 fn list(places: &[&str]) -> Result<(), String> {

@@ -131,7 +131,7 @@ enum Compiled {
 
 fn compile(dir: &Path) -> Result<Compiled, String> {
     let output = Command::new("cargo")
-        .args(["test", "--no-run", "--lib", "--test", "ring", "--test", "wire", "--test", "live"])
+        .args(["test", "--no-run", "--lib", "--test", "simulation", "--test", "wire", "--test", "live"])
         .arg("--message-format=json")
         .env("CARGO_TARGET_DIR", dir.with_file_name("target"))
         .env("RUSTFLAGS", format!("{} -Awarnings", std::env::var("RUSTFLAGS").unwrap_or_default()))
