@@ -4,7 +4,7 @@
 //! sent as text, attribute by attribute in their order, so a name can be changed at any time. The fingerprint has compared the
 //! attributes' numbers and types before: what still differs is the name alone.
 
-use crate::catalog::schema::{TypeAttribute, TypeDefinition, TypeKind, Types};
+use crate::catalog::schema::{BothTypes, TypeAttribute, TypeDefinition, TypeKind, Types};
 use crate::catalog::value_format::{Carried, carries, type_sql};
 use crate::pg::{Ident, QualifiedName};
 
@@ -25,7 +25,9 @@ pub fn attribute_names(source: &Types, destination: &Types) -> Vec<AttributeName
     loop {
         let renamed: Vec<(QualifiedName, Vec<(Ident, Ident)>)> = source
             .values()
-            .filter_map(|from| Some((from.qualified_name(), differing_names(from, (source, &here))?)))
+            .filter_map(|from| {
+                Some((from.qualified_name(), differing_names(from, BothTypes { source, destination: &here })?))
+            })
             .collect();
         if renamed.is_empty() {
             return found;
@@ -41,7 +43,10 @@ pub fn attribute_names(source: &Types, destination: &Types) -> Vec<AttributeName
 }
 
 /// Each attribute's name here and at the source, in their order; `None` where nothing or more than names differs.
-fn differing_names(from: &TypeDefinition, (source, here): (&Types, &Types)) -> Option<Vec<(Ident, Ident)>> {
+fn differing_names(
+    from: &TypeDefinition,
+    BothTypes { source, destination: here }: BothTypes<'_>,
+) -> Option<Vec<(Ident, Ident)>> {
     let wanted = from.attributes.as_ref().filter(|_| from.kind == TypeKind::Composite)?;
     let name = from.qualified_name();
     let to = here.values().find(|to| to.kind == TypeKind::Composite && to.qualified_name() == name)?;

@@ -105,11 +105,14 @@ pub fn looser<'a>(source: End<'a>, destination: End<'a>, is_new: impl Fn(&Ident)
 
 /// The collation, and the type that brings it, by which a type of the destination takes values for equal that the source's tells apart.
 pub fn looser_type<'a>(
-    (id, source_types): (TypeId, &Types),
-    (here, types): (TypeId, &'a Types),
+    source_id: TypeId,
+    source_types: &Types,
+    destination_id: TypeId,
+    destination_types: &'a Types,
 ) -> Option<(&'a QualifiedName, &'a TypeDefinition)> {
-    let allowed = parts_of_type(id, source_types);
-    let mut found = parts_of_type(here, types).into_iter().filter(|(path, _)| !allowed.contains_key(path));
+    let allowed = parts_of_type(source_id, source_types);
+    let mut found =
+        parts_of_type(destination_id, destination_types).into_iter().filter(|(path, _)| !allowed.contains_key(path));
     found.find_map(|(_, (collation, of_type))| Some((collation, of_type?)))
 }
 

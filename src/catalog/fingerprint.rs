@@ -280,7 +280,8 @@ impl Fingerprint {
         &self,
         table: RelationId,
         before: Option<&Fingerprint>,
-        (known, vacancy): (&KnownLeaves, &Vacancy),
+        known: &KnownLeaves,
+        vacancy: &Vacancy,
         read_at: Lsn,
     ) -> KnownLeaves {
         let Some(before) = before.filter(|before| before.server == self.server) else {
@@ -372,7 +373,8 @@ impl Fingerprint {
         now: &Fingerprint,
         table: RelationId,
         told: &Told,
-        (known, vacancy): (&KnownLeaves, &Vacancy),
+        known: &KnownLeaves,
+        vacancy: &Vacancy,
     ) -> Verdict {
         if let Some(reason) = now.unsent() {
             return Verdict::Differ(reason);
@@ -386,7 +388,7 @@ impl Fingerprint {
             self.publication_was_altered(now),
             self.types_differ(now),
             self.generation_differs(now),
-            self.partitions_differ(now, table, (known, &vacancy.vacant)),
+            self.partitions_differ(now, table, known, &vacancy.vacant),
         ];
         if let Some(reason) = differences.into_iter().flatten().next() {
             return Verdict::Differ(reason);
@@ -563,7 +565,8 @@ impl Fingerprint {
         &self,
         now: &Fingerprint,
         table: RelationId,
-        (known, vacant): (&KnownLeaves, &BTreeSet<u32>),
+        known: &KnownLeaves,
+        vacant: &BTreeSet<u32>,
     ) -> Option<String> {
         let is_gone = |id: u32| !now.members.iter().any(|now| now.id == id);
         let gone = self.members.iter().find(|before| is_gone(before.id) && !known.is_empty(before.id));
@@ -681,7 +684,7 @@ mod tests {
         truncation.add(800);
         let pages = now.members.iter().map(|member| (member.id, FirstPage::None)).collect();
         let told = Told { truncations: vec![truncation], pages, ..Told::default() };
-        match before.compare(now, TABLE, &told, (known, &vacancy)) {
+        match before.compare(now, TABLE, &told, known, &vacancy) {
             Verdict::Same => '=',
             Verdict::Differ(_) => 'D',
             Verdict::Doubt(_) => '?',
@@ -783,7 +786,7 @@ mod tests {
             let pages = kept.iter().map(|leaf| (*leaf, FirstPage::Behind)).collect();
             let told = Told { truncations: vec![truncation], pages, is_filtered };
             let asked: Vec<u32> = before.to_find_rows_in(now, TABLE, &told).iter().map(|leaf| leaf.id).collect();
-            (asked, before.compare(now, TABLE, &told, (&known, &Vacancy::default())) == Verdict::Same)
+            (asked, before.compare(now, TABLE, &told, &known, &Vacancy::default()) == Verdict::Same)
         };
         assert_eq!(said(&before, &now, &[], &[], false), (vec![], true), "no row came behind it");
         assert_eq!(said(&before, &now, &[101], &[], false), (vec![101], false));
@@ -811,8 +814,10 @@ mod tests {
             let pages = page.map(|page| (TABLE.0, page)).into_iter().collect();
             let told = Told { truncations: vec![truncation], pages, is_filtered: true };
             let is_asked = !before.to_find_rows_in(&now, TABLE, &told).is_empty();
-            let known = (&KnownLeaves::default(), &Vacancy::default());
-            (is_asked, before.compare(&now, TABLE, &told, known) == Verdict::Same)
+            (
+                is_asked,
+                before.compare(&now, TABLE, &told, &KnownLeaves::default(), &Vacancy::default()) == Verdict::Same,
+            )
         };
         assert_eq!(said(7, None), (false, true), "SET LOGGED makes another TOAST table");
         assert_eq!(said(0, None), (true, false), "our role may not read it");
@@ -852,7 +857,7 @@ mod tests {
             locked: locked.iter().copied().collect(),
         };
         let after = |before: &Fingerprint, now: &Fingerprint, known: &KnownLeaves, vacancy: Vacancy| {
-            now.known_leaves(TABLE, Some(before), (known, &vacancy), Lsn::new(500))
+            now.known_leaves(TABLE, Some(before), known, &vacancy, Lsn::new(500))
         };
         let empty = after(&before, &attached(), &known, vacancy(&[103], &[]));
         assert_eq!(empty, KnownLeaves { known: known.known.clone(), empty: BTreeMap::from([(103, Lsn::new(500))]) });
@@ -873,7 +878,7 @@ mod tests {
         let again = now(Member { attached: true, attached_by: 900, ..member(103, 8) });
         assert_eq!(seen.to_measure(&again, TABLE, &empty), [103]);
         assert_eq!((judged(&seen, &again, &empty, &[]), judged(&seen, &again, &empty, &[103])), ('D', '='));
-        let later = seen.known_leaves(TABLE, Some(&again), (&empty, &vacancy(&[103], &[])), Lsn::new(700));
+        let later = seen.known_leaves(TABLE, Some(&again), &empty, &vacancy(&[103], &[]), Lsn::new(700));
         assert_eq!(later.empty.get(&103), Some(&Lsn::new(700)));
         assert_eq!(judged(&seen, &again, &named, &[103]), 'D', "its rows came before");
         let truncated = now(Member { attached: true, attached_by: 800, file: 900, ..member(103, 8) });

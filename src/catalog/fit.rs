@@ -92,7 +92,7 @@ pub fn table_fit(
             misfits.push(missing(&name, &Published::from(*from), source.types));
             continue;
         };
-        match column_fit(&name, (&Published::from(*from), source.types), (to, destination.types)) {
+        match column_fit(&name, &Published::from(*from), source.types, to, destination.types) {
             Ok(format) => transfer = transfer.max(format),
             Err(misfit) => misfits.push(misfit),
         }
@@ -144,7 +144,7 @@ pub fn relation_fit(relation: &Relation, source_types: &Types, destination: End<
             generated: destination.table.column(&column.name).is_some_and(|to| to.generated.is_some()),
         };
         let fit = match destination.table.column(&column.name) {
-            Some(to) => column_fit(&name, (&from, source_types), (to, destination.types)),
+            Some(to) => column_fit(&name, &from, source_types, to, destination.types),
             None => Err(missing(&name, &from, source_types)),
         };
         match fit {
@@ -160,7 +160,9 @@ pub fn relation_fit(relation: &Relation, source_types: &Types, destination: End<
 
 /// The column of a destination's table that may be one that it lacks, renamed: the only one of its type that the source does not have.
 pub fn renamed_column<'a>(
-    (type_id, type_modifier, source_types): (TypeId, i32, &Types),
+    type_id: TypeId,
+    type_modifier: i32,
+    source_types: &Types,
     destination: End<'a>,
     is_known: impl Fn(&Ident) -> bool,
 ) -> Option<&'a Ident> {
@@ -225,9 +227,8 @@ pub fn stream_format(
 ) -> Transfer {
     let name = destination.table.name();
     let format = |from: &&ColumnDefinition| {
-        let of = (&Published::from(*from), source.types);
-        let to = destination.table.column(&from.name).map_or((*from, created), |to| (to, destination.types));
-        column_fit(&name, of, to).unwrap_or(Transfer::Text)
+        let (to, types) = destination.table.column(&from.name).map_or((*from, created), |to| (to, destination.types));
+        column_fit(&name, &Published::from(*from), source.types, to, types).unwrap_or(Transfer::Text)
     };
     published.iter().map(format).max().unwrap_or(Transfer::Binary)
 }
@@ -243,7 +244,7 @@ pub fn remembered_format(shape: &Shape, source_types: &Types, destination: End<'
             type_modifier: column.type_modifier,
             generated: to.generated.is_some(),
         };
-        Some(column_fit(&name, (&from, source_types), (to, destination.types)).unwrap_or(Transfer::Text))
+        Some(column_fit(&name, &from, source_types, to, destination.types).unwrap_or(Transfer::Text))
     };
     shape.columns.iter().filter_map(format).max().unwrap_or(Transfer::Binary)
 }
@@ -257,9 +258,8 @@ pub fn text_columns(
 ) -> Vec<(Ident, String)> {
     let name = destination.table.name();
     let text = |from: &&&ColumnDefinition| {
-        let of = (&Published::from(**from), source.types);
-        let to = destination.table.column(&from.name).map_or((**from, created), |to| (to, destination.types));
-        column_fit(&name, of, to) == Ok(Transfer::Text)
+        let (to, types) = destination.table.column(&from.name).map_or((**from, created), |to| (to, destination.types));
+        column_fit(&name, &Published::from(**from), source.types, to, types) == Ok(Transfer::Text)
     };
     let shown = |from: &&ColumnDefinition| {
         let sql = type_sql(from.type_id, from.type_modifier, source.types);
@@ -277,7 +277,7 @@ pub fn column_takes(column: &Column, source_types: &Types, to: &ColumnDefinition
         generated: to.generated.is_some(),
     };
     let nowhere = QualifiedName::new("", "");
-    column_fit(&nowhere, (&from, source_types), (to, destination_types)).is_ok()
+    column_fit(&nowhere, &from, source_types, to, destination_types).is_ok()
 }
 
 fn missing(table: &QualifiedName, column: &Published<'_>, types: &Types) -> Misfit {
@@ -306,8 +306,10 @@ impl<'a> From<&'a ColumnDefinition> for Published<'a> {
 
 fn column_fit(
     table: &QualifiedName,
-    (from, source_types): (&Published<'_>, &Types),
-    (to, destination_types): (&ColumnDefinition, &Types),
+    from: &Published<'_>,
+    source_types: &Types,
+    to: &ColumnDefinition,
+    destination_types: &Types,
 ) -> Result<Transfer, Misfit> {
     if to.generated.is_some() && !from.generated {
         return Err(Misfit {
@@ -329,7 +331,7 @@ fn column_fit(
         let wanted = shown(from.type_id, from.type_modifier, source_types);
         let found = shown(to.type_id, to.type_modifier, destination_types);
         if wanted == found {
-            return other_definition((table, &to.name, &wanted), (from_type, to_type));
+            return other_definition(table, &to.name, &wanted, from_type, to_type);
         }
         // Between other types there may be no cast that an assignment calls, or one that rounds.
         let is_read = from.type_id == to.type_id || widens(to.type_id, from.type_id);
@@ -343,10 +345,7 @@ fn column_fit(
 }
 
 /// The types have one name, and are not one type.
-fn other_definition(
-    (table, column, whole): (&QualifiedName, &Ident, &str),
-    (from, to): (Carried<'_>, Carried<'_>),
-) -> Misfit {
+fn other_definition(table: &QualifiedName, column: &Ident, whole: &str, from: Carried<'_>, to: Carried<'_>) -> Misfit {
     let (from, to) = (from.innermost(), to.innermost());
     let name = from.definition.qualified_name();
     let (wanted, found) = (definition_sql(from), definition_sql(to));

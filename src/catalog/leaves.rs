@@ -79,7 +79,8 @@ pub fn named(
     known: &KnownLeaves,
     named: &Leaves,
     now: &[Partition],
-    (Measured { vacant, unproven }, commit_lsn): (&Measured, Lsn),
+    Measured { vacant, unproven }: &Measured,
+    commit_lsn: Lsn,
 ) -> Result<KnownLeaves, String> {
     let has_rows = |leaf: &Partition| known.is_unknown(leaf.id) && !vacant.contains(&leaf.id);
     let may_have_brought = |leaf: &Partition| match leaf.kind {
@@ -147,7 +148,7 @@ mod tests {
     /// What becomes of a name at this commit_lsn: `K`nown, or `C`opied.
     fn said(name: u32, now: &[Partition], vacant: &[u32], commit_lsn: u64) -> char {
         let measured = Measured { vacant: vacant.iter().copied().collect(), ..Measured::default() };
-        let after = named(&remembered(), &leaves(&[name]), now, (&measured, Lsn::new(commit_lsn)));
+        let after = named(&remembered(), &leaves(&[name]), now, &measured, Lsn::new(commit_lsn));
         match after {
             Ok(after) => {
                 assert!(after.known.contains(&name) && !after.empty.contains_key(&name));
@@ -184,7 +185,7 @@ mod tests {
     fn a_partition_that_its_own_transaction_may_have_emptied_is_copied() {
         let now = [leaf(10, false), leaf(20, true), leaf(30, false), leaf(40, false)];
         let measured = Measured { unproven: BTreeSet::from([30]), ..Measured::default() };
-        let said = |known: &KnownLeaves, name| named(known, &leaves(&[name]), &now, (&measured, Lsn::new(600)));
+        let said = |known: &KnownLeaves, name| named(known, &leaves(&[name]), &now, &measured, Lsn::new(600));
         assert!(said(&remembered(), 30).is_err() && said(&remembered(), 40).is_ok());
         let mut known = remembered();
         known.known.insert(30);

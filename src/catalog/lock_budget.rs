@@ -114,7 +114,8 @@ pub fn of_comparing(table: &TableDefinition, whole_tree: bool) -> u64 {
 /// # Errors
 /// A report with the numbers and the setting to raise.
 pub fn comparing_sessions(
-    (room, end): (&LockTable, &str),
+    room: &LockTable,
+    end: &str,
     doing: &str,
     wanted: usize,
     each: u64,
@@ -182,10 +183,10 @@ mod tests {
 
     #[test]
     fn comparing_sessions_are_as_many_as_fit_and_no_room_for_one_is_an_error() {
-        assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 1_000), Ok(4));
-        assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 2_000), Ok(2));
-        assert_eq!(comparing_sessions((&DEFAULT, "source"), "it", 4, 5_600), Ok(1));
-        assert!(comparing_sessions((&DEFAULT, "source"), "it", 4, 5_601).is_err());
+        assert_eq!(comparing_sessions(&DEFAULT, "source", "it", 4, 1_000), Ok(4));
+        assert_eq!(comparing_sessions(&DEFAULT, "source", "it", 4, 2_000), Ok(2));
+        assert_eq!(comparing_sessions(&DEFAULT, "source", "it", 4, 5_600), Ok(1));
+        assert!(comparing_sessions(&DEFAULT, "source", "it", 4, 5_601).is_err());
     }
 
     #[test]

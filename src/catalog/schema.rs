@@ -699,6 +699,15 @@ impl TypeDefinition {
 /// The types that a server's tables use, by OID.
 pub type Types = BTreeMap<TypeId, TypeDefinition>;
 
+/// The types of both ends.
+#[derive(Clone, Copy, Debug)]
+pub struct BothTypes<'a> {
+    /// The source's.
+    pub source: &'a Types,
+    /// The destination's.
+    pub destination: &'a Types,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

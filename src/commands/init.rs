@@ -59,7 +59,7 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
             return Exit::OperatorMustAct;
         }
     };
-    let text = configuration((from, to), &proposal);
+    let text = configuration(from, to, &proposal);
     if let Err(error) = write(&arguments.output, &text) {
         display::error(&format!("cannot write {}: {error}", arguments.output.display()));
         return Exit::OperatorMustAct;
@@ -84,7 +84,7 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-fn configuration((source, destination): (&str, &str), proposal: &Proposal) -> String {
+fn configuration(source: &str, destination: &str, proposal: &Proposal) -> String {
     let mut text = String::from(
         "# headwater's configuration, as proposed by headwater init. Every key is explained in docs/configuration.md.\n\
          # Passwords do not belong here: use ~/.pgpass.\n\n# The tables to keep equal.\ntables = [\n",

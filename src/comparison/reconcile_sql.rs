@@ -367,7 +367,8 @@ impl Matching {
     /// those in which a column differs that no UPDATE can set. `all` are the live table's columns that are not generated.
     pub fn exchange_different(
         &self,
-        (staging, live): (&QualifiedName, &QualifiedName),
+        staging: &QualifiedName,
+        live: &QualifiedName,
         differences: Option<&QualifiedName>,
         removed: &QualifiedName,
         all: &[Ident],

@@ -68,11 +68,20 @@ pub fn bucket_sums(part: &Part<'_>, hashing: &Hashing, buckets: u64) -> String {
     )
 }
 
+/// Those buckets of a table whose rows are read.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedBuckets<'a> {
+    /// How many buckets the table has: a power of two.
+    pub count: u64,
+    /// The numbers of those that are wanted.
+    pub numbers: &'a [u64],
+}
+
 /// The hashes of the keys and of the rows in some buckets, or in all of them.
-pub fn hashes(part: &Part<'_>, hashing: &Hashing, buckets: Option<(u64, &[u64])>) -> String {
-    let wanted = buckets.map_or_else(String::new, |(buckets, wanted)| {
-        let wanted: Vec<String> = wanted.iter().map(u64::to_string).collect();
-        format!(" WHERE k & {} = ANY ('{{{}}}'::pg_catalog.int8[])", buckets - 1, wanted.join(","))
+pub fn hashes(part: &Part<'_>, hashing: &Hashing, buckets: Option<WantedBuckets<'_>>) -> String {
+    let wanted = buckets.map_or_else(String::new, |WantedBuckets { count, numbers }| {
+        let wanted: Vec<String> = numbers.iter().map(u64::to_string).collect();
+        format!(" WHERE k & {} = ANY ('{{{}}}'::pg_catalog.int8[])", count - 1, wanted.join(","))
     });
     format!(
         "SELECT k::text, h::text FROM (SELECT {} AS k, {} AS h {} OFFSET 0) AS hashed{wanted}",

@@ -139,6 +139,17 @@ pub struct Bookkeeping {
     client: SqlClient,
 }
 
+/// The source's database, as the stream remembers it.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceDatabaseRecord<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its OID.
+    pub id: u32,
+    /// Its server's `server_version_num`.
+    pub server_version: i32,
+}
+
 impl Bookkeeping {
     /// Opens a session of a service whose start and monitor have looked at the schema already.
     ///
@@ -362,14 +373,17 @@ impl Bookkeeping {
     pub async fn set_source(
         &self,
         timeline: &Timeline,
-        database: (&str, u32),
-        version: i32,
+        database: SourceDatabaseRecord<'_>,
     ) -> Result<(), DestinationError> {
         let sql = "UPDATE headwater.stream SET timeline = $1, timeline_history = $2, source_database = $3, source_database_id = $4,
                           source_version = $5";
         let (number, history) = (number_of(timeline), history_of(timeline));
         self.client
-            .execute("writing headwater.stream", sql, &[&number, &history, &database.0, &database.1, &version])
+            .execute(
+                "writing headwater.stream",
+                sql,
+                &[&number, &history, &database.name, &database.id, &database.server_version],
+            )
             .await?;
         Ok(())
     }
@@ -406,9 +420,9 @@ impl Bookkeeping {
     pub async fn accept_source(
         &self,
         source: &SystemIdentification,
-        (database, database_id): (&str, u32),
-        version: i32,
-        (previous, next): (Lsn, Lsn),
+        database: SourceDatabaseRecord<'_>,
+        previous: Lsn,
+        next: Lsn,
     ) -> Result<(), DestinationError> {
         let sql = "WITH moved AS (UPDATE headwater.position SET position = $1::text::pg_lsn
                                   WHERE position = $2::text::pg_lsn RETURNING position)
@@ -417,12 +431,13 @@ impl Bookkeeping {
                    WHERE state = 'live' AND EXISTS (SELECT FROM moved)";
         let (number, history) = (number_of(&source.timeline), history_of(&source.timeline));
         let (next, from) = (next.to_string(), previous.to_string());
+        let SourceDatabaseRecord { name, id, server_version } = database;
         let changed = self
             .client
             .execute(
                 "writing headwater.stream",
                 sql,
-                &[&next, &from, &source.system_identifier, &number, &history, &database, &database_id, &version],
+                &[&next, &from, &source.system_identifier, &number, &history, &name, &id, &server_version],
             )
             .await?;
         if changed == 1 {

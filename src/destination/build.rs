@@ -82,7 +82,7 @@ impl Staging {
         let (client, _) = maintenance_session(destination, 1).await?;
         let under_way = UnderWay::default();
         let built = tokio::select! {
-            built = side_by_side(destination, builds, sessions, (telemetry, &under_way)) => built,
+            built = side_by_side(destination, builds, sessions, telemetry, &under_way) => built,
             never = under_way.keep_told(&client, telemetry) => match never {},
         };
         telemetry.snapshot_steps_under_way(0.0);
@@ -119,7 +119,7 @@ impl Staging {
             jobs.push(job);
         }
         begin_phase(telemetry, SnapshotPhase::Validating, &jobs);
-        side_by_side(destination, jobs, sessions, (telemetry, &UnderWay::default())).await
+        side_by_side(destination, jobs, sessions, telemetry, &UnderWay::default()).await
     }
 }
 
@@ -195,7 +195,8 @@ async fn side_by_side(
     destination: &Sql,
     jobs: Vec<Job>,
     sessions: usize,
-    (telemetry, under_way): (&Arc<Telemetry>, &UnderWay),
+    telemetry: &Arc<Telemetry>,
+    under_way: &UnderWay,
 ) -> Result<Vec<String>, DestinationError> {
     let sessions = sessions.min(jobs.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use super::error::DestinationError;
 use crate::catalog::determinism::{Looser, Place};
-use crate::catalog::fit::type_sql;
-use crate::catalog::schema::{IndexDefinition, IndexPart, TableDefinition, TypeDefinition, TypeKind, Types};
+use crate::catalog::fit::{End, type_sql};
+use crate::catalog::schema::{IndexDefinition, IndexPart, TypeDefinition, TypeKind};
 use crate::pg::{ErrorReport, QualifiedName};
 use crate::schema_change::constraint_difference::index_drops;
 use crate::session::SqlClient;
@@ -30,12 +30,7 @@ pub struct LooserCollations {
 
 impl LooserCollations {
     /// Takes in the places of a table of the destination, which is called `name` or will be.
-    pub fn add_table(
-        &mut self,
-        name: &QualifiedName,
-        (table, types): (&TableDefinition, &Types),
-        found: &[Looser<'_>],
-    ) {
+    pub fn add_table(&mut self, name: &QualifiedName, End { table, types }: End<'_>, found: &[Looser<'_>]) {
         for Looser { place, collation } in found {
             match place {
                 Place::Column { column, of_type, is_new } => {

@@ -79,7 +79,9 @@ pub use apply::{
     Answered, Applied, Applier, ApplierSettings, ApplyContext, FIND_PREPARE, Followed, ParallelAnswered,
     ParallelApplied, ParallelApplier, renamed_report,
 };
-pub use bookkeeping::{Bookkeeping, RefusedCopy, Stream, StreamState, TableRecord, TableState, table_records};
+pub use bookkeeping::{
+    Bookkeeping, RefusedCopy, SourceDatabaseRecord, Stream, StreamState, TableRecord, TableState, table_records,
+};
 pub use catalog::{Catalog, DestinationTable};
 pub use collations::{LooserCollations, nondeterministic_collations};
 pub use compare::{Comparison, Differences, Lists};

@@ -287,7 +287,7 @@ impl Publication<'_> {
         }
         for (number, table) in tables.iter().enumerate().filter(|(_, table)| differs(table)) {
             outcome.reconciled.entry(table.live.clone()).or_default().1 =
-                self.update(client, role, (number, table)).await?;
+                self.update(client, role, number, table).await?;
             telemetry.snapshot_step_done(table.source.bytes);
         }
         for table in tables {
@@ -383,14 +383,15 @@ impl Publication<'_> {
         &self,
         client: &SqlClient,
         role: ReplicationRole,
-        (number, table): (usize, &StagedTable),
+        number: usize,
+        table: &StagedTable,
     ) -> Result<u64, DestinationError> {
         let listed = self.differences.of(&table.live);
         let mut exchanged = 0;
         if let Some(question) = table.matching.fixed_differ(&table.staging, &table.live, listed)
             && client.query_one(DOING, &question, &[]).await?.get(0)?
         {
-            exchanged = self.exchange(client, role, (number, table), true).await?;
+            exchanged = self.exchange(client, role, number, table, true).await?;
         }
         let Some(statement) = table.matching.update_different(&table.staging, &table.live, listed) else {
             return Ok(exchanged);
@@ -408,7 +409,7 @@ impl Publication<'_> {
             return Err(error.into());
         }
         client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await?;
-        Ok(exchanged + self.exchange(client, role, (number, table), false).await?)
+        Ok(exchanged + self.exchange(client, role, number, table, false).await?)
     }
 
     /// Deletes rows that differ and inserts them again; `only_fixed`: those in which a column differs that no UPDATE can set.
@@ -416,7 +417,8 @@ impl Publication<'_> {
         &self,
         client: &SqlClient,
         role: ReplicationRole,
-        (number, table): (usize, &StagedTable),
+        number: usize,
+        table: &StagedTable,
         only_fixed: bool,
     ) -> Result<u64, DestinationError> {
         let reason = if only_fixed { ExchangeReason::FixedValues } else { ExchangeReason::UniqueValues };
@@ -428,9 +430,8 @@ impl Publication<'_> {
         let name = Ident::new(format!("{}{number}", if only_fixed { "f" } else { "a" }));
         let removed = QualifiedName { schema: self.staging.schema.clone(), name };
         let listed = self.differences.of(&table.live);
-        let names = (&table.staging, &table.live);
         let [keep, delete, insert] =
-            table.matching.exchange_different(names, listed, &removed, &table.stored, only_fixed);
+            table.matching.exchange_different(&table.staging, &table.live, listed, &removed, &table.stored, only_fixed);
         client.statement(DOING, &keep).await?;
         staging_schema::withhold(client, DOING, &removed).await?;
         client.execute(DOING, &delete, &[]).await?;

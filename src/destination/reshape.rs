@@ -118,9 +118,16 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         };
         let source = End { table, types };
         // No partition is named.
-        let measured = (&Measured::default(), Lsn::INVALID);
-        Change { known: &known, relation: &relation, source, destination: here, creation: &creation, measured }
-            .reshape()
+        Change {
+            known: &known,
+            relation: &relation,
+            source,
+            destination: here,
+            creation: &creation,
+            measured: &Measured::default(),
+            commit_lsn: Lsn::INVALID,
+        }
+        .reshape()
     };
     let (Evolution { statements, remedies, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,
@@ -132,7 +139,7 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
     };
     for statement in &statements {
         if let Err(error) = client.statement(DOING, statement).await {
-            return Err(unchanged(client, &name, (statement, remedies.get(statement)), error).await?);
+            return Err(unchanged(client, &name, statement, remedies.get(statement), error).await?);
         }
     }
     created.add_parts(&name, added, Vec::new());
@@ -157,7 +164,8 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
 async fn unchanged(
     client: &SqlClient,
     name: &QualifiedName,
-    (statement, remedy): (&str, Option<&String>),
+    statement: &str,
+    remedy: Option<&String>,
     error: SessionError,
 ) -> Result<DestinationError, DestinationError> {
     // What passes by itself is for `error_policy` to know.

@@ -277,7 +277,7 @@ fn creation(
                     format!(
                         "{} {}{}",
                         a.name.sql(),
-                        with_modifier(types, (a.type_id, a.type_modifier), expressions.version()),
+                        with_modifier(types, a.type_id, a.type_modifier, expressions.version()),
                         collate(a.collation.as_ref())
                     )
                 })
@@ -298,7 +298,7 @@ fn domain_creation(
     let base = definition.base?;
     let mut sql = format!(
         "CREATE DOMAIN {name} AS {}",
-        with_modifier(types, (base, definition.base_modifier), expressions.version())
+        with_modifier(types, base, definition.base_modifier, expressions.version())
     );
     sql.push_str(&collate(definition.collation.as_ref()));
     let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
@@ -344,7 +344,7 @@ fn collate(collation: Option<&QualifiedName>) -> String {
 }
 
 /// A type with its modifier as this version of the destination has it.
-fn with_modifier(types: &Types, (id, modifier): (TypeId, i32), version: u32) -> String {
+fn with_modifier(types: &Types, id: TypeId, modifier: i32, version: u32) -> String {
     let element = types.get(&id).and_then(|definition| definition.element).unwrap_or(id);
     let modifier = modifier_sql(element, modifier_at(id, modifier, types, version));
     match types.get(&id).and_then(|definition| definition.element) {

@@ -268,7 +268,11 @@ impl Staging {
         for (table, here) in new().filter_map(|table| Some((table, made.table(&table.staging)?))) {
             let source = End { table: &table.source, types: source_types };
             let destination = End { table: here, types: &made.types };
-            looser.add_table(&table.live, (here, &made.types), &determinism::looser(source, destination, |_| true));
+            looser.add_table(
+                &table.live,
+                End { table: here, types: &made.types },
+                &determinism::looser(source, destination, |_| true),
+            );
         }
         looser.report().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
     }

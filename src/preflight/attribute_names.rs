@@ -5,7 +5,7 @@
 //! transaction, since names may change hands.
 
 use crate::catalog::attribute_names::attribute_names;
-use crate::catalog::schema::Types;
+use crate::catalog::schema::{BothTypes, Types};
 use crate::destination::{Catalog, DestinationError};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, shown_sql};
@@ -38,7 +38,14 @@ pub(crate) async fn follow_types(
         let known = known_labels(source, destination).await?;
         told = follow_labels(destination, source_types, &destination_catalog.types, &known, follow).await?;
     }
-    told.extend(follow_attributes(destination, (source_types, &destination_catalog.types), follow).await?);
+    told.extend(
+        follow_attributes(
+            destination,
+            BothTypes { source: source_types, destination: &destination_catalog.types },
+            follow,
+        )
+        .await?,
+    );
     if !told.is_empty() {
         destination_catalog.read_types_again(destination).await?;
     }
@@ -51,10 +58,10 @@ pub(crate) async fn follow_types(
 /// [`Fault`]: they are not to be followed, or cannot be, with the statements to run.
 pub(crate) async fn follow_attributes(
     destination: &SqlClient,
-    (source_types, destination_types): (&Types, &Types),
+    types: BothTypes<'_>,
     follow: bool,
 ) -> Result<Vec<String>, Fault> {
-    let renamed = attribute_names(source_types, destination_types);
+    let renamed = attribute_names(types.source, types.destination);
     let statements: Vec<String> = renamed.iter().flat_map(|names| names.statements.clone()).collect();
     if statements.is_empty() {
         return Ok(Vec::new());

@@ -32,7 +32,7 @@ pub(crate) async fn report(
         let from = End { table: &table.definition, types: &catalog.types };
         if let Some(to) = existing.table(&table.definition.name()) {
             let looser = determinism::looser(from, End { table: to, types: &existing.types }, |_| false);
-            found.add_table(&to.name(), (to, &existing.types), &looser);
+            found.add_table(&to.name(), End { table: to, types: &existing.types }, &looser);
         }
     }
     let mut users: BTreeMap<QualifiedName, BTreeSet<String>> = BTreeMap::new();
@@ -94,7 +94,7 @@ fn types_to_come(
             None => collations.extend(definition.deterministic_collations().cloned()),
             Some(here) => {
                 if let Some((collation, of_type)) =
-                    determinism::looser_type((id, &catalog.types), (here.id, &existing.types))
+                    determinism::looser_type(id, &catalog.types, here.id, &existing.types)
                 {
                     found.add_type(of_type, collation, user);
                 }

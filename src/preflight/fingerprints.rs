@@ -69,7 +69,7 @@ impl SeenInDoubt {
         };
         let truncations = truncations.get(&table).map(|told| told.truncations.clone()).unwrap_or_default();
         let told = Told { truncations, ..self.told.clone() };
-        let verdict = before.compare(&self.now, table, &told, (&remembered.leaves, &self.vacancy));
+        let verdict = before.compare(&self.now, table, &told, &remembered.leaves, &self.vacancy);
         Ok(verdict == Verdict::Same)
     }
 }
@@ -120,7 +120,7 @@ pub(crate) async fn look(
             None => (Told::default(), false),
         };
         let verdict = match &before {
-            Some(before) => before.compare(&now, table, &told, (leaves, &vacancy)),
+            Some(before) => before.compare(&now, table, &told, leaves, &vacancy),
             None => now.alone(),
         };
         match verdict {
@@ -130,7 +130,7 @@ pub(crate) async fn look(
                     true => Lsn::INVALID,
                     false => end_of_wal(source).await?,
                 };
-                let leaves = now.known_leaves(table, before.as_ref(), (leaves, &vacancy), read_at);
+                let leaves = now.known_leaves(table, before.as_ref(), leaves, &vacancy, read_at);
                 found.harmless.push(NewFacts { table, before: known.clone(), facts, now, leaves });
             }
             Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),

@@ -19,9 +19,9 @@ use crate::catalog::schema::Types;
 use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, Stream, StreamState, TableRecord, TableState,
-    Writes, misfit_report, named_collations, named_types, position_missing_report, refuse_other_tables,
-    remember_fingerprints, remembered_fingerprints, types_of,
+    Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, SourceDatabaseRecord, Stream, StreamState,
+    TableRecord, TableState, Writes, misfit_report, named_collations, named_types, position_missing_report,
+    refuse_other_tables, remember_fingerprints, remembered_fingerprints, types_of,
 };
 use crate::error_policy::Fault;
 use crate::pg::{
@@ -76,6 +76,12 @@ pub(crate) struct Prepared {
     pub(crate) suspended: Vec<QualifiedName>,
     /// What is written, and whose code may run when it is.
     pub(crate) writes: Writes,
+}
+
+/// As the bookkeeping remembers it.
+pub(crate) fn record_of(database: &SourceDatabase) -> SourceDatabaseRecord<'_> {
+    let SourceDatabase { name, id, server_version, .. } = database;
+    SourceDatabaseRecord { name, id: *id, server_version: *server_version }
 }
 
 impl Prepared {
@@ -144,7 +150,7 @@ impl Prepared {
             );
             telemetry.event("source", text);
         }
-        bookkeeping.set_source(&timeline, (&database.name, database.id), database.server_version).await
+        bookkeeping.set_source(&timeline, record_of(database)).await
     }
 }
 
@@ -266,8 +272,8 @@ impl Preparing<'_> {
         };
         let mut replication = connect_replication(config, "streaming").await?;
         let identification = replication.identify_system().await.map_err(SourceError::Session)?;
-        let urls = (&config.source.url, &config.destination.url);
-        let same = same_database(&identification, self.bookkeeping.client(), urls).await;
+        let (from, to) = (&config.source.url, &config.destination.url);
+        let same = same_database(&identification, self.bookkeeping.client(), from, to).await;
         if let Some(report) = same.map_err(DestinationError::Session)? {
             return Err(SourceError::Refused(report).into());
         }

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::destination::{Bookkeeping, StreamState};
 use crate::error_policy::Fault;
 use crate::preflight::addresses::Addresses;
+use crate::preflight::prepare::record_of;
 use crate::source::{SourceCatalog, SourceDatabase, SourceError, find_slot, kept_slot_position};
 use crate::telemetry::Telemetry;
 
@@ -51,8 +52,7 @@ pub(crate) async fn accept_identity(
     let followed = bookkeeping.tables().await?;
     let replaced: Vec<_> = replaced(&followed, &catalog).map(|(table, _)| table.name.clone()).collect();
     let next = kept_slot_position(&identification, &database, slot.as_ref(), &stored, &replaced)?;
-    let version = database.server_version;
-    bookkeeping.accept_source(&identification, (&database.name, database.id), version, (position, next)).await?;
+    bookkeeping.accept_source(&identification, record_of(&database), position, next).await?;
     telemetry.warning(
         "source",
         format!(

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use crate::catalog::fingerprint::Refusal;
-use crate::catalog::schema::{TableDefinition, TypeDefinition};
+use crate::catalog::schema::{BothTypes, TableDefinition, TypeDefinition};
 use crate::config::Config;
 use crate::destination::{
     Bookkeeping, Conflict, ConflictKind, DestinationError, RememberedTable, expressions_here, remembered_fingerprints,
@@ -201,7 +201,8 @@ async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violat
         }
         counterparts.extend(violated.constraint.iter().flat_map(|name| ends.counterparts(name)));
     }
-    let difference = domain_difference(violated, (&types_here, &types_there), &expressions);
+    let difference =
+        domain_difference(violated, BothTypes { source: &types_there, destination: &types_here }, &expressions);
     Ok(Looked { difference, counterparts })
 }
 

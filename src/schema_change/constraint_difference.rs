@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 
 use crate::catalog::features::Feature;
 use crate::catalog::schema::{
-    ConstraintDefinition, ConstraintKind, IndexDefinition, IndexPart, TableDefinition, TypeDefinition, TypeKind, Types,
+    BothTypes, ConstraintDefinition, ConstraintKind, IndexDefinition, IndexPart, TableDefinition, TypeDefinition,
+    TypeKind, Types,
 };
 use crate::pg::{Ident, QualifiedName, shown_sql};
 use crate::schema_change::ddl::{self, Creation};
@@ -47,6 +48,15 @@ impl Difference {
         let later = self.later.iter().map(|statement| format!("-- once all rows are there: {statement};"));
         now.chain(later).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// How an index that must go is replaced.
+struct Replacement {
+    why: String,
+    /// The statements that drop it.
+    drops: Vec<String>,
+    /// The statement that adds what the source has instead.
+    add: Option<String>,
 }
 
 /// The ends of a table.
@@ -166,8 +176,8 @@ impl Ends<'_> {
         Some(Difference { why, statements, later })
     }
 
-    /// Why an index must go, what drops it, and what the source has instead.
-    fn replacement(&self, index: &IndexDefinition) -> Option<(String, Vec<String>, Option<String>)> {
+    /// Of an index that must go.
+    fn replacement(&self, index: &IndexDefinition) -> Option<Replacement> {
         let name = &index.name;
         let forbids_as_much = |there: &IndexDefinition| {
             takes_the_same_for_equal(there, index)
@@ -178,7 +188,7 @@ impl Ends<'_> {
         if self.like(index).any(forbids_as_much) {
             return None;
         }
-        let statements = index_drops(self.here, index);
+        let drops = index_drops(self.here, index);
         let instead = self.source.indexes.iter().filter(|there| there.valid && (there.unique || there.exclusion));
         let instead = instead.filter(|there| there.name == *name || (index.primary && there.primary));
         let is_free = |there: &&IndexDefinition| {
@@ -188,7 +198,7 @@ impl Ends<'_> {
         };
         let why = self.why_replaced(index, instead.clone().next());
         let add = instead.filter(is_free).find_map(|there| self.creation.index_of(there));
-        Some((why, statements, add.map(|add| shown_sql(&add))))
+        Some(Replacement { why, drops, add: add.map(|add| shown_sql(&add)) })
     }
 
     fn why_replaced(&self, index: &IndexDefinition, instead: Option<&IndexDefinition>) -> String {
@@ -214,7 +224,7 @@ impl Ends<'_> {
     }
 
     fn of_index(&self, index: &IndexDefinition) -> Option<Difference> {
-        let (why, mut statements, add) = self.replacement(index)?;
+        let Replacement { why, drops: mut statements, add } = self.replacement(index)?;
         statements.extend(add);
         Some(Difference { why, statements, later: Vec::new() })
     }
@@ -229,10 +239,13 @@ impl Ends<'_> {
         let (mut statements, mut add) = (Vec::new(), None);
         let in_key = |index: &&IndexDefinition| index.primary && index.key_columns().any(|key| key == name);
         for key in self.here.indexes.iter().filter(in_key) {
-            let (_, drops, instead) =
-                self.replacement(key).unwrap_or_else(|| (String::new(), index_drops(self.here, key), None));
-            statements.extend(drops);
-            add = add.or(instead);
+            match self.replacement(key) {
+                Some(replacement) => {
+                    statements.extend(replacement.drops);
+                    add = add.or(replacement.add);
+                }
+                None => statements.extend(index_drops(self.here, key)),
+            }
         }
         let table = self.table();
         if here.identity.is_some() {
@@ -314,7 +327,7 @@ pub fn index_drops(table: &TableDefinition, index: &IndexDefinition) -> Vec<Stri
 /// The difference in a domain that a table's columns have here; `None` where no domain differs.
 pub fn domain_difference(
     violated: &Violated,
-    (here, source): (&Types, &Types),
+    BothTypes { source, destination: here }: BothTypes<'_>,
     expressions: &Expressions,
 ) -> Option<Difference> {
     let schema = violated.table.as_ref().map(|table| &table.schema);
@@ -323,7 +336,7 @@ pub fn domain_difference(
     let find = |domain: &TypeDefinition| {
         let there = source.values().find(|there| there.qualified_name() == domain.qualified_name());
         match &violated.constraint {
-            Some(name) => of_domain_check((domain, name), (there, source), expressions),
+            Some(name) => of_domain_check(domain, name, there, source, expressions),
             None => of_domain_null(domain, there),
         }
     };
@@ -331,12 +344,15 @@ pub fn domain_difference(
 }
 
 /// The differences in the domains that both ends have, before a value is refused.
-pub fn domain_differences((here, source): (&Types, &Types), expressions: &Expressions) -> Vec<Difference> {
+pub fn domain_differences(
+    BothTypes { source, destination: here }: BothTypes<'_>,
+    expressions: &Expressions,
+) -> Vec<Difference> {
     let domains = here.values().filter(|found| found.kind == TypeKind::Domain);
     let differences = |domain: &TypeDefinition| {
         let there = source.values().find(|there| there.qualified_name() == domain.qualified_name());
         let names = domain.checks.iter().flatten().map(|check| &check.name);
-        let checks = names.map(|name| of_domain_check((domain, name), (there, source), expressions));
+        let checks = names.map(|name| of_domain_check(domain, name, there, source, expressions));
         let null = of_domain_null(domain, there);
         there.map(|_| checks.chain([null]).flatten().collect::<Vec<_>>()).unwrap_or_default()
     };
@@ -344,8 +360,10 @@ pub fn domain_differences((here, source): (&Types, &Types), expressions: &Expres
 }
 
 fn of_domain_check(
-    (domain, name): (&TypeDefinition, &Ident),
-    (there, types): (Option<&TypeDefinition>, &Types),
+    domain: &TypeDefinition,
+    name: &Ident,
+    there: Option<&TypeDefinition>,
+    types: &Types,
     expressions: &Expressions,
 ) -> Option<Difference> {
     let check = domain.checks.iter().flatten().find(|check| check.name == *name)?;

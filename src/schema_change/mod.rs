@@ -58,8 +58,10 @@ pub struct Change<'a> {
     pub destination: End<'a>,
     /// Writes SQL for a table like the source's.
     pub creation: &'a Creation<'a>,
-    /// What was asked of the partitions that are named, and the commit_lsn of the transaction: see [`leaves::named`].
-    pub measured: (&'a Measured, Lsn),
+    /// What was asked of the partitions that are named: see [`leaves::named`].
+    pub measured: &'a Measured,
+    /// The commit_lsn of the transaction that names them.
+    pub commit_lsn: Lsn,
 }
 
 /// What is to be done.
@@ -152,7 +154,7 @@ impl Change<'_> {
         let resolved = self.resolve().map_err(Obstacle::Copy)?;
         let known_leaves = self.known.leaves();
         let known_leaves = match &self.source.table.partitions {
-            Some(now) => leaves::named(&known_leaves, &self.relation.leaves, now, self.measured),
+            Some(now) => leaves::named(&known_leaves, &self.relation.leaves, now, self.measured, self.commit_lsn),
             None => Ok(known_leaves),
         };
         let known_leaves = known_leaves.map_err(Obstacle::Copy)?;
@@ -167,7 +169,7 @@ impl Change<'_> {
         for resolved in &resolved {
             match self.known.column(resolved.number) {
                 Some(known) => self.keep(known, resolved, Rows::Stream, &mut evolution, &mut misfits)?,
-                None => self.add(resolved, (Rows::Stream, &moved), &mut evolution, &mut misfits)?,
+                None => self.add(resolved, Rows::Stream, &moved, &mut evolution, &mut misfits)?,
             }
         }
         self.add_unique_indexes(&mut evolution);
@@ -200,7 +202,7 @@ impl Change<'_> {
         for resolved in &resolved {
             match self.known.column(resolved.number) {
                 Some(known) => self.keep(known, resolved, Rows::Copy, &mut evolution, &mut misfits)?,
-                None => self.add(resolved, (Rows::Copy, &moved), &mut evolution, &mut misfits)?,
+                None => self.add(resolved, Rows::Copy, &moved, &mut evolution, &mut misfits)?,
             }
         }
         self.set_generated(&mut evolution);

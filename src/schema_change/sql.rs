@@ -22,7 +22,8 @@ pub fn alter_type(table: &QualifiedName, column: &Ident, wanted: &str) -> String
 /// right.
 pub fn cast_type(
     table: &QualifiedName,
-    (column, here): (&ColumnDefinition, &ColumnDefinition),
+    column: &ColumnDefinition,
+    here: &ColumnDefinition,
     wanted: &str,
     creation: &Creation<'_>,
 ) -> Vec<String> {

@@ -177,7 +177,7 @@ impl Change<'_> {
         let Some(here) = self.here(known, column) else { return Ok(()) };
         let name = &column.name;
         if (known.type_id, known.type_modifier) != (column.type_id, column.type_modifier) {
-            self.change_type(known, (resolved, here), rows, evolution)?;
+            self.change_type(known, resolved, here, rows, evolution)?;
         }
         let Some(definition) = definition else {
             // The stream has not come to the end of a column that is gone by now, and that may be empty before it.
@@ -241,7 +241,8 @@ impl Change<'_> {
     fn change_type(
         &self,
         known: &ShapeColumn,
-        (resolved, here): (&Resolved<'_>, &ColumnDefinition),
+        resolved: &Resolved<'_>,
+        here: &ColumnDefinition,
         rows: Rows,
         evolution: &mut Evolution,
     ) -> Result<(), Obstacle> {
@@ -268,7 +269,7 @@ impl Change<'_> {
         };
         match (wanted, definition) {
             (Some(wanted), _) if widened => evolution.statements.push(sql::alter_type(table, name, &wanted)),
-            (Some(wanted), Some(definition)) => self.cast((definition, here), &wanted, evolution),
+            (Some(wanted), Some(definition)) => self.cast(definition, here, &wanted, evolution),
             (_, _) => return Err(Obstacle::Copy(format!("column {name} has had several types meanwhile"))),
         }
         evolution.told.push(format!("column {name} was {before} and is now {after}"));
@@ -276,14 +277,9 @@ impl Change<'_> {
     }
 
     /// Gives a column another type before a copy; what cannot be cast is emptied by the operator.
-    fn cast(
-        &self,
-        (definition, here): (&ColumnDefinition, &ColumnDefinition),
-        wanted: &str,
-        evolution: &mut Evolution,
-    ) {
+    fn cast(&self, definition: &ColumnDefinition, here: &ColumnDefinition, wanted: &str, evolution: &mut Evolution) {
         let table = &self.known.name;
-        let statements = sql::cast_type(table, (definition, here), wanted, self.creation);
+        let statements = sql::cast_type(table, definition, here, wanted, self.creation);
         let remedy = sql::empty_type(table, here, &definition.name, wanted);
         let remedy = format!("The copy brings the values of the column. Run at the destination:\n{remedy}");
         evolution.remedies.extend(statements.iter().map(|sql| (sql.clone(), remedy.clone())));
@@ -346,7 +342,8 @@ impl Change<'_> {
     pub(super) fn add(
         &self,
         resolved: &Resolved<'_>,
-        (rows, moved): (Rows, &BTreeMap<i16, Ident>),
+        rows: Rows,
+        moved: &BTreeMap<i16, Ident>,
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
     ) -> Result<(), Obstacle> {
@@ -381,7 +378,7 @@ impl Change<'_> {
             evolution.told.push(format!("column {name} is not generated any more"));
             // A new column of the source's may have the name of one that was generated.
             if !fit::column_takes(resolved.column, self.source.types, here, self.destination.types) {
-                self.cast((definition, here), &wanted, evolution);
+                self.cast(definition, here, &wanted, evolution);
             }
             return Ok(());
         }

@@ -88,7 +88,8 @@ fn follow_from(
         source: End { table: now, types: &types },
         destination: End { table: here, types: &types },
         creation: &creation,
-        measured: (&Measured::default(), Lsn::new(500)),
+        measured: &Measured::default(),
+        commit_lsn: Lsn::new(500),
     }
     .follow()
 }
@@ -379,7 +380,8 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
             source: End { table: now, types: &types },
             destination: End { table: &here, types: &types },
             creation: &creation,
-            measured: (&Measured::default(), Lsn::new(500)),
+            measured: &Measured::default(),
+            commit_lsn: Lsn::new(500),
         }
         .reshape()
     };

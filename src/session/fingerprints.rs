@@ -85,7 +85,7 @@ impl FingerprintFacts {
     /// [`SessionError`] when these are no facts.
     pub fn leaves(&self, table: RelationId) -> Result<KnownLeaves, SessionError> {
         let now = self.read()?;
-        Ok(now.known_leaves(table, None, (&KnownLeaves::default(), &Vacancy::default()), Lsn::INVALID))
+        Ok(now.known_leaves(table, None, &KnownLeaves::default(), &Vacancy::default(), Lsn::INVALID))
     }
 
     /// Whether the stream may not have come to the moment of these facts.

@@ -123,7 +123,8 @@ pub async fn first_pages(client: &SqlClient, wanted: &[RowsOf]) -> Result<FirstP
 /// [`SessionError`].
 pub async fn unproven(
     client: &SqlClient,
-    (table, transaction): (RelationId, u32),
+    table: RelationId,
+    transaction: u32,
     named: &[(u32, QualifiedName, bool)],
 ) -> Result<BTreeSet<u32>, SessionError> {
     if named.is_empty() {

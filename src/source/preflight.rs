@@ -148,7 +148,8 @@ fn refused(report: ErrorReport) -> SourceError {
 pub async fn same_database(
     source: &SystemIdentification,
     destination: &SqlClient,
-    urls: (&ConnectionSettings, &ConnectionSettings),
+    source_url: &ConnectionSettings,
+    destination_url: &ConnectionSettings,
 ) -> Result<Option<ErrorReport>, SessionError> {
     let sql = "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.current_database()::text";
     let row = destination.query_one("looking at the destination", sql, &[]).await?;
@@ -158,7 +159,7 @@ pub async fn same_database(
     }
     Ok(Some(
         ErrorReport::new(format!("source and destination are the same database, {database}"))
-            .detail(format!("source.url leads to {}, destination.url to {}.", urls.0, urls.1))
+            .detail(format!("source.url leads to {source_url}, destination.url to {destination_url}."))
             .hint("Correct source.url or destination.url."),
     ))
 }

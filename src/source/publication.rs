@@ -69,7 +69,7 @@ pub async fn ensure_publication(
     catalog: &mut SourceCatalog,
     followed: &Relied,
 ) -> Result<Vec<Notice>, SourceError> {
-    bring_about((client, publication), catalog, followed, Outcome::Kept).await
+    bring_about(ConfiguredPublication { client, name: publication }, catalog, followed, Outcome::Kept).await
 }
 
 /// The same, and takes everything back.
@@ -83,9 +83,17 @@ pub async fn try_publication(
     followed: &Relied,
 ) -> Result<Vec<Notice>, SourceError> {
     client.batch("trying the publication", "BEGIN").await?;
-    let tried = bring_about((client, publication), catalog, followed, Outcome::TakenBack).await;
+    let tried =
+        bring_about(ConfiguredPublication { client, name: publication }, catalog, followed, Outcome::TakenBack).await;
     client.batch("trying the publication", "ROLLBACK").await?;
     tried
+}
+
+/// The publication that the configuration names, and the session in which it is looked at and changed.
+#[derive(Clone, Copy)]
+struct ConfiguredPublication<'a> {
+    client: &'a SqlClient,
+    name: &'a Ident,
 }
 
 /// What becomes of the changes.
@@ -98,11 +106,12 @@ enum Outcome {
 }
 
 async fn bring_about(
-    (client, publication): (&SqlClient, &Ident),
+    configured: ConfiguredPublication<'_>,
     catalog: &mut SourceCatalog,
     followed: &Relied,
     outcome: Outcome,
 ) -> Result<Vec<Notice>, SourceError> {
+    let ConfiguredPublication { client, name: publication } = configured;
     let ids = catalog.tables.iter().map(|table| table.definition.relation_id());
     let identities = Identities::read(client, publication, ids).await?;
     let mut told = Vec::new();
@@ -117,7 +126,7 @@ async fn bring_about(
         }
         None => {
             let tables: Vec<&TableDefinition> = catalog.tables.iter().map(|table| &table.definition).collect();
-            create((client, publication), &tables, identities.to_be_created(), outcome).await?;
+            create(configured, &tables, identities.to_be_created(), outcome).await?;
             told.push(Notice::Changed(format!("created publication {publication}")));
         }
         Some(row) => {
@@ -139,10 +148,10 @@ async fn bring_about(
                 ));
             }
             let via_root: bool = row.get(5)?;
-            add_missing((client, publication, &identities), catalog, via_root, followed, &mut told).await?;
+            add_missing(configured, &identities, catalog, via_root, followed, &mut told).await?;
         }
     }
-    take_over_lists((client, publication), catalog, followed, &mut told).await?;
+    take_over_lists(configured, catalog, followed, &mut told).await?;
     Ok(told)
 }
 
@@ -177,11 +186,12 @@ pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> Er
 }
 
 async fn create(
-    (client, publication): (&SqlClient, &Ident),
+    configured: ConfiguredPublication<'_>,
     tables: &[&TableDefinition],
     identities: Identities,
     outcome: Outcome,
 ) -> Result<(), SourceError> {
+    let ConfiguredPublication { client, name: publication } = configured;
     check_identities(&identities, tables)?;
     let stored = if identities.publishing.sends_stored { ", publish_generated_columns = stored" } else { "" };
     let shown = |quoted: bool| {
@@ -246,12 +256,14 @@ fn ids<'a>(tables: &'a [&TableDefinition]) -> impl Iterator<Item = RelationId> +
 }
 
 async fn add_missing(
-    (client, publication, identities): (&SqlClient, &Ident, &Identities),
+    configured: ConfiguredPublication<'_>,
+    identities: &Identities,
     catalog: &SourceCatalog,
     via_root: bool,
     followed: &Relied,
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
+    let ConfiguredPublication { client, name: publication } = configured;
     let tables = || catalog.tables.iter().map(|table| &table.definition);
     let held = published_tables(client, publication, tables().map(TableDefinition::relation_id)).await?;
     let (there, missing): (Vec<&TableDefinition>, Vec<&TableDefinition>) =
@@ -308,11 +320,12 @@ async fn add_missing(
 
 /// Column lists and row filters (15 and later) of an existing publication.
 async fn take_over_lists(
-    (client, publication): (&SqlClient, &Ident),
+    configured: ConfiguredPublication<'_>,
     catalog: &mut SourceCatalog,
     followed: &Relied,
     told: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
+    let ConfiguredPublication { client, name: publication } = configured;
     let ids = catalog.tables.iter().map(|table| table.definition.relation_id());
     let mut published = published_tables(client, publication, ids).await?;
     for table in &mut catalog.tables {

@@ -431,7 +431,7 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
     };
     let known_leaves = known.leaves();
     let leaves = match &table.partitions {
-        Some(now) => Leaves::ask(client, &known_leaves, (&relation, now), named).await?,
+        Some(now) => Leaves::ask(client, &known_leaves, &relation, now, named).await?,
         None => Leaves { measured: Measured::default(), after: Some(known_leaves.clone()) },
     };
     let has_new_leaves = leaves.after.as_ref() != Some(&known_leaves);
@@ -482,7 +482,8 @@ impl Leaves {
     async fn ask(
         client: &SqlClient,
         known: &KnownLeaves,
-        (relation, now): (&Relation, &[Partition]),
+        relation: &Relation,
+        now: &[Partition],
         named: Named,
     ) -> Result<Leaves, SourceError> {
         let unknown = leaves::to_measure(known, &relation.leaves, now);
@@ -490,10 +491,10 @@ impl Leaves {
         let created = now.iter().filter(|leaf| !leaf.attached && !vacant.contains(&leaf.id));
         let created = created.filter_map(|leaf| Some((leaf.id, leaf.name.clone(), *named.again.get(&leaf.id)?)));
         let created: Vec<_> = created.collect();
-        let unproven = unproven(client, (relation.id, named.transaction), &created).await?;
+        let unproven = unproven(client, relation.id, named.transaction, &created).await?;
         let measured = Measured { vacant, unproven };
         // Whether what was seen empty was emptied is the destination's to say.
-        let after = leaves::named(known, &relation.leaves, now, (&measured, Lsn::new(u64::MAX)));
+        let after = leaves::named(known, &relation.leaves, now, &measured, Lsn::new(u64::MAX));
         Ok(Leaves { measured, after: after.ok() })
     }
 }

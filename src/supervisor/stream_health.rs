@@ -429,7 +429,7 @@ impl HealthWatch {
             Ok(position) => position,
             Err(error) => return Ok(Looked::Unread(error.to_string())),
         };
-        self.note_passed(&bookkeeping, (found.ahead, found.read_at), position).await;
+        self.note_passed(&bookkeeping, found.ahead, found.read_at, position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
         let truncations = self.truncations.of(watched);
         let is_passed = |read_at: Lsn| position.is_some_and(|position| position >= read_at);
@@ -466,7 +466,8 @@ impl HealthWatch {
     async fn note_passed(
         &mut self,
         bookkeeping: &Bookkeeping,
-        (ahead, read_at): (Vec<(RelationId, String)>, Lsn),
+        ahead: Vec<(RelationId, String)>,
+        read_at: Lsn,
         position: Option<Lsn>,
     ) {
         let seen = std::mem::take(&mut self.ahead);

@@ -45,6 +45,7 @@ use super::{
     temporary_slot,
 };
 use crate::apply_worker::pause::{Control, PauseGuard};
+use crate::catalog::schema::BothTypes;
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Pace, Place,
@@ -315,7 +316,7 @@ impl HandOver<'_> {
         let HandOver { ends, bookkeeping, scope, .. } = *self;
         let mut shapes = look(ends, source, bookkeeping, scope).await?;
         let follow = ends.config.schema_changes == SchemaChanges::Follow;
-        let types = (&shapes.source.types, &shapes.destination.types);
+        let types = BothTypes { source: &shapes.source.types, destination: &shapes.destination.types };
         let renamed = follow_attributes(bookkeeping.client(), types, follow).await?;
         if !renamed.is_empty() {
             renamed.into_iter().for_each(|told| ends.telemetry.event("schema", told));

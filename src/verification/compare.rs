@@ -220,7 +220,7 @@ async fn sessions_with_room(
         Side::Destination => "destination",
     };
     let doing = format!("comparing table {largest}");
-    lock_budget::comparing_sessions((&room, end), &doing, wanted, each).map_err(Fault::Refused)
+    lock_budget::comparing_sessions(&room, end, &doing, wanted, each).map_err(Fault::Refused)
 }
 
 impl Comparison<'_> {
@@ -428,7 +428,7 @@ impl Comparison<'_> {
         listed: &BTreeMap<usize, (Vec<u64>, bool)>,
     ) -> Result<BTreeMap<usize, Net>, Fault> {
         let tasks = self.tasks(tables, |at, side, table, part| {
-            let buckets = listed.get(&at).map(|(buckets, _)| (BUCKETS, buckets.as_slice()));
+            let buckets = listed.get(&at).map(|(numbers, _)| sql::WantedBuckets { count: BUCKETS, numbers });
             sql::hashes(part, table.hashing(side), buckets)
         });
         let mut nets: BTreeMap<usize, Net> = tables.iter().map(|at| (*at, Net::default())).collect();
@@ -484,7 +484,7 @@ impl Comparison<'_> {
             let room = read_lock_table(client).await.map_err(|error| side.fault(error))?;
             let each = lock_budget::of_comparing(table.definition(side), true);
             let doing = format!("finding the columns of table {} that differ", table.name);
-            if let Err(report) = lock_budget::comparing_sessions((&room, end), &doing, 1, each) {
+            if let Err(report) = lock_budget::comparing_sessions(&room, end, &doing, 1, each) {
                 tracing::warn!("{}", report.lines());
                 return Ok(Vec::new());
             }

@@ -32,6 +32,12 @@ pub(super) async fn count(client: &SqlClient) -> Counts {
     counts
 }
 
+/// Rows a second.
+struct Rates {
+    applied: f64,
+    copied: f64,
+}
+
 impl View {
     pub(super) fn new(url: String) -> View {
         View { on_terminal: std::io::stdout().is_terminal(), url, lines_drawn: 0, last: None }
@@ -42,34 +48,37 @@ impl View {
         let rows: u64 = status.tables.values().map(|t| t.inserts + t.updates + t.deletes + t.truncates).sum();
         let copied: u64 = status.tables.values().map(|t| t.snapshot_rows).sum();
         let now = Instant::now();
-        let (rate, copy_rate) = match self.last.replace((now, rows, copied)) {
+        let rates = match self.last.replace((now, rows, copied)) {
             Some((then, before, copied_before)) => {
                 let seconds = now.duration_since(then).as_secs_f64().max(0.001);
-                (rows.saturating_sub(before) as f64 / seconds, copied.saturating_sub(copied_before) as f64 / seconds)
+                Rates {
+                    applied: rows.saturating_sub(before) as f64 / seconds,
+                    copied: copied.saturating_sub(copied_before) as f64 / seconds,
+                }
             }
-            None => (0.0, 0.0),
+            None => Rates { applied: 0.0, copied: 0.0 },
         };
         if self.on_terminal {
-            self.draw(status, source, destination, (rate, copy_rate), left);
+            self.draw(status, source, destination, rates, left);
         } else {
-            self.line(status, source, destination, rate);
+            self.line(status, source, destination, rates.applied);
         }
     }
 
-    fn draw(&mut self, status: &StatusView, source: Counts, destination: Counts, rates: (f64, f64), left: Option<u64>) {
+    fn draw(&mut self, status: &StatusView, source: Counts, destination: Counts, rates: Rates, left: Option<u64>) {
         let state = match (status.state, &status.reason) {
             (state, Some(reason)) => format!("{} — {reason}", state.as_str()),
             (state, None) => state.as_str().to_owned(),
         };
         let speed = match status.state {
-            State::Snapshot => format!("{:>9.0} rows/s copied", rates.1),
+            State::Snapshot => format!("{:>9.0} rows/s copied", rates.copied),
             State::Connecting
             | State::CatchingUp
             | State::Streaming
             | State::Standby
             | State::Waiting
             | State::Stopped => {
-                format!("{:>9.0} rows/s applied, {} transactions so far", rates.0, status.transactions_applied)
+                format!("{:>9.0} rows/s applied, {} transactions so far", rates.applied, status.transactions_applied)
             }
         };
         let number = |count: Option<i64>| count.map_or("–".to_owned(), |count| count.to_string());

@@ -173,8 +173,9 @@ impl RelationMap {
             relation.columns.iter().any(|column| column.name == *name)
                 || source.is_some_and(|source| source.column(name).is_some())
         };
-        let wanted = (column.type_id, column.type_modifier, &self.source_types);
-        let renamed = fit::renamed_column(wanted, End { table, types: &self.catalog.types }, is_known).cloned();
+        let here = End { table, types: &self.catalog.types };
+        let renamed = fit::renamed_column(column.type_id, column.type_modifier, &self.source_types, here, is_known);
+        let renamed = renamed.cloned();
         Err(DestinationError::ColumnLost { table: name.clone(), column: column.name.clone(), renamed })
     }
 

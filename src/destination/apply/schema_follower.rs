@@ -129,8 +129,8 @@ impl DescribedTable<'_> {
             self.table.column(column).is_some() || known.columns.iter().any(|known| known.name == *column)
         };
         let renamed = self.table.column(&lost.name).and_then(|wanted| {
-            let wanted = (wanted.type_id, wanted.type_modifier, &self.types);
-            fit::renamed_column(wanted, destination.end(), is_known).cloned()
+            let (id, modifier) = (wanted.type_id, wanted.type_modifier);
+            fit::renamed_column(id, modifier, &self.types, destination.end(), is_known).cloned()
         });
         Err(DestinationError::ColumnLost { table: name.clone(), column: lost.name.clone(), renamed })
     }
@@ -159,7 +159,8 @@ impl DescribedTable<'_> {
             source: self.end(),
             destination: destination.end(),
             creation: &creation,
-            measured: (&self.measured, self.commit_lsn),
+            measured: &self.measured,
+            commit_lsn: self.commit_lsn,
         }
         .follow()
     }
@@ -456,7 +457,7 @@ impl Following<'_> {
 fn refuse_looser(source: End<'_>, destination: End<'_>, added: &[Ident]) -> Result<(), DestinationError> {
     let found = determinism::looser(source, destination, |column| added.contains(column));
     let mut looser = LooserCollations::default();
-    looser.add_table(&destination.table.name(), (destination.table, destination.types), &found);
+    looser.add_table(&destination.table.name(), destination, &found);
     looser.report().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
 }
 

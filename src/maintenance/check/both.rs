@@ -61,8 +61,8 @@ pub(super) async fn look(
 async fn history(config: &Config, source: &mut SourceView, destination: &DestinationView, findings: &mut Findings) {
     let SourceView { client, replication, slot, .. } = source;
     let Some((session, identification)) = replication else { return };
-    let urls = (&config.source.url, &config.destination.url);
-    match same_database(identification, destination.bookkeeping.client(), urls).await {
+    let (from, to) = (&config.source.url, &config.destination.url);
+    match same_database(identification, destination.bookkeeping.client(), from, to).await {
         Ok(None) => {}
         Ok(Some(report)) => findings.fail(BOTH, "databases", report),
         Err(error) => findings.fault(BOTH, "databases", DestinationError::Session(error)),

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::catalog::features::{TooNew, too_new};
-use crate::catalog::schema::TableDefinition;
+use crate::catalog::schema::{BothTypes, TableDefinition};
 use crate::destination::{Catalog, DestinationError};
 use crate::error_policy::Fault;
 use crate::maintenance::check::findings::{About, Findings};
@@ -54,7 +54,8 @@ pub(super) fn stricter(
             findings.warn(BOTH, "constraints", report);
         }
     }
-    let differences = domain_differences((&existing.types, &catalog.types), expressions);
+    let differences =
+        domain_differences(BothTypes { source: &catalog.types, destination: &existing.types }, expressions);
     if let Some(report) = stricter_report("domains", &differences) {
         findings.warn(BOTH, "constraints", report);
     }

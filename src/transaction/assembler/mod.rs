@@ -521,7 +521,7 @@ impl Assembler {
         if stream.foreign {
             return Ok(());
         }
-        let large = stream.write((xid, subxid), change, &mut self.records, LARGE_BYTES);
+        let large = stream.write(xid, subxid, change, &mut self.records, LARGE_BYTES);
         if large.is_some() || self.records.len() >= CHUNK_BYTES {
             self.spool_with(xid, large.unwrap_or_default());
         }

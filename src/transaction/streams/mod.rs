@@ -113,7 +113,8 @@ impl InProgress {
     /// Writes a change of a (sub)transaction as a record; the values of a row of `large_bytes` or more end the record and are returned.
     pub(super) fn write(
         &mut self,
-        (xid, subxid): (u32, u32),
+        xid: u32,
+        subxid: u32,
         change: &Change,
         out: &mut BytesMut,
         large_bytes: usize,
