@@ -201,6 +201,52 @@ fn functions_are_short_or_say_why_they_are_not() {
 }
 
 #[test]
+fn parameters_of_functions_are_not_tuples() {
+    // A tuple's members have no names where it is made: a struct has, and so have more parameters.
+    let mut found = Vec::new();
+    for source in sources("src") {
+        let code: String = source.code().map(|(_, line)| format!("{line}\n")).collect();
+        let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().replace('\n', " ");
+        for (at, _) in code.match_indices("fn ") {
+            let Some((name, rest)) = code[at + 3..].split_once(['(', '<']) else { continue };
+            let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            let starts = code[..at].chars().next_back().is_none_or(|c| c.is_whitespace() || c == '(');
+            // The parameters of a type begin with the bracket that nothing of `<…>` is before.
+            let generic = code[at + 3 + name.len()..].starts_with('<');
+            let rest = if generic { rest.split_once(">(").map_or("", |(_, rest)| rest) } else { rest };
+            if !is_name || !starts {
+                continue;
+            }
+            found.extend(tuples(rest).map(|tuple| format!("{}: {name}: {tuple}", source.path.display())));
+        }
+    }
+    report("parameters that are tuples", found);
+}
+
+/// The parameters of this list, up to the bracket that closes it, whose types are tuples of two or more.
+fn tuples(list: &str) -> impl Iterator<Item = String> {
+    let (mut parameters, mut depth, mut parameter) = (Vec::new(), 0_i32, String::new());
+    let mut before = ' ';
+    for c in list.chars() {
+        depth += i32::from("([{<".contains(c))
+            - i32::from(")]}".contains(c) || (c == '>' && before != '-' && before != '='));
+        match c {
+            _ if depth < 0 => break,
+            ',' if depth == 0 => parameters.push(std::mem::take(&mut parameter)),
+            _ => parameter.push(c),
+        }
+        before = c;
+    }
+    parameters.push(parameter);
+    let is_tuple = |parameter: &String| {
+        let Some((_, of_type)) = parameter.split_once(": ") else { return false };
+        let of_type = of_type.trim_start_matches("Option<").trim_start_matches('&').trim_start_matches("mut ");
+        of_type.strip_prefix('(').is_some_and(|members| members.contains(','))
+    };
+    parameters.into_iter().filter(is_tuple)
+}
+
+#[test]
 fn text_made_at_run_time_does_not_become_constant() {
     // Sessions run several statements of one text only where it is `&'static str`: no other way may lead there.
     let mut wrong = Vec::new();

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use headwater::pg::{Lsn, PgTimestamp, QualifiedName};
-use headwater::telemetry::{Operation, Telemetry};
+use headwater::telemetry::{Operation, RowCount, Telemetry};
 
 use stream::Kind;
 
@@ -69,7 +69,7 @@ fn telemetry(criterion: &mut Criterion) {
             at += 1;
             telemetry.stored(Lsn::new(at));
             telemetry.confirmed(Lsn::new(at));
-            let rows = [("public.messages".to_owned(), Operation::Insert, 1)];
+            let rows = [RowCount { table: "public.messages".to_owned(), operation: Operation::Insert, rows: 1 }];
             telemetry.batch_applied(1, &rows, 0, Duration::from_micros(300));
         });
     });

@@ -3,12 +3,19 @@
 //! Used by the apply loop for each batch, and by `parallel_apply` for a whole transaction.
 
 use crate::pg::Relation;
-use crate::telemetry::Operation;
+use crate::telemetry::{Operation, RowCount};
 use crate::transaction::{Change, RowChange};
 
+/// Rows of a relation whose name is not made a text yet.
+struct RelationCount<'a> {
+    relation: &'a Relation,
+    operation: Operation,
+    rows: u64,
+}
+
 /// Changes by table and operation.
-pub(super) fn count(changes: &[Change]) -> Vec<(String, Operation, u64)> {
-    let mut counts: Vec<(&Relation, Operation, u64)> = Vec::new();
+pub(super) fn count(changes: &[Change]) -> Vec<RowCount> {
+    let mut counts: Vec<RelationCount<'_>> = Vec::new();
     for change in changes {
         match change {
             Change::Row(RowChange::Insert { relation, .. }) => add(&mut counts, relation, Operation::Insert),
@@ -19,24 +26,30 @@ pub(super) fn count(changes: &[Change]) -> Vec<(String, Operation, u64)> {
             }
         }
     }
-    counts.into_iter().map(|(relation, operation, count)| (relation.name.unquoted(), operation, count)).collect()
+    let named = |count: RelationCount<'_>| RowCount {
+        table: count.relation.name.unquoted(),
+        operation: count.operation,
+        rows: count.rows,
+    };
+    counts.into_iter().map(named).collect()
 }
 
 /// Few tables and four operations: looking from the last one on finds it at once.
-fn add<'a>(counts: &mut Vec<(&'a Relation, Operation, u64)>, relation: &'a Relation, operation: Operation) {
-    let known = counts.iter_mut().rev().find(|(known, of, _)| std::ptr::eq(*known, relation) && *of == operation);
+fn add<'a>(counts: &mut Vec<RelationCount<'a>>, relation: &'a Relation, operation: Operation) {
+    let known =
+        counts.iter_mut().rev().find(|known| std::ptr::eq(known.relation, relation) && known.operation == operation);
     match known {
-        Some((_, _, count)) => *count += 1,
-        None => counts.push((relation, operation, 1)),
+        Some(known) => known.rows += 1,
+        None => counts.push(RelationCount { relation, operation, rows: 1 }),
     }
 }
 
 /// Adds counts to counts.
-pub(super) fn add_counts(all: &mut Vec<(String, Operation, u64)>, more: Vec<(String, Operation, u64)>) {
-    for (table, operation, count) in more {
-        match all.iter_mut().find(|(known, of, _)| *known == table && *of == operation) {
-            Some((_, _, known)) => *known += count,
-            None => all.push((table, operation, count)),
+pub(super) fn add_counts(all: &mut Vec<RowCount>, more: Vec<RowCount>) {
+    for count in more {
+        match all.iter_mut().find(|known| known.table == count.table && known.operation == count.operation) {
+            Some(known) => known.rows += count.rows,
+            None => all.push(count),
         }
     }
 }

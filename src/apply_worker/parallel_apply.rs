@@ -31,7 +31,7 @@ use crate::destination::{
 use crate::pg::{Lsn, Relation, length_u64};
 use crate::source::{Changes, SharedCoordinator};
 use crate::spool::{Peeker, SpoolError};
-use crate::telemetry::{Operation, Telemetry, failpoint};
+use crate::telemetry::{RowCount, Telemetry, failpoint};
 use crate::transaction::{Change, RecordError, read_changes};
 use crate::wire::Commit;
 
@@ -294,7 +294,7 @@ struct Following {
     gathered: Vec<Change>,
     gathered_bytes: usize,
     /// What was applied of it.
-    counts: Vec<(String, Operation, u64)>,
+    counts: Vec<RowCount>,
     missing_deletes: u64,
 }
 

@@ -99,18 +99,28 @@ pub fn differing_buckets(source: &BTreeMap<u64, Sum>, destination: &BTreeMap<u64
     found
 }
 
-/// As many of the buckets as hold at most so many rows, and whether others are left.
-pub fn listed_buckets(differing: &[(u64, u64)], hashes_max: u64) -> (Vec<u64>, bool) {
-    let mut listed = Vec::new();
+/// The buckets of a table that are read row by row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListedBuckets {
+    /// Their numbers.
+    pub numbers: Vec<u64>,
+    /// Others differ, too.
+    pub more: bool,
+}
+
+/// As many of the buckets as hold at most so many rows.
+pub fn listed_buckets(differing: &[(u64, u64)], hashes_max: u64) -> ListedBuckets {
+    let mut listed = ListedBuckets::default();
     let mut total = 0;
     for (bucket, rows) in differing {
         total += rows;
-        if total > hashes_max && !listed.is_empty() {
-            return (listed, true);
+        if total > hashes_max && !listed.numbers.is_empty() {
+            listed.more = true;
+            break;
         }
-        listed.push(*bucket);
+        listed.numbers.push(*bucket);
     }
-    (listed, false)
+    listed
 }
 
 /// The rows that one side has and the other has not, by the hashes of their keys; gathered while answers come in.
@@ -349,8 +359,12 @@ mod tests {
         let destination = BTreeMap::from([(1, sum(2, 5)), (3, sum(5, 4)), (9, sum(1, 1))]);
         let differing = differing_buckets(&source, &destination);
         assert_eq!(differing, [(2, 1), (3, 5), (9, 1)]);
-        assert_eq!(listed_buckets(&differing, 7), (vec![2, 3, 9], false));
-        assert_eq!(listed_buckets(&differing, 6), (vec![2, 3], true));
-        assert_eq!(listed_buckets(&[(1, 14)], 7), (vec![1], false), "one is always listed");
+        assert_eq!(listed_buckets(&differing, 7), ListedBuckets { numbers: vec![2, 3, 9], more: false });
+        assert_eq!(listed_buckets(&differing, 6), ListedBuckets { numbers: vec![2, 3], more: true });
+        assert_eq!(
+            listed_buckets(&[(1, 14)], 7),
+            ListedBuckets { numbers: vec![1], more: false },
+            "one is always listed"
+        );
     }
 }

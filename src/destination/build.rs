@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use super::error::DestinationError;
 use super::orphans::{is_orphaned, orphans_told};
 use super::sessions::connect_recorded;
-use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
+use super::staging::{Mode, NewForeignKey, STATEMENT_MAX, StagedTable, Staging};
 use crate::comparison::reconcile_sql as sql;
 use crate::schema_change::ddl;
 use crate::session::{Row, SessionError, Sql, SqlClient, SqlState};
@@ -99,7 +99,7 @@ impl Staging {
         {
             client.statement("adding a constraint", statement).await?;
         }
-        for (table, constraint, target) in self.new_foreign_keys() {
+        for NewForeignKey { table, constraint, target } in self.new_foreign_keys() {
             if let Some(parent) = self.moved(&target.table()) {
                 let statement = ddl::add_foreign_key(&table.staging, constraint, target, &parent.staging);
                 client.statement("adding a foreign key", &ddl::unvalidated(&statement)).await?;
@@ -108,7 +108,7 @@ impl Staging {
         let mut jobs: Vec<Job> = Vec::new();
         for table in &by_size {
             let mut job = Job::new();
-            for (owner, constraint, target) in self.new_foreign_keys() {
+            for NewForeignKey { table: owner, constraint, target } in self.new_foreign_keys() {
                 if owner.live == table.live && constraint.validated && self.moved(&target.table()).is_some() {
                     let statement = ddl::validate_constraint(&table.staging, &constraint.name);
                     let orphans = Some(orphans_told(&table.live, &constraint.name));

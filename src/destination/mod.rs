@@ -119,7 +119,7 @@ pub use sequences::{FollowedSequences, follow_sequences};
 pub use sessions::{Leftovers, connect_recorded, terminate_leftovers};
 pub use shapes::shapes;
 pub use source_tables::SourceTables;
-pub use staging::{Mode, STATEMENT_MAX, StagedTable, Staging, TableToCopy};
+pub use staging::{Mode, NewForeignKey, STATEMENT_MAX, StagedTable, Staging, TableToCopy};
 pub use staging_schema::{StagingSchema, Swept, sweep};
 pub use taken_names::taken_names;
 pub use unfollow::LooseForeignKey;

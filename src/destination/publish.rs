@@ -19,7 +19,7 @@ use super::orphans::{orphans_told, validates};
 use super::other_tables::{BOOKKEEPING_IDS, DATABASE_ID, SYSTEM_IDENTIFIER};
 use super::resnapshots::FULFIL;
 use super::schema::needed_types;
-use super::staging::{Mode, StagedTable, Staging};
+use super::staging::{Mode, NewForeignKey, StagedTable, Staging};
 use super::writer::ReplicationRole;
 use super::{fingerprints, shapes, staging_schema};
 use crate::catalog::schema::Types;
@@ -343,7 +343,7 @@ impl Publication<'_> {
 
     /// Adds the foreign keys of tables that are new, and notes those that rows here violate.
     async fn add_foreign_keys(&self, client: &SqlClient, outcome: &mut PublishOutcome) -> Result<(), DestinationError> {
-        for (table, constraint, target) in self.staging.new_foreign_keys() {
+        for NewForeignKey { table, constraint, target } in self.staging.new_foreign_keys() {
             let parent = target.table();
             if self.staging.exists(&parent) {
                 let statement = ddl::add_foreign_key(&table.live, constraint, target, &parent);

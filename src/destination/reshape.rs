@@ -116,18 +116,11 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
             expressions: &allowed,
             columns,
         };
-        let source = End { table, types };
+        let (source, destination) = (End { table, types }, here);
+        let (known, relation, creation) = (&known, &relation, &creation);
         // No partition is named.
-        Change {
-            known: &known,
-            relation: &relation,
-            source,
-            destination: here,
-            creation: &creation,
-            measured: &Measured::default(),
-            commit_lsn: Lsn::INVALID,
-        }
-        .reshape()
+        let (measured, commit_lsn) = (&Measured::default(), Lsn::INVALID);
+        Change { known, relation, source, destination, creation, measured, commit_lsn }.reshape()
     };
     let (Evolution { statements, remedies, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,

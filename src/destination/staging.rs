@@ -144,6 +144,17 @@ const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text
 /// could be made. The server draws it (pg_strong_random); 48 bits, so that names stay below 63 bytes.
 const CHANCE: &str = "SELECT pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12)";
 
+/// A foreign key that a new table gets.
+#[derive(Clone, Copy)]
+pub struct NewForeignKey<'a> {
+    /// Its table.
+    pub table: &'a StagedTable,
+    /// The source's constraint.
+    pub constraint: &'a ConstraintDefinition,
+    /// What it refers to.
+    pub target: &'a ForeignKeyTarget,
+}
+
 impl Staging {
     /// Creates the staging schema and a staging table for each of `tables`, which come parents first.
     ///
@@ -414,12 +425,15 @@ impl Staging {
     }
 
     /// The foreign keys that new tables get: those whose other table is of the set, or was before.
-    pub fn new_foreign_keys(&self) -> impl Iterator<Item = (&StagedTable, &ConstraintDefinition, &ForeignKeyTarget)> {
+    pub fn new_foreign_keys(&self) -> impl Iterator<Item = NewForeignKey<'_>> {
         self.tables
             .iter()
             .filter(|table| table.mode == Mode::Move)
-            .flat_map(|table| table.source.foreign_keys().map(move |(constraint, target)| (table, constraint, target)))
-            .filter(|(_, constraint, _)| foreign_key_obstacle(constraint, self.expressions.version()).is_none())
+            .flat_map(|table| {
+                let keys = table.source.foreign_keys();
+                keys.map(move |(constraint, target)| NewForeignKey { table, constraint, target })
+            })
+            .filter(|key| foreign_key_obstacle(key.constraint, self.expressions.version()).is_none())
     }
 
     /// The staged table of a name, when it is one that will be moved.

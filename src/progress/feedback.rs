@@ -14,12 +14,15 @@ const MOVEMENT_EVERY: Duration = Duration::from_millis(50);
 /// Most time between two updates.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// What an update carries, without the clock.
+/// The positions that a StandbyStatusUpdate carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(super) struct Positions {
-    written: Lsn,
-    flushed: Lsn,
-    applied: Lsn,
+pub struct Positions {
+    /// Received.
+    pub written: Lsn,
+    /// Stored by the destination and durable there: what is confirmed.
+    pub flushed: Lsn,
+    /// Stored by the destination.
+    pub applied: Lsn,
 }
 
 /// Decides when to send a status update, and keeps its positions from going back.
@@ -71,12 +74,12 @@ impl Feedback {
         wait.saturating_sub(silent_for)
     }
 
-    /// The positions to send now, as written, flushed, applied.
-    pub fn take(&mut self, now: Duration) -> (Lsn, Lsn, Lsn) {
+    /// The positions to send now.
+    pub fn take(&mut self, now: Duration) -> Positions {
         self.asked = false;
         self.sent = self.now;
         self.sent_at = now;
-        (self.now.written, self.now.flushed, self.now.applied)
+        self.now
     }
 }
 
@@ -88,10 +91,14 @@ mod tests {
         Duration::from_millis(millis)
     }
 
+    fn positions(written: Lsn, flushed: Lsn, applied: Lsn) -> Positions {
+        Positions { written, flushed, applied }
+    }
+
     fn quiet() -> Feedback {
         let mut feedback = Feedback::new(at(60_000), Lsn::new(10), Lsn::new(20), at(0));
         assert_eq!(feedback.due_in(at(0)), at(0), "the first at once");
-        assert_eq!(feedback.take(at(0)), (Lsn::new(20), Lsn::new(10), Lsn::new(20)));
+        assert_eq!(feedback.take(at(0)), positions(Lsn::new(20), Lsn::new(10), Lsn::new(20)));
         feedback
     }
 
@@ -118,13 +125,13 @@ mod tests {
             let mut feedback = quiet();
             feedback.progressed(Lsn::new(stored), Lsn::new(flushed));
             assert_eq!(feedback.due_in(at(10)), at(40), "{stored} stored, {flushed} flushed");
-            assert_eq!(feedback.take(at(60)), (Lsn::new(stored), Lsn::new(flushed), Lsn::new(stored)));
+            assert_eq!(feedback.take(at(60)), positions(Lsn::new(stored), Lsn::new(flushed), Lsn::new(stored)));
             assert_eq!(feedback.due_in(at(70)), at(9_990), "it was told");
         }
         let mut feedback = quiet();
         feedback.received(Lsn::new(40));
         assert_eq!(feedback.due_in(at(10)), at(9_990));
-        assert_eq!(feedback.take(at(10)), (Lsn::new(40), Lsn::new(10), Lsn::new(20)), "but told along");
+        assert_eq!(feedback.take(at(10)), positions(Lsn::new(40), Lsn::new(10), Lsn::new(20)), "but told along");
     }
 
     #[test]
@@ -144,6 +151,6 @@ mod tests {
         let mut feedback = quiet();
         feedback.progressed(Lsn::new(5), Lsn::new(1));
         feedback.received(Lsn::new(2));
-        assert_eq!(feedback.take(at(1)), (Lsn::new(20), Lsn::new(10), Lsn::new(20)));
+        assert_eq!(feedback.take(at(1)), positions(Lsn::new(20), Lsn::new(10), Lsn::new(20)));
     }
 }

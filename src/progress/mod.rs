@@ -13,7 +13,7 @@ mod idle;
 mod lag;
 mod ledger;
 
-pub use feedback::Feedback;
+pub use feedback::{Feedback, Positions};
 pub use idle::IdleAdvance;
 pub use lag::{ClockOffset, Lag};
 pub use ledger::{Ledger, StoredPosition, WalReading};

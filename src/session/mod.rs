@@ -57,7 +57,7 @@ pub use describe::{
 pub use error::{MAJOR_MIN, ServerError, SessionError, SqlState, TlsProblem};
 pub use fingerprints::{FingerprintFacts, fingerprint_digests, fingerprint_facts};
 pub use locks::read_lock_table;
-pub use partition_rows::{FirstPages, RowsOf, first_pages, unproven, vacancy};
+pub use partition_rows::{FirstPages, NamedPartition, RowsOf, first_pages, unproven, vacancy};
 pub use password_file::has_password;
 pub use pipelined_request::{
     CopyData, Format, LARGE_VALUE_BYTES, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName,

@@ -116,8 +116,19 @@ pub async fn first_pages(client: &SqlClient, wanted: &[RowsOf]) -> Result<FirstP
     Ok(FirstPages { found, locked: answers.locked })
 }
 
+/// A partition that the stream has named in a transaction.
+#[derive(Clone, Debug)]
+pub struct NamedPartition {
+    /// Its OID.
+    pub id: u32,
+    /// Its name.
+    pub name: QualifiedName,
+    /// Something was between its rows, so that the stream has named it again.
+    pub is_named_again: bool,
+}
+
 /// Those of a table's partitions that this transaction may have created, unless it can be shown that it has emptied none of them behind
-/// rows that the stream has brought. `named` are those that the stream has named in it, with names and whether it has named them again.
+/// rows that the stream has brought. `named` are those that the stream has named in it.
 ///
 /// # Errors
 /// [`SessionError`].
@@ -125,7 +136,7 @@ pub async fn unproven(
     client: &SqlClient,
     table: RelationId,
     transaction: u32,
-    named: &[(u32, QualifiedName, bool)],
+    named: &[NamedPartition],
 ) -> Result<BTreeSet<u32>, SessionError> {
     if named.is_empty() {
         return Ok(BTreeSet::new());
@@ -136,7 +147,7 @@ pub async fn unproven(
                FROM pg_catalog.pg_inherits h
                WHERE h.inhrelid = ANY ($1::pg_catalog.oid[])
                    AND pg_catalog.age(h.xmin) <= pg_catalog.age($2::pg_catalog.text::pg_catalog.xid)";
-    let ids: Vec<u32> = named.iter().map(|(id, ..)| *id).collect();
+    let ids: Vec<u32> = named.iter().map(|partition| partition.id).collect();
     let rows =
         client.query("asking when partitions were created", sql, &[&ids, &transaction.to_string(), &table.0]).await?;
     let mut unproven = BTreeSet::new();
@@ -144,7 +155,9 @@ pub async fn unproven(
     for row in &rows {
         let (id, created_by, is_filtered) = (row.get::<u32>(0)?, row.get::<&str>(1)?, row.get::<bool>(2)?);
         unproven.insert(id);
-        let Some((_, name, false)) = named.iter().find(|(named, ..)| *named == id) else { continue };
+        let Some(NamedPartition { name, is_named_again: false, .. }) = named.iter().find(|named| named.id == id) else {
+            continue;
+        };
         // A row that is held back names nobody.
         if is_filtered {
             continue;

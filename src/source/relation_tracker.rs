@@ -36,7 +36,7 @@ use crate::catalog::schema::Partition;
 use crate::catalog::shape::Shape;
 use crate::pg::{Lsn, Relation, RelationId};
 use crate::schema_change::{followed, numbers};
-use crate::session::{Sql, SqlClient, describe_relation, read_description, unproven, vacancy};
+use crate::session::{NamedPartition, Sql, SqlClient, describe_relation, read_description, unproven, vacancy};
 use crate::transaction::{Change, ChunkBuilder, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
@@ -489,7 +489,10 @@ impl Leaves {
         let unknown = leaves::to_measure(known, &relation.leaves, now);
         let vacant = vacancy(client, &unknown).await?.vacant;
         let created = now.iter().filter(|leaf| !leaf.attached && !vacant.contains(&leaf.id));
-        let created = created.filter_map(|leaf| Some((leaf.id, leaf.name.clone(), *named.again.get(&leaf.id)?)));
+        let created = created.filter_map(|leaf| {
+            let is_named_again = *named.again.get(&leaf.id)?;
+            Some(NamedPartition { id: leaf.id, name: leaf.name.clone(), is_named_again })
+        });
         let created: Vec<_> = created.collect();
         let unproven = unproven(client, relation.id, named.transaction, &created).await?;
         let measured = Measured { vacant, unproven };

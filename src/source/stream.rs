@@ -30,7 +30,7 @@ use super::step_router::{InProgressEnds, StepRouter};
 use super::subtransactions::{SubtransactionOutcome, SubtransactionOutcomes, SubtransactionQuestion};
 use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
-use crate::progress::Feedback;
+use crate::progress::{Feedback, Positions};
 use crate::session::{ReplicationSession, StreamedMessage};
 use crate::spool::Spool;
 use crate::telemetry::failpoint;
@@ -223,7 +223,7 @@ impl StreamReader {
         let reply_requested = self.silence.check(now)? || self.is_first_status;
         self.is_first_status = false;
         if reply_requested || self.feedback.due_in(now).is_zero() {
-            let (written, flushed, applied) = self.feedback.take(now);
+            let Positions { written, flushed, applied } = self.feedback.take(now);
             let sent_at = clock();
             self.session.queue_status(&StandbyStatusUpdate { written, flushed, applied, sent_at, reply_requested });
             failpoint::reached("stream.feedback_sent");
@@ -327,7 +327,7 @@ async fn finish(
     while confirmed.changed().await.is_ok() {}
     let reached = *confirmed.borrow();
     feedback.progressed(reached.stored, reached.flushed);
-    let (written, flushed, applied) = feedback.take(began.elapsed());
+    let Positions { written, flushed, applied } = feedback.take(began.elapsed());
     session.queue_status(&StandbyStatusUpdate { written, flushed, applied, sent_at: clock(), reply_requested: false });
     Ok(session.stop(STOP_MAX).await?)
 }

@@ -23,6 +23,17 @@ pub enum Operation {
     Truncate,
 }
 
+/// How many rows of a table were changed in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowCount {
+    /// The table's name.
+    pub table: String,
+    /// How.
+    pub operation: Operation,
+    /// How many.
+    pub rows: u64,
+}
+
 impl Operation {
     /// All there are.
     pub(super) const ALL: [Operation; 4] =

@@ -23,6 +23,6 @@ pub use crate::telemetry::state::State;
 pub use facts::Telemetry;
 pub use http::{HttpError, serve, try_listen};
 pub use log::{LogFormat, start_logging};
-pub use metrics::Operation;
+pub use metrics::{Operation, RowCount};
 pub use systemd::notify_service_manager;
 pub use view::{Event, Route, SlotHealth, SnapshotPhase, SnapshotProgress, StatusView, TableProgress, Verified};

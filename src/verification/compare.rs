@@ -10,10 +10,11 @@ use std::sync::Arc;
 use super::left_out::{LeftOut, why};
 use super::parts::Parts;
 use super::tables::{Compared, all_parts, connect, key_parts, read_tables};
-use super::workers::{Answer, Reading, Side, Task, Workers, session};
+use super::workers::{Reading, Side, TableAnswer, Task, Workers, session};
 use crate::catalog::lock_budget;
 use crate::comparison::{
-    BUCKETS, Differences, HashedRow, Key, Net, Sum, differences, differing_buckets, listed_buckets, page_ranges, sql,
+    BUCKETS, Differences, HashedRow, Key, ListedBuckets, Net, Sum, differences, differing_buckets, listed_buckets,
+    page_ranges, sql,
 };
 use crate::destination::{STATEMENT_MAX, Writes};
 use crate::error_policy::Fault;
@@ -346,7 +347,7 @@ impl Comparison<'_> {
         let mut sums: BTreeMap<(usize, Side), Sum> = BTreeMap::new();
         let mut doubts: BTreeMap<(usize, Side), Vec<u64>> = BTreeMap::new();
         workers
-            .run(tasks, |table, side, answer| {
+            .run(tasks, |TableAnswer { table, side, rows: answer }| {
                 for row in answer {
                     let sum = Sum::parse(field(&row, 0), field(&row, 1)).ok_or_else(misread)?;
                     sums.entry((table, side)).or_default().add(sum);
@@ -388,7 +389,7 @@ impl Comparison<'_> {
                 differences.more = more;
                 wanted.insert(at, keys);
             }
-            differences.more |= listed.get(&at).is_some_and(|(_, more)| *more);
+            differences.more |= listed.get(&at).is_some_and(|listed| listed.more);
             found.insert(at, differences);
         }
         for (at, listed) in self.keys(workers, &wanted).await? {
@@ -398,12 +399,12 @@ impl Comparison<'_> {
         Ok(found)
     }
 
-    /// The buckets that differ of each of these tables, as many as are read row by row, and whether there are more.
-    async fn buckets(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<usize, (Vec<u64>, bool)>, Fault> {
+    /// The buckets that differ of each of these tables, as many as are read row by row.
+    async fn buckets(&self, workers: &Workers, tables: &[usize]) -> Result<BTreeMap<usize, ListedBuckets>, Fault> {
         let tasks = self.tasks(tables, |_, side, table, part| sql::bucket_sums(part, table.hashing(side), BUCKETS));
         let mut buckets: BTreeMap<(usize, Side), BTreeMap<u64, Sum>> = BTreeMap::new();
         workers
-            .run(tasks, |table, side, answer| {
+            .run(tasks, |TableAnswer { table, side, rows: answer }| {
                 for row in answer {
                     let bucket: u64 = field(&row, 0).parse().map_err(|_| misread())?;
                     let sum = Sum::parse(field(&row, 1), field(&row, 2)).ok_or_else(misread)?;
@@ -425,15 +426,15 @@ impl Comparison<'_> {
         &self,
         workers: &Workers,
         tables: &[usize],
-        listed: &BTreeMap<usize, (Vec<u64>, bool)>,
+        listed: &BTreeMap<usize, ListedBuckets>,
     ) -> Result<BTreeMap<usize, Net>, Fault> {
         let tasks = self.tasks(tables, |at, side, table, part| {
-            let buckets = listed.get(&at).map(|(numbers, _)| sql::WantedBuckets { count: BUCKETS, numbers });
+            let buckets = listed.get(&at).map(|listed| sql::WantedBuckets { count: BUCKETS, numbers: &listed.numbers });
             sql::hashes(part, table.hashing(side), buckets)
         });
         let mut nets: BTreeMap<usize, Net> = tables.iter().map(|at| (*at, Net::default())).collect();
         workers
-            .run(tasks, |table, side, answer| {
+            .run(tasks, |TableAnswer { table, side, rows: answer }| {
                 let net = nets.entry(table).or_default();
                 for row in answer {
                     let key: i64 = field(&row, 0).parse().map_err(|_| misread())?;
@@ -461,7 +462,7 @@ impl Comparison<'_> {
         });
         let mut rows: BTreeMap<(usize, Side), Vec<HashedRow>> = BTreeMap::new();
         workers
-            .run(tasks, |table, side, answer: Answer| {
+            .run(tasks, |TableAnswer { table, side, rows: answer }| {
                 for row in answer {
                     let hash: i64 = field(&row, 0).parse().map_err(|_| misread())?;
                     let key = row.into_iter().skip(1).map(Option::unwrap_or_default).collect();

@@ -46,8 +46,15 @@ pub(crate) struct Task {
     pub(crate) bytes: u64,
 }
 
-/// An answer: columns as text.
-pub(crate) type Answer = Vec<Vec<Option<String>>>;
+/// The answer to a task.
+#[derive(Debug)]
+pub(crate) struct TableAnswer {
+    /// Which of the tables that are compared.
+    pub(crate) table: usize,
+    pub(crate) side: Side,
+    /// Columns as text.
+    pub(crate) rows: Vec<Vec<Option<String>>>,
+}
 
 /// A side's sessions.
 #[derive(Clone, Debug)]
@@ -73,7 +80,7 @@ impl Workers {
     pub(crate) async fn run(
         &self,
         tasks: Vec<Task>,
-        mut heard: impl FnMut(usize, Side, Answer) -> Result<(), Fault>,
+        mut heard: impl FnMut(TableAnswer) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let (answers, mut incoming) = mpsc::channel(2 * self.count);
         let mut running = JoinSet::new();
@@ -92,8 +99,8 @@ impl Workers {
             }
         }
         drop(answers);
-        while let Some((table, side, answer)) = incoming.recv().await {
-            heard(table, side, answer)?;
+        while let Some(answer) = incoming.recv().await {
+            heard(answer)?;
         }
         while let Some(done) = running.join_next().await {
             match done {
@@ -123,16 +130,16 @@ pub(crate) async fn session(sql: &Sql, lock_timeout: Duration) -> Result<SqlClie
     Ok(client)
 }
 
-async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<(usize, Side, Answer)>) -> Result<(), Fault> {
+async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<TableAnswer>) -> Result<(), Fault> {
     let fault = |error| shared.side.fault(error);
     let client =
         session(&shared.reading.sql, shared.reading.lock_timeout).await.map_err(fault)?.with_timeout(STATEMENT_MAX);
     loop {
         let next = shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(task) = next else { return Ok(()) };
-        let answer = read(&client, &shared.reading.snapshot_name, &task.sql).await.map_err(fault)?;
+        let rows = read(&client, &shared.reading.snapshot_name, &task.sql).await.map_err(fault)?;
         shared.progress.read(task.bytes);
-        if answers.send((task.table, task.side, answer)).await.is_err() {
+        if answers.send(TableAnswer { table: task.table, side: task.side, rows }).await.is_err() {
             // The receiver has given up.
             return Ok(());
         }
@@ -141,7 +148,7 @@ async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<(usize, Side, Answe
     }
 }
 
-async fn read(client: &SqlClient, snapshot_name: &str, sql: &str) -> Result<Answer, SessionError> {
+async fn read(client: &SqlClient, snapshot_name: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
     client.import_snapshot(snapshot_name).await?;
     let rows = client.query("comparing a table", sql, &[]).await?;
     client.batch("ending a read", "COMMIT").await?;

@@ -175,7 +175,7 @@ impl World {
             6 => life.answered_second(),
             _ => {
                 if life.feedback.due_in(life.now).is_zero() {
-                    let (_, flushed, _) = life.feedback.take(life.now);
+                    let flushed = life.feedback.take(life.now).flushed;
                     assert!(flushed.as_u64() >= source.confirmed || source.confirmed <= source.saved);
                     source.confirmed = source.confirmed.max(flushed.as_u64());
                 }

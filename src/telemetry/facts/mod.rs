@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::history::{History, Sample};
-use super::metrics::{Metrics, Operation};
+use super::metrics::{Metrics, Operation, RowCount};
 use super::view::{Event, Route, SlotHealth, TableProgress, Verified};
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName, counted, printable, printable_lines};
 use crate::progress::{ClockOffset, Lag};
@@ -310,18 +310,12 @@ impl Telemetry {
     }
 
     /// A batch was committed.
-    pub fn batch_applied(
-        &self,
-        transactions: u64,
-        rows: &[(String, Operation, u64)],
-        missing_deletes: u64,
-        took: Duration,
-    ) {
+    pub fn batch_applied(&self, transactions: u64, rows: &[RowCount], missing_deletes: u64, took: Duration) {
         let mut total = 0;
         let mut inner = self.inner();
         inner.transactions += transactions;
         inner.progressed_at = Instant::now();
-        for (table, operation, count) in rows {
+        for RowCount { table, operation, rows: count } in rows {
             total += count;
             self.metrics.rows_applied.with_label_values(&[table.as_str(), operation.as_str()]).inc_by(*count);
             if !inner.tables.contains_key(table) {
