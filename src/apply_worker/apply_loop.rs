@@ -84,6 +84,8 @@ pub(crate) struct ApplyLoop<'a> {
     began: Instant,
     steps_ended: bool,
     made_progress: bool,
+    /// The last position that was stored, or up to which the stream has nothing to apply.
+    reached_up_to: Lsn,
 }
 
 impl<'a> ApplyLoop<'a> {
@@ -115,12 +117,18 @@ impl<'a> ApplyLoop<'a> {
             began: Instant::now(),
             steps_ended: false,
             made_progress: false,
+            reached_up_to: Lsn::INVALID,
         }
     }
 
     /// The commit_lsn of the last transaction that was handed to the destination, whole or in part.
     pub(crate) fn submitted_up_to(&self) -> Lsn {
         self.core.submitted_up_to()
+    }
+
+    /// The last position that was stored, or up to which the stream has nothing to apply.
+    pub(crate) fn reached_up_to(&self) -> Lsn {
+        self.reached_up_to.max(self.core.ledger().stored())
     }
 
     /// Whether anything was stored.
@@ -250,6 +258,7 @@ impl<'a> ApplyLoop<'a> {
 
     /// The stream has nothing to apply up to here.
     fn reached(&mut self, position: Lsn) {
+        self.reached_up_to = self.reached_up_to.max(position);
         let is_idle = !self.applier.is_busy();
         self.telemetry.reached(position, is_idle);
         if is_idle {

@@ -20,7 +20,7 @@ mod tls;
 use crate::config::OnSlotLost;
 use crate::destination::{DestinationError, FIND_PREPARE, other_tables_report, renamed_report};
 use crate::pg::{ErrorReport, Ident, QualifiedName, shell_word};
-use crate::session::{CopyError, MAJOR_MIN, SessionError, SqlState};
+use crate::session::{CopyError, MAJOR_MIN, STREAMING, SessionError, SqlState};
 use crate::source::{LostCause, SourceError};
 use crate::spool::SpoolError;
 use crate::sql::table_guard::is_refusal;
@@ -450,12 +450,39 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
              drop the replication slot there (pg_drop_replication_slot), and start with headwater run --resnapshot, which copies all."
                 .to_owned(),
         ),
+        // A row filter that fails on a row, say: the next attempt comes to it again.
+        (_, None) if is_undecodable(error) => Some(
+            "The source cannot send what follows. If its log names a cause that can be removed, remove it; headwater then continues by \
+             itself. Otherwise stop headwater, and start it once with headwater run --resnapshot: it copies all tables and streams on \
+             behind that."
+                .to_owned(),
+        ),
         ("53100", _) => Some(format!("Make room on the {end}'s disk; headwater then continues by itself.")),
         (_, hint) => hint.clone(),
     };
     match hint {
         Some(hint) => report.hint(hint),
         None => report,
+    }
+}
+
+/// Whether the source has ended the stream because it cannot go on with it, and not because its own resources fail or it is shut down.
+fn is_undecodable(error: &SessionError) -> bool {
+    match error {
+        SessionError::Server { doing, error } => {
+            *doing == STREAMING && !matches!(error.code.class(), "08" | "25" | "40" | "53" | "57")
+        }
+        SessionError::Unreachable { .. }
+        | SessionError::Unwanted { .. }
+        | SessionError::Tls { .. }
+        | SessionError::Authentication { .. }
+        | SessionError::TooOld { .. }
+        | SessionError::File { .. }
+        | SessionError::Lost { .. }
+        | SessionError::Timeout { .. }
+        | SessionError::Protocol { .. }
+        | SessionError::Replaced { .. }
+        | SessionError::Answer { .. } => false,
     }
 }
 

@@ -65,7 +65,8 @@ pub use pipelined_request::{
 };
 pub use provider::ask_provider;
 pub use replication::{
-    CreatedSlot, ReplicationSession, SlotSnapshot, StreamError, StreamOptions, StreamedMessage, SystemIdentification,
+    CreatedSlot, ReplicationSession, STREAMING, SlotSnapshot, StreamError, StreamOptions, StreamedMessage,
+    SystemIdentification,
 };
 pub use row::Row;
 pub use sequences::{query_sequences, read_sequences};

@@ -25,7 +25,8 @@ use crate::config::{ConnectionSettings, Host};
 use crate::pg::{Ident, Lsn, SlotName, Timeline, TimelineHistory, TimelineSwitch};
 use crate::wire::{ReplicationMessage, StandbyStatusUpdate, WireError};
 
-const STREAMING: &str = "streaming";
+/// What a session of a stream does once the source has begun.
+pub const STREAMING: &str = "streaming";
 
 /// The source as IDENTIFY_SYSTEM describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

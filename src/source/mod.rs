@@ -55,7 +55,7 @@ pub use output_plugin::try_plugin;
 pub use parallel_apply::{Changes, SharedCoordinator};
 pub use preflight::{SourceServer, same_database};
 pub use publication::{
-    GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, ensure_publication, gap_report, try_publication,
+    GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, absent_then, ensure_publication, gap_report, try_publication,
 };
 pub use published::{PublishedTable, published_tables};
 pub use relation_tracker::{RelationTracker, UnseenReport};

@@ -167,6 +167,9 @@ pub enum Gap {
 /// What is remembered of a publication that was dropped while a stream relied on it: there may be one of its name again.
 pub const GAP_OF_ALL: &str = "has not held all tables all the time";
 
+/// The same of one that did not exist where the stream is.
+const GAP_BEHIND: &str = "did not exist when the source wrote what follows in the stream";
+
 /// What to say when changes were not sent for a while.
 pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> ErrorReport {
     let start = "Start headwater once with --resnapshot, which finds what is missing";
@@ -183,6 +186,26 @@ pub fn gap_report(publication: &Ident, gap: &Gap, catalog: &SourceCatalog) -> Er
         Gap::Before(problem) => (format!("publication {publication} {problem}"), format!("{start}.")),
     };
     ErrorReport::new(problem).detail("What was written meanwhile was not sent, so the copy has gaps.").hint(hint)
+}
+
+/// The error that has ended a stream; a gap where the source decodes what was written while the publication did not exist. It looks at
+/// publications as they were then (pgoutput.c, 15 to 17; 18 passes over what was written meanwhile, and the monitor finds the gap).
+pub fn absent_then(publication: &Ident, error: SourceError) -> SourceError {
+    // The text may be in any language, but has the name.
+    let is_absent = |error: &SessionError| {
+        let server = error.server().filter(|server| server.code == SqlState::new(b"42704"));
+        server.is_some_and(|server| server.message.contains(publication.as_str()))
+    };
+    if !matches!(&error, SourceError::Session(error) if is_absent(error)) {
+        return error;
+    }
+    let detail = "The source goes by the publication as it was then, and sends nothing from there on. That there is one of this name now \
+                  changes nothing.";
+    let hint = "Stop headwater, and start it once with headwater run --resnapshot: it copies all tables and streams on behind that.";
+    SourceError::Gap {
+        report: ErrorReport::new(format!("publication {publication} {GAP_BEHIND}")).detail(detail).hint(hint),
+        remembered: GAP_BEHIND.to_owned(),
+    }
 }
 
 async fn create(

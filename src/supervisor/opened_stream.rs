@@ -13,9 +13,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::error::Elapsed;
 
 use super::carried_over::CarriedOver;
+use super::held_up::comes_again;
 use super::lost_health::health_lost;
 use super::service::{Exit, Service, while_leading};
 use super::stream_health::Watched;
@@ -42,7 +44,7 @@ use crate::progress::Ledger;
 use crate::session::{ReplicationSession, Sql, SqlClient, SqlState, StreamOptions};
 use crate::source::{
     Confirmed, RelationTracker, SharedCoordinator, SourceError, StepReceiver, StreamReport, StreamSettings, StreamTask,
-    UnseenReport, step_channel, stream,
+    UnseenReport, absent_then, step_channel, stream,
 };
 use crate::spool::Spool;
 use crate::table_sync;
@@ -109,6 +111,9 @@ struct Reading {
     /// The final_lsn of the transaction that came last.
     begun: Arc<AtomicU64>,
 }
+
+/// What became of task 1, if it has ended in time.
+type ReadEnd = Result<Result<Result<(), SourceError>, JoinError>, Elapsed>;
 
 /// A stream that something has ended, and that is still to be closed.
 pub(super) struct EndedStream<'a> {
@@ -325,7 +330,7 @@ impl EndedStream<'_> {
         bookkeeping: &Bookkeeping,
         lead: Lead,
     ) -> Result<Exit, Fault> {
-        let submitted_up_to = self.applying.submitted_up_to();
+        let (submitted_up_to, reached_up_to) = (self.applying.submitted_up_to(), self.applying.reached_up_to());
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
         self.applying.close().await;
         service.monitor.unwatch();
@@ -335,12 +340,13 @@ impl EndedStream<'_> {
         let (read, ()) = tokio::join!(tokio::time::timeout(STREAM_END_MAX, self.reading.task), lead.close());
         service.telemetry.stream_ends();
         let read_error = read.as_ref().ok().and_then(|read| read.as_ref().ok()?.as_ref().err());
-        let failed = [self.applied.as_ref().err().map(is_unseen), read_error.map(is_unseen_there)];
+        let failed = [self.applied.as_ref().err().map(fails_to_read), read_error.map(comes_again)];
         let held_up = &mut carried.failed_stream.held_up;
-        // The stream waits at the transaction that came last, and reads no other.
         match failed.into_iter().flatten().max() {
+            // The stream stands at the transaction that came last, or the source at one behind it.
             Some(true) => {
-                held_up.unseen(submitted_up_to.max(Lsn::new(self.reading.begun.load(Ordering::Relaxed))));
+                let begun = Lsn::new(self.reading.begun.load(Ordering::Relaxed));
+                held_up.failed(submitted_up_to.max(begun).max(reached_up_to));
             }
             Some(false) => held_up.failed(submitted_up_to),
             None => {}
@@ -348,25 +354,31 @@ impl EndedStream<'_> {
         if service.is_stopping() {
             self.sequences.finish().await;
         }
-        if let Err(Fault::Source(SourceError::Gap { remembered, .. })) = &self.applied {
-            bookkeeping.set_gap(remembered).await?;
-        }
         if self.labels.explain(&self.applied, bookkeeping).await? {
             return Err(DestinationError::LabelMissing.into());
         }
-        if self.applied? == Exit::Restart {
-            return Ok(Exit::Restart);
+        let ended = match self.applied {
+            Ok(Exit::Stopped) => ended_with(read, service, carried),
+            applied => applied,
+        };
+        if let Err(Fault::Source(SourceError::Gap { remembered, .. })) = &ended {
+            bookkeeping.set_gap(remembered).await?;
         }
-        match read {
-            Ok(Ok(Err(error))) if !service.is_stopping() => {
-                carried.failed_stream.spool_failed = matches!(error, SourceError::Spool(_));
-                Err(error.into())
-            }
-            Ok(Ok(Err(_) | Ok(()))) | Err(_) if service.is_stopping() => Ok(Exit::Stopped),
-            // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
-            Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
-            Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        ended
+    }
+}
+
+/// What became of a stream that nothing but task 1 may have ended.
+fn ended_with(read: ReadEnd, service: &Service, carried: &mut CarriedOver) -> Result<Exit, Fault> {
+    match read {
+        Ok(Ok(Err(error))) if !service.is_stopping() => {
+            carried.failed_stream.spool_failed = matches!(error, SourceError::Spool(_));
+            Err(absent_then(&carried.host.config.source.publication, error).into())
         }
+        Ok(Ok(Err(_) | Ok(()))) | Err(_) if service.is_stopping() => Ok(Exit::Stopped),
+        // The steps ended, but the stream says that nothing is wrong with it: it was asked to stop.
+        Ok(Ok(_)) | Err(_) => Err(SourceError::Ended.into()),
+        Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 
@@ -456,13 +468,9 @@ async fn forget_conflict(bookkeeping: &Bookkeeping, mut passed: watch::Receiver<
     std::future::pending().await
 }
 
-/// Whether a stream ended because a transaction that it has brought is not visible at the source, or its tables cannot be looked at.
-fn is_unseen(fault: &Fault) -> bool {
-    matches!(fault, Fault::Source(error) if is_unseen_there(error))
-}
-
-fn is_unseen_there(error: &SourceError) -> bool {
-    matches!(error, SourceError::Unseen { .. } | SourceError::NotLooked { .. })
+/// Whether a stream ended because it cannot be read on, though the monitor found that.
+fn fails_to_read(fault: &Fault) -> bool {
+    matches!(fault, Fault::Source(error) if comes_again(error))
 }
 
 /// The tables that are followed.

@@ -114,6 +114,7 @@ mod tables;
 mod truncate;
 mod types;
 mod unconfigured;
+mod undecodable;
 mod unpublished;
 mod upgraded;
 mod waits;
