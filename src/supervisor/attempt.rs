@@ -143,9 +143,11 @@ impl Attempt<'_> {
         let Ready { prepared, position } = ready;
         let opening = OpenedStream::open(self.service, self.carried, &bookkeeping, &mut lead, prepared, position);
         let opened = opening.await?;
-        let run = opened.run(self.service, self.carried, &bookkeeping, &mut lead).await;
+        // A stream lasts for weeks, and what is asked meanwhile, or at its end, has sessions of its own.
+        drop(bookkeeping);
+        let run = opened.run(self.service, self.carried, &mut lead).await;
         self.made_progress |= run.made_progress;
-        run.close(self.service, self.carried, &bookkeeping, lead).await
+        run.close(self.service, self.carried, lead).await
     }
 
     async fn look_up_roles(&mut self, bookkeeping: &Bookkeeping, lead: &mut Lead) -> Result<(), Fault> {

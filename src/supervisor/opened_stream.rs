@@ -59,6 +59,9 @@ const INVALID_TEXT: &[u8; 5] = b"22P02";
 /// How long the stream may take to end once nobody listens.
 const STREAM_END_MAX: Duration = Duration::from_secs(4);
 
+/// How long after a failure a conflict that is over is removed again: its values should not stay, but nobody waits for that.
+const FORGET_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
 /// A stream that has not come to what an earlier attempt failed at after this time has a long way to go to it, or another timeline,
 /// which may not have it.
 const CONFLICT_MET_MAX: Duration = Duration::from_secs(60);
@@ -199,7 +202,6 @@ impl OpenedStream {
         self,
         service: &'a Service,
         carried: &mut CarriedOver,
-        bookkeeping: &Bookkeeping,
         lead: &mut Lead,
     ) -> EndedStream<'a> {
         let halted_at = carried.failed_stream.halted_at();
@@ -232,7 +234,7 @@ impl OpenedStream {
             // It holds until the loop runs no more.
             _held = table_sync::handover::serve(ends, &control, &self.generation, copies_may_begin) => Ok(Exit::Restart),
             () = fences.run() => Ok(Exit::Stopped),
-            () = forget_conflict(bookkeeping, passed, halted_at) => Ok(Exit::Stopped),
+            () = forget_conflict(&host.addresses.destination, passed, halted_at) => Ok(Exit::Stopped),
         };
         let made_progress = applying.made_progress();
         EndedStream { applied, made_progress, applying, reading, sequences, labels: self.labels }
@@ -323,13 +325,7 @@ impl ToApply {
 
 impl EndedStream<'_> {
     /// Ends both tasks in good order, and says what ended the stream.
-    pub(super) async fn close(
-        self,
-        service: &Service,
-        carried: &mut CarriedOver,
-        bookkeeping: &Bookkeeping,
-        lead: Lead,
-    ) -> Result<Exit, Fault> {
+    pub(super) async fn close(self, service: &Service, carried: &mut CarriedOver, lead: Lead) -> Result<Exit, Fault> {
         let (submitted_up_to, reached_up_to) = (self.applying.submitted_up_to(), self.applying.reached_up_to());
         // Closes the way back: task 1 then confirms what was stored, and ends the stream in good order.
         self.applying.close().await;
@@ -354,7 +350,8 @@ impl EndedStream<'_> {
         if service.is_stopping() {
             self.sequences.finish().await;
         }
-        if self.labels.explain(&self.applied, bookkeeping).await? {
+        let destination = carried.host.addresses.destination.clone();
+        if self.labels.explain(&self.applied, &destination).await? {
             return Err(DestinationError::LabelMissing.into());
         }
         let ended = match self.applied {
@@ -362,7 +359,7 @@ impl EndedStream<'_> {
             applied => applied,
         };
         if let Err(Fault::Source(SourceError::Gap { remembered, .. })) = &ended {
-            bookkeeping.set_gap(remembered).await?;
+            Bookkeeping::connect(&destination).await?.set_gap(remembered).await?;
         }
         ended
     }
@@ -384,12 +381,13 @@ fn ended_with(read: ReadEnd, service: &Service, carried: &mut CarriedOver) -> Re
 
 impl LabelQuestion {
     /// Whether the stream ended with a value that is a label at the source by now.
-    async fn explain(&self, applied: &Result<Exit, Fault>, bookkeeping: &Bookkeeping) -> Result<bool, Fault> {
+    async fn explain(&self, applied: &Result<Exit, Fault>, destination: &Sql) -> Result<bool, Fault> {
         let Err(Fault::Destination(DestinationError::Conflict(conflict))) = applied else { return Ok(false) };
         if conflict.code != SqlState::new(INVALID_TEXT) {
             return Ok(false);
         }
-        labels_are_missing(&self.source, bookkeeping.client(), &self.source_types, &self.destination_types).await
+        let destination = destination.connect().await.map_err(DestinationError::Session)?;
+        labels_are_missing(&self.source, &destination, &self.source_types, &self.destination_types).await
     }
 }
 
@@ -456,14 +454,17 @@ async fn passed_by(mut stored: watch::Receiver<Confirmed>, halted_at: Option<Lsn
     }
 }
 
-/// Removes the conflict that an earlier attempt met, with its values, once the stored position has passed it; then pending.
-async fn forget_conflict(bookkeeping: &Bookkeeping, mut passed: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
+/// Removes the conflict that an earlier attempt met, with its values, once the stored position has passed it; then pending. Somebody may
+/// lock the table for longer than a statement may take, so each try has a session of its own, which nobody else waits for.
+async fn forget_conflict(destination: &Sql, mut passed: watch::Receiver<Confirmed>, halted_at: Option<Lsn>) {
     let halted_at = halted_at.unwrap_or(Lsn::INVALID);
-    if passed.wait_for(|confirmed| confirmed.stored > halted_at).await.is_ok()
-        && let Err(error) = forget_passed_conflict(bookkeeping.client()).await
-    {
-        // The next start does it.
+    if passed.wait_for(|confirmed| confirmed.stored > halted_at).await.is_err() {
+        return std::future::pending().await;
+    }
+    let forgetting = async || forget_passed_conflict(Bookkeeping::connect(destination).await?.client()).await;
+    while let Err(error) = forgetting().await {
         tracing::debug!("a passed conflict could not be cleared: {error}");
+        tokio::time::sleep(FORGET_AGAIN_AFTER).await;
     }
     std::future::pending().await
 }

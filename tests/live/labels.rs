@@ -2,7 +2,8 @@
 
 use crate::support::findings::{find, findings, fix, mended};
 use crate::support::suspension::all_live;
-use crate::support::{Database, Setup};
+use crate::support::waits::holding;
+use crate::support::{Database, Setup, destination};
 
 const LABELS: &str =
     "SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = 'mood'::regtype";
@@ -73,5 +74,30 @@ async fn the_copy_of_a_suspended_table_adds_labels_that_came_meanwhile() {
     database.assert_catches_up().await;
     assert_eq!(database.destination_value(LABELS).await.as_deref(), Some("sad,glad,ok"));
     assert!(!service.log().contains("22P02"), "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_is_followed_though_somebody_locks_the_table_of_conflicts() {
+    let schema =
+        "CREATE TYPE mood AS ENUM ('a'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'a')";
+    let database = Database::new("labellocked", &["t"], schema).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.caught_up().await;
+    service.stop().await;
+    // The stream begins by removing a conflict that is over, which waits.
+    let lock = "LOCK TABLE headwater.open_conflict IN SHARE MODE";
+    let (holder, _) = holding(destination().await, &database, lock).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_source("UPDATE t SET m = 'a'").await;
+    database.caught_up().await;
+    database.at_source("ALTER TYPE mood ADD VALUE 'b'").await;
+    database.at_source("INSERT INTO t VALUES (2, 'b')").await;
+    database.assert_catches_up().await;
+    assert_eq!(service.restarts("label_missing").await, Some(1.0), "{}", service.log());
+    assert_eq!(service.restarts("destination_lost").await, None, "{}", service.log());
+    drop(holder);
     service.stop().await;
 }
