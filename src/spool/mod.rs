@@ -14,7 +14,7 @@
 //! thread is busy the orders fill up, then nothing more is read from the source. Nothing here outlives the stream that it
 //! serves: the source sends everything again that had not committed, so files of a process that died are only swept.
 //!
-//! A disk that answers nothing for long is reported, and given up (`slow`).
+//! A disk that answers late is reported, and one that does nothing for long is given up (`slow`).
 //!
 //! Bounds: [`SpoolSettings`]: so much memory, then so much disk, then [`SpoolError::Full`]; orders and chunks on their way
 //! by `ORDERS_MAX` and `CHUNKS_MAX`.
@@ -37,7 +37,7 @@ use crate::pg::SlotName;
 use crate::telemetry::{Telemetry, failpoint};
 use crate::transaction::Records;
 use directory::Directory;
-use slow::SlowSpool;
+use slow::{DiskProgress, SlowSpool};
 use store::Store;
 
 pub use crate::spool::error::SpoolError;
@@ -76,7 +76,10 @@ pub struct Spool {
 
 /// Looks at streams that have not committed yet; it does not keep the spool open.
 #[derive(Clone, Debug)]
-pub struct Peeker(mpsc::WeakSender<Order>);
+pub struct Peeker {
+    orders: mpsc::WeakSender<Order>,
+    slow: SlowSpool,
+}
 
 /// An order that found no room yet.
 #[derive(Debug)]
@@ -101,14 +104,15 @@ impl Spool {
     ) -> Result<Spool, SpoolError> {
         let (settings, slot) = (settings.clone(), slot.clone());
         let path = settings.dir.clone();
-        let slow = SlowSpool::new(Arc::clone(&telemetry), path.clone());
+        let progress = DiskProgress::default();
+        let slow = SlowSpool::new(Arc::clone(&telemetry), path.clone(), progress.clone());
         let (opened, opening) = oneshot::channel();
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let (failure, failed) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || {
             let store = match Directory::create(&settings.dir, &slot) {
-                Ok(directory) => Store::new(directory, &settings),
+                Ok(directory) => Store::new(directory, &settings, progress),
                 Err(error) => return drop(opened.send(Err(error))),
             };
             if opened.send(Ok(())).is_ok() {
@@ -159,13 +163,13 @@ impl Spool {
     pub fn read(&mut self, xid: u32) -> Result<(Chunks, Option<Waiting>), SpoolError> {
         let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
         let waiting = self.order(Order::Read { xid, chunks })?;
-        let slow = self.slow.another();
+        let slow = self.slow.another("spool, transaction");
         Ok((Chunks { chunks: receiver, slow }, waiting))
     }
 
     /// A second way in, for somebody who only looks.
     pub fn peeker(&self) -> Peeker {
-        Peeker(self.orders.downgrade())
+        Peeker { orders: self.orders.downgrade(), slow: self.slow.another("spool, parallel apply") }
     }
 
     fn order(&mut self, order: Order) -> Result<Option<Waiting>, SpoolError> {
@@ -209,10 +213,13 @@ impl Peeker {
     /// [`SpoolError`] when the place cannot be read or is damaged; [`SpoolError::Gone`] when the spool is closed or has failed.
     pub async fn peek(&self, xid: u32, from: u64, until: u64) -> Result<Bytes, SpoolError> {
         let (found, finding) = oneshot::channel();
-        let orders = self.0.upgrade().ok_or(SpoolError::Gone)?;
-        orders.send(Order::Peek { xid, from, until, found }).await.map_err(|_| SpoolError::Gone)?;
-        drop(orders);
-        finding.await.map_err(|_| SpoolError::Gone)?
+        let orders = self.orders.upgrade().ok_or(SpoolError::Gone)?;
+        let asking = async {
+            orders.send(Order::Peek { xid, from, until, found }).await.map_err(|_| SpoolError::Gone)?;
+            drop(orders);
+            finding.await.map_err(|_| SpoolError::Gone)?
+        };
+        self.slow.clone().wait(asking).await?
     }
 }
 
@@ -251,6 +258,7 @@ fn serve(
             }
         };
         telemetry.spooled(store.bytes());
+        store.moved();
         if let Err(error) = done {
             let _ = failure.send(error);
             // Only now may the handle find the orders closed.

@@ -24,6 +24,8 @@ use super::directory::{Directory, failed};
 use crate::config::SpoolSettings;
 use crate::pg::{length_u32, length_u64, place};
 use crate::spool::error::SpoolError;
+use crate::spool::slow::DiskProgress;
+use crate::telemetry::failpoint;
 use crate::transaction::Records;
 
 /// So much is written or read by one system call. The kernel takes a container's share of a core away only between two of them: one
@@ -78,10 +80,11 @@ pub(super) struct Store {
     streams: HashMap<u32, Stream>,
     memory_bytes: u64,
     disk_bytes: u64,
+    progress: DiskProgress,
 }
 
 impl Store {
-    pub(super) fn new(directory: Directory, settings: &SpoolSettings) -> Store {
+    pub(super) fn new(directory: Directory, settings: &SpoolSettings, progress: DiskProgress) -> Store {
         Store {
             directory,
             memory_bytes_max: settings.memory_bytes_max,
@@ -89,7 +92,13 @@ impl Store {
             streams: HashMap::new(),
             memory_bytes: 0,
             disk_bytes: 0,
+            progress,
         }
+    }
+
+    /// An order was carried out.
+    pub(super) fn moved(&self) {
+        self.progress.moved();
     }
 
     /// What is kept, in memory and on disk.
@@ -149,7 +158,9 @@ impl Store {
         let mut file = self.directory.append(xid)?;
         let mut written = file.write_all(&header);
         for piece in chunk.parts().into_iter().flat_map(|part| part.chunks(IO_BYTES)) {
+            failpoint::reached("spool.piece");
             written = written.and_then(|()| file.write_all(piece));
+            self.progress.moved();
         }
         written.map_err(failed("write", &path))?;
         stream.blocks.push_back(Block { begins: stream.memory_begins, place: stream.file_bytes, length: block_length });
@@ -189,7 +200,7 @@ impl Store {
         let mut file = self.directory.edit(xid)?;
         stream.memory_begins = block.begins;
         if block.begins < at {
-            let chunk = read_block(&mut file, block, &path)?;
+            let chunk = read_block(&mut file, block, &path, &self.progress)?;
             keep_head(stream, &chunk, at);
             self.memory_bytes += stream.memory_bytes;
         }
@@ -226,7 +237,7 @@ impl Store {
         {
             let path = self.directory.path(xid);
             let mut file = self.directory.read(xid)?;
-            return Ok(part(&read_block(&mut file, *block, &path)?, block.begins));
+            return Ok(part(&read_block(&mut file, *block, &path, &self.progress)?, block.begins));
         }
         let mut begins = stream.memory_begins;
         for chunk in &stream.memory {
@@ -248,7 +259,7 @@ impl Store {
         if let Some(block) = stream.blocks.pop_front() {
             let path = self.directory.path(xid);
             let mut file = self.directory.read(xid)?;
-            return read_block(&mut file, block, &path).map(Some);
+            return read_block(&mut file, block, &path, &self.progress).map(Some);
         }
         if stream.memory.is_empty() {
             stream.seal();
@@ -274,7 +285,12 @@ fn keep_head(stream: &mut Stream, chunk: &Bytes, at: u64) {
 }
 
 /// Reads a block and checks that it is what was written.
-fn read_block(file: &mut File, block: Block, path: &std::path::Path) -> Result<Bytes, SpoolError> {
+fn read_block(
+    file: &mut File,
+    block: Block,
+    path: &std::path::Path,
+    progress: &DiskProgress,
+) -> Result<Bytes, SpoolError> {
     let reading = failed("read", path);
     file.seek(SeekFrom::Start(block.place)).map_err(&reading)?;
     let mut header = [0; 8];
@@ -283,6 +299,7 @@ fn read_block(file: &mut File, block: Block, path: &std::path::Path) -> Result<B
     let mut chunk = vec![0; place(block.length)];
     for piece in chunk.chunks_mut(IO_BYTES) {
         file.read_exact(piece).map_err(&reading)?;
+        progress.moved();
     }
     if length != block.length.to_be_bytes() || checksum != crc32fast::hash(&chunk).to_be_bytes() {
         return Err(SpoolError::Damaged { path: path.to_owned(), place: block.place });
@@ -301,7 +318,7 @@ mod tests {
 
     fn store(scratch: &Scratch, memory_bytes_max: u64, bytes_max: u64) -> Store {
         let settings = SpoolSettings { dir: scratch.0.clone(), memory_bytes_max, bytes_max };
-        Store::new(Directory::create(&scratch.0, &"test".parse().unwrap()).unwrap(), &settings)
+        Store::new(Directory::create(&scratch.0, &"test".parse().unwrap()).unwrap(), &settings, DiskProgress::default())
     }
 
     fn take(store: &mut Store, xid: u32) -> Vec<u8> {

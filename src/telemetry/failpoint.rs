@@ -72,11 +72,12 @@ mod armed {
         assert!(!is_due || PANICKED.swap(true, Ordering::Relaxed), "a test has asked for it");
     }
 
-    /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds`: keep the thread for so long, the first time that the point is reached.
+    /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds` or `point=milliseconds*n`: keep the thread for so long, the first time, or the first n
+    /// times, that the point is reached.
     struct Block {
         point: String,
         duration: Duration,
-        over: AtomicBool,
+        left: AtomicU32,
     }
 
     static BLOCK: OnceLock<Option<Block>> = OnceLock::new();
@@ -84,12 +85,13 @@ mod armed {
     fn block(point: &str) {
         let block = BLOCK.get_or_init(|| {
             let text = std::env::var("HEADWATER_FAILPOINT_BLOCK").ok()?;
-            let (point, milliseconds) = text.split_once('=')?;
+            let (point, how) = text.split_once('=')?;
+            let (milliseconds, times) = how.split_once('*').unwrap_or((how, "1"));
             let duration = Duration::from_millis(milliseconds.parse().ok()?);
-            Some(Block { point: point.to_owned(), duration, over: AtomicBool::new(false) })
+            Some(Block { point: point.to_owned(), duration, left: AtomicU32::new(times.parse().ok()?) })
         });
         if let Some(block) = block.as_ref().filter(|block| block.point == point)
-            && !block.over.swap(true, Ordering::Relaxed)
+            && block.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
         {
             tracing::debug!("{point}: its thread is kept for {} ms", block.duration.as_millis());
             std::thread::sleep(block.duration);

@@ -417,6 +417,25 @@ async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_the_spool_that_is_slow_but_moves_is_waited_for() {
+    let (source, destination) = (streaming_source().await, new_destination(&[]).await);
+    let schema = "CREATE TABLE large (id int PRIMARY KEY, v bytea); ALTER TABLE large ALTER v SET STORAGE EXTERNAL";
+    let database = Database::on(&source, &destination, "slowdisk", &["large"], schema).await;
+    let spool = SpoolDir::new();
+    let mut setup = Setup::of(&database).section(&spool.section("100kB", "1GB"));
+    // One row takes 72 s, and each piece of it 6.
+    setup.environment.push(("HEADWATER_FAILPOINT_BLOCK".to_owned(), "spool.piece=6000*12".to_owned()));
+    let service = setup.start();
+    service.streams().await;
+    database.at_source("INSERT INTO large SELECT 1, decode(repeat('ab', 14000000), 'hex')").await;
+    service.says("the stream waits for the disk of ").await;
+    database.assert_catches_up().await;
+    assert!(!service.log().contains("has not answered"), "{}", service.log());
+    assert!(streamed(&database).await.0 > 0, "the source has streamed it");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_spool_directory_that_cannot_be_written_is_named_and_nothing_is_streamed() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "unwritable", STREAMED, STREAMED_SCHEMA).await;
