@@ -189,7 +189,7 @@ impl Reading<'_> {
         self.take(name).or_else(|| self.variable(from))
     }
 
-    /// A parameter that takes one of a few values; the first of them where it is not given.
+    /// A parameter that takes one of a few values; `default` where it is not given, or is none of them.
     fn one_of<T: Copy>(&mut self, name: &str, from: &str, values: &[(&str, T)], default: T) -> T {
         let Some(text) = self.choice(name, from) else { return default };
         if let Some((_, value)) = values.iter().find(|(known, _)| *known == text) {
