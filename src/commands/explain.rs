@@ -337,6 +337,9 @@ async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, 
         "ReorderBufferWrite" | "ReorderBufferRead" | "LogicalChangesWrite" | "LogicalChangesRead" => {
             "it spills a large transaction to the source's disk (logical_decoding_work_mem)"
         }
+        "WaitForStandbyConfirmation" => {
+            "it waits until the standbys of synchronized_standby_slots have what it is to send"
+        }
         "WalRead" | "WALRead" => "it reads old WAL from the source's disk",
         "" => "it is decoding",
         other => other,

@@ -466,7 +466,7 @@ fn session_report(end: &str, error: &SessionError) -> ErrorReport {
     }
 }
 
-/// Whether the source has ended the stream because it cannot go on with it, and not because its own resources fail or it is shut down.
+/// Whether the source has ended the stream because it cannot send what follows, and not because its own resources fail or it is shut down.
 fn is_undecodable(error: &SessionError) -> bool {
     match error {
         SessionError::Server { doing, error } => {

@@ -11,20 +11,21 @@
 //! The same holds for the creation of a slot, whose session waits for the end of transactions. For the slot of a copy
 //! `snapshot` has messages of its own, which name every transaction that it waits for; this wait is shown here and not logged again.
 //!
-//! Neither end can be asked while nobody answers there: [`tell_connections`] tells which host is waited for.
+//! Neither end can be asked while nobody answers there, and a server does not say of a process that it stands still:
+//! [`tell_connections`] tells which host is waited for, and what has no answer.
 //!
 //! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits reported at a time, [`TOLD_MAX`] remembered.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::destination::DestinationError;
 use crate::error_policy::Fault;
 use crate::pg::{Ident, printable, shown_literal, without_values};
 use crate::preflight::watch_failures::WatchFailure;
-use crate::session::{Row, SessionError, Sql, SqlClient, slow_connections};
+use crate::session::{Row, SessionError, Sql, SqlClient, explain_answers, slow_answers, slow_connections};
 use crate::source::{SourceError, lock_holder};
 use crate::telemetry::Telemetry;
 
@@ -37,6 +38,11 @@ const TOLD_MAX: usize = 1000;
 /// So much of the holder's statement is shown.
 const STATEMENT_SHOWN: usize = 300;
 const QUERY_MAX: Duration = Duration::from_secs(10);
+/// An answer that comes sooner is not reported. Longer than [`TOLD_AFTER`] and a look: where the server says what its process waits for,
+/// that is reported instead.
+const ANSWERS_TOLD_AFTER: Duration = Duration::from_secs(8);
+/// The same question to the same server that stays without an answer again and again is a line in the log so often.
+const ANSWERS_TOLD_EVERY: Duration = Duration::from_secs(600);
 /// Nothing but this process is asked.
 const CONNECTIONS_EVERY: Duration = Duration::from_secs(1);
 
@@ -72,6 +78,8 @@ pub(crate) struct Wait {
     ending: Option<String>,
     /// The slot of a copy: the copy itself reports this wait.
     told_elsewhere: bool,
+    /// The server does not say since when, so that it may be one of many short ones.
+    may_be_a_moment: bool,
 }
 
 impl Wait {
@@ -93,18 +101,34 @@ impl Wait {
 
 /// The waits at one end, and which of them were told.
 #[derive(Debug, Default)]
-pub(crate) struct ToldWaits(BTreeSet<String>);
+pub(crate) struct ToldWaits {
+    told: BTreeSet<String>,
+    /// Since when each wait is seen whose server does not say how long it has lasted.
+    seen: BTreeMap<String, Instant>,
+}
 
 impl ToldWaits {
     /// The waits that were not told yet.
     pub(crate) fn new_ones(&mut self, waits: &[Wait]) -> Vec<Wait> {
-        let new: Vec<Wait> = waits.iter().filter(|wait| !self.0.contains(&wait.key)).cloned().collect();
-        if self.0.len() > TOLD_MAX {
-            self.0.clear();
+        let new: Vec<Wait> = waits.iter().filter(|wait| !self.told.contains(&wait.key)).cloned().collect();
+        if self.told.len() > TOLD_MAX {
+            self.told.clear();
         }
         // A wait that ends and comes again is reported again only when another session, or another transaction, is in the way.
-        self.0.extend(waits.iter().map(|wait| wait.key.clone()));
+        self.told.extend(waits.iter().map(|wait| wait.key.clone()));
         new
+    }
+
+    /// Leaves out those that have not lasted yet, of the ones whose server does not say for how long.
+    fn leave_out_moments(&mut self, waits: &mut Vec<Wait>) {
+        let moments: BTreeSet<String> =
+            waits.iter().filter(|wait| wait.may_be_a_moment).map(|wait| wait.key.clone()).collect();
+        self.seen.retain(|key, _| moments.contains(key));
+        for key in moments {
+            self.seen.entry(key).or_insert_with(Instant::now);
+        }
+        let lasts = |wait: &Wait| self.seen.get(&wait.key).is_none_or(|since| since.elapsed() >= TOLD_AFTER);
+        waits.retain(lasts);
     }
 
     /// Looks at one end, logs what is new, and shows all.
@@ -115,7 +139,9 @@ impl ToldWaits {
         application_name: &str,
         telemetry: &Telemetry,
     ) -> Result<(), SessionError> {
-        let waits = waits(client, end, application_name).await?;
+        let mut waits = waits(client, end, application_name).await?;
+        explain_answers(end.as_str(), waits.iter().map(Wait::process_id).collect());
+        self.leave_out_moments(&mut waits);
         for wait in self.new_ones(&waits).iter().filter(|wait| !wait.told_elsewhere) {
             telemetry.warning("wait", wait.text());
         }
@@ -137,10 +163,20 @@ pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
     }
 }
 
-/// Says which attempts to connect take long, until it is dropped.
+/// Says which attempts to connect and which answers take long, until it is dropped.
 pub(crate) async fn tell_connections(telemetry: Arc<Telemetry>) {
     let mut told = BTreeSet::new();
+    let mut told_answers: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
+        let answers = slow_answers(ANSWERS_TOLD_AFTER);
+        told_answers.retain(|_, at| at.elapsed() < ANSWERS_TOLD_EVERY);
+        for answer in &answers {
+            // It is renewed for as long as that lasts.
+            if told_answers.len() < TOLD_MAX && told_answers.insert(answer.key.clone(), Instant::now()).is_none() {
+                telemetry.warning("wait", answer.text.clone());
+            }
+        }
+        telemetry.waits("answers", answers.into_iter().map(|answer| answer.text).collect());
         let slow = slow_connections(TOLD_AFTER);
         for connection in &slow {
             // Each attempt of each session meets the same host; what comes of it is the attempt's to report.
@@ -236,11 +272,13 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
             holder: printable(&holder).into_owned(),
             ending: Some(printable(&ending).into_owned()),
             told_elsewhere: row.get(11)?,
+            may_be_a_moment: false,
             end,
             process_id: process_id(&row, 12)?,
         });
     }
     waits.extend(standby_waits(client, end, &beginning, seconds).await?);
+    waits.extend(confirmation_waits(client, end, &beginning).await?);
     Ok(waits)
 }
 
@@ -274,6 +312,37 @@ async fn standby_waits(client: &SqlClient, end: End, beginning: &str, seconds: f
             .into_owned(),
             ending: None,
             told_elsewhere: false,
+            may_be_a_moment: false,
+        })
+    };
+    rows.iter().map(wait).collect()
+}
+
+/// The walsenders of ours that send nothing before standbys have it: those of failover slots, from 17 on (synchronized_standby_slots).
+async fn confirmation_waits(client: &SqlClient, end: End, beginning: &str) -> Result<Vec<Wait>, SessionError> {
+    let sql = "SELECT w.application_name::text, COALESCE(pg_catalog.current_setting('synchronized_standby_slots', true), ''), w.pid::bigint
+               FROM pg_catalog.pg_stat_activity w
+               WHERE w.wait_event = 'WaitForStandbyConfirmation' AND w.datname = pg_catalog.current_database()
+                 AND w.usename = session_user AND pg_catalog.starts_with(w.application_name, $1)
+               LIMIT $2";
+    let rows = client
+        .query_as_login_role("looking at walsenders that wait for a standby", sql, &[&beginning, &WAITS_MAX])
+        .await?;
+    let wait = |row: &Row| {
+        let (name, slots): (&str, &str) = (row.get(0)?, row.get(1)?);
+        Ok(Wait {
+            end,
+            process_id: process_id(row, 2)?,
+            key: format!("{name} confirmation {slots}"),
+            what: format!("{}: {} waits until standbys have what it is to send", end.as_str(), printable(name)),
+            holder: printable(&format!(
+                "as synchronized_standby_slots says. To end it: bring the standbys of these slots back ({}), or set that otherwise",
+                shown_literal(slots)
+            ))
+            .into_owned(),
+            ending: None,
+            told_elsewhere: false,
+            may_be_a_moment: true,
         })
     };
     rows.iter().map(wait).collect()
@@ -286,7 +355,8 @@ fn process_id(row: &Row, column: usize) -> Result<u32, SessionError> {
 /// Those of these processes that work again, or are idle: what they have waited for is over.
 pub(crate) async fn working(client: &SqlClient, processes: &[u32]) -> Result<BTreeSet<u32>, SessionError> {
     let sql = "SELECT pid::bigint FROM pg_catalog.pg_stat_activity
-               WHERE pid = ANY ($1::bigint[]) AND wait_event_type IS DISTINCT FROM 'Lock' AND wait_event IS DISTINCT FROM 'SyncRep'";
+               WHERE pid = ANY ($1::bigint[]) AND wait_event_type IS DISTINCT FROM 'Lock'
+                 AND COALESCE(wait_event, '') NOT IN ('SyncRep', 'WaitForStandbyConfirmation')";
     let processes: Vec<i64> = processes.iter().map(|id| i64::from(*id)).collect();
     let rows = client.query_as_login_role("looking at sessions that have waited", sql, &[&processes]).await?;
     rows.iter().map(|row| process_id(row, 0)).collect()
@@ -357,6 +427,7 @@ mod tests {
             holder: holder.into(),
             ending: None,
             told_elsewhere: false,
+            may_be_a_moment: false,
         };
         let (first, second) = (wait("writing", "process 7 since 1"), wait("writing", "process 7 since 2"));
         let mut told = ToldWaits::default();

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::error::{ServerError, SessionError};
 use super::pipelined_request::PipelinedRequest;
+use super::slow_answers::{Awaiting, Bound, Server};
 use crate::config::Host;
 use crate::pg::place;
 use crate::session::stream::{BoxedStream, Stream};
@@ -112,11 +113,12 @@ pub struct Connection {
     unflushed: bool,
     frame_bytes_max: usize,
     parameters: BTreeMap<String, String>,
-    process_id: u32,
+    server: Server,
 }
 
 impl Connection {
     pub(super) fn new(stream: BoxedStream, host: Host) -> Connection {
+        let server = Server { host: host.to_string().into(), process_id: 0 };
         Connection {
             stream,
             host,
@@ -126,7 +128,7 @@ impl Connection {
             unflushed: false,
             frame_bytes_max: FRAME_BYTES_MAX_UNAUTHENTICATED,
             parameters: BTreeMap::new(),
-            process_id: 0,
+            server,
         }
     }
 
@@ -135,12 +137,17 @@ impl Connection {
     }
 
     pub(super) fn set_process_id(&mut self, process_id: u32) {
-        self.process_id = process_id;
+        self.server.process_id = process_id;
     }
 
     /// The server process that serves this connection.
     pub fn process_id(&self) -> u32 {
-        self.process_id
+        self.server.process_id
+    }
+
+    /// Who answers.
+    pub(super) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// The host that answered.
@@ -347,8 +354,9 @@ impl Connection {
         within: Duration,
     ) -> Result<Vec<Vec<Option<String>>>, SessionError> {
         frontend::query(command, &mut self.outgoing).map_err(|error| SessionError::lost(doing, error))?;
-        let process_id = self.process_id;
-        bounded(within, doing, self.read_rows(doing)).await.map_err(|error| error.met_by(process_id))
+        let server = self.server.clone();
+        let rows = bounded(&server, within, doing, self.read_rows(doing)).await;
+        rows.map_err(|error| error.met_by(server.process_id))
     }
 
     /// Runs statements that were made at run time, each alone by the extended protocol, in which a second statement in a text is a
@@ -366,9 +374,9 @@ impl Connection {
         sql.iter().for_each(|statement| request.run(statement));
         request.sync();
         self.outgoing.extend_from_slice(&request.bytes);
-        let process_id = self.process_id;
-        let rows = bounded(within, doing, self.read_rows(doing)).await;
-        rows.map(|_| ()).map_err(|error| error.met_by(process_id))
+        let server = self.server.clone();
+        let rows = bounded(&server, within, doing, self.read_rows(doing)).await;
+        rows.map(|_| ()).map_err(|error| error.met_by(server.process_id))
     }
 
     async fn read_rows(&mut self, doing: &'static str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
@@ -427,12 +435,14 @@ impl Connection {
     }
 }
 
-/// Bounds a wait.
+/// Bounds a wait for a server.
 pub(super) async fn bounded<T>(
+    server: &Server,
     within: Duration,
     doing: &'static str,
     work: impl Future<Output = Result<T, SessionError>>,
 ) -> Result<T, SessionError> {
+    let _awaiting = Awaiting::begin(server, doing, Bound::After(within));
     tokio::time::timeout(within, work).await.unwrap_or(Err(SessionError::Timeout { doing, within, process_id: None }))
 }
 

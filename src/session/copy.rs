@@ -84,7 +84,8 @@ impl<'a> CopyOut<'a> {
     /// [`CopyError`] tells the side. Neither connection can be used afterwards.
     pub async fn transfer(&mut self, into: &mut CopyIn<'_>) -> Result<Transferred, CopyError> {
         let moved = self.receive(|bytes, _| into.connection.send(bytes)).await?;
-        let sent = bounded(into.timeout, WRITING, into.connection.send_down_to(READ_AHEAD_BYTES, WRITING));
+        let server = into.connection.server().clone();
+        let sent = bounded(&server, into.timeout, WRITING, into.connection.send_down_to(READ_AHEAD_BYTES, WRITING));
         sent.await.map_err(CopyError::Destination)?;
         // A destination that has refused the data says so at once, not after gigabytes.
         if let Some(frame) = into.connection.ready_frame(WRITING).map_err(CopyError::Destination)? {
@@ -111,7 +112,8 @@ impl<'a> CopyOut<'a> {
     async fn receive(&mut self, mut take: impl FnMut(&[u8], usize)) -> Result<Transferred, CopyError> {
         let mut moved = self.pass_on(&mut take)?;
         while moved == Transferred::default() {
-            let received = bounded(self.timeout, READING, self.connection.receive(READING));
+            let server = self.connection.server().clone();
+            let received = bounded(&server, self.timeout, READING, self.connection.receive(READING));
             received.await.map_err(CopyError::Source)?;
             moved = self.pass_on(&mut take)?;
         }
@@ -245,8 +247,9 @@ async fn begin(
         Direction::In => b'G',
     };
     connection.outgoing().extend_from_slice(&request.bytes);
+    let server = connection.server().clone();
     loop {
-        let frame = bounded(timeout, doing, connection.next_frame(doing)).await?;
+        let frame = bounded(&server, timeout, doing, connection.next_frame(doing)).await?;
         match frame.tag {
             // ParseComplete, BindComplete.
             b'1' | b'2' => {}
@@ -269,7 +272,8 @@ async fn refused(connection: &mut Connection, body: &[u8], tag: u8, doing: &'sta
     let error = ServerError::read(body);
     if !error.fatal {
         // Its outcome is the next user's to find out.
-        let _ = bounded(Duration::from_secs(5), doing, connection.next_frame(doing)).await;
+        let server = connection.server().clone();
+        let _ = bounded(&server, Duration::from_secs(5), doing, connection.next_frame(doing)).await;
     }
     SessionError::from_server(doing, error)
 }
@@ -284,8 +288,9 @@ fn refusal(body: &[u8], tag: u8) -> SessionError {
 /// Reads CommandComplete and ReadyForQuery; returns the row count of the former.
 async fn end(connection: &mut Connection, doing: &'static str, timeout: Duration) -> Result<u64, SessionError> {
     let mut rows = 0;
+    let server = connection.server().clone();
     loop {
-        let frame = bounded(timeout, doing, connection.next_answer(doing)).await?;
+        let frame = bounded(&server, timeout, doing, connection.next_answer(doing)).await?;
         match frame.tag {
             b'c' => {}
             b'C' => rows = super::pipelined_request::rows_in_tag(&frame.body),

@@ -39,6 +39,7 @@ mod sequences;
 mod server_certificate;
 mod settings;
 mod signatures;
+mod slow_answers;
 mod slow_connections;
 mod sql;
 mod startup;
@@ -70,6 +71,7 @@ pub use replication::{
 };
 pub use row::Row;
 pub use sequences::{query_sequences, read_sequences};
+pub use slow_answers::{Awaiting, explain_answers, slow_answers};
 pub use slow_connections::{SlowConnection, slow_connections};
 pub use sql::{SessionsRoom, Sql, SqlClient, SqlCopyIn};
 pub use writing::WritingSession;

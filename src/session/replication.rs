@@ -20,6 +20,7 @@ use postgres_protocol::message::frontend;
 use super::connection::{Connection, Frame, bounded};
 use super::error::{ServerError, SessionError};
 use super::settings;
+use super::slow_answers::{Awaiting, Bound};
 use super::startup::{self, Startup};
 use crate::config::{ConnectionSettings, Host};
 use crate::pg::{Ident, Lsn, SlotName, Timeline, TimelineHistory, TimelineSwitch};
@@ -260,7 +261,8 @@ impl ReplicationSession {
         let doing = "starting replication";
         let sql = start_command(slot, from, options);
         frontend::query(&sql, self.connection.outgoing()).map_err(|error| SessionError::lost(doing, error))?;
-        let frame = bounded(self.timeout, doing, self.connection.next_answer(doing)).await?;
+        let server = self.connection.server().clone();
+        let frame = bounded(&server, self.timeout, doing, self.connection.next_answer(doing)).await?;
         match frame.tag {
             b'W' => Ok(()),
             tag => Err(SessionError::protocol(
@@ -296,6 +298,11 @@ impl ReplicationSession {
         update.write(out);
     }
 
+    /// The source was asked for a sign of life, and is given up after `within`: until what is returned is dropped, it is waited for.
+    pub fn awaits(&self, within: Duration) -> Awaiting {
+        Awaiting::begin(self.connection.server(), "waiting for a sign of life of the stream", Bound::After(within))
+    }
+
     /// Bytes of queued updates that the source has not taken yet.
     pub fn queued_bytes(&self) -> usize {
         self.connection.outgoing_bytes()
@@ -316,7 +323,8 @@ impl ReplicationSession {
     pub async fn stop(mut self, within: Duration) -> Result<(), SessionError> {
         let doing = "ending the stream";
         frontend::copy_done(self.connection.outgoing());
-        bounded(within, doing, async {
+        let server = self.connection.server().clone();
+        bounded(&server, within, doing, async {
             loop {
                 match self.connection.next_answer(doing).await?.tag {
                     b'Z' => return Ok(()),

@@ -29,6 +29,7 @@ use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
 use super::row::Row;
 use super::settings;
+use super::slow_answers::{Awaiting, Bound, Server};
 use super::startup::{PASSWORD_MISSING, UNBOUND};
 use crate::config::{ChannelBinding, ConnectionSettings};
 use crate::pg::Ident;
@@ -104,9 +105,9 @@ impl Sql {
                 }
             }
         });
-        let process_id = process.id();
+        let server = Server { host: host.to_string().into(), process_id: process.id() };
         let late = OnceLock::new();
-        let client = SqlClient { client, process_id, timeout: self.timeout, late, tls, complaint, _owner: owner };
+        let client = SqlClient { client, server, timeout: self.timeout, late, tls, complaint, _owner: owner };
         for sql in settings::afterwards(to, version.as_deref()) {
             client.batch("setting up a session", sql).await?;
         }
@@ -120,8 +121,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// An open SQL session. Dropping it ends the session.
 pub struct SqlClient {
     client: tokio_postgres::Client,
-    /// The server's process; 0: it has not told.
-    process_id: u32,
+    server: Server,
     timeout: Duration,
     /// What has exceeded its bound. The server is busy with it, and would answer nothing else before.
     late: OnceLock<Late>,
@@ -340,14 +340,15 @@ impl SqlClient {
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, SessionError> {
         if let Some(late) = self.late.get() {
-            return Err(late.error(self.process_id));
+            return Err(late.error(self.server.process_id));
         }
+        let _awaiting = Awaiting::begin(&self.server, doing, Bound::After(self.timeout));
         match tokio::time::timeout(self.timeout, work).await {
             Ok(result) => result.map_err(|error| match self.complaint.take().filter(|_| error.is_closed()) {
                 Some(what) => SessionError::answer(doing, what),
-                None => SessionError::from_sql(doing, &error).met_by(self.process_id),
+                None => SessionError::from_sql(doing, &error).met_by(self.server.process_id),
             }),
-            Err(_) => Err(self.late.get_or_init(|| Late { doing, within: self.timeout }).error(self.process_id)),
+            Err(_) => Err(self.late.get_or_init(|| Late { doing, within: self.timeout }).error(self.server.process_id)),
         }
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::connection::{Connection, read_row};
 use super::error::{ServerError, SessionError};
 use super::pipelined_request::{Expectation, PipelinedAnswer, PipelinedRequest, StatementAnswer, Verb, rows_in_tag};
+use super::slow_answers::{Awaiting, Bound};
 use super::startup::{self, Startup};
 use crate::config::ConnectionSettings;
 
@@ -26,6 +27,8 @@ pub struct WritingSession {
     connection: Connection,
     under_way: VecDeque<Vec<(Expectation, Verb)>>,
     current: Progress,
+    /// While a request is under way: since the last answer, or since it was sent.
+    awaiting: Option<Awaiting>,
 }
 
 /// How far the oldest pipelined request's answers have been read.
@@ -40,6 +43,10 @@ struct Progress {
     replaced: Option<(&'static str, Vec<u8>)>,
 }
 
+fn awaiting(connection: &Connection) -> Awaiting {
+    Awaiting::begin(connection.server(), WRITING, Bound::Setting("destination.timeout"))
+}
+
 impl WritingSession {
     /// Opens the session with `settings` of the server's.
     ///
@@ -52,7 +59,7 @@ impl WritingSession {
     ) -> Result<WritingSession, SessionError> {
         let startup = Startup { replication: false, purpose, settings };
         let connection = startup::open(connection, &startup).await?;
-        Ok(WritingSession { connection, under_way: VecDeque::new(), current: Progress::default() })
+        Ok(WritingSession { connection, under_way: VecDeque::new(), current: Progress::default(), awaiting: None })
     }
 
     /// The server process of this session.
@@ -77,6 +84,7 @@ impl WritingSession {
             self.connection.send(&bytes);
         }
         self.under_way.push_back(expectations);
+        self.awaiting.get_or_insert_with(|| awaiting(&self.connection));
     }
 
     /// Starts to send what is queued, as far as the socket takes it at once.
@@ -117,6 +125,7 @@ impl WritingSession {
                 }
                 b'Z' => {
                     self.under_way.pop_front();
+                    self.awaiting = (!self.under_way.is_empty()).then(|| awaiting(&self.connection));
                     let Progress { statement: _, row: _, answers, committed, failure, replaced } =
                         std::mem::take(&mut self.current);
                     // Of a pipelined request that has failed nothing is stored.
@@ -160,7 +169,8 @@ impl WritingSession {
         within: Duration,
     ) -> Result<PipelinedAnswer, SessionError> {
         self.send(request);
-        let answer = super::connection::bounded(within, doing, self.answer()).await?;
+        let server = self.connection.server().clone();
+        let answer = super::connection::bounded(&server, within, doing, self.answer()).await?;
         match answer.failure {
             Some((_, error)) => Err(SessionError::from_server(doing, error)),
             None => Ok(answer),

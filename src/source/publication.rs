@@ -167,7 +167,7 @@ pub enum Gap {
 /// What is remembered of a publication that was dropped while a stream relied on it: there may be one of its name again.
 pub const GAP_OF_ALL: &str = "has not held all tables all the time";
 
-/// The same of one that did not exist where the stream is.
+/// The same of one that did not exist where the stream is: the end of that message.
 const GAP_BEHIND: &str = "did not exist when the source wrote what follows in the stream";
 
 /// What to say when changes were not sent for a while.
@@ -203,7 +203,11 @@ pub fn absent_then(publication: &Ident, error: SourceError) -> SourceError {
                   changes nothing.";
     let hint = "Stop headwater, and start it once with headwater run --resnapshot: it copies all tables and streams on behind that.";
     SourceError::Gap {
-        report: ErrorReport::new(format!("publication {publication} {GAP_BEHIND}")).detail(detail).hint(hint),
+        report: ErrorReport::new(format!(
+            "publication {publication} did not exist when the source wrote what follows in the stream"
+        ))
+        .detail(detail)
+        .hint(hint),
         remembered: GAP_BEHIND.to_owned(),
     }
 }

@@ -31,7 +31,7 @@ use super::subtransactions::{SubtransactionOutcome, SubtransactionOutcomes, Subt
 use crate::catalog::truncation::Truncation;
 use crate::pg::{Lsn, PgTimestamp, RelationId};
 use crate::progress::{Feedback, Positions};
-use crate::session::{ReplicationSession, StreamedMessage};
+use crate::session::{Awaiting, ReplicationSession, StreamedMessage};
 use crate::spool::Spool;
 use crate::telemetry::failpoint;
 use crate::transaction::Assembler;
@@ -139,6 +139,7 @@ pub async fn stream(task: StreamTask, mut report: impl FnMut(StreamReport)) -> R
         looking: Looking { looks, number: None, last: None },
         feedback: Feedback::new(settings.sender_timeout, start.flushed, start.stored, began.elapsed()),
         silence: Silence::new(began.elapsed(), settings.timeout),
+        awaiting: None,
         is_first_status: true,
         began,
     };
@@ -164,6 +165,8 @@ struct StreamReader {
     looking: Looking,
     feedback: Feedback,
     silence: Silence,
+    /// While the source was asked for a sign of life that has not come.
+    awaiting: Option<Awaiting>,
     /// No status update was sent yet.
     is_first_status: bool,
     began: Instant,
@@ -187,6 +190,7 @@ impl StreamReader {
 
     fn take(&mut self, message: StreamedMessage, report: &mut impl FnMut(StreamReport)) -> Result<(), SourceError> {
         self.silence.heard(self.began.elapsed());
+        self.awaiting = None;
         let Some(message) = take_in(message, &mut self.decoder, &mut self.assembler, &mut self.feedback, report)?
         else {
             return self.looking.forward(&mut self.router, &mut self.assembler);
@@ -218,10 +222,14 @@ impl StreamReader {
         if !self.has_room() {
             // It is we who are not listening.
             self.silence.heard(now);
+            self.awaiting = None;
         }
         // The first update asks for a keepalive, so that an idle source says at once how far it is.
         let reply_requested = self.silence.check(now)? || self.is_first_status;
         self.is_first_status = false;
+        if reply_requested && self.awaiting.is_none() {
+            self.awaiting = Some(self.session.awaits(self.silence.timeout));
+        }
         if reply_requested || self.feedback.due_in(now).is_zero() {
             let Positions { written, flushed, applied } = self.feedback.take(now);
             let sent_at = clock();

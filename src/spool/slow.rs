@@ -22,7 +22,7 @@ use crate::telemetry::Telemetry;
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 /// A disk that has taken and given nothing for so long is given up: the source keeps large transactions until they commit instead.
 const STILL_MAX: Duration = Duration::from_secs(60);
-/// How often a wait that is told looks whether the disk moves.
+/// How often a reported wait looks whether the disk moves.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A disk that is slow again and again is a line in the log so often.
 const TOLD_EVERY: Duration = Duration::from_secs(600);
@@ -134,7 +134,8 @@ impl SlowSpool {
 
     fn show(&mut self, at: SystemTime) {
         let text = format!(
-            "the stream waits for the disk of {}, where transactions in progress are kept, since {}. It is given up after {} in which that does nothing",
+            "the stream waits for the disk of {}, where transactions in progress are kept, since {}. It is given up after {} in which \
+             that does nothing",
             self.path.display(),
             humantime::format_rfc3339_seconds(at),
             humantime::format_duration(STILL_MAX)

@@ -72,8 +72,8 @@ mod armed {
         assert!(!is_due || PANICKED.swap(true, Ordering::Relaxed), "a test has asked for it");
     }
 
-    /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds` or `point=milliseconds*n`: keep the thread for so long, the first time, or the first n
-    /// times, that the point is reached.
+    /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds` or `point=milliseconds*n`: keep the thread for so long, the first time, or the
+    /// first n times, that the point is reached.
     struct Block {
         point: String,
         duration: Duration,

@@ -96,6 +96,7 @@ mod settings;
 mod settle;
 mod suspended;
 mod shapes;
+mod silence;
 mod snapshot;
 mod startups;
 mod statements;
