@@ -275,6 +275,18 @@ impl Fingerprint {
         new.map(|leaf| leaf.id).filter(|id| !known.known.contains(id)).collect()
     }
 
+    /// Whether the other one says the same of the table, and of each partition that both have.
+    pub fn differs_in_partitions_only(&self, other: &Fingerprint) -> bool {
+        let of_both = |of: &Fingerprint, with: &Fingerprint| {
+            let is_in_both = |id: u32| [of, with].iter().all(|both| both.members.iter().any(|member| member.id == id));
+            let mut of = of.clone();
+            of.members.retain(|member| is_in_both(member.id));
+            of.keys.retain(|key| is_in_both(key.table));
+            of
+        };
+        of_both(self, other) == of_both(other, self)
+    }
+
     /// What is known of the partitions once a comparison has said that this fingerprint is [`Verdict::Same`] as the one of `before`.
     pub fn known_leaves(
         &self,
@@ -661,6 +673,18 @@ mod tests {
             published: Some(9),
             publication: Some(PublicationRow { written_by: 600, id: 8, owner: 10 }),
         }
+    }
+
+    #[test]
+    fn partitions_that_come_and_go_are_told_from_what_becomes_of_others() {
+        let now = |change: &dyn Fn(&mut Fingerprint)| {
+            let mut now = tree();
+            change(&mut now);
+            tree().differs_in_partitions_only(&now)
+        };
+        assert!(now(&|now| now.members.push(member(103, 7))) && now(&|now| drop(now.members.pop())));
+        assert!(!now(&|now| now.members[1].file = 900) && !now(&|now| now.columns[0].written_by = 900));
+        assert!(!now(&|now| now.published = None));
     }
 
     fn tree() -> Fingerprint {

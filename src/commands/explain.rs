@@ -18,6 +18,7 @@ use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::commands::format::{duration, size};
 use crate::config::Config;
+use crate::destination::Pace;
 use crate::pg::{Ident, printable, printable_lines, shown_literal, without_values};
 use crate::session::{SessionError, SqlClient};
 use crate::source::{RunningOwner, ending_hint, lock_holder, running_transactions};
@@ -160,10 +161,11 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
                 findings
                     .push(Finding::blocking(format!("the copy of {of} has failed and is tried again")).detail(reason));
             }
-            for PacedCopy { of, copies, seconds } in seen.paced_copies {
+            for PacedCopy { of, copies, given_up, seconds } in seen.paced_copies {
                 let detail = format!(
-                    "It was copied {copies} times within an hour, since it changes at the source in ways that the stream does not carry: \
-                     partitions that come and go, for example. The other tables stream on."
+                    "It was {}, since it changes at the source in ways that the stream does not carry: \
+                     partitions that come and go, for example. The other tables stream on.",
+                    Pace::words(copies, given_up)
                 );
                 let finding = Finding::blocking(format!("the next copy of {of} waits for {seconds} s"));
                 findings.push(

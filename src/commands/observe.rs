@@ -125,8 +125,10 @@ pub(super) struct FailedCopy {
 pub(super) struct PacedCopy {
     /// Of which tables.
     pub(super) of: String,
-    /// How many copies ended within the last hour.
+    /// How many copies were published within the last hour.
     pub(super) copies: u32,
+    /// How many were given up.
+    pub(super) given_up: u32,
     /// How much longer it waits.
     pub(super) seconds: u64,
 }
@@ -220,9 +222,9 @@ async fn look_at_destination(
         let requests = bookkeeping.requests().await?;
         let copies = bookkeeping.automatic_copies().await?;
         let paced = |request: &Request| {
-            let Pace { copies, wait } = Pace::of(request, &copies)?;
+            let Pace { copies, given_up, wait } = Pace::of(request, &copies)?;
             let of = printable(&request.scope.to_string()).into_owned();
-            Some(PacedCopy { of, copies, seconds: wait.as_secs() + 1 })
+            Some(PacedCopy { of, copies, given_up, seconds: wait.as_secs() + 1 })
         };
         seen.paced_copies = requests.iter().filter_map(paced).collect();
         seen.failed_copies = requests.into_iter().filter_map(failed).collect();

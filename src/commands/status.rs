@@ -19,6 +19,7 @@ use super::{display, settings};
 use crate::commands::exit::Exit;
 use crate::commands::format::{count, counts, duration, size};
 use crate::config::Config;
+use crate::destination::Pace;
 use crate::pg::{Lsn, printable_json};
 use crate::telemetry::{SnapshotPhase, State, StatusView};
 
@@ -345,8 +346,9 @@ fn destination_lines(there: &AtDestination) -> Vec<String> {
     for FailedCopy { of, reason } in &there.failed_copies {
         lines.push(format!("the copy of {of} has failed and is tried again: {reason}"));
     }
-    for PacedCopy { of, copies, seconds } in &there.paced_copies {
-        lines.push(format!("the next copy of {of} waits for {seconds} s: it was copied {copies} times within an hour"));
+    for PacedCopy { of, copies, given_up, seconds } in &there.paced_copies {
+        let done = Pace::words(*copies, *given_up);
+        lines.push(format!("the next copy of {of} waits for {seconds} s: it was {done}"));
     }
     if let Some(gap) = &there.gap {
         lines.push(format!("the copy has gaps: its publication {gap}; start once with --resnapshot"));

@@ -13,7 +13,8 @@
 //!
 //! What is done stays as a row, which says how often a table was copied by itself: each such copy locks and reads the table at the
 //! source, and a table whose partitions come and go every few seconds would be copied without end. So from the fifth copy within an
-//! hour on, the next one waits ([`Pace`]); the others stream on meanwhile.
+//! hour on, the next one waits ([`Pace`]); the others stream on meanwhile. A copy that has read the source and was given up has cost as much:
+//! it stays as a row of its own, `failed`, while the request stands.
 
 use std::time::Duration;
 
@@ -134,22 +135,40 @@ impl Request {
     }
 }
 
-/// A copy that headwater has made by itself.
+/// A copy that headwater has made by itself, or has given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AutomaticCopy {
     /// Of what.
     pub scope: Scope,
     /// How long ago it ended.
     pub age: Duration,
+    /// It was given up.
+    pub is_given_up: bool,
 }
 
 /// A request that waits, since its table was copied again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// So many copies of the table ended within the last hour.
+    /// So many copies of the table were published within the last hour.
     pub copies: u32,
+    /// So many were given up.
+    pub given_up: u32,
     /// So much longer it waits.
     pub wait: Duration,
+}
+
+impl Pace {
+    /// What has been done within the last hour, behind "was".
+    pub fn words(copies: u32, given_up: u32) -> String {
+        let times = |count: u32| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+        match (copies, given_up) {
+            (copies, 0) => format!("copied {} within an hour", times(copies)),
+            (0, given_up) => format!("not copied, and its copy was given up {} within an hour", times(given_up)),
+            (copies, given_up) => {
+                format!("copied {} and its copy was given up {} within an hour", times(copies), times(given_up))
+            }
+        }
+    }
 }
 
 /// Copies that ended before this are over.
@@ -166,12 +185,14 @@ impl Pace {
     pub fn of(request: &Request, copies: &[AutomaticCopy]) -> Option<Pace> {
         let Scope::Tables(tables) = request.scope.clone() else { return None };
         let of_table = |table: &QualifiedName| {
-            let ages = copies.iter().filter(|copy| copy.scope.contains(table) && copy.age < PACED_WITHIN);
-            let ages: Vec<Duration> = ages.map(|copy| copy.age).collect();
-            let copies = u32::try_from(ages.len()).unwrap_or(u32::MAX);
-            let doublings = copies.checked_sub(UNPACED)?.min(16);
-            let wait = (FIRST_WAIT * (1 << doublings)).min(LONGEST_WAIT).saturating_sub(*ages.iter().min()?);
-            (!wait.is_zero()).then_some(Pace { copies, wait })
+            let copies = copies.iter().filter(|copy| copy.scope.contains(table) && copy.age < PACED_WITHIN);
+            let (given_up, made): (Vec<&AutomaticCopy>, Vec<&AutomaticCopy>) =
+                copies.partition(|copy| copy.is_given_up);
+            let count = |copies: &[&AutomaticCopy]| u32::try_from(copies.len()).unwrap_or(u32::MAX);
+            let doublings = count(&made).saturating_add(count(&given_up)).checked_sub(UNPACED)?.min(16);
+            let last = made.iter().chain(&given_up).map(|copy| copy.age).min()?;
+            let wait = (FIRST_WAIT * (1 << doublings)).min(LONGEST_WAIT).saturating_sub(last);
+            (!wait.is_zero()).then_some(Pace { copies: count(&made), given_up: count(&given_up), wait })
         };
         match request.origin {
             Origin::Changed => tables.iter().filter_map(of_table).max_by_key(|pace| pace.wait),
@@ -247,14 +268,14 @@ impl Bookkeeping {
         requests.collect()
     }
 
-    /// The copies of tables that headwater has made by itself within the last hour.
+    /// The copies of tables that headwater has made by itself, or given up, within the last hour.
     ///
     /// # Errors
     /// [`DestinationError`].
     pub async fn automatic_copies(&self) -> Result<Vec<AutomaticCopy>, DestinationError> {
         let sql = "SELECT ARRAY(SELECT t FROM pg_catalog.unnest(tables) AS t WHERE t IS NOT NULL),
-                          (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - finished_at) * 1000)::int8
-                   FROM headwater.resnapshots WHERE state = 'done' AND origin = 'changed' AND tables IS NOT NULL
+                          (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - finished_at) * 1000)::int8, state = 'failed'
+                   FROM headwater.resnapshots WHERE state IN ('done', 'failed') AND origin = 'changed' AND tables IS NOT NULL
                      AND finished_at > pg_catalog.clock_timestamp() - $1::int8 * '1 second'::pg_catalog.interval";
         let seconds = i64::try_from(PACED_WITHIN.as_secs()).unwrap_or(i64::MAX);
         let rows = self.client().query(READING, sql, &[&seconds]).await?;
@@ -263,7 +284,7 @@ impl Bookkeeping {
             let scope = Scope::Tables(tables.iter().filter_map(|name| name.parse().ok()).collect());
             // The server's clock may have been set back.
             let age = Duration::from_millis(u64::try_from(row.get::<i64>(1)?).unwrap_or(0));
-            Ok(AutomaticCopy { scope, age })
+            Ok(AutomaticCopy { scope, age, is_given_up: row.get(2)? })
         });
         copies.collect()
     }
@@ -365,6 +386,18 @@ impl Bookkeeping {
         Ok(())
     }
 
+    /// Copies of these that headwater has asked for by itself were given up: they stay asked for, and the next ones are paced.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn note_given_up(&self, ids: &[i64], message: &str) -> Result<(), DestinationError> {
+        let sql = "INSERT INTO headwater.resnapshots (tables, origin, state, message, finished_at)
+                   SELECT tables, origin, 'failed', $2, pg_catalog.clock_timestamp() FROM headwater.resnapshots
+                   WHERE id = ANY ($1) AND state = 'requested' AND origin = 'changed' AND tables IS NOT NULL";
+        self.client().execute(DOING, sql, &[&ids.to_vec(), &message]).await?;
+        Ok(())
+    }
+
     /// Gives requests up.
     ///
     /// # Errors
@@ -435,7 +468,9 @@ mod tests {
             |origin, names: &[&str]| Request { id: 1, scope: tables(names), origin, failure: None, for_source: None };
         let seconds = Duration::from_secs;
         let copies = |count: u64, last: u64| -> Vec<AutomaticCopy> {
-            (0..count).map(|at| AutomaticCopy { scope: tables(&["t"]), age: seconds(last + at) }).collect()
+            let copy =
+                |at: u64| AutomaticCopy { scope: tables(&["t"]), age: seconds(last + at), is_given_up: at % 2 == 1 };
+            (0..count).map(copy).collect()
         };
         let waits = |origin, names: &[&str], copies: &[AutomaticCopy]| Pace::of(&request(origin, names), copies);
         let paced = |count, last| waits(Origin::Changed, &["t"], &copies(count, last)).map(|pace| pace.wait.as_secs());
@@ -447,7 +482,16 @@ mod tests {
         assert_eq!(paced(10, 3600), None, "they are over");
         assert_eq!(waits(Origin::Changed, &["u"], &copies(10, 0)), None, "of another table");
         let both = waits(Origin::Changed, &["u", "t"], &copies(5, 0));
-        assert_eq!(both, Some(Pace { copies: 5, wait: seconds(10) }));
+        assert_eq!(both, Some(Pace { copies: 3, given_up: 2, wait: seconds(10) }));
+        let words = [(12, 0), (0, 1), (1, 2)].map(|(copies, given_up)| Pace::words(copies, given_up));
+        assert_eq!(
+            words,
+            [
+                "copied 12 times within an hour",
+                "not copied, and its copy was given up once within an hour",
+                "copied once and its copy was given up 2 times within an hour"
+            ]
+        );
         for origin in [Origin::Start, Origin::Command, Origin::Added] {
             assert_eq!(waits(origin, &["t"], &copies(10, 0)), None);
         }

@@ -132,10 +132,22 @@ pub struct Staging {
     indexes: BTreeMap<QualifiedName, Indexes>,
     /// What expressions may use here.
     expressions: Expressions,
-    /// What the source's catalog said of the tables under the locks of the copy.
+    /// What the source's catalog said of the tables at the copy's snapshot, or since without a word on their rows.
     pub fingerprints: HashMap<RelationId, FingerprintFacts>,
-    /// The partitions whose rows the copy has.
+    /// What is known of their partitions.
     pub leaves: HashMap<RelationId, KnownLeaves>,
+}
+
+impl Staging {
+    /// What is known of a table's partitions.
+    ///
+    /// # Errors
+    /// [`DestinationError::StagingLost`]: the source's catalog has said nothing of the table.
+    pub fn leaves_of(&self, table: &StagedTable) -> Result<&KnownLeaves, DestinationError> {
+        let missing =
+            || DestinationError::StagingLost(format!("the source's catalog says nothing of table {}", table.live));
+        self.leaves.get(&table.source.relation_id()).ok_or_else(missing)
+    }
 }
 
 const SERVER_STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";

@@ -169,7 +169,7 @@ pub(crate) async fn table_called(source: &SqlClient, name: &QualifiedName) -> Re
 }
 
 /// How far the source's WAL is written; everything that a question before this has seen stands before it.
-async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
+pub(crate) async fn end_of_wal(source: &SqlClient) -> Result<Lsn, SessionError> {
     let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
     let row = source.query_one("asking how far the source is", sql, &[]).await?;

@@ -79,13 +79,22 @@ impl FingerprintFacts {
         serde_json::from_str(&self.facts).map_err(|error| SessionError::from_json(DOING, &error))
     }
 
-    /// The partitions of the table with this OID, all of which a copy has.
+    /// The partitions of the table with this OID, each of which may have rows.
     ///
     /// # Errors
     /// [`SessionError`] when these are no facts.
     pub fn leaves(&self, table: RelationId) -> Result<KnownLeaves, SessionError> {
         let now = self.read()?;
         Ok(now.known_leaves(table, None, &KnownLeaves::default(), &Vacancy::default(), Lsn::INVALID))
+    }
+
+    /// These, of which the stream has passed others.
+    #[must_use]
+    pub fn ahead_of(self, passed: &FingerprintFacts) -> FingerprintFacts {
+        match self.facts == passed.facts {
+            true => self,
+            false => FingerprintFacts { passed: Passed::Earlier(passed.facts.clone()), ..self },
+        }
     }
 
     /// Whether the stream may not have come to the moment of these facts.
@@ -106,10 +115,15 @@ impl FingerprintFacts {
         serde_json::from_str(facts).map(Some).map_err(|error| SessionError::from_json(DOING, &error))
     }
 
-    /// As one JSON document, for facts that the stream has passed: `passed` is added to it where they are others.
+    /// As one JSON document.
     pub fn to_document(&self) -> String {
         let digest = serde_json::Value::from(self.digest.as_str());
-        format!("{{\"format\": {}, \"digest\": {digest}, \"facts\": {}}}", Self::FORMAT, self.facts)
+        let passed = match &self.passed {
+            Passed::These => String::new(),
+            Passed::Earlier(facts) => format!(", \"passed\": {facts}"),
+            Passed::None => ", \"passed\": {}".to_owned(),
+        };
+        format!("{{\"format\": {}, \"digest\": {digest}, \"facts\": {}{passed}}}", Self::FORMAT, self.facts)
     }
 
     /// From one; `None` when another version has written it with other facts.
@@ -153,10 +167,15 @@ mod tests {
         };
         assert_eq!(FingerprintFacts::from_document(&facts.to_document()).unwrap(), Some(facts.clone()));
         for (added, passed) in [("{}", Passed::None), ("{\"keys\":[]}", Passed::Earlier("{\"keys\":[]}".to_owned()))] {
+            facts.passed = Passed::These;
             let document = facts.to_document().replace("{\"format\"", &format!("{{\"passed\": {added}, \"format\""));
             facts.passed = passed;
             assert_eq!(FingerprintFacts::from_document(&document).unwrap(), Some(facts.clone()));
+            assert_eq!(FingerprintFacts::from_document(&facts.to_document()).unwrap(), Some(facts.clone()));
         }
+        let passed = FingerprintFacts { facts: "{\"keys\":[]}".to_owned(), passed: Passed::These, ..facts.clone() };
+        assert_eq!(facts.clone().ahead_of(&passed).passed, Passed::Earlier(passed.facts.clone()));
+        assert_eq!(passed.clone().ahead_of(&passed), passed);
         let newer = facts.to_document().replace("\"format\": 2", "\"format\": 3");
         assert_eq!(FingerprintFacts::from_document(&newer).unwrap(), None);
     }

@@ -8,6 +8,7 @@
 //! rows, but neither truncate nor rewrite the table.
 
 use super::error::SourceError;
+use crate::catalog::leaves::KnownLeaves;
 use crate::catalog::schema::{TableDefinition, TableKind};
 use crate::comparison::reconcile_sql::PageRange;
 use crate::pg::QualifiedName;
@@ -42,17 +43,23 @@ const PAGES: &str = concat!(
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid IN (SELECT t.relid FROM ",
     partition_tree!("$1"),
-    " t WHERE t.isleaf)
+    " t WHERE t.isleaf AND t.relid = ANY ($2::pg_catalog.oid[]))
        OR (c.oid = $1 AND c.relkind = 'r')
     ORDER BY 1, 2"
 );
 
-/// A table's ranges, as large as it is now.
+/// A table's ranges, as large as it is now. Of its partitions only `leaves` are read: one that was attached since the snapshot has rows
+/// that were not the table's then. Where the role must read through the root, nothing keeps them apart.
 ///
 /// # Errors
 /// [`SourceError`].
-pub async fn ctid_ranges(client: &SqlClient, table: &TableDefinition) -> Result<Vec<CtidRange>, SourceError> {
-    let rows = client.query("measuring a table", PAGES, &[&table.id]).await?;
+pub async fn ctid_ranges(
+    client: &SqlClient,
+    table: &TableDefinition,
+    leaves: &KnownLeaves,
+) -> Result<Vec<CtidRange>, SourceError> {
+    let leaves: Vec<u32> = leaves.known.iter().chain(leaves.empty.keys()).copied().collect();
+    let rows = client.query("measuring a table", PAGES, &[&table.id, &leaves]).await?;
     let mut whole = CtidRange {
         relation: table.name(),
         whole_tree: table.kind == TableKind::Partitioned,

@@ -15,7 +15,16 @@ use crate::sql::partition_tree;
 /// The marks of some tables, with those of their partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    marks: BTreeMap<QualifiedName, String>,
+    marks: BTreeMap<QualifiedName, TableMarks>,
+}
+
+/// The marks of one table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct TableMarks {
+    /// Its OID and its persistence.
+    root: String,
+    /// The columns of it and of each partition, by OID.
+    parts: BTreeMap<u32, Option<String>>,
 }
 
 const MARKS: &str = concat!(
@@ -31,13 +40,13 @@ const MARKS: &str = concat!(
         UNION SELECT number, t.relid FROM roots CROSS JOIN LATERAL ",
     partition_tree!("roots.id"),
     " AS t
-    ), columns (number, mark) AS (
-        SELECT number, pg_catalog.md5(pg_catalog.string_agg(
-            a.attrelid || ' ' || a.attnum || ' ' || a.xmin::pg_catalog.text, ',' ORDER BY a.attrelid, a.attnum))
-        FROM parts JOIN pg_catalog.pg_attribute a ON a.attrelid = parts.id AND a.attnum > 0 GROUP BY number
+    ), columns (id, mark) AS (
+        SELECT a.attrelid, pg_catalog.md5(pg_catalog.string_agg(
+            a.attnum || ' ' || a.xmin::pg_catalog.text, ',' ORDER BY a.attnum))
+        FROM pg_catalog.pg_attribute a WHERE a.attrelid IN (SELECT id FROM parts) AND a.attnum > 0 GROUP BY a.attrelid
     )
-    SELECT roots.number, pg_catalog.concat_ws(' ', roots.id, roots.persistence, columns.mark)
-    FROM roots LEFT JOIN columns USING (number)"
+    SELECT roots.number, pg_catalog.concat_ws(' ', roots.id, roots.persistence), parts.id::pg_catalog.oid, columns.mark
+    FROM roots JOIN parts USING (number) LEFT JOIN columns ON columns.id = parts.id"
 );
 
 impl Marks {
@@ -50,21 +59,31 @@ impl Marks {
         let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
         let doing = "looking for altered tables";
         let rows = client.query(doing, MARKS, &[&schemas, &tables]).await?;
-        let marks = rows.iter().map(|row| {
+        let mut marks: BTreeMap<QualifiedName, TableMarks> = BTreeMap::new();
+        for row in &rows {
             let number = row.get::<i64>(0)?.checked_sub(1).and_then(|number| usize::try_from(number).ok());
             let name = number.and_then(|number| names.get(number));
             let name = name.ok_or_else(|| SessionError::answer(doing, "a table that was not asked for"))?;
-            Ok((name.clone(), row.get(1)?))
-        });
-        Ok(Marks { marks: marks.collect::<Result<_, SessionError>>()? })
+            let marks = marks.entry(name.clone()).or_default();
+            marks.root = row.get(1)?;
+            marks.parts.insert(row.get(2)?, row.get(3)?);
+        }
+        Ok(Marks { marks })
     }
 
-    /// The first of these tables that was altered, or bears another's name, since `before` was read.
+    /// The first of these tables that was altered, or bears another's name, since `before` was read. Partitions that came or went are no
+    /// reason: what becomes of their rows is `catalog::leaves`' to say.
     pub fn altered<'a>(
         &self,
         before: &Marks,
         tables: impl IntoIterator<Item = &'a QualifiedName>,
     ) -> Option<&'a QualifiedName> {
-        tables.into_iter().find(|table| self.marks.get(*table) != before.marks.get(*table))
+        tables.into_iter().find(|table| match (self.marks.get(*table), before.marks.get(*table)) {
+            (Some(now), Some(before)) => {
+                let is_altered = |(id, mark)| before.parts.get(id).is_some_and(|before| before != mark);
+                now.root != before.root || now.parts.iter().any(is_altered)
+            }
+            (now, before) => now != before,
+        })
     }
 }

@@ -9,7 +9,7 @@
 //! temporary slot ══▶ source::stream ══ steps ══▶ fence ── renamed ──▶ Applier ──▶ staging
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,9 +33,10 @@ use crate::source::{
     Confirmed, Marks, RelationTracker, SourceError, SourceServer, StepReceiver, StreamSettings, StreamTask,
     step_channel, stream,
 };
+use crate::table_sync::copied_partitions::CopiedPartitions;
 use crate::table_sync::ends::{Ends, Tables};
 use crate::telemetry::Telemetry;
-use crate::transaction::{Assembler, Change, Step, TableSet};
+use crate::transaction::{Assembler, Change, SchemaChange, Step, TableSet};
 use crate::wire::Decoder;
 
 /// The staging session is in nobody's way and guards nothing: it may be idle for as long as a comparison takes.
@@ -56,8 +57,10 @@ pub(super) struct CatchUp {
     live: HashMap<RelationId, QualifiedName>,
     /// The tables as they were copied.
     marks: Marks,
-    /// The partitions that the copy has read.
-    leaves: HashMap<RelationId, BTreeSet<u32>>,
+    /// What is known of their partitions.
+    partitions: CopiedPartitions,
+    /// Of the transaction whose steps come.
+    commit_lsn: Lsn,
     source: Sql,
     renamed: HashMap<RelationId, (Arc<Relation>, Arc<Relation>)>,
     /// The stream has nothing for us up to here.
@@ -88,6 +91,7 @@ impl CatchUp {
         server: &SourceServer,
         tables: &Tables<'_>,
         temporary: SlotStream<'_>,
+        partitions: CopiedPartitions,
     ) -> Result<CatchUp, Fault> {
         let Ends { config, .. } = ends;
         let SlotStream { slot, mut session, staging, consistent_point: from } = temporary;
@@ -103,7 +107,6 @@ impl CatchUp {
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed { stored: from, flushed: from });
         let (stop_stream, stop) = watch::channel(false);
         let shapes = shapes(tables, staging);
-        let leaves = shapes.iter().map(|(id, shape)| (*id, shape.partitions.clone())).collect();
         let assembler = Assembler::new(TableSet::new(set), bytes_max, HEARTBEAT_PREFIX, from);
         let task = StreamTask {
             session,
@@ -131,7 +134,8 @@ impl CatchUp {
             tables: names_by_id(staging, |table| &table.staging),
             live: names_by_id(staging, |table| &table.live),
             marks: tables.source.marks.clone(),
-            leaves,
+            partitions,
+            commit_lsn: Lsn::INVALID,
             source: Sql { purpose: "describing", ..ends.addresses.source.clone() },
             renamed: HashMap::new(),
             reached: from,
@@ -182,6 +186,11 @@ impl CatchUp {
         }
     }
 
+    /// Hands what is known of partitions to the publish, once staging is where the live tables stand.
+    pub(super) fn settle(&self, staging: &mut Staging) {
+        self.partitions.settle(staging);
+    }
+
     /// Ends both sessions, and with them the temporary slot.
     pub(super) async fn close(mut self) {
         self.stop.send_replace(true);
@@ -201,21 +210,20 @@ impl CatchUp {
         match &mut step {
             Step::Transaction(transaction) => transaction.changes.iter_mut().for_each(|change| self.rename(change)),
             Step::Chunk(chunk) => chunk.changes.iter_mut().for_each(|change| self.rename(change)),
-            Step::Schema(change) => return self.check_unaltered(&change.relation).await,
-            Step::Begin(_) | Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
+            Step::Schema(change) => return self.check_unaltered(change).await,
+            Step::Begin(begin) => self.commit_lsn = begin.final_lsn,
+            Step::Commit { .. } | Step::AppliedInParallel { .. } | Step::Reached(_) => {}
         }
         self.batcher.push(step);
         Ok(())
     }
 
     /// A table that was altered since it was copied is copied again. One that was not may be described in another way all the same:
-    /// a TRUNCATE has given it another file, one of its enums has got a label.
-    async fn check_unaltered(&self, relation: &Relation) -> Result<(), Fault> {
-        let Some(live) = self.live.get(&relation.id) else { return Ok(()) };
-        let is_new = |leaf: RelationId| self.leaves.get(&relation.id).is_some_and(|known| !known.contains(&leaf.0));
-        if relation.leaves.iter().any(is_new) {
-            // It may be gone again by now, with what has come of it.
-            let what = format!("table {live} has got a partition at the source meanwhile");
+    /// a TRUNCATE has given it another file, one of its enums has got a label, a partition has come.
+    async fn check_unaltered(&self, change: &SchemaChange) -> Result<(), Fault> {
+        let Some(live) = self.live.get(&change.relation.id) else { return Ok(()) };
+        if let Err(reason) = self.partitions.named(change, self.commit_lsn).map_err(SourceError::Session)? {
+            let what = format!("table {live} was changed at the source meanwhile: {reason}");
             return Err(DestinationError::StagingLost(what).into());
         }
         let client = self.source.connect().await.map_err(SourceError::Session)?;

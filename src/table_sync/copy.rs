@@ -16,7 +16,7 @@
 //! Bounds: `snapshot.workers` ranges at a time, each holding what its pipe holds; `snapshot.max_rate` for all of them
 //! together.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ use crate::comparison::reconcile_sql as sql;
 use crate::config::Config;
 use crate::destination::{DestinationError, Staging};
 use crate::error_policy::Fault;
-use crate::pg::QualifiedName;
+use crate::pg::{QualifiedName, RelationId};
 use crate::session::{Clients, Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
 use crate::source::{CTID_RANGE_BYTES, HeldSnapshot, SourceError, TableLocks, ctid_ranges};
 use crate::table_sync::ends::Ends;
@@ -80,7 +80,15 @@ pub(super) async fn open_readers(
     Ok(readers)
 }
 
-/// Copies all tables into staging and returns how many rows of each the destination has taken.
+/// What was copied.
+pub(super) struct CopiedTables {
+    /// How many rows of each table the destination has taken.
+    pub(super) sent: BTreeMap<QualifiedName, u64>,
+    /// Tables whose partitions our role may not read one by one.
+    pub(super) through_root: BTreeSet<RelationId>,
+}
+
+/// Copies all tables into staging.
 pub(super) async fn copy(
     ends: Ends<'_>,
     staging: &Staging,
@@ -88,14 +96,18 @@ pub(super) async fn copy(
     locks: &TableLocks,
     slot: &str,
     readers: Vec<Reader>,
-) -> Result<BTreeMap<QualifiedName, u64>, Fault> {
+) -> Result<CopiedTables, Fault> {
     let Ends { config, telemetry, .. } = ends;
+    let mut through_root = BTreeSet::new();
     let mut left = vec![0; staging.tables.len()];
     let mut tasks = Vec::new();
     for (number, table) in staging.tables.iter().enumerate() {
-        let found = ctid_ranges(locks.client(), &table.source).await?;
+        let found = ctid_ranges(locks.client(), &table.source, staging.leaves_of(table)?).await?;
         if let Some(left) = left.get_mut(number) {
             *left = found.len();
+        }
+        if found.iter().any(|range| range.whole_tree) {
+            through_root.insert(table.source.relation_id());
         }
         if found.is_empty() {
             telemetry.snapshot_table_done(&table.live);
@@ -140,7 +152,7 @@ pub(super) async fn copy(
         lost = keep_holder(ends, held, slot) => return Err(lost),
     }
     let sent = shared.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(sent)
+    Ok(CopiedTables { sent, through_root })
 }
 
 /// What is configured; otherwise what both servers and this machine bear: a core each, at most 8, and at most half of the

@@ -2,7 +2,7 @@
 //!
 //! Made by [`super`] once both ends are prepared; borrowed by every step. Plain data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::catalog::fit::Transfer;
@@ -49,6 +49,8 @@ pub(crate) struct Staged {
     pub(crate) staging: Staging,
     /// Rows of each table.
     pub(crate) sent: BTreeMap<QualifiedName, u64>,
+    /// Tables whose partitions our role may not read one by one.
+    pub(crate) through_root: BTreeSet<RelationId>,
     pub(crate) slot_session: ReplicationSession,
     pub(crate) consistent_point: Lsn,
 }
@@ -59,8 +61,8 @@ pub(crate) struct TakenSnapshot {
     pub(crate) slot_session: ReplicationSession,
     pub(crate) held: HeldSnapshot,
     pub(crate) consistent_point: Lsn,
-    /// What the catalog says of the tables under the locks.
+    /// What the catalog says of the tables at the snapshot.
     pub(crate) fingerprints: HashMap<RelationId, FingerprintFacts>,
-    /// The partitions that they and the snapshot show.
+    /// The partitions that it shows.
     pub(crate) leaves: HashMap<RelationId, KnownLeaves>,
 }

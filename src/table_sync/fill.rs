@@ -12,11 +12,12 @@
 use std::time::Instant;
 
 use super::readers::{Copied, RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, pause_before_retry};
+use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
 use crate::error_policy::Fault;
-use crate::pg::QualifiedName;
-use crate::session::{CopyError, CopyOut, SessionError, SqlClient};
+use crate::pg::{QualifiedName, RelationId};
+use crate::session::{CopyError, CopyOut, SessionError, SqlClient, fingerprint_facts};
 use crate::source::{CtidRange, SourceError, ctid_ranges};
 use crate::sql::table_guard::{is_table, refuse_others};
 use crate::table_sync::ends::{Ends, TakenSnapshot};
@@ -49,13 +50,14 @@ pub(super) async fn publish(
         snapshot_name: held.snapshot_name.clone(),
         reader: readers.next(),
         rate: Rate::new(ends.config.snapshot.max_rate, Instant::now()),
+        through_root: Vec::new(),
     };
     drop(readers);
     let mut rows = 0;
     ends.telemetry.snapshot_phase(SnapshotPhase::Copying, []);
     let filled = async {
         tokio::select! {
-            filled = filling.all(locks.client(), &publication.staging.tables) => rows = filled?,
+            filled = filling.all(locks.client(), publication.staging) => rows = filled?,
             lost = keep_holder(ends, &held, slot) => return Err(lost),
         }
         failpoint::reached("snapshot.staged");
@@ -75,18 +77,37 @@ struct Filling<'a> {
     snapshot_name: String,
     reader: Option<Reader>,
     rate: Rate,
+    /// Partitioned tables that were read through their roots.
+    through_root: Vec<RelationId>,
 }
 
 impl Filling<'_> {
-    async fn all(&mut self, locks: &SqlClient, tables: &[StagedTable]) -> Result<u64, Fault> {
+    async fn all(&mut self, locks: &SqlClient, staging: &Staging) -> Result<u64, Fault> {
         let mut rows = 0;
-        for table in tables {
-            rows += self.table(locks, table).await?;
+        for table in &staging.tables {
+            rows += self.table(locks, table, staging.leaves_of(table)?).await?;
         }
+        self.refuse_attached(locks, staging).await?;
         Ok(rows)
     }
 
-    async fn table(&mut self, locks: &SqlClient, table: &StagedTable) -> Result<u64, Fault> {
+    /// Read through the root were also partitions that were attached since the snapshot, and none of them is gone while the table is locked.
+    async fn refuse_attached(&self, locks: &SqlClient, staging: &Staging) -> Result<(), Fault> {
+        let publication = &self.ends.config.source.publication;
+        let now = fingerprint_facts(locks, &self.through_root, publication).await.map_err(SourceError::Session)?;
+        for table in &staging.tables {
+            let (id, known) = (table.source.relation_id(), staging.leaves_of(table)?);
+            let Some(now) = now.get(&id) else { continue };
+            if now.leaves(id).map_err(SourceError::Session)?.known.iter().any(|leaf| known.is_unknown(*leaf)) {
+                let what =
+                    format!("a partition was attached to table {} while it was read through its root", table.live);
+                return Err(DestinationError::StagingLost(what).into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn table(&mut self, locks: &SqlClient, table: &StagedTable, leaves: &KnownLeaves) -> Result<u64, Fault> {
         const DOING: &str = "filling a table";
         let foreign_keys_act: bool = {
             let sql = "SELECT pg_catalog.current_setting('session_replication_role') <> 'replica'";
@@ -96,9 +117,15 @@ impl Filling<'_> {
         let whole = sql::PageRange { first: 0, end: None };
         let filter = table.row_filter.as_deref();
         let statements: Vec<String> = if foreign_keys_act {
+            if table.is_tree() {
+                self.through_root.push(table.source.relation_id());
+            }
             vec![sql::copy_out(&table.source.name(), &table.route, table.is_tree(), filter, whole)]
         } else {
-            let ranges = ctid_ranges(locks, &table.source).await?;
+            let ranges = ctid_ranges(locks, &table.source, leaves).await?;
+            if ranges.iter().any(|range| range.whole_tree) {
+                self.through_root.push(table.source.relation_id());
+            }
             let statement =
                 |range: &CtidRange| sql::copy_out(&range.relation, &table.route, range.whole_tree, filter, range.pages);
             ranges.iter().map(statement).collect()

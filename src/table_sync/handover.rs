@@ -26,7 +26,7 @@
 //!
 //! # Failures
 //! A failure leaves everything as it was, and the old data serves: the request stays, with the reason, and is taken up
-//! again. A table that headwater has copied again and again waits first ([`Pace`]). Which requests
+//! again. A table that headwater has copied again and again, also in vain, waits first ([`Pace`]). Which requests
 //! are taken up together, and which wait by themselves, is [`Turns`]' to say: one table that waits for an
 //! operator keeps no other waiting. A request that only an operator can make possible is given up, unless its table is suspended
 //! ([`crate::preflight::suspended_tables`]), which nothing else brings back. Such a table gets the source's columns first, as far as that
@@ -35,6 +35,7 @@
 //! Bounds: one hand-over at a time; a hold waits at most `fence_timeout` for staging; [`ROUNDS_MAX`] rounds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -46,6 +47,7 @@ use super::{
 };
 use crate::apply_worker::pause::{Control, PauseGuard};
 use crate::catalog::schema::BothTypes;
+use crate::catalog::shape::Shape;
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
     Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Pace, Place,
@@ -61,6 +63,7 @@ use crate::preflight::violated_constraints::explained;
 use crate::preflight::whereabouts::explain_lost;
 use crate::session::{SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
+use crate::table_sync::copied_partitions::CopiedPartitions;
 use crate::table_sync::ends::{Ends, Staged, Tables};
 use crate::table_sync::resync_queue::{FailedAt, Failure, Turns};
 use crate::telemetry::{SnapshotPhase, failpoint};
@@ -121,7 +124,9 @@ pub(crate) async fn serve(
             true => tracing::debug!("{begins}"),
         }
         let begun = Instant::now();
-        let hand_over = HandOver { ends, control, bookkeeping: &client, scope: &scope, requests: &ids, generation };
+        let reads = AtomicBool::new(false);
+        let hand_over =
+            HandOver { ends, control, bookkeeping: &client, scope: &scope, requests: &ids, generation, reads: &reads };
         let ended = hand_over.run().await;
         ends.telemetry.snapshot_ends();
         match ended {
@@ -132,7 +137,8 @@ pub(crate) async fn serve(
             }
             Err(fault) => {
                 let fault = explained(ends.config, ends.addresses, fault).await;
-                let failure = settle_failure(ends, &mut told, &client, &requests, &scope, &fault).await;
+                let has_read = reads.into_inner();
+                let failure = settle_failure(ends, &mut told, &client, &requests, &scope, &fault, has_read).await;
                 let failed = FailedAt { now: began.elapsed(), took: begun.elapsed(), chance: fastrand::f64() };
                 turns.failed(&requests, failure, failed);
                 // Staging of this attempt is nobody's. The next attempt sweeps too.
@@ -144,13 +150,14 @@ pub(crate) async fn serve(
     }
 }
 
-/// The requests that need not wait because their tables were copied again and again; says once of each that waits, `paced`, why. Tables of
+/// The requests that need not wait because their tables were copied again and again; says once of each that waits, `paced`, why,
+/// and again once another of its copies was given up. Tables of
 /// another request that is taken up now are copied with it.
 async fn unpaced(
     ends: Ends<'_>,
     client: &Bookkeeping,
     requests: Vec<Request>,
-    paced: &mut BTreeSet<i64>,
+    paced: &mut BTreeSet<(i64, u32)>,
 ) -> Result<Vec<Request>, DestinationError> {
     if requests.iter().all(|request| request.origin != Origin::Changed) {
         return Ok(requests);
@@ -165,12 +172,13 @@ async fn unpaced(
             (Scope::All | Scope::Tables(_), _) => false,
         };
         match Pace::of(&request, &copies) {
-            Some(Pace { copies, wait }) if !is_copied => {
-                if paced.insert(request.id) {
+            Some(Pace { copies, given_up, wait }) if !is_copied => {
+                if paced.insert((request.id, given_up)) {
                     let text = format!(
-                        "{} was copied {copies} times within an hour, since it changes at the source in ways that the stream does not \
+                        "{} was {}, since it changes at the source in ways that the stream does not \
                          carry: its next copy begins in {} s, and the other tables stream on",
                         request.scope,
+                        Pace::words(copies, given_up),
                         wait.as_secs() + 1
                     );
                     ends.telemetry.warning("snapshot", text);
@@ -234,6 +242,7 @@ async fn settle_failure(
     requests: &[Request],
     scope: &Scope,
     fault: &Fault,
+    has_read: bool,
 ) -> Failure {
     let reason = report(fault);
     let failure = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
@@ -248,13 +257,18 @@ async fn settle_failure(
     let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
     let asked: Vec<i64> = requests.iter().map(|request| request.id).collect();
-    match told.is_new(scope, &asked, &text) {
+    // A copy that has read the source in vain is paced, and each one is told.
+    let is_given_up = has_read && failure == Failure::Passing;
+    match told.is_new(scope, &asked, &text) || is_given_up {
         true => ends.telemetry.warning("snapshot", text),
         false => tracing::debug!("the snapshot of {scope} failed as before"),
     }
     let ids = |requests: &[&Request]| requests.iter().map(|request| request.id).collect::<Vec<i64>>();
     let noted = async {
         client.fail_requests(&ids(&given_up), &reason.lines()).await?;
+        if is_given_up {
+            client.note_given_up(&ids(&again), &reason.lines()).await?;
+        }
         client.note_requests(&ids(&again), &reason.lines()).await
     };
     if let Err(error) = noted.await {
@@ -272,6 +286,8 @@ struct HandOver<'a> {
     requests: &'a [i64],
     /// The stream's.
     generation: &'a str,
+    /// The source's rows were read.
+    reads: &'a AtomicBool,
 }
 
 impl HandOver<'_> {
@@ -291,21 +307,25 @@ impl HandOver<'_> {
         let slot = temporary_slot()?;
         let name = format!("{}_again", self.generation);
         let (taken, staging) = begin_staging(ends, &source, bookkeeping.client(), &tables, &slot, true, &name).await?;
-        let Staged { staging, sent, slot_session, consistent_point } =
+        self.reads.store(true, Ordering::Relaxed);
+        let partitions = CopiedPartitions::begin(ends, &staging);
+        let Staged { mut staging, sent, through_root, slot_session, consistent_point } =
             load(ends, taken, staging, slot.as_str()).await?;
+        partitions.read_through_root(&through_root, &staging);
         finish(ends, bookkeeping.client(), &staging).await?;
         // Before the stream changes them: as many rows as were sent.
         staging.check_counts(bookkeeping.client(), &sent).await?;
 
         let stream = SlotStream { slot: &slot, session: slot_session, staging: &staging, consistent_point };
-        let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, stream).await?;
+        let mut catch_up = CatchUp::begin(ends, bookkeeping.client(), &server, &tables, stream, partitions).await?;
         ends.telemetry.snapshot_phase(SnapshotPhase::CatchingUp, []);
         failpoint::reached("handover.catching_up");
         pass(ends, self.control, consistent_point).await?;
         catch_up_with(bookkeeping, &mut catch_up, None).await?;
         let client = publishing_session(ends).await?;
         let differences = self.differences(&client, &mut catch_up, &staging).await?;
-        let restart = self.publish(&client, &mut catch_up, &staging, &differences, &shapes).await?;
+        let version = server.version;
+        let restart = self.publish(&client, &mut catch_up, &mut staging, &differences, &shapes, version).await?;
         catch_up.close().await;
         after(ends, staging, &differences).await?;
         Ok(restart)
@@ -358,9 +378,10 @@ impl HandOver<'_> {
         &self,
         client: &SqlClient,
         catch_up: &mut CatchUp,
-        staging: &Staging,
+        staging: &mut Staging,
         differences: &Differences,
         shapes: &Shapes,
+        version: i32,
     ) -> Result<Option<Restart>, Fault> {
         let HandOver { ends, bookkeeping, scope, .. } = *self;
         let destination = &ends.config.destination;
@@ -368,6 +389,8 @@ impl HandOver<'_> {
         let held = hold(ends, self.control, catch_up, "handover.publishing").await?;
         failpoint::reached("handover.held");
         let position = held.position();
+        catch_up.settle(staging);
+        let is_other_session = other_partitions(bookkeeping, staging, version).await?;
         let publication = Publication {
             staging,
             sent: None,
@@ -381,9 +404,8 @@ impl HandOver<'_> {
             trusted_roles: &destination.trusted_roles,
             names_owners: destination.names_owners(),
         };
-        let lost_leaves = has_lost_leaves(bookkeeping, staging).await?;
         tell_while_held(ends, scope, position, publish(ends, client, &publication)).await?;
-        let restart = (shapes.set_differs() || lost_leaves).then_some(Restart { _held: held });
+        let restart = (shapes.set_differs() || is_other_session).then_some(Restart { _held: held });
         let held_for = held_at.elapsed();
         ends.telemetry.event(
             "snapshot",
@@ -393,12 +415,22 @@ impl HandOver<'_> {
     }
 }
 
-/// Whether partitions were known that the copy has not found. The running stream counts them as known, and would not tell of their rows if
-/// they were attached again.
-async fn has_lost_leaves(bookkeeping: &Bookkeeping, staging: &Staging) -> Result<bool, Fault> {
-    let known = shapes(bookkeeping.client()).await?;
-    let mut copied = staging.leaves.iter();
-    Ok(copied.any(|(table, copied)| known.get(table).is_some_and(|known| !known.partitions.is_subset(&copied.known))))
+/// Whether the running stream must begin again for the sake of partitions. It counts those as known that it has named, and would not tell
+/// of their rows if they were attached again; so they stay known, also those that are empty by now, and one that the copy has not found is
+/// a reason. Up to 14 a session does not send the rows of a table that it has met before it was attached.
+async fn other_partitions(bookkeeping: &Bookkeeping, staging: &mut Staging, version: i32) -> Result<bool, Fault> {
+    let remembered = shapes(bookkeeping.client()).await?;
+    let mut begins_again = false;
+    for (table, copied) in &mut staging.leaves {
+        let Some(remembered) = remembered.get(table).map(Shape::leaves) else { continue };
+        let named: Vec<u32> = copied.empty.keys().copied().filter(|leaf| remembered.known.contains(leaf)).collect();
+        copied.known.extend(named);
+        copied.empty.retain(|leaf, _| !remembered.known.contains(leaf));
+        begins_again |= !remembered.known.is_subset(&copied.known);
+        let mut all = copied.known.iter().chain(copied.empty.keys());
+        begins_again |= version / 10_000 < 15 && all.any(|leaf| remembered.is_unknown(*leaf));
+    }
+    Ok(begins_again)
 }
 
 /// Lists what differs, while staging follows the live tables, so that there is little left to do at the end.

@@ -21,6 +21,7 @@
 //! together.
 
 mod catch_up;
+mod copied_partitions;
 mod copy;
 pub(crate) mod ends;
 mod fill;
@@ -30,12 +31,14 @@ mod readers;
 mod resync_queue;
 mod snapshot_guard;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
+use self::copy::CopiedTables;
 use self::readers::stand_in_the_way;
+use crate::catalog::fingerprint::Member;
 use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::config::SchemaChanges;
@@ -47,13 +50,14 @@ use crate::destination::{
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, QualifiedName, RelationId, SlotName, counted};
 use crate::preflight::enum_labels::labels_for_copy;
+use crate::preflight::fingerprints::end_of_wal;
 use crate::preflight::leadership::sweep_staging;
 use crate::preflight::prepare::Prepared;
 use crate::preflight::replication_session::connect_replication;
 use crate::preflight::resync_requests::name_of;
 use crate::session::{
     Clients, CreatedSlot, FingerprintFacts, ReplicationSession, SessionError, SlotSnapshot, SqlClient,
-    fingerprint_facts,
+    fingerprint_facts, vacancy,
 };
 use crate::source::{
     SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot, running_transactions,
@@ -296,16 +300,24 @@ async fn begin_staging(
 }
 
 /// Copies into staging, and lets the source go.
-async fn load(ends: Ends<'_>, taken: TakenSnapshot, staging: Staging, slot: &str) -> Result<Staged, Fault> {
+async fn load(ends: Ends<'_>, taken: TakenSnapshot, mut staging: Staging, slot: &str) -> Result<Staged, Fault> {
     let TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints: _, leaves: _ } = taken;
     ends.telemetry.snapshot_phase(SnapshotPhase::Copying, []);
-    let sent = copy::copy(ends, &staging, &held, &locks, slot, readers).await;
+    let copied = copy::copy(ends, &staging, &held, &locks, slot, readers).await;
     // The snapshot must have been held to the end; otherwise rows of two moments may be mixed.
     held.release().await?;
-    let sent = sent?;
+    let CopiedTables { sent, through_root } = copied?;
     failpoint::reached("snapshot.staged");
+    // Read through the root were also partitions that were attached since the snapshot, and none of them is gone while the table is locked.
+    let ids: Vec<RelationId> = through_root.iter().copied().collect();
+    let now = fingerprint_facts(locks.client(), &ids, &ends.config.source.publication).await;
+    for (table, now) in now.map_err(SourceError::Session)? {
+        let known = now.leaves(table).map_err(SourceError::Session)?.known;
+        let leaves = staging.leaves.entry(table).or_default();
+        leaves.known.extend(known.into_iter().filter(|leaf| !leaves.empty.contains_key(leaf)));
+    }
     locks.release().await?;
-    Ok(Staged { staging, sent, slot_session, consistent_point })
+    Ok(Staged { staging, sent, through_root, slot_session, consistent_point })
 }
 
 /// Locks, then the slot, then the settled snapshot.
@@ -326,8 +338,8 @@ async fn take_snapshot(
         return Err(SourceError::Refused(report).into());
     }
     let ids: Vec<RelationId> = tables.iter().map(|table| table.relation_id()).collect();
-    let fingerprints = fingerprint_facts(locks.client(), &ids, &config.source.publication).await;
-    let fingerprints = fingerprints.map_err(SourceError::Session)?;
+    let locked = fingerprint_facts(locks.client(), &ids, &config.source.publication).await;
+    let locked = locked.map_err(SourceError::Session)?;
     telemetry.event(
         "snapshot",
         format!(
@@ -340,22 +352,49 @@ async fn take_snapshot(
     let created = create_slot(ends, clients.source, &locks, &mut slot_session, slot, kind, copied.alone).await?;
     let held = hold_snapshot(&addresses.source, &created.snapshot_name).await?;
     let consistent_point = created.consistent_point;
-    // More may have been added while the slot was waited for, and may be gone when the copy is done.
     let shown = fingerprint_facts(held.client(), &ids, &config.source.publication).await;
-    let leaves = leaves_of(&fingerprints, &shown.map_err(SourceError::Session)?).map_err(SourceError::Session)?;
+    let shown = shown.map_err(SourceError::Session)?;
+    let (fingerprints, leaves) = partitions(clients.source, &locked, shown).await.map_err(SourceError::Session)?;
     Ok(TakenSnapshot { locks, readers, slot_session, held, consistent_point, fingerprints, leaves })
 }
 
-/// The partitions that the facts of before the slot name, or those under the snapshot.
-fn leaves_of(
-    before: &HashMap<RelationId, FingerprintFacts>,
-    shown: &HashMap<RelationId, FingerprintFacts>,
-) -> Result<HashMap<RelationId, KnownLeaves>, SessionError> {
+/// What the catalog says of each table at the snapshot, and which of its partitions had rows. The tables have been locked since before the
+/// slot, so that only partitions can come and go meanwhile. Where something else is another one all the same, what it was under the locks
+/// is kept: the next look finds the difference.
+async fn partitions(
+    source: &SqlClient,
+    locked: &HashMap<RelationId, FingerprintFacts>,
+    shown: HashMap<RelationId, FingerprintFacts>,
+) -> Result<(HashMap<RelationId, FingerprintFacts>, HashMap<RelationId, KnownLeaves>), SessionError> {
+    let mut fingerprints = HashMap::new();
     let mut leaves: HashMap<RelationId, KnownLeaves> = HashMap::new();
-    for (table, facts) in before.iter().chain(shown) {
-        leaves.entry(*table).or_default().known.extend(facts.leaves(*table)?.known);
+    for (table, shown) in shown {
+        let known = leaves.entry(table).or_insert(shown.leaves(table)?);
+        match locked.get(&table) {
+            Some(locked) if !locked.read()?.differs_in_partitions_only(&shown.read()?) => {
+                known.known.extend(locked.leaves(table)?.known);
+                fingerprints.insert(table, locked.clone());
+            }
+            Some(_) | None => drop(fingerprints.insert(table, shown)),
+        }
     }
-    Ok(leaves)
+    // Rows that come before the end of WAL behind this question make such a partition be copied once more, should they be gone again.
+    let all: Vec<u32> = leaves.values().flat_map(|leaves| leaves.known.iter().copied()).collect();
+    let vacant = vacancy(source, &all).await?.vacant;
+    if !vacant.is_empty() {
+        let read_at = end_of_wal(source).await?;
+        for (table, leaves) in &mut leaves {
+            let members = fingerprints.get(table).map(FingerprintFacts::read).transpose()?;
+            let members = members.map(|facts| facts.members).unwrap_or_default();
+            // A table has no block where it is partitioned itself.
+            let is_empty =
+                |leaf: &&Member| leaf.kind != 'p' && vacant.contains(&leaf.id) && leaves.known.contains(&leaf.id);
+            let empty: BTreeSet<u32> = members.iter().filter(is_empty).map(|leaf| leaf.id).collect();
+            leaves.known.retain(|leaf| !empty.contains(leaf));
+            leaves.empty.extend(empty.into_iter().map(|leaf| (leaf, read_at)));
+        }
+    }
+    Ok((fingerprints, leaves))
 }
 
 /// Creates the slot; says what it waits for, and gives way to a session that waits for the tables meanwhile.

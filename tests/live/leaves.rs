@@ -4,6 +4,7 @@
 
 use fastrand::Rng;
 
+use crate::support::pause::Pause;
 use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, eventually, seed, source};
 
@@ -736,6 +737,116 @@ async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_partitions_of_the_time_of_a_copy_come_and_go_without_another_copy() {
+    let schema = format!(
+        "{} CREATE TABLE t_5 PARTITION OF t FOR VALUES FROM (50) TO (60);
+         CREATE TABLE t_6 PARTITION OF t FOR VALUES FROM (60) TO (70);",
+        tree("t")
+    );
+    let database = Database::new("leafwaits", &["t"], &schema).await;
+    if major(&database).await < 15 {
+        return;
+    }
+    let holder = source().await.connect(&database.name).await.expect("a session");
+    holder.batch("a transaction that the slot waits for", "BEGIN; SELECT pg_current_xact_id()").await.expect("one");
+    let service = Setup::of(&database).start();
+    service.says("locked in ACCESS SHARE mode at the source").await;
+    run(&database, &format!("{} {}", alone("t"), attach("t"))).await;
+    holder.batch("ending it", "COMMIT").await.expect("a commit");
+    service.streams().await;
+    let look = |number: u32| {
+        format!(
+            "CREATE TABLE t_{number} (LIKE t INCLUDING ALL);
+             ALTER TABLE t ATTACH PARTITION t_{number} FOR VALUES FROM ({number}0) TO ({number}9);"
+        )
+    };
+    run(&database, &look(3)).await;
+    is_seen_empty(&database, "t_3").await;
+    not_copied(&service);
+    database.at_source("INSERT INTO t VALUES (11, 'came'), (31, 'came'), (61, 'came')").await;
+    database.at_source("DROP TABLE t_5").await;
+    run(&database, &look(4)).await;
+    is_seen_empty(&database, "t_4").await;
+    database.assert_catches_up().await;
+    not_copied(&service);
+    // Its rows are known.
+    database.at_source("TRUNCATE t_6").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    service.stop().await;
+}
+
+/// A tree and a table that is not copied with it.
+async fn two_tables(name: &str) -> Database {
+    let schema = format!("{} CREATE TABLE other (id int PRIMARY KEY);", tree("t"));
+    Database::new(name, &["t", "other"], &schema).await
+}
+
+/// Rewrites the values of `t`, so that it is copied, and waits until its copy compares.
+async fn copies(database: &Database) -> (Service, Pause) {
+    let (setup, pause) = Pause::at("handover.comparing", Setup::of(database));
+    let service = setup.start();
+    service.streams().await;
+    database.caught_up().await;
+    database.at_source("ALTER TABLE t ALTER v TYPE text USING v || '!'").await;
+    pause.reached().await;
+    (service, pause)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_survives_partitions_that_come_while_it_is_made() {
+    let database = two_tables("leafsurvives").await;
+    let (service, pause) = copies(&database).await;
+    run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
+    if major(&database).await >= 15 {
+        let attached =
+            "CREATE TABLE t_3 (LIKE t INCLUDING ALL); ALTER TABLE t ATTACH PARTITION t_3 FOR VALUES FROM (20) TO (30);";
+        run(&database, attached).await;
+        service.says("the partitions of public.t were looked at while it is copied").await;
+        database.at_source("INSERT INTO t VALUES (21, 'came')").await;
+    }
+    database.at_source("CREATE TABLE t_4 PARTITION OF t FOR VALUES FROM (30) TO (40)").await;
+    database.caught_up().await;
+    pause.end();
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    // A look finds nothing to copy.
+    database.at_source("DROP TABLE t_4").await;
+    database.at_source("CREATE TABLE t_5 PARTITION OF t FOR VALUES FROM (40) TO (50)").await;
+    is_seen_empty(&database, "t_5").await;
+    let log = service.log();
+    assert_eq!(log.matches("copying public.t again").count(), 1, "{log}");
+    assert!(!log.contains("is tried again"), "{log}");
+    // Rows of the one that came are known.
+    database.at_source("DROP TABLE t_2").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_that_are_given_up_are_paced_and_each_says_why() {
+    let database = two_tables("leafgiven").await;
+    let (service, _pause) = copies(&database).await;
+    was_copied(&database, 10).await;
+    let emptied = format!("BEGIN; {} {} TRUNCATE t_2; {} COMMIT", create("t"), fill("t", 10), fill("t", 12));
+    database.at_source(&emptied).await;
+    service.says("the snapshot of public.t failed and is tried again; the old data is still there: staging was lost: table public.t was changed").await;
+    service.says("partition public.t_2 may have been emptied by the transaction that created it").await;
+    service.says("public.t was copied 10 times and its copy was given up once within an hour").await;
+    let (_, explained) = service.command(&["explain"]).await;
+    assert!(explained.contains("the copy of public.t has failed and is tried again"), "{explained}");
+    assert!(explained.contains("the next copy of public.t waits for"), "{explained}");
+    assert_eq!(service.get("/readyz").await.expect("an answer").0, 503);
+    database.at_destination("DELETE FROM headwater.resnapshots WHERE state <> 'requested'").await;
+    becomes_equal(&database, "t").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_partitions_that_one_transaction_fills_are_asked_for_together() {
     let database = Database::new("manyleaves", &["t"], &tree("t")).await;
     let service = Setup::of(&database).start();
@@ -772,8 +883,7 @@ async fn forget_copies(database: &Database) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_of_a_table_whose_partitions_come_and_go_are_paced() {
-    let schema = format!("{} CREATE TABLE other (id int PRIMARY KEY);", tree("t"));
-    let database = Database::new("paced", &["t", "other"], &schema).await;
+    let database = two_tables("paced").await;
     let service = Setup::of(&database).start();
     service.streams().await;
     database.caught_up().await;
