@@ -120,6 +120,10 @@ pub(super) fn verdict(status: &StatusView) -> (bool, String) {
         (State::Streaming, [_, _, ..]) if !late => {
             (false, format!("Tables {} are suspended until they are copied again.", status.suspended.join(", ")))
         }
+        (State::Streaming, []) if !late && !status.in_doubt.is_empty() => {
+            let tables = status.in_doubt.join(", ");
+            (false, format!("In doubt until compared with the source, and followed meanwhile: {tables}."))
+        }
         (state, _) => state_verdict(status, state, &behind),
     }
 }
@@ -267,6 +271,7 @@ fn tables(text: &mut String, status: &StatusView, columns: Option<usize>) -> std
         let copied = match (table.snapshot_done, is_copied) {
             (false, true) => format!("{} ({:.0} %)", count(table.snapshot_rows), 100.0 * table.snapshot_ratio()),
             _ if status.suspended.contains(name) => "suspended".to_owned(),
+            _ if status.in_doubt.contains(name) => "in doubt".to_owned(),
             (true, _) => count(table.snapshot_rows),
             (false, false) => "earlier".to_owned(),
         };

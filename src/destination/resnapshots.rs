@@ -13,9 +13,10 @@
 //!
 //! What is done stays as a row, which says how often a table was copied by itself: each such copy locks and reads the table at the
 //! source, and a table whose partitions come and go every few seconds would be copied without end. So from the fifth copy within an
-//! hour on, the next one waits ([`Pace`]); the others stream on meanwhile. A copy that has read the source and was given up has cost as much:
-//! it stays as a row of its own, `failed`, while the request stands.
+//! hour on, the next one waits ([`Pace`]); the others stream on meanwhile. A copy that has read the source and was given up has cost as
+//! much: it stays as a row of its own, `failed`, while the request stands.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::bookkeeping::Bookkeeping;
@@ -128,6 +129,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// The tables whose rows may be others than the source's until these requests are fulfilled: those that are suspended, and those that
+    /// are followed and wait for a comparison.
+    pub fn tables_in_doubt(requests: &[Request]) -> BTreeSet<QualifiedName> {
+        let changed = requests.iter().filter(|request| request.origin == Origin::Changed);
+        let tables = changed.flat_map(|request| match &request.scope {
+            Scope::Tables(tables) => tables.as_slice(),
+            Scope::All => &[],
+        });
+        tables.cloned().collect()
+    }
+
     /// Whether a table's copy was asked for, by whom it must have been.
     pub fn is_for(&self, table: &QualifiedName, asked_by: AskedBy) -> bool {
         let is_operators = matches!(self.origin, Origin::Start | Origin::Command);

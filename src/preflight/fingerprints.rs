@@ -11,7 +11,7 @@ use crate::catalog::fingerprint::{Fingerprint, Verdict};
 use crate::catalog::leaves::Vacancy;
 use crate::catalog::truncation::Told;
 use crate::destination::{
-    Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Scope, remembered_fingerprints,
+    Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Request, Scope, remembered_fingerprints,
 };
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{
@@ -203,6 +203,7 @@ pub(crate) async fn ask_for_comparison(
         return Ok(());
     }
     bookkeeping.request(&Scope::Tables(vec![name.clone()]), Origin::Changed, None).await?;
+    telemetry.in_doubt(Request::tables_in_doubt(&bookkeeping.requests().await?));
     let text = format!(
         "table {name}: {reason}, and the stream has not reported why: it is compared with the source, and is followed meanwhile"
     );

@@ -31,7 +31,7 @@ use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, ApplyContext, Bookkeeping, ConflictPolicy, DestinationError, Followed, Lead, Marking,
-    SourceTables, TableState, Writer, forget_passed_conflict, shapes, skips,
+    Request, SourceTables, TableState, Writer, forget_passed_conflict, shapes, skips,
 };
 use crate::error_policy::Fault;
 use crate::pg::{Lsn, QualifiedName, RelationId, TypeId};
@@ -161,6 +161,8 @@ impl OpenedStream {
         let policy = carried.failed_stream.policy(config.on_conflict, skips);
 
         let watched = Watched::new(&prepared, config.source.publication.clone());
+        // Before the state says that it streams.
+        telemetry.in_doubt(Request::tables_in_doubt(&bookkeeping.requests().await?));
         let Started { options, spool } = start_replication(service, carried, &mut prepared, position).await?;
         let passed_over = prepared.added.iter().chain(&prepared.suspended).cloned();
         Ok(OpenedStream {

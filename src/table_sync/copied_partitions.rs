@@ -1,10 +1,10 @@
 //! The partitions of tables that are being copied, while the source attaches, creates and drops others.
 //!
-//! Kept by `handover` from the snapshot to the publish, and asked by `catch_up` whenever the copy's stream names a partition. A copy has the
-//! partitions of its snapshot and reads no others ([`crate::source::ctid_ranges`]). What comes later is judged as it is for a table that
-//! is followed: by [`crate::catalog::leaves`], from what is known of each partition. So a copy survives a partition that is created, and one
-//! that is attached without rows, if a look finds it so before its first row. Otherwise a table to which partitions are attached more
-//! often than its copy takes would never be copied.
+//! Kept by `handover` from the snapshot to the publish, and asked by `catch_up` whenever the copy's stream names a partition. A copy has
+//! the partitions of its snapshot and reads no others ([`crate::source::ctid_ranges`]). What comes later is judged as it is for a table
+//! that is followed: by [`crate::catalog::leaves`], from what is known of each partition. So a copy survives a partition that is created,
+//! and one that is attached without rows, if a look finds it so before its first row. Otherwise a table to which partitions are attached
+//! more often than its copy takes would never be copied.
 //!
 //! ```text
 //! source    C ──── attached ────── row ──────────────────────────▶
@@ -31,8 +31,8 @@ use crate::session::{FingerprintFacts, SessionError, Sql, SqlClient, read_descri
 use crate::table_sync::ends::Ends;
 use crate::transaction::SchemaChange;
 
-/// A partition whose first row comes sooner after it was attached makes the copy begin again. A look is one question over the catalog rows of
-/// the copied tables.
+/// A partition whose first row comes sooner after it was attached makes the copy begin again. A look is one question over the catalog
+/// rows of the copied tables.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 type Seen = Arc<Mutex<HashMap<RelationId, RememberedTable>>>;

@@ -91,7 +91,7 @@ impl Filling<'_> {
         Ok(rows)
     }
 
-    /// Read through the root were also partitions that were attached since the snapshot, and none of them is gone while the table is locked.
+    /// Read through the root were also partitions that were attached since the snapshot. None of them is gone while the table is locked.
     async fn refuse_attached(&self, locks: &SqlClient, staging: &Staging) -> Result<(), Fault> {
         let publication = &self.ends.config.source.publication;
         let now = fingerprint_facts(locks, &self.through_root, publication).await.map_err(SourceError::Session)?;

@@ -110,6 +110,7 @@ pub(crate) async fn serve(
             },
         };
         let Ok(requests) = client.requests().await else { continue };
+        ends.telemetry.in_doubt(Request::tables_in_doubt(&requests));
         let Ok(requests) = unpaced(ends, &client, requests, &mut paced).await else { continue };
         let requests = turns.next(requests, began.elapsed());
         if requests.is_empty() {
@@ -257,7 +258,7 @@ async fn settle_failure(
     let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
     let asked: Vec<i64> = requests.iter().map(|request| request.id).collect();
-    // A copy that has read the source in vain is paced, and each one is told.
+    // A copy that has read the source in vain is paced, and each one is reported.
     let is_given_up = has_read && failure == Failure::Passing;
     match told.is_new(scope, &asked, &text) || is_given_up {
         true => ends.telemetry.warning("snapshot", text),

@@ -170,6 +170,11 @@
           return ["warn", one ? `Table ${s.suspended[0]} is suspended` : `${s.suspended.length} tables are suspended`,
             `${one ? "It follows" : "They follow"} again when ${one ? "it is" : "they are"} copied again. The others are ${s.lag_seconds < 1 ? "fresh" : `${behind} behind`}.`];
         }
+        if (s.in_doubt.length && (s.lag_seconds ?? 0) <= s.ready_lag_max_seconds) {
+          const one = s.in_doubt.length === 1;
+          return ["warn", one ? `Table ${s.in_doubt[0]} is in doubt` : `${s.in_doubt.length} tables are in doubt`,
+            `${one ? "Its" : "Their"} rows may be others than the source's until ${one ? "it is" : "they are"} compared. All tables are followed.`];
+        }
         if (!s.ready) return ["warn", `The copy is ${behind} behind`, `More than the ${words(seconds(s.ready_lag_max_seconds))} that http.ready_lag_max allows.`];
         return s.lag_seconds < 1
           ? ["good", "The copy is fresh", "Every commit of the source is here."]
@@ -199,7 +204,7 @@
   let all = false;
 
   const showTables = (s) => {
-    const key = JSON.stringify([s.tables, s.suspended, s.snapshot?.tables]);
+    const key = JSON.stringify([s.tables, s.suspended, s.in_doubt, s.snapshot?.tables]);
     if (key === shownTables) return;
     shownTables = key;
     const made = Object.entries(s.tables).map(([name, t]) => {
@@ -208,6 +213,7 @@
       const cell = el("td", { class: "wide-cell" });
       const isCopied = s.snapshot?.tables.includes(name) ?? false;
       if (s.suspended.includes(name) && !isCopied) cell.append(el("div", { class: "copy" }, el("span", {}, "is suspended until it is copied again")));
+      else if (s.in_doubt.includes(name) && !isCopied) cell.append(el("div", { class: "copy" }, el("span", {}, "is in doubt until it is compared with the source")));
       else if (t.snapshot_done) cell.append(el("div", { class: "copy" }, el("span", {}, `${counted} copied`)));
       else if (isCopied) cell.append(el("div", { class: "copy" }, el("progress", { max: 1, value: ratio, "aria-label": `Copied of ${name}` }), el("span", {}, `${Math.floor(ratio * 100)} % · ${counted}`)));
       else cell.append(el("div", { class: "copy" }, el("span", {}, "earlier")));

@@ -228,6 +228,9 @@ pub struct StatusView {
     /// Tables whose changes are passed over until they are copied again, as in `tables`.
     #[serde(default)]
     pub suspended: Vec<String>,
+    /// Tables that are followed, and whose rows may be others than the source's until they are compared, as in `tables`.
+    #[serde(default)]
+    pub in_doubt: Vec<String>,
     /// Locks that sessions of ours have waited for, for more than 5 s, with their holders.
     #[serde(default)]
     pub waits: Vec<String>,

@@ -118,3 +118,40 @@ async fn a_partition_without_an_index_that_is_emptied_twice_leaves_no_rows() {
     all_live(&database).await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE other (id int PRIMARY KEY);
+                  CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";
+    let database = Database::new("dbtfresh", &["t", "other"], schema).await;
+    let mut service = streaming(&database).await;
+    assert_eq!(service.get("/readyz").await.expect("an answer").0, 200);
+    let copied = r#"INSERT INTO headwater.resnapshots (tables, origin, state, finished_at)
+                    SELECT ARRAY['"public"."t"'], 'changed', 'done', clock_timestamp() FROM generate_series(1, 12)"#;
+    database.at_destination(copied).await;
+    database.at_source("TRUNCATE t_1").await;
+    service.says("public.t was copied 12 times within an hour").await;
+    for is_started_again in [false, true] {
+        if is_started_again {
+            service.stop().await;
+            service = streaming(&database).await;
+        }
+        let (status, reason) = service.get("/readyz").await.expect("an answer");
+        let said = "table public.t is in doubt until it is compared with the source";
+        assert_eq!((status, reason.contains(said)), (503, true), "{reason}");
+        let status = service.status().await.expect("a status");
+        assert_eq!(status["in_doubt"], serde_json::json!(["public.t"]), "{status}");
+        let (code, out) = service.command(&["status"]).await;
+        assert!(code == Some(1) && out.contains("In doubt until compared with the source"), "{out}");
+        let (code, out) = service.command(&["explain"]).await;
+        assert!(code == Some(1) && out.contains("In doubt until compared with the source"), "{out}");
+    }
+    // It is followed.
+    database.at_source("INSERT INTO t VALUES (3)").await;
+    database.caught_up().await;
+    assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("3"));
+    database.at_destination("DELETE FROM headwater.resnapshots WHERE state = 'done'").await;
+    eventually("table t is equal", || async { is_equal(&database, "t").await.then_some(()) }).await;
+    eventually("it is ready", || async { (service.get("/readyz").await?.0 == 200).then_some(()) }).await;
+    service.stop().await;
+}

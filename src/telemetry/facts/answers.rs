@@ -69,6 +69,7 @@ impl Telemetry {
             slot: inner.slot.clone(),
             tables: inner.tables.clone(),
             suspended: inner.suspended.iter().map(QualifiedName::unquoted).collect(),
+            in_doubt: in_doubt(&inner).map(QualifiedName::unquoted).collect(),
             waits: inner.waits.values().flatten().cloned().collect(),
             snapshot_seconds: inner.snapshot.as_ref().map(|snapshot| snapshot.began.elapsed().as_secs_f64()),
             snapshot: inner.snapshot.as_ref().map(|snapshot| snapshot.progress(&inner.tables)),
@@ -84,8 +85,14 @@ impl Telemetry {
         let state = inner.state.as_str();
         match (inner.state, &inner.reason) {
             (State::Streaming, _) if lag <= self.ready_lag_max => {
-                let table = inner.suspended.first()?;
-                Some(format!("{state}: table {table} is suspended until it is copied again"))
+                let suspended = inner.suspended.first();
+                let suspended =
+                    suspended.map(|table| format!("{state}: table {table} is suspended until it is copied again"));
+                suspended.or_else(|| {
+                    let table = in_doubt(inner).next()?;
+                    let said = format!("table {table} is in doubt until it is compared with the source");
+                    Some(format!("{state}: {said}"))
+                })
             }
             (State::Streaming | State::CatchingUp, _) => Some(format!(
                 "{state}: {:.1} s behind the source (at most {:.1} s)",
@@ -111,6 +118,11 @@ impl Telemetry {
         }
         self.metrics.render()
     }
+}
+
+/// Tables that are followed, and whose rows may be others than the source's.
+fn in_doubt(inner: &Inner) -> impl Iterator<Item = &QualifiedName> {
+    inner.in_doubt.iter().filter(|table| !inner.suspended.contains(table))
 }
 
 /// Sets a gauge, or takes it away where there is nothing to say: an absent number is no lie, a 0 would be one.

@@ -6,7 +6,7 @@
 mod answers;
 mod copying;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -55,6 +55,8 @@ struct Inner {
     snapshot: Option<copying::Snapshot>,
     /// Tables that are suspended until a copy is published.
     suspended: Vec<QualifiedName>,
+    /// Tables whose rows may be others than the source's until a copy is published; the suspended ones may be among them.
+    in_doubt: BTreeSet<QualifiedName>,
     /// What sessions of ours wait for now, by the end.
     waits: BTreeMap<&'static str, Vec<String>>,
     events: VecDeque<Event>,
@@ -101,6 +103,7 @@ impl Telemetry {
                 slot: None,
                 snapshot: None,
                 suspended: Vec::new(),
+                in_doubt: BTreeSet::new(),
                 waits: BTreeMap::new(),
                 events: VecDeque::new(),
             }),
@@ -187,6 +190,11 @@ impl Telemetry {
     /// These tables are suspended, and no others: the stream that begins passes over their changes.
     pub fn suspended(&self, tables: &[QualifiedName]) {
         self.inner().suspended = tables.to_vec();
+    }
+
+    /// These tables wait for a copy that says whether their rows are the source's, and no others.
+    pub fn in_doubt(&self, tables: BTreeSet<QualifiedName>) {
+        self.inner().in_doubt = tables;
     }
 
     /// Sessions of ours wait for these locks at this end now, and for no others.
