@@ -245,7 +245,11 @@ fn check_xid(
     Err(lost(LostCause::XidBefore, report))
 }
 
-pub(super) fn check_valid(slot: &Slot) -> Result<(), LostHistory> {
+/// Whether the source has invalidated the slot.
+///
+/// # Errors
+/// [`LostHistory`] says why it has.
+pub fn check_valid(slot: &Slot) -> Result<(), LostHistory> {
     let name = &slot.name;
     let reason = slot.invalidation_reason.clone().or((slot.wal_status == "lost").then(|| "wal_removed".to_owned()));
     let Some(reason) = reason else { return Ok(()) };

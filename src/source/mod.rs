@@ -46,7 +46,7 @@ pub use catalog::{SourceCatalog, SourceTable};
 pub use collations::collation_statements;
 pub use ctid_ranges::{CTID_RANGE_BYTES, CtidRange, ctid_ranges};
 pub use error::{LostCause, LostHistory, SourceError};
-pub use history::{check_history, check_line};
+pub use history::{check_history, check_line, check_valid};
 pub use hosts::{Choice, choose_host};
 pub use identity::{Identities, Unidentified};
 pub use marks::Marks;

@@ -11,6 +11,7 @@ use super::copy_failures::FailedCopy;
 use super::held_up::HeldUp;
 use super::opened_stream::OpenedStream;
 use super::service::{Exit, Service, while_leading};
+use super::slot_watch::slot_lost;
 use crate::destination::{Bookkeeping, Deletes, DestinationError, Lead, ReplicationRole, missing_roles_report};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn, QualifiedName};
@@ -209,7 +210,11 @@ impl Attempt<'_> {
         let ends = table_sync::Ends { config: &host.config, addresses: &host.addresses, telemetry };
         let mut reads = false;
         let copying = table_sync::snapshot(ends, bookkeeping, prepared, kind, &mut reads, self.service.stopped());
-        match while_leading(lead, copying).await {
+        let copied = tokio::select! {
+            copied = while_leading(lead, copying) => copied,
+            lost = slot_lost(&host.addresses) => Err(lost),
+        };
+        match copied {
             Ok(table_sync::Ending::Published) => {
                 self.carried.copies.published();
                 self.carried.failed_stream.held_up = HeldUp::default();

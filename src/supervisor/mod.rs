@@ -32,6 +32,7 @@ mod monitor;
 mod opened_stream;
 pub mod options;
 mod service;
+mod slot_watch;
 mod stream_health;
 
 use std::sync::Arc;

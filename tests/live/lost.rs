@@ -132,6 +132,40 @@ async fn a_slot_whose_wal_was_removed_is_told_with_the_setting_that_did_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_slot_is_lost_meanwhile_ends_at_once_and_publishes_nothing() {
+    let source =
+        new_source(&[("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")]).await;
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text);
+        INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 20000) i";
+    let database = Database::on(&source, destination().await, "lostcopying", &["t"], schema).await;
+    // It would last for a minute and more.
+    let setup = Setup::of(&database);
+    let service = setup.clone().section("[snapshot]\nmax_rate = \"200kB\"").start();
+    service.says("copying public.t: ").await;
+    // The copy was seen with its slot in order.
+    let looked = format!(
+        "SELECT count(*)::text FROM pg_stat_activity WHERE datname = '{}' AND query LIKE '%pg_replication_slots%' AND state = 'idle'
+         AND application_name LIKE '% slot'",
+        database.name
+    );
+    eventually("the slot was looked at", || async {
+        (database.source_value(&looked).await.as_deref() != Some("0")).then_some(())
+    })
+    .await;
+    for _ in 0..6 {
+        database.at_source("SELECT pg_logical_emit_message(true, 'x', 'x'); SELECT pg_switch_wal(); CHECKPOINT").await;
+    }
+    let output = service.ends_with(1).await;
+    assert!(output.contains("was invalidated by the source (wal_removed)"), "{output}");
+    assert!(!output.contains("published 20000 rows"), "{output}");
+    // Nothing was published, so the next start begins by itself.
+    let service = setup.start();
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn how_long_a_slot_has_left_is_told_before_it_is_lost() {
     let source = new_source(&[("max_slot_wal_keep_size", "1GB")]).await;
     let database = Database::on(&source, destination().await, "leaves", TABLES, SCHEMA).await;
