@@ -6,7 +6,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetRow {
     /// Orders rows roughly as the key's index does.
-    pub(crate) place: u64,
+    pub(crate) sort_key: u64,
     /// The row's first change: where the destination finds it.
     pub(crate) first: u32,
     /// The change that holds its last image; behind [`MERGED`], one of the merged tuples.
@@ -18,7 +18,7 @@ pub struct NetRow {
 pub enum SetEffect {
     /// Delete the rows.
     Delete,
-    /// Set the columns at these places.
+    /// Set the columns with these indexes.
     Update(Vec<usize>),
     /// Insert the rows.
     Insert,

@@ -81,17 +81,17 @@ pub fn columns_to_set(target: &Target, old: Option<&Tuple>, new: &Tuple) -> Vec<
         TargetIdentity::WholeRow | TargetIdentity::None => &[],
     };
     let mut set = Vec::new();
-    for (place, value) in new.columns().enumerate() {
-        let Some(column) = target.column(place) else { continue };
-        let in_key = key.contains(&place);
+    for (index, value) in new.columns().enumerate() {
+        let Some(column) = target.column(index) else { continue };
+        let in_key = key.contains(&index);
         // Without an old key in the message the key did not change.
         let unchanged = value == Datum::UnchangedToast || (in_key && old.is_none());
         // No UPDATE can set a GENERATED ALWAYS identity. Where the old value is known the server says so; elsewhere such a
         // table does not fit (`fit`).
         let is_known = in_key || target.relation.replica_identity == ReplicaIdentity::Full;
-        let fixed = column.identity_always && !(is_known && key_changed(old, new, place));
+        let fixed = column.identity_always && !(is_known && key_changed(old, new, index));
         if !unchanged && !fixed {
-            set.push(place);
+            set.push(index);
         }
     }
     or_key(target, set)
@@ -103,23 +103,23 @@ pub fn columns_to_set_when_complete(target: &Target) -> Vec<usize> {
         TargetIdentity::Key(key) => key,
         TargetIdentity::WholeRow | TargetIdentity::None => &[],
     };
-    let settable = |place: &usize| target.column(*place).is_some_and(|column| !column.identity_always);
-    let set = target.stored_columns().filter(|place| !key.contains(place) && settable(place)).collect();
+    let settable = |index: &usize| target.column(*index).is_some_and(|column| !column.identity_always);
+    let set = target.stored_columns().filter(|index| !key.contains(index) && settable(index)).collect();
     or_key(target, set)
 }
 
 /// The row must still be there: where nothing is set, its key is set to itself.
 fn or_key(target: &Target, mut set: Vec<usize>) -> Vec<usize> {
     if let (true, TargetIdentity::Key(key)) = (set.is_empty(), &target.identity) {
-        set.extend(key.iter().copied().filter(|place| target.column(*place).is_some_and(|c| !c.identity_always)));
+        set.extend(key.iter().copied().filter(|index| target.column(*index).is_some_and(|c| !c.identity_always)));
         set.sort_unstable();
     }
     set
 }
 
-fn key_changed(old: Option<&Tuple>, new: &Tuple, place: usize) -> bool {
-    let new = new.columns().nth(place);
-    old.is_some_and(|old| new != Some(Datum::UnchangedToast) && old.columns().nth(place) != new)
+fn key_changed(old: Option<&Tuple>, new: &Tuple, index: usize) -> bool {
+    let new = new.columns().nth(index);
+    old.is_some_and(|old| new != Some(Datum::UnchangedToast) && old.columns().nth(index) != new)
 }
 
 /// Its SQL.
@@ -147,7 +147,7 @@ pub fn parameter_types(target: &Target, statement: &RowStatement) -> Vec<TypeId>
         (_, TargetIdentity::Key(key)) => key.clone(),
         (_, TargetIdentity::WholeRow | TargetIdentity::None) => target.stored_columns().collect(),
     };
-    set.iter().chain(&key).filter_map(|place| target.key_column(*place)).map(|column| column.type_id).collect()
+    set.iter().chain(&key).filter_map(|index| target.key_column(*index)).map(|column| column.type_id).collect()
 }
 
 /// Gives the values of that statement to `put`, in the order of its parameters, for a row that is found by
@@ -164,8 +164,8 @@ pub fn row_parameters<'a>(
         RowStatement::Update { set } => {
             // `set` ascends, so one pass over the row finds all of it.
             let mut wanted = set.iter().peekable();
-            for (place, value) in image.columns().enumerate() {
-                if wanted.next_if_eq(&&place).is_some() {
+            for (index, value) in image.columns().enumerate() {
+                if wanted.next_if_eq(&&index).is_some() {
                     put(value);
                 }
             }
@@ -186,8 +186,8 @@ fn stored_values<'a>(target: &Target, tuple: &'a Tuple, put: &mut impl FnMut(Dat
 fn row_values<'a>(target: &Target, tuple: &'a Tuple, put: &mut impl FnMut(Datum<'a>)) {
     match &target.identity {
         TargetIdentity::Key(key) => {
-            for place in key {
-                if let Some(value) = tuple.columns().nth(*place) {
+            for index in key {
+                if let Some(value) = tuple.columns().nth(*index) {
                     put(value);
                 }
             }

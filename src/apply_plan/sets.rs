@@ -65,8 +65,8 @@ pub fn key_of(target: &Target) -> &[usize] {
 
 fn go_in_arrays(target: &Target, set: &[usize]) -> bool {
     let key = key_of(target);
-    let array = |place: &usize| target.key_column(*place).is_some_and(|column| column.array.is_some());
-    let compared = |place: &usize| target.key_column(*place).is_some_and(|column| column.equality.is_some());
+    let array = |index: &usize| target.key_column(*index).is_some_and(|column| column.array.is_some());
+    let compared = |index: &usize| target.key_column(*index).is_some_and(|column| column.equality.is_some());
     !key.is_empty() && key.iter().all(compared) && key.iter().chain(set).all(array)
 }
 
@@ -87,8 +87,8 @@ pub fn arrays_types(target: &Target, effect: &SetEffect) -> Vec<TypeId> {
         SetEffect::Update(set) => set,
         SetEffect::Delete | SetEffect::Insert => &[],
     };
-    let places = set.iter().chain(key_of(target));
-    let mut types: Vec<TypeId> = places.filter_map(|place| target.key_column(*place)?.array).collect();
+    let indexes = set.iter().chain(key_of(target));
+    let mut types: Vec<TypeId> = indexes.filter_map(|index| target.key_column(*index)?.array).collect();
     if matches!(effect, SetEffect::Update(_)) {
         types.push(INT8);
     }
@@ -128,8 +128,8 @@ pub fn write_array<'a>(
             }
         }
     }
-    if nulls && let Some(place) = out.get_mut(nulls_at..nulls_at + 4) {
-        place.copy_from_slice(&1_i32.to_be_bytes());
+    if nulls && let Some(flag) = out.get_mut(nulls_at..nulls_at + 4) {
+        flag.copy_from_slice(&1_i32.to_be_bytes());
     }
 }
 
@@ -221,7 +221,7 @@ fn length(items: usize) -> i32 {
 /// Orders rows roughly as the index of their key does, so that neighbours in the index are touched one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyOrder {
-    place: usize,
+    index: usize,
     integer: bool,
 }
 
@@ -230,15 +230,15 @@ impl KeyOrder {
     pub fn of(target: &Target, key: &[usize]) -> KeyOrder {
         // int8, int2, int4
         const INTEGERS: [u32; 3] = [20, 21, 23];
-        let place = key.first().copied().unwrap_or(0);
-        let integer = target.key_column(place).is_some_and(|column| INTEGERS.contains(&column.type_id.0));
-        KeyOrder { place, integer }
+        let index = key.first().copied().unwrap_or(0);
+        let integer = target.key_column(index).is_some_and(|column| INTEGERS.contains(&column.type_id.0));
+        KeyOrder { index, integer }
     }
 
     /// Where a row stands in that order.
-    pub fn place(self, row: &Tuple) -> u64 {
+    pub fn sort_key(self, row: &Tuple) -> u64 {
         let signed = |number: i64| number.cast_unsigned() ^ (1 << 63);
-        match row.columns().nth(self.place) {
+        match row.columns().nth(self.index) {
             Some(Datum::Text(value)) if self.integer => {
                 std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).map_or(0, signed)
             }
@@ -302,15 +302,15 @@ mod tests {
 
     #[test]
     fn keys_are_ordered_as_their_index_is() {
-        let integer = KeyOrder { place: 0, integer: true };
-        let binary = |n: i32| integer.place(&tuple_of([Datum::Binary(&n.to_be_bytes())]).unwrap());
-        let text = |n: i32| integer.place(&tuple_of([Datum::Text(n.to_string().as_bytes())]).unwrap());
+        let integer = KeyOrder { index: 0, integer: true };
+        let binary = |n: i32| integer.sort_key(&tuple_of([Datum::Binary(&n.to_be_bytes())]).unwrap());
+        let text = |n: i32| integer.sort_key(&tuple_of([Datum::Text(n.to_string().as_bytes())]).unwrap());
         for pair in [-2_000_000_000, -70_000, -1, 0, 1, 255, 256, 2_000_000_000].windows(2) {
             assert!(binary(pair[0]) < binary(pair[1]), "{pair:?}");
             assert!(text(pair[0]) < text(pair[1]), "{pair:?}");
         }
-        let other = KeyOrder { place: 0, integer: false };
-        let of = |text: &[u8]| other.place(&tuple_of([Datum::Text(text)]).unwrap());
+        let other = KeyOrder { index: 0, integer: false };
+        let of = |text: &[u8]| other.sort_key(&tuple_of([Datum::Text(text)]).unwrap());
         assert!(of(b"a") < of(b"ab") && of(b"ab") < of(b"b"));
     }
 

@@ -18,7 +18,7 @@
 
 use crate::apply_plan::row_by_row::{self, NoIdentity, RowStatement};
 use crate::apply_plan::source_wins_sql as sql;
-use crate::apply_plan::source_wins_sql::{Own, Places};
+use crate::apply_plan::source_wins_sql::{ColumnParameters, Own};
 use crate::apply_plan::target::{Target, TargetIdentity};
 use crate::apply_plan::unique_keys::{Unique, UniquePart};
 use crate::catalog::schema::{ForeignKeyAction, IndexDefinition, TableDefinition};
@@ -123,7 +123,7 @@ fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statem
     // The statement has the values of what is stored; a row with a generated key is not looked for by it.
     let key = match &target.identity {
         TargetIdentity::Key(key) => {
-            Some(key.as_slice()).filter(|key| key.iter().all(|place| target.column(*place).is_some()))
+            Some(key.as_slice()).filter(|key| key.iter().all(|index| target.column(*index).is_some()))
         }
         TargetIdentity::WholeRow | TargetIdentity::None => None,
     };
@@ -131,9 +131,9 @@ fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statem
     let mut statements = row.remove_rivals(uniques, own, key);
     match key {
         Some(key) => {
-            let settable = |place: &usize| target.column(*place).is_some_and(|column| !column.identity_always);
+            let settable = |index: &usize| target.column(*index).is_some_and(|column| !column.identity_always);
             let set: Vec<usize> = row.stored.iter().copied().filter(settable).collect();
-            let sql = sql::insert_or_overwrite(target, &set, key, &row.places());
+            let sql = sql::insert_or_overwrite(target, &set, key, &row.parameters());
             statements.push(row.statement(sql, CountMeaning::Overwrites));
         }
         None => {
@@ -170,10 +170,10 @@ fn update<'a>(
     let same_key = key.filter(|key| old.is_none() || key.iter().all(|at| value(identity, *at) == value(new, *at)));
     let mut statements = if key.is_some() { row.remove_rivals(uniques, own, same_key) } else { Vec::new() };
     if row.is_whole() {
-        let places = row.places();
+        let parameters = row.parameters();
         let sql = match key {
-            Some(key) => sql::update_or_restore(target, set, key, &places),
-            None => sql::update_whole_row_or_restore(target, set, &places),
+            Some(key) => sql::update_or_restore(target, set, key, &parameters),
+            None => sql::update_whole_row_or_restore(target, set, &parameters),
         };
         statements.push(row.statement(sql, CountMeaning::Restores));
     } else {
@@ -182,8 +182,8 @@ fn update<'a>(
     statements
 }
 
-fn value(tuple: &Tuple, place: usize) -> Option<Datum<'_>> {
-    tuple.columns().nth(place)
+fn value(tuple: &Tuple, index: usize) -> Option<Datum<'_>> {
+    tuple.columns().nth(index)
 }
 
 /// The values of a change, as every statement of it takes them.
@@ -204,26 +204,26 @@ impl<'a, 't> Row<'a, 't> {
         identity: Option<&'a Tuple>,
     ) -> Row<'a, 't> {
         let stored: Vec<usize> = target.stored_columns().collect();
-        let type_of = |place: &usize| target.key_column(*place).map(|column| column.type_id);
+        let type_of = |index: &usize| target.key_column(*index).map(|column| column.type_id);
         let mut types: Vec<TypeId> = stored.iter().filter_map(type_of).collect();
-        let of_new = |place: &usize| match (value(new, *place), whole_old) {
-            (Some(Datum::UnchangedToast), Some(old)) => value(old, *place).unwrap_or(Datum::UnchangedToast),
+        let of_new = |index: &usize| match (value(new, *index), whole_old) {
+            (Some(Datum::UnchangedToast), Some(old)) => value(old, *index).unwrap_or(Datum::UnchangedToast),
             (found, _) => found.unwrap_or(Datum::Null),
         };
         let mut values: Vec<Datum<'a>> = stored.iter().map(of_new).collect();
         if let Some(identity) = identity {
-            let places: &[usize] = match &target.identity {
+            let found_by: &[usize] = match &target.identity {
                 TargetIdentity::Key(key) => key,
                 TargetIdentity::WholeRow | TargetIdentity::None => &stored,
             };
-            types.extend(places.iter().filter_map(type_of));
-            values.extend(places.iter().map(|place| value(identity, *place).unwrap_or(Datum::Null)));
+            types.extend(found_by.iter().filter_map(type_of));
+            values.extend(found_by.iter().map(|index| value(identity, *index).unwrap_or(Datum::Null)));
         }
         Row { target, stored, types, values }
     }
 
-    fn places(&self) -> Places<'_> {
-        Places { stored: &self.stored }
+    fn parameters(&self) -> ColumnParameters<'_> {
+        ColumnParameters { stored: &self.stored }
     }
 
     fn statement(&self, sql: String, meaning: CountMeaning) -> Statement<'a> {
@@ -236,8 +236,8 @@ impl<'a, 't> Row<'a, 't> {
     }
 
     fn has(&self, name: &Ident) -> bool {
-        let place = self.target.relation.columns.iter().position(|column| column.name == *name);
-        let at = place.and_then(|place| self.stored.iter().position(|stored| *stored == place));
+        let index = self.target.relation.columns.iter().position(|column| column.name == *name);
+        let at = index.and_then(|index| self.stored.iter().position(|stored| *stored == index));
         at.and_then(|at| self.values.get(at)).is_some_and(|value| *value != Datum::UnchangedToast)
     }
 
@@ -247,7 +247,7 @@ impl<'a, 't> Row<'a, 't> {
             let Some(key) = settled.filter(|_| unique.predicate.is_none()) else { return false };
             let names: Vec<&Ident> = key
                 .iter()
-                .filter_map(|place| self.target.relation.columns.get(*place))
+                .filter_map(|index| self.target.relation.columns.get(*index))
                 .map(|column| &column.name)
                 .collect();
             unique.parts.len() == names.len()
@@ -268,7 +268,7 @@ impl<'a, 't> Row<'a, 't> {
         uniques
             .iter()
             .filter(|unique| !is_settled(unique) && is_known(unique))
-            .filter_map(|unique| sql::remove_rivals(self.target, unique, &self.places(), own))
+            .filter_map(|unique| sql::remove_rivals(self.target, unique, &self.parameters(), own))
             .map(|sql| self.statement(sql, CountMeaning::RemovesRivals))
             .collect()
     }

@@ -14,15 +14,15 @@ use crate::apply_plan::unique_keys::{Unique, UniquePart};
 
 /// Where parameters stand: the new row's columns, then the old row's identity.
 #[derive(Clone, Debug)]
-pub struct Places<'a> {
-    /// Places of the stored columns, in the order of the parameters.
+pub struct ColumnParameters<'a> {
+    /// ColumnParameters of the stored columns, in the order of the parameters.
     pub stored: &'a [usize],
 }
 
-impl Places<'_> {
+impl ColumnParameters<'_> {
     /// The parameter of a column of the new row.
-    fn of(&self, place: usize) -> Option<String> {
-        self.stored.iter().position(|stored| *stored == place).map(|at| format!("${}", at + 1))
+    fn of(&self, index: usize) -> Option<String> {
+        self.stored.iter().position(|stored| *stored == index).map(|at| format!("${}", at + 1))
     }
 
     fn before_old(&self) -> usize {
@@ -43,36 +43,41 @@ pub enum Own<'a> {
 
 /// Deletes rows that have the new row's unique values and are another row. `None` when the relation lacks a column of
 /// the index.
-pub fn remove_rivals(target: &Target, unique: &Unique, places: &Places<'_>, own: Own<'_>) -> Option<String> {
+pub fn remove_rivals(
+    target: &Target,
+    unique: &Unique,
+    parameters: &ColumnParameters<'_>,
+    own: Own<'_>,
+) -> Option<String> {
     let mut conditions = Vec::new();
     for part in &unique.parts {
         let operator = equals(&part.equality());
         conditions.push(match part {
             UniquePart::Column { name, .. } => {
-                let place = target.relation.columns.iter().position(|column| column.name == *name)?;
-                let (name, value) = (name.sql(), places.of(place)?);
+                let index = target.relation.columns.iter().position(|column| column.name == *name)?;
+                let (name, value) = (name.sql(), parameters.of(index)?);
                 match unique.nulls_not_distinct {
                     true => format!("({name} {operator} {value} OR ({name} IS NULL AND {value} IS NULL))"),
                     false => format!("{name} {operator} {value}"),
                 }
             }
             UniquePart::Expression { sql, .. } => {
-                format!("({sql}) {operator} (SELECT ({sql}) FROM {})", new(target, places))
+                format!("({sql}) {operator} (SELECT ({sql}) FROM {})", new(target, parameters))
             }
         });
     }
     if let Some(predicate) = &unique.predicate {
-        conditions.push(format!("({predicate}) AND (SELECT ({predicate}) FROM {})", new(target, places)));
+        conditions.push(format!("({predicate}) AND (SELECT ({predicate}) FROM {})", new(target, parameters)));
     }
     match own {
         Own::New(key) => {
-            let same = key.iter().map(|place| {
-                let column = target.column(*place)?;
-                Some(equal(column, &places.of(*place)?))
+            let same = key.iter().map(|index| {
+                let column = target.column(*index)?;
+                Some(equal(column, &parameters.of(*index)?))
             });
             conditions.push(format!("NOT ({})", same.collect::<Option<Vec<_>>>()?.join(" AND ")));
         }
-        Own::Old(key) => conditions.push(format!("NOT ({})", key_condition(target, key, places.before_old()))),
+        Own::Old(key) => conditions.push(format!("NOT ({})", key_condition(target, key, parameters.before_old()))),
         Own::Nobody => {}
     }
     conditions.push(is_target(target));
@@ -80,32 +85,32 @@ pub fn remove_rivals(target: &Target, unique: &Unique, places: &Places<'_>, own:
 }
 
 /// Inserts the row, or gives the row with its key the same values. Touches no row in its INSERT when there was one.
-pub fn insert_or_overwrite(target: &Target, set: &[usize], key: &[usize], places: &Places<'_>) -> String {
-    let found = key.iter().filter_map(|place| {
-        let column = target.column(*place)?;
-        Some(equal(column, &places.of(*place)?))
+pub fn insert_or_overwrite(target: &Target, set: &[usize], key: &[usize], parameters: &ColumnParameters<'_>) -> String {
+    let found = key.iter().filter_map(|index| {
+        let column = target.column(*index)?;
+        Some(equal(column, &parameters.of(*index)?))
     });
     let found = found.collect::<Vec<_>>().join(" AND ");
-    or_insert(target, set, &found, places)
+    or_insert(target, set, &found, parameters)
 }
 
 /// Updates the row with the old key, or inserts the new one where it is missing.
-pub fn update_or_restore(target: &Target, set: &[usize], key: &[usize], places: &Places<'_>) -> String {
-    or_insert(target, set, &key_condition(target, key, places.before_old()), places)
+pub fn update_or_restore(target: &Target, set: &[usize], key: &[usize], parameters: &ColumnParameters<'_>) -> String {
+    or_insert(target, set, &key_condition(target, key, parameters.before_old()), parameters)
 }
 
 /// Updates one row that equals the old one, or inserts the new one where there is none.
-pub fn update_whole_row_or_restore(target: &Target, set: &[usize], places: &Places<'_>) -> String {
-    or_insert(target, set, &whole_row(target, places.before_old()), places)
+pub fn update_whole_row_or_restore(target: &Target, set: &[usize], parameters: &ColumnParameters<'_>) -> String {
+    or_insert(target, set, &whole_row(target, parameters.before_old()), parameters)
 }
 
-fn or_insert(target: &Target, set: &[usize], found: &str, places: &Places<'_>) -> String {
+fn or_insert(target: &Target, set: &[usize], found: &str, parameters: &ColumnParameters<'_>) -> String {
     let columns = stored(target);
     let names = join(columns.iter().map(|column| column.name.sql()));
-    let values = join(places.stored.iter().filter_map(|place| places.of(*place)));
+    let values = join(parameters.stored.iter().filter_map(|index| parameters.of(*index)));
     let only = only(target);
     // A row of nothing but values that no UPDATE can set is as it should be once it is there.
-    let changed = match assignments_at(target, set, |place| places.of(place)) {
+    let changed = match assignments_at(target, set, |index| parameters.of(index)) {
         none if none.is_empty() => format!("SELECT 1 FROM {only} WHERE {found}"),
         assignments => format!("UPDATE {only} SET {assignments} WHERE {found} RETURNING 1"),
     };
@@ -125,10 +130,10 @@ fn equal(column: &TargetColumn, value: &str) -> String {
 }
 
 /// The new row as a table of one row, for the expressions of an index.
-fn new(target: &Target, places: &Places<'_>) -> String {
-    let columns = places.stored.iter().filter_map(|place| {
-        let column = target.column(*place)?;
-        Some(format!("{} AS {}", places.of(*place)?, column.name.sql()))
+fn new(target: &Target, parameters: &ColumnParameters<'_>) -> String {
+    let columns = parameters.stored.iter().filter_map(|index| {
+        let column = target.column(*index)?;
+        Some(format!("{} AS {}", parameters.of(*index)?, column.name.sql()))
     });
     format!("(SELECT {}) AS new", join(columns))
 }

@@ -54,8 +54,8 @@ pub fn copy_rows(target: &Target, binary: bool) -> String {
 
 /// Deletes the rows with these keys: an array for each column of the key.
 pub fn delete_set(target: &Target, key: &[usize]) -> String {
-    if let [place] = key
-        && let Some(column) = target.key_column(*place)
+    if let [index] = key
+        && let Some(column) = target.key_column(*index)
     {
         // Sets are for keys whose columns have an operator (`sets::way`).
         let equals = column.equality.as_ref().map(equals).unwrap_or_default();
@@ -69,7 +69,7 @@ pub fn delete_set(target: &Target, key: &[usize]) -> String {
 /// Updates the columns at `set` of the rows with these keys: an array for each column to set, one for each of the key,
 /// then the number of rows.
 pub fn update_set(target: &Target, set: &[usize], key: &[usize]) -> String {
-    let columns = set.iter().filter_map(|place| target.column(*place));
+    let columns = set.iter().filter_map(|index| target.column(*index));
     let assignments = join(columns.zip(1..).map(|(column, n)| format!("{} = k.c{n}", column.name.sql())));
     let (rows, found) = unnested(target, set, key);
     let (only, is_target) = (only(target), is_target(target));
@@ -82,7 +82,7 @@ fn unnested(target: &Target, set: &[usize], key: &[usize]) -> (String, String) {
     let count = set.len() + key.len();
     let arrays = join((1..=count).map(|n| format!("${n}")));
     let names = join((1..=count).map(|n| format!("c{n}")));
-    let columns = key.iter().filter_map(|place| target.key_column(*place));
+    let columns = key.iter().filter_map(|index| target.key_column(*index));
     let conditions: Vec<String> = columns
         .zip(set.len() + 1..)
         .map(|(column, n)| match &column.equality {
@@ -125,17 +125,17 @@ pub(crate) fn overriding(target: &Target) -> &'static str {
 }
 
 fn assignments(target: &Target, set: &[usize]) -> String {
-    assignments_at(target, set, |place| set.iter().position(|other| *other == place).map(|at| format!("${}", at + 1)))
+    assignments_at(target, set, |index| set.iter().position(|other| *other == index).map(|at| format!("${}", at + 1)))
 }
 
 /// Each column at `set` becomes the parameter at its place.
 pub(crate) fn assignments_at(target: &Target, set: &[usize], parameter: impl Fn(usize) -> Option<String>) -> String {
-    let one = |place: &usize| Some(format!("{} = {}", target.column(*place)?.name.sql(), parameter(*place)?));
+    let one = |index: &usize| Some(format!("{} = {}", target.column(*index)?.name.sql(), parameter(*index)?));
     join(set.iter().filter_map(one))
 }
 
 pub(crate) fn key_condition(target: &Target, key: &[usize], parameters_before: usize) -> String {
-    let columns = key.iter().filter_map(|place| target.key_column(*place));
+    let columns = key.iter().filter_map(|index| target.key_column(*index));
     let conditions = columns.zip(parameters_before + 1..).map(|(column, n)| match &column.equality {
         Some(operator) => format!("{} {} ${n}", column.name.sql(), equals(operator)),
         None => same_image(&column.name.sql(), &format!("${n}")),

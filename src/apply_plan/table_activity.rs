@@ -34,7 +34,7 @@ impl TableActivity<'_> {
         let in_key = |name: &Ident| {
             key_of(self.target)
                 .iter()
-                .any(|place| self.target.key_column(*place).is_some_and(|column| column.name == *name))
+                .any(|index| self.target.key_column(*index).is_some_and(|column| column.name == *name))
         };
         self.deletes || self.updates && (self.rekeys || !columns.iter().all(in_key))
     }
@@ -87,7 +87,7 @@ pub(super) fn parents_first(touched: &[TableActivity<'_>]) -> Vec<usize> {
         return (0..touched.len()).collect();
     }
     let order = order_of(touched);
-    let mut places: Vec<usize> = (0..touched.len()).collect();
-    places.sort_by_key(|place| order.tables.iter().position(|name| *name == touched[*place].target.table));
-    places
+    let mut indexes: Vec<usize> = (0..touched.len()).collect();
+    indexes.sort_by_key(|index| order.tables.iter().position(|name| *name == touched[*index].target.table));
+    indexes
 }

@@ -30,7 +30,7 @@ pub struct TargetColumn {
     pub identity_always: bool,
 }
 
-/// How an old row is found at the destination. Numbers are places in the relation's columns.
+/// How an old row is found at the destination. Numbers are indexes of the relation's columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetIdentity {
     /// By a key that no two rows share.
@@ -124,19 +124,19 @@ impl Target {
         })
     }
 
-    /// The places of the columns that the destination stores.
+    /// The indexes of the columns that the destination stores.
     pub fn stored_columns(&self) -> impl Iterator<Item = usize> {
-        self.columns.iter().enumerate().filter(|(_, column)| column.is_some()).map(|(place, _)| place)
+        self.columns.iter().enumerate().filter(|(_, column)| column.is_some()).map(|(index, _)| index)
     }
 
-    /// The column at a place, by which a row can be found: also one that the destination generates.
-    pub fn key_column(&self, place: usize) -> Option<&TargetColumn> {
-        self.finders.get(place)
+    /// The column with an index, by which a row can be found: also one that the destination generates.
+    pub fn key_column(&self, index: usize) -> Option<&TargetColumn> {
+        self.finders.get(index)
     }
 
-    /// The column at a place, unless the destination generates it.
-    pub fn column(&self, place: usize) -> Option<&TargetColumn> {
-        self.columns.get(place).and_then(Option::as_ref)
+    /// The column with an index, unless the destination generates it.
+    pub fn column(&self, index: usize) -> Option<&TargetColumn> {
+        self.columns.get(index).and_then(Option::as_ref)
     }
 }
 
@@ -257,7 +257,7 @@ fn identity(
     columns: &[Option<TargetColumn>],
 ) -> TargetIdentity {
     let flagged: Vec<usize> =
-        relation.columns.iter().enumerate().filter(|(_, column)| column.in_identity).map(|(place, _)| place).collect();
+        relation.columns.iter().enumerate().filter(|(_, column)| column.in_identity).map(|(index, _)| index).collect();
     match relation.replica_identity {
         ReplicaIdentity::Nothing => TargetIdentity::None,
         ReplicaIdentity::Default | ReplicaIdentity::Index if flagged.is_empty() => TargetIdentity::None,
@@ -285,13 +285,13 @@ fn unique_key(
     let both = |key: &Vec<Ident>| {
         at_source.iter().any(|other| other.len() == key.len() && other.iter().all(|column| key.contains(column)))
     };
-    let place = |name: &Ident| {
-        let place = relation.columns.iter().position(|column| column.name == *name)?;
+    let index = |name: &Ident| {
+        let index = relation.columns.iter().position(|column| column.name == *name)?;
         let not_null = table.column(name)?.is_never_null();
-        (not_null && columns.get(place)?.is_some()).then_some(place)
+        (not_null && columns.get(index)?.is_some()).then_some(index)
     };
     let mut shared = keys(table).into_iter().filter(both);
-    shared.find_map(|key| key.iter().map(place).collect()).map(TargetIdentity::Key)
+    shared.find_map(|key| key.iter().map(index).collect()).map(TargetIdentity::Key)
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ pub const HOLD: &str =
     "SELECT name::pg_catalog.regclass::oid, pg_catalog.pg_sequence_last_value(name::pg_catalog.regclass)
     FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS named (name, at) ORDER BY at";
 
-/// Reads where these sequences stand: place in the list, last_value, is_called.
+/// Reads where these sequences stand: index in the list, last_value, is_called.
 pub fn read_states<'a>(names: impl IntoIterator<Item = &'a QualifiedName>) -> String {
     let selects = names.into_iter().enumerate();
     let selects = selects
-        .map(|(place, name)| format!("SELECT {place}::pg_catalog.int4, last_value, is_called FROM {}", name.sql()));
+        .map(|(index, name)| format!("SELECT {index}::pg_catalog.int4, last_value, is_called FROM {}", name.sql()));
     selects.collect::<Vec<_>>().join("\nUNION ALL ")
 }
 

@@ -273,8 +273,8 @@ impl Replay {
 /// A binary value means something to its own type only; any type that can parse a text value takes it.
 fn check_types(target: &Target, change: &RowChange) -> Result<(), DestinationError> {
     let tuple = change.image();
-    for ((place, value), column) in tuple.columns().enumerate().zip(&target.relation.columns) {
-        let Some(here) = target.column(place) else { continue };
+    for ((index, value), column) in tuple.columns().enumerate().zip(&target.relation.columns) {
+        let Some(here) = target.column(index) else { continue };
         let built_in = column.type_id.is_built_in() || here.type_id.is_built_in();
         if matches!(value, Datum::Binary(_)) && built_in && column.type_id != here.type_id {
             return Err(DestinationError::Refused(ErrorReport::new(format!(

@@ -1,4 +1,4 @@
-//! Lengths and places in memory as numbers of a fixed width, and back.
+//! Lengths and indexes in memory as numbers of a fixed width, and back.
 //!
 //! Instead of `unwrap_or(0)` and `unwrap_or(MAX)` where rows pass: a length that silently becomes another one is a row that is lost. Each
 //! of these says why it cannot fail.
@@ -13,7 +13,7 @@ pub fn length_u32(length: usize) -> u32 {
     u32::try_from(length).expect("a message is shorter than 4 GiB")
 }
 
-/// A length or place of 32 bits in memory.
-pub fn place(number: u32) -> usize {
+/// A length or index of 32 bits in memory.
+pub fn usize_from(number: u32) -> usize {
     usize::try_from(number).expect("an address has at least 32 bits")
 }

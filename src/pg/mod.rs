@@ -22,7 +22,7 @@ mod tuple;
 mod without_values;
 
 pub use ident::{Ident, IdentError, QualifiedName, quote_literal, split_names};
-pub use length::{length_u32, length_u64, place};
+pub use length::{length_u32, length_u64, usize_from};
 pub use lsn::{Lsn, ParseLsnError};
 pub use printable::{is_printable, printable, printable_json, printable_lines, shell_word, toml_string};
 pub use provider::{Provider, logical_decoding_hint, replication_hint, settings_hint};

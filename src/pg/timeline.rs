@@ -61,10 +61,10 @@ impl Timeline {
             };
         }
         let switches = known.map(|history| history.0.as_slice()).unwrap_or_default();
-        let Some(place) = switches.iter().position(|switch| switch.timeline == then.number) else {
+        let Some(index) = switches.iter().position(|switch| switch.timeline == then.number) else {
             return Descent::Forked;
         };
-        let (before, after) = switches.split_at(place);
+        let (before, after) = switches.split_at(index);
         if then.history.as_ref().is_some_and(|history| history.0 != before) {
             return Descent::Forked;
         }
@@ -77,8 +77,8 @@ impl Timeline {
 
 impl fmt::Display for TimelineHistory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, switch) in self.0.iter().enumerate() {
-            let comma = if place == 0 { "" } else { "," };
+        for (index, switch) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
             write!(f, "{comma}{}@{}", switch.timeline, switch.at)?;
         }
         Ok(())

@@ -52,7 +52,7 @@ pub fn without_values(statement: &str) -> String {
 /// What follows a string whose opening quote is behind us.
 fn after_string(text: &str, escapes: bool) -> &str {
     let mut characters = text.char_indices().peekable();
-    while let Some((place, character)) = characters.next() {
+    while let Some((index, character)) = characters.next() {
         match character {
             '\\' if escapes => {
                 characters.next();
@@ -60,7 +60,7 @@ fn after_string(text: &str, escapes: bool) -> &str {
             '\'' if characters.peek().is_some_and(|(_, next)| *next == '\'') => {
                 characters.next();
             }
-            '\'' => return &text[place + 1..],
+            '\'' => return &text[index + 1..],
             _ => {}
         }
     }

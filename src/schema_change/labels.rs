@@ -53,17 +53,17 @@ pub fn labels(source: &Types, destination: &Types, known: &[KnownLabels]) -> Lab
         let lacking: Vec<(usize, &String)> =
             wanted.iter().enumerate().filter(|(_, label)| !here.contains(label)).collect();
         if !extra.is_empty() && !lacking.is_empty() && here.len() == wanted.len() {
-            for (label, (place, new)) in extra.iter().zip(&lacking) {
-                if here.get(*place) == Some(label) {
+            for (label, (index, new)) in extra.iter().zip(&lacking) {
+                if here.get(*index) == Some(label) {
                     found.presumed.push(sql::rename_label(&name, label, new));
                     found.told.push(format!("a label of enum {name} has another name at the source"));
                 }
             }
             continue;
         }
-        for (place, label) in lacking {
+        for (index, label) in lacking {
             // The ones before it are there by now.
-            let after = place.checked_sub(1).and_then(|before| wanted.get(before));
+            let after = index.checked_sub(1).and_then(|before| wanted.get(before));
             let before = here.first().filter(|_| after.is_none());
             found.added.push(sql::add_label(&name, label, after, before));
             found.told.push(format!("enum {name} has got a label at the source"));

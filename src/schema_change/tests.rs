@@ -141,8 +141,8 @@ fn an_added_column_gets_what_old_rows_hold() {
 }
 
 /// The column at this place draws from a sequence of its own.
-fn drawing(table: &mut TableDefinition, place: usize, identity: Option<IdentityColumn>) {
-    let column = &mut table.columns[place];
+fn drawing(table: &mut TableDefinition, index: usize, identity: Option<IdentityColumn>) {
+    let column = &mut table.columns[index];
     column.identity = identity;
     column.default = identity.is_none().then(|| "nextval('there.t_s'::regclass)".to_owned());
     column.sequence = Some("there.\"t S\"".to_owned());

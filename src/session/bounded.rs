@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::types::Type;
 
 use super::connection::{ANSWER_BYTES_MAX, AnswerBudget, FRAME_BYTES_MAX_UNAUTHENTICATED};
-use crate::pg::place;
+use crate::pg::usize_from;
 use crate::session::stream::BoxedStream;
 
 /// All that a session's server reports of its settings: a name and a value are some tens of bytes, and a dozen come with a session.
@@ -112,7 +112,7 @@ impl Heads {
 
     fn read_head(&mut self) -> io::Result<()> {
         let Some([tag, length @ ..]) = self.head.first_chunk::<5>().copied() else { return Ok(()) };
-        let length = place(u32::from_be_bytes(length));
+        let length = usize_from(u32::from_be_bytes(length));
         let most = if self.authenticated { ANSWER_BYTES_MAX } else { FRAME_BYTES_MAX_UNAUTHENTICATED };
         if length < 4 || length > most {
             return Err(invalid(format!("a message of {length} bytes")));

@@ -27,7 +27,7 @@ use super::error::{ServerError, SessionError};
 use super::pipelined_request::PipelinedRequest;
 use super::slow_answers::{Awaiting, Bound, Server};
 use crate::config::Host;
-use crate::pg::place;
+use crate::pg::usize_from;
 use crate::session::stream::{BoxedStream, Stream};
 
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
@@ -69,7 +69,7 @@ impl Frame {
     /// The length that it claims, when that is none or longer than `bytes_max`.
     pub fn take(incoming: &mut BytesMut, bytes_max: usize) -> Result<Option<Frame>, usize> {
         let Some([tag, length @ ..]) = incoming.first_chunk::<5>().copied() else { return Ok(None) };
-        let length = place(u32::from_be_bytes(length));
+        let length = usize_from(u32::from_be_bytes(length));
         if length < 4 || length > bytes_max {
             return Err(length);
         }

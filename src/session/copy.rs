@@ -16,7 +16,7 @@ use super::connection::{Connection, bounded};
 use super::error::{ServerError, SessionError};
 use super::pipelined_request::PipelinedRequest;
 use super::sql::SqlCopyIn;
-use crate::pg::{length_u64, place};
+use crate::pg::{length_u64, usize_from};
 
 /// What may wait in memory for the destination: a few reads, so that neither side stands still for the other.
 const READ_AHEAD_BYTES: usize = 512 << 10;
@@ -139,7 +139,7 @@ impl<'a> CopyOut<'a> {
             }
             match self.connection.incoming().first_chunk::<HEADER_BYTES>() {
                 Some([b'd', length @ ..]) => {
-                    let length = place(u32::from_be_bytes(*length));
+                    let length = usize_from(u32::from_be_bytes(*length));
                     if !(4..=1 << 30).contains(&length) {
                         return Err(CopyError::Source(SessionError::protocol(READING, "a CopyData of absurd length")));
                     }

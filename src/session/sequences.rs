@@ -62,9 +62,9 @@ pub async fn read_sequences(
         let names: Vec<&QualifiedName> = some.iter().map(|(sequence, _)| &sequence.name).collect();
         let sql = read_states(names.iter().copied());
         for row in query_sequences(client, doing, &names, &sql).await? {
-            let place = usize::try_from(row.get::<i32>(0)?).ok();
-            let (_, state) = place
-                .and_then(|place| some.get_mut(place))
+            let index = usize::try_from(row.get::<i32>(0)?).ok();
+            let (_, state) = index
+                .and_then(|index| some.get_mut(index))
                 .ok_or_else(|| SessionError::answer(doing, "a sequence that was not asked for"))?;
             *state = Some(SequenceState { last_value: row.get(1)?, is_called: row.get(2)? });
         }

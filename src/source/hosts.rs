@@ -123,13 +123,13 @@ fn choose<'a>(
     // Timelines of different clusters cannot be compared.
     let cluster = stored.map_or(first.system_identifier.as_str(), |stored| stored.system_identifier);
     let continues = |server: &SystemIdentification| stored.is_none_or(|stored| continues(server, stored).is_ok());
-    let key = |(place, server): &(usize, &'a SystemIdentification)| {
+    let key = |(index, server): &(usize, &'a SystemIdentification)| {
         (
             server.system_identifier == cluster,
             server.timeline.number,
             continues(server),
             prefers_standby && server.in_recovery,
-            Reverse(*place),
+            Reverse(*index),
         )
     };
     let Some((_, best)) = found.iter().enumerate().max_by_key(key) else { return Ok(None) };

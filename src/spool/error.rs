@@ -36,12 +36,12 @@ pub enum SpoolError {
         path: PathBuf,
     },
     /// What was read is not what was written.
-    #[error("spool file {path} is damaged at byte {place}")]
+    #[error("spool file {path} is damaged at byte {offset}")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// Where the damaged block begins.
-        place: u64,
+        offset: u64,
     },
     /// The thread is gone without a word.
     #[error("the spool's thread has ended")]

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use super::directory::{Directory, failed};
 use crate::config::SpoolSettings;
-use crate::pg::{length_u32, length_u64, place};
+use crate::pg::{length_u32, length_u64, usize_from};
 use crate::spool::error::SpoolError;
 use crate::spool::slow::DiskProgress;
 use crate::telemetry::failpoint;
@@ -42,7 +42,7 @@ struct Block {
     /// Where it begins in the stream.
     begins: u64,
     /// Where its header stands in the file.
-    place: u64,
+    offset: u64,
     length: u32,
 }
 
@@ -163,7 +163,11 @@ impl Store {
             self.progress.moved();
         }
         written.map_err(failed("write", &path))?;
-        stream.blocks.push_back(Block { begins: stream.memory_begins, place: stream.file_bytes, length: block_length });
+        stream.blocks.push_back(Block {
+            begins: stream.memory_begins,
+            offset: stream.file_bytes,
+            length: block_length,
+        });
         stream.file_bytes += HEADER_BYTES + bytes;
         stream.memory_begins += bytes;
         stream.memory_bytes -= bytes;
@@ -204,9 +208,9 @@ impl Store {
             keep_head(stream, &chunk, at);
             self.memory_bytes += stream.memory_bytes;
         }
-        file.set_len(block.place).map_err(failed("truncate", &path))?;
-        self.disk_bytes -= stream.file_bytes - block.place;
-        stream.file_bytes = block.place;
+        file.set_len(block.offset).map_err(failed("truncate", &path))?;
+        self.disk_bytes -= stream.file_bytes - block.offset;
+        stream.file_bytes = block.offset;
         self.make_room()
     }
 
@@ -226,9 +230,9 @@ impl Store {
     pub(super) fn peek(&mut self, xid: u32, from: u64, until: u64) -> Result<Bytes, SpoolError> {
         let Some(stream) = self.streams.get(&xid) else { return Ok(Bytes::new()) };
         let part = |chunk: &Bytes, begins: u64| {
-            let place =
+            let index =
                 |at: u64| usize::try_from((at - begins).min(length(chunk))).expect("no more than the chunk's length");
-            chunk.slice(place(from)..place(until.max(from)))
+            chunk.slice(index(from)..index(until.max(from)))
         };
         let holds = |begins: u64, length: u64| begins <= from && from < begins + length;
         let block = stream.blocks.partition_point(|block| block.begins <= from).checked_sub(1);
@@ -292,17 +296,17 @@ fn read_block(
     progress: &DiskProgress,
 ) -> Result<Bytes, SpoolError> {
     let reading = failed("read", path);
-    file.seek(SeekFrom::Start(block.place)).map_err(&reading)?;
+    file.seek(SeekFrom::Start(block.offset)).map_err(&reading)?;
     let mut header = [0; 8];
     file.read_exact(&mut header).map_err(&reading)?;
     let (length, checksum) = header.split_at(4);
-    let mut chunk = vec![0; place(block.length)];
+    let mut chunk = vec![0; usize_from(block.length)];
     for piece in chunk.chunks_mut(IO_BYTES) {
         file.read_exact(piece).map_err(&reading)?;
         progress.moved();
     }
     if length != block.length.to_be_bytes() || checksum != crc32fast::hash(&chunk).to_be_bytes() {
-        return Err(SpoolError::Damaged { path: path.to_owned(), place: block.place });
+        return Err(SpoolError::Damaged { path: path.to_owned(), offset: block.offset });
     }
     Ok(Bytes::from(chunk))
 }
@@ -440,7 +444,7 @@ mod tests {
             bytes[damaged] ^= 1;
             std::fs::write(&path, bytes).unwrap();
             let error = store.next(1).unwrap_err();
-            assert!(matches!(error, SpoolError::Damaged { place: 0, .. }), "{error}");
+            assert!(matches!(error, SpoolError::Damaged { offset: 0, .. }), "{error}");
         }
         let scratch = Scratch::new();
         let mut store = store(&scratch, 0, u64::MAX);

@@ -48,8 +48,8 @@ pub fn write_letter(changes: &[Change]) -> Vec<u8> {
         }
     }
     let number_of = |relation: &Arc<Relation>| {
-        let place = relations.iter().position(|known| Arc::ptr_eq(known, relation) || known == relation);
-        length_u32(place.expect("the relations of all changes were collected above"))
+        let index = relations.iter().position(|known| Arc::ptr_eq(known, relation) || known == relation);
+        length_u32(index.expect("the relations of all changes were collected above"))
     };
     let mut records = BytesMut::new();
     for change in changes {

@@ -21,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use rmp::{Marker, decode, encode};
 
 use super::change::{Change, RowChange};
-use crate::pg::{Relation, Tuple, length_u32, place};
+use crate::pg::{Relation, Tuple, length_u32, usize_from};
 use crate::transaction::error::RecordError;
 use crate::wire::OldTuple;
 
@@ -230,7 +230,7 @@ impl Reader<'_> {
         }
         let columns: u16 = self.number("column count")?;
         let length = decode::read_bin_len(&mut self.rest).map_err(|_| RecordError::Malformed("row"))?;
-        let length = place(length);
+        let length = usize_from(length);
         let (data, rest) = self.rest.split_at_checked(length).ok_or(RecordError::Malformed("row"))?;
         self.rest = rest;
         let tuple =

@@ -87,8 +87,8 @@ impl Replay {
 
     fn read(&mut self, chunk: &Bytes, begin: u64) -> Result<(), RecordError> {
         let mut gaps = self.expected.gaps.iter().skip_while(|gap| gap.end <= begin).peekable();
-        let is_kept = |place: usize| {
-            let at = begin + length_u64(place);
+        let is_kept = |index: usize| {
+            let at = begin + length_u64(index);
             while gaps.next_if(|gap| gap.end <= at).is_some() {}
             gaps.peek().is_none_or(|gap| at < gap.start)
         };

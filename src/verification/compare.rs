@@ -535,8 +535,8 @@ async fn hashes(
     });
     let read = read.map_err(|error| side.fault(error))?.into_iter();
     let placed = read.map(|(number, hashes)| {
-        let place = number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-        Ok((place.ok_or_else(misread)?, hashes))
+        let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+        Ok((index.ok_or_else(misread)?, hashes))
     });
     placed.collect()
 }

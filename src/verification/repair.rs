@@ -131,8 +131,8 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
         for row in answer {
             let read = || Ok((row.get::<i64>(0)?, row.get::<Vec<Option<String>>>(1)?));
             let (number, texts) = read().map_err(|error| Side::Source.fault(error))?;
-            let place = number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-            if let Some(found) = place.and_then(|place| found.get_mut(place)) {
+            let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+            if let Some(found) = index.and_then(|index| found.get_mut(index)) {
                 if std::mem::replace(found, true) {
                     return Err(shared(&table).into());
                 }

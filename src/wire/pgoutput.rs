@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes};
 use super::cursor::{Cursor, WireError};
 use crate::pg::{
     Column, Ident, Lsn, PgTimestamp, QualifiedName, Relation, RelationId, ReplicaIdentity, Tuple, TypeId, length_u32,
-    place,
+    usize_from,
 };
 
 /// A transaction's first message.
@@ -264,7 +264,7 @@ impl Decoder {
                 };
                 let message_lsn = cursor.read_lsn("position")?;
                 let prefix = cursor.read_str("prefix")?.to_owned();
-                let length = place(cursor.read_u32("length")?);
+                let length = usize_from(cursor.read_u32("length")?);
                 let content = cursor.read_bytes(length, "content")?;
                 Message::Logical { xid, message: LogicalMessage { transactional, message_lsn, prefix, content } }
             }

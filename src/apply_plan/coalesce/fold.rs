@@ -53,7 +53,7 @@ pub(super) struct Folder<'a> {
     hasher: &'a RandomState,
     entities: Vec<Entity>,
     by_key: HashTable<u32>,
-    /// For each change after the first of a row: the one before it. By place in `order`.
+    /// For each change after the first of a row: the one before it. By index in `order`.
     previous: Vec<(u32, u32)>,
 }
 
@@ -80,15 +80,15 @@ pub(super) struct Gathered<'a> {
 }
 
 /// A key column's value; a key whose TOAST value did not change is in the old tuple.
-fn key_value(change: &RowChange, when: When, place: usize) -> Datum<'_> {
+fn key_value(change: &RowChange, when: When, index: usize) -> Datum<'_> {
     let tuple = match when {
         When::Before => change.identity(),
         When::After => change.image(),
     };
-    let value = tuple.columns().nth(place).unwrap_or(Datum::Null);
+    let value = tuple.columns().nth(index).unwrap_or(Datum::Null);
     match (value, change) {
         (Datum::UnchangedToast, RowChange::Update { old: Some(old), .. }) => {
-            old.tuple().columns().nth(place).unwrap_or(Datum::Null)
+            old.tuple().columns().nth(index).unwrap_or(Datum::Null)
         }
         (value, _) => value,
     }
@@ -98,7 +98,7 @@ fn key_value(change: &RowChange, when: When, place: usize) -> Datum<'_> {
 pub(super) fn key_changes(target: &Target, change: &RowChange) -> bool {
     match &target.identity {
         TargetIdentity::Key(key) => {
-            key.iter().any(|place| key_value(change, When::Before, *place) != key_value(change, When::After, *place))
+            key.iter().any(|index| key_value(change, When::Before, *index) != key_value(change, When::After, *index))
         }
         TargetIdentity::WholeRow | TargetIdentity::None => true,
     }
@@ -106,8 +106,8 @@ pub(super) fn key_changes(target: &Target, change: &RowChange) -> bool {
 
 fn key_hash(hasher: &RandomState, key: &[usize], change: &RowChange, when: When) -> u64 {
     let mut hasher = hasher.build_hasher();
-    for place in key {
-        key_value(change, when, *place).hash(&mut hasher);
+    for index in key {
+        key_value(change, when, *index).hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -138,8 +138,8 @@ impl<'a> Folder<'a> {
     }
 
     fn same_key(&self, one: KeyAt, other: KeyAt) -> bool {
-        let value = |key: KeyAt, place: usize| key_value(self.change(key.at), key.when, place);
-        self.key.iter().all(|place| value(one, *place) == value(other, *place))
+        let value = |key: KeyAt, index: usize| key_value(self.change(key.at), key.when, index);
+        self.key.iter().all(|index| value(one, *index) == value(other, *index))
     }
 
     /// The entity that has, or last had, the key of a change.
@@ -161,7 +161,7 @@ impl<'a> Folder<'a> {
 
     fn enter(&mut self, number: u32, hash: u64, instead_of: Option<u32>) {
         match instead_of.and_then(|old| self.by_key.find_mut(hash, |entity| *entity == old)) {
-            Some(place) => *place = number,
+            Some(known) => *known = number,
             None => {
                 let Folder { changes, key, hasher, entities, by_key, .. } = self;
                 by_key.insert_unique(hash, number, |entity| {
@@ -246,8 +246,8 @@ impl<'a> Folder<'a> {
         let marker = Entity::new(State::KeyFreed, at, When::Before);
         let marker_number = u32::try_from(self.entities.len()).unwrap_or(NONE);
         self.entities.push(marker);
-        if let Some(place) = self.by_key.find_mut(left_hash, |entity| *entity == number) {
-            *place = marker_number;
+        if let Some(known) = self.by_key.find_mut(left_hash, |entity| *entity == number) {
+            *known = marker_number;
         }
         let entity = &mut self.entities[number as usize];
         entity.keyed = KeyAt { at, when: When::After };
@@ -262,24 +262,24 @@ impl<'a> Folder<'a> {
         let plain = crate::apply_plan::row_by_row::columns_to_set_when_complete(target);
         let sorts = crate::apply_plan::sets::KeyOrder::of(target, self.key);
         for entity in &self.entities {
-            let place = || sorts.place(self.change(entity.first).identity());
+            let sort_key = || sorts.sort_key(self.change(entity.first).identity());
             match entity.state {
                 State::KeyFreed => {}
                 State::Deleted => {
-                    folded.deletes.push(NetRow { place: place(), first: entity.first, image: entity.first });
+                    folded.deletes.push(NetRow { sort_key: sort_key(), first: entity.first, image: entity.first });
                 }
                 State::Inserted => {
                     let image = self.image(entity, merged);
                     if has_unchanged(self.tuple(image, merged)) {
                         return None;
                     }
-                    folded.inserts.push(NetRow { place: 0, first: entity.first, image });
+                    folded.inserts.push(NetRow { sort_key: 0, first: entity.first, image });
                 }
                 State::Changed => {
                     let image = self.image(entity, merged);
                     let tuple = self.tuple(image, merged);
                     let key_changed = self.key_changed(entity);
-                    let row = NetRow { place: place(), first: entity.first, image };
+                    let row = NetRow { sort_key: sort_key(), first: entity.first, image };
                     if !key_changed && !has_unchanged(tuple) {
                         set.clone_from(&plain);
                     } else {
@@ -297,9 +297,9 @@ impl<'a> Folder<'a> {
                 }
             }
         }
-        folded.deletes.sort_unstable_by_key(|row| (row.place, row.first));
+        folded.deletes.sort_unstable_by_key(|row| (row.sort_key, row.first));
         for (_, rows) in &mut folded.updates {
-            rows.sort_unstable_by_key(|row| (row.place, row.first));
+            rows.sort_unstable_by_key(|row| (row.sort_key, row.first));
         }
         Some(folded)
     }
@@ -323,7 +323,7 @@ impl<'a> Folder<'a> {
         }
         let mut chain = vec![last];
         let mut at = entity.last;
-        // Later changes come later in the list, so each is found by its own place.
+        // Later changes come later in the list, so each is found by its own index.
         while let Ok(found) = self.previous.binary_search_by_key(&at, |(change, _)| *change) {
             at = self.previous[found].1;
             chain.push(self.change(at).image());

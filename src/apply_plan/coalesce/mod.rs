@@ -271,15 +271,15 @@ impl<'a> Coalescer<'a> {
         let target = &table.target;
         if table.updates == 0 && table.deletes == 0 {
             // Nothing to fold; the server reports a key that is inserted twice.
-            let rows = order.iter().map(|number| NetRow { place: 0, first: *number, image: *number }).collect();
+            let rows = order.iter().map(|number| NetRow { sort_key: 0, first: *number, image: *number }).collect();
             return self.is_uniform(order).then_some(Folded { inserts: rows, ..Folded::default() });
         }
         let TargetIdentity::Key(key) = &target.identity else { return None };
-        let exact = key.iter().all(|place| target.key_column(*place).is_some_and(|column| column.equal_when_identical));
+        let exact = key.iter().all(|index| target.key_column(*index).is_some_and(|column| column.equal_when_identical));
         // The first old row and the last new one would have to tell whether a GENERATED ALWAYS identity has changed.
-        let fixed = |place: &usize| target.column(*place).is_some_and(|column| column.identity_always);
+        let fixed = |index: &usize| target.column(*index).is_some_and(|column| column.identity_always);
         let blind = target.relation.replica_identity == ReplicaIdentity::Full
-            && target.stored_columns().any(|place| fixed(&place) && !key.contains(&place));
+            && target.stored_columns().any(|index| fixed(&index) && !key.contains(&index));
         if !exact || blind || !self.is_uniform(order) {
             return None;
         }

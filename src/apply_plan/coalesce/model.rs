@@ -86,7 +86,7 @@ impl Database {
     fn unique_holds(&self, table: usize, unique: &Unique) -> bool {
         let mut seen = BTreeSet::new();
         self.rows[table].iter().all(|row| {
-            let values: Vec<Value> = unique.columns.iter().map(|place| row[*place]).collect();
+            let values: Vec<Value> = unique.columns.iter().map(|index| row[*index]).collect();
             values.contains(&None) || seen.insert(values)
         })
     }
@@ -136,9 +136,9 @@ impl Database {
         if !self.acting {
             return Ok(());
         }
-        let place = self.tables[parent].key[0];
-        let value = old[place];
-        if new.is_some_and(|new| new[place] == value) {
+        let index = self.tables[parent].key[0];
+        let value = old[index];
+        if new.is_some_and(|new| new[index] == value) {
             return Ok(());
         }
         let tables = Arc::clone(&self.tables);
@@ -146,7 +146,7 @@ impl Database {
             for key in definition.foreign_keys.iter().filter(|key| key.parent == parent) {
                 while let Some(at) = self.rows[child].iter().position(|row| row[key.column] == value) {
                     let mut row = self.rows[child][at].clone();
-                    row[key.column] = new.and_then(|new| new[place]);
+                    row[key.column] = new.and_then(|new| new[index]);
                     match (key.action, new) {
                         (ForeignKeyAction::Cascade, None) => self.delete(child, at, done)?,
                         (ForeignKeyAction::Cascade, Some(_)) => self.update(child, at, row, done)?,
@@ -180,8 +180,8 @@ impl Database {
     fn found(&self, table: usize, target: &Target, key: &Tuple) -> Vec<usize> {
         let key = read(key);
         match &target.identity {
-            TargetIdentity::Key(places) => {
-                let same = |row: &Row| places.iter().all(|place| Sent::Value(row[*place]) == key[*place]);
+            TargetIdentity::Key(indexes) => {
+                let same = |row: &Row| indexes.iter().all(|index| Sent::Value(row[*index]) == key[*index]);
                 (0..self.rows[table].len()).filter(|at| same(&self.rows[table][*at])).collect()
             }
             TargetIdentity::WholeRow | TargetIdentity::None => {
@@ -215,9 +215,9 @@ impl Database {
     fn changed(&self, table: usize, at: usize, set: &[usize], image: &Tuple) -> Row {
         let mut row = self.rows[table][at].clone();
         let image = read(image);
-        for place in set {
-            if let Sent::Value(value) = image[*place] {
-                row[*place] = value;
+        for index in set {
+            if let Sent::Value(value) = image[*index] {
+                row[*index] = value;
             }
         }
         row
@@ -292,7 +292,7 @@ fn complete(tuple: &Tuple) -> Row {
 
 fn tuple(row: &Row, left_out: impl Fn(usize) -> Option<Sent>) -> Tuple {
     let texts: Vec<Option<String>> = row.iter().map(|value| value.map(|value| value.to_string())).collect();
-    let values = texts.iter().enumerate().map(|(place, text)| match left_out(place) {
+    let values = texts.iter().enumerate().map(|(index, text)| match left_out(index) {
         Some(Sent::Unchanged) => Datum::UnchangedToast,
         Some(Sent::Value(_)) => Datum::Null,
         None => text.as_ref().map_or(Datum::Null, |text| Datum::Text(text.as_bytes())),
@@ -304,7 +304,7 @@ fn tuple(row: &Row, left_out: impl Fn(usize) -> Option<Sent>) -> Tuple {
 fn message(tables: &[Table], relations: &[Arc<Relation>], done: &Done) -> RowChange {
     let (Done::Insert(table, _) | Done::Update(table, _, _) | Done::Delete(table, _)) = done;
     let (definition, relation) = (&tables[*table], Arc::clone(&relations[*table]));
-    let only_key = |place: usize| (!definition.key.contains(&place)).then_some(Sent::Value(None));
+    let only_key = |index: usize| (!definition.key.contains(&index)).then_some(Sent::Value(None));
     let old = |row: &Row| match definition.identity {
         ReplicaIdentity::Full => OldTuple::Row(tuple(row, |_| None)),
         ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => {
@@ -315,13 +315,13 @@ fn message(tables: &[Table], relations: &[Arc<Relation>], done: &Done) -> RowCha
         Done::Insert(_, row) => RowChange::Insert { relation, new: tuple(row, |_| None) },
         Done::Delete(_, row) => RowChange::Delete { relation, old: old(row) },
         Done::Update(_, before, after) => {
-            let kept = |place: usize| definition.toasted == Some(place) && before[place] == after[place];
+            let kept = |index: usize| definition.toasted == Some(index) && before[index] == after[index];
             let sends_old = definition.identity == ReplicaIdentity::Full
-                || definition.key.iter().any(|place| before[*place] != after[*place]);
+                || definition.key.iter().any(|index| before[*index] != after[*index]);
             RowChange::Update {
                 relation,
                 old: sends_old.then(|| old(before)),
-                new: tuple(after, |place| kept(place).then_some(Sent::Unchanged)),
+                new: tuple(after, |index| kept(index).then_some(Sent::Unchanged)),
             }
         }
     }
@@ -334,7 +334,7 @@ fn random_tables(rng: &mut Rng) -> Vec<Table> {
         let composite = rng.u8(..5) == 0;
         let width = rng.usize(3..6);
         let columns: Vec<String> = (0..width)
-            .map(|place| format!("c{place}{}", if place == 0 || composite && place == 1 { "*" } else { "" }))
+            .map(|index| format!("c{index}{}", if index == 0 || composite && index == 1 { "*" } else { "" }))
             .collect();
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
         let (definition, key) = table_of(u32::try_from(id + 1).unwrap(), &format!("t{id}"), &columns, 25);
@@ -347,7 +347,7 @@ fn random_tables(rng: &mut Rng) -> Vec<Table> {
         if rng.u8(..3) == 0 {
             uniques.push(Unique { columns: vec![width - 1], deferred: rng.bool() });
         }
-        let toasted = (rng.u8(..3) == 0).then_some(width - 2).filter(|place| !key.contains(place));
+        let toasted = (rng.u8(..3) == 0).then_some(width - 2).filter(|index| !key.contains(index));
         tables.push(Table { definition, key, identity, uniques, foreign_keys: Vec::new(), toasted });
     }
     // A table with rows that may repeat: nothing to find them by but the whole row.
@@ -380,8 +380,8 @@ fn random_tables(rng: &mut Rng) -> Vec<Table> {
 const VALUES: u8 = 7;
 
 fn random_row(rng: &mut Rng, table: &Table) -> Row {
-    let value = |place: usize, rng: &mut Rng| (table.key.contains(&place) || rng.u8(..5) > 0).then(|| rng.u8(..VALUES));
-    (0..table.definition.columns.len()).map(|place| value(place, rng)).collect()
+    let value = |index: usize, rng: &mut Rng| (table.key.contains(&index) || rng.u8(..5) > 0).then(|| rng.u8(..VALUES));
+    (0..table.definition.columns.len()).map(|index| value(index, rng)).collect()
 }
 
 /// One statement of the source's application; refused, it leaves nothing.
@@ -400,13 +400,13 @@ fn random_statement(rng: &mut Rng, source: &mut Database, done: &mut Vec<Done>) 
             let fresh = random_row(rng, definition);
             let mut row = source.rows[table][at].clone();
             let rekeys = rng.u8(..4) == 0;
-            for place in 0..row.len() {
-                if definition.key.contains(&place) && !definition.definition.indexes.is_empty() {
+            for index in 0..row.len() {
+                if definition.key.contains(&index) && !definition.definition.indexes.is_empty() {
                     if rekeys {
-                        row[place] = fresh[place];
+                        row[index] = fresh[index];
                     }
                 } else if rng.bool() {
-                    row[place] = fresh[place];
+                    row[index] = fresh[index];
                 }
             }
             source.update(table, at, row, done)?;

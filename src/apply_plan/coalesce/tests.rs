@@ -20,9 +20,9 @@ use crate::wire::OldTuple;
 
 /// A relation as the source describes a table.
 pub(super) fn relation_of(table: &TableDefinition, key: &[usize], identity: ReplicaIdentity) -> Arc<Relation> {
-    let columns = table.columns.iter().enumerate().map(|(place, column)| Column {
+    let columns = table.columns.iter().enumerate().map(|(index, column)| Column {
         name: column.name.clone(),
-        in_identity: identity == ReplicaIdentity::Full || key.contains(&place),
+        in_identity: identity == ReplicaIdentity::Full || key.contains(&index),
         type_id: column.type_id,
         type_modifier: -1,
     });
@@ -41,11 +41,11 @@ pub(super) fn table_of(id: u32, name: &str, columns: &[&str], type_id: u32) -> (
         columns.iter().map(|name| testing::Column::new(name.trim_end_matches('*'), type_id)).collect();
     let mut table = testing::table(name, &plain);
     table.id = id;
-    let key: Vec<usize> = (0..columns.len()).filter(|place| columns[*place].ends_with('*')).collect();
-    let names: Vec<Ident> = key.iter().map(|place| table.columns[*place].name.clone()).collect();
+    let key: Vec<usize> = (0..columns.len()).filter(|index| columns[*index].ends_with('*')).collect();
+    let names: Vec<Ident> = key.iter().map(|index| table.columns[*index].name.clone()).collect();
     table.indexes = if key.is_empty() { Vec::new() } else { vec![unique_index(&format!("{name}_pkey"), &names, true)] };
-    for place in &key {
-        table.columns[*place].not_null = true;
+    for index in &key {
+        table.columns[*index].not_null = true;
     }
     (table, key)
 }
@@ -203,7 +203,7 @@ impl Case {
         let relation = known.unwrap_or_else(|| relation_of(table, key, identity));
         let by_key = |values: &[&str]| {
             let mut all = vec!["~"; table.columns.len()];
-            key.iter().zip(values).for_each(|(place, value)| all[*place] = value);
+            key.iter().zip(values).for_each(|(index, value)| all[*index] = value);
             OldTuple::Key(row(&all))
         };
         self.changes.push(match operation {
@@ -241,7 +241,7 @@ impl Case {
             let name = table.table.name.as_str();
             let key = |row: crate::apply_plan::net_effect::NetRow| {
                 let tuple = effect.key(row);
-                let values = key_of(table).iter().map(|place| tuple.columns().nth(*place).unwrap());
+                let values = key_of(table).iter().map(|index| tuple.columns().nth(*index).unwrap());
                 show(&tuple_of(values).unwrap())
             };
             let image = |row: crate::apply_plan::net_effect::NetRow| show(effect.image(row));
@@ -257,7 +257,7 @@ impl Case {
                 SetEffect::Delete => format!("delete {name}"),
                 SetEffect::Insert => format!("insert {name}"),
                 SetEffect::Update(set) => {
-                    let set: Vec<&str> = set.iter().map(|place| table.column(*place).unwrap().name.as_str()).collect();
+                    let set: Vec<&str> = set.iter().map(|index| table.column(*index).unwrap().name.as_str()).collect();
                     format!("update {name} ({})", set.join(" "))
                 }
             };

@@ -22,7 +22,7 @@ const PREPARED_MAX: usize = 2000;
 pub(super) enum SetStatement {
     /// Deletes them.
     Delete,
-    /// Updates the columns at these places.
+    /// Updates the columns with these indexes.
     Update(Vec<usize>),
     /// Locks the table as a COPY will.
     Lock,

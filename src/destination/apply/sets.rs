@@ -180,17 +180,17 @@ impl Encoder<'_> {
                 _ => rows.iter().map(|row| net.image(*row).columns()).collect(),
             };
             let mut wanted = set.iter().peekable();
-            for place in 0..set.last().map_or(0, |last| last + 1) {
-                let column = wanted.next_if_eq(&&place).and_then(|place| target.column(*place));
+            for index in 0..set.last().map_or(0, |last| last + 1) {
+                let column = wanted.next_if_eq(&&index).and_then(|index| target.column(*index));
                 let value = cursors.iter_mut().map(|cursor| cursor.next().unwrap_or(Datum::Null));
                 match column {
                     Some(column) => values.put_with(|out| sets::write_array(out, column, binary, rows.len(), value)),
                     None => value.for_each(drop),
                 }
             }
-            for place in key {
-                let Some(column) = target.key_column(*place) else { continue };
-                let of_row = |row: &NetRow| net.key(*row).columns().nth(*place).unwrap_or(Datum::Null);
+            for index in key {
+                let Some(column) = target.key_column(*index) else { continue };
+                let of_row = |row: &NetRow| net.key(*row).columns().nth(*index).unwrap_or(Datum::Null);
                 values.put_with(|out| sets::write_array(out, column, binary, rows.len(), rows.iter().map(of_row)));
             }
             if counted {

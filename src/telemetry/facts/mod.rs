@@ -495,7 +495,7 @@ fn remember(inner: &mut Inner, kind: &'static str, text: String) {
         .iter()
         .take_while(|event| !streamed(event))
         .position(|event| event.kind == kind && event.text == text && kind != "takeover");
-    let times = again.and_then(|place| inner.events.remove(place)).map_or(1, |event| event.times.saturating_add(1));
+    let times = again.and_then(|index| inner.events.remove(index)).map_or(1, |event| event.times.saturating_add(1));
     inner.events.push_front(Event { at: wall_clock(), kind: kind.to_owned(), text, times });
     inner.events.truncate(EVENTS_MAX);
 }
