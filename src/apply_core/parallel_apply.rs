@@ -299,7 +299,7 @@ impl Coordinator {
         let known = stream.relations.len();
         let mut found = None;
         for (index, relation) in relations.iter().enumerate().skip(known) {
-            let before = relations.get(..index).unwrap_or_default();
+            let before = &relations[..index];
             found = found.or(obstacle(&Observed::Described { relation, before, knowledge: knowledge(relation) }));
             stream.relations.push(Arc::clone(relation));
         }

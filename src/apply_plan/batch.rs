@@ -77,7 +77,8 @@ impl Batch {
     pub fn transactions(&self) -> impl Iterator<Item = BatchedTransaction<'_>> {
         let mut first = 0;
         self.members.iter().map(move |member| {
-            let changes = self.changes.get(first..member.changes_end).unwrap_or_default();
+            let changes = self.changes.get(first..member.changes_end);
+            let changes = changes.expect("the changes of one transaction end behind those of the one before");
             let transaction = BatchedTransaction { member, first, changes };
             first = member.changes_end;
             transaction

@@ -20,15 +20,15 @@ pub(super) fn merge(images: &[&Tuple]) -> Tuple {
     for _ in 0..newest.len() {
         let mut found = Datum::UnchangedToast;
         for image in &mut columns {
-            let value = image.next().unwrap_or(Datum::Null);
+            let value = image.next().expect("the images of a row have as many columns as its relation");
             if found == Datum::UnchangedToast {
                 found = value;
             }
         }
         write(&mut data, found);
     }
-    let columns = u16::try_from(newest.len()).unwrap_or(u16::MAX);
-    Tuple::new(columns, data.freeze()).unwrap_or_else(|_| newest.clone())
+    let columns = u16::try_from(newest.len()).expect("TupleData counts its columns in 16 bits");
+    Tuple::new(columns, data.freeze()).expect("the columns were written as TupleData has them")
 }
 
 /// Appends a column as TupleData has it.

@@ -211,7 +211,8 @@ impl Bookkeeping {
             ));
         }
         let point: Option<&str> = row.get(7)?;
-        let state = match (row.get::<&str>(0)?, point.and_then(|point| point.parse().ok())) {
+        let point = point.map(str::parse).transpose().map_err(|_| damaged("headwater.stream.consistent_point"))?;
+        let state = match (row.get::<&str>(0)?, point) {
             ("live", Some(consistent_point)) => StreamState::Live { consistent_point },
             (_, _) => StreamState::Creating,
         };

@@ -35,7 +35,7 @@ use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
 use super::staging_schema;
 use crate::comparison::reconcile_sql as sql;
 use crate::pg::{Ident, QualifiedName};
-use crate::session::{Sql, SqlClient, SqlState};
+use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 
 /// The lists, by live table. From their making on they get the key of every row of staging that is written.
@@ -195,8 +195,9 @@ impl Differences {
         for lists in lists.chunks(ASKED_AT_ONCE) {
             let names: Vec<&QualifiedName> = lists.iter().map(|(_, list)| *list).collect();
             for row in client.query(DOING, &sql::empty_lists(&names), &[]).await? {
-                let number = usize::try_from(row.get::<i32>(0)?).ok();
-                equal.extend(number.and_then(|number| lists.get(number)).map(|(live, _)| *live));
+                let list = usize::try_from(row.get::<i32>(0)?).ok().and_then(|number| lists.get(number));
+                let (live, _) = list.ok_or_else(|| SessionError::answer(DOING, "a list that was not asked for"))?;
+                equal.push(*live);
             }
         }
         Ok(equal)

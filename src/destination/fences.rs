@@ -148,7 +148,7 @@ pub async fn ask_for_fence(
                    FROM pg_catalog.jsonb_array_elements($4::text::jsonb) AS k";
         for (table, keys) in keys {
             for keys in keys.chunks(1000) {
-                let json = serde_json::to_string(keys).unwrap_or_default();
+                let json = serde_json::to_string(keys).expect("texts can be written as JSON");
                 client.execute(DOING, sql, &[&id, &table.schema.as_str(), &table.name.as_str(), &json]).await?;
             }
         }

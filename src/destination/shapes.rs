@@ -43,7 +43,7 @@ pub(crate) fn parse(text: &str) -> Result<Shape, DestinationError> {
 
 /// Remembers one.
 pub(crate) fn remember(id: RelationId, shape: &Shape) -> String {
-    let shape = serde_json::to_string(shape).unwrap_or_default();
+    let shape = serde_json::to_string(shape).expect("a shape has no keys but texts and numbers");
     format!(
         "INSERT INTO headwater.shapes (source_id, shape) VALUES ({id}, {}) \
          ON CONFLICT (source_id) DO UPDATE SET shape = EXCLUDED.shape",

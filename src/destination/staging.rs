@@ -207,7 +207,7 @@ impl Staging {
             match catalog.table(&name) {
                 Some(live) => staging.prepare_plain(client, table, live).await?,
                 None => {
-                    let types = types.remove(&name).unwrap_or_default();
+                    let types = types.remove(&name).expect("the types of every table that is missing were created");
                     staging.prepare_new(client, table, source_types, types).await?;
                 }
             }
@@ -419,9 +419,9 @@ impl Staging {
     /// [`DestinationError`].
     pub async fn track(&self, client: &SqlClient, from: Lsn) -> Result<(), DestinationError> {
         let bookkeeping = include_str!("../../sql/bookkeeping.sql");
-        let begin = bookkeeping.find("CREATE OR REPLACE FUNCTION headwater.advance(").unwrap_or_default();
-        let function = bookkeeping.get(begin..).unwrap_or_default();
-        let function = function.split_inclusive("$$;").next().unwrap_or_default();
+        let begin = bookkeeping.find("CREATE OR REPLACE FUNCTION headwater.advance(");
+        let function = begin.and_then(|begin| bookkeeping[begin..].split_inclusive("$$;").next());
+        let function = function.expect("the bookkeeping has headwater.advance");
         let schema = self.schema.sql();
         let function = function
             .replace("headwater.advance(", &format!("{schema}.advance("))
@@ -503,7 +503,7 @@ impl Staging {
         for table in &self.tables {
             let count: i64 =
                 client.query_one("counting staged rows", &sql::count(&table.staging), &[]).await?.get(0)?;
-            let expected = sent.get(&table.live).copied().unwrap_or(0);
+            let expected = *sent.get(&table.live).expect("the copy counts the rows of every table");
             if u64::try_from(count).ok() != Some(expected) {
                 return Err(DestinationError::StagingLost(format!(
                     "{count} rows of table {} are staged, but {expected} were sent",

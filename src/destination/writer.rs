@@ -75,7 +75,9 @@ impl Writer {
         let role = take_replica_role(&mut session, settings.timeout).await?;
         let sql = "SELECT pg_catalog.current_setting('wal_block_size'), current_user::text";
         let row = ask(&mut session, sql, settings.timeout).await?;
-        let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok()).unwrap_or(8192);
+        let wal_block_bytes = row.first().and_then(|size| size.as_deref()?.parse().ok());
+        let wal_block_bytes =
+            wal_block_bytes.ok_or_else(|| SessionError::answer("asking for wal_block_size", "no number"))?;
         let user = row.get(1).and_then(|user| Some(Ident::new(user.as_deref()?)));
         let marking = Marking::None("it was not asked for".to_owned());
         Ok(Writer { session, settings: settings.clone(), role, marking, wal_block_bytes, user })

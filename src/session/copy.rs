@@ -100,8 +100,7 @@ impl<'a> CopyOut<'a> {
     /// [`CopyError`] tells the side.
     pub async fn transfer_into(&mut self, into: &mut SqlCopyIn<'_>) -> Result<Transferred, CopyError> {
         let mut rows = BytesMut::new();
-        let moved =
-            self.receive(|bytes, header| rows.extend_from_slice(bytes.get(header..).unwrap_or_default())).await?;
+        let moved = self.receive(|bytes, header| rows.extend_from_slice(&bytes[header..])).await?;
         if !rows.is_empty() {
             into.send(rows.freeze()).await.map_err(CopyError::Destination)?;
         }
@@ -130,7 +129,7 @@ impl<'a> CopyOut<'a> {
                     break;
                 }
                 let header = available.min(self.header_left);
-                take(self.connection.incoming().get(..available).unwrap_or_default(), header);
+                take(&self.connection.incoming()[..available], header);
                 self.connection.incoming().advance(available);
                 self.frame_left -= available;
                 self.header_left -= header;

@@ -155,7 +155,7 @@ impl ReplicationSession {
         let rows = self.connection.simple_query("IDENTIFY_SYSTEM", doing, self.timeout).await?;
         let [system_identifier, timeline, flushed_lsn, database] = one_row(rows, doing)?;
         let unreadable = |_| SessionError::protocol(doing, "a malformed field");
-        let number = timeline.unwrap_or_default().parse().map_err(unreadable)?;
+        let number = not_null(timeline, doing)?.parse().map_err(unreadable)?;
         let history = match number {
             1 => Some(TimelineHistory::default()),
             _ => match self.timeline_history(number).await {
@@ -167,14 +167,13 @@ impl ReplicationSession {
         };
         Ok(SystemIdentification {
             host: self.connection.host().clone(),
-            system_identifier: system_identifier.unwrap_or_default(),
+            system_identifier: not_null(system_identifier, doing)?,
             timeline: Timeline { number, history },
-            flushed_lsn: flushed_lsn
-                .unwrap_or_default()
+            flushed_lsn: not_null(flushed_lsn, doing)?
                 .parse()
                 .map_err(|_| SessionError::protocol(doing, "a malformed position"))?,
             in_recovery: self.in_recovery(),
-            database: database.unwrap_or_default(),
+            database: not_null(database, doing)?,
         })
     }
 
@@ -189,7 +188,7 @@ impl ReplicationSession {
         let [_file, content] = one_row(rows, doing)?;
         // Lines of "timeline TAB switch position TAB reason"; # begins a comment (timeline.c, readTimeLineHistory).
         let mut switches = Vec::new();
-        for line in content.unwrap_or_default().lines().map(str::trim) {
+        for line in not_null(content, doing)?.lines().map(str::trim) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
@@ -233,8 +232,7 @@ impl ReplicationSession {
         let rows = self.connection.replication_command(&sql, doing, within).await?;
         let [_name, point, snapshot_name, _plugin] = one_row(rows, doing)?;
         Ok(CreatedSlot {
-            consistent_point: point
-                .unwrap_or_default()
+            consistent_point: not_null(point, doing)?
                 .parse()
                 .map_err(|_| SessionError::protocol(doing, "a malformed consistent point"))?,
             snapshot_name: snapshot_name.ok_or_else(|| SessionError::protocol(doing, "no snapshot"))?,
@@ -388,6 +386,10 @@ fn start_command(slot: &SlotName, from: Lsn, options: &StreamOptions) -> String 
     }
     sql.push(')');
     sql
+}
+
+fn not_null(value: Option<String>, doing: &'static str) -> Result<String, SessionError> {
+    value.ok_or_else(|| SessionError::protocol(doing, "a field that is NULL"))
 }
 
 fn one_row<const N: usize>(

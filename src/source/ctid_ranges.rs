@@ -12,7 +12,7 @@ use crate::catalog::leaves::KnownLeaves;
 use crate::catalog::schema::{TableDefinition, TableKind};
 use crate::comparison::reconcile_sql::PageRange;
 use crate::pg::QualifiedName;
-use crate::session::SqlClient;
+use crate::session::{SessionError, SqlClient};
 use crate::sql::partition_tree;
 
 /// Pages of a range at most: 32 MB, a second or less of reading. What a lost connection costs is a range.
@@ -73,7 +73,8 @@ pub async fn ctid_ranges(
         are_readable &= row.get::<Option<bool>>(2)? == Some(true);
         let relation = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
         // Sizes are NULL for what was dropped meanwhile; it has no rows to read then, and reading it says so.
-        let pages = row.get::<Option<i64>>(3)?.and_then(|pages| u32::try_from(pages).ok()).unwrap_or(0);
+        let pages = u32::try_from(row.get::<Option<i64>>(3)?.unwrap_or(0));
+        let pages = pages.map_err(|_| SessionError::answer("measuring a table", "more pages than a table can have"))?;
         let block_bytes = u64::try_from(row.get::<i64>(4)?).unwrap_or(8192);
         whole.bytes += u64::from(pages).saturating_mul(block_bytes);
         ranges.extend(PageRange::split(pages, CTID_RANGE_PAGES).into_iter().map(|range| CtidRange {

@@ -284,7 +284,7 @@ impl Store {
 fn keep_head(stream: &mut Stream, chunk: &Bytes, at: u64) {
     let head =
         usize::try_from(at.saturating_sub(stream.end()).min(length(chunk))).expect("no more than the chunk's length");
-    stream.tail = chunk.get(..head).unwrap_or_default().to_vec();
+    stream.tail = chunk[..head].to_vec();
     stream.memory_bytes += length_u64(head);
 }
 

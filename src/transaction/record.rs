@@ -109,7 +109,9 @@ pub(super) fn read_changes_where(
     Ok(changes)
 }
 
-/// Writing into memory cannot fail; MessagePack's writers say so by their error type.
+/// Why writing a record does not fail.
+const IN_MEMORY: &str = "memory takes everything";
+
 struct Writer<'a>(&'a mut BytesMut);
 
 impl Writer<'_> {
@@ -118,19 +120,19 @@ impl Writer<'_> {
     }
 
     fn array(&mut self, length: u32) {
-        let _ = encode::write_array_len(&mut self.sink(), length);
+        encode::write_array_len(&mut self.sink(), length).expect(IN_MEMORY);
     }
 
     fn number(&mut self, number: u32) {
-        let _ = encode::write_uint(&mut self.sink(), number.into());
+        encode::write_uint(&mut self.sink(), number.into()).expect(IN_MEMORY);
     }
 
     fn nil(&mut self) {
-        let _ = encode::write_nil(&mut self.sink());
+        encode::write_nil(&mut self.sink()).expect(IN_MEMORY);
     }
 
     fn bool(&mut self, value: bool) {
-        let _ = encode::write_bool(&mut self.sink(), value);
+        encode::write_bool(&mut self.sink(), value).expect(IN_MEMORY);
     }
 
     fn tuple(&mut self, tuple: &Tuple) {
@@ -141,7 +143,7 @@ impl Writer<'_> {
     fn begin_tuple(&mut self, tuple: &Tuple) {
         self.array(2);
         self.number(length_u32(tuple.len()));
-        let _ = encode::write_bin_len(&mut self.sink(), length_u32(tuple.size_bytes()));
+        encode::write_bin_len(&mut self.sink(), length_u32(tuple.size_bytes())).expect(IN_MEMORY);
     }
 
     fn last_tuple(&mut self, tuple: &Tuple, large_bytes: usize) -> Option<Bytes> {
@@ -220,7 +222,7 @@ impl Reader<'_> {
 
     fn relation(&mut self) -> Result<Arc<Relation>, RecordError> {
         let number: u32 = self.number("relation")?;
-        let known = usize::try_from(number).ok().and_then(|at| self.relations.get(at));
+        let known = self.relations.get(usize_from(number));
         known.map(Arc::clone).ok_or(RecordError::UnknownRelation(number))
     }
 

@@ -528,7 +528,7 @@ async fn hashes(
     let key = key_parts(client, side, table).await?;
     let definition = table.definition(side);
     let statement = sql::column_hashes(&definition.name(), definition.is_tree(), &key, table.hashing(side));
-    let json = serde_json::to_string(keys).unwrap_or_default();
+    let json = serde_json::to_string(keys).expect("texts can be written as JSON");
     let rows = client.query("comparing columns", &statement, &[&json]).await;
     let read = rows.and_then(|rows| {
         rows.iter().map(|row| Ok((row.get::<i64>(0)?, row.get::<Vec<i64>>(1)?))).collect::<Result<Vec<_>, _>>()

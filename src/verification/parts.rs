@@ -50,7 +50,7 @@ pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
     if rows.is_empty() && !partitioned {
         return Ok(None);
     }
-    let number = |value: i64| u64::try_from(value).unwrap_or(0);
+    let number = |value: i64| u64::try_from(value).map_err(|_| SessionError::answer(doing, "a size below zero"));
     let files = rows
         .iter()
         .map(|row| Ok((row.get::<u32>(2)?, row.get::<Option<u32>>(3)?)))
@@ -63,14 +63,14 @@ pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
                 Ok(Part {
                     name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
                     whole_tree: false,
-                    pages: number(row.get(4)?),
-                    bytes: number(row.get(5)?),
+                    pages: number(row.get(4)?)?,
+                    bytes: number(row.get(5)?)?,
                 })
             })
             .collect::<Result<_, SessionError>>()?
     } else {
         // Reading through the root needs its privileges only, but page numbers mean nothing there.
-        let bytes = rows.iter().map(|row| row.get(5).map(number)).sum::<Result<u64, SessionError>>()?;
+        let bytes = rows.iter().map(|row| number(row.get(5)?)).sum::<Result<u64, SessionError>>()?;
         vec![Part { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
     };
     Ok(Some(Parts { parts, files }))

@@ -29,7 +29,7 @@ use crate::destination::{
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, counted};
 use crate::preflight::addresses::Addresses;
-use crate::session::{SqlClient, SqlState, read_lock_table};
+use crate::session::{SessionError, SqlClient, SqlState, read_lock_table};
 use crate::sql::text_value::ValueType;
 use crate::verification::fence::{Fence, sql_for};
 use crate::verification::fence_request::{Ends, other_files};
@@ -125,19 +125,20 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
         rows_by_key(&table.source.name(), table.source.is_tree(), table.row_filter.as_deref(), &key_there, &names);
     let (mut gone, mut rows) = (Vec::new(), Vec::new());
     for keys in keys.chunks(KEYS_MAX) {
-        let json = serde_json::to_string(keys).unwrap_or_default();
+        let json = serde_json::to_string(keys).expect("texts can be written as JSON");
         let answer = source.query(DOING, &statement, &[&json]).await.map_err(|error| Side::Source.fault(error))?;
         let mut found = vec![false; keys.len()];
         for row in answer {
             let read = || Ok((row.get::<i64>(0)?, row.get::<Vec<Option<String>>>(1)?));
             let (number, texts) = read().map_err(|error| Side::Source.fault(error))?;
             let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
-            if let Some(found) = index.and_then(|index| found.get_mut(index)) {
-                if std::mem::replace(found, true) {
-                    return Err(shared(&table).into());
-                }
-                rows.push(texts);
+            let found = index.and_then(|index| found.get_mut(index)).ok_or_else(|| {
+                Side::Source.fault(SessionError::answer(DOING, "a row of a key that was not asked for"))
+            })?;
+            if std::mem::replace(found, true) {
+                return Err(shared(&table).into());
             }
+            rows.push(texts);
         }
         gone.extend(keys.iter().zip(found).filter(|(_, found)| !found).map(|(key, _)| key.clone()));
     }
@@ -194,17 +195,17 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
     let mut outcome = RepairOutcome::default();
     for part in work.iter().rev() {
         for keys in part.gone.chunks(KEYS_MAX) {
-            let json = serde_json::to_string(keys).unwrap_or_default();
+            let json = serde_json::to_string(keys).expect("texts can be written as JSON");
             outcome.deleted += client.execute(DOING, &part.repaired.delete(), &[&json]).await.map_err(fault)?;
         }
     }
     for part in work {
         for rows in part.rows.chunks(KEYS_MAX) {
-            let json = serde_json::to_string(rows).unwrap_or_default();
+            let json = serde_json::to_string(rows).expect("texts can be written as JSON");
             outcome.updated += update(client, replica, part, &json).await?;
         }
         for rows in part.rows.chunks(KEYS_MAX) {
-            let json = serde_json::to_string(rows).unwrap_or_default();
+            let json = serde_json::to_string(rows).expect("texts can be written as JSON");
             outcome.inserted += client.execute(DOING, &part.repaired.insert(), &[&json]).await.map_err(fault)?;
         }
     }
@@ -241,7 +242,7 @@ async fn update(client: &SqlClient, replica: bool, part: &Work, json: &str) -> R
     client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await.map_err(fault)?;
     check_exchange(client, replica, repaired, ExchangeReason::UniqueValues).await?;
     // All rows of the table: the values may have changed hands with rows that are not among these.
-    let json = serde_json::to_string(&part.rows).unwrap_or_default();
+    let json = serde_json::to_string(&part.rows).expect("texts can be written as JSON");
     Ok(exchanged + client.execute(DOING, &repaired.exchange(false), &[&json]).await.map_err(fault)?)
 }
 

@@ -140,7 +140,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn read_str(&mut self, field: &'static str) -> Result<&'a str, WireError> {
         let end = self.rest.iter().position(|b| *b == 0).ok_or_else(|| self.truncated(field))?;
         let (text, rest) = self.rest.split_at_checked(end).ok_or_else(|| self.truncated(field))?;
-        self.rest = rest.split_first().map(|(_, rest)| rest).unwrap_or_default();
+        self.rest = rest.split_first().expect("it begins with the NUL that was found").1;
         std::str::from_utf8(text).map_err(|_| WireError::NotUtf8 { message: self.message, field })
     }
 

@@ -469,7 +469,7 @@ pub fn write_message(message: &Message, aborts_carry_time: bool, out: &mut impl 
             out.put_u32(relation.id.0);
             write_name(&relation.name, out);
             out.put_u8(relation.replica_identity.letter());
-            let count = u16::try_from(relation.columns.len()).unwrap_or(u16::MAX);
+            let count = u16::try_from(relation.columns.len()).expect("a table has at most 1,600 columns");
             out.put_u16(count);
             for column in relation.columns.iter().take(count.into()) {
                 out.put_u8(if column.in_identity { COLUMN_IN_IDENTITY } else { 0 });
@@ -562,7 +562,7 @@ fn write_name(name: &QualifiedName, out: &mut impl BufMut) {
 
 fn write_tuple(kind: u8, tuple: &Tuple, out: &mut impl BufMut) {
     out.put_u8(kind);
-    out.put_u16(u16::try_from(tuple.len()).unwrap_or(u16::MAX));
+    out.put_u16(u16::try_from(tuple.len()).expect("TupleData counts its columns in 16 bits"));
     out.put_slice(tuple.as_bytes());
 }
 

@@ -42,9 +42,6 @@ struct Entity {
     moved: bool,
 }
 
-/// No earlier change.
-const NONE: u32 = u32::MAX;
-
 /// Follows the rows of a table.
 pub(super) struct Folder<'a> {
     key: &'a [usize],
@@ -79,16 +76,19 @@ pub(super) struct Gathered<'a> {
     pub(super) change: &'a RowChange,
 }
 
+/// Why a tuple has every column of the key.
+const AS_WIDE: &str = "the assembler refuses tuples that are not as wide as their relation";
+
 /// A key column's value; a key whose TOAST value did not change is in the old tuple.
 fn key_value(change: &RowChange, when: When, index: usize) -> Datum<'_> {
     let tuple = match when {
         When::Before => change.identity(),
         When::After => change.image(),
     };
-    let value = tuple.columns().nth(index).unwrap_or(Datum::Null);
+    let value = tuple.columns().nth(index).expect(AS_WIDE);
     match (value, change) {
         (Datum::UnchangedToast, RowChange::Update { old: Some(old), .. }) => {
-            old.tuple().columns().nth(index).unwrap_or(Datum::Null)
+            old.tuple().columns().nth(index).expect(AS_WIDE)
         }
         (value, _) => value,
     }
@@ -153,7 +153,7 @@ impl<'a> Folder<'a> {
 
     /// Follows a row from now on under the key of a change, in the place of the row that had it.
     fn follow(&mut self, entity: Entity, hash: u64, instead_of: Option<u32>) -> u32 {
-        let number = u32::try_from(self.entities.len()).unwrap_or(NONE);
+        let number = u32::try_from(self.entities.len()).expect("a batch has fewer rows than apply.batch_rows_max");
         self.entities.push(entity);
         self.enter(number, hash, instead_of);
         number
@@ -244,7 +244,8 @@ impl<'a> Folder<'a> {
         }
         // A lookup of the old key finds it vacant: the marker takes the row's entry over.
         let marker = Entity::new(State::KeyFreed, at, When::Before);
-        let marker_number = u32::try_from(self.entities.len()).unwrap_or(NONE);
+        let marker_number =
+            u32::try_from(self.entities.len()).expect("a batch has fewer rows than apply.batch_rows_max");
         self.entities.push(marker);
         if let Some(known) = self.by_key.find_mut(left_hash, |entity| *entity == number) {
             *known = marker_number;

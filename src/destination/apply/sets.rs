@@ -144,7 +144,8 @@ impl Encoder<'_> {
         self.request.execute(locking.statement(), &[], locking.parameters, |_| {});
         self.request.execute(guard.statement(), &[], guard.parameters, |_| {});
         let prepared = self.prepare_set(target, &SetStatement::Copy(method));
-        let columns = i16::try_from(target.stored_columns().count()).unwrap_or(i16::MAX);
+        let columns = i16::try_from(target.stored_columns().count());
+        let columns = columns.expect("a table has at most 1,600 columns");
         self.request.copy(prepared.statement().name, |data| {
             data.row(|out| sets::copy_begin(out, method));
             for row in rows {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::catalog::truncation::Truncation;
-use crate::pg::{Relation, RelationId, length_u32, length_u64};
+use crate::pg::{Relation, RelationId, length_u32, length_u64, usize_from};
 use crate::transaction::change::{Change, Heartbeat};
 use crate::transaction::error::TransactionError;
 use crate::transaction::record;
@@ -101,7 +101,7 @@ impl InProgress {
     /// The source has named a partition behind the description of its root, which no record has yet. When a subtransaction is rolled
     /// back, the source describes every relation again before its next row (tried on 14 to 18).
     pub(super) fn add_leaf(&mut self, root: RelationId, leaf: RelationId) {
-        let number = self.numbers.get(&root).and_then(|number| usize::try_from(*number).ok());
+        let number = self.numbers.get(&root).map(|number| usize_from(*number));
         if let Some(numbered) = number.and_then(|number| self.numbered.get_mut(number))
             && let Some(described) = self.relations.add_leaf(root, leaf)
         {
