@@ -1,7 +1,7 @@
 //! Columns whose names prove nothing: the source's catalog is read later than the stream, or earlier, or tells nothing new.
 
 use crate::support::suspension::{all_live, copied_again};
-use crate::support::{Database, Script, Service, Setup, eventually, new_source};
+use crate::support::{Database, Script, Setup, eventually, new_source};
 
 const SCHEMA: &str = "
     CREATE TABLE t (id int PRIMARY KEY, a int, b int); INSERT INTO t SELECT i, i, 100 + i FROM generate_series(1, 9) i;
@@ -21,13 +21,6 @@ async fn assert_same_rows(database: &Database, table: &str) {
         database.source_value(&rows).await,
         "table {table} ({columns})"
     );
-}
-
-async fn streaming(database: &Database) -> Service {
-    let service = Setup::of(database).start();
-    service.streams().await;
-    database.caught_up().await;
-    service
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +72,7 @@ async fn columns_are_not_taken_for_each_other_when_the_catalog_is_two_changes_ah
     ];
     for (number, (table, history)) in histories.iter().enumerate() {
         let database = Database::new(&format!("columnsahead{number}"), TABLES, SCHEMA).await;
-        streaming(&database).await.stop().await;
+        Setup::of(&database).start_streaming(&database).await.stop().await;
         for statement in *history {
             database.at_source(statement).await;
         }
@@ -132,7 +125,7 @@ async fn a_column_dropped_and_added_around_a_streamed_transaction_is_noticed() {
 async fn a_truncate_that_is_followed_by_a_streamed_reload_swallows_no_later_change() {
     let database = Database::new("columnsreload", TABLES, SCHEMA).await;
     streams_early(&database).await;
-    let service = streaming(&database).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
     database.at_source("BEGIN; TRUNCATE u; INSERT INTO u SELECT i, i FROM generate_series(1, 3000) i; COMMIT").await;
     database.caught_up().await;
     database
@@ -149,7 +142,7 @@ async fn a_schema_change_that_waits_for_a_standby_is_followed_once_visible() {
     let source = new_source(&[]).await;
     let destination = crate::support::destination().await;
     let database = Database::on(&source, destination, "columnssync", TABLES, SCHEMA).await;
-    let service = streaming(&database).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
     let admin = source.connect(&database.name).await.unwrap();
     admin
         .batch("naming a standby that is not there", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
@@ -188,7 +181,7 @@ async fn a_schema_change_that_waits_for_a_standby_is_followed_once_visible() {
 async fn a_copy_that_waits_for_a_migration_takes_the_columns_of_after_it() {
     for resnapshot in [false, true] {
         let database = Database::new(&format!("columnsmigrating{resnapshot}"), TABLES, SCHEMA).await;
-        let mut service = if resnapshot { Some(streaming(&database).await) } else { None };
+        let mut service = if resnapshot { Some(Setup::of(&database).start_streaming(&database).await) } else { None };
         let migration = crate::support::source().await.connect(&database.name).await.unwrap();
         let change = "SET search_path = public; BEGIN; ALTER TABLE t ADD COLUMN c int DEFAULT 5;
                       UPDATE t SET c = id * 100 WHERE id <= 3";

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::suspension::all_live;
-use crate::support::{Database, Service, Setup, eventually};
+use crate::support::{Database, Setup, eventually};
 
 /// How long a table may go on changing in these tests.
 const CHANGES_MAX: Duration = Duration::from_secs(240);
@@ -17,19 +17,12 @@ async fn is_equal(database: &Database, table: &str) -> bool {
     database.destination_value(&rows(table)).await == database.source_value(&rows(table)).await
 }
 
-async fn streaming(database: &Database) -> Service {
-    let service = Setup::of(database).start();
-    service.streams().await;
-    database.caught_up().await;
-    service
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_emptied_while_others_keep_coming_is_compared_meanwhile() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);
                   CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";
     let database = Database::new("dbtchurn", &["t"], schema).await;
-    let service = streaming(&database).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
     database.at_source("TRUNCATE t_0").await;
     // Each look sees another catalog than the one before.
     let began = Instant::now();
@@ -57,7 +50,7 @@ async fn rows_of_an_attached_table_come_though_a_later_change_was_rolled_back() 
     let trees = [("plain", ""), ("keyed", "PRIMARY KEY")];
     let schema: String = trees.iter().map(|(name, key)| tree(name, key)).collect();
     let database = Database::new("dbtrolled", &["plain", "keyed"], &schema).await;
-    let service = streaming(&database).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
     for (name, key) in trees {
         database
             .at_source(&format!(
@@ -85,7 +78,7 @@ async fn rows_of_an_attached_table_come_though_a_later_change_was_rolled_back() 
 async fn what_a_publication_has_not_sent_for_a_moment_is_copied() {
     let database =
         Database::new("dbtmoment", &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);").await;
-    let service = streaming(&database).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
     let publication = database.source_value("SELECT quote_ident(pubname) FROM pg_publication").await.unwrap();
     let set = |publish: &str| format!("ALTER PUBLICATION {publication} SET (publish = '{publish}')");
     database.at_source(&set("insert")).await;
@@ -108,7 +101,7 @@ async fn a_partition_without_an_index_that_is_emptied_twice_leaves_no_rows() {
                   CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (100); ALTER TABLE t_1 REPLICA IDENTITY FULL;
                   INSERT INTO t VALUES (1, 'v');";
     let database = Database::new("dbttwice", &["t"], schema).await;
-    let service = streaming(&database).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
     database
         .at_source(
             "BEGIN; TRUNCATE t_1; INSERT INTO t VALUES (10, 'A'); TRUNCATE t; INSERT INTO t VALUES (20, 'B'); TRUNCATE t_1; COMMIT",
@@ -124,7 +117,7 @@ async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE other (id int PRIMARY KEY);
                   CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";
     let database = Database::new("dbtfresh", &["t", "other"], schema).await;
-    let mut service = streaming(&database).await;
+    let mut service = Setup::of(&database).start_streaming(&database).await;
     assert_eq!(service.get("/readyz").await.expect("an answer").0, 200);
     let copied = r#"INSERT INTO headwater.resnapshots (tables, origin, state, finished_at)
                     SELECT ARRAY['"public"."t"'], 'changed', 'done', clock_timestamp() FROM generate_series(1, 12)"#;
@@ -134,7 +127,7 @@ async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
     for is_started_again in [false, true] {
         if is_started_again {
             service.stop().await;
-            service = streaming(&database).await;
+            service = Setup::of(&database).start_streaming(&database).await;
         }
         let (status, reason) = service.get("/readyz").await.expect("an answer");
         let said = "table public.t is in doubt until it is compared with the source";

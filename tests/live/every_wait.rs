@@ -163,13 +163,6 @@ async fn is_said(kind: impl Debug, service: &Service, said: &Said) {
     .await;
 }
 
-async fn streaming(database: &Database) -> Service {
-    let service = Setup::of(database).start();
-    service.streams().await;
-    database.caught_up().await;
-    service
-}
-
 async fn one(kind: Kind) {
     let own = match kind {
         Kind::Batch | Kind::Bookkeeping | Kind::StartBehindBookkeeping | Kind::Publish | Kind::Unwatched => None,
@@ -269,7 +262,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::Fence => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(from, &database, "CREATE TABLE elsewhere (id int)").await;
             let config = service.configuration_file().to_owned();
             let mut verify = tokio::process::Command::new(crate::support::headwater());
@@ -280,7 +273,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::Ground => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(from, &database, "LOCK TABLE pg_catalog.pg_publication").await;
             let said = said_of_lock("source", " ground", "AccessShareLock on pg_catalog.pg_publication", &process);
             // Lag and slot are looked at all the same, and the stream goes on.
@@ -292,7 +285,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::Batch => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(to, &database, "LOCK TABLE t").await;
             database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
             let purpose = format!(" {} writing", database.name);
@@ -300,7 +293,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::Bookkeeping => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(to, &database, "LOCK TABLE headwater.position").await;
             database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
             let purpose = format!(" {} writing", database.name);
@@ -308,7 +301,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::StartBehindBookkeeping => {
-            streaming(&database).await.stop().await;
+            Setup::of(&database).start_streaming(&database).await.stop().await;
             let (_holder, process) = holding(to, &database, "LOCK TABLE headwater.resnapshots").await;
             let service = Setup::of(&database).start();
             let lock = "AccessShareLock on headwater.resnapshots";
@@ -316,7 +309,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said).await;
         }
         Kind::Publish => {
-            streaming(&database).await.stop().await;
+            Setup::of(&database).start_streaming(&database).await.stop().await;
             let sql = "UPDATE t SET v = 'mine' WHERE id = 2";
             database.at_destination("UPDATE t SET v = 'other' WHERE id = 2").await;
             let (_holder, process) = holding(to, &database, sql).await;
@@ -327,7 +320,7 @@ async fn one(kind: Kind) {
         }
         Kind::SchemaMark => {
             database.at_source(&printed_marks().await.0).await;
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             waits_for_standby(from, &database).await;
             let (committing, process) =
                 committing(from, &database, "ALTER TABLE t ADD more int; INSERT INTO t VALUES (9, 'x')").await;
@@ -344,7 +337,7 @@ async fn one(kind: Kind) {
             committing.abort();
         }
         Kind::Describing => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             waits_for_standby(from, &database).await;
             let (committing, process) =
                 committing(from, &database, "ALTER TABLE t ADD more int; INSERT INTO t VALUES (9, 'x')").await;
@@ -362,7 +355,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &said_of_standby(what, "since ")).await;
         }
         Kind::StandbyOfDestination => {
-            streaming(&database).await.stop().await;
+            Setup::of(&database).start_streaming(&database).await.stop().await;
             waits_for_standby(to, &database).await;
             let service = Setup::of(&database).argument("--resnapshot").start();
             let what = "waits for a synchronous standby of the destination to confirm a COMMIT";
@@ -394,7 +387,7 @@ async fn one(kind: Kind) {
             assert_said(kind, service, &Said { log: all.clone(), status: all, explain, code: 1 }).await;
         }
         Kind::SchemaChange => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(to, &database, "SELECT FROM t").await;
             database.at_source("ALTER TABLE t ADD more int; INSERT INTO t VALUES (9, 'x')").await;
             let purpose = format!(" {} writing", database.name);
@@ -404,20 +397,20 @@ async fn one(kind: Kind) {
         Kind::Label => {
             let mood = "CREATE TYPE mood AS ENUM ('fine'); ALTER TABLE t ADD m mood";
             database.at_source(mood).await;
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(to, &database, "ALTER TYPE mood ADD VALUE 'mine'").await;
             database.at_source("ALTER TYPE mood ADD VALUE 'theirs'").await;
             database.at_source("INSERT INTO t VALUES (9, 'x', 'theirs')").await;
             assert_said(kind, service, &said_of_any("destination", "ExclusiveLock on a object", &process)).await;
         }
         Kind::Comparing => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(to, &database, "LOCK TABLE t").await;
             service.command(&["resnapshot", "--no-wait", "t"]).await;
             assert_said(kind, service, &said_of_any("destination", "AccessShareLock on public.t", &process)).await;
         }
         Kind::HandOver => {
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             database.at_destination("UPDATE t SET v = 'other' WHERE id = 2").await;
             let (_holder, process) = holding(to, &database, "UPDATE t SET v = 'mine' WHERE id = 2").await;
             service.command(&["resnapshot", "--no-wait", "t"]).await;
@@ -595,7 +588,7 @@ async fn outage(outage: Outage) {
         Outage::ReadOnly => {
             let mut to = new_destination(&[]).await;
             let database = Database::on(source().await, &to, "everyreadonly", &["t"], TABLE).await;
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             to.stop(StopMode::Fast).await.unwrap();
             std::fs::write(to.dir().join("data/standby.signal"), "").unwrap();
             to.start().await.unwrap();
@@ -630,7 +623,7 @@ async fn outage(outage: Outage) {
             let admin = to.connect(&database.name).await.unwrap();
             let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
             admin.script("a small tablespace", &tablespace).await.unwrap();
-            let service = streaming(&database).await;
+            let service = Setup::of(&database).start_streaming(&database).await;
             admin.batch("moving a table there", "ALTER TABLE public.t SET TABLESPACE small").await.unwrap();
             let large = "INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(3, 20000) i";
             database.at_source(large).await;
@@ -638,7 +631,7 @@ async fn outage(outage: Outage) {
             assert_said(outage, service, &said).await;
         }
         Outage::LedElsewhere => {
-            let leader = streaming(&database).await;
+            let leader = Setup::of(&database).start_streaming(&database).await;
             let standby = setup.start();
             let led = "leads";
             let said = Said {

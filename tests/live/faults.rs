@@ -27,7 +27,7 @@ use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::suspension::all_live;
 use crate::support::{
-    Database, Script, Service, Setup, eventually, new_destination, new_source, seed, shifting, workload,
+    Database, Script, Service, Setup, eventually, let_pass, new_destination, new_source, seed, shifting, workload,
 };
 
 const SCHEMA: &str = "
@@ -134,18 +134,11 @@ struct Sweep {
     rng: Rng,
 }
 
-async fn pause(millis: u64) {
-    let until = Instant::now() + Duration::from_millis(millis);
-    while Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 const FAULTS: u32 = 19;
 
 impl Sweep {
     async fn pause(&mut self, millis: std::ops::Range<u64>) {
-        pause(self.rng.u64(millis)).await;
+        let_pass(self.rng.u64(millis)).await;
     }
 
     /// Makes one fault and undoes it where it does not undo itself; its name.
@@ -278,7 +271,7 @@ impl Sweep {
         let which = self.rng.u32(..3);
         let proxies = [(which != 1).then_some(&self.to_source), (which != 0).then_some(&self.to_destination)];
         proxies.iter().flatten().for_each(|proxy| proxy.set(mode));
-        pause(self.rng.u64(millis)).await;
+        let_pass(self.rng.u64(millis)).await;
         proxies.iter().flatten().for_each(|proxy| proxy.set(Mode::Open));
         name
     }

@@ -12,22 +12,15 @@ const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, body text);
     INSERT INTO items SELECT i, 'b' FROM generate_series(1, 10) i;
     INSERT INTO others SELECT i, 0 FROM generate_series(1, 10) i;";
 
-/// How often the service has started over, whatever the reason.
-async fn restarts(service: &Service) -> Option<f64> {
-    let (_, metrics) = service.get("/metrics").await?;
-    let lines = metrics.lines().filter(|line| line.starts_with("headwater_restarts_total{"));
-    Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-}
-
 /// Looks at the state until the service has tried again three times, and returns each state and reason that was seen.
 async fn faces(service: &Service) -> BTreeSet<(String, String)> {
-    let began = restarts(service).await.unwrap();
+    let began = service.all_restarts().await.unwrap();
     let seen = std::sync::Mutex::new(BTreeSet::new());
     eventually("three retries", || async {
         let status = service.status().await?;
         let text = |key: &str| status.get(key).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
         seen.lock().unwrap().insert((text("state"), text("reason")));
-        (restarts(service).await? >= began + 3.0).then_some(())
+        (service.all_restarts().await? >= began + 3.0).then_some(())
     })
     .await;
     seen.into_inner().unwrap()
@@ -107,7 +100,7 @@ async fn a_first_copy_that_fails_the_same_way_three_times_waits_for_an_operator(
     let service = Setup::of(&database).start();
     service.is("waiting").await;
     service.says("is not tried again by itself").await;
-    let copies = restarts(&service).await.unwrap();
+    let copies = service.all_restarts().await.unwrap();
     assert_eq!(copies, 3.0, "the source is read three times");
     // It does not take its time and then go on: what is asked for next is what it does next.
     assert_eq!(service.get("/readyz").await.map(|(code, _)| code), Some(503));
@@ -130,7 +123,7 @@ async fn a_first_copy_that_a_lock_stops_three_times_waits_for_an_operator() {
     let service = setup.start();
     service.says("is not tried again by itself").await;
     service.is("waiting").await;
-    assert_eq!(restarts(&service).await, Some(3.0), "the source is read three times: {}", service.log());
+    assert_eq!(service.all_restarts().await, Some(3.0), "the source is read three times: {}", service.log());
     assert_eq!(service.get("/readyz").await.map(|(code, _)| code), Some(503));
     let (code, text) = service.command(&["explain"]).await;
     assert!(code == Some(1) && text.contains("headwater resnapshot"), "{text}");
@@ -154,7 +147,7 @@ async fn a_copy_that_the_command_line_asks_for_waits_for_an_operator_after_three
     let service = Setup::of(&database).argument("--resnapshot").start();
     service.says("is not tried again by itself").await;
     service.is("waiting").await;
-    assert_eq!(restarts(&service).await, Some(3.0), "the source is read three times: {}", service.log());
+    assert_eq!(service.all_restarts().await, Some(3.0), "the source is read three times: {}", service.log());
     database.at_destination("ALTER TABLE items DROP CONSTRAINT no_c").await;
     let (code, text) = service.command(&["resnapshot", "--no-wait"]).await;
     assert_eq!(code, Some(0), "{text}");

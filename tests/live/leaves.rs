@@ -4,17 +4,10 @@
 
 use fastrand::Rng;
 
+use crate::support::database::partitioned_table;
 use crate::support::pause::Pause;
 use crate::support::suspension::all_live;
 use crate::support::{Database, Service, Setup, eventually, seed, source};
-
-/// A partitioned table with one leaf, and a row in it.
-fn tree(name: &str) -> String {
-    format!(
-        "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-         CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10); INSERT INTO {name} VALUES (1, 'v');"
-    )
-}
 
 /// Creates a tree's second leaf as its partition.
 fn create(name: &str) -> String {
@@ -111,19 +104,10 @@ async fn run(database: &Database, statements: &str) {
     }
 }
 
-/// Waits until a table has the source's rows.
-async fn becomes_equal(database: &Database, table: &str) {
-    let rows = format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t");
-    eventually(&format!("table {table} is equal"), || async {
-        (database.destination_value(&rows).await == database.source_value(&rows).await).then_some(())
-    })
-    .await;
-}
-
 async fn passing_trees(name: &str) -> (Database, Vec<(&'static str, String)>) {
     let changes = passing();
     let tables: Vec<&str> = changes.iter().map(|(table, _)| *table).collect();
-    let schema: Vec<String> = tables.iter().map(|table| tree(table)).collect();
+    let schema: Vec<String> = tables.iter().map(|table| partitioned_table(table)).collect();
     (Database::new(name, &tables, &schema.concat()).await, changes)
 }
 
@@ -142,7 +126,7 @@ async fn partitions_that_came_and_went_while_headwater_was_down_leave_no_rows() 
     database.at_source("VACUUM (TRUNCATE) again_2").await;
     let service = setup.start();
     for (table, _) in &changes {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -159,7 +143,7 @@ async fn partitions_that_come_and_go_between_two_looks_leave_no_rows() {
         run(&database, change).await;
     }
     for (table, _) in &changes {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -168,7 +152,7 @@ async fn partitions_that_come_and_go_between_two_looks_leave_no_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_goes_once_its_rows_are_here_and_before_a_look_leaves_no_rows() {
-    let database = Database::new("passingseen", &["t"], &tree("t")).await;
+    let database = Database::new("passingseen", &["t"], &partitioned_table("t")).await;
     let service = Setup::of(&database).start();
     service.streams().await;
     database.caught_up().await;
@@ -178,7 +162,7 @@ async fn a_partition_that_goes_once_its_rows_are_here_and_before_a_look_leaves_n
     run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
     database.assert_catches_up().await;
     database.at_source("DROP TABLE t_2").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -186,12 +170,12 @@ async fn a_partition_that_goes_once_its_rows_are_here_and_before_a_look_leaves_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_one_transaction_creates_fills_and_empties_leaves_no_rows() {
-    let database = Database::new("passingonce", &["t"], &tree("t")).await;
+    let database = Database::new("passingonce", &["t"], &partitioned_table("t")).await;
     let service = Setup::of(&database).start();
     service.streams().await;
     database.caught_up().await;
     run(&database, &format!("{{{} {} TRUNCATE t_2;}}", create("t"), fill("t", 10))).await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -220,7 +204,7 @@ async fn partitions_emptied_behind_a_truncate_of_their_table_leave_no_rows() {
     let tables: Vec<&str> = changes.iter().map(|(table, _)| *table).collect();
     let key = |name: &str| if name == "keyless" { "" } else { "PRIMARY KEY" };
     let schema = tables.iter().map(|name| {
-        let tree = tree(name).replace("PRIMARY KEY", key(name)).replace("text)", "text NOT NULL)");
+        let tree = partitioned_table(name).replace("PRIMARY KEY", key(name)).replace("text)", "text NOT NULL)");
         let identity = match *name {
             "keyless" => "ALTER TABLE keyless REPLICA IDENTITY FULL; ALTER TABLE keyless_1 REPLICA IDENTITY FULL;",
             _ => "",
@@ -231,7 +215,7 @@ async fn partitions_emptied_behind_a_truncate_of_their_table_leave_no_rows() {
         format!("{tree} {leaf} {identity} INSERT INTO {name} VALUES (7, 'old'), (12, 'old');")
     });
     let database = Database::new("behindtrunc", &tables, &schema.collect::<String>()).await;
-    let shown = if major(&database).await < 15 { "" } else { "WHERE (v <> 'hidden')" };
+    let shown = if database.source_major().await < 15 { "" } else { "WHERE (v <> 'hidden')" };
     let identities =
         ["filtered", "filtered_1", "filtered_2"].map(|name| format!("ALTER TABLE {name} REPLICA IDENTITY FULL;"));
     let published: Vec<String> = tables
@@ -294,9 +278,9 @@ async fn emptied_trees(name: &str) -> (Database, Vec<(&'static str, String)>) {
     let whole =
         |name: &str| format!("ALTER TABLE {name} REPLICA IDENTITY FULL; ALTER TABLE {name}_1 REPLICA IDENTITY FULL;");
     let schema = tables.iter().map(|name| match *name {
-        "keyless" | "late" => format!("{} {}", tree(name).replace(" PRIMARY KEY", ""), whole(name)),
-        "filtered" => format!("{} {}", tree(name), whole(name)),
-        _ => tree(name),
+        "keyless" | "late" => format!("{} {}", partitioned_table(name).replace(" PRIMARY KEY", ""), whole(name)),
+        "filtered" => format!("{} {}", partitioned_table(name), whole(name)),
+        _ => partitioned_table(name),
     });
     let database = Database::new(name, &tables, &schema.collect::<String>()).await;
     let shown = shown(&database).await;
@@ -314,7 +298,7 @@ async fn emptied_trees(name: &str) -> (Database, Vec<(&'static str, String)>) {
 
 /// A filter of rows, where there are such.
 async fn shown(database: &Database) -> &'static str {
-    if major(database).await < 15 { "" } else { "WHERE (v <> 'hidden')" }
+    if database.source_major().await < 15 { "" } else { "WHERE (v <> 'hidden')" }
 }
 
 async fn trees_become_equal(database: &Database, changes: &[(&str, String)]) {
@@ -361,7 +345,7 @@ async fn partitions_that_were_created_and_emptied_while_headwater_was_down_leave
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_one_transaction_creates_and_fills_is_not_copied() {
-    let database = Database::new("createdfull", &["t"], &tree("t")).await;
+    let database = Database::new("createdfull", &["t"], &partitioned_table("t")).await;
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -381,10 +365,10 @@ async fn a_partition_that_one_transaction_creates_and_fills_is_not_copied() {
     database.assert_catches_up().await;
     database.at_source(&leaf(7)).await;
     is_seen_empty(&database, "t_7").await;
-    not_copied(&service);
+    service.assert_not_copied();
     // It is known like any other.
     database.at_source("TRUNCATE t_6").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     service.stop().await;
 }
 
@@ -433,7 +417,7 @@ async fn rows_that_were_unlogged_behind_a_truncate_of_their_table_come() {
         }
     }
     for name in &names {
-        becomes_equal(&database, name).await;
+        database.becomes_equal(name).await;
     }
     all_live(&database).await;
     service.stop().await;
@@ -441,9 +425,12 @@ async fn rows_that_were_unlogged_behind_a_truncate_of_their_table_come() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_without_toast_that_is_truncated_and_loaded_again_is_not_copied() {
-    let database =
-        Database::new("reloadedfixed", &["n", "t"], &format!("CREATE TABLE n (id int PRIMARY KEY); {}", tree("t")))
-            .await;
+    let database = Database::new(
+        "reloadedfixed",
+        &["n", "t"],
+        &format!("CREATE TABLE n (id int PRIMARY KEY); {}", partitioned_table("t")),
+    )
+    .await;
     let service = Setup::of(&database).start();
     service.streams().await;
     database.caught_up().await;
@@ -460,7 +447,7 @@ async fn a_table_without_toast_that_is_truncated_and_loaded_again_is_not_copied(
         database.at_source(&format!("CREATE TABLE {leaf} PARTITION OF t {bounds}")).await;
         is_seen_empty(&database, &leaf).await;
         database.assert_catches_up().await;
-        not_copied(&service);
+        service.assert_not_copied();
     }
     service.stop().await;
 }
@@ -475,7 +462,7 @@ const RELOADS: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partitioned_table_that_is_truncated_and_loaded_again_is_not_copied() {
-    let schema = format!("{} {}", tree("t"), create("t"));
+    let schema = format!("{} {}", partitioned_table("t"), create("t"));
     let database = Database::new("reloaded", &["t"], &schema).await;
     let service = Setup::of(&database).start();
     service.streams().await;
@@ -489,7 +476,7 @@ async fn a_partitioned_table_that_is_truncated_and_loaded_again_is_not_copied() 
         database.at_source(&format!("CREATE TABLE {leaf} PARTITION OF t {bounds}")).await;
         is_seen_empty(&database, &leaf).await;
         database.assert_catches_up().await;
-        not_copied(&service);
+        service.assert_not_copied();
     }
     service.stop().await;
 }
@@ -504,19 +491,9 @@ async fn is_seen_empty(database: &Database, leaf: &str) {
     .await;
 }
 
-fn not_copied(service: &Service) {
-    let log = service.log();
-    assert!(!log.contains("copied again") && !log.contains("compared with the source"), "{log}");
-}
-
-async fn major(database: &Database) -> u32 {
-    let version = database.source_value("SELECT current_setting('server_version_num')::int / 10000 || ''").await;
-    version.expect("a version").parse().expect("a number")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied() {
-    let database = Database::new("attachedempty", &["t"], &tree("t")).await;
+    let database = Database::new("attachedempty", &["t"], &partitioned_table("t")).await;
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -530,7 +507,7 @@ async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied()
     for statement in (2..6).map(leaf).collect::<String>().split_inclusive(';') {
         database.at_source(statement).await;
     }
-    if major(&database).await < 15 {
+    if database.source_major().await < 15 {
         // Its rows may not come at all.
         service.says("was attached, and may have brought rows").await;
         all_live(&database).await;
@@ -545,7 +522,7 @@ async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied()
     database.at_source("DROP TABLE t_5").await;
     database.at_source(&leaf(6)).await;
     is_seen_empty(&database, "t_6").await;
-    not_copied(&service);
+    service.assert_not_copied();
     service.stop().await;
     // As the next start finds it, and one that nobody has looked at.
     database.at_source(&leaf(7)).await;
@@ -559,10 +536,10 @@ async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied()
     service.streams().await;
     database.at_source("UPDATE t SET v = 'again'").await;
     database.assert_catches_up().await;
-    not_copied(&service);
+    service.assert_not_copied();
     // From its first row on it is a partition like any other.
     database.at_source("TRUNCATE t_3").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -627,7 +604,7 @@ async fn rows_of_a_partition_that_is_attached_in_the_transaction_that_creates_it
         database.at_source(&format!("BEGIN; {} {identity} COMMIT", of(name, with))).await;
     }
     for name in &names {
-        becomes_equal(&database, name).await;
+        database.becomes_equal(name).await;
     }
     for (name, ..) in MADE_AT_ONCE {
         assert!(
@@ -645,7 +622,7 @@ async fn rows_of_a_partition_that_is_attached_in_the_transaction_that_creates_it
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_came_before_a_partition_was_seen_empty_are_not_kept() {
     let tables = ["held", "kept"];
-    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
+    let schema: Vec<String> = tables.iter().map(|name| partitioned_table(name)).collect();
     let database = Database::new("seenempty", &tables, &schema.concat()).await;
     let setup = Setup::of(&database);
     let service = setup.start();
@@ -662,7 +639,7 @@ async fn rows_that_came_before_a_partition_was_seen_empty_are_not_kept() {
     service.streams().await;
     run(&database, &(fill("held", 14) + &fill("kept", 14))).await;
     for table in tables {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -708,7 +685,7 @@ async fn partitions_that_large_transactions_create_fill_and_lose_leave_no_rows()
         }
     }
     for table in tables {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -717,7 +694,7 @@ async fn partitions_that_large_transactions_create_fill_and_lose_leave_no_rows()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_is_done() {
-    let database = Database::new("leafslot", &["t"], &tree("t")).await;
+    let database = Database::new("leafslot", &["t"], &partitioned_table("t")).await;
     let setup = Setup::of(&database);
     let holder = source().await.connect(&database.name).await.expect("a session");
     holder.batch("a transaction that the slot waits for", "BEGIN; SELECT pg_current_xact_id()").await.expect("one");
@@ -730,7 +707,7 @@ async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_
     database.at_source("DROP TABLE t_2").await;
     let service = setup.start();
     service.streams().await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -741,10 +718,10 @@ async fn empty_partitions_of_the_time_of_a_copy_come_and_go_without_another_copy
     let schema = format!(
         "{} CREATE TABLE t_5 PARTITION OF t FOR VALUES FROM (50) TO (60);
          CREATE TABLE t_6 PARTITION OF t FOR VALUES FROM (60) TO (70);",
-        tree("t")
+        partitioned_table("t")
     );
     let database = Database::new("leafwaits", &["t"], &schema).await;
-    if major(&database).await < 15 {
+    if database.source_major().await < 15 {
         return;
     }
     let holder = source().await.connect(&database.name).await.expect("a session");
@@ -762,23 +739,23 @@ async fn empty_partitions_of_the_time_of_a_copy_come_and_go_without_another_copy
     };
     run(&database, &look(3)).await;
     is_seen_empty(&database, "t_3").await;
-    not_copied(&service);
+    service.assert_not_copied();
     database.at_source("INSERT INTO t VALUES (11, 'came'), (31, 'came'), (61, 'came')").await;
     database.at_source("DROP TABLE t_5").await;
     run(&database, &look(4)).await;
     is_seen_empty(&database, "t_4").await;
     database.assert_catches_up().await;
-    not_copied(&service);
+    service.assert_not_copied();
     // Its rows are known.
     database.at_source("TRUNCATE t_6").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     service.stop().await;
 }
 
 /// A tree and a table that is not copied with it.
 async fn two_tables(name: &str) -> Database {
-    let schema = format!("{} CREATE TABLE other (id int PRIMARY KEY);", tree("t"));
+    let schema = format!("{} CREATE TABLE other (id int PRIMARY KEY);", partitioned_table("t"));
     Database::new(name, &["t", "other"], &schema).await
 }
 
@@ -798,7 +775,7 @@ async fn a_copy_survives_partitions_that_come_while_it_is_made() {
     let database = two_tables("leafsurvives").await;
     let (service, pause) = copies(&database).await;
     run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
-    if major(&database).await >= 15 {
+    if database.source_major().await >= 15 {
         let attached =
             "CREATE TABLE t_3 (LIKE t INCLUDING ALL); ALTER TABLE t ATTACH PARTITION t_3 FOR VALUES FROM (20) TO (30);";
         run(&database, attached).await;
@@ -819,7 +796,7 @@ async fn a_copy_survives_partitions_that_come_while_it_is_made() {
     assert!(!log.contains("is tried again"), "{log}");
     // Rows of the one that came are known.
     database.at_source("DROP TABLE t_2").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -840,7 +817,7 @@ async fn copies_that_are_given_up_are_paced_and_each_says_why() {
     assert!(explained.contains("the next copy of public.t waits for"), "{explained}");
     assert_eq!(service.get("/readyz").await.expect("an answer").0, 503);
     database.at_destination("DELETE FROM headwater.resnapshots WHERE state <> 'requested'").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -848,7 +825,7 @@ async fn copies_that_are_given_up_are_paced_and_each_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_partitions_that_one_transaction_fills_are_asked_for_together() {
-    let database = Database::new("manyleaves", &["t"], &tree("t")).await;
+    let database = Database::new("manyleaves", &["t"], &partitioned_table("t")).await;
     let service = Setup::of(&database).start();
     service.streams().await;
     database.caught_up().await;
@@ -860,7 +837,7 @@ async fn hundreds_of_partitions_that_one_transaction_fills_are_asked_for_togethe
     database.at_source("INSERT INTO t SELECT i, 'came' FROM generate_series(10, 809) i").await;
     database.assert_catches_up().await;
     assert!(began.elapsed().as_secs() < 40, "{:?}", began.elapsed());
-    not_copied(&service);
+    service.assert_not_copied();
     let known = "SELECT jsonb_array_length(shape::jsonb -> 'partitions')::text FROM headwater.shapes";
     assert_eq!(database.destination_value(known).await.as_deref(), Some("801"));
     service.stop().await;
@@ -896,16 +873,16 @@ async fn copies_of_a_table_whose_partitions_come_and_go_are_paced() {
     let (_, explained) = service.command(&["explain"]).await;
     assert!(explained.contains("the next copy of public.t waits for"), "{explained}");
     database.at_source("INSERT INTO other VALUES (1)").await;
-    becomes_equal(&database, "other").await;
+    database.becomes_equal("other").await;
     assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("3"), "it is copied");
     forget_copies(&database).await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     // Some in a row are made at once.
     was_copied(&database, 2).await;
     run(&database, &format!("{} {}", create("t"), fill("t", 10))).await;
     database.assert_catches_up().await;
     database.at_source("DROP TABLE t_2").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     let told = service.log().matches("within an hour").count();
     assert_eq!(told, 1, "{}", service.log());
@@ -1093,11 +1070,11 @@ async fn walk(name: &str, seed: u64, rows_at_once: usize, column: &str) {
             }
         }
         for table in ["t", "other"] {
-            becomes_equal(&database, table).await;
+            database.becomes_equal(table).await;
         }
         all_live(&database).await;
         database.caught_up().await;
-        becomes_equal(&database, "t").await;
+        database.becomes_equal("t").await;
     }
     service.stop().await;
 }

@@ -7,14 +7,9 @@ use headwater::commands::demo::StopMode;
 
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Database, Setup, destination, eventually, new_destination, new_source, seed, source, workload};
-
-async fn pause(millis: u64) {
-    let until = Instant::now() + Duration::from_millis(millis);
-    while Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use crate::support::{
+    Database, Setup, destination, eventually, let_pass, new_destination, new_source, seed, source, workload,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
@@ -38,19 +33,19 @@ async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
                 0 => proxy.cut_once(),
                 1 => {
                     proxy.set(Mode::Cut);
-                    pause(rng.u64(100..800)).await;
+                    let_pass(rng.u64(100..800)).await;
                 }
                 2 => {
                     proxy.set(Mode::Stalled);
-                    pause(rng.u64(100..5000)).await;
+                    let_pass(rng.u64(100..5000)).await;
                 }
                 _ => {
                     proxy.set(Mode::Delayed(rng.u64(1..30)));
-                    pause(rng.u64(100..1500)).await;
+                    let_pass(rng.u64(100..1500)).await;
                 }
             }
             proxy.set(Mode::Open);
-            pause(rng.u64(50..600)).await;
+            let_pass(rng.u64(50..600)).await;
         }
     })
     .await;
@@ -67,7 +62,7 @@ async fn restarts_of_either_server_are_waited_for_with_one_line_a_change() {
     for round in 0..2 {
         source.stop(StopMode::Fast).await.unwrap();
         service.is("connecting").await;
-        pause(3000).await;
+        let_pass(3000).await;
         source.start().await.unwrap();
         database.reconnect_source(&source).await;
         service.streams().await;
@@ -112,7 +107,7 @@ async fn the_source_is_answered_while_the_destination_is_busy() {
     let walsender = format!("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
     let before = database.source_value(&walsender).await;
     database.at_source("UPDATE messages SET body = 'x' WHERE id < 3000").await;
-    pause(8000).await;
+    let_pass(8000).await;
     assert_eq!(database.source_value(&walsender).await, before, "the same walsender, never ended by its timeout");
     local.batch("the lock goes", "ROLLBACK").await.unwrap();
     database.assert_catches_up().await;

@@ -59,13 +59,6 @@ async fn held_at_rest(database: &Database, service: &Service) -> Held {
     least.expect("a reading")
 }
 
-/// Attempts that were broken off, for whatever reason.
-async fn restarts(service: &Service) -> Option<f64> {
-    let (_, text) = service.get("/metrics").await?;
-    let lines = text.lines().filter(|line| line.starts_with("headwater_restarts_total{"));
-    Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn descriptors_memory_and_sessions_are_the_same_after_many_reconnects() {
     let reconnects = std::env::var("HEADWATER_RECONNECTS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
@@ -88,7 +81,7 @@ async fn descriptors_memory_and_sessions_are_the_same_after_many_reconnects() {
             database.assert_catches_up().await;
             at_first = Some((held_at_rest(&database, &service).await, service.resident_bytes()));
         }
-        let before = restarts(&service).await.unwrap();
+        let before = service.all_restarts().await.unwrap();
         // Now the one, now the other, now both, in the middle of rows.
         database.at_source("UPDATE t SET v = repeat(md5(random()::text), 3000) WHERE id <= 5").await;
         eventually("the cut is noticed", || async {
@@ -100,7 +93,7 @@ async fn descriptors_memory_and_sessions_are_the_same_after_many_reconnects() {
                 to_destination.cut_once();
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
-            (restarts(&service).await? > before).then_some(())
+            (service.all_restarts().await? > before).then_some(())
         })
         .await;
         database.caught_up().await;

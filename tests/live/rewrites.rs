@@ -1,17 +1,9 @@
 //! What is done to a table at the source and is in no message of the stream: values rewritten, leaves emptied and taken away,
 //! tables that were unlogged or out of the publication for a while. Nobody writes the tables afterwards.
 
+use crate::support::database::partitioned_table;
 use crate::support::suspension::all_live;
-use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of, source};
-
-/// Waits until the rows of a table are the source's.
-async fn becomes_equal(database: &Database, table: &str) {
-    let rows = format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t");
-    eventually(&format!("table {table} is equal"), || async {
-        (database.destination_value(&rows).await == database.source_value(&rows).await).then_some(())
-    })
-    .await;
-}
+use crate::support::{Database, Setup, bin_of, destination, eventually, new_source_of, source};
 
 /// Streams the tables, makes all changes, and waits until every table is equal and followed.
 async fn found(name: &str, tables: &[&str], schema: &str, changes: &str) -> String {
@@ -21,7 +13,7 @@ async fn found(name: &str, tables: &[&str], schema: &str, changes: &str) -> Stri
     database.caught_up().await;
     database.at_source(changes).await;
     for table in tables {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -116,8 +108,8 @@ async fn rows_written_while_a_table_was_unlogged_or_out_of_the_publication_are_f
             database.name
         ))
         .await;
-    becomes_equal(&database, "trip").await;
-    becomes_equal(&database, "\"left\"").await;
+    database.becomes_equal("trip").await;
+    database.becomes_equal("\"left\"").await;
     all_live(&database).await;
     service.stop().await;
 }
@@ -141,7 +133,7 @@ async fn tables_that_were_moved_to_other_files_stay_as_they_are() {
     }
     file_is_known(&database, "t").await;
     database.assert_catches_up().await;
-    not_copied(&service);
+    service.assert_not_copied();
     service.stop().await;
 }
 
@@ -156,11 +148,6 @@ async fn file_is_known(database: &Database, table: &str) {
         (database.destination_value(&known).await.as_deref() == Some("true")).then_some(())
     })
     .await;
-}
-
-fn not_copied(service: &Service) {
-    let log = service.log();
-    assert!(!log.contains("copied again") && !log.contains("compared with the source"), "{log}");
 }
 
 const HARMLESS: &[&str] = &[
@@ -215,7 +202,7 @@ async fn changes_that_touch_no_values_lead_to_no_copy_whoever_sees_them_and_when
     }
     file_is_known(&database, "t").await;
     database.assert_catches_up().await;
-    not_copied(&service);
+    service.assert_not_copied();
     service.stop().await;
     // And while nobody looks: what the next start finds.
     for statement in ["ALTER TABLE t ALTER constant SET STATISTICS 9", "VACUUM FULL t", "GRANT SELECT ON t TO PUBLIC"] {
@@ -226,16 +213,8 @@ async fn changes_that_touch_no_values_lead_to_no_copy_whoever_sees_them_and_when
     database.at_source("UPDATE t SET w = w || '.' WHERE id = 5").await;
     file_is_known(&database, "t").await;
     database.assert_catches_up().await;
-    not_copied(&service);
+    service.assert_not_copied();
     service.stop().await;
-}
-
-/// A partitioned table with one leaf, and a row in it.
-fn tree(name: &str) -> String {
-    format!(
-        "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-         CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10); INSERT INTO {name} VALUES (1, 'v');"
-    )
 }
 
 /// Attaches a table that was created on its own as a tree's second leaf, once `filled` was done to it.
@@ -256,7 +235,7 @@ fn attach_tree(name: &str, filled: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_were_attached_are_copied_though_they_are_empty_by_now() {
     let tables = ["deleted", "updated", "truncated", "again", "deep", "moved", "twice", "at_once"];
-    let schema: Vec<String> = tables.iter().map(|name| tree(name)).collect();
+    let schema: Vec<String> = tables.iter().map(|name| partitioned_table(name)).collect();
     let database = Database::new("attachedvacated", &tables, &schema.concat()).await;
     let setup = Setup::of(&database);
     let service = setup.start();
@@ -296,7 +275,7 @@ async fn tables_that_were_attached_are_copied_though_they_are_empty_by_now() {
     }
     let service = setup.start();
     for table in tables {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     database.assert_catches_up().await;
@@ -308,7 +287,7 @@ async fn a_lock_on_a_table_that_was_attached_holds_nothing_up() {
     let database = Database::new(
         "attachedlocked",
         &["t", "other"],
-        &format!("{} CREATE TABLE other (id int PRIMARY KEY);", tree("t")),
+        &format!("{} CREATE TABLE other (id int PRIMARY KEY);", partitioned_table("t")),
     )
     .await;
     let service = Setup::of(&database).start();
@@ -323,7 +302,7 @@ async fn a_lock_on_a_table_that_was_attached_holds_nothing_up() {
     })
     .await;
     holder.batch("unlocking", "COMMIT").await.expect("a commit");
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -354,9 +333,9 @@ async fn what_an_earlier_version_remembers_leads_to_no_copy_and_is_completed() {
     service.streams().await;
     file_is_known(&database, "t").await;
     database.assert_catches_up().await;
-    not_copied(&service);
+    service.assert_not_copied();
     database.at_source("ALTER TABLE t ALTER n TYPE int USING n * 100").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     service.stop().await;
     // Facts of another form count as none.
@@ -388,7 +367,7 @@ async fn values_that_are_rewritten_where_schema_changes_stop_halt_with_the_way_o
     service.says("The table was rewritten, and the values of column n may be others.").await;
     service.is("waiting").await;
     setup.command(&["resnapshot", "t"]).await.exits(0);
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.assert_catches_up().await;
     service.stop().await;
@@ -451,7 +430,7 @@ async fn a_replaced_generation_expression_is_followed_or_set_by_printed_statemen
         let statements: Vec<&str> = printed.lines().take(2).map(str::trim).collect();
         database.at_destination(&statements.join(" ")).await;
     }
-    becomes_equal(&database, "g").await;
+    database.becomes_equal("g").await;
     all_live(&database).await;
     database.at_source("INSERT INTO g (id, n) VALUES (3, 5)").await;
     database.assert_catches_up().await;
@@ -476,12 +455,12 @@ async fn generated_columns_are_added_and_renamed_though_the_stream_lacks_them() 
              ALTER TABLE renamed RENAME g TO h; INSERT INTO renamed VALUES (2);",
         )
         .await;
-    becomes_equal(&database, "added").await;
+    database.becomes_equal("added").await;
     service.says("table public.renamed: generated column h was added").await;
     all_live(&database).await;
     database.at_source("INSERT INTO added VALUES (3, 3); INSERT INTO renamed VALUES (3)").await;
     database.caught_up().await;
-    becomes_equal(&database, "added").await;
+    database.becomes_equal("added").await;
     // Under its old name it stays, as a column does that was dropped.
     let rows = "SELECT string_agg(id || ' ' || g || ' ' || h, ', ' ORDER BY id) FROM renamed";
     assert_eq!(database.destination_value(rows).await.as_deref(), Some("1 2 2, 2 4 4, 3 6 6"));
@@ -506,7 +485,7 @@ async fn virtual_generated_columns_are_stored_at_a_destination_that_does_not_kno
     database
         .at_source("ALTER TABLE t ADD b int GENERATED ALWAYS AS (v * 3) VIRTUAL; INSERT INTO t VALUES (2, 2)")
         .await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.at_source("UPDATE t SET v = 5 WHERE id = 1").await;
     database.assert_catches_up().await;
@@ -552,7 +531,7 @@ async fn attributes_that_get_other_names_get_them_here_though_the_names_change_h
     assert_eq!(database.destination_value("SELECT (p).b || ' ' || (ps[1]).a FROM c").await.as_deref(), Some("5 4"));
     let nested = "SELECT ((p).p).b || ' ' || (p).m FROM d WHERE id = 2";
     assert_eq!(database.destination_value(nested).await.as_deref(), Some("7 9"));
-    not_copied(&service);
+    service.assert_not_copied();
     service.stop().await;
 }
 
@@ -578,7 +557,7 @@ async fn types_that_change_before_their_last_columns_are_dropped_are_followed() 
     database.caught_up().await;
     let rows = "SELECT string_agg(concat_ws(' ', id, (p).z, m), ', ' ORDER BY id) FROM c";
     assert_eq!(database.destination_value(rows).await.as_deref(), Some("1 1 sad, 2 3 ok, 3"));
-    not_copied(&service);
+    service.assert_not_copied();
     service.stop().await;
 }
 
@@ -598,7 +577,7 @@ async fn a_new_column_takes_the_name_and_not_the_type_of_a_generated_one_before_
             "ALTER TABLE c DROP COLUMN g, ADD COLUMN g text DEFAULT 'a', ALTER COLUMN v TYPE text USING 'b'; INSERT INTO c VALUES (2, 'c', 'd')",
         )
         .await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     service.stop().await;
 }
 
@@ -615,7 +594,7 @@ async fn emptied_by_the_hint(name: &str, setup: &str, change: &str, statements: 
     let printed: Vec<&str> = hint.lines().skip(1).map(str::trim).take_while(|line| line.ends_with(';')).collect();
     assert_eq!(printed.len(), statements, "{printed:?}");
     database.at_destination(&printed.join("\n")).await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     service.stop().await;
 }
 
@@ -682,7 +661,7 @@ async fn a_serial_that_becomes_text_is_copied_without_an_operator() {
     database
         .at_source("ALTER TABLE c ALTER COLUMN n DROP DEFAULT, ALTER COLUMN n TYPE text USING 'x'; INSERT INTO c VALUES (2, 'y')")
         .await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     service.stop().await;
 }
 
@@ -703,7 +682,7 @@ async fn a_table_that_is_made_again_with_other_types_is_copied_without_an_operat
              INSERT INTO c VALUES (2, '1 day', 'y'); COMMIT",
         )
         .await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     service.stop().await;
 }
 
@@ -731,7 +710,7 @@ async fn attributes_of_other_types_halt_the_copy_until_the_printed_statement_was
     assert_eq!(log.matches(statement).count(), reports, "once in each report: {log}");
     database.at_destination(statement).await;
     for table in ["c", "d"] {
-        becomes_equal(&database, table).await;
+        database.becomes_equal(table).await;
     }
     all_live(&database).await;
     assert_eq!(database.destination_value(ATTRIBUTES).await.as_deref(), Some("b text, c integer, e text"));
@@ -757,12 +736,12 @@ async fn a_composite_type_without_attributes_gets_none_by_the_hint_as_printed() 
     let statement = "ALTER TYPE public.pair DROP ATTRIBUTE a, DROP ATTRIBUTE b;";
     service.says(statement).await;
     database.at_destination(statement).await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     all_live(&database).await;
     database.at_source("INSERT INTO c VALUES (4, ROW()::pair); ALTER TYPE pair ADD ATTRIBUTE d int; UPDATE c SET p = ROW(7) WHERE id = 1").await;
     service.says("ALTER TYPE public.pair ADD ATTRIBUTE d int4;").await;
     database.at_destination("ALTER TYPE public.pair ADD ATTRIBUTE d int4;").await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     service.stop().await;
 }
 
@@ -776,7 +755,7 @@ async fn the_first_label_of_an_enum_is_followed() {
     database.caught_up().await;
     database.at_source("ALTER TYPE mood ADD VALUE 'sad'").await;
     database.at_source("INSERT INTO c VALUES (2, 'sad')").await;
-    becomes_equal(&database, "c").await;
+    database.becomes_equal("c").await;
     service.stop().await;
 }
 
@@ -802,7 +781,7 @@ async fn a_leaf_that_becomes_unlogged_suspends_its_table_until_it_is_logged_agai
     database.caught_up().await;
     assert_eq!(database.destination_value("SELECT count(*)::text FROM other").await.as_deref(), Some("1"));
     database.at_source("ALTER TABLE t_1 SET LOGGED").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     service.stop().await;
 }
@@ -823,7 +802,7 @@ async fn a_table_that_is_swapped_for_another_is_published_copied_and_followed() 
     database
         .at_source("BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT; INSERT INTO t VALUES (2, 'more')")
         .await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     database.at_source("INSERT INTO t VALUES (3, 'followed'); UPDATE t_old SET v = 'nobody''s'").await;
     database.assert_catches_up().await;
@@ -880,10 +859,10 @@ async fn a_foreign_leaf_is_refused_and_a_later_one_suspends_its_table_until_deta
     let told = "partition public.t_2 of table public.t is a foreign table: its rows never come";
     service.says(told).await;
     // The others stream on.
-    becomes_equal(&database, "other").await;
+    database.becomes_equal("other").await;
     setup.command(&["check"]).await.exits(1).says(&[told, "ALTER TABLE public.t DETACH PARTITION public.t_2;"]);
     database.at_source("ALTER TABLE public.t DETACH PARTITION public.t_2;").await;
-    becomes_equal(&database, "t").await;
+    database.becomes_equal("t").await;
     all_live(&database).await;
     service.stop().await;
 }

@@ -27,16 +27,10 @@ async fn leader_of(database: &Database) -> String {
     eventually("somebody leads", || leads(database)).await
 }
 
-async fn restarts(service: &Service) -> f64 {
-    let (_, text) = service.get("/metrics").await.expect("its metrics");
-    let lines = text.lines().filter(|line| line.starts_with("headwater_restarts_total{"));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-}
-
 /// The same session leads, and nothing was started over.
 async fn assert_still_leads(database: &Database, service: &Service, leader: &str) {
     assert_eq!(leads(database).await.as_deref(), Some(leader), "{}", service.log());
-    assert!(restarts(service).await < 1.0, "{}", service.log());
+    assert!(service.all_restarts().await.expect("its metrics") < 1.0, "{}", service.log());
 }
 
 /// Waits for something that takes longer than other things do.
@@ -215,6 +209,6 @@ async fn a_leader_whose_lock_is_taken_away_takes_it_again_before_it_writes_on() 
     database.at_source("INSERT INTO t VALUES (100)").await;
     database.assert_catches_up().await;
     assert_eq!(leads(&database).await, Some(next));
-    assert!((restarts(&service).await - 1.0).abs() < 0.5, "one restart: {}", service.log());
+    assert!((service.all_restarts().await.expect("its metrics") - 1.0).abs() < 0.5, "one restart: {}", service.log());
     service.stop().await;
 }

@@ -16,12 +16,6 @@ async fn published(name: &str, tables: &[&str], schema: &str, publication: &str)
     database
 }
 
-/// The source's major version.
-async fn major(database: &Database) -> i32 {
-    let version = database.source_value("SELECT current_setting('server_version_num')").await;
-    version.and_then(|version| version.parse::<i32>().ok()).unwrap_or(0) / 10_000
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partitioned_table_fills_a_partitioned_table_with_other_partitions() {
     let database = Database::new("partboth", &["parted"], PARTED).await;
@@ -121,7 +115,7 @@ async fn a_new_partition_is_followed_and_one_with_rows_is_copied() {
 async fn column_lists_and_row_filters_hold_for_snapshot_and_stream_alike() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, secret text, v text, n int); INSERT INTO t SELECT i, 's', 'v' || i, i FROM generate_series(1, 100) i;";
     let probe = Database::new("listprobe", &[], "").await;
-    if major(&probe).await < 15 {
+    if probe.source_major().await < 15 {
         println!("column lists and row filters came with 15");
         return;
     }
@@ -164,7 +158,7 @@ async fn a_published_generated_column_is_recomputed_here() {
          INSERT INTO t (id, price) SELECT i, i FROM generate_series(1, 10) i;",
     )
     .await;
-    let with = if major(&database).await >= 18 { "WITH (publish_generated_columns = stored)" } else { "" };
+    let with = if database.source_major().await >= 18 { "WITH (publish_generated_columns = stored)" } else { "" };
     database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE t {with}", database.name)).await;
     let service = Setup::of(&database).start();
     service.streams().await;

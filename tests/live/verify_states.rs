@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use crate::support::command::Finished;
 use crate::support::pause::Pause;
 use crate::support::suspension::all_live;
-use crate::support::{Database, Service, Setup, destination, eventually};
+use crate::support::{Database, Setup, destination, eventually};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE big (id int PRIMARY KEY, v text);
     INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO big SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 1500) i";
@@ -58,25 +58,18 @@ async fn verifies(setup: &Setup, arguments: &[&str], code: i32, said: &[&str]) -
     finished
 }
 
-async fn streaming(setup: &Setup, database: &Database) -> Service {
-    let service = setup.start();
-    service.streams().await;
-    database.caught_up().await;
-    service
-}
-
 async fn beside(state: State) {
     let database = Database::new("verifystate", TABLES, SCHEMA).await;
     let setup = Setup::of(&database).setting(&format!("fence_timeout = \"{}s\"", FENCE_TIMEOUT.as_secs()));
     let slow = setup.clone().section("[snapshot]\nmax_rate = \"100kB\"");
     match state {
         State::Streaming => {
-            let service = streaming(&setup, &database).await;
+            let service = setup.start_streaming(&database).await;
             verifies(&setup, &[], 0, &["equal: both sides compared at"]).await;
             service.stop().await;
         }
         State::LedElsewhere => {
-            let leader = streaming(&setup, &database).await;
+            let leader = setup.start_streaming(&database).await;
             let standby = setup.start();
             standby.is("standby").await;
             verifies(&setup, &[], 0, &["equal: both sides compared at"]).await;
@@ -84,7 +77,7 @@ async fn beside(state: State) {
             leader.stop().await;
         }
         State::Halted => {
-            let service = streaming(&setup, &database).await;
+            let service = setup.start_streaming(&database).await;
             database.at_destination("INSERT INTO t VALUES (3, 'mine')").await;
             database.at_source("INSERT INTO t VALUES (3, 'theirs')").await;
             service.is("waiting").await;
@@ -99,7 +92,7 @@ async fn beside(state: State) {
             service.stop().await;
         }
         State::Suspended => {
-            streaming(&setup, &database).await.stop().await;
+            setup.start_streaming(&database).await.stop().await;
             let service = slow.start();
             service.streams().await;
             database
@@ -135,7 +128,7 @@ async fn beside(state: State) {
             service.stop().await;
         }
         State::WaitingForLock => {
-            let service = streaming(&setup, &database).await;
+            let service = setup.start_streaming(&database).await;
             let holder = destination().await.connect(&database.name).await.unwrap();
             holder.batch("holding", "BEGIN; LOCK TABLE public.t IN EXCLUSIVE MODE").await.unwrap();
             database.at_source("UPDATE t SET v = 'c' WHERE id = 1").await;
@@ -157,7 +150,7 @@ async fn beside(state: State) {
             service.stop().await;
         }
         State::TableLocked => {
-            streaming(&setup, &database).await.stop().await;
+            setup.start_streaming(&database).await.stop().await;
             let holder = destination().await.connect(&database.name).await.unwrap();
             holder.batch("holding", "BEGIN; LOCK TABLE public.t").await.unwrap();
             let said = [
@@ -170,7 +163,7 @@ async fn beside(state: State) {
             verifies(&setup, &["--no-fence"], 0, &["equal: the source at"]).await;
         }
         State::Stopped => {
-            streaming(&setup, &database).await.stop().await;
+            setup.start_streaming(&database).await.stop().await;
             let said = ["no service runs: comparing with the destination as it stands", "equal: the source at"];
             verifies(&setup, &[], 0, &said).await;
         }

@@ -163,6 +163,21 @@ impl Database {
         value(&self.source, sql).await
     }
 
+    /// The source's major version.
+    pub async fn source_major(&self) -> u32 {
+        let version = self.source_value("SELECT current_setting('server_version_num')::int / 10000 || ''").await;
+        version.expect("a version").parse().expect("a number")
+    }
+
+    /// Waits until the rows of a table are the source's.
+    pub async fn becomes_equal(&self, table: &str) {
+        let rows = format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t");
+        super::eventually(&format!("table {table} is equal"), || async {
+            (self.destination_value(&rows).await == self.source_value(&rows).await).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the destination holds everything that is committed at the source now.
     pub async fn caught_up(&self) {
         let now = self.source_value("SELECT pg_current_wal_lsn()::text").await.expect("a position");
@@ -247,4 +262,12 @@ async fn value(client: &SqlClient, sql: &str) -> Option<String> {
         Ok(row) => row.get(0).unwrap(),
         Err(error) => panic!("{error} in:\n{sql}"),
     }
+}
+
+/// Creates a partitioned table with one partition, and a row in it.
+pub fn partitioned_table(name: &str) -> String {
+    format!(
+        "CREATE TABLE {name} (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE {name}_1 PARTITION OF {name} FOR VALUES FROM (0) TO (10); INSERT INTO {name} VALUES (1, 'v');"
+    )
 }

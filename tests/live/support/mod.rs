@@ -149,6 +149,14 @@ where
     stream::iter(points).map(|point| each(point)).buffer_unordered(3).collect::<()>().await;
 }
 
+/// Lets time pass for what a test does to the service meanwhile; no test waits for anything in this way.
+pub async fn let_pass(millis: u64) {
+    let until = Instant::now() + Duration::from_millis(millis);
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Asks `question` until it answers, and returns the answer.
 pub async fn eventually<T, F>(what: &str, mut question: impl FnMut() -> F) -> T
 where

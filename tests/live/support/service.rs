@@ -135,6 +135,14 @@ impl Setup {
         )
     }
 
+    /// Starts a service and waits until it streams and has caught up.
+    pub async fn start_streaming(&self, database: &Database) -> Service {
+        let service = self.start();
+        service.streams().await;
+        database.caught_up().await;
+        service
+    }
+
     /// Starts it.
     pub fn start(&self) -> Service {
         let port = free_port().expect("a free port");
@@ -299,6 +307,19 @@ impl Service {
         let (_, text) = self.get("/metrics").await?;
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// How often its stream was set up again, for whatever reason.
+    pub async fn all_restarts(&self) -> Option<f64> {
+        let (_, metrics) = self.get("/metrics").await?;
+        let lines = metrics.lines().filter(|line| line.starts_with("headwater_restarts_total{"));
+        Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// That it has copied no table again, nor compared one with the source.
+    pub fn assert_not_copied(&self) {
+        let log = self.log();
+        assert!(!log.contains("copied again") && !log.contains("compared with the source"), "{log}");
     }
 
     /// How often its stream was set up again for this reason; `None` if never.
