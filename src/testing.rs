@@ -8,15 +8,15 @@ use crate::catalog::schema::{
 use crate::pg::{Ident, ReplicaIdentity, TypeId};
 use crate::schema_change::expression::Expressions;
 use crate::schema_change::expression::catalog::{
-    Catalog, FUNCTIONS, FunctionVariant, OPERATORS, OperatorVariants, TYPES,
+    ExpressionCatalog, FUNCTIONS, FunctionVariant, OPERATORS, OperatorVariants, TYPES,
 };
 
 #[derive(Clone, Debug)]
-pub(crate) struct Column(ColumnDefinition);
+pub(crate) struct TestColumn(ColumnDefinition);
 
-impl Column {
-    pub(crate) fn new(name: &str, type_id: u32) -> Column {
-        Column(ColumnDefinition {
+impl TestColumn {
+    pub(crate) fn new(name: &str, type_id: u32) -> TestColumn {
+        TestColumn(ColumnDefinition {
             number: 0,
             name: Ident::new(name),
             type_id: TypeId(type_id),
@@ -35,19 +35,19 @@ impl Column {
         })
     }
 
-    pub(crate) fn modifier(mut self, modifier: i32) -> Column {
+    pub(crate) fn modifier(mut self, modifier: i32) -> TestColumn {
         self.0.type_modifier = modifier;
         self
     }
 
-    pub(crate) fn not_null(mut self) -> Column {
+    pub(crate) fn not_null(mut self) -> TestColumn {
         self.0.not_null = true;
         self
     }
 }
 
 /// A table of these columns; the first is its primary key.
-pub(crate) fn table(name: &str, columns: &[Column]) -> TableDefinition {
+pub(crate) fn table(name: &str, columns: &[TestColumn]) -> TableDefinition {
     let columns: Vec<ColumnDefinition> =
         (1..).zip(columns).map(|(number, column)| ColumnDefinition { number, ..column.0.clone() }).collect();
     let key = columns.first().map(|column| column.name.clone());
@@ -157,7 +157,7 @@ pub(crate) fn types() -> Types {
 }
 
 /// A destination that has exactly what expressions may use.
-pub(crate) fn catalog() -> Catalog {
+pub(crate) fn catalog() -> ExpressionCatalog {
     let functions =
         FUNCTIONS.iter().flat_map(|(name, listed)| listed.variants().map(move |arguments| (name, listed, arguments)));
     let functions = (1..).zip(functions).map(|(id, (name, listed, arguments))| {
@@ -182,7 +182,7 @@ pub(crate) fn catalog() -> Catalog {
             built_in: true,
         })
     });
-    Catalog {
+    ExpressionCatalog {
         version: 180_000,
         functions: functions.collect(),
         operators: operators.collect(),

@@ -9,12 +9,12 @@
 //! stored, wal ─▶ Ledger ──────┘──▶ what may be confirmed
 //! ```
 //!
-//! Under [`Command::Hold`] and [`Command::RunTo`] a transaction that has begun is finished first. A transaction that was applied in
-//! parallel only waits for its turn here: until the [`Coordinator`] knows what became of its commit, nothing else is handed out.
+//! Under [`ApplyCommand::Hold`] and [`ApplyCommand::RunTo`] a transaction that has begun is finished first. A transaction that was applied
+//! in parallel only waits for its turn here: until the [`Coordinator`] knows what became of its commit, nothing else is handed out.
 
 use std::time::Duration;
 
-use super::command::Command;
+use super::command::ApplyCommand;
 use super::parallel_apply::{Coordinator, Settlement, TurnOutcome};
 use super::sessions::LiveSession;
 use crate::apply_plan::{ApplyTask, BatchLimits, Batcher, LargeStep, TransactionEnd, Work};
@@ -47,7 +47,7 @@ pub struct Moment {
     /// A time since any fixed moment.
     pub now: Duration,
     /// What apply is to do.
-    pub command: Command,
+    pub command: ApplyCommand,
     /// The leader's session.
     pub live: LiveSession,
 }
@@ -167,7 +167,7 @@ impl LoopCore {
                 return LoopAction::ShareTables;
             }
         }
-        let holds = matches!(command, Command::Hold { .. });
+        let holds = matches!(command, ApplyCommand::Hold { .. });
         let may_hand_out = live.has_room
             && !is_committing
             && (!holds || live.in_large_transaction)
@@ -176,7 +176,8 @@ impl LoopCore {
         if may_hand_out && let Some(work) = self.batcher.next_work() {
             return self.hand_out(work, now, parallel);
         }
-        let has_nothing_to_do = live.is_free() && !is_committing && self.batcher.is_empty() && command == Command::Run;
+        let has_nothing_to_do =
+            live.is_free() && !is_committing && self.batcher.is_empty() && command == ApplyCommand::Run;
         match self.idle.due(live.stored, now) {
             Some(position) if has_nothing_to_do => {
                 self.sent_at = now;
@@ -226,9 +227,9 @@ impl LoopCore {
     /// `is_committing`: a transaction that was applied in parallel is at its turn.
     pub fn stands_still(&self, moment: &Moment, is_committing: bool) -> bool {
         let has_arrived = match moment.command {
-            Command::Run => false,
-            Command::Hold { .. } => true,
-            Command::RunTo { point, .. } => self.has_reached(point, moment.live.stored),
+            ApplyCommand::Run => false,
+            ApplyCommand::Hold { .. } => true,
+            ApplyCommand::RunTo { point, .. } => self.has_reached(point, moment.live.stored),
         };
         has_arrived && moment.live.is_free() && !is_committing
     }
@@ -333,7 +334,7 @@ mod tests {
         })
     }
 
-    fn moment(command: Command, live: LiveSession) -> Moment {
+    fn moment(command: ApplyCommand, live: LiveSession) -> Moment {
         Moment { now: at(0), command, live }
     }
 
@@ -350,25 +351,25 @@ mod tests {
         let mut core = core();
         core.push(transaction(20));
         core.push(transaction(30));
-        assert_eq!(core.next(&moment(Command::Run, BUSY), None), LoopAction::Wait);
+        assert_eq!(core.next(&moment(ApplyCommand::Run, BUSY), None), LoopAction::Wait);
         let full = LiveSession { has_room: false, ..LIVE };
-        assert_eq!(core.next(&moment(Command::Run, full), None), LoopAction::Wait);
-        assert_eq!(submitted(&core.next(&moment(Command::Run, LIVE), None)), Some(30));
+        assert_eq!(core.next(&moment(ApplyCommand::Run, full), None), LoopAction::Wait);
+        assert_eq!(submitted(&core.next(&moment(ApplyCommand::Run, LIVE), None)), Some(30));
         assert_eq!(core.submitted_up_to(), Lsn::new(29));
         (0..SECOND_REQUEST_ROWS as u64).for_each(|number| core.push(transaction(40 + number)));
-        assert!(submitted(&core.next(&moment(Command::Run, BUSY), None)).is_some());
-        assert_eq!(core.next(&moment(Command::Run, BUSY), None), LoopAction::Wait);
+        assert!(submitted(&core.next(&moment(ApplyCommand::Run, BUSY), None)).is_some());
+        assert_eq!(core.next(&moment(ApplyCommand::Run, BUSY), None), LoopAction::Wait);
         assert!(!core.is_finished(&BUSY, false) && !core.is_finished(&LIVE, true) && core.is_finished(&LIVE, false));
     }
 
     #[test]
     fn a_pause_lets_finish_what_has_begun_and_a_fence_lets_pass_what_is_before_it() {
-        let (hold, mut core) = (Command::Hold { turn: 1 }, core());
+        let (hold, mut core) = (ApplyCommand::Hold { turn: 1 }, core());
         core.push(Step::Begin(begin(20)));
         let waits = moment(hold, LIVE);
         assert_eq!(core.next(&waits, None), LoopAction::Wait);
         assert!(core.stands_still(&waits, false) && !core.stands_still(&waits, true));
-        assert!(matches!(core.next(&moment(Command::Run, LIVE), None), LoopAction::Submit { .. }));
+        assert!(matches!(core.next(&moment(ApplyCommand::Run, LIVE), None), LoopAction::Submit { .. }));
         core.push(Step::Commit { commit: commit(20), heartbeat: None });
         core.push(transaction(30));
         core.push(transaction(40));
@@ -377,17 +378,17 @@ mod tests {
         assert!(matches!(core.next(&inside, None), LoopAction::Submit { .. }), "its commit");
         assert_eq!(core.next(&waits, None), LoopAction::Wait);
         assert!(!core.stands_still(&moment(hold, BUSY), false));
-        let to_fence = moment(Command::RunTo { turn: 1, point: Lsn::new(39) }, LIVE);
+        let to_fence = moment(ApplyCommand::RunTo { turn: 1, point: Lsn::new(39) }, LIVE);
         assert_eq!(submitted(&core.next(&to_fence, None)), Some(30));
         assert_eq!(core.next(&to_fence, None), LoopAction::Wait);
         assert!(core.stands_still(&to_fence, false), "what is next is behind the fence");
-        let far = moment(Command::RunTo { turn: 1, point: Lsn::new(99) }, LIVE);
+        let far = moment(ApplyCommand::RunTo { turn: 1, point: Lsn::new(99) }, LIVE);
         assert_eq!(submitted(&core.next(&far, None)), Some(40));
         assert!(!core.stands_still(&far, false), "more may come before it");
         core.push(Step::Reached(Lsn::new(99)));
         assert_eq!(core.next(&far, None), LoopAction::Reached(Lsn::new(99)));
         assert!(core.stands_still(&far, false));
-        let running = moment(Command::Run, LIVE);
+        let running = moment(ApplyCommand::Run, LIVE);
         assert!(!core.stands_still(&running, false));
         assert_eq!(core.next(&running, None), LoopAction::Idle);
         assert_eq!(
@@ -439,7 +440,7 @@ mod tests {
         assert_eq!(coordinator.committed(7), CommitBy::SecondSession);
         core.push(Step::AppliedInParallel { begin: begin(20), commit: commit(20), heartbeat: None });
         core.push(transaction(30));
-        let (running, busy) = (moment(Command::Run, LIVE), moment(Command::Run, BUSY));
+        let (running, busy) = (moment(ApplyCommand::Run, LIVE), moment(ApplyCommand::Run, BUSY));
         let LoopAction::CommitParallel(end) = core.next(&running, Some(&mut coordinator)) else {
             panic!("it is its turn")
         };
@@ -460,11 +461,11 @@ mod tests {
     #[test]
     fn a_cancelled_commit_is_settled_at_once_and_a_schema_change_cancels() {
         let (mut core, mut coordinator) = (core(), applied_in_parallel());
-        let running = moment(Command::Run, LIVE);
+        let running = moment(ApplyCommand::Run, LIVE);
         let description = Description { table: String::new(), types: String::new() };
         let change = SchemaChange { relation: relation().into(), description, measured: Default::default() };
         core.push(Step::Schema(change));
-        let inside = moment(Command::Run, LiveSession { in_large_transaction: true, ..LIVE });
+        let inside = moment(ApplyCommand::Run, LiveSession { in_large_transaction: true, ..LIVE });
         let action = core.next(&inside, Some(&mut coordinator));
         assert!(matches!(action, LoopAction::SubmitReleased { .. }), "{action:?}");
         assert!(matches!(second(&mut coordinator), SessionAction::Cancel(_)));

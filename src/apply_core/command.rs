@@ -6,7 +6,7 @@ use crate::pg::Lsn;
 
 /// What apply is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum ApplyCommand {
     /// Apply what comes.
     Run,
     /// Begin nothing more: answer what is under way, and stand still.
@@ -23,12 +23,12 @@ pub enum Command {
     },
 }
 
-impl Command {
+impl ApplyCommand {
     /// Nothing that committed at or behind this may be handed out.
     pub fn fence(self) -> Option<Lsn> {
         match self {
-            Command::RunTo { point, .. } => Some(point),
-            Command::Run | Command::Hold { .. } => None,
+            ApplyCommand::RunTo { point, .. } => Some(point),
+            ApplyCommand::Run | ApplyCommand::Hold { .. } => None,
         }
     }
 }

@@ -34,7 +34,7 @@ mod parallel_apply;
 mod sessions;
 
 pub use apply_loop::{LoopAction, LoopCore, LoopLimits, Moment, Ping};
-pub use command::Command;
+pub use command::ApplyCommand;
 pub use obstacle::{
     AtCommit, Knowledge, LIVE_WAITS_MAX, Observed, Obstacle, QUIET_MAX, SessionRole, TableKnowledge, TableTraits,
     obstacle,

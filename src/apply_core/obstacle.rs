@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::command::Command;
+use super::command::ApplyCommand;
 use crate::pg::Relation;
 use crate::transaction::{Change, RowChange};
 
@@ -90,7 +90,7 @@ pub enum Observed<'a> {
         kept: u64,
     },
     /// Apply has this command.
-    Command(Command),
+    Command(ApplyCommand),
     /// The stream brings a schema change.
     SchemaChange,
     /// While the second session holds locks, the live stream's oldest request is unanswered for so long.
@@ -210,7 +210,7 @@ pub fn obstacle(observed: &Observed<'_>) -> Option<Obstacle> {
         // The source has let go of its locks: others may have changed the same rows since.
         Observed::RolledBack { read, kept } => (kept < read, Obstacle::RolledBack),
         // A snapshot or verify needs apply to stand still, and would wait for the transaction.
-        Observed::Command(command) => (command != Command::Run, Obstacle::Pause),
+        Observed::Command(command) => (command != ApplyCommand::Run, Obstacle::Pause),
         // The change would wait for its locks.
         Observed::SchemaChange => (true, Obstacle::SchemaChange),
         // A constraint that only the destination has may be what it waits for.
@@ -312,9 +312,9 @@ mod tests {
             (Observed::Aborted, Some(Obstacle::Aborted)),
             (Observed::RolledBack { read: 100, kept: 100 }, None),
             (Observed::RolledBack { read: 100, kept: 99 }, Some(Obstacle::RolledBack)),
-            (Observed::Command(Command::Run), None),
-            (Observed::Command(Command::Hold { turn: 1 }), Some(Obstacle::Pause)),
-            (Observed::Command(Command::RunTo { turn: 1, point: Lsn::new(1) }), Some(Obstacle::Pause)),
+            (Observed::Command(ApplyCommand::Run), None),
+            (Observed::Command(ApplyCommand::Hold { turn: 1 }), Some(Obstacle::Pause)),
+            (Observed::Command(ApplyCommand::RunTo { turn: 1, point: Lsn::new(1) }), Some(Obstacle::Pause)),
             (Observed::SchemaChange, Some(Obstacle::SchemaChange)),
             (Observed::LiveRequest(LIVE_WAITS_MAX), None),
             (Observed::LiveRequest(after(LIVE_WAITS_MAX)), Some(Obstacle::LiveStreamWaits)),

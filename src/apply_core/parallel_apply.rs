@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::command::Command;
+use super::command::ApplyCommand;
 use super::obstacle::{AtCommit, Knowledge, Observed, Obstacle, QUIET_MAX, TableKnowledge, obstacle};
 use super::sessions::{LiveSession, SecondSession};
 use crate::apply_plan::TransactionEnd;
@@ -126,7 +126,7 @@ struct Mark {
 
 /// How far the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ApplyStage {
     /// It is in progress at the source.
     Arriving,
     /// It has committed there, and waits for its turn.
@@ -142,7 +142,7 @@ enum Stage {
 }
 
 #[derive(Debug)]
-struct Stream {
+struct StreamedTransaction {
     xid: u32,
     relations: Vec<Arc<Relation>>,
     marks: VecDeque<Mark>,
@@ -150,16 +150,23 @@ struct Stream {
     end: u64,
     /// Where those end that were read for the second session.
     read: u64,
-    stage: Stage,
+    stage: ApplyStage,
 }
 
-impl Stream {
-    fn new(xid: u32) -> Stream {
-        Stream { xid, relations: Vec::new(), marks: VecDeque::new(), end: 0, read: 0, stage: Stage::Arriving }
+impl StreamedTransaction {
+    fn new(xid: u32) -> StreamedTransaction {
+        StreamedTransaction {
+            xid,
+            relations: Vec::new(),
+            marks: VecDeque::new(),
+            end: 0,
+            read: 0,
+            stage: ApplyStage::Arriving,
+        }
     }
 
     fn may_commit(&self) -> bool {
-        self.stage == Stage::Arriving && self.read > 0
+        self.stage == ApplyStage::Arriving && self.read > 0
     }
 
     fn mark(&mut self, after: Lsn) {
@@ -209,7 +216,7 @@ enum SessionStage {
 
 /// A transaction whose turn it is to commit.
 #[derive(Debug)]
-struct Turn {
+struct CommitTurn {
     end: TransactionEnd,
     since: Duration,
     /// The second session was told.
@@ -223,9 +230,9 @@ pub struct Coordinator {
     /// The position of the live tables.
     stored: Lsn,
     tables: TableKnowledge,
-    stream: Option<Stream>,
+    stream: Option<StreamedTransaction>,
     session: SessionStage,
-    turn: Option<Turn>,
+    turn: Option<CommitTurn>,
     /// Nothing is applied any more.
     is_closed: bool,
     /// Something that another task may wait for has changed since [`Coordinator::take_changed`].
@@ -259,11 +266,11 @@ impl Coordinator {
         self.cancelled.take()
     }
 
-    fn stream(&self, xid: u32) -> Option<&Stream> {
+    fn stream(&self, xid: u32) -> Option<&StreamedTransaction> {
         self.stream.as_ref().filter(|stream| stream.xid == xid)
     }
 
-    fn stream_mut(&mut self, xid: u32) -> Option<&mut Stream> {
+    fn stream_mut(&mut self, xid: u32) -> Option<&mut StreamedTransaction> {
         self.stream.as_mut().filter(|stream| stream.xid == xid)
     }
 
@@ -277,12 +284,12 @@ impl Coordinator {
     fn cancel_stream(&mut self, why: Obstacle) {
         let Some(stream) = &mut self.stream else { return };
         match stream.stage {
-            Stage::Arriving | Stage::Committed | Stage::Due(..) => {
-                stream.stage = Stage::Cancelled(why);
+            ApplyStage::Arriving | ApplyStage::Committed | ApplyStage::Due(..) => {
+                stream.stage = ApplyStage::Cancelled(why);
                 self.cancelled = Some((stream.xid, why));
                 self.is_changed = true;
             }
-            Stage::Applied | Stage::Cancelled(_) | Stage::Settled(_) => {}
+            ApplyStage::Applied | ApplyStage::Cancelled(_) | ApplyStage::Settled(_) => {}
         }
     }
 
@@ -293,7 +300,7 @@ impl Coordinator {
         let Appended { xid, bytes, end, after, relations } = appended;
         // A stream of which something came before was another's time, or was cancelled.
         if self.stream.is_none() && !self.is_closed && bytes == end {
-            self.stream = Some(Stream::new(xid));
+            self.stream = Some(StreamedTransaction::new(xid));
         }
         let Some(stream) = self.stream_mut(xid) else { return };
         let known = stream.relations.len();
@@ -329,7 +336,7 @@ impl Coordinator {
 
     /// Whether a stream is applied as far as it goes: it only needs to commit at the destination, if its tables are what they were.
     pub fn may_commit(&self, xid: u32) -> bool {
-        self.stream(xid).is_some_and(Stream::may_commit)
+        self.stream(xid).is_some_and(StreamedTransaction::may_commit)
     }
 
     /// The source's catalog describes a table of a stream that has committed otherwise than it is remembered.
@@ -343,7 +350,7 @@ impl Coordinator {
     pub fn committed(&mut self, xid: u32) -> CommitBy {
         let Some(stream) = self.stream_mut(xid) else { return CommitBy::Leader };
         let by = if stream.may_commit() {
-            stream.stage = Stage::Committed;
+            stream.stage = ApplyStage::Committed;
             CommitBy::SecondSession
         } else {
             self.stream = None;
@@ -364,8 +371,12 @@ impl Coordinator {
     /// The same, and the stream stays.
     pub fn settled(&self) -> Option<Settlement> {
         match self.stream.as_ref()?.stage {
-            Stage::Settled(settlement) => Some(settlement),
-            Stage::Arriving | Stage::Committed | Stage::Due(..) | Stage::Applied | Stage::Cancelled(_) => None,
+            ApplyStage::Settled(settlement) => Some(settlement),
+            ApplyStage::Arriving
+            | ApplyStage::Committed
+            | ApplyStage::Due(..)
+            | ApplyStage::Applied
+            | ApplyStage::Cancelled(_) => None,
         }
     }
 
@@ -373,7 +384,7 @@ impl Coordinator {
 
     /// The stream to begin now, by its xid: the session is to be opened, and [`Coordinator::session_closed`] called in the end.
     pub fn start(&mut self) -> Option<u32> {
-        let stream = self.stream.as_ref().filter(|stream| stream.stage == Stage::Arriving)?;
+        let stream = self.stream.as_ref().filter(|stream| stream.stage == ApplyStage::Arriving)?;
         let xid = stream.xid;
         let size = Observed::Size { free: stream.free_until(self.stored), worth: self.limits.worth_bytes };
         let is_free = self.session == SessionStage::None && !self.is_closed;
@@ -421,7 +432,7 @@ impl Coordinator {
     /// The stream is committed at the destination.
     pub fn applied(&mut self, xid: u32) {
         if let Some(stream) = self.stream_mut(xid) {
-            stream.stage = Stage::Applied;
+            stream.stage = ApplyStage::Applied;
             self.is_changed = true;
         }
     }
@@ -437,23 +448,25 @@ impl Coordinator {
         };
         let is_full = session.gathered_bytes >= limits.chunk_bytes_max;
         let is_arriving = match stream.stage {
-            Stage::Cancelled(why) => return SessionAction::Cancel(why),
+            ApplyStage::Cancelled(why) => return SessionAction::Cancel(why),
             // Its session has ended by then.
-            Stage::Applied | Stage::Settled(_) => return SessionAction::Cancel(Obstacle::Aborted),
-            Stage::Arriving | Stage::Committed | Stage::Due(..) if !is_full && stream.read < stream.end => {
+            ApplyStage::Applied | ApplyStage::Settled(_) => return SessionAction::Cancel(Obstacle::Aborted),
+            ApplyStage::Arriving | ApplyStage::Committed | ApplyStage::Due(..)
+                if !is_full && stream.read < stream.end =>
+            {
                 let until = stream.free_until(stored);
                 if until > stream.read {
                     let from = std::mem::replace(&mut stream.read, until);
                     *read_at = now;
                     return SessionAction::Read { from, until, relations: stream.relations.clone() };
                 }
-                stream.stage == Stage::Arriving
+                stream.stage == ApplyStage::Arriving
             }
-            Stage::Due(from, commit) if !is_full && session.gathered == 0 && !session.is_busy => {
+            ApplyStage::Due(from, commit) if !is_full && session.gathered == 0 && !session.is_busy => {
                 return SessionAction::Commit { from, commit };
             }
-            Stage::Arriving => true,
-            Stage::Committed | Stage::Due(..) => false,
+            ApplyStage::Arriving => true,
+            ApplyStage::Committed | ApplyStage::Due(..) => false,
         };
         let quiet_for = now.saturating_sub(*read_at);
         let gathers = !is_full && is_arriving && quiet_for < GATHER_MAX;
@@ -510,7 +523,7 @@ impl Coordinator {
     /// against it which could not be known before.
     pub fn turn(&mut self, end: TransactionEnd, at_commit: AtCommit, now: Duration) {
         self.judge(&Observed::Turn(at_commit));
-        self.turn = Some(Turn { end, since: now, is_announced: false });
+        self.turn = Some(CommitTurn { end, since: now, is_announced: false });
     }
 
     /// Whether a transaction's turn has come and is not over: nothing else is handed out meanwhile.
@@ -519,15 +532,15 @@ impl Coordinator {
     }
 
     /// Cancels what the live stream cannot run concurrently with; announces its turn to a transaction once nothing is under way.
-    pub fn poll(&mut self, command: Command, live: &LiveSession) {
+    pub fn poll(&mut self, command: ApplyCommand, live: &LiveSession) {
         if let Some(turn) = &mut self.turn {
             if live.is_free() && !turn.is_announced {
                 turn.is_announced = true;
                 let commit = turn.end.commit;
                 if let Some(stream) = &mut self.stream
-                    && stream.stage == Stage::Committed
+                    && stream.stage == ApplyStage::Committed
                 {
-                    stream.stage = Stage::Due(live.stored, commit);
+                    stream.stage = ApplyStage::Due(live.stored, commit);
                     self.is_changed = true;
                 }
             }
@@ -543,18 +556,18 @@ impl Coordinator {
     pub fn take_outcome(&mut self, now: Duration) -> Option<TurnOutcome> {
         self.turn.as_ref()?;
         let settlement = match self.stream.as_ref().map(|stream| stream.stage) {
-            Some(Stage::Applied) => Settlement::Applied,
-            Some(Stage::Arriving | Stage::Committed | Stage::Due(..)) => return None,
-            Some(Stage::Cancelled(_) | Stage::Settled(_)) | None => Settlement::ReadBack,
+            Some(ApplyStage::Applied) => Settlement::Applied,
+            Some(ApplyStage::Arriving | ApplyStage::Committed | ApplyStage::Due(..)) => return None,
+            Some(ApplyStage::Cancelled(_) | ApplyStage::Settled(_)) | None => Settlement::ReadBack,
         };
-        let Turn { end, since, .. } = self.turn.take()?;
+        let CommitTurn { end, since, .. } = self.turn.take()?;
         Some(TurnOutcome { end, settlement, elapsed: now.saturating_sub(since) })
     }
 
     /// The apply loop has taken note of the outcome.
     pub fn settle(&mut self, settlement: Settlement) {
         if let Some(stream) = &mut self.stream {
-            stream.stage = Stage::Settled(settlement);
+            stream.stage = ApplyStage::Settled(settlement);
             self.is_changed = true;
         }
     }
@@ -665,9 +678,9 @@ mod tests {
         assert_eq!(read(&mut coordinator), None, "it is not its turn");
         coordinator.turn(end(40), AtCommit::Wanted, at(1));
         assert!(coordinator.is_committing());
-        coordinator.poll(Command::Run, &LiveSession { is_busy: true, ..live(35) });
+        coordinator.poll(ApplyCommand::Run, &LiveSession { is_busy: true, ..live(35) });
         assert_eq!(next(&mut coordinator), SessionAction::Wait(PING_EVERY), "something is under way");
-        coordinator.poll(Command::Run, &live(35));
+        coordinator.poll(ApplyCommand::Run, &live(35));
         let due = SessionAction::Commit { from: Lsn::new(35), commit: commit(40) };
         let busy = SecondSession { is_busy: true, ..NONE };
         assert_eq!(coordinator.next(7, busy, at(0)), SessionAction::Wait(PING_EVERY), "an answer is awaited");
@@ -762,12 +775,12 @@ mod tests {
     fn what_stands_against_it_cancels_at_any_moment_before_its_turn_is_over() {
         let waiting = LiveSession { waits_for: at(2001), ..live(10) };
         let mut coordinator = following(100);
-        coordinator.poll(Command::Run, &live(10));
+        coordinator.poll(ApplyCommand::Run, &live(10));
         assert_eq!(read(&mut coordinator), Some((0, 100)));
-        coordinator.poll(Command::Run, &waiting);
+        coordinator.poll(ApplyCommand::Run, &waiting);
         assert_eq!(coordinator.take_cancelled(), Some((7, Obstacle::LiveStreamWaits)));
         let mut coordinator = following(100);
-        coordinator.poll(Command::Hold { turn: 1 }, &live(10));
+        coordinator.poll(ApplyCommand::Hold { turn: 1 }, &live(10));
         assert_eq!(coordinator.take_cancelled(), Some((7, Obstacle::Pause)));
         for (at_commit, why) in [(AtCommit::Skipped, Obstacle::Skipped), (AtCommit::InSnapshot, Obstacle::InSnapshot)] {
             let mut coordinator = following(100);
@@ -775,7 +788,7 @@ mod tests {
             assert_eq!(coordinator.committed(7), CommitBy::SecondSession);
             coordinator.turn(end(40), at_commit, at(0));
             assert_eq!(coordinator.take_cancelled(), Some((7, why)));
-            coordinator.poll(Command::Hold { turn: 1 }, &waiting);
+            coordinator.poll(ApplyCommand::Hold { turn: 1 }, &waiting);
             assert_eq!(next(&mut coordinator), SessionAction::Cancel(why), "it is not due");
             let outcome = coordinator.take_outcome(at(5)).unwrap();
             assert_eq!((outcome.settlement, outcome.elapsed), (Settlement::ReadBack, at(5)));
@@ -783,7 +796,7 @@ mod tests {
         }
         // It holds no locks yet.
         let mut coordinator = coordinator_with_a_stream();
-        coordinator.poll(Command::Run, &waiting);
+        coordinator.poll(ApplyCommand::Run, &waiting);
         assert_eq!(coordinator.take_cancelled(), None);
         coordinator.table_changed(8);
         assert_eq!(coordinator.take_cancelled(), None, "another transaction");
@@ -832,7 +845,7 @@ mod tests {
         let mut coordinator = following(100);
         assert!(coordinator.take_changed());
         assert!(!coordinator.take_changed());
-        coordinator.poll(Command::Run, &live(10));
+        coordinator.poll(ApplyCommand::Run, &live(10));
         assert_eq!(read(&mut coordinator), Some((0, 100)));
         coordinator.answered(at(1));
         coordinator.aborted(8);

@@ -316,7 +316,8 @@ mod tests {
 
     /// Table t (id, a), found by id, whose columns have an array and an operator for equality, changed by `change`.
     fn target(change: impl Fn(&mut Target)) -> Target {
-        let table = testing::table("t", &[testing::Column::new("id", 25).not_null(), testing::Column::new("a", 25)]);
+        let table =
+            testing::table("t", &[testing::TestColumn::new("id", 25).not_null(), testing::TestColumn::new("a", 25)]);
         let columns = table.columns.iter().map(|column| crate::pg::Column {
             name: column.name.clone(),
             in_identity: column.name == Ident::new("id"),
@@ -365,7 +366,8 @@ mod tests {
                 .map(|effect| write_method(target, &effect, 100, &row))
         };
         let by = |change: &dyn Fn(&mut Target)| ways(&target(change));
-        let secured = TableDefinition { row_security: true, ..testing::table("t", &[testing::Column::new("id", 25)]) };
+        let secured =
+            TableDefinition { row_security: true, ..testing::table("t", &[testing::TestColumn::new("id", 25)]) };
         let no_copy = by(&|target| target.side_effects = SideEffects::of(&secured));
         assert_eq!(
             no_copy,

@@ -119,7 +119,7 @@ fn plain<'a>(target: &Target, statement: &RowStatement, change: &'a RowChange, m
 }
 
 fn insert<'a>(target: &Target, uniques: &[Unique], new: &'a Tuple) -> Vec<Statement<'a>> {
-    let row = Row::new(target, new, None, None);
+    let row = WinningRow::new(target, new, None, None);
     // The statement has the values of what is stored; a row with a generated key is not looked for by it.
     let key = match &target.identity {
         TargetIdentity::Key(key) => {
@@ -161,7 +161,7 @@ fn update<'a>(
         Some(OldTuple::Row(row)) => Some(row),
         Some(OldTuple::Key(_)) | None => None,
     };
-    let row = Row::new(target, new, whole_old, Some(identity));
+    let row = WinningRow::new(target, new, whole_old, Some(identity));
     let (own, key) = match &target.identity {
         TargetIdentity::Key(key) => (Own::Old(key), Some(key.as_slice())),
         TargetIdentity::WholeRow | TargetIdentity::None => (Own::Nobody, None),
@@ -187,14 +187,14 @@ fn value(tuple: &Tuple, index: usize) -> Option<Datum<'_>> {
 }
 
 /// The values of a change, as every statement of it takes them.
-struct Row<'a, 't> {
+struct WinningRow<'a, 't> {
     target: &'t Target,
     stored: Vec<usize>,
     types: Vec<TypeId>,
     values: Vec<Datum<'a>>,
 }
 
-impl<'a, 't> Row<'a, 't> {
+impl<'a, 't> WinningRow<'a, 't> {
     /// `whole_old` holds unchanged TOAST values, where the source sends whole old rows; `identity` is the tuple by
     /// which the old row is found.
     fn new(
@@ -202,7 +202,7 @@ impl<'a, 't> Row<'a, 't> {
         new: &'a Tuple,
         whole_old: Option<&'a Tuple>,
         identity: Option<&'a Tuple>,
-    ) -> Row<'a, 't> {
+    ) -> WinningRow<'a, 't> {
         let stored: Vec<usize> = target.stored_columns().collect();
         let type_of = |index: &usize| target.key_column(*index).map(|column| column.type_id);
         let mut types: Vec<TypeId> = stored.iter().filter_map(type_of).collect();
@@ -219,7 +219,7 @@ impl<'a, 't> Row<'a, 't> {
             types.extend(found_by.iter().filter_map(type_of));
             values.extend(found_by.iter().map(|index| value(identity, *index).unwrap_or(Datum::Null)));
         }
-        Row { target, stored, types, values }
+        WinningRow { target, stored, types, values }
     }
 
     fn parameters(&self) -> ColumnParameters<'_> {
@@ -283,10 +283,10 @@ mod tests {
     use super::*;
     use crate::pg::QualifiedName;
     use crate::pg::{Column as RelationColumn, Relation, RelationId, ReplicaIdentity};
-    use crate::testing::{Column, table, types, unique_index};
+    use crate::testing::{TestColumn, table, types, unique_index};
 
     fn definition() -> TableDefinition {
-        let columns = [Column::new("id", 23).not_null(), Column::new("name", 25), Column::new("body", 25)];
+        let columns = [TestColumn::new("id", 23).not_null(), TestColumn::new("name", 25), TestColumn::new("body", 25)];
         let mut table = table("t", &columns);
         table.indexes.push(unique_index("t_name_key", &[Ident::new("name")], false));
         let parts = table.indexes.iter_mut().flat_map(|index| &mut index.parts);

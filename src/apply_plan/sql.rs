@@ -211,7 +211,7 @@ mod tests {
     use crate::testing;
 
     fn target(key: &[&str]) -> Target {
-        let columns = [testing::Column::new("id", 23).not_null(), testing::Column::new("v", 25)];
+        let columns = [testing::TestColumn::new("id", 23).not_null(), testing::TestColumn::new("v", 25)];
         let table = testing::table("it's", &columns);
         let relation = Relation {
             leaves: Default::default(),

@@ -316,7 +316,8 @@ mod tests {
 
     #[test]
     fn a_relation_is_bound_to_the_table_of_its_name_that_has_its_columns() {
-        let table = testing::table("t", &[testing::Column::new("id", 25).not_null(), testing::Column::new("a", 25)]);
+        let table =
+            testing::table("t", &[testing::TestColumn::new("id", 25).not_null(), testing::TestColumn::new("a", 25)]);
         let bind = |relation: &Arc<Relation>| Target::bind(relation, &table, &testing::types(), Some(&table));
         let target = bind(&described(&table, "t", &["a", "id"])).unwrap();
         assert_eq!(target.identity, TargetIdentity::Key(vec![1]), "the place in the relation, not in the table");
@@ -340,7 +341,7 @@ mod tests {
         add(300, &|composite| composite.kind = TypeKind::Composite);
         add(400, &|domain| (domain.kind, domain.base) = (TypeKind::Domain, Some(TypeId(100))));
         add(500, &|domain| (domain.kind, domain.base) = (TypeKind::Domain, Some(TypeId(300))));
-        let table = testing::table("t", &[testing::Column::new("id", 25).not_null()]);
+        let table = testing::table("t", &[testing::TestColumn::new("id", 25).not_null()]);
         let array = |id: u32| {
             let definition = ColumnDefinition { type_id: TypeId(id), ..table.columns[0].clone() };
             target_column(&definition, &table, &types).array
@@ -352,7 +353,7 @@ mod tests {
     fn the_whole_row_is_narrowed_to_a_key_that_both_ends_have_and_to_no_other() {
         let columns = ["id", "a", "b"];
         let with = |key: &[&str]| {
-            let mut table = testing::table("t", &columns.map(|name| testing::Column::new(name, 25).not_null()));
+            let mut table = testing::table("t", &columns.map(|name| testing::TestColumn::new(name, 25).not_null()));
             let key: Vec<Ident> = key.iter().map(|name| Ident::new(*name)).collect();
             table.indexes = vec![testing::unique_index("t_key", &key, false)];
             table

@@ -38,7 +38,7 @@ use crate::transaction::Heartbeat;
 
 /// Bounds of the loop.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct ApplyLimits {
     pub(crate) batch_rows_max: usize,
     pub(crate) batch_bytes_max: usize,
     /// An idle session that is lost is noticed within a third of it.
@@ -75,7 +75,7 @@ pub(crate) struct ApplyLoop<'a> {
     steps: StepReceiver,
     confirmed: watch::Sender<Confirmed>,
     telemetry: &'a Telemetry,
-    limits: Limits,
+    limits: ApplyLimits,
     apply_pause: ApplyPause,
     instance: Instance,
     parallel_apply: Option<ParallelApply>,
@@ -95,7 +95,7 @@ impl<'a> ApplyLoop<'a> {
         ledger: Ledger,
         confirmed: watch::Sender<Confirmed>,
         telemetry: &'a Telemetry,
-        limits: Limits,
+        limits: ApplyLimits,
         context: LoopContext,
     ) -> ApplyLoop<'a> {
         let LoopContext { apply_pause, instance, parallel_apply } = context;

@@ -215,7 +215,7 @@ impl SecondWriter {
             return Err(Cancelled::Obstacle(Obstacle::NoSession));
         };
         self.coordinator.with(|coordinator| coordinator.session_opened(self.began.elapsed()));
-        let mut transaction = Following {
+        let mut transaction = TransactionInApply {
             applier: ParallelApplier::begin(writer, tables).await?,
             gathered: Vec::new(),
             gathered_bytes: 0,
@@ -229,13 +229,18 @@ impl SecondWriter {
     }
 
     /// Carries out what the coordinator says.
-    async fn follow(&self, xid: u32, transaction: &mut Following, changes: &mut Changes) -> Result<(), Cancelled> {
+    async fn follow(
+        &self,
+        xid: u32,
+        transaction: &mut TransactionInApply,
+        changes: &mut Changes,
+    ) -> Result<(), Cancelled> {
         loop {
             changes.seen();
             let (session, now) = (transaction.session(), self.began.elapsed());
             match self.coordinator.with(|coordinator| coordinator.next(xid, session, now)) {
                 SessionAction::Read { from, until, relations } => {
-                    self.read(xid, Records { from, until, relations }, transaction).await?;
+                    self.read(xid, RecordRange { from, until, relations }, transaction).await?;
                 }
                 SessionAction::Send => transaction.send().await?,
                 SessionAction::Ping => transaction.applier.ping().await?,
@@ -255,8 +260,13 @@ impl SecondWriter {
         }
     }
 
-    async fn read(&self, xid: u32, records: Records, transaction: &mut Following) -> Result<(), Cancelled> {
-        let Records { from, until, relations } = records;
+    async fn read(
+        &self,
+        xid: u32,
+        records: RecordRange,
+        transaction: &mut TransactionInApply,
+    ) -> Result<(), Cancelled> {
+        let RecordRange { from, until, relations } = records;
         let found = self.peeker.peek(xid, from, until).await?;
         let end = from + length_u64(found.len());
         if end < until {
@@ -268,7 +278,13 @@ impl SecondWriter {
         transaction.gather(read_changes(&found, &relations)?)
     }
 
-    async fn commit(&self, xid: u32, transaction: &mut Following, from: Lsn, commit: Commit) -> Result<(), Cancelled> {
+    async fn commit(
+        &self,
+        xid: u32,
+        transaction: &mut TransactionInApply,
+        from: Lsn,
+        commit: Commit,
+    ) -> Result<(), Cancelled> {
         failpoint::reached("ahead.commit");
         transaction.applier.commit(from, &commit).await?;
         let applied = transaction.answer().await?;
@@ -281,14 +297,14 @@ impl SecondWriter {
 }
 
 /// Records to read from the spool.
-struct Records {
+struct RecordRange {
     from: u64,
     until: u64,
     relations: Vec<Arc<Relation>>,
 }
 
 /// A transaction that is being applied.
-struct Following {
+struct TransactionInApply {
     applier: ParallelApplier,
     /// The chunk that is being gathered, and what it weighs.
     gathered: Vec<Change>,
@@ -298,7 +314,7 @@ struct Following {
     missing_deletes: u64,
 }
 
-impl Following {
+impl TransactionInApply {
     fn session(&self) -> SecondSession {
         SecondSession {
             gathered: self.gathered.len(),

@@ -1,7 +1,7 @@
 //! Run, hold, or run to C: the control value of the replication loop.
 //!
 //! A task that needs apply to stand still (a fence for verify or repair, the last step of a resnapshot) asks for a turn by
-//! [`Control::hold`]; [`super::apply_loop`] reads the [`Command`] through its [`ApplyPause`] and answers with its
+//! [`Control::hold`]; [`super::apply_loop`] reads the [`ApplyCommand`] through its [`ApplyPause`] and answers with its
 //! position. One turn at a time: others wait for theirs. Dropping the guard of a turn resumes apply, however the turn
 //! ended.
 //!
@@ -19,14 +19,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
-use crate::apply_core::Command;
+use crate::apply_core::ApplyCommand;
 use crate::pg::Lsn;
 
 /// Where apply stands still, and by which command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PausedAt {
     /// The command that is carried out.
-    pub(crate) by: Command,
+    pub(crate) by: ApplyCommand,
     /// The stored position.
     pub(crate) position: Lsn,
 }
@@ -39,7 +39,7 @@ pub(crate) struct BrokenOff;
 /// The end of those who hold. Cloned freely; lives as long as the stream's attempt.
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
-    command: Arc<watch::Sender<Command>>,
+    command: Arc<watch::Sender<ApplyCommand>>,
     paused_at: watch::Receiver<PausedAt>,
     turns: Arc<AtomicU64>,
     turn: Arc<Mutex<()>>,
@@ -48,14 +48,14 @@ pub(crate) struct Control {
 /// The apply loop's end.
 #[derive(Debug)]
 pub(crate) struct ApplyPause {
-    command: watch::Receiver<Command>,
+    command: watch::Receiver<ApplyCommand>,
     paused_at: watch::Sender<PausedAt>,
 }
 
 /// Both ends, for one stream.
 pub(crate) fn control() -> (Control, ApplyPause) {
-    let (command, commands) = watch::channel(Command::Run);
-    let (reports, paused_at) = watch::channel(PausedAt { by: Command::Run, position: Lsn::INVALID });
+    let (command, commands) = watch::channel(ApplyCommand::Run);
+    let (reports, paused_at) = watch::channel(PausedAt { by: ApplyCommand::Run, position: Lsn::INVALID });
     let control = Control {
         command: Arc::new(command),
         paused_at,
@@ -74,7 +74,7 @@ impl Control {
         let mine = Arc::clone(&self.turn).lock_owned().await;
         let turn = self.turns.fetch_add(1, Ordering::Relaxed);
         let mut held = PauseGuard { control: self.clone(), turn, position: Lsn::INVALID, _mine: mine };
-        held.position = held.command(Command::Hold { turn }).await?;
+        held.position = held.command(ApplyCommand::Hold { turn }).await?;
         Ok(held)
     }
 }
@@ -99,11 +99,11 @@ impl PauseGuard {
     /// # Errors
     /// [`BrokenOff`] when the stream has ended.
     pub(crate) async fn run_to(&mut self, point: Lsn) -> Result<(), BrokenOff> {
-        self.position = self.command(Command::RunTo { turn: self.turn, point }).await?;
+        self.position = self.command(ApplyCommand::RunTo { turn: self.turn, point }).await?;
         Ok(())
     }
 
-    async fn command(&mut self, command: Command) -> Result<Lsn, BrokenOff> {
+    async fn command(&mut self, command: ApplyCommand) -> Result<Lsn, BrokenOff> {
         self.control.command.send_replace(command);
         let paused_at = self.control.paused_at.wait_for(|paused_at| paused_at.by == command).await;
         paused_at.map(|paused_at| paused_at.position).map_err(|_| BrokenOff)
@@ -112,13 +112,13 @@ impl PauseGuard {
 
 impl Drop for PauseGuard {
     fn drop(&mut self) {
-        self.control.command.send_replace(Command::Run);
+        self.control.command.send_replace(ApplyCommand::Run);
     }
 }
 
 impl ApplyPause {
     /// What to do now.
-    pub(crate) fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> ApplyCommand {
         *self.command.borrow()
     }
 
@@ -131,7 +131,7 @@ impl ApplyPause {
     }
 
     /// Apply stands still, as `by` says.
-    pub(crate) fn stands(&self, by: Command, position: Lsn) {
+    pub(crate) fn stands(&self, by: ApplyCommand, position: Lsn) {
         self.paused_at.send_if_modified(|last| {
             let now = PausedAt { by, position };
             let changed = *last != now;
@@ -150,9 +150,9 @@ mod tests {
         loop {
             apply_pause.changed().await;
             match apply_pause.command() {
-                Command::Run => {}
-                by @ Command::Hold { .. } => apply_pause.stands(by, position),
-                by @ Command::RunTo { point, .. } => apply_pause.stands(by, point),
+                ApplyCommand::Run => {}
+                by @ ApplyCommand::Hold { .. } => apply_pause.stands(by, position),
+                by @ ApplyCommand::RunTo { point, .. } => apply_pause.stands(by, point),
             }
         }
     }
@@ -167,7 +167,7 @@ mod tests {
         held.run_to(Lsn::new(20)).await.unwrap();
         assert_eq!(held.position(), Lsn::new(20));
         drop(held);
-        assert_eq!(*commands.borrow(), Command::Run);
+        assert_eq!(*commands.borrow(), ApplyCommand::Run);
     }
 
     #[tokio::test]
@@ -175,13 +175,13 @@ mod tests {
         let (control, apply_pause) = control();
         let waited = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
         assert!(waited.is_err(), "nobody answers");
-        assert_eq!(apply_pause.command(), Command::Run);
+        assert_eq!(apply_pause.command(), ApplyCommand::Run);
     }
 
     #[tokio::test]
     async fn an_answer_to_an_earlier_turn_is_not_taken_for_one_to_this() {
         let (control, apply_pause) = control();
-        apply_pause.stands(Command::Hold { turn: 0 }, Lsn::new(1));
+        apply_pause.stands(ApplyCommand::Hold { turn: 0 }, Lsn::new(1));
         drop(control.hold().await.unwrap());
         let second = tokio::time::timeout(std::time::Duration::from_millis(20), control.hold()).await;
         assert!(second.is_err(), "apply has not said anything to the second turn");

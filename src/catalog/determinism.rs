@@ -29,7 +29,7 @@ const PARTS_MAX: usize = 10_000;
 
 /// Where texts are taken for equal that the source tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place<'a> {
+pub enum LooserPart<'a> {
     /// Values of a column.
     Column {
         /// The destination's column.
@@ -47,7 +47,7 @@ pub enum Place<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Looser<'a> {
     /// The place.
-    pub place: Place<'a>,
+    pub place: LooserPart<'a>,
     /// The nondeterministic collation.
     pub collation: &'a QualifiedName,
 }
@@ -78,7 +78,7 @@ pub fn looser<'a>(source: End<'a>, destination: End<'a>, is_new: impl Fn(&Ident)
             parts_of_column(column, destination.types).into_iter().find(|(path, _)| !allowed.contains_key(path));
         if let Some((_, (collation, of_type))) = looser {
             loose_columns.insert(&column.name);
-            found.push(Looser { place: Place::Column { column, of_type, is_new }, collation });
+            found.push(Looser { place: LooserPart::Column { column, of_type, is_new }, collation });
         }
     }
     for index in destination.table.indexes.iter().filter(|index| keeps_apart(index)) {
@@ -97,7 +97,7 @@ pub fn looser<'a>(source: End<'a>, destination: End<'a>, is_new: impl Fn(&Ident)
             loose.iter().all(|part| there.contains(part))
         };
         if !alike.any(is_as_loose) {
-            found.push(Looser { place: Place::Index(index), collation });
+            found.push(Looser { place: LooserPart::Index(index), collation });
         }
     }
     found

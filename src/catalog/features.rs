@@ -130,11 +130,11 @@ pub fn too_new(table: &TableDefinition, version: u32) -> Vec<TooNew> {
 mod tests {
     use super::*;
     use crate::catalog::schema::NotNullConstraint;
-    use crate::testing::{Column, table, unique_index};
+    use crate::testing::{TestColumn, table, unique_index};
 
     #[test]
     fn each_feature_is_told_to_older_versions_only() {
-        let mut table = table("t", &[Column::new("id", 23).not_null(), Column::new("n", 23).not_null()]);
+        let mut table = table("t", &[TestColumn::new("id", 23).not_null(), TestColumn::new("n", 23).not_null()]);
         table.indexes.push(unique_index("u", &[Ident::new("n")], false));
         table.indexes.iter_mut().filter(|index| !index.primary).for_each(|index| index.nulls_not_distinct = true);
         let constraint = |name: &str, kind| ConstraintDefinition {

@@ -2,10 +2,10 @@
 //!
 //! pgoutput reports rows, not rewrites, leaves, persistence or types. So headwater remembers what the catalog says of a table (one row
 //! of sql/fingerprints.sql, read by `session`) at the destination, and compares it at every start and on the monitor's
-//! clock. Here is the comparison, and nothing else: in come two fingerprints, out comes a [`Verdict`].
+//! clock. Here is the comparison, and nothing else: in come two fingerprints, out comes a [`RowVerdict`].
 //!
 //! The catalog is read at a later moment than the stream's position. A difference may therefore be one that the stream has not
-//! come to; a copy that is made from now on has it, so [`Verdict::Differ`] holds at any time. [`Verdict::Doubt`] holds only once the
+//! come to; a copy that is made from now on has it, so [`RowVerdict::Differ`] holds at any time. [`RowVerdict::Doubt`] holds only once the
 //! stream has passed the moment at which the catalog was read: until then a TRUNCATE that explains it may be under way.
 //!
 //! What the catalogs show of each statement (tried on 15.18): a rewrite of the table gives it a new `relfilenode`; one that
@@ -228,7 +228,7 @@ pub struct PublicationRow {
 /// A change of the stream that the destination cannot take as it is: the source has let it through, so one of its rules was
 /// another one at that moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RowRefusal {
     /// Two rows are alike; the OIDs of the source's indexes that forbid it now.
     Alike(Vec<u32>),
     /// A constraint by its name, which both ends have now.
@@ -241,7 +241,7 @@ pub enum Refusal {
 
 /// What a comparison of two fingerprints says of the rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RowVerdict {
     /// The stream reports every row; other changes are followed when it describes the table.
     Same,
     /// Rows may differ from those that the stream has reported: a copy is needed. Why, as a sentence without its full stop.
@@ -287,7 +287,7 @@ impl Fingerprint {
         of_both(self, other) == of_both(other, self)
     }
 
-    /// What is known of the partitions once a comparison has said that this fingerprint is [`Verdict::Same`] as the one of `before`.
+    /// What is known of the partitions once a comparison has said that this fingerprint is [`RowVerdict::Same`] as the one of `before`.
     pub fn known_leaves(
         &self,
         table: RelationId,
@@ -387,13 +387,13 @@ impl Fingerprint {
         told: &Told,
         known: &KnownLeaves,
         vacancy: &Vacancy,
-    ) -> Verdict {
+    ) -> RowVerdict {
         if let Some(reason) = now.unsent() {
-            return Verdict::Differ(reason);
+            return RowVerdict::Differ(reason);
         }
         // The catalogs' rows were written again, so that nothing that they say can be compared.
         if self.server != now.server {
-            return Verdict::Same;
+            return RowVerdict::Same;
         }
         let differences = [
             self.publication_differs(now),
@@ -403,7 +403,7 @@ impl Fingerprint {
             self.partitions_differ(now, table, known, &vacancy.vacant),
         ];
         if let Some(reason) = differences.into_iter().flatten().next() {
-            return Verdict::Differ(reason);
+            return RowVerdict::Differ(reason);
         }
         let mut doubt = None;
         for member in &now.members {
@@ -412,7 +412,7 @@ impl Fingerprint {
                 continue;
             }
             if before.is_some_and(|before| before.persistence != 'p') {
-                return Verdict::Differ(format!("{} was unlogged, so its rows did not come", member.name()));
+                return RowVerdict::Differ(format!("{} was unlogged, so its rows did not come", member.name()));
             }
             // A partition that is new began with the file of its own OID.
             let file = before.map_or(if member.file == 0 { 0 } else { member.id }, |before| before.file);
@@ -421,7 +421,7 @@ impl Fingerprint {
             }
             let only_moved = Fingerprint::keeps_toast(before, member);
             if !only_moved && let Some(reason) = self.rewritten(now) {
-                return Verdict::Differ(reason);
+                return RowVerdict::Differ(reason);
             }
             // A TRUNCATE keeps the TOAST table, and one of the table itself comes through the stream; one of a leaf does not.
             let is_truncated = (only_moved || member.toast == 0 || before.is_none()) && self.is_told(now, member, told);
@@ -429,7 +429,7 @@ impl Fingerprint {
                 doubt = Some(format!("the rows of {} were moved to another file", member.name()));
             }
         }
-        doubt.map_or(Verdict::Same, Verdict::Doubt)
+        doubt.map_or(RowVerdict::Same, RowVerdict::Doubt)
     }
 
     /// The unique indexes of the table itself that are there all the time from this fingerprint to any other one that has them.
@@ -440,12 +440,12 @@ impl Fingerprint {
     /// Why the source let a change through that its catalog of now would refuse, or that says nothing of its row: what it has now
     /// was not there all the time since this fingerprint, which the stream has passed. `None` where it was: then the destination's
     /// rows are others.
-    pub fn explains(&self, now: &Fingerprint, table: RelationId, refusal: &Refusal) -> Option<String> {
+    pub fn explains(&self, now: &Fingerprint, table: RelationId, refusal: &RowRefusal) -> Option<String> {
         if self.server != now.server {
             return None;
         }
         match refusal {
-            Refusal::Alike(indexes) => {
+            RowRefusal::Alike(indexes) => {
                 if let Some(leaf) = self.lost_leaf(now, table) {
                     return Some(format!("partition {} was emptied, rewritten or taken away", leaf.name()));
                 }
@@ -459,14 +459,14 @@ impl Fingerprint {
                     new.name
                 ))
             }
-            Refusal::Constraint(name) => {
+            RowRefusal::Constraint(name) => {
                 let named =
                     |of: &Fingerprint| of.constraints.iter().find(|found| found.name == *name).map(|found| found.id);
                 let is_another = named(now).is_some_and(|id| Some(id) != named(self));
                 is_another
                     .then(|| format!("constraint {name} was dropped for a while, and rows of that time violate it"))
             }
-            Refusal::Null(name) => {
+            RowRefusal::Null(name) => {
                 let now = now.columns.iter().find(|column| column.name == *name)?;
                 let before = self.columns.iter().find(|before| before.number == now.number);
                 let is_another = before.is_none_or(|before| before.written_by != now.written_by);
@@ -474,7 +474,7 @@ impl Fingerprint {
                     format!("column {name} was not NOT NULL for a while, and rows of that time are NULL in it")
                 })
             }
-            Refusal::Missing => {
+            RowRefusal::Missing => {
                 let mut leaves = now.members.iter().filter(|member| member.id != table.0);
                 let changed = leaves.find(|leaf| !self.identifies_as(now, leaf.id))?;
                 Some(format!(
@@ -509,8 +509,8 @@ impl Fingerprint {
     }
 
     /// What can be said of a table of which nothing was remembered.
-    pub fn alone(&self) -> Verdict {
-        self.unsent().map_or(Verdict::Same, Verdict::Differ)
+    pub fn alone(&self) -> RowVerdict {
+        self.unsent().map_or(RowVerdict::Same, RowVerdict::Differ)
     }
 
     fn unsent(&self) -> Option<String> {
@@ -709,9 +709,9 @@ mod tests {
         let pages = now.members.iter().map(|member| (member.id, FirstPage::None)).collect();
         let told = Told { truncations: vec![truncation], pages, ..Told::default() };
         match before.compare(now, TABLE, &told, known, &vacancy) {
-            Verdict::Same => '=',
-            Verdict::Differ(_) => 'D',
-            Verdict::Doubt(_) => '?',
+            RowVerdict::Same => '=',
+            RowVerdict::Differ(_) => 'D',
+            RowVerdict::Doubt(_) => '?',
         }
     }
 
@@ -810,7 +810,7 @@ mod tests {
             let pages = kept.iter().map(|leaf| (*leaf, FirstPage::Behind)).collect();
             let told = Told { truncations: vec![truncation], pages, is_filtered };
             let asked: Vec<u32> = before.to_find_rows_in(now, TABLE, &told).iter().map(|leaf| leaf.id).collect();
-            (asked, before.compare(now, TABLE, &told, &known, &Vacancy::default()) == Verdict::Same)
+            (asked, before.compare(now, TABLE, &told, &known, &Vacancy::default()) == RowVerdict::Same)
         };
         assert_eq!(said(&before, &now, &[], &[], false), (vec![], true), "no row came behind it");
         assert_eq!(said(&before, &now, &[101], &[], false), (vec![101], false));
@@ -840,7 +840,7 @@ mod tests {
             let is_asked = !before.to_find_rows_in(&now, TABLE, &told).is_empty();
             (
                 is_asked,
-                before.compare(&now, TABLE, &told, &KnownLeaves::default(), &Vacancy::default()) == Verdict::Same,
+                before.compare(&now, TABLE, &told, &KnownLeaves::default(), &Vacancy::default()) == RowVerdict::Same,
             )
         };
         assert_eq!(said(7, None), (false, true), "SET LOGGED makes another TOAST table");
@@ -924,12 +924,12 @@ mod tests {
         let mut before = tree();
         before.keys = vec![key(200, TABLE.0, 700), key(201, 101, 700)];
         before.constraints = vec![TableConstraint { id: 300, name: Ident::new("c") }];
-        let explained = |refusal: Refusal, change: &dyn Fn(&mut Fingerprint)| {
+        let explained = |refusal: RowRefusal, change: &dyn Fn(&mut Fingerprint)| {
             let mut now = before.clone();
             change(&mut now);
             before.explains(&now, TABLE, &refusal).is_some()
         };
-        let alike = |id| Refusal::Alike(vec![id]);
+        let alike = |id| RowRefusal::Alike(vec![id]);
         assert!(!explained(alike(200), &|_| {}), "it was there all the time");
         assert!(explained(alike(250), &|now| now.keys[0].id = 250));
         assert!(!explained(alike(250), &|_| {}), "the source has no such index");
@@ -939,19 +939,25 @@ mod tests {
         assert!(!explained(alike(200), &|now| now.members.push(member(103, 8))), "a leaf that is new");
         let emptied = |now: &mut Fingerprint| now.members.push(Member { file: 900, ..member(103, 8) });
         assert!(explained(alike(200), &emptied), "and one whose rows went");
-        let constraint = || Refusal::Constraint(Ident::new("c"));
+        let constraint = || RowRefusal::Constraint(Ident::new("c"));
         assert!(!explained(constraint(), &|_| {}));
         assert!(explained(constraint(), &|now| now.constraints[0].id = 350));
         assert!(!explained(constraint(), &|now| now.constraints.clear()), "a difference of the ends says it");
-        let null = || Refusal::Null(Ident::new("c2"));
+        let null = || RowRefusal::Null(Ident::new("c2"));
         assert!(!explained(null(), &|_| {}));
         assert!(explained(null(), &|now| now.columns[1].written_by = 900));
-        assert!(!explained(Refusal::Missing, &|_| {}));
-        assert!(!explained(Refusal::Missing, &|now| now.members[0].changed_by = 900), "the stream describes the table");
-        assert!(explained(Refusal::Missing, &|now| now.members[1].changed_by = 900));
-        assert!(explained(Refusal::Missing, &|now| now.members[1].replica_identity = 'i'));
-        assert!(explained(Refusal::Missing, &|now| now.keys[1].written_by = 900), "from one index to another and back");
-        assert!(explained(Refusal::Missing, &|now| now.members.push(member(103, 8))));
+        assert!(!explained(RowRefusal::Missing, &|_| {}));
+        assert!(
+            !explained(RowRefusal::Missing, &|now| now.members[0].changed_by = 900),
+            "the stream describes the table"
+        );
+        assert!(explained(RowRefusal::Missing, &|now| now.members[1].changed_by = 900));
+        assert!(explained(RowRefusal::Missing, &|now| now.members[1].replica_identity = 'i'));
+        assert!(
+            explained(RowRefusal::Missing, &|now| now.keys[1].written_by = 900),
+            "from one index to another and back"
+        );
+        assert!(explained(RowRefusal::Missing, &|now| now.members.push(member(103, 8))));
         let restored = |now: &mut Fingerprint| {
             now.server.catalog_version += 1;
             now.keys[0].id = 250;

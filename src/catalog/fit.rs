@@ -89,10 +89,10 @@ pub fn table_fit(
     let mut transfer = Transfer::Binary;
     for from in published {
         let Some(to) = destination.table.column(&from.name) else {
-            misfits.push(missing(&name, &Published::from(*from), source.types));
+            misfits.push(missing(&name, &PublishedColumn::from(*from), source.types));
             continue;
         };
-        match column_fit(&name, &Published::from(*from), source.types, to, destination.types) {
+        match column_fit(&name, &PublishedColumn::from(*from), source.types, to, destination.types) {
             Ok(format) => transfer = transfer.max(format),
             Err(misfit) => misfits.push(misfit),
         }
@@ -136,7 +136,7 @@ pub fn relation_fit(relation: &Relation, source_types: &Types, destination: End<
     let mut misfits = Vec::new();
     let mut transfer = Transfer::Binary;
     for column in &relation.columns {
-        let from = Published {
+        let from = PublishedColumn {
             name: &column.name,
             type_id: column.type_id,
             type_modifier: column.type_modifier,
@@ -228,7 +228,7 @@ pub fn stream_format(
     let name = destination.table.name();
     let format = |from: &&ColumnDefinition| {
         let (to, types) = destination.table.column(&from.name).map_or((*from, created), |to| (to, destination.types));
-        column_fit(&name, &Published::from(*from), source.types, to, types).unwrap_or(Transfer::Text)
+        column_fit(&name, &PublishedColumn::from(*from), source.types, to, types).unwrap_or(Transfer::Text)
     };
     published.iter().map(format).max().unwrap_or(Transfer::Binary)
 }
@@ -238,7 +238,7 @@ pub fn remembered_format(shape: &Shape, source_types: &Types, destination: End<'
     let name = destination.table.name();
     let format = |column: &ShapeColumn| {
         let to = destination.table.column(&column.name)?;
-        let from = Published {
+        let from = PublishedColumn {
             name: &column.name,
             type_id: column.type_id,
             type_modifier: column.type_modifier,
@@ -259,7 +259,7 @@ pub fn text_columns(
     let name = destination.table.name();
     let text = |from: &&&ColumnDefinition| {
         let (to, types) = destination.table.column(&from.name).map_or((**from, created), |to| (to, destination.types));
-        column_fit(&name, &Published::from(**from), source.types, to, types) == Ok(Transfer::Text)
+        column_fit(&name, &PublishedColumn::from(**from), source.types, to, types) == Ok(Transfer::Text)
     };
     let shown = |from: &&ColumnDefinition| {
         let sql = type_sql(from.type_id, from.type_modifier, source.types);
@@ -270,7 +270,7 @@ pub fn text_columns(
 
 /// Whether a destination's column takes what a relation's column brings.
 pub fn column_takes(column: &Column, source_types: &Types, to: &ColumnDefinition, destination_types: &Types) -> bool {
-    let from = Published {
+    let from = PublishedColumn {
         name: &column.name,
         type_id: column.type_id,
         type_modifier: column.type_modifier,
@@ -280,7 +280,7 @@ pub fn column_takes(column: &Column, source_types: &Types, to: &ColumnDefinition
     column_fit(&nowhere, &from, source_types, to, destination_types).is_ok()
 }
 
-fn missing(table: &QualifiedName, column: &Published<'_>, types: &Types) -> Misfit {
+fn missing(table: &QualifiedName, column: &PublishedColumn<'_>, types: &Types) -> Misfit {
     let name = column.name;
     Misfit {
         problem: format!("column {name} is missing at the destination"),
@@ -290,23 +290,23 @@ fn missing(table: &QualifiedName, column: &Published<'_>, types: &Types) -> Misf
 }
 
 /// What the source says of a column that it sends.
-struct Published<'a> {
+struct PublishedColumn<'a> {
     name: &'a Ident,
     type_id: TypeId,
     type_modifier: i32,
     generated: bool,
 }
 
-impl<'a> From<&'a ColumnDefinition> for Published<'a> {
-    fn from(column: &'a ColumnDefinition) -> Published<'a> {
+impl<'a> From<&'a ColumnDefinition> for PublishedColumn<'a> {
+    fn from(column: &'a ColumnDefinition) -> PublishedColumn<'a> {
         let ColumnDefinition { name, type_id, type_modifier, generated, .. } = column;
-        Published { name, type_id: *type_id, type_modifier: *type_modifier, generated: generated.is_some() }
+        PublishedColumn { name, type_id: *type_id, type_modifier: *type_modifier, generated: generated.is_some() }
     }
 }
 
 fn column_fit(
     table: &QualifiedName,
-    from: &Published<'_>,
+    from: &PublishedColumn<'_>,
     source_types: &Types,
     to: &ColumnDefinition,
     destination_types: &Types,
@@ -385,9 +385,9 @@ mod tests {
     use std::slice;
 
     use super::*;
-    use crate::testing::{Column, table, types};
+    use crate::testing::{TestColumn, table, types};
 
-    fn fit(source: &[Column], destination: &[Column]) -> Result<Transfer, String> {
+    fn fit(source: &[TestColumn], destination: &[TestColumn]) -> Result<Transfer, String> {
         let (from, to) = (table("t", source), table("t", destination));
         let published: Vec<&ColumnDefinition> = from.columns.iter().collect();
         let types = types();
@@ -404,32 +404,32 @@ mod tests {
 
     #[test]
     fn same_built_in_types_travel_in_binary_and_widened_ones_as_text() {
-        let id = Column::new("id", 23);
+        let id = TestColumn::new("id", 23);
         assert_eq!(fit(slice::from_ref(&id), slice::from_ref(&id)), Ok(Transfer::Binary));
-        assert_eq!(fit(slice::from_ref(&id), &[Column::new("id", 20)]), Ok(Transfer::Text));
-        assert_eq!(fit(&[Column::new("x", 1043).modifier(24)], &[Column::new("x", 25)]), Ok(Transfer::Text));
-        assert_eq!(fit(&[Column::new("x", 142)], &[Column::new("x", 142)]), Ok(Transfer::Text), "xml");
+        assert_eq!(fit(slice::from_ref(&id), &[TestColumn::new("id", 20)]), Ok(Transfer::Text));
+        assert_eq!(fit(&[TestColumn::new("x", 1043).modifier(24)], &[TestColumn::new("x", 25)]), Ok(Transfer::Text));
+        assert_eq!(fit(&[TestColumn::new("x", 142)], &[TestColumn::new("x", 142)]), Ok(Transfer::Text), "xml");
     }
 
     #[test]
     fn columns_are_matched_by_name_in_any_order_with_local_ones_between() {
-        let (a, b) = (Column::new("a", 23), Column::new("b", 25));
-        assert_eq!(fit(&[a.clone(), b.clone()], &[b, Column::new("local", 23), a]), Ok(Transfer::Binary));
+        let (a, b) = (TestColumn::new("a", 23), TestColumn::new("b", 25));
+        assert_eq!(fit(&[a.clone(), b.clone()], &[b, TestColumn::new("local", 23), a]), Ok(Transfer::Binary));
     }
 
     #[test]
     fn every_misfit_is_listed_with_its_remedy() {
         let source = [
-            Column::new("id", 23),
-            Column::new("name", 1043).modifier(24),
-            Column::new("price", 1700).modifier(655366),
-            Column::new("gone", 1114),
+            TestColumn::new("id", 23),
+            TestColumn::new("name", 1043).modifier(24),
+            TestColumn::new("price", 1700).modifier(655366),
+            TestColumn::new("gone", 1114),
         ];
         let destination = [
-            Column::new("id", 21),
-            Column::new("name", 1043).modifier(14),
-            Column::new("price", 1700).modifier(655365),
-            Column::new("mine", 23).not_null(),
+            TestColumn::new("id", 21),
+            TestColumn::new("name", 1043).modifier(14),
+            TestColumn::new("price", 1700).modifier(655365),
+            TestColumn::new("mine", 23).not_null(),
         ];
         assert_eq!(
             fit(&source, &destination).unwrap_err(),
@@ -457,7 +457,7 @@ mod tests {
             (1114, 3, 6, true),
             (1114, 6, 3, false),
         ] {
-            let fit = fit(&[Column::new("x", id).modifier(from)], &[Column::new("x", id).modifier(to)]);
+            let fit = fit(&[TestColumn::new("x", id).modifier(from)], &[TestColumn::new("x", id).modifier(to)]);
             assert_eq!(fit.is_ok(), fits, "{id} {from} {to}");
         }
     }

@@ -136,7 +136,7 @@ pub fn of_repairing<'a>(tables: impl Iterator<Item = (&'a TableDefinition, &'a T
 
 /// What will be done with a table at the destination.
 #[derive(Clone, Copy, Debug)]
-pub enum Publishing<'a> {
+pub enum TableToPublish<'a> {
     /// It is missing: one like the source's is moved to its place.
     Move(&'a TableDefinition),
     /// It exists: it is compared with its staging, or filled, which takes as many.
@@ -152,12 +152,12 @@ pub fn of_writing(table: &TableDefinition) -> u64 {
 }
 
 /// At the destination: the transaction that publishes, or compares, all of these.
-pub fn of_publishing<'a>(tables: impl Iterator<Item = Publishing<'a>>) -> u64 {
+pub fn of_publishing<'a>(tables: impl Iterator<Item = TableToPublish<'a>>) -> u64 {
     /// A staging table, the index on its key, and the list of keys that differ.
     const STAGING: u64 = 3;
     let each = tables.map(|table| match table {
-        Publishing::Move(table) => relations(table) + indexes(table) + sequences(table),
-        Publishing::Compare(table) => STAGING + indexes(table) + relations(table),
+        TableToPublish::Move(table) => relations(table) + indexes(table) + sequences(table),
+        TableToPublish::Compare(table) => STAGING + indexes(table) + relations(table),
     });
     FIXED + each.sum::<u64>()
 }

@@ -14,7 +14,7 @@ use crate::pg::{Ident, QualifiedName, ReplicaIdentity, shown_literal};
 
 /// A table, or a leaf of its tree.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Member {
+pub struct IdentityMember {
     /// The table of the set: its own OID, or its root's.
     pub root: u32,
     /// Its name.
@@ -53,7 +53,7 @@ pub struct UsableIndex {
     pub columns: Vec<Ident>,
 }
 
-impl Member {
+impl IdentityMember {
     fn is_identified(&self) -> bool {
         match self.replica_identity {
             ReplicaIdentity::Full => true,
@@ -71,7 +71,7 @@ impl Member {
     }
 
     /// Whether the leaf's rows arrive as the root is described: by the root's columns, or whole.
-    fn tells_as(&self, root: &Member) -> bool {
+    fn tells_as(&self, root: &IdentityMember) -> bool {
         let same = |a: &[Ident], b: &[Ident]| a.len() == b.len() && a.iter().all(|column| b.contains(column));
         match (&root.key, &self.key) {
             _ if self.is_full() => true,
@@ -85,14 +85,14 @@ impl Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentifiedTable {
     /// The table.
-    pub table: Member,
+    pub table: IdentityMember,
     /// The leaves of a partitioned table.
-    pub leaves: Vec<Member>,
+    pub leaves: Vec<IdentityMember>,
 }
 
 /// The publication, as far as it decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publishing {
+pub struct PublicationTraits {
     /// Its name.
     pub name: Ident,
     /// Stored generated columns are sent (18 and later).
@@ -124,19 +124,19 @@ pub enum Harm {
 
 impl IdentifiedTable {
     /// Where rows are: the leaves of a tree, or the table itself.
-    fn holders(&self) -> impl Iterator<Item = &Member> {
+    fn holders(&self) -> impl Iterator<Item = &IdentityMember> {
         let own = (!self.table.is_tree()).then_some(&self.table);
         self.leaves.iter().chain(own)
     }
 
     /// The table, then its leaves.
-    fn members(&self) -> impl Iterator<Item = &Member> {
+    fn members(&self) -> impl Iterator<Item = &IdentityMember> {
         std::iter::once(&self.table).chain(&self.leaves)
     }
 
     /// Everything that is wrong with publishing it.
-    pub fn harms(&self, publishing: &Publishing) -> Vec<Harm> {
-        let named = |is: &dyn Fn(&Member) -> bool| {
+    pub fn harms(&self, publishing: &PublicationTraits) -> Vec<Harm> {
+        let named = |is: &dyn Fn(&IdentityMember) -> bool| {
             let found = self.holders().filter(|member| is(member));
             found.map(|member| member.name.clone()).collect::<Vec<_>>()
         };
@@ -144,7 +144,7 @@ impl IdentifiedTable {
         // A root without an identity describes rows that nothing identifies.
         let mut without = named(&|member| !member.is_identified());
         if self.table.is_tree() && !self.table.is_identified() {
-            match self.leaves.iter().any(Member::is_identified) {
+            match self.leaves.iter().any(IdentityMember::is_identified) {
                 true => harms.push(Harm::RootWithoutIdentity),
                 false => without.insert(0, self.table.name.clone()),
             }
@@ -156,7 +156,7 @@ impl IdentifiedTable {
         if self.table.is_identified() && !other.is_empty() {
             harms.push(Harm::OtherIdentity(other));
         }
-        let in_key = |member: &Member, columns: &[Ident]| {
+        let in_key = |member: &IdentityMember, columns: &[Ident]| {
             let has = |key: &Vec<Ident>| columns.iter().any(|column| key.contains(column));
             member.key.as_ref().is_some_and(has)
         };
@@ -165,8 +165,9 @@ impl IdentifiedTable {
             harms.push(Harm::KeyNotSent(not_sent));
         }
         if publishing.judges_generated {
-            let in_identity =
-                |member: &Member, columns: &[Ident]| member.is_full() && !columns.is_empty() || in_key(member, columns);
+            let in_identity = |member: &IdentityMember, columns: &[Ident]| {
+                member.is_full() && !columns.is_empty() || in_key(member, columns)
+            };
             let stored = named(&|member| in_identity(member, &member.stored));
             if !publishing.sends_stored && self.table.listed.is_none() && !stored.is_empty() {
                 harms.push(Harm::StoredNotSent(stored));
@@ -190,7 +191,7 @@ impl IdentifiedTable {
             harms.push(Harm::Filter(filter));
         }
         if let Some(listed) = &self.table.listed {
-            let whole = self.holders().any(Member::is_full);
+            let whole = self.holders().any(IdentityMember::is_full);
             let columns: Vec<&Ident> = match whole {
                 // With the whole row as identity no list is allowed, however long.
                 true => self.table.columns.iter().collect(),
@@ -208,12 +209,12 @@ impl IdentifiedTable {
     }
 
     /// The ways to give it an identity, each with the statements that do it, as they run.
-    pub fn ways(&self, publishing: &Publishing) -> Vec<Remedy> {
+    pub fn ways(&self, publishing: &PublicationTraits) -> Vec<Remedy> {
         [self.by_primary_key(), self.by_index(), self.by_whole_row(publishing)].into_iter().flatten().collect()
     }
 
     fn by_primary_key(&self) -> Option<Remedy> {
-        let Member { name, has_primary_key, deferrable_key, usable, .. } = &self.table;
+        let IdentityMember { name, has_primary_key, deferrable_key, usable, .. } = &self.table;
         let mut statements = Vec::new();
         match (has_primary_key, usable) {
             (true, _) if deferrable_key.is_some() => return None,
@@ -235,13 +236,14 @@ impl IdentifiedTable {
     }
 
     fn by_index(&self) -> Option<Remedy> {
-        let choose = |member: &Member| {
+        let choose = |member: &IdentityMember| {
             let UsableIndex { index, .. } = member.usable.as_ref()?;
             Some(format!("ALTER TABLE {} REPLICA IDENTITY USING INDEX {index};", member.name))
         };
         let statements = match (&self.table.usable, &self.table.deferrable_key) {
             (Some(UsableIndex { columns, .. }), _) => {
-                let same = |member: &Member| member.usable.as_ref().is_some_and(|other| other.columns == *columns);
+                let same =
+                    |member: &IdentityMember| member.usable.as_ref().is_some_and(|other| other.columns == *columns);
                 if !self.members().all(same) {
                     return None;
                 }
@@ -260,8 +262,9 @@ impl IdentifiedTable {
         Some(Remedy { title: "a unique index identifies its rows", statements })
     }
 
-    fn by_whole_row(&self, publishing: &Publishing) -> Option<Remedy> {
-        let has = |columns: fn(&Member) -> &Vec<Ident>| self.members().any(|member| !columns(member).is_empty());
+    fn by_whole_row(&self, publishing: &PublicationTraits) -> Option<Remedy> {
+        let has =
+            |columns: fn(&IdentityMember) -> &Vec<Ident>| self.members().any(|member| !columns(member).is_empty());
         if self.table.listed.is_some() || publishing.judges_generated && has(|member| &member.computed) {
             return None;
         }
@@ -275,7 +278,7 @@ impl IdentifiedTable {
 
     /// The statements that make the whole row the identity, of the table and of each leaf.
     pub fn whole_rows(&self) -> Vec<String> {
-        let lacking: Vec<&Member> = self.members().filter(|member| !member.is_full()).collect();
+        let lacking: Vec<&IdentityMember> = self.members().filter(|member| !member.is_full()).collect();
         if lacking.len() > LEAVES_LISTED_MAX {
             let tree = shown_literal(&self.table.name.sql());
             let body = format!(
@@ -352,9 +355,9 @@ fn dollar_quote(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn member(name: &str, replica_identity: ReplicaIdentity, key: Option<&[&str]>) -> Member {
+    fn member(name: &str, replica_identity: ReplicaIdentity, key: Option<&[&str]>) -> IdentityMember {
         let idents = |names: &[&str]| names.iter().map(|name| Ident::new(*name)).collect::<Vec<_>>();
-        Member {
+        IdentityMember {
             root: 1,
             name: QualifiedName::new("public", name),
             kind: TableKind::Ordinary,
@@ -371,13 +374,13 @@ mod tests {
         }
     }
 
-    fn tree(root: Member, leaves: Vec<Member>) -> IdentifiedTable {
+    fn tree(root: IdentityMember, leaves: Vec<IdentityMember>) -> IdentifiedTable {
         let kind = if leaves.is_empty() { TableKind::Ordinary } else { TableKind::Partitioned };
-        IdentifiedTable { table: Member { kind, ..root }, leaves }
+        IdentifiedTable { table: IdentityMember { kind, ..root }, leaves }
     }
 
-    fn publishing(major: u32) -> Publishing {
-        Publishing { name: Ident::new("p"), sends_stored: false, judges_generated: major >= 18 }
+    fn publishing(major: u32) -> PublicationTraits {
+        PublicationTraits { name: Ident::new("p"), sends_stored: false, judges_generated: major >= 18 }
     }
 
     const FULL: ReplicaIdentity = ReplicaIdentity::Full;
@@ -430,7 +433,7 @@ mod tests {
         let table = tree(full, Vec::new());
         assert_eq!(table.harms(&publishing(17)), []);
         assert_eq!(table.harms(&publishing(18)), [Harm::StoredNotSent(vec![QualifiedName::new("public", "t")])]);
-        assert_eq!(table.harms(&Publishing { sends_stored: true, ..publishing(18) }), []);
+        assert_eq!(table.harms(&PublicationTraits { sends_stored: true, ..publishing(18) }), []);
         let ways = table.ways(&publishing(18));
         let last = ways.last().map(|way| way.statements.join(" "));
         assert_eq!(last.as_deref(), Some("ALTER PUBLICATION p SET (publish_generated_columns = stored);"));

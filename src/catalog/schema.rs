@@ -85,8 +85,8 @@ pub struct SequenceOptions {
     pub cycles: bool,
 }
 
-/// `pg_sequence.seqtypid`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// `pg_sequence.seqtypid`, from the narrowest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SequenceType {
     /// smallint
@@ -95,6 +95,26 @@ pub enum SequenceType {
     Integer,
     /// bigint
     Bigint,
+}
+
+impl SequenceType {
+    /// Its name in SQL.
+    pub fn sql(self) -> &'static str {
+        match self {
+            SequenceType::Smallint => "smallint",
+            SequenceType::Integer => "integer",
+            SequenceType::Bigint => "bigint",
+        }
+    }
+
+    /// The least and the greatest value of the type.
+    pub(super) fn limits(self) -> (i64, i64) {
+        match self {
+            SequenceType::Smallint => (i64::from(i16::MIN), i64::from(i16::MAX)),
+            SequenceType::Integer => (i64::from(i32::MIN), i64::from(i32::MAX)),
+            SequenceType::Bigint => (i64::MIN, i64::MAX),
+        }
+    }
 }
 
 /// A NOT NULL with a name of its own (18 and later).

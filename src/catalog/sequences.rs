@@ -8,40 +8,9 @@
 
 use serde::Deserialize;
 
+use crate::catalog::schema::SequenceType;
 use crate::config::SchemaChanges;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
-
-/// The type of a sequence, from the narrowest on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SequenceType {
-    /// `int2`.
-    Smallint,
-    /// `int4`.
-    Integer,
-    /// `int8`.
-    Bigint,
-}
-
-impl SequenceType {
-    /// Its name in SQL.
-    pub fn sql(self) -> &'static str {
-        match self {
-            SequenceType::Smallint => "smallint",
-            SequenceType::Integer => "integer",
-            SequenceType::Bigint => "bigint",
-        }
-    }
-
-    /// The least and the greatest value of the type.
-    fn limits(self) -> (i64, i64) {
-        match self {
-            SequenceType::Smallint => (i64::from(i16::MIN), i64::from(i16::MAX)),
-            SequenceType::Integer => (i64::from(i32::MIN), i64::from(i32::MAX)),
-            SequenceType::Bigint => (i64::MIN, i64::MAX),
-        }
-    }
-}
 
 /// A sequence and the column that owns it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -12,7 +12,7 @@ use super::display::{self, Colour};
 use super::lock_waits::telling;
 use super::{observe, settings};
 use crate::catalog::not_carried::{NotCarried, script};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::config::Config;
 use crate::maintenance::check;
 use crate::maintenance::check::findings::{About, Finding, Severity};
@@ -20,7 +20,7 @@ use crate::pg::{ErrorReport, counted, printable_json};
 use crate::telemetry::try_listen;
 
 /// Looks, prints, changes nothing.
-pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> Exit {
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
@@ -42,7 +42,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CheckArguments) -> E
         list(&findings, arguments.quiet);
     }
     let failed = findings.iter().any(|finding| finding.standing == Severity::Failed);
-    if failed { Exit::OperatorMustAct } else { Exit::Done }
+    if failed { ExitStatus::OperatorMustAct } else { ExitStatus::Done }
 }
 
 fn json(findings: &[Finding]) -> String {

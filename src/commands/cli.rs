@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::destination::Wanted;
+use crate::destination::WantedLetters;
 use crate::pg::Lsn;
 
 /// Keeps local PostgreSQL tables equal to those of another PostgreSQL database.
@@ -78,10 +78,10 @@ pub(super) struct TransactionArguments {
 
 impl TransactionArguments {
     /// Which transaction is meant; clap lets through exactly one of the two.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> WantedLetters {
         match (self.end_lsn, self.commit_lsn) {
-            (Some(end_lsn), _) => Wanted::EndLsn(end_lsn),
-            (None, commit_lsn) => Wanted::CommitLsn(commit_lsn.unwrap_or_default()),
+            (Some(end_lsn), _) => WantedLetters::EndLsn(end_lsn),
+            (None, commit_lsn) => WantedLetters::CommitLsn(commit_lsn.unwrap_or_default()),
         }
     }
 }

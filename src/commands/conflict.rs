@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::cli::ConflictShowArguments;
 use super::lock_waits::telling;
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::commands::format::duration;
 use crate::destination::{ShownChange, ShownRow, ShownValue, row_text};
 use crate::maintenance::conflict_rows::{self, ConflictRows, FoundRows, no_conflict_report};
@@ -16,7 +16,7 @@ use crate::maintenance::conflict_rows::{self, ConflictRows, FoundRows, no_confli
 const VALUE_CHARACTERS: usize = 200;
 
 /// Shows the open conflict.
-pub(super) async fn show(path: &Option<PathBuf>, options: &ConflictShowArguments) -> Exit {
+pub(super) async fn show(path: &Option<PathBuf>, options: &ConflictShowArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -26,16 +26,16 @@ pub(super) async fn show(path: &Option<PathBuf>, options: &ConflictShowArguments
     match found {
         Ok(None) => {
             display::result(&no_conflict_report().lines());
-            Exit::Done
+            ExitStatus::Done
         }
         Ok(Some(found)) => {
             let cut = |row: &ShownRow| if options.full { row.clone() } else { shortened(row) };
             lines(&found, &cut).iter().for_each(|line| display::result(line));
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
         Err(fault) => {
             display::error(&waits.report(&fault).lines());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }

@@ -10,12 +10,12 @@ use super::cli::CutoverArguments;
 use super::lock_waits::telling;
 use super::{display, settings, verify};
 use crate::catalog::not_carried::{script, summary};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::maintenance::cutover;
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
 /// Drains, verifies, brings sequences over, reports.
-pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) -> Exit {
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
@@ -31,23 +31,23 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
         Ok(cutover) => cutover,
         Err(fault) => {
             display::error(&waits.report(&fault).lines());
-            return Exit::OperatorMustAct;
+            return ExitStatus::OperatorMustAct;
         }
     };
     verify::print(&cutover.verdict, 1000);
     if !cutover.verdict.left_out.is_empty() {
         display::error("not all tables could be compared: cut over again when each of them streams");
-        return Exit::OperatorMustAct;
+        return ExitStatus::OperatorMustAct;
     }
     if !cutover.verdict.is_equal() {
         display::error("the sides differ: repair first (headwater verify --repair), then cut over again");
-        return Exit::OperatorMustAct;
+        return ExitStatus::OperatorMustAct;
     }
     if !cutover.verdict.is_proof() {
         display::error(
             "not all values could be compared: compare the columns named above by hand, then cut over without headwater cutover",
         );
-        return Exit::OperatorMustAct;
+        return ExitStatus::OperatorMustAct;
     }
     display::result(&format!("sequences moved forward: {}", cutover.sequences));
     for report in &cutover.reports {
@@ -79,5 +79,5 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &CutoverArguments) ->
         display::result("headwater check --not-carried prints the SQL that makes these here");
     }
     display::result("undo: until something is written here, keep writing at the source; headwater run carries on");
-    if cutover.reports.is_empty() { Exit::Done } else { Exit::OperatorMustAct }
+    if cutover.reports.is_empty() { ExitStatus::Done } else { ExitStatus::OperatorMustAct }
 }

@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use super::cli::{DeadLetterCommand, ShowArguments};
 use super::lock_waits::telling;
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::config::Config;
 use crate::destination::{
-    DestinationError, Wanted, dead_letters, describe, describe_with_values, parts, pending_skips, read_part,
+    DestinationError, WantedLetters, dead_letters, describe, describe_with_values, parts, pending_skips, read_part,
 };
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, counted, printable};
 use crate::session::SqlClient;
 
 /// Lists dead letters, or shows one.
-pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterCommand) -> Exit {
+pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterCommand) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -32,10 +32,10 @@ pub(super) async fn dead_letter(path: &Option<PathBuf>, command: &DeadLetterComm
     };
     let (shown, waits) = telling(&config, shown).await;
     match shown {
-        Ok(()) => Exit::Done,
+        Ok(()) => ExitStatus::Done,
         Err(error) => {
             display::error(&waits.report(&Fault::Destination(error)).lines());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }
@@ -69,7 +69,7 @@ async fn list(client: &SqlClient) -> Result<(), DestinationError> {
 }
 
 async fn show(config: &Config, client: &SqlClient, options: &ShowArguments) -> Result<(), DestinationError> {
-    let wanted: Wanted = options.transaction.wanted();
+    let wanted: WantedLetters = options.transaction.wanted();
     let parts = parts(client, wanted).await?;
     if parts == 0 {
         return Err(DestinationError::Refused(

@@ -4,7 +4,7 @@
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub enum ExitStatus {
     /// It did what it was asked.
     Done,
     /// An operator must act.

@@ -12,10 +12,10 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use super::observe::{self, AtSource, FailedCopy, PacedCopy};
+use super::observe::{self, AtSource, PacedCopy, ReportedCopyFailure};
 use super::status::{named, verdict};
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::commands::format::{duration, size};
 use crate::config::Config;
 use crate::destination::Pace;
@@ -25,28 +25,28 @@ use crate::source::{RunningOwner, ending_hint, lock_holder, running_transactions
 use crate::telemetry::{State, StatusView};
 
 /// Something that blocks, or would be worth knowing.
-struct Finding {
+struct Explanation {
     what: String,
     detail: Vec<String>,
     todo: Option<String>,
     blocks: bool,
 }
 
-impl Finding {
-    fn blocking(what: impl Into<String>) -> Finding {
-        Finding { what: printable(&what.into()).into_owned(), detail: Vec::new(), todo: None, blocks: true }
+impl Explanation {
+    fn blocking(what: impl Into<String>) -> Explanation {
+        Explanation { what: printable(&what.into()).into_owned(), detail: Vec::new(), todo: None, blocks: true }
     }
 
-    fn notable(what: impl Into<String>) -> Finding {
-        Finding { blocks: false, ..Finding::blocking(what) }
+    fn notable(what: impl Into<String>) -> Explanation {
+        Explanation { blocks: false, ..Explanation::blocking(what) }
     }
 
-    fn detail(mut self, detail: impl Into<String>) -> Finding {
+    fn detail(mut self, detail: impl Into<String>) -> Explanation {
         self.detail.push(printable_lines(&detail.into()).into_owned());
         self
     }
 
-    fn todo(mut self, todo: impl Into<String>) -> Finding {
+    fn todo(mut self, todo: impl Into<String>) -> Explanation {
         self.todo = Some(printable_lines(&todo.into()).into_owned());
         self
     }
@@ -62,7 +62,7 @@ const END_MAX: Duration = Duration::from_secs(30);
 const STATEMENT_SHOWN: usize = 300;
 
 /// Explains.
-pub(super) async fn explain(path: Option<&Path>) -> Exit {
+pub(super) async fn explain(path: Option<&Path>) -> ExitStatus {
     let config = match settings::load(path) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -94,21 +94,21 @@ pub(super) async fn explain(path: Option<&Path>) -> Exit {
         text.push_str("\nNothing that can be seen from here blocks progress.\n");
     }
     display::result(&display::fitted(&text, 14));
-    if blocking == 0 { Exit::Done } else { Exit::OperatorMustAct }
+    if blocking == 0 { ExitStatus::Done } else { ExitStatus::OperatorMustAct }
 }
 
-fn of_service(service: &Result<StatusView, String>) -> Finding {
+fn of_service(service: &Result<StatusView, String>) -> Explanation {
     let status = match service {
         Ok(status) => status,
         Err(reason) => {
-            return Finding::blocking("headwater is not running here, or cannot be asked")
+            return Explanation::blocking("headwater is not running here, or cannot be asked")
                 .detail(reason.clone())
                 .todo("headwater run --config FILE, or: systemctl start headwater");
         }
     };
     let (good, sentence) = verdict(status);
     let waits = status.reason.is_some() || (!good && status.state == State::Streaming);
-    let mut finding = if waits { Finding::blocking(sentence) } else { Finding::notable(sentence) };
+    let mut finding = if waits { Explanation::blocking(sentence) } else { Explanation::notable(sentence) };
     for line in [&status.reason, &status.detail].into_iter().flatten() {
         finding = finding.detail(line.clone());
     }
@@ -119,11 +119,11 @@ fn of_service(service: &Result<StatusView, String>) -> Finding {
 }
 
 /// What only the service knows of its waits; who holds a lock is found at that end.
-fn of_waits(status: &StatusView) -> impl Iterator<Item = Finding> {
+fn of_waits(status: &StatusView) -> impl Iterator<Item = Explanation> {
     let known = status.waits.iter().filter(|wait| !wait.contains(HELD_BY));
     known.map(|wait| match wait.split_once(TO_END_IT) {
-        Some((what, end)) => Finding::blocking(what).todo(end),
-        None => Finding::blocking(wait),
+        Some((what, end)) => Explanation::blocking(what).todo(end),
+        None => Explanation::blocking(wait),
     })
 }
 
@@ -131,7 +131,7 @@ fn of_waits(status: &StatusView) -> impl Iterator<Item = Finding> {
 const HELD_BY: &str = ", held by ";
 const TO_END_IT: &str = " To end it: ";
 
-async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
+async fn at_destination(config: &Config, is_running: bool) -> Vec<Explanation> {
     let client = match observe::connect(&config.destination.url).await {
         Ok(client) => client,
         Err(error) => return vec![unreachable("destination", &error)],
@@ -149,17 +149,19 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
     match seen {
         Ok(seen) => {
             if seen.leader_process.is_none() && !is_running {
-                findings
-                    .push(Finding::blocking("no instance holds the lock at the destination: nobody applies anything"));
+                findings.push(Explanation::blocking(
+                    "no instance holds the lock at the destination: nobody applies anything",
+                ));
             }
             for holder in &seen.foreign {
                 let report = holder.foreign_report();
-                let finding = Finding::notable(report.message).detail(report.detail.unwrap_or_default());
+                let finding = Explanation::notable(report.message).detail(report.detail.unwrap_or_default());
                 findings.push(finding.todo(report.hint.unwrap_or_default()));
             }
-            for FailedCopy { of, reason } in seen.failed_copies {
-                findings
-                    .push(Finding::blocking(format!("the copy of {of} has failed and is tried again")).detail(reason));
+            for ReportedCopyFailure { of, reason } in seen.failed_copies {
+                findings.push(
+                    Explanation::blocking(format!("the copy of {of} has failed and is tried again")).detail(reason),
+                );
             }
             for PacedCopy { of, copies, given_up, seconds } in seen.paced_copies {
                 let detail = format!(
@@ -167,14 +169,14 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
                      partitions that come and go, for example. The other tables stream on.",
                     Pace::words(copies, given_up)
                 );
-                let finding = Finding::blocking(format!("the next copy of {of} waits for {seconds} s"));
+                let finding = Explanation::blocking(format!("the next copy of {of} waits for {seconds} s"));
                 findings.push(
                     finding.detail(detail).todo("Run headwater resnapshot with the table's name to copy it at once."),
                 );
             }
             if let Some(gap) = seen.gap {
                 findings.push(
-                    Finding::blocking(format!("the copy has gaps: its publication {gap}"))
+                    Explanation::blocking(format!("the copy has gaps: its publication {gap}"))
                         .todo("Start headwater once with --resnapshot."),
                 );
             }
@@ -187,7 +189,7 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Finding> {
     findings
 }
 
-async fn at_source(config: &Config) -> Vec<Finding> {
+async fn at_source(config: &Config) -> Vec<Explanation> {
     let client = match observe::connect_source(config).await {
         Ok(client) => client,
         Err(error) => return vec![unreachable("source", &error)],
@@ -207,44 +209,44 @@ async fn at_source(config: &Config) -> Vec<Finding> {
 }
 
 /// What was found at an end, if it answers in time.
-async fn within(bound: Duration, end: &str, looking: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+async fn within(bound: Duration, end: &str, looking: impl Future<Output = Vec<Explanation>>) -> Vec<Explanation> {
     match tokio::time::timeout(bound, looking).await {
         Ok(findings) => findings,
         Err(_) => vec![unreachable(end, &format!("it has not answered all questions within {} s", bound.as_secs()))],
     }
 }
 
-fn unreachable(end: &str, error: &str) -> Finding {
-    Finding::blocking(format!("the {end} cannot be looked at")).detail(error.to_owned())
+fn unreachable(end: &str, error: &str) -> Explanation {
+    Explanation::blocking(format!("the {end} cannot be looked at")).detail(error.to_owned())
 }
 
-fn of_slot(config: &Config, seen: &AtSource) -> Option<Finding> {
+fn of_slot(config: &Config, seen: &AtSource) -> Option<Explanation> {
     let name = &config.source.slot;
     let Some(slot) = &seen.slot else {
-        return Some(Finding::notable(format!(
+        return Some(Explanation::notable(format!(
             "slot {name} does not exist at the source (the first start creates it)"
         )));
     };
     let kept = size(slot.retained_wal_bytes);
     if let Some(reason) = &slot.invalidation_reason {
-        let finding = Finding::blocking(format!("slot {name} was invalidated by the source ({reason})"));
+        let finding = Explanation::blocking(format!("slot {name} was invalidated by the source ({reason})"));
         return Some(finding.todo("Start headwater once with --resnapshot, or set on_slot_lost = \"resnapshot\"."));
     }
     match slot.wal_status.as_str() {
         "lost" => Some(
-            Finding::blocking(format!("slot {name} is lost: the source has removed WAL that it needs"))
+            Explanation::blocking(format!("slot {name} is lost: the source has removed WAL that it needs"))
                 .todo("Start headwater once with --resnapshot, or set on_slot_lost = \"resnapshot\"."),
         ),
         "unreserved" => Some(
-            Finding::blocking(format!("slot {name} is about to be lost: it keeps {kept} of WAL, more than the source allows"))
+            Explanation::blocking(format!("slot {name} is about to be lost: it keeps {kept} of WAL, more than the source allows"))
                 .todo("Run at the source as a superuser:\nALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();"),
         ),
-        _ => Some(Finding::notable(format!("slot {name} keeps {kept} of WAL at the source ({})", slot.wal_status))),
+        _ => Some(Explanation::notable(format!("slot {name} keeps {kept} of WAL at the source ({})", slot.wal_status))),
     }
 }
 
 /// Who holds a lock that a session of ours waits for, and who waits for ours.
-async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<Vec<Finding>, SessionError> {
+async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<Vec<Explanation>, SessionError> {
     // A lock's relation is ours to know; another session's statement needs pg_read_all_stats.
     let sql = "SELECT w.pid, COALESCE(w.application_name, ''), COALESCE(w.wait_event_type || '/' || w.wait_event, ''),
                       b.pid, COALESCE(b.usename::text, '?'), COALESCE(b.application_name, ''),
@@ -282,12 +284,12 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<
         let statement = shown(row.get(9)?);
         let we_wait: bool = row.get::<Option<bool>>(11)?.unwrap_or(false);
         findings.push(if we_wait {
-            Finding::blocking(format!("{end}: headwater's process {waiting} ({waiting_name}) waits for {lock}"))
+            Explanation::blocking(format!("{end}: headwater's process {waiting} ({waiting_name}) waits for {lock}"))
                 .detail(format!("held by {holder}"))
                 .detail(format!("its last statement: {statement}"))
                 .todo(format!("Let it end; or run at the {end}:\nSELECT pg_terminate_backend({holding});"))
         } else {
-            Finding::notable(format!(
+            Explanation::notable(format!(
                 "{end}: process {waiting} ({waiting_name}) waits for {lock}, held by headwater's {holder}"
             ))
             .detail(
@@ -299,8 +301,8 @@ async fn locks(client: &SqlClient, end: &str, application_name: &str) -> Result<
 }
 
 /// What was found, or that it could not be looked at.
-fn looked_at(end: &str, what: &str, found: Result<Vec<Finding>, SessionError>) -> Vec<Finding> {
-    found.unwrap_or_else(|error| vec![Finding::notable(format!("the {end}'s {what} cannot be looked at: {error}"))])
+fn looked_at(end: &str, what: &str, found: Result<Vec<Explanation>, SessionError>) -> Vec<Explanation> {
+    found.unwrap_or_else(|error| vec![Explanation::notable(format!("the {end}'s {what} cannot be looked at: {error}"))])
 }
 
 fn shown(statement: &str) -> String {
@@ -313,7 +315,7 @@ fn shown(statement: &str) -> String {
 }
 
 /// What the walsender is doing.
-async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, SessionError> {
+async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Explanation>, SessionError> {
     // A role that may not read statistics sees that there is a walsender, and nothing of it.
     let sql = "SELECT a.pid, r.state, COALESCE(a.wait_event, ''), r.sent_lsn::text,
                       pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
@@ -323,13 +325,13 @@ async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, 
                LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = a.pid
                WHERE s.slot_name = $1::text";
     let row = client.query_opt("looking at the walsender", sql, &[&config.source.slot.as_str()]).await?;
-    let Some(row) = row else { return Ok(vec![Finding::notable("no walsender uses the slot")]) };
+    let Some(row) = row else { return Ok(vec![Explanation::notable("no walsender uses the slot")]) };
     let (process, event): (i32, &str) = (row.get(0)?, row.get(2)?);
     let Some(state) = row.get::<Option<&str>>(1)? else {
         let what = format!("the walsender is process {process}; what it does is not visible to this role");
         let grant = format!("GRANT pg_read_all_stats TO {};", Ident::new(row.get::<&str>(5)?).sql());
         let hint = format!("To see it, run at the source as a superuser:\n{grant}");
-        return Ok(vec![Finding::notable(what).todo(hint)]);
+        return Ok(vec![Explanation::notable(what).todo(hint)]);
     };
     let meaning = match event {
         // The names differ between majors (WalSenderWaitForWAL until 17).
@@ -352,12 +354,12 @@ async fn walsender(client: &SqlClient, config: &Config) -> Result<Vec<Finding>, 
         }
         (_, _) => ", has sent nothing yet".to_owned(),
     };
-    Ok(vec![Finding::notable(format!("the walsender (process {process}) is {state}{sent}: {meaning}"))])
+    Ok(vec![Explanation::notable(format!("the walsender (process {process}) is {state}{sent}: {meaning}"))])
 }
 
 /// Transactions at the source that write: nothing of them can be sent before they end, WAL is kept from their beginning on, and a
 /// new slot waits for them. Prepared ones stay until somebody ends them.
-async fn transactions(client: &SqlClient) -> Result<Vec<Finding>, SessionError> {
+async fn transactions(client: &SqlClient) -> Result<Vec<Explanation>, SessionError> {
     let sql = "SELECT COALESCE(application_name, ''), COALESCE(state, '?'), COALESCE(query, '')
                FROM pg_catalog.pg_stat_activity WHERE pid = $1";
     let mut findings = Vec::new();
@@ -372,7 +374,7 @@ async fn transactions(client: &SqlClient) -> Result<Vec<Finding>, SessionError> 
         let finding = match &transaction.owner {
             RunningOwner::Prepared { .. } => {
                 let what = format!("source: {} has been left open {since}", transaction.name());
-                Finding::notable(what).detail(effect)
+                Explanation::notable(what).detail(effect)
             }
             RunningOwner::Session { process_id } if old && sessions == 0 => {
                 sessions += 1;
@@ -381,7 +383,7 @@ async fn transactions(client: &SqlClient) -> Result<Vec<Finding>, SessionError> 
                 let (name, state) = (shown_literal(row.get(0)?), row.get::<&str>(1)?);
                 let session = format!("{} (application_name {name}, {state})", transaction.name());
                 let what = format!("source: {session} has been in a transaction {since}");
-                Finding::notable(what).detail(format!("its last statement: {}", shown(row.get(2)?))).detail(effect)
+                Explanation::notable(what).detail(format!("its last statement: {}", shown(row.get(2)?))).detail(effect)
             }
             RunningOwner::Session { .. } => continue,
         };
@@ -398,7 +400,7 @@ async fn prepared_in_the_way(
     client: &SqlClient,
     end: &str,
     application_name: &str,
-) -> Result<Vec<Finding>, SessionError> {
+) -> Result<Vec<Explanation>, SessionError> {
     let sql = "SELECT DISTINCT w.pid, w.application_name, h.virtualtransaction
                FROM pg_catalog.pg_stat_activity w
                JOIN pg_catalog.pg_locks n ON n.pid = w.pid AND NOT n.granted
@@ -414,8 +416,10 @@ async fn prepared_in_the_way(
     for row in client.query_as_login_role("looking at locks", sql, &[&pattern_of_ours(application_name)]).await? {
         let (waiting, name): (i32, &str) = (row.get(0)?, row.get(1)?);
         let Some(holder) = lock_holder(client, None, row.get(2)?).await? else { continue };
-        let finding =
-            Finding::blocking(format!("{end}: headwater's process {waiting} ({name}) waits for {}", holder.words()));
+        let finding = Explanation::blocking(format!(
+            "{end}: headwater's process {waiting} ({name}) waits for {}",
+            holder.words()
+        ));
         findings.push(match ending_hint(&[holder]) {
             Some(hint) => finding.todo(hint),
             None => finding,

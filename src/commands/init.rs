@@ -11,7 +11,7 @@ use std::path::Path;
 use super::cli::InitArguments;
 use super::display;
 use crate::catalog::not_carried::summary;
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::config::{ConnectionSettings, Environment, SETTINGS};
 use crate::error_policy::report;
 use crate::maintenance::proposal::{self, Proposal};
@@ -21,14 +21,14 @@ use crate::pg::{Ident, QualifiedName, toml_string};
 const DDL_MARKS: &str = include_str!("../../sql/ddl_marks.sql");
 
 /// Looks, writes, prints.
-pub(super) async fn run(arguments: &InitArguments) -> Exit {
+pub(super) async fn run(arguments: &InitArguments) -> ExitStatus {
     if arguments.ddl_marks {
         display::result(DDL_MARKS.trim_end());
-        return Exit::Done;
+        return ExitStatus::Done;
     }
     let (Some(from), Some(to)) = (&arguments.source, &arguments.destination) else {
         display::error("SOURCE_URL and DESTINATION_URL are required");
-        return Exit::Usage;
+        return ExitStatus::Usage;
     };
     let environment: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -49,20 +49,20 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
         Ok(parsed) => parsed,
         Err(problem) => {
             display::error(&problem);
-            return Exit::Usage;
+            return ExitStatus::Usage;
         }
     };
     let proposal = match proposal::propose(&source, &destination, &tables).await {
         Ok(proposal) => proposal,
         Err(fault) => {
             display::error(&report(&fault).lines());
-            return Exit::OperatorMustAct;
+            return ExitStatus::OperatorMustAct;
         }
     };
     let text = configuration(from, to, &proposal);
     if let Err(error) = write(&arguments.output, &text) {
         display::error(&format!("cannot write {}: {error}", arguments.output.display()));
-        return Exit::OperatorMustAct;
+        return ExitStatus::OperatorMustAct;
     }
     display::line(&format!("wrote {}", arguments.output.display()));
     display::result(&grants(&proposal));
@@ -75,7 +75,7 @@ pub(super) async fn run(arguments: &InitArguments) -> Exit {
         Err(report) => display::warning(&report.lines()),
     }
     display::line("Run these statements, then: headwater check, headwater run (both with --config).");
-    Exit::Done
+    ExitStatus::Done
 }
 
 /// Readable by its owner only, and never over a file that is there.

@@ -17,7 +17,7 @@ use super::display;
 use crate::config::{Config, ConnectionSettings};
 use crate::error_policy::{Fault, report};
 use crate::pg::ErrorReport;
-use crate::preflight::waits::{End, LOOK_EVERY, LateSession, ToldWaits, Wait, waits, working};
+use crate::preflight::waits::{LOOK_EVERY, LateSession, ServerEnd, ToldWaits, Wait, waits, working};
 use crate::session::Sql;
 
 /// Most commands are over by then. A wait is said once it has lasted for 5 s.
@@ -38,8 +38,8 @@ pub(super) async fn telling<T>(config: &Config, work: impl Future<Output = T>) -
         let watching = async {
             tokio::time::sleep(LOOKED_AFTER).await;
             let (never, _): (Infallible, Infallible) = tokio::join!(
-                watch(End::Source, &config.source.url, &source),
-                watch(End::Destination, &config.destination.url, &destination)
+                watch(ServerEnd::Source, &config.source.url, &source),
+                watch(ServerEnd::Destination, &config.destination.url, &destination)
             );
             never
         };
@@ -54,7 +54,7 @@ pub(super) async fn telling<T>(config: &Config, work: impl Future<Output = T>) -
     (done, LastWaits(last.concat()))
 }
 
-async fn watch(end: End, connection: &ConnectionSettings, last: &Mutex<Vec<Wait>>) -> Infallible {
+async fn watch(end: ServerEnd, connection: &ConnectionSettings, last: &Mutex<Vec<Wait>>) -> Infallible {
     let sql = Sql { connection: connection.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let mut told = ToldWaits::default();
     loop {

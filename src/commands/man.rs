@@ -8,22 +8,22 @@ use clap_complete::Shell;
 
 use super::cli::Arguments;
 use super::display;
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 
 /// Prints the completions for a shell.
-pub(super) fn completions(shell: Shell) -> Exit {
+pub(super) fn completions(shell: Shell) -> ExitStatus {
     clap_complete::generate(shell, &mut Arguments::command(), "headwater", &mut std::io::stdout());
-    Exit::Done
+    ExitStatus::Done
 }
 
 /// Writes a manual page for headwater and one for each command into a directory.
-pub(super) fn man(dir: &Path) -> Exit {
+pub(super) fn man(dir: &Path) -> ExitStatus {
     let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Arguments::command(), dir));
     match written {
-        Ok(()) => Exit::Done,
+        Ok(()) => ExitStatus::Done,
         Err(error) => {
             display::error(&format!("cannot write the manual pages into {}: {error}", dir.display()));
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }

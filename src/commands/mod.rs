@@ -34,14 +34,14 @@ use clap::Parser;
 
 use cli::{Arguments, Command, ConflictCommand};
 
-pub use crate::commands::exit::Exit;
+pub use crate::commands::exit::ExitStatus;
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> ExitCode {
+impl From<ExitStatus> for ExitCode {
+    fn from(exit: ExitStatus) -> ExitCode {
         ExitCode::from(match exit {
-            Exit::Done => 0,
-            Exit::OperatorMustAct => 1,
-            Exit::Usage => 2,
+            ExitStatus::Done => 0,
+            ExitStatus::OperatorMustAct => 1,
+            ExitStatus::Usage => 2,
         })
     }
 }
@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             display::error(&format!("cannot start the runtime: {error}"));
-            return Exit::OperatorMustAct.into();
+            return ExitStatus::OperatorMustAct.into();
         }
     };
     let exit = runtime.block_on(async {

@@ -97,7 +97,7 @@ pub(super) struct AtDestination {
     /// The tables that are followed.
     pub(super) tables: Vec<String>,
     /// Copies that have failed and are tried again.
-    pub(super) failed_copies: Vec<FailedCopy>,
+    pub(super) failed_copies: Vec<ReportedCopyFailure>,
     /// Copies that wait, since their tables were copied again and again.
     pub(super) paced_copies: Vec<PacedCopy>,
     /// The server process of the instance that leads.
@@ -113,7 +113,7 @@ pub(super) struct AtDestination {
 
 /// A copy that has failed and is tried again.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct FailedCopy {
+pub(super) struct ReportedCopyFailure {
     /// Of which tables.
     pub(super) of: String,
     /// Why, with what to do.
@@ -217,7 +217,7 @@ async fn look_at_destination(
     if bookkeeping.takes_requests().await? {
         let failed = |request: Request| {
             let reason = printable_lines(&request.failure?).into_owned();
-            Some(FailedCopy { of: printable(&request.scope.to_string()).into_owned(), reason })
+            Some(ReportedCopyFailure { of: printable(&request.scope.to_string()).into_owned(), reason })
         };
         let requests = bookkeeping.requests().await?;
         let copies = bookkeeping.automatic_copies().await?;

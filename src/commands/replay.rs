@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use super::cli::ReplayArguments;
 use super::lock_waits::telling;
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::destination::{self, ReplayRequest};
 use crate::error_policy::Fault;
 use crate::pg::counted;
 
 /// Applies a dead letter.
-pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) -> Exit {
+pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -51,11 +51,11 @@ pub(super) async fn replay(path: &Option<PathBuf>, options: &ReplayArguments) ->
                     counted(repair.rows, "row")
                 ));
             }
-            Exit::Done
+            ExitStatus::Done
         }
         Err(error) => {
             display::error(&waits.report(&Fault::Destination(error)).lines());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }

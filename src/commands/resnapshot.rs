@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use super::cli::ResnapshotArguments;
 use super::lock_waits::telling;
 use super::{display, observe, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::config::Config;
-use crate::destination::{Bookkeeping, DestinationError, LockHolders, Origin, RequestState, Scope};
+use crate::destination::{Bookkeeping, DestinationError, LockHolders, RequestOrigin, RequestState, Scope};
 use crate::error_policy::Fault;
 use crate::pg::QualifiedName;
 use crate::session::Sql;
@@ -29,12 +29,12 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What was told of a copy's progress.
 #[derive(Default)]
-struct Progress {
+struct RequestProgress {
     asked: Option<Instant>,
     told: Option<(SnapshotPhase, Instant)>,
 }
 
-impl Progress {
+impl RequestProgress {
     /// Prints a new phase, and now and then one that takes long; only for a copy that includes all of these tables.
     async fn tell(&mut self, config: &Config, scope: &Scope) {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
@@ -58,7 +58,7 @@ impl Progress {
 }
 
 /// Table names as typed, which must be configured.
-pub(super) fn scope<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Scope, Exit> {
+pub(super) fn scope<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Scope, ExitStatus> {
     let mut tables = Vec::new();
     for name in names {
         match name.trim().parse::<QualifiedName>() {
@@ -67,11 +67,11 @@ pub(super) fn scope<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -
                 let configured: Vec<String> = config.tables.iter().map(QualifiedName::to_string).collect();
                 display::error(&format!("table {table} is not configured"));
                 display::line(&format!("detail: These tables are: {}.", configured.join(", ")));
-                return Err(Exit::Usage);
+                return Err(ExitStatus::Usage);
             }
             Err(error) => {
                 display::error(&format!("{name:?} is not a table's name: {error}"));
-                return Err(Exit::Usage);
+                return Err(ExitStatus::Usage);
             }
         }
     }
@@ -81,7 +81,7 @@ pub(super) fn scope<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -
 }
 
 /// Asks, and waits.
-pub(super) async fn resnapshot(path: &Option<PathBuf>, options: &ResnapshotArguments) -> Exit {
+pub(super) async fn resnapshot(path: &Option<PathBuf>, options: &ResnapshotArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -95,43 +95,43 @@ pub(super) async fn resnapshot(path: &Option<PathBuf>, options: &ResnapshotArgum
         Ok(exit) => exit,
         Err(error) => {
             display::error(&waits.report(&Fault::Destination(error)).lines());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }
 
-async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, DestinationError> {
+async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<ExitStatus, DestinationError> {
     let connection = config.destination.url.clone();
     let destination = Sql { connection, purpose: "asking", timeout: STATEMENT_MAX };
     let bookkeeping = Bookkeeping::connect_checked(&destination, &config.destination.trusted_roles).await?;
     if bookkeeping.stream().await?.is_none() || !bookkeeping.takes_requests().await? {
         display::error("this destination is not fed by a headwater that could be asked");
         display::line("hint: Start headwater run: it makes the first snapshot by itself.");
-        return Ok(Exit::OperatorMustAct);
+        return Ok(ExitStatus::OperatorMustAct);
     }
     let leads = LockHolders::look(bookkeeping.client(), &config.source.slot).await?.leader.is_some();
-    let request = bookkeeping.request(scope, Origin::Command, None).await?;
+    let request = bookkeeping.request(scope, RequestOrigin::Command, None).await?;
     display::line(&format!("asked for a new snapshot of {scope} (request {request})"));
     if !leads {
         display::warning("no instance leads at the moment: the next one that does takes the request up");
-        return Ok(Exit::Done);
+        return Ok(ExitStatus::Done);
     }
     if no_wait {
-        return Ok(Exit::Done);
+        return Ok(ExitStatus::Done);
     }
     let mut told = None;
-    let mut progress = Progress::default();
+    let mut progress = RequestProgress::default();
     loop {
         progress.tell(config, scope).await;
         match bookkeeping.request_state(request).await? {
             Some(RequestState::Done) => {
                 display::line(&format!("{scope}: published"));
-                return Ok(Exit::Done);
+                return Ok(ExitStatus::Done);
             }
             Some(RequestState::Failed(reason)) => {
                 display::error(&format!("the snapshot of {scope} was given up: {reason}"));
                 display::line("detail: The old data is still there.");
-                return Ok(Exit::OperatorMustAct);
+                return Ok(ExitStatus::OperatorMustAct);
             }
             Some(RequestState::Requested(reason)) => {
                 if let Some(reason) = reason.filter(|reason| told.as_ref() != Some(reason)) {
@@ -141,7 +141,7 @@ async fn ask(config: &Config, scope: &Scope, no_wait: bool) -> Result<Exit, Dest
             }
             None => {
                 display::error(&format!("request {request} is gone from headwater.resnapshots"));
-                return Ok(Exit::OperatorMustAct);
+                return Ok(ExitStatus::OperatorMustAct);
             }
         }
         tokio::time::sleep(LOOK_EVERY).await;

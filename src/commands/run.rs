@@ -11,14 +11,14 @@ use tokio::sync::watch;
 
 use super::cli::{LogStyle, RunArguments};
 use super::{config_file, display, resnapshot, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::error_policy::{Fault, report};
 use crate::pg::{counted, split_names};
 use crate::supervisor::{self, RunOptions};
-use crate::telemetry::{self, LogFormat, Route, State, Telemetry, start_logging};
+use crate::telemetry::{self, LogFormat, State, StreamRoute, Telemetry, start_logging};
 
 /// Runs the service.
-pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit {
+pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
@@ -36,7 +36,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     };
     start_logging(format, || display::AboveBars);
     let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
-    telemetry.set_route(Route {
+    telemetry.set_route(StreamRoute {
         source: config.source.url.to_string(),
         destination: config.destination.url.to_string(),
         slot: config.source.slot.to_string(),
@@ -45,7 +45,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     let (stop, stopping) = watch::channel(false);
     if let Err(error) = stop_on_signals(stop) {
         display::error(&format!("cannot listen for signals: {error}"));
-        return Exit::OperatorMustAct;
+        return ExitStatus::OperatorMustAct;
     }
     if let (None, Some(found)) = (path, config_file::file(path.as_deref())) {
         tracing::info!("the configuration is {}", found.display());
@@ -62,7 +62,7 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
             Ok(bound) => tracing::info!("metrics, health and status at http://{bound}/"),
             Err(error) => {
                 display::error(&error.report().lines());
-                return Exit::OperatorMustAct;
+                return ExitStatus::OperatorMustAct;
             }
         }
     }
@@ -74,10 +74,10 @@ pub(super) async fn run(path: &Option<PathBuf>, options: &RunArguments) -> Exit 
     display::end(shown).await;
     telemetry.set_state(State::Stopped, None);
     match ended {
-        Ok(()) => Exit::Done,
+        Ok(()) => ExitStatus::Done,
         Err(fault) => {
             tell(&fault, log_format);
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }

@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use super::config_file::{ConfigFile, PLACES};
 use super::display;
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::config::{Config, Environment, Problem, SynchronousCommit, misspelt_variables};
 use crate::destination::{Bookkeeping, DestinationError, WritingSettings};
 use crate::pg::Ident;
 use crate::session::Sql;
 
 /// Reads the configuration. What is wrong with it is printed, all at once.
-pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
+pub(super) fn load(path: Option<&Path>) -> Result<Config, ExitStatus> {
     let environment: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let found = ConfigFile::read(path).map_err(|error| {
         display::error(&error.to_string());
-        Exit::Usage
+        ExitStatus::Usage
     })?;
     let file = found.as_ref().map(ConfigFile::text);
     for (variable, meant) in misspelt_variables(&environment) {
@@ -42,7 +42,7 @@ pub(super) fn load(path: Option<&Path>) -> Result<Config, Exit> {
                 PLACES.join(", ")
             ));
         }
-        Exit::Usage
+        ExitStatus::Usage
     })
 }
 

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use super::cli::TransactionArguments;
 use super::lock_waits::telling;
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::destination::request_skip;
 use crate::error_policy::Fault;
 
 /// Asks for a transaction to be left out.
-pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments) -> Exit {
+pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -29,11 +29,11 @@ pub(super) async fn skip(path: &Option<PathBuf>, options: &TransactionArguments)
             display::result(&format!(
                 "the source transaction with {wanted} will be left out and kept in headwater.dead_letter when headwater meets it"
             ));
-            Exit::Done
+            ExitStatus::Done
         }
         Err(error) => {
             display::error(&waits.report(&Fault::Destination(error)).lines());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }

@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::cli::StatusArguments;
-use super::observe::{self, AtDestination, AtSource, FailedCopy, PacedCopy};
+use super::observe::{self, AtDestination, AtSource, PacedCopy, ReportedCopyFailure};
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::commands::format::{count, counts, duration, size};
 use crate::config::Config;
 use crate::destination::Pace;
@@ -28,7 +28,7 @@ const EVENTS_SHOWN: usize = 8;
 
 /// What is known, from each of the service, the destination and the source that answers.
 #[derive(Serialize)]
-struct Seen {
+struct SeenStatus {
     /// The service answers.
     running: bool,
     /// What it says.
@@ -53,7 +53,7 @@ fn plainly<T: Serialize, S: Serializer>(seen: &Option<Result<T, String>>, serial
 }
 
 /// Shows the status.
-pub(super) async fn status(path: Option<&Path>, arguments: &StatusArguments) -> Exit {
+pub(super) async fn status(path: Option<&Path>, arguments: &StatusArguments) -> ExitStatus {
     let config = match settings::load(path) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -77,24 +77,24 @@ pub(super) async fn status(path: Option<&Path>, arguments: &StatusArguments) -> 
         };
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             // Nobody reads any more.
-            return Exit::Done;
+            return ExitStatus::Done;
         }
         if !arguments.watch {
-            return if is_well(&seen) { Exit::Done } else { Exit::OperatorMustAct };
+            return if is_well(&seen) { ExitStatus::Done } else { ExitStatus::OperatorMustAct };
         }
         drop(out);
         tokio::time::sleep(WATCH_EVERY).await;
     }
 }
 
-async fn look(config: &Config) -> Seen {
+async fn look(config: &Config) -> SeenStatus {
     match observe::service(config).await {
         Ok(status) => {
-            Seen { running: true, status: Some(status), not_asked_because: None, destination: None, source: None }
+            SeenStatus { running: true, status: Some(status), not_asked_because: None, destination: None, source: None }
         }
         Err(reason) => {
             let (destination, source) = tokio::join!(observe::destination(config), observe::source(config));
-            Seen {
+            SeenStatus {
                 running: false,
                 status: None,
                 not_asked_because: Some(reason),
@@ -105,7 +105,7 @@ async fn look(config: &Config) -> Seen {
     }
 }
 
-fn is_well(seen: &Seen) -> bool {
+fn is_well(seen: &SeenStatus) -> bool {
     seen.status.as_ref().is_some_and(|status| status.ready || status.state == State::Standby)
 }
 
@@ -159,7 +159,7 @@ fn copying(status: &StatusView) -> String {
     }
 }
 
-fn render(config: &Config, seen: &Seen, colours: bool) -> String {
+fn render(config: &Config, seen: &SeenStatus, colours: bool) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
     let _ = match &seen.status {
@@ -303,7 +303,7 @@ fn tables(text: &mut String, status: &StatusView, columns: Option<usize>) -> std
 }
 
 /// Where the copy stands, without the service's help.
-fn from_servers(text: &mut String, config: &Config, seen: &Seen, colours: bool) -> std::fmt::Result {
+fn from_servers(text: &mut String, config: &Config, seen: &SeenStatus, colours: bool) -> std::fmt::Result {
     let leader = seen.destination.as_ref().and_then(|seen| seen.as_ref().ok()).and_then(|seen| seen.leader_process);
     let sentence = match (leader, &seen.destination) {
         (Some(_), _) => "headwater does not answer here; an instance elsewhere leads.",
@@ -348,7 +348,7 @@ fn destination_lines(there: &AtDestination) -> Vec<String> {
             lines.push("a snapshot was begun and is not published; the next start begins it again".to_owned())
         }
     }
-    for FailedCopy { of, reason } in &there.failed_copies {
+    for ReportedCopyFailure { of, reason } in &there.failed_copies {
         lines.push(format!("the copy of {of} has failed and is tried again: {reason}"));
     }
     for PacedCopy { of, copies, given_up, seconds } in &there.paced_copies {

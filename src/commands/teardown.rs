@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use super::cli::TeardownArguments;
 use super::lock_waits::telling;
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::maintenance::teardown::{self, Removal};
 
 /// Removes, or says what would be removed.
-pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -> Exit {
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -35,8 +35,8 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &TeardownArguments) -
             true => "nothing was removed",
             false => "what is listed was done before that; run headwater teardown again for the rest",
         });
-        return Exit::OperatorMustAct;
+        return ExitStatus::OperatorMustAct;
     }
     let left = removals.iter().any(|removal| matches!(removal, Removal::Left { .. }));
-    if left { Exit::OperatorMustAct } else { Exit::Done }
+    if left { ExitStatus::OperatorMustAct } else { ExitStatus::Done }
 }

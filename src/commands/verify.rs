@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::cli::VerifyArguments;
 use super::lock_waits::telling;
 use super::{display, settings};
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::comparison::{Bounds, Key};
 use crate::config::parse_rate;
 use crate::maintenance::verify;
@@ -23,7 +23,7 @@ use crate::pg::{Ident, QualifiedName, counted, printable};
 use crate::verification::verdict::{RepairStop, Repaired, TableVerdict, Verdict, VerifyOptions, VerifyProgress};
 
 /// Compares, prints, and repairs if asked to.
-pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> Exit {
+pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> ExitStatus {
     let config = match settings::load(path.as_deref()) {
         Ok(config) => Arc::new(config),
         Err(exit) => return exit,
@@ -32,7 +32,7 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
         Ok(options) => options,
         Err(problem) => {
             display::error(&problem);
-            return Exit::Usage;
+            return ExitStatus::Usage;
         }
     };
     let progress = Arc::new(VerifyProgress::default());
@@ -44,11 +44,11 @@ pub(super) async fn run(path: &Option<PathBuf>, arguments: &VerifyArguments) -> 
     match verified {
         Ok(verdict) => {
             print(&verdict, arguments.limit);
-            if verdict.is_proof() { Exit::Done } else { Exit::OperatorMustAct }
+            if verdict.is_proof() { ExitStatus::Done } else { ExitStatus::OperatorMustAct }
         }
         Err(fault) => {
             display::error(&waits.report(&fault).lines());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }

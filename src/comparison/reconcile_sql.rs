@@ -12,14 +12,14 @@ use crate::sql::table_guard::is_table;
 
 /// A table on its way from the source to the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct TableRoute {
     /// The columns that travel, in the order of the source's table.
     pub columns: Vec<Ident>,
     /// The format in which they travel.
     pub transfer: Transfer,
 }
 
-impl Route {
+impl TableRoute {
     fn names(&self) -> String {
         list(self.columns.iter().map(Ident::sql))
     }
@@ -76,7 +76,7 @@ impl PageRange {
 /// `whole_tree`: rows of partitions belong to the table. `row_filter` is SQL of the source's own catalog.
 pub fn copy_out(
     table: &QualifiedName,
-    route: &Route,
+    route: &TableRoute,
     whole_tree: bool,
     row_filter: Option<&str>,
     pages: PageRange,
@@ -98,7 +98,7 @@ pub fn lock_against_writers(table: &QualifiedName) -> String {
 }
 
 /// Takes rows in.
-pub fn copy_in(table: &QualifiedName, route: &Route) -> String {
+pub fn copy_in(table: &QualifiedName, route: &TableRoute) -> String {
     let names = if route.columns.is_empty() { String::new() } else { format!(" ({})", route.names()) };
     format!("COPY {}{names} FROM STDIN ({})", table.sql(), route.format())
 }
@@ -503,8 +503,8 @@ fn list(items: impl Iterator<Item = String>) -> String {
 mod tests {
     use super::*;
 
-    fn route(columns: &[&str]) -> Route {
-        Route { columns: columns.iter().map(|c| Ident::new(*c)).collect(), transfer: Transfer::Binary }
+    fn route(columns: &[&str]) -> TableRoute {
+        TableRoute { columns: columns.iter().map(|c| Ident::new(*c)).collect(), transfer: Transfer::Binary }
     }
 
     const ALL: PageRange = PageRange { first: 0, end: None };

@@ -109,7 +109,7 @@ pub fn keys(part: &Part<'_>, hashing: &Hashing, wanted: &[i64]) -> String {
 
 /// A key's column on one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPart {
+pub struct ComparisonKeyPart {
     /// Its name.
     pub name: Ident,
     /// The type into which texts are made.
@@ -121,7 +121,7 @@ pub struct KeyPart {
 }
 
 /// `t.key OPERATOR(…) w.k0 AND …`, of columns that have the types which were looked at.
-fn same_key(key: &[KeyPart], table: &str) -> String {
+fn same_key(key: &[ComparisonKeyPart], table: &str) -> String {
     let parts = key.iter().enumerate().map(|(at, part)| {
         let QualifiedName { schema, name } = &part.equality;
         let column = format!("{table}.{}", part.name.sql());
@@ -136,7 +136,7 @@ fn same_key(key: &[KeyPart], table: &str) -> String {
 }
 
 /// The keys in `$1`, a JSON array of arrays of texts, each with its place from 1 on.
-fn wanted_keys(key: &[KeyPart]) -> String {
+fn wanted_keys(key: &[ComparisonKeyPart]) -> String {
     let values = key.iter().enumerate().map(|(at, part)| format!("{} AS k{at}", part.value_type.of_element("e", at)));
     let values: Vec<String> = values.collect();
     format!(
@@ -147,7 +147,7 @@ fn wanted_keys(key: &[KeyPart]) -> String {
 }
 
 /// For each of the keys in `$1`: its place, and the hashes of the row's columns; no row for a key without one.
-pub fn column_hashes(table: &QualifiedName, whole_tree: bool, key: &[KeyPart], hashing: &Hashing) -> String {
+pub fn column_hashes(table: &QualifiedName, whole_tree: bool, key: &[ComparisonKeyPart], hashing: &Hashing) -> String {
     let only = if whole_tree { "" } else { "ONLY " };
     format!(
         "SELECT w.place, h.each FROM {} CROSS JOIN LATERAL (SELECT {} AS each FROM {only}{} AS t WHERE {} AND {}) AS h",
@@ -164,7 +164,7 @@ pub fn rows_by_key(
     table: &QualifiedName,
     whole_tree: bool,
     row_filter: Option<&str>,
-    key: &[KeyPart],
+    key: &[ComparisonKeyPart],
     columns: &[Ident],
 ) -> String {
     let only = if whole_tree { "" } else { "ONLY " };
@@ -191,13 +191,13 @@ pub fn rows_by_key(
 
 /// A table whose rows are put right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Repaired {
+pub struct RepairedTable {
     /// The table.
     pub table: QualifiedName,
     /// Rows of partitions belong to it.
     pub whole_tree: bool,
     /// Its key.
-    pub key: Vec<KeyPart>,
+    pub key: Vec<ComparisonKeyPart>,
     /// The columns that are written, with their types.
     pub columns: Vec<(Ident, ValueType)>,
     /// Columns of them that no UPDATE can set (GENERATED ALWAYS AS IDENTITY).
@@ -206,7 +206,7 @@ pub struct Repaired {
     pub stored: Vec<Ident>,
 }
 
-impl Repaired {
+impl RepairedTable {
     fn only(&self) -> &'static str {
         if self.whole_tree { "" } else { "ONLY " }
     }
@@ -377,10 +377,10 @@ mod tests {
 
     #[test]
     fn repair_finds_rows_by_the_keys_own_operator_and_writes_only_what_differs() {
-        let repaired = Repaired {
+        let repaired = RepairedTable {
             table: QualifiedName::new("public", "t"),
             whole_tree: false,
-            key: vec![KeyPart {
+            key: vec![ComparisonKeyPart {
                 name: Ident::new("id"),
                 value_type: value_type("bigint", true),
                 declared: "bigint".to_owned(),

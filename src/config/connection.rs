@@ -7,7 +7,7 @@
 //! files, GSSAPI and Kerberos, and `sslcompression`; parameters that only make sense for other clients are named as unsupported, not
 //! ignored, and so are variables that would make libpq stricter (PGSSLCRL, PGREQUIREAUTH).
 
-use super::parameters::Parameters;
+use super::parameters::ConnectionParameters;
 use crate::config::connection_parts::ConnectionSettings;
 use crate::config::problem::Environment;
 
@@ -20,9 +20,9 @@ impl ConnectionSettings {
         let text = text.trim();
         let uri = text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://"));
         let parameters = match uri {
-            Some(rest) => Parameters::from_uri(rest),
+            Some(rest) => ConnectionParameters::from_uri(rest),
             None if text.contains("://") => Err("is not a postgresql:// URI".to_owned()),
-            None => Parameters::from_keywords(text),
+            None => ConnectionParameters::from_keywords(text),
         };
         let settings =
             parameters.map_err(|message| vec![message]).and_then(|parameters| parameters.into_settings(environment));

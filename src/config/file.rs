@@ -10,7 +10,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::settings::{SETTINGS, Setting};
-use crate::config::problem::{Environment, FileText, Place, Problem};
+use crate::config::problem::{Environment, FileText, Problem, ValueOrigin};
 
 /// A value before it has a type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) enum RawValue {
 }
 
 /// The value of every key, with its place. A key that is missing here has no default and was not given.
-pub(super) type RawValues = BTreeMap<&'static str, (RawValue, Place)>;
+pub(super) type RawValues = BTreeMap<&'static str, (RawValue, ValueOrigin)>;
 
 /// Gathers defaults, file and environment.
 pub(super) fn collect(file: Option<FileText<'_>>, environment: &Environment) -> (RawValues, Vec<Problem>) {
@@ -30,7 +30,7 @@ pub(super) fn collect(file: Option<FileText<'_>>, environment: &Environment) -> 
     let mut problems = Vec::new();
     for setting in SETTINGS {
         if let Some(default) = setting.default {
-            values.insert(setting.key, (RawValue::Text(default.to_owned()), Place::Default));
+            values.insert(setting.key, (RawValue::Text(default.to_owned()), ValueOrigin::Default));
         }
     }
     if let Some(file) = file {
@@ -39,7 +39,7 @@ pub(super) fn collect(file: Option<FileText<'_>>, environment: &Environment) -> 
     for setting in SETTINGS {
         let variable = setting.variable();
         if let Some(text) = environment.get(&variable) {
-            values.insert(setting.key, (RawValue::Text(text.clone()), Place::Environment { variable }));
+            values.insert(setting.key, (RawValue::Text(text.clone()), ValueOrigin::Environment { variable }));
         }
     }
     (values, problems)
@@ -48,7 +48,7 @@ pub(super) fn collect(file: Option<FileText<'_>>, environment: &Environment) -> 
 fn read_file(file: FileText<'_>, values: &mut RawValues, problems: &mut Vec<Problem>) {
     let place = |span: Range<usize>| {
         let before = file.text.get(..span.start).unwrap_or(file.text);
-        Place::File { name: file.name.to_owned(), line: before.matches('\n').count() + 1 }
+        ValueOrigin::File { name: file.name.to_owned(), line: before.matches('\n').count() + 1 }
     };
     let (table, errors) = DeTable::parse_recoverable(file.text);
     for error in errors {

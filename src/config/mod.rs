@@ -25,7 +25,7 @@ mod values;
 pub use crate::config::connection_parts::{
     ChannelBinding, ConnectionSettings, Host, RootCertificates, Secret, SslMode, SslNegotiation, TargetSession,
 };
-pub use crate::config::problem::{Environment, FileText, Place, Problem, Problems};
+pub use crate::config::problem::{Environment, FileText, Problem, Problems, ValueOrigin};
 pub use crate::config::typed::{
     ApplySettings, Config, DestinationSettings, HttpSettings, LOCK_MARGIN, OnConflict, OnSlotLost, Origin,
     SchemaChanges, SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode, UntrustedOwners,
@@ -46,9 +46,9 @@ impl Config {
             Some(config) if problems.is_empty() => Ok(config),
             Some(_) | None => {
                 problems.sort_by_key(|problem| match &problem.place {
-                    Place::File { line, .. } => (0, *line),
-                    Place::Environment { .. } => (1, 0),
-                    Place::Default => (2, 0),
+                    ValueOrigin::File { line, .. } => (0, *line),
+                    ValueOrigin::Environment { .. } => (1, 0),
+                    ValueOrigin::Default => (2, 0),
                 });
                 Err(Problems(problems))
             }

@@ -17,15 +17,15 @@ const DEFAULT_PORT: u16 = 5432;
 
 /// A connection string's parameters before they have types; the last of a name wins, as in libpq.
 #[derive(Default)]
-pub(super) struct Parameters {
+pub(super) struct ConnectionParameters {
     values: Vec<(String, String)>,
     /// A password stands among them, and where it was not quoted or escaped, what follows may be the rest of it.
     has_password_parameter: bool,
 }
 
-impl Parameters {
-    pub(super) fn from_uri(rest: &str) -> Result<Parameters, String> {
-        let mut parameters = Parameters::default();
+impl ConnectionParameters {
+    pub(super) fn from_uri(rest: &str) -> Result<ConnectionParameters, String> {
+        let mut parameters = ConnectionParameters::default();
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
         let (login, hosts) =
@@ -73,8 +73,8 @@ impl Parameters {
         Ok(parameters)
     }
 
-    pub(super) fn from_keywords(text: &str) -> Result<Parameters, String> {
-        let mut parameters = Parameters::default();
+    pub(super) fn from_keywords(text: &str) -> Result<ConnectionParameters, String> {
+        let mut parameters = ConnectionParameters::default();
         let mut chars = text.chars().peekable();
         loop {
             while chars.next_if(|c| c.is_whitespace()).is_some() {}
@@ -132,7 +132,7 @@ impl Parameters {
         let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         // Names may be pieces of a password then.
         let hides_names = self.has_password_parameter || !self.values.iter().all(|(name, _)| is_name(name));
-        let settings = Reading { parameters: &mut self, environment, problems: &mut problems }.settings();
+        let settings = ParameterReader { parameters: &mut self, environment, problems: &mut problems }.settings();
         // What would make libpq stricter must not be passed over in silence.
         for (name, harmless) in STRICTER {
             if variable(environment, name).is_some_and(|value| !harmless.contains(&value.as_str())) {
@@ -169,13 +169,13 @@ fn variable<'a>(environment: &'a Environment, name: &str) -> Option<&'a String> 
 }
 
 /// Reads settings out of parameters and variables; each parameter that it reads is taken out of them.
-struct Reading<'a> {
-    parameters: &'a mut Parameters,
+struct ParameterReader<'a> {
+    parameters: &'a mut ConnectionParameters,
     environment: &'a Environment,
     problems: &'a mut Vec<String>,
 }
 
-impl Reading<'_> {
+impl ParameterReader<'_> {
     fn take(&mut self, name: &str) -> Option<String> {
         self.parameters.take(name)
     }

@@ -21,7 +21,7 @@ pub struct FileText<'a> {
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ValueOrigin {
     /// The built-in default.
     Default,
     /// A line of the configuration file, counted from 1.
@@ -38,12 +38,12 @@ pub enum Place {
     },
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Default => f.write_str("default"),
-            Place::File { name, line } => write!(f, "{name}:{line}"),
-            Place::Environment { variable } => f.write_str(variable),
+            ValueOrigin::Default => f.write_str("default"),
+            ValueOrigin::File { name, line } => write!(f, "{name}:{line}"),
+            ValueOrigin::Environment { variable } => f.write_str(variable),
         }
     }
 }
@@ -52,7 +52,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Where.
-    pub place: Place,
+    pub place: ValueOrigin,
     /// The key, as `section.key`; empty when the file itself cannot be read as TOML.
     pub key: String,
     /// What is wrong, and what would be right.
@@ -63,7 +63,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (key, message) = (without_login(&self.key), without_login(&self.message));
         match (&self.place, key.as_str()) {
-            (Place::Default, key) => f.write_str(&printable(&format!("{key}: {message}"))),
+            (ValueOrigin::Default, key) => f.write_str(&printable(&format!("{key}: {message}"))),
             (place, "") => f.write_str(&printable(&format!("{place}: {message}"))),
             (place, key) => f.write_str(&printable(&format!("{place}: {key}: {message}"))),
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::file::{RawValue, RawValues};
 use crate::config::connection_parts::ConnectionSettings;
-use crate::config::problem::{Environment, Place, Problem};
+use crate::config::problem::{Environment, Problem, ValueOrigin};
 use crate::config::typed::{
     ApplySettings, Config, DestinationSettings, HttpSettings, OnConflict, OnSlotLost, Origin, SchemaChanges,
     SnapshotSettings, SourceSettings, SpoolSettings, SynchronousCommit, TruncateMode, UntrustedOwners,
@@ -20,7 +20,7 @@ use crate::pg::{Ident, IdentError, QualifiedName, SlotName, SlotNameError};
 
 /// The whole configuration; `None` when a problem left no value to stand in.
 pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mut Vec<Problem>) -> Option<Config> {
-    let mut read = Reader { values, problems };
+    let mut read = ValueReader { values, problems };
     let source_url = read.connection("source.url", environment);
     let destination_url = read.connection("destination.url", environment);
     let config = Config {
@@ -57,7 +57,7 @@ pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mu
             )?,
             lock_timeout: read.duration("destination.lock_timeout", Duration::from_millis(1)),
             timeout: read.duration("destination.timeout", Duration::from_secs(1)),
-            trusted_roles: read.unless("destination.trusted_roles", "none", Reader::idents).unwrap_or_default(),
+            trusted_roles: read.unless("destination.trusted_roles", "none", ValueReader::idents).unwrap_or_default(),
             untrusted_owners: read.choice(
                 "destination.untrusted_owners",
                 &[("refuse", UntrustedOwners::Refuse), ("watch", UntrustedOwners::Watch)],
@@ -78,7 +78,7 @@ pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mu
             max_duration: read.optional_duration("snapshot.max_duration", Duration::from_secs(1)),
         },
         http: HttpSettings {
-            listen: read.unless("http.listen", "off", Reader::address).flatten(),
+            listen: read.unless("http.listen", "off", ValueReader::address).flatten(),
             ready_lag_max: read.duration("http.ready_lag_max", Duration::from_millis(1)),
         },
     };
@@ -90,14 +90,14 @@ pub(super) fn typed(values: &RawValues, environment: &Environment, problems: &mu
     (source_url.is_some() && destination_url.is_some()).then_some(config)
 }
 
-struct Reader<'a> {
+struct ValueReader<'a> {
     values: &'a RawValues,
     problems: &'a mut Vec<Problem>,
 }
 
-impl Reader<'_> {
+impl ValueReader<'_> {
     fn problem(&mut self, key: &str, message: String) {
-        let place = self.values.get(key).map_or(Place::Default, |(_, place)| place.clone());
+        let place = self.values.get(key).map_or(ValueOrigin::Default, |(_, place)| place.clone());
         self.problems.push(Problem { place, key: key.to_owned(), message });
     }
 

@@ -36,10 +36,10 @@ use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Statements that one session runs one after another.
-type Job = Vec<Step>;
+type Job = Vec<BuildStep>;
 
 /// One of them.
-struct Step {
+struct BuildStep {
     doing: &'static str,
     statement: String,
     /// What it works through: the bytes of its table.
@@ -48,9 +48,9 @@ struct Step {
     orphans: Option<String>,
 }
 
-impl Step {
-    fn new(doing: &'static str, statement: String, table: &StagedTable) -> Step {
-        Step { doing, statement, bytes: table.source.bytes, orphans: None }
+impl BuildStep {
+    fn new(doing: &'static str, statement: String, table: &StagedTable) -> BuildStep {
+        BuildStep { doing, statement, bytes: table.source.bytes, orphans: None }
     }
 }
 
@@ -74,13 +74,14 @@ impl Staging {
                 Mode::Move => self.indexes(table).map(|indexes| indexes.builds.clone()).unwrap_or_default(),
                 Mode::Fill | Mode::Reconcile => table.matching.index(&table.staging).into_iter().collect(),
             };
-            builds
-                .extend(statements.into_iter().map(|statement| vec![Step::new("building an index", statement, table)]));
+            builds.extend(
+                statements.into_iter().map(|statement| vec![BuildStep::new("building an index", statement, table)]),
+            );
         }
         begin_phase(telemetry, SnapshotPhase::Indexing, &builds);
         failpoint::pause("snapshot.indexing").await;
         let (client, _) = maintenance_session(destination, 1).await?;
-        let under_way = UnderWay::default();
+        let under_way = JobsUnderWay::default();
         let built = tokio::select! {
             built = side_by_side(destination, builds, sessions, telemetry, &under_way) => built,
             never = under_way.keep_told(&client, telemetry) => match never {},
@@ -112,14 +113,14 @@ impl Staging {
                 if owner.live == table.live && constraint.validated && self.moved(&target.table()).is_some() {
                     let statement = ddl::validate_constraint(&table.staging, &constraint.name);
                     let orphans = Some(orphans_told(&table.live, &constraint.name));
-                    job.push(Step { orphans, ..Step::new("validating a foreign key", statement, table) });
+                    job.push(BuildStep { orphans, ..BuildStep::new("validating a foreign key", statement, table) });
                 }
             }
-            job.push(Step::new("analyzing a staging table", sql::analyze(&table.staging), table));
+            job.push(BuildStep::new("analyzing a staging table", sql::analyze(&table.staging), table));
             jobs.push(job);
         }
         begin_phase(telemetry, SnapshotPhase::Validating, &jobs);
-        side_by_side(destination, jobs, sessions, telemetry, &UnderWay::default()).await
+        side_by_side(destination, jobs, sessions, telemetry, &JobsUnderWay::default()).await
     }
 }
 
@@ -131,9 +132,9 @@ fn begin_phase(telemetry: &Telemetry, phase: SnapshotPhase, jobs: &[Job]) {
 
 /// What sessions are at: the bytes of their step's table, by process.
 #[derive(Clone, Debug, Default)]
-struct UnderWay(Arc<Mutex<BTreeMap<i32, u64>>>);
+struct JobsUnderWay(Arc<Mutex<BTreeMap<i32, u64>>>);
 
-impl UnderWay {
+impl JobsUnderWay {
     fn begins(&self, process: i32, bytes: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(process, bytes);
     }
@@ -196,7 +197,7 @@ async fn side_by_side(
     jobs: Vec<Job>,
     sessions: usize,
     telemetry: &Arc<Telemetry>,
-    under_way: &UnderWay,
+    under_way: &JobsUnderWay,
 ) -> Result<Vec<String>, DestinationError> {
     let sessions = sessions.min(jobs.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
@@ -210,7 +211,7 @@ async fn side_by_side(
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(job) = next else { return Ok(told) };
-                for Step { doing, statement, bytes, orphans } in job {
+                for BuildStep { doing, statement, bytes, orphans } in job {
                     under_way.begins(process, bytes);
                     match (client.statement(doing, &statement).await, orphans) {
                         (Ok(()), _) => {}

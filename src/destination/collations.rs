@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::error::DestinationError;
-use crate::catalog::determinism::{Looser, Place};
+use crate::catalog::determinism::{Looser, LooserPart};
 use crate::catalog::fit::{End, type_sql};
 use crate::catalog::schema::{IndexDefinition, IndexPart, TypeDefinition, TypeKind};
 use crate::pg::{ErrorReport, QualifiedName};
@@ -33,7 +33,7 @@ impl LooserCollations {
     pub fn add_table(&mut self, name: &QualifiedName, End { table, types }: End<'_>, found: &[Looser<'_>]) {
         for Looser { place, collation } in found {
             match place {
-                Place::Column { column, of_type, is_new } => {
+                LooserPart::Column { column, of_type, is_new } => {
                     self.lines.push(equal(&format!("Column {} of table {name}: values", column.name), collation));
                     match (of_type, is_new) {
                         (Some(of_type), true) => self.move_type(of_type),
@@ -49,7 +49,7 @@ impl LooserCollations {
                         }
                     }
                 }
-                Place::Index(index) => {
+                LooserPart::Index(index) => {
                     self.lines.push(equal(&format!("Index {} of table {name}: keys", index.name), collation));
                     index_drops(table, index).into_iter().for_each(|drop| self.run(format!("{drop};")));
                     if let Some(columns) = plain_columns(index) {

@@ -19,7 +19,7 @@
 //! (the source's rows have won), but never another row: one that only loses to the source's row has differed before, and is
 //! on the list. So it does not matter whether the live table takes the changes between D1 and D.
 //!
-//! Held by types: [`Differences`] come from a [`Comparison`], which takes the [`Lists`] that are being kept. Checked: after it
+//! Held by types: [`ListedDifferences`] come from a [`Comparison`], which takes the [`Lists`] that are being kept. Checked: after it
 //! has written, the publish compares every listed row once more, and refuses what is not equal.
 //!
 //! A key is one of the live table's. Where the source does not have it, several rows of staging may share it, or be NULL in it: one live
@@ -52,7 +52,7 @@ pub struct Comparison {
 
 /// The lists, complete.
 #[derive(Debug, Default)]
-pub struct Differences {
+pub struct ListedDifferences {
     lists: BTreeMap<QualifiedName, QualifiedName>,
 }
 
@@ -109,7 +109,7 @@ impl Comparison {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn run(self, staging: &Staging, telemetry: &Telemetry) -> Result<Differences, DestinationError> {
+    pub async fn run(self, staging: &Staging, telemetry: &Telemetry) -> Result<ListedDifferences, DestinationError> {
         let Comparison { client, lists: Lists { lists } } = self;
         let compared = staging.tables.iter().filter(|table| lists.contains_key(&table.live));
         if !lists.is_empty() {
@@ -127,7 +127,7 @@ impl Comparison {
         for list in lists.values() {
             client.statement(DOING, &sql::analyze(list)).await?;
         }
-        Ok(Differences { lists })
+        Ok(ListedDifferences { lists })
     }
 }
 
@@ -179,7 +179,7 @@ pub(super) async fn check_keys(
     Ok(())
 }
 
-impl Differences {
+impl ListedDifferences {
     /// The list of a table's differing keys, if it is compared by its key.
     pub fn of(&self, live: &QualifiedName) -> Option<&QualifiedName> {
         self.lists.get(live)

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dead_letter::Wanted;
+use super::dead_letter::WantedLetters;
 use super::error::{ConflictKind, DestinationError};
 use super::formats::formats_of;
 use super::writer::ReplicationRole;
@@ -45,7 +45,7 @@ pub struct ConflictPolicy {
     /// The operator's choice.
     pub on_conflict: OnConflict,
     /// Transactions that the operator wants skipped.
-    pub skips: BTreeSet<Wanted>,
+    pub skips: BTreeSet<WantedLetters>,
     /// The commit_lsn of the transaction whose rows are to win.
     pub overwriting: Option<Lsn>,
     /// The commit_lsn of a large transaction that is to be applied row by row, because its sets were refused.
@@ -77,8 +77,8 @@ impl ConflictPolicy {
     /// Whether the operator wants it skipped.
     pub(super) fn is_skipped(&self, commit_lsn: Lsn, end_lsn: Option<Lsn>) -> bool {
         !self.skips.is_empty()
-            && (self.skips.contains(&Wanted::CommitLsn(commit_lsn))
-                || end_lsn.is_some_and(|end_lsn| self.skips.contains(&Wanted::EndLsn(end_lsn))))
+            && (self.skips.contains(&WantedLetters::CommitLsn(commit_lsn))
+                || end_lsn.is_some_and(|end_lsn| self.skips.contains(&WantedLetters::EndLsn(end_lsn))))
     }
 
     /// Whether a transaction that failed as it is may be tried again, overwriting what is in the way of its rows.
@@ -194,17 +194,17 @@ mod tests {
         let mut policy = ConflictPolicy::new(OnConflict::SourceWins);
         policy.overwriting = Some(Lsn::new(7));
         policy.row_by_row = Some(Lsn::new(8));
-        policy.skips.insert(Wanted::CommitLsn(Lsn::new(9)));
+        policy.skips.insert(WantedLetters::CommitLsn(Lsn::new(9)));
         assert_eq!([6, 7, 8, 9].map(|lsn| policy.coalesces(Lsn::new(lsn))), [true, false, false, false]);
     }
 
     #[test]
     fn the_two_names_of_a_transaction_are_not_mixed_up() {
         let mut stop = ConflictPolicy::new(OnConflict::Stop);
-        stop.skips.insert(Wanted::EndLsn(Lsn::new(7)));
+        stop.skips.insert(WantedLetters::EndLsn(Lsn::new(7)));
         assert_eq!(stop.mode(Lsn::new(6), Some(Lsn::new(7))), ApplyMode::DeadLetter);
         assert_eq!(stop.mode(Lsn::new(7), Some(Lsn::new(8))), ApplyMode::Normal, "this one's commit_lsn is 7");
-        stop.skips.insert(Wanted::CommitLsn(Lsn::new(7)));
+        stop.skips.insert(WantedLetters::CommitLsn(Lsn::new(7)));
         assert_eq!(stop.mode(Lsn::new(7), None), ApplyMode::DeadLetter);
     }
 

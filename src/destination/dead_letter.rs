@@ -22,31 +22,31 @@ use crate::transaction::{Change, read_letter, write_letter};
 
 /// How an operator names a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Wanted {
+pub enum WantedLetters {
     /// By its commit_lsn.
     CommitLsn(Lsn),
     /// By its end_lsn.
     EndLsn(Lsn),
 }
 
-impl Wanted {
+impl WantedLetters {
     /// The position in the name.
     pub const fn lsn(self) -> Lsn {
         match self {
-            Wanted::CommitLsn(lsn) | Wanted::EndLsn(lsn) => lsn,
+            WantedLetters::CommitLsn(lsn) | WantedLetters::EndLsn(lsn) => lsn,
         }
     }
 
     /// The column of both tables that holds it.
     const fn column(self) -> &'static str {
         match self {
-            Wanted::CommitLsn(_) => "commit_lsn",
-            Wanted::EndLsn(_) => "end_lsn",
+            WantedLetters::CommitLsn(_) => "commit_lsn",
+            WantedLetters::EndLsn(_) => "end_lsn",
         }
     }
 }
 
-impl std::fmt::Display for Wanted {
+impl std::fmt::Display for WantedLetters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.column(), self.lsn())
     }
@@ -56,25 +56,25 @@ impl std::fmt::Display for Wanted {
 ///
 /// # Errors
 /// [`DestinationError`].
-pub async fn skips(client: &SqlClient, left_out: Option<Lsn>) -> Result<BTreeSet<Wanted>, DestinationError> {
+pub async fn skips(client: &SqlClient, left_out: Option<Lsn>) -> Result<BTreeSet<WantedLetters>, DestinationError> {
     let sql = "SELECT commit_lsn::text, end_lsn::text FROM headwater.skip";
     let rows = client.query("reading headwater.skip", sql, &[]).await?;
     let wanted = rows.iter().filter_map(|row| wanted(row).transpose());
-    Ok(wanted.chain(left_out.map(|left_out| Ok(Wanted::CommitLsn(left_out)))).collect::<Result<_, _>>()?)
+    Ok(wanted.chain(left_out.map(|left_out| Ok(WantedLetters::CommitLsn(left_out)))).collect::<Result<_, _>>()?)
 }
 
 /// What a row of headwater.skip asks for, by its first two columns; nothing where it names no position.
-fn wanted(row: &Row) -> Result<Option<Wanted>, SessionError> {
+fn wanted(row: &Row) -> Result<Option<WantedLetters>, SessionError> {
     let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok());
     let (commit_lsn, end_lsn) = (lsn(row.get(0)?), lsn(row.get(1)?));
-    Ok(commit_lsn.map(Wanted::CommitLsn).or(end_lsn.map(Wanted::EndLsn)))
+    Ok(commit_lsn.map(WantedLetters::CommitLsn).or(end_lsn.map(WantedLetters::EndLsn)))
 }
 
 /// A transaction that an operator wants skipped and that has not come yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingSkip {
     /// Which transaction.
-    pub wanted: Wanted,
+    pub wanted: WantedLetters,
     /// When it was asked for, as text.
     pub requested_at: String,
     /// The role that asked.
@@ -102,7 +102,7 @@ pub async fn pending_skips(client: &SqlClient) -> Result<Vec<PendingSkip>, Desti
 ///
 /// # Errors
 /// [`DestinationError`]; also when it was applied already.
-pub async fn request_skip(client: &SqlClient, wanted: Wanted) -> Result<(), DestinationError> {
+pub async fn request_skip(client: &SqlClient, wanted: WantedLetters) -> Result<(), DestinationError> {
     let sql = "SELECT position::text FROM headwater.position";
     let row = client.query_opt("reading headwater.position", sql, &[]).await?;
     let position: Option<Lsn> = row.map(|row| row.parse(0)).transpose()?;
@@ -234,7 +234,7 @@ pub async fn dead_letters(client: &SqlClient) -> Result<Vec<DeadLetter>, Destina
 ///
 /// # Errors
 /// [`DestinationError`].
-pub async fn parts(client: &SqlClient, wanted: Wanted) -> Result<i32, DestinationError> {
+pub async fn parts(client: &SqlClient, wanted: WantedLetters) -> Result<i32, DestinationError> {
     let sql = format!(
         "SELECT COALESCE(pg_catalog.max(part), 0) FROM headwater.dead_letter WHERE {} = $1::text::pg_catalog.pg_lsn",
         wanted.column()
@@ -247,7 +247,7 @@ pub async fn parts(client: &SqlClient, wanted: Wanted) -> Result<i32, Destinatio
 ///
 /// # Errors
 /// [`DestinationError`]; also when it is damaged.
-pub async fn read_part(client: &SqlClient, wanted: Wanted, part: i32) -> Result<Vec<Change>, DestinationError> {
+pub async fn read_part(client: &SqlClient, wanted: WantedLetters, part: i32) -> Result<Vec<Change>, DestinationError> {
     let sql = format!(
         "SELECT letter FROM headwater.dead_letter WHERE {} = $1::text::pg_catalog.pg_lsn AND part = $2",
         wanted.column()
@@ -261,7 +261,7 @@ pub async fn read_part(client: &SqlClient, wanted: Wanted, part: i32) -> Result<
 }
 
 /// The statement that removes a dead letter, for the transaction that has applied it.
-pub(super) fn remove(wanted: Wanted) -> String {
+pub(super) fn remove(wanted: WantedLetters) -> String {
     format!("DELETE FROM headwater.dead_letter WHERE {} = '{}'", wanted.column(), wanted.lsn())
 }
 

@@ -6,7 +6,7 @@
 use super::error::DestinationError;
 use crate::pg::quote_literal;
 use crate::schema_change::expression::Expressions;
-use crate::schema_change::expression::catalog::{Catalog, FUNCTIONS};
+use crate::schema_change::expression::catalog::{ExpressionCatalog, FUNCTIONS};
 use crate::session::{SessionError, SqlClient, fill_in};
 
 const CATALOG: &str = include_str!("../../sql/expression_catalog.sql");
@@ -34,6 +34,7 @@ pub(super) fn ask() -> String {
 /// # Errors
 /// [`DestinationError`] when it is none.
 pub(super) fn parse(text: &str) -> Result<Expressions, DestinationError> {
-    let catalog: Catalog = serde_json::from_str(text).map_err(|error| SessionError::from_json(DOING, &error))?;
+    let catalog: ExpressionCatalog =
+        serde_json::from_str(text).map_err(|error| SessionError::from_json(DOING, &error))?;
     Ok(Expressions::new(catalog))
 }

@@ -15,7 +15,7 @@ const DOING: &str = "looking for an extension";
 
 /// What the destination has of an extension.
 #[derive(Debug, Deserialize)]
-struct Found {
+struct FoundExtension {
     /// The schema in which it is installed.
     schema: Option<Ident>,
     /// ALTER EXTENSION … SET SCHEMA is possible.
@@ -52,7 +52,8 @@ pub(super) fn ask(extension: &Ident, schema: &Ident) -> String {
 /// # Errors
 /// [`DestinationError`] when the answer is not one.
 pub(super) fn hint(answer: &str, extension: &Ident, schema: &Ident) -> Result<String, DestinationError> {
-    let found: Found = serde_json::from_str(answer).map_err(|error| SessionError::answer(DOING, error.to_string()))?;
+    let found: FoundExtension =
+        serde_json::from_str(answer).map_err(|error| SessionError::answer(DOING, error.to_string()))?;
     Ok(found.hint(extension, schema))
 }
 
@@ -65,7 +66,7 @@ pub async fn extension_hint(client: &SqlClient, extension: &Ident, schema: &Iden
     hint(&answer, extension, schema)
 }
 
-impl Found {
+impl FoundExtension {
     fn hint(&self, extension: &Ident, schema: &Ident) -> String {
         let new_schema = if self.schema_exists { String::new() } else { format!("CREATE SCHEMA {schema};\n") };
         let create = match self.lacks_required {

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use super::bookkeeping::Bookkeeping;
 use super::error::DestinationError;
-use super::lock::{Got, LockHolders, LockKeys, Verdict, replace_key};
+use super::lock::{Got, LockHolders, LockKeys, LockVerdict, replace_key};
 use super::writer::{
     OWN_PROCESS, ReplicationRole, TAKE_REPLICA_ROLE, Writer, WritingSettings, check_no_pooler, refuse_pooler,
     replication_role,
@@ -127,20 +127,20 @@ impl Candidate {
             }
             match holders.judge(keys, got) {
                 // The row may have been written since it was read: then the lock is not the one that others try to take.
-                Verdict::Lead if keys.same(LockKeys::read(client, &self.slot).await?) => {
+                LockVerdict::Lead if keys.same(LockKeys::read(client, &self.slot).await?) => {
                     return Ok(LockAttempt { taken: true, holders });
                 }
-                Verdict::Lead => {}
-                Verdict::Wait => {
+                LockVerdict::Lead => {}
+                LockVerdict::Wait => {
                     self.release().await?;
                     return Ok(LockAttempt { taken: false, holders });
                 }
-                Verdict::ReplaceKey => {
+                LockVerdict::ReplaceKey => {
                     if let Some(held) = keys.stored {
                         replace_key(client, held).await?;
                     }
                 }
-                Verdict::CreateKey => bookkeeping.ensure().await?,
+                LockVerdict::CreateKey => bookkeeping.ensure().await?,
             }
             self.release().await?;
         }

@@ -73,7 +73,7 @@ pub struct LockHolders {
 
 /// What becomes of an attempt to take the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum LockVerdict {
     /// What was got is enough.
     Lead,
     /// An instance leads, or the lock has been let go of in this moment.
@@ -208,21 +208,21 @@ impl LockHolders {
     }
 
     /// What an attempt that got `got` comes to.
-    pub(super) fn judge(&self, keys: LockKeys, got: Got) -> Verdict {
+    pub(super) fn judge(&self, keys: LockKeys, got: Got) -> LockVerdict {
         if got.all_of(keys) {
-            return Verdict::Lead;
+            return LockVerdict::Lead;
         }
         if self.leader.is_some() {
-            return Verdict::Wait;
+            return LockVerdict::Wait;
         }
         let foreign = |holds: fn(&Holder) -> bool| self.foreign.iter().any(holds);
         if !got.has_stored(keys) {
-            return if foreign(|holder| holder.holds_stored) { Verdict::ReplaceKey } else { Verdict::Wait };
+            return if foreign(|holder| holder.holds_stored) { LockVerdict::ReplaceKey } else { LockVerdict::Wait };
         }
         match (foreign(|holder| holder.holds_by_name), keys.stored) {
-            (true, Some(_)) => Verdict::Lead,
-            (true, None) => Verdict::CreateKey,
-            (false, _) => Verdict::Wait,
+            (true, Some(_)) => LockVerdict::Lead,
+            (true, None) => LockVerdict::CreateKey,
+            (false, _) => LockVerdict::Wait,
         }
     }
 }
@@ -324,13 +324,13 @@ mod tests {
     #[test]
     fn whoever_got_all_locks_leads_and_a_leader_is_waited_for_at_either_lock() {
         let nobody = LockHolders::default();
-        assert_eq!(nobody.judge(KEYS, Got { by_name: true, stored: true }), Verdict::Lead);
-        assert_eq!(nobody.judge(NO_ROW, Got { by_name: true, stored: false }), Verdict::Lead);
+        assert_eq!(nobody.judge(KEYS, Got { by_name: true, stored: true }), LockVerdict::Lead);
+        assert_eq!(nobody.judge(NO_ROW, Got { by_name: true, stored: false }), LockVerdict::Lead);
         let leader = holders(Some(Holder { may_lead: true, ..Holder::default() }), None);
         for (by_name, stored) in [(false, false), (true, false), (false, true)] {
             let got = Got { by_name, stored };
-            assert_eq!(leader.judge(KEYS, got), Verdict::Wait);
-            assert_eq!(nobody.judge(KEYS, got), Verdict::Wait, "released in this moment");
+            assert_eq!(leader.judge(KEYS, got), LockVerdict::Wait);
+            assert_eq!(nobody.judge(KEYS, got), LockVerdict::Wait, "released in this moment");
         }
     }
 
@@ -340,13 +340,13 @@ mod tests {
         let by_name = Holder { holds_by_name: true, ..Holder::default() };
         let both = Holder { holds_stored: true, holds_by_name: true, ..Holder::default() };
         let got = |by_name, stored| Got { by_name, stored };
-        assert_eq!(holders(None, Some(stored.clone())).judge(KEYS, got(true, false)), Verdict::ReplaceKey);
-        assert_eq!(holders(None, Some(both)).judge(KEYS, got(false, false)), Verdict::ReplaceKey);
-        assert_eq!(holders(None, Some(by_name.clone())).judge(KEYS, got(false, true)), Verdict::Lead);
-        assert_eq!(holders(None, Some(by_name.clone())).judge(NO_ROW, got(false, false)), Verdict::CreateKey);
+        assert_eq!(holders(None, Some(stored.clone())).judge(KEYS, got(true, false)), LockVerdict::ReplaceKey);
+        assert_eq!(holders(None, Some(both)).judge(KEYS, got(false, false)), LockVerdict::ReplaceKey);
+        assert_eq!(holders(None, Some(by_name.clone())).judge(KEYS, got(false, true)), LockVerdict::Lead);
+        assert_eq!(holders(None, Some(by_name.clone())).judge(NO_ROW, got(false, false)), LockVerdict::CreateKey);
         // While there is a leader a foreign session changes nothing.
         let leader = Some(Holder { may_lead: true, ..Holder::default() });
-        assert_eq!(holders(leader.clone(), Some(stored)).judge(KEYS, got(true, false)), Verdict::Wait);
-        assert_eq!(holders(leader, Some(by_name)).judge(KEYS, got(false, true)), Verdict::Wait);
+        assert_eq!(holders(leader.clone(), Some(stored)).judge(KEYS, got(true, false)), LockVerdict::Wait);
+        assert_eq!(holders(leader, Some(by_name)).judge(KEYS, got(false, true)), LockVerdict::Wait);
     }
 }

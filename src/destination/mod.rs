@@ -84,10 +84,10 @@ pub use bookkeeping::{
 };
 pub use catalog::{Catalog, DestinationTable};
 pub use collations::{LooserCollations, nondeterministic_collations};
-pub use compare::{Comparison, Differences, Lists};
+pub use compare::{Comparison, ListedDifferences, Lists};
 pub use conflict::{ConflictPolicy, Repair};
 pub use dead_letter::{
-    DeadLetter, PendingSkip, Wanted, dead_letters, parts, pending_skips, read_part, request_skip, skips,
+    DeadLetter, PendingSkip, WantedLetters, dead_letters, parts, pending_skips, read_part, request_skip, skips,
 };
 pub use error::{Conflict, ConflictKind, DestinationError, FailedChange, KeyRefusal, Silent};
 pub use expressions::read as expressions_here;
@@ -109,10 +109,10 @@ pub use origin::{Marking, OriginEnd, drop_origins};
 pub use other_tables::{BoundAnew, other_tables, other_tables_report, refuse_other_tables, refuse_unasked};
 pub use owner::{bookkeeping_report, check_bookkeeping, check_bookkeeping_owner, writers_of_all_report};
 pub use preflight::DestinationServer;
-pub use publish::{Deletes, ExchangeReason, Place, Publication, PublishOutcome, exchange_obstacle};
+pub use publish::{Deletes, ExchangeReason, Publication, PublishOutcome, PublishPosition, exchange_obstacle};
 pub use replay::{ReplayRequest, Replayed, replay};
 pub use reshape::{Original, reshape};
-pub use resnapshots::{AskedBy, AutomaticCopy, Origin, Pace, Request, RequestState, Scope};
+pub use resnapshots::{AskedBy, AutomaticCopy, Pace, Request, RequestOrigin, RequestState, Scope};
 pub use row_values::{ShownChange, ShownRow, ShownValue, shown_changes};
 pub use schema::{missing_collations, missing_types, needed_types, operator_classes_here};
 pub use sequences::{FollowedSequences, follow_sequences};

@@ -33,7 +33,7 @@ pub(super) const DATABASE_ID: &str =
 const DOING: &str = "comparing the tables with headwater.tables";
 
 /// What was found, and whether it is in the way.
-struct Found {
+struct FoundTable {
     other: OtherTable,
     is_live: bool,
     /// An operator has asked for a copy into it.
@@ -120,7 +120,7 @@ pub async fn other_tables(client: &SqlClient) -> Result<Vec<OtherTable>, Destina
     Ok(found.filter(|found| found.is_live || !found.is_asked).map(|found| found.other).collect())
 }
 
-async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
+async fn found(client: &SqlClient) -> Result<Vec<FoundTable>, DestinationError> {
     // What is no table at all is refused in other words. A bookkeeping of before these OIDs has none to compare with.
     let sql = format!(
         "SELECT t.schema_name, t.table_name, m.nspname::text, o.relname::text, t.state = 'live',
@@ -148,7 +148,7 @@ async fn found(client: &SqlClient) -> Result<Vec<Found>, DestinationError> {
         let filled =
             schema.zip(name).map_or(Filled::Dropped, |(schema, name)| Filled::Called(QualifiedName::new(schema, name)));
         let table = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
-        Ok(Found { other: OtherTable { table, filled }, is_live: row.get(4)?, is_asked: row.get(5)? })
+        Ok(FoundTable { other: OtherTable { table, filled }, is_live: row.get(4)?, is_asked: row.get(5)? })
     });
     found.collect()
 }

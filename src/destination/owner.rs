@@ -119,7 +119,7 @@ async fn owner_report(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Opt
     if let Some(report) = chosen_role_report(client, trusted_roles).await? {
         return Ok(Some(report));
     }
-    let Some(found) = Found::read(client, trusted_roles).await? else { return Ok(None) };
+    let Some(found) = FoundOwner::read(client, trusted_roles).await? else { return Ok(None) };
     Ok(match &found.stranger {
         Some((object, owner)) => {
             let role = &found.role;
@@ -180,11 +180,11 @@ async fn not_ours_report(client: &SqlClient) -> Result<Option<ErrorReport>, Dest
 
 /// Why our role could not make the bookkeeping what it must be; `None` where there is no schema of its name.
 pub(super) async fn unusable_bookkeeping(client: &SqlClient) -> Result<Option<ErrorReport>, DestinationError> {
-    let found = Found::read(client, &[]).await?;
+    let found = FoundOwner::read(client, &[]).await?;
     Ok(found.map(|found| found.unusable().hint(found.way_out())))
 }
 
-struct Found {
+struct FoundOwner {
     owner: Ident,
     /// What belongs to a role that is not trusted, and that role.
     stranger: Option<(String, Ident)>,
@@ -258,12 +258,12 @@ fn rows_of<T: for<'a> Deserialize<'a>>(json: Option<&str>) -> Result<Vec<T>, Des
     rows.map_err(|error| SessionError::from_json(DOING, &error).into())
 }
 
-impl Found {
-    async fn read(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<Found>, DestinationError> {
+impl FoundOwner {
+    async fn read(client: &SqlClient, trusted_roles: &[Ident]) -> Result<Option<FoundOwner>, DestinationError> {
         let trusted: Vec<&str> = trusted_roles.iter().map(Ident::as_str).collect();
         let Some(row) = client.query_opt(DOING, OWNER, &[&trusted]).await? else { return Ok(None) };
         let (object, owner): (Option<String>, Option<&str>) = (row.get(1)?, row.get(2)?);
-        Ok(Some(Found {
+        Ok(Some(FoundOwner {
             owner: Ident::new(row.get::<&str>(0)?),
             stranger: object.zip(owner.map(Ident::new)),
             usable: row.get(3)?,
@@ -306,7 +306,7 @@ impl Found {
     }
 
     fn unusable(&self) -> ErrorReport {
-        let Found { owner, role, .. } = self;
+        let FoundOwner { owner, role, .. } = self;
         ErrorReport::new(format!(
             "schema headwater at the destination belongs to role {owner}, and role {role} may not use it"
         ))

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use super::catalog::Catalog;
-use super::compare::{Differences, check_keys};
+use super::compare::{ListedDifferences, check_keys};
 use super::error::DestinationError;
 use super::foreign_code::{Writes, name_of};
 use super::orphans::{orphans_told, validates};
@@ -33,7 +33,7 @@ use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 
 /// Where the position stands, and where it will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum PublishPosition {
     /// No stream is running: all tables are published at the snapshot's consistent point, which becomes the position.
     Beginning {
         /// The position that the bookkeeping must still hold, where there is one already.
@@ -66,11 +66,11 @@ pub struct Publication<'a> {
     /// Rows sent into staging, by table, where nothing was changed there since.
     pub sent: Option<&'a BTreeMap<QualifiedName, u64>>,
     /// The keys of the rows that differ, where they are listed.
-    pub differences: &'a Differences,
+    pub differences: &'a ListedDifferences,
     /// The generation that the bookkeeping must still hold.
     pub generation: &'a str,
     /// Where the position stands, and where it will.
-    pub place: Place,
+    pub place: PublishPosition,
     /// Requests that are fulfilled by this.
     pub requests: &'a [i64],
     /// How many rows may go.
@@ -239,10 +239,9 @@ impl Publication<'_> {
         let stream = row.map(|row| Ok::<(String, String), SessionError>((row.get(0)?, row.get(1)?))).transpose()?;
         let ours = stream.is_some_and(|(state, generation)| {
             let waiting = match self.place {
-                Place::Beginning { live_position: None, .. } => state == "creating",
-                Place::Beginning { live_position: Some(held), .. } | Place::Held { position: held } => {
-                    state == "live" && position == Some(held)
-                }
+                PublishPosition::Beginning { live_position: None, .. } => state == "creating",
+                PublishPosition::Beginning { live_position: Some(held), .. }
+                | PublishPosition::Held { position: held } => state == "live" && position == Some(held),
             };
             waiting && generation == self.generation
         });
@@ -540,11 +539,11 @@ impl Publication<'_> {
 
     async fn write_bookkeeping(&self, client: &SqlClient) -> Result<(), DestinationError> {
         let point = match self.place {
-            Place::Beginning { consistent_point, .. } => consistent_point,
-            Place::Held { position } => position,
+            PublishPosition::Beginning { consistent_point, .. } => consistent_point,
+            PublishPosition::Held { position } => position,
         };
         let text = point.to_string();
-        if let Place::Beginning { .. } = self.place {
+        if let PublishPosition::Beginning { .. } = self.place {
             client
                 .batch(
                     DOING,
@@ -578,7 +577,7 @@ impl Publication<'_> {
         let sql = "DELETE FROM headwater.shapes s
                    WHERE NOT EXISTS (SELECT FROM headwater.tables t WHERE t.source_id = s.source_id)";
         client.batch(DOING, sql).await?;
-        if let Place::Beginning { .. } = self.place {
+        if let PublishPosition::Beginning { .. } = self.place {
             let sql = "INSERT INTO headwater.position (position) VALUES ($1::text::pg_lsn)";
             client.execute(DOING, sql, &[&text]).await?;
             let sql = format!(

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::catalog::Catalog;
 use super::conflict::{OverwriteCounts, Repair};
-use super::dead_letter::{Wanted, parts, read_part, remove};
+use super::dead_letter::{WantedLetters, parts, read_part, remove};
 use super::error::DestinationError;
 use super::foreign_code::Writes;
 use super::formats::formats_of;
@@ -40,7 +40,7 @@ pub struct Replayed {
 #[derive(Clone, Copy, Debug)]
 pub struct ReplayRequest<'a> {
     /// The dead letter.
-    pub wanted: Wanted,
+    pub wanted: WantedLetters,
     /// The configured tables. No other is written: who may write headwater.dead_letter must not choose what is written with our rights.
     pub tables: &'a [QualifiedName],
     /// Roles whose code is accepted.
@@ -71,7 +71,7 @@ pub async fn replay(
         ));
     }
     let (session, role) = Writer::of_command(settings).await?;
-    let mut replay = Replay {
+    let mut replay = DeadLetterReplay {
         session,
         role,
         settings: settings.clone(),
@@ -103,7 +103,7 @@ pub async fn replay(
     Ok(replay.done)
 }
 
-struct Replay {
+struct DeadLetterReplay {
     session: WritingSession,
     role: ReplicationRole,
     settings: WritingSettings,
@@ -120,7 +120,7 @@ struct Replay {
 /// Changes sent at once at most: a pipelined request is held in memory.
 const CHANGES_AT_ONCE: usize = 1000;
 
-impl Replay {
+impl DeadLetterReplay {
     async fn send(&mut self, request: PipelinedRequest) -> Result<PipelinedAnswer, DestinationError> {
         Ok(self.session.round_trip("replaying a dead letter", request, self.settings.timeout).await?)
     }
@@ -259,7 +259,7 @@ impl Replay {
         row_by_row::row_parameters(target, &statement, change.identity(), change.image(), |value| values.push(value));
         let formats = formats_of(&values);
         request.parse("", &row_by_row::sql(target, &statement), &row_by_row::parameter_types(target, &statement));
-        let put = |to: &mut crate::session::Parameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
+        let put = |to: &mut crate::session::StatementParameters<'_>| values.iter().for_each(|v| to.put(v.bytes()));
         match statement {
             RowStatement::Delete => request.execute_counted(StatementName::UNNAMED, &formats, values.len(), put),
             RowStatement::Insert | RowStatement::Update { .. } => {

@@ -20,7 +20,7 @@ use crate::destination::misfits::misfit_report;
 use crate::destination::name_taken::is_taken;
 use crate::pg::{Column, ErrorReport, Ident, Lsn, QualifiedName, Relation, shown_sql};
 use crate::schema_change::ddl::Creation;
-use crate::schema_change::{Change, Evolution, NewSequence, Obstacle};
+use crate::schema_change::{Evolution, FollowObstacle, NewSequence, TableChange};
 use crate::session::{SessionError, SqlClient, SqlState};
 
 const DOING: &str = "bringing a table to the source's shape";
@@ -120,13 +120,13 @@ async fn inside(client: &SqlClient, original: Original<'_>, here: End<'_>) -> Re
         let (known, relation, creation) = (&known, &relation, &creation);
         // No partition is named.
         let (measured, commit_lsn) = (&Measured::default(), Lsn::INVALID);
-        Change { known, relation, source, destination, creation, measured, commit_lsn }.reshape()
+        TableChange { known, relation, source, destination, creation, measured, commit_lsn }.reshape()
     };
     let (Evolution { statements, remedies, added, sequences, mut told, .. }, mut shape) = match evolution {
         Ok(evolution) => evolution,
-        Err(Obstacle::Misfits(misfits)) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
-        Err(Obstacle::Copy(reason)) => return Err(DestinationError::NeedsCopy { table: name, reason }),
-        Err(Obstacle::Renamed(renamed)) => {
+        Err(FollowObstacle::Misfits(misfits)) => return Err(DestinationError::Refused(misfit_report(&name, &misfits))),
+        Err(FollowObstacle::Copy(reason)) => return Err(DestinationError::NeedsCopy { table: name, reason }),
+        Err(FollowObstacle::Renamed(renamed)) => {
             return Err(DestinationError::StagingLost(format!("table {name} is now called {renamed}")));
         }
     };

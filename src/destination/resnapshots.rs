@@ -80,7 +80,7 @@ impl std::fmt::Display for Scope {
 
 /// Who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum RequestOrigin {
     /// `headwater run --resnapshot`
     Start,
     /// `headwater resnapshot`
@@ -91,13 +91,13 @@ pub enum Origin {
     Changed,
 }
 
-impl Origin {
+impl RequestOrigin {
     const fn as_str(self) -> &'static str {
         match self {
-            Origin::Start => "start",
-            Origin::Command => "command",
-            Origin::Added => "added",
-            Origin::Changed => "changed",
+            RequestOrigin::Start => "start",
+            RequestOrigin::Command => "command",
+            RequestOrigin::Added => "added",
+            RequestOrigin::Changed => "changed",
         }
     }
 }
@@ -121,7 +121,7 @@ pub struct Request {
     /// What to copy again.
     pub scope: Scope,
     /// Who asked.
-    pub origin: Origin,
+    pub origin: RequestOrigin,
     /// Why it was not fulfilled when it was tried last, with what to do; `None` when it was not tried yet.
     pub failure: Option<String>,
     /// The source that it was used for.
@@ -132,7 +132,7 @@ impl Request {
     /// The tables whose rows may be others than the source's until these requests are fulfilled: those that are suspended, and those that
     /// are followed and wait for a comparison.
     pub fn tables_in_doubt(requests: &[Request]) -> BTreeSet<QualifiedName> {
-        let changed = requests.iter().filter(|request| request.origin == Origin::Changed);
+        let changed = requests.iter().filter(|request| request.origin == RequestOrigin::Changed);
         let tables = changed.flat_map(|request| match &request.scope {
             Scope::Tables(tables) => tables.as_slice(),
             Scope::All => &[],
@@ -142,7 +142,7 @@ impl Request {
 
     /// Whether a table's copy was asked for, by whom it must have been.
     pub fn is_for(&self, table: &QualifiedName, asked_by: AskedBy) -> bool {
-        let is_operators = matches!(self.origin, Origin::Start | Origin::Command);
+        let is_operators = matches!(self.origin, RequestOrigin::Start | RequestOrigin::Command);
         self.scope.contains(table) && (is_operators || asked_by != AskedBy::Operator)
     }
 }
@@ -207,8 +207,8 @@ impl Pace {
             (!wait.is_zero()).then_some(Pace { copies: count(&made), given_up: count(&given_up), wait })
         };
         match request.origin {
-            Origin::Changed => tables.iter().filter_map(of_table).max_by_key(|pace| pace.wait),
-            Origin::Start | Origin::Command | Origin::Added => None,
+            RequestOrigin::Changed => tables.iter().filter_map(of_table).max_by_key(|pace| pace.wait),
+            RequestOrigin::Start | RequestOrigin::Command | RequestOrigin::Added => None,
         }
     }
 }
@@ -248,7 +248,7 @@ impl Bookkeeping {
     pub async fn request(
         &self,
         scope: &Scope,
-        origin: Origin,
+        origin: RequestOrigin,
         invocation: Option<&str>,
     ) -> Result<i64, DestinationError> {
         let sql = "INSERT INTO headwater.resnapshots (tables, origin, invocation) VALUES ($1, $2, $3) RETURNING id";
@@ -269,10 +269,10 @@ impl Bookkeeping {
             let tables: Option<Vec<String>> = row.get(1)?;
             let parsed = tables.map(|tables| tables.iter().filter_map(|name| name.parse().ok()).collect());
             let origin = match row.get::<&str>(2)? {
-                "start" => Origin::Start,
-                "added" => Origin::Added,
-                "changed" => Origin::Changed,
-                _ => Origin::Command,
+                "start" => RequestOrigin::Start,
+                "added" => RequestOrigin::Added,
+                "changed" => RequestOrigin::Changed,
+                _ => RequestOrigin::Command,
             };
             let scope = parsed.map_or(Scope::All, Scope::Tables);
             Ok(Request { id: row.get(0)?, scope, origin, failure: row.get(3)?, for_source: row.get(4)? })
@@ -332,7 +332,7 @@ impl Bookkeeping {
             return Ok(false);
         }
         if !is_asked(AskedBy::Anybody) {
-            self.request(&Scope::Tables(vec![table.clone()]), Origin::Changed, None).await?;
+            self.request(&Scope::Tables(vec![table.clone()]), RequestOrigin::Changed, None).await?;
         }
         Ok(true)
     }
@@ -485,15 +485,16 @@ mod tests {
             (0..count).map(copy).collect()
         };
         let waits = |origin, names: &[&str], copies: &[AutomaticCopy]| Pace::of(&request(origin, names), copies);
-        let paced = |count, last| waits(Origin::Changed, &["t"], &copies(count, last)).map(|pace| pace.wait.as_secs());
+        let paced =
+            |count, last| waits(RequestOrigin::Changed, &["t"], &copies(count, last)).map(|pace| pace.wait.as_secs());
         assert_eq!(
             [3, 4, 5, 6, 10, 40, 100].map(|count| paced(count, 0)),
             [None, Some(5), Some(10), Some(20), Some(300), Some(300), Some(300)]
         );
         assert_eq!((paced(4, 4), paced(4, 5), paced(10, 299), paced(10, 300)), (Some(1), None, Some(1), None));
         assert_eq!(paced(10, 3600), None, "they are over");
-        assert_eq!(waits(Origin::Changed, &["u"], &copies(10, 0)), None, "of another table");
-        let both = waits(Origin::Changed, &["u", "t"], &copies(5, 0));
+        assert_eq!(waits(RequestOrigin::Changed, &["u"], &copies(10, 0)), None, "of another table");
+        let both = waits(RequestOrigin::Changed, &["u", "t"], &copies(5, 0));
         assert_eq!(both, Some(Pace { copies: 3, given_up: 2, wait: seconds(10) }));
         let words = [(12, 0), (0, 1), (1, 2)].map(|(copies, given_up)| Pace::words(copies, given_up));
         assert_eq!(
@@ -504,7 +505,7 @@ mod tests {
                 "copied once and its copy was given up 2 times within an hour"
             ]
         );
-        for origin in [Origin::Start, Origin::Command, Origin::Added] {
+        for origin in [RequestOrigin::Start, RequestOrigin::Command, RequestOrigin::Added] {
             assert_eq!(waits(origin, &["t"], &copies(10, 0)), None);
         }
     }

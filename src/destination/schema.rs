@@ -16,7 +16,7 @@ use crate::catalog::schema::{ColumnDefinition, TypeDefinition, TypeKind, Types};
 use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
 use crate::schema_change::ddl::Statements;
 use crate::schema_change::expression::purpose::Purpose;
-use crate::schema_change::expression::{BOOLEAN, Expressions, Scope};
+use crate::schema_change::expression::{BOOLEAN, ExpressionScope, Expressions};
 use crate::session::SqlClient;
 
 /// How the destination writes the source's types.
@@ -301,7 +301,7 @@ fn domain_creation(
         with_modifier(types, base, definition.base_modifier, expressions.version())
     );
     sql.push_str(&collate(definition.collation.as_ref()));
-    let scope = Scope::domain(base, types).assigned_to(BOOLEAN);
+    let scope = ExpressionScope::domain(base, types).assigned_to(BOOLEAN);
     let domain = definition.qualified_name();
     if let Some(text) = &definition.default {
         let scope = scope.without_columns().assigned_to(base);

@@ -30,7 +30,7 @@ use crate::catalog::schema::{
     Types,
 };
 use crate::comparison::reconcile_sql as sql;
-use crate::comparison::reconcile_sql::{Matching, Route};
+use crate::comparison::reconcile_sql::{Matching, TableRoute};
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::schema_change::ddl::{Creation, Indexes, foreign_key_obstacle};
 use crate::schema_change::expression::Expressions;
@@ -84,7 +84,7 @@ pub struct StagedTable {
     /// What publishing will do.
     pub mode: Mode,
     /// Which columns travel, and how.
-    pub route: Route,
+    pub route: TableRoute,
     /// The publication's row filter.
     pub row_filter: Option<String>,
     /// How rows are recognised when reconciling.
@@ -350,7 +350,7 @@ impl Staging {
             live: name,
             staging,
             mode: if rows == 0 { Mode::Fill } else { Mode::Reconcile },
-            route: Route { columns, transfer: table.transfer },
+            route: TableRoute { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: !fixed.is_empty(),
             writing_locks: lock_budget::of_writing(live),
@@ -405,7 +405,7 @@ impl Staging {
             live: name,
             staging,
             mode: Mode::Move,
-            route: Route { columns, transfer: table.transfer },
+            route: TableRoute { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: false,
             writing_locks: 0,

@@ -8,7 +8,7 @@ use crate::session::SqlState;
 
 /// A class of SQLSTATEs, as far as it has a policy of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
+enum SqlStateClass {
     Connection,
     Unsupported,
     Row,
@@ -28,28 +28,28 @@ enum Class {
     Other,
 }
 
-fn class_of(code: SqlState) -> Class {
+fn class_of(code: SqlState) -> SqlStateClass {
     match code.class() {
-        "08" => Class::Connection,
-        "0A" => Class::Unsupported,
+        "08" => SqlStateClass::Connection,
+        "0A" => SqlStateClass::Unsupported,
         // 21 cardinality, 22 data, 23 integrity, 27 triggered change, 44 WITH CHECK OPTION, P0 RAISE.
-        "21" | "22" | "23" | "27" | "44" | "P0" => Class::Row,
-        "25" | "2D" | "3B" | "0B" => Class::TransactionState,
-        "24" | "26" | "34" => Class::StatementName,
-        "28" | "0L" | "0P" | "2B" => Class::Authorization,
-        "40" => Class::Rollback,
-        "3D" | "3F" | "42" => Class::Catalog,
-        "53" => Class::Resources,
-        "54" => Class::ProgramLimit,
-        "55" => Class::Prerequisite,
-        "57" => Class::Intervention,
-        "58" => Class::System,
-        "72" => Class::SnapshotTooOld,
-        "F0" => Class::Configuration,
-        "XX" => Class::Internal,
+        "21" | "22" | "23" | "27" | "44" | "P0" => SqlStateClass::Row,
+        "25" | "2D" | "3B" | "0B" => SqlStateClass::TransactionState,
+        "24" | "26" | "34" => SqlStateClass::StatementName,
+        "28" | "0L" | "0P" | "2B" => SqlStateClass::Authorization,
+        "40" => SqlStateClass::Rollback,
+        "3D" | "3F" | "42" => SqlStateClass::Catalog,
+        "53" => SqlStateClass::Resources,
+        "54" => SqlStateClass::ProgramLimit,
+        "55" => SqlStateClass::Prerequisite,
+        "57" => SqlStateClass::Intervention,
+        "58" => SqlStateClass::System,
+        "72" => SqlStateClass::SnapshotTooOld,
+        "F0" => SqlStateClass::Configuration,
+        "XX" => SqlStateClass::Internal,
         // 00 to 03 are no errors; 09, 0F, 0Z, 10, 20, 2F, 38, 39, HV belong to features that are not used here; the rest is
         // somebody's own or a later PostgreSQL's.
-        _ => Class::Other,
+        _ => SqlStateClass::Other,
     }
 }
 
@@ -82,25 +82,25 @@ pub(super) fn decide(code: SqlState, lost: &'static str, operator: &dyn Fn(&'sta
     }
     match class_of(code) {
         // The session is gone: links break, servers shut down and start up.
-        Class::Connection | Class::Intervention => Decision::Retry(lost),
+        SqlStateClass::Connection | SqlStateClass::Intervention => Decision::Retry(lost),
         // Deadlocks and serialization failures: the same transaction will do next time.
-        Class::Rollback => Decision::Retry("deadlock"),
+        SqlStateClass::Rollback => Decision::Retry("deadlock"),
         // What a session held is not what we left there; a new session holds nothing.
-        Class::TransactionState | Class::StatementName => Decision::Retry("session_state"),
+        SqlStateClass::TransactionState | SqlStateClass::StatementName => Decision::Retry("session_state"),
         // The rows that a snapshot saw are gone: another snapshot.
-        Class::SnapshotTooOld => Decision::Retry("snapshot_lost"),
+        SqlStateClass::SnapshotTooOld => Decision::Retry("snapshot_lost"),
         // A wrong password or role, a missing database, privilege or object, a feature that is not there.
-        Class::Authorization | Class::Catalog | Class::Unsupported => operator("refused"),
+        SqlStateClass::Authorization | SqlStateClass::Catalog | SqlStateClass::Unsupported => operator("refused"),
         // The server is out of something that others may give back.
-        Class::Resources => Decision::Halt("resources"),
+        SqlStateClass::Resources => Decision::Halt("resources"),
         // An object that is not ready: a slot that cannot be used, a table without replica identity.
-        Class::Prerequisite => Decision::Halt("not_in_state"),
+        SqlStateClass::Prerequisite => Decision::Halt("not_in_state"),
         // The server's disk or files.
-        Class::System => Decision::Halt("system_error"),
+        SqlStateClass::System => Decision::Halt("system_error"),
         // A row's matter that reached us outside of a batch: publishing a snapshot, say.
-        Class::Row | Class::ProgramLimit => Decision::Halt("constraint"),
+        SqlStateClass::Row | SqlStateClass::ProgramLimit => Decision::Halt("constraint"),
         // The server's own configuration file, an internal error, and all that is not known: stop, say it, try again.
-        Class::Configuration | Class::Internal | Class::Other => Decision::Halt("server_error"),
+        SqlStateClass::Configuration | SqlStateClass::Internal | SqlStateClass::Other => Decision::Halt("server_error"),
     }
 }
 

@@ -383,7 +383,7 @@ async fn exclusion_operators(client: &SqlClient, index: &IndexDefinition) -> Res
 }
 
 /// A column, as this server has it.
-struct ColumnType {
+struct ConflictColumn {
     name: Ident,
     /// Without a length that would cut the value; of a domain the base type, so that no check of its owner's is evaluated.
     value_type: ValueType,
@@ -394,7 +394,7 @@ struct ColumnType {
     of_tree: bool,
 }
 
-impl ColumnType {
+impl ConflictColumn {
     /// Its value as text. A cast is for types of pg_catalog only: of others their owners may create one, which would run with our rights.
     fn shown(&self) -> String {
         let name = self.name.sql();
@@ -416,13 +416,13 @@ async fn rows_with(
     if columns.is_empty() {
         return Err(format!("table {table} does not exist"));
     }
-    let mut question = Question { table, columns: &columns, parameters: Vec::new() };
+    let mut question = RowQuestion { table, columns: &columns, parameters: Vec::new() };
     let conditions = conditions.iter().map(|condition| question.condition(condition, new));
     let conditions = conditions.collect::<Result<Vec<_>, String>>()?;
     if conditions.is_empty() {
         return Err("the change names no key".to_owned());
     }
-    let shown: Vec<String> = columns.iter().map(ColumnType::shown).collect();
+    let shown: Vec<String> = columns.iter().map(ConflictColumn::shown).collect();
     let only = if columns.iter().any(|column| column.of_tree) { "" } else { "ONLY " };
     let sql = format!(
         "SELECT ARRAY[{}]::text[] FROM {only}{} WHERE {} AND {} LIMIT {ROWS_MAX}",
@@ -442,13 +442,13 @@ async fn rows_with(
 }
 
 /// A question for rows, with the values that it has so far.
-struct Question<'a> {
+struct RowQuestion<'a> {
     table: &'a QualifiedName,
-    columns: &'a [ColumnType],
+    columns: &'a [ConflictColumn],
     parameters: Vec<&'a str>,
 }
 
-impl<'a> Question<'a> {
+impl<'a> RowQuestion<'a> {
     fn condition(&mut self, condition: &'a Condition, new: &'a [(Ident, ShownValue)]) -> Result<String, String> {
         match condition {
             Condition::Equal(name, value) => {
@@ -482,13 +482,13 @@ impl<'a> Question<'a> {
         Ok(format!("(SELECT {}) AS new", values.join(", ")))
     }
 
-    fn column(&self, name: &Ident) -> Result<&'a ColumnType, String> {
+    fn column(&self, name: &Ident) -> Result<&'a ConflictColumn, String> {
         let found = self.columns.iter().find(|column| column.name == *name);
         found.ok_or_else(|| format!("table {} has no column {name}", self.table))
     }
 
     /// The value as SQL; `None` for NULL.
-    fn value(&mut self, column: &ColumnType, value: &'a ShownValue) -> Result<Option<String>, String> {
+    fn value(&mut self, column: &ConflictColumn, value: &'a ShownValue) -> Result<Option<String>, String> {
         match value {
             ShownValue::Null => Ok(None),
             ShownValue::Text(text) => {
@@ -503,7 +503,7 @@ impl<'a> Question<'a> {
     }
 }
 
-async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<ColumnType>, SessionError> {
+async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<ConflictColumn>, SessionError> {
     let sql = "WITH RECURSIVE base (attnum, id) AS (
                    SELECT a.attnum, a.atttypid FROM pg_catalog.pg_attribute a
                    JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -523,7 +523,7 @@ async fn column_types(client: &SqlClient, table: &QualifiedName) -> Result<Vec<C
         client.query("looking at a table's columns", sql, &[&table.schema.as_str(), &table.name.as_str()]).await?;
     rows.iter()
         .map(|row| {
-            Ok(ColumnType {
+            Ok(ConflictColumn {
                 name: Ident::new(row.get::<&str>(0)?),
                 value_type: ValueType { sql: row.get(1)?, built_in: row.get(3)? },
                 has_equality: row.get(2)?,

@@ -82,7 +82,7 @@ pub(crate) async fn propose(
                 .detail("It does not exist, is a partition or no table, or the role lacks USAGE on its schema."),
         ));
     }
-    let Choice { chosen, left_out } = choose(&by_name, only);
+    let ChosenTables { chosen, left_out } = choose(&by_name, only);
     if chosen.is_empty() {
         return Err(Fault::Refused(ErrorReport::new("the source has no table that could be replicated")));
     }
@@ -135,7 +135,7 @@ pub(crate) async fn propose(
 }
 
 /// The tables to replicate.
-struct Choice {
+struct ChosenTables {
     /// With the table whose foreign key needs it, where it was not asked for.
     chosen: BTreeMap<QualifiedName, Option<QualifiedName>>,
     /// Tables that cannot be replicated, and why.
@@ -143,8 +143,8 @@ struct Choice {
 }
 
 /// The tables that were asked for, or all, and those to which their foreign keys lead.
-fn choose(tables: &BTreeMap<QualifiedName, &TableDefinition>, only: &[QualifiedName]) -> Choice {
-    let mut choice = Choice { chosen: BTreeMap::new(), left_out: Vec::new() };
+fn choose(tables: &BTreeMap<QualifiedName, &TableDefinition>, only: &[QualifiedName]) -> ChosenTables {
+    let mut choice = ChosenTables { chosen: BTreeMap::new(), left_out: Vec::new() };
     for (name, table) in tables.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
         match unfit(table) {
             Some(why) => choice.left_out.push((name.clone(), why)),

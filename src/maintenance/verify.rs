@@ -21,7 +21,7 @@ use crate::preflight::hosts::settle;
 use crate::session::SqlClient;
 use crate::supervisor::{RunOptions, run as run_service};
 use crate::telemetry::Telemetry;
-use crate::verification::fence_request::{BEAT_EVERY, Ends, Maker, Tell};
+use crate::verification::fence_request::{BEAT_EVERY, Maker, Tell, VerifyContext};
 use crate::verification::verdict::{Verdict, VerifyOptions, VerifyProgress};
 use crate::verification::{compare, repair_loop};
 
@@ -51,7 +51,7 @@ pub async fn run(
     let settled = settle(config, &bookkeeping).await?;
     let config = &settled.config;
     let addresses = Addresses::new(config).within(within);
-    let ends = Ends { config, addresses: &addresses, options, progress };
+    let ends = VerifyContext { config, addresses: &addresses, options, progress };
     match bookkeeping.stream().await? {
         Some(stream) if matches!(stream.state, StreamState::Live { .. }) => {}
         Some(_) | None => {
@@ -116,7 +116,7 @@ async fn leads_soon(config: &Config, client: &SqlClient) -> Result<bool, Fault> 
 }
 
 /// Runs the service inside this process for as long as the verify takes.
-async fn catch_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
+async fn catch_up(ends: VerifyContext<'_>, bookkeeping: &Bookkeeping, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
     let telemetry = Arc::new(Telemetry::new(ends.config.http.ready_lag_max));
     let (stop, stopping) = watch::channel(false);
     let service = run_service(Arc::new(ends.config.clone()), RunOptions::default(), telemetry, stopping);
@@ -136,7 +136,7 @@ async fn catch_up(ends: Ends<'_>, bookkeeping: &Bookkeeping, tell: &mut Tell<'_>
 }
 
 /// Compares at a fence that the leader makes, as often as tables were rewritten meanwhile; then repairs, if asked to.
-async fn at_fences(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
+async fn at_fences(ends: VerifyContext<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Verdict, Fault> {
     ensure_fence_requests(client).await?;
     let began = Instant::now();
     let (mut verdict, _) = compare::compare(ends, Maker::Leader { client, tell }, None).await?;

@@ -35,14 +35,14 @@ pub fn shown_sql(sql: &str) -> String {
     let mut shown = String::with_capacity(sql.len() + 32);
     for part in parts(sql) {
         match part {
-            Part::Bare(text) => shown.push_str(text),
-            Part::Quoted(quoted, Content::Lines(_)) if quoted.chars().all(|c| is_printable(c) || c == '\n') => {
+            SqlPart::Bare(text) => shown.push_str(text),
+            SqlPart::Quoted(quoted, Content::Lines(_)) if quoted.chars().all(|c| is_printable(c) || c == '\n') => {
                 shown.push_str(quoted);
             }
-            Part::Quoted(quoted, _) if quoted.chars().all(is_printable) => shown.push_str(quoted),
-            Part::Quoted(_, Content::Identifier(name)) => write_identifier(&mut shown, &name),
-            Part::Quoted(_, Content::Literal(text)) => write_literal(&mut shown, &text),
-            Part::Quoted(_, Content::Lines(text)) => {
+            SqlPart::Quoted(quoted, _) if quoted.chars().all(is_printable) => shown.push_str(quoted),
+            SqlPart::Quoted(_, Content::Identifier(name)) => write_identifier(&mut shown, &name),
+            SqlPart::Quoted(_, Content::Literal(text)) => write_literal(&mut shown, &text),
+            SqlPart::Quoted(_, Content::Lines(text)) => {
                 let lines: Vec<&str> = text.split('\n').collect();
                 write_literal_lines(&mut shown, &lines);
             }
@@ -52,15 +52,15 @@ pub fn shown_sql(sql: &str) -> String {
 }
 
 fn has_line_break_in_quotes(sql: &str) -> bool {
-    let has_line_break = |part: Part<'_>| match part {
-        Part::Quoted(quoted, Content::Identifier(_) | Content::Literal(_)) => quoted.contains('\n'),
-        Part::Bare(_) | Part::Quoted(_, Content::Lines(_)) => false,
+    let has_line_break = |part: SqlPart<'_>| match part {
+        SqlPart::Quoted(quoted, Content::Identifier(_) | Content::Literal(_)) => quoted.contains('\n'),
+        SqlPart::Bare(_) | SqlPart::Quoted(_, Content::Lines(_)) => false,
     };
     sql.contains('\n') && parts(sql).any(has_line_break)
 }
 
 /// A stretch of SQL: the text as it stands, and for quoted text what it stands for.
-enum Part<'a> {
+enum SqlPart<'a> {
     Bare(&'a str),
     Quoted(&'a str, Content),
 }
@@ -73,7 +73,7 @@ enum Content {
 }
 
 /// Splits SQL into bare and quoted text.
-fn parts(sql: &str) -> impl Iterator<Item = Part<'_>> {
+fn parts(sql: &str) -> impl Iterator<Item = SqlPart<'_>> {
     let mut rest = sql;
     std::iter::from_fn(move || {
         let first = rest.chars().next()?;
@@ -81,14 +81,14 @@ fn parts(sql: &str) -> impl Iterator<Item = Part<'_>> {
         if first == '"' || first == '\'' || escapes {
             let (quoted, after) = rest.split_at(quoted_bytes(rest, escapes));
             rest = after;
-            return Some(Part::Quoted(quoted, content(quoted)));
+            return Some(SqlPart::Quoted(quoted, content(quoted)));
         }
         if let Some(quote) = dollar_quote(rest) {
             let inside = rest.get(quote.len()..).unwrap_or_default();
             let (inside, after) = inside.split_once(quote).unwrap_or((inside, ""));
             let (quoted, _) = rest.split_at(rest.len() - after.len());
             rest = after;
-            return Some(Part::Quoted(quoted, Content::Lines(inside.to_owned())));
+            return Some(SqlPart::Quoted(quoted, Content::Lines(inside.to_owned())));
         }
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
         // Not into a word, whose last letter may be an E.
@@ -98,7 +98,7 @@ fn parts(sql: &str) -> impl Iterator<Item = Part<'_>> {
         });
         let (bare, after) = rest.split_at(end);
         rest = after;
-        Some(Part::Bare(bare))
+        Some(SqlPart::Bare(bare))
     })
 }
 
@@ -229,8 +229,8 @@ mod tests {
             assert!(shown.chars().all(is_printable), "seed {seed}: {shown:?}");
             let read: Vec<String> = parts(&sql)
                 .filter_map(|part| match part {
-                    Part::Bare(_) => None,
-                    Part::Quoted(_, Content::Identifier(text) | Content::Literal(text) | Content::Lines(text)) => {
+                    SqlPart::Bare(_) => None,
+                    SqlPart::Quoted(_, Content::Identifier(text) | Content::Literal(text) | Content::Lines(text)) => {
                         Some(text)
                     }
                 })

@@ -7,11 +7,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::catalog::fingerprint::{Fingerprint, Verdict};
+use crate::catalog::fingerprint::{Fingerprint, RowVerdict};
 use crate::catalog::leaves::Vacancy;
 use crate::catalog::truncation::Told;
 use crate::destination::{
-    Bookkeeping, DestinationError, NewFacts, Origin, RememberedTable, Request, Scope, remembered_fingerprints,
+    Bookkeeping, DestinationError, NewFacts, RememberedTable, Request, RequestOrigin, Scope, remembered_fingerprints,
 };
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::session::{
@@ -70,7 +70,7 @@ impl SeenInDoubt {
         let truncations = truncations.get(&table).map(|told| told.truncations.clone()).unwrap_or_default();
         let told = Told { truncations, ..self.told.clone() };
         let verdict = before.compare(&self.now, table, &told, &remembered.leaves, &self.vacancy);
-        Ok(verdict == Verdict::Same)
+        Ok(verdict == RowVerdict::Same)
     }
 }
 
@@ -124,7 +124,7 @@ pub(crate) async fn look(
             None => now.alone(),
         };
         match verdict {
-            Verdict::Same => {
+            RowVerdict::Same => {
                 // Behind the question: rows that came before this, into a partition without rows, are gone.
                 let read_at = match vacancy.vacant.is_empty() {
                     true => Lsn::INVALID,
@@ -133,8 +133,8 @@ pub(crate) async fn look(
                 let leaves = now.known_leaves(table, before.as_ref(), leaves, &vacancy, read_at);
                 found.harmless.push(NewFacts { table, before: known.clone(), facts, now, leaves });
             }
-            Verdict::Differ(reason) => found.differ.push((name.clone(), reason)),
-            Verdict::Doubt(reason) => {
+            RowVerdict::Differ(reason) => found.differ.push((name.clone(), reason)),
+            RowVerdict::Doubt(reason) => {
                 let seen = SeenInDoubt { now, told, vacancy };
                 found.doubt.push(Doubt { table, name: name.clone(), digest: facts.digest, reason, is_locked, seen });
             }
@@ -202,7 +202,7 @@ pub(crate) async fn ask_for_comparison(
     if bookkeeping.requests().await?.iter().any(|request| request.scope.contains(name)) {
         return Ok(());
     }
-    bookkeeping.request(&Scope::Tables(vec![name.clone()]), Origin::Changed, None).await?;
+    bookkeeping.request(&Scope::Tables(vec![name.clone()]), RequestOrigin::Changed, None).await?;
     telemetry.in_doubt(Request::tables_in_doubt(&bookkeeping.requests().await?));
     let text = format!(
         "table {name}: {reason}, and the stream has not reported why: it is compared with the source, and is followed meanwhile"

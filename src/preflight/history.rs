@@ -19,7 +19,7 @@ use crate::source::{
 
 /// What the source is found to be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Found<'a> {
+pub(crate) struct FoundSource<'a> {
     pub(crate) identification: &'a SystemIdentification,
     pub(crate) database: &'a SourceDatabase,
     pub(crate) slot: Option<&'a Slot>,
@@ -38,12 +38,12 @@ pub(crate) enum Course {
 
 /// What to do with a live stream at this position.
 pub(crate) fn of_stream(
-    found: Found<'_>,
+    found: FoundSource<'_>,
     stored: &StoredHistory<'_>,
     asked: &ResyncRequests,
     on_slot_lost: OnSlotLost,
 ) -> Result<Course, Fault> {
-    let Found { identification, database, slot } = found;
+    let FoundSource { identification, database, slot } = found;
     let lost = match check_history(identification, database, slot, stored) {
         Ok(()) if asked.all => return Ok(Course::Copy),
         Ok(()) => return Ok(Course::Stream),
@@ -60,8 +60,8 @@ pub(crate) fn of_stream(
 }
 
 /// Whether a copy that was begun may be made, or finished, from this source. A first copy finds nothing to overwrite.
-pub(crate) fn of_copy(found: Found<'_>, stream: Option<&Stream>, asked: &ResyncRequests) -> Result<(), Fault> {
-    let Found { identification, database, slot } = found;
+pub(crate) fn of_copy(found: FoundSource<'_>, stream: Option<&Stream>, asked: &ResyncRequests) -> Result<(), Fault> {
+    let FoundSource { identification, database, slot } = found;
     let Some(stream) = stream else { return Ok(()) };
     let stored = stored_history(stream, stream.source_lsn.unwrap_or(Lsn::INVALID));
     match check_line(identification, database, slot, &stored) {
@@ -120,8 +120,8 @@ fn refused(mut lost: LostHistory, asked: &ResyncRequests) -> Fault {
 }
 
 /// The slot of our name is dropped before the new one is made. What another destination may be fed through is not ours to drop.
-fn check_replaceable(found: Found<'_>, lost: &LostHistory) -> Result<(), Fault> {
-    let Found { database, slot, .. } = found;
+fn check_replaceable(found: FoundSource<'_>, lost: &LostHistory) -> Result<(), Fault> {
+    let FoundSource { database, slot, .. } = found;
     let Some(slot) = slot else { return Ok(()) };
     check_slot(slot, database)?;
     let elsewhere = match lost.cause {

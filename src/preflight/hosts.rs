@@ -12,7 +12,7 @@ use crate::error_policy::Fault;
 use crate::pg::Lsn;
 use crate::preflight::addresses::Addresses;
 use crate::session::SqlClient;
-use crate::source::{Choice, LostHistory, SourceError, choose_host};
+use crate::source::{ChosenHost, LostHistory, SourceError, choose_host};
 
 /// The configuration with one host of source.url, and what is to be said of the others.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub(crate) async fn settle(config: &Arc<Config>, bookkeeping: &Bookkeeping) -> R
     let chosen = choose_host(&config.source.url, stored.as_ref(), &purpose, config.source.timeout).await?;
     let mut settled = Config::clone(config);
     settled.source.url = chosen.connection.clone();
-    let Choice { passed_over, out_of_reach, unwanted, .. } = chosen;
+    let ChosenHost { passed_over, out_of_reach, unwanted, .. } = chosen;
     Ok(Settled { config: Arc::new(settled), passed_over, out_of_reach, unwanted })
 }
 

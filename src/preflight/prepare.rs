@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::cascades;
 use super::collations;
 use super::fingerprints::{Look, Truncations, look};
-use super::history::{Course, Found, of_copy, of_stream, stored_history};
+use super::history::{Course, FoundSource, of_copy, of_stream, stored_history};
 use super::replication_session::connect_replication;
 use super::unconfigured::{Published, split, unfollow};
 use super::whereabouts::explain_lost;
@@ -426,8 +426,8 @@ impl Preparing<'_> {
 }
 
 impl OpenSource {
-    fn found(&self) -> Found<'_> {
-        Found { identification: &self.identification, database: &self.database, slot: self.slot.as_ref() }
+    fn found(&self) -> FoundSource<'_> {
+        FoundSource { identification: &self.identification, database: &self.database, slot: self.slot.as_ref() }
     }
 }
 

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::destination::{Bookkeeping, DestinationError, Origin, Request, RequestState, Scope, Stream, StreamState};
+use crate::destination::{
+    Bookkeeping, DestinationError, Request, RequestOrigin, RequestState, Scope, Stream, StreamState,
+};
 use crate::pg::{Lsn, QualifiedName};
 use crate::session::SystemIdentification;
 use crate::telemetry::Telemetry;
@@ -44,7 +46,7 @@ pub(crate) struct Word {
 impl Word {
     fn of(requests: &[Request]) -> Word {
         let mut word = Word::default();
-        for request in requests.iter().filter(|request| request.origin == Origin::Start) {
+        for request in requests.iter().filter(|request| request.origin == RequestOrigin::Start) {
             word.hear(&request.scope, request.for_source.as_deref());
         }
         word
@@ -143,7 +145,7 @@ pub(crate) async fn asked(
                 telemetry.event("snapshot", format!("{line} continues where it was interrupted"))
             }
             Some(RequestState::Failed(_)) | None => {
-                bookkeeping.request(&scope, Origin::Start, Some(&line)).await?;
+                bookkeeping.request(&scope, RequestOrigin::Start, Some(&line)).await?;
             }
         }
     }
@@ -156,7 +158,7 @@ pub(crate) async fn asked(
         ..ResyncRequests::default()
     };
     for request in requests {
-        asked.all |= request.origin == Origin::Start && request.scope == Scope::All;
+        asked.all |= request.origin == RequestOrigin::Start && request.scope == Scope::All;
         asked.scope = Some(match asked.scope.take() {
             Some(scope) => scope.and(request.scope),
             None => request.scope,
@@ -204,10 +206,10 @@ pub(crate) async fn ask_for_missing(
     let missing_added = missing(added);
     if !missing_added.is_empty() {
         // Together, so that foreign keys among them come along.
-        bookkeeping.request(&Scope::Tables(missing_added), Origin::Added, None).await?;
+        bookkeeping.request(&Scope::Tables(missing_added), RequestOrigin::Added, None).await?;
     }
     for table in missing(suspended) {
-        bookkeeping.request(&Scope::Tables(vec![table]), Origin::Changed, None).await?;
+        bookkeeping.request(&Scope::Tables(vec![table]), RequestOrigin::Changed, None).await?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::catalog::fingerprint::Refusal;
+use crate::catalog::fingerprint::RowRefusal;
 use crate::catalog::schema::{BothTypes, TableDefinition, TypeDefinition};
 use crate::config::Config;
 use crate::destination::{
@@ -19,7 +19,7 @@ use crate::error_policy::{Fault, report};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::preflight::addresses::Addresses;
 use crate::preflight::partitions::{self, made_at, with_own_constraints};
-use crate::schema_change::constraint_difference::{Difference, Ends, Violated, domain_difference};
+use crate::schema_change::constraint_difference::{Difference, TableEnds, Violated, domain_difference};
 use crate::schema_change::ddl::Creation;
 use crate::session::{Clients, SessionError, SqlClient, describe_tables, describe_types, fingerprint_facts};
 use crate::source::SourceError;
@@ -41,8 +41,8 @@ pub(crate) async fn explained(config: &Config, addresses: &Addresses, fault: Fau
         },
     };
     match tokio::time::timeout(LOOK_MAX, look(addresses, &tables, &violated)).await {
-        Ok(Ok(Looked { difference: Some(difference), .. })) => with_difference(fault, difference),
-        Ok(Ok(Looked { difference: None, .. })) => fault,
+        Ok(Ok(ConstraintFound { difference: Some(difference), .. })) => with_difference(fault, difference),
+        Ok(Ok(ConstraintFound { difference: None, .. })) => fault,
         Ok(Err(error)) => {
             tracing::debug!("the constraint could not be compared with the source's: {error}");
             fault
@@ -123,10 +123,14 @@ async fn reason(
 }
 
 /// What was refused, where both ends have the rule now. Where the source lacks it, the report names what ends the difference.
-async fn refusal(addresses: &Addresses, conflict: &Conflict, table: &QualifiedName) -> Result<Option<Refusal>, Fault> {
+async fn refusal(
+    addresses: &Addresses,
+    conflict: &Conflict,
+    table: &QualifiedName,
+) -> Result<Option<RowRefusal>, Fault> {
     let Violated { constraint, column, .. } = &conflict.violated;
     let is_of_table = match conflict.kind {
-        ConflictKind::MissingRow => return Ok(Some(Refusal::Missing)),
+        ConflictKind::MissingRow => return Ok(Some(RowRefusal::Missing)),
         ConflictKind::UniqueViolation
         | ConflictKind::CheckViolation
         | ConflictKind::ExclusionViolation
@@ -142,27 +146,27 @@ async fn refusal(addresses: &Addresses, conflict: &Conflict, table: &QualifiedNa
         return Ok(None);
     }
     Ok(match conflict.kind {
-        ConflictKind::UniqueViolation => Some(Refusal::Alike(looked.counterparts)),
-        ConflictKind::NotNullViolation => column.clone().map(Refusal::Null),
+        ConflictKind::UniqueViolation => Some(RowRefusal::Alike(looked.counterparts)),
+        ConflictKind::NotNullViolation => column.clone().map(RowRefusal::Null),
         ConflictKind::MissingRow
         | ConflictKind::CheckViolation
         | ConflictKind::ExclusionViolation
         | ConflictKind::ForeignKeyViolation
         | ConflictKind::DataException
         | ConflictKind::PermissionDenied
-        | ConflictKind::Other => constraint.clone().map(Refusal::Constraint),
+        | ConflictKind::Other => constraint.clone().map(RowRefusal::Constraint),
     })
 }
 
 /// What both catalogs say of a constraint that was violated.
 #[derive(Default)]
-struct Looked {
+struct ConstraintFound {
     difference: Option<Difference>,
     /// The source's indexes that forbid the same.
     counterparts: Vec<u32>,
 }
 
-async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violated) -> Result<Looked, Fault> {
+async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violated) -> Result<ConstraintFound, Fault> {
     let here = addresses.destination.connect().await.map_err(DestinationError::Session)?;
     let source = addresses.source.connect().await.map_err(SourceError::Session)?;
     let expressions = expressions_here(&here).await?;
@@ -195,15 +199,15 @@ async fn look(addresses: &Addresses, tables: &[QualifiedName], violated: &Violat
             expressions: &expressions,
             columns: &columns,
         };
-        let ends = Ends { here: table, source: there, creation: &creation };
+        let ends = TableEnds { here: table, source: there, creation: &creation };
         if let Some(difference) = ends.difference(violated) {
-            return Ok(Looked { difference: Some(difference), ..Looked::default() });
+            return Ok(ConstraintFound { difference: Some(difference), ..ConstraintFound::default() });
         }
         counterparts.extend(violated.constraint.iter().flat_map(|name| ends.counterparts(name)));
     }
     let difference =
         domain_difference(violated, BothTypes { source: &types_there, destination: &types_here }, &expressions);
-    Ok(Looked { difference, counterparts })
+    Ok(ConstraintFound { difference, counterparts })
 }
 
 async fn types_of(

@@ -48,16 +48,16 @@ const CONNECTIONS_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a session waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum ServerEnd {
     Source,
     Destination,
 }
 
-impl End {
+impl ServerEnd {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
-            End::Source => "source",
-            End::Destination => "destination",
+            ServerEnd::Source => "source",
+            ServerEnd::Destination => "destination",
         }
     }
 }
@@ -66,7 +66,7 @@ impl End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wait {
     /// Where it waits.
-    end: End,
+    end: ServerEnd,
     /// The process that serves it there.
     process_id: u32,
     /// Who waits for what, and for which transaction of whom, without what changes while it lasts: told once.
@@ -135,7 +135,7 @@ impl ToldWaits {
     pub(crate) async fn look(
         &mut self,
         client: &SqlClient,
-        end: End,
+        end: ServerEnd,
         application_name: &str,
         telemetry: &Telemetry,
     ) -> Result<(), SessionError> {
@@ -158,7 +158,7 @@ pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
         if let Err(error) = session(&config, &telemetry, &mut told, &mut failure).await {
             failure.failed(error);
         }
-        telemetry.waits(End::Destination.as_str(), Vec::new());
+        telemetry.waits(ServerEnd::Destination.as_str(), Vec::new());
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
@@ -198,7 +198,7 @@ async fn session(
     let sql = Sql { connection: config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
     let client = sql.connect().await?;
     loop {
-        told.look(&client, End::Destination, &config.destination.url.application_name, telemetry).await?;
+        told.look(&client, ServerEnd::Destination, &config.destination.url.application_name, telemetry).await?;
         failure.works();
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -233,7 +233,11 @@ const WAITS: &str = "
     ORDER BY b.xact_start NULLS LAST LIMIT $3";
 
 /// The sessions of ours that have waited for a lock of somebody else's for long.
-pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) -> Result<Vec<Wait>, SessionError> {
+pub(crate) async fn waits(
+    client: &SqlClient,
+    end: ServerEnd,
+    application_name: &str,
+) -> Result<Vec<Wait>, SessionError> {
     // The server cuts names at 63 bytes, and replaces what is not ASCII.
     let beginning: String = application_name.chars().take_while(char::is_ascii).take(40).collect();
     let seconds = TOLD_AFTER.as_secs_f64();
@@ -283,7 +287,12 @@ pub(crate) async fn waits(client: &SqlClient, end: End, application_name: &str) 
 }
 
 /// The sessions of ours whose COMMIT waits for a synchronous standby of that server.
-async fn standby_waits(client: &SqlClient, end: End, beginning: &str, seconds: f64) -> Result<Vec<Wait>, SessionError> {
+async fn standby_waits(
+    client: &SqlClient,
+    end: ServerEnd,
+    beginning: &str,
+    seconds: f64,
+) -> Result<Vec<Wait>, SessionError> {
     let sql = "SELECT w.application_name::text, pg_catalog.current_setting('synchronous_standby_names'),
                       pg_catalog.to_char(w.query_start, 'YYYY-MM-DD HH24:MI:SS'), w.pid::bigint
                FROM pg_catalog.pg_stat_activity w
@@ -319,7 +328,7 @@ async fn standby_waits(client: &SqlClient, end: End, beginning: &str, seconds: f
 }
 
 /// The walsenders of ours that send nothing before standbys have it: those of failover slots, from 17 on (synchronized_standby_slots).
-async fn confirmation_waits(client: &SqlClient, end: End, beginning: &str) -> Result<Vec<Wait>, SessionError> {
+async fn confirmation_waits(client: &SqlClient, end: ServerEnd, beginning: &str) -> Result<Vec<Wait>, SessionError> {
     let sql = "SELECT w.application_name::text, COALESCE(pg_catalog.current_setting('synchronized_standby_slots', true), ''), w.pid::bigint
                FROM pg_catalog.pg_stat_activity w
                WHERE w.wait_event = 'WaitForStandbyConfirmation' AND w.datname = pg_catalog.current_database()
@@ -365,7 +374,7 @@ pub(crate) async fn working(client: &SqlClient, processes: &[u32]) -> Result<BTr
 /// A session of this process whose question was given up, as nobody answered in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LateSession {
-    end: End,
+    end: ServerEnd,
     process_id: u32,
 }
 
@@ -373,8 +382,8 @@ impl LateSession {
     /// The session that met this fault, if that says that something took too long.
     pub(crate) fn of(fault: &Fault) -> Option<LateSession> {
         let (end, error) = match fault {
-            Fault::Source(SourceError::Session(error)) => (End::Source, error),
-            Fault::Destination(DestinationError::Session(error)) => (End::Destination, error),
+            Fault::Source(SourceError::Session(error)) => (ServerEnd::Source, error),
+            Fault::Destination(DestinationError::Session(error)) => (ServerEnd::Destination, error),
             Fault::Source(_) | Fault::Destination(_) | Fault::Refused(_) | Fault::Halted(_) | Fault::Unwatched(_) => {
                 return None;
             }
@@ -420,7 +429,7 @@ mod tests {
     #[test]
     fn a_wait_is_told_once_for_each_transaction_that_is_in_the_way() {
         let wait = |what: &str, holder: &str| Wait {
-            end: End::Source,
+            end: ServerEnd::Source,
             process_id: 1,
             key: format!("{what} {holder}"),
             what: what.into(),

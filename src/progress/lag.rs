@@ -56,7 +56,7 @@ struct Unapplied {
 
 /// The source's WAL was flushed up to here when we looked.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+struct LagSample {
     flush_lsn: Lsn,
     at: Duration,
 }
@@ -70,7 +70,7 @@ pub struct Lag {
     received: Lsn,
     unapplied: VecDeque<Unapplied>,
     /// Samples that the stream has not passed, oldest first.
-    ahead: VecDeque<Sample>,
+    ahead: VecDeque<LagSample>,
     /// The last moment at which the stream had passed all of the source's WAL, since any fixed moment.
     complete_at: Duration,
 }
@@ -106,7 +106,7 @@ impl Lag {
                     number % 2 == 1
                 });
             }
-            self.ahead.push_back(Sample { flush_lsn, at: now });
+            self.ahead.push_back(LagSample { flush_lsn, at: now });
         }
         self.settle(now);
     }

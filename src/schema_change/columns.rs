@@ -1,7 +1,7 @@
 //! Which of a table's columns a Relation message means, by number.
 //!
 //! A Relation message carries names and types, and no numbers. Asked by `source::relation_tracker` to tell whether a description means
-//! the columns that were known, and by [`super::Change`] to follow what has changed. In come the shape that was known, the
+//! the columns that were known, and by [`super::TableChange`] to follow what has changed. In come the shape that was known, the
 //! relation, and the source's catalog; out comes the number of each of the relation's columns, or why it cannot be told.
 //!
 //! The relation describes some moment after the known shape and not after the catalog was read. Names prove nothing: between
@@ -25,7 +25,7 @@ use crate::catalog::shape::{Shape, ShapeColumn};
 use crate::pg::{Column, Relation, TypeId};
 
 /// A column that a relation may list.
-struct Candidate<'a> {
+struct RenameCandidate<'a> {
     number: i16,
     presence: Presence,
     known: Option<&'a ShapeColumn>,
@@ -97,7 +97,7 @@ fn reason(known: &Shape, relation: &Relation, now: &TableDefinition) -> String {
     "columns were dropped and others added, and which of them its rows have cannot be told".to_owned()
 }
 
-fn candidates<'a>(known: &'a Shape, relation: &Relation, now: &'a TableDefinition) -> Vec<Candidate<'a>> {
+fn candidates<'a>(known: &'a Shape, relation: &Relation, now: &'a TableDefinition) -> Vec<RenameCandidate<'a>> {
     let before: BTreeMap<i16, &ShapeColumn> = known.columns.iter().map(|column| (column.number, column)).collect();
     let live: BTreeMap<i16, &ColumnDefinition> = now.columns.iter().map(|column| (column.number, column)).collect();
     let listed: BTreeSet<_> = relation.columns.iter().map(|column| &column.name).collect();
@@ -115,12 +115,12 @@ fn candidates<'a>(known: &'a Shape, relation: &Relation, now: &'a TableDefinitio
             (None, None) if number > known.attributes => Presence::AddedAndGone,
             (None, None) => return None,
         };
-        Some(Candidate { number, presence, known: known_column, now: now_column })
+        Some(RenameCandidate { number, presence, known: known_column, now: now_column })
     };
     (1..=last).filter_map(candidate).collect()
 }
 
-impl Candidate<'_> {
+impl RenameCandidate<'_> {
     /// Whether it may have had the type of a relation's column.
     fn may_be(&self, column: &Column, rewritten: bool) -> bool {
         let was = self.known.map(|known| may_become(known.type_id, column.type_id));
@@ -152,7 +152,7 @@ fn may_become(from: TypeId, to: TypeId) -> bool {
 
 /// The ways to choose among the candidates so that they are the relation's columns, counted up to two.
 struct Choices<'a> {
-    candidates: &'a [Candidate<'a>],
+    candidates: &'a [RenameCandidate<'a>],
     columns: &'a [Column],
     rewritten: bool,
     /// By the place in the candidates, that in the columns, and whether one that was added has been passed over.
@@ -160,7 +160,7 @@ struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(candidates: &'a [Candidate<'a>], columns: &'a [Column], rewritten: bool) -> Choices<'a> {
+    fn new(candidates: &'a [RenameCandidate<'a>], columns: &'a [Column], rewritten: bool) -> Choices<'a> {
         let mut choices = Choices { candidates, columns, rewritten, ways: Vec::new() };
         choices.ways = vec![[0, 0]; (candidates.len() + 1) * (columns.len() + 1)];
         let end = choices.at(candidates.len(), columns.len());
@@ -248,8 +248,8 @@ mod tests {
             };
             definitions.push((number, name, kind, generated));
         }
-        let named: Vec<testing::Column> =
-            definitions.iter().map(|(_, name, kind, _)| testing::Column::new(name, *kind)).collect();
+        let named: Vec<testing::TestColumn> =
+            definitions.iter().map(|(_, name, kind, _)| testing::TestColumn::new(name, *kind)).collect();
         let mut table = testing::table("t", &named);
         for (column, (number, _, _, generated)) in table.columns.iter_mut().zip(&definitions) {
             (column.number, column.generated) = (*number, *generated);

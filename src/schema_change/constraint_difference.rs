@@ -17,7 +17,7 @@ use crate::catalog::schema::{
 use crate::pg::{Ident, QualifiedName, shown_sql};
 use crate::schema_change::ddl::{self, Creation};
 use crate::schema_change::expression::purpose::Purpose;
-use crate::schema_change::expression::{BOOLEAN, Expressions, Scope};
+use crate::schema_change::expression::{BOOLEAN, ExpressionScope, Expressions};
 
 /// What a server has named when it refused a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +60,7 @@ struct Replacement {
 }
 
 /// The ends of a table.
-pub struct Ends<'a> {
+pub struct TableEnds<'a> {
     /// The destination's table.
     pub here: &'a TableDefinition,
     /// The source's; none where it has no such table.
@@ -69,7 +69,7 @@ pub struct Ends<'a> {
     pub creation: &'a Creation<'a>,
 }
 
-impl Ends<'_> {
+impl TableEnds<'_> {
     /// The difference in what was violated; `None` where the source has it as the destination has.
     pub fn difference(&self, violated: &Violated) -> Option<Difference> {
         if let Some(name) = &violated.constraint {
@@ -382,7 +382,7 @@ fn of_domain_check(
             if let Ok(text) = expressions.accept(
                 &found.expression,
                 Purpose::Immutable,
-                &Scope::domain(base, types).assigned_to(BOOLEAN),
+                &ExpressionScope::domain(base, types).assigned_to(BOOLEAN),
             ) {
                 let add = format!("ALTER DOMAIN {} ADD CONSTRAINT {} CHECK ({text})", domain_name.sql(), name.sql());
                 statements.push(shown_sql(&add));

@@ -11,11 +11,11 @@
 use crate::catalog::features::{Feature, feature_of, too_new};
 use crate::catalog::schema::{
     ColumnDefinition, ConstraintDefinition, ConstraintKind, ForeignKeyAction, ForeignKeyTarget, GeneratedColumn,
-    IndexDefinition, IndexPart, SequenceOptions, SequenceType, TableDefinition, Types,
+    IndexDefinition, IndexPart, SequenceOptions, TableDefinition, Types,
 };
 use crate::pg::{Ident, QualifiedName, quote_literal};
 use crate::schema_change::expression::purpose::Purpose;
-use crate::schema_change::expression::{BOOLEAN, Expressions, Refusal, Scope};
+use crate::schema_change::expression::{BOOLEAN, ExpressionScope, Expressions, Refusal};
 
 /// What is needed to write a table's DDL for one destination.
 pub struct Creation<'a> {
@@ -88,8 +88,8 @@ impl Creation<'_> {
     }
 
     /// What an index or a check may name.
-    fn scope(&self) -> Scope<'_> {
-        Scope::table(self.table.columns.iter().filter(|column| self.creates(column)), self.types)
+    fn scope(&self) -> ExpressionScope<'_> {
+        ExpressionScope::table(self.table.columns.iter().filter(|column| self.creates(column)), self.types)
     }
 
     /// A generated column's expression as SQL; it may name no other generated column.
@@ -98,7 +98,8 @@ impl Creation<'_> {
     /// [`Refusal`]: it is not taken over.
     pub fn generated(&self, column: &ColumnDefinition) -> Result<String, Refusal> {
         let stored = |column: &&ColumnDefinition| self.has(&column.name) && column.generated.is_none();
-        let scope = Scope::table(self.table.columns.iter().filter(stored), self.types).assigned_to(column.type_id);
+        let scope =
+            ExpressionScope::table(self.table.columns.iter().filter(stored), self.types).assigned_to(column.type_id);
         let text = column.default.as_deref().unwrap_or_default();
         self.expressions.accept(text, Purpose::Immutable, &scope)
     }
@@ -108,7 +109,7 @@ impl Creation<'_> {
     /// # Errors
     /// [`Refusal`]: it is not taken over.
     pub fn default(&self, column: &ColumnDefinition, text: &str) -> Result<String, Refusal> {
-        let scope = Scope::table([column], self.types).without_columns().assigned_to(column.type_id);
+        let scope = ExpressionScope::table([column], self.types).without_columns().assigned_to(column.type_id);
         self.expressions.accept(text, Purpose::Default, &scope)
     }
 
@@ -332,7 +333,7 @@ impl Creation<'_> {
         &self,
         index: &IndexDefinition,
         part: &IndexPart,
-        scope: &Scope<'_>,
+        scope: &ExpressionScope<'_>,
         as_key: bool,
     ) -> Result<String, Refusal> {
         let mut sql = match (&part.column, &part.expression) {
@@ -506,12 +507,7 @@ pub fn validate_constraint(table: &QualifiedName, constraint: &Ident) -> String 
 pub(crate) fn create_sequence(sequence: &QualifiedName, options: Option<&SequenceOptions>) -> String {
     let create = format!("CREATE SEQUENCE {}", sequence.sql());
     let Some(options) = options else { return create };
-    let kind = match options.type_name {
-        SequenceType::Smallint => "smallint",
-        SequenceType::Integer => "integer",
-        SequenceType::Bigint => "bigint",
-    };
-    format!("{create} AS {kind} {}", counting(options))
+    format!("{create} AS {} {}", options.type_name.sql(), counting(options))
 }
 
 /// The default of a column that draws from a sequence.
@@ -530,13 +526,18 @@ fn counting(options: &SequenceOptions) -> String {
 mod tests {
     use super::*;
     use crate::pg::TypeId;
-    use crate::testing::{Column, expressions, table};
+    use crate::testing::{TestColumn, expressions, table};
 
     #[test]
     fn a_table_is_created_with_what_is_understood_and_reports_the_rest() {
         let mut source = table(
             "to\"pics",
-            &[Column::new("id", 23).not_null(), Column::new("title", 25), Column::new("sum", 23), Column::new("x", 23)],
+            &[
+                TestColumn::new("id", 23).not_null(),
+                TestColumn::new("title", 25),
+                TestColumn::new("sum", 23),
+                TestColumn::new("x", 23),
+            ],
         );
         if let [id, title, sum, x] = source.columns.as_mut_slice() {
             id.default = Some("nextval('topics_id_seq'::regclass)".into());

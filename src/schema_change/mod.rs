@@ -7,7 +7,7 @@
 //! The catalog may be ahead of the stream, and the relation carries no numbers: `columns` finds them. The number tells whether
 //! a column is new, renamed, or the same. What cannot be told (which of two columns the rows have, one that was dropped and
 //! added again in between, rows that a rewrite has filled) makes the table need a new copy; then the destination's table is
-//! only brought to the shape of the catalog ([`Change::reshape`]), since the copy brings every row. The source is never trusted
+//! only brought to the shape of the catalog ([`TableChange::reshape`]), since the copy brings every row. The source is never trusted
 //! with SQL: names are quoted, types are resolved by the destination, what old rows hold in a new column travels as a value.
 //!
 //! | at the source | here |
@@ -47,7 +47,7 @@ pub use columns::numbers;
 pub use labels::{KnownLabels, Labels, labels};
 
 /// A change of a source table, and what it meets.
-pub struct Change<'a> {
+pub struct TableChange<'a> {
     /// What was remembered of the source's table.
     pub known: &'a Shape,
     /// The table as the stream describes it.
@@ -76,7 +76,7 @@ pub struct Evolution {
     /// Statements that put the source's values into columns that were here before.
     pub fills: Vec<String>,
     /// Statements that the rows may not allow yet, because the catalog is ahead: each is tried.
-    pub attempts: Vec<Attempt>,
+    pub attempts: Vec<AttemptedStatement>,
     /// Sequences for columns that draw from one at the source and from none here: each is tried.
     pub sequences: Vec<NewSequence>,
     /// What was done, for the operator: sentences without their full stop.
@@ -85,7 +85,7 @@ pub struct Evolution {
 
 /// A statement that may fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
+pub struct AttemptedStatement {
     /// The statement.
     pub statement: String,
     /// What it does, for the operator.
@@ -120,7 +120,7 @@ impl Undo {
 
 /// Why a change cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum FollowObstacle {
     /// The destination's table must be changed by hand.
     Misfits(Vec<Misfit>),
     /// Only a new copy has the rows: why.
@@ -145,22 +145,22 @@ struct Resolved<'a> {
     definition: Option<&'a ColumnDefinition>,
 }
 
-impl Change<'_> {
+impl TableChange<'_> {
     /// Decides what to do, and what to remember afterwards.
     ///
     /// # Errors
-    /// [`Obstacle`].
-    pub fn follow(&self) -> Result<(Evolution, Shape), Obstacle> {
-        let resolved = self.resolve().map_err(Obstacle::Copy)?;
+    /// [`FollowObstacle`].
+    pub fn follow(&self) -> Result<(Evolution, Shape), FollowObstacle> {
+        let resolved = self.resolve().map_err(FollowObstacle::Copy)?;
         let known_leaves = self.known.leaves();
         let known_leaves = match &self.source.table.partitions {
             Some(now) => leaves::named(&known_leaves, &self.relation.leaves, now, self.measured, self.commit_lsn),
             None => Ok(known_leaves),
         };
-        let known_leaves = known_leaves.map_err(Obstacle::Copy)?;
+        let known_leaves = known_leaves.map_err(FollowObstacle::Copy)?;
         // One that has its old name back by now was called otherwise only for a while.
         if self.relation.name != self.known.name && self.source.table.name() != self.known.name {
-            return Err(Obstacle::Renamed(self.relation.name.clone()));
+            return Err(FollowObstacle::Renamed(self.relation.name.clone()));
         }
         let mut evolution = Evolution::default();
         let mut misfits = Vec::new();
@@ -174,7 +174,7 @@ impl Change<'_> {
         }
         self.add_unique_indexes(&mut evolution);
         if !misfits.is_empty() {
-            return Err(Obstacle::Misfits(misfits));
+            return Err(FollowObstacle::Misfits(misfits));
         }
         let numbers: Vec<i16> = resolved.iter().map(|column| column.number).collect();
         let End { table, types } = self.source;
@@ -186,8 +186,8 @@ impl Change<'_> {
     /// when the stream describes the table next. Sequences depend on no rows.
     ///
     /// # Errors
-    /// [`Obstacle::Misfits`].
-    pub fn reshape(&self) -> Result<(Evolution, Shape), Obstacle> {
+    /// [`FollowObstacle::Misfits`].
+    pub fn reshape(&self) -> Result<(Evolution, Shape), FollowObstacle> {
         let columns = self.relation.columns.iter();
         let resolved: Vec<Resolved<'_>> = columns
             .filter_map(|column| {
@@ -208,7 +208,7 @@ impl Change<'_> {
         self.set_generated(&mut evolution);
         evolution.attempts.clear();
         if !misfits.is_empty() {
-            return Err(Obstacle::Misfits(misfits));
+            return Err(FollowObstacle::Misfits(misfits));
         }
         let mut shape = Shape::of(self.source.table, self.source.types, |name| {
             resolved.iter().any(|resolved| resolved.column.name == *name)

@@ -1,15 +1,15 @@
 //! A sequence for a column that draws from one of its own at the source, and from none here.
 //!
-//! Written by [`Change::follow`] and [`Change::reshape`] for a column that is added, and for one that has got its sequence at
+//! Written by [`TableChange::follow`] and [`TableChange::reshape`] for a column that is added, and for one that has got its sequence at
 //! the source since; tried by `destination`, behind a savepoint: the role may not be allowed to create it, and the rows fit
 //! without it. From then on it follows as all others do ([`crate::catalog::sequences`]). A column that the operator has prepared
 //! here is his; `cutover` tells what it lacks.
 
-use super::Change;
+use super::TableChange;
 use crate::catalog::schema::ColumnDefinition;
 use crate::schema_change::new_sequence::NewSequence;
 
-impl Change<'_> {
+impl TableChange<'_> {
     /// The sequence that a column of the source wants here.
     pub(super) fn sequence_of(&self, definition: &ColumnDefinition) -> Option<NewSequence> {
         let name = definition.own_sequence()?;
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn whoever_may_insert_may_draw() {
-        let mut table = crate::testing::table("t", &[crate::testing::Column::new("n", 20)]);
+        let mut table = crate::testing::table("t", &[crate::testing::TestColumn::new("n", 20)]);
         table.inserters = vec![None, Some(Ident::new("app"))];
         let mut column = table.columns[0].clone();
         column.default = Some("nextval('t_n_seq'::regclass)".to_owned());

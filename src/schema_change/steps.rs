@@ -1,11 +1,11 @@
 //! The steps of an evolution, each for one kind of difference.
 //!
-//! Called by [`Change::follow`] and [`Change::reshape`] once every column of the relation has its number. What fits nowhere
+//! Called by [`TableChange::follow`] and [`TableChange::reshape`] once every column of the relation has its number. What fits nowhere
 //! becomes a [`Misfit`] with the statement that fixes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Attempt, Change, Evolution, Obstacle, Resolved, Rows, Undo};
+use super::{AttemptedStatement, Evolution, FollowObstacle, Resolved, Rows, TableChange, Undo};
 use crate::catalog::fit::{self, Misfit};
 use crate::catalog::schema::{ColumnDefinition, GeneratedColumn, IndexDefinition};
 use crate::catalog::shape::ShapeColumn;
@@ -13,7 +13,7 @@ use crate::pg::{Column, Ident};
 use crate::schema_change::constraint_difference::index_drops;
 use crate::schema_change::sql;
 
-impl Change<'_> {
+impl TableChange<'_> {
     /// Renames in two steps where names change hands. A dropped column whose name another one takes is renamed, too; returns the new
     /// names of such columns, by number.
     pub(super) fn rename_columns(
@@ -171,7 +171,7 @@ impl Change<'_> {
         rows: Rows,
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), FollowObstacle> {
         let Resolved { column, number, definition } = resolved;
         // A column that the operator has dropped here is for `fit` to report.
         let Some(here) = self.here(known, column) else { return Ok(()) };
@@ -197,7 +197,7 @@ impl Change<'_> {
             return Ok(());
         }
         if definition.is_never_null() {
-            evolution.attempts.push(Attempt {
+            evolution.attempts.push(AttemptedStatement {
                 statement: sql::set_not_null(&self.known.name, name),
                 told: format!("column {name} is now NOT NULL"),
                 undo: Undo::NotNull(*number),
@@ -245,7 +245,7 @@ impl Change<'_> {
         here: &ColumnDefinition,
         rows: Rows,
         evolution: &mut Evolution,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), FollowObstacle> {
         let Resolved { column, definition, .. } = resolved;
         let name = &column.name;
         let types = [self.source.types, self.destination.types];
@@ -256,7 +256,7 @@ impl Change<'_> {
         let widened = self.widened(known, column);
         let rewritten = self.known.was_rewritten(self.source.table);
         if rows == Rows::Stream && (rewritten || !(takes || widened)) {
-            return Err(Obstacle::Copy(format!("column {name} was {before} and is now {after}")));
+            return Err(FollowObstacle::Copy(format!("column {name} was {before} and is now {after}")));
         }
         if takes {
             return Ok(());
@@ -270,7 +270,7 @@ impl Change<'_> {
         match (wanted, definition) {
             (Some(wanted), _) if widened => evolution.statements.push(sql::alter_type(table, name, &wanted)),
             (Some(wanted), Some(definition)) => self.cast(definition, here, &wanted, evolution),
-            (_, _) => return Err(Obstacle::Copy(format!("column {name} has had several types meanwhile"))),
+            (_, _) => return Err(FollowObstacle::Copy(format!("column {name} has had several types meanwhile"))),
         }
         evolution.told.push(format!("column {name} was {before} and is now {after}"));
         Ok(())
@@ -346,15 +346,15 @@ impl Change<'_> {
         moved: &BTreeMap<i16, Ident>,
         evolution: &mut Evolution,
         misfits: &mut Vec<Misfit>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), FollowObstacle> {
         let Some(definition) = resolved.definition else { return Ok(()) };
         let name = &definition.name;
         if rows == Rows::Stream && definition.number <= self.known.attributes {
-            return Err(Obstacle::Copy(format!("column {name} was not published before, or was generated")));
+            return Err(FollowObstacle::Copy(format!("column {name} was not published before, or was generated")));
         }
         let rewritten = self.known.was_moved(self.source.table);
         if rows == Rows::Stream && definition.generated.is_none() && definition.missing_value.is_none() && rewritten {
-            return Err(Obstacle::Copy(format!(
+            return Err(FollowObstacle::Copy(format!(
                 "column {name} was added and the table rewritten, so its old rows hold values that did not come through the stream"
             )));
         }
@@ -455,7 +455,7 @@ impl Change<'_> {
                 continue;
             }
             if let Some(statement) = self.creation.index_of(index) {
-                evolution.attempts.push(Attempt {
+                evolution.attempts.push(AttemptedStatement {
                     statement,
                     told: format!("unique index {} was created", index.name),
                     undo: Undo::Unique(index.name.clone()),

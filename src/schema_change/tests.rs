@@ -6,7 +6,7 @@ use crate::catalog::schema::{
     GeneratedColumn, IdentityColumn, Partition, SequenceOptions, SequenceType, TableDefinition, TableKind,
 };
 use crate::pg::RelationId;
-use crate::testing::{Column as Of, table, types, unique_index};
+use crate::testing::{TestColumn as Of, table, types, unique_index};
 
 const INT: u32 = 23;
 const BIGINT: u32 = 20;
@@ -49,7 +49,7 @@ fn follow_described(
     described: &TableDefinition,
     columns: &[&str],
     now: &TableDefinition,
-) -> Result<(Evolution, Shape), Obstacle> {
+) -> Result<(Evolution, Shape), FollowObstacle> {
     follow_into(&start(), described, columns, now)
 }
 
@@ -59,7 +59,7 @@ fn follow_into(
     described: &TableDefinition,
     columns: &[&str],
     now: &TableDefinition,
-) -> Result<(Evolution, Shape), Obstacle> {
+) -> Result<(Evolution, Shape), FollowObstacle> {
     follow_from(&start(), here, described, columns, now)
 }
 
@@ -70,7 +70,7 @@ fn follow_from(
     described: &TableDefinition,
     columns: &[&str],
     now: &TableDefinition,
-) -> Result<(Evolution, Shape), Obstacle> {
+) -> Result<(Evolution, Shape), FollowObstacle> {
     let (types, expressions) = (types(), crate::testing::expressions());
     let names: Vec<Ident> = columns.iter().map(|name| Ident::new(*name)).collect();
     let creation = Creation {
@@ -82,7 +82,7 @@ fn follow_from(
         columns: &names,
     };
     let known = Shape::of(before, &types, |_| true);
-    Change {
+    TableChange {
         known: &known,
         relation: &relation(described, columns),
         source: End { table: now, types: &types },
@@ -94,7 +94,7 @@ fn follow_from(
     .follow()
 }
 
-fn follow(columns: &[&str], now: &TableDefinition) -> Result<(Evolution, Shape), Obstacle> {
+fn follow(columns: &[&str], now: &TableDefinition) -> Result<(Evolution, Shape), FollowObstacle> {
     follow_described(now, columns, now)
 }
 
@@ -275,7 +275,7 @@ fn a_dropped_column_stays_and_a_key_that_is_dropped_is_the_operators() {
         statements(&["id", "a"], &numbered(&[id(), a()])),
         ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" DROP NOT NULL"]
     );
-    let Err(Obstacle::Misfits(misfits)) = follow(&["a", "b"], &numbered(&[a(), b()])) else { panic!() };
+    let Err(FollowObstacle::Misfits(misfits)) = follow(&["a", "b"], &numbered(&[a(), b()])) else { panic!() };
     assert!(misfits[0].remedy.as_ref().is_some_and(|sql| sql.contains("DROP CONSTRAINT t_pkey")), "{misfits:?}");
 }
 
@@ -285,11 +285,11 @@ fn a_wider_type_is_followed_and_another_one_is_not() {
     assert_eq!(statements(&["id", "a", "b"], &wide), ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE int8"]);
     // Which expression has made the values nobody knows: no cast is proposed, the table is copied.
     let other = numbered(&[id(), a(), (3, Of::new("b", TEXT).not_null())]);
-    let Err(Obstacle::Copy(reason)) = follow(&["id", "a", "b"], &other) else { panic!() };
+    let Err(FollowObstacle::Copy(reason)) = follow(&["id", "a", "b"], &other) else { panic!() };
     assert_eq!(reason, "column b was int4 and is now text");
     let mut rewritten = wide.clone();
     rewritten.files[0].file = 2;
-    let Err(Obstacle::Copy(reason)) = follow(&["id", "a", "b"], &rewritten) else { panic!() };
+    let Err(FollowObstacle::Copy(reason)) = follow(&["id", "a", "b"], &rewritten) else { panic!() };
     assert_eq!(reason, "column b was int4 and is now int8");
     // What takes every value already needs nothing.
     let narrow = numbered(&[id(), (2, Of::new("a", VARCHAR).modifier(24)), b()]);
@@ -311,13 +311,13 @@ fn a_type_widened_twice_is_followed_step_by_step_while_the_catalog_is_ahead() {
     assert_eq!(step(&with(Of::new("renamed", VARCHAR).modifier(14)), &described), widened);
     // What neither end has a name for by now comes with a copy.
     let gone = with(Of::new("a", 9_999));
-    assert!(matches!(step(&with(Of::new("a", TEXT)), &gone), Err(Obstacle::Copy(_))));
+    assert!(matches!(step(&with(Of::new("a", TEXT)), &gone), Err(FollowObstacle::Copy(_))));
 }
 
 #[test]
 fn what_only_a_copy_can_tell_is_not_guessed() {
     let copy = |columns: &[&str], now: &TableDefinition| match follow(columns, now) {
-        Err(Obstacle::Copy(reason)) => reason,
+        Err(FollowObstacle::Copy(reason)) => reason,
         other => panic!("{other:?}"),
     };
     let again = numbered(&[id(), b(), (4, Of::new("a", TEXT))]);
@@ -374,7 +374,7 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
             columns: &names,
         };
         let (before, here) = (start(), start());
-        Change {
+        TableChange {
             known: &Shape::of(&before, &types, |_| true),
             relation: &relation(now, &columns),
             source: End { table: now, types: &types },
@@ -409,10 +409,10 @@ fn a_table_that_is_copied_anew_gets_the_columns_alone() {
     );
     // Another type would lose what is here.
     let other = numbered(&[id(), a(), (4, Of::new("b", TEXT))]);
-    assert!(matches!(reshape(&other), Err(Obstacle::Misfits(_))));
+    assert!(matches!(reshape(&other), Err(FollowObstacle::Misfits(_))));
     // The key does not let it be empty.
     let wider = numbered(&[a(), b(), (4, Of::new("id", BIGINT).not_null())]);
-    let Err(Obstacle::Misfits(misfits)) = reshape(&wider) else { panic!() };
+    let Err(FollowObstacle::Misfits(misfits)) = reshape(&wider) else { panic!() };
     assert_eq!(
         misfits[0].remedy.as_deref(),
         Some("ALTER TABLE public.t DROP CONSTRAINT t_pkey;\nALTER TABLE public.t ALTER COLUMN id DROP NOT NULL;")
@@ -427,7 +427,7 @@ fn a_table_that_has_its_old_name_back_is_followed_under_it() {
     assert_eq!((evolution, shape.name), (Evolution::default(), start().name()));
     assert!(matches!(
         follow_described(&described, &["id", "a", "b"], &described),
-        Err(Obstacle::Renamed(name)) if name == described.name()
+        Err(FollowObstacle::Renamed(name)) if name == described.name()
     ));
 }
 
@@ -435,7 +435,7 @@ fn a_table_that_has_its_old_name_back_is_followed_under_it() {
 fn a_column_that_was_there_and_was_not_published_is_copied() {
     let before = numbered(&[id(), b()]);
     let obstacle = follow_from(&before, &before, &start(), &["id", "a", "b"], &start()).unwrap_err();
-    assert_eq!(obstacle, Obstacle::Copy("column a was not published before, or was generated".to_owned()));
+    assert_eq!(obstacle, FollowObstacle::Copy("column a was not published before, or was generated".to_owned()));
 }
 
 #[test]
@@ -476,7 +476,7 @@ fn partitions_that_were_attached_or_are_gone_are_copied_and_new_ones_are_not() {
         Ok(2),
         "a new one began empty, and is known from its first row on"
     );
-    let copied = Err(Obstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
+    let copied = Err(FollowObstacle::Copy("partitions with rows of their own were attached, or detached".to_owned()));
     assert_eq!(follow(vec![leaf(10, true), leaf(11, false), leaf(12, true)]), copied);
     assert_eq!(follow(vec![leaf(10, true)]), copied);
 }

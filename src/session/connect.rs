@@ -29,7 +29,7 @@ pub(super) struct Opened {
     pub(super) stream: BoxedStream,
     pub(super) host: Host,
     /// What the server must be.
-    pub(super) wanted: Wanted,
+    pub(super) wanted: WantedSession,
     /// TLS that is in force: its version and cipher suite, in words.
     pub(super) tls: Option<String>,
     /// tls-server-end-point, when TLS is in force and the certificate's hash is known.
@@ -46,7 +46,7 @@ enum Encryption {
 
 /// What a server must be for a session to stay there, of what target_session_attrs names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum WantedSession {
     Any,
     ReadWrite,
     ReadOnly,
@@ -72,14 +72,18 @@ impl ServerKind {
 
     /// # Errors
     /// [`SessionError::Unwanted`].
-    pub(super) fn check(self, wanted: Wanted, host: &Host) -> Result<(), SessionError> {
+    pub(super) fn check(self, wanted: WantedSession, host: &Host) -> Result<(), SessionError> {
         let read_only = self.in_recovery || self.read_only_by_default;
         let (is, wants) = match wanted {
-            Wanted::ReadWrite if read_only => ("read-only", "read-write"),
-            Wanted::ReadOnly if !read_only => ("read-write", "read-only"),
-            Wanted::Primary if self.in_recovery => ("a standby", "a primary"),
-            Wanted::Standby if !self.in_recovery => ("a primary", "a standby"),
-            Wanted::Any | Wanted::ReadWrite | Wanted::ReadOnly | Wanted::Primary | Wanted::Standby => return Ok(()),
+            WantedSession::ReadWrite if read_only => ("read-only", "read-write"),
+            WantedSession::ReadOnly if !read_only => ("read-write", "read-only"),
+            WantedSession::Primary if self.in_recovery => ("a standby", "a primary"),
+            WantedSession::Standby if !self.in_recovery => ("a primary", "a standby"),
+            WantedSession::Any
+            | WantedSession::ReadWrite
+            | WantedSession::ReadOnly
+            | WantedSession::Primary
+            | WantedSession::Standby => return Ok(()),
         };
         let reasons = format!("the server is {is}, but target_session_attrs wants {wants}");
         Err(SessionError::Unwanted { target: host.to_string(), reasons })
@@ -91,16 +95,16 @@ impl ServerKind {
 /// libpq refuses a primary whose sessions are read-only by default where read-write is wanted. That is what a cut-over does to
 /// stop the source's applications, and headwater must still read there: it is the second choice, and its sessions set
 /// default_transaction_read_only off.
-fn rounds(settings: &ConnectionSettings) -> &'static [Wanted] {
+fn rounds(settings: &ConnectionSettings) -> &'static [WantedSession] {
     let several = settings.hosts.len() > 1;
     match settings.target_session {
-        TargetSession::Any => &[Wanted::Any],
-        TargetSession::ReadWrite if several => &[Wanted::ReadWrite, Wanted::Primary],
-        TargetSession::ReadWrite | TargetSession::Primary => &[Wanted::Primary],
-        TargetSession::ReadOnly => &[Wanted::ReadOnly],
-        TargetSession::Standby => &[Wanted::Standby],
-        TargetSession::PreferStandby if several => &[Wanted::Standby, Wanted::Any],
-        TargetSession::PreferStandby => &[Wanted::Any],
+        TargetSession::Any => &[WantedSession::Any],
+        TargetSession::ReadWrite if several => &[WantedSession::ReadWrite, WantedSession::Primary],
+        TargetSession::ReadWrite | TargetSession::Primary => &[WantedSession::Primary],
+        TargetSession::ReadOnly => &[WantedSession::ReadOnly],
+        TargetSession::Standby => &[WantedSession::Standby],
+        TargetSession::PreferStandby if several => &[WantedSession::Standby, WantedSession::Any],
+        TargetSession::PreferStandby => &[WantedSession::Any],
     }
 }
 
@@ -125,12 +129,12 @@ where
             let connecting = Connecting { settings, host, wanted: *wanted, tls: tls.as_ref() };
             match connecting.first_address(&use_stream).await {
                 Ok(session) => return Ok(session),
-                Err(Failure::Silent(reason)) => silent.push(format!("{host}: {reason}")),
-                Err(Failure::Refused(SessionError::Unwanted { reasons, .. })) => {
+                Err(ConnectFailure::Silent(reason)) => silent.push(format!("{host}: {reason}")),
+                Err(ConnectFailure::Refused(SessionError::Unwanted { reasons, .. })) => {
                     hosts.push(host);
                     unwanted.push(format!("{host}: {reasons}"));
                 }
-                Err(Failure::Refused(error)) => refusal = Some(error),
+                Err(ConnectFailure::Refused(error)) => refusal = Some(error),
             }
         }
     }
@@ -147,7 +151,7 @@ where
 }
 
 /// Why a host will not do.
-enum Failure {
+enum ConnectFailure {
     /// Nobody is there, or nobody answers.
     Silent(String),
     /// It answered.
@@ -165,29 +169,33 @@ enum Address {
 struct Connecting<'a> {
     settings: &'a ConnectionSettings,
     host: &'a Host,
-    wanted: Wanted,
+    wanted: WantedSession,
     tls: Option<&'a TlsClient>,
 }
 
 impl Connecting<'_> {
-    async fn first_address<T, F>(&self, use_stream: &impl Fn(Opened) -> F) -> Result<T, Failure>
+    async fn first_address<T, F>(&self, use_stream: &impl Fn(Opened) -> F) -> Result<T, ConnectFailure>
     where
         F: Future<Output = Result<T, SessionError>>,
     {
         let within = self.settings.connect_timeout;
         let addresses = match tokio::time::timeout(within, addresses(self.host)).await {
             Ok(Ok(addresses)) => addresses,
-            Ok(Err(error)) => return Err(Failure::Silent(error.to_string())),
+            Ok(Err(error)) => return Err(ConnectFailure::Silent(error.to_string())),
             Err(_) => {
                 let within = humantime::format_duration(within);
-                return Err(Failure::Silent(format!("its name was not resolved within {within}")));
+                return Err(ConnectFailure::Silent(format!("its name was not resolved within {within}")));
             }
         };
         self.first_of(&addresses, use_stream).await
     }
 
     /// Tries the addresses of a name in turn, each for as long as connect_timeout.
-    async fn first_of<T, F>(&self, addresses: &[Address], use_stream: &impl Fn(Opened) -> F) -> Result<T, Failure>
+    async fn first_of<T, F>(
+        &self,
+        addresses: &[Address],
+        use_stream: &impl Fn(Opened) -> F,
+    ) -> Result<T, ConnectFailure>
     where
         F: Future<Output = Result<T, SessionError>>,
     {
@@ -195,18 +203,18 @@ impl Connecting<'_> {
         for address in addresses {
             let reason = match self.connect(address, use_stream).await {
                 Ok(session) => return Ok(session),
-                Err(Failure::Refused(error)) => return Err(Failure::Refused(error)),
-                Err(Failure::Silent(reason)) => reason,
+                Err(ConnectFailure::Refused(error)) => return Err(ConnectFailure::Refused(error)),
+                Err(ConnectFailure::Silent(reason)) => reason,
             };
             match address {
                 Address::Tcp(address) if addresses.len() > 1 => reasons.push(format!("{reason} ({})", address.ip())),
                 Address::Tcp(_) | Address::Unix(_) => reasons.push(reason),
             }
         }
-        Err(Failure::Silent(reasons.join(", ")))
+        Err(ConnectFailure::Silent(reasons.join(", ")))
     }
 
-    async fn connect<T, F>(&self, address: &Address, use_stream: &impl Fn(Opened) -> F) -> Result<T, Failure>
+    async fn connect<T, F>(&self, address: &Address, use_stream: &impl Fn(Opened) -> F) -> Result<T, ConnectFailure>
     where
         F: Future<Output = Result<T, SessionError>>,
     {
@@ -217,22 +225,22 @@ impl Connecting<'_> {
             (SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull, _) => &[Encryption::Required],
         };
         let within = self.settings.connect_timeout;
-        let mut last = Failure::Silent("its name has no address".to_owned());
+        let mut last = ConnectFailure::Silent("its name has no address".to_owned());
         for encryption in attempts {
             let connected = async { use_stream(self.open(address, *encryption).await?).await };
             let error = match tokio::time::timeout(within, connected).await {
                 Ok(Ok(session)) => return Ok(session),
                 Err(_) => {
                     let within = humantime::format_duration(within);
-                    return Err(Failure::Silent(format!("no answer within {within}")));
+                    return Err(ConnectFailure::Silent(format!("no answer within {within}")));
                 }
                 Ok(Err(SessionError::Lost { error, .. })) => match tls::refused_certificate(&error) {
                     Some(reason) => {
                         SessionError::Tls { host: self.host.to_string(), problem: TlsProblem::OurCertificate, reason }
                     }
-                    None => return Err(Failure::Silent(error.to_string())),
+                    None => return Err(ConnectFailure::Silent(error.to_string())),
                 },
-                Ok(Err(error @ SessionError::Timeout { .. })) => return Err(Failure::Silent(error.to_string())),
+                Ok(Err(error @ SessionError::Timeout { .. })) => return Err(ConnectFailure::Silent(error.to_string())),
                 Ok(Err(SessionError::Server { error, .. })) if settings::is_unknown(&error) => {
                     SessionError::TooOld { version: format!("{} or older", MAJOR_MIN - 1) }
                 }
@@ -243,7 +251,7 @@ impl Connecting<'_> {
                 error,
                 SessionError::Tls { .. } | SessionError::Server { .. } | SessionError::Authentication { .. }
             );
-            last = Failure::Refused(error);
+            last = ConnectFailure::Refused(error);
             if !refused {
                 break;
             }
@@ -369,8 +377,8 @@ mod tests {
                 assert_eq!(would_do(hosts, target), expected, "{target:?} of {hosts}");
             }
         }
-        assert_eq!(rounds(&settings(2, TargetSession::ReadWrite)).first(), Some(&Wanted::ReadWrite));
-        assert_eq!(rounds(&settings(2, TargetSession::PreferStandby)).first(), Some(&Wanted::Standby));
+        assert_eq!(rounds(&settings(2, TargetSession::ReadWrite)).first(), Some(&WantedSession::ReadWrite));
+        assert_eq!(rounds(&settings(2, TargetSession::PreferStandby)).first(), Some(&WantedSession::Standby));
     }
 
     #[test]
@@ -389,7 +397,8 @@ mod tests {
             ssl_mode: SslMode::Disable,
             ..settings(1, TargetSession::Any)
         };
-        let connecting = Connecting { settings: &settings, host: &settings.hosts[0], wanted: Wanted::Any, tls: None };
+        let connecting =
+            Connecting { settings: &settings, host: &settings.hosts[0], wanted: WantedSession::Any, tls: None };
         // A server speaks when it is spoken to; this one by itself.
         let greeting = tokio::spawn(async move { good.accept().await.unwrap().0.write_all(b"x").await.unwrap() });
         let hear = |opened: Opened| async move {
@@ -398,7 +407,7 @@ mod tests {
         };
         assert_eq!(connecting.first_of(&addresses, &hear).await.ok(), Some(b'x'));
         greeting.await.unwrap();
-        let Err(Failure::Silent(reasons)) = connecting.first_of(&addresses[..1], &hear).await else { panic!() };
+        let Err(ConnectFailure::Silent(reasons)) = connecting.first_of(&addresses[..1], &hear).await else { panic!() };
         assert_eq!(reasons, "no answer within 200ms");
     }
 }

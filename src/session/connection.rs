@@ -28,9 +28,9 @@ use super::pipelined_request::PipelinedRequest;
 use super::slow_answers::{Awaiting, Bound, Server};
 use crate::config::Host;
 use crate::pg::usize_from;
-use crate::session::stream::{BoxedStream, Stream};
+use crate::session::stream::{BoxedStream, ByteStream};
 
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> ByteStream for T {}
 
 /// Longest frame: 1 GiB.
 pub(super) const FRAME_BYTES_MAX: usize = 1 << 30;

@@ -49,11 +49,11 @@ pub struct DedicatedSettings {
 /// A session on a thread of its own. Dropping it ends both.
 pub struct DedicatedSession {
     process_id: u32,
-    questions: mpsc::Sender<Question>,
+    questions: mpsc::Sender<SessionQuestion>,
     lost: oneshot::Receiver<SessionError>,
 }
 
-struct Question {
+struct SessionQuestion {
     doing: &'static str,
     request: PipelinedRequest,
     answer: oneshot::Sender<Result<PipelinedAnswer, SessionError>>,
@@ -87,7 +87,7 @@ impl DedicatedSession {
     /// [`SessionError`]: the session is lost, the pipelined request failed, or no answer came in time.
     pub async fn ask(&self, doing: &'static str, request: PipelinedRequest) -> Result<PipelinedAnswer, SessionError> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { doing, request, answer };
+        let question = SessionQuestion { doing, request, answer };
         // A thread that has ended takes no question, and drops one that it has taken.
         self.questions.send(question).await.map_err(|_| SessionError::closed(doing))?;
         answered.await.unwrap_or_else(|_| Err(SessionError::closed(doing)))
@@ -115,7 +115,7 @@ impl DedicatedSession {
 fn run(
     settings: DedicatedSettings,
     opened: oneshot::Sender<Result<u32, SessionError>>,
-    questions: mpsc::Receiver<Question>,
+    questions: mpsc::Receiver<SessionQuestion>,
     lost: oneshot::Sender<SessionError>,
 ) {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -132,7 +132,7 @@ fn run(
 async fn keep(
     settings: DedicatedSettings,
     mut opened: oneshot::Sender<Result<u32, SessionError>>,
-    mut questions: mpsc::Receiver<Question>,
+    mut questions: mpsc::Receiver<SessionQuestion>,
     lost: oneshot::Sender<SessionError>,
 ) {
     let DedicatedSettings { connection, purpose, settings, ping_every, timeout } = settings;
@@ -151,7 +151,7 @@ async fn keep(
     let error = loop {
         tokio::select! {
             question = questions.recv() => {
-                let Some(Question { doing, request, answer }) = question else {
+                let Some(SessionQuestion { doing, request, answer }) = question else {
                     session.close_and_wait().await;
                     return;
                 };

@@ -12,7 +12,7 @@ use super::row::Row;
 use super::sql::SqlClient;
 use crate::catalog::nesting::nesting_problem;
 use crate::catalog::not_carried::Thing;
-use crate::catalog::replica_identity::Member;
+use crate::catalog::replica_identity::IdentityMember;
 use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
 use crate::pg::{Description, Ident, QualifiedName, RelationId, TypeId, quote_literal};
 
@@ -85,7 +85,7 @@ pub async fn describe_identities(
     client: &SqlClient,
     ids: &[u32],
     publication: &Ident,
-) -> Result<Vec<Member>, SessionError> {
+) -> Result<Vec<IdentityMember>, SessionError> {
     describe(client, "looking at replica identities", IDENTITIES, &[&ids, &publication.as_str()]).await
 }
 

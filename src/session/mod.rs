@@ -61,8 +61,8 @@ pub use locks::read_lock_table;
 pub use partition_rows::{FirstPages, NamedPartition, RowsOf, first_pages, unproven, vacancy};
 pub use password_file::has_password;
 pub use pipelined_request::{
-    CopyData, Format, LARGE_VALUE_BYTES, Parameters, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName,
-    Verb,
+    CopyData, Format, LARGE_VALUE_BYTES, PipelinedAnswer, PipelinedRequest, StatementAnswer, StatementName,
+    StatementParameters, Verb,
 };
 pub use provider::ask_provider;
 pub use replication::{

@@ -186,15 +186,15 @@ pub async fn unproven(
 const READ_AT_ONCE: usize = 50;
 
 #[derive(Debug, Default)]
-struct Answers {
+struct FileAnswers {
     given: BTreeMap<u32, String>,
     locked: BTreeSet<u32>,
     refused: Vec<u32>,
 }
 
 /// What is answered to questions about files, each of which reads one. Not inside a transaction.
-async fn answers(client: &SqlClient, questions: &[(u32, String)]) -> Result<Answers, SessionError> {
-    let mut answers = Answers::default();
+async fn answers(client: &SqlClient, questions: &[(u32, String)]) -> Result<FileAnswers, SessionError> {
+    let mut answers = FileAnswers::default();
     for questions in questions.chunks(READ_AT_ONCE) {
         match ask(client, questions).await? {
             Ok(given) => answers.given.extend(given),

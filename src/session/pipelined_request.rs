@@ -116,12 +116,12 @@ pub(super) struct LargeValue {
 pub const LARGE_VALUE_BYTES: usize = 1 << 20;
 
 /// The values of a Bind being written.
-pub struct Parameters<'a> {
+pub struct StatementParameters<'a> {
     out: &'a mut BytesMut,
     large: &'a mut Vec<LargeValue>,
 }
 
-impl Parameters<'_> {
+impl StatementParameters<'_> {
     /// The next value; `None` is NULL.
     #[inline]
     pub fn put(&mut self, value: Option<&[u8]>) {
@@ -202,7 +202,7 @@ impl PipelinedRequest {
         statement: StatementName<'_>,
         formats: &[Format],
         parameters: usize,
-        write: impl FnOnce(&mut Parameters<'_>),
+        write: impl FnOnce(&mut StatementParameters<'_>),
     ) {
         self.bind(statement.name, formats, parameters, write);
         self.execute_bound(Expectation::Nothing, statement.verb);
@@ -214,7 +214,7 @@ impl PipelinedRequest {
         statement: StatementName<'_>,
         formats: &[Format],
         parameters: usize,
-        write: impl FnOnce(&mut Parameters<'_>),
+        write: impl FnOnce(&mut StatementParameters<'_>),
     ) {
         self.bind(statement.name, formats, parameters, write);
         self.execute_bound(Expectation::Count, statement.verb);
@@ -226,7 +226,7 @@ impl PipelinedRequest {
         name: &str,
         formats: &[Format],
         parameters: usize,
-        write: impl FnOnce(&mut Parameters<'_>),
+        write: impl FnOnce(&mut StatementParameters<'_>),
     ) {
         self.bind(name, formats, parameters, write);
         self.execute_bound(Expectation::Row, Verb::Any);
@@ -264,7 +264,13 @@ impl PipelinedRequest {
         self.execute_bound(expectation, Verb::Any);
     }
 
-    fn bind(&mut self, name: &str, formats: &[Format], parameters: usize, write: impl FnOnce(&mut Parameters<'_>)) {
+    fn bind(
+        &mut self,
+        name: &str,
+        formats: &[Format],
+        parameters: usize,
+        write: impl FnOnce(&mut StatementParameters<'_>),
+    ) {
         self.message_with(b'B', |out, large| {
             out.put_u8(0);
             put_str(out, name);
@@ -283,7 +289,7 @@ impl PipelinedRequest {
                 }
             }
             out.put_u16(count(parameters));
-            write(&mut Parameters { out, large });
+            write(&mut StatementParameters { out, large });
             out.put_u16(0);
         });
     }
@@ -447,7 +453,7 @@ mod tests {
     #[test]
     fn a_large_value_stands_in_its_message_without_being_copied() {
         let value = Bytes::from(vec![b'v'; LARGE_VALUE_BYTES]);
-        let written = |write: &dyn Fn(&mut Parameters<'_>)| {
+        let written = |write: &dyn Fn(&mut StatementParameters<'_>)| {
             let mut request = PipelinedRequest::new();
             let statement = StatementName { name: "h1", verb: Verb::Insert };
             for _ in 0..2 {

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::config::Host;
 
 /// The attempts to connect that are under way in this process.
-static UNDER_WAY: Mutex<BTreeMap<u64, UnderWay>> = Mutex::new(BTreeMap::new());
+static UNDER_WAY: Mutex<BTreeMap<u64, ConnectsUnderWay>> = Mutex::new(BTreeMap::new());
 
-struct UnderWay {
+struct ConnectsUnderWay {
     host: String,
     /// The hosts before it that did not answer.
     silent: Vec<String>,
@@ -32,7 +32,7 @@ impl Trying {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let (since, at) = (Instant::now(), SystemTime::now());
-        let under_way = UnderWay { host: String::new(), silent: Vec::new(), since, at, within };
+        let under_way = ConnectsUnderWay { host: String::new(), silent: Vec::new(), since, at, within };
         UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).insert(number, under_way);
         Trying(number)
     }
@@ -65,7 +65,7 @@ pub struct SlowConnection {
 pub fn slow_connections(longer_than: Duration) -> Vec<SlowConnection> {
     let under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
     let mut slow: Vec<SlowConnection> = Vec::new();
-    for UnderWay { host, silent, since, at, within } in under_way.values() {
+    for ConnectsUnderWay { host, silent, since, at, within } in under_way.values() {
         if since.elapsed() < longer_than || slow.iter().any(|other| other.host == *host) {
             continue;
         }

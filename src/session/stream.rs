@@ -5,6 +5,6 @@
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A byte stream to a server: TCP or Unix socket, with or without TLS.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
-pub(crate) type BoxedStream = Box<dyn Stream>;
+pub(crate) type BoxedStream = Box<dyn ByteStream>;

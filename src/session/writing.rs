@@ -26,14 +26,14 @@ const WRITING: &str = "writing to the destination";
 pub struct WritingSession {
     connection: Connection,
     under_way: VecDeque<Vec<(Expectation, Verb)>>,
-    current: Progress,
+    current: TransferProgress,
     /// While a request is under way: since the last answer, or since it was sent.
     awaiting: Option<Awaiting>,
 }
 
 /// How far the oldest pipelined request's answers have been read.
 #[derive(Default)]
-struct Progress {
+struct TransferProgress {
     statement: usize,
     row: Option<Vec<Option<String>>>,
     answers: Vec<StatementAnswer>,
@@ -59,7 +59,12 @@ impl WritingSession {
     ) -> Result<WritingSession, SessionError> {
         let startup = Startup { replication: false, purpose, settings };
         let connection = startup::open(connection, &startup).await?;
-        Ok(WritingSession { connection, under_way: VecDeque::new(), current: Progress::default(), awaiting: None })
+        Ok(WritingSession {
+            connection,
+            under_way: VecDeque::new(),
+            current: TransferProgress::default(),
+            awaiting: None,
+        })
     }
 
     /// The server process of this session.
@@ -126,7 +131,7 @@ impl WritingSession {
                 b'Z' => {
                     self.under_way.pop_front();
                     self.awaiting = (!self.under_way.is_empty()).then(|| awaiting(&self.connection));
-                    let Progress { statement: _, row: _, answers, committed, failure, replaced } =
+                    let TransferProgress { statement: _, row: _, answers, committed, failure, replaced } =
                         std::mem::take(&mut self.current);
                     // Of a pipelined request that has failed nothing is stored.
                     if let (Some((sent, tag)), None) = (replaced, &failure) {

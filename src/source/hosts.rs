@@ -32,7 +32,7 @@ use crate::source::stored_history::StoredHistory;
 
 /// The host that was chosen, and what is to be said of the others.
 #[derive(Clone, Debug)]
-pub struct Choice {
+pub struct ChosenHost {
     /// The settings with that host alone.
     pub connection: ConnectionSettings,
     /// Hosts that would do, and are not taken: an old primary that came back, say.
@@ -53,8 +53,8 @@ pub async fn choose_host(
     stored: Option<&StoredHistory<'_>>,
     purpose: &str,
     timeout: Duration,
-) -> Result<Choice, SourceError> {
-    let mut choice = Choice {
+) -> Result<ChosenHost, SourceError> {
+    let mut choice = ChosenHost {
         connection: settings.clone(),
         passed_over: Vec::new(),
         out_of_reach: Vec::new(),

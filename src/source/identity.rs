@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::catalog::replica_identity::{Harm, IdentifiedTable, Publishing};
+use crate::catalog::replica_identity::{Harm, IdentifiedTable, PublicationTraits};
 use crate::pg::{ErrorReport, Ident, QualifiedName, RelationId, ReplicaIdentity};
 use crate::session::{SessionError, SqlClient, describe_identities};
 
@@ -16,7 +16,7 @@ const DOING: &str = "looking at replica identities";
 #[derive(Clone, Debug)]
 pub struct Identities {
     /// The publication.
-    pub publishing: Publishing,
+    pub publishing: PublicationTraits,
     /// The server is of 18 or later, where a publication can send stored generated columns.
     pub can_send_stored: bool,
     tables: BTreeMap<RelationId, IdentifiedTable>,
@@ -59,7 +59,8 @@ impl Identities {
         let row = client.query_one(DOING, sql, &[&publication.as_str()]).await?;
         let can_send_stored = row.get::<i32>(0)? >= GENERATED_COLUMNS;
         let sends_stored = row.get::<Option<&str>>(1)? == Some("s");
-        let publishing = Publishing { name: publication.clone(), sends_stored, judges_generated: can_send_stored };
+        let publishing =
+            PublicationTraits { name: publication.clone(), sends_stored, judges_generated: can_send_stored };
         let mut found: BTreeMap<RelationId, IdentifiedTable> = BTreeMap::new();
         for member in describe_identities(client, &ids, publication).await? {
             match found.entry(RelationId(member.root)) {
@@ -117,7 +118,7 @@ fn listed(columns: &[Ident]) -> String {
     columns.iter().map(Ident::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn report(table: &IdentifiedTable, harm: &Harm, publishing: &Publishing, published: bool) -> ErrorReport {
+fn report(table: &IdentifiedTable, harm: &Harm, publishing: &PublicationTraits, published: bool) -> ErrorReport {
     // Long: an arm for each harm.
     let (name, publication) = (&table.table.name, &publishing.name);
     let when = if published {
@@ -244,7 +245,7 @@ pub(super) fn joined(reports: Vec<ErrorReport>) -> Option<ErrorReport> {
 }
 
 /// Every way out under a comment of its own, so that each can be run by itself.
-fn ways(table: &IdentifiedTable, publishing: &Publishing) -> String {
+fn ways(table: &IdentifiedTable, publishing: &PublicationTraits) -> String {
     let ways = table.ways(publishing);
     if ways.is_empty() {
         return "Give it a primary key, or a unique index over NOT NULL columns, at the source.".to_owned();

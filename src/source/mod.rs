@@ -47,7 +47,7 @@ pub use collations::collation_statements;
 pub use ctid_ranges::{CTID_RANGE_BYTES, CtidRange, ctid_ranges};
 pub use error::{LostCause, LostHistory, SourceError};
 pub use history::{check_history, check_line, check_valid};
-pub use hosts::{Choice, choose_host};
+pub use hosts::{ChosenHost, choose_host};
 pub use identity::{Identities, Unidentified};
 pub use marks::Marks;
 pub use operator_classes::{OperatorClass, operator_classes};

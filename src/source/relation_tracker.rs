@@ -56,7 +56,7 @@ pub type UnseenReport = Arc<dyn Fn(Option<&str>) + Send + Sync>;
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// What becomes of a question.
-type Answer = Result<Option<(SchemaChange, Shape)>, SourceError>;
+type DescriptionAnswer = Result<Option<(SchemaChange, Shape)>, SourceError>;
 
 /// A question that is out.
 struct Asking {
@@ -64,11 +64,11 @@ struct Asking {
     index: usize,
     relation: Arc<Relation>,
     /// What becomes of it, and of its session.
-    answer: JoinHandle<(Answer, Option<SqlClient>)>,
+    answer: JoinHandle<(DescriptionAnswer, Option<SqlClient>)>,
 }
 
 /// Where the held step is cut: in front of this change, since its table has changed.
-struct Cut {
+struct StepCut {
     index: usize,
     change: SchemaChange,
 }
@@ -101,7 +101,7 @@ pub struct RelationTracker {
     /// Tables that were asked about for this step, with the partitions that the rest of it names.
     asked: HashSet<RelationId>,
     /// Where the held step is cut.
-    cuts: Vec<Cut>,
+    cuts: Vec<StepCut>,
     asking: Option<Asking>,
     confirming: Option<Confirming>,
     /// The session of the last question, and when that was.
@@ -270,7 +270,7 @@ impl RelationTracker {
     /// Takes in what is known now of a relation.
     fn learn(&mut self, index: usize, relation: &Arc<Relation>, change: Option<SchemaChange>) {
         self.looked_at = index;
-        self.cuts.extend(change.map(|change| Cut { index, change }));
+        self.cuts.extend(change.map(|change| StepCut { index, change }));
         self.seen.insert(relation.id, Arc::clone(relation));
         self.asked.insert(relation.id);
     }
@@ -383,11 +383,11 @@ impl RelationTracker {
         }
     }
 
-    fn cut(&mut self, changes: Vec<Change>, cuts: Vec<Cut>) {
+    fn cut(&mut self, changes: Vec<Change>, cuts: Vec<StepCut>) {
         let mut changes = changes.into_iter();
         let mut chunk = ChunkBuilder::default();
         let mut taken = 0;
-        for Cut { index, change } in cuts {
+        for StepCut { index, change } in cuts {
             chunk.extend(changes.by_ref().take(index - taken));
             taken = index;
             self.ready.extend(chunk.take().map(Step::Chunk));
@@ -420,7 +420,7 @@ fn knows_leaves(known: Option<&Shape>, relation: &Relation) -> bool {
 }
 
 /// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
-async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, named: Named) -> Answer {
+async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, named: Named) -> DescriptionAnswer {
     // Dropped since. What the stream still brings is what was known.
     let Some(description) = describe_relation(client, relation.id).await? else { return Ok(None) };
     let (table, types) = read_description(&description)?;
@@ -431,8 +431,8 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
     };
     let known_leaves = known.leaves();
     let leaves = match &table.partitions {
-        Some(now) => Leaves::ask(client, &known_leaves, &relation, now, named).await?,
-        None => Leaves { measured: Measured::default(), after: Some(known_leaves.clone()) },
+        Some(now) => LeavesAnswer::ask(client, &known_leaves, &relation, now, named).await?,
+        None => LeavesAnswer { measured: Measured::default(), after: Some(known_leaves.clone()) },
     };
     let has_new_leaves = leaves.after.as_ref() != Some(&known_leaves);
     if is_current && !has_new_leaves && known == shape.clone().with_leaves(known_leaves.clone()) {
@@ -470,7 +470,7 @@ struct Named {
 }
 
 /// What a description says of a table's partitions.
-struct Leaves {
+struct LeavesAnswer {
     /// What was asked of them.
     measured: Measured,
     /// What is known of them from here on; `None`: the destination asks for a copy, unless it knows more than was known when this session
@@ -478,14 +478,14 @@ struct Leaves {
     after: Option<KnownLeaves>,
 }
 
-impl Leaves {
+impl LeavesAnswer {
     async fn ask(
         client: &SqlClient,
         known: &KnownLeaves,
         relation: &Relation,
         now: &[Partition],
         named: Named,
-    ) -> Result<Leaves, SourceError> {
+    ) -> Result<LeavesAnswer, SourceError> {
         let unknown = leaves::to_measure(known, &relation.leaves, now);
         let vacant = vacancy(client, &unknown).await?.vacant;
         let created = now.iter().filter(|leaf| !leaf.attached && !vacant.contains(&leaf.id));
@@ -498,7 +498,7 @@ impl Leaves {
         let measured = Measured { vacant, unproven };
         // Whether what was seen empty was emptied is the destination's to say.
         let after = leaves::named(known, &relation.leaves, now, &measured, Lsn::new(u64::MAX));
-        Ok(Leaves { measured, after: after.ok() })
+        Ok(LeavesAnswer { measured, after: after.ok() })
     }
 }
 

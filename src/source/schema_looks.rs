@@ -27,14 +27,14 @@ pub struct LookAsked {
 }
 
 /// What marks can be about; `None` as long as that is not known.
-type Followed = Arc<Mutex<Option<BTreeSet<u32>>>>;
+type FollowedIds = Arc<Mutex<Option<BTreeSet<u32>>>>;
 
 /// Asks for looks. All clones ask the same.
 #[derive(Clone, Debug)]
 pub struct SchemaLooks {
     asked: Arc<watch::Sender<LookAsked>>,
     answered: watch::Receiver<u64>,
-    followed: Followed,
+    followed: FollowedIds,
 }
 
 /// Answers.
@@ -42,14 +42,14 @@ pub struct SchemaLooks {
 pub struct LooksAsked {
     asked: watch::Receiver<LookAsked>,
     answered: watch::Sender<u64>,
-    followed: Followed,
+    followed: FollowedIds,
 }
 
 /// Both ends.
 pub fn schema_looks() -> (SchemaLooks, LooksAsked) {
     let (asking, asked) = watch::channel(LookAsked::default());
     let (answering, answered) = watch::channel(0);
-    let followed = Followed::default();
+    let followed = FollowedIds::default();
     let looks = SchemaLooks { asked: Arc::new(asking), answered, followed: Arc::clone(&followed) };
     (looks, LooksAsked { asked, answered: answering, followed })
 }

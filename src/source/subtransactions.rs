@@ -47,12 +47,12 @@ pub(super) struct SubtransactionOutcome {
     pub(super) rolled_back: HashSet<u32>,
 }
 
-type Answer = Result<(SubtransactionOutcome, SqlClient), SourceError>;
+type SubtransactionAnswer = Result<(SubtransactionOutcome, SqlClient), SourceError>;
 
 /// Asks.
 pub(super) struct SubtransactionOutcomes {
     sql: Sql,
-    asking: Option<JoinHandle<Answer>>,
+    asking: Option<JoinHandle<SubtransactionAnswer>>,
     /// The session of the last question, and when that was.
     session: Option<(SqlClient, Instant)>,
 }

@@ -59,11 +59,11 @@ enum Order {
     Cut { xid: u32, at: u64 },
     Discard { xid: u32 },
     Peek { xid: u32, from: u64, until: u64, found: oneshot::Sender<Result<Bytes, SpoolError>> },
-    Read { xid: u32, chunks: mpsc::Sender<Chunk> },
+    Read { xid: u32, chunks: mpsc::Sender<ReadBackChunk> },
 }
 
 /// `None` says that the last one was sent: a channel that merely ends is not an end.
-type Chunk = Result<Option<Bytes>, SpoolError>;
+type ReadBackChunk = Result<Option<Bytes>, SpoolError>;
 
 /// A handle on the spool of one stream from the source.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub struct Waiting(Order);
 /// The chunks of a stream that has committed, first to last.
 #[derive(Debug)]
 pub struct Chunks {
-    chunks: mpsc::Receiver<Chunk>,
+    chunks: mpsc::Receiver<ReadBackChunk>,
     slow: SlowSpool,
 }
 
@@ -269,7 +269,7 @@ fn serve(
 }
 
 /// Sends a stream's chunks; an error ends them. A receiver that is gone wants no more.
-fn give_back(store: &mut Store, xid: u32, chunks: &mpsc::Sender<Chunk>, telemetry: &Telemetry) {
+fn give_back(store: &mut Store, xid: u32, chunks: &mpsc::Sender<ReadBackChunk>, telemetry: &Telemetry) {
     loop {
         let chunk = store.next(xid);
         let more = matches!(chunk, Ok(Some(_)));

@@ -47,7 +47,7 @@ struct Block {
 }
 
 #[derive(Debug, Default)]
-struct Stream {
+struct SpooledStream {
     blocks: VecDeque<Block>,
     file_bytes: u64,
     memory_begins: u64,
@@ -58,7 +58,7 @@ struct Stream {
     memory_bytes: u64,
 }
 
-impl Stream {
+impl SpooledStream {
     fn end(&self) -> u64 {
         self.memory_begins + self.memory_bytes
     }
@@ -77,7 +77,7 @@ pub(super) struct Store {
     directory: Directory,
     memory_bytes_max: u64,
     disk_bytes_max: u64,
-    streams: HashMap<u32, Stream>,
+    streams: HashMap<u32, SpooledStream>,
     memory_bytes: u64,
     disk_bytes: u64,
     progress: DiskProgress,
@@ -281,7 +281,7 @@ impl Store {
 }
 
 /// Of a chunk that was taken off a stream's end, keeps what stands before `at`, as its tail.
-fn keep_head(stream: &mut Stream, chunk: &Bytes, at: u64) {
+fn keep_head(stream: &mut SpooledStream, chunk: &Bytes, at: u64) {
     let head =
         usize::try_from(at.saturating_sub(stream.end()).min(length(chunk))).expect("no more than the chunk's length");
     stream.tail = chunk[..head].to_vec();

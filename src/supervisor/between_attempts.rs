@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::carried_over::CarriedOver;
 use super::service::Service;
 use crate::destination::{
-    Bookkeeping, Conflict, DestinationError, Wanted, refuse_fence_requests, remember_conflict, skips,
+    Bookkeeping, Conflict, DestinationError, WantedLetters, refuse_fence_requests, remember_conflict, skips,
 };
 use crate::error_policy::Fault;
 use crate::pg::ErrorReport;
@@ -138,7 +138,7 @@ impl BetweenAttempts<'_> {
         let Fault::Destination(DestinationError::Conflict(conflict)) = fault else {
             return std::future::pending().await;
         };
-        let names = [Some(Wanted::CommitLsn(conflict.commit_lsn)), conflict.end_lsn.map(Wanted::EndLsn)];
+        let names = [Some(WantedLetters::CommitLsn(conflict.commit_lsn)), conflict.end_lsn.map(WantedLetters::EndLsn)];
         // Without an answer the back-off ends by itself, and the next attempt says what is wrong.
         let Ok(bookkeeping) = self.bookkeeping().await else {
             return std::future::pending().await;

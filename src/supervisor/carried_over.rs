@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::config::Config;
 use crate::config::OnConflict;
-use crate::destination::{Conflict, ConflictPolicy, DestinationError, Scope, Wanted};
+use crate::destination::{Conflict, ConflictPolicy, DestinationError, Scope, WantedLetters};
 use crate::error_policy::Fault;
 use crate::pg::Lsn;
 use crate::preflight::addresses::Addresses;
@@ -19,7 +19,7 @@ use crate::supervisor::options::RunOptions;
 /// What one attempt leaves to the next.
 pub(super) struct CarriedOver {
     /// Sessions of attempts, and of what is done between them, lead there.
-    pub(super) host: Host,
+    pub(super) host: ServiceHost,
     /// What is copied first.
     pub(super) copies: CopiesWanted,
     /// What the next stream does otherwise, because of how the last one failed.
@@ -29,7 +29,7 @@ pub(super) struct CarriedOver {
 }
 
 /// The source's host that attempts lead to.
-pub(super) struct Host {
+pub(super) struct ServiceHost {
     /// With the one of source.url's hosts that was chosen.
     pub(super) config: Arc<Config>,
     pub(super) addresses: Addresses,
@@ -100,7 +100,11 @@ impl CarriedOver {
     pub(super) fn new(config: &Arc<Config>, options: RunOptions) -> CarriedOver {
         let RunOptions { resnapshot, accept_source_identity } = options;
         CarriedOver {
-            host: Host { config: Arc::clone(config), addresses: Addresses::new(config), passed_over: Vec::new() },
+            host: ServiceHost {
+                config: Arc::clone(config),
+                addresses: Addresses::new(config),
+                passed_over: Vec::new(),
+            },
             copies: CopiesWanted {
                 recorded: resnapshot.is_some(),
                 asked_by_command_line: resnapshot.is_some(),
@@ -119,7 +123,7 @@ impl CarriedOver {
     }
 }
 
-impl Host {
+impl ServiceHost {
     /// From here on every session leads to the host that was chosen; returns what was not said before of the others.
     pub(super) fn lead_to(&mut self, settled: &Settled) -> Vec<String> {
         self.config = Arc::clone(&settled.config);
@@ -174,7 +178,7 @@ impl FailedStream {
     }
 
     /// How the next stream takes a conflict.
-    pub(super) fn policy(&self, on_conflict: OnConflict, skips: BTreeSet<Wanted>) -> ConflictPolicy {
+    pub(super) fn policy(&self, on_conflict: OnConflict, skips: BTreeSet<WantedLetters>) -> ConflictPolicy {
         let winning = self.conflict.filter(|conflict| conflict.will_win);
         ConflictPolicy {
             on_conflict,

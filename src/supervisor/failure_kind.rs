@@ -16,11 +16,11 @@ use crate::source::SourceError;
 pub(super) struct FailureKind {
     /// What follows from it, which also says at which end it was.
     decision: Decision,
-    told: Told,
+    told: ToldFailure,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
+enum ToldFailure {
     /// A server's error.
     Server { code: SqlState, violated: Violated },
     /// A session that broke, in whichever way.
@@ -40,9 +40,9 @@ impl FailureKind {
             }
         };
         let told = match session.map(|error| error.server()) {
-            Some(Some(server)) => Told::Server { code: server.code, violated: server.violated() },
-            Some(None) => Told::Session,
-            None => Told::Sentence(without_numbers(&report(fault).message)),
+            Some(Some(server)) => ToldFailure::Server { code: server.code, violated: server.violated() },
+            Some(None) => ToldFailure::Session,
+            None => ToldFailure::Sentence(without_numbers(&report(fault).message)),
         };
         FailureKind { decision: decide(fault, Phase::Running, OnSlotLost::Stop), told }
     }

@@ -25,7 +25,7 @@ use crate::config::{Config, ConnectionSettings};
 use crate::destination::{DestinationError, OtherTables, Silent, Writes, bookkeeping_report, other_tables};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn};
-use crate::preflight::waits::{End, LOOK_EVERY as WAITS_EVERY, ToldWaits, tell_connections, tell_waits};
+use crate::preflight::waits::{LOOK_EVERY as WAITS_EVERY, ServerEnd, ToldWaits, tell_connections, tell_waits};
 use crate::preflight::watch_failures::WatchFailure;
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, SourceError, find_slot, schema_looks};
@@ -208,7 +208,7 @@ impl SourceWatch {
                 self.failure.failed(&error);
                 misunderstood(&self.health, error);
             }
-            self.telemetry.waits(End::Source.as_str(), Vec::new());
+            self.telemetry.waits(ServerEnd::Source.as_str(), Vec::new());
             self.heartbeat_missed();
             tokio::time::sleep(SOURCE_EVERY).await;
         }
@@ -237,7 +237,7 @@ impl SourceWatch {
             }
             if now >= waits_due {
                 waits_due = now + WAITS_EVERY;
-                self.waits.look(&client, End::Source, &connection.application_name, &self.telemetry).await?;
+                self.waits.look(&client, ServerEnd::Source, &connection.application_name, &self.telemetry).await?;
             }
             self.failure.works();
             if let Some(every) = self.config.source.heartbeat_every

@@ -21,7 +21,7 @@ use super::held_up::comes_again;
 use super::lost_health::health_lost;
 use super::service::{Exit, Service, while_leading};
 use super::stream_health::Watched;
-use crate::apply_worker::apply_loop::{ApplyLoop, Limits, LoopContext};
+use crate::apply_worker::apply_loop::{ApplyLimits, ApplyLoop, LoopContext};
 use crate::apply_worker::heartbeat::HEARTBEAT_PREFIX;
 use crate::apply_worker::parallel_apply::{ParallelApply, ParallelSettings};
 use crate::apply_worker::pause::control;
@@ -108,7 +108,7 @@ struct LabelQuestion {
 }
 
 /// Task 1, which ends in good order once it is asked to.
-struct Reading {
+struct ReadingTask {
     task: JoinHandle<Result<(), SourceError>>,
     stop: watch::Sender<bool>,
     /// The final_lsn of the transaction that came last.
@@ -123,7 +123,7 @@ pub(super) struct EndedStream<'a> {
     applied: Result<Exit, Fault>,
     pub(super) made_progress: bool,
     applying: ApplyLoop<'a>,
-    reading: Reading,
+    reading: ReadingTask,
     sequences: Sequences,
     labels: LabelQuestion,
 }
@@ -265,7 +265,7 @@ impl ToRead {
         carried: &CarriedOver,
         coordinator: Option<SharedCoordinator>,
         confirmed: watch::Receiver<Confirmed>,
-    ) -> (Reading, StepReceiver) {
+    ) -> (ReadingTask, StepReceiver) {
         let config = &carried.host.config;
         let chunk_bytes_max = config.apply.batch_bytes_max;
         let assembler = Assembler::new(self.tables, chunk_bytes_max, HEARTBEAT_PREFIX, self.position);
@@ -297,7 +297,7 @@ impl ToRead {
             }
             StreamReport::Truncated { table, truncation } => truncations.note(table, truncation),
         }));
-        (Reading { task, stop, begun }, receiver)
+        (ReadingTask { task, stop, begun }, receiver)
     }
 }
 
@@ -313,7 +313,7 @@ impl ToApply {
         context: LoopContext,
     ) -> ApplyLoop<'a> {
         let applier = Applier::new(self.writer, self.position, self.context, self.policy);
-        let limits = Limits {
+        let limits = ApplyLimits {
             batch_rows_max: config.apply.batch_rows_max,
             batch_bytes_max: config.apply.batch_bytes_max,
             leader_timeout: config.leader_timeout,

@@ -237,7 +237,7 @@ pub(super) struct HealthWatch {
 type Session = (ConnectionSettings, SqlClient);
 
 /// What comes of comparing the tables with what is remembered of them.
-enum Looked {
+enum HealthFound {
     Found(StreamHealth),
     /// The destination cannot be asked what is remembered, as this says.
     Unread(String),
@@ -320,7 +320,7 @@ impl HealthWatch {
             let began = Instant::now();
             let seen = VisibleTransactions::read(&client).await?;
             match self.look_at_tables(&client, watched).await? {
-                Looked::Found(StreamHealth::Healthy) => {
+                HealthFound::Found(StreamHealth::Healthy) => {
                     tracing::debug!(
                         "transaction {} has changed a schema, and the tables were looked at",
                         asked.transaction
@@ -328,12 +328,12 @@ impl HealthWatch {
                     self.asked.answer(asked);
                     pace.looked(seen, began.elapsed());
                 }
-                Looked::Found(found) => {
+                HealthFound::Found(found) => {
                     pace.later(RETRY_AFTER);
                     let health = read_stream_health(&client, watched).await?;
                     self.tell(watched, if health == StreamHealth::Healthy { found } else { health });
                 }
-                Looked::Unread(error) => {
+                HealthFound::Unread(error) => {
                     self.look_wait.because(Unanswered::Unread(error));
                     pace.later(RETRY_AFTER);
                 }
@@ -362,7 +362,7 @@ impl HealthWatch {
         let (connection, client) = self.session(session).await?;
         let mut health = read_stream_health(&client, watched).await?;
         if health == StreamHealth::Healthy
-            && let Looked::Found(found) = self.look_at_tables(&client, watched).await?
+            && let HealthFound::Found(found) = self.look_at_tables(&client, watched).await?
         {
             health = found;
         }
@@ -384,25 +384,25 @@ impl HealthWatch {
     }
 
     /// Compares the tables with what is remembered of them at the destination, and says when that cannot be read.
-    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Looked, SessionError> {
+    async fn look_at_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<HealthFound, SessionError> {
         let looked = self.compare_tables(client, watched).await?;
         match &looked {
-            Looked::Found(_) => self.destination_failure.works(),
-            Looked::Unread(error) => self.destination_failure.failed(error),
+            HealthFound::Found(_) => self.destination_failure.works(),
+            HealthFound::Unread(error) => self.destination_failure.failed(error),
         }
         Ok(looked)
     }
 
-    async fn compare_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<Looked, SessionError> {
+    async fn compare_tables(&mut self, client: &SqlClient, watched: &Watched) -> Result<HealthFound, SessionError> {
         let destination =
             Sql { connection: self.config.destination.url.clone(), purpose: "monitor", timeout: QUERY_MAX };
         let bookkeeping = match Bookkeeping::connect(&destination).await {
             Ok(bookkeeping) => bookkeeping,
-            Err(error) => return Ok(Looked::Unread(error.to_string())),
+            Err(error) => return Ok(HealthFound::Unread(error.to_string())),
         };
         let remembered = match remembered_fingerprints(bookkeeping.client()).await {
             Ok(remembered) => remembered,
-            Err(error) => return Ok(Looked::Unread(error.to_string())),
+            Err(error) => return Ok(HealthFound::Unread(error.to_string())),
         };
         let found = look(client, &watched.publication, &remembered, &self.truncations.of(watched)).await?;
         if self.asked.wants_followed() || !found.harmless.is_empty() {
@@ -412,10 +412,10 @@ impl HealthWatch {
             tracing::warn!("what the source's catalog says of tables could not be stored: {error}");
         }
         if let Some((table, reason)) = found.differ.into_iter().next() {
-            return Ok(Looked::Found(StreamHealth::Changed { table, reason }));
+            return Ok(HealthFound::Found(StreamHealth::Changed { table, reason }));
         }
         if let Some((table, old, renamed)) = found.renamed.into_iter().next() {
-            return Ok(Looked::Found(match table_called(client, &table).await? {
+            return Ok(HealthFound::Found(match table_called(client, &table).await? {
                 Some(new) => StreamHealth::Replaced { table, old, new },
                 None => {
                     let is_followed = self.config.tables.contains(&renamed);
@@ -427,7 +427,7 @@ impl HealthWatch {
         let mut before = std::mem::take(&mut self.doubts);
         let position = match bookkeeping.position().await {
             Ok(position) => position,
-            Err(error) => return Ok(Looked::Unread(error.to_string())),
+            Err(error) => return Ok(HealthFound::Unread(error.to_string())),
         };
         self.note_passed(&bookkeeping, found.ahead, found.read_at, position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
@@ -459,7 +459,7 @@ impl HealthWatch {
                 }
             }
         }
-        Ok(Looked::Found(StreamHealth::Healthy))
+        Ok(HealthFound::Found(StreamHealth::Healthy))
     }
 
     /// What is remembered of tables counts as passed once the stream is where the source was when its catalog was seen to say so.

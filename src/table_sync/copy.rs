@@ -22,7 +22,9 @@ use std::time::Instant;
 
 use tokio::task::JoinSet;
 
-use super::readers::{Copied, RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, open_writer, pause_before_retry};
+use super::readers::{
+    Copied, CopyRate, RETRIES_MAX, Reader, in_the_way, is_lost_source, open_writer, pause_before_retry,
+};
 use crate::catalog::lock_budget::{LockTable, relations};
 use crate::catalog::schema::TableDefinition;
 use crate::comparison::reconcile_sql as sql;
@@ -38,7 +40,7 @@ use crate::telemetry::{Telemetry, failpoint};
 
 /// A part of a table that one reader copies at a time.
 #[derive(Clone, Debug)]
-struct Task {
+struct CopyTask {
     /// Its table's place in the staging's list.
     table: usize,
     copy_out: String,
@@ -46,8 +48,8 @@ struct Task {
 }
 
 /// What the readers share.
-struct Shared {
-    queue: Mutex<VecDeque<Task>>,
+struct SharedCopy {
+    queue: Mutex<VecDeque<CopyTask>>,
     tables: Vec<QualifiedName>,
     /// Pieces of each table that are not copied yet.
     left: Mutex<Vec<usize>>,
@@ -55,7 +57,7 @@ struct Shared {
     snapshot_name: String,
     config: Arc<Config>,
     telemetry: Arc<Telemetry>,
-    rate: Mutex<Rate>,
+    rate: Mutex<CopyRate>,
 }
 
 /// Opens as many readers as there will be work for, each holding all tables.
@@ -116,13 +118,13 @@ pub(super) async fn copy(
         tasks.extend(found.into_iter().map(|range| {
             let filter = table.row_filter.as_deref();
             let copy_out = sql::copy_out(&range.relation, &table.route, range.whole_tree, filter, range.pages);
-            (bytes, Task { table: number, copy_out, copy_in: sql::copy_in(&table.staging, &table.route) })
+            (bytes, CopyTask { table: number, copy_out, copy_in: sql::copy_in(&table.staging, &table.route) })
         }));
     }
     // The largest table first, so that no reader is left alone with it at the end.
     tasks.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
     tracing::debug!("{} ranges, {} readers", tasks.len(), readers.len());
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(SharedCopy {
         queue: Mutex::new(tasks.into_iter().map(|(_, task)| task).collect()),
         tables: staging.tables.iter().map(|table| table.live.clone()).collect(),
         left: Mutex::new(left),
@@ -130,7 +132,7 @@ pub(super) async fn copy(
         snapshot_name: held.snapshot_name.clone(),
         config: Arc::clone(config),
         telemetry: Arc::clone(telemetry),
-        rate: Mutex::new(Rate::new(config.snapshot.max_rate, Instant::now())),
+        rate: Mutex::new(CopyRate::new(config.snapshot.max_rate, Instant::now())),
     });
     // Dropping the set ends the readers, and with them their connections.
     let mut running = JoinSet::new();
@@ -177,11 +179,11 @@ struct Pipe {
 }
 
 /// One reader: takes ranges from the queue until it is empty.
-async fn work_off(shared: Arc<Shared>, reader: Reader) -> Result<(), Fault> {
+async fn work_off(shared: Arc<SharedCopy>, reader: Reader) -> Result<(), Fault> {
     let mut reader = Some(reader);
     let mut pipe: Option<Pipe> = None;
     let mut retries = 0;
-    let mut again: Option<Task> = None;
+    let mut again: Option<CopyTask> = None;
     loop {
         let next = || shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(task) = again.take().or_else(next) else { break };
@@ -210,10 +212,10 @@ async fn work_off(shared: Arc<Shared>, reader: Reader) -> Result<(), Fault> {
 
 /// Copies one range. What a failed attempt has counted is taken back.
 async fn copy_task(
-    shared: &Shared,
+    shared: &SharedCopy,
     first: &mut Option<Reader>,
     pipe: &mut Option<Pipe>,
-    task: &Task,
+    task: &CopyTask,
 ) -> Result<(), Fault> {
     let Some(table) = shared.tables.get(task.table) else { return Ok(()) };
     let pipe = match pipe {
@@ -249,10 +251,10 @@ async fn copy_task(
 }
 
 async fn transfer(
-    shared: &Shared,
+    shared: &SharedCopy,
     pipe: &mut Pipe,
     table: &QualifiedName,
-    task: &Task,
+    task: &CopyTask,
     copied: &mut Copied,
 ) -> Result<u64, Fault> {
     let timeout = shared.config.destination.timeout;

@@ -11,7 +11,7 @@
 
 use std::time::Instant;
 
-use super::readers::{Copied, RETRIES_MAX, Rate, Reader, in_the_way, is_lost_source, pause_before_retry};
+use super::readers::{Copied, CopyRate, RETRIES_MAX, Reader, in_the_way, is_lost_source, pause_before_retry};
 use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
@@ -49,7 +49,7 @@ pub(super) async fn publish(
         tables: publication.staging.tables.iter().map(|table| table.live.clone()).collect(),
         snapshot_name: held.snapshot_name.clone(),
         reader: readers.next(),
-        rate: Rate::new(ends.config.snapshot.max_rate, Instant::now()),
+        rate: CopyRate::new(ends.config.snapshot.max_rate, Instant::now()),
         through_root: Vec::new(),
     };
     drop(readers);
@@ -76,7 +76,7 @@ struct Filling<'a> {
     tables: Vec<QualifiedName>,
     snapshot_name: String,
     reader: Option<Reader>,
-    rate: Rate,
+    rate: CopyRate,
     /// Partitioned tables that were read through their roots.
     through_root: Vec<RelationId>,
 }

@@ -50,8 +50,8 @@ use crate::catalog::schema::BothTypes;
 use crate::catalog::shape::Shape;
 use crate::config::{OnSlotLost, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, Differences, Lists, Origin, Original, Pace, Place,
-    Publication, Request, Scope, Staging, TableRecord, refuse_unasked, reshape, shapes,
+    Bookkeeping, Catalog, Comparison, Deletes, DestinationError, ListedDifferences, Lists, Original, Pace, Publication,
+    PublishPosition, Request, RequestOrigin, Scope, Staging, TableRecord, refuse_unasked, reshape, shapes,
 };
 use crate::error_policy::{Decision, Fault, Phase, decide, gives_up_copy, report};
 use crate::pg::{Lsn, QualifiedName};
@@ -65,7 +65,7 @@ use crate::session::{SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::table_sync::copied_partitions::CopiedPartitions;
 use crate::table_sync::ends::{Ends, Staged, Tables};
-use crate::table_sync::resync_queue::{FailedAt, Failure, Turns};
+use crate::table_sync::resync_queue::{CopyFailure, FailedAt, Turns};
 use crate::telemetry::{SnapshotPhase, failpoint};
 
 /// How often requests are looked for.
@@ -96,7 +96,7 @@ pub(crate) async fn serve(
     may_begin.await;
     let began = Instant::now();
     let mut turns = Turns::default();
-    let mut told = Told::default();
+    let mut told = ToldFailures::default();
     let mut paced = BTreeSet::new();
     let mut bookkeeping: Option<Bookkeeping> = None;
     loop {
@@ -160,7 +160,7 @@ async fn unpaced(
     requests: Vec<Request>,
     paced: &mut BTreeSet<(i64, u32)>,
 ) -> Result<Vec<Request>, DestinationError> {
-    if requests.iter().all(|request| request.origin != Origin::Changed) {
+    if requests.iter().all(|request| request.origin != RequestOrigin::Changed) {
         return Ok(requests);
     }
     let copies = client.automatic_copies().await?;
@@ -194,7 +194,7 @@ async fn unpaced(
 /// What was said last of each scope whose copy has failed: a request that waits for an operator is tried every few seconds, and says the
 /// same each time. Another request for the same says it once, too. Bound: as many entries as there are requests in one stream.
 #[derive(Debug, Default)]
-struct Told(BTreeMap<String, Failed>);
+struct ToldFailures(BTreeMap<String, Failed>);
 
 #[derive(Debug, Default)]
 struct Failed {
@@ -202,7 +202,7 @@ struct Failed {
     requests: BTreeSet<i64>,
 }
 
-impl Told {
+impl ToldFailures {
     /// Whether it was said of all these requests that they have failed.
     fn has_failed(&self, scope: &Scope, requests: &[i64]) -> bool {
         let failed = self.0.get(&scope.to_string());
@@ -238,28 +238,29 @@ fn wanted(ends: Ends<'_>, requests: &[Request]) -> Scope {
 /// Says that the old data serves, and settles the requests that are not taken up again.
 async fn settle_failure(
     ends: Ends<'_>,
-    told: &mut Told,
+    told: &mut ToldFailures,
     client: &Bookkeeping,
     requests: &[Request],
     scope: &Scope,
     fault: &Fault,
     has_read: bool,
-) -> Failure {
+) -> CopyFailure {
     let reason = report(fault);
     let failure = match decide(fault, Phase::Starting, OnSlotLost::Stop) {
-        Decision::Retry(_) => Failure::Passing,
-        Decision::Halt(_) | Decision::End | Decision::Resnapshot => Failure::Operators,
+        Decision::Retry(_) => CopyFailure::Passing,
+        Decision::Halt(_) | Decision::End | Decision::Resnapshot => CopyFailure::Operators,
     };
     let gives_up = gives_up_copy(fault);
     // Which of several requests cannot be fulfilled is found out next, each by itself. Nothing but a copy brings a suspended
     // table back.
-    let (given_up, again): (Vec<&Request>, Vec<&Request>) =
-        requests.iter().partition(|request| gives_up && requests.len() == 1 && request.origin != Origin::Changed);
+    let (given_up, again): (Vec<&Request>, Vec<&Request>) = requests
+        .iter()
+        .partition(|request| gives_up && requests.len() == 1 && request.origin != RequestOrigin::Changed);
     let what = if given_up.is_empty() { "is tried again" } else { "is given up" };
     let text = format!("the snapshot of {scope} failed and {what}; the old data is still there: {}", reason.lines());
     let asked: Vec<i64> = requests.iter().map(|request| request.id).collect();
     // A copy that has read the source in vain is paced, and each one is reported.
-    let is_given_up = has_read && failure == Failure::Passing;
+    let is_given_up = has_read && failure == CopyFailure::Passing;
     match told.is_new(scope, &asked, &text) || is_given_up {
         true => ends.telemetry.warning("snapshot", text),
         false => tracing::debug!("the snapshot of {scope} failed as before"),
@@ -357,11 +358,11 @@ impl HandOver<'_> {
         client: &SqlClient,
         catch_up: &mut CatchUp,
         staging: &Staging,
-    ) -> Result<Differences, Fault> {
+    ) -> Result<ListedDifferences, Fault> {
         let HandOver { ends, bookkeeping, .. } = *self;
         let lists = Lists::keep(bookkeeping.client(), staging).await?;
         if lists.is_empty() {
-            return Ok(Differences::default());
+            return Ok(ListedDifferences::default());
         }
         let held = hold(ends, self.control, catch_up, "handover.comparing_held").await?;
         let comparison = Comparison::begin(&ends.addresses.destination_for("staging"), lists).await?;
@@ -380,7 +381,7 @@ impl HandOver<'_> {
         client: &SqlClient,
         catch_up: &mut CatchUp,
         staging: &mut Staging,
-        differences: &Differences,
+        differences: &ListedDifferences,
         shapes: &Shapes,
         version: i32,
     ) -> Result<Option<Restart>, Fault> {
@@ -397,7 +398,7 @@ impl HandOver<'_> {
             sent: None,
             differences,
             generation: self.generation,
-            place: Place::Held { position },
+            place: PublishPosition::Held { position },
             requests: self.requests,
             deletes: Deletes::All,
             lock_timeout_millis: destination.lock_timeout.as_millis(),
@@ -441,7 +442,7 @@ async fn compare_beside(
     catch_up: &mut CatchUp,
     comparison: Comparison,
     staging: &Staging,
-) -> Result<Differences, Fault> {
+) -> Result<ListedDifferences, Fault> {
     let (over, mut is_over) = oneshot::channel::<()>();
     let comparing = async {
         failpoint::pause("handover.comparing").await;
@@ -618,7 +619,7 @@ mod tests {
 
     #[test]
     fn a_copy_that_fails_says_why_once_and_again_when_the_reason_is_another() {
-        let mut told = Told::default();
+        let mut told = ToldFailures::default();
         assert!(!told.has_failed(&scope("t"), &[1]));
         let says = [("t", 1, "a"), ("t", 1, "a"), ("u", 2, "a"), ("t", 1, "b"), ("t", 1, "a"), ("t", 1, "a")];
         let new = says.map(|(table, request, text)| told.is_new(&scope(table), &[request], text));
@@ -631,7 +632,7 @@ mod tests {
 
     #[test]
     fn another_request_that_fails_as_the_one_before_says_so_once_again() {
-        let mut told = Told::default();
+        let mut told = ToldFailures::default();
         assert!(told.is_new(&scope("t"), &[1], "a"));
         assert!(!told.has_failed(&scope("t"), &[2]) && !told.has_failed(&scope("t"), &[1, 2]));
         let says: [&[i64]; 5] = [&[2], &[2], &[1], &[1, 2], &[1, 2, 3]];

@@ -4,7 +4,7 @@
 //! tables
 //! differ is known only once they are compared, so the publish looks again before it writes.
 
-use crate::catalog::lock_budget::{self, LockTable, Publishing};
+use crate::catalog::lock_budget::{self, LockTable, TableToPublish};
 use crate::catalog::schema::TableKind;
 use crate::destination::{Catalog, DestinationError};
 use crate::error_policy::Fault;
@@ -13,7 +13,7 @@ use crate::session::{Clients, read_lock_table};
 use crate::source::{CTID_RANGE_BYTES, SourceCatalog, SourceError, SourceTable};
 
 /// The room for locks at both ends, and what a copy of these tables lacks of it.
-pub(crate) struct Room {
+pub(crate) struct LockRoom {
     /// The source's lock table.
     pub(crate) source: LockTable,
     /// One reader is too many for the source.
@@ -22,7 +22,7 @@ pub(crate) struct Room {
     pub(crate) lacks_at_destination: Option<ErrorReport>,
 }
 
-impl Room {
+impl LockRoom {
     /// Looks at both ends.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl Room {
         Clients { source, destination }: Clients<'_>,
         catalog: &SourceCatalog,
         existing: &Catalog,
-    ) -> Result<Room, Fault> {
+    ) -> Result<LockRoom, Fault> {
         let at_source = read_lock_table(source).await.map_err(SourceError::Session)?;
         let at_destination = read_lock_table(destination).await.map_err(DestinationError::Session)?;
         let doing = format!("the copy of {}", counted(catalog.tables.len(), "table"));
@@ -40,11 +40,11 @@ impl Room {
         let publishing =
             lock_budget::of_publishing(catalog.tables.iter().map(
                 |table| match existing.table(&table.definition.name()) {
-                    Some(live) => Publishing::Compare(live),
-                    None => Publishing::Move(&table.definition),
+                    Some(live) => TableToPublish::Compare(live),
+                    None => TableToPublish::Move(&table.definition),
                 },
             ));
-        Ok(Room {
+        Ok(LockRoom {
             source: at_source,
             lacks_at_source: at_source.lacks_room("source", &doing, reading),
             lacks_at_destination: at_destination.lacks_room("destination", &doing, publishing),

@@ -43,8 +43,8 @@ use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::config::SchemaChanges;
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, Differences, Lists, Mode, Origin, Place, Publication,
-    RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, Writes,
+    Bookkeeping, Catalog, Comparison, DestinationError, ListedDifferences, Lists, Mode, Publication, PublishPosition,
+    RequestOrigin, RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, Writes,
     connect_recorded,
 };
 use crate::error_policy::Fault;
@@ -62,7 +62,7 @@ use crate::session::{
 use crate::source::{
     SourceCatalog, SourceError, TableLocks, explain_slot_wait, hold_snapshot, release_slot, running_transactions,
 };
-use crate::table_sync::lock_budget::Room;
+use crate::table_sync::lock_budget::LockRoom;
 use crate::telemetry::{SnapshotPhase, State, Telemetry, failpoint};
 
 pub(crate) use crate::table_sync::ends::{Ends, Kind, Staged, Tables, TakenSnapshot};
@@ -181,7 +181,7 @@ async fn work(
         sent,
         differences,
         generation: &generation,
-        place: Place::Beginning { live_position, consistent_point },
+        place: PublishPosition::Beginning { live_position, consistent_point },
         requests: &requests,
         deletes: kind.deletes,
         lock_timeout_millis: config.destination.lock_timeout.as_millis(),
@@ -192,7 +192,7 @@ async fn work(
     let client = publishing_session(ends).await?;
     *reads = true;
     let (rows, staging, differences) = if fill::is_possible(&staging, tables.destination) {
-        let none = Differences::default();
+        let none = ListedDifferences::default();
         let filled = fill::publish(ends, &publication(&staging, None, &none), taken, slot.as_str(), &client).await?;
         failpoint::reached("snapshot.published");
         (filled, staging, none)
@@ -229,7 +229,7 @@ async fn begin_stream(
     if let Some((invocation, scope)) = &kind.invocation
         && matches!(bookkeeping.request_of(invocation).await?, None | Some(RequestState::Failed(_)))
     {
-        bookkeeping.request(scope, Origin::Start, Some(invocation)).await?;
+        bookkeeping.request(scope, RequestOrigin::Start, Some(invocation)).await?;
     }
     bookkeeping.bind_requests(&name_of(&prepared.identification)).await?;
     if !kind.live {
@@ -329,7 +329,7 @@ async fn take_snapshot(
     kind: SlotSnapshot,
 ) -> Result<TakenSnapshot, Fault> {
     let Ends { config, addresses, telemetry } = ends;
-    let room = Room::look(clients, copied.source, copied.destination).await?.require()?;
+    let room = LockRoom::look(clients, copied.source, copied.destination).await?.require()?;
     let tables: Vec<_> = copied.source.tables.iter().map(|table| &table.definition).collect();
     let locks = TableLocks::take(&addresses.source, &tables, config.destination.lock_timeout).await?;
     locks.check(&tables).await?;
@@ -556,7 +556,7 @@ async fn tell_large_differences(
     ends: Ends<'_>,
     client: &SqlClient,
     staging: &Staging,
-    differences: &Differences,
+    differences: &ListedDifferences,
 ) -> Result<(), Fault> {
     let equal = differences.equal(client).await?;
     let differs = |table: &&StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);
@@ -579,7 +579,7 @@ async fn tell_large_differences(
 const ROWS_COUNTED: i64 = 1000;
 
 /// Statistics of what was filled and reconciled, and the staging's end.
-async fn after(ends: Ends<'_>, staging: Staging, differences: &Differences) -> Result<(), Fault> {
+async fn after(ends: Ends<'_>, staging: Staging, differences: &ListedDifferences) -> Result<(), Fault> {
     let sql = ends.addresses.destination_for("staging");
     let client = connect_recorded(&sql).await?.with_timeout(STATEMENT_MAX);
     // A moved table brings its statistics along; one that was equal already has its own.

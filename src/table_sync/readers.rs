@@ -114,15 +114,15 @@ pub(super) struct Copied {
 
 /// Spends at most so many bytes a second, over all readers.
 #[derive(Debug)]
-pub(super) struct Rate {
+pub(super) struct CopyRate {
     bytes_per_second: Option<u64>,
     /// When everything spent so far will have been earned.
     earned_at: Instant,
 }
 
-impl Rate {
-    pub(super) fn new(bytes_per_second: Option<u64>, now: Instant) -> Rate {
-        Rate { bytes_per_second, earned_at: now }
+impl CopyRate {
+    pub(super) fn new(bytes_per_second: Option<u64>, now: Instant) -> CopyRate {
+        CopyRate { bytes_per_second, earned_at: now }
     }
 
     /// How long to wait after having spent `bytes`.
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn a_rate_is_kept_over_all_that_is_spent() {
         let now = Instant::now();
-        let mut rate = Rate::new(Some(1000), now);
+        let mut rate = CopyRate::new(Some(1000), now);
         assert_eq!(rate.spend(500, now), Duration::from_millis(500));
         assert_eq!(rate.spend(500, now), Duration::from_secs(1));
         assert_eq!(rate.spend(0, now + Duration::from_secs(5)), Duration::ZERO, "nothing is owed later on");
-        assert_eq!(Rate::new(None, now).spend(u64::MAX, now), Duration::ZERO);
+        assert_eq!(CopyRate::new(None, now).spend(u64::MAX, now), Duration::ZERO);
     }
 }

@@ -24,7 +24,7 @@ use crate::error_policy::Backoff;
 
 /// Why a hand-over failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum CopyFailure {
     /// It may succeed the next time: a lost connection, say.
     Passing,
     /// One of its tables waits for an operator.
@@ -36,8 +36,8 @@ pub(super) enum Failure {
 pub(super) struct Turns {
     /// Requests that were there before; others are new to this stream.
     known: HashSet<i64>,
-    together: Turn,
-    alone: HashMap<i64, Turn>,
+    together: RequestTurn,
+    alone: HashMap<i64, RequestTurn>,
 }
 
 /// When a hand-over has failed, and after how long. Times are since any fixed moment.
@@ -53,12 +53,12 @@ pub(super) struct FailedAt {
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Default)]
-struct Turn {
+struct RequestTurn {
     backoff: Backoff,
     not_before: Duration,
 }
 
-impl Turn {
+impl RequestTurn {
     fn wait(&mut self, now: Duration, chance: f64) {
         self.not_before = now + self.backoff.wait(chance);
     }
@@ -73,13 +73,13 @@ impl Turns {
     pub(super) fn next(&mut self, requests: Vec<Request>, now: Duration) -> Vec<Request> {
         let failed_before = |request: &&Request| request.failure.is_some() && !self.known.contains(&request.id);
         let failed_before: Vec<i64> = requests.iter().filter(failed_before).map(|request| request.id).collect();
-        self.alone.extend(failed_before.into_iter().map(|id| (id, Turn::default())));
+        self.alone.extend(failed_before.into_iter().map(|id| (id, RequestTurn::default())));
         self.known = requests.iter().map(|request| request.id).collect();
         self.alone.retain(|id, _| self.known.contains(id));
         let (alone, together): (Vec<Request>, Vec<Request>) =
             requests.into_iter().partition(|request| self.alone.contains_key(&request.id));
         if together.is_empty() {
-            self.together = Turn::default();
+            self.together = RequestTurn::default();
         } else if self.together.not_before <= now {
             return together;
         }
@@ -89,16 +89,16 @@ impl Turns {
     }
 
     /// Requests that were taken up together have failed.
-    pub(super) fn failed(&mut self, requests: &[Request], failure: Failure, failed: FailedAt) {
+    pub(super) fn failed(&mut self, requests: &[Request], failure: CopyFailure, failed: FailedAt) {
         match (requests, failure) {
-            ([request], Failure::Operators) => self.alone.entry(request.id).or_default().wait_for_operator(failed),
-            ([request], Failure::Passing) if self.alone.contains_key(&request.id) => {
+            ([request], CopyFailure::Operators) => self.alone.entry(request.id).or_default().wait_for_operator(failed),
+            ([request], CopyFailure::Passing) if self.alone.contains_key(&request.id) => {
                 self.alone.entry(request.id).or_default().wait(failed.now, failed.chance);
             }
-            (_, Failure::Passing) => self.together.wait(failed.now, failed.chance),
-            (_, Failure::Operators) => {
+            (_, CopyFailure::Passing) => self.together.wait(failed.now, failed.chance),
+            (_, CopyFailure::Operators) => {
                 // Which of them it was is found out at once.
-                self.alone.extend(requests.iter().map(|request| (request.id, Turn::default())));
+                self.alone.extend(requests.iter().map(|request| (request.id, RequestTurn::default())));
             }
         }
     }
@@ -107,12 +107,12 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::destination::{Origin, Scope};
+    use crate::destination::{RequestOrigin, Scope};
     use crate::pg::QualifiedName;
 
     fn request(id: i64) -> Request {
         let scope = Scope::Tables(vec![QualifiedName::new("public", format!("t{id}"))]);
-        Request { id, scope, origin: Origin::Changed, failure: None, for_source: None }
+        Request { id, scope, origin: RequestOrigin::Changed, failure: None, for_source: None }
     }
 
     fn at(seconds: u64) -> Duration {
@@ -124,7 +124,7 @@ mod tests {
         turns.next(requests, now).iter().map(|request| request.id).collect()
     }
 
-    fn failed(turns: &mut Turns, ids: &[i64], failure: Failure, now: Duration) {
+    fn failed(turns: &mut Turns, ids: &[i64], failure: CopyFailure, now: Duration) {
         let requests: Vec<Request> = ids.iter().map(|id| request(*id)).collect();
         turns.failed(&requests, failure, FailedAt { now, took: Duration::ZERO, chance: 1.0 });
     }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn what_passes_by_itself_is_waited_for_together() {
         let mut turns = Turns::default();
-        failed(&mut turns, &[1, 2], Failure::Passing, at(0));
+        failed(&mut turns, &[1, 2], CopyFailure::Passing, at(0));
         assert_eq!(next(&mut turns, &[1, 2], at(0)), [] as [i64; 0]);
         assert_eq!(next(&mut turns, &[1, 2, 3], at(1)), [1, 2, 3]);
     }
@@ -147,16 +147,16 @@ mod tests {
     #[test]
     fn one_that_waits_for_an_operator_keeps_no_other_waiting() {
         let mut turns = Turns::default();
-        failed(&mut turns, &[1, 2], Failure::Operators, at(0));
+        failed(&mut turns, &[1, 2], CopyFailure::Operators, at(0));
         let first = next(&mut turns, &[1, 2], at(0));
         assert_eq!(first.len(), 1, "each by itself, and at once");
-        failed(&mut turns, &[1], Failure::Operators, at(0));
+        failed(&mut turns, &[1], CopyFailure::Operators, at(0));
         assert_eq!(next(&mut turns, &[1, 2], at(0)), [2]);
         assert_eq!(next(&mut turns, &[1], at(0)), [] as [i64; 0], "it waits");
         assert_eq!(next(&mut turns, &[1, 3], at(0)), [3], "a new one does not wait with it");
         assert_eq!(next(&mut turns, &[1], at(1)), [1]);
-        failed(&mut turns, &[1], Failure::Operators, at(1));
-        failed(&mut turns, &[1], Failure::Passing, at(1));
+        failed(&mut turns, &[1], CopyFailure::Operators, at(1));
+        failed(&mut turns, &[1], CopyFailure::Passing, at(1));
         assert_eq!(next(&mut turns, &[1], at(1)), [] as [i64; 0], "its wait grows");
     }
 
@@ -164,11 +164,15 @@ mod tests {
     fn a_copy_that_takes_long_to_fail_waits_as_long() {
         let mut turns = Turns::default();
         let failed = FailedAt { now: at(500), took: at(400), chance: 1.0 };
-        turns.failed(&[request(1)], Failure::Operators, failed);
+        turns.failed(&[request(1)], CopyFailure::Operators, failed);
         assert_eq!(next(&mut turns, &[1], at(899)), [] as [i64; 0]);
         assert_eq!(next(&mut turns, &[1, 2], at(899)), [2], "a new request does not wait with it");
         assert_eq!(next(&mut turns, &[1], at(900)), [1]);
-        turns.failed(&[request(1)], Failure::Operators, FailedAt { now: at(90_000), took: at(80_000), chance: 1.0 });
+        turns.failed(
+            &[request(1)],
+            CopyFailure::Operators,
+            FailedAt { now: at(90_000), took: at(80_000), chance: 1.0 },
+        );
         assert_eq!(next(&mut turns, &[1], at(90_000) + WAIT_MAX), [1]);
     }
 
@@ -181,7 +185,7 @@ mod tests {
         assert_eq!(ids(turns.next(requests.into_iter().take(1).collect(), at(0))), [1]);
         let mut turns = Turns::default();
         assert_eq!(next(&mut turns, &[1, 2], at(0)), [1, 2]);
-        failed(&mut turns, &[1, 2], Failure::Passing, at(0));
+        failed(&mut turns, &[1, 2], CopyFailure::Passing, at(0));
         let requests = [1, 2].map(|id| Request { failure: Some("why".to_owned()), ..request(id) }).to_vec();
         assert_eq!(ids(turns.next(requests, at(1))), [1, 2], "it failed in this one, and for them all");
     }

@@ -74,13 +74,13 @@ mod armed {
 
     /// `HEADWATER_FAILPOINT_BLOCK=point=milliseconds` or `point=milliseconds*n`: keep the thread for so long, the first time, or the
     /// first n times, that the point is reached.
-    struct Block {
+    struct BlockedThread {
         point: String,
         duration: Duration,
         left: AtomicU32,
     }
 
-    static BLOCK: OnceLock<Option<Block>> = OnceLock::new();
+    static BLOCK: OnceLock<Option<BlockedThread>> = OnceLock::new();
 
     fn block(point: &str) {
         let block = BLOCK.get_or_init(|| {
@@ -88,7 +88,7 @@ mod armed {
             let (point, how) = text.split_once('=')?;
             let (milliseconds, times) = how.split_once('*').unwrap_or((how, "1"));
             let duration = Duration::from_millis(milliseconds.parse().ok()?);
-            Some(Block { point: point.to_owned(), duration, left: AtomicU32::new(times.parse().ok()?) })
+            Some(BlockedThread { point: point.to_owned(), duration, left: AtomicU32::new(times.parse().ok()?) })
         });
         if let Some(block) = block.as_ref().filter(|block| block.point == point)
             && block.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()

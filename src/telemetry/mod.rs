@@ -25,4 +25,4 @@ pub use http::{HttpError, serve, try_listen};
 pub use log::{LogFormat, start_logging};
 pub use metrics::{Operation, RowCount};
 pub use systemd::notify_service_manager;
-pub use view::{Event, Route, SlotHealth, SnapshotPhase, SnapshotProgress, StatusView, TableProgress, Verified};
+pub use view::{Event, SlotHealth, SnapshotPhase, SnapshotProgress, StatusView, StreamRoute, TableProgress, Verified};

@@ -160,7 +160,7 @@ pub struct SlotHealth {
 
 /// Which two databases, through what.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Route {
+pub struct StreamRoute {
     /// The source, `user@host:port/database`.
     pub source: String,
     /// The destination.
@@ -200,7 +200,7 @@ pub struct StatusView {
     /// More lag than this is not ready, in seconds.
     pub ready_lag_max_seconds: f64,
     /// Which two databases.
-    pub route: Route,
+    pub route: StreamRoute,
     /// The position that is stored at the destination.
     pub position: Lsn,
     /// The position that is durable there and confirmed to the source.

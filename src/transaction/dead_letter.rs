@@ -23,7 +23,7 @@ use crate::transaction::error::RecordError;
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
-struct Letter(u32, Vec<Relation>, Bytes);
+struct EncodedLetter(u32, Vec<Relation>, Bytes);
 
 /// Bytes that are not a letter.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ pub fn write_letter(changes: &[Change]) -> Vec<u8> {
         write_change(change, number_of, &mut records);
     }
     let relations: Vec<Relation> = relations.iter().map(|relation| Relation::clone(relation)).collect();
-    rmp_serde::to_vec(&Letter(VERSION, relations, records.freeze())).expect("memory takes any letter")
+    rmp_serde::to_vec(&EncodedLetter(VERSION, relations, records.freeze())).expect("memory takes any letter")
 }
 
 /// The changes of a letter.
@@ -64,7 +64,7 @@ pub fn write_letter(changes: &[Change]) -> Vec<u8> {
 /// # Errors
 /// [`LetterError`] when the bytes are anything else.
 pub fn read_letter(bytes: &[u8]) -> Result<Vec<Change>, LetterError> {
-    let Letter(version, relations, records) =
+    let EncodedLetter(version, relations, records) =
         rmp_serde::from_slice(bytes).map_err(|error| LetterError::Malformed(error.to_string()))?;
     if version != VERSION {
         return Err(LetterError::Version(version));

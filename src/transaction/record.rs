@@ -48,7 +48,7 @@ pub(super) fn write_beginning(
     out: &mut BytesMut,
     large_bytes: usize,
 ) -> Option<Bytes> {
-    let mut out = Writer(out);
+    let mut out = RecordWriter(out);
     match change {
         Change::Row(RowChange::Insert { relation, new }) => {
             out.array(3);
@@ -99,7 +99,7 @@ pub(super) fn read_changes_where(
     relations: &[Arc<Relation>],
     mut is_kept: impl FnMut(usize) -> bool,
 ) -> Result<Vec<Change>, RecordError> {
-    let mut reader = Reader { shared: chunk, rest: chunk, relations };
+    let mut reader = RecordReader { shared: chunk, rest: chunk, relations };
     let mut changes = Vec::new();
     while !reader.rest.is_empty() {
         let begin = chunk.len() - reader.rest.len();
@@ -112,9 +112,9 @@ pub(super) fn read_changes_where(
 /// Why writing a record does not fail.
 const IN_MEMORY: &str = "memory takes everything";
 
-struct Writer<'a>(&'a mut BytesMut);
+struct RecordWriter<'a>(&'a mut BytesMut);
 
-impl Writer<'_> {
+impl RecordWriter<'_> {
     fn sink(&mut self) -> bytes::buf::Writer<&mut BytesMut> {
         bytes::BufMut::writer(&mut *self.0)
     }
@@ -170,13 +170,13 @@ impl Writer<'_> {
     }
 }
 
-struct Reader<'a> {
+struct RecordReader<'a> {
     shared: &'a Bytes,
     rest: &'a [u8],
     relations: &'a [Arc<Relation>],
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     fn change(&mut self) -> Result<Change, RecordError> {
         let fields = self.array("record")?;
         let kind: u8 = self.number("kind")?;

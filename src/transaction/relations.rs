@@ -52,7 +52,7 @@ impl TableSet {
 }
 
 #[derive(Clone, Debug)]
-enum Known {
+enum KnownRelation {
     Wanted(Arc<Relation>),
     /// Published, but not in the set.
     Unwanted,
@@ -60,7 +60,7 @@ enum Known {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    known: Known,
+    known: KnownRelation,
     /// The number of the message that said so.
     heard: u64,
     /// A change that is applied has it.
@@ -71,14 +71,14 @@ impl Entry {
     /// The partitions that no change has told of.
     fn leaves(&self) -> impl Iterator<Item = RelationId> + '_ {
         let unused = match &self.known {
-            Known::Wanted(relation) if !self.used => Some(&relation.leaves),
-            Known::Wanted(_) | Known::Unwanted => None,
+            KnownRelation::Wanted(relation) if !self.used => Some(&relation.leaves),
+            KnownRelation::Wanted(_) | KnownRelation::Unwanted => None,
         };
         unused.into_iter().flat_map(Leaves::iter)
     }
 
     fn add_leaf(&mut self, leaf: RelationId) {
-        if let Known::Wanted(relation) = &mut self.known {
+        if let KnownRelation::Wanted(relation) = &mut self.known {
             Arc::make_mut(relation).leaves.add(leaf);
             self.used = false;
         }
@@ -116,13 +116,13 @@ impl RelationCache {
             {
                 return Err(TransactionError::Replaced { table: relation.name, old, new: id });
             }
-            self.insert(id, Entry { known: Known::Unwanted, heard, used: false })?;
+            self.insert(id, Entry { known: KnownRelation::Unwanted, heard, used: false })?;
             return Ok(None);
         }
         let mut relation = relation;
         self.entries.get(&id).into_iter().flat_map(Entry::leaves).for_each(|leaf| relation.leaves.add(leaf));
         let relation = Arc::new(relation);
-        self.insert(id, Entry { known: Known::Wanted(Arc::clone(&relation)), heard, used: false })?;
+        self.insert(id, Entry { known: KnownRelation::Wanted(Arc::clone(&relation)), heard, used: false })?;
         Ok(Some(relation))
     }
 
@@ -131,8 +131,8 @@ impl RelationCache {
         let entry = self.entries.get_mut(&root)?;
         entry.add_leaf(leaf);
         match &entry.known {
-            Known::Wanted(relation) => Some(Arc::clone(relation)),
-            Known::Unwanted => None,
+            KnownRelation::Wanted(relation) => Some(Arc::clone(relation)),
+            KnownRelation::Unwanted => None,
         }
     }
 
@@ -153,11 +153,11 @@ impl RelationCache {
         is_applied: bool,
     ) -> Result<Option<Arc<Relation>>, TransactionError> {
         match self.entries.get_mut(&id) {
-            Some(Entry { known: Known::Wanted(relation), used, .. }) => {
+            Some(Entry { known: KnownRelation::Wanted(relation), used, .. }) => {
                 *used |= is_applied;
                 Ok(Some(Arc::clone(relation)))
             }
-            Some(Entry { known: Known::Unwanted, .. }) => Ok(None),
+            Some(Entry { known: KnownRelation::Unwanted, .. }) => Ok(None),
             None => Err(TransactionError::UnknownRelation(id)),
         }
     }

@@ -19,7 +19,7 @@ use crate::wire::Commit;
 
 /// The records that were spooled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Expected {
+pub(super) struct SpooledRecords {
     /// Where they end.
     pub(super) end: u64,
     /// Where those stand that were rolled back nevertheless, in order.
@@ -33,7 +33,7 @@ pub struct Replay {
     commit: Commit,
     heartbeat: Option<Heartbeat>,
     relations: Vec<Arc<Relation>>,
-    expected: Expected,
+    expected: SpooledRecords,
     /// Bytes that have come back.
     found: u64,
     steps: VecDeque<Step>,
@@ -45,7 +45,7 @@ impl Replay {
         commit: Commit,
         heartbeat: Option<Heartbeat>,
         relations: Vec<Arc<Relation>>,
-        expected: Expected,
+        expected: SpooledRecords,
     ) -> Replay {
         Replay { cutter, commit, heartbeat, relations, expected, found: 0, steps: VecDeque::new() }
     }

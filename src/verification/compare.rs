@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::left_out::{LeftOut, why};
 use super::parts::Parts;
 use super::tables::{Compared, all_parts, connect, key_parts, read_tables};
-use super::workers::{Reading, Side, TableAnswer, Task, Workers, session};
+use super::workers::{CompareTask, Side, SideSessions, TableAnswer, Workers, session};
 use crate::catalog::lock_budget;
 use crate::comparison::{
     BUCKETS, Differences, HashedRow, Key, ListedBuckets, Net, Sum, differences, differing_buckets, listed_buckets,
@@ -21,7 +21,7 @@ use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName};
 use crate::session::{SqlClient, read_lock_table};
 use crate::verification::fence::{Fence, sql_for};
-use crate::verification::fence_request::{Ends, FENCES_MAX, Maker};
+use crate::verification::fence_request::{FENCES_MAX, Maker, VerifyContext};
 use crate::verification::verdict::{TableVerdict, Verdict};
 
 /// What one statement reads at most: long enough to be worth a round trip, short enough to show progress and to lock
@@ -36,7 +36,7 @@ pub(crate) type Keys = Vec<(QualifiedName, Vec<Key>)>;
 
 /// Compares these tables, or those that were asked for, at a fence; at another one, those that were truncated or rewritten meanwhile.
 pub(crate) async fn compare(
-    ends: Ends<'_>,
+    ends: VerifyContext<'_>,
     mut maker: Maker<'_>,
     mut names: Option<Vec<QualifiedName>>,
 ) -> Result<(Verdict, Keys), Fault> {
@@ -83,7 +83,7 @@ pub(crate) async fn compare(
 
 /// Both servers, while fences come and go.
 struct Servers<'a> {
-    ends: Ends<'a>,
+    ends: VerifyContext<'a>,
     source: SqlClient,
     destination: SqlClient,
     /// Tables that are not compared.
@@ -137,7 +137,7 @@ impl Servers<'_> {
             sessions = sessions.min(sessions_with_room(client, side, &tables, parts, sessions).await?);
         }
         let comparison =
-            Comparison { ends: self.ends, fence: &fence, tables: &tables, there: &there, here: &here, sessions };
+            FenceComparison { ends: self.ends, fence: &fence, tables: &tables, there: &there, here: &here, sessions };
         let seen = comparison.run().await?;
         if !fence.is_held() {
             return Err(Fault::Refused(ErrorReport::new(
@@ -152,10 +152,12 @@ impl Servers<'_> {
             let files = |parts: &[Option<Parts>]| parts.get(at).cloned().flatten().map(|parts| parts.files);
             let same = files(&there) == files(&there_now) && files(&here) == files(&here_now);
             match seen {
-                Seen::Compared(result) if same => compared.push(*result),
+                ComparedTable::Compared(result) if same => compared.push(*result),
                 // Nothing in between explains it: the servers were asked two different questions.
-                Seen::Contradicted if same => return Err(misread()),
-                Seen::Compared(_) | Seen::Contradicted | Seen::Gone => again.push(table.name),
+                ComparedTable::Contradicted if same => return Err(misread()),
+                ComparedTable::Compared(_) | ComparedTable::Contradicted | ComparedTable::Gone => {
+                    again.push(table.name)
+                }
             }
         }
         Ok(Round { consistent_point, destination_position, at_fence, compared, again })
@@ -177,7 +179,7 @@ fn retain<T>(values: &mut Vec<T>, stays: &[bool]) {
 }
 
 /// What came of one table.
-enum Seen {
+enum ComparedTable {
     /// A verdict, if the table has the same files afterwards.
     Compared(Box<TableVerdict>),
     /// Its sums differ and no row does: it was another table on the second look, as after a TRUNCATE.
@@ -186,8 +188,8 @@ enum Seen {
     Gone,
 }
 
-struct Comparison<'a> {
-    ends: Ends<'a>,
+struct FenceComparison<'a> {
+    ends: VerifyContext<'a>,
     fence: &'a Fence,
     tables: &'a [Compared],
     there: &'a [Option<Parts>],
@@ -224,9 +226,9 @@ async fn sessions_with_room(
     lock_budget::comparing_sessions(&room, end, &doing, wanted, each).map_err(Fault::Refused)
 }
 
-impl Comparison<'_> {
+impl FenceComparison<'_> {
     /// What came of each table.
-    async fn run(&self) -> Result<Vec<Seen>, Fault> {
+    async fn run(&self) -> Result<Vec<ComparedTable>, Fault> {
         let workers = self.workers();
         let all: Vec<usize> = (0..self.tables.len()).filter(|at| self.exists(*at)).collect();
         let (sums, doubts) = self.sums(&workers, &all).await?;
@@ -241,12 +243,12 @@ impl Comparison<'_> {
         let mut verdicts = Vec::new();
         for (at, table) in self.tables.iter().enumerate() {
             if !self.exists(at) {
-                verdicts.push(Seen::Gone);
+                verdicts.push(ComparedTable::Gone);
                 continue;
             }
             let differences = found.remove(&at).unwrap_or_default();
             if differences.is_empty() && differ.iter().any(|(differs, _)| *differs == at) {
-                verdicts.push(Seen::Contradicted);
+                verdicts.push(ComparedTable::Contradicted);
                 continue;
             }
             let columns = if self.ends.options.columns && !differences.differing.is_empty() {
@@ -254,7 +256,7 @@ impl Comparison<'_> {
             } else {
                 Vec::new()
             };
-            verdicts.push(Seen::Compared(Box::new(TableVerdict {
+            verdicts.push(ComparedTable::Compared(Box::new(TableVerdict {
                 table: table.name.clone(),
                 source_rows: sum(at, Side::Source).rows,
                 destination_rows: sum(at, Side::Destination).rows,
@@ -271,12 +273,12 @@ impl Comparison<'_> {
 
     fn workers(&self) -> Workers {
         let reading = |side: Side| match side {
-            Side::Source => Reading {
+            Side::Source => SideSessions {
                 sql: sql_for(&self.ends.addresses.source, "verifying"),
                 snapshot_name: self.fence.source.snapshot_name.clone(),
                 lock_timeout: self.ends.config.fence_timeout,
             },
-            Side::Destination => Reading {
+            Side::Destination => SideSessions {
                 sql: sql_for(&self.ends.addresses.destination, "verifying"),
                 snapshot_name: self.fence.destination.snapshot_name.clone(),
                 lock_timeout: self.ends.config.fence_timeout,
@@ -308,7 +310,7 @@ impl Comparison<'_> {
         &self,
         tables: &[usize],
         statement: impl Fn(usize, Side, &Compared, &sql::Part<'_>) -> String,
-    ) -> Vec<Task> {
+    ) -> Vec<CompareTask> {
         let range_bytes = match self.ends.options.max_rate {
             Some(rate) => RANGE_BYTES.min(rate.max(RANGE_BYTES_MIN)),
             None => RANGE_BYTES,
@@ -328,7 +330,7 @@ impl Comparison<'_> {
                             row_filter: table.row_filter(side),
                             pages,
                         };
-                        tasks.push(Task { side, table: *at, sql: statement(*at, side, table, &part), bytes });
+                        tasks.push(CompareTask { side, table: *at, sql: statement(*at, side, table, &part), bytes });
                     }
                 }
             }

@@ -35,7 +35,7 @@ pub(crate) enum Maker<'a> {
 
 impl Maker<'_> {
     /// A fence, and whether it is one.
-    pub(crate) async fn make(&mut self, ends: Ends<'_>) -> Result<(Fence, bool), Fault> {
+    pub(crate) async fn make(&mut self, ends: VerifyContext<'_>) -> Result<(Fence, bool), Fault> {
         match self {
             Maker::Leader { client, tell } => Ok((ask(ends, client, *tell).await?, true)),
             Maker::Ourselves(control) => {
@@ -52,7 +52,7 @@ impl Maker<'_> {
 
 /// What a comparison needs of its surroundings.
 #[derive(Clone, Copy)]
-pub(crate) struct Ends<'a> {
+pub(crate) struct VerifyContext<'a> {
     pub(crate) config: &'a Config,
     pub(crate) addresses: &'a Addresses,
     pub(crate) options: &'a VerifyOptions,
@@ -67,7 +67,7 @@ pub(crate) const BEAT_EVERY: Duration = Duration::from_millis(100);
 
 /// Asks the leader for a fence and takes it over. Asks for another one when its snapshots are gone before we have them, because the
 /// stream restarted in that moment.
-pub(crate) async fn ask(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
+pub(crate) async fn ask(ends: VerifyContext<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
     let mut left = FENCES_MAX;
     loop {
         left = left.saturating_sub(1);
@@ -89,7 +89,7 @@ pub(crate) fn is_gone(fault: &Fault) -> bool {
     [b"22023", b"42704"].iter().any(|code| error.code() == Some(SqlState::new(code)))
 }
 
-pub(crate) async fn ask_once(ends: Ends<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
+pub(crate) async fn ask_once(ends: VerifyContext<'_>, client: &SqlClient, tell: &mut Tell<'_>) -> Result<Fence, Fault> {
     let id = request_id();
     ask_for_fence(client, &id, FenceKind::Verify, &[]).await?;
     let taken = async {

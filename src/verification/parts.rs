@@ -11,7 +11,7 @@ use crate::sql::partition_tree;
 
 /// A table or partition that holds rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct ReadPart {
     pub(crate) name: QualifiedName,
     /// Reads the rows of partitions too: where the partitions cannot be read one by one.
     pub(crate) whole_tree: bool,
@@ -23,7 +23,7 @@ pub(crate) struct Part {
 /// A table's parts, and what tells whether they are still the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parts {
-    pub(crate) parts: Vec<Part>,
+    pub(crate) parts: Vec<ReadPart>,
     /// OID and file of each table and partition.
     pub(crate) files: Vec<(u32, Option<u32>)>,
 }
@@ -60,7 +60,7 @@ pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
     let parts = if one_by_one {
         rows.iter()
             .map(|row| {
-                Ok(Part {
+                Ok(ReadPart {
                     name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
                     whole_tree: false,
                     pages: number(row.get(4)?)?,
@@ -71,7 +71,7 @@ pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> R
     } else {
         // Reading through the root needs its privileges only, but page numbers mean nothing there.
         let bytes = rows.iter().map(|row| number(row.get(5)?)).sum::<Result<u64, SessionError>>()?;
-        vec![Part { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
+        vec![ReadPart { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
     };
     Ok(Some(Parts { parts, files }))
 }

@@ -20,7 +20,7 @@ use crate::apply_worker::pause::PauseGuard;
 use crate::catalog::lock_budget;
 use crate::catalog::schema::{IdentityColumn, IndexDefinition, TableKind};
 use crate::comparison::Key;
-use crate::comparison::sql::{Repaired, rows_by_key};
+use crate::comparison::sql::{RepairedTable, rows_by_key};
 use crate::config::Config;
 use crate::destination::{
     DestinationError, ExchangeReason, KeyRefusal, RepairOutcome, STATEMENT_MAX, Writes, exchange_obstacle,
@@ -32,7 +32,7 @@ use crate::preflight::addresses::Addresses;
 use crate::session::{SessionError, SqlClient, SqlState, read_lock_table};
 use crate::sql::text_value::ValueType;
 use crate::verification::fence::{Fence, sql_for};
-use crate::verification::fence_request::{Ends, other_files};
+use crate::verification::fence_request::{VerifyContext, other_files};
 use crate::verification::left_out::LeftOut;
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
@@ -42,9 +42,9 @@ const KEYS_MAX: usize = 500;
 const DOING: &str = "repairing rows";
 
 /// A table's part of a repair.
-struct Work {
+struct RepairWork {
     table: Compared,
-    repaired: Repaired,
+    repaired: RepairedTable,
     /// Keys that the source has no row for.
     gone: Vec<Key>,
     /// The source's rows, as texts.
@@ -60,7 +60,7 @@ pub(crate) async fn repair(
     keys: &Keys,
 ) -> Result<RepairOutcome, Fault> {
     let (options, progress) = (VerifyOptions::default(), VerifyProgress::default().into());
-    let ends = Ends { config, addresses, options: &options, progress: &progress };
+    let ends = VerifyContext { config, addresses, options: &options, progress: &progress };
     let client = sql_for(&addresses.destination, "repairing").connect().await.map_err(DestinationError::Session)?;
     let client = client.with_timeout(STATEMENT_MAX);
     let source = fence.source.client();
@@ -102,7 +102,7 @@ pub(crate) async fn repair(
 }
 
 /// The rows as the source has them at the fence.
-async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys: &[Key]) -> Result<Work, Fault> {
+async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys: &[Key]) -> Result<RepairWork, Fault> {
     let key = key_parts(client, Side::Destination, &table).await?;
     let key_there = key_parts(source, Side::Source, &table).await?;
     let types = column_types(client, Side::Destination, &table.destination).await?;
@@ -145,8 +145,8 @@ async fn read_rows(source: &SqlClient, client: &SqlClient, table: Compared, keys
     let whole_tree = table.destination.kind == TableKind::Partitioned;
     let stored = table.destination.columns.iter().filter(|column| column.generated.is_none());
     let stored = stored.map(|column| column.name.clone()).collect();
-    let repaired = Repaired { table: table.name.clone(), whole_tree, key, columns, fixed, stored };
-    Ok(Work { table, repaired, gone, rows })
+    let repaired = RepairedTable { table: table.name.clone(), whole_tree, key, columns, fixed, stored };
+    Ok(RepairWork { table, repaired, gone, rows })
 }
 
 /// Several rows of the source have one key of the destination's.
@@ -158,7 +158,12 @@ fn shared(table: &Compared) -> DestinationError {
     DestinationError::KeyRefuses(KeyRefusal { table: table.name.clone(), index, columns: names, null: None })
 }
 
-async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]) -> Result<RepairOutcome, Fault> {
+async fn write(
+    config: &Config,
+    client: &SqlClient,
+    position: Lsn,
+    work: &[RepairWork],
+) -> Result<RepairOutcome, Fault> {
     let fault = |error| Side::Destination.fault(error);
     // Foreign keys and triggers of the destination do not act on what is the source's, where we may say so.
     let role = client.batch(DOING, "SET session_replication_role = replica").await;
@@ -217,7 +222,7 @@ async fn write(config: &Config, client: &SqlClient, position: Lsn, work: &[Work]
 }
 
 /// Updates those of these rows that differ; where no UPDATE can, by exchanging them.
-async fn update(client: &SqlClient, replica: bool, part: &Work, json: &str) -> Result<u64, Fault> {
+async fn update(client: &SqlClient, replica: bool, part: &RepairWork, json: &str) -> Result<u64, Fault> {
     let repaired = &part.repaired;
     let fault = |error| Side::Destination.fault(error);
     let mut exchanged = 0;
@@ -250,7 +255,7 @@ async fn update(client: &SqlClient, replica: bool, part: &Work, json: &str) -> R
 async fn check_exchange(
     client: &SqlClient,
     replica: bool,
-    repaired: &Repaired,
+    repaired: &RepairedTable,
     reason: ExchangeReason,
 ) -> Result<(), Fault> {
     match exchange_obstacle(client, &repaired.table, reason).await? {

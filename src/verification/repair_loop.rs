@@ -13,7 +13,7 @@ use crate::destination::RepairOutcome;
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, QualifiedName, counted, shell_word};
 use crate::session::SqlClient;
-use crate::verification::fence_request::{Ends, Maker, TOO_SLOW, Tell, ask_for_repair};
+use crate::verification::fence_request::{Maker, TOO_SLOW, Tell, VerifyContext, ask_for_repair};
 use crate::verification::verdict::{RepairStop, Repaired, TableVerdict, Verdict};
 
 /// Rounds, each of which repairs the rows that are listed (200,000 of a table): with more, copying the tables is faster.
@@ -27,7 +27,7 @@ const KEYS_MIN: usize = 100;
 
 /// Repairs what `verdict` has found, until both sides are equal or nothing more can be done.
 pub(crate) async fn until_equal(
-    ends: Ends<'_>,
+    ends: VerifyContext<'_>,
     client: &SqlClient,
     verdict: &Verdict,
     tell: &mut Tell<'_>,
@@ -115,7 +115,7 @@ fn by_table(keys: &[(&QualifiedName, &Key)]) -> Keys {
 
 /// Repairs the rows that these tables list, so many at a fence.
 async fn repair(
-    ends: Ends<'_>,
+    ends: VerifyContext<'_>,
     client: &SqlClient,
     tables: &[TableVerdict],
     keys_at_once: &mut usize,

@@ -21,7 +21,7 @@ use crate::preflight::violated_constraints::explained;
 use crate::session::SqlClient;
 use crate::telemetry::{Telemetry, failpoint};
 use crate::verification::fence::{self, FenceProgress, NoFence, sql_for};
-use crate::verification::fence_request::{Ends, Maker, TOO_SLOW};
+use crate::verification::fence_request::{Maker, TOO_SLOW, VerifyContext};
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
 /// How often requests are looked for.
@@ -183,7 +183,8 @@ impl FenceService<'_> {
         let began = Instant::now();
         let options = VerifyOptions { workers: Some(1), ..VerifyOptions::default() };
         let progress = Arc::new(VerifyProgress::default());
-        let ends = Ends { config: self.config, addresses: self.addresses, options: &options, progress: &progress };
+        let ends =
+            VerifyContext { config: self.config, addresses: self.addresses, options: &options, progress: &progress };
         let (verdict, _) = compare::compare(ends, Maker::Ourselves(&self.control), None).await?;
         let (rows, tables) = (verdict.rows(), verdict.tables.len());
         let took = humantime::format_duration(Duration::from_millis(

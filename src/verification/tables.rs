@@ -13,7 +13,7 @@ use super::parts::{Parts, read_parts};
 use super::workers::{Side, session};
 use crate::catalog::schema::{ColumnDefinition, TableDefinition};
 use crate::comparison::images::{HashFunction, HashedColumn, Hashing};
-use crate::comparison::sql::KeyPart;
+use crate::comparison::sql::ComparisonKeyPart;
 use crate::comparison::{KeyColumn, comparison_key};
 use crate::destination::{Catalog, refuse_other_kinds, table_records};
 use crate::error_policy::Fault;
@@ -22,7 +22,7 @@ use crate::preflight::whereabouts::explain_lost;
 use crate::session::{Clients, Row, SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceTable, ensure_publication};
 use crate::sql::text_value::ValueType;
-use crate::verification::fence_request::Ends;
+use crate::verification::fence_request::VerifyContext;
 
 /// A table that is compared.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ impl Compared {
 
 /// Both catalogs, read before the fence: the tables that can be compared, and those that are left out.
 pub(crate) async fn read_tables(
-    ends: Ends<'_>,
+    ends: VerifyContext<'_>,
     source: &SqlClient,
     destination: &SqlClient,
     only: Option<&[QualifiedName]>,
@@ -248,14 +248,18 @@ pub(crate) async fn all_parts(
 }
 
 /// A key as one server's SQL finds it.
-pub(crate) async fn key_parts(client: &SqlClient, side: Side, table: &Compared) -> Result<Vec<KeyPart>, Fault> {
+pub(crate) async fn key_parts(
+    client: &SqlClient,
+    side: Side,
+    table: &Compared,
+) -> Result<Vec<ComparisonKeyPart>, Fault> {
     let mut types = column_types(client, side, table.definition(side)).await?;
     let key = comparison_key(table.definition(side), &table.key_names());
     let part = |column: &KeyColumn| {
         let found = types.remove(&column.name).ok_or_else(|| column_lacks_type(side))?;
         // Each side's own operator, where it has an index like the other's.
         let own = key.iter().find(|own| own.name == column.name).unwrap_or(column);
-        Ok(KeyPart {
+        Ok(ComparisonKeyPart {
             name: column.name.clone(),
             value_type: found.base,
             declared: found.declared.sql,
@@ -306,7 +310,7 @@ pub(crate) async fn column_types(
 }
 
 /// Both sides' sessions for questions about catalogs.
-pub(crate) async fn connect(ends: Ends<'_>) -> Result<(SqlClient, SqlClient), Fault> {
+pub(crate) async fn connect(ends: VerifyContext<'_>) -> Result<(SqlClient, SqlClient), Fault> {
     let bound = ends.config.fence_timeout;
     let source = session(&crate::verification::fence::sql_for(&ends.addresses.source, "verifying"), bound).await;
     let source = source.map_err(|error| Side::Source.fault(error))?;

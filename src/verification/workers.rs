@@ -1,6 +1,6 @@
 //! Statements over the ranges of a comparison, by several sessions a side, within a rate.
 //!
-//! `compare` gives a list of [`Task`]s for both sides and hears every answer; each task runs in a transaction of its
+//! `compare` gives a list of [`CompareTask`]s for both sides and hears every answer; each task runs in a transaction of its
 //! own under its side's snapshot, so that no table stays locked for longer than one range takes.
 //!
 //! Bounds: as many sessions a side as there are workers; at most as many answers wait to be heard; a statement has the
@@ -37,7 +37,7 @@ impl Side {
 
 /// One statement over one range.
 #[derive(Clone, Debug)]
-pub(crate) struct Task {
+pub(crate) struct CompareTask {
     pub(crate) side: Side,
     /// Which of the tables that are compared.
     pub(crate) table: usize,
@@ -58,7 +58,7 @@ pub(crate) struct TableAnswer {
 
 /// A side's sessions.
 #[derive(Clone, Debug)]
-pub(crate) struct Reading {
+pub(crate) struct SideSessions {
     pub(crate) sql: Sql,
     pub(crate) snapshot_name: String,
     /// How long a statement waits for a lock that somebody else holds.
@@ -68,8 +68,8 @@ pub(crate) struct Reading {
 /// How the work is shared.
 #[derive(Clone, Debug)]
 pub(crate) struct Workers {
-    pub(crate) source: Reading,
-    pub(crate) destination: Reading,
+    pub(crate) source: SideSessions,
+    pub(crate) destination: SideSessions,
     pub(crate) count: usize,
     pub(crate) max_rate: Option<u64>,
     pub(crate) progress: Arc<VerifyProgress>,
@@ -79,18 +79,18 @@ impl Workers {
     /// Runs all tasks; `heard` takes each answer, in any order.
     pub(crate) async fn run(
         &self,
-        tasks: Vec<Task>,
+        tasks: Vec<CompareTask>,
         mut heard: impl FnMut(TableAnswer) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let (answers, mut incoming) = mpsc::channel(2 * self.count);
         let mut running = JoinSet::new();
         for (side, reading) in [(Side::Source, &self.source), (Side::Destination, &self.destination)] {
-            let own: VecDeque<Task> = tasks.iter().filter(|task| task.side == side).cloned().collect();
-            let shared = Arc::new(Shared {
+            let own: VecDeque<CompareTask> = tasks.iter().filter(|task| task.side == side).cloned().collect();
+            let shared = Arc::new(SharedTasks {
                 side,
                 count: self.count.min(own.len()),
                 reading: reading.clone(),
-                rate: Mutex::new(Rate { bytes_per_second: self.max_rate, earned_at: Instant::now() }),
+                rate: Mutex::new(ReadRate { bytes_per_second: self.max_rate, earned_at: Instant::now() }),
                 tasks: Mutex::new(own),
                 progress: Arc::clone(&self.progress),
             });
@@ -113,12 +113,12 @@ impl Workers {
     }
 }
 
-struct Shared {
+struct SharedTasks {
     side: Side,
     count: usize,
-    reading: Reading,
-    tasks: Mutex<VecDeque<Task>>,
-    rate: Mutex<Rate>,
+    reading: SideSessions,
+    tasks: Mutex<VecDeque<CompareTask>>,
+    rate: Mutex<ReadRate>,
     progress: Arc<VerifyProgress>,
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn session(sql: &Sql, lock_timeout: Duration) -> Result<SqlClie
     Ok(client)
 }
 
-async fn work_off(shared: Arc<Shared>, answers: mpsc::Sender<TableAnswer>) -> Result<(), Fault> {
+async fn work_off(shared: Arc<SharedTasks>, answers: mpsc::Sender<TableAnswer>) -> Result<(), Fault> {
     let fault = |error| shared.side.fault(error);
     let client =
         session(&shared.reading.sql, shared.reading.lock_timeout).await.map_err(fault)?.with_timeout(STATEMENT_MAX);
@@ -160,13 +160,13 @@ const WAIT_SECONDS_MAX: f64 = 31_536_000.0;
 
 /// Reads at most so many bytes a second, over all workers of a side.
 #[derive(Debug)]
-struct Rate {
+struct ReadRate {
     bytes_per_second: Option<u64>,
     /// When everything read so far will have been earned.
     earned_at: Instant,
 }
 
-impl Rate {
+impl ReadRate {
     /// How long to wait after having read `bytes`.
     fn spend(&mut self, bytes: u64, now: Instant) -> Duration {
         let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else { return Duration::ZERO };
@@ -183,11 +183,11 @@ mod tests {
     #[test]
     fn a_rate_is_kept_over_all_that_is_read() {
         let now = Instant::now();
-        let mut rate = Rate { bytes_per_second: Some(1000), earned_at: now };
+        let mut rate = ReadRate { bytes_per_second: Some(1000), earned_at: now };
         assert_eq!(rate.spend(500, now), Duration::from_millis(500));
         assert_eq!(rate.spend(500, now), Duration::from_secs(1));
         assert_eq!(rate.spend(0, now + Duration::from_secs(9)), Duration::ZERO);
-        let mut without = Rate { bytes_per_second: None, earned_at: now };
+        let mut without = ReadRate { bytes_per_second: None, earned_at: now };
         assert_eq!(without.spend(u64::MAX, now), Duration::ZERO);
     }
 }

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use headwater::catalog::schema::{ColumnDefinition, Types};
 use headwater::pg::TypeId;
-use headwater::schema_change::expression::catalog::{Catalog, FUNCTIONS};
+use headwater::schema_change::expression::catalog::{ExpressionCatalog, FUNCTIONS};
 use headwater::schema_change::expression::purpose::Purpose;
-use headwater::schema_change::expression::{BOOLEAN, Expressions, Scope, parse};
+use headwater::schema_change::expression::{BOOLEAN, ExpressionScope, Expressions, parse};
 use headwater::session::SqlClient;
 
 use crate::support::roles::Roles;
@@ -257,15 +257,15 @@ async fn run(roles: Roles, name: &str) {
 fn statements(expressions: &Expressions, attack: &str) -> Vec<Result<String, String>> {
     let types = Types::new();
     let columns: Vec<ColumnDefinition> = [("id", 23), ("c", 25)].map(|(name, id)| column(name, id)).into();
-    let table = Scope::table(&columns, &types);
+    let table = ExpressionScope::table(&columns, &types);
     let condition = match parse(attack) {
         Some(_) => format!("(({attack}) IS NOT NULL)"),
         None => attack.to_owned(),
     };
-    let accept = |text: &str, purpose, scope: Scope<'_>| {
+    let accept = |text: &str, purpose, scope: ExpressionScope<'_>| {
         expressions.accept(text, purpose, &scope).map_err(|refusal| refusal.to_string())
     };
-    let condition_of = |scope: Scope<'_>| accept(&condition, Purpose::Immutable, scope.assigned_to(BOOLEAN));
+    let condition_of = |scope: ExpressionScope<'_>| accept(&condition, Purpose::Immutable, scope.assigned_to(BOOLEAN));
     let text = TypeId(25);
     vec![
         accept(attack, Purpose::Default, table.without_columns().assigned_to(text))
@@ -274,7 +274,8 @@ fn statements(expressions: &Expressions, attack: &str) -> Vec<Result<String, Str
         condition_of(table.clone())
             .map(|sql| format!("CREATE TABLE public.made (id int, c text, g bool GENERATED ALWAYS AS ({sql}) STORED)")),
         condition_of(table.clone()).map(|sql| format!("CREATE INDEX made ON public.victim_text (({sql})) WHERE {sql}")),
-        condition_of(Scope::domain(text, &types)).map(|sql| format!("CREATE DOMAIN public.made AS text CHECK ({sql})")),
+        condition_of(ExpressionScope::domain(text, &types))
+            .map(|sql| format!("CREATE DOMAIN public.made AS text CHECK ({sql})")),
     ]
 }
 
@@ -288,7 +289,7 @@ async fn expressions_of(client: &SqlClient) -> Expressions {
     let names: Vec<&str> = FUNCTIONS.keys().copied().collect();
     let sql = include_str!("../../sql/expression_catalog.sql");
     let row = client.query_one("reading what expressions may use", sql, &[&names]).await.expect("the catalog");
-    Expressions::new(serde_json::from_str::<Catalog>(row.get(0).unwrap()).expect("the catalog"))
+    Expressions::new(serde_json::from_str::<ExpressionCatalog>(row.get(0).unwrap()).expect("the catalog"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use headwater::apply_core::{
-    Appended, AtCommit, Command, CommitBy, Coordinator, Knowledge, LiveSession, LoopAction, LoopCore, LoopLimits,
+    Appended, ApplyCommand, AtCommit, CommitBy, Coordinator, Knowledge, LiveSession, LoopAction, LoopCore, LoopLimits,
     Moment, Obstacle, ParallelLimits, Ping, SecondSession, SessionAction, Settlement, TurnOutcome,
 };
 use headwater::apply_plan::{ApplyTask, BatchLimits, LargeStep};
@@ -90,7 +90,7 @@ pub(crate) struct Life {
     stored: u64,
     /// The transaction that is applied in chunks; whether the destination has said that it is inside it.
     large: Option<bool>,
-    pub(crate) command: Command,
+    pub(crate) command: ApplyCommand,
     pub(crate) now: Duration,
     /// The last message stands inside a transaction, or in a block of a stream.
     inside: bool,
@@ -129,7 +129,7 @@ impl Life {
             position,
             stored: position,
             large: None,
-            command: Command::Run,
+            command: ApplyCommand::Run,
             now: Duration::ZERO,
             inside: false,
             failed: false,
@@ -339,7 +339,7 @@ impl Life {
         self.tally.pauses += 1;
         assert!(self.requests.is_empty() && self.answers.is_empty(), "something is under way while apply stands still");
         assert!(destination.position != self.stored || destination.open.is_none(), "a transaction is open");
-        if let Command::RunTo { point, .. } = self.command
+        if let ApplyCommand::RunTo { point, .. } = self.command
             && destination.position == self.stored
         {
             let expected = source.state_before(point.as_u64());

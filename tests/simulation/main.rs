@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use headwater::apply_core::Command;
+use headwater::apply_core::ApplyCommand;
 use headwater::apply_plan::ApplyTask;
 use headwater::pg::Lsn;
 
@@ -88,7 +88,7 @@ impl World {
             self.life = Some(Life::start(&self.source, &mut self.destination, &mut self.rng));
         }
         if calm && let Some(life) = &mut self.life {
-            life.command = Command::Run;
+            life.command = ApplyCommand::Run;
         }
         self.live();
     }
@@ -141,11 +141,11 @@ impl World {
     fn command(&mut self) {
         let Some(life) = &mut self.life else { return };
         life.command = match (life.command, self.rng.u8(..3)) {
-            (Command::Run, 0) => Command::Hold { turn: 1 },
-            (Command::Run | Command::Hold { .. }, 1) => {
-                Command::RunTo { turn: 1, point: Lsn::new(self.source.wal_end) }
+            (ApplyCommand::Run, 0) => ApplyCommand::Hold { turn: 1 },
+            (ApplyCommand::Run | ApplyCommand::Hold { .. }, 1) => {
+                ApplyCommand::RunTo { turn: 1, point: Lsn::new(self.source.wal_end) }
             }
-            (Command::Run | Command::Hold { .. } | Command::RunTo { .. }, _) => Command::Run,
+            (ApplyCommand::Run | ApplyCommand::Hold { .. } | ApplyCommand::RunTo { .. }, _) => ApplyCommand::Run,
         };
     }
 

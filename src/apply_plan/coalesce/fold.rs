@@ -23,7 +23,7 @@ pub(super) struct Folded {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum EntityState {
     Inserted,
     Changed,
     Deleted,
@@ -33,7 +33,7 @@ enum State {
 /// A row that is followed.
 #[derive(Clone, Copy, Debug)]
 struct Entity {
-    state: State,
+    state: EntityState,
     first: u32,
     last: u32,
     /// Where the key stands under which it is found now.
@@ -186,26 +186,26 @@ impl<'a> Folder<'a> {
                 let hash = self.hash(at, When::After);
                 let found = self.find(hash, at, When::After);
                 match found.map(|number| self.entities[number as usize].state) {
-                    None | Some(State::Deleted | State::KeyFreed) => {
-                        let entity = Entity::new(State::Inserted, at, When::After);
+                    None | Some(EntityState::Deleted | EntityState::KeyFreed) => {
+                        let entity = Entity::new(EntityState::Inserted, at, When::After);
                         self.follow(entity, hash, found);
                         Some(())
                     }
-                    Some(State::Inserted | State::Changed) => None,
+                    Some(EntityState::Inserted | EntityState::Changed) => None,
                 }
             }
             RowChange::Update { old, .. } => {
                 let hash = self.hash(at, When::Before);
                 let found = self.find(hash, at, When::Before);
                 let number = match found.map(|number| (number, self.entities[number as usize].state)) {
-                    Some((number, State::Inserted | State::Changed)) => {
+                    Some((number, EntityState::Inserted | EntityState::Changed)) => {
                         let entity = &mut self.entities[number as usize];
                         self.previous.push((at, entity.last));
                         entity.last = at;
                         number
                     }
-                    Some((_, State::Deleted | State::KeyFreed)) => return None,
-                    None => self.follow(Entity::new(State::Changed, at, When::Before), hash, None),
+                    Some((_, EntityState::Deleted | EntityState::KeyFreed)) => return None,
+                    None => self.follow(Entity::new(EntityState::Changed, at, When::Before), hash, None),
                 };
                 if old.is_some() && !self.same_key(KeyAt { at, when: When::Before }, KeyAt { at, when: When::After }) {
                     return self.moved(number, at, hash);
@@ -216,15 +216,15 @@ impl<'a> Folder<'a> {
                 let hash = self.hash(at, When::Before);
                 match self.find(hash, at, When::Before) {
                     None => {
-                        self.follow(Entity::new(State::Deleted, at, When::Before), hash, None);
+                        self.follow(Entity::new(EntityState::Deleted, at, When::Before), hash, None);
                         Some(())
                     }
                     Some(number) => {
                         let entity = &mut self.entities[number as usize];
                         entity.state = match entity.state {
-                            State::Inserted => State::KeyFreed,
-                            State::Changed => State::Deleted,
-                            State::Deleted | State::KeyFreed => return None,
+                            EntityState::Inserted => EntityState::KeyFreed,
+                            EntityState::Changed => EntityState::Deleted,
+                            EntityState::Deleted | EntityState::KeyFreed => return None,
                         };
                         Some(())
                     }
@@ -238,12 +238,12 @@ impl<'a> Folder<'a> {
         let hash = self.hash(at, When::After);
         let there = self.find(hash, at, When::After).filter(|found| *found != number);
         match there.map(|found| self.entities[found as usize].state) {
-            None | Some(State::Deleted) => {}
+            None | Some(EntityState::Deleted) => {}
             // Occupied, or left by another row of this batch.
-            Some(State::Inserted | State::Changed | State::KeyFreed) => return None,
+            Some(EntityState::Inserted | EntityState::Changed | EntityState::KeyFreed) => return None,
         }
         // A lookup of the old key finds it vacant: the marker takes the row's entry over.
-        let marker = Entity::new(State::KeyFreed, at, When::Before);
+        let marker = Entity::new(EntityState::KeyFreed, at, When::Before);
         let marker_number =
             u32::try_from(self.entities.len()).expect("a batch has fewer rows than apply.batch_rows_max");
         self.entities.push(marker);
@@ -265,18 +265,18 @@ impl<'a> Folder<'a> {
         for entity in &self.entities {
             let sort_key = || sorts.sort_key(self.change(entity.first).identity());
             match entity.state {
-                State::KeyFreed => {}
-                State::Deleted => {
+                EntityState::KeyFreed => {}
+                EntityState::Deleted => {
                     folded.deletes.push(NetRow { sort_key: sort_key(), first: entity.first, image: entity.first });
                 }
-                State::Inserted => {
+                EntityState::Inserted => {
                     let image = self.image(entity, merged);
                     if has_unchanged(self.tuple(image, merged)) {
                         return None;
                     }
                     folded.inserts.push(NetRow { sort_key: 0, first: entity.first, image });
                 }
-                State::Changed => {
+                EntityState::Changed => {
                     let image = self.image(entity, merged);
                     let tuple = self.tuple(image, merged);
                     let key_changed = self.key_changed(entity);
@@ -337,7 +337,7 @@ impl<'a> Folder<'a> {
 }
 
 impl Entity {
-    fn new(state: State, at: u32, when: When) -> Entity {
+    fn new(state: EntityState, at: u32, when: When) -> Entity {
         Entity { state, first: at, last: at, keyed: KeyAt { at, when }, moved: false }
     }
 }

@@ -37,8 +37,8 @@ pub(super) fn relation_of(table: &TableDefinition, key: &[usize], identity: Repl
 
 /// A table with these columns, the starred ones its key.
 pub(super) fn table_of(id: u32, name: &str, columns: &[&str], type_id: u32) -> (TableDefinition, Vec<usize>) {
-    let plain: Vec<testing::Column> =
-        columns.iter().map(|name| testing::Column::new(name.trim_end_matches('*'), type_id)).collect();
+    let plain: Vec<testing::TestColumn> =
+        columns.iter().map(|name| testing::TestColumn::new(name.trim_end_matches('*'), type_id)).collect();
     let mut table = testing::table(name, &plain);
     table.id = id;
     let key: Vec<usize> = (0..columns.len()).filter(|index| columns[*index].ends_with('*')).collect();

@@ -1,7 +1,7 @@
 //! A forum to copy: sections, topics and messages with believable text, and people who write in it.
 //!
-//! Filled once at the start of the demo. Then [`Writer`] continues with a few transactions at a time: mostly new messages, some edits and
-//! deletes, now and then a topic that moves or a section that gets another name.
+//! Filled once at the start of the demo. Then [`ForumWriter`] continues with a few transactions at a time: mostly new messages, some edits
+//! and deletes, now and then a topic that moves or a section that gets another name.
 
 use fastrand::Rng;
 
@@ -212,14 +212,14 @@ pub(super) async fn fill(client: &SqlClient, seed: u64, mut progress: impl FnMut
 }
 
 /// Somebody who writes in the forum.
-pub(super) struct Writer {
+pub(super) struct ForumWriter {
     client: SqlClient,
     rng: Rng,
 }
 
-impl Writer {
-    pub(super) fn new(client: SqlClient, seed: u64) -> Writer {
-        Writer { client, rng: Rng::with_seed(seed) }
+impl ForumWriter {
+    pub(super) fn new(client: SqlClient, seed: u64) -> ForumWriter {
+        ForumWriter { client, rng: Rng::with_seed(seed) }
     }
 
     /// One transaction.

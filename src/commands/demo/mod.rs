@@ -25,14 +25,14 @@ use tokio::task::JoinHandle;
 
 use super::display;
 use crate::commands::demo::output::say;
-use crate::commands::exit::Exit;
+use crate::commands::exit::ExitStatus;
 use crate::config::{Config, Environment, FileText};
 use crate::error_policy::{Fault, report};
 use crate::pg::{Lsn, counted};
 use crate::session::{SessionError, SqlClient};
 use crate::supervisor::{self, RunOptions};
 use crate::telemetry::{self, Telemetry};
-use forum::Writer;
+use forum::ForumWriter;
 use view::View;
 
 pub use cluster::{Cluster, StopMode, free_port, installed_bin};
@@ -57,17 +57,17 @@ enum DemoError {
 }
 
 /// Runs the demo for so long, or until Ctrl-C.
-pub(super) async fn demo(seconds: Option<u64>) -> Exit {
+pub(super) async fn demo(seconds: Option<u64>) -> ExitStatus {
     let dir = std::env::temp_dir().join(format!("headwater-demo-{:08x}", fastrand::u32(..)));
     let ended = run(&dir, seconds).await;
     // The clusters are gone by now, and their directories with them.
     let _ = std::fs::remove_dir_all(&dir);
     match ended {
-        Ok(true) => Exit::Done,
-        Ok(false) => Exit::OperatorMustAct,
+        Ok(true) => ExitStatus::Done,
+        Ok(false) => ExitStatus::OperatorMustAct,
         Err(error) => {
             display::error(&error.to_string());
-            Exit::OperatorMustAct
+            ExitStatus::OperatorMustAct
         }
     }
 }
@@ -91,7 +91,7 @@ async fn run(dir: &Path, seconds: Option<u64>) -> Result<bool, DemoError> {
 }
 
 /// Everything that the demo started; dropping it stops the servers and removes them.
-struct Stage {
+struct DemoStage {
     source: Cluster,
     destination: Cluster,
 }
@@ -106,7 +106,7 @@ async fn play(dir: &Path, seconds: Option<u64>) -> Result<bool, DemoError> {
         Cluster::start_new(&bin, dir, "source", &logical, &[]),
         Cluster::start_new(&bin, dir, "destination", &settings, &[])
     );
-    let stage = Stage { source: source?, destination: destination? };
+    let stage = DemoStage { source: source?, destination: destination? };
     for cluster in [&stage.source, &stage.destination] {
         cluster
             .connect("postgres")
@@ -121,7 +121,7 @@ async fn play(dir: &Path, seconds: Option<u64>) -> Result<bool, DemoError> {
 }
 
 /// Runs headwater and the writer until the time is up, then compares.
-async fn watch_it(stage: &Stage, dir: &Path, seconds: Option<u64>, seed: u64) -> Result<bool, DemoError> {
+async fn watch_it(stage: &DemoStage, dir: &Path, seconds: Option<u64>, seed: u64) -> Result<bool, DemoError> {
     let config = Arc::new(configuration(stage, dir)?);
     let telemetry = Arc::new(Telemetry::new(config.http.ready_lag_max));
     let (stop, stopping) = watch::channel(false);
@@ -134,7 +134,7 @@ async fn watch_it(stage: &Stage, dir: &Path, seconds: Option<u64>, seed: u64) ->
             .map_err(|error| DemoError::Other(error.to_string()))?,
     };
     let (writing, written) = watch::channel(true);
-    let writer = Writer::new(stage.source.connect(DATABASE).await?, seed);
+    let writer = ForumWriter::new(stage.source.connect(DATABASE).await?, seed);
     let writer = tokio::spawn(write(writer, written));
     let service: JoinHandle<Result<(), Fault>> =
         tokio::spawn(supervisor::run(config, RunOptions::default(), Arc::clone(&telemetry), stopping));
@@ -170,7 +170,7 @@ async fn watch_it(stage: &Stage, dir: &Path, seconds: Option<u64>, seed: u64) ->
     Ok(equal)
 }
 
-fn configuration(stage: &Stage, dir: &Path) -> Result<Config, DemoError> {
+fn configuration(stage: &DemoStage, dir: &Path) -> Result<Config, DemoError> {
     let text = format!(
         "[source]\nurl = {:?}\nheartbeat_every = \"1s\"\n[destination]\nurl = {:?}\n[spool]\ndir = {:?}\n",
         stage.source.url(DATABASE),
@@ -182,7 +182,7 @@ fn configuration(stage: &Stage, dir: &Path) -> Result<Config, DemoError> {
 }
 
 /// Writes until `go_on` turns false; returns the number of transactions.
-async fn write(mut writer: Writer, mut go_on: watch::Receiver<bool>) -> Result<u64, SessionError> {
+async fn write(mut writer: ForumWriter, mut go_on: watch::Receiver<bool>) -> Result<u64, SessionError> {
     let mut transactions = 0;
     while *go_on.borrow_and_update() {
         writer.write().await?;

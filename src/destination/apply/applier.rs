@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::conflict_report::{FailedTransaction, conflict, statement_replaced_report, truncate_refused};
-use super::encoder::{Effects, Expected};
+use super::encoder::{Effects, ExpectedAnswer};
 use super::failure::{FailedTask, FailureResponse, Overwriting, response};
 use super::pipeline::{AnsweredRequest, Answers, Pipeline};
 use super::relation_map::RelationMap;
@@ -353,7 +353,7 @@ impl Applier {
     async fn failed(
         &mut self,
         submission: Submission,
-        expected: &Expected,
+        expected: &ExpectedAnswer,
         statement: usize,
         error: ServerError,
     ) -> Result<(), DestinationError> {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::prepared::{Prepared, SetStatement};
+use super::prepared::{PreparedStatement, SetStatement};
 use super::relation_map::RelationMap;
 use crate::apply_plan::row_by_row::RowStatement;
 use crate::apply_plan::target::Target;
@@ -52,12 +52,12 @@ impl CountedRows {
 /// A pipelined request, ready to be sent.
 pub(super) struct Encoded {
     pub(super) request: PipelinedRequest,
-    pub(super) expected: Expected,
+    pub(super) expected: ExpectedAnswer,
 }
 
 /// What must be known of a request when its answer comes.
 #[derive(Debug)]
-pub(super) struct Expected {
+pub(super) struct ExpectedAnswer {
     pub(super) statement_offsets: StatementOffsets,
     pub(super) counts: CountedRows,
 }
@@ -110,7 +110,7 @@ impl<'m> Encoder<'m> {
     /// The request as it is now.
     pub(super) fn finish(self) -> Encoded {
         let Encoder { request, statement_offsets, counts, .. } = self;
-        Encoded { request, expected: Expected { statement_offsets, counts } }
+        Encoded { request, expected: ExpectedAnswer { statement_offsets, counts } }
     }
 
     /// The next statements carry out the change with this index; with `None`, no single one.
@@ -153,11 +153,11 @@ impl<'m> Encoder<'m> {
         self.request.commit();
     }
 
-    pub(super) fn prepare_row(&mut self, target: &Target, statement: &RowStatement) -> Prepared {
+    pub(super) fn prepare_row(&mut self, target: &Target, statement: &RowStatement) -> PreparedStatement {
         self.map.prepare_row(&mut self.request, target, statement)
     }
 
-    pub(super) fn prepare_set(&mut self, target: &Arc<Target>, statement: &SetStatement) -> Prepared {
+    pub(super) fn prepare_set(&mut self, target: &Arc<Target>, statement: &SetStatement) -> PreparedStatement {
         self.map.prepare_set(&mut self.request, target, statement)
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::encoder::{Encoded, Expected};
+use super::encoder::{Encoded, ExpectedAnswer};
 use crate::destination::error::DestinationError;
 use crate::destination::writer::Writer;
 use crate::progress::WalReading;
@@ -24,14 +24,14 @@ const READ_WAL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalo
 /// A request that is not answered yet.
 struct InFlight<T> {
     task: T,
-    expected: Expected,
+    expected: ExpectedAnswer,
     sent_at: Instant,
 }
 
 /// A request with its answer, from which no conclusions were drawn yet.
 pub(super) struct AnsweredRequest<T> {
     pub(super) task: T,
-    pub(super) expected: Expected,
+    pub(super) expected: ExpectedAnswer,
     pub(super) answer: PipelinedAnswer,
     /// From sending to the answer.
     pub(super) elapsed: Duration,

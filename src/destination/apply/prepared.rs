@@ -34,19 +34,24 @@ pub(super) enum SetStatement {
 
 /// A prepared statement.
 #[derive(Clone)]
-pub(super) struct Prepared {
+pub(super) struct PreparedStatement {
     name: Arc<str>,
     pub(super) parameters: usize,
     verb: Verb,
 }
 
-impl Prepared {
+impl PreparedStatement {
     pub(super) fn statement(&self) -> StatementName<'_> {
         StatementName { name: &self.name, verb: self.verb }
     }
 
     /// Prepares a statement for single rows.
-    pub(super) fn row(request: &mut PipelinedRequest, name: Arc<str>, target: &Target, of: &RowStatement) -> Prepared {
+    pub(super) fn row(
+        request: &mut PipelinedRequest,
+        name: Arc<str>,
+        target: &Target,
+        of: &RowStatement,
+    ) -> PreparedStatement {
         let verb = match of {
             RowStatement::Insert => Verb::Insert,
             // Behind the count that it checks.
@@ -54,11 +59,16 @@ impl Prepared {
             RowStatement::Delete => Verb::Delete,
         };
         let types = row_by_row::parameter_types(target, of);
-        Prepared::parsed(request, name, verb, &row_by_row::sql(target, of), &types)
+        PreparedStatement::parsed(request, name, verb, &row_by_row::sql(target, of), &types)
     }
 
     /// Prepares a statement for sets of rows.
-    pub(super) fn set(request: &mut PipelinedRequest, name: Arc<str>, target: &Target, of: &SetStatement) -> Prepared {
+    pub(super) fn set(
+        request: &mut PipelinedRequest,
+        name: Arc<str>,
+        target: &Target,
+        of: &SetStatement,
+    ) -> PreparedStatement {
         let arrays = |effect| (sets::arrays_sql(target, &effect), sets::arrays_types(target, &effect));
         let (verb, (sql, types)) = match of {
             SetStatement::Delete => (Verb::Delete, arrays(SetEffect::Delete)),
@@ -76,7 +86,7 @@ impl Prepared {
                 (Verb::Copy, (sql::copy_rows(target, *method == WriteMethod::CopyBinary), Vec::new()))
             }
         };
-        Prepared::parsed(request, name, verb, &sql, &types)
+        PreparedStatement::parsed(request, name, verb, &sql, &types)
     }
 
     /// Prepares a statement under a name.
@@ -86,9 +96,9 @@ impl Prepared {
         verb: Verb,
         sql: &str,
         types: &[TypeId],
-    ) -> Prepared {
+    ) -> PreparedStatement {
         request.parse(&name, sql, types);
-        Prepared { name, parameters: types.len(), verb }
+        PreparedStatement { name, parameters: types.len(), verb }
     }
 }
 

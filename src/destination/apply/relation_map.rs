@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::followed::{Followed, FollowedTables};
-use super::prepared::{Prepared, SetStatement, StatementNames};
+use super::prepared::{PreparedStatement, SetStatement, StatementNames};
 use super::settings::{ApplierSettings, ApplyContext};
 use crate::apply_plan::row_by_row::{self, RowStatement};
 use crate::apply_plan::target::Target;
@@ -36,8 +36,8 @@ const PG_LSN: TypeId = TypeId(3220);
 struct BoundRelation {
     relation: Arc<Relation>,
     target: Arc<Target>,
-    row_statements: HashMap<RowStatement, Prepared>,
-    set_statements: HashMap<SetStatement, Prepared>,
+    row_statements: HashMap<RowStatement, PreparedStatement>,
+    set_statements: HashMap<SetStatement, PreparedStatement>,
 }
 
 /// What the relations of the stream are at the destination.
@@ -53,7 +53,7 @@ pub(super) struct RelationMap {
     former_names: BTreeSet<(RelationId, QualifiedName)>,
     names: StatementNames,
     /// Moves the position.
-    advance: Option<Prepared>,
+    advance: Option<PreparedStatement>,
     advance_sql: String,
     /// Triggers act on what this session writes, though it may have the replica role.
     has_replica_triggers: bool,
@@ -229,7 +229,7 @@ impl RelationMap {
     pub(super) fn advance(&mut self, request: &mut PipelinedRequest, previous: Lsn, next: Lsn) {
         let RelationMap { advance, advance_sql, .. } = self;
         let advance = advance.get_or_insert_with(|| {
-            Prepared::parsed(request, Arc::from("advance"), Verb::Select, advance_sql, &[PG_LSN, PG_LSN])
+            PreparedStatement::parsed(request, Arc::from("advance"), Verb::Select, advance_sql, &[PG_LSN, PG_LSN])
         });
         request.execute(advance.statement(), &[Format::Binary], advance.parameters, |values| {
             values.put(Some(&previous.as_u64().to_be_bytes()));
@@ -243,13 +243,13 @@ impl RelationMap {
         request: &mut PipelinedRequest,
         target: &Target,
         statement: &RowStatement,
-    ) -> Prepared {
+    ) -> PreparedStatement {
         let known = self.bound.get(&target.relation.id).and_then(|bound| bound.row_statements.get(statement));
         if let Some(known) = known {
             return known.clone();
         }
         let name = self.next_name(request);
-        let prepared = Prepared::row(request, name, target, statement);
+        let prepared = PreparedStatement::row(request, name, target, statement);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.row_statements.insert(statement.clone(), prepared.clone());
         }
@@ -262,13 +262,13 @@ impl RelationMap {
         request: &mut PipelinedRequest,
         target: &Target,
         statement: &SetStatement,
-    ) -> Prepared {
+    ) -> PreparedStatement {
         let known = self.bound.get(&target.relation.id).and_then(|bound| bound.set_statements.get(statement));
         if let Some(known) = known {
             return known.clone();
         }
         let name = self.next_name(request);
-        let prepared = Prepared::set(request, name, target, statement);
+        let prepared = PreparedStatement::set(request, name, target, statement);
         if let Some(bound) = self.bound.get_mut(&target.relation.id) {
             bound.set_statements.insert(statement.clone(), prepared.clone());
         }

@@ -206,7 +206,8 @@ mod tests {
 
     /// A map that follows public.t (id, a), and its relation.
     fn map(role: ReplicationRole) -> (RelationMap, Arc<Relation>) {
-        let table = testing::table("t", &[testing::Column::new("id", 25).not_null(), testing::Column::new("a", 25)]);
+        let table =
+            testing::table("t", &[testing::TestColumn::new("id", 25).not_null(), testing::TestColumn::new("a", 25)]);
         let columns = table.columns.iter().enumerate().map(|(index, column)| Column {
             name: column.name.clone(),
             in_identity: index == 0,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::encoder::{CountedRows, Encoder};
-use super::prepared::Prepared;
+use super::prepared::PreparedStatement;
 use crate::apply_plan::row_by_row::{self, RowStatement};
 use crate::apply_plan::sql;
 use crate::apply_plan::target::Target;
@@ -15,7 +15,7 @@ use crate::config::TruncateMode;
 use crate::destination::error::DestinationError;
 use crate::destination::formats::format_of;
 use crate::pg::{Lsn, Relation, Tuple};
-use crate::session::{Format, LARGE_VALUE_BYTES, Parameters};
+use crate::session::{Format, LARGE_VALUE_BYTES, StatementParameters};
 use crate::transaction::{Change, RowChange};
 
 /// Changes of one transaction.
@@ -99,7 +99,7 @@ impl Encoder<'_> {
     pub(super) fn write_prepared(
         &mut self,
         target: &Target,
-        prepared: &Prepared,
+        prepared: &PreparedStatement,
         statement: &RowStatement,
         RowValues { key, image }: RowValues<'_>,
     ) {
@@ -110,7 +110,7 @@ impl Encoder<'_> {
         };
         self.formats.clear();
         row_by_row::row_parameters(target, statement, key, image, |value| self.formats.push(format_of(value, nulls)));
-        let write = |values: &mut Parameters<'_>| {
+        let write = |values: &mut StatementParameters<'_>| {
             row_by_row::row_parameters(target, statement, key, image, |value| {
                 let large = value.bytes().filter(|value| value.len() >= LARGE_VALUE_BYTES);
                 match large.and_then(|large| image.share(large).or_else(|| key.share(large))) {

@@ -37,7 +37,7 @@ use crate::destination::{dependants, expressions, extensions, shapes};
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, quote_literal, shell_word, shown_sql};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
-use crate::schema_change::{Attempt, Change, Evolution, NewSequence, Obstacle, Undo};
+use crate::schema_change::{AttemptedStatement, Evolution, FollowObstacle, NewSequence, TableChange, Undo};
 use crate::session::{PipelinedRequest, SessionError, ask_table, ask_types, read_description, read_table, read_types};
 use crate::transaction::SchemaChange;
 
@@ -74,7 +74,7 @@ impl SchemaFollower {
         map.source_tables.described(table.clone());
         let source = DescribedTable { relation: &relation, table, types, measured, commit_lsn };
         let name = &followed.name;
-        let mut following = Following { writer, map, follower: self, name, has_changed: false };
+        let mut following = FollowedChange { writer, map, follower: self, name, has_changed: false };
         following.follow(&source, &followed).await
     }
 }
@@ -143,7 +143,7 @@ impl DescribedTable<'_> {
         schema: &Ident,
         resolved: &ResolvedTypes,
         expressions: &Expressions,
-    ) -> Result<(Evolution, Shape), Obstacle> {
+    ) -> Result<(Evolution, Shape), FollowObstacle> {
         let names: Vec<_> = self.published_columns().into_iter().map(|column| column.name.clone()).collect();
         let creation = Creation {
             table: &self.table,
@@ -153,7 +153,7 @@ impl DescribedTable<'_> {
             expressions,
             columns: &names,
         };
-        Change {
+        TableChange {
             known,
             relation: self.relation,
             source: self.end(),
@@ -167,7 +167,7 @@ impl DescribedTable<'_> {
 }
 
 /// A schema change that is being followed.
-struct Following<'a> {
+struct FollowedChange<'a> {
     writer: &'a mut Writer,
     map: &'a mut RelationMap,
     follower: &'a mut SchemaFollower,
@@ -177,7 +177,7 @@ struct Following<'a> {
     has_changed: bool,
 }
 
-impl Following<'_> {
+impl FollowedChange<'_> {
     async fn follow(&mut self, source: &DescribedTable<'_>, followed: &Followed) -> Result<(), DestinationError> {
         let Some(destination) = self.read_table().await? else {
             // For `bind` to report, with its hint.
@@ -307,7 +307,7 @@ impl Following<'_> {
     }
 
     /// Runs a statement that may fail: then it is not remembered.
-    async fn try_statement(&mut self, attempt: &Attempt, shape: &mut Shape) -> Result<(), DestinationError> {
+    async fn try_statement(&mut self, attempt: &AttemptedStatement, shape: &mut Shape) -> Result<(), DestinationError> {
         let notice = match self.attempt(std::slice::from_ref(&attempt.statement)).await? {
             None => format!("table {}: {}", self.name, attempt.told),
             Some(error) => {
@@ -461,17 +461,17 @@ fn refuse_looser(source: End<'_>, destination: End<'_>, added: &[Ident]) -> Resu
     looser.report().map_or(Ok(()), |report| Err(DestinationError::Refused(report)))
 }
 
-fn obstacle_report(table: &QualifiedName, obstacle: Obstacle) -> DestinationError {
+fn obstacle_report(table: &QualifiedName, obstacle: FollowObstacle) -> DestinationError {
     DestinationError::Refused(match obstacle {
-        Obstacle::Misfits(misfits) => {
+        FollowObstacle::Misfits(misfits) => {
             let report = misfit_report(table, &misfits);
             ErrorReport {
                 message: format!("table {table} has changed at the source in a way that cannot be followed"),
                 ..report
             }
         }
-        Obstacle::Renamed(renamed) => return DestinationError::Renamed { table: table.clone(), renamed },
-        Obstacle::Copy(reason) => return DestinationError::NeedsCopy { table: table.clone(), reason },
+        FollowObstacle::Renamed(renamed) => return DestinationError::Renamed { table: table.clone(), renamed },
+        FollowObstacle::Copy(reason) => return DestinationError::NeedsCopy { table: table.clone(), reason },
     })
 }
 

@@ -16,7 +16,7 @@ use crate::apply_plan::sets::{self, WriteMethod};
 use crate::apply_plan::target::Target;
 use crate::destination::error::DestinationError;
 use crate::pg::Datum;
-use crate::session::{Format, Parameters};
+use crate::session::{Format, StatementParameters};
 use crate::transaction::Change;
 
 /// Fewer changes than this are not folded: each would be a statement of its own anyway.
@@ -174,7 +174,7 @@ impl Encoder<'_> {
         }
         let count = rows.len() as u64;
         let binary = format == Format::Binary;
-        let write = |values: &mut Parameters<'_>| {
+        let write = |values: &mut StatementParameters<'_>| {
             // Rows lie row by row, arrays are written column by column: a cursor for each row moves along.
             let mut cursors: Vec<_> = match set {
                 [] => Vec::new(),

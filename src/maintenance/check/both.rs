@@ -24,7 +24,7 @@ use crate::preflight::suspended_tables::obstacle;
 use crate::preflight::{cascades, collations};
 use crate::session::{Clients, SessionError, SqlClient, read_sequences};
 use crate::source::{Gap, SourceCatalog, SourceDatabase, SourceError, check_history, gap_report, same_database};
-use crate::table_sync::lock_budget::Room;
+use crate::table_sync::lock_budget::LockRoom;
 
 const BOTH: About = About::Both;
 
@@ -42,7 +42,7 @@ pub(super) async fn look(
         if let Err(error) = existing.learn_types(here, &catalog.types).await {
             findings.fault(BOTH, "types", error);
         }
-        Tables { config, client: &client, here, catalog, existing: &existing, destination }.look(findings).await;
+        CheckedTables { config, client: &client, here, catalog, existing: &existing, destination }.look(findings).await;
     }
     sequences(config, &client, here, findings).await;
     match not_carried(&client, here, &config.tables, Some(&config.source.publication)).await {
@@ -90,7 +90,7 @@ async fn history(config: &Config, source: &mut SourceView, destination: &Destina
 }
 
 /// The tables, as both sides have them.
-struct Tables<'a> {
+struct CheckedTables<'a> {
     config: &'a Config,
     client: &'a SqlClient,
     here: &'a SqlClient,
@@ -99,13 +99,13 @@ struct Tables<'a> {
     destination: &'a DestinationView,
 }
 
-impl Tables<'_> {
+impl CheckedTables<'_> {
     fn clients(&self) -> Clients<'_> {
         Clients { source: self.client, destination: self.here }
     }
 
     async fn look(&self, findings: &mut Findings) {
-        let Tables { config, client, here, catalog, existing, destination } = *self;
+        let CheckedTables { config, client, here, catalog, existing, destination } = *self;
         created(here, catalog, existing, findings).await;
         keys(catalog, existing, findings);
         let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
@@ -140,7 +140,7 @@ impl Tables<'_> {
 
     /// Constraints of the destination that the source does not have, or that its server is too old for.
     async fn constraints(&self, findings: &mut Findings) {
-        let Tables { here, catalog, existing, .. } = *self;
+        let CheckedTables { here, catalog, existing, .. } = *self;
         match server_version(here).await {
             Ok(version) => {
                 if let Some(report) = connection::newer(version, "destination") {
@@ -168,7 +168,7 @@ impl Tables<'_> {
 
     /// Code that would run when rows are written, and what it would do to other rows.
     async fn foreign_code(&self, writes: &Writes, findings: &mut Findings) {
-        let Tables { client, here, catalog, existing, .. } = *self;
+        let CheckedTables { client, here, catalog, existing, .. } = *self;
         match writes.foreign_code_report(here).await {
             Ok(None) => findings.ok(About::Destination, "code", "none of others would run when rows are written"),
             Ok(Some(report)) => findings.fail(About::Destination, "code", report),
@@ -245,7 +245,7 @@ async fn locks(
     is_live: bool,
     findings: &mut Findings,
 ) {
-    let Some(room) = findings.take(BOTH, "locks", Room::look(clients, catalog, existing).await) else { return };
+    let Some(room) = findings.take(BOTH, "locks", LockRoom::look(clients, catalog, existing).await) else { return };
     for (about, lacks) in [(About::Source, room.lacks_at_source), (About::Destination, room.lacks_at_destination)] {
         match lacks {
             None => findings.ok(about, "locks", "there is room for those of a copy"),

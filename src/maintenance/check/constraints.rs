@@ -11,7 +11,7 @@ use crate::error_policy::Fault;
 use crate::maintenance::check::findings::{About, Findings};
 use crate::pg::{ErrorReport, Ident, QualifiedName};
 use crate::preflight::partitions::{self, PartitionEnds, with_own_constraints};
-use crate::schema_change::constraint_difference::{Difference, Ends, domain_differences};
+use crate::schema_change::constraint_difference::{Difference, TableEnds, domain_differences};
 use crate::schema_change::ddl::Creation;
 use crate::schema_change::expression::Expressions;
 use crate::session::{Clients, SqlClient};
@@ -108,7 +108,7 @@ fn differences<'a>(
         expressions,
         columns: &columns,
     };
-    Ends { here, source, creation: &creation }.all()
+    TableEnds { here, source, creation: &creation }.all()
 }
 
 /// Partitioned tables of the destination where a row of the source may find no partition.

@@ -191,7 +191,7 @@ fn parse_functions(text: &'static str) -> BTreeMap<&'static str, ListedFunction>
 
 /// What the destination has of all this. Read by `destination::expressions`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Catalog {
+pub struct ExpressionCatalog {
     /// `server_version_num`
     pub version: u32,
     /// All variants of the listed functions that pg_catalog has, listed or not.
@@ -259,7 +259,7 @@ pub struct ForeignCast {
     pub of_extension: bool,
 }
 
-impl Catalog {
+impl ExpressionCatalog {
     /// Whether a call of this name with so many arguments can only mean functions that are allowed.
     pub(crate) fn allows_function(&self, name: &Ident, arguments: usize, purpose: Purpose) -> bool {
         let Some(listed) = FUNCTIONS.get(name.as_str()) else { return false };

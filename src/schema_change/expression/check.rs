@@ -18,7 +18,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::catalog::{CONFIGURATION_TYPE, Catalog};
+use super::catalog::{CONFIGURATION_TYPE, ExpressionCatalog};
 use super::tree::{BaseType, Expression, Special, Subscript, Test, TypeName};
 use crate::catalog::schema::{ColumnDefinition, TypeDefinition, Types};
 use crate::pg::{Ident, QualifiedName, TypeId};
@@ -29,7 +29,7 @@ pub const BOOLEAN: TypeId = TypeId(16);
 
 /// Where an expression belongs: what it may name.
 #[derive(Clone, Debug)]
-pub struct Scope<'a> {
+pub struct ExpressionScope<'a> {
     columns: Vec<(Ident, TypeId)>,
     /// The types of other schemas than pg_catalog that these columns are made of.
     own: BTreeSet<QualifiedName>,
@@ -38,28 +38,28 @@ pub struct Scope<'a> {
     assigned_to: Option<TypeId>,
 }
 
-impl<'a> Scope<'a> {
+impl<'a> ExpressionScope<'a> {
     /// A table with these columns, whose types have been resolved at the destination.
-    pub fn table<'c>(columns: impl IntoIterator<Item = &'c ColumnDefinition>, types: &'a Types) -> Scope<'a> {
-        Scope::new(columns.into_iter().map(|column| (column.name.clone(), column.type_id)).collect(), types)
+    pub fn table<'c>(columns: impl IntoIterator<Item = &'c ColumnDefinition>, types: &'a Types) -> ExpressionScope<'a> {
+        ExpressionScope::new(columns.into_iter().map(|column| (column.name.clone(), column.type_id)).collect(), types)
     }
 
     /// A domain's check, which calls the value VALUE.
-    pub fn domain(base: TypeId, types: &'a Types) -> Scope<'a> {
-        Scope::new(vec![(Ident::new("value"), base)], types)
+    pub fn domain(base: TypeId, types: &'a Types) -> ExpressionScope<'a> {
+        ExpressionScope::new(vec![(Ident::new("value"), base)], types)
     }
 
     /// The same without its columns: a default may name none.
-    pub fn without_columns(&self) -> Scope<'a> {
-        Scope { columns: Vec::new(), ..self.clone() }
+    pub fn without_columns(&self) -> ExpressionScope<'a> {
+        ExpressionScope { columns: Vec::new(), ..self.clone() }
     }
 
     /// The same for a value that is assigned to a column of this type.
-    pub fn assigned_to(self, id: TypeId) -> Scope<'a> {
-        Scope { assigned_to: Some(id), ..self }
+    pub fn assigned_to(self, id: TypeId) -> ExpressionScope<'a> {
+        ExpressionScope { assigned_to: Some(id), ..self }
     }
 
-    fn new(columns: Vec<(Ident, TypeId)>, types: &'a Types) -> Scope<'a> {
+    fn new(columns: Vec<(Ident, TypeId)>, types: &'a Types) -> ExpressionScope<'a> {
         let mut open: Vec<TypeId> = columns.iter().map(|(_, id)| *id).collect();
         let mut seen = BTreeSet::new();
         let mut own = BTreeSet::new();
@@ -71,7 +71,7 @@ impl<'a> Scope<'a> {
                 own.insert(definition.qualified_name());
             }
         }
-        Scope { columns, own, types, assigned_to: None }
+        ExpressionScope { columns, own, types, assigned_to: None }
     }
 }
 
@@ -118,7 +118,7 @@ impl fmt::Display for Refusal {
 
 /// The type of a value, as far as conversions depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Known {
+enum KnownType {
     /// A string or NULL, which becomes a value by the input function of the type that is asked for.
     Untyped,
     /// Some type of pg_catalog.
@@ -133,8 +133,8 @@ enum Known {
 /// [`Refusal`]: the first thing that is not allowed.
 pub(super) fn check(
     expression: &Expression,
-    catalog: &Catalog,
-    scope: &Scope<'_>,
+    catalog: &ExpressionCatalog,
+    scope: &ExpressionScope<'_>,
     purpose: Purpose,
 ) -> Result<(), Refusal> {
     let check = Check { catalog, scope, purpose };
@@ -143,17 +143,17 @@ pub(super) fn check(
 }
 
 struct Check<'a> {
-    catalog: &'a Catalog,
-    scope: &'a Scope<'a>,
+    catalog: &'a ExpressionCatalog,
+    scope: &'a ExpressionScope<'a>,
     purpose: Purpose,
 }
 
 impl Check<'_> {
-    fn value(&self, expression: &Expression) -> Result<Known, Refusal> {
+    fn value(&self, expression: &Expression) -> Result<KnownType, Refusal> {
         match expression {
             Expression::Column(name) => self.column(name),
-            Expression::Text(_) | Expression::Null => Ok(Known::Untyped),
-            Expression::Number(_) | Expression::Bits(_) | Expression::Boolean(_) => Ok(Known::BuiltIn),
+            Expression::Text(_) | Expression::Null => Ok(KnownType::Untyped),
+            Expression::Number(_) | Expression::Bits(_) | Expression::Boolean(_) => Ok(KnownType::BuiltIn),
             Expression::Cast(value, to) => self.cast(value, to),
             Expression::Function(call) => {
                 self.function(&call.name, call.arguments.len())?;
@@ -172,8 +172,8 @@ impl Check<'_> {
                 self.operator("=", 2)?;
                 self.operands([&sides.0, &sides.1])
             }
-            Expression::Junction(_, terms) => self.operands(terms).map(|_| Known::BuiltIn),
-            Expression::Not(value) => self.operands([&**value]).map(|_| Known::BuiltIn),
+            Expression::Junction(_, terms) => self.operands(terms).map(|_| KnownType::BuiltIn),
+            Expression::Not(value) => self.operands([&**value]).map(|_| KnownType::BuiltIn),
             Expression::Is(value, test, _) => self.is(value, *test),
             Expression::Case(case) => {
                 if case.subject.is_some() {
@@ -185,7 +185,7 @@ impl Check<'_> {
             }
             Expression::Choice(_, arguments) => self.one_of(arguments),
             Expression::Array(elements) => self.one_of(elements),
-            Expression::Row(values) => self.operands(values).map(|_| Known::BuiltIn),
+            Expression::Row(values) => self.operands(values).map(|_| KnownType::BuiltIn),
             Expression::Subscript(value, subscripts) => {
                 for subscript in subscripts {
                     match subscript {
@@ -202,12 +202,12 @@ impl Check<'_> {
                 self.value(value)
             }
             Expression::Clock(..) if self.purpose == Purpose::Immutable => Err(Refusal::Clock),
-            Expression::Clock(..) => Ok(Known::BuiltIn),
+            Expression::Clock(..) => Ok(KnownType::BuiltIn),
         }
     }
 
     /// A value that is assigned is converted unasked, by a cast of somebody's own where there is one.
-    fn assignment(&self, value: &Known) -> Result<(), Refusal> {
+    fn assignment(&self, value: &KnownType) -> Result<(), Refusal> {
         let Some(id) = self.scope.assigned_to else { return Ok(()) };
         let Some(column) = self.known(id) else { return Ok(()) };
         let is_planted = |from: &dyn Fn(&QualifiedName) -> bool, to: &dyn Fn(&QualifiedName) -> bool| {
@@ -216,32 +216,34 @@ impl Check<'_> {
         let of_catalog = |name: &QualifiedName| name.schema.as_str() == "pg_catalog";
         let (name, converts) = match (value, &column) {
             // The input function is no cast, and between types of pg_catalog nobody may create one.
-            (Known::Untyped, _) | (_, Known::Untyped) | (Known::BuiltIn, Known::BuiltIn) => return Ok(()),
-            (Known::BuiltIn, Known::Own(to)) => (to, is_planted(&of_catalog, &|name| name == to)),
-            (Known::Own(from), Known::BuiltIn) => (from, is_planted(&|name| name == from, &of_catalog)),
-            (Known::Own(from), Known::Own(to)) => (to, is_planted(&|name| name == from, &|name| name == to)),
+            (KnownType::Untyped, _) | (_, KnownType::Untyped) | (KnownType::BuiltIn, KnownType::BuiltIn) => {
+                return Ok(());
+            }
+            (KnownType::BuiltIn, KnownType::Own(to)) => (to, is_planted(&of_catalog, &|name| name == to)),
+            (KnownType::Own(from), KnownType::BuiltIn) => (from, is_planted(&|name| name == from, &of_catalog)),
+            (KnownType::Own(from), KnownType::Own(to)) => (to, is_planted(&|name| name == from, &|name| name == to)),
         };
         if converts { Err(Refusal::Conversion(name.to_string())) } else { Ok(()) }
     }
 
-    fn column(&self, name: &Ident) -> Result<Known, Refusal> {
+    fn column(&self, name: &Ident) -> Result<KnownType, Refusal> {
         let found = self.scope.columns.iter().find(|(column, _)| column == name);
         let Some((_, id)) = found else { return Err(Refusal::Column(name.clone())) };
         self.known(*id).ok_or_else(|| Refusal::Column(name.clone()))
     }
 
     /// What a type of the source's is made of, through domains and arrays.
-    fn known(&self, id: TypeId) -> Option<Known> {
+    fn known(&self, id: TypeId) -> Option<KnownType> {
         let mut id = id;
         // Domains over domains end; a source that lies about it is not followed for long.
         for _ in 0..32 {
             let Some(definition) = self.scope.types.get(&id) else {
-                return id.is_built_in().then_some(Known::BuiltIn);
+                return id.is_built_in().then_some(KnownType::BuiltIn);
             };
             match definition.element.or(definition.base) {
                 Some(inner) => id = inner,
-                None if is_of_catalog(definition) => return Some(Known::BuiltIn),
-                None => return Some(Known::Own(definition.qualified_name())),
+                None if is_of_catalog(definition) => return Some(KnownType::BuiltIn),
+                None => return Some(KnownType::Own(definition.qualified_name())),
             }
         }
         None
@@ -259,46 +261,48 @@ impl Check<'_> {
 
     /// Values that a function or an operator of pg_catalog takes: what it returns is of pg_catalog. No value may be of a type
     /// that a function of the destination's own would convert unasked.
-    fn operands<'e>(&self, values: impl IntoIterator<Item = &'e Expression>) -> Result<Known, Refusal> {
+    fn operands<'e>(&self, values: impl IntoIterator<Item = &'e Expression>) -> Result<KnownType, Refusal> {
         for value in values {
-            if let Known::Own(name) = self.value(value)?
+            if let KnownType::Own(name) = self.value(value)?
                 && self.catalog.foreign_casts.iter().any(|cast| cast.implicit && cast.from == name)
             {
                 return Err(Refusal::Conversion(name.to_string()));
             }
         }
-        Ok(Known::BuiltIn)
+        Ok(KnownType::BuiltIn)
     }
 
     /// Values of which one is the result.
-    fn one_of<'e>(&self, values: impl IntoIterator<Item = &'e Expression>) -> Result<Known, Refusal> {
-        let mut known = Known::Untyped;
+    fn one_of<'e>(&self, values: impl IntoIterator<Item = &'e Expression>) -> Result<KnownType, Refusal> {
+        let mut known = KnownType::Untyped;
         for value in values {
             let next = self.value(value)?;
             match (&next, &known) {
-                (Known::Untyped, _) => {}
-                (_, Known::Untyped) => known = next,
-                (Known::BuiltIn, Known::BuiltIn) => {}
-                (Known::Own(a), Known::Own(b)) if a == b => {}
+                (KnownType::Untyped, _) => {}
+                (_, KnownType::Untyped) => known = next,
+                (KnownType::BuiltIn, KnownType::BuiltIn) => {}
+                (KnownType::Own(a), KnownType::Own(b)) if a == b => {}
                 // Of two types one is converted to the other.
-                (Known::Own(name), _) | (_, Known::Own(name)) => return Err(Refusal::Conversion(name.to_string())),
+                (KnownType::Own(name), _) | (_, KnownType::Own(name)) => {
+                    return Err(Refusal::Conversion(name.to_string()));
+                }
             }
         }
         Ok(known)
     }
 
-    fn is(&self, value: &Expression, test: Test) -> Result<Known, Refusal> {
+    fn is(&self, value: &Expression, test: Test) -> Result<KnownType, Refusal> {
         if matches!(test, Test::Json(..)) && self.catalog.version < 160_000 {
             return Err(Refusal::Version("IS JSON"));
         }
         if test == Test::Null {
             // Looks at no value, whatever its type is.
-            return self.value(value).map(|_| Known::BuiltIn);
+            return self.value(value).map(|_| KnownType::BuiltIn);
         }
         self.operands([value])
     }
 
-    fn special(&self, special: Special, arguments: &[Expression]) -> Result<Known, Refusal> {
+    fn special(&self, special: Special, arguments: &[Expression]) -> Result<KnownType, Refusal> {
         if special == Special::AtLocal && self.catalog.version < 170_000 {
             return Err(Refusal::Version("AT LOCAL"));
         }
@@ -307,7 +311,7 @@ impl Check<'_> {
         self.operands(arguments)
     }
 
-    fn cast(&self, value: &Expression, to: &TypeName) -> Result<Known, Refusal> {
+    fn cast(&self, value: &Expression, to: &TypeName) -> Result<KnownType, Refusal> {
         let from = self.value(value)?;
         let target = match &to.base {
             BaseType::Interval(_) => QualifiedName::new("pg_catalog", "interval"),
@@ -316,13 +320,13 @@ impl Check<'_> {
                     && !to.array
                     && self.catalog.has_configuration(text)
                 {
-                    Ok(Known::BuiltIn)
+                    Ok(KnownType::BuiltIn)
                 } else {
                     Err(Refusal::Type(CONFIGURATION_TYPE.to_owned()))
                 };
             }
             // A string or NULL of no type, as functions of any type get it.
-            BaseType::BuiltIn(name) if name.as_str() == "unknown" && from == Known::Untyped => return Ok(from),
+            BaseType::BuiltIn(name) if name.as_str() == "unknown" && from == KnownType::Untyped => return Ok(from),
             BaseType::BuiltIn(name) if self.catalog.allows_type(name) => {
                 QualifiedName { schema: Ident::new("pg_catalog"), name: name.clone() }
             }
@@ -334,21 +338,21 @@ impl Check<'_> {
             cast.to == target
                 && match &from {
                     // The input function is no cast.
-                    Known::Untyped => false,
-                    Known::BuiltIn => cast.from.schema.as_str() == "pg_catalog",
-                    Known::Own(name) => cast.from == *name,
+                    KnownType::Untyped => false,
+                    KnownType::BuiltIn => cast.from.schema.as_str() == "pg_catalog",
+                    KnownType::Own(name) => cast.from == *name,
                 }
         });
         if converts {
             return Err(Refusal::Conversion(target.to_string()));
         }
-        Ok(if target.schema.as_str() == "pg_catalog" { Known::BuiltIn } else { self.named(&target) })
+        Ok(if target.schema.as_str() == "pg_catalog" { KnownType::BuiltIn } else { self.named(&target) })
     }
 
     /// What a type of the table's is made of.
-    fn named(&self, name: &QualifiedName) -> Known {
+    fn named(&self, name: &QualifiedName) -> KnownType {
         let found = self.scope.types.values().find(|definition| definition.qualified_name() == *name);
-        found.and_then(|definition| self.known(definition.id)).unwrap_or_else(|| Known::Own(name.clone()))
+        found.and_then(|definition| self.known(definition.id)).unwrap_or_else(|| KnownType::Own(name.clone()))
     }
 }
 

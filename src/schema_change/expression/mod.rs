@@ -27,19 +27,19 @@ use std::sync::Arc;
 
 use crate::schema_change::expression::purpose::Purpose;
 
-pub use catalog::Catalog;
-pub use check::{BOOLEAN, Refusal, Scope};
+pub use catalog::ExpressionCatalog;
+pub use check::{BOOLEAN, ExpressionScope, Refusal};
 pub use parser::parse;
 
 /// Decides on expressions for one destination.
 #[derive(Clone, Debug)]
 pub struct Expressions {
-    catalog: Arc<Catalog>,
+    catalog: Arc<ExpressionCatalog>,
 }
 
 impl Expressions {
     /// For a destination that has this.
-    pub fn new(catalog: Catalog) -> Expressions {
+    pub fn new(catalog: ExpressionCatalog) -> Expressions {
         Expressions { catalog: Arc::new(catalog) }
     }
 
@@ -47,7 +47,7 @@ impl Expressions {
     ///
     /// # Errors
     /// [`Refusal`]: it is not taken over.
-    pub fn accept(&self, text: &str, purpose: Purpose, scope: &Scope<'_>) -> Result<String, Refusal> {
+    pub fn accept(&self, text: &str, purpose: Purpose, scope: &ExpressionScope<'_>) -> Result<String, Refusal> {
         let expression = parse(text).ok_or(Refusal::NotUnderstood)?;
         check::check(&expression, &self.catalog, scope, purpose)?;
         Ok(expression.to_string())

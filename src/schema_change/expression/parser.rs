@@ -19,7 +19,7 @@
 use super::lexer::{self, Token};
 use super::tree::{
     Argument, Call, Case, Choice, Clock, CollationName, Expression, Field, JsonKind, Junction, NormalForm, Quantifier,
-    Side, Special, Subscript, Test,
+    Special, Subscript, Test, TrimSide,
 };
 use crate::pg::Ident;
 
@@ -538,9 +538,9 @@ impl Parser {
     fn trim(&mut self) -> Option<Expression> {
         let Token::Word(side) = self.next()? else { return None };
         let side = match side.as_str() {
-            "both" => Side::Both,
-            "leading" => Side::Leading,
-            "trailing" => Side::Trailing,
+            "both" => TrimSide::Both,
+            "leading" => TrimSide::Leading,
+            "trailing" => TrimSide::Trailing,
             _ => return None,
         };
         let characters = if self.peek_word() == Some("from") { None } else { Some(self.term()?) };

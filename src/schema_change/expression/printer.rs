@@ -10,7 +10,7 @@ use std::fmt::{self, Display as _, Write as _};
 
 use super::tree::{
     Argument, BaseType, Call, Case, Choice, CollationName, Expression, JsonKind, Junction, NormalForm, Quantifier,
-    Side, Special, Subscript, Test, TypeName,
+    Special, Subscript, Test, TrimSide, TypeName,
 };
 use crate::pg::{Ident, quote_literal};
 
@@ -191,11 +191,11 @@ fn write_form(f: &mut fmt::Formatter<'_>, form: NormalForm) -> fmt::Result {
 }
 
 /// The characters stand before the text, though they are the second argument.
-fn write_trim(f: &mut fmt::Formatter<'_>, side: Side, arguments: &[Expression]) -> fmt::Result {
+fn write_trim(f: &mut fmt::Formatter<'_>, side: TrimSide, arguments: &[Expression]) -> fmt::Result {
     f.write_str(match side {
-        Side::Both => "TRIM(BOTH ",
-        Side::Leading => "TRIM(LEADING ",
-        Side::Trailing => "TRIM(TRAILING ",
+        TrimSide::Both => "TRIM(BOTH ",
+        TrimSide::Leading => "TRIM(LEADING ",
+        TrimSide::Trailing => "TRIM(TRAILING ",
     })?;
     arguments.iter().skip(1).try_for_each(|characters| write!(f, "{characters} "))?;
     f.write_str("FROM ")?;

@@ -5,15 +5,15 @@ use proptest::prelude::*;
 use super::Expressions;
 use super::tree::{
     Argument, BaseType, Call, Case, Choice, Clock, CollationName, Expression, Field, INTERVAL_FIELDS, JsonKind,
-    Junction, NormalForm, Quantifier, Side, Special, Subscript, Test, TypeName,
+    Junction, NormalForm, Quantifier, Special, Subscript, Test, TrimSide, TypeName,
 };
 use crate::catalog::schema::{TableDefinition, TypeDefinition, TypeKind, Types};
 use crate::pg::{Ident, QualifiedName, TypeId};
-use crate::schema_change::expression::catalog::{Catalog, ForeignCast, OPERATORS};
-use crate::schema_change::expression::check::{BOOLEAN, Refusal, Scope};
+use crate::schema_change::expression::catalog::{ExpressionCatalog, ForeignCast, OPERATORS};
+use crate::schema_change::expression::check::{BOOLEAN, ExpressionScope, Refusal};
 use crate::schema_change::expression::parser::parse;
 use crate::schema_change::expression::purpose::Purpose;
-use crate::testing::{Column, catalog, expressions, table, types};
+use crate::testing::{TestColumn, catalog, expressions, table, types};
 
 const MOOD: TypeId = TypeId(20_000);
 const CITEXT: TypeId = TypeId(20_001);
@@ -37,15 +37,15 @@ fn all_types() -> Types {
 fn definition() -> TableDefinition {
     let columns =
         ["name", "price", "state", "body", "deleted_at", "a", "b", "created", "data", "tags", "Mixed Case", "value"];
-    let mut columns: Vec<Column> = columns.iter().map(|name| Column::new(name, 25)).collect();
-    columns.push(Column::new("mood", MOOD.0));
-    columns.push(Column::new("email", CITEXT.0));
+    let mut columns: Vec<TestColumn> = columns.iter().map(|name| TestColumn::new(name, 25)).collect();
+    columns.push(TestColumn::new("mood", MOOD.0));
+    columns.push(TestColumn::new("email", CITEXT.0));
     table("t", &columns)
 }
 
 fn accept(expressions: &Expressions, text: &str, purpose: Purpose) -> Result<String, Refusal> {
     let (definition, types) = (definition(), all_types());
-    expressions.accept(text, purpose, &Scope::table(&definition.columns, &types))
+    expressions.accept(text, purpose, &ExpressionScope::table(&definition.columns, &types))
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn anything_that_could_do_more_is_left_out() {
 #[test]
 fn a_default_names_no_column() {
     let (definition, types) = (definition(), all_types());
-    let scope = Scope::table(&definition.columns, &types).without_columns();
+    let scope = ExpressionScope::table(&definition.columns, &types).without_columns();
     let refused = expressions().accept("lower(body)", Purpose::Default, &scope);
     assert_eq!(refused, Err(Refusal::Column(Ident::new("body"))));
     assert!(expressions().accept("'a'::public.mood", Purpose::Default, &scope).is_ok());
@@ -202,8 +202,9 @@ fn a_default_names_no_column() {
 
 #[test]
 fn a_name_that_could_mean_another_function_is_left_out() {
-    let function = |catalog: &Catalog, text: &str| accept(&Expressions::new(catalog.clone()), text, Purpose::Immutable);
-    let lower = |catalog: &mut Catalog, change: fn(&mut super::catalog::FunctionVariant)| {
+    let function =
+        |catalog: &ExpressionCatalog, text: &str| accept(&Expressions::new(catalog.clone()), text, Purpose::Immutable);
+    let lower = |catalog: &mut ExpressionCatalog, change: fn(&mut super::catalog::FunctionVariant)| {
         let variant = catalog.functions.iter_mut().find(|f| f.name == "lower" && f.arguments == "text");
         change(variant.expect("lower(text) is listed"));
     };
@@ -269,7 +270,7 @@ fn a_value_that_a_cast_of_somebodys_own_would_convert_for_its_column_is_left_out
     let expressions = Expressions::new(catalog);
     let (definition, types) = (definition(), all_types());
     let accept = |text: &str, column: TypeId| {
-        let scope = Scope::table(&definition.columns, &types).assigned_to(column);
+        let scope = ExpressionScope::table(&definition.columns, &types).assigned_to(column);
         expressions.accept(text, Purpose::Immutable, &scope)
     };
     let refused = Err(Refusal::Conversion("public.mood".to_owned()));
@@ -364,7 +365,7 @@ fn test() -> impl Strategy<Value = Test> {
 /// A special form and how many arguments it has.
 fn special() -> impl Strategy<Value = (Special, usize)> {
     let forms = [NormalForm::ALL.to_vec(), vec![NormalForm::Default]].concat();
-    let sides = vec![Side::Both, Side::Leading, Side::Trailing];
+    let sides = vec![TrimSide::Both, TrimSide::Leading, TrimSide::Trailing];
     prop_oneof![
         Just((Special::Extract(Field::named("year").expect("a field")), 1)),
         (2..4_usize).prop_map(|count| (Special::Substring, count)),

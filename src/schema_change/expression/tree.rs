@@ -238,7 +238,7 @@ pub enum Special {
     /// OVERLAY(w PLACING x FROM y [FOR z])
     Overlay,
     /// `TRIM(side [y] FROM x)`: x, and y where it is there.
-    Trim(Side),
+    Trim(TrimSide),
     /// NORMALIZE(x, form)
     Normalize(NormalForm),
     /// x IS form NORMALIZED
@@ -259,9 +259,9 @@ impl Special {
             Special::Substring | Special::SubstringSimilar => ("substring", written),
             Special::Position => ("position", 2),
             Special::Overlay => ("overlay", written),
-            Special::Trim(Side::Both) => ("btrim", written),
-            Special::Trim(Side::Leading) => ("ltrim", written),
-            Special::Trim(Side::Trailing) => ("rtrim", written),
+            Special::Trim(TrimSide::Both) => ("btrim", written),
+            Special::Trim(TrimSide::Leading) => ("ltrim", written),
+            Special::Trim(TrimSide::Trailing) => ("rtrim", written),
             // The form has a default, which is given too.
             Special::Normalize(_) => ("normalize", 2),
             Special::IsNormalized(_) => ("is_normalized", 2),
@@ -274,7 +274,7 @@ impl Special {
 
 /// Which end is trimmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum TrimSide {
     /// BOTH
     Both,
     /// LEADING

@@ -20,7 +20,7 @@ const RATIO_TOLD_MIN: f64 = 0.02;
 const NAMES_SHOWN_MAX: usize = 2;
 
 /// A snapshot that runs.
-pub(super) struct Snapshot {
+pub(super) struct RunningSnapshot {
     pub(super) began: Instant,
     /// What it copies.
     tables: BTreeSet<String>,
@@ -53,7 +53,7 @@ fn weight(bytes: u64) -> f64 {
     bytes.max(1) as f64
 }
 
-impl Snapshot {
+impl RunningSnapshot {
     /// As of now.
     pub(super) fn progress(&self, tables: &BTreeMap<String, TableProgress>) -> SnapshotProgress {
         let elapsed = self.phase_began.elapsed().as_secs_f64();
@@ -153,7 +153,7 @@ impl Telemetry {
             progress.snapshot_bytes_expected = bytes;
             progress.snapshot_done = false;
         }
-        inner.snapshot = Some(Snapshot {
+        inner.snapshot = Some(RunningSnapshot {
             began: Instant::now(),
             tables: names,
             phase: SnapshotPhase::Preparing,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::history::{History, Sample};
 use super::metrics::{Metrics, Operation, RowCount};
-use super::view::{Event, Route, SlotHealth, TableProgress, Verified};
+use super::view::{Event, SlotHealth, StreamRoute, TableProgress, Verified};
 use crate::pg::{ErrorReport, Lsn, PgTimestamp, QualifiedName, counted, printable, printable_lines};
 use crate::progress::{ClockOffset, Lag};
 use crate::telemetry::process::unix_seconds;
@@ -48,11 +48,11 @@ struct Inner {
     rows_copied: u64,
     spool_bytes: u64,
     verified: Option<Verified>,
-    route: Route,
+    route: StreamRoute,
     history: History,
     tables: BTreeMap<String, TableProgress>,
     slot: Option<SlotHealth>,
-    snapshot: Option<copying::Snapshot>,
+    snapshot: Option<copying::RunningSnapshot>,
     /// Tables that are suspended until a copy is published.
     suspended: Vec<QualifiedName>,
     /// Tables whose rows may be others than the source's until a copy is published; the suspended ones may be among them.
@@ -97,7 +97,7 @@ impl Telemetry {
                 rows_copied: 0,
                 spool_bytes: 0,
                 verified: None,
-                route: Route::default(),
+                route: StreamRoute::default(),
                 history: History::default(),
                 tables: BTreeMap::new(),
                 slot: None,
@@ -450,9 +450,9 @@ impl Telemetry {
     }
 
     /// Which two databases this is about.
-    pub fn set_route(&self, route: Route) {
+    pub fn set_route(&self, route: StreamRoute) {
         let shown = |text: String| printable(&text).into_owned();
-        self.inner().route = Route {
+        self.inner().route = StreamRoute {
             source: shown(route.source),
             destination: shown(route.destination),
             slot: shown(route.slot),

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use super::facts::Telemetry;
 use super::page::Page;
 use crate::pg::{ErrorReport, printable_json};
-use server::Limits;
+use server::HttpLimits;
 
 /// The HTTP server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -81,11 +81,11 @@ pub async fn serve(
     telemetry: Arc<Telemetry>,
     stop: watch::Receiver<bool>,
 ) -> Result<SocketAddr, HttpError> {
-    serve_within(Limits::of_process(), address, telemetry, stop).await
+    serve_within(HttpLimits::of_process(), address, telemetry, stop).await
 }
 
 async fn serve_within(
-    limits: Limits,
+    limits: HttpLimits,
     address: SocketAddr,
     telemetry: Arc<Telemetry>,
     stop: watch::Receiver<bool>,
@@ -136,9 +136,9 @@ async fn sample(telemetry: Arc<Telemetry>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-type Answered = Shared<Arc<Served>>;
+type ServedState = Shared<Arc<Served>>;
 
-async fn page(Shared(served): Answered) -> Response {
+async fn page(Shared(served): ServedState) -> Response {
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (CONTENT_SECURITY_POLICY, served.page.policy.clone()),
@@ -150,17 +150,17 @@ async fn page(Shared(served): Answered) -> Response {
     (headers, served.page.html.clone()).into_response()
 }
 
-async fn metrics(Shared(served): Answered) -> Response {
+async fn metrics(Shared(served): ServedState) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], served.telemetry.render_metrics()).into_response()
 }
 
 /// For load balancers, which lead readers to the copy.
-async fn ready(Shared(served): Answered) -> Response {
+async fn ready(Shared(served): ServedState) -> Response {
     probed(served.telemetry.ready(), "ready\n")
 }
 
 /// For orchestrators, which replace one instance after another.
-async fn in_service(Shared(served): Answered) -> Response {
+async fn in_service(Shared(served): ServedState) -> Response {
     probed(served.telemetry.in_service(), "in service\n")
 }
 
@@ -171,7 +171,7 @@ fn probed(answer: Result<(), String>, good: &'static str) -> Response {
     }
 }
 
-async fn status(Shared(served): Answered) -> Response {
+async fn status(Shared(served): ServedState) -> Response {
     match serde_json::to_string_pretty(&served.telemetry.status()) {
         Ok(json) => {
             let json = printable_json(&json).into_owned();
@@ -182,18 +182,18 @@ async fn status(Shared(served): Answered) -> Response {
 }
 
 /// One page's place among those that are kept up to date; given back when the page goes.
-struct Place(Arc<Served>);
+struct PagePermit(Arc<Served>);
 
-impl Place {
-    fn take(served: &Arc<Served>) -> Option<Place> {
+impl PagePermit {
+    fn take(served: &Arc<Served>) -> Option<PagePermit> {
         let taken = served.streams.fetch_add(1, Ordering::Relaxed);
         // Given back at once where it is one too many.
-        let place = Place(Arc::clone(served));
+        let place = PagePermit(Arc::clone(served));
         (taken < served.streams_max).then_some(place)
     }
 }
 
-impl Drop for Place {
+impl Drop for PagePermit {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
@@ -207,8 +207,8 @@ enum NextEvent {
 }
 
 /// First the chart's history, then the status, again every second, until the process stops.
-async fn events(Shared(served): Answered) -> Response {
-    let Some(place) = Place::take(&served) else {
+async fn events(Shared(served): ServedState) -> Response {
+    let Some(place) = PagePermit::take(&served) else {
         let headers = [(RETRY_AFTER, "10")];
         return (StatusCode::SERVICE_UNAVAILABLE, headers, "too many pages are open\n").into_response();
     };

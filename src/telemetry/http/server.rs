@@ -10,7 +10,7 @@
 //!              └──────────────▶ closed ◀────────┘
 //! ```
 //!
-//! Bounds: [`Limits::connections_max`] connections, a quarter of the descriptors that the process may have. When all
+//! Bounds: [`HttpLimits::connections_max`] connections, a quarter of the descriptors that the process may have. When all
 //! are in use, the connection that has waited longest without a whole request gives way to the new one; when all have a
 //! request, the new one is answered 503. So clients that send nothing cannot lock out one that does. A header has at
 //! most [`BUFFER_BYTES`]; bodies are not read; what is not yet written is at most one answer and one buffer. There is no
@@ -53,7 +53,7 @@ const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\
 
 /// What strangers may use.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct HttpLimits {
     /// Connections at a time.
     pub(super) connections_max: usize,
     /// From the connection to the end of the request's header.
@@ -62,11 +62,11 @@ pub(super) struct Limits {
     pub(super) write_timeout: Duration,
 }
 
-impl Limits {
+impl HttpLimits {
     /// Those of this process: by how many descriptors it may have.
-    pub(super) fn of_process() -> Limits {
+    pub(super) fn of_process() -> HttpLimits {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Limits {
+        HttpLimits {
             connections_max: connections_max(descriptors),
             header_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
@@ -82,9 +82,9 @@ fn connections_max(descriptors: Option<u64>) -> usize {
 }
 
 /// Accepts connections until `stop` fires. Those that are open then end by themselves, or with the process.
-pub(super) async fn accept(listener: TcpListener, router: Router, limits: Limits, mut stop: watch::Receiver<bool>) {
+pub(super) async fn accept(listener: TcpListener, router: Router, limits: HttpLimits, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(limits.connections_max));
-    let waiting = Arc::new(Waiting::default());
+    let waiting = Arc::new(WaitingConnections::default());
     let mut full = Warned::default();
     let mut failing = Warned::default();
     loop {
@@ -124,7 +124,7 @@ pub(super) async fn accept(listener: TcpListener, router: Router, limits: Limits
                 place
             }
         };
-        let (arrival, evicted) = Waiting::enter(&waiting);
+        let (arrival, evicted) = WaitingConnections::enter(&waiting);
         tokio::spawn(serve_connection(stream, router.clone(), limits, arrival, evicted, place, stop.clone()));
     }
 }
@@ -149,7 +149,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn serve_connection(
     stream: TcpStream,
     router: Router,
-    limits: Limits,
+    limits: HttpLimits,
     arrival: Arrival,
     evicted: oneshot::Receiver<()>,
     _place: OwnedSemaphorePermit,
@@ -194,7 +194,7 @@ fn bound_kernel_buffers(stream: &TcpStream, timeout: Duration) {
 
 /// The connections without a whole request, oldest first.
 #[derive(Default)]
-struct Waiting(Mutex<Queue>);
+struct WaitingConnections(Mutex<Queue>);
 
 #[derive(Default)]
 struct Queue {
@@ -203,13 +203,13 @@ struct Queue {
     entries: VecDeque<(u64, oneshot::Sender<()>)>,
 }
 
-impl Waiting {
+impl WaitingConnections {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Nothing in it is half done where somebody panics.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(waiting: &Arc<Waiting>) -> (Arrival, oneshot::Receiver<()>) {
+    fn enter(waiting: &Arc<WaitingConnections>) -> (Arrival, oneshot::Receiver<()>) {
         let (evict, evicted) = oneshot::channel();
         let mut queue = waiting.queue();
         queue.last_number += 1;
@@ -234,7 +234,7 @@ impl Waiting {
 
 /// One connection among those that wait; dropped with it.
 struct Arrival {
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingConnections>,
     number: u64,
     left: AtomicBool,
 }

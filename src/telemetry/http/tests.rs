@@ -24,7 +24,7 @@ async fn server(connections_max: usize, header_timeout: Duration, write_timeout:
         (0..tables).map(|i| format!("public.a_table_with_a_name_of_some_length_{i}").parse().unwrap()).collect();
     telemetry.stream_begins("0/1000".parse().unwrap(), names);
     let (stop, stopping) = watch::channel(false);
-    let limits = Limits { connections_max, header_timeout, write_timeout };
+    let limits = HttpLimits { connections_max, header_timeout, write_timeout };
     let address = serve_within(limits, ([127, 0, 0, 1], 0).into(), telemetry, stopping).await.unwrap();
     Server { address, _stop: stop }
 }

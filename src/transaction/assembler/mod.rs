@@ -17,7 +17,7 @@ use crate::transaction::chunks::Cutter;
 use crate::transaction::error::TransactionError;
 use crate::transaction::output::Output;
 use crate::transaction::relations::{RelationCache, TableSet};
-use crate::transaction::replay::{Expected, Replay};
+use crate::transaction::replay::{Replay, SpooledRecords};
 use crate::transaction::schema_mark::{Objects, SCHEMA_MARK_PREFIX, SchemaMark};
 use crate::transaction::spool_order::{Records, SpoolOrder};
 use crate::transaction::streams::InProgress;
@@ -583,7 +583,7 @@ impl Assembler {
         let begin = Begin { final_lsn: commit.commit_lsn, committed_at: commit.committed_at, xid };
         if stream.has_records() {
             let steps = Cutter::new(begin, self.chunk_bytes_max);
-            let records = Expected { end: stream.end, gaps: stream.gaps };
+            let records = SpooledRecords { end: stream.end, gaps: stream.gaps };
             let replay = Replay::new(steps, commit, heartbeat, stream.numbered, records);
             self.outputs.push_back(Output::Spool(SpoolOrder::Replay(Box::new(replay))));
             return Ok(());
