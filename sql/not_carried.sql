@@ -160,6 +160,12 @@ found (class, owning, name, makes, undoes) AS (
     SELECT 'foreign key', w.sql, k.conname, pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s;', w.sql, k.conname, pg_catalog.pg_get_constraintdef(k.oid)), NULL
     FROM wanted w JOIN pg_catalog.pg_constraint k ON k.conrelid = w.id AND k.contype = 'f' AND k.conparentid = 0
     UNION ALL
+    -- The default collation, too: the other end may have another one.
+    SELECT 'collation', w.sql, a.attname, pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I TYPE %s COLLATE %I.%I;', w.sql, a.attname,
+        pg_catalog.format_type(a.atttypid, a.atttypmod), n.nspname, c.collname), NULL
+    FROM wanted w JOIN pg_catalog.pg_attribute a ON a.attrelid = w.id AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+    UNION ALL
     SELECT 'default', w.sql, a.attname, pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s;', w.sql, a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid)),
         NULL
     FROM wanted w JOIN pg_catalog.pg_attrdef d ON d.adrelid = w.id

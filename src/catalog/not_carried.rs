@@ -21,6 +21,8 @@ pub enum Class {
     Partitioning,
     /// A function that one of the others calls.
     Function,
+    /// COLLATE of a column
+    Collation,
     /// SET DEFAULT
     Default,
     /// A primary key, unique or exclusion constraint.
@@ -78,6 +80,7 @@ impl Class {
         match self {
             Class::Partitioning => "partitioning",
             Class::Function => "functions",
+            Class::Collation => "collations",
             Class::Default => "defaults",
             Class::Key => "keys",
             Class::Check => "checks",
@@ -105,7 +108,8 @@ impl Class {
     /// Whether a table that headwater creates gets it, as far as it is understood.
     const fn comes_with_a_new_table(self) -> bool {
         match self {
-            Class::Default
+            Class::Collation
+            | Class::Default
             | Class::Key
             | Class::Check
             | Class::Index
@@ -141,7 +145,8 @@ impl Class {
             | Class::ColumnOption
             | Class::View
             | Class::Grant => true,
-            Class::Default
+            Class::Collation
+            | Class::Default
             | Class::Key
             | Class::Check
             | Class::Index
@@ -160,11 +165,42 @@ impl Class {
         }
     }
 
-    /// Whether only its presence counts, because the destination has it otherwise on purpose.
-    const fn is_otherwise_on_purpose(self) -> bool {
-        // Foreign keys have no actions before the cut-over.
-        matches!(self, Class::ForeignKey)
+    /// Whether the destination has what the source has, where both have something of the name.
+    fn is_same(self, source: &str, here: &str) -> bool {
+        match self {
+            // The destination's have no actions before the cut-over, on purpose.
+            Class::ForeignKey => true,
+            // A column's type may be another one on purpose.
+            Class::Collation => collation(source) == collation(here),
+            Class::Partitioning
+            | Class::Function
+            | Class::Default
+            | Class::Key
+            | Class::Check
+            | Class::Index
+            | Class::Inheritance
+            | Class::ReplicaIdentity
+            | Class::Statistics
+            | Class::StorageParameter
+            | Class::ColumnOption
+            | Class::View
+            | Class::Trigger
+            | Class::Rule
+            | Class::Policy
+            | Class::RowSecurity
+            | Class::Grant
+            | Class::Owner
+            | Class::Comment
+            | Class::PartComment
+            | Class::EventTrigger
+            | Class::Publication => source == here,
+        }
     }
+}
+
+/// The collation in the statement that gives it to a column: its last word.
+fn collation(statement: &str) -> Option<&str> {
+    statement.rsplit_once(" COLLATE ").map(|(_, collation)| collation)
 }
 
 /// A thing that one end has.
@@ -215,8 +251,10 @@ pub fn not_carried(source: Vec<Thing>, here: &[Thing], created: impl Fn(&str) ->
     for thing in source {
         let comes = thing.class.comes_with_a_new_table() && thing.table.as_deref().is_some_and(&created);
         let other = known.get(&key(&thing));
-        let is_same = other.is_some_and(|other| other.makes == thing.makes || thing.class.is_otherwise_on_purpose());
-        if comes || is_same || !seen.insert(key(&thing)) {
+        let is_same = other.is_some_and(|other| thing.class.is_same(&thing.makes, &other.makes));
+        // A column that the destination does not have is told of elsewhere.
+        let lacks_column = thing.class == Class::Collation && other.is_none();
+        if comes || is_same || lacks_column || !seen.insert(key(&thing)) {
             continue;
         }
         let undoes = other.and_then(|other| other.undoes.as_deref());
@@ -301,19 +339,28 @@ mod tests {
                 thing(Class::Trigger, "b", "CREATE TRIGGER b;"),
                 thing(Class::Index, "i", "CREATE INDEX i;"),
                 thing(Class::ForeignKey, "f", "ADD CONSTRAINT f ON DELETE CASCADE;"),
+                thing(Class::Collation, "c", "ALTER TABLE t ALTER COLUMN c TYPE text COLLATE s.one;"),
+                thing(Class::Collation, "d", "ALTER TABLE t ALTER COLUMN d TYPE text COLLATE s.one;"),
+                thing(Class::Collation, "e", "ALTER TABLE t ALTER COLUMN e TYPE text COLLATE s.one;"),
             ]
         };
         let here = [
             thing(Class::Trigger, "a", "CREATE TRIGGER a;"),
             thing(Class::Trigger, "b", "CREATE TRIGGER b otherwise;"),
             thing(Class::ForeignKey, "f", "ADD CONSTRAINT f;"),
+            thing(Class::Collation, "c", "ALTER TABLE t ALTER COLUMN c TYPE varchar(9) COLLATE s.one;"),
+            Thing {
+                undoes: None,
+                ..thing(Class::Collation, "d", "ALTER TABLE t ALTER COLUMN d TYPE text COLLATE s.other;")
+            },
         ];
         let told = |created: bool| {
             let found = not_carried(source(), &here, |_| created);
             found.into_iter().map(|found| found.sql).collect::<Vec<_>>()
         };
         assert_eq!(told(true), ["DROP b;\nCREATE TRIGGER b;"]);
-        assert_eq!(told(false), ["CREATE INDEX i;", "DROP b;\nCREATE TRIGGER b;"]);
+        let collation = "ALTER TABLE t ALTER COLUMN d TYPE text COLLATE s.one;";
+        assert_eq!(told(false), [collation, "CREATE INDEX i;", "DROP b;\nCREATE TRIGGER b;"]);
     }
 
     #[test]

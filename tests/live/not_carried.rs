@@ -14,7 +14,7 @@ const TABLES: &[&str] = &["t", "\"We\"\"ird T\"", "parted"];
 
 /// One of each class, with names that need quotes, an escape character and a line break.
 const SCHEMA: &str = r#"
-    CREATE TABLE t (id int PRIMARY KEY, v text, w int CHECK (w > 0), big text);
+    CREATE TABLE t (id int PRIMARY KEY, v text, w int CHECK (w > 0), big text, sorted text);
     CREATE TABLE "We""ird T" (id int PRIMARY KEY, "o'c" int, "b\s" text);
     CREATE TABLE parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
     CREATE TABLE "p 1" PARTITION OF parted FOR VALUES FROM (0) TO (100);
@@ -37,6 +37,7 @@ const CHANGES: &str = r#"
     CREATE VIEW above AS SELECT * FROM "v iew"; CREATE MATERIALIZED VIEW kept AS SELECT count(*) AS n FROM t;
     CREATE STATISTICS "st at" (dependencies, ndistinct) ON v, w FROM t; ALTER STATISTICS "st at" SET STATISTICS 77;
     ALTER TABLE t SET (fillfactor = 71, toast.autovacuum_enabled = false);
+    ALTER TABLE t ALTER sorted TYPE text COLLATE "C";
     ALTER TABLE t ALTER v SET STATISTICS 66, ALTER v SET (n_distinct = -0.5), ALTER big SET STORAGE EXTERNAL;
     GRANT SELECT, UPDATE ON t TO PUBLIC; GRANT INSERT ("o'c") ON "We""ird T" TO PUBLIC;
     CREATE INDEX "plain idx" ON t (lower(v) DESC, twice(w)) WHERE v <> E'a\nb'; CREATE INDEX ON parted (v);
@@ -55,6 +56,7 @@ const NEWER: &str = "CREATE PUBLICATION part FOR TABLE t (id, v) WHERE (id > 5);
 
 const CLASSES: &[&str] = &[
     "checks",
+    "collations",
     "column options",
     "comments",
     "comments of indexes and constraints",
