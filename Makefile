@@ -40,15 +40,22 @@ test: setup setup-tools ## Run the tests (installs PostgreSQL's server packages 
 	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- $(ROLES_TESTS)
 	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- $(ROLES_TESTS)
 
+.PHONY: test-long
+test-long: export RUST_TEST_THREADS ?= $(TEST_THREADS)
+test-long: setup setup-tools ## Run the tests that make test leaves out, since each takes long
+	$(CARGO) test --quiet --test live -- --ignored --skip failover::
+	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- --ignored $(ROLES_TESTS)
+	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- --ignored $(ROLES_TESTS)
+
 # What make test runs under least-privilege roles, too.
 ROLES_TESTS := basics:: check:: sequences:: teardown:: truncate:: verify::
 
 test-roles: setup setup-tools ## Run the live tests under the roles of docs/roles.md, with session_replication_role and without
-	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- --skip failover::
-	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- --skip failover::
+	HEADWATER_TEST_ROLES=least $(CARGO) test --quiet --test live -- --include-ignored --skip failover::
+	HEADWATER_TEST_ROLES=origin $(CARGO) test --quiet --test live -- --include-ignored --skip failover::
 
 test-failover: setup ## Promoted standbys and decoding from a standby (servers 16 to 18 from npm)
-	$(CARGO) test --quiet --test live -- failover::
+	$(CARGO) test --quiet --test live -- --include-ignored failover::
 
 demo: setup ## Copy and follow a forum between two throw-away clusters (DEMO_SECONDS=20 bounds it)
 	$(CARGO) run --release --quiet -- demo
@@ -115,31 +122,31 @@ bench-hot: ## Measure what one core decodes, folds and writes in a second (crite
 golden: ## Record what the servers 14 to 18 send, for tests/wire.rs
 	@for major in 14 15 16 17 18; do \
 		HEADWATER_RECORD=$(CURDIR)/tests/golden HEADWATER_TEST_SOURCE_BIN=$$(tests/servers $$major) \
-			$(CARGO) test --quiet --test live -- golden || exit 1; \
+			$(CARGO) test --quiet --test live -- --include-ignored golden || exit 1; \
 	done
 
 SOAK_SECONDS ?= 1800
 
 soak: setup ## Every fault by chance under load for SOAK_SECONDS (1800); HEADWATER_SEED replays their order
-	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --quiet --test live -- faults:: --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --quiet --test live -- --include-ignored faults:: --nocapture
 
 .PHONY: soak-resync
 ROUNDS ?= 1000
 
 soak-resync: setup ## Every way of a resync by chance under load, ROUNDS (1000) rounds, each compared exactly; HEADWATER_SEED replays their order
-	ROUNDS=$(ROUNDS) $(CARGO) test --release --quiet --test live -- resync:: --nocapture
+	ROUNDS=$(ROUNDS) $(CARGO) test --release --quiet --test live -- --include-ignored resync:: --nocapture
 
 .PHONY: large
 LARGE_ROWS ?= 5000000
 
 large: setup ## Apply one transaction of LARGE_ROWS (5,000,000) rows, streamed and at its commit, and a row of 500 MB; memory is bounded
-	@HEADWATER_LARGE_ROWS=$(LARGE_ROWS) HEADWATER_LARGE_ROW_MB=500 $(CARGO) test --release --quiet --test live -- large --nocapture --test-threads 1
+	@HEADWATER_LARGE_ROWS=$(LARGE_ROWS) HEADWATER_LARGE_ROW_MB=500 $(CARGO) test --release --quiet --test live -- --include-ignored large --nocapture --test-threads 1
 
 RECONNECTS ?= 1000
 
 .PHONY: reconnects
 reconnects: setup ## Cut both links RECONNECTS (1,000) times and look at descriptors, memory and sessions
-	HEADWATER_RECONNECTS=$(RECONNECTS) $(CARGO) test --release --quiet --test live -- reconnects:: --nocapture
+	HEADWATER_RECONNECTS=$(RECONNECTS) $(CARGO) test --release --quiet --test live -- --include-ignored reconnects:: --nocapture
 
 STARVED_TABLES ?= 1000
 STARVED_ROW_MB ?= 200
@@ -147,23 +154,23 @@ STARVED_ROW_MB ?= 200
 .PHONY: starved
 starved: setup ## Keep the lead with a tenth of a core, STARVED_TABLES (1,000) tables and a row of STARVED_ROW_MB (200) MB
 	HEADWATER_STARVED_TABLES=$(STARVED_TABLES) HEADWATER_STARVED_ROW_MB=$(STARVED_ROW_MB) \
-		$(CARGO) test --release --quiet --test live -- starved:: --nocapture --test-threads 1
+		$(CARGO) test --release --quiet --test live -- --include-ignored starved:: --nocapture --test-threads 1
 
 TAKEOVERS ?= 4
 
 .PHONY: takeovers
 takeovers: setup ## Kill, freeze, cut off and stop the leader TAKEOVERS (4) times each and tell how long the destination stands still
-	HEADWATER_TAKEOVERS=$(TAKEOVERS) $(CARGO) test --release --quiet --test live -- takeover:: --nocapture
+	HEADWATER_TAKEOVERS=$(TAKEOVERS) $(CARGO) test --release --quiet --test live -- --include-ignored takeover:: --nocapture
 
 SCHEMA_SECONDS ?= 1800
 
 fuzz-schema: setup ## Random ALTER TABLE and ALTER TYPE among random writes for SCHEMA_SECONDS (1800); HEADWATER_SEED replays an episode
-	SCHEMA_SECONDS=$(SCHEMA_SECONDS) $(CARGO) test --quiet --test live -- schemas:: --nocapture
+	SCHEMA_SECONDS=$(SCHEMA_SECONDS) $(CARGO) test --quiet --test live -- --include-ignored schemas:: --nocapture
 
 STARTUP_SECONDS ?= 600
 
 fuzz-startup: setup ## What check says against what a start does, by chance, for STARTUP_SECONDS (600); HEADWATER_SEED replays a draw
-	STARTUP_SECONDS=$(STARTUP_SECONDS) $(CARGO) test --quiet --test live -- startups:: --nocapture
+	STARTUP_SECONDS=$(STARTUP_SECONDS) $(CARGO) test --quiet --test live -- --include-ignored startups:: --nocapture
 
 SEEDS ?= 20
 

@@ -1,6 +1,7 @@
 //! headwater between real PostgreSQL servers, with faults.
 //!
-//! One binary, so that its tests share two clusters. Each test's name is the promise that it keeps.
+//! One binary, so that its tests share two clusters. Each test's name is the promise that it keeps. What takes long by itself is
+//! ignored by `make test`, which has to stay short, and run by `make test-long`.
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a panic is how a test fails")]
 #![allow(unreachable_pub, reason = "one binary: nothing of it is anybody else's")]

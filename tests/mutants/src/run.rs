@@ -275,7 +275,7 @@ fn run(
     bound: Duration,
 ) -> Verdict {
     let mut command = Command::new(&suite.program);
-    command.args(["--test-threads", "3", "--exact"]).current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.args(["--test-threads", "3", "--include-ignored", "--exact"]).current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::null());
     command.env("HEADWATER_SCHEDULES", "500");
     match only {
         Some(test) => command.arg(test),
