@@ -13,7 +13,7 @@ use super::fingerprints::{Look, Truncations, look};
 use super::history::{Course, FoundSource, of_copy, of_stream, stored_history};
 use super::replication_session::connect_replication;
 use super::unconfigured::{Published, split, unfollow};
-use super::whereabouts::explain_lost;
+use super::whereabouts::read_catalog;
 use crate::catalog::fit::{self, End, Transfer};
 use crate::catalog::schema::Types;
 use crate::catalog::shape::Shape;
@@ -266,10 +266,7 @@ impl Preparing<'_> {
         let server = SourceServer::check(&client, slot.is_none() || self.asked.all || self.asked.lost).await?;
         let application_name = format!("{} {} streaming", config.source.url.application_name, config.source.slot);
         server.check_not_synchronous(&application_name)?;
-        let catalog = match SourceCatalog::read(&client, &config.tables).await {
-            Ok(catalog) => catalog,
-            Err(error) => return Err(explain_lost(config, self.addresses, &client, error).await),
-        };
+        let catalog = read_catalog(config, self.addresses, &client, &config.tables).await?;
         let mut replication = connect_replication(config, "streaming").await?;
         let identification = replication.identify_system().await.map_err(SourceError::Session)?;
         let (from, to) = (&config.source.url, &config.destination.url);

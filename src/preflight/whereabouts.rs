@@ -1,7 +1,7 @@
 //! Where tables that are followed are at the source now: under another name, or nowhere.
 //!
-//! Asked by callers that cannot read the catalog ([`explain_lost`]: a start, a copy, `verify`, `--accept-source-identity`), by `check`, and
-//! by the monitor when a table is not in the publication (`stream_health`). In come names and the OIDs that the bookkeeping knows; out
+//! Asked by callers that read the catalog ([`read_catalog`]: a start, a copy, `verify`), by `--accept-source-identity`, by `check`, and by the
+//! monitor when a table is not in the publication (`stream_health`). In come names and the OIDs that the bookkeeping knows; out
 //! goes the report for the operator. One query for any number of tables; it needs no lock and no privilege on them.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,8 @@ use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, QualifiedName, RelationId};
 use crate::preflight::addresses::Addresses;
 use crate::session::{SessionError, SqlClient};
-use crate::source::SourceError;
+use crate::source::{SourceCatalog, SourceError};
+use crate::telemetry::failpoint;
 
 /// A table that is followed, and what the source's catalog knows of its OID and of its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,39 +73,54 @@ pub(crate) async fn lost_tables(
     Ok(found)
 }
 
-/// Why the source's catalog cannot be read: where a table that is followed was dropped, or has another name, that says more than that its
-/// name is nobody's, or a view's. Other errors stay what they are, also where nobody can tell: the first one is as true.
-pub(crate) async fn explain_lost(
+/// Reads the source's catalog of these tables. Why it cannot be read: where a table that is followed was dropped, or has another name, that
+/// says more than that its name is nobody's, or a view's. Other errors stay what they are, also where nobody can tell: the first one is as
+/// true.
+///
+/// # Errors
+/// [`Fault`].
+pub(crate) async fn read_catalog(
     config: &Config,
     addresses: &Addresses,
     source: &SqlClient,
-    error: SourceError,
-) -> Fault {
-    let looked = async {
-        let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
-        // A first copy has no tables yet.
-        let stream = bookkeeping.stream().await?;
-        let Some(stream) = stream.filter(|stream| matches!(stream.state, StreamState::Live { .. })) else {
-            return Ok(None);
-        };
-        let mut session = connect_replication(config, "looking").await?;
-        let identification = session.identify_system().await.map_err(SourceError::Session)?;
-        session.close_and_wait().await;
-        // OIDs of another cluster mean nothing.
-        if identification.system_identifier != stream.system_identifier {
-            return Ok(None);
-        }
-        told(source, &bookkeeping, &config.tables).await
+    names: &[QualifiedName],
+) -> Result<SourceCatalog, Fault> {
+    let (error, is_a_table) = match SourceCatalog::examine(source, names).await {
+        Ok((catalog, problems)) => match problems.into_iter().next() {
+            None => return Ok(catalog),
+            Some(problem) => (SourceError::Refused(problem), true),
+        },
+        Err(error) => (error, false),
     };
-    let looked: Result<Option<ErrorReport>, Fault> = looked.await;
-    match looked {
-        Ok(Some(report)) => Fault::Halted(report),
-        Ok(None) => error.into(),
+    failpoint::pause("catalog.problem").await;
+    match lost(config, addresses, source).await {
+        Ok(Some(report)) => Err(Fault::Halted(report)),
+        // One that was not there may have been created since.
+        Ok(None) if is_a_table => Ok(SourceCatalog::read(source, names).await?),
+        Ok(None) => Err(error.into()),
         Err(fault) => {
             tracing::debug!("dropped and renamed tables could not be looked for: {fault}");
-            error.into()
+            Err(error.into())
         }
     }
+}
+
+/// What to say of followed tables that were dropped or renamed; `None` where there are none, or none is followed yet.
+async fn lost(config: &Config, addresses: &Addresses, source: &SqlClient) -> Result<Option<ErrorReport>, Fault> {
+    let bookkeeping = Bookkeeping::connect(&addresses.destination).await?;
+    // A first copy has no tables yet.
+    let stream = bookkeeping.stream().await?;
+    let Some(stream) = stream.filter(|stream| matches!(stream.state, StreamState::Live { .. })) else {
+        return Ok(None);
+    };
+    let mut session = connect_replication(config, "looking").await?;
+    let identification = session.identify_system().await.map_err(SourceError::Session)?;
+    session.close_and_wait().await;
+    // OIDs of another cluster mean nothing.
+    if identification.system_identifier != stream.system_identifier {
+        return Ok(None);
+    }
+    told(source, &bookkeeping, &config.tables).await
 }
 
 /// What to say of the tables of the bookkeeping, at a source that is known to have their OIDs.

@@ -60,7 +60,7 @@ use crate::preflight::leadership::sweep_staging;
 use crate::preflight::prepare::check_fit;
 use crate::preflight::suspended_tables::suspended;
 use crate::preflight::violated_constraints::explained;
-use crate::preflight::whereabouts::explain_lost;
+use crate::preflight::whereabouts::read_catalog;
 use crate::session::{SessionError, SqlClient};
 use crate::source::{Relied, SourceCatalog, SourceError, SourceServer, ensure_publication};
 use crate::table_sync::copied_partitions::CopiedPartitions;
@@ -511,10 +511,7 @@ impl Shapes {
 async fn look(ends: Ends<'_>, source: &SqlClient, bookkeeping: &Bookkeeping, scope: &Scope) -> Result<Shapes, Fault> {
     let config = ends.config;
     let names: Vec<QualifiedName> = config.tables.iter().filter(|table| scope.contains(table)).cloned().collect();
-    let mut source_catalog = match SourceCatalog::read(source, &names).await {
-        Ok(catalog) => catalog,
-        Err(error) => return Err(explain_lost(config, ends.addresses, source, error).await),
-    };
+    let mut source_catalog = read_catalog(config, ends.addresses, source, &names).await?;
     refuse_unasked(bookkeeping.client(), scope).await?;
     let followed = bookkeeping.tables().await?;
     // What the publication lacks of these tables is no gap: all of them are copied.

@@ -18,9 +18,9 @@ use crate::comparison::{KeyColumn, comparison_key};
 use crate::destination::{Catalog, refuse_other_kinds, table_records};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Ident, QualifiedName};
-use crate::preflight::whereabouts::explain_lost;
+use crate::preflight::whereabouts::read_catalog;
 use crate::session::{Clients, Row, SessionError, SqlClient};
-use crate::source::{Relied, SourceCatalog, SourceTable, ensure_publication};
+use crate::source::{Relied, SourceTable, ensure_publication};
 use crate::sql::text_value::ValueType;
 use crate::verification::fence_request::VerifyContext;
 
@@ -108,10 +108,7 @@ pub(crate) async fn read_tables(
     if names.is_empty() {
         return Ok((Vec::new(), left_out));
     }
-    let mut catalog = match SourceCatalog::read(source, &names).await {
-        Ok(catalog) => catalog,
-        Err(error) => return Err(explain_lost(ends.config, ends.addresses, source, error).await),
-    };
+    let mut catalog = read_catalog(ends.config, ends.addresses, source, &names).await?;
     let ids = catalog.tables.iter().map(|table| (table.definition.name(), table.definition.relation_id()));
     left_out.extend(ids.filter_map(|(name, id)| why(&name, Some(id), &records)).collect::<Vec<_>>());
     catalog.tables.retain(|table| !is_left_out(&left_out, &table.definition.name()));

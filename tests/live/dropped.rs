@@ -1,5 +1,6 @@
 //! Followed tables that are dropped at the source: named, with ways out that work as printed.
 
+use crate::support::pause::Pause;
 use crate::support::{Database, Service, Setup};
 
 const TABLES: &[&str] = &["t", "u", "w"];
@@ -83,6 +84,24 @@ async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
     crate::support::suspension::copied_again(&database).await;
     database.at_source("BEGIN; INSERT INTO u VALUES (4, 'newer'); UPDATE t SET v = 'x' WHERE id = 6; COMMIT").await;
     database.assert_catches_up().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_that_is_created_again_while_a_start_looks_for_it_is_copied() {
+    let (database, service) = followed("dropraced").await;
+    service.stop().await;
+    database.at_source("DROP TABLE u").await;
+    let (setup, pause) = Pause::at("catalog.problem", Setup::of(&database));
+    let service = setup.start();
+    pause.reached().await;
+    database.at_source("CREATE TABLE u (id int PRIMARY KEY, v text); INSERT INTO u VALUES (3, 'new')").await;
+    pause.end();
+    service.streams().await;
+    crate::support::suspension::copied_again(&database).await;
+    database.assert_catches_up().await;
+    let log = service.log();
+    assert!(!log.contains("not found at the source") && !log.contains("was dropped at the source"), "{log}");
     service.stop().await;
 }
 
