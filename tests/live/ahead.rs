@@ -180,6 +180,7 @@ async fn a_large_transaction_is_applied_in_progress_and_visible_only_after_its_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_cannot_be_applied_ahead_is_applied_at_its_commit() {
     let pair = pair("unfit").await;
     let service = pair.started().await;
@@ -236,6 +237,7 @@ async fn what_cannot_be_applied_ahead_is_applied_at_its_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_rolled_back_part_and_a_local_constraint_hold_up_nobody_who_commits_before() {
     let pair = pair("gives_way").await;
     let service = pair.started().await;
@@ -269,6 +271,7 @@ async fn a_rolled_back_part_and_a_local_constraint_hold_up_nobody_who_commits_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn dying_around_the_commit_of_what_was_applied_ahead_loses_and_doubles_nothing() {
     let mut pair = pair("ahead_dies").await;
     for (number, point) in ["ahead.commit", "ahead.committed"].into_iter().enumerate() {
@@ -318,6 +321,7 @@ async fn dying_around_the_commit_of_what_was_applied_ahead_loses_and_doubles_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_the_operator_wants_left_out_is_left_out_although_it_was_applied_ahead() {
     // By the name that only its end tells; it comes again in pieces.
     let backlog = backlog("ahead_skipped", LARGE).await;
@@ -339,6 +343,7 @@ async fn what_the_operator_wants_left_out_is_left_out_although_it_was_applied_ah
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn parallel_apply_skips_changes_already_in_a_tables_snapshot() {
     let first = "UPDATE events SET value = repeat('first ', 50);";
     let then = "UPDATE events SET value = 'then' WHERE id <= 50";
@@ -363,6 +368,7 @@ async fn parallel_apply_skips_changes_already_in_a_tables_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_was_rolled_back_without_a_stream_abort_cancels_parallel_apply() {
     let schema = format!("{STREAMED_SCHEMA} ALTER TABLE events ALTER COLUMN large SET STORAGE EXTERNAL;");
     let pair = pair_of("aheadunsaid", STREAMED, &schema).await;

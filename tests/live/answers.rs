@@ -210,6 +210,7 @@ async fn ends_by_an_answer(service: &Service, doing: &str, times: f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_answer_that_the_monitor_does_not_understand_ends_the_stream_with_words() {
     let database = Database::new("answerswatch", &["parents", "children"], SCHEMA).await;
     let liar = Liar::in_front_of(source().await.port()).await;
@@ -257,6 +258,7 @@ async fn a_monitor_that_ends_ends_the_stream_and_is_started_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_answer_whose_rows_have_no_end_is_refused_before_it_fills_the_memory() {
     let database = Database::new("answersendless", &["parents", "children"], SCHEMA).await;
     let liar = Liar::in_front_of(source().await.port()).await;
@@ -291,6 +293,7 @@ async fn an_answer_whose_rows_have_no_end_is_refused_before_it_fills_the_memory(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_answer_of_an_unexpected_type_is_refused_before_the_type_is_looked_up() {
     let database = Database::new("answerstypes", &["parents", "children"], SCHEMA).await;
     let liar = Liar::in_front_of(source().await.port()).await;

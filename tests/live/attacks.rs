@@ -347,11 +347,13 @@ fn the_corpus_has_each_attack_once_and_enough_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn nothing_of_an_attack_runs_where_headwater_is_a_superuser() {
     run(Roles::Superuser, "attacks_super").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn nothing_of_an_attack_runs_under_the_least_roles() {
     run(Roles::Least { replica: false }, "attacks_least").await;
 }

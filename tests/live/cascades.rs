@@ -69,6 +69,7 @@ async fn is_accepted(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn foreign_keys_with_actions_at_the_destination_alone_halt_until_the_hint_is_run() {
     let database = new("cascade", false, TABLES, &schema()).await;
     let setup = Setup::of(&database).setting("on_slot_lost = \"resnapshot\"");
@@ -139,6 +140,7 @@ async fn foreign_keys_that_act_alike_at_both_ends_are_no_obstacle_until_the_sour
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn foreign_keys_that_act_are_found_however_tables_are_made_and_roles_are_granted() {
     let tables = &["p", "k", "tree", "pairs", "twos"];
     let schema = "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE k (id int PRIMARY KEY, p int);

@@ -243,6 +243,7 @@ async fn source_with(certificates: &Certificates) -> Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn certificates_that_psql_accepts_are_accepted_and_others_refused_with_a_reason() {
     let (Some(psql), Some(_)) = (program("psql"), program("openssl")) else { return };
     let certificates = Certificates::new();

@@ -54,6 +54,7 @@ async fn a_good_pair_passes_and_nothing_is_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn each_failed_requirement_of_the_source_is_mended_by_what_is_printed() {
     let (database, setup, role) = granted("mends").await;
     let name = &database.name;
@@ -81,6 +82,7 @@ async fn each_failed_requirement_of_the_source_is_mended_by_what_is_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn each_failed_requirement_of_the_destination_is_mended_by_what_is_printed() {
     let (database, setup, role) = granted("mendd").await;
     let name = &database.name;
@@ -228,6 +230,7 @@ async fn a_side_that_does_not_answer_is_one_failure_and_the_other_side_is_looked
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_the_configuration_names_wrongly_is_mended_by_what_is_printed() {
     let (database, granted, _) = granted("names").await;
     let superuser = Setup::of(&database);
@@ -366,6 +369,7 @@ async fn partitions_many_misfits_and_locks_are_mended_by_what_is_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn check_finds_a_read_only_destination_and_a_source_without_free_walsenders() {
     let mut cluster = Cluster::start_new(&bin("SOURCE"), &parent(), "source", &[("fsync", "off")], &[]).await.unwrap();
     let mut database = Database::on(&cluster, destination().await, "taken", FAMILY, FAMILY_SCHEMA).await;

@@ -142,6 +142,7 @@ async fn servers_older_than_14_are_refused_on_either_side() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_damaged_bookkeeping_is_mended_by_what_is_printed() {
     for (sql, message) in [
         ("UPDATE headwater.stream SET slot = 'Not a slot!'", "headwater.stream.slot at the destination holds a value"),
@@ -204,6 +205,7 @@ async fn a_newer_headwaters_bookkeeping_is_left_alone_by_every_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_printed() {
     let icu = "SELECT count(*)::text FROM pg_collation WHERE collprovider = 'i'";
     let schema = "CREATE SCHEMA words; CREATE COLLATION words.plain (locale = 'C');
@@ -263,6 +265,7 @@ async fn types_and_collations_that_the_destination_lacks_are_mended_by_what_is_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn names_of_tables_that_are_to_be_created_are_found_taken_before_a_row_is_copied() {
     let database = Database::new("takennames", FAMILY, FAMILY_SCHEMA).await;
     let setup = Setup::of(&database);
@@ -342,6 +345,7 @@ const LACKED: &[Lacked] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_an_extension_lacks_at_the_destination_is_given_by_what_is_printed() {
     for (lacked, number) in LACKED.iter().zip(0..) {
         let database = Database::of_superuser(&format!("lacked{number}"), &["parent"], lacked.at_source).await;

@@ -70,6 +70,7 @@ async fn printed_settings_fix_scarce_slots_and_senders_and_an_idle_slot_timeout(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_clock_that_is_off_is_told_with_the_server_whose_it_is() {
     for offset in ["+300", "-300"] {
         let Some(source) = source_with_clock(offset).await else { return };
@@ -141,6 +142,7 @@ async fn an_encoding_that_lacks_characters_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_without_a_key_and_a_table_that_is_another_one_now_are_told() {
     let schema = "CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (id int, v text);
         ALTER TABLE child REPLICA IDENTITY FULL; INSERT INTO child VALUES (1, 'secret')";
@@ -185,6 +187,7 @@ fn own_address() -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_connection_that_anybody_could_read_is_told_on_either_side() {
     let Some(address) = own_address() else {
         println!("left out: this machine has no address but its loopback's");

@@ -24,6 +24,7 @@ async fn assert_same_rows(database: &Database, table: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn columns_are_not_taken_for_each_other_when_the_catalog_is_two_changes_ahead() {
     let histories: &[(&str, &[&str])] = &[
         // What is called a in the stream is b, and is called z in the catalog.
@@ -92,6 +93,7 @@ async fn streams_early(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_column_dropped_and_added_around_a_streamed_transaction_is_noticed() {
     let rows = "INSERT INTO u (id) SELECT i FROM generate_series(1000, 5000) i";
     let again = "ALTER TABLE u DROP COLUMN a; ALTER TABLE u ADD COLUMN a int DEFAULT 7";

@@ -26,6 +26,7 @@ const COMMANDS: &[&[&str]] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn every_command_says_who_holds_the_lock_that_it_waits_for_and_what_ends_it() {
     let database = Database::of_superuser("commandwaits", &["t"], TABLE).await;
     // verify's own bound, and that of the questions of the others.
@@ -76,6 +77,7 @@ async fn verify_does_not_wait_for_a_synchronous_standby_of_the_destination() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_fence_whose_requester_is_gone_is_given_up_and_apply_continues() {
     let from = new_source(&[]).await;
     let database = Database::on(&from, destination().await, "fencegone", &["t"], TABLE).await;
@@ -100,6 +102,7 @@ async fn a_fence_whose_requester_is_gone_is_given_up_and_apply_continues() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_fence_is_made_though_somebody_locks_the_table_of_its_request() {
     let from = new_source(&[]).await;
     let database = Database::on(&from, destination().await, "fencelocked", &["t"], TABLE).await;
@@ -125,6 +128,7 @@ async fn a_fence_is_made_though_somebody_locks_the_table_of_its_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_a_command_has_waited_for_is_its_own_and_not_what_others_wait_for() {
     let database = Database::of_superuser("waitsown", &["t"], TABLE).await;
     let setup = Setup::of(&database);

@@ -133,6 +133,7 @@ async fn shown(service: &Service, case: &Case) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn conflict_show_finds_the_rows_of_every_class_of_conflict() {
     let database = Database::with_replica_role("classes", TABLES, SCHEMA).await;
     database.at_destination("CREATE EXTENSION btree_gist").await;

@@ -54,6 +54,7 @@ async fn is_told_and_mended(service: &Service, database: &Database, case: &Case)
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn every_conflict_stops_is_told_without_values_and_goes_on_once_it_is_mended() {
     let database = Database::new("conflicts", TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -126,6 +127,7 @@ async fn every_conflict_stops_is_told_without_values_and_goes_on_once_it_is_mend
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn foreign_keys_policies_and_privileges_stop_a_role_that_they_bind() {
     let database = Database::of_superuser("bound", TABLES, SCHEMA).await;
     let role = format!("bound_{:08x}", fastrand::u32(..));
@@ -265,6 +267,7 @@ async fn with_source_wins_whatever_was_changed_here_ends_as_the_source_has_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn source_wins_removes_a_rival_only_where_the_source_cannot_have_it() {
     let database = Database::new("rivals", TABLES, SCHEMA).await;
     let service = Setup::of(&database).setting("on_conflict = \"source-wins\"").start();

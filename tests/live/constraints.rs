@@ -122,6 +122,7 @@ async fn a_filled_parent_keeps_no_orphan_from_being_copied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn constraints_of_18_are_kept_by_a_destination_of_18() {
     let Some(bin) = bin_of(18) else { return };
     let (from, to) = (new_source_of(&bin, &[]).await, new_destination_of(&bin, &[]).await);

@@ -9,6 +9,7 @@ use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, at_each, eventually, new_destination, new_source, seed, workload};
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn dying_at_any_point_of_a_snapshot_is_mended_by_the_next_start() {
     let points = [
         "snapshot.row_committed",
@@ -39,6 +40,7 @@ async fn dying_at_any_point_of_a_snapshot_is_mended_by_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn dying_at_any_point_of_the_stream_loses_and_doubles_nothing() {
     let seed = seed("dying_at_any_point_of_the_stream");
     let database = Database::new("diesstream", workload::TABLES, workload::SCHEMA).await;
@@ -63,6 +65,7 @@ async fn dying_at_any_point_of_the_stream_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn twenty_kills_under_load_lose_and_double_nothing() {
     let seed = seed("twenty_kills_under_load");
     let database = Database::new("kills", workload::TABLES, workload::SCHEMA).await;
@@ -87,6 +90,7 @@ async fn twenty_kills_under_load_lose_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_crash_of_the_destination_during_staging_starts_the_snapshot_over() {
     let (source, mut destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "stagingcrash", FORUM, FORUM_SCHEMA).await;
@@ -113,6 +117,7 @@ async fn a_crash_of_the_destination_during_staging_starts_the_snapshot_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_crash_of_the_destination_before_its_wal_is_flushed_loses_nothing() {
     let seed = seed("a_crash_of_the_destination");
     // A walwriter that sleeps long leaves many commits unflushed.
@@ -144,6 +149,7 @@ async fn a_crash_of_the_destination_before_its_wal_is_flushed_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_crash_of_the_source_makes_its_slot_step_back_and_doubles_nothing() {
     let seed = seed("a_crash_of_the_source");
     let (mut source, destination) = (new_source(&[]).await, new_destination(&[]).await);

@@ -68,6 +68,7 @@ async fn the_destination_takes_over_where_the_source_left_off_and_can_be_given_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_new_serial_column_keeps_its_sequence_and_a_prepared_one_needs_the_printed_fix() {
     // Where foreign keys act, such a table is not copied by itself.
     let database = Database::with_replica_role("cutadded", &["parents", "children"], SCHEMA).await;
@@ -99,6 +100,7 @@ async fn a_new_serial_column_keeps_its_sequence_and_a_prepared_one_needs_the_pri
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_destination_that_differs_does_not_take_over() {
     let database = Database::new("nocutover", &["parents", "children"], SCHEMA).await;
     let setup = Setup::of(&database);

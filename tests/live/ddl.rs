@@ -37,6 +37,7 @@ async fn follows(name: &str, schema: &str, changes: &[&str]) -> Database {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn added_columns_hold_what_old_rows_hold_at_the_source() {
     follows(
         "ddladd",
@@ -60,6 +61,7 @@ async fn added_columns_hold_what_old_rows_hold_at_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn renamed_widened_and_nullable_columns_are_followed() {
     follows(
         "ddlalter",
@@ -135,6 +137,7 @@ async fn new_unique_indexes_are_created() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn new_enum_labels_are_added_in_their_places() {
     let database = Database::new(
         "ddlenum",
@@ -212,6 +215,7 @@ async fn ddl_and_dml_in_one_transaction_are_followed_in_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn changes_made_while_headwater_was_down_are_followed() {
     let database = Database::new("ddldown", &["t", "other"], FORUM).await;
     let service = Setup::of(&database).start();
@@ -236,6 +240,7 @@ async fn changes_made_while_headwater_was_down_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_backlog_of_many_changes_is_followed_without_waiting_at_each() {
     let database = Database::new("ddlbacklog", &["t", "other"], FORUM).await;
     let service = Setup::of(&database).start();
@@ -255,6 +260,7 @@ async fn a_backlog_of_many_changes_is_followed_without_waiting_at_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn columns_that_are_gone_from_the_catalog_are_still_taken_from_the_stream() {
     let schema = format!(
         "{FORUM} CREATE TYPE mood AS ENUM ('sad', 'ok'); ALTER TABLE t ADD COLUMN m mood DEFAULT 'ok';
@@ -289,6 +295,7 @@ async fn columns_that_are_gone_from_the_catalog_are_still_taken_from_the_stream(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_type_that_was_changed_by_an_expression_is_copied_and_no_cast_is_proposed() {
     let database = Database::new("ddltype", &["t", "other"], FORUM).await;
     let service = Setup::of(&database).start();
@@ -322,6 +329,7 @@ async fn a_type_that_was_changed_by_an_expression_is_copied_and_no_cast_is_propo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn schema_changes_stop_means_that_the_operator_makes_them() {
     let database = Database::new("ddlstop", &["t"], FORUM).await;
     let service = Setup::of(&database).setting("schema_changes = \"stop\"").start();
@@ -355,6 +363,7 @@ async fn schema_changes_stop_means_that_the_operator_makes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_rewrite_that_fills_a_column_is_not_guessed_where_changes_are_the_operators() {
     let database = Database::new("ddlvolatile", &["t"], FORUM).await;
     let service = Setup::of(&database).setting("schema_changes = \"stop\"").start();
@@ -398,6 +407,7 @@ async fn a_renamed_table_halts_with_the_ways_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_renamed_table_keeps_its_new_name_by_the_statements_that_are_printed() {
     for (name, change, renamed) in [
         ("ddlrename", "ALTER TABLE t RENAME TO \"The New\"", "\"The New\""),

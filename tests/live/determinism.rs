@@ -28,6 +28,7 @@ async fn refused(setup: &Setup) -> Option<serde_json::Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn keys_equal_only_at_the_destination_are_refused_until_the_hint_is_run() {
     let database = Database::of_superuser("loose_keys", &["t"], "SELECT 1").await;
     if !have_icu(&database).await {
@@ -116,6 +117,7 @@ async fn keys_equal_only_at_the_destination_are_refused_until_the_hint_is_run() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn collations_and_domains_used_by_name_are_compared_before_rows_come() {
     let schema =
         "CREATE COLLATION ci (locale = 'C'); CREATE DOMAIN d AS text; CREATE TABLE t (id text COLLATE ci PRIMARY KEY);

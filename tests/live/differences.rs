@@ -114,6 +114,7 @@ async fn is_told_and_ended(service: &Service, database: &Database, case: &Case) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_constraint_that_differs_from_the_source_is_named_with_its_fix() {
     let cases = CASES.iter().zip(0..).map(|(case, number)| async move {
         let database = Database::of_superuser(&format!("difference{number}"), TABLES, SCHEMA).await;
@@ -158,6 +159,7 @@ async fn a_foreign_key_that_the_source_no_longer_has_is_told_to_a_role_that_it_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn source_wins_is_told_of_a_constraint_that_the_source_no_longer_has() {
     let database = Database::of_superuser("differencewins", TABLES, SCHEMA).await;
     let service = Setup::of(&database).setting("on_conflict = \"source-wins\"").start();
@@ -172,6 +174,7 @@ async fn source_wins_is_told_of_a_constraint_that_the_source_no_longer_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_row_that_is_in_the_way_of_the_sources_own_constraint_is_told_as_such() {
     let database = Database::of_superuser("nodifference", TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -217,6 +220,7 @@ const COPIES: &[Case] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_refused_by_a_destination_constraint_names_the_sources_definition() {
     let schema =
         "CREATE TABLE t (id int PRIMARY KEY, n int, w int, x int); INSERT INTO t VALUES (1, NULL, -1, 1), (2, 2, 2, 1);
@@ -448,6 +452,7 @@ impl OwnKey {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_key_that_only_the_destination_has_is_named_before_a_copy_that_it_refuses() {
     let cases = OWN_KEYS.iter().zip(0..);
     let cases = cases.flat_map(|(key, number)| key.kinds.iter().map(move |kind| key.is_told_and_ended(*kind, number)));
@@ -612,6 +617,7 @@ const STRICTER: &[(&str, &str, Case)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_key_that_only_the_destination_has_so_is_told_by_check_and_by_the_stream() {
     let cases = STRICTER.iter().zip(0..).map(|((there, here, case), number)| async move {
         let database = Database::of_superuser(&format!("stricter{number}"), STRICTER_TABLES, STRICTER_SCHEMA).await;
@@ -642,6 +648,7 @@ async fn a_key_that_only_the_destination_has_so_is_told_by_check_and_by_the_stre
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_row_stays_with_source_wins_where_the_destination_alone_finds_it_equal() {
     let database = Database::of_superuser("stricterwins", STRICTER_TABLES, STRICTER_SCHEMA).await;
     let (there, here, case) = &STRICTER[0];
@@ -656,6 +663,7 @@ async fn a_row_stays_with_source_wins_where_the_destination_alone_finds_it_equal
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_partition_that_has_what_the_sources_has_is_not_told() {
     let database = Database::of_superuser("stricterequal", STRICTER_TABLES, STRICTER_SCHEMA).await;
     let own = "CREATE UNIQUE INDEX own ON parts_low (v); ALTER TABLE parts_low ADD CHECK (n < 5), ALTER n SET NOT NULL;

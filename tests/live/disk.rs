@@ -30,6 +30,7 @@ async fn says_full(service: &Service, end: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_full_disk_of_the_destination_is_waited_for_and_nothing_is_lost() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let place = destination.dir().join("small");
@@ -102,6 +103,7 @@ async fn a_first_copy_that_the_destinations_disk_cannot_hold_is_made_once_there_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_resnapshot_on_a_full_disk_leaves_the_stream_alone_and_succeeds_with_room() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let place = destination.dir().join("small");
@@ -146,6 +148,7 @@ async fn a_resnapshot_on_a_full_disk_leaves_the_stream_alone_and_succeeds_with_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_full_disk_of_the_source_is_waited_for_and_nothing_is_lost() {
     // Large transactions are left to the source, which writes them to its disk until they commit.
     let mut source = new_source(&[("logical_decoding_work_mem", "64kB")]).await;

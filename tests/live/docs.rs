@@ -134,11 +134,13 @@ async fn under_roles(name: &str, optional: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn everything_works_under_the_documented_roles() {
     under_roles("roles", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn everything_works_where_session_replication_role_may_not_be_set() {
     under_roles("origin", false).await;
 }

@@ -18,6 +18,7 @@ async fn is_equal(database: &Database, table: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_partition_emptied_while_others_keep_coming_is_compared_meanwhile() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);
                   CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";
@@ -96,6 +97,7 @@ async fn what_a_publication_has_not_sent_for_a_moment_is_copied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_partition_without_an_index_that_is_emptied_twice_leaves_no_rows() {
     let schema = "CREATE TABLE t (id int, v text) PARTITION BY RANGE (id); ALTER TABLE t REPLICA IDENTITY FULL;
                   CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (100); ALTER TABLE t_1 REPLICA IDENTITY FULL;
@@ -113,6 +115,7 @@ async fn a_partition_without_an_index_that_is_emptied_twice_leaves_no_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE other (id int PRIMARY KEY);
                   CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";

@@ -65,6 +65,7 @@ async fn a_dropped_table_is_named_and_removing_it_lets_the_others_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
     let (database, service) = followed("dropagain").await;
     service.stop().await;

@@ -50,6 +50,7 @@ async fn the_role_needs_replication() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_slot_and_a_walsender_must_be_free() {
     let source = new_source(&[("max_replication_slots", "1"), ("max_wal_senders", "3")]).await;
     let database = Database::on(&source, destination().await, "noslot", ONE, ONE_SCHEMA).await;
@@ -203,6 +204,7 @@ async fn a_slot_in_use_by_somebody_else_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn another_source_another_table_set_another_slot_are_told_apart() {
     let database = Database::new("other", &["t"], ONE_SCHEMA).await;
     let service = Setup::of(&database).start();

@@ -455,6 +455,7 @@ fn said_of_standby(what: &str, waits: &str) -> Said {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+#[ignore = "takes long: make test-long"]
 async fn every_wait_is_said_once_and_explained_and_obeys_sigterm() {
     // They wait most of the time, and each has a server of its own.
     // A server that is being made blocks its thread, and each kind has a clock.

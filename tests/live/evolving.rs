@@ -120,6 +120,7 @@ impl Table {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn random_schema_changes_among_random_writes_are_followed() {
     let seed = seed("random_schema_changes");
     let mut rng = Rng::with_seed(seed);
@@ -266,6 +267,7 @@ fn dependants_at_random(random: &mut Rng) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_depends_on_a_table_however_nested_goes_by_what_is_printed_in_its_order() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, w varchar(3)); INSERT INTO t VALUES (1, 'a')";
     let database = Database::of_superuser("evolve_nested", &["t"], schema).await;
@@ -311,6 +313,7 @@ async fn what_depends_on_a_table_however_nested_goes_by_what_is_printed_in_its_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_column_of_a_tables_row_type_is_named_with_what_takes_it_away() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v int, w varchar(3)); INSERT INTO t VALUES (1, 1, 'a'); CREATE TABLE other (id int PRIMARY KEY)";
     let database = Database::new("evolve_rowtype", &["t", "other"], schema).await;

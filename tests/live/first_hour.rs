@@ -93,6 +93,7 @@ fn lines(page: &str, mark: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_pages_can_be_followed_from_top_to_bottom() {
     let database = Database::of_superuser("hour", FORUM, FORUM_SCHEMA).await;
     let name = &database.name;

@@ -62,6 +62,7 @@ async fn nulls_of_types_without_binary_functions_arrive_however_they_are_written
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_column_of_a_type_without_binary_functions_may_be_added_to_a_stream_in_binary() {
     let schema = format!(
         "{WITHOUT_RECEIVE}; CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain VALUES (1, 'v');"
@@ -165,11 +166,13 @@ async fn not_nulls_follow(name: &str, stopped: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn not_null_that_is_set_and_dropped_in_quick_succession_ends_as_the_source_has_it() {
     not_nulls_follow("nnquick", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn not_null_set_and_dropped_during_a_stop_ends_as_at_the_source() {
     not_nulls_follow("nnstopped", true).await;
 }
@@ -262,17 +265,20 @@ async fn a_key_is_expanded_and_contracted(name: &str, paced: bool, last: &str, l
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_key_that_is_expanded_and_contracted_is_followed_by_what_is_printed() {
     a_key_is_expanded_and_contracted("expand", false, "ALTER TABLE items DROP COLUMN id_old", "ANALYZE items").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_key_whose_old_column_stays_for_a_while_is_followed_by_what_is_printed() {
     let (last, later) = ("ALTER TABLE items ALTER id_old DROP NOT NULL", "ALTER TABLE items DROP COLUMN id_old");
     a_key_is_expanded_and_contracted("expandkept", true, last, later).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_text_column_that_becomes_an_enum_is_copied_into_the_new_type() {
     let of = |table: &str| {
         format!(
@@ -321,6 +327,7 @@ const COUNTERS: &str = "SELECT string_agg(d.refobjid::regclass || ' ' || q.seqty
     WHERE d.refobjid IN ('orders'::regclass, 'lines'::regclass, 'down'::regclass)";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_serial_that_becomes_a_bigint_identity_has_a_sequence_as_wide_that_follows() {
     let schema = "CREATE TABLE orders (id serial PRIMARY KEY, v text); INSERT INTO orders (v) SELECT 'v' FROM generate_series(1, 10);
         CREATE TABLE lines (id serial PRIMARY KEY, v text); INSERT INTO lines (v) SELECT 'v' FROM generate_series(1, 10);
@@ -343,6 +350,7 @@ async fn a_serial_that_becomes_a_bigint_identity_has_a_sequence_as_wide_that_fol
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_sequence_that_may_not_be_widened_is_told_with_a_statement_that_runs() {
     let schema = "CREATE TABLE lines (id bigserial PRIMARY KEY, v text); INSERT INTO lines (v) VALUES ('v')";
     let database = Database::of_superuser("narrowseq", &["lines"], schema).await;
@@ -375,6 +383,7 @@ fn attach(root: &str, value: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_of_partitions_that_were_attached_empty_or_detached_are_followed() {
     let roots = ["inside", "behind", "beneath", "apart", "brought"];
     let create = |root: &&str| {
@@ -414,6 +423,7 @@ const FAMILY: &str = "CREATE TABLE parents (id int PRIMARY KEY, v text); CREATE 
     INSERT INTO parents SELECT i, 'v' FROM generate_series(1, 5) i; INSERT INTO children SELECT i, i FROM generate_series(1, 5) i";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn foreign_key_conflicts_are_named_and_each_printed_way_out_works() {
     let roles = Roles::Least { replica: false };
     let database =

@@ -27,6 +27,7 @@ async fn faces(service: &Service) -> BTreeSet<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_conflict_keeps_its_state_and_reason_through_retries_in_every_command() {
     let database = Database::new("face", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
@@ -71,6 +72,7 @@ async fn a_conflict_keeps_its_state_and_reason_through_retries_in_every_command(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_schema_change_that_is_not_followed_keeps_its_state_through_retries() {
     let database = Database::new("faceddl", TABLES, SCHEMA).await;
     let service = Setup::of(&database).setting("schema_changes = \"stop\"").start();
@@ -113,6 +115,7 @@ async fn a_first_copy_that_fails_the_same_way_three_times_waits_for_an_operator(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_first_copy_that_a_lock_stops_three_times_waits_for_an_operator() {
     let database = Database::new("thrice_locked", TABLES, SCHEMA).await;
     // One that is there and one that is not: the rows are staged, and the table is locked once they all were read.
@@ -136,6 +139,7 @@ async fn a_first_copy_that_a_lock_stops_three_times_waits_for_an_operator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_that_the_command_line_asks_for_waits_for_an_operator_after_three_times() {
     let database = Database::new("thrice_again", TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -157,6 +161,7 @@ async fn a_copy_that_the_command_line_asks_for_waits_for_an_operator_after_three
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_that_is_asked_for_before_the_service_waits_for_it_is_made() {
     let database = Database::new("asked_early", TABLES, SCHEMA).await;
     database.at_destination("CREATE TABLE items (id int PRIMARY KEY, body text CHECK (body <> 'b'))").await;
@@ -173,6 +178,7 @@ async fn a_copy_that_is_asked_for_before_the_service_waits_for_it_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_error_of_the_copy_names_table_and_line_and_not_the_value() {
     let schema = "CREATE TABLE items (id int PRIMARY KEY, body text); INSERT INTO items VALUES (1, '7'), (2, '8'), (3, 'SECRET')";
     let cases = [

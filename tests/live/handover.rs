@@ -31,6 +31,7 @@ const COMPARING: &str = "handover.comparing";
 const PUBLISHING: &str = "handover.publishing";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_is_written_while_a_suspended_table_is_compared_is_not_lost() {
     at_each(&[SAME_KEYS, OTHER_KEYS, "TRUNCATE b", "TRUNCATE b; INSERT INTO b (id, v) VALUES (1, 'alone'), (7000, 'too')"], |changes| async move {
         let database = Database::new("hosuspended", &["a", "b"], SCHEMA).await;
@@ -53,6 +54,7 @@ async fn what_is_written_while_a_suspended_table_is_compared_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_that_come_to_share_a_key_during_a_comparison_are_not_merged() {
     let schema = "CREATE TABLE b (id int NOT NULL, n int, v text); ALTER TABLE b REPLICA IDENTITY FULL;
                   INSERT INTO b VALUES (1, 1, 'v'), (2, 2, 'w')";
@@ -79,6 +81,7 @@ async fn rows_that_come_to_share_a_key_during_a_comparison_are_not_merged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_is_written_while_an_added_table_is_compared_is_not_lost() {
     at_each(&[SAME_KEYS, OTHER_KEYS, "TRUNCATE b"], |changes| async move {
         let mut database = Database::new("hoadded", &["a"], SCHEMA).await;
@@ -136,6 +139,7 @@ async fn a_truncate_waits_for_the_comparison_that_reads_the_table_and_for_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_is_written_while_a_followed_table_is_compared_is_not_lost() {
     at_each(&[SAME_KEYS, OTHER_KEYS, "TRUNCATE b; INSERT INTO b (id, v) VALUES (1, 'alone')"], |changes| async move {
         let database = Database::new("hofollowed", &["a", "b"], SCHEMA).await;
@@ -231,6 +235,7 @@ async fn a_table_with_an_enum_is_copied_while_its_rows_are_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_suspended_table_that_waits_for_an_operator_keeps_no_other_waiting() {
     let schema = format!("{SCHEMA} CREATE TABLE c (id int PRIMARY KEY, n int, v text); INSERT INTO c SELECT * FROM b;");
     let database = Database::new("hotwo", &["a", "b", "c"], &schema).await;
@@ -297,6 +302,7 @@ async fn columns_that_no_update_can_set_are_refused_and_then_made_equal_and_coun
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_that_triggers_of_the_destination_change_are_told() {
     let database = Database::of_superuser("hotrigger", &["b"], SCHEMA).await;
     let setup = Setup::of(&database);
@@ -319,6 +325,7 @@ async fn rows_that_triggers_of_the_destination_change_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_that_is_altered_while_it_is_compared_is_copied_again() {
     let database = Database::new("hoaltered", &["a", "b"], SCHEMA).await;
     let (setup, pause) = Pause::at(COMPARING, Setup::of(&database));

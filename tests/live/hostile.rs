@@ -47,6 +47,7 @@ async fn nothing_has_run(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn nothing_that_the_source_says_is_run_at_the_destination() {
     let mut database = Database::of_superuser("hostile", &[], &schema()).await;
     database.tables = vec![format!("public.{EVIL}")];

@@ -75,6 +75,7 @@ fn descriptors(service: &Service) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn http_clients_of_any_kind_cost_the_stream_nothing() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (0, 'x')";
     let database = Database::of_superuser("httpclients", &["t"], schema).await;

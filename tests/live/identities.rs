@@ -223,11 +223,13 @@ async fn every_way_leads_out(ends: (&Cluster, &Cluster), name: &str, cases: &[Ca
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn check_fails_on_tables_without_identity_and_each_way_out_runs() {
     every_way_leads_out((source().await, destination().await), "identities", CASES).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn check_fails_on_filters_and_lists_that_do_not_cover_the_identity() {
     let Some(bin) = bin_of(18) else { return };
     let (of_18, to_18) = (new_source_of(&bin, &[]).await, new_destination_of(&bin, &[]).await);
@@ -238,6 +240,7 @@ async fn check_fails_on_filters_and_lists_that_do_not_cover_the_identity() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_publication_that_is_created_sends_generated_columns_that_identify_rows() {
     let Some(bin) = bin_of(18) else { return };
     let of_18 = new_source_of(&bin, &[]).await;
@@ -274,6 +277,7 @@ async fn a_leaf_that_comes_later_without_identity_is_told_with_what_lets_updates
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_leaf_that_is_identified_otherwise_never_makes_the_copy_differ() {
     let schema = "CREATE TABLE t (code int, v text NOT NULL, PRIMARY KEY (code)) PARTITION BY LIST (code);
                   CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1, 2, 3); CREATE TABLE t2 PARTITION OF t DEFAULT;

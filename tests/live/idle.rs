@@ -22,6 +22,7 @@ async fn slot_passes(database: &Database, now: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_slot_advances_when_only_other_tables_or_other_databases_are_written() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "idle", FORUM, FORUM_SCHEMA).await;
@@ -59,6 +60,7 @@ async fn the_slot_advances_when_only_other_tables_or_other_databases_are_written
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn lag_rises_while_the_destination_is_down_and_falls_to_0_afterwards() {
     let (source, mut destination) = (new_source(&[]).await, new_destination(&[]).await);
     let mut database = Database::on(&source, &destination, "lag", FORUM, FORUM_SCHEMA).await;
@@ -136,6 +138,7 @@ async fn wait_for_nobody(database: &Database, wait: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_unreachable_destination_standby_delays_neither_rows_nor_the_idle_slot() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "nobody", FORUM, FORUM_SCHEMA).await;
@@ -156,6 +159,7 @@ async fn an_unreachable_destination_standby_delays_neither_rows_nor_the_idle_slo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn commits_that_wait_for_the_destinations_standby_are_not_confirmed_before_it() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "standby", FORUM, FORUM_SCHEMA).await;

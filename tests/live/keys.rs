@@ -152,6 +152,7 @@ async fn is_copied((from, to): (&Cluster, &Cluster), case: &Case, meets_it_later
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_a_rule_let_through_that_was_dropped_for_a_while_ends_equal() {
     let ends = (source().await, destination().await);
     let each = COPIED.iter().flat_map(|case| [(case, false, false), (case, true, true)]);
@@ -160,6 +161,7 @@ async fn what_a_rule_let_through_that_was_dropped_for_a_while_ends_equal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_a_rule_of_18_let_through_that_was_dropped_for_a_while_ends_equal() {
     let Some(bin) = bin_of(18) else { return };
     let from = new_source_of(&bin, &[]).await;
@@ -251,6 +253,7 @@ async fn keys_that_are_made_again_and_identities_that_stay_exact_lead_to_no_copy
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_identity_that_cannot_name_rows_is_reported_until_the_printed_fix_is_run() {
     for (name, changes, says, statement) in [
         (

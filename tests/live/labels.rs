@@ -9,6 +9,7 @@ const LABELS: &str =
     "SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = 'mood'::regtype";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_first_copy_adds_labels_to_enums_that_are_there() {
     let tables = &["plain", "nested", "created"];
     let schema = "
@@ -55,6 +56,7 @@ async fn labels_that_are_the_operators_are_told_before_a_row_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_copy_of_a_suspended_table_adds_labels_that_came_meanwhile() {
     let schema = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, m mood);
                   INSERT INTO t VALUES (1, 'ok'), (2, 'sad')";
@@ -78,6 +80,7 @@ async fn the_copy_of_a_suspended_table_adds_labels_that_came_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_label_is_followed_though_somebody_locks_the_table_of_conflicts() {
     let schema =
         "CREATE TYPE mood AS ENUM ('a'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'a')";

@@ -70,11 +70,13 @@ async fn large(name: &str, rows: i64, sections: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_transaction_of_a_million_rows_is_applied_whole_in_bounded_memory() {
     large("million", rows(1_000_000), &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_large_transaction_that_comes_at_its_commit_is_applied_whole_in_bounded_memory() {
     // Without a directory that can be written there is no spool, and nothing is streamed.
     large("atcommit", rows(300_000), &["[spool]\ndir = \"/dev/null/spool\""]).await;

@@ -19,6 +19,7 @@ async fn leading_after(next: &Service) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_second_instance_stands_by_and_takes_over_when_the_leader_is_killed() {
     let seed = seed("a_second_instance_stands_by");
     let database = Database::new("takeover", workload::TABLES, workload::SCHEMA).await;
@@ -44,6 +45,7 @@ async fn a_second_instance_stands_by_and_takes_over_when_the_leader_is_killed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_frozen_leader_is_replaced_and_cannot_write_when_it_wakes() {
     let seed = seed("a_frozen_leader");
     let database = Database::new("frozen", workload::TABLES, workload::SCHEMA).await;

@@ -112,6 +112,7 @@ async fn passing_trees(name: &str) -> (Database, Vec<(&'static str, String)>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_that_came_and_went_while_headwater_was_down_leave_no_rows() {
     let (database, changes) = passing_trees("passingdown").await;
     let setup = Setup::of(&database);
@@ -134,6 +135,7 @@ async fn partitions_that_came_and_went_while_headwater_was_down_leave_no_rows() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_that_come_and_go_between_two_looks_leave_no_rows() {
     let (database, changes) = passing_trees("passinglive").await;
     let service = Setup::of(&database).start();
@@ -151,6 +153,7 @@ async fn partitions_that_come_and_go_between_two_looks_leave_no_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_partition_that_goes_once_its_rows_are_here_and_before_a_look_leaves_no_rows() {
     let database = Database::new("passingseen", &["t"], &partitioned_table("t")).await;
     let service = Setup::of(&database).start();
@@ -199,6 +202,7 @@ fn emptied_behind_a_truncate() -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_emptied_behind_a_truncate_of_their_table_leave_no_rows() {
     let changes = emptied_behind_a_truncate();
     let tables: Vec<&str> = changes.iter().map(|(table, _)| *table).collect();
@@ -328,6 +332,7 @@ async fn partitions_emptied_by_the_transaction_that_creates_them_leave_no_rows()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_that_were_created_and_emptied_while_headwater_was_down_leave_no_rows() {
     let (database, changes) = emptied_trees("createddown").await;
     let setup = Setup::of(&database);
@@ -344,6 +349,7 @@ async fn partitions_that_were_created_and_emptied_while_headwater_was_down_leave
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_partition_that_one_transaction_creates_and_fills_is_not_copied() {
     let database = Database::new("createdfull", &["t"], &partitioned_table("t")).await;
     let setup = Setup::of(&database);
@@ -391,6 +397,7 @@ const UNLOGGED_BEHIND: &[(&str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_that_were_unlogged_behind_a_truncate_of_their_table_come() {
     let names: Vec<String> =
         UNLOGGED_BEHIND.iter().flat_map(|(name, _)| [format!("{name}_t"), format!("{name}_p")]).collect();
@@ -424,6 +431,7 @@ async fn rows_that_were_unlogged_behind_a_truncate_of_their_table_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_without_toast_that_is_truncated_and_loaded_again_is_not_copied() {
     let database = Database::new(
         "reloadedfixed",
@@ -461,6 +469,7 @@ const RELOADS: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_partitioned_table_that_is_truncated_and_loaded_again_is_not_copied() {
     let schema = format!("{} {}", partitioned_table("t"), create("t"));
     let database = Database::new("reloaded", &["t"], &schema).await;
@@ -492,6 +501,7 @@ async fn is_seen_empty(database: &Database, leaf: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_that_are_attached_without_rows_are_followed_and_not_copied() {
     let database = Database::new("attachedempty", &["t"], &partitioned_table("t")).await;
     let setup = Setup::of(&database);
@@ -714,6 +724,7 @@ async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn empty_partitions_of_the_time_of_a_copy_come_and_go_without_another_copy() {
     let schema = format!(
         "{} CREATE TABLE t_5 PARTITION OF t FOR VALUES FROM (50) TO (60);
@@ -771,6 +782,7 @@ async fn copies(database: &Database) -> (Service, Pause) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_survives_partitions_that_come_while_it_is_made() {
     let database = two_tables("leafsurvives").await;
     let (service, pause) = copies(&database).await;
@@ -859,6 +871,7 @@ async fn forget_copies(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn copies_of_a_table_whose_partitions_come_and_go_are_paced() {
     let database = two_tables("paced").await;
     let service = Setup::of(&database).start();
@@ -1091,18 +1104,21 @@ async fn step(database: &Database, walk: &mut Walk, (seed, round): (u64, u32)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn whatever_becomes_of_partitions_the_rows_are_the_sources() {
     let seed = seed("whatever_becomes_of_partitions");
     walk("walkone", seed, 1, "text").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn whatever_becomes_of_partitions_without_toast_the_rows_are_the_sources() {
     let seed = seed("whatever_becomes_of_partitions_without_toast");
     walk("walkfixed", seed, 1, "char(1)").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn whatever_large_transactions_do_to_partitions_the_rows_are_the_sources() {
     let seed = seed("whatever_large_transactions_do");
     walk("walklarge", seed, 700, "text").await;

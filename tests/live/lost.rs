@@ -90,6 +90,7 @@ async fn is_copied_only_when_asked(database: &Database, says: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_dropped_slot_is_never_replaced_in_silence() {
     let database = followed("dropped", source().await).await;
     database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
@@ -118,6 +119,7 @@ async fn a_slot_that_is_lost_under_the_running_service_is_mended_by_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_slot_whose_wal_was_removed_is_told_with_the_setting_that_did_it() {
     let source =
         new_source(&[("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")]).await;
@@ -132,6 +134,7 @@ async fn a_slot_whose_wal_was_removed_is_told_with_the_setting_that_did_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_whose_slot_is_lost_meanwhile_ends_at_once_and_publishes_nothing() {
     let source =
         new_source(&[("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")]).await;
@@ -166,6 +169,7 @@ async fn a_copy_whose_slot_is_lost_meanwhile_ends_at_once_and_publishes_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn how_long_a_slot_has_left_is_told_before_it_is_lost() {
     let source = new_source(&[("max_slot_wal_keep_size", "1GB")]).await;
     let database = Database::on(&source, destination().await, "leaves", TABLES, SCHEMA).await;
@@ -187,6 +191,7 @@ async fn how_long_a_slot_has_left_is_told_before_it_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_slot_that_was_idle_for_too_long_is_told_with_the_setting_that_did_it() {
     let Some(bin) = bin_of(18) else { return };
     let source = new_source_of(&bin, &[("idle_replication_slot_timeout", "1s")]).await;
@@ -203,6 +208,7 @@ async fn a_slot_that_was_idle_for_too_long_is_told_with_the_setting_that_did_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_source_restored_from_an_older_state_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
     let mut database = followed("restored", &source).await;
@@ -224,6 +230,7 @@ async fn a_source_restored_from_an_older_state_is_copied_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_of_the_sources_files_with_fewer_transactions_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
     let mut database = followed("filecopy", &source).await;
@@ -254,6 +261,7 @@ async fn a_copy_of_the_sources_files_with_fewer_transactions_is_copied_only_when
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_timeline_that_left_before_the_position_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
     let mut database = followed("timeline", &source).await;
@@ -279,6 +287,7 @@ async fn a_timeline_that_left_before_the_position_is_copied_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_destination_that_went_back_is_lost_history_and_mended_with_its_deletes() {
     let seed = crate::support::seed("a_destination_that_went_back");
     let mut here = crate::support::new_destination(&[]).await;
@@ -318,6 +327,7 @@ async fn a_destination_that_went_back_is_lost_history_and_mended_with_its_delete
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_slot_ahead_of_the_position_is_told_then_mended_by_itself() {
     let database = followed("slotahead", source().await).await;
     database.at_source(MEANWHILE).await;
@@ -366,6 +376,7 @@ async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn another_cluster_is_copied_only_when_asked() {
     let mut database = followed("othercluster", source().await).await;
     let other = new_source(&[]).await;
@@ -403,6 +414,7 @@ async fn a_database_of_the_source_that_was_renamed_is_followed_without_a_copy() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn another_database_of_the_source_is_copied_only_when_asked() {
     let cluster = new_source(&[]).await;
     let mut database = followed("otherdatabase", &cluster).await;
@@ -451,6 +463,7 @@ async fn a_copy_that_lacks_most_rows_of_a_table_is_published_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn most_rows_of_a_table_are_deleted_only_when_asked_however_small_it_is() {
     let tables = &["public.a", "public.b", "public.c", "public.d", "public.e", "public.f"];
     let schema = "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (LIKE a INCLUDING ALL);
@@ -543,6 +556,7 @@ async fn a_copy_that_was_begun_by_itself_is_not_finished_from_another_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_word_that_was_given_for_one_server_does_not_hold_for_another() {
     let mut cluster = new_source(&[]).await;
     let mut database = followed("wordelse", &cluster).await;

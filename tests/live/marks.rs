@@ -43,6 +43,7 @@ async fn is_judged_before(database: &Database, table: &str, id: i32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn with_marks_no_later_row_is_here_beside_a_table_as_it_was_before_its_rewrite() {
     let (database, _, service) = marked("marks", Setup::of).await;
     let changes = [
@@ -85,6 +86,7 @@ async fn a_mark_in_a_transaction_that_arrives_before_it_commits_is_judged_at_its
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_rewrite_at_a_mark_halts_in_its_place_where_schema_changes_are_the_operators() {
     let (database, setup, service) =
         marked("marksstop", |database| Setup::of(database).setting("schema_changes = \"stop\"")).await;
@@ -103,6 +105,7 @@ async fn a_rewrite_at_a_mark_halts_in_its_place_where_schema_changes_are_the_ope
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn marks_cost_a_look_for_each_moment_and_none_for_tables_that_are_not_followed() {
     let (database, _, service) = marked("marksmany", Setup::of).await;
     let looks = || service.log().matches(LOOKED).count();
@@ -144,6 +147,7 @@ async fn marks_cost_a_look_for_each_moment_and_none_for_tables_that_are_not_foll
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn no_schema_change_fails_because_of_marks_and_what_was_printed_takes_them_away() {
     let (database, setup, service) = marked("marksrights", Setup::of).await;
     let told = |wanted: &'static str| {
@@ -193,6 +197,7 @@ async fn no_schema_change_fails_because_of_marks_and_what_was_printed_takes_them
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn no_copy_begins_while_the_stream_cannot_pass_a_mark() {
     let from = new_source(&[]).await;
     let database = Database::on(&from, destination().await, "markscopies", TABLES, SCHEMA).await;

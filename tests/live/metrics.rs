@@ -24,6 +24,7 @@ async fn no_lag(service: &Service) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_heartbeat_lag_rises_while_either_server_is_down_and_falls_afterwards() {
     let (mut source, mut destination) = (new_source(&[]).await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "beat", FORUM, FORUM_SCHEMA).await;
@@ -73,6 +74,7 @@ async fn a_lock_at_the_destination_is_lag_and_makes_it_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_huge_transaction_is_lag_from_its_commit_on_and_not_before() {
     let source = new_source(&[]).await;
     let database = Database::on(&source, crate::support::destination().await, "huge", FORUM, FORUM_SCHEMA).await;
@@ -101,6 +103,7 @@ async fn a_huge_transaction_is_lag_from_its_commit_on_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn clocks_five_minutes_apart_change_neither_lag_nor_heartbeat() {
     for offset in ["+300", "-300"] {
         let Some(source) = source_with_clock(offset).await else { return };
@@ -127,6 +130,7 @@ async fn clocks_five_minutes_apart_change_neither_lag_nor_heartbeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn without_heartbeats_there_is_no_number_for_them_and_lag_is_0_all_the_same() {
     let database = Database::new("nobeat", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).source("heartbeat_every = \"off\"").start();

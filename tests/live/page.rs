@@ -9,6 +9,7 @@ use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, new_destination};
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_page_tells_the_story_of_a_snapshot_an_outage_and_recovery_without_reloading() {
     let mut destination = new_destination(&[]).await;
     let source = crate::support::source().await;
@@ -215,6 +216,7 @@ async fn pages_beyond_the_bound_are_refused_and_welcome_again_when_others_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_page_shows_what_it_waits_for_while_it_waits() {
     let database = Database::new("pagewaits", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).start();

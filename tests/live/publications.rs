@@ -23,6 +23,7 @@ fn changes(id: u32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_publication_for_all_tables_at_the_destination_stops_nothing() {
     let destination = new_destination(&[("wal_level", "logical")]).await;
     let mut database =
@@ -84,6 +85,7 @@ async fn a_publication_for_all_tables_at_the_destination_stops_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_older_installation_gets_its_identities_at_the_next_start() {
     let database = Database::new("older", &["keyed"], SCHEMA).await;
     let service = Setup::of(&database).start();

@@ -44,6 +44,7 @@ const WRITTEN: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_view_under_a_followed_tables_name_is_never_written_through() {
     if cannot_grant_parameters().await {
         return;
@@ -93,6 +94,7 @@ async fn toggle(database: &Database, put: &str, put_back: &str, stop: &AtomicBoo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn commands_read_tables_and_nothing_that_stands_in_their_place() {
     if cannot_grant_parameters().await {
         return;
@@ -196,6 +198,7 @@ async fn a_replay_looks_for_code_of_others_behind_the_lock_under_which_it_writes
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn nothing_is_applied_while_nobody_can_look_for_code_of_others() {
     let database = new("replook", true).await;
     let service = Setup::of(&database).start();
@@ -210,6 +213,7 @@ async fn nothing_is_applied_while_nobody_can_look_for_code_of_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn copies_and_repairs_write_tables_and_nothing_that_stands_in_their_place() {
     if cannot_grant_parameters().await {
         return;
@@ -243,6 +247,7 @@ async fn copies_and_repairs_write_tables_and_nothing_that_stands_in_their_place(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_view_under_a_sequences_name_is_not_read_when_sequences_are_moved() {
     if cannot_grant_parameters().await {
         return;
@@ -284,6 +289,7 @@ async fn a_view_under_a_sequences_name_is_not_read_when_sequences_are_moved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn checks_of_a_strangers_domain_are_not_run_by_comparing_and_showing_rows() {
     if cannot_grant_parameters().await {
         return;

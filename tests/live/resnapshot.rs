@@ -40,6 +40,7 @@ const DRIFT: &str = "SET session_replication_role = replica;
     RESET session_replication_role;";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_running_service_makes_drifted_tables_equal_under_load_and_no_reader_waits() {
     let database = Database::new("again", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -103,6 +104,7 @@ async fn the_running_service_makes_drifted_tables_equal_under_load_and_no_reader
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn copying_equal_tables_anew_writes_no_row() {
     let tables = &["public.sections", "public.topics", "public.messages", "public.bag"];
     let schema = format!(
@@ -145,6 +147,7 @@ const ODD_SCHEMA: &str = "
     BEGIN; SET CONSTRAINTS ALL DEFERRED; INSERT INTO ring_a VALUES (1, 1); INSERT INTO ring_b VALUES (1, 1); COMMIT;";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn multisets_images_and_unique_values_that_changed_hands_are_reconciled() {
     let tables = &["public.bag", "public.images", "public.seats", "public.ring_a", "public.ring_b"];
     let database = Database::new("odd", tables, ODD_SCHEMA).await;
@@ -185,6 +188,7 @@ async fn multisets_images_and_unique_values_that_changed_hands_are_reconciled() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn keys_that_can_be_neither_merged_nor_hashed_are_compared_all_the_same() {
     let schema = "CREATE TABLE odd (id int PRIMARY KEY, v text);
                   INSERT INTO odd SELECT i, 'v' || i FROM generate_series(1, 100) AS i;";
@@ -235,6 +239,7 @@ async fn a_table_whose_change_the_stream_has_not_come_to_is_copied_once_it_has()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn where_triggers_act_unique_values_that_changed_hands_are_told_with_the_grant() {
     let database = Database::of_superuser(
         "hands",
@@ -279,6 +284,7 @@ async fn requests(database: &Database) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_kill_at_any_point_of_a_hand_over_keeps_old_data_and_the_next_start_ends_it() {
     let points = [
         "snapshot.slot_created",
@@ -336,6 +342,7 @@ async fn a_kill_at_any_point_of_a_hand_over_keeps_old_data_and_the_next_start_en
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_command_line_is_carried_out_once_until_the_service_is_stopped_in_good_order() {
     let tampered = "SELECT count(*)::text FROM topics WHERE title = 'tampered'";
     for argument in ["--resnapshot=topics", "--resnapshot"] {
@@ -384,6 +391,7 @@ async fn a_command_line_is_carried_out_once_until_the_service_is_stopped_in_good
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_added_to_the_configuration_is_copied_alone_while_others_stream() {
     let mut database = Database::new("added", &["public.sections", "public.topics"], FORUM_SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -433,6 +441,7 @@ async fn a_table_added_to_the_configuration_is_copied_alone_while_others_stream(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_that_was_dropped_and_created_anew_is_copied_when_it_is_asked_for() {
     let database = Database::new("recreated", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -452,6 +461,7 @@ async fn a_table_that_was_dropped_and_created_anew_is_copied_when_it_is_asked_fo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_snapshot_that_an_operator_must_mend_is_given_up_and_the_stream_goes_on() {
     let database = Database::new("givenup", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).start();

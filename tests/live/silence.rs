@@ -54,6 +54,7 @@ async fn is_said(service: &Service, what: &str, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_server_process_that_does_not_answer_is_named_with_what_it_was_asked() {
     let database = Database::new("silence", &["t"], TABLE).await;
     let setup = Setup::of(&database);

@@ -41,6 +41,7 @@ const SHAPES_TABLES: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn tables_of_every_shape_are_copied_by_several_readers_at_once() {
     let database = Database::new("pieces", SHAPES_TABLES, SHAPES).await;
     let pages = "SELECT (pg_relation_size('large') / 8192)::text";
@@ -86,6 +87,7 @@ async fn a_role_that_may_read_a_partitioned_table_but_not_its_partitions_copies_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_reader_that_loses_its_connection_rereads_its_range_in_the_same_snapshot() {
     let database = Database::new("reader", SHAPES_TABLES, SHAPES).await;
     let service = Setup::of(&database).section("[snapshot]\nworkers = 2\nmax_rate = \"6MB\"").start();
@@ -112,6 +114,7 @@ async fn a_reader_that_loses_its_connection_rereads_its_range_in_the_same_snapsh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn empty_tables_are_filled_all_at_once_despite_lost_readers_and_kills() {
     let database = Database::new("fill", SHAPES_TABLES, SHAPES).await;
     database.at_source("DROP TABLE child").await;
@@ -146,6 +149,7 @@ async fn empty_tables_are_filled_all_at_once_despite_lost_readers_and_kills() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_snapshot_whose_holder_is_lost_starts_over_by_itself_and_says_why() {
     let database = Database::new("holder", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).section("[snapshot]\nworkers = 1\nmax_rate = \"400kB\"").start();
@@ -239,6 +243,7 @@ async fn staging_that_a_crash_of_one_server_process_has_emptied_is_not_published
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_snapshot_that_takes_too_long_for_the_source_says_what_it_holds_back() {
     let database = Database::new("overdue", FORUM, FORUM_SCHEMA).await;
     let section = "[snapshot]\nworkers = 1\nmax_rate = \"150kB\"\nmax_duration = \"1s\"";
@@ -310,6 +315,7 @@ async fn on_a_terminal(configuration: &std::path::Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn progress_is_bars_on_a_terminal_and_a_line_every_ten_seconds_elsewhere() {
     let database = Database::new("bars", FORUM, FORUM_SCHEMA).await;
     let slow = |rate: &str| Setup::of(&database).section(&format!("[snapshot]\nworkers = 1\nmax_rate = \"{rate}\""));

@@ -68,6 +68,7 @@ async fn while_waiting_for_a_long_transaction_at_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn in_the_middle_of_a_large_transaction() {
     let database = Database::new("stoplarge", FORUM, FORUM_SCHEMA).await;
     let setup = Setup::of(&database).section("[apply]\nbatch_bytes_max = \"64kB\"");

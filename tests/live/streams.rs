@@ -162,6 +162,7 @@ impl Session {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn interleaved_streams_with_savepoints_rollbacks_and_key_changes_arrive_exactly() {
     let seed = seed("interleaved_streams");
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
@@ -221,6 +222,7 @@ fn file(id: u32, kilobytes: u32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_rolled_back_value_of_which_the_source_sends_no_stream_abort_is_not_applied() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "unsaid", &["files"], FILES).await;
@@ -257,6 +259,7 @@ async fn a_rolled_back_value_of_which_the_source_sends_no_stream_abort_is_not_ap
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn values_of_many_megabytes_under_random_savepoints_arrive_exactly() {
     let mut rng = Rng::with_seed(seed("large_savepoints"));
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
@@ -293,6 +296,7 @@ async fn values_of_many_megabytes_under_random_savepoints_arrive_exactly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_altered_inside_a_rolled_back_savepoint_of_a_stream_keeps_its_shape() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "altered", STREAMED, STREAMED_SCHEMA).await;
@@ -329,6 +333,7 @@ async fn a_table_altered_inside_a_rolled_back_savepoint_of_a_stream_keeps_its_sh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_prepared_transaction_is_applied_at_commit_and_not_at_rollback_prepared() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "prepared", STREAMED, STREAMED_SCHEMA).await;
@@ -385,6 +390,7 @@ async fn a_full_spool_leaves_large_transactions_to_the_source_and_loses_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there_is_room() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "nospace", STREAMED, STREAMED_SCHEMA).await;
@@ -452,6 +458,7 @@ async fn a_spool_directory_that_cannot_be_written_is_named_and_nothing_is_stream
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_spool_directory_that_goes_away_while_streaming_loses_nothing() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "goesaway", STREAMED, STREAMED_SCHEMA).await;
@@ -467,6 +474,7 @@ async fn a_spool_directory_that_goes_away_while_streaming_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn files_of_a_killed_process_are_swept_by_the_next_start() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "swept", STREAMED, STREAMED_SCHEMA).await;
@@ -494,6 +502,7 @@ async fn files_of_a_killed_process_are_swept_by_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_is_spooled_is_readable_by_us_alone_whatever_the_umask() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let database = Database::on(&source, &destination, "umask", STREAMED, STREAMED_SCHEMA).await;

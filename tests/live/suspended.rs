@@ -203,6 +203,7 @@ async fn a_table_that_is_dropped_and_created_anew_is_copied_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_new_table_of_a_known_name_in_the_stream_is_no_obstacle_for_the_others() {
     let database = Database::new("asidename", TABLES, SCHEMA).await;
     database.at_source(&format!("CREATE PUBLICATION {} FOR ALL TABLES", database.name)).await;
@@ -269,6 +270,7 @@ async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_that_cannot_take_the_copy_waits_with_a_fix_while_others_stream() {
     let schema = format!("{SCHEMA} ALTER TABLE t ADD COLUMN o int REFERENCES other; UPDATE t SET o = 1 + id % 10;");
     // A foreign key between both: where it acted, the table would not be left behind.

@@ -129,6 +129,7 @@ async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgra
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_cluster_made_by_the_same_script_is_not_accepted_with_fewer_transactions() {
     let Some(bin) = bin_of(18) else { return };
     let cluster = new_source_of(&bin, &[]).await;
