@@ -252,7 +252,7 @@ pub fn not_carried(source: Vec<Thing>, here: &[Thing], created: impl Fn(&str) ->
         let comes = thing.class.comes_with_a_new_table() && thing.table.as_deref().is_some_and(&created);
         let other = known.get(&key(&thing));
         let is_same = other.is_some_and(|other| thing.class.is_same(&thing.makes, &other.makes));
-        // A column that the destination does not have is told of elsewhere.
+        // A column that the destination does not have is reported elsewhere.
         let lacks_column = thing.class == Class::Collation && other.is_none();
         if comes || is_same || lacks_column || !seen.insert(key(&thing)) {
             continue;

@@ -1,7 +1,7 @@
 //! Where tables that are followed are at the source now: under another name, or nowhere.
 //!
-//! Asked by callers that read the catalog ([`read_catalog`]: a start, a copy, `verify`), by `--accept-source-identity`, by `check`, and by the
-//! monitor when a table is not in the publication (`stream_health`). In come names and the OIDs that the bookkeeping knows; out
+//! Asked by callers that read the catalog ([`read_catalog`]: a start, a copy, `verify`), by `--accept-source-identity`, by `check`, and
+//! by the monitor when a table is not in the publication (`stream_health`). In come names and the OIDs that the bookkeeping knows; out
 //! goes the report for the operator. One query for any number of tables; it needs no lock and no privilege on them.
 
 use std::collections::BTreeSet;
