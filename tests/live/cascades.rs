@@ -112,6 +112,7 @@ async fn foreign_keys_with_actions_at_the_destination_alone_halt_until_the_hint_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn foreign_keys_that_act_alike_at_both_ends_are_no_obstacle_until_the_sources_goes() {
     let database = new("cascade_alike", false, TABLES, &(schema() + &keys())).await;
     database.at_destination(&(schema() + &keys()).replace("INSERT", "EXPLAIN INSERT")).await;

@@ -180,6 +180,7 @@ async fn a_schema_change_that_waits_for_a_standby_is_followed_once_visible() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_that_waits_for_a_migration_takes_the_columns_of_after_it() {
     for resnapshot in [false, true] {
         let database = Database::new(&format!("columnsmigrating{resnapshot}"), TABLES, SCHEMA).await;

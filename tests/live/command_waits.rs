@@ -153,6 +153,7 @@ async fn what_a_command_has_waited_for_is_its_own_and_not_what_others_wait_for()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_lock_is_waited_for_as_long_as_lock_timeout_says_and_no_shorter() {
     let database = Database::new("locklonger", &["t"], TABLE).await;
     let setup = Setup::of(&database).destination("lock_timeout = \"60s\"").destination("timeout = \"3s\"");

@@ -301,6 +301,7 @@ async fn source_wins_removes_a_rival_only_where_the_source_cannot_have_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_skipped_transaction_is_kept_whole_shown_and_replayed() {
     let database = Database::new("skip", TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
@@ -371,6 +372,7 @@ async fn a_skipped_transaction_is_kept_whole_shown_and_replayed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn conflict_show_prints_the_change_and_the_rows_of_both_ends_and_nothing_else_does() {
     let schema = "CREATE TYPE mood AS ENUM ('calm', 's3cret mood'); CREATE DOMAIN small AS int CHECK (VALUE < 1000);
         CREATE TABLE items (id int PRIMARY KEY, code text UNIQUE, feels mood, size small, tags mood[], at point);
@@ -467,6 +469,7 @@ async fn a_skip_wakes_a_halted_service_and_is_listed_until_it_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_large_transactions_conflict_is_told_skipped_or_won_as_well() {
     let database = Database::new("largeconflict", TABLES, SCHEMA).await;
     let small = "[apply]\nbatch_bytes_max = \"64kB\"";

@@ -669,6 +669,7 @@ async fn outage(outage: Outage) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+#[ignore = "takes long: make test-long"]
 async fn every_outage_is_said_once_and_explained_and_obeys_sigterm() {
     let kinds = stream::iter(OUTAGES).map(|kind| tokio::spawn(outage(*kind)));
     kinds.buffer_unordered(3).for_each(async |ended| ended.expect("an outage")).await;

@@ -173,6 +173,7 @@ async fn random_schema_changes_among_random_writes_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_depends_on_a_column_of_a_table_is_named_with_what_takes_it_away() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v int, w varchar(3)); INSERT INTO t VALUES (1, 1, 'a'); CREATE TABLE other (id int PRIMARY KEY)";
     let database = Database::of_superuser("evolve_dependants", &["t", "other"], schema).await;

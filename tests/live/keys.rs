@@ -171,6 +171,7 @@ async fn what_a_rule_of_18_let_through_that_was_dropped_for_a_while_ends_equal()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_constraint_dropped_for_a_while_halts_under_schema_changes_stop() {
     let case = &COPIED[0];
     let database = Database::new("keysstop", &["t"], case.schema).await;
@@ -188,6 +189,7 @@ async fn a_constraint_dropped_for_a_while_halts_under_schema_changes_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn keys_that_are_made_again_and_identities_that_stay_exact_lead_to_no_copy() {
     let cases: &[(&str, &str, &[&str])] = &[
         (

@@ -319,6 +319,7 @@ async fn trees_become_equal(database: &Database, changes: &[(&str, String)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_emptied_by_the_transaction_that_creates_them_leave_no_rows() {
     let (database, changes) = emptied_trees("createdlive").await;
     let service = Setup::of(&database).start();
@@ -657,6 +658,7 @@ async fn rows_that_came_before_a_partition_was_seen_empty_are_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_that_large_transactions_create_fill_and_lose_leave_no_rows() {
     let tables = ["whole", "part", "gone"];
     let schema: Vec<String> = tables
@@ -815,6 +817,7 @@ async fn a_copy_survives_partitions_that_come_while_it_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn copies_that_are_given_up_are_paced_and_each_says_why() {
     let database = two_tables("leafgiven").await;
     let (service, _pause) = copies(&database).await;

@@ -12,6 +12,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
     let seed = seed("cut_stalled_and_slow_links");
     let database = Database::new("links", workload::TABLES, workload::SCHEMA).await;
@@ -54,6 +55,7 @@ async fn cut_stalled_and_slow_links_lose_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn restarts_of_either_server_are_waited_for_with_one_line_a_change() {
     let (mut source, mut destination) = (new_source(&[]).await, new_destination(&[]).await);
     let mut database = Database::on(&source, &destination, "restarts", FORUM, FORUM_SCHEMA).await;
@@ -96,6 +98,7 @@ async fn servers_that_are_not_there_yet_are_waited_for_at_the_first_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_source_is_answered_while_the_destination_is_busy() {
     let source = new_source(&[]).await;
     let database = Database::on(&source, destination().await, "busy", FORUM, FORUM_SCHEMA).await;
@@ -115,6 +118,7 @@ async fn the_source_is_answered_while_the_destination_is_busy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_silent_destination_does_not_keep_the_source_from_shutting_down() {
     let mut source = new_source(&[]).await;
     let mut database = Database::on(&source, destination().await, "silent", FORUM, FORUM_SCHEMA).await;

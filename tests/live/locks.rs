@@ -221,6 +221,7 @@ async fn looking_at_a_table_locks_none_of_its_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_start_waits_for_no_lock_on_tables_that_are_followed() {
     let database = with_partitions(source().await, destination().await, "startlocked").await;
     database.at_source("CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE free (id int PRIMARY KEY)").await;
