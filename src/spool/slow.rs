@@ -47,7 +47,7 @@ pub(super) struct SlowSpool {
     telemetry: Arc<Telemetry>,
     path: PathBuf,
     progress: DiskProgress,
-    standing: Option<Standing>,
+    standing: Option<SlowWait>,
     /// Under which name the wait stands in telemetry.
     shown_as: &'static str,
     /// When a wait of any handle was last told.
@@ -57,7 +57,7 @@ pub(super) struct SlowSpool {
 
 /// A wait that is not over.
 #[derive(Clone, Copy, Debug)]
-struct Standing {
+struct SlowWait {
     since: Instant,
     at: SystemTime,
     /// The progress that was seen last, and when it was seen first.
@@ -65,10 +65,10 @@ struct Standing {
     still_since: Instant,
 }
 
-impl Standing {
-    fn begin(moved: u64) -> Standing {
+impl SlowWait {
+    fn begin(moved: u64) -> SlowWait {
         let now = Instant::now();
-        Standing { since: now, at: SystemTime::now(), moved, still_since: now }
+        SlowWait { since: now, at: SystemTime::now(), moved, still_since: now }
     }
 
     /// Whether the disk, which has come so far by `now`, has stood still for too long.
@@ -111,7 +111,7 @@ impl SlowSpool {
         let progress = self.progress.clone();
         let mut work = pin!(work);
         loop {
-            let standing = self.standing.get_or_insert_with(|| Standing::begin(progress.now()));
+            let standing = self.standing.get_or_insert_with(|| SlowWait::begin(progress.now()));
             let wait = if self.is_shown { LOOK_EVERY } else { TOLD_AFTER.saturating_sub(standing.since.elapsed()) };
             tokio::select! {
                 biased;
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_disk_is_given_up_for_standing_still_and_not_for_being_slow() {
-        let mut standing = Standing::begin(0);
+        let mut standing = SlowWait::begin(0);
         let at = |seconds: u64| standing.since + Duration::from_secs(seconds);
         let looks = [(0, 59), (1, 61), (1, 100), (2, 119), (3, 175), (4, 1000), (4, 1059)]
             .map(|(moved, seconds)| (moved, at(seconds)));

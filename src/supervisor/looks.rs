@@ -64,13 +64,14 @@ pub(super) enum Due {
 /// How long the question that is open has stood, and why.
 #[derive(Default)]
 pub(super) struct LookWait {
-    standing: Option<Standing>,
+    pending: Option<PendingLook>,
     /// The transaction that was told last: a new attempt comes to the same mark.
     told: Option<u32>,
     is_shown: bool,
 }
 
-struct Standing {
+/// A question without an answer yet.
+struct PendingLook {
     asked: LookAsked,
     since: Instant,
     at: SystemTime,
@@ -85,39 +86,39 @@ const SHOWN_AS: &str = "schema change";
 impl LookWait {
     /// Why the question has no answer after this try.
     pub(super) fn because(&mut self, reason: Unanswered) {
-        if let Some(standing) = &mut self.standing {
-            standing.reason = Some(reason);
+        if let Some(pending) = &mut self.pending {
+            pending.reason = Some(reason);
         }
     }
 
     /// Its transaction is not visible: asks who holds it back, once that is worth a word.
     pub(super) async fn unseen(&mut self, client: &SqlClient, asked: LookAsked) -> Result<(), SessionError> {
-        let Some(standing) = self.standing.as_mut().filter(|standing| standing.asked == asked) else { return Ok(()) };
-        let is_due = standing.words_at.is_none_or(|at| at.elapsed() >= WORDS_EVERY);
-        if standing.since.elapsed() >= TOLD_AFTER && is_due {
-            standing.words_at = Some(Instant::now());
-            standing.reason = Some(Unanswered::Unseen(held_back_words(client, asked.transaction).await?));
+        let Some(pending) = self.pending.as_mut().filter(|pending| pending.asked == asked) else { return Ok(()) };
+        let is_due = pending.words_at.is_none_or(|at| at.elapsed() >= WORDS_EVERY);
+        if pending.since.elapsed() >= TOLD_AFTER && is_due {
+            pending.words_at = Some(Instant::now());
+            pending.reason = Some(Unanswered::Unseen(held_back_words(client, asked.transaction).await?));
         }
         Ok(())
     }
 
     /// Looks at the question that is open now, if any: tells a wait that lasts, and returns the one that has lasted too long.
     pub(super) fn observe(&mut self, open: Option<LookAsked>, telemetry: &Telemetry) -> Option<(u32, GivenUp)> {
-        self.standing = open.map(|asked| match self.standing.take() {
-            Some(standing) if standing.asked == asked => standing,
+        self.pending = open.map(|asked| match self.pending.take() {
+            Some(pending) if pending.asked == asked => pending,
             Some(_) | None => {
-                Standing { asked, since: Instant::now(), at: SystemTime::now(), reason: None, words_at: None }
+                PendingLook { asked, since: Instant::now(), at: SystemTime::now(), reason: None, words_at: None }
             }
         });
-        let told = self.standing.as_ref().filter(|standing| standing.since.elapsed() >= TOLD_AFTER);
-        let Some((standing, reason)) = told.and_then(|standing| Some((standing, standing.reason.as_ref()?))) else {
+        let told = self.pending.as_ref().filter(|pending| pending.since.elapsed() >= TOLD_AFTER);
+        let Some((pending, reason)) = told.and_then(|pending| Some((pending, pending.reason.as_ref()?))) else {
             if std::mem::take(&mut self.is_shown) {
                 telemetry.waits(SHOWN_AS, Vec::new());
             }
             return None;
         };
-        let transaction = standing.asked.transaction;
-        let since = humantime::format_rfc3339_seconds(standing.at);
+        let transaction = pending.asked.transaction;
+        let since = humantime::format_rfc3339_seconds(pending.at);
         let reason_words = match reason {
             Unanswered::Unseen(words) => words.clone(),
             Unanswered::Unread(error) => {
@@ -133,7 +134,7 @@ impl LookWait {
         }
         telemetry.waits(SHOWN_AS, vec![text]);
         self.is_shown = true;
-        if standing.since.elapsed() < LOOK_MAX {
+        if pending.since.elapsed() < LOOK_MAX {
             return None;
         }
         match reason {

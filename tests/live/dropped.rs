@@ -9,7 +9,7 @@ const SCHEMA: &str = "
     CREATE TABLE u (id int PRIMARY KEY, v text); INSERT INTO u SELECT i, 'u' FROM generate_series(1, 100) i;
     CREATE TABLE w (id int PRIMARY KEY, v text); INSERT INTO w SELECT i, 'w' FROM generate_series(1, 100) i;";
 
-async fn followed(name: &str) -> (Database, Service) {
+async fn following(name: &str) -> (Database, Service) {
     let database = Database::new(name, TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;
@@ -37,7 +37,7 @@ async fn is_told(setup: &Setup, service: &Service, says: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn a_dropped_table_is_named_and_removing_it_lets_the_others_stream() {
-    let (mut database, service) = followed("dropstream").await;
+    let (mut database, service) = following("dropstream").await;
     let rows = "SELECT count(*) || md5(string_agg(u::text, ',' ORDER BY id)) FROM u";
     let before = database.destination_value(rows).await;
     database.at_source("DROP TABLE u; UPDATE t SET v = 'behind' WHERE id < 50").await;
@@ -68,7 +68,7 @@ async fn a_dropped_table_is_named_and_removing_it_lets_the_others_stream() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
-    let (database, service) = followed("dropagain").await;
+    let (database, service) = following("dropagain").await;
     service.stop().await;
     database.at_source("BEGIN; UPDATE u SET v = 'last'; UPDATE t SET v = 'last'; COMMIT; DROP TABLE u").await;
     let service = Setup::of(&database).start();
@@ -91,7 +91,7 @@ async fn a_dropped_table_that_is_created_again_is_copied_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_table_that_is_created_again_while_a_start_looks_for_it_is_copied() {
-    let (database, service) = followed("dropraced").await;
+    let (database, service) = following("dropraced").await;
     service.stop().await;
     database.at_source("DROP TABLE u").await;
     let (setup, pause) = Pause::at("catalog.problem", Setup::of(&database));
@@ -109,7 +109,7 @@ async fn a_dropped_table_that_is_created_again_while_a_start_looks_for_it_is_cop
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_dropped_tables_are_named_together_even_when_their_names_are_reused() {
-    let (mut database, service) = followed("dropseveral").await;
+    let (mut database, service) = following("dropseveral").await;
     service.stop().await;
     // One waits for a copy, and a view has the other's name.
     database

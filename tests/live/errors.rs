@@ -5,7 +5,7 @@ use crate::support::roles::{Roles, reader, writer};
 use crate::support::{Database, Script, Setup, destination, new_destination, new_source, source};
 
 /// Asserts that the output has each of these texts, in this order.
-fn says(output: &str, texts: &[&str]) {
+fn says_in_order(output: &str, texts: &[&str]) {
     let mut rest = output;
     for text in texts {
         let at = rest.find(text).unwrap_or_else(|| panic!("no {text:?} in (the rest of)\n{output}"));
@@ -30,7 +30,10 @@ async fn wal_level_must_be_logical() {
     let source = new_source(&[("wal_level", "replica")]).await;
     let database = Database::on(&source, destination().await, "wallevel", ONE, ONE_SCHEMA).await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["error: wal_level is replica at the source", "HINT:", "ALTER SYSTEM SET wal_level = logical;"]);
+    says_in_order(
+        &output,
+        &["error: wal_level is replica at the source", "HINT:", "ALTER SYSTEM SET wal_level = logical;"],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,7 +45,7 @@ async fn the_role_needs_replication() {
     let mut setup = Setup::of(&database);
     setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
     let output = setup.start().ends_with(1).await;
-    says(&output, &["error: role", &role, "REPLICATION", "HINT:", "ALTER ROLE", "REPLICATION;"]);
+    says_in_order(&output, &["error: role", &role, "REPLICATION", "HINT:", "ALTER ROLE", "REPLICATION;"]);
     database.at_source(&hinted_sql(&output)).await;
     let service = setup.start();
     service.streams().await;
@@ -56,7 +59,7 @@ async fn a_slot_and_a_walsender_must_be_free() {
     let database = Database::on(&source, destination().await, "noslot", ONE, ONE_SCHEMA).await;
     database.at_source("SELECT pg_create_physical_replication_slot('taken')").await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["all 1 replication slots at the source are taken", "HINT:", "max_replication_slots"]);
+    says_in_order(&output, &["all 1 replication slots at the source are taken", "HINT:", "max_replication_slots"]);
 
     // A resnapshot needs one more, a temporary one.
     database.at_source("SELECT pg_drop_replication_slot('taken')").await;
@@ -64,12 +67,12 @@ async fn a_slot_and_a_walsender_must_be_free() {
     service.streams().await;
     service.stop().await;
     let output = Setup::of(&database).argument("--resnapshot").start().ends_with(1).await;
-    says(&output, &["all 1 replication slots at the source are taken", "HINT:", "max_replication_slots"]);
+    says_in_order(&output, &["all 1 replication slots at the source are taken", "HINT:", "max_replication_slots"]);
 
     let source = new_source(&[("max_wal_senders", "0")]).await;
     let database = Database::on(&source, destination().await, "nosender", ONE, ONE_SCHEMA).await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["max_wal_senders is 0", "HINT:", "ALTER SYSTEM SET max_wal_senders"]);
+    says_in_order(&output, &["max_wal_senders is 0", "HINT:", "ALTER SYSTEM SET max_wal_senders"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +87,7 @@ async fn a_publication_that_we_may_not_create_is_asked_for_with_its_sql() {
     let mut setup = Setup::of(&database);
     setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
     let output = setup.start().ends_with(1).await;
-    says(
+    says_in_order(
         &output,
         &["publication", "does not exist at the source, and our role may not create it", "CREATE PUBLICATION"],
     );
@@ -102,7 +105,7 @@ async fn a_publication_that_leaves_something_out_is_refused() {
         .at_source(&format!("CREATE PUBLICATION {} FOR TABLE t WITH (publish = 'insert, update')", database.name))
         .await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["leaves out delete, truncate", "HINT:", "ALTER PUBLICATION"]);
+    says_in_order(&output, &["leaves out delete, truncate", "HINT:", "ALTER PUBLICATION"]);
     database.at_source(&hinted_sql(&output)).await;
     let service = Setup::of(&database).start();
     service.streams().await;
@@ -113,15 +116,15 @@ async fn a_publication_that_leaves_something_out_is_refused() {
 async fn tables_must_exist_and_be_tables() {
     let database = Database::new("notable", &["t", "missing", "other.gone"], ONE_SCHEMA).await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["tables public.missing, other.gone not found at the source"]);
+    says_in_order(&output, &["tables public.missing, other.gone not found at the source"]);
 
     let database = Database::new("view", &["v"], "CREATE TABLE t (id int); CREATE VIEW v AS SELECT * FROM t").await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["public.v is a view, which cannot be replicated"]);
+    says_in_order(&output, &["public.v is a view, which cannot be replicated"]);
 
     let database = Database::new("unlogged", &["u"], "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)").await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["unlogged", "ALTER TABLE public.u SET LOGGED;"]);
+    says_in_order(&output, &["unlogged", "ALTER TABLE public.u SET LOGGED;"]);
     database.at_source(&hinted_sql(&output)).await;
     let service = Setup::of(&database).start();
     service.streams().await;
@@ -132,7 +135,7 @@ async fn tables_must_exist_and_be_tables() {
 async fn a_table_without_identity_is_not_published_lest_the_sources_updates_fail() {
     let database = Database::new("noid", &["h"], "CREATE TABLE h (v text); INSERT INTO h VALUES ('x')").await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(
+    says_in_order(
         &output,
         &["table public.h has no replica identity", "the source application's own UPDATE", "REPLICA IDENTITY FULL"],
     );
@@ -150,7 +153,7 @@ async fn source_and_destination_must_differ() {
     // By another road, so that the text does not give it away.
     setup.destination_url = source().await.tcp_url(&database.name);
     let output = setup.start().ends_with(1).await;
-    says(&output, &["source and destination are the same database"]);
+    says_in_order(&output, &["source and destination are the same database"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +161,10 @@ async fn a_slot_that_this_destination_knows_nothing_of_is_not_touched() {
     let database = Database::new("foreign", ONE, ONE_SCHEMA).await;
     database.at_source(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", database.name)).await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["exists but this destination has no record of it", "DETAIL:", "HINT:", "pg_drop_replication_slot"]);
+    says_in_order(
+        &output,
+        &["exists but this destination has no record of it", "DETAIL:", "HINT:", "pg_drop_replication_slot"],
+    );
     let count = format!("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
     assert_eq!(database.source_value(&count).await.as_deref(), Some("1"), "the slot is still there");
     database.at_source(&hinted_sql(&output)).await;
@@ -198,7 +204,7 @@ async fn a_slot_in_use_by_somebody_else_is_said() {
     let mut setup = Setup::of(&database);
     setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
     let output = setup.start().ends_with(1).await;
-    says(&output, &["replication slot", "is in use by process", "HINT:"]);
+    says_in_order(&output, &["replication slot", "is in use by process", "HINT:"]);
     pump.kill().unwrap();
     pump.wait().unwrap();
 }
@@ -216,7 +222,7 @@ async fn another_source_another_table_set_another_slot_are_told_apart() {
     let mut setup = Setup::of(&database);
     setup.source_url = elsewhere.url(&other.name);
     let output = setup.start().ends_with(1).await;
-    says(&output, &["the destination was fed by another source", "system identifier"]);
+    says_in_order(&output, &["the destination was fed by another source", "system identifier"]);
 
     // A table more is copied, one less is no longer followed: also where that is the whole set.
     database
@@ -237,7 +243,7 @@ async fn another_source_another_table_set_another_slot_are_told_apart() {
     let mut setup = Setup::of(&database);
     setup.slot.push_str("_2");
     let output = setup.start().ends_with(1).await;
-    says(&output, &["this destination is fed through slot", &database.name]);
+    says_in_order(&output, &["this destination is fed through slot", &database.name]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +255,7 @@ async fn a_slot_ahead_of_the_position_is_lost_history_and_not_started() {
     // As after a restore of the destination from a backup.
     database.at_destination("UPDATE headwater.position SET position = position - 8").await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(
+    says_in_order(
         &output,
         &["ahead of the destination's position", "DETAIL:", "restored or failed over", "HINT:", "--resnapshot"],
     );
@@ -264,7 +270,7 @@ async fn destination_tables_with_rows_need_the_operators_word() {
         )
         .await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["destination tables already have rows", "Table public.t has 1 row.", "--resnapshot"]);
+    says_in_order(&output, &["destination tables already have rows", "Table public.t has 1 row.", "--resnapshot"]);
     let nothing = "SELECT (to_regnamespace('headwater') IS NULL)::text";
     assert_eq!(database.destination_value(nothing).await.as_deref(), Some("true"), "nothing was touched");
     let slots = format!("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
@@ -281,7 +287,7 @@ async fn we_refuse_to_be_a_synchronous_standby() {
     let source = new_source(&[("synchronous_standby_names", "*"), ("synchronous_commit", "local")]).await;
     let database = Database::on(&source, destination().await, "sync", ONE, ONE_SCHEMA).await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(&output, &["would be a synchronous standby", "HINT:", "synchronous_standby_names"]);
+    says_in_order(&output, &["would be a synchronous standby", "HINT:", "synchronous_standby_names"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,12 +313,12 @@ async fn wrong_password_database_and_host_are_clear_and_show_no_password() {
     let mut setup = Setup::of(&database);
     setup.source_url = source().await.tcp_url("nosuchdatabase");
     let output = setup.start().ends_with(1).await;
-    says(&output, &["source:", "database \"nosuchdatabase\" does not exist", "HINT:", "source.url"]);
+    says_in_order(&output, &["source:", "database \"nosuchdatabase\" does not exist", "HINT:", "source.url"]);
 
     let mut setup = Setup::of(&database);
     setup.destination_url = destination().await.tcp_url(&database.name).replace("postgres@", "nobody:hunter2@");
     let output = setup.start().ends_with(1).await;
-    says(&output, &["destination:", "role \"nobody\" does not exist"]);
+    says_in_order(&output, &["destination:", "role \"nobody\" does not exist"]);
     assert!(!output.contains("hunter2"));
 
     // A host that does not answer is waited for, with one line.
@@ -339,7 +345,7 @@ async fn columns_that_do_not_fit_are_all_listed_with_their_alter() {
         .at_destination("CREATE TABLE t (id int PRIMARY KEY, name varchar(20), price numeric(8, 1), at timestamp, mine int NOT NULL)")
         .await;
     let output = Setup::of(&database).start().ends_with(1).await;
-    says(
+    says_in_order(
         &output,
         &[
             "table public.t at the destination does not fit the source",
@@ -368,7 +374,7 @@ async fn a_destination_role_that_may_not_create_is_told_the_grant() {
     let mut setup = Setup::of(&database);
     setup.destination_url = setup.destination_url.replace("postgres@", &format!("{role}@"));
     let output = setup.start().ends_with(1).await;
-    says(&output, &["may not create schemas at the destination", "HINT:", "GRANT CREATE ON DATABASE"]);
+    says_in_order(&output, &["may not create schemas at the destination", "HINT:", "GRANT CREATE ON DATABASE"]);
     database.at_destination(&hinted_sql(&output)).await;
     database.at_destination(&format!("GRANT CREATE ON SCHEMA public TO {role}")).await;
     let service = setup.start();
@@ -391,7 +397,7 @@ async fn rows_hidden_by_row_level_security_are_an_error_not_a_smaller_copy() {
     let mut setup = Setup::of(&database);
     setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
     let output = setup.start().ends_with(1).await;
-    says(&output, &["row-level security of table public.t would hide rows", "BYPASSRLS"]);
+    says_in_order(&output, &["row-level security of table public.t would hide rows", "BYPASSRLS"]);
     database.at_source(&hinted_sql(&output)).await;
     let service = setup.start();
     service.streams().await;
@@ -435,9 +441,9 @@ async fn a_parameter_in_options_that_does_not_take_its_value_is_named() {
         url.push_str(&format!("{mark}options=-c%20statement_timeout%3Dsecret"));
         let output = setup.start().ends_with(1).await;
         let named = format!("{end}: connecting: invalid value for parameter \"statement_timeout\"");
-        says(&output, &["error: ", &named, "HINT:", &format!("options of {end}.url")]);
+        says_in_order(&output, &["error: ", &named, "HINT:", &format!("options of {end}.url")]);
         let checked = setup.command(&["check"]).await.exits(1);
-        says(&checked.out, &[&named]);
+        says_in_order(&checked.out, &[&named]);
         assert!(!checked.out.contains("secret") && !output.contains("secret"), "{output}");
     }
 }
@@ -450,8 +456,8 @@ async fn a_function_that_the_destination_keeps_from_us_is_named_as_the_destinati
     database.at_destination("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC").await;
     let setup = Setup::of(&database);
     let refused = "destination: looking at the destination: permission denied for function pg_control_system";
-    says(&setup.command(&["check"]).await.exits(1).out, &[refused]);
-    says(&setup.start().ends_with(1).await, &["error: ", refused]);
+    says_in_order(&setup.command(&["check"]).await.exits(1).out, &[refused]);
+    says_in_order(&setup.start().ends_with(1).await, &["error: ", refused]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -473,7 +479,7 @@ async fn an_event_trigger_that_refuses_a_schema_change_halts_the_stream_until_it
     service.is("waiting").await;
     let (code, text) = service.command(&["explain"]).await;
     assert_eq!(code, Some(1), "{text}");
-    says(&text, &["an exception was raised in a function or trigger"]);
+    says_in_order(&text, &["an exception was raised in a function or trigger"]);
     database.at_destination("DROP EVENT TRIGGER frozen").await;
     service.streams().await;
     database.assert_catches_up().await;
@@ -500,7 +506,7 @@ async fn too_many_connections_at_either_end_halt_a_running_service_until_one_is_
         let (code, text) = service.command(&["explain"]).await;
         assert_eq!(code, Some(1), "{text}");
         let statement = format!("ALTER ROLE {role} CONNECTION LIMIT 20;");
-        says(&text, &[&format!("{end}: "), "too many connections for role", "SQLSTATE 53300", &statement]);
+        says_in_order(&text, &[&format!("{end}: "), "too many connections for role", "SQLSTATE 53300", &statement]);
         client.script("following the hint", &statement).await.unwrap();
         service.streams().await;
         database.at_source(&format!("UPDATE t SET v = '{end}'")).await;

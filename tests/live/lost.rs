@@ -15,13 +15,9 @@ const MEANWHILE: &str = "DELETE FROM u WHERE id < 50; DELETE FROM t WHERE id < 5
     INSERT INTO t SELECT i, i FROM generate_series(2001, 2100) i; INSERT INTO u VALUES (2001, 2001)";
 
 /// A database that was followed and is not any more.
-async fn followed(name: &str, from: &Cluster) -> Database {
+async fn followed_from(name: &str, from: &Cluster) -> Database {
     let database = Database::on(from, destination().await, name, TABLES, SCHEMA).await;
-    let service = Setup::of(&database).start();
-    service.streams().await;
-    database.at_source("UPDATE t SET n = n + 1 WHERE id = 1000").await;
-    database.assert_catches_up().await;
-    service.stop().await;
+    database.follows_then_stops("UPDATE t SET n = n + 1 WHERE id = 1000").await;
     database
 }
 
@@ -92,7 +88,7 @@ async fn is_copied_only_when_asked(database: &Database, says: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn a_dropped_slot_is_never_replaced_in_silence() {
-    let database = followed("dropped", source().await).await;
+    let database = followed_from("dropped", source().await).await;
     database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
     database.at_source(MEANWHILE).await;
     is_told_then_mended(&database, &["does not exist at the source any more", "The destination stands at"]).await;
@@ -123,7 +119,7 @@ async fn a_slot_that_is_lost_under_the_running_service_is_mended_by_it() {
 async fn a_slot_whose_wal_was_removed_is_told_with_the_setting_that_did_it() {
     let source =
         new_source(&[("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")]).await;
-    let database = followed("walremoved", &source).await;
+    let database = followed_from("walremoved", &source).await;
     database.at_source(MEANWHILE).await;
     for _ in 0..6 {
         database.at_source("SELECT pg_logical_emit_message(true, 'x', 'x'); SELECT pg_switch_wal(); CHECKPOINT").await;
@@ -195,7 +191,7 @@ async fn how_long_a_slot_has_left_is_told_before_it_is_lost() {
 async fn a_slot_that_was_idle_for_too_long_is_told_with_the_setting_that_did_it() {
     let Some(bin) = bin_of(18) else { return };
     let source = new_source_of(&bin, &[("idle_replication_slot_timeout", "1s")]).await;
-    let database = followed("idletimeout", &source).await;
+    let database = followed_from("idletimeout", &source).await;
     database.at_source(MEANWHILE).await;
     let lost = format!("SELECT invalidation_reason FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
     eventually("the slot is invalidated", || async {
@@ -211,7 +207,7 @@ async fn a_slot_that_was_idle_for_too_long_is_told_with_the_setting_that_did_it(
 #[ignore = "takes long: make test-long"]
 async fn a_source_restored_from_an_older_state_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
-    let mut database = followed("restored", &source).await;
+    let mut database = followed_from("restored", &source).await;
     source.stop(StopMode::Fast).await.unwrap();
     let mut yesterday = source.copy(&parent(), "yesterday", &[], false).unwrap();
     source.start().await.unwrap();
@@ -233,7 +229,7 @@ async fn a_source_restored_from_an_older_state_is_copied_only_when_asked() {
 #[ignore = "takes long: make test-long"]
 async fn a_copy_of_the_sources_files_with_fewer_transactions_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
-    let mut database = followed("filecopy", &source).await;
+    let mut database = followed_from("filecopy", &source).await;
     source.stop(StopMode::Fast).await.unwrap();
     let mut copy = source.copy(&parent(), "filecopy", &[], false).unwrap();
     source.start().await.unwrap();
@@ -264,7 +260,7 @@ async fn a_copy_of_the_sources_files_with_fewer_transactions_is_copied_only_when
 #[ignore = "takes long: make test-long"]
 async fn a_timeline_that_left_before_the_position_is_copied_only_when_asked() {
     let mut source = new_source(&[]).await;
-    let mut database = followed("timeline", &source).await;
+    let mut database = followed_from("timeline", &source).await;
     source.stop(StopMode::Fast).await.unwrap();
     // A standby that has received nothing since.
     let mut standby =
@@ -329,7 +325,7 @@ async fn a_destination_that_went_back_is_lost_history_and_mended_with_its_delete
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn a_slot_ahead_of_the_position_is_told_then_mended_by_itself() {
-    let database = followed("slotahead", source().await).await;
+    let database = followed_from("slotahead", source().await).await;
     database.at_source(MEANWHILE).await;
     // What an older state of the destination looks like to the source.
     let advance = format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", database.name);
@@ -339,7 +335,7 @@ async fn a_slot_ahead_of_the_position_is_told_then_mended_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_it() {
-    let database = followed("slottaken", source().await).await;
+    let database = followed_from("slottaken", source().await).await;
     // A copy of the destination takes over, with the same configuration; then the original is started once more.
     let clone = format!("{}_clone", database.name);
     let admin = destination().await.connect("postgres").await.unwrap();
@@ -378,7 +374,7 @@ async fn a_slot_ahead_of_the_position_that_feeds_another_destination_is_left_to_
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn another_cluster_is_copied_only_when_asked() {
-    let mut database = followed("othercluster", source().await).await;
+    let mut database = followed_from("othercluster", source().await).await;
     let other = new_source(&[]).await;
     let admin = other.connect("postgres").await.unwrap();
     admin.script("a database", &format!("CREATE DATABASE {}", database.name)).await.unwrap();
@@ -391,7 +387,7 @@ async fn another_cluster_is_copied_only_when_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_of_the_source_that_was_renamed_is_followed_without_a_copy() {
     let cluster = new_source(&[]).await;
-    let mut database = followed("renamed", &cluster).await;
+    let mut database = followed_from("renamed", &cluster).await;
     let admin = cluster.connect("postgres").await.unwrap();
     drop(std::mem::replace(&mut database.source, cluster.connect("postgres").await.unwrap()));
     let (old, new) = (database.name.clone(), format!("{}_new", database.name));
@@ -417,7 +413,7 @@ async fn a_database_of_the_source_that_was_renamed_is_followed_without_a_copy() 
 #[ignore = "takes long: make test-long"]
 async fn another_database_of_the_source_is_copied_only_when_asked() {
     let cluster = new_source(&[]).await;
-    let mut database = followed("otherdatabase", &cluster).await;
+    let mut database = followed_from("otherdatabase", &cluster).await;
     let admin = cluster.connect("postgres").await.unwrap();
     drop(std::mem::replace(&mut database.source, cluster.connect("postgres").await.unwrap()));
     let sql = format!(
@@ -435,7 +431,7 @@ async fn another_database_of_the_source_is_copied_only_when_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_lacks_most_rows_of_a_table_is_published_only_when_asked() {
-    let database = followed("lacksmost", source().await).await;
+    let database = followed_from("lacksmost", source().await).await;
     database.at_source(&format!("SELECT pg_drop_replication_slot('{}')", database.name)).await;
     // Half of one, all but a few of the other.
     database.at_source("DELETE FROM u WHERE id > 10; DELETE FROM t WHERE id > 500").await;
@@ -519,7 +515,7 @@ async fn most_rows_of_a_table_are_deleted_only_when_asked_however_small_it_is() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_was_begun_by_itself_is_not_finished_from_another_server() {
     let mut cluster = new_source(&[]).await;
-    let mut database = followed("begunelse", &cluster).await;
+    let mut database = followed_from("begunelse", &cluster).await;
     // An older state, to come back once a copy of the newer one has begun.
     cluster.stop(StopMode::Fast).await.unwrap();
     let mut older = cluster.copy(&parent(), "older", &[], false).unwrap();
@@ -559,7 +555,7 @@ async fn a_copy_that_was_begun_by_itself_is_not_finished_from_another_server() {
 #[ignore = "takes long: make test-long"]
 async fn a_word_that_was_given_for_one_server_does_not_hold_for_another() {
     let mut cluster = new_source(&[]).await;
-    let mut database = followed("wordelse", &cluster).await;
+    let mut database = followed_from("wordelse", &cluster).await;
     cluster.stop(StopMode::Fast).await.unwrap();
     let mut older = cluster.copy(&parent(), "older", &[], false).unwrap();
     cluster.start().await.unwrap();

@@ -1,12 +1,12 @@
 //! Who we are and whom we trust: password methods, TLS strengths, password files.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use headwater::commands::demo::Cluster;
 
 use crate::support::certificates::{Certificates, with_hba};
-use crate::support::{Database, Script, Setup, destination, new_source, parent};
+use crate::support::{Database, Script, Setup, bin_of, destination, new_source, parent};
 
 const ONE: &[&str] = &["t"];
 const ONE_SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x');";
@@ -183,13 +183,7 @@ async fn the_systems_roots_are_trusted_when_they_are_asked_for_and_only_then() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_begun_at_once_where_the_server_knows_how() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers");
-    let found = std::process::Command::new(script).arg("17").output();
-    let Some(bin) = found.ok().filter(|output| output.status.success()) else {
-        println!("left out: no server of major 17 could be fetched");
-        return;
-    };
-    let bin = PathBuf::from(String::from_utf8_lossy(&bin.stdout).trim());
+    let Some(bin) = bin_of(17) else { return };
     let certificates = Certificates::new();
     let source = tls_source(&bin, &certificates).await;
     let database = Database::on(&source, destination().await, "direct", ONE, ONE_SCHEMA).await;

@@ -42,10 +42,6 @@ async fn in_the_end<F: Future<Output = Option<()>>>(what: &str, mut question: im
     }
 }
 
-async fn same(database: &Database, sql: &str) -> Option<()> {
-    (database.source_value(sql).await == database.destination_value(sql).await).then_some(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenth_of_a_core_and_a_large_row_do_not_cost_the_lead() {
     let megabytes = size("HEADWATER_STARVED_ROW_MB", 32);
@@ -65,7 +61,7 @@ async fn a_tenth_of_a_core_and_a_large_row_do_not_cost_the_lead() {
         database.at_source(&format!("INSERT INTO t VALUES ({id}, '\\x00')")).await;
     }
     let content = "SELECT count(*) || ' ' || sum(length(body)) FROM t";
-    in_the_end("the row is there", || same(&database, content)).await;
+    in_the_end("the row is there", || database.answer_alike(content)).await;
     assert_still_leads(&database, &service, &leader).await;
     println!("{megabytes} MB: at most {} MB resident", service.resident_max_bytes() >> 20);
     drop(starved);
@@ -94,7 +90,7 @@ async fn a_start_with_many_tables_does_not_cost_the_lead() {
     assert_still_leads(&database, &service, &leader).await;
     let last = format!("SELECT count(*)::text FROM t{}", count - 1);
     database.at_source(&format!("INSERT INTO t{} VALUES (2, 'b')", count - 1)).await;
-    eventually("a change is applied", || same(&database, &last)).await;
+    eventually("a change is applied", || database.answer_alike(&last)).await;
     assert_still_leads(&database, &service, &leader).await;
     service.stop().await;
 }
@@ -175,7 +171,7 @@ async fn what_a_leader_that_froze_inside_a_transaction_has_locked_is_free_for_th
     let began = Instant::now();
     eventually("another session leads", || async { (leads(&database).await? != leader).then_some(()) }).await;
     assert!(began.elapsed() < Duration::from_secs(8), "it took {:?}", began.elapsed());
-    eventually("all rows are there", || same(&database, "SELECT count(*)::text FROM t")).await;
+    eventually("all rows are there", || database.answer_alike("SELECT count(*)::text FROM t")).await;
     frozen.signal("CONT");
     frozen.is("standby").await;
     database.assert_catches_up().await;

@@ -5,14 +5,9 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::support::command::assert_says;
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
 use crate::support::{Database, Setup, eventually, headwater};
-
-fn says(output: &str, wanted: &[&str]) {
-    for text in wanted {
-        assert!(output.contains(text), "no {text:?} in\n{output}");
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_tells_where_the_copy_stands_while_the_service_runs_and_when_it_is_down() {
@@ -26,7 +21,7 @@ async fn status_tells_where_the_copy_stands_while_the_service_runs_and_when_it_i
         (code == Some(0) && !output.contains("was not read yet")).then_some(output)
     })
     .await;
-    says(
+    assert_says(
         &output,
         &["The copy is fresh.", "streaming for", "1,234", "5,000", "public.messages", "reserved", "heartbeat"],
     );
@@ -47,7 +42,7 @@ async fn status_tells_where_the_copy_stands_while_the_service_runs_and_when_it_i
     })
     .await;
     let stands = format!("stands at {position}");
-    says(
+    assert_says(
         &output,
         &[&stands, "of WAL are not at the destination", "follows public.messages", "keeps", "nothing answers at"],
     );
@@ -68,7 +63,7 @@ async fn status_tells_that_an_instance_elsewhere_leads_and_that_nothing_was_ever
     leader.streams().await;
     let (code, output) = down.command(&["status"]).await;
     assert_eq!(code, Some(1), "{output}");
-    says(&output, &["an instance elsewhere leads", "connected from this machine, leads"]);
+    assert_says(&output, &["an instance elsewhere leads", "connected from this machine, leads"]);
     leader.stop().await;
 }
 
@@ -82,7 +77,7 @@ async fn status_names_the_server_that_cannot_be_reached_and_no_password() {
     for command in ["status", "explain"] {
         let (code, output) = service.command(&[command]).await;
         assert_eq!(code, Some(1), "{output}");
-        says(&output, &["someone@127.0.0.1:1/nowhere"]);
+        assert_says(&output, &["someone@127.0.0.1:1/nowhere"]);
         assert!(!output.contains("secretword"), "{output}");
     }
 }

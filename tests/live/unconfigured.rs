@@ -12,11 +12,7 @@ const SAID: &str = "is not configured any more and no longer followed";
 
 async fn followed(name: &str) -> Database {
     let database = Database::new(name, TABLES, SCHEMA).await;
-    let service = Setup::of(&database).start();
-    service.streams().await;
-    database.at_source("UPDATE u SET v = 'followed' WHERE id < 10").await;
-    database.assert_catches_up().await;
-    service.stop().await;
+    database.follows_then_stops("UPDATE u SET v = 'followed' WHERE id < 10").await;
     database
 }
 

@@ -15,7 +15,7 @@ const AFTERWARDS: &str = "DELETE FROM u WHERE id < 50; DELETE FROM t WHERE id < 
 const POSITION: &str = "SELECT position::text FROM headwater.position";
 
 /// A database that was followed and is not any more, with the transaction ID that its source had reached.
-async fn followed(name: &str, from: &Cluster) -> Database {
+async fn followed_with_transaction_id(name: &str, from: &Cluster) -> Database {
     let database = Database::on(from, destination().await, name, TABLES, SCHEMA).await;
     let service = Setup::of(&database).start();
     service.streams().await;
@@ -55,7 +55,7 @@ async fn is_not_accepted(database: &Database, says: &str) {
 async fn a_source_after_pg_upgrade_is_followed_on_the_operators_word_without_a_copy() {
     let Some(bin) = bin_of(18) else { return };
     let cluster = new_source_of(&bin, &[]).await;
-    let database = followed("upgraded", &cluster).await;
+    let database = followed_with_transaction_id("upgraded", &cluster).await;
     gets_another_identity(&database).await;
     database.at_destination("UPDATE t SET n = -7 WHERE id = 77").await;
     let hint = "headwater run --accept-source-identity, and headwater verify at once";
@@ -87,7 +87,7 @@ async fn a_source_after_pg_upgrade_is_followed_on_the_operators_word_without_a_c
 async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgrade() {
     let Some(bin) = bin_of(18) else { return };
     let cluster = new_source_of(&bin, &[]).await;
-    let mut database = followed("notupgraded", &cluster).await;
+    let mut database = followed_with_transaction_id("notupgraded", &cluster).await;
     gets_another_identity(&database).await;
     for (column, other, says) in [
         ("source_version", "160009", "one of the two is of 16"),
@@ -133,7 +133,7 @@ async fn another_cluster_is_not_accepted_where_something_speaks_against_pg_upgra
 async fn a_cluster_made_by_the_same_script_is_not_accepted_with_fewer_transactions() {
     let Some(bin) = bin_of(18) else { return };
     let cluster = new_source_of(&bin, &[]).await;
-    let mut database = followed("samescript", &cluster).await;
+    let mut database = followed_with_transaction_id("samescript", &cluster).await;
     let other = new_source_of(&bin, &[]).await;
     let admin = other.connect("postgres").await.unwrap();
     admin.script("a database", &format!("CREATE DATABASE {}", database.name)).await.unwrap();
@@ -159,7 +159,7 @@ async fn a_cluster_made_by_the_same_script_is_not_accepted_with_fewer_transactio
 async fn before_17_no_slot_is_taken_for_one_that_pg_upgrade_has_kept() {
     let Some(bin) = bin_of(16) else { return };
     let cluster = new_source_of(&bin, &[]).await;
-    let database = followed("upgraded16", &cluster).await;
+    let database = followed_with_transaction_id("upgraded16", &cluster).await;
     gets_another_identity(&database).await;
     let output = Setup::of(&database).start().ends_with(1).await;
     assert!(output.contains("was fed by another source") && !output.contains("--accept-source-identity"), "{output}");

@@ -15,6 +15,13 @@ pub struct Finished {
     pub err: String,
 }
 
+/// Asserts that the output has each of these texts.
+pub fn assert_says(output: &str, texts: &[&str]) {
+    for text in texts {
+        assert!(output.contains(text), "no {text:?} in\n{output}");
+    }
+}
+
 impl Finished {
     /// Asserts its exit code.
     pub fn exits(self, code: i32) -> Finished {

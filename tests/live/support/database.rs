@@ -172,10 +172,21 @@ impl Database {
     /// Waits until the rows of a table are the source's.
     pub async fn becomes_equal(&self, table: &str) {
         let rows = format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t");
-        super::eventually(&format!("table {table} is equal"), || async {
-            (self.destination_value(&rows).await == self.source_value(&rows).await).then_some(())
-        })
-        .await;
+        super::eventually(&format!("table {table} is equal"), || self.answer_alike(&rows)).await;
+    }
+
+    /// That both ends answer a question alike.
+    pub async fn answer_alike(&self, sql: &str) -> Option<()> {
+        (self.destination_value(sql).await == self.source_value(sql).await).then_some(())
+    }
+
+    /// A stream that has brought one change and is stopped then.
+    pub async fn follows_then_stops(&self, change: &str) {
+        let service = super::Setup::of(self).start();
+        service.streams().await;
+        self.at_source(change).await;
+        self.assert_catches_up().await;
+        service.stop().await;
     }
 
     /// Waits until the destination holds everything that is committed at the source now.
