@@ -211,7 +211,7 @@ impl SecondWriter {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // The coordinator starts nothing while they are not there.
         let Some(tables) = tables else { return Err(Cancelled::Obstacle(Obstacle::TableChanging)) };
-        let Some(writer) = Writer::ahead(&self.settings.writing, self.settings.marked).await? else {
+        let Some(writer) = Writer::for_parallel_apply(&self.settings.writing, self.settings.marked).await? else {
             return Err(Cancelled::Obstacle(Obstacle::NoSession));
         };
         self.coordinator.with(|coordinator| coordinator.session_opened(self.began.elapsed()));

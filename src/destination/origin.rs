@@ -34,7 +34,7 @@ pub(super) fn origin_name(slot: &SlotName) -> String {
 }
 
 /// The origin of the session for parallel apply. No slot's name has a dot.
-pub(super) fn origin_name_ahead(slot: &SlotName) -> String {
+pub(super) fn parallel_apply_origin_name(slot: &SlotName) -> String {
     format!("headwater_{slot}.ahead")
 }
 
@@ -91,7 +91,7 @@ pub enum OriginEnd {
 /// [`SessionError`] when the session is lost.
 pub async fn drop_origins(client: &SqlClient, slot: &SlotName, dry_run: bool) -> Result<Vec<OriginEnd>, SessionError> {
     let mut ends = Vec::new();
-    for name in [origin_name(slot), origin_name_ahead(slot)] {
+    for name in [origin_name(slot), parallel_apply_origin_name(slot)] {
         ends.push(drop_origin(client, name, dry_run).await?);
     }
     Ok(ends)

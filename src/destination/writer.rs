@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use super::error::DestinationError;
-use super::origin::{Marking, mark, origin_name, origin_name_ahead};
+use super::origin::{Marking, mark, origin_name, parallel_apply_origin_name};
 use super::sessions::record_writing;
 use crate::config::{ConnectionSettings, SynchronousCommit};
 use crate::destination::first_row::one_row;
@@ -94,18 +94,21 @@ impl Writer {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn ahead(settings: &WritingSettings, marked: bool) -> Result<Option<Writer>, DestinationError> {
-        let mut session = connect(settings, "ahead").await?;
+    pub async fn for_parallel_apply(
+        settings: &WritingSettings,
+        marked: bool,
+    ) -> Result<Option<Writer>, DestinationError> {
+        let mut session = connect(settings, "parallel apply").await?;
         let role = take_replica_role(&mut session, settings.timeout).await?;
         let mut marking = Marking::None("the leader does not".to_owned());
         if marked {
-            marking = mark(&mut session, &origin_name_ahead(&settings.slot), settings.timeout).await?;
+            marking = mark(&mut session, &parallel_apply_origin_name(&settings.slot), settings.timeout).await?;
         }
         if role != ReplicationRole::Replica || marked && !matches!(marking, Marking::Origin(_)) {
             session.close().await;
             return Ok(None);
         }
-        record_writing(&mut session, "ahead", settings.timeout).await?;
+        record_writing(&mut session, "parallel apply", settings.timeout).await?;
         Ok(Some(Writer { session, settings: settings.clone(), role, marking, wal_block_bytes: 0, user: None }))
     }
 

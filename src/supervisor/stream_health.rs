@@ -12,7 +12,7 @@
 //! Bounds: one look every [`LOOK_EVERY`] and those that the stream waits for, each question [`QUERY_MAX`]. A look that fails is
 //! made again after [`RETRY_AFTER`]; what it waits for is said by [`crate::preflight::waits`], and why it fails by
 //! [`crate::preflight::watch_failures`]. Invariant: what was found of one stream's
-//! ground never ends another stream.
+//! basis never ends another stream.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -348,7 +348,7 @@ impl HealthWatch {
         // Another of source.url's hosts may be the source now.
         let client = match session.filter(|(to, _)| *to == connection) {
             Some((_, client)) => client,
-            None => Sql { connection: connection.clone(), purpose: "ground", timeout: QUERY_MAX }.connect().await?,
+            None => Sql { connection: connection.clone(), purpose: "catalog", timeout: QUERY_MAX }.connect().await?,
         };
         Ok((connection, client))
     }

@@ -51,14 +51,14 @@ impl Pair {
     /// The transaction of the session that applies ahead, once it has one.
     async fn applied_ahead(&self) -> String {
         let sql = "SELECT max(backend_xid::text) FROM pg_stat_activity
-                   WHERE datname = current_database() AND application_name LIKE '% ahead' AND state = 'idle in transaction'";
+                   WHERE datname = current_database() AND application_name LIKE '% parallel apply' AND state = 'idle in transaction'";
         eventually("it is applied ahead", || async { self.database.destination_value(sql).await }).await
     }
 
     /// Waits until no session applies ahead.
     async fn given_up(&self) {
         let sql = "SELECT count(*)::text FROM pg_stat_activity
-                   WHERE datname = current_database() AND application_name LIKE '% ahead'";
+                   WHERE datname = current_database() AND application_name LIKE '% parallel apply'";
         let none = || async { (self.database.destination_value(sql).await.as_deref() == Some("0")).then_some(()) };
         eventually("nothing is applied ahead any more", none).await;
     }
@@ -300,7 +300,7 @@ async fn dying_around_the_commit_of_what_was_applied_ahead_loses_and_doubles_not
         pair.applied_ahead().await;
         match how {
             "terminated" => {
-                let sql = "SELECT bool_and(pg_terminate_backend(pid))::text FROM pg_stat_activity WHERE application_name LIKE '% ahead'";
+                let sql = "SELECT bool_and(pg_terminate_backend(pid))::text FROM pg_stat_activity WHERE application_name LIKE '% parallel apply'";
                 pair.database.destination_value(sql).await;
             }
             "crashed" => {

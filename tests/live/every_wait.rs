@@ -275,7 +275,7 @@ async fn one(kind: Kind) {
         Kind::Ground => {
             let service = Setup::of(&database).start_streaming(&database).await;
             let (_holder, process) = holding(from, &database, "LOCK TABLE pg_catalog.pg_publication").await;
-            let said = said_of_lock("source", " ground", "AccessShareLock on pg_catalog.pg_publication", &process);
+            let said = said_of_lock("source", " catalog", "AccessShareLock on pg_catalog.pg_publication", &process);
             // Lag and slot are looked at all the same, and the stream goes on.
             let at = service.status().await.unwrap()["source_flush_lsn"].clone();
             eventually("the source's position is still asked for", || async {
