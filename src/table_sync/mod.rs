@@ -293,6 +293,7 @@ async fn begin_staging(
         ends.telemetry.set_state(State::Snapshot, None);
     }
     failpoint::reached("snapshot.slot_created");
+    failpoint::pause("snapshot.slot_created").await;
     let mut staging = create_staging(ends, clients, tables, generation).await?;
     staging.fingerprints.clone_from(&taken.fingerprints);
     staging.leaves.clone_from(&taken.leaves);

@@ -24,6 +24,7 @@ mod check_warns;
 mod columns;
 mod command_waits;
 mod constraints;
+mod copied_leaves;
 mod conflict_show;
 mod conflicts;
 mod crash;
