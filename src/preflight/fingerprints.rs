@@ -192,15 +192,27 @@ pub(crate) async fn passed_indexes(
     Ok(indexes)
 }
 
-/// Requests a comparison with the source for a table whose rows are in doubt: it is copied while the stream continues.
+/// What compares a table in doubt with the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// A copy that is asked for because of the doubt, by this look or an earlier one.
+    Asked,
+    /// A copy that somebody has asked for otherwise. It may have begun before the table was changed.
+    OfOthers,
+}
+
+/// Requests a comparison with the source for a table whose rows are in doubt, unless its copy is asked for: it is copied while the stream
+/// continues.
 pub(crate) async fn ask_for_comparison(
     bookkeeping: &Bookkeeping,
     telemetry: &Telemetry,
     doubt: &Doubt,
-) -> Result<(), DestinationError> {
+) -> Result<Comparison, DestinationError> {
     let Doubt { name, reason, .. } = doubt;
-    if bookkeeping.requests().await?.iter().any(|request| request.scope.contains(name)) {
-        return Ok(());
+    let requests = bookkeeping.requests().await?;
+    if requests.iter().any(|request| request.scope.contains(name)) {
+        let is_asked = Request::tables_in_doubt(&requests).contains(name);
+        return Ok(if is_asked { Comparison::Asked } else { Comparison::OfOthers });
     }
     bookkeeping.request(&Scope::Tables(vec![name.clone()]), RequestOrigin::Changed, None).await?;
     telemetry.in_doubt(Request::tables_in_doubt(&bookkeeping.requests().await?));
@@ -208,5 +220,5 @@ pub(crate) async fn ask_for_comparison(
         "table {name}: {reason}, and the stream has not reported why: it is compared with the source, and is followed meanwhile"
     );
     telemetry.warning("schema", text);
-    Ok(())
+    Ok(Comparison::Asked)
 }

@@ -24,13 +24,15 @@ use super::looks::{Due, GivenUp, LookPace, LookWait, Unanswered, objects};
 use crate::catalog::truncation::Truncation;
 use crate::config::{Config, ConnectionSettings};
 use crate::destination::{
-    Bookkeeping, OtherTables, Silent, Writes, remember_fingerprints, remembered_fingerprints, renamed_report,
-    set_passed,
+    Bookkeeping, OtherTables, RememberedTable, Silent, Writes, remember_fingerprints, remembered_fingerprints,
+    renamed_report, set_passed,
 };
 use crate::error_policy::report;
 use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, SlotName};
 use crate::preflight::cascades;
-use crate::preflight::fingerprints::{Doubt, SeenInDoubt, Truncations, ask_for_comparison, look, table_called};
+use crate::preflight::fingerprints::{
+    Comparison, Doubt, SeenInDoubt, Truncations, ask_for_comparison, look, table_called,
+};
 use crate::preflight::prepare::Prepared;
 use crate::preflight::watch_failures::WatchFailure;
 use crate::preflight::whereabouts::{Whereabouts, lost_report, whereabouts};
@@ -199,6 +201,17 @@ impl InDoubt {
         let (digest, seen) = (doubt.digest.clone(), doubt.seen.clone());
         InDoubt { digest, seen, is_locked: doubt.is_locked, read_at, since }
     }
+}
+
+/// The tables that a look has found in doubt, and what they are judged by.
+struct SeenDoubts {
+    doubts: Vec<Doubt>,
+    /// How far the source was.
+    read_at: Lsn,
+    /// How far the stream is.
+    position: Option<Lsn>,
+    remembered: HashMap<RelationId, RememberedTable>,
+    truncations: Truncations,
 }
 
 /// A partition that would tell whether its rows are in doubt may be locked for so long: then the table is compared.
@@ -423,8 +436,6 @@ impl HealthWatch {
                 }
             }));
         }
-        // A TRUNCATE that explains it may be on its way: what was seen first is judged once the stream has passed it.
-        let mut before = std::mem::take(&mut self.doubts);
         let position = match bookkeeping.position().await {
             Ok(position) => position,
             Err(error) => return Ok(HealthFound::Unread(error.to_string())),
@@ -432,34 +443,52 @@ impl HealthWatch {
         self.note_passed(&bookkeeping, found.ahead, found.read_at, position).await;
         self.remember_xid(client, &bookkeeping, watched, position).await?;
         let truncations = self.truncations.of(watched);
+        let seen = SeenDoubts { doubts: found.doubt, read_at: found.read_at, position, remembered, truncations };
+        self.judge_doubts(&bookkeeping, seen).await?;
+        Ok(HealthFound::Found(StreamHealth::Healthy))
+    }
+
+    /// Asks for comparisons of tables in doubt. A TRUNCATE that explains one may be on its way: what was seen first is judged once the
+    /// stream has passed it.
+    async fn judge_doubts(&mut self, bookkeeping: &Bookkeeping, seen: SeenDoubts) -> Result<(), SessionError> {
+        let SeenDoubts { doubts, read_at, position, remembered, truncations } = seen;
+        let mut before = std::mem::take(&mut self.doubts);
+        let mut uncompared = BTreeSet::new();
         let is_passed = |read_at: Lsn| position.is_some_and(|position| position >= read_at);
-        for doubt in found.doubt {
+        for doubt in doubts {
             let (before, known) = (before.remove(&doubt.table), remembered.get(&doubt.table));
             let since = before.as_ref().map_or_else(Instant::now, |before| before.since);
             let may_wait = since.elapsed() < LOCKED_MAX;
             let is_explained = |seen: &SeenInDoubt| {
                 known.map_or(Ok(true), |known| seen.is_explained(doubt.table, known, &truncations))
             };
+            let new = || InDoubt::new(&doubt, read_at, since);
+            let first = before.clone();
             let open = match before {
                 // What was seen first is judged first, however often the table is changed since.
                 Some(before) if !is_passed(before.read_at) => Some(before),
                 Some(before) if before.digest == doubt.digest => (doubt.is_locked && may_wait).then_some(before),
                 Some(before) if !(is_explained(&before.seen)? || before.is_locked && may_wait) => None,
-                Some(_) | None => {
-                    let is_open = !is_passed(found.read_at) || doubt.is_locked && may_wait;
-                    is_open.then(|| InDoubt::new(&doubt, found.read_at, since))
-                }
+                Some(_) | None => (!is_passed(read_at) || doubt.is_locked && may_wait).then(new),
             };
-            match open {
-                Some(open) => drop(self.doubts.insert(doubt.table, open)),
-                None => {
-                    if let Err(error) = ask_for_comparison(&bookkeeping, &self.telemetry, &doubt).await {
-                        tracing::debug!("a comparison could not be asked for: {error}");
-                    }
+            if let Some(open) = open {
+                if doubt.is_locked {
+                    uncompared.insert(doubt.name);
                 }
+                self.doubts.insert(doubt.table, open);
+                continue;
+            }
+            let asked = ask_for_comparison(bookkeeping, &self.telemetry, &doubt).await.unwrap_or_else(|error| {
+                tracing::debug!("a comparison could not be asked for: {error}");
+                Comparison::OfOthers
+            });
+            if asked == Comparison::OfOthers {
+                self.doubts.insert(doubt.table, first.unwrap_or_else(new));
+                uncompared.insert(doubt.name);
             }
         }
-        Ok(HealthFound::Found(StreamHealth::Healthy))
+        self.telemetry.uncompared(uncompared);
+        Ok(())
     }
 
     /// What is remembered of tables counts as passed once the stream is where the source was when its catalog was seen to say so.

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::pause::Pause;
 use crate::support::suspension::all_live;
-use crate::support::{Database, Setup, eventually};
+use crate::support::{Database, Service, Setup, eventually, source};
 
 /// How long a table may go on changing in these tests.
 const CHANGES_MAX: Duration = Duration::from_secs(240);
@@ -114,6 +115,26 @@ async fn a_partition_without_an_index_that_is_emptied_twice_leaves_no_rows() {
     service.stop().await;
 }
 
+/// Everything that reports says that table t is in doubt.
+async fn says_doubt(service: &Service) {
+    let (status, reason) = service.get("/readyz").await.expect("an answer");
+    let said = "table public.t is in doubt until it is compared with the source";
+    assert_eq!((status, reason.contains(said)), (503, true), "{reason}");
+    assert!(is_in_doubt(service).await, "{:?}", service.status().await);
+    let (code, out) = service.command(&["status"]).await;
+    assert!(code == Some(1) && out.contains("In doubt until compared with the source"), "{out}");
+    let (code, out) = service.command(&["explain"]).await;
+    assert!(code == Some(1) && out.contains("In doubt until compared with the source"), "{out}");
+}
+
+async fn is_in_doubt(service: &Service) -> bool {
+    service.status().await.is_some_and(|status| status["in_doubt"] == serde_json::json!(["public.t"]))
+}
+
+async fn is_ready(service: &Service) {
+    eventually("it is ready", || async { (service.get("/readyz").await?.0 == 200).then_some(()) }).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
@@ -132,15 +153,7 @@ async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
             service.stop().await;
             service = Setup::of(&database).start_streaming(&database).await;
         }
-        let (status, reason) = service.get("/readyz").await.expect("an answer");
-        let said = "table public.t is in doubt until it is compared with the source";
-        assert_eq!((status, reason.contains(said)), (503, true), "{reason}");
-        let status = service.status().await.expect("a status");
-        assert_eq!(status["in_doubt"], serde_json::json!(["public.t"]), "{status}");
-        let (code, out) = service.command(&["status"]).await;
-        assert!(code == Some(1) && out.contains("In doubt until compared with the source"), "{out}");
-        let (code, out) = service.command(&["explain"]).await;
-        assert!(code == Some(1) && out.contains("In doubt until compared with the source"), "{out}");
+        says_doubt(&service).await;
     }
     // It is followed.
     database.at_source("INSERT INTO t VALUES (3)").await;
@@ -148,6 +161,62 @@ async fn a_table_in_doubt_is_not_reported_as_fresh_until_it_is_compared() {
     assert_eq!(database.destination_value("SELECT count(*)::text FROM t").await.as_deref(), Some("3"));
     database.at_destination("DELETE FROM headwater.resnapshots WHERE state = 'done'").await;
     eventually("table t is equal", || async { is_equal(&database, "t").await.then_some(()) }).await;
-    eventually("it is ready", || async { (service.get("/readyz").await?.0 == 200).then_some(()) }).await;
+    is_ready(&service).await;
+    service.stop().await;
+}
+
+/// A tree with rows in its leaf, and another table.
+const TREE: &str =
+    "CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE other (id int PRIMARY KEY);
+                    CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1), (2);";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_table_whose_locked_partition_would_tell_is_reported_as_in_doubt() {
+    let database = Database::new("dbtlocked", &["t", "other"], TREE).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
+    let holder = source().await.connect(&database.name).await.expect("a session");
+    let load = "BEGIN; TRUNCATE public.t; INSERT INTO public.t VALUES (1), (3); COMMIT; BEGIN; LOCK TABLE public.t_1";
+    loop {
+        holder.batch("a load, and a lock", load).await.expect("a lock");
+        let file = "SELECT relfilenode::text FROM pg_class WHERE oid = 't_1'::regclass";
+        let file = database.source_value(file).await.expect("a file");
+        let known = format!("SELECT bool_or(fingerprint::text LIKE '%, {file}, %')::text FROM headwater.shapes");
+        let is_found = eventually("a look has found the load", || async {
+            let is_settled = database.destination_value(&known).await.as_deref() == Some("true");
+            (is_settled || is_in_doubt(&service).await).then_some(!is_settled)
+        });
+        if is_found.await {
+            break;
+        }
+        // It came before the lock.
+        holder.batch("unlocking", "COMMIT").await.expect("a commit");
+    }
+    says_doubt(&service).await;
+    holder.batch("unlocking", "COMMIT").await.expect("a commit");
+    is_ready(&service).await;
+    assert!(is_equal(&database, "t").await);
+    service.assert_not_copied();
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_table_in_doubt_whose_copy_an_operator_has_asked_for_is_reported_as_such() {
+    let database = Database::new("dbtcovered", &["t", "other"], TREE).await;
+    let (setup, pause) = Pause::at("handover.comparing", Setup::of(&database));
+    let service = setup.start_streaming(&database).await;
+    let asked = r#"INSERT INTO headwater.resnapshots (tables, origin) VALUES (ARRAY['"public"."t"'], 'command')"#;
+    database.at_destination(asked).await;
+    pause.reached().await;
+    assert_eq!(service.get("/readyz").await.expect("an answer").0, 200);
+    // The copy has read them.
+    database.at_source("TRUNCATE t_1").await;
+    eventually("t is in doubt", || async { is_in_doubt(&service).await.then_some(()) }).await;
+    says_doubt(&service).await;
+    pause.end();
+    eventually("table t is equal", || async { is_equal(&database, "t").await.then_some(()) }).await;
+    all_live(&database).await;
+    is_ready(&service).await;
     service.stop().await;
 }

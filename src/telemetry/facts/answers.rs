@@ -122,7 +122,7 @@ impl Telemetry {
 
 /// Tables that are followed, and whose rows may be others than the source's.
 fn in_doubt(inner: &Inner) -> impl Iterator<Item = &QualifiedName> {
-    inner.in_doubt.iter().filter(|table| !inner.suspended.contains(table))
+    inner.in_doubt.union(&inner.uncompared).filter(|table| !inner.suspended.contains(table))
 }
 
 /// Sets a gauge, or takes it away where there is nothing to say: an absent number is no lie, a 0 would be one.

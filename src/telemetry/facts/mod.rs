@@ -57,6 +57,8 @@ struct Inner {
     suspended: Vec<QualifiedName>,
     /// Tables whose rows may be others than the source's until a copy is published; the suspended ones may be among them.
     in_doubt: BTreeSet<QualifiedName>,
+    /// Tables that the last look has found in doubt, and for whose sake no copy is asked for.
+    uncompared: BTreeSet<QualifiedName>,
     /// What sessions of ours wait for now, by the end.
     waits: BTreeMap<&'static str, Vec<String>>,
     events: VecDeque<Event>,
@@ -104,6 +106,7 @@ impl Telemetry {
                 snapshot: None,
                 suspended: Vec::new(),
                 in_doubt: BTreeSet::new(),
+                uncompared: BTreeSet::new(),
                 waits: BTreeMap::new(),
                 events: VecDeque::new(),
             }),
@@ -195,6 +198,12 @@ impl Telemetry {
     /// These tables wait for a copy that says whether their rows are the source's, and no others.
     pub fn in_doubt(&self, tables: BTreeSet<QualifiedName>) {
         self.inner().in_doubt = tables;
+    }
+
+    /// The rows of these tables, and of no others, may be others than the source's, and their copies are not asked for because of that: a
+    /// lock is waited for that keeps it from being known, or somebody has asked for a copy before.
+    pub fn uncompared(&self, tables: BTreeSet<QualifiedName>) {
+        self.inner().uncompared = tables;
     }
 
     /// Sessions of ours wait for these locks at this end now, and for no others.
