@@ -58,6 +58,8 @@ pub struct Measured {
     pub vacant: BTreeSet<u32>,
     /// The transaction has created them, and nothing shows that no TRUNCATE was among their rows.
     pub unproven: BTreeSet<u32>,
+    /// They were created as partitions, and the transaction ends with a TRUNCATE of the table, which takes their rows at both ends.
+    pub truncated: BTreeSet<u32>,
 }
 
 /// The partitions that must be asked for rows where the stream has named some: all that are unknown, if one of them was attached.
@@ -79,7 +81,7 @@ pub fn named(
     known: &KnownLeaves,
     named: &Leaves,
     now: &[Partition],
-    Measured { vacant, unproven }: &Measured,
+    Measured { vacant, unproven, truncated }: &Measured,
     commit_lsn: Lsn,
 ) -> Result<KnownLeaves, String> {
     let has_rows = |leaf: &Partition| known.is_unknown(leaf.id) && !vacant.contains(&leaf.id);
@@ -109,7 +111,7 @@ pub fn named(
         };
         let was_emptied = match known.empty.get(&leaf) {
             Some(seen) => commit_lsn <= *seen,
-            None => vacant.contains(&leaf),
+            None => vacant.contains(&leaf) && !truncated.contains(&leaf),
         };
         if was_emptied {
             return Err(format!("partition {} was emptied, and the stream has told of its rows only", now.name));
@@ -191,6 +193,20 @@ mod tests {
         known.known.insert(30);
         assert!(said(&known, 30).is_err(), "rows of it came before in this transaction");
         assert!(said(&known, 10).is_ok(), "another one was named");
+    }
+
+    #[test]
+    fn a_partition_that_a_truncate_of_its_table_has_emptied_is_known() {
+        let now = [leaf(10, false), leaf(20, false), leaf(30, false), leaf(40, true)];
+        let measured = Measured {
+            vacant: BTreeSet::from([20, 30, 40]),
+            truncated: BTreeSet::from([20, 30]),
+            ..Measured::default()
+        };
+        let said = |name, commit_lsn| named(&remembered(), &leaves(&[name]), &now, &measured, Lsn::new(commit_lsn));
+        assert!(said(30, 600).is_ok_and(|after| after.known.contains(&30)));
+        assert!(said(40, 600).is_err(), "it was attached");
+        assert!(said(20, 500).is_err(), "it was seen empty behind its rows, and others may have come in between");
     }
 
     #[test]

@@ -305,7 +305,8 @@ impl RelationTracker {
         let session = self.session.take().filter(fresh).map(|(session, _)| session);
         let (sql, about, transaction) = (self.sql.clone(), self.with_named(index, &relation), self.transaction);
         let named = about.leaves.iter().filter_map(|leaf| Some((leaf.0, self.named.get(&leaf.0)?.1))).collect();
-        let named = Named { transaction, again: named };
+        let named =
+            Named { transaction, again: named, ends_truncated: ends_truncated(self.held.as_ref(), relation.id) };
         let waits = Arc::clone(&self.waits);
         let answer = tokio::spawn(async move {
             let session = match session.filter(|session| !session.is_closed()) {
@@ -410,6 +411,14 @@ fn changes_of(step: Option<&Step>) -> &[Change] {
     }
 }
 
+/// Whether a transaction that is here as a whole brings a TRUNCATE of a table, and no row of it behind that.
+fn ends_truncated(step: Option<&Step>, table: RelationId) -> bool {
+    let Some(Step::Transaction(transaction)) = step else { return false };
+    let mut changes = transaction.changes.iter().rev();
+    let last = changes.find(|change| change.relations().iter().any(|relation| relation.id == table));
+    matches!(last, Some(Change::Truncate { .. }))
+}
+
 /// The partitions that a description names and of which no row is known to have come.
 fn unknown_leaves<'a>(known: &'a Shape, relation: &'a Relation) -> impl Iterator<Item = RelationId> + 'a {
     relation.leaves.iter().filter(|leaf| !known.partitions.contains(&leaf.0))
@@ -427,7 +436,7 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
     let shape = Shape::of(&table, &types, |name| relation.columns.iter().any(|column| column.name == *name));
     let is_current = shape.describes(&relation);
     let Some(known) = known else {
-        return Ok(Some((SchemaChange { relation, description, measured: Measured::default() }, shape)));
+        return Ok(Some((SchemaChange { relation, description, measured: Box::default() }, shape)));
     };
     let known_leaves = known.leaves();
     let leaves = match &table.partitions {
@@ -459,7 +468,7 @@ async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, 
         KnownLeaves { known: known_leaves.known.iter().copied().chain(named).collect(), empty: known_leaves.empty }
     });
     let shape = shape.with_leaves(after);
-    Ok(Some((SchemaChange { relation, description, measured: leaves.measured }, shape)))
+    Ok(Some((SchemaChange { relation, description, measured: Box::new(leaves.measured) }, shape)))
 }
 
 /// The partitions that a transaction has named.
@@ -467,6 +476,8 @@ struct Named {
     transaction: u32,
     /// Those of which nothing was known before it: whether it has named them again.
     again: BTreeMap<u32, bool>,
+    /// No row of the table comes behind its last TRUNCATE in it.
+    ends_truncated: bool,
 }
 
 /// What a description says of a table's partitions.
@@ -488,14 +499,14 @@ impl LeavesAnswer {
     ) -> Result<LeavesAnswer, SourceError> {
         let unknown = leaves::to_measure(known, &relation.leaves, now);
         let vacant = vacancy(client, &unknown).await?.vacant;
-        let created = now.iter().filter(|leaf| !leaf.attached && !vacant.contains(&leaf.id));
-        let created = created.filter_map(|leaf| {
+        let created = now.iter().filter(|leaf| !leaf.attached).filter_map(|leaf| {
             let is_named_again = *named.again.get(&leaf.id)?;
             Some(NamedPartition { id: leaf.id, name: leaf.name.clone(), is_named_again })
         });
-        let created: Vec<_> = created.collect();
-        let unproven = unproven(client, relation.id, named.transaction, &created).await?;
-        let measured = Measured { vacant, unproven };
+        let (truncated, created): (Vec<_>, Vec<_>) = created.partition(|_| named.ends_truncated);
+        let with_rows: Vec<_> = created.into_iter().filter(|leaf| !vacant.contains(&leaf.id)).collect();
+        let unproven = unproven(client, relation.id, named.transaction, &with_rows).await?;
+        let measured = Measured { vacant, unproven, truncated: truncated.into_iter().map(|leaf| leaf.id).collect() };
         // Whether what was seen empty was emptied is the destination's to say.
         let after = leaves::named(known, &relation.leaves, now, &measured, Lsn::new(u64::MAX));
         Ok(LeavesAnswer { measured, after: after.ok() })
@@ -600,7 +611,7 @@ mod tests {
                 self.questions.push((index, relation.id));
                 assert!(self.questions.len() < 100, "asked without end");
                 let description = Description { table: String::new(), types: String::new() };
-                let measured = Measured::default();
+                let measured = Box::default();
                 let change = SchemaChange { relation: Arc::clone(&relation), description, measured };
                 self.tracker.learn(index, &relation, changed(index).then_some(change));
             }
@@ -685,6 +696,17 @@ mod tests {
         assert_eq!(asked.questions, [(0, RelationId(1)), (3, RelationId(1))], "the last one is not known by then");
         asked.push(transaction(vec![insert(&named(11))]), |_| false);
         assert_eq!(asked.questions.len(), 3, "another transaction is another question");
+    }
+
+    #[test]
+    fn a_truncate_at_the_end_is_told_from_one_with_rows_behind_it() {
+        let truncate = |id| Change::Truncate { relations: vec![relation(2), relation(id)], restart_identity: false };
+        let ends = |changes: Vec<Change>| ends_truncated(Some(&transaction(changes)), RelationId(1));
+        assert!(ends(vec![insert(&relation(1)), truncate(1), insert(&relation(3))]));
+        assert!(!ends(vec![truncate(1), insert(&relation(1))]), "a row comes behind it");
+        assert!(!ends(vec![insert(&relation(1)), truncate(3)]), "of another table");
+        let Step::Transaction(Transaction { begin, .. }) = transaction(Vec::new()) else { panic!() };
+        assert!(!ends_truncated(Some(&Step::Begin(begin)), RelationId(1)), "the rest comes later");
     }
 
     #[tokio::test]

@@ -161,7 +161,7 @@ pub struct SchemaChange {
     /// What the source's catalog says of it: at that time, or a little later.
     pub description: Description,
     /// What was asked of its partitions of which nothing was known.
-    pub measured: Measured,
+    pub measured: Box<Measured>,
 }
 
 /// What goes forward through the ring.

@@ -379,6 +379,29 @@ async fn a_partition_that_one_transaction_creates_and_fills_is_not_copied() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_new_partition_whose_rows_a_truncate_of_its_table_takes_at_once_is_not_copied() {
+    let database = Database::new("createdtrunc", &["t"], &partitioned_table("t")).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
+    // A look is just over, and the next one is ten seconds away.
+    database.at_source("CREATE TABLE t_3 PARTITION OF t FOR VALUES FROM (20) TO (30)").await;
+    is_seen_empty(&database, "t_3").await;
+    run(&database, &format!("{{{} {} TRUNCATE t;}}", create("t"), fill("t", 10))).await;
+    database.assert_catches_up().await;
+    database.at_source("CREATE TABLE t_4 PARTITION OF t FOR VALUES FROM (30) TO (40)").await;
+    is_seen_empty(&database, "t_4").await;
+    service.assert_not_copied();
+    // It is known like any other.
+    database.at_source(&fill("t", 10)).await;
+    database.assert_catches_up().await;
+    service.assert_not_copied();
+    database.at_source("TRUNCATE t_2").await;
+    database.becomes_equal("t").await;
+    all_live(&database).await;
+    service.stop().await;
+}
+
 /// What writes rows behind a TRUNCATE that the stream does not bring; `{t}` is a table, and `{l}` that holds its rows.
 const UNLOGGED_BEHIND: &[(&str, &str)] = &[
     (

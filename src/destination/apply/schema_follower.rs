@@ -72,7 +72,7 @@ impl SchemaFollower {
         let Some(followed) = map.followed.get(relation.id).cloned() else { return Ok(()) };
         let (table, types) = read_description(&description)?;
         map.source_tables.described(table.clone());
-        let source = DescribedTable { relation: &relation, table, types, measured, commit_lsn };
+        let source = DescribedTable { relation: &relation, table, types, measured: *measured, commit_lsn };
         let name = &followed.name;
         let mut following = FollowedChange { writer, map, follower: self, name, has_changed: false };
         following.follow(&source, &followed).await
