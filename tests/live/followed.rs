@@ -467,3 +467,32 @@ async fn foreign_key_conflicts_are_named_and_each_printed_way_out_works() {
     assert_eq!(database.destination_value(left).await.as_deref(), Some("1 2 3 4 5"), "what was skipped stays");
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_key_that_refuses_a_row_at_the_commit_is_named_with_its_way_out() {
+    let roles = Roles::Least { replica: false };
+    let family = FAMILY.replace("REFERENCES parents", "REFERENCES parents DEFERRABLE INITIALLY DEFERRED");
+    let database =
+        Database::under(roles, source().await, destination().await, "late", &["parents", "children"], &family).await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database
+        .at_destination("BEGIN; DELETE FROM children WHERE parent = 3; DELETE FROM parents WHERE id = 3; COMMIT")
+        .await;
+    database.at_source("INSERT INTO children VALUES (30, 3)").await;
+    service.is("waiting").await;
+    service.says("violates foreign key constraint \"children_parent_fkey\"").await;
+    let (code, shown) = service.command(&["conflict", "show"]).await;
+    assert_eq!(code, Some(1), "{shown}");
+    for part in [
+        "foreign_key_violation on public.children",
+        "constraint or column: children_parent_fkey (parent)",
+        "headwater skip --end-lsn",
+    ] {
+        assert!(shown.contains(part), "no {part:?} in {shown}");
+    }
+    database.at_destination("INSERT INTO parents VALUES (3, 'v'); INSERT INTO children VALUES (3, 3)").await;
+    service.streams().await;
+    database.assert_catches_up().await;
+    service.stop().await;
+}

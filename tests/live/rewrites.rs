@@ -27,14 +27,19 @@ async fn found(name: &str, tables: &[&str], schema: &str, changes: &str) -> Stri
 async fn values_that_alter_table_has_rewritten_are_copied_though_their_type_fits() {
     let log = found(
         "rewritten",
-        &["price", "digits", "instants", "words", "other"],
+        &["price", "digits", "instants", "words", "floats", "wider", "shorter", "other"],
         "CREATE TABLE price (id int PRIMARY KEY, v int); INSERT INTO price VALUES (1, 1), (2, 2);
          CREATE TABLE digits (id int PRIMARY KEY, v numeric); INSERT INTO digits VALUES (1, 1.23456), (2, 2);
          CREATE TABLE instants (id int PRIMARY KEY, v timestamp); INSERT INTO instants VALUES (1, '2026-01-01 00:00:00.6');
          CREATE TABLE words (id int PRIMARY KEY, v text); INSERT INTO words VALUES (1, 'Word');
+         CREATE TABLE floats (id int PRIMARY KEY, v float8); INSERT INTO floats VALUES (1, 1.23456789012345);
+         CREATE TABLE wider (id int PRIMARY KEY, v int); INSERT INTO wider VALUES (1, 1), (2, 2);
+         CREATE TABLE shorter (id int PRIMARY KEY, v varchar(20)); INSERT INTO shorter VALUES (1, 'longer than five');
          CREATE TABLE other (id int PRIMARY KEY, v int); INSERT INTO other VALUES (1, 1);",
         "ALTER TABLE price ALTER v TYPE int USING v * 100; ALTER TABLE digits ALTER v TYPE numeric(10,2);
-         ALTER TABLE instants ALTER v TYPE timestamp(0); ALTER TABLE words ALTER v TYPE text USING lower(v);",
+         ALTER TABLE instants ALTER v TYPE timestamp(0); ALTER TABLE words ALTER v TYPE text USING lower(v);
+         ALTER TABLE floats ALTER v TYPE float4; ALTER TABLE wider ALTER v TYPE bigint USING v * 100;
+         ALTER TABLE shorter ALTER v TYPE varchar(5) USING left(v, 5);",
     )
     .await;
     assert!(log.contains("the table was rewritten, and the values of column v may be others"), "{log}");
@@ -148,6 +153,59 @@ async fn file_is_known(database: &Database, table: &str) {
         (database.destination_value(&known).await.as_deref() == Some("true")).then_some(())
     })
     .await;
+}
+
+/// A column that migrations add, fill and make NOT NULL, with a look of the monitor (`|`) at each place in between.
+const FILLED: &[(&str, &str)] = &[
+    ("added", "ALTER TABLE added ADD f int; | UPDATE added SET f = id; ALTER TABLE added ALTER f SET NOT NULL"),
+    ("filled", "ALTER TABLE filled ADD f int; UPDATE filled SET f = id; | ALTER TABLE filled ALTER f SET NOT NULL"),
+    (
+        "promised",
+        "ALTER TABLE promised ADD f int; UPDATE promised SET f = id; ALTER TABLE promised ALTER f SET NOT NULL; |",
+    ),
+    ("known", "ALTER TABLE known ALTER n SET NOT NULL; |"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_column_becomes_not_null_wherever_a_look_comes_between_its_changes() {
+    let names: Vec<&str> = FILLED.iter().map(|(name, _)| *name).chain(["moved"]).collect();
+    let table = |name: &&str| {
+        format!("CREATE TABLE {name} (id int PRIMARY KEY, n int, v text); INSERT INTO {name} VALUES (1, 1), (2, 2);")
+    };
+    let database = Database::new("filled", &names, &names.iter().map(table).collect::<String>()).await;
+    let service = Setup::of(&database).start_streaming(&database).await;
+    for (_, changes) in FILLED {
+        for statements in changes.split_inclusive('|') {
+            for statement in statements.trim_end_matches('|').split(';').filter(|text| !text.trim().is_empty()) {
+                database.at_source(statement).await;
+            }
+            if statements.ends_with('|') {
+                // The look that has seen this has seen that.
+                database.at_source("VACUUM FULL moved").await;
+                file_is_known(&database, "moved").await;
+            }
+        }
+    }
+    for (name, _) in FILLED {
+        let columns = if *name == "known" { "(id, n)" } else { "(id, f)" };
+        database.at_source(&format!("INSERT INTO {name} {columns} VALUES (3, 3)")).await;
+    }
+    database.assert_catches_up().await;
+    for (name, _) in FILLED {
+        let column = if *name == "known" { "n" } else { "f" };
+        let is_not_null = format!(
+            "SELECT attnotnull::text FROM pg_attribute WHERE attrelid = '{name}'::regclass AND attname = '{column}'"
+        );
+        assert_eq!(
+            database.destination_value(&is_not_null).await.as_deref(),
+            Some("true"),
+            "{name}:\n{}",
+            service.log()
+        );
+    }
+    service.assert_not_copied();
+    service.stop().await;
 }
 
 const HARMLESS: &[&str] = &[
@@ -387,6 +445,32 @@ async fn a_label_that_is_renamed_is_renamed_here_for_every_table_that_uses_it() 
     )
     .await;
     assert!(!log.contains("table public.c has rows and will be reconciled"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_label_that_is_removed_by_replacing_its_enum_leaves_no_row_that_has_it() {
+    let database = Database::new(
+        "unlabelled",
+        &["a", "b"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok', 'fine');
+         CREATE TABLE a (id int PRIMARY KEY, m mood); INSERT INTO a VALUES (1, 'sad'), (2, 'ok'), (3, 'fine');
+         CREATE TABLE b (id int PRIMARY KEY);",
+    )
+    .await;
+    let service = Setup::of(&database).start_streaming(&database).await;
+    database
+        .at_source(
+            "BEGIN; ALTER TYPE mood RENAME TO mood_before; CREATE TYPE mood AS ENUM ('sad', 'fine');
+             ALTER TABLE a ALTER m TYPE mood USING CASE m WHEN 'ok' THEN 'fine' ELSE m::text END::mood;
+             DROP TYPE mood_before; COMMIT",
+        )
+        .await;
+    database.at_source("INSERT INTO b VALUES (1)").await;
+    database.becomes_equal("a").await;
+    all_live(&database).await;
+    database.assert_catches_up().await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
