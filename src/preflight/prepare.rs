@@ -165,9 +165,11 @@ pub(crate) async fn prepare(
     let stream = bookkeeping.stream().await?;
     let live = matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. }));
     let preparing = Preparing { config, addresses, bookkeeping, telemetry, asked, stream: stream.as_ref(), live };
-    let mut source = preparing.open_source().await?;
+    // Neither server waits for the other; what the source says comes first.
+    let (source, catalog) = tokio::join!(preparing.open_source(), preparing.read_destination());
+    let mut source = source?;
     preparing.check_bookkeeping(&source)?;
-    let mut destination = preparing.read_destination(&source).await?;
+    let mut destination = preparing.check_destination(&source, catalog?).await?;
     let known = if live { bookkeeping.tables().await? } else { Vec::new() };
     let (known, unconfigured) = split(known, &config.tables);
     let Beginning { start, added } = preparing.decide(&source, &destination.catalog, &known).await?;
@@ -236,6 +238,12 @@ struct OpenSource {
     slot: Option<Slot>,
 }
 
+/// The destination, before anything of it is checked against the source.
+struct ReadDestination {
+    server: DestinationServer,
+    catalog: Catalog,
+}
+
 /// The destination, as it was found.
 struct FoundDestination {
     catalog: Catalog,
@@ -288,11 +296,17 @@ impl Preparing<'_> {
         }
     }
 
-    /// Reads what the destination has, and refuses what may run others' code there or lose rows.
-    async fn read_destination(&self, source: &OpenSource) -> Result<FoundDestination, Fault> {
+    /// Reads what the destination has.
+    async fn read_destination(&self) -> Result<ReadDestination, Fault> {
+        let (tables, client) = (&self.config.tables, self.bookkeeping.client());
+        let server = DestinationServer::check(client, tables).await?;
+        Ok(ReadDestination { server, catalog: Catalog::read(client, tables).await? })
+    }
+
+    /// Refuses what may run others' code at the destination or lose rows.
+    async fn check_destination(&self, source: &OpenSource, read: ReadDestination) -> Result<FoundDestination, Fault> {
         let (config, client) = (self.config, self.bookkeeping.client());
-        let server = DestinationServer::check(client, &config.tables).await?;
-        let mut catalog = Catalog::read(client, &config.tables).await?;
+        let ReadDestination { server, mut catalog } = read;
         let writes = writes(config, &source.catalog, &catalog, !server.replica_role)?;
         writes.refuse_foreign_code(client).await?;
         cascades::refuse(&source.client, client, &writes).await?;

@@ -43,6 +43,7 @@ mod slow_answers;
 mod slow_connections;
 mod sql;
 mod startup;
+mod statement_cache;
 pub(crate) mod stream;
 mod tls;
 mod writing;

@@ -6,7 +6,8 @@
 //! connection string. Only two settings come later, by [`afterwards`]: one that older servers do not know, and one that
 //! target_session_attrs looks at first.
 //!
-//! Not pinned is what an operator may well want of these sessions: tablespaces, memory, planner and commit settings, and SET ROLE.
+//! Not pinned is what an operator may well want of these sessions: tablespaces, memory, planner settings other than `jit` and
+//! `plan_cache_mode`, commit settings, and SET ROLE.
 
 use super::error::{ServerError, SqlState};
 use crate::config::{ConnectionSettings, TargetSession};
@@ -65,9 +66,9 @@ pub(super) fn at_startup<'a>(
 }
 
 /// The same as the text of `options`, behind the connection string's own.
-pub(super) fn as_options(connection: &ConnectionSettings) -> String {
+pub(super) fn as_options(connection: &ConnectionSettings, kind: &[(&str, String)]) -> String {
     let mut options = connection.options.clone().unwrap_or_default();
-    for (name, value) in at_startup(connection, &[]) {
+    for (name, value) in at_startup(connection, kind) {
         let value = value.replace('\\', "\\\\").replace(' ', "\\ ");
         options.push_str(&format!(" -c {name}={value}"));
     }
@@ -127,7 +128,7 @@ mod tests {
     fn options_of_the_connection_string_come_first_and_values_are_escaped() {
         let connection =
             ConnectionSettings { options: Some("-c work_mem=1MB".into()), ..ConnectionSettings::default() };
-        let options = as_options(&connection);
+        let options = as_options(&connection, &[]);
         assert!(options.starts_with("-c work_mem=1MB -c "), "{options}");
         assert!(options.contains(" -c default_transaction_isolation=read\\ committed"), "{options}");
         assert!(options.contains(" -c search_path= "), "an empty value: {options}");

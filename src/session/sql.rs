@@ -4,13 +4,16 @@
 //! passwords are `connect`'s, so that these sessions and our own reach the same server in the same way;
 //! tokio-postgres is handed a stream on which TLS, if any, is already in force.
 //!
+//! A statement that a session has asked before is neither parsed nor planned again ([`super::statement_cache`]; plans do not depend on
+//! parameters, which are names, OIDs and keys).
+//!
 //! Bounds: every statement through [`SqlClient`] has one in time, and each answer has one in memory (`bounded`), at which the session
 //! ends; after a statement that exceeds one, every other one fails with the same error.
 
 use std::future::{Ready, ready};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,10 +21,10 @@ use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
-use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as TokioSslMode};
 use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, Statement};
 
 use super::bounded::{BoundedStream, Complaint};
 use super::connect::{self, Opened, ServerKind};
@@ -31,6 +34,7 @@ use super::row::Row;
 use super::settings;
 use super::slow_answers::{Awaiting, Bound, Server};
 use super::startup::{PASSWORD_MISSING, UNBOUND};
+use super::statement_cache::StatementCache;
 use crate::config::{ChannelBinding, ConnectionSettings};
 use crate::pg::Ident;
 use crate::pg::quote_literal;
@@ -72,7 +76,8 @@ impl Sql {
         if let Some(password) = &password {
             config.password(password.reveal());
         }
-        config.options(settings::as_options(to));
+        let planned_once = ("plan_cache_mode", "force_generic_plan".to_owned());
+        config.options(settings::as_options(to, &[planned_once]));
         // TLS is already in force: "direct" makes tokio-postgres take the stream over without a request of its own.
         config.ssl_mode(if tls.is_some() { TokioSslMode::Require } else { TokioSslMode::Disable });
         config.ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
@@ -107,7 +112,8 @@ impl Sql {
         });
         let server = Server { host: host.to_string().into(), process_id: process.id() };
         let late = OnceLock::new();
-        let client = SqlClient { client, server, timeout: self.timeout, late, tls, complaint, _owner: owner };
+        let prepared = Mutex::default();
+        let client = SqlClient { client, server, timeout: self.timeout, late, tls, complaint, prepared, _owner: owner };
         for sql in settings::afterwards(to, version.as_deref()) {
             client.batch("setting up a session", sql).await?;
         }
@@ -127,6 +133,8 @@ pub struct SqlClient {
     late: OnceLock<Late>,
     tls: Option<String>,
     complaint: Complaint,
+    /// No lock is held while anything is awaited.
+    prepared: Mutex<StatementCache<Statement>>,
     _owner: oneshot::Sender<()>,
 }
 
@@ -141,7 +149,7 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, SessionError> {
-        let rows = self.bounded(doing, self.client.query(sql, parameters)).await?;
+        let rows = self.answer(doing, sql, async |statement| self.client.query(&statement, parameters).await).await?;
         Ok(rows.into_iter().map(|row| Row::new(doing, row)).collect())
     }
 
@@ -155,7 +163,9 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, SessionError> {
-        Ok(Row::new(doing, self.bounded(doing, self.client.query_one(sql, parameters)).await?))
+        let row =
+            self.answer(doing, sql, async |statement| self.client.query_one(&statement, parameters).await).await?;
+        Ok(Row::new(doing, row))
     }
 
     /// Runs a statement that returns at most one row.
@@ -168,7 +178,9 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, SessionError> {
-        Ok(self.bounded(doing, self.client.query_opt(sql, parameters)).await?.map(|row| Row::new(doing, row)))
+        let row =
+            self.answer(doing, sql, async |statement| self.client.query_opt(&statement, parameters).await).await?;
+        Ok(row.map(|row| Row::new(doing, row)))
     }
 
     /// Runs one statement as the role that has logged in, and returns its rows. Not inside a transaction.
@@ -201,7 +213,7 @@ impl SqlClient {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, SessionError> {
-        self.bounded(doing, self.client.execute(sql, parameters)).await
+        self.answer(doing, sql, async |statement| self.client.execute(&statement, parameters).await).await
     }
 
     /// Runs one statement without parameters that was made at run time.
@@ -332,6 +344,34 @@ impl SqlClient {
     /// Whether the session is known to have ended.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// The answer to one statement, which is prepared unless the session has it; one that fails is prepared again the next time.
+    async fn answer<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        ask: impl AsyncFnOnce(Statement) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, SessionError> {
+        let prepared = || self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = prepared().get(sql);
+        let work = async {
+            let statement = match known {
+                Some(statement) => statement,
+                None => {
+                    let statement = self.client.prepare(sql).await?;
+                    prepared().keep(sql, statement.clone());
+                    statement
+                }
+            };
+            ask(statement).await
+        };
+        let answer = self.bounded(doing, work).await;
+        if answer.is_err() {
+            // What it returns may be of another type now.
+            prepared().forget(sql);
+        }
+        answer
     }
 
     async fn bounded<T>(

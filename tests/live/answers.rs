@@ -1,6 +1,7 @@
 //! A source that answers questions by SQL with something else than was asked for, or without end: no stream runs unwatched, memory stays
 //! bounded, and once the answers make sense everything goes on. A proxy in front of the real source changes rows of its answers.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -111,12 +112,24 @@ async fn write_message(to: &mut OwnedWriteHalf, tag: u8, body: &[u8]) -> std::io
     to.write_all(&[&[tag][..], &length.to_be_bytes(), body].concat()).await
 }
 
-/// Passes on what the client asks, and remembers it.
+/// Passes on what the client asks, and remembers it: a statement that was parsed before is asked by its name.
 async fn listen(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, question: &Mutex<String>) -> std::io::Result<()> {
+    let mut parsed: HashMap<Vec<u8>, String> = HashMap::new();
     loop {
         let (tag, body) = read_message(&mut from).await?;
-        if matches!(tag, b'P' | b'Q') {
-            *question.lock().unwrap_or_else(PoisonError::into_inner) = String::from_utf8_lossy(&body).into_owned();
+        let mut names = body.split(|byte| *byte == 0);
+        let asked = match tag {
+            b'P' => {
+                let text = String::from_utf8_lossy(&body).into_owned();
+                parsed.insert(names.next().unwrap_or_default().to_vec(), text.clone());
+                Some(text)
+            }
+            b'B' => names.nth(1).and_then(|statement| parsed.get(statement).cloned()),
+            b'Q' => Some(String::from_utf8_lossy(&body).into_owned()),
+            _ => None,
+        };
+        if let Some(asked) = asked {
+            *question.lock().unwrap_or_else(PoisonError::into_inner) = asked;
         }
         write_message(&mut to, tag, &body).await?;
     }

@@ -65,3 +65,28 @@ async fn a_second_statement_in_a_text_is_a_syntax_error() {
     let left = "SELECT (SELECT count(*) FROM t)::text || ' ' || (to_regclass('second') IS NULL AND to_regclass('third') IS NULL)";
     assert_eq!(database.source_value(left).await.as_deref(), Some("4 true"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_is_asked_again_is_neither_parsed_nor_planned_again() {
+    let database = Database::new("askedagain", &["t"], "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let settings = ConnectionSettings::parse(&database.source_url, &Environment::new()).expect("an address");
+    let client = Sql { connection: settings, purpose: "statements", timeout: TIMEOUT }.connect().await.unwrap();
+    let question = "SELECT relname::text FROM pg_catalog.pg_class WHERE relname = $1";
+    for _ in 0..10 {
+        let row = client.query_one("asking", question, &[&"t"]).await.unwrap();
+        assert_eq!(row.get::<&str>(0).unwrap(), "t");
+    }
+    let counts =
+        "SELECT count(*), sum(generic_plans)::bigint, sum(custom_plans)::bigint FROM pg_catalog.pg_prepared_statements
+                  WHERE statement = $1";
+    let row = client.query_one("counting", counts, &[&question]).await.unwrap();
+    let counted: [i64; 3] = [row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap()];
+    assert_eq!(counted, [1, 10, 0], "statements, executions of a plan that was made once, plans of their own");
+    // The server refuses a statement whose answer has other columns by now, once.
+    let all = "SELECT * FROM public.t";
+    assert!(client.query("asking", all, &[]).await.unwrap().is_empty());
+    database.at_source("ALTER TABLE t ADD COLUMN v text; INSERT INTO t VALUES (1, 'x')").await;
+    let code = client.query("asking", all, &[]).await.err().and_then(|error| error.code());
+    assert_eq!(code, Some(SqlState::new(b"0A000")));
+    assert_eq!(client.query_one("asking", all, &[]).await.unwrap().get::<&str>(1).unwrap(), "x");
+}
