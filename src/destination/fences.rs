@@ -1,7 +1,7 @@
 //! Requests for a fence in the bookkeeping, and the destination's half of one.
 //!
-//! `verify` asks and the leader answers. Both poll, because neither may hold a session in a waiting statement, and a
-//! notification would not outlive a reconnect.
+//! `verify` asks and the leader answers. A notification wakes the leader; both poll as well, because neither may hold a session in a
+//! waiting statement, and a notification does not outlive a reconnect.
 //!
 //! ```text
 //! asks:    ask ─▶ beat … beat ─▶ (made) import both snapshots ─▶ withdraw
@@ -152,6 +152,7 @@ pub async fn ask_for_fence(
                 client.execute(DOING, sql, &[&id, &table.schema.as_str(), &table.name.as_str(), &json]).await?;
             }
         }
+        client.notify().await?;
         client.batch(DOING, "COMMIT").await
     };
     let asked = asked.await;

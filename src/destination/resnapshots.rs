@@ -253,6 +253,7 @@ impl Bookkeeping {
     ) -> Result<i64, DestinationError> {
         let sql = "INSERT INTO headwater.resnapshots (tables, origin, invocation) VALUES ($1, $2, $3) RETURNING id";
         let row = self.client().query_one(DOING, sql, &[&scope.to_rows(), &origin.as_str(), &invocation]).await?;
+        self.client().notify().await?;
         Ok(row.get(0)?)
     }
 

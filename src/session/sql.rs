@@ -10,21 +10,21 @@
 //! Bounds: every statement through [`SqlClient`] has one in time, and each answer has one in memory (`bounded`), at which the session
 //! ends; after a statement that exceeds one, every other one fails with the same error.
 
-use std::future::{Ready, ready};
+use std::future::{Ready, poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as TokioSslMode};
 use tokio_postgres::tls::{ChannelBinding as BindingData, TlsConnect, TlsStream};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, Statement};
+use tokio_postgres::{AsyncMessage, Config, Statement};
 
 use super::bounded::{BoundedStream, Complaint};
 use super::connect::{self, Opened, ServerKind};
@@ -99,11 +99,13 @@ impl Sql {
             return Err(SessionError::TooOld { version: version.clone() });
         }
         let (owner, dropped) = oneshot::channel();
+        let notified = Arc::new(Notify::new());
+        let connection = run(connection, Arc::clone(&notified));
         tokio::spawn(async move {
             let mut connection = pin!(connection);
             // Callers that wait for an answer learn that the connection has ended, and what the stream complains about.
             tokio::select! {
-                _ = &mut connection => {}
+                () = &mut connection => {}
                 Err(_) = dropped => {
                     // Without a client it says goodbye and ends, unless the server does not take it.
                     let _ = tokio::time::timeout(GOODBYE_MAX, connection).await;
@@ -113,13 +115,30 @@ impl Sql {
         let server = Server { host: host.to_string().into(), process_id: process.id() };
         let late = OnceLock::new();
         let prepared = Mutex::default();
-        let client = SqlClient { client, server, timeout: self.timeout, late, tls, complaint, prepared, _owner: owner };
+        let timeout = self.timeout;
+        let client = SqlClient { client, server, timeout, late, tls, complaint, prepared, notified, _owner: owner };
         for sql in settings::afterwards(to, version.as_deref()) {
             client.batch("setting up a session", sql).await?;
         }
         Ok(client)
     }
 }
+
+/// Passes messages on until the connection ends, which everybody who waits for an answer learns from the client.
+async fn run<S, T>(mut connection: tokio_postgres::Connection<S, T>, notified: Arc<Notify>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        if matches!(message, AsyncMessage::Notification(_)) {
+            notified.notify_one();
+        }
+    }
+}
+
+/// Every role may notify, as often as it likes.
+const NOTIFIED_APART: Duration = Duration::from_millis(50);
 
 /// How long a session that nobody needs may take to end.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
@@ -135,6 +154,7 @@ pub struct SqlClient {
     complaint: Complaint,
     /// No lock is held while anything is awaited.
     prepared: Mutex<StatementCache<Statement>>,
+    notified: Arc<Notify>,
     _owner: oneshot::Sender<()>,
 }
 
@@ -151,6 +171,30 @@ impl SqlClient {
     ) -> Result<Vec<Row>, SessionError> {
         let rows = self.answer(doing, sql, async |statement| self.client.query(&statement, parameters).await).await?;
         Ok(rows.into_iter().map(|row| Row::new(doing, row)).collect())
+    }
+
+    /// From now on [`SqlClient::notified`] ends when somebody sends `NOTIFY headwater` in this database.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn listen(&self) -> Result<(), SessionError> {
+        self.batch("listening for requests", "LISTEN headwater").await
+    }
+
+    /// Waits for a notification since the last call, or for as long as this. A notification may say nothing of interest, and
+    /// one is lost with its session.
+    pub async fn notified(&self, timeout: Duration) {
+        if tokio::time::timeout(timeout, self.notified.notified()).await.is_ok() {
+            tokio::time::sleep(NOTIFIED_APART).await;
+        }
+    }
+
+    /// Wakes those who listen, once the current transaction has committed.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn notify(&self) -> Result<(), SessionError> {
+        self.batch("announcing a request", "NOTIFY headwater").await
     }
 
     /// Runs a statement that returns exactly one row.

@@ -68,8 +68,10 @@ use crate::table_sync::ends::{Ends, Staged, Tables};
 use crate::table_sync::resync_queue::{CopyFailure, FailedAt, Turns};
 use crate::telemetry::{SnapshotPhase, failpoint};
 
-/// How often requests are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often requests are looked for that no notification has announced (one is lost with its session), or whose turn may have come.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long others may have the stream held that is waited for.
+const PASS_EVERY: Duration = Duration::from_millis(200);
 /// Staging has caught up when a round takes no longer.
 const CAUGHT_UP: Duration = Duration::from_millis(300);
 /// Rounds in which staging may try to catch up: with a source that writes faster than staging follows it never does.
@@ -99,15 +101,20 @@ pub(crate) async fn serve(
     let mut told = ToldFailures::default();
     let mut paced = BTreeSet::new();
     let mut bookkeeping: Option<Bookkeeping> = None;
+    let mut pause = Duration::ZERO;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
         // Whatever is wrong with the destination, the apply loop meets it too, and says so.
         let client = match bookkeeping.take() {
-            Some(client) => client,
-            None => match Bookkeeping::connect(&ends.addresses.destination).await {
-                Ok(client) => client,
-                Err(_) => continue,
-            },
+            Some(client) => {
+                client.client().notified(LOOK_EVERY).await;
+                client
+            }
+            None => {
+                tokio::time::sleep(pause).await;
+                pause = LOOK_EVERY;
+                let Ok(client) = listening(ends).await else { continue };
+                client
+            }
         };
         let Ok(requests) = client.requests().await else { continue };
         ends.telemetry.in_doubt(Request::tables_in_doubt(&requests));
@@ -149,6 +156,13 @@ pub(crate) async fn serve(
             }
         }
     }
+}
+
+/// A session that learns of new requests.
+async fn listening(ends: Ends<'_>) -> Result<Bookkeeping, DestinationError> {
+    let bookkeeping = Bookkeeping::connect(&ends.addresses.destination).await?;
+    bookkeeping.client().listen().await?;
+    Ok(bookkeeping)
 }
 
 /// The requests that need not wait because their tables were copied again and again; says once of each that waits, `paced`, why,
@@ -554,7 +568,7 @@ async fn pass(ends: Ends<'_>, control: &Control, consistent_point: Lsn) -> Resul
         if let Ok(passed) = tokio::time::timeout(ends.config.fence_timeout, passing).await {
             return Ok(passed.map_err(|_| SourceError::Ended)?);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(PASS_EVERY).await;
     }
 }
 

@@ -24,8 +24,10 @@ use crate::verification::fence::{self, FenceProgress, NoFence, sql_for};
 use crate::verification::fence_request::{Maker, TOO_SLOW, VerifyContext};
 use crate::verification::verdict::{VerifyOptions, VerifyProgress};
 
-/// How often requests are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often requests are looked for that no notification has announced: one is lost with its session.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is asked whether a fence that was handed over is still needed.
+const HELD_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long after a failed attempt the next one is made.
 const AGAIN_AFTER: Duration = Duration::from_secs(3);
 
@@ -97,6 +99,7 @@ impl FenceService<'_> {
         if let Some(report) = ensure_reading(client).await? {
             tracing::warn!(event = "functions_outdated", "{}", report.lines());
         }
+        client.listen().await.map_err(DestinationError::Session)?;
         let mut told: Option<ErrorReport> = None;
         loop {
             if let Some((id, kind)) = next_fence_request(client).await? {
@@ -117,7 +120,7 @@ impl FenceService<'_> {
                     }
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            client.notified(LOOK_EVERY).await;
         }
     }
 
@@ -127,7 +130,7 @@ impl FenceService<'_> {
         let fence = telling(client, id, &progress, making).await?;
         answer_made(client, id, &fence.made()).await?;
         while fence.is_held() && is_fence_wanted(client, id).await? {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(HELD_LOOK_EVERY).await;
         }
         Ok(())
     }

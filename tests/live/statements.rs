@@ -90,3 +90,17 @@ async fn a_question_that_is_asked_again_is_neither_parsed_nor_planned_again() {
     assert_eq!(code, Some(SqlState::new(b"0A000")));
     assert_eq!(client.query_one("asking", all, &[]).await.unwrap().get::<&str>(1).unwrap(), "x");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_wakes_who_listens_also_when_it_came_before() {
+    let database = Database::new("notified", &["t"], "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let settings = ConnectionSettings::parse(&database.source_url, &Environment::new()).expect("an address");
+    let client = Sql { connection: settings, purpose: "statements", timeout: TIMEOUT }.connect().await.unwrap();
+    client.listen().await.unwrap();
+    // Nobody waits for as long as this.
+    let ever = Duration::from_secs(3600);
+    database.at_source("NOTIFY headwater").await;
+    client.notified(ever).await;
+    let (notified, ()) = tokio::join!(client.notified(ever), async { database.at_source("NOTIFY headwater").await });
+    notified
+}
