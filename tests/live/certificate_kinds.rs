@@ -292,6 +292,7 @@ async fn certificates_that_psql_accepts_are_accepted_and_others_refused_with_a_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn our_own_certificate_may_be_of_every_kind_that_psql_shows() {
     let (Some(psql), Some(_)) = (program("psql"), program("openssl")) else { return };
     let certificates = Certificates::new();

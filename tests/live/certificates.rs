@@ -151,6 +151,7 @@ async fn an_unusable_client_certificate_is_named_and_the_printed_fix_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_server_certificate_out_of_its_time_is_refused_and_mended_by_what_is_printed() {
     let certificates = Certificates::new();
     revocations(&certificates);
@@ -196,6 +197,7 @@ async fn a_server_certificate_out_of_its_time_is_refused_and_mended_by_what_is_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_channel_that_cannot_be_bound_is_refused_only_where_binding_is_required() {
     let certificates = Certificates::new();
     revocations(&certificates);

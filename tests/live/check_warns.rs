@@ -255,6 +255,7 @@ async fn roles_that_may_write_every_table_are_named_until_they_are_trusted_or_ma
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn servers_newer_than_all_that_were_tried_are_told_of_and_used() {
     // Servers of no such major exist: these say so of themselves, in this database.
     let disguise = "SET allow_system_table_mods = on;

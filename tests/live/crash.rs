@@ -174,6 +174,7 @@ async fn a_crash_of_the_source_makes_its_slot_step_back_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn both_servers_crash_at_once_and_both_sides_are_equal_again() {
     let seed = seed("both_servers_crash");
     let (mut source, mut destination) = (new_source(&[]).await, new_destination(&[]).await);

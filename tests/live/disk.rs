@@ -76,6 +76,7 @@ async fn makes_tables_there(destination: &Cluster, database: &Database, place: &
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_first_copy_that_the_destinations_disk_cannot_hold_is_made_once_there_is_room() {
     let (source, destination) = (new_source(&[]).await, new_destination(&[]).await);
     let place = destination.dir().join("small");

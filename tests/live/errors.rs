@@ -406,6 +406,7 @@ async fn rows_hidden_by_row_level_security_are_an_error_not_a_smaller_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_destination_that_is_a_source_of_its_own_cluster_works() {
     // One cluster, two databases: creating the slot must not wait for a transaction of ours at the destination.
     let both = new_source(&[]).await;

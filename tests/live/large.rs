@@ -83,6 +83,7 @@ async fn a_large_transaction_that_comes_at_its_commit_is_applied_whole_in_bounde
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_large_row_is_copied_in_pieces_and_streamed_in_memory_for_one_of_it() {
     // The largest that a server sends in one message is near 1 GB.
     let megabytes = std::env::var("HEADWATER_LARGE_ROW_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(64_u64);

@@ -609,6 +609,7 @@ const MADE_AT_ONCE: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_of_a_partition_that_is_attached_in_the_transaction_that_creates_it_come() {
     let names: Vec<&str> = MADE_AT_ONCE.iter().map(|(name, ..)| *name).chain(["created", "created_with"]).collect();
     let root = |name: &str, columns: &str| {
@@ -654,6 +655,7 @@ async fn rows_of_a_partition_that_is_attached_in_the_transaction_that_creates_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_that_came_before_a_partition_was_seen_empty_are_not_kept() {
     let tables = ["held", "kept"];
     let schema: Vec<String> = tables.iter().map(|name| partitioned_table(name)).collect();
@@ -728,6 +730,7 @@ async fn partitions_that_large_transactions_create_fill_and_lose_leave_no_rows()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn partitions_that_come_while_a_copy_waits_for_its_slot_are_known_once_it_is_done() {
     let database = Database::new("leafslot", &["t"], &partitioned_table("t")).await;
     let setup = Setup::of(&database);
@@ -862,6 +865,7 @@ async fn copies_that_are_given_up_are_paced_and_each_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn hundreds_of_partitions_that_one_transaction_fills_are_asked_for_together() {
     let database = Database::new("manyleaves", &["t"], &partitioned_table("t")).await;
     let service = Setup::of(&database).start();

@@ -199,6 +199,7 @@ async fn a_table_that_is_altered_while_the_slot_waits_is_let_go_and_read_as_it_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_reader_that_is_lost_while_its_table_is_waited_for_does_not_wait_behind_that() {
     let database = Database::new("behind", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).section("[snapshot]\nmax_rate = \"300kB\"\nworkers = 1").start();
@@ -223,6 +224,7 @@ async fn a_reader_that_is_lost_while_its_table_is_waited_for_does_not_wait_behin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_host_that_never_answers_keeps_no_other_from_being_the_source() {
     let database = Database::of_superuser("silenthost", FORUM, FORUM_SCHEMA).await;
     // The operating system takes connections for it, and nobody ever answers.

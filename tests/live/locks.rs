@@ -69,6 +69,7 @@ async fn streams_at_last(service: &Service) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_that_needs_more_locks_than_a_server_has_is_refused_before_locking() {
     let small_source = new_source(SMALL).await;
     let small = new_destination(SMALL).await;
@@ -91,6 +92,7 @@ async fn a_copy_that_needs_more_locks_than_a_server_has_is_refused_before_lockin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn old_staging_is_dropped_in_steps_that_leave_locks_to_others() {
     let small = new_destination(SMALL).await;
     let database = with_tables(source().await, &small, "sweepsteps", 1).await;
@@ -121,6 +123,7 @@ async fn old_staging_is_dropped_in_steps_that_leave_locks_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_leaves_locks_for_others_and_one_that_cannot_is_refused() {
     let small_source = new_source(SMALL).await;
     let small = new_destination(SMALL).await;
@@ -170,6 +173,7 @@ async fn with_partitions(from: &Cluster, to: &Cluster, name: &str) -> Database {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn verify_takes_no_more_locks_than_there_are_and_says_when_too_few_are_left() {
     let mut source = new_source(&[("max_connections", "40")]).await;
     let mut database = with_partitions(&source, destination().await, "fewlocks").await;

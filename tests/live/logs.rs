@@ -48,6 +48,7 @@ const NAMING: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_value_that_names_an_object_which_the_destination_lacks_is_shown_nowhere() {
     let columns: String = (0..).zip(NAMING).map(|(number, (name, ..))| format!(", c{number} {name}")).collect();
     let database = Database::new("named", &["t"], &format!("CREATE TABLE t (id int PRIMARY KEY{columns})")).await;

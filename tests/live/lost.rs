@@ -385,6 +385,7 @@ async fn another_cluster_is_copied_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_database_of_the_source_that_was_renamed_is_followed_without_a_copy() {
     let cluster = new_source(&[]).await;
     let mut database = followed_from("renamed", &cluster).await;
@@ -513,6 +514,7 @@ async fn most_rows_of_a_table_are_deleted_only_when_asked_however_small_it_is() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_copy_that_was_begun_by_itself_is_not_finished_from_another_server() {
     let mut cluster = new_source(&[]).await;
     let mut database = followed_from("begunelse", &cluster).await;

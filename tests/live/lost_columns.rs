@@ -5,6 +5,7 @@ use crate::support::{Database, Setup};
 const TABLES: &[&str] = &["t", "u"];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_column_dropped_at_the_destination_comes_back_with_all_values() {
     let schema =
         "CREATE TABLE t (id int PRIMARY KEY, c text); INSERT INTO t SELECT i, 'c' || i FROM generate_series(1, 100) i;
@@ -48,6 +49,7 @@ fn rename(said: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_column_that_was_renamed_at_the_destination_is_named_with_the_way_back() {
     let schema = "CREATE TABLE t (id int PRIMARY KEY, c varchar(9), n int); INSERT INTO t SELECT i, 'c' || i, i FROM generate_series(1, 100) i;
         CREATE TABLE u (id int PRIMARY KEY, c text NOT NULL); INSERT INTO u SELECT i, 'c' || i FROM generate_series(1, 100) i";

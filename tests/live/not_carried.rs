@@ -196,6 +196,7 @@ async fn what_is_not_carried_is_printed_as_sql_that_runs_where_names_hide() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_is_not_carried_from_18_is_listed_with_the_sql_that_makes_it() {
     let Some(bin) = bin_of(18) else { return };
     let (from, to) = (new_source_of(&bin, &[]).await, new_destination_of(&bin, &[]).await);

@@ -38,6 +38,7 @@ const WRITTEN: &[[&str; 2]] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn another_table_under_a_followed_name_gets_no_row_however_early() {
     let database = Database::of_superuser("othertable", TABLES, SCHEMA).await;
     database.at_destination(FIRED).await;
@@ -77,6 +78,7 @@ async fn another_table_under_a_followed_name_gets_no_row_however_early() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_recreated_by_the_operator_is_copied_on_request_and_not_before() {
     let database = Database::new("othermade", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
@@ -142,6 +144,7 @@ async fn a_suspended_table_that_is_another_one_is_overwritten_only_when_an_opera
 
 /// The source adds a column, so a suspended table would get it before it is copied.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_suspended_table_that_is_exchanged_while_it_waits_for_its_copy_is_left_alone() {
     let database = Database::new("otherwaits", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
@@ -171,6 +174,7 @@ async fn a_suspended_table_that_is_exchanged_while_it_waits_for_its_copy_is_left
 
 /// The moments of a copy at which another table may take the name: nothing of it is written, and the copy is tried again.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_table_that_is_exchanged_while_it_is_copied_is_left_alone() {
     for (number, moment) in ["handover.comparing_held", "handover.publishing"].into_iter().enumerate() {
         let database = Database::new(&format!("otherpublish{number}"), TABLES, SCHEMA).await;
@@ -235,6 +239,7 @@ async fn a_table_that_was_dropped_here_is_copied_on_request_without_a_halt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn commands_that_write_leave_another_table_under_a_followed_tables_name_alone() {
     let database = Database::new("othercommand", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
@@ -263,6 +268,7 @@ fn renames(said: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_hint_gives_followed_tables_with_swapped_names_their_own_back() {
     let database = Database::new("otherswap", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);
@@ -315,6 +321,7 @@ async fn exchanged_tables_with_a_foreign_key_that_acts_get_their_names_back_like
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn all_tables_that_are_other_ones_are_told_at_once_and_copied_by_one_command() {
     let tables = ["t", "u", "w"];
     let schema = format!("{SCHEMA} CREATE TABLE w (id int PRIMARY KEY, v text); INSERT INTO w VALUES (1, 'w')");
@@ -448,6 +455,7 @@ const REMEMBERED: &str = "SELECT concat_ws(' ', bookkeeping_ids IS NOT NULL, des
     (SELECT oid FROM pg_database WHERE datname = current_database())) FROM headwater.stream";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn an_upgrade_of_headwater_is_not_told_as_a_restore_of_the_destination() {
     let database = Database::new("otherupgrade", TABLES, SCHEMA).await;
     let setup = Setup::of(&database);

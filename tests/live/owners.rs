@@ -136,6 +136,7 @@ const WAYS: &[Way] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn code_of_a_tables_owner_is_refused_however_it_is_attached() {
     if cannot_grant_parameters().await {
         return;
@@ -208,6 +209,7 @@ async fn what_others_attach_that_can_do_nothing_is_no_obstacle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn code_of_roles_that_could_do_as_much_anyway_is_no_obstacle() {
     if cannot_grant_parameters().await {
         return;
@@ -649,6 +651,7 @@ const GRANTED: &str = "
         WHERE nspname LIKE 'headwater_staging%' AND a.grantee <> p.proowner) AS granted";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn default_privileges_reach_neither_the_bookkeeping_nor_staging() {
     if cannot_grant_parameters().await {
         return;
@@ -730,6 +733,7 @@ async fn attaching_is_denied(database: &Database) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn default_privileges_let_no_reader_attach_code_to_staging() {
     if cannot_grant_parameters().await {
         return;
@@ -784,6 +788,7 @@ async fn bookkeeping_finding(setup: &Setup) -> Option<[String; 3]> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn grants_that_let_others_change_the_bookkeeping_are_refused_until_the_hint_is_run() {
     if cannot_grant_parameters().await {
         return;
@@ -857,6 +862,7 @@ async fn grants_that_let_others_change_the_bookkeeping_are_refused_until_the_hin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn code_and_grants_on_the_bookkeeping_halt_headwater_while_it_streams() {
     if cannot_grant_parameters().await {
         return;
@@ -894,6 +900,7 @@ async fn code_and_grants_on_the_bookkeeping_halt_headwater_while_it_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn code_on_the_bookkeeping_is_refused_even_where_replicated_tables_have_none() {
     if cannot_grant_parameters().await {
         return;
@@ -953,6 +960,7 @@ async fn code_on_the_bookkeeping_is_refused_even_where_replicated_tables_have_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn event_triggers_of_untrusted_owners_are_refused_before_anything_is_created() {
     if cannot_grant_parameters().await {
         return;
@@ -1218,6 +1226,7 @@ async fn no_command_runs_what_a_strangers_schema_headwater_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn no_command_fires_triggers_that_others_have_left_on_the_bookkeeping() {
     if cannot_grant_parameters().await {
         return;
@@ -1262,6 +1271,7 @@ async fn no_command_fires_triggers_that_others_have_left_on_the_bookkeeping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn tables_of_an_untrusted_owner_are_written_only_on_the_operators_word() {
     if cannot_grant_parameters().await {
         return;
@@ -1371,6 +1381,7 @@ async fn tables_of_an_untrusted_owner_are_written_only_on_the_operators_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn untrusted_operators_that_could_find_rows_are_refused_and_so_are_their_makers() {
     if cannot_grant_parameters().await {
         return;
@@ -1572,6 +1583,7 @@ async fn types_and_collations_of_others_under_a_name_that_nothing_takes_are_no_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn owners_of_collations_of_columns_indexes_domains_and_expressions_are_named() {
     let database = new("own_collations", false).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));
@@ -1599,6 +1611,7 @@ async fn owners_of_collations_of_columns_indexes_domains_and_expressions_are_nam
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn foreign_servers_and_wrappers_of_others_under_what_is_written_are_refused() {
     let database = new("own_servers", false).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));
@@ -1652,6 +1665,7 @@ async fn foreign_servers_and_wrappers_of_others_under_what_is_written_are_refuse
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn owners_of_operators_and_text_search_objects_of_expressions_are_named() {
     let database = new("own_objects", false).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));
@@ -1865,6 +1879,7 @@ const CALLED: &[(&str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn functions_of_partitioned_parents_and_of_what_foreign_keys_check_are_found() {
     let database = new("own_called", false).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));
@@ -1933,6 +1948,7 @@ async fn casts_between_a_type_in_use_and_one_that_nothing_uses_are_no_obstacle()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn privileges_that_were_granted_on_are_taken_away_by_the_hint() {
     let database = new("own_granted_on", false).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));

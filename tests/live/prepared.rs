@@ -14,6 +14,7 @@ async fn source() -> Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_prepared_transaction_of_another_database_is_named_where_a_slot_waits() {
     let source = source().await;
     let database = Database::on(&source, destination().await, "prepared", TABLES, SCHEMA).await;

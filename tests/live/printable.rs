@@ -121,6 +121,7 @@ fn assert_values_printable(value: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn names_that_hide_steer_or_end_quotes_are_shown_printably_everywhere() {
     let Hostile { mut database, setup, name } = hostile("shown", "SUPERUSER REPLICATION").await;
     let (own, long) = (quoted(&name), format!("{name}{}", "x".repeat(63 - name.len())));
@@ -232,6 +233,7 @@ async fn names_that_hide_steer_or_end_quotes_are_shown_printably_everywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_check_prints_to_be_pasted_says_what_it_says_whatever_the_names() {
     let Hostile { mut database, setup, name } = hostile("pasted", "").await;
     let own = quoted(&name);
@@ -323,6 +325,7 @@ fn attached(own: &str, other: &str, mood: &str, role: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_is_printed_of_others_code_leaves_and_schema_changes_says_what_it_says() {
     let Hostile { mut database, setup, name } = hostile("p", "SUPERUSER REPLICATION").await;
     let [own, other, mood, role, tree] = ["", "2", "m", "r", "t"].map(|end| quoted(&format!("{name}{end}")));

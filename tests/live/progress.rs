@@ -18,6 +18,7 @@ async fn snapshot(service: &Service) -> Option<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn indexes_are_a_phase_of_their_own_in_which_nothing_is_said_to_be_done() {
     let database = Database::new("phases", &["public.views", "public.topics"], SLOW_INDEX).await;
     let service = Setup::of(&database).section("[snapshot]\nworkers = 2").start();

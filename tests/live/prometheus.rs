@@ -90,6 +90,7 @@ fn queries(instance: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn every_query_of_the_dashboard_has_data_and_a_conflict_raises_its_alert() {
     let Some(program) = tools::program("prometheus") else { return };
     let database = Database::new("prometheus", FORUM, FORUM_SCHEMA).await;

@@ -17,6 +17,7 @@ const PROVIDERS: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn on_a_providers_server_its_own_statements_and_settings_are_named() {
     let mut source = new_source(&[("max_replication_slots", "1")]).await;
     let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x');";

@@ -60,6 +60,7 @@ async fn held_at_rest(database: &Database, service: &Service) -> Held {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn descriptors_memory_and_sessions_are_the_same_after_many_reconnects() {
     let reconnects = std::env::var("HEADWATER_RECONNECTS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
     // Rows of some size, so that buffers which were kept would be seen.

@@ -475,6 +475,7 @@ async fn teardown_drops_nothing_that_others_have_made_of_the_bookkeeping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn rows_that_wait_for_a_lock_are_not_written_to_another_schema_of_the_name() {
     // Triggers fire for this role.
     let mut database = new("repschema", false).await;

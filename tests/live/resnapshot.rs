@@ -489,6 +489,7 @@ async fn a_snapshot_that_an_operator_must_mend_is_given_up_and_the_stream_goes_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_stream_that_lags_behind_the_snapshot_is_waited_for() {
     let database = Database::new("lags", FORUM, FORUM_SCHEMA).await;
     let service = Setup::of(&database).section("[apply]\nbatch_rows_max = 1").start();

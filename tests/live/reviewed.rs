@@ -93,6 +93,7 @@ async fn new(name: &str) -> Database {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_was_added_to_a_created_object_is_refused_and_nothing_of_it_stays() {
     for addition in ADDITIONS {
         println!("{}", addition.name);

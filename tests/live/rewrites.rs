@@ -47,6 +47,7 @@ async fn values_that_alter_table_has_rewritten_are_copied_though_their_type_fits
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn leaves_that_are_emptied_dropped_detached_or_attached_with_rows_are_noticed() {
     let tree = |name: &str| {
         format!(
@@ -73,6 +74,7 @@ async fn leaves_that_are_emptied_dropped_detached_or_attached_with_rows_are_noti
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn keys_of_an_emptied_leaf_that_come_again_lead_to_a_copy_and_to_no_halt() {
     let log = found(
         "emptiedkeys",
@@ -234,6 +236,7 @@ const HARMLESS: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn changes_that_touch_no_values_lead_to_no_copy_whoever_sees_them_and_when() {
     let database = Database::new(
         "harmless",
@@ -291,6 +294,7 @@ fn attach_tree(name: &str, filled: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn tables_that_were_attached_are_copied_though_they_are_empty_by_now() {
     let tables = ["deleted", "updated", "truncated", "again", "deep", "moved", "twice", "at_once"];
     let schema: Vec<String> = tables.iter().map(|name| partitioned_table(name)).collect();
@@ -367,6 +371,7 @@ async fn a_lock_on_a_table_that_was_attached_holds_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn what_an_earlier_version_remembers_leads_to_no_copy_and_is_completed() {
     let database = Database::new(
         "earlier",
@@ -409,6 +414,7 @@ async fn what_an_earlier_version_remembers_leads_to_no_copy_and_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn values_that_are_rewritten_where_schema_changes_stop_halt_with_the_way_out() {
     let database = Database::new(
         "rewrittenstop",
@@ -432,6 +438,7 @@ async fn values_that_are_rewritten_where_schema_changes_stop_halt_with_the_way_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_label_that_is_renamed_is_renamed_here_for_every_table_that_uses_it() {
     let log = found(
         "relabelled",
@@ -771,6 +778,7 @@ async fn a_table_that_is_made_again_with_other_types_is_copied_without_an_operat
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn attributes_of_other_types_halt_the_copy_until_the_printed_statement_was_run() {
     let database = Database::new(
         "attributetypes",
@@ -804,6 +812,7 @@ async fn attributes_of_other_types_halt_the_copy_until_the_printed_statement_was
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_composite_type_without_attributes_gets_none_by_the_hint_as_printed() {
     let database = Database::new(
         "noattributes",
@@ -844,6 +853,7 @@ async fn the_first_label_of_an_enum_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_leaf_that_becomes_unlogged_suspends_its_table_until_it_is_logged_again() {
     let database = Database::new(
         "unloggedleaf",

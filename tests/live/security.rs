@@ -29,6 +29,7 @@ async fn fails(setup: &Setup, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn trust_password_md5_and_scram_are_spoken() {
     let mut source = new_source(&[]).await;
     let mut lines = Vec::new();
@@ -74,6 +75,7 @@ async fn trust_password_md5_and_scram_are_spoken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn every_sslmode_means_what_it_means_in_libpq() {
     let certificates = Certificates::new();
     let mut source = new_source(&[]).await;
@@ -155,6 +157,7 @@ async fn tls_source(bin: &Path, certificates: &Certificates) -> Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn the_systems_roots_are_trusted_when_they_are_asked_for_and_only_then() {
     let certificates = Certificates::new();
     let source = tls_source(&crate::support::bin("SOURCE"), &certificates).await;
@@ -182,6 +185,7 @@ async fn the_systems_roots_are_trusted_when_they_are_asked_for_and_only_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn tls_is_begun_at_once_where_the_server_knows_how() {
     let Some(bin) = bin_of(17) else { return };
     let certificates = Certificates::new();

@@ -101,6 +101,7 @@ const COUNTING: &str =
     WHERE d.refobjid IN ('t'::regclass, '\"Ö t\"'::regclass) AND d.deptype IN ('a', 'i')";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_column_that_comes_while_streaming_is_given_a_sequence_here_and_it_follows() {
     let database = Database::new("seqadded", &["t", "\"Ö t\""], GROWING).await;
     let service = Setup::of(&database).start();
@@ -212,6 +213,7 @@ async fn a_sequence_that_may_not_be_created_is_told_with_its_sql_and_the_stream_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_sequence_outlasts_renames_and_copies_and_ends_with_its_dropped_column() {
     let schema = "CREATE TABLE p (id int PRIMARY KEY, v int, old serial) PARTITION BY RANGE (id);
         CREATE TABLE p1 PARTITION OF p DEFAULT; INSERT INTO p SELECT i, i FROM generate_series(1, 10) i";

@@ -180,6 +180,7 @@ async fn whatever_roles_and_databases_of_18_set_the_copy_is_made_and_followed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn roles_that_become_another_role_at_login_copy_stream_and_verify() {
     let roles = Roles::Least { replica: true };
     let mut database = Database::under(roles, source().await, destination().await, "becoming", TABLES, SCHEMA).await;

@@ -35,6 +35,7 @@ async fn begin(client: &SqlClient, id: i64) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn nobody_reads_while_a_transaction_that_the_snapshot_shows_is_still_running() {
     // A commit that waits for a synchronous standby is in the WAL, decoded, and still among the running transactions: the
     // same place in which a commit is for a few microseconds without one.

@@ -423,6 +423,7 @@ async fn a_disk_that_is_full_leaves_large_transactions_to_the_source_until_there
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_disk_of_the_spool_that_is_slow_but_moves_is_waited_for() {
     let (source, destination) = (streaming_source().await, new_destination(&[]).await);
     let schema = "CREATE TABLE large (id int PRIMARY KEY, v bytea); ALTER TABLE large ALTER v SET STORAGE EXTERNAL";

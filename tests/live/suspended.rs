@@ -232,6 +232,7 @@ async fn a_new_table_of_a_known_name_in_the_stream_is_no_obstacle_for_the_others
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn dying_at_any_point_with_a_table_set_aside_loses_and_doubles_nothing() {
     let points = [
         "schema.suspended",

@@ -240,6 +240,7 @@ async fn a_slot_that_somebody_has_made_under_the_name_of_ours_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
 async fn a_teardown_that_ends_at_a_lock_says_what_it_has_removed() {
     let from = new_source(&[]).await;
     let database = Database::on(&from, destination().await, "halflocked", &["t"], SCHEMA).await;
