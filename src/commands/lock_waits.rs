@@ -4,8 +4,8 @@
 //! waits that were seen last. The waits of a running service are reported, too, since a command may wait for that. An error comes with what
 //! its own session has waited for, and nobody else's.
 //!
-//! Bounds: those of the work. Two sessions are opened once it has lasted for [`LOOKED_AFTER`], and end with it; a server that does not
-//! answer them is the work's to report.
+//! Bounds: those of the work. Two sessions are opened once it has lasted for [`LOOKED_AFTER`], and end with it. A host that takes no
+//! session is said for all sessions of the command alike.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -17,7 +17,9 @@ use super::display;
 use crate::config::{Config, ConnectionSettings};
 use crate::error_policy::{Fault, report};
 use crate::pg::ErrorReport;
-use crate::preflight::waits::{LOOK_EVERY, LateSession, ServerEnd, ToldWaits, Wait, waits, working};
+use crate::preflight::waits::{
+    LOOK_EVERY, LateSession, ServerEnd, ToldWaits, Wait, print_slow_connections, waits, working,
+};
 use crate::session::Sql;
 
 /// Most commands are over by then. A wait is said once it has lasted for 5 s.
@@ -33,25 +35,34 @@ pub(super) struct LastWaits(Vec<Wait>);
 
 /// Does the work of a command, and says meanwhile what headwater's sessions wait for at either end.
 pub(super) async fn telling<T>(config: &Config, work: impl Future<Output = T>) -> (T, LastWaits) {
+    // Large as it is, it is not moved with each layer around it.
+    let work = Box::pin(work);
     let (source, destination) = (Mutex::default(), Mutex::default());
-    let done = {
-        let watching = async {
-            tokio::time::sleep(LOOKED_AFTER).await;
-            let (never, _): (Infallible, Infallible) = tokio::join!(
-                watch(ServerEnd::Source, &config.source.url, &source),
-                watch(ServerEnd::Destination, &config.destination.url, &destination)
-            );
-            never
-        };
-        let (mut work, mut watching) = (pin!(work), pin!(watching));
-        tokio::select! {
-            biased;
-            done = &mut work => done,
-            never = &mut watching => match never {},
-        }
+    let watching = async {
+        tokio::time::sleep(LOOKED_AFTER).await;
+        let (never, _): (Infallible, Infallible) = tokio::join!(
+            watch(ServerEnd::Source, &config.source.url, &source),
+            watch(ServerEnd::Destination, &config.destination.url, &destination)
+        );
+        never
     };
+    let done = unless_over(telling_connections(work), watching).await;
     let last = [source, destination].map(|waits| waits.into_inner().unwrap_or_else(PoisonError::into_inner));
     (done, LastWaits(last.concat()))
+}
+
+/// Does work that asks servers, and says meanwhile which of them it waits for to connect.
+pub(super) async fn telling_connections<T>(work: impl Future<Output = T>) -> T {
+    unless_over(Box::pin(work), print_slow_connections(display::line)).await
+}
+
+async fn unless_over<T>(work: impl Future<Output = T>, watching: impl Future<Output = Infallible>) -> T {
+    let (mut work, mut watching) = (pin!(work), pin!(watching));
+    tokio::select! {
+        biased;
+        done = &mut work => done,
+        never = &mut watching => match never {},
+    }
 }
 
 async fn watch(end: ServerEnd, connection: &ConnectionSettings, last: &Mutex<Vec<Wait>>) -> Infallible {
@@ -105,5 +116,29 @@ impl LastWaits {
             "Let what is in the way end, and try again (headwater explain shows it, too); or end it:\n{}",
             statements.join("\n")
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_comes_with_what_its_own_session_at_its_own_end_has_waited_for() {
+        // Processes of two servers may have one number.
+        let waits = LastWaits(vec![
+            Wait::example(ServerEnd::Source, 7, "ROLLBACK PREPARED 'one';"),
+            Wait::example(ServerEnd::Destination, 7, "ROLLBACK PREPARED 'two';"),
+            Wait::example(ServerEnd::Destination, 8, "ROLLBACK PREPARED 'three';"),
+        ]);
+        for (end, own) in [(ServerEnd::Source, "'one'"), (ServerEnd::Destination, "'two'")] {
+            let report = waits.explain(LateSession::example(end, 7), ErrorReport::new("no answer"));
+            let lines = report.lines();
+            let others = ["'one'", "'two'", "'three'"].into_iter().filter(|other| *other != own);
+            assert!(lines.contains(own) && lines.contains(&format!("{}: a session waits", end.as_str())), "{lines}");
+            assert!(others.into_iter().all(|other| !lines.contains(other)), "{lines}");
+        }
+        let report = waits.explain(LateSession::example(ServerEnd::Source, 8), ErrorReport::new("no answer"));
+        assert_eq!(report.lines(), ErrorReport::new("no answer").lines());
     }
 }

@@ -311,9 +311,11 @@ pub fn report(fault: &Fault) -> ErrorReport {
             .hint("Bring the standby back, or take it out of synchronous_standby_names at the source."),
         Fault::Destination(DestinationError::Bind(error)) => ErrorReport::new(error.to_string())
             .hint("Change the table at the destination accordingly; headwater then continues by itself."),
+        Fault::Source(error @ SourceError::Silent(_)) => ErrorReport::new(error.to_string()).hint(
+            "See whether the source's server, its machine and the link to it stand still; headwater connects again by itself.",
+        ),
         Fault::Source(
-            SourceError::Silent(_)
-            | SourceError::Ended
+            SourceError::Ended
             | SourceError::Wire(_)
             | SourceError::Transaction(_)
             | SourceError::SnapshotLost(_)

@@ -17,6 +17,7 @@
 //! Bounds: one question every [`LOOK_EVERY`]; [`WAITS_MAX`] waits reported at a time, [`TOLD_MAX`] remembered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,9 @@ use crate::destination::DestinationError;
 use crate::error_policy::Fault;
 use crate::pg::{Ident, printable, shown_literal, without_values};
 use crate::preflight::watch_failures::WatchFailure;
-use crate::session::{Row, SessionError, Sql, SqlClient, explain_answers, slow_answers, slow_connections};
+use crate::session::{
+    Row, SessionError, SlowConnection, Sql, SqlClient, explain_no_answers, slow_answers, slow_connections,
+};
 use crate::source::{SourceError, lock_holder};
 use crate::telemetry::Telemetry;
 
@@ -39,12 +42,12 @@ const TOLD_MAX: usize = 1000;
 const STATEMENT_SHOWN: usize = 300;
 const QUERY_MAX: Duration = Duration::from_secs(10);
 /// An answer that comes sooner is not reported. Longer than [`TOLD_AFTER`] and a look: where the server says what its process waits for,
-/// that is reported instead.
-const ANSWERS_TOLD_AFTER: Duration = Duration::from_secs(8);
+/// that is reported instead. A stream that is silent has been asked twice for a sign of life by then.
+const ANSWERS_TOLD_AFTER: Duration = Duration::from_millis(7500);
 /// The same question to the same server that stays without an answer again and again is a line in the log so often.
 const ANSWERS_TOLD_EVERY: Duration = Duration::from_secs(600);
 /// Nothing but this process is asked.
-const CONNECTIONS_EVERY: Duration = Duration::from_secs(1);
+const CONNECTIONS_EVERY: Duration = Duration::from_millis(500);
 
 /// Where a session waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +143,7 @@ impl ToldWaits {
         telemetry: &Telemetry,
     ) -> Result<(), SessionError> {
         let mut waits = waits(client, end, application_name).await?;
-        explain_answers(end.as_str(), waits.iter().map(Wait::process_id).collect());
+        client.explain_answers(end.as_str(), waits.iter().map(Wait::process_id).collect());
         self.leave_out_moments(&mut waits);
         for wait in self.new_ones(&waits).iter().filter(|wait| !wait.told_elsewhere) {
             telemetry.warning("wait", wait.text());
@@ -148,6 +151,12 @@ impl ToldWaits {
         telemetry.waits(end.as_str(), waits.iter().map(Wait::text).collect());
         Ok(())
     }
+}
+
+/// Nobody looks at this end until the next session there: nothing is known of what waits.
+pub(crate) fn forget_waits(end: ServerEnd, telemetry: &Telemetry) {
+    explain_no_answers(end.as_str());
+    telemetry.waits(end.as_str(), Vec::new());
 }
 
 /// Watches the destination until it is dropped.
@@ -158,14 +167,14 @@ pub(crate) async fn tell_waits(config: Arc<Config>, telemetry: Arc<Telemetry>) {
         if let Err(error) = session(&config, &telemetry, &mut told, &mut failure).await {
             failure.failed(error);
         }
-        telemetry.waits(ServerEnd::Destination.as_str(), Vec::new());
+        forget_waits(ServerEnd::Destination, &telemetry);
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
 /// Says which attempts to connect and which answers take long, until it is dropped.
 pub(crate) async fn tell_connections(telemetry: Arc<Telemetry>) {
-    let mut told = BTreeSet::new();
+    let mut connections = ToldConnections::default();
     let mut told_answers: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
         let answers = slow_answers(ANSWERS_TOLD_AFTER);
@@ -178,14 +187,33 @@ pub(crate) async fn tell_connections(telemetry: Arc<Telemetry>) {
         }
         telemetry.waits("answers", answers.into_iter().map(|answer| answer.text).collect());
         let slow = slow_connections(TOLD_AFTER);
-        for connection in &slow {
-            // Each attempt of each session meets the same host; what comes of it is the attempt's to report.
-            if told.len() < TOLD_MAX && told.insert(connection.host.clone()) {
-                telemetry.warning("wait", connection.text.clone());
-            }
+        for text in connections.new_ones(&slow) {
+            telemetry.warning("wait", text.to_owned());
         }
         telemetry.waits("connecting", slow.into_iter().map(|connection| connection.text).collect());
         tokio::time::sleep(CONNECTIONS_EVERY).await;
+    }
+}
+
+/// Prints the attempts of a command to connect that take long, until it is dropped.
+pub(crate) async fn print_slow_connections(print: impl Fn(&str)) -> Infallible {
+    let mut told = ToldConnections::default();
+    loop {
+        told.new_ones(&slow_connections(TOLD_AFTER)).into_iter().for_each(&print);
+        tokio::time::sleep(CONNECTIONS_EVERY).await;
+    }
+}
+
+/// The attempts to connect that were told.
+#[derive(Debug, Default)]
+struct ToldConnections(BTreeSet<String>);
+
+impl ToldConnections {
+    /// Those of these that were not told yet. Each attempt of each session meets the same host; what comes of it is the attempt's to
+    /// report.
+    fn new_ones<'a>(&mut self, slow: &'a [SlowConnection]) -> Vec<&'a str> {
+        let is_new = |connection: &&SlowConnection| self.0.len() < TOLD_MAX && self.0.insert(connection.key.clone());
+        slow.iter().filter(is_new).map(|connection| connection.text.as_str()).collect()
     }
 }
 
@@ -423,20 +451,43 @@ fn shown(statement: &str) -> String {
 }
 
 #[cfg(test)]
+impl Wait {
+    /// Of this process there, ended by this statement: for tests.
+    pub(crate) fn example(end: ServerEnd, process_id: u32, ending: &str) -> Wait {
+        let ending = Some(ending.to_owned());
+        let (key, what) = (format!("{process_id}"), format!("{}: a session waits", end.as_str()));
+        Wait {
+            end,
+            process_id,
+            key,
+            what,
+            holder: "held".into(),
+            ending,
+            told_elsewhere: false,
+            may_be_a_moment: false,
+        }
+    }
+}
+
+#[cfg(test)]
+impl LateSession {
+    /// A session of this process there: for tests.
+    pub(crate) fn example(end: ServerEnd, process_id: u32) -> LateSession {
+        LateSession { end, process_id }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_wait_is_told_once_for_each_transaction_that_is_in_the_way() {
         let wait = |what: &str, holder: &str| Wait {
-            end: ServerEnd::Source,
-            process_id: 1,
             key: format!("{what} {holder}"),
             what: what.into(),
             holder: holder.into(),
-            ending: None,
-            told_elsewhere: false,
-            may_be_a_moment: false,
+            ..Wait::example(ServerEnd::Source, 1, "")
         };
         let (first, second) = (wait("writing", "process 7 since 1"), wait("writing", "process 7 since 2"));
         let mut told = ToldWaits::default();

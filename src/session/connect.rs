@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 
 use super::error::{MAJOR_MIN, SessionError, TlsProblem};
 use super::settings;
-use super::slow_connections::Trying;
+use super::slow_connections::{ConnectStep, Trying};
 use super::tls::{self, Secured, TlsClient};
 use crate::config::{ConnectionSettings, Host, SslMode, SslNegotiation, TargetSession};
 use crate::session::stream::BoxedStream;
@@ -126,7 +126,7 @@ where
         unwanted.clear();
         for host in std::mem::take(&mut hosts) {
             trying.is_at(host, &silent);
-            let connecting = Connecting { settings, host, wanted: *wanted, tls: tls.as_ref() };
+            let connecting = Connecting { settings, host, wanted: *wanted, tls: tls.as_ref(), trying: &trying };
             match connecting.first_address(&use_stream).await {
                 Ok(session) => return Ok(session),
                 Err(ConnectFailure::Silent(reason)) => silent.push(format!("{host}: {reason}")),
@@ -171,6 +171,7 @@ struct Connecting<'a> {
     host: &'a Host,
     wanted: WantedSession,
     tls: Option<&'a TlsClient>,
+    trying: &'a Trying,
 }
 
 impl Connecting<'_> {
@@ -179,7 +180,10 @@ impl Connecting<'_> {
         F: Future<Output = Result<T, SessionError>>,
     {
         let within = self.settings.connect_timeout;
-        let addresses = match tokio::time::timeout(within, addresses(self.host)).await {
+        self.trying.awaits(ConnectStep::Name);
+        let found = tokio::time::timeout(within, addresses(self.host)).await;
+        self.trying.awaits(ConnectStep::Server);
+        let addresses = match found {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => return Err(ConnectFailure::Silent(error.to_string())),
             Err(_) => {
@@ -260,7 +264,7 @@ impl Connecting<'_> {
     }
 
     async fn open(&self, address: &Address, encryption: Encryption) -> Result<Opened, SessionError> {
-        let Connecting { settings, host, wanted, tls } = *self;
+        let Connecting { settings, host, wanted, tls, trying: _ } = *self;
         let lost = |error| SessionError::lost("connecting", error);
         let plain = |stream| Opened { stream, host: host.clone(), wanted, tls: None, channel_binding: None };
         let address = match address {
@@ -397,8 +401,9 @@ mod tests {
             ssl_mode: SslMode::Disable,
             ..settings(1, TargetSession::Any)
         };
+        let (host, trying) = (&settings.hosts[0], Trying::begin(settings.connect_timeout));
         let connecting =
-            Connecting { settings: &settings, host: &settings.hosts[0], wanted: WantedSession::Any, tls: None };
+            Connecting { settings: &settings, host, wanted: WantedSession::Any, tls: None, trying: &trying };
         // A server speaks when it is spoken to; this one by itself.
         let greeting = tokio::spawn(async move { good.accept().await.unwrap().0.write_all(b"x").await.unwrap() });
         let hear = |opened: Opened| async move {

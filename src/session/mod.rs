@@ -72,7 +72,7 @@ pub use replication::{
 };
 pub use row::Row;
 pub use sequences::{query_sequences, read_sequences};
-pub use slow_answers::{Awaiting, explain_answers, slow_answers};
+pub use slow_answers::{Awaiting, explain_no_answers, slow_answers};
 pub use slow_connections::{SlowConnection, slow_connections};
 pub use sql::{SessionsRoom, Sql, SqlClient, SqlCopyIn};
 pub use writing::WritingSession;

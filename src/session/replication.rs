@@ -296,9 +296,10 @@ impl ReplicationSession {
         update.write(out);
     }
 
-    /// The source was asked for a sign of life, and is given up after `within`: until what is returned is dropped, it is waited for.
-    pub fn awaits(&self, within: Duration) -> Awaiting {
-        Awaiting::begin(self.connection.server(), "waiting for a sign of life of the stream", Bound::After(within))
+    /// The source has been silent for `silent_for`, was asked for a sign of life, and is given up after `within`: until what is returned is
+    /// dropped, it is waited for.
+    pub fn awaits(&self, silent_for: Duration, within: Duration) -> Awaiting {
+        Awaiting::sign_of_life(self.connection.server(), Bound::After(within), silent_for)
     }
 
     /// Bytes of queued updates that the source has not taken yet.

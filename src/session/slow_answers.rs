@@ -2,7 +2,7 @@
 //!
 //! Held by every kind of session, around each wait for its server: a statement, a batch, rows of a copy, a sign of life. Whether a process
 //! of the server works or stands still cannot be seen from here, so a wait that lasts is reported as what it is ([`slow_answers`]); where
-//! the server itself says what its process waits for, that is reported instead ([`explain_answers`]).
+//! the server itself says what its process waits for, that is reported instead ([`super::SqlClient::explain_answers`]).
 //!
 //! Bound: one entry for each wait, which goes with it.
 
@@ -14,8 +14,15 @@ use std::time::{Duration, Instant, SystemTime};
 /// The answers that are awaited in this process.
 static AWAITED: Mutex<BTreeMap<u64, Awaited>> = Mutex::new(BTreeMap::new());
 
-/// Of each server, the processes whose waits are reported with what is in their way.
-static EXPLAINED: Mutex<BTreeMap<&'static str, BTreeSet<u32>>> = Mutex::new(BTreeMap::new());
+/// At each end, the processes whose waits are reported with what is in their way.
+static EXPLAINED: Mutex<BTreeMap<&'static str, Explained>> = Mutex::new(BTreeMap::new());
+
+/// Processes of one server.
+#[derive(Clone)]
+struct Explained {
+    host: Arc<str>,
+    processes: BTreeSet<u32>,
+}
 
 /// Who is to answer.
 #[derive(Clone, Debug)]
@@ -35,9 +42,18 @@ pub(super) enum Bound {
     Setting(&'static str),
 }
 
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    /// Something that may honestly take long: what it is for.
+    Work(&'static str),
+    /// A sign of life, which every walsender gives within a moment, whatever it sends.
+    SignOfLife,
+}
+
 struct Awaited {
     server: Server,
-    doing: &'static str,
+    question: Question,
     bound: Bound,
     since: Instant,
     at: SystemTime,
@@ -48,11 +64,22 @@ struct Awaited {
 pub struct Awaiting(u64);
 
 impl Awaiting {
+    /// An answer to what was asked just now.
     pub(super) fn begin(server: &Server, doing: &'static str, bound: Bound) -> Awaiting {
+        Awaiting::of(server, Question::Work(doing), bound, Duration::ZERO)
+    }
+
+    /// A sign of life of a stream that has been silent for so long.
+    pub(super) fn sign_of_life(server: &Server, bound: Bound, silent_for: Duration) -> Awaiting {
+        Awaiting::of(server, Question::SignOfLife, bound, silent_for)
+    }
+
+    fn of(server: &Server, question: Question, bound: Bound, waited: Duration) -> Awaiting {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
-        let (since, at) = (Instant::now(), SystemTime::now());
-        let awaited = Awaited { server: server.clone(), doing, bound, since, at };
+        let (now, at) = (Instant::now(), SystemTime::now());
+        let (since, at) = (now.checked_sub(waited).unwrap_or(now), at.checked_sub(waited).unwrap_or(at));
+        let awaited = Awaited { server: server.clone(), question, bound, since, at };
         AWAITED.lock().unwrap_or_else(PoisonError::into_inner).insert(number, awaited);
         Awaiting(number)
     }
@@ -73,37 +100,62 @@ pub struct SlowAnswer {
     pub text: String,
 }
 
-/// What these processes of a server wait for is reported with what is in their way, until it is said otherwise.
-pub fn explain_answers(server: &'static str, processes: BTreeSet<u32>) {
-    EXPLAINED.lock().unwrap_or_else(PoisonError::into_inner).insert(server, processes);
+/// What these processes of the server at this end wait for is reported with what is in their way, until it is said otherwise.
+pub(super) fn explain_answers(end: &'static str, server: &Server, processes: BTreeSet<u32>) {
+    let explained = Explained { host: Arc::clone(&server.host), processes };
+    EXPLAINED.lock().unwrap_or_else(PoisonError::into_inner).insert(end, explained);
+}
+
+/// Nobody looks at this end any more: what its processes wait for is not known.
+pub fn explain_no_answers(end: &'static str) {
+    EXPLAINED.lock().unwrap_or_else(PoisonError::into_inner).remove(end);
 }
 
 /// The answers that this process has awaited for so long, one for each server and question: the oldest.
 pub fn slow_answers(longer_than: Duration) -> Vec<SlowAnswer> {
     let explained = EXPLAINED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let awaited = AWAITED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_explained = |server: &Server| {
+        explained.values().any(|known| known.host == server.host && known.processes.contains(&server.process_id))
+    };
     let mut slow: Vec<SlowAnswer> = Vec::new();
-    for Awaited { server: Server { host, process_id }, doing, bound, since, at } in awaited.values() {
-        let key = format!("{host} {doing}");
-        let is_explained = explained.values().any(|processes| processes.contains(process_id));
-        if since.elapsed() < longer_than || is_explained || slow.iter().any(|other| other.key == key) {
+    for awaited in awaited.values() {
+        if awaited.since.elapsed() < longer_than || is_explained(&awaited.server) {
             continue;
         }
+        let answer = awaited.as_slow();
+        if !slow.iter().any(|other| other.key == answer.key) {
+            slow.push(answer);
+        }
+    }
+    slow
+}
+
+impl Awaited {
+    fn as_slow(&self) -> SlowAnswer {
+        let Awaited { server: Server { host, process_id }, question, bound, since: _, at } = self;
         let process = match process_id {
             0 => String::new(),
             id => format!(". Process {id} there works on that, or stands still"),
         };
+        let since = format!("{}{process}", humantime::format_rfc3339_seconds(*at));
         let end = match bound {
             Bound::After(within) => humantime::format_duration(*within).to_string(),
             Bound::Setting(name) => (*name).to_owned(),
         };
-        let since = format!("{}{process}", humantime::format_rfc3339_seconds(*at));
-        slow.push(SlowAnswer {
-            key,
-            text: format!("{doing}: no answer from {host} yet, since {since}. It is given up after {end}"),
-        });
+        match question {
+            Question::Work(doing) => SlowAnswer {
+                key: format!("{host} {doing}"),
+                text: format!("{doing}: no answer from {host} yet, since {since}. It is given up after {end}"),
+            },
+            Question::SignOfLife => SlowAnswer {
+                key: format!("{host} is silent"),
+                text: format!(
+                    "the source does not answer: no sign of life of the stream from {host}, since {since}. It is given up after {end}"
+                ),
+            },
+        }
     }
-    slow
 }
 
 #[cfg(test)]
@@ -122,11 +174,23 @@ mod tests {
             text.ends_with(". Process 4000000001 there works on that, or stands still. It is given up after 1m"),
             "{text}"
         );
-        explain_answers("a test", BTreeSet::from([server.process_id]));
+        explain_answers("a test", &server, BTreeSet::from([server.process_id]));
         assert_eq!(own(slow_answers(Duration::ZERO)), None);
-        explain_answers("a test", BTreeSet::new());
-        assert!(own(slow_answers(Duration::ZERO)).is_some());
+        let other = Server { host: "another-test:1".into(), ..server.clone() };
+        explain_answers("a test", &other, BTreeSet::from([server.process_id]));
+        assert!(own(slow_answers(Duration::ZERO)).is_some(), "a process of another server has that number");
+        explain_answers("a test", &server, BTreeSet::from([server.process_id]));
+        explain_no_answers("a test");
+        assert!(own(slow_answers(Duration::ZERO)).is_some(), "nobody looks at that server any more");
         drop(waits);
         assert_eq!(own(slow_answers(Duration::ZERO)), None);
+        let silent_for = Duration::from_secs(5);
+        let waits = Awaiting::sign_of_life(&server, Bound::After(Duration::from_secs(60)), silent_for);
+        let text = own(slow_answers(silent_for)).expect("it has waited since the last word").text;
+        assert!(
+            text.starts_with("the source does not answer: no sign of life of the stream from a-test:1, since "),
+            "{text}"
+        );
+        drop(waits);
     }
 }

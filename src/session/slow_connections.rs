@@ -17,11 +17,21 @@ static UNDER_WAY: Mutex<BTreeMap<u64, ConnectsUnderWay>> = Mutex::new(BTreeMap::
 
 struct ConnectsUnderWay {
     host: String,
+    step: ConnectStep,
     /// The hosts before it that did not answer.
     silent: Vec<String>,
     since: Instant,
     at: SystemTime,
     within: Duration,
+}
+
+/// What an attempt waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectStep {
+    /// The addresses of the host's name.
+    Name,
+    /// The server there.
+    Server,
 }
 
 /// Keeps an attempt to connect among those under way, until it is dropped.
@@ -32,7 +42,8 @@ impl Trying {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let (since, at) = (Instant::now(), SystemTime::now());
-        let under_way = ConnectsUnderWay { host: String::new(), silent: Vec::new(), since, at, within };
+        let (host, step) = (String::new(), ConnectStep::Server);
+        let under_way = ConnectsUnderWay { host, step, silent: Vec::new(), since, at, within };
         UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).insert(number, under_way);
         Trying(number)
     }
@@ -42,6 +53,13 @@ impl Trying {
         if let Some(own) = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.0) {
             own.host = host.to_string();
             own.silent = silent.to_vec();
+        }
+    }
+
+    /// From now on this is waited for.
+    pub(super) fn awaits(&self, step: ConnectStep) {
+        if let Some(own) = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.0) {
+            own.step = step;
         }
     }
 }
@@ -55,8 +73,8 @@ impl Drop for Trying {
 /// An attempt to connect that takes long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlowConnection {
-    /// The host that is tried now.
-    pub host: String,
+    /// What is awaited of which host, whichever session connects.
+    pub key: String,
     /// What it waits for, in words.
     pub text: String,
 }
@@ -65,18 +83,25 @@ pub struct SlowConnection {
 pub fn slow_connections(longer_than: Duration) -> Vec<SlowConnection> {
     let under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
     let mut slow: Vec<SlowConnection> = Vec::new();
-    for ConnectsUnderWay { host, silent, since, at, within } in under_way.values() {
-        if since.elapsed() < longer_than || slow.iter().any(|other| other.host == *host) {
+    for ConnectsUnderWay { host, step, silent, since, at, within } in under_way.values() {
+        let key = format!("{step:?} {host}");
+        if since.elapsed() < longer_than || slow.iter().any(|other| other.key == key) {
             continue;
         }
         let before = if silent.is_empty() { String::new() } else { format!(" (before: {})", silent.join("; ")) };
         let since = format!("{}{before}", humantime::format_rfc3339_seconds(*at));
-        let text = format!(
-            "connecting: no answer from {host} yet, since {since}. A host is given up after connect_timeout, {}; \
-             then the next one is tried, or all of them again",
-            humantime::format_duration(*within)
-        );
-        slow.push(SlowConnection { host: host.clone(), text });
+        let within = humantime::format_duration(*within);
+        let text = match step {
+            ConnectStep::Name => format!(
+                "connecting: no address for the name of {host} yet, since {since}. A host is given up after connect_timeout, {within}; \
+                 then the next one is tried, or all of them again"
+            ),
+            ConnectStep::Server => format!(
+                "connecting: no answer from {host} yet, since {since}. A host is given up after connect_timeout, {within}; \
+                 then the next one is tried, or all of them again"
+            ),
+        };
+        slow.push(SlowConnection { key, text });
     }
     slow
 }

@@ -10,6 +10,7 @@
 //! Bounds: every statement through [`SqlClient`] has one in time, and each answer has one in memory (`bounded`), at which the session
 //! ends; after a statement that exceeds one, every other one fails with the same error.
 
+use std::collections::BTreeSet;
 use std::future::{Ready, poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
@@ -32,7 +33,7 @@ use super::error::{MAJOR_MIN, SessionError};
 use super::password_file;
 use super::row::Row;
 use super::settings;
-use super::slow_answers::{Awaiting, Bound, Server};
+use super::slow_answers::{self, Awaiting, Bound, Server};
 use super::startup::{PASSWORD_MISSING, UNBOUND};
 use super::statement_cache::StatementCache;
 use crate::config::{ChannelBinding, ConnectionSettings};
@@ -383,6 +384,12 @@ impl SqlClient {
             role_name: Ident::new(row.get::<&str>(3)?),
             database_name: Ident::new(row.get::<&str>(4)?),
         })
+    }
+
+    /// What these processes of the server wait for is reported with what is in their way, until [`super::explain_no_answers`]: of this
+    /// session's server, which is the one at `end`.
+    pub fn explain_answers(&self, end: &'static str, processes: BTreeSet<u32>) {
+        slow_answers::explain_answers(end, &self.server, processes);
     }
 
     /// Whether the session is known to have ended.

@@ -228,7 +228,7 @@ impl StreamReader {
         let reply_requested = self.silence.check(now)? || self.is_first_status;
         self.is_first_status = false;
         if reply_requested && self.awaiting.is_none() {
-            self.awaiting = Some(self.session.awaits(self.silence.timeout));
+            self.awaiting = Some(self.session.awaits(self.silence.lasts(now), self.silence.timeout));
         }
         if reply_requested || self.feedback.due_in(now).is_zero() {
             let Positions { written, flushed, applied } = self.feedback.take(now);
@@ -418,6 +418,11 @@ impl Silence {
         self.heard_at = now;
     }
 
+    /// How long it has lasted by now.
+    fn lasts(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.heard_at)
+    }
+
     fn ask_every(&self) -> Duration {
         ASK_EVERY.min(self.timeout / 2)
     }
@@ -428,7 +433,7 @@ impl Silence {
 
     /// Whether to ask for a sign of life now.
     fn check(&mut self, now: Duration) -> Result<bool, SourceError> {
-        if now.saturating_sub(self.heard_at) >= self.timeout {
+        if self.lasts(now) >= self.timeout {
             return Err(SourceError::Silent(self.timeout));
         }
         let ask = now.saturating_sub(self.last()) >= self.ask_every();

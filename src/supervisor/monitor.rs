@@ -25,7 +25,9 @@ use crate::config::{Config, ConnectionSettings};
 use crate::destination::{DestinationError, OtherTables, Silent, Writes, bookkeeping_report, other_tables};
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, Lsn};
-use crate::preflight::waits::{LOOK_EVERY as WAITS_EVERY, ServerEnd, ToldWaits, tell_connections, tell_waits};
+use crate::preflight::waits::{
+    LOOK_EVERY as WAITS_EVERY, ServerEnd, ToldWaits, forget_waits, tell_connections, tell_waits,
+};
 use crate::preflight::watch_failures::WatchFailure;
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
 use crate::source::{SchemaLooks, SourceError, find_slot, schema_looks};
@@ -208,7 +210,7 @@ impl SourceWatch {
                 self.failure.failed(&error);
                 misunderstood(&self.health, error);
             }
-            self.telemetry.waits(ServerEnd::Source.as_str(), Vec::new());
+            forget_waits(ServerEnd::Source, &self.telemetry);
             self.heartbeat_missed();
             tokio::time::sleep(SOURCE_EVERY).await;
         }

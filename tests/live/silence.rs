@@ -3,10 +3,10 @@
 
 use std::process::Command;
 
-use headwater::commands::demo::StopMode;
+use headwater::commands::demo::{Cluster, StopMode};
 use headwater::session::SqlClient;
 
-use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source_of};
+use crate::support::{Database, Service, Setup, bin_of, destination, eventually, new_source, new_source_of};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 20000) i";
 
@@ -17,6 +17,18 @@ impl Drop for Stopped {
     fn drop(&mut self) {
         signal("CONT", &self.0);
     }
+}
+
+/// Stops a whole server: whoever connects is taken by its kernel, and nobody answers.
+fn freeze(cluster: &Cluster) -> Stopped {
+    let file = std::fs::read_to_string(cluster.dir().join("data/postmaster.pid")).expect("a server that runs");
+    let postmaster = file.lines().next().expect("its process").trim().to_owned();
+    // First, so that it starts none meanwhile.
+    assert!(signal("STOP", std::slice::from_ref(&postmaster)), "{postmaster} is stopped");
+    let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().expect("ps runs");
+    let children = String::from_utf8_lossy(&children.stdout).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert!(signal("STOP", &children), "{children:?} are stopped");
+    Stopped([children, vec![postmaster]].concat())
 }
 
 fn signal(name: &str, processes: &[String]) -> bool {
@@ -70,7 +82,7 @@ async fn a_server_process_that_does_not_answer_is_named_with_what_it_was_asked()
     service.streams().await;
     database.caught_up().await;
     let stopped = stop(&database.source, "backend_type = 'walsender'").await;
-    let what = "waiting for a sign of life of the stream: no answer from ";
+    let what = "the source does not answer: no sign of life of the stream from ";
     is_said(&service, what, &["Process ", &stopped.0[0], "It is given up after 1m"]).await;
     drop(stopped);
     database.at_source("UPDATE t SET v = 'b' WHERE id < 10").await;
@@ -85,6 +97,42 @@ async fn a_server_process_that_does_not_answer_is_named_with_what_it_was_asked()
     let service = setup.start();
     database.assert_catches_up().await;
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_source_that_stands_still_is_told_before_it_is_given_up_and_an_idle_one_is_not() {
+    let source = new_source(&[]).await;
+    let database = Database::on(&source, destination().await, "frozen", &["t"], TABLE).await;
+    let service = Setup::of(&database).source("heartbeat_every = \"off\"").source("timeout = \"15s\"").start();
+    service.streams().await;
+    database.caught_up().await;
+    // Idle for longer than a silent source would be waited for without a word.
+    let walsender = format!("FROM pg_stat_replication WHERE application_name LIKE '%{}%'", database.name);
+    let first = database.source_value(&format!("SELECT max(reply_time)::text {walsender}")).await.expect("a walsender");
+    let later = format!("SELECT (max(reply_time) > '{first}'::timestamptz + interval '12 s')::text {walsender}");
+    eventually("the stream has been idle", || async {
+        (database.source_value(&later).await.as_deref() == Some("true")).then_some(())
+    })
+    .await;
+    let silent = "the source does not answer: no sign of life of the stream from ";
+    let connecting = "connecting: no answer from ";
+    assert!(!service.log().contains("no answer from") && !service.log().contains(silent), "{}", service.log());
+    let frozen = freeze(&source);
+    is_said(&service, silent, &["Process ", "It is given up after 15s"]).await;
+    service.says("the source has said nothing for 15s").await;
+    let position = |what: &str| service.log().find(what).expect("it is said");
+    assert!(position(silent) < position("the source has said nothing for 15s"), "{}", service.log());
+    is_said(&service, connecting, &["A host is given up after connect_timeout, 10s"]).await;
+    drop(frozen);
+    database.at_source("UPDATE t SET v = 'b' WHERE id < 10").await;
+    database.assert_catches_up().await;
+    let is_over = || async { service.status().await?["waits"].as_array()?.is_empty().then_some(()) };
+    eventually("no wait is shown", is_over).await;
+    // It is no obstacle to SIGTERM.
+    let frozen = freeze(&source);
+    service.stop().await;
+    drop(frozen);
 }
 
 #[tokio::test(flavor = "multi_thread")]
