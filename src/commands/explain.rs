@@ -12,13 +12,14 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
+use super::lock_waits::telling_connections;
 use super::observe::{self, AtSource, PacedCopy, ReportedCopyFailure};
 use super::status::{named, verdict};
 use super::{display, settings};
 use crate::commands::exit::ExitStatus;
 use crate::commands::format::{duration, size};
 use crate::config::Config;
-use crate::destination::Pace;
+use crate::destination::{Holder, Pace};
 use crate::pg::{Ident, printable, printable_lines, shown_literal, without_values};
 use crate::session::{SessionError, SqlClient};
 use crate::source::{RunningOwner, ending_hint, lock_holder, running_transactions};
@@ -70,12 +71,14 @@ pub(super) async fn explain(path: Option<&Path>) -> ExitStatus {
     let service = observe::service(&config).await;
     let mut findings = vec![of_service(&service)];
     findings.extend(service.iter().flat_map(of_waits));
-    // Between two attempts a halted service holds no lock: that is no cause of its own.
-    let is_running = service.is_ok();
-    let (destination, source) = tokio::join!(
-        within(END_MAX, "destination", at_destination(&config, is_running)),
-        within(END_MAX, "source", at_source(&config))
-    );
+    let running = service.as_ref().ok().map(|status| status.state);
+    let (destination, source) = telling_connections(async {
+        tokio::join!(
+            within(END_MAX, "destination", at_destination(&config, running)),
+            within(END_MAX, "source", at_source(&config))
+        )
+    })
+    .await;
     findings.extend(destination);
     findings.extend(source);
     let mut text = String::new();
@@ -131,7 +134,7 @@ fn of_waits(status: &StatusView) -> impl Iterator<Item = Explanation> {
 const HELD_BY: &str = ", held by ";
 const TO_END_IT: &str = " To end it: ";
 
-async fn at_destination(config: &Config, is_running: bool) -> Vec<Explanation> {
+async fn at_destination(config: &Config, running: Option<State>) -> Vec<Explanation> {
     let client = match observe::connect(&config.destination.url).await {
         Ok(client) => client,
         Err(error) => return vec![unreachable("destination", &error)],
@@ -148,10 +151,14 @@ async fn at_destination(config: &Config, is_running: bool) -> Vec<Explanation> {
     };
     match seen {
         Ok(seen) => {
-            if seen.leader_process.is_none() && !is_running {
+            // Between two attempts a halted service holds no lock: that is no cause of its own.
+            if seen.leader_process.is_none() && running.is_none() {
                 findings.push(Explanation::blocking(
                     "no instance holds the lock at the destination: nobody applies anything",
                 ));
+            }
+            if let Some(leader) = seen.leader.as_ref().filter(|_| running == Some(State::Standby)) {
+                findings.push(of_leader(leader));
             }
             for holder in &seen.foreign {
                 let report = holder.foreign_report();
@@ -214,6 +221,16 @@ async fn within(bound: Duration, end: &str, looking: impl Future<Output = Vec<Ex
         Ok(findings) => findings,
         Err(_) => vec![unreachable(end, &format!("it has not answered all questions within {} s", bound.as_secs()))],
     }
+}
+
+/// Whom a standby waits for: every program with headwater's role may hold the lock.
+fn of_leader(leader: &Holder) -> Explanation {
+    let end = match leader.process_id {
+        Some(process_id) => format!("SELECT pg_terminate_backend({process_id});"),
+        None => format!("ROLLBACK PREPARED {};", shown_literal(&leader.name)),
+    };
+    Explanation::notable(format!("{leader} leads: it holds the lock at the destination"))
+        .todo(format!("If that is no headwater of this slot, run at the destination:\n{end}"))
 }
 
 fn unreachable(end: &str, error: &str) -> Explanation {

@@ -109,6 +109,9 @@ pub(super) struct AtDestination {
     /// The same, for reports.
     #[serde(skip)]
     pub(super) foreign: Vec<Holder>,
+    /// Who leads, for reports.
+    #[serde(skip)]
+    pub(super) leader: Option<Holder>,
 }
 
 /// A copy that has failed and is tried again.
@@ -201,9 +204,13 @@ async fn look_at_destination(
         failed_copies: Vec::new(),
         paced_copies: Vec::new(),
         leader_process: leader.as_ref().and_then(|leader| leader.process_id),
-        leader_from: leader.and_then(|leader| leader.address).map(|from| printable(&from).into_owned()),
+        leader_from: leader
+            .as_ref()
+            .and_then(|leader| leader.address.as_deref())
+            .map(|from| printable(from).into_owned()),
         foreign_lock_holders: foreign.iter().map(ToString::to_string).collect(),
         foreign,
+        leader,
     };
     let Some(stream) = bookkeeping.stream().await? else { return Ok(seen) };
     seen.gap = stream.gap.map(|gap| printable(&gap).into_owned());

@@ -638,7 +638,12 @@ async fn outage(outage: Outage) {
             let said = Said {
                 log: words(&["standing by: process ", led]),
                 status: words(&["standing by: ", led]),
-                explain: words(&["nother instance leads"]),
+                explain: words(&[
+                    "nother instance leads",
+                    " leads: it holds the lock at the destination",
+                    "If that is no headwater of this slot, run at the destination:",
+                    "SELECT pg_terminate_backend(",
+                ]),
                 code: 0,
             };
             assert_said(outage, standby, &said).await;
