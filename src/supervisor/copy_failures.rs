@@ -62,11 +62,20 @@ impl CopyFailures {
     }
 }
 
+/// What hints say of failures that are tried again for as long as it takes.
+const PROMISES: [&str; 3] =
+    ["; headwater then continues by itself", "\nheadwater then continues by itself.", "; headwater run waits for it"];
+
 fn waits(report: ErrorReport, times: u32) -> ErrorReport {
     let hint = format!(
         "The copy has failed in this way {times} times and is not tried again by itself. Once the cause is gone, run:\nheadwater resnapshot"
     );
-    let hint = report.hint.as_ref().map_or(hint.clone(), |first| format!("{first}\n{hint}"));
+    let hint = match &report.hint {
+        Some(first) => {
+            format!("{}\n{hint}", PROMISES.iter().fold(first.clone(), |hint, promise| hint.replace(promise, "")))
+        }
+        None => hint,
+    };
     ErrorReport { hint: Some(hint), ..report }
 }
 
@@ -89,6 +98,12 @@ mod tests {
         let hint = waits.hint.expect("a hint");
         assert!(hint.starts_with("fix it\n") && hint.ends_with("headwater resnapshot"), "{hint}");
         assert_eq!(waits.message, "one at line 9");
+        let full = ErrorReport::new("full").hint("Make room; headwater then continues by itself.");
+        let hint = super::waits(full, 3).hint.expect("a hint");
+        assert!(
+            hint.starts_with("Make room.\nThe copy has failed in this way 3 times and is not tried again"),
+            "{hint}"
+        );
         failures.reset();
         assert_eq!(failures.count(&fault("one"), false, Duration::ZERO), None);
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use headwater::commands::demo::{Cluster, StopMode};
 
 use crate::support::disk::Disk;
-use crate::support::{Database, Script, Service, Setup, eventually, new_destination, new_source};
+use crate::support::{Database, Script, Service, Setup, eventually, new_destination, new_source, source};
 
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (0, 'small');";
 
@@ -100,6 +100,31 @@ async fn a_first_copy_that_the_destinations_disk_cannot_hold_is_made_once_there_
     service.streams().await;
     database.assert_catches_up().await;
     nothing_is_left(&database, 1).await.expect("no staging, and one slot");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_disk_that_is_full_three_times_asks_for_room_and_for_a_request() {
+    let destination = new_destination(&[]).await;
+    let place = destination.dir().join("small");
+    let Some(disk) = Disk::mount(&place, "6m") else { return };
+    let database = Database::on(source().await, &destination, "fullfilled", &["t"], &format!("{SCHEMA} {LARGE}")).await;
+    let admin = destination.connect(&database.name).await.unwrap();
+    let tablespace = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
+    admin.script("a small tablespace", &tablespace).await.unwrap();
+    // It is there and empty: the transaction that publishes the rows fills it.
+    database.at_destination("CREATE TABLE t (id int PRIMARY KEY, v text) TABLESPACE small").await;
+    let service = Setup::of(&database).start();
+    service.says("The copy has failed in this way 3 times and is not tried again by itself").await;
+    says_full(&service, "destination").await;
+    let (code, explained) = service.command(&["explain"]).await;
+    assert!(code == Some(1) && explained.contains("headwater resnapshot"), "{explained}");
+    assert!(!explained.contains("continues by itself"), "{explained}");
+    disk.enlarge("200m");
+    service.command(&["resnapshot", "--no-wait"]).await;
+    service.streams().await;
+    database.assert_catches_up().await;
     service.stop().await;
 }
 
