@@ -71,6 +71,7 @@ mod metrics;
 mod no_columns;
 mod not_carried;
 mod other_tables;
+mod outages;
 mod owners;
 mod own_statements;
 mod page;
