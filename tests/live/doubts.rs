@@ -88,6 +88,8 @@ async fn what_a_publication_has_not_sent_for_a_moment_is_copied() {
     database.at_source(&set("insert, update, delete, truncate")).await;
     eventually("table t is equal", || async { is_equal(&database, "t").await.then_some(()) }).await;
     all_live(&database).await;
+    // The log tells of a copy behind its commit.
+    service.says("published all tables").await;
     // Its owner says nothing about what it sends.
     let copied = service.log().matches("published").count();
     database.at_source(&format!("ALTER PUBLICATION {publication} OWNER TO CURRENT_USER")).await;
