@@ -203,7 +203,7 @@ const NOT_AN_OPERATORS: &[&str] = &[
     "the spool's thread has ended",
     // Decided and carried out by headwater itself, within the second.
     "an enum has got a label at the source: it is added, and the stream started again",
-    "table … has changed so that its values must travel as text: the stream is started again",
+    "table … has changed so that its values travel in another form: the stream is started again",
     "the transaction with commit_lsn … is applied again, change by change: …",
     // Why a stream is left to its commit, in a debug line.
     "too little of it may be applied yet",

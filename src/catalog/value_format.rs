@@ -4,10 +4,13 @@
 //! attributes, a range's bounds. So a domain of the same name over another base, or with another modifier, is no other than a
 //! column that differs so.
 //!
-//! Binary where both ends have the same built-in type in the same form, an enum, a domain over what travels so, or the type of an
-//! extension in the same version with send and receive functions; otherwise text. Why so narrow: a binary value is the type's
-//! memory, near enough. Arrays and composites over user types carry OIDs that differ between servers; extensions may differ in
-//! version; the reg* types are OIDs. Text is understood by every server that knows the type.
+//! Binary where both ends have the same built-in type in the same form, an enum, the type of an extension in the same version with
+//! send and receive functions, or a domain, an array, a composite or a range over what travels so; otherwise text. Why so narrow: a
+//! binary value is the type's memory, near enough. Extensions may differ in version; the reg* types are OIDs. Text is understood by
+//! every server that knows the type.
+//!
+//! Arrays and composites name the types of what they hold by OIDs, which differ between servers for user types. The receive functions
+//! compare only OIDs that initdb assigns, and read everything else as what they expect (array_recv, record_recv; tried on 14 to 18).
 
 use crate::catalog::schema::{TypeDefinition, TypeKind, Types};
 use crate::pg::{Ident, TypeId};
@@ -35,7 +38,7 @@ impl<'a> Carried<'a> {
         Some(Carried { definition: types.get(&id)?, modifier, types })
     }
 
-    fn element(self) -> Option<Carried<'a>> {
+    pub(crate) fn element(self) -> Option<Carried<'a>> {
         Carried::of(self.definition.element?, self.modifier, self.types)
     }
 
@@ -45,19 +48,24 @@ impl<'a> Carried<'a> {
     }
 
     /// What a domain is over; the modifier is the domain's.
-    fn base(self) -> Option<Carried<'a>> {
+    pub(crate) fn base(self) -> Option<Carried<'a>> {
         Carried::of(self.definition.base?, self.definition.base_modifier, self.types)
     }
 
+    /// What a range's bounds are, or those of a multirange's ranges.
     fn subtype(self) -> Option<Carried<'a>> {
         Carried::of(self.definition.subtype?, -1, self.types)
     }
 
+    /// A composite's attributes.
+    pub(crate) fn attributes(self) -> impl Iterator<Item = Carried<'a>> {
+        let attributes = self.definition.attributes.iter().flatten();
+        attributes.filter_map(move |a| Carried::of(a.type_id, a.type_modifier, self.types))
+    }
+
     /// All that it is made of, in an order of its own.
     fn parts(self) -> Vec<Carried<'a>> {
-        let attributes = self.definition.attributes.iter().flatten();
-        let attributes = attributes.filter_map(|a| Carried::of(a.type_id, a.type_modifier, self.types));
-        [self.element(), self.base(), self.subtype()].into_iter().flatten().chain(attributes).collect()
+        [self.element(), self.base(), self.subtype()].into_iter().flatten().chain(self.attributes()).collect()
     }
 }
 
@@ -68,8 +76,7 @@ pub(crate) fn carries(from: Carried<'_>, to: Carried<'_>) -> Option<Transfer> {
         return modifier_fits(source, from.modifier, to.modifier).then(|| built_in(from, to));
     }
     if let (Some(from), Some(to)) = (from.element(), to.element()) {
-        // An array of a user type names its element by this server's OID; of another type it has other elements.
-        return carries(from, to).map(|_| Transfer::Text);
+        return carries(from, to);
     }
     if source.id.is_built_in() || destination.id.is_built_in() {
         let widened = widens(source.id, destination.id) && to.modifier == -1;
@@ -89,15 +96,16 @@ pub(crate) fn carries(from: Carried<'_>, to: Carried<'_>) -> Option<Transfer> {
         TypeKind::Composite => {
             let attributes = |definition: &TypeDefinition| definition.attributes.clone().unwrap_or_default();
             let (ours, theirs) = (attributes(source), attributes(destination));
-            let each = ours.iter().zip(&theirs).all(|(a, b)| {
-                let a_type = Carried::of(a.type_id, a.type_modifier, from.types);
-                let b_type = Carried::of(b.type_id, b.type_modifier, to.types);
-                a.name == b.name && a_type.zip(b_type).is_some_and(|(a, b)| carries(a, b).is_some())
+            let each = ours.iter().zip(&theirs).map(|(a, b)| {
+                let a_type = Carried::of(a.type_id, a.type_modifier, from.types)?;
+                let b_type = Carried::of(b.type_id, b.type_modifier, to.types)?;
+                carries(a_type, b_type).filter(|_| a.name == b.name)
             });
-            (ours.len() == theirs.len() && each).then_some(Transfer::Text)
+            let each: Vec<Transfer> = each.collect::<Option<_>>()?;
+            (ours.len() == theirs.len()).then(|| each.into_iter().max().unwrap_or(Transfer::Binary))
         }
         TypeKind::Range | TypeKind::Multirange => match (from.subtype(), to.subtype()) {
-            (Some(from), Some(to)) => carries(from, to).map(|_| Transfer::Text),
+            (Some(from), Some(to)) => carries(from, to),
             // Not described: the name is what there is.
             (None, _) | (_, None) => Some(Transfer::Text),
         },
@@ -312,8 +320,9 @@ mod tests {
             types
         };
         let pair = composite(&[("a", 23), ("b", 25)]);
-        assert_eq!(carried(&pair, &pair), Some(Transfer::Text));
+        assert_eq!(carried(&pair, &pair), Some(Transfer::Binary));
         assert_eq!(carried(&pair, &composite(&[("a", 20), ("b", 25)])), Some(Transfer::Text));
+        assert_eq!(carried(&composite(&[]), &composite(&[])), Some(Transfer::Binary));
         for other in [&[("b", 25), ("a", 23)][..], &[("a", 23)], &[("a", 23), ("b", 23)], &[("a", 23), ("d", 25)]] {
             assert_eq!(carried(&pair, &composite(other)), None, "{other:?}");
         }
@@ -334,6 +343,22 @@ mod tests {
         assert_eq!(carries(of(1016), of(1007)), None);
         assert_eq!(carries(of(1007), of(1007)), Some(Transfer::Binary));
         assert_eq!(carries(of(23), of(1007)), None);
+    }
+
+    #[test]
+    fn arrays_domains_and_ranges_travel_as_what_they_hold() {
+        let mut types = types();
+        with(&mut types, 20_000, |d| d.kind = TypeKind::Enum);
+        with(&mut types, 20_001, |d| (d.kind, d.has_binary) = (TypeKind::Base, false));
+        for (number, inner, expected) in [(20_100, 20_000, Transfer::Binary), (20_200, 20_001, Transfer::Text)] {
+            with(&mut types, number, |d| d.element = Some(TypeId(inner)));
+            with(&mut types, number + 1, |d| (d.kind, d.base) = (TypeKind::Domain, Some(TypeId(number))));
+            with(&mut types, number + 2, |d| (d.kind, d.subtype) = (TypeKind::Range, Some(TypeId(inner))));
+            for id in number..number + 3 {
+                let of = Carried::of(TypeId(id), -1, &types).unwrap();
+                assert_eq!(carries(of, of), Some(expected), "{id}");
+            }
+        }
     }
 
     #[test]

@@ -241,8 +241,8 @@ pub enum DestinationError {
         "attributes of a composite type were renamed at the source: they are renamed, and the stream started again"
     )]
     AttributesRenamed,
-    /// A table has changed so that values must travel as text from now on.
-    #[error("table {0} has changed so that its values must travel as text: the stream is started again")]
+    /// A table has changed so that values travel in another form from now on.
+    #[error("table {0} has changed so that its values travel in another form: the stream is started again")]
     FormatChanged(QualifiedName),
     /// A table has changed in a way that the stream does not show: only a copy has its rows.
     #[error("table {table} has changed at the source in a way that the stream does not tell: {reason}")]

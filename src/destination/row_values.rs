@@ -4,7 +4,8 @@
 //! `letter_text` (dead letters) and by `maintenance::conflict_rows`; no log, error, metric or page calls this.
 //!
 //! How a binary value reads is asked of the destination, which knows its types: a built-in type by its own OID, a domain
-//! by the built-in type below it, an enum is its label. A value of another type is shown in hexadecimal.
+//! by the type below it, an array or a composite of built-in types and enums by its OID here, an enum is its label. A value of
+//! another type, whose functions somebody else may have made, is shown in hexadecimal.
 //!
 //! Bound: [`CHANGES_AT_ONCE`] changes a question.
 
@@ -12,8 +13,12 @@ use std::collections::HashMap;
 
 use super::error::DestinationError;
 use super::writer::{Writer, WritingSettings};
+use crate::catalog::schema::{TypeKind, Types};
+use crate::catalog::value_format::Carried;
 use crate::pg::{Datum, Ident, QualifiedName, Relation, Tuple, TypeId};
-use crate::session::{Format, PipelinedRequest, SessionError, SqlClient, StatementAnswer, WritingSession};
+use crate::session::{
+    Format, PipelinedRequest, SessionError, SqlClient, StatementAnswer, WritingSession, describe_types, refuse_endless,
+};
 use crate::transaction::{Change, RowChange};
 use crate::wire::OldTuple;
 
@@ -134,35 +139,49 @@ async fn column_types(
     client: &SqlClient,
     changes: &[Change],
 ) -> Result<HashMap<(QualifiedName, Ident), ReadAs>, DestinationError> {
-    let sql = "WITH RECURSIVE columns AS (
-                   SELECT n.nspname, c.relname, a.attname, a.atttypid AS id
-                   FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS wanted (schema_name, table_name)
-                   JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name
-                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name
-                   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                   UNION ALL
-                   SELECT columns.nspname, columns.relname, columns.attname, t.typbasetype
-                   FROM columns JOIN pg_catalog.pg_type t ON t.oid = columns.id WHERE t.typtype = 'd')
-               SELECT columns.nspname::text, columns.relname::text, columns.attname::text, t.oid, t.typtype = 'e'
-               FROM columns JOIN pg_catalog.pg_type t ON t.oid = columns.id WHERE t.typtype <> 'd'";
+    let sql = "SELECT n.nspname::text, c.relname::text, a.attname::text, a.atttypid
+               FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS wanted (schema_name, table_name)
+               JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name
+               JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped";
     let mut names: Vec<&QualifiedName> = changes.iter().flat_map(rows_of).map(|row| &row.relation.name).collect();
     names.sort_unstable();
     names.dedup();
     let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
     let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
     let rows = client.query("looking at column types", sql, &[&schemas, &tables]).await?;
-    rows.iter()
+    let columns: Vec<((QualifiedName, Ident), TypeId)> = rows
+        .iter()
         .map(|row| {
-            let id = TypeId(row.get(3)?);
-            let read_as = match row.get::<bool>(4)? {
-                true => ReadAs::Label,
-                false if id.is_built_in() => ReadAs::Type(id),
-                false => ReadAs::Hexadecimal,
-            };
             let table = QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?);
-            Ok(((table, Ident::new(row.get::<&str>(2)?)), read_as))
+            Ok(((table, Ident::new(row.get::<&str>(2)?)), TypeId(row.get(3)?)))
         })
-        .collect()
+        .collect::<Result<_, SessionError>>()?;
+    let ids: Vec<TypeId> = columns.iter().map(|(_, id)| *id).filter(|id| !id.is_built_in()).collect();
+    let types = if ids.is_empty() { Types::new() } else { describe_types(client, &ids).await? };
+    refuse_endless(&types)?;
+    Ok(columns.into_iter().map(|(column, id)| (column, read_as(id, &types))).collect())
+}
+
+fn read_as(id: TypeId, types: &Types) -> ReadAs {
+    let Some(found) = Carried::of(id, -1, types).filter(|_| !id.is_built_in()) else {
+        return if id.is_built_in() { ReadAs::Type(id) } else { ReadAs::Hexadecimal };
+    };
+    match found.base() {
+        Some(base) => read_as(base.definition.id, types),
+        None if found.definition.kind == TypeKind::Enum => ReadAs::Label,
+        None if is_of_the_servers_own(found) => ReadAs::Type(id),
+        None => ReadAs::Hexadecimal,
+    }
+}
+
+/// A built-in type, an enum, or an array or composite of such: reading a value calls no function and no check that somebody has made.
+fn is_of_the_servers_own(found: Carried<'_>) -> bool {
+    let definition = found.definition;
+    definition.id.is_built_in()
+        || definition.kind == TypeKind::Enum
+        || found.element().is_some_and(is_of_the_servers_own)
+        || (definition.kind == TypeKind::Composite && found.attributes().all(is_of_the_servers_own))
 }
 
 /// Asks how the binary values of some rows read, all in one request.

@@ -573,6 +573,9 @@ fn rows_report(found: &[(&QualifiedName, String)], flag: &str) -> Fault {
     )
 }
 
+const TEXT_HINT: &str = "Take out of the publication the columns that keep values from travelling in binary (headwater check names \
+     them), or these columns; or bring both servers to the same side of PostgreSQL 15.";
+
 /// Compares every table that exists at the destination, and decides the format for the whole stream.
 pub(crate) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result<Transfer, Fault> {
     let mut transfer = Transfer::Binary;
@@ -589,7 +592,7 @@ pub(crate) fn check_fit(source: &SourceCatalog, destination: &Catalog) -> Result
         let misfits = |table: &SourceTable| {
             let (from, to) = to_compare(table, source, destination, &created);
             let misfits = fit::text_misfits(from, &table.published(), to);
-            (!misfits.is_empty()).then(|| misfit_report(&table.definition.name(), &misfits))
+            (!misfits.is_empty()).then(|| misfit_report(&table.definition.name(), &misfits).hint(TEXT_HINT))
         };
         reports.extend(source.tables.iter().filter_map(misfits));
     }
@@ -640,11 +643,19 @@ fn joined_hints(reports: &[ErrorReport]) -> String {
 
 fn stream_format(source: &SourceCatalog, destination: &Catalog) -> Transfer {
     let created = fit::as_created(&source.types, &destination.types);
-    let format = |table: &SourceTable| {
-        let (from, to) = to_compare(table, source, destination, &created);
-        fit::stream_format(from, &table.published(), to, &created)
-    };
-    source.tables.iter().map(format).max().unwrap_or(Transfer::Binary)
+    let formats = source.tables.iter().map(|table| table_format(table, source, destination, &created));
+    formats.max().unwrap_or(Transfer::Binary)
+}
+
+/// The format in which a table's own values can travel; a table that is missing will be created, with these types.
+pub(crate) fn table_format(
+    table: &SourceTable,
+    source: &SourceCatalog,
+    destination: &Catalog,
+    created: &Types,
+) -> Transfer {
+    let (from, to) = to_compare(table, source, destination, created);
+    fit::stream_format(from, &table.published(), to, created)
 }
 
 /// The tables that are followed.

@@ -39,6 +39,7 @@ use std::time::Duration;
 use self::copy::CopiedTables;
 use self::readers::stand_in_the_way;
 use crate::catalog::fingerprint::Member;
+use crate::catalog::fit::as_created;
 use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::config::SchemaChanges;
@@ -52,7 +53,7 @@ use crate::pg::{ErrorReport, QualifiedName, RelationId, SlotName, counted};
 use crate::preflight::enum_labels::labels_for_copy;
 use crate::preflight::fingerprints::end_of_wal;
 use crate::preflight::leadership::sweep_staging;
-use crate::preflight::prepare::Prepared;
+use crate::preflight::prepare::{Prepared, table_format};
 use crate::preflight::replication_session::connect_replication;
 use crate::preflight::resync_requests::name_of;
 use crate::session::{
@@ -478,10 +479,11 @@ async fn create_staging(
     let follow = ends.config.schema_changes == SchemaChanges::Follow;
     let (source_types, told) = labels_for_copy(source, client, &tables.source.types, follow).await?;
     told.into_iter().for_each(|told| ends.telemetry.event("schema", told));
+    let created = as_created(&tables.source.types, &tables.destination.types);
     let copied = tables.source.tables.iter().map(|table| TableToCopy {
         source: table.definition.clone(),
         columns: table.columns.clone(),
-        transfer: tables.transfer,
+        transfer: table_format(table, tables.source, tables.destination, &created),
         row_filter: table.row_filter.clone(),
     });
     let trust = Writes {

@@ -508,3 +508,34 @@ async fn a_large_transactions_conflict_is_told_skipped_or_won_as_well() {
     assert!(service.metric(metric).await >= Some(1.0));
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_composed_of_a_servers_own_types_are_shown_kept_and_replayed() {
+    let schema = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, m mood);
+        CREATE TABLE items (id int PRIMARY KEY, m mood[], p pair, list pair[])";
+    let database = Database::with_replica_role("composedletter", &["items"], schema).await;
+    // OIDs of user types differ between the servers.
+    database.at_destination("CREATE TYPE spare AS ENUM ('a')").await;
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    database.at_destination("INSERT INTO items VALUES (1, '{sad}', NULL, NULL)").await;
+    database.at_source("INSERT INTO items VALUES (1, '{ok,NULL}', '(7,sad)', ARRAY[ROW(8, 'ok')::pair])").await;
+    service.is("waiting").await;
+    let row = r#"insert (id = '1', m = '{ok,NULL}', p = '(7,sad)', list = '{"(8,ok)"}')"#;
+    eventually("conflict show prints the row", || async {
+        let (_, text) = service.command(&["conflict", "show"]).await;
+        text.contains(row).then_some(())
+    })
+    .await;
+    let end_lsn = named_lsn(&service.log(), "end-lsn");
+    let (code, text) = service.command(&["skip", "--end-lsn", &end_lsn]).await;
+    assert_eq!(code, Some(0), "{text}");
+    service.streams().await;
+    database.caught_up().await;
+    let (_, shown) = service.command(&["dead-letter", "show", "--values", "--end-lsn", &end_lsn]).await;
+    assert!(shown.contains(r#"m = '{ok,NULL}', p = '(7,sad)', list = '{"(8,ok)"}'"#), "{shown}");
+    let (code, text) = service.command(&["replay", "--source-wins", "--end-lsn", &end_lsn]).await;
+    assert_eq!(code, Some(0), "{text}");
+    database.assert_catches_up().await;
+    service.stop().await;
+}

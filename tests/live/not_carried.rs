@@ -118,6 +118,10 @@ async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str, end: &str
         TABLES.iter().map(|table| with_end(table).parse::<QualifiedName>().expect("a table").to_string()).collect();
     let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
     let database = Database::under(Roles::Superuser, from, to, name, &tables, &with_end(SCHEMA)).await;
+    if database.source_major().await == 14 {
+        println!("what 14 has is listed by a test of its own");
+        return;
+    }
     database.at_destination("CREATE TABLE outside (id int PRIMARY KEY); INSERT INTO outside VALUES (1)").await;
     database.at_source("CREATE SCHEMA public_too").await;
     database.at_destination("CREATE SCHEMA public_too").await;

@@ -183,16 +183,43 @@ const NAMED_COLUMNS: &[(&str, &[&str])] = &[
     ("moods", &["'so so'"]),
 ];
 
-/// What has no binary form that another server understands: OIDs of this server in it, or of an extension.
-const AS_TEXT: &str = "
+/// What names types by OIDs of this server in its binary form, or holds what does.
+const COMPOSED: &str = "
     CREATE TYPE pair AS (a int, \"B b\" text);
-    CREATE TYPE nested AS (p pair, list pair[], m mood, d percent);";
-const AS_TEXT_COLUMNS: &[(&str, &[&str])] = &[
+    CREATE TYPE nested AS (p pair, list pair[], m mood, d percent);
+    CREATE DOMAIN pairs AS pair[] CHECK (cardinality(VALUE) < 9);";
+const COMPOSED_COLUMNS: &[(&str, &[&str])] = &[
     ("pair", &["'(1,x)'", "ROW(NULL, 'a,\"b\\c')::pair", "ROW(NULL, NULL)::pair", "ROW(2, 'été')::pair"]),
     ("pair[]", &["ARRAY[ROW(1, 'x')::pair, NULL, ROW(NULL, '{\"}')::pair]", "'{}'"]),
-    ("nested", &["ROW(ROW(1, 'x')::pair, ARRAY[ROW(2, 'y')::pair], 'sad', 5.5)::nested"]),
+    ("pairs", &["ARRAY[ROW(1, 'x')::pair, NULL]", "'{}'"]),
+    (
+        "nested",
+        &[
+            "ROW(ROW(1, 'x')::pair, ARRAY[ROW(2, 'y')::pair, NULL], 'sad', 5.5)::nested",
+            "ROW(NULL, NULL, NULL, NULL)::nested",
+        ],
+    ),
+    ("nested[]", &["ARRAY[[ROW(ROW(1, 'x')::pair, '{}', 'sad', 5.5)::nested], [NULL]]"]),
     ("mood[]", &["ARRAY['sad', NULL, 'hap''py']::mood[]", "ARRAY[['sad'], ['très bien']]::mood[]"]),
     ("percent[]", &["'{1.5,NULL}'"]),
+    ("hstore[]", &["ARRAY['a=>1'::hstore, NULL]"]),
+];
+
+/// Ranges are not created at the destination: their own functions would be missing.
+const RANGES: &str = "
+    CREATE TYPE moodrange AS RANGE (SUBTYPE = mood);
+    CREATE TYPE moodsrange AS RANGE (SUBTYPE = mood[]);";
+const RANGE_COLUMNS: &[(&str, &[&str])] = &[
+    ("moodrange", &["'[sad,hap''py)'", "'empty'", "'(,\"so so\"]'"]),
+    (
+        "moodsrange",
+        &["moodsrange(ARRAY['sad']::mood[], ARRAY['hap''py', NULL]::mood[])", "moodsrange(NULL, '{}')", "'empty'"],
+    ),
+    ("moodsmultirange", &["moodsmultirange(moodsrange(NULL, '{sad}'), moodsrange('{hap''py}', NULL))", "'{}'"]),
+];
+
+/// What has no binary form that another server understands.
+const AS_TEXT_COLUMNS: &[(&str, &[&str])] = &[
     // Its binary form does not survive when it is empty.
     ("tsquery", &["''", "'a & !b | c:*AB <3> d'"]),
     ("tsquery[]", &["ARRAY[''::tsquery, 'a & b', NULL]"]),
@@ -200,7 +227,6 @@ const AS_TEXT_COLUMNS: &[(&str, &[&str])] = &[
     ("regproc", &["'now'"]),
     ("regclass", &["'pg_catalog.pg_class'"]),
     ("xml", &["'<a b=\"c\">été &amp; hiver</a>'", "'content only'"]),
-    ("hstore[]", &["ARRAY['a=>1'::hstore, NULL]"]),
     ("int8[]", &["'{9223372036854775807}'"]),
     // No receive function: not even a NULL of theirs can be bound in binary.
     ("seg", &["'1.5 .. 2.25'", "'<7'"]),
@@ -383,6 +409,8 @@ async fn odd_databases(name: &str, encoding: &str, odd: bool) -> Database {
         }
     }
     let database = Database::existing(&name).await;
+    // 14 lets everybody create there, so that code of anybody could run.
+    database.at_destination("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
     for client in [&database.source, &database.destination] {
         // The test's own sessions write and compare values in one way.
         let set = "SET search_path = public; SET client_encoding = UTF8; SET bytea_output = hex; SET xmloption = content;
@@ -411,6 +439,9 @@ async fn follows_all_values(name: &str, encoding: &str, odd: bool, prelude: &str
     if prelude.contains("pair") {
         // OIDs of user types differ between the servers.
         database.at_destination("CREATE TYPE spare AS ENUM ('a'); CREATE TYPE other AS (a int);").await;
+    }
+    if prelude.contains("AS RANGE") {
+        database.at_destination(prelude).await;
     }
     database.at_source(prelude).await;
     let mut columns = possible(&database, columns).await;
@@ -463,9 +494,17 @@ async fn types_of_extensions_arrive_in_binary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_composed_of_a_servers_own_types_arrives_in_binary() {
+    let columns = all(&[&BUILT_IN[..5], NAMED_COLUMNS, COMPOSED_COLUMNS]);
+    follows_all_values("composed", "UTF8", true, &format!("{NAMED}{COMPOSED}"), &columns, true).await;
+    let columns = all(&[&BUILT_IN[..5], NAMED_COLUMNS, COMPOSED_COLUMNS, RANGE_COLUMNS]);
+    follows_all_values("ranges", "UTF8", true, &format!("{NAMED}{COMPOSED}{RANGES}"), &columns, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_value_of_every_type_arrives_as_text() {
-    let columns = all(&[BUILT_IN, NAMED_COLUMNS, AS_TEXT_COLUMNS, OF_EXTENSIONS]);
-    follows_all_values("astext", "UTF8", true, &format!("{NAMED}{AS_TEXT}"), &columns, false).await;
+    let columns = all(&[BUILT_IN, NAMED_COLUMNS, COMPOSED_COLUMNS, AS_TEXT_COLUMNS, OF_EXTENSIONS]);
+    follows_all_values("astext", "UTF8", true, &format!("{NAMED}{COMPOSED}"), &columns, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -476,8 +515,8 @@ async fn a_latin1_source_fills_a_utf8_destination_in_binary() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_latin1_source_fills_a_utf8_destination_as_text() {
-    let columns = all(&[BUILT_IN, NAMED_COLUMNS, AS_TEXT_COLUMNS]);
-    follows_all_values("latintext", "LATIN1", true, &format!("{NAMED}{AS_TEXT}"), &columns, false).await;
+    let columns = all(&[BUILT_IN, NAMED_COLUMNS, COMPOSED_COLUMNS, AS_TEXT_COLUMNS]);
+    follows_all_values("latintext", "LATIN1", true, &format!("{NAMED}{COMPOSED}"), &columns, false).await;
 }
 
 /// Each type of docs/types.md, and how it travels according to that page.
@@ -500,7 +539,8 @@ async fn the_page_says_of_each_type_how_it_travels() {
     let columns: Vec<String> =
         types.iter().enumerate().map(|(number, (name, _))| format!("c{number} {name}")).collect();
     let schema = format!(
-        "CREATE EXTENSION citext; CREATE EXTENSION hstore; CREATE TYPE headwater_mood AS ENUM ('ok');
+        "CREATE EXTENSION citext; CREATE EXTENSION hstore; CREATE EXTENSION seg; CREATE TYPE headwater_mood AS ENUM ('ok');
+         CREATE TYPE headwater_moods AS RANGE (SUBTYPE = headwater_mood);
          CREATE DOMAIN headwater_positive AS int CHECK (VALUE > 0); CREATE TYPE headwater_pair AS (a int, b text);
          CREATE TABLE t (id int PRIMARY KEY, {})",
         columns.join(", ")
