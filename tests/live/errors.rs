@@ -497,12 +497,11 @@ async fn too_many_connections_at_either_end_halt_a_running_service_until_one_is_
         ("source", &database.source, reader(&database.name)),
         ("destination", &database.destination, writer(&database.name)),
     ] {
-        // It has sessions, and is to open them again.
-        let full = format!(
-            "ALTER ROLE {role} CONNECTION LIMIT 0;
-             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
-        );
+        // It has sessions, and is to open them again: the limit holds before they end.
+        let full = format!("ALTER ROLE {role} CONNECTION LIMIT 0");
         client.script("filling the server", &full).await.unwrap();
+        let ends = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'");
+        client.script("ending its sessions", &ends).await.unwrap();
         service.is("waiting").await;
         let (code, text) = service.command(&["explain"]).await;
         assert_eq!(code, Some(1), "{text}");

@@ -374,9 +374,10 @@ async fn one(kind: Kind) {
             let service = setup.start();
             service.streams().await;
             database.caught_up().await;
-            // The walsender keeps its session, and there is no other.
+            // The walsender keeps its session, and there is no other: the limit holds before the others end.
+            database.at_source(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await;
             let sql = format!(
-                "ALTER ROLE {role} CONNECTION LIMIT 1; SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                  WHERE usename = '{role}' AND backend_type = 'client backend'"
             );
             database.at_source(&sql).await;
@@ -549,9 +550,8 @@ async fn outage(outage: Outage) {
             setup.source_url = setup.source_url.replace("postgres@", &format!("{role}@"));
             let service = setup.start();
             service.streams().await;
-            let ends = format!(
-                "ALTER ROLE {role} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
-            );
+            database.at_source(&format!("ALTER ROLE {role} NOLOGIN")).await;
+            let ends = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'");
             database.at_source(&ends).await;
             let refused = format!("role \"{role}\" is not permitted to log in");
             assert_said(outage, service, &said_of_outage(&[&refused, "Correct the user in source.url"])).await;
