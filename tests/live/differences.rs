@@ -366,6 +366,9 @@ impl OwnKey {
             }
         };
         let mut database = Database::of_superuser(&name, &["other", "t"], &at_source).await;
+        if self.key.contains("NULLS NOT DISTINCT") && database.destination_major().await < 15 {
+            return;
+        }
         if matches!(kind, CopyKind::First | CopyKind::Added) {
             database.at_destination(&format!("{keyed}; {first_row}")).await;
         }

@@ -1,6 +1,7 @@
 //! A disk that is full, at the destination and at the source: said, waited for, and gone on from by itself.
 
 use std::path::Path;
+use std::process::Command;
 
 use headwater::commands::demo::{Cluster, StopMode};
 
@@ -195,6 +196,43 @@ async fn a_full_disk_of_the_source_is_waited_for_and_nothing_is_lost() {
     let count = "SELECT count(*)::text FROM t";
     assert_eq!(database.destination_value(count).await.as_deref(), Some("1"), "nothing of it, and nothing behind it");
     disk.enlarge("200m");
+    database.assert_catches_up().await;
+    service.streams().await;
+    service.stop().await;
+}
+
+/// Puts the WAL of a server that is stopped on a disk of this size.
+fn moves_its_wal(cluster: &Cluster, size: &str) -> Option<Disk> {
+    let (wal, kept) = (cluster.dir().join("data/pg_wal"), cluster.dir().join("data/kept_wal"));
+    std::fs::rename(&wal, &kept).expect("the WAL is moved aside");
+    let disk = Disk::mount(&wal, size);
+    let copied = Command::new("cp").arg("-a").arg(kept.join(".")).arg(&wal).status().expect("cp runs");
+    assert!(copied.success(), "the WAL is copied");
+    disk
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn a_destination_that_falls_as_its_wal_has_no_room_is_waited_for_and_loses_nothing() {
+    let (source, mut destination) = (new_source(&[]).await, new_destination(&[("min_wal_size", "32MB")]).await);
+    let mut database = Database::on(&source, &destination, "fullwal", &["t"], SCHEMA).await;
+    destination.stop(StopMode::Fast).await.unwrap();
+    let Some(disk) = moves_its_wal(&destination, "52m") else { return };
+    destination.start().await.unwrap();
+    let service = Setup::of(&database).start();
+    service.streams().await;
+    let large = LARGE.replace("20000", "80000");
+    database.at_source(&large).await;
+    database.at_source("INSERT INTO t VALUES (-2, 'after')").await;
+    eventually("the server has fallen", || async { destination.log().contains("PANIC").then_some(()) }).await;
+    service.is("connecting").await;
+    disk.enlarge("400m");
+    // It may have ended, since it could not even recover.
+    if destination.connect("postgres").await.is_err() {
+        destination.stop(StopMode::Immediate).await.unwrap();
+        destination.start().await.unwrap();
+    }
+    database.reconnect_destination(&destination).await;
     database.assert_catches_up().await;
     service.streams().await;
     service.stop().await;

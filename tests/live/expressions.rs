@@ -136,7 +136,7 @@ async fn ordinary_expressions_arrive_and_mean_the_same() {
     let tables = ["defaults", "checks", "generated", "indexed"];
     let database = Database::new("expressions", &tables, SCHEMA).await;
     // Its text differs between 14 and later majors, and a column of another type keeps values from travelling in binary.
-    if database.source_major().await == 14 {
+    if (database.source_major().await == 14) != (database.destination_major().await == 14) {
         database.at_source("ALTER TABLE defaults DROP COLUMN q").await;
     }
     let service = Setup::of(&database).start();

@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use crate::support::findings::findings;
 use crate::support::suspension::all_live;
-use crate::support::{Database, Setup, bin_of, destination, eventually, new_destination_of, new_source_of, source};
+use crate::support::{
+    Database, Setup, bin_of, destination, eventually, major, new_destination_of, new_source_of, source,
+};
 
 /// A table that must not be published as it is.
 struct Case {
@@ -25,6 +27,9 @@ struct Case {
 const NO_IDENTITY: &str = "table public.t has no replica identity at the source";
 const CHANGES: &str =
     "UPDATE t SET v = 'new' WHERE code = 1; DELETE FROM t WHERE code = 2; INSERT INTO t (code, v) VALUES (9, 'nine')";
+
+/// So many of them are refused by 18, too.
+const CASES_OF_18: usize = 6;
 
 const CASES: &[Case] = &[
     Case {
@@ -225,7 +230,9 @@ async fn every_way_leads_out(ends: (&Cluster, &Cluster), name: &str, cases: &[Ca
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes long: make test-long"]
 async fn check_fails_on_tables_without_identity_and_each_way_out_runs() {
-    every_way_leads_out((source().await, destination().await), "identities", CASES).await;
+    // Those that follow are for sources that send no generated columns.
+    let cases = if major("SOURCE") < 18 { CASES } else { &CASES[..CASES_OF_18] };
+    every_way_leads_out((source().await, destination().await), "identities", cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,7 +243,7 @@ async fn check_fails_on_filters_and_lists_that_do_not_cover_the_identity() {
     every_way_leads_out((&of_18, destination().await), "identitylists", LISTS).await;
     every_way_leads_out((&of_18, &to_18), "identitygenerated", GENERATED).await;
     // The same trees and keys, as the newest major judges them.
-    every_way_leads_out((&of_18, destination().await), "identitiesof18", &CASES[..6]).await;
+    every_way_leads_out((&of_18, destination().await), "identitiesof18", &CASES[..CASES_OF_18]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -409,8 +409,6 @@ async fn odd_databases(name: &str, encoding: &str, odd: bool) -> Database {
         }
     }
     let database = Database::existing(&name).await;
-    // 14 lets everybody create there, so that code of anybody could run.
-    database.at_destination("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
     for client in [&database.source, &database.destination] {
         // The test's own sessions write and compare values in one way.
         let set = "SET search_path = public; SET client_encoding = UTF8; SET bytea_output = hex; SET xmloption = content;
@@ -449,6 +447,10 @@ async fn follows_all_values(name: &str, encoding: &str, odd: bool, prelude: &str
         columns.retain(|(of, _)| !of.starts_with("interval"));
     }
     let binary = binary && same_versions(&database).await;
+    if !binary && (database.source_major().await < 15) != (database.destination_major().await < 15) {
+        // 15 gave its text other escapes.
+        columns.retain(|(of, _)| *of != "\"char\"");
+    }
     let columns = &columns;
     for (table, keyed) in [("keyed", true), ("whole", false)] {
         database.at_source(&script(table, keyed, columns)).await;

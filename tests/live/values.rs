@@ -35,13 +35,6 @@ async fn follows(database: &Database, setup: &Setup, changes: &[&str]) {
     service.stop().await;
 }
 
-/// The `server_version_num` of both ends, in majors.
-async fn majors(database: &Database) -> (u32, u32) {
-    let sql = "SELECT (current_setting('server_version_num')::int / 10000)::text";
-    let [source, destination] = [database.source_value(sql).await, database.destination_value(sql).await];
-    (source.unwrap().parse().expect("a number"), destination.unwrap().parse().expect("a number"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_of_one_name_with_another_modifier_is_refused_and_corrected_by_the_hint() {
     let schema = "CREATE DOMAIN money2 AS numeric(20,6); CREATE TABLE paid (id int PRIMARY KEY, m money2);
@@ -256,7 +249,7 @@ async fn source_wins_loses_no_row_where_the_sources_key_has_changed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scales_below_zero_and_above_the_precision_are_copied_and_rounded_no_further() {
     let probe = Database::new("valprobe", &["t"], "CREATE TABLE t (id int PRIMARY KEY)").await;
-    if majors(&probe).await.0 < 15 {
+    if probe.source_major().await < 15 {
         println!("left out: the source knows no such scale");
         return;
     }
@@ -274,7 +267,7 @@ async fn intervals_mean_the_same_to_either_major() {
                   INSERT INTO waits VALUES (1, '1 mon -2 days 00:00:00.000001', '{1 day,NULL}'),
                       (2, '-178000000 years', NULL), (3, '2147483646 days', '{-1 mon}')";
     let database = Database::new("valintervals", &["waits"], schema).await;
-    let (source, destination) = majors(&database).await;
+    let (source, destination) = (database.source_major().await, database.destination_major().await);
     let setup = Setup::of(&database);
     let service = setup.start();
     service.streams().await;
@@ -306,7 +299,7 @@ async fn a_value_that_only_a_later_major_reads_is_a_conflict_and_never_altered()
                   INSERT INTO paths VALUES (1, '$.a ? (@ > 1.50)'), (2, NULL); INSERT INTO trees VALUES (1, 'a.b')";
     let database = Database::of_superuser("valpaths", &["paths", "trees"], schema).await;
     database.at_destination("CREATE EXTENSION ltree").await;
-    let (source, destination) = majors(&database).await;
+    let (source, destination) = (database.source_major().await, database.destination_major().await);
     let service = Setup::of(&database).start();
     service.streams().await;
     database.at_source("INSERT INTO paths VALUES (3, '$[*].size()'); INSERT INTO trees VALUES (2, 'c.d_e')").await;

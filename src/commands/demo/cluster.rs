@@ -250,23 +250,24 @@ impl Cluster {
         lives(process_id).then_some(process_id)
     }
 
-    /// Stops the server and waits until it has ended; its directory stays.
+    /// Stops the server, unless it has ended by itself, and waits until it has ended; its directory stays.
     ///
     /// # Errors
     /// When it does not end.
     pub async fn stop(&mut self, mode: StopMode) -> io::Result<()> {
-        let Some(process_id) = self.process_id() else { return Ok(()) };
-        let signal = match mode {
-            StopMode::Fast => "-INT",
-            StopMode::Immediate => "-QUIT",
-        };
-        Command::new("kill").arg(signal).arg(process_id.to_string()).stderr(Stdio::null()).status()?;
-        let began = Instant::now();
-        while lives(process_id) {
-            if began.elapsed() > PATIENCE {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not stop"));
+        if let Some(process_id) = self.process_id() {
+            let signal = match mode {
+                StopMode::Fast => "-INT",
+                StopMode::Immediate => "-QUIT",
+            };
+            Command::new("kill").arg(signal).arg(process_id.to_string()).stderr(Stdio::null()).status()?;
+            let began = Instant::now();
+            while lives(process_id) {
+                if began.elapsed() > PATIENCE {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not stop"));
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // The keeper waits for its pipe; it must not take the directory along.
         if let Some(mut keeper) = self.keeper.take() {

@@ -132,9 +132,12 @@ impl Database {
     }
 
     async fn opened(from: &Cluster, to: &Cluster, name: &str) -> Database {
+        let destination = to.connect(name).await.expect("the new destination database");
+        // 14 lets everybody create there, so that code of anybody could run.
+        run(&destination, "REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
         Database {
             source: from.connect(name).await.expect("the new source database"),
-            destination: to.connect(name).await.expect("the new destination database"),
+            destination,
             source_url: from.url(name),
             destination_url: to.url(name),
             tables: Vec::new(),
@@ -165,8 +168,12 @@ impl Database {
 
     /// The source's major version.
     pub async fn source_major(&self) -> u32 {
-        let version = self.source_value("SELECT current_setting('server_version_num')::int / 10000 || ''").await;
-        version.expect("a version").parse().expect("a number")
+        major(&self.source).await
+    }
+
+    /// The destination's major version.
+    pub async fn destination_major(&self) -> u32 {
+        major(&self.destination).await
     }
 
     /// Waits until the rows of a table are the source's.
@@ -261,6 +268,11 @@ async fn run(client: &SqlClient, sql: &str) {
     if let Err(error) = client.script("a test's statement", sql).await {
         panic!("{error} ({:?}) in:\n{sql}", error.server());
     }
+}
+
+async fn major(client: &SqlClient) -> u32 {
+    let version = value(client, "SELECT current_setting('server_version_num')").await.expect("a version");
+    version.parse::<u32>().expect("a number") / 10_000
 }
 
 async fn value_if_any(client: &SqlClient, sql: &str) -> Option<String> {

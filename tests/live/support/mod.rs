@@ -84,6 +84,11 @@ pub fn bin_of_version(version: &str) -> Option<PathBuf> {
     Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
+/// The major of one end's server, SOURCE or DESTINATION.
+pub fn major(end: &str) -> u32 {
+    major_of(&bin(end))
+}
+
 /// The major of server programs.
 fn major_of(bin: &Path) -> u32 {
     let output = std::process::Command::new(bin.join("postgres")).arg("--version").output().expect("postgres runs");

@@ -113,7 +113,10 @@ pub async fn make(database: &str, source: &SqlClient, destination: &SqlClient, r
     run(destination, &statements("destination", database)).await;
     run(destination, &statements("destination, monitor", database)).await;
     run(destination, &statements("destination, tables that exist", database)).await;
-    if replica {
+    // On 14 only a superuser can set session_replication_role.
+    let version = "SELECT (current_setting('server_version_num')::int >= 150000)";
+    let row = destination.query_one("its version", version, &[]).await.expect("a version");
+    if replica && row.get::<bool>(0).unwrap() {
         let _alone = PARAMETER.lock().await;
         run(destination, &statements("destination, optional", database)).await;
     }
