@@ -122,6 +122,10 @@ async fn listed_and_made((from, to): (&Cluster, &Cluster), name: &str, end: &str
         println!("what 14 has is listed by a test of its own");
         return;
     }
+    if database.destination_major().await == 14 {
+        println!("left out: what is printed is the source's, and 14 has no publications of some columns or rows");
+        return;
+    }
     database.at_destination("CREATE TABLE outside (id int PRIMARY KEY); INSERT INTO outside VALUES (1)").await;
     database.at_source("CREATE SCHEMA public_too").await;
     database.at_destination("CREATE SCHEMA public_too").await;
