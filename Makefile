@@ -132,9 +132,10 @@ soak: setup ## Every fault by chance under load for SOAK_SECONDS (1800); HEADWAT
 
 .PHONY: soak-resync
 ROUNDS ?= 1000
+LANES ?= 4
 
-soak-resync: setup ## Every way of a resync by chance under load, ROUNDS (1000) rounds, each compared exactly; HEADWATER_SEED replays their order
-	ROUNDS=$(ROUNDS) $(CARGO) test --release --quiet --test live -- --include-ignored resync:: --nocapture
+soak-resync: setup ## Every way of a resync by chance under load, ROUNDS (1000) rounds in LANES (4), each compared exactly; HEADWATER_SEED replays their order
+	ROUNDS=$(ROUNDS) LANES=$(LANES) $(CARGO) test --release --quiet --test live -- --include-ignored resync:: --nocapture
 
 .PHONY: large
 LARGE_ROWS ?= 5000000

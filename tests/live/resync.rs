@@ -11,8 +11,8 @@
 //! wait, everything is applied, and every followed table is compared.
 //!
 //! Rows come in pairs whose numbers add up to zero, in every source transaction and in the drift, too; so a reader of the destination
-//! knows a partial state of a table when it sees one. `HEADWATER_SEED` says which rounds are made, `ROUNDS` how many
-//! (`make soak-resync`); without it as many as fit into 30 seconds.
+//! knows a partial state of a table when it sees one. `HEADWATER_SEED` says which rounds are made, `ROUNDS` how many, and `LANES` in how
+//! many databases at a time, since a round waits most of the time (`make soak-resync`); without it as many as fit into 30 seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -376,6 +376,26 @@ impl World {
         None
     }
 
+    /// Makes one round, and compares; whether the service was killed in it.
+    async fn round(&mut self, way: Way, gate: &RwLock<()>) -> bool {
+        let waiting = self.begin(way).await;
+        // A repair that is interrupted says so and is done again by hand; all other ways continue by themselves.
+        let killed = way != Way::Repair && self.rng.u32(..5) == 0;
+        if killed {
+            self.pause(0..1500).await;
+            self.service.as_mut().expect("a service").kill();
+            let argument = self.argument.clone();
+            self.start(argument);
+        }
+        self.pause(100..1000).await;
+        if let Some(waiting) = waiting {
+            waiting.await.expect("the command succeeds");
+        }
+        let _closed = gate.write().await;
+        self.check().await;
+        killed
+    }
+
     /// Nothing is written now: every table becomes live, and equal.
     async fn check(&mut self) {
         let service = self.service.as_ref().expect("a service");
@@ -422,10 +442,18 @@ async fn assert_same(database: &Database, table: &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
-    let seed = seed("every_way_of_a_resync");
-    let rounds: Option<u32> = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok());
+/// What a lane did.
+#[derive(Default)]
+struct Tally {
+    rounds: u32,
+    kills: u32,
+    transactions: u64,
+    states: u64,
+    ways: BTreeMap<Way, u32>,
+}
+
+/// Makes this many rounds in databases of its own, or as many as fit into 30 seconds.
+async fn lane(lane: u64, seed: u64, rounds: Option<u32>) -> Tally {
     let lasts = Duration::from_secs(30);
     let database = Database::of_superuser("resync", &[], SCHEMA).await;
     let setup = Setup::of(&database)
@@ -447,36 +475,20 @@ async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
     }
     tasks.push(tokio::spawn(read(world.database.destination_url.clone(), Arc::clone(&states))));
 
-    let mut ways: BTreeMap<Way, u32> = BTreeMap::new();
-    let (mut made, mut kills) = (0, 0);
+    let mut tally = Tally::default();
     let mut deck: Vec<Way> = Vec::new();
     let began = Instant::now();
-    while rounds.map_or_else(|| began.elapsed() < lasts, |rounds| made < rounds) {
+    while rounds.map_or_else(|| began.elapsed() < lasts, |rounds| tally.rounds < rounds) {
         if deck.is_empty() {
             deck = WAYS.to_vec();
             world.rng.shuffle(&mut deck);
         }
         let way = deck.pop().expect("a way");
         let round_began = Instant::now();
-        let waiting = world.begin(way).await;
-        // A repair that is interrupted says so and is done again by hand; all other ways continue by themselves.
-        let killed = way != Way::Repair && world.rng.u32(..5) == 0;
-        if killed {
-            world.pause(0..1500).await;
-            world.service.as_mut().expect("a service").kill();
-            let argument = world.argument.clone();
-            world.start(argument);
-            kills += 1;
-        }
-        world.pause(100..1000).await;
-        if let Some(waiting) = waiting {
-            waiting.await.expect("the command succeeds");
-        }
-        let closed = gate.write().await;
-        world.check().await;
-        drop(closed);
+        let killed = world.round(way, &gate).await;
         println!(
-            "{made:4}  {way:?}{} {} ms",
+            "{lane}.{:<4} {way:?}{} {} ms",
+            tally.rounds,
             if killed { ", killed:" } else { ":" },
             round_began.elapsed().as_millis()
         );
@@ -487,19 +499,39 @@ async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
                 log.lines().filter(|line| !line.contains("DEBUG")).collect::<Vec<_>>().join("\n")
             );
         }
-        made += 1;
-        *ways.entry(way).or_default() += 1;
+        tally.rounds += 1;
+        tally.kills += u32::from(killed);
+        *tally.ways.entry(way).or_default() += 1;
         if let Some(at) = tasks.iter().position(JoinHandle::is_finished) {
             tasks.swap_remove(at).await.expect("writers and reader go on to the end");
         }
     }
-    println!(
-        "seed {seed}: {made} rounds in {:?}, {kills} kills, {} transactions, {} states read, 0 partial: {ways:?}",
-        began.elapsed(),
-        committed.load(Ordering::Relaxed),
-        states.load(Ordering::Relaxed)
-    );
-    assert!(states.load(Ordering::Relaxed) > 0 && committed.load(Ordering::Relaxed) > 0);
     tasks.iter().for_each(JoinHandle::abort);
     world.stop().await;
+    Tally { transactions: committed.load(Ordering::Relaxed), states: states.load(Ordering::Relaxed), ..tally }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_way_of_a_resync_ends_equal_and_shows_nothing_partial() {
+    let seed = seed("every_way_of_a_resync");
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let (rounds, lanes) = (number("ROUNDS"), number("LANES").unwrap_or(1));
+    let began = Instant::now();
+    let share = rounds.map(|rounds| rounds.div_ceil(lanes));
+    let each = (0..u64::from(lanes)).map(|number| tokio::spawn(lane(number, seed + number * 1000, share)));
+    let mut total = Tally::default();
+    for lane in futures_util::future::join_all(each).await {
+        let lane = lane.expect("a lane ends as it should");
+        assert!(lane.states > 0 && lane.transactions > 0);
+        total.rounds += lane.rounds;
+        total.kills += lane.kills;
+        total.transactions += lane.transactions;
+        total.states += lane.states;
+        lane.ways.into_iter().for_each(|(way, rounds)| *total.ways.entry(way).or_default() += rounds);
+    }
+    let Tally { rounds, kills, transactions, states, ways } = total;
+    println!(
+        "seed {seed}: {rounds} rounds in {:?}, {kills} kills, {transactions} transactions, {states} states read, 0 partial: {ways:?}",
+        began.elapsed()
+    );
 }
