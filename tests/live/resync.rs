@@ -500,6 +500,11 @@ async fn lane(lane: u64, seed: u64, rounds: Option<u32>) -> Tally {
             );
         }
         tally.rounds += 1;
+        if tally.rounds % 10 == 0 {
+            // As autovacuum would: the reader reads whole tables.
+            world.database.at_source("VACUUM").await;
+            world.database.at_destination("VACUUM").await;
+        }
         tally.kills += u32::from(killed);
         *tally.ways.entry(way).or_default() += 1;
         if let Some(at) = tasks.iter().position(JoinHandle::is_finished) {
