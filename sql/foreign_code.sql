@@ -223,25 +223,28 @@
     -- search configuration does what its mapping says today. Not what is pinned, which pg_depend does not record.
     SELECT d.refclassid, d.refobjid, false
     FROM (
-        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass AS class_id, c.oid AS id, true AS is_evaluated
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass AS class_id, c.oid AS id, 0 AS part, true AS is_evaluated
         FROM touched t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.id AND c.contype = 'c'
         UNION ALL
         -- A default that is not evaluated here goes as well.
-        SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid, a.attgenerated <> '' OR a.defaulted
+        SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid, 0, a.attgenerated <> '' OR a.defaulted
         FROM columns a JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         UNION ALL
-        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, true FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id
+        -- On 14 a generated column itself depends on what its expression names (StoreAttrDefault in heap.c).
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, a.attrelid, a.attnum, true FROM columns a WHERE a.attgenerated <> ''
         UNION ALL
-        SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, s.oid, true
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, 0, true FROM touched t JOIN pg_catalog.pg_index i ON i.indrelid = t.id
+        UNION ALL
+        SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, s.oid, 0, true
         FROM touched t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.id WHERE s.stxexprs IS NOT NULL
         UNION ALL
-        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, partrelid, true FROM partitioned
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, partrelid, 0, true FROM partitioned
         UNION ALL
-        SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, id, true FROM types
+        SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, id, 0, true FROM types
         UNION ALL
-        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, true FROM types JOIN pg_catalog.pg_constraint c ON c.contypid = types.id
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, 0, true FROM types JOIN pg_catalog.pg_constraint c ON c.contypid = types.id
     ) AS used
-    JOIN pg_catalog.pg_depend d ON d.classid = used.class_id AND d.objid = used.id
+    JOIN pg_catalog.pg_depend d ON d.classid = used.class_id AND d.objid = used.id AND (used.part = 0 OR d.objsubid = used.part)
     WHERE d.deptype <> 'e' AND d.refclassid IN (SELECT oid FROM kinds_of_parts)
       AND (used.is_evaluated OR d.refclassid <> 'pg_catalog.pg_proc'::pg_catalog.regclass)
     UNION

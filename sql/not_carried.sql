@@ -36,6 +36,8 @@ event_triggers AS (
 parts (class, id) AS (
     SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, g.oid FROM wanted w JOIN pg_catalog.pg_trigger g ON g.tgrelid = w.id
     UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid FROM wanted w JOIN pg_catalog.pg_attrdef d ON d.adrelid = w.id
+    -- Partition keys; and on 14 a generated column itself depends on what its expression names (StoreAttrDefault in heap.c).
+    UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, w.id FROM wanted w
     UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.oid FROM wanted w JOIN pg_catalog.pg_constraint k ON k.conrelid = w.id
     UNION ALL SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, p.oid FROM wanted w JOIN pg_catalog.pg_policy p ON p.polrelid = w.id
     UNION ALL SELECT 'pg_catalog.pg_rewrite'::pg_catalog.regclass, r.oid FROM wanted w JOIN pg_catalog.pg_rewrite r ON r.ev_class = w.id

@@ -63,13 +63,17 @@ constraints (id, kind, expression) AS (
     FROM wanted_types w
     JOIN pg_catalog.pg_constraint k ON k.contypid = w.id
 ),
--- Everything that was created.
-created (class, id) AS (
-    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, w.id FROM wanted_tables w WHERE w.columns IS NULL
-    UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.id FROM indexes i
-    UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.id FROM defaults d
-    UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.id FROM constraints k
-    UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, w.id FROM wanted_types w
+-- Everything that was created; of a column its number, otherwise 0.
+created (class, id, part) AS (
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, w.id, 0 FROM wanted_tables w WHERE w.columns IS NULL
+    UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.id, 0 FROM indexes i
+    UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.id, 0 FROM defaults d
+    -- On 14 a generated column itself depends on what its expression names (StoreAttrDefault in heap.c).
+    UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, a.attrelid, a.attnum
+    FROM wanted_tables w
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = w.id AND a.attgenerated <> '' AND w.columns OPERATOR(pg_catalog.?) a.attname::pg_catalog.text
+    UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.id, 0 FROM constraints k
+    UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, w.id, 0 FROM wanted_types w
 ),
 -- What else they may depend on: sequences of their own.
 owned (id) AS (
@@ -82,7 +86,7 @@ owned (id) AS (
 SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) AS object,
     pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid) AS uses
 FROM created
-JOIN pg_catalog.pg_depend d ON d.classid = created.class AND d.objid = created.id
+JOIN pg_catalog.pg_depend d ON d.classid = created.class AND d.objid = created.id AND (created.part = 0 OR d.objsubid = created.part)
 WHERE NOT EXISTS (SELECT FROM created c WHERE c.class = d.refclassid AND c.id = d.refobjid)
   AND CASE d.refclassid::pg_catalog.regclass
       -- Where an object stands, how it is sorted and stored: these hold no code of the source's choice. Operator classes and

@@ -215,13 +215,18 @@ async fn what_is_not_carried_from_18_is_listed_with_the_sql_that_makes_it() {
 async fn what_is_not_carried_from_14_is_listed() {
     let Some(bin) = bin_of(14) else { return };
     let from = new_source_of(&bin, &[]).await;
-    let schema = format!("{SCHEMA}; CREATE PUBLICATION one FOR TABLE t");
+    let schema = format!(
+        "{SCHEMA}; CREATE PUBLICATION one FOR TABLE t; CREATE FUNCTION made(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+         ALTER TABLE t ADD generated int GENERATED ALWAYS AS (made(1)) STORED"
+    );
     let database = Database::under(Roles::Superuser, &from, destination().await, "notcarried14", TABLES, &schema).await;
     let found = findings(&Setup::of(&database)).await;
-    assert!(
-        objects(&found).iter().any(|object| object["class"] == "publications" && object["name"] == "one"),
-        "{found:?}"
-    );
+    for (class, name) in [("publications", "one"), ("functions", "public.made(integer)")] {
+        assert!(
+            objects(&found).iter().any(|object| object["class"] == class && object["name"] == name),
+            "{class} {name}: {found:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,8 @@
 //! headwater connects as the least-privilege role of docs/roles.md, which is a member of the role that owns the tables.
 
 use crate::support::roles::{owner, writer};
-use crate::support::strangers::{as_owner, cannot_grant_parameters, new, nobody_was_pwned};
-use crate::support::{Database, Script, Setup, eventually, parent};
+use crate::support::strangers::{as_owner, cannot_grant_parameters, new, new_at, nobody_was_pwned};
+use crate::support::{Database, Script, Setup, bin_of, eventually, new_destination_of, parent};
 
 const TABLES: &[&str] = &["t"];
 const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')";
@@ -1723,6 +1723,21 @@ async fn owners_of_operators_and_text_search_objects_of_expressions_are_named() 
         }
         database.at_destination("DROP TABLE t CASCADE; DROP DOMAIN IF EXISTS d").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_generated_columns_of_a_destination_of_14_are_made_of_is_found() {
+    let Some(bin) = bin_of(14) else { return };
+    let to = new_destination_of(&bin, &[]).await;
+    let database = new_at(&to, "own_generated", false).await;
+    as_owner(&database, "CREATE TEXT SEARCH CONFIGURATION conf (COPY = simple)").await;
+    let setup = Setup::of(&database).destination("untrusted_owners = \"refuse\"");
+    database.at_destination(&format!("{TABLE}; ALTER TABLE t OWNER TO {}", writer(&database.name))).await;
+    assert_eq!(finding(&setup).await, None, "what nothing depends on is no obstacle");
+    let add = "ALTER TABLE t ADD COLUMN x tsvector GENERATED ALWAYS AS (to_tsvector('conf', v)) STORED";
+    database.at_destination(add).await;
+    let [_, detail, _] = finding(&setup).await.expect("a finding");
+    assert!(detail.contains("text search configuration public.conf belongs to it"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,14 +194,16 @@ async fn event_triggers(client: &SqlClient, findings: &mut Findings) {
 /// Functions in SQL and PL/pgSQL behind indexes, checks and generated columns that look names up by our search_path. Only an attempt
 /// shows whether they name anything without a schema: a body in PL/pgSQL is text until it runs.
 async fn functions(client: &SqlClient, catalog: &Catalog, findings: &mut Findings) {
-    // pg_depend (catalog-pg-depend, 14 to 18): an index, a constraint and a default depend on the functions of their expressions. A body of
-    // BEGIN ATOMIC was looked up when it was made.
+    // pg_depend (catalog-pg-depend, 14 to 18): an index, a constraint and a default depend on the functions of their expressions; on 14
+    // a generated column itself does (StoreAttrDefault in heap.c). A body of BEGIN ATOMIC was looked up when it was made.
     let sql = "WITH parts AS (
                    SELECT i.indrelid AS id, 'pg_catalog.pg_class'::pg_catalog.regclass AS kind, i.indexrelid AS part
                        FROM pg_catalog.pg_index i
                    UNION ALL SELECT c.conrelid, 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid FROM pg_catalog.pg_constraint c
                    UNION ALL SELECT d.adrelid, 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid FROM pg_catalog.pg_attrdef d
-                       JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated <> '')
+                       JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated <> ''
+                   UNION ALL SELECT a.attrelid, 'pg_catalog.pg_class'::pg_catalog.regclass, a.attrelid
+                       FROM pg_catalog.pg_attribute a WHERE a.attgenerated <> '')
                SELECT DISTINCT t.id, p.oid::pg_catalog.regprocedure::text COLLATE \"C\"
                FROM pg_catalog.unnest($1::oid[]) t(id)
                JOIN parts ON parts.id = t.id

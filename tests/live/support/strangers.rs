@@ -1,6 +1,8 @@
 //! A destination whose tables belong to a role that wants to write where only headwater may.
 
 use super::roles::{Roles, owner, writer};
+use headwater::commands::demo::Cluster;
+
 use super::{Database, destination, source};
 
 const TABLES: &[&str] = &["t"];
@@ -8,8 +10,13 @@ const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t
 
 /// Databases whose destination has an owner of its own, who wants to write where only headwater may.
 pub async fn new(name: &str, replica: bool) -> Database {
+    new_at(destination().await, name, replica).await
+}
+
+/// The same, at this destination.
+pub async fn new_at(to: &Cluster, name: &str, replica: bool) -> Database {
     let roles = Roles::Least { replica };
-    let database = Database::under(roles, source().await, destination().await, name, TABLES, SCHEMA).await;
+    let database = Database::under(roles, source().await, to, name, TABLES, SCHEMA).await;
     let (owner, writer) = (owner(&database.name), writer(&database.name));
     database
         .at_destination(&format!(
