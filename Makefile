@@ -67,6 +67,10 @@ deny: ## Check the dependencies' licences and sources; needs cargo-deny, which i
 docs: ## Write the pages that are printed from the code
 	HEADWATER_WRITE_DOCS=1 $(CARGO) test --quiet --test docs -- printed_from
 
+.PHONY: docs-site
+docs-site: ## Build the documents as a book in target/docs-site/book and check its links; mdBook is installed where missing
+	@deploy/docs-site
+
 package: release ## Make what a package installs with the binary: manual pages and completions, in target/package
 	@mkdir -p target/package/completions
 	@target/release/headwater man target/package/man

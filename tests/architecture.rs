@@ -478,7 +478,7 @@ fn words_are_plain_english() {
     read.extend(files("docs", &["md"]));
     read.extend(files("deploy", &["yml", "yaml", "json", "service", "toml", "md"]));
     read.extend(
-        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "Makefile"]
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "UPGRADING.md", "Makefile"]
             .map(|path| Source { path: PathBuf::from(path), text: fs::read_to_string(path).expect("a document") }),
     );
     let mut found = Vec::new();

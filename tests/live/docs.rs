@@ -2,20 +2,10 @@
 //! flags that they show.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
-use crate::support::roles::{as_role, blocks, reader, statements, writer};
+use crate::support::roles::{as_role, blocks, pages, reader, statements, writer};
 use crate::support::{Database, Setup, headwater};
-
-fn pages() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = std::fs::read_dir(root.join("docs")).expect("docs");
-    let docs = docs.map(|entry| entry.expect("an entry").path());
-    docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"))
-        .chain([root.join("README.md")])
-        .collect()
-}
 
 fn help(command: &str) -> Option<String> {
     let output = std::process::Command::new(headwater())

@@ -1,6 +1,7 @@
 //! The pages can be followed from top to bottom: what README and docs/ show is run as it stands there, in the order in which
 //! somebody would come to it. Only names that clusters share between tests are replaced, and addresses given in the environment.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -9,7 +10,7 @@ use headwater::config::{Config, Environment, FileText};
 
 use crate::support::database::connect;
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
-use crate::support::roles::{as_role, blocks, like};
+use crate::support::roles::{as_role, blocks, like, pages};
 use crate::support::{Database, Script, Setup, eventually, headwater, parent};
 
 /// Somebody at a terminal, in a directory with his configuration.
@@ -92,31 +93,48 @@ fn lines(page: &str, mark: &str) -> Vec<String> {
     block(page, mark).lines().map(str::to_owned).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes long: make test-long"]
-async fn the_pages_can_be_followed_from_top_to_bottom() {
-    let database = Database::of_superuser("hour", FORUM, FORUM_SCHEMA).await;
+/// Somebody who has followed README.md as far as its third step, with names of this test's own.
+async fn follow_the_readme(name: &str) -> (Database, Terminal, Names) {
+    let database = Database::of_superuser(name, FORUM, FORUM_SCHEMA).await;
     let name = &database.name;
-    let (reader, writer, app) = (format!("replicator_{name}"), format!("headwater_{name}"), format!("app_{name}"));
-    // README: five steps.
-    database.at_source(&block("README.md", "first hour, source").replace("replicator", &reader)).await;
-    let here = block("README.md", "first hour, destination");
-    let here =
-        here.replace("ROLE headwater ", &format!("ROLE {writer} ")).replace("TO headwater;", &format!("TO {writer};"));
-    database.at_destination(&here.replace("DATABASE forum ", &format!("DATABASE {name} "))).await;
+    let names = Names { reader: format!("replicator_{name}"), writer: format!("headwater_{name}") };
+    database.at_source(&names.own(&block("README.md", "source, as in docs/roles.md"), name)).await;
+    database.at_destination(&names.own(&block("README.md", "destination, as in docs/roles.md"), name)).await;
     let dir = parent().join(format!("terminal-{name}"));
     std::fs::create_dir_all(&dir).expect("a directory");
     std::fs::write(dir.join("headwater.toml"), block("README.md", "first hour, configuration")).expect("a file");
     let port = free_port().expect("a free port");
     let environment = [
-        ("HEADWATER_SOURCE_URL", as_role(&database.source_url, &reader)),
-        ("HEADWATER_DESTINATION_URL", as_role(&database.destination_url, &writer)),
+        ("HEADWATER_SOURCE_URL", as_role(&database.source_url, &names.reader)),
+        ("HEADWATER_DESTINATION_URL", as_role(&database.destination_url, &names.writer)),
         ("HEADWATER_SOURCE_SLOT", name.clone()),
         ("HEADWATER_SPOOL_DIR", dir.join("spool").display().to_string()),
         ("HEADWATER_HTTP_LISTEN", format!("127.0.0.1:{port}")),
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let mut terminal = Terminal { dir, environment, running: None };
+    (database, Terminal { dir, environment, running: None }, names)
+}
+
+/// Roles are the cluster's, so those of the pages get names of the test's own.
+struct Names {
+    reader: String,
+    writer: String,
+}
+
+impl Names {
+    fn own(&self, sql: &str, database: &str) -> String {
+        sql.replace("headwater_reader", &self.reader)
+            .replace("headwater_writer", &self.writer)
+            .replace("DATABASE forum ", &format!("DATABASE {database} "))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn the_pages_can_be_followed_from_top_to_bottom() {
+    // README: five steps.
+    let (database, mut terminal, _) = follow_the_readme("hour").await;
+    let app = format!("app_{}", database.name);
     let first_hour = lines("README.md", "first hour");
     let [check, run] = first_hour.as_slice() else { panic!("{first_hour:?}") };
     assert!(terminal.types(check).await.contains("0 failed"));
@@ -146,16 +164,8 @@ async fn the_pages_can_be_followed_from_top_to_bottom() {
         .expect("the page's statements");
 
     // docs/conflicts.md: a transaction is left out, and applied after all.
-    database
-        .at_destination("CREATE TABLE kept AS SELECT * FROM messages WHERE id = 9; DELETE FROM messages WHERE id = 9")
-        .await;
-    database.at_source("UPDATE messages SET body = 'edited' WHERE id = 9").await;
-    let end_lsn = eventually("the conflict is told", || async {
-        let log = terminal.log();
-        let (_, rest) = log.rsplit_once("headwater skip --end-lsn ")?;
-        Some(rest.chars().take_while(|c| c.is_ascii_hexdigit() || *c == '/').collect::<String>())
-    })
-    .await;
+    database.at_destination("CREATE TABLE kept AS SELECT * FROM messages WHERE id = 9").await;
+    let end_lsn = conflict(&database, &terminal).await;
     for line in lines("docs/conflicts.md", "left out") {
         if line.starts_with("headwater replay") {
             database.at_destination("INSERT INTO messages SELECT * FROM kept").await;
@@ -188,11 +198,134 @@ async fn the_pages_can_be_followed_from_top_to_bottom() {
     terminal.stops().await;
 }
 
+/// Has a row changed at both ends, and waits until the service has reported the conflict; the end_lsn of its transaction.
+async fn conflict(database: &Database, terminal: &Terminal) -> String {
+    database.at_destination("DELETE FROM messages WHERE id = 9").await;
+    database.at_source("UPDATE messages SET body = 'edited' WHERE id = 9").await;
+    eventually("the conflict is reported", || async {
+        let log = terminal.log();
+        let (_, rest) = log.rsplit_once("headwater skip --end-lsn ")?;
+        Some(rest.chars().take_while(|c| c.is_ascii_hexdigit() || *c == '/').collect::<String>())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn the_how_to_pages_do_what_they_say() {
+    let (database, mut terminal, names) = follow_the_readme("howto").await;
+    terminal.starts("headwater run").await;
+    for mark in ["resync", "resync, all"] {
+        for line in lines("docs/how-to/resync.md", mark) {
+            terminal.types(&line).await;
+        }
+    }
+    terminal.stops().await;
+    terminal.starts(&block("docs/how-to/resync.md", "resync, start")).await;
+    database.assert_equal().await;
+
+    let end_lsn = conflict(&database, &terminal).await;
+    let show = block("docs/how-to/conflict.md", "conflict, open");
+    let shown = terminal.command(&show).output().await.expect("headwater starts");
+    assert_eq!(shown.status.code(), Some(1), "{}", String::from_utf8_lossy(&shown.stderr));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("edited"), "the row's values");
+    for line in lines("docs/how-to/conflict.md", "conflict, skip") {
+        terminal.types(&line.replace("0/1E5CDD0", &end_lsn)).await;
+        if line.starts_with("headwater skip") {
+            terminal.is_fresh().await;
+        }
+    }
+    database.assert_equal().await;
+
+    for line in lines("docs/how-to/migrate.md", "migrate") {
+        terminal.types(&line).await;
+    }
+    let cut_over = block("docs/how-to/migrate.md", "migrate, cut over");
+    assert!(terminal.types(&cut_over).await.contains("the destination may be written"));
+    terminal.stops().await;
+    for line in lines("docs/how-to/uninstall.md", "uninstall") {
+        terminal.types(&line).await;
+    }
+    database.at_source(&names.own(&block("docs/how-to/uninstall.md", "uninstall, source"), &database.name)).await;
+    let at_destination = block("docs/how-to/uninstall.md", "uninstall, destination");
+    database.at_destination(&names.own(&at_destination, &database.name)).await;
+    let rows = database.destination_value("SELECT count(*)::text FROM messages").await;
+    assert_eq!(rows.as_deref(), Some("5000"), "teardown keeps the rows");
+}
+
+/// The tutorial as one script: its blocks in their order, on ports and in a directory of the test's own.
+fn tutorial(dir: &Path) -> String {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tutorial.md")).expect("the page");
+    let ports: Vec<String> = (0..3).map(|_| free_port().expect("a free port").to_string()).collect();
+    let mut script = format!(
+        "set -eu; export HOME={dir}; unset PGPASSWORD HEADWATER_CONFIG HEADWATER_TEST_ROLES
+         export HEADWATER_HTTP_LISTEN=127.0.0.1:{}
+         trap 'kill $(jobs -p) || true; for end in source destination; do
+             pg_ctl --pgdata={dir}/tutorial/$end --mode=immediate stop || true; done' EXIT
+         cd {dir}\n",
+        ports[2],
+        dir = dir.display(),
+    );
+    for (_, text, mark) in blocks(&page) {
+        let text = match mark.as_deref() {
+            Some("tutorial, once") => text.replace("$PWD/target/release", "$PWD"),
+            Some("tutorial") => text,
+            Some("tutorial, exit 1") => format!("{text} && exit 99 || [ $? -eq 1 ]"),
+            Some(_) | None => continue,
+        };
+        script.push_str(&text);
+        script.push('\n');
+    }
+    script.replace("5441", &ports[0]).replace("5442", &ports[1])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-long"]
+async fn the_tutorial_can_be_typed_as_it_stands() {
+    let dir = parent().join(format!("tutorial-{:08x}", fastrand::u32(..)));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    std::fs::copy(headwater(), dir.join("headwater")).expect("the program");
+    let script = tutorial(&dir);
+    std::fs::write(dir.join("script"), &script).expect("the script");
+    // The whole of it has a bound: what it waits for may never come. PostgreSQL refuses to run as root.
+    let mut command = tokio::process::Command::new("timeout");
+    command.args(["--kill-after=10", "600"]);
+    if std::fs::metadata("/proc/self").expect("this process").uid() == 0 {
+        let owner = "postgres";
+        let chown = std::process::Command::new("chown").args(["-R", owner]).arg(&dir).status().expect("chown runs");
+        assert!(chown.success());
+        command.args(["setpriv", "--reuid", owner, "--clear-groups"]);
+    }
+    command.arg("bash").arg(dir.join("script")).current_dir(&dir).stdin(Stdio::null());
+    let output = command.output().await.expect("the script starts");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{}\n{script}\n{text}", output.status);
+    for promised in ["hello", "1 row differs", "equal after the repair", "199001 rows", "removed: the bookkeeping"] {
+        assert!(text.contains(promised), "the tutorial says {promised:?}:\n{text}");
+    }
+    assert!(!dir.join("tutorial").exists(), "the tutorial cleans up");
+    std::fs::remove_dir_all(&dir).expect("the directory");
+}
+
 /// Marks of blocks that a test runs: those above, and those of `support::roles`.
 const RUN: &[&str] = &[
-    "first hour, source",
-    "first hour, destination",
     "first hour, configuration",
+    "source, as in docs/roles.md",
+    "destination, as in docs/roles.md",
+    "resync",
+    "resync, all",
+    "resync, start",
+    "conflict, open",
+    "conflict, skip",
+    "migrate",
+    "migrate, cut over",
+    "uninstall",
+    "uninstall, source",
+    "uninstall, destination",
+    "tutorial, once",
+    "tutorial",
+    "tutorial, exit 1",
     "first hour",
     "verify",
     "destination, application",
@@ -212,15 +345,15 @@ const RUN: &[&str] = &[
     "configuration",
     // Targets of the Makefile, which CI runs.
     "make",
+    // Statements for a service that no test can reach; tests/docs compares them with the hints and the roles.
+    "at the provider",
 ];
 
 #[test]
 fn every_block_of_the_pages_is_run_by_a_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = std::fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("an entry").path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut seen = Vec::new();
-    for page in pages.chain([root.join("README.md")]) {
+    for page in pages() {
         let text = std::fs::read_to_string(&page).expect("a page");
         for (language, text, mark) in blocks(&text) {
             // What is printed, and figures of speech, are text.
@@ -231,8 +364,15 @@ fn every_block_of_the_pages_is_run_by_a_test() {
             assert!(RUN.contains(&mark.as_str()), "{}: no test runs blocks marked {mark:?}", page.display());
             if language == "toml" {
                 let file = FileText { name: "headwater.toml", text: &text };
-                let url = ("HEADWATER_DESTINATION_URL".to_owned(), "postgresql://headwater@localhost/forum".to_owned());
-                let read = Config::parse(Some(file), &Environment::from_iter([url]));
+                // An end that the piece does not name is one of another block.
+                let others = ["source", "destination"].into_iter().filter(|end| !text.contains(&format!("[{end}]")));
+                let others = others.map(|end| {
+                    (
+                        format!("HEADWATER_{}_URL", end.to_uppercase()),
+                        format!("postgresql://headwater@{end}.internal/forum"),
+                    )
+                });
+                let read = Config::parse(Some(file), &Environment::from_iter(others));
                 assert!(read.is_ok(), "{}: {:?} in\n{text}", page.display(), read.err());
             }
             if mark == "make" {

@@ -1,6 +1,7 @@
 //! The first hour: init proposes, its GRANTs suffice, check passes, run streams.
 
 use crate::support::forum::{FORUM, FORUM_SCHEMA};
+use crate::support::roles::{each_statement, statements};
 use crate::support::{Database, Setup, headwater, parent};
 
 async fn init(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -53,6 +54,14 @@ async fn what_init_writes_and_prints_is_all_that_a_first_start_needs() {
     };
     std::fs::write(&file, own(&text)).unwrap();
     let sql = own(&out);
+    // README.md shows the same statements, which another test compares with docs/roles.md.
+    let page = ["source", "destination", "destination, optional"].map(|mark| statements(mark, &database.name)).concat();
+    let page = each_statement(&page);
+    let printed = each_statement(&sql);
+    assert!(printed.len() >= 8, "{sql}");
+    for statement in printed {
+        assert!(page.contains(&statement), "docs/roles.md does not say what init prints: {statement}\n{page:#?}");
+    }
     let (at_source, at_destination) = sql.split_once("-- At the destination").expect("both halves");
     database.at_source(at_source).await;
     let grantable = at_destination.lines().filter(|line| !line.starts_with(',')).collect::<Vec<_>>().join("\n");

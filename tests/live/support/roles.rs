@@ -10,7 +10,7 @@
 //! schema changes in tables that it did not create.
 
 use super::Script;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use headwater::session::SqlClient;
 
@@ -59,6 +59,17 @@ pub fn blocks(page: &str) -> Vec<(String, String, Option<String>)> {
     found
 }
 
+/// The pages whose commands and blocks tests run: those of the root that people follow, and all of docs/ but the decisions.
+pub fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "UPGRADING.md"].map(|page| root.join(page)).to_vec();
+    for dir in ["docs", "docs/how-to", "docs/reference"] {
+        let entries = std::fs::read_dir(root.join(dir)).expect(dir).map(|entry| entry.expect("an entry").path());
+        pages.extend(entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    }
+    pages
+}
+
 /// The page's statements of one mark, with role, publication and database of this test.
 pub fn statements(mark: &str, database: &str) -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/roles.md");
@@ -72,6 +83,13 @@ pub fn statements(mark: &str, database: &str) -> String {
         .replace("forum_owner", &owner(database))
         .replace("PUBLICATION headwater ", &format!("PUBLICATION {database} "))
         .replace("DATABASE forum ", &format!("DATABASE {database} "))
+}
+
+/// The statements of a text, each on one line and without comments.
+pub fn each_statement(sql: &str) -> Vec<String> {
+    let lines: Vec<&str> = sql.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
+    let words = lines.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
+    words.split_inclusive(';').map(|statement| statement.trim().to_owned()).filter(|one| !one.is_empty()).collect()
 }
 
 /// The role at the source.

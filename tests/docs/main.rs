@@ -4,8 +4,11 @@
 //!
 //! `make docs` runs these tests with HEADWATER_WRITE_DOCS=1, which writes the pages instead.
 
+mod book;
+mod reference;
+
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// Compares a page with what the code prints, or writes it.
 fn printed_from_the_code(path: &str, text: &str) {
@@ -29,11 +32,31 @@ fn links(page: &Path, text: &str) -> Vec<String> {
     found
 }
 
-/// The committed pages.
-fn pages() -> Vec<std::path::PathBuf> {
-    let mut pages =
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"].map(std::path::PathBuf::from).to_vec();
-    let mut open = vec![std::path::PathBuf::from("docs")];
+/// A path without `.` and `..` in it.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            Component::Normal(_) | Component::RootDir | Component::Prefix(_) => plain.push(component),
+        }
+    }
+    plain
+}
+
+/// The committed pages: those of the root, and all below docs/.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(".").expect("the repository") {
+        let path = PathBuf::from(entry.expect("an entry").file_name());
+        if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path);
+        }
+    }
+    let mut open = vec![PathBuf::from("docs")];
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(&dir).expect("docs") {
             let path = entry.expect("an entry").path();
@@ -330,5 +353,58 @@ fn every_sentence_of_what_is_refused_has_its_entry_in_troubleshooting() {
             headings.iter().any(|heading| heading == sentence),
             "docs/troubleshooting.md has no entry {sentence:?}"
         );
+    }
+}
+
+/// The statements of the block of a page that bears this mark, each on one line and without comments.
+fn statements_of(page: &str, mark: &str) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
+    let (_, rest) =
+        text.split_once(&format!("<!-- run: {mark} -->")).unwrap_or_else(|| panic!("{page} has no block {mark:?}"));
+    let block = rest.split("```").nth(1).expect("a block");
+    let (_, lines) = block.split_once('\n').expect("its language");
+    let lines: Vec<&str> = lines.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
+    let words = lines.join(" ");
+    let words: Vec<&str> = words.split_whitespace().collect();
+    words.join(" ").split_inclusive(';').map(|statement| statement.trim().to_owned()).collect()
+}
+
+#[test]
+fn the_roles_of_the_readme_are_those_of_the_page_about_roles() {
+    for end in ["source", "destination"] {
+        let readme = statements_of("README.md", &format!("{end}, as in docs/roles.md"));
+        assert!(readme.len() >= 3, "{readme:?}");
+        assert_eq!(readme, statements_of("docs/roles.md", end), "README.md and docs/roles.md, {end}");
+    }
+}
+
+#[test]
+fn each_providers_page_names_what_the_hints_name_and_grants_what_the_roles_need() {
+    use headwater::pg::{Ident, Provider, logical_decoding_hint};
+    let role = Ident::new("headwater_reader");
+    let roles = statements_of("docs/roles.md", "source");
+    let (create_role, grants) = roles.split_first().expect("statements");
+    for (page, provider, setting) in [
+        ("rds", Some(Provider::Rds), "rds.logical_replication"),
+        ("cloud-sql", Some(Provider::CloudSql), "cloudsql.logical_decoding"),
+        ("cloud-sql", Some(Provider::AlloyDb), "alloydb.logical_decoding"),
+        ("azure", Some(Provider::Azure), "wal_level"),
+        ("supabase", Some(Provider::Supabase), "wal_level"),
+        ("neon", Some(Provider::Neon), "logical replication"),
+        ("crunchy", None, "wal_level"),
+    ] {
+        let page = format!("docs/how-to/{page}.md");
+        let text = fs::read_to_string(&page).expect("a provider's page");
+        assert!(logical_decoding_hint(provider).contains(setting) && text.contains(setting), "{page}: {setting}");
+        assert!(text.contains("*Looked up on 20"), "{page} says when its facts were looked up");
+        let statements = statements_of(&page, "at the provider");
+        assert!(statements.ends_with(grants), "{page}: {statements:?} and docs/roles.md: {grants:?}");
+        let own = provider.and_then(|provider| provider.replication_statement(&role));
+        let before = match (provider, own) {
+            (None, _) => vec![create_role.clone()],
+            (Some(_), Some(own)) => vec!["CREATE ROLE headwater_reader LOGIN;".to_owned(), own],
+            (Some(_), None) => Vec::new(),
+        };
+        assert_eq!(statements[..statements.len() - grants.len()], before[..], "{page}");
     }
 }
