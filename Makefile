@@ -71,6 +71,10 @@ docs: ## Write the pages that are printed from the code
 docs-site: ## Build the documents as a book in target/docs-site/book and check its links; mdBook is installed where missing
 	@deploy/docs-site
 
+.PHONY: screenshots
+screenshots: setup setup-tools ## Take the pictures of the README into docs/images: the demo's page, light and dark, and a terminal
+	HEADWATER_SCREENSHOTS=$(CURDIR)/docs/images $(CARGO) test --release --quiet --test live -- --ignored screenshots::
+
 package: release ## Make what a package installs with the binary: manual pages and completions, in target/package
 	@mkdir -p target/package/completions
 	@target/release/headwater man target/package/man

@@ -93,6 +93,7 @@ mod published;
 mod reading;
 mod reconnects;
 mod schemas;
+mod screenshots;
 mod security;
 mod sequences;
 mod settings;
