@@ -165,7 +165,7 @@ fn every_alert_has_a_test_and_an_entry_in_the_runbook_that_it_links_to() {
     let mut alerts = 0;
     for rule in rules.split("- alert: ").skip(1) {
         let name = rule.lines().next().unwrap_or_default();
-        let link = format!("docs/operations.md#{}\"", name.to_lowercase());
+        let link = format!("\"docs/operations.md\" }}}}#{}'", name.to_lowercase());
         assert!(rule.contains(&link), "{name} links to its entry");
         assert!(runbook.contains(&format!("\n### {name}\n")), "{name} has an entry in docs/operations.md");
         assert!(tests.matches(&format!("alertname: {name}")).count() >= 2, "{name} is tested, quiet and firing");
