@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::database::connect;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::suspension::all_live;
+use crate::support::suspension::{all_live, an_hour_passes};
 use crate::support::{
     Database, Script, Service, Setup, eventually, let_pass, new_destination, new_source, seed, shifting, workload,
 };
@@ -305,6 +305,7 @@ impl Sweep {
         assert_eq!(held.as_deref(), Some("true"), "confirmed {confirmed} is not at the destination");
         shifting::describe(&self.database).await;
         self.database.caught_up().await;
+        an_hour_passes(&self.database).await;
         all_live(&self.database).await;
         shifting::tidy(&self.database).await;
         self.database.assert_catches_up().await;

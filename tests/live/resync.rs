@@ -25,7 +25,7 @@ use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
 use crate::support::database::connect;
-use crate::support::suspension::all_live;
+use crate::support::suspension::{all_live, an_hour_passes};
 use crate::support::{Database, Script, Service, Setup, eventually, seed};
 
 /// Always followed: each transaction counts itself and writes its number down.
@@ -404,6 +404,7 @@ impl World {
         })
         .await;
         self.database.caught_up_when_there().await;
+        an_hour_passes(&self.database).await;
         all_live(&self.database).await;
         self.database.caught_up().await;
         for table in &self.database.tables {

@@ -12,6 +12,13 @@ pub async fn all_live(database: &Database) {
     .await;
 }
 
+/// What headwater has copied by itself is an hour ago: the next copies need not wait.
+pub async fn an_hour_passes(database: &Database) {
+    let sql = "UPDATE headwater.resnapshots SET finished_at = finished_at - interval '1 hour'
+               WHERE finished_at > pg_catalog.now() - interval '1 hour'";
+    database.at_destination(sql).await;
+}
+
 /// Waits until the change has been met and the copy is there, then compares.
 pub async fn copied_again(database: &Database) {
     database.caught_up().await;
