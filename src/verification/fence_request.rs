@@ -191,7 +191,7 @@ pub(crate) async fn answer(
                         return Err(Fault::Refused(not_taken_up(bound)));
                     }
                     if let Some(report) = report.clone().filter(|_| moved.0.elapsed() > bound) {
-                        return Err(Fault::Refused(or_as_they_stand(report)));
+                        return Err(Fault::Refused(or_as_they_stand(not_made(bound, report))));
                     }
                 }
                 if report != told && (failed || began.elapsed() >= TELL_AFTER) {
@@ -228,6 +228,12 @@ pub(crate) fn or_as_they_stand(report: ErrorReport) -> ErrorReport {
 
 /// A service that has just failed to make a fence pauses before it looks for the next request.
 pub(crate) const TAKEN_UP_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the service was at when the wait was over, as the reason.
+fn not_made(within: Duration, report: ErrorReport) -> ErrorReport {
+    let within = humantime::format_duration(within);
+    ErrorReport { message: format!("no fence within {within}: {}", report.message), ..report }
+}
 
 pub(crate) fn not_taken_up(within: Duration) -> ErrorReport {
     let within = humantime::format_duration(within);
