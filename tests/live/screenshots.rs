@@ -38,9 +38,9 @@ async fn the_demos_page_is_pictured_in_light_and_dark() {
     // The charts show the last minute, so most of one has to pass.
     eventually_in(&mut browser, "fetch('/status').then(r => r.json()).then(s => s.uptime_seconds > 55)").await;
     browser.size(1200, 800).await;
-    browser.picture("page-light").await;
+    browser.picture_down_to("page-light", "#tables").await;
     browser.colours("dark").await;
-    browser.picture("page-dark").await;
+    browser.picture_down_to("page-dark", "#tables").await;
     let process_id = demo.id().expect("its number").to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &process_id]).status().expect("kill runs").success());
     assert!(demo.wait().await.expect("its end").success());

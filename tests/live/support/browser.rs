@@ -147,8 +147,18 @@ impl Browser {
 
     /// A picture of the whole page, as PNG, written to HEADWATER_SCREENSHOTS when that names a directory.
     pub async fn picture(&mut self, name: &str) {
+        self.picture_of_height(name, "document.documentElement.scrollHeight").await;
+    }
+
+    /// The same of the page's upper part, which ends below an element.
+    pub async fn picture_down_to(&mut self, name: &str, selector: &str) {
+        let bottom = format!("document.querySelector({selector:?}).getBoundingClientRect().bottom + scrollY + 32");
+        self.picture_of_height(name, &bottom).await;
+    }
+
+    async fn picture_of_height(&mut self, name: &str, height: &str) {
         let Some(dir) = std::env::var_os("HEADWATER_SCREENSHOTS") else { return };
-        let height = self.evaluate("document.documentElement.scrollHeight").await;
+        let height = self.evaluate(height).await;
         let width = self.evaluate("document.documentElement.clientWidth").await;
         let clip = json!({ "x": 0, "y": 0, "width": width, "height": height, "scale": 1 });
         let shot = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true, "clip": clip })).await;
