@@ -152,7 +152,7 @@ impl Browser {
 
     /// The same of the page's upper part, which ends below an element.
     pub async fn picture_down_to(&mut self, name: &str, selector: &str) {
-        let bottom = format!("document.querySelector({selector:?}).getBoundingClientRect().bottom + scrollY + 32");
+        let bottom = format!("document.querySelector({selector:?}).getBoundingClientRect().bottom + scrollY + 16");
         self.picture_of_height(name, &bottom).await;
     }
 
