@@ -187,7 +187,9 @@ fn metrics_in_dashboard_and_alerts_are_ones_that_there_are() {
         {
             let name =
                 ["_bucket", "_sum", "_count"].iter().fold(word, |name, part| name.strip_suffix(part).unwrap_or(name));
-            assert!(source.contains(&format!("\"{name}\"")), "{path} speaks of {word}");
+            // A role of docs/roles.md.
+            let is_role = ["headwater_reader", "headwater_writer"].contains(&word);
+            assert!(is_role || source.contains(&format!("\"{name}\"")), "{path} speaks of {word}");
         }
     }
 }
