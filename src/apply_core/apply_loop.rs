@@ -22,8 +22,9 @@ use crate::pg::Lsn;
 use crate::progress::{IdleAdvance, Ledger, StoredPosition, WalReading};
 use crate::transaction::Step;
 
-/// The destination's WAL positions are asked for at most so often; confirming less often costs the source a little WAL.
-const READ_WAL_EVERY: Duration = Duration::from_millis(50);
+/// The destination's WAL positions are asked for at most so often: as its walwriter flushes by default (`wal_writer_delay`), so that a
+/// transaction of its own is asked for twice, with its COMMIT and once flushed. Confirming less often costs the source a little WAL.
+const READ_WAL_EVERY: Duration = Duration::from_millis(200);
 /// A pipelined request leaves behind one that is not answered yet only with so many changes. Large ones cost the destination less for a
 /// change (statements over more rows, more changes of one row folded), and what is queued leaves at the latest with the answer.
 const SECOND_REQUEST_ROWS: usize = 1_000;
@@ -408,12 +409,12 @@ mod tests {
         assert_eq!(core.ping(&LIVE, at(5000)), Some(Ping { read_wal: false }));
         assert_eq!(core.wait_max(at(5000)), WAIT_MAX);
         core.stored(StoredPosition { position: Lsn::new(20), is_durable: false }, at(5010));
-        assert_eq!(core.wait_max(at(5010)), at(40));
-        assert_eq!(core.ping(&LIVE, at(5049)), None);
-        assert_eq!(core.ping(&LIVE, at(5050)), Some(Ping { read_wal: true }));
+        assert_eq!(core.wait_max(at(5010)), at(190));
+        assert_eq!(core.ping(&LIVE, at(5199)), None);
+        assert_eq!(core.ping(&LIVE, at(5200)), Some(Ping { read_wal: true }));
         core.read(WalReading { insert_lsn: Lsn::new(100), flush_lsn: Lsn::new(100) });
         assert_eq!(core.ledger().flushed(), Lsn::new(20));
-        assert_eq!(core.ping(&LIVE, at(5200)), None);
+        assert_eq!(core.ping(&LIVE, at(5400)), None);
     }
 
     /// A coordinator with a transaction that has committed at the source, and that was applied in parallel.

@@ -34,7 +34,7 @@ pub struct StoredPosition {
     pub is_durable: bool,
 }
 
-/// More than the readings of a minute at 20 a second would be odd.
+/// More than the readings of three minutes at 5 a second would be odd.
 const WAITING_MAX: usize = 1024;
 
 /// A WAL page begins with a header of 24 bytes, the first of a segment with one of 40 (`XLogPageHeaderData`, 14 to 18).

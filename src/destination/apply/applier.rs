@@ -188,7 +188,7 @@ impl Applier {
         let stores = Some(StoredPosition { position, is_durable: true });
         self.sent = position;
         let sent = SentTask { submission: Submission::Position(position), stores, mode: ApplyMode::Normal };
-        self.pipeline.send(sent, encoded, false).await
+        self.pipeline.send(sent, encoded).await
     }
 
     /// Sends an empty pipelined request, so that the server does not take us for frozen. With `read_wal` the answer brings the
@@ -198,7 +198,8 @@ impl Applier {
     /// [`DestinationError`] when the session is lost.
     pub async fn ping(&mut self, read_wal: bool) -> Result<(), DestinationError> {
         let sent = SentTask { submission: Submission::Ping, stores: None, mode: ApplyMode::Normal };
-        self.pipeline.send(sent, requests::ping(&mut self.map), read_wal).await
+        let encoded = requests::ping(&mut self.map).reading_wal(&mut self.map, read_wal);
+        self.pipeline.send(sent, encoded).await
     }
 
     async fn submit_batch(&mut self, batch: Batch, strategy: Strategy, read_wal: bool) -> Result<(), DestinationError> {
@@ -209,11 +210,11 @@ impl Applier {
         };
         let position = batch.end_lsn();
         let advance = Advance { from: self.sent, to: position };
-        let encoded = requests::batch(&mut self.map, advance, &batch, mode, strategy)?;
+        let encoded = requests::batch(&mut self.map, advance, &batch, mode, strategy)?.reading_wal(&mut self.map, read_wal);
         let stores = Some(self.stored_position(position));
         self.sent = position;
         let sent = SentTask { submission: Submission::Batch(batch, strategy), stores, mode };
-        self.pipeline.send(sent, encoded, read_wal).await
+        self.pipeline.send(sent, encoded).await
     }
 
     /// Takes a batch apart when it holds a transaction that is to be skipped: what comes back goes first, the rest waits in line.
@@ -244,7 +245,7 @@ impl Applier {
         self.large = Some(LargeTransaction { begin, mode, letters: 0, is_open: false });
         let encoded = requests::begin(&mut self.map, self.sent);
         let submission = Submission::Large(LargeStep::Begin(begin), begin.final_lsn);
-        self.pipeline.send(SentTask { submission, stores: None, mode: ApplyMode::Normal }, encoded, false).await
+        self.pipeline.send(SentTask { submission, stores: None, mode: ApplyMode::Normal }, encoded).await
     }
 
     async fn submit_chunk(&mut self, chunk: Chunk) -> Result<(), DestinationError> {
@@ -261,7 +262,7 @@ impl Applier {
             }
         };
         let submission = Submission::Large(LargeStep::Chunk(chunk), begin.final_lsn);
-        self.pipeline.send(SentTask { submission, stores: None, mode }, encoded, false).await
+        self.pipeline.send(SentTask { submission, stores: None, mode }, encoded).await
     }
 
     async fn submit_commit(&mut self, end: TransactionEnd, read_wal: bool) -> Result<(), DestinationError> {
@@ -271,12 +272,13 @@ impl Applier {
         if mode != ApplyMode::DeadLetter && self.policy.is_skipped(commit_lsn, Some(end_lsn)) {
             return Err(DestinationError::WantedOut { commit_lsn, end_lsn });
         }
-        let encoded = requests::commit(&mut self.map, self.sent, &end.commit, mode);
+        let encoded =
+            requests::commit(&mut self.map, self.sent, &end.commit, mode).reading_wal(&mut self.map, read_wal);
         self.large = None;
         let stores = Some(self.stored_position(end_lsn));
         self.sent = end_lsn;
         let submission = Submission::Large(LargeStep::Commit(end), commit_lsn);
-        self.pipeline.send(SentTask { submission, stores, mode }, encoded, read_wal).await
+        self.pipeline.send(SentTask { submission, stores, mode }, encoded).await
     }
 
     /// What a commit of changes stores.

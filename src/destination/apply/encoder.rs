@@ -55,6 +55,16 @@ pub(super) struct Encoded {
     pub(super) expected: ExpectedAnswer,
 }
 
+impl Encoded {
+    /// With `read_wal` the answer brings the destination's WAL positions as well, read after what the request does.
+    pub(super) fn reading_wal(mut self, map: &mut RelationMap, read_wal: bool) -> Encoded {
+        if read_wal {
+            map.read_wal(&mut self.request);
+        }
+        self
+    }
+}
+
 /// What must be known of a request when its answer comes.
 #[derive(Debug)]
 pub(super) struct ExpectedAnswer {

@@ -69,7 +69,7 @@ impl ParallelApplier {
         let map = RelationMap::new(context, writer.role(), writer.settings().advance());
         let mut applier = ParallelApplier { pipeline: Pipeline::new(writer, timeout), map, is_open: false };
         let begin = requests::begin_parallel(&mut applier.map);
-        applier.pipeline.send(ParallelRequest::Begin, begin, false).await?;
+        applier.pipeline.send(ParallelRequest::Begin, begin).await?;
         Ok(applier)
     }
 
@@ -128,7 +128,7 @@ impl ParallelApplier {
     pub async fn apply(&mut self, changes: &[Change]) -> Result<(), DestinationError> {
         let part = TransactionChanges { first: 0, changes, commit_lsn: COMMIT_LSN };
         let encoded = requests::chunk(&mut self.map, part, ApplyMode::Normal, Strategy::Coalesced)?;
-        self.pipeline.send(ParallelRequest::Changes, encoded, false).await
+        self.pipeline.send(ParallelRequest::Changes, encoded).await
     }
 
     /// Sends the commit, when it is the transaction's turn: it moves the position from `stored`.
@@ -139,7 +139,7 @@ impl ParallelApplier {
         let read_position = self.pipeline.writer.settings.read_position();
         let advance = Advance { from: stored, to: commit.end_lsn };
         let encoded = requests::commit_parallel(&mut self.map, &read_position, advance);
-        self.pipeline.send(ParallelRequest::Commit, encoded, false).await
+        self.pipeline.send(ParallelRequest::Commit, encoded).await
     }
 
     /// Sends an empty pipelined request, so that the server does not take us for frozen.
@@ -147,7 +147,7 @@ impl ParallelApplier {
     /// # Errors
     /// [`DestinationError`] when the session is lost.
     pub async fn ping(&mut self) -> Result<(), DestinationError> {
-        self.pipeline.send(ParallelRequest::Ping, requests::ping(&mut self.map), false).await
+        self.pipeline.send(ParallelRequest::Ping, requests::ping(&mut self.map)).await
     }
 
     /// Waits until the oldest request is answered. Cancel-safe.

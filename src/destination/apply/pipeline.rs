@@ -19,8 +19,6 @@ use crate::telemetry::failpoint;
 /// Pipelined requests in flight at most: one being executed, the next one already there when it is done.
 const REQUESTS_MAX: usize = 2;
 
-const READ_WAL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
-
 /// A request that is not answered yet.
 struct InFlight<T> {
     task: T,
@@ -62,12 +60,9 @@ impl<T> Pipeline<T> {
         self.in_flight.front().map(|request| request.sent_at.elapsed()).unwrap_or_default()
     }
 
-    /// Sends a request. With `read_wal` the answer brings the destination's WAL positions, read after what the request does.
-    pub(super) async fn send(&mut self, task: T, encoded: Encoded, read_wal: bool) -> Result<(), DestinationError> {
-        let Encoded { mut request, expected } = encoded;
-        if read_wal {
-            request.query(READ_WAL);
-        }
+    /// Sends a request.
+    pub(super) async fn send(&mut self, task: T, encoded: Encoded) -> Result<(), DestinationError> {
+        let Encoded { request, expected } = encoded;
         self.writer.session.send(request);
         self.in_flight.push_back(InFlight { task, expected, sent_at: Instant::now() });
         self.writer.session.push().await?;

@@ -29,6 +29,8 @@ use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, Relation, RelationId, Ty
 use crate::session::{Format, PipelinedRequest, Verb};
 use crate::transaction::RowChange;
 
+const READ_WAL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
+
 /// pg_lsn
 const PG_LSN: TypeId = TypeId(3220);
 
@@ -55,6 +57,8 @@ pub(super) struct RelationMap {
     /// Moves the position.
     advance: Option<PreparedStatement>,
     advance_sql: String,
+    /// Reads the destination's WAL positions.
+    wal: Option<PreparedStatement>,
     /// Triggers act on what this session writes, though it may have the replica role.
     has_replica_triggers: bool,
 }
@@ -75,6 +79,7 @@ impl RelationMap {
             names: StatementNames::default(),
             advance: None,
             advance_sql,
+            wal: None,
             has_replica_triggers: false,
         }
     }
@@ -221,8 +226,26 @@ impl RelationMap {
     /// The session has rolled back and forgotten all prepared statements.
     pub(super) fn session_was_reset(&mut self) {
         self.bound.clear();
+        self.forget_statements();
+    }
+
+    fn forget_statements(&mut self) {
         self.names = StatementNames::default();
         self.advance = None;
+        self.wal = None;
+    }
+
+    /// Reads the destination's WAL positions behind a COMMIT. Where code of the destination may run, it could put another statement under
+    /// the name at that COMMIT, behind the look at the prepared statements: there the question goes out as text.
+    pub(super) fn read_wal(&mut self, request: &mut PipelinedRequest) {
+        if self.may_run_code() {
+            request.query(READ_WAL);
+            return;
+        }
+        let wal = self
+            .wal
+            .get_or_insert_with(|| PreparedStatement::parsed(request, Arc::from("wal"), Verb::Select, READ_WAL, &[]));
+        request.execute_returning(wal.statement().name, &[], wal.parameters, |_| {});
     }
 
     /// Moves the position, on condition that it is at `previous`.
@@ -283,8 +306,7 @@ impl RelationMap {
                 bound.row_statements.clear();
                 bound.set_statements.clear();
             }
-            self.names = StatementNames::default();
-            self.advance = None;
+            self.forget_statements();
         }
         self.names.next()
     }
