@@ -10,7 +10,7 @@
 //! Bounds: every statement through [`SqlClient`] has one in time, and each answer has one in memory (`bounded`), at which the session
 //! ends; after a statement that exceeds one, every other one fails with the same error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::{Ready, poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt as _;
+use futures_util::future::maybe_done;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, oneshot};
 use tokio_postgres::config::{ChannelBinding as TokioChannelBinding, SslMode as TokioSslMode};
@@ -137,6 +138,9 @@ where
         }
     }
 }
+
+/// Requests without an answer that a session sends at most: while the server works on one, others are on their way.
+const PIPELINED_MAX: usize = 128;
 
 /// Every role may notify, as often as it likes.
 const NOTIFIED_APART: Duration = Duration::from_millis(50);
@@ -281,6 +285,59 @@ impl SqlClient {
             self.statement(doing, statement.as_ref()).await?;
         }
         Ok(())
+    }
+
+    /// The same without waiting for an answer in between; returns how many rows each has touched.
+    ///
+    /// In a transaction the server refuses what comes behind one that fails. Outside of one it runs it all the same: then only where
+    /// that does no harm.
+    ///
+    /// # Errors
+    /// [`SessionError`] of the first that fails.
+    pub async fn execute_each<S: AsRef<str>>(&self, doing: &'static str, sql: &[S]) -> Result<Vec<u64>, SessionError> {
+        self.pipelined(doing, sql.iter().map(|sql| self.client.execute_typed(sql.as_ref(), &[]))).await
+    }
+
+    /// Asks questions that were made at run time, without waiting for an answer in between; returns the rows of each.
+    ///
+    /// # Errors
+    /// [`SessionError`] of the first that fails.
+    pub async fn query_each<S: AsRef<str>>(
+        &self,
+        doing: &'static str,
+        sql: &[S],
+    ) -> Result<Vec<Vec<Row>>, SessionError> {
+        let answers = self.pipelined(doing, sql.iter().map(|sql| self.client.query_typed(sql.as_ref(), &[]))).await?;
+        Ok(answers.into_iter().map(|rows| rows.into_iter().map(|row| Row::new(doing, row)).collect()).collect())
+    }
+
+    /// Sends requests, [`PIPELINED_MAX`] ahead of their answers at most. Each answer has the session's bound behind the one before.
+    async fn pipelined<T, F>(
+        &self,
+        doing: &'static str,
+        requests: impl Iterator<Item = F>,
+    ) -> Result<Vec<T>, SessionError>
+    where
+        F: Future<Output = Result<T, tokio_postgres::Error>>,
+    {
+        let mut requests = requests.map(|request| Box::pin(maybe_done(request)));
+        let mut in_flight = VecDeque::new();
+        let mut answers = Vec::new();
+        loop {
+            while in_flight.len() < PIPELINED_MAX
+                && let Some(mut request) = requests.next()
+            {
+                // The first poll sends it.
+                poll_fn(|context| Poll::Ready(request.as_mut().poll(context).is_ready())).await;
+                in_flight.push_back(request);
+            }
+            let Some(mut oldest) = in_flight.pop_front() else { return Ok(answers) };
+            let answer = async {
+                oldest.as_mut().await;
+                oldest.as_mut().take_output().expect("it is done, and nobody else takes what came of it")
+            };
+            answers.push(self.bounded(doing, answer).await?);
+        }
     }
 
     /// Runs a statement that was made at run time right behind `first`, without waiting for the answer in between. `first` begins a
