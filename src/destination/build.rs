@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::compare::{TOGETHER_BYTES_MAX, TOGETHER_MAX};
 use super::error::DestinationError;
 use super::orphans::{is_orphaned, orphans_told};
 use super::sessions::connect_recorded;
@@ -35,7 +36,7 @@ use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 /// How often the server is asked how far its indexes are.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Statements that one session runs one after another.
+/// Steps that one session runs one after another.
 type Job = Vec<BuildStep>;
 
 /// One of them.
@@ -89,23 +90,7 @@ impl Staging {
         telemetry.snapshot_steps_under_way(0.0);
         built.map_err(|error| self.key_refused(error))?;
 
-        for table in &self.tables {
-            let attaches = self.indexes(table).map(|indexes| indexes.attaches.as_slice()).unwrap_or_default();
-            for statement in attaches {
-                client.statement("adding a key", statement).await?;
-            }
-        }
-        for statement in
-            self.tables.iter().filter_map(|table| self.indexes(table)).flat_map(|indexes| &indexes.not_valid)
-        {
-            client.statement("adding a constraint", statement).await?;
-        }
-        for NewForeignKey { table, constraint, target } in self.new_foreign_keys() {
-            if let Some(parent) = self.moved(&target.table()) {
-                let statement = ddl::add_foreign_key(&table.staging, constraint, target, &parent.staging);
-                client.statement("adding a foreign key", &ddl::unvalidated(&statement)).await?;
-            }
-        }
+        self.attach(&client).await?;
         let mut jobs: Vec<Job> = Vec::new();
         for table in &by_size {
             let mut job = Job::new();
@@ -121,6 +106,22 @@ impl Staging {
         }
         begin_phase(telemetry, SnapshotPhase::Validating, &jobs);
         side_by_side(destination, jobs, sessions, telemetry, &JobsUnderWay::default()).await
+    }
+
+    /// Adds what takes no time. Behind a statement that fails the others of its kind are carried out: staging is dropped then.
+    async fn attach(&self, client: &SqlClient) -> Result<(), DestinationError> {
+        let indexes = || self.tables.iter().filter_map(|table| self.indexes(table));
+        let attaches: Vec<&String> = indexes().flat_map(|indexes| &indexes.attaches).collect();
+        client.execute_each("adding a key", &attaches).await?;
+        let not_valid: Vec<&String> = indexes().flat_map(|indexes| &indexes.not_valid).collect();
+        client.execute_each("adding a constraint", &not_valid).await?;
+        let foreign_keys = self.new_foreign_keys().filter_map(|NewForeignKey { table, constraint, target }| {
+            let parent = self.moved(&target.table())?;
+            let statement = ddl::add_foreign_key(&table.staging, constraint, target, &parent.staging);
+            Some(ddl::unvalidated(&statement))
+        });
+        client.execute_each("adding a foreign key", &foreign_keys.collect::<Vec<_>>()).await?;
+        Ok(())
     }
 }
 
@@ -209,17 +210,24 @@ async fn side_by_side(
             let (client, process) = maintenance_session(&destination, sessions).await?;
             let mut told = Vec::new();
             loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(job) = next else { return Ok(told) };
-                for BuildStep { doing, statement, bytes, orphans } in job {
+                let steps = next_steps(&mut queue.lock().unwrap_or_else(PoisonError::into_inner), sessions);
+                if steps.is_empty() {
+                    return Ok(told);
+                }
+                let steps: Vec<Vec<BuildStep>> = together(steps);
+                for steps in steps {
+                    let bytes: u64 = steps.iter().map(|step| step.bytes).sum();
                     under_way.begins(process, bytes);
-                    match (client.statement(doing, &statement).await, orphans) {
-                        (Ok(()), _) => {}
+                    let doing = steps.first().map_or("building", |step| step.doing);
+                    let statements: Vec<&String> = steps.iter().map(|step| &step.statement).collect();
+                    let orphans = steps.first().and_then(|step| step.orphans.clone());
+                    match (client.execute_each(doing, &statements).await, orphans) {
+                        (Ok(_), _) => {}
                         (Err(error), Some(orphans)) if is_orphaned(&error) => told.push(orphans),
                         (Err(error), _) => return Err(error.into()),
                     }
                     under_way.ends(process);
-                    telemetry.snapshot_step_done(bytes);
+                    steps.iter().for_each(|step| telemetry.snapshot_step_done(step.bytes));
                 }
             }
         });
@@ -233,6 +241,37 @@ async fn side_by_side(
         }
     }
     Ok(told)
+}
+
+/// The steps of the next job, and of the jobs behind it while they are small: a session sends those together. None has more of them than
+/// its share.
+fn next_steps(queue: &mut VecDeque<Job>, sessions: usize) -> Vec<BuildStep> {
+    let share = queue.len().div_ceil(sessions.max(1)).min(TOGETHER_MAX);
+    let mut steps = Vec::new();
+    let mut bytes: u64 = 0;
+    for _ in 0..share {
+        let small = |job: &Job| job.iter().map(|step| step.bytes).sum::<u64>();
+        let Some(next) = queue.front().map(small) else { break };
+        bytes = bytes.saturating_add(next);
+        if !steps.is_empty() && bytes > TOGETHER_BYTES_MAX {
+            break;
+        }
+        steps.extend(queue.pop_front().into_iter().flatten());
+    }
+    steps
+}
+
+/// Steps that go to the server without waiting for answers in between; one whose failure is only told stands by itself.
+fn together(steps: Vec<BuildStep>) -> Vec<Vec<BuildStep>> {
+    let mut groups: Vec<Vec<BuildStep>> = Vec::new();
+    for step in steps {
+        let joins = |last: &BuildStep| last.orphans.is_none() && step.orphans.is_none() && last.doing == step.doing;
+        match groups.last_mut() {
+            Some(group) if group.last().is_some_and(joins) => group.push(step),
+            Some(_) | None => groups.push(vec![step]),
+        }
+    }
+    groups
 }
 
 /// All sessions together use at most as much memory as the server's shared buffers, and never less each than the server
@@ -251,4 +290,31 @@ async fn maintenance_session(destination: &Sql, sessions: usize) -> Result<(SqlC
     let sessions = i64::try_from(sessions.max(1)).unwrap_or(i64::MAX);
     let process = client.query_one("setting up a session", sql, &[&sessions]).await?.get(0)?;
     Ok((client, process))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(doing: &'static str, bytes: u64) -> BuildStep {
+        BuildStep { doing, statement: String::new(), bytes, orphans: None }
+    }
+
+    #[test]
+    fn a_session_takes_its_share_of_small_jobs_and_a_large_one_alone() {
+        let mut queue: VecDeque<Job> = (0..10).map(|_| vec![step("building", 1)]).collect();
+        let taken: Vec<usize> = (0..5).map(|_| next_steps(&mut queue, 2).len()).collect();
+        assert_eq!(taken, [5, 3, 1, 1, 0]);
+        let mut queue: VecDeque<Job> = [TOGETHER_BYTES_MAX + 1, 1, 1].map(|bytes| vec![step("building", bytes)]).into();
+        assert_eq!(next_steps(&mut queue, 1).len(), 1);
+        assert_eq!(next_steps(&mut queue, 1).len(), 2);
+    }
+
+    #[test]
+    fn a_step_whose_failure_is_only_told_stands_by_itself() {
+        let told = || BuildStep { orphans: Some("rows".to_owned()), ..step("validating", 1) };
+        let steps = vec![step("analyzing", 1), step("analyzing", 1), told(), told(), step("analyzing", 1)];
+        let groups: Vec<usize> = together(steps).iter().map(Vec::len).collect();
+        assert_eq!(groups, [2, 1, 1, 1]);
+    }
 }

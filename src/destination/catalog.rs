@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::error::DestinationError;
 use crate::catalog::schema::{TableDefinition, TypeDefinition, Types};
 use crate::pg::{QualifiedName, TypeId};
-use crate::session::{SqlClient, describe_named_types, describe_tables, describe_types};
+use crate::session::{Row, SessionError, SqlClient, describe_named_types, describe_tables, describe_types};
 use crate::sql::table_guard::is_table;
 
 /// A destination table, and whether it has rows.
@@ -16,6 +16,15 @@ use crate::sql::table_guard::is_table;
 pub struct DestinationTable {
     /// What it is.
     pub definition: TableDefinition,
+}
+
+/// A table whose rows are counted.
+#[derive(Clone, Copy, Debug)]
+pub struct TableToCount<'a> {
+    /// Its name.
+    pub name: &'a QualifiedName,
+    /// Up to so many are counted.
+    pub most: i64,
 }
 
 /// The tables of the set that exist at the destination, and their types.
@@ -85,16 +94,46 @@ impl Catalog {
     /// # Errors
     /// [`DestinationError`].
     pub async fn count_rows(client: &SqlClient, name: &QualifiedName, most: i64) -> Result<i64, DestinationError> {
-        let table = name.sql();
-        let sql = "SELECT relkind = 'p', reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $1::text::regclass";
-        let found = client.query_one("counting rows", sql, &[&table]).await?;
-        let only = if found.get(0)? { "" } else { "ONLY " };
-        let sql = format!(
-            "SELECT CASE WHEN n < $1 THEN n ELSE GREATEST(n, $2) END
-             FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {only}{table} WHERE {} LIMIT $1) AS sample) AS counted",
-            is_table(name)
-        );
-        let estimate: i64 = found.get(1)?;
-        Ok(client.query_one("counting rows", &sql, &[&most, &estimate]).await?.get(0)?)
+        let counts = Catalog::count_rows_of_each(client, &[TableToCount { name, most }]).await?;
+        Ok(counts.into_iter().next().expect("one count for each table"))
+    }
+
+    /// The same of each of these tables.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub async fn count_rows_of_each(
+        client: &SqlClient,
+        tables: &[TableToCount<'_>],
+    ) -> Result<Vec<i64>, DestinationError> {
+        const DOING: &str = "counting rows";
+        if tables.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names: Vec<String> = tables.iter().map(|table| table.name.sql()).collect();
+        let sql = "SELECT c.relkind = 'p', c.reltuples::bigint
+                   FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS t (name, number)
+                   JOIN pg_catalog.pg_class c ON c.oid = t.name::regclass ORDER BY t.number";
+        let found = client.query(DOING, sql, &[&names]).await?;
+        let mut questions = Vec::new();
+        for (found, TableToCount { name, most }) in found.iter().zip(tables) {
+            let only = if found.get(0)? { "" } else { "ONLY " };
+            let estimate: i64 = found.get(1)?;
+            questions.push(format!(
+                "SELECT CASE WHEN n < {most} THEN n ELSE GREATEST(n, {estimate}) END
+                 FROM (SELECT pg_catalog.count(*) AS n FROM (SELECT FROM {only}{} WHERE {} LIMIT {most}) AS sample) AS counted",
+                name.sql(),
+                is_table(name)
+            ));
+        }
+        let counts = client.query_each(DOING, &questions).await?;
+        if counts.len() != tables.len() {
+            return Err(SessionError::answer(DOING, "not one row for each table").into());
+        }
+        let count = |rows: &Vec<Row>| match rows.first() {
+            Some(row) => row.get(0),
+            None => Err(SessionError::answer(DOING, "no row")),
+        };
+        Ok(counts.iter().map(count).collect::<Result<_, SessionError>>()?)
     }
 }

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use super::error::DestinationError;
 use super::sessions::connect_recorded;
 use super::staging::{Mode, STATEMENT_MAX, StagedTable, Staging};
-use super::staging_schema;
+use super::staging_schema::{self, NewTable};
 use crate::comparison::reconcile_sql as sql;
 use crate::pg::{Ident, QualifiedName};
 use crate::session::{SessionError, Sql, SqlClient, SqlState};
@@ -42,6 +42,15 @@ use crate::telemetry::{SnapshotPhase, Telemetry, failpoint};
 #[derive(Debug)]
 pub struct Lists {
     lists: BTreeMap<QualifiedName, QualifiedName>,
+}
+
+/// How many rows of a table differ.
+#[derive(Clone, Copy, Debug)]
+pub struct DifferingRows<'a> {
+    /// The table.
+    pub table: &'a QualifiedName,
+    /// So many, or a few more.
+    pub rows: i64,
 }
 
 /// A session that sees the destination as it was when it was opened.
@@ -58,6 +67,10 @@ pub struct ListedDifferences {
 
 const DOING: &str = "comparing with staging";
 
+/// Tables whose statements are sent together at most, and their bytes: progress is told behind them, and a session that ends for a slow
+/// answer has worked on little.
+pub(super) const TOGETHER_MAX: usize = 64;
+pub(super) const TOGETHER_BYTES_MAX: u64 = 16 << 20;
 /// Lists asked in one statement whether they are empty.
 const ASKED_AT_ONCE: usize = 100;
 
@@ -67,7 +80,7 @@ impl Lists {
     /// # Errors
     /// [`DestinationError`].
     pub async fn keep(client: &SqlClient, staging: &Staging) -> Result<Lists, DestinationError> {
-        let mut lists = BTreeMap::new();
+        let (mut lists, mut tables) = (BTreeMap::new(), Vec::new());
         for (number, table) in staging.tables.iter().enumerate().filter(|(_, table)| table.mode == Mode::Reconcile) {
             let list = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("k{number}")) };
             let Some(statements) = table.matching.keep_list(&table.staging, &list) else { continue };
@@ -75,9 +88,10 @@ impl Lists {
                 let function = sql::create_list_function(&staging.schema);
                 staging_schema::create_function(client, DOING, &staging.schema, &function).await?;
             }
-            staging_schema::create_table(client, DOING, &list, &statements).await?;
+            tables.push(NewTable { name: list.clone(), statements: statements.to_vec() });
             lists.insert(table.live.clone(), list);
         }
+        staging_schema::create_tables(client, DOING, &tables).await?;
         Ok(Lists { lists })
     }
 
@@ -115,68 +129,120 @@ impl Comparison {
         if !lists.is_empty() {
             telemetry.snapshot_phase(SnapshotPhase::Comparing, compared.map(|table| table.source.bytes));
         }
-        for (number, table) in staging.tables.iter().enumerate() {
-            let Some(list) = lists.get(&table.live) else { continue };
+        let compared = staging.tables.iter().enumerate().filter_map(|(number, table)| {
             let found = QualifiedName { schema: staging.schema.clone(), name: Ident::new(format!("d{number}")) };
-            check_keys(&client, table, None).await?;
-            compare(&client, table, &found, list).await?;
-            telemetry.snapshot_step_done(table.source.bytes);
+            Some(Compared { table, list: lists.get(&table.live)?, found })
+        });
+        let compared: Vec<Compared<'_>> = compared.collect();
+        for together in small_together(&compared, |compared| compared.table.source.bytes) {
+            let keys: Vec<KeysToCheck<'_>> =
+                together.iter().map(|compared| KeysToCheck { table: compared.table, listed: None }).collect();
+            check_keys(&client, &keys).await?;
+            compare(&client, together).await?;
+            together.iter().for_each(|compared| telemetry.snapshot_step_done(compared.table.source.bytes));
         }
         failpoint::pause("comparison.read").await;
         client.batch(DOING, "COMMIT").await?;
-        for list in lists.values() {
-            client.statement(DOING, &sql::analyze(list)).await?;
-        }
+        let analyzes: Vec<String> = lists.values().map(sql::analyze).collect();
+        client.execute_each(DOING, &analyzes).await?;
         Ok(ListedDifferences { lists })
     }
 }
 
-/// Puts the keys of a table's differing rows on its list. A table of their own comes between, because only such a statement is
-/// carried out by several processes.
-async fn compare(
-    client: &SqlClient,
-    table: &StagedTable,
-    found: &QualifiedName,
-    list: &QualifiedName,
-) -> Result<(), DestinationError> {
-    let Some([at_once, one_by_one]) = table.matching.differences(&table.staging, &table.live, found) else {
+/// A table that is compared by its key.
+struct Compared<'a> {
+    table: &'a StagedTable,
+    /// Where the keys of its differing rows come.
+    list: &'a QualifiedName,
+    /// Where they come first: only a statement that creates a table is carried out by several processes.
+    found: QualifiedName,
+}
+
+/// Puts the keys of the differing rows of some tables on their lists.
+async fn compare(client: &SqlClient, tables: &[Compared<'_>]) -> Result<(), DestinationError> {
+    let mut statements = Vec::new();
+    for Compared { table, list, found } in tables {
+        let differences = table.matching.differences(&table.staging, &table.live, found);
+        statements.extend(differences.map(|[at_once, one_by_one]| (*list, found, at_once, one_by_one)));
+    }
+    if statements.is_empty() {
         return Ok(());
-    };
+    }
     client.batch(DOING, "SAVEPOINT comparing").await?;
-    match client.statement(DOING, &at_once).await {
-        // Said by the planner, before anything is read.
+    let at_once: Vec<&String> = statements.iter().map(|(_, _, at_once, _)| at_once).collect();
+    match client.execute_each(DOING, &at_once).await {
+        // Said by the planner, before anything of that table is read.
         Err(error) if error.code() == Some(SqlState::new(b"0A000")) => {
             client.batch(DOING, "ROLLBACK TO SAVEPOINT comparing").await?;
-            client.statement(DOING, &one_by_one).await?;
+            for (_, _, at_once, one_by_one) in &statements {
+                client.batch(DOING, "SAVEPOINT comparing").await?;
+                match client.statement(DOING, at_once).await {
+                    Err(error) if error.code() == Some(SqlState::new(b"0A000")) => {
+                        client.batch(DOING, "ROLLBACK TO SAVEPOINT comparing").await?;
+                        client.statement(DOING, one_by_one).await?;
+                    }
+                    compared => compared?,
+                }
+            }
         }
-        compared => compared?,
+        compared => drop(compared?),
     }
-    staging_schema::withhold(client, DOING, found).await?;
-    Ok(client.statement(DOING, &sql::add_to_list(list, found)).await?)
+    let found: Vec<&QualifiedName> = statements.iter().map(|(_, found, _, _)| *found).collect();
+    staging_schema::withhold(client, DOING, &found).await?;
+    let adds: Vec<String> = statements.iter().map(|(list, found, _, _)| sql::add_to_list(list, found)).collect();
+    client.execute_each(DOING, &adds).await?;
+    Ok(())
+}
+
+/// A table whose keys are checked.
+pub(super) struct KeysToCheck<'a> {
+    pub(super) table: &'a StagedTable,
+    /// Only those of its rows that are listed here.
+    pub(super) listed: Option<&'a QualifiedName>,
 }
 
 /// Refuses rows of staging, or those of them that are listed, that cannot all stand under the live table's key.
 ///
 /// # Errors
 /// [`DestinationError::KeyRefuses`].
-pub(super) async fn check_keys(
-    client: &SqlClient,
-    table: &StagedTable,
-    listed: Option<&QualifiedName>,
-) -> Result<(), DestinationError> {
+pub(super) async fn check_keys(client: &SqlClient, tables: &[KeysToCheck<'_>]) -> Result<(), DestinationError> {
     const DOING: &str = "looking for rows that share a key";
-    let matching = &table.matching;
-    for (column, question) in matching.key_is_null(listed.unwrap_or(&table.staging)) {
-        if client.query_one(DOING, &question, &[]).await?.get(0)? {
-            return Err(DestinationError::KeyRefuses(table.key_refusal(Some(column))));
+    let (mut questions, mut refusals) = (Vec::new(), Vec::new());
+    for KeysToCheck { table, listed } in tables {
+        let matching = &table.matching;
+        for (column, question) in matching.key_is_null(listed.unwrap_or(&table.staging)) {
+            questions.push(question);
+            refusals.push(table.key_refusal(Some(column)));
+        }
+        if let Some(question) = matching.key_is_shared(&table.staging, *listed) {
+            questions.push(question);
+            refusals.push(table.key_refusal(None));
         }
     }
-    if let Some(question) = matching.key_is_shared(&table.staging, listed)
-        && client.query_one(DOING, &question, &[]).await?.get(0)?
-    {
-        return Err(DestinationError::KeyRefuses(table.key_refusal(None)));
+    let answers = client.query_each(DOING, &questions).await?;
+    for (rows, refusal) in answers.iter().zip(refusals) {
+        let row = rows.first().ok_or_else(|| SessionError::answer(DOING, "no row"))?;
+        if row.get(0)? {
+            return Err(DestinationError::KeyRefuses(refusal));
+        }
     }
     Ok(())
+}
+
+/// Items in their order, small ones together: those go to the server without waiting for answers in between.
+pub(super) fn small_together<T>(items: &[T], bytes: impl Fn(&T) -> u64) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut total: u64 = 0;
+        let fits = |item: &&T| {
+            total = total.saturating_add(bytes(item));
+            total <= TOGETHER_BYTES_MAX
+        };
+        let taken = rest.iter().take(TOGETHER_MAX).take_while(fits).count().max(1);
+        let (together, others) = rest.split_at_checked(taken)?;
+        rest = others;
+        Some(together)
+    })
 }
 
 impl ListedDifferences {
@@ -203,12 +269,37 @@ impl ListedDifferences {
         Ok(equal)
     }
 
-    /// Roughly how many rows of a table will be written; `None` when it is not known.
+    /// Roughly how many rows of each of these tables will be written, of those of which it is known.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub async fn count(&self, client: &SqlClient, live: &QualifiedName) -> Result<Option<i64>, DestinationError> {
-        let Some(list) = self.of(live) else { return Ok(None) };
-        Ok(Some(client.query_one(DOING, &sql::count(list), &[]).await?.get(0)?))
+    pub async fn counts<'a>(
+        &self,
+        client: &SqlClient,
+        tables: &[&'a QualifiedName],
+    ) -> Result<Vec<DifferingRows<'a>>, DestinationError> {
+        let listed: Vec<(&'a QualifiedName, &QualifiedName)> =
+            tables.iter().filter_map(|live| Some((*live, self.of(live)?))).collect();
+        let questions: Vec<String> = listed.iter().map(|(_, list)| sql::count(list)).collect();
+        let mut counts = Vec::new();
+        for (&(table, _), rows) in listed.iter().zip(client.query_each(DOING, &questions).await?) {
+            let row = rows.first().ok_or_else(|| SessionError::answer(DOING, "no row"))?;
+            counts.push(DifferingRows { table, rows: row.get(0)? });
+        }
+        Ok(counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_tables_go_together_and_a_large_one_by_itself() {
+        let groups = |sizes: &[u64]| small_together(sizes, |size| *size).map(<[u64]>::len).collect::<Vec<_>>();
+        assert_eq!(groups(&[1, 1, TOGETHER_BYTES_MAX, 1, 1]), [2, 1, 2]);
+        assert_eq!(groups(&[u64::MAX, u64::MAX, 1]), [1, 1, 1]);
+        assert_eq!(groups(&[1; 2 * TOGETHER_MAX + 1]), [TOGETHER_MAX, TOGETHER_MAX, 1]);
+        assert_eq!(groups(&[]), [0; 0]);
     }
 }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::error::DestinationError;
 use crate::catalog::fingerprint::Fingerprint;
 use crate::catalog::leaves::KnownLeaves;
-use crate::pg::{QualifiedName, RelationId, quote_literal};
+use crate::pg::{QualifiedName, RelationId};
 use crate::session::{FingerprintFacts, SessionError, SqlClient};
 
 const DOING: &str = "reading headwater.shapes";
@@ -84,10 +84,22 @@ pub async fn all_fingerprints(client: &SqlClient) -> Result<Vec<Fingerprint>, De
     Ok(read)
 }
 
-/// Remembers facts of a table whose shape is remembered; for a transaction of the caller's.
-pub(super) fn remember(table: RelationId, facts: &FingerprintFacts) -> String {
-    let document = quote_literal(&facts.to_document());
-    format!("UPDATE headwater.shapes SET fingerprint = {document} WHERE source_id = {table}")
+/// Remembers facts of tables whose shapes are remembered, in one statement; for a transaction of the caller's.
+///
+/// # Errors
+/// [`DestinationError`].
+pub(super) async fn remember_all(
+    client: &SqlClient,
+    doing: &'static str,
+    facts: &[(RelationId, &FingerprintFacts)],
+) -> Result<(), DestinationError> {
+    let ids: Vec<u32> = facts.iter().map(|(table, _)| table.0).collect();
+    let documents: Vec<String> = facts.iter().map(|(_, facts)| facts.to_document()).collect();
+    let sql = "UPDATE headwater.shapes s SET fingerprint = n.document::json
+               FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[])) AS n (id, document)
+               WHERE s.source_id = n.id";
+    client.execute(doing, sql, &[&ids, &documents]).await?;
+    Ok(())
 }
 
 /// Facts to remember of a table whose rows are those that the stream describes.

@@ -82,9 +82,9 @@ pub use apply::{
 pub use bookkeeping::{
     Bookkeeping, RefusedCopy, SourceDatabaseRecord, Stream, StreamState, TableRecord, TableState, table_records,
 };
-pub use catalog::{Catalog, DestinationTable};
+pub use catalog::{Catalog, DestinationTable, TableToCount};
 pub use collations::{LooserCollations, nondeterministic_collations};
-pub use compare::{Comparison, ListedDifferences, Lists};
+pub use compare::{Comparison, DifferingRows, ListedDifferences, Lists};
 pub use conflict::{ConflictPolicy, Repair};
 pub use dead_letter::{
     DeadLetter, PendingSkip, WantedLetters, dead_letters, parts, pending_skips, read_part, request_skip, skips,

@@ -8,11 +8,11 @@
 //!
 //! If the answer to COMMIT is lost, the bookkeeping row tells: it was one transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 
-use super::catalog::Catalog;
-use super::compare::{ListedDifferences, check_keys};
+use super::catalog::{Catalog, TableToCount};
+use super::compare::{KeysToCheck, ListedDifferences, check_keys, small_together};
 use super::error::DestinationError;
 use super::foreign_code::{Writes, name_of};
 use super::orphans::{orphans_told, validates};
@@ -25,7 +25,7 @@ use super::{fingerprints, shapes, staging_schema};
 use crate::catalog::schema::Types;
 use crate::catalog::shape::Shape;
 use crate::comparison::reconcile_sql as sql;
-use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, counted, quote_literal};
+use crate::pg::{ErrorReport, Ident, Lsn, QualifiedName, RelationId, counted};
 use crate::schema_change::ddl;
 use crate::session::{SessionError, SqlClient, SqlState, read_lock_table};
 use crate::sql::partition_tree;
@@ -186,19 +186,21 @@ impl Publication<'_> {
         if let Some(sent) = self.sent {
             self.staging.check_counts(client, sent).await?;
         }
-        for table in self.staging.tables.iter().filter(|table| table.mode == Mode::Fill) {
-            // The count would miss a row that another session has written and not committed yet, and both rows would stay.
-            client.statement(DOING, &sql::lock_against_writers(&table.live)).await?;
-            if Catalog::count_rows(client, &table.live, 1).await? > 0 {
-                let what = format!("table {} was empty, and has rows now", table.live);
-                return Err(DestinationError::StagingLost(what));
-            }
+        let filled: Vec<&StagedTable> = self.staging.tables.iter().filter(|table| table.mode == Mode::Fill).collect();
+        // The count would miss a row that another session has written and not committed yet, and both rows would stay.
+        let locks: Vec<String> = filled.iter().map(|table| sql::lock_against_writers(&table.live)).collect();
+        client.execute_each(DOING, &locks).await?;
+        let counted: Vec<TableToCount<'_>> =
+            filled.iter().map(|table| TableToCount { name: &table.live, most: 1 }).collect();
+        let counts = Catalog::count_rows_of_each(client, &counted).await?;
+        if let Some((table, _)) = filled.iter().zip(counts).find(|(_, rows)| *rows > 0) {
+            let what = format!("table {} was empty, and has rows now", table.live);
+            return Err(DestinationError::StagingLost(what));
         }
         let role = replica_role(client).await?;
         if role == ReplicationRole::Origin {
             client.batch(DOING, "SET CONSTRAINTS ALL DEFERRED").await?;
         }
-        let filled: Vec<&StagedTable> = self.staging.tables.iter().filter(|table| table.mode == Mode::Fill).collect();
         self.writes(role, &filled).lock_and_refuse_foreign_code(client).await?;
         refuse_others(client, &filled).await?;
         Ok(role)
@@ -268,49 +270,46 @@ impl Publication<'_> {
         check_room(client, &written).await?;
         self.writes(role, &written).lock_and_refuse_foreign_code(client).await?;
         refuse_others(client, &written).await?;
-        for table in tables.iter().filter(|table| differs(table)) {
-            if let Some(list) = listed(table) {
-                check_keys(client, table, Some(list)).await?;
-            }
-        }
+        let keys: Vec<KeysToCheck<'_>> =
+            written.iter().filter_map(|table| Some(KeysToCheck { table, listed: Some(listed(table)?) })).collect();
+        check_keys(client, &keys).await?;
         // What differs is deleted, updated and inserted; whatever else there is takes one step.
         let steps = written.iter().flat_map(|table| [table, table]).copied().chain(tables);
         telemetry.snapshot_phase(SnapshotPhase::Publishing, steps.map(|table| table.source.bytes));
-        for table in tables.iter().rev().filter(|table| differs(table)) {
-            self.delete_extra(client, table, &mut outcome).await?;
-            telemetry.snapshot_step_done(table.source.bytes);
+        for together in small_together(&written.iter().rev().copied().collect::<Vec<_>>(), |table| table.source.bytes) {
+            self.delete_extra(client, together, &mut outcome).await?;
+            together.iter().for_each(|table| telemetry.snapshot_step_done(table.source.bytes));
         }
         outcome.lost_most.reverse();
         if self.deletes == Deletes::Half && !outcome.lost_most.is_empty() {
             return Err(DestinationError::LacksMost { tables: outcome.lost_most.join(", "), copy_begun_at: None });
         }
-        for (number, table) in tables.iter().enumerate().filter(|(_, table)| differs(table)) {
-            outcome.reconciled.entry(table.live.clone()).or_default().1 =
-                self.update(client, role, number, table).await?;
-            telemetry.snapshot_step_done(table.source.bytes);
+        let numbered = tables.iter().enumerate().filter(|(_, table)| differs(table));
+        let numbered: Vec<Numbered<'_>> = numbered.map(|(number, table)| Numbered { number, table }).collect();
+        for together in small_together(&numbered, |numbered| numbered.table.source.bytes) {
+            self.update(client, role, together, &mut outcome).await?;
+            together.iter().for_each(|numbered| telemetry.snapshot_step_done(numbered.table.source.bytes));
         }
-        for table in tables {
-            match table.mode {
-                Mode::Move => outcome.withheld.extend(self.move_table(client, role, table).await?),
-                Mode::Fill => {
-                    let columns = &table.route.columns;
-                    let statement = sql::fill(&table.staging, &table.live, columns, table.overrides_identity);
-                    client.execute(DOING, &statement, &[]).await?;
+        outcome.withheld = self.move_tables(client, role).await?;
+        let tables: Vec<&StagedTable> = tables.iter().collect();
+        for together in small_together(&tables, |table| table.source.bytes) {
+            let inserted: Vec<&StagedTable> =
+                together.iter().copied().filter(|table| table.mode == Mode::Fill || differs(table)).collect();
+            let insert = |table: &&StagedTable| match table.mode {
+                Mode::Fill => sql::fill(&table.staging, &table.live, &table.route.columns, table.overrides_identity),
+                Mode::Reconcile | Mode::Move => {
+                    table.matching.insert_missing(&table.staging, &table.live, listed(table))
                 }
-                Mode::Reconcile if differs(table) => {
-                    let statement = table.matching.insert_missing(&table.staging, &table.live, listed(table));
-                    outcome.reconciled.entry(table.live.clone()).or_default().2 =
-                        client.execute(DOING, &statement, &[]).await?;
+            };
+            let statements: Vec<String> = inserted.iter().map(insert).collect();
+            for (table, rows) in inserted.iter().zip(client.execute_each(DOING, &statements).await?) {
+                if table.mode == Mode::Reconcile {
+                    outcome.reconciled.entry(table.live.clone()).or_default().2 = rows;
                 }
-                Mode::Reconcile => {}
             }
-            telemetry.snapshot_step_done(table.source.bytes);
+            together.iter().for_each(|table| telemetry.snapshot_step_done(table.source.bytes));
         }
-        for table in tables.iter().filter(|table| differs(table)) {
-            if let Some(altered) = self.check(client, role, table).await? {
-                outcome.altered.insert(table.live.clone(), altered);
-            }
-        }
+        self.check(client, role, &written, &mut outcome).await?;
         self.add_foreign_keys(client, &mut outcome).await?;
         self.staging.review_moved(client).await?;
         Ok(outcome)
@@ -320,22 +319,26 @@ impl Publication<'_> {
     async fn delete_extra(
         &self,
         client: &SqlClient,
-        table: &StagedTable,
+        tables: &[&StagedTable],
         outcome: &mut PublishOutcome,
     ) -> Result<(), DestinationError> {
-        let listed = self.differences.of(&table.live);
-        let statement = table.matching.delete_extra(&table.staging, &table.live, listed);
-        let deleted = client.execute(DOING, &statement, &[]).await?;
-        outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
-        if deleted == 0 {
-            return Ok(());
+        let delete = |table: &&StagedTable| {
+            table.matching.delete_extra(&table.staging, &table.live, self.differences.of(&table.live))
+        };
+        let statements: Vec<String> = tables.iter().map(delete).collect();
+        let mut counted = Vec::new();
+        for (table, deleted) in tables.iter().zip(client.execute_each(DOING, &statements).await?) {
+            outcome.reconciled.entry(table.live.clone()).or_default().0 = deleted;
+            if deleted > 0 {
+                // Counted up to as many as were deleted: more of them are not the smaller half.
+                counted.push(TableToCount { name: &table.live, most: i64::try_from(deleted).unwrap_or(i64::MAX) });
+            }
         }
-        // Counted up to as many as were deleted: more of them are not the smaller half.
-        let most = i64::try_from(deleted).unwrap_or(i64::MAX);
-        let left = u64::try_from(Catalog::count_rows(client, &table.live, most).await?).unwrap_or(0);
-        if left < deleted {
-            let told = format!("table {} ({deleted} of {})", table.live, deleted.saturating_add(left));
-            outcome.lost_most.push(told);
+        let counts = Catalog::count_rows_of_each(client, &counted).await?;
+        for (TableToCount { name, most: deleted }, left) in counted.into_iter().zip(counts) {
+            if left < deleted {
+                outcome.lost_most.push(format!("table {name} ({deleted} of {})", deleted.saturating_add(left)));
+            }
         }
         Ok(())
     }
@@ -361,24 +364,84 @@ impl Publication<'_> {
         &self,
         client: &SqlClient,
         role: ReplicationRole,
-        table: &StagedTable,
-    ) -> Result<Option<(i64, String)>, DestinationError> {
-        let Some(list) = self.differences.of(&table.live) else { return Ok(None) };
-        let statement = table.matching.still_different(&table.staging, &table.live, list);
-        let different: i64 = client.query_one(DOING, &statement, &[]).await?.get(0)?;
-        if different == 0 {
-            return Ok(None);
+        tables: &[&StagedTable],
+        outcome: &mut PublishOutcome,
+    ) -> Result<(), DestinationError> {
+        let (mut listed, mut questions) = (Vec::new(), Vec::new());
+        for table in tables {
+            let Some(list) = self.differences.of(&table.live) else { continue };
+            listed.push(*table);
+            questions.push(table.matching.still_different(&table.staging, &table.live, list));
         }
-        if let Some(triggers) = acting_triggers(client, role, &table.live).await? {
-            return Ok(Some((different, triggers)));
+        for (table, rows) in listed.into_iter().zip(client.query_each(DOING, &questions).await?) {
+            let different: i64 = rows.first().ok_or_else(|| SessionError::answer(DOING, "no row"))?.get(0)?;
+            if different == 0 {
+                continue;
+            }
+            let Some(triggers) = acting_triggers(client, role, &table.live).await? else {
+                let rows = counted(different, "row");
+                let what = format!("{rows} of table {} differ from the source after they were written", table.live);
+                return Err(DestinationError::StagingLost(what));
+            };
+            outcome.altered.insert(table.live.clone(), (different, triggers));
         }
-        let rows = counted(different, "row");
-        let what = format!("{rows} of table {} differ from the source after they were written", table.live);
-        Err(DestinationError::StagingLost(what))
+        Ok(())
+    }
+
+    /// Updates what differs in some tables, all together; where a table does not take that, each by itself.
+    async fn update(
+        &self,
+        client: &SqlClient,
+        role: ReplicationRole,
+        tables: &[Numbered<'_>],
+        outcome: &mut PublishOutcome,
+    ) -> Result<(), DestinationError> {
+        if let Some(updated) = self.update_together(client, tables).await? {
+            for (Numbered { table, .. }, rows) in tables.iter().zip(updated) {
+                outcome.reconciled.entry(table.live.clone()).or_default().1 = rows;
+            }
+            return Ok(());
+        }
+        for Numbered { number, table } in tables {
+            outcome.reconciled.entry(table.live.clone()).or_default().1 =
+                self.update_one(client, role, *number, table).await?;
+        }
+        Ok(())
+    }
+
+    /// `None`: nothing was changed, and they are to be updated one by one.
+    async fn update_together(
+        &self,
+        client: &SqlClient,
+        tables: &[Numbered<'_>],
+    ) -> Result<Option<Vec<u64>>, DestinationError> {
+        let mut statements = Vec::new();
+        for Numbered { table, .. } in tables {
+            let listed = self.differences.of(&table.live);
+            if table.matching.fixed_differ(&table.staging, &table.live, listed).is_some() {
+                return Ok(None);
+            }
+            statements.push(table.matching.update_different(&table.staging, &table.live, listed));
+        }
+        client.batch(DOING, "SAVEPOINT headwater_update").await?;
+        match client.execute_each(DOING, &statements.iter().flatten().collect::<Vec<_>>()).await {
+            Ok(updated) => {
+                client.batch(DOING, "RELEASE SAVEPOINT headwater_update").await?;
+                let mut updated = updated.into_iter();
+                // A table whose columns are all in its key takes no UPDATE.
+                let rows = statements.iter().map(|statement| statement.as_ref().and_then(|_| updated.next()));
+                Ok(Some(rows.map(Option::unwrap_or_default).collect()))
+            }
+            Err(error) if hands_change(&error) => {
+                client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Updates what differs; where no UPDATE can, by exchanging rows.
-    async fn update(
+    async fn update_one(
         &self,
         client: &SqlClient,
         role: ReplicationRole,
@@ -403,8 +466,7 @@ impl Publication<'_> {
             }
             Err(error) => error,
         };
-        let hands_change = [b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code)));
-        if !hands_change {
+        if !hands_change(&error) {
             return Err(error.into());
         }
         client.batch(DOING, "ROLLBACK TO SAVEPOINT headwater_update").await?;
@@ -432,74 +494,81 @@ impl Publication<'_> {
         let [keep, delete, insert] =
             table.matching.exchange_different(&table.staging, &table.live, listed, &removed, &table.stored, only_fixed);
         client.statement(DOING, &keep).await?;
-        staging_schema::withhold(client, DOING, &removed).await?;
+        staging_schema::withhold(client, DOING, &[&removed]).await?;
         client.execute(DOING, &delete, &[]).await?;
         Ok(client.execute(DOING, &insert, &[]).await?)
     }
 
-    async fn move_table(
-        &self,
-        client: &SqlClient,
-        role: ReplicationRole,
-        table: &StagedTable,
-    ) -> Result<Vec<String>, DestinationError> {
-        let schema = &table.live.schema;
-        let exists: bool = client
-            .query_one(DOING, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", &[&schema.sql()])
-            .await?
-            .get(0)?;
-        if !exists {
-            client.statement(DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
+    /// Moves new tables to where they belong.
+    async fn move_tables(&self, client: &SqlClient, role: ReplicationRole) -> Result<Vec<String>, DestinationError> {
+        let moved: Vec<&StagedTable> = self.staging.tables.iter().filter(|table| table.mode == Mode::Move).collect();
+        if moved.is_empty() {
+            return Ok(Vec::new());
         }
-        client.statement(DOING, &sql::move_to(&table.staging, schema)).await?;
-        self.grant_defaults(client, &table.live).await?;
+        let schemas: BTreeSet<&Ident> = moved.iter().map(|table| &table.live.schema).collect();
+        for schema in schemas {
+            let sql = "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL";
+            if !client.query_one(DOING, sql, &[&schema.sql()]).await?.get::<bool>(0)? {
+                client.statement(DOING, &format!("CREATE SCHEMA {}", schema.sql())).await?;
+            }
+        }
+        let moves: Vec<String> = moved.iter().map(|table| sql::move_to(&table.staging, &table.live.schema)).collect();
+        client.execute_each(DOING, &moves).await?;
+        let names: Vec<&QualifiedName> = moved.iter().map(|table| &table.live).collect();
+        self.grant_defaults(client, &names).await?;
         match role {
-            ReplicationRole::Origin => self.withhold(client, &table.live, &["TRIGGER", "REFERENCES"]).await,
-            ReplicationRole::Replica if self.names_owners => self.withhold(client, &table.live, &["TRIGGER"]).await,
+            ReplicationRole::Origin => self.withhold(client, &names, &["TRIGGER", "REFERENCES"]).await,
+            ReplicationRole::Replica if self.names_owners => self.withhold(client, &names, &["TRIGGER"]).await,
             ReplicationRole::Replica => Ok(Vec::new()),
         }
     }
 
-    /// Where triggers and foreign keys act on what is applied, nobody else gets what attaches them to a new table: by the time that
+    /// Where triggers and foreign keys act on what is applied, nobody else gets what attaches them to new tables: by the time that
     /// the monitor looks, the first changes would have run them. Where TRIGGER is in the way of a start, nobody gets it either.
     async fn withhold(
         &self,
         client: &SqlClient,
-        table: &QualifiedName,
+        tables: &[&QualifiedName],
         kept_back: &[&str],
     ) -> Result<Vec<String>, DestinationError> {
-        let sql = "SELECT CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END,
+        let sql = "SELECT t.number, CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END,
                           pg_catalog.string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
-                   FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
-                   WHERE c.oid = pg_catalog.to_regclass($1) AND a.privilege_type = ANY ($2::text[]) AND a.grantee <> c.relowner
-                   GROUP BY a.grantee ORDER BY 1";
-        let mut withheld = Vec::new();
-        for row in client.query(DOING, sql, &[&table.sql(), &kept_back]).await? {
-            let grantee: Option<Ident> = row.get::<Option<&str>>(0)?.map(Ident::new);
-            let privileges: &str = row.get(1)?;
+                   FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS t (name, number)
+                   JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.name)
+                   CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
+                   WHERE a.privilege_type = ANY ($2::text[]) AND a.grantee <> c.relowner
+                   GROUP BY t.number, a.grantee ORDER BY 1, 2";
+        let names: Vec<String> = tables.iter().map(|table| table.sql()).collect();
+        let (mut withheld, mut revokes) = (Vec::new(), Vec::new());
+        for row in client.query(DOING, sql, &[&names, &kept_back]).await? {
+            let number = usize::try_from(row.get::<i64>(0)? - 1).ok();
+            let table = number.and_then(|number| tables.get(number));
+            let table = table.ok_or_else(|| SessionError::answer(DOING, "a table that was not asked for"))?;
+            let grantee: Option<Ident> = row.get::<Option<&str>>(1)?.map(Ident::new);
+            let privileges: &str = row.get(2)?;
             let sent = grantee.as_ref().map_or("PUBLIC".to_owned(), Ident::sql);
-            let revoke = format!("REVOKE {privileges} ON TABLE {} FROM {sent} CASCADE", table.sql());
-            client.statement(DOING, &revoke).await?;
+            revokes.push(format!("REVOKE {privileges} ON TABLE {} FROM {sent} CASCADE", table.sql()));
             let grantee = name_of(grantee.as_ref());
             let told = format!(
                 "table {table}: {privileges} not granted to role {grantee}, whose triggers would run with headwater's rights"
             );
             withheld.push(format!("{told}. To grant it: GRANT {privileges} ON TABLE {table} TO {grantee};"));
         }
+        client.execute_each(DOING, &revokes).await?;
         Ok(withheld)
     }
 
-    /// A moved table lacks what ALTER DEFAULT PRIVILEGES would have granted had it been created in its schema: in staging nobody else
-    /// had any privilege on it. The same of its sequences.
-    async fn grant_defaults(&self, client: &SqlClient, table: &QualifiedName) -> Result<(), DestinationError> {
+    /// Moved tables lack what ALTER DEFAULT PRIVILEGES would have granted had they been created in their schemas: in staging nobody else
+    /// had any privilege on them. The same of their sequences.
+    async fn grant_defaults(&self, client: &SqlClient, tables: &[&QualifiedName]) -> Result<(), DestinationError> {
         let sql = "SELECT pg_catalog.format('GRANT %s ON %s %I.%I TO %s%s', pg_catalog.string_agg(DISTINCT a.privilege_type, ', '),
                                             CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.relname,
                                             CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END,
                                             CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-                   FROM (SELECT pg_catalog.to_regclass($1)::oid
+                   FROM (SELECT pg_catalog.to_regclass(t.name)::oid FROM pg_catalog.unnest($1::text[]) AS t (name)
                          UNION ALL
-                         SELECT d.objid FROM pg_catalog.pg_depend d
-                         WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = pg_catalog.to_regclass($1)
+                         SELECT d.objid FROM pg_catalog.unnest($1::text[]) AS t (name) JOIN pg_catalog.pg_depend d
+                         ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = pg_catalog.to_regclass(t.name)
                            AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i')) AS moved(id)
                    JOIN pg_catalog.pg_class c ON c.oid = moved.id JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                    JOIN pg_catalog.pg_default_acl d ON d.defaclobjtype = CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END
@@ -509,14 +578,15 @@ impl Publication<'_> {
                      AND d.defaclrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
                      AND d.defaclnamespace IN (0, c.relnamespace) AND (a.grantee = 0 OR r.rolname <> current_user)
                    GROUP BY c.relkind, n.nspname, c.relname, a.grantee, r.rolname, a.is_grantable";
-        for row in client.query(DOING, sql, &[&table.sql()]).await? {
-            client.statement(DOING, row.get(0)?).await?;
-        }
+        let names: Vec<String> = tables.iter().map(|table| table.sql()).collect();
+        let rows = client.query(DOING, sql, &[&names]).await?;
+        let grants = rows.iter().map(|row| row.get::<&str>(0)).collect::<Result<Vec<_>, _>>()?;
+        client.execute_each(DOING, &grants).await?;
         Ok(())
     }
 
     /// What is remembered of a table.
-    async fn shape(&self, client: &SqlClient, table: &StagedTable) -> Result<Shape, DestinationError> {
+    fn shape(&self, table: &StagedTable, remembered: &HashMap<RelationId, Shape>) -> Result<Shape, DestinationError> {
         // Only the types that the table itself uses, as in a description of this table alone.
         let ids = needed_types(self.types, table.source.columns.iter().map(|column| column.type_id))?;
         let types = ids.iter().filter_map(|id| Some((*id, self.types.get(id)?.clone()))).collect();
@@ -524,17 +594,49 @@ impl Publication<'_> {
         // What the destination's own table does not promise yet is followed when the stream describes it next.
         let shape = match table.mode {
             Mode::Move => shape,
-            Mode::Fill | Mode::Reconcile => {
-                let known = client.query_opt(DOING, &shapes::ask(table.source.relation_id()), &[]).await?;
-                let known = known.map(|row| shapes::parse(row.get(0)?)).transpose()?;
-                shape.without_new_promises(known.as_ref())
-            }
+            Mode::Fill | Mode::Reconcile => shape.without_new_promises(remembered.get(&table.source.relation_id())),
         };
         // Others may be there since the table was described, and before the copy.
         Ok(match self.staging.leaves.get(&table.source.relation_id()) {
             Some(leaves) => shape.with_leaves(leaves.clone()),
             None => shape,
         })
+    }
+
+    /// Writes which tables are followed from where on, and what is remembered of them: one statement each for all of them.
+    async fn write_tables(&self, client: &SqlClient, position: &str) -> Result<(), DestinationError> {
+        let tables = &self.staging.tables;
+        let schemas: Vec<&str> = tables.iter().map(|table| table.live.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|table| table.live.name.as_str()).collect();
+        let sources: Vec<u32> = tables.iter().map(|table| table.source.id).collect();
+        let live: Vec<String> = tables.iter().map(|table| table.live.sql()).collect();
+        let sql = "INSERT INTO headwater.tables AS t (schema_name, table_name, source_id, destination_id, state, snapshot_position)
+                   SELECT n.schema_name, n.table_name, n.source_id, n.live::pg_catalog.regclass, 'live', $5::text::pg_lsn
+                   FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::oid[]),
+                                   pg_catalog.unnest($4::text[])) AS n (schema_name, table_name, source_id, live)
+                   ON CONFLICT (schema_name, table_name) DO UPDATE SET source_id = EXCLUDED.source_id,
+                       destination_id = EXCLUDED.destination_id, state = 'live', snapshot_position = EXCLUDED.snapshot_position
+                   RETURNING schema_name, table_name, destination_id";
+        let mut written = BTreeMap::new();
+        for row in client.query(DOING, sql, &[&schemas, &names, &sources, &live, &position]).await? {
+            written.insert(QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?), row.get::<u32>(2)?);
+        }
+        // Tables that were equal are not locked, and a schema's name is given to another one without locks on its tables.
+        let is_exchanged = |table: &&StagedTable| {
+            table.live_id.is_some_and(|live_id| written.get(&table.live).copied() != Some(live_id))
+        };
+        if let Some(table) = tables.iter().find(is_exchanged) {
+            return Err(exchanged(&table.live));
+        }
+        let remembered = shapes::shapes_of(client, &sources).await?;
+        let (mut new_shapes, mut new_facts) = (Vec::new(), Vec::new());
+        for table in tables {
+            let id = table.source.relation_id();
+            new_shapes.push((id, self.shape(table, &remembered)?));
+            new_facts.extend(self.staging.fingerprints.get(&id).map(|facts| (id, facts)));
+        }
+        shapes::remember_all(client, DOING, &new_shapes).await?;
+        fingerprints::remember_all(client, DOING, &new_facts).await
     }
 
     async fn write_bookkeeping(&self, client: &SqlClient) -> Result<(), DestinationError> {
@@ -551,28 +653,7 @@ impl Publication<'_> {
                 )
                 .await?;
         }
-        for table in &self.staging.tables {
-            let live = quote_literal(&table.live.sql());
-            let sql = format!(
-                "INSERT INTO headwater.tables AS t (schema_name, table_name, source_id, destination_id, state, snapshot_position)
-                 VALUES ($1, $2, $3, {live}::pg_catalog.regclass, 'live', $4::text::pg_lsn)
-                 ON CONFLICT (schema_name, table_name) DO UPDATE SET source_id = EXCLUDED.source_id,
-                     destination_id = EXCLUDED.destination_id, state = 'live', snapshot_position = EXCLUDED.snapshot_position
-                 RETURNING destination_id"
-            );
-            let (schema, name) = (table.live.schema.as_str(), table.live.name.as_str());
-            let written = client.query_one(DOING, &sql, &[&schema, &name, &table.source.id, &text]).await?;
-            // Tables that were equal are not locked, and a schema's name is given to another one without locks on its tables.
-            let id: u32 = written.get(0)?;
-            if table.live_id.is_some_and(|live_id| live_id != id) {
-                return Err(exchanged(&table.live));
-            }
-            let shape = self.shape(client, table).await?;
-            client.statement(DOING, &shapes::remember(table.source.relation_id(), &shape)).await?;
-            if let Some(facts) = self.staging.fingerprints.get(&table.source.relation_id()) {
-                client.statement(DOING, &fingerprints::remember(table.source.relation_id(), facts)).await?;
-            }
-        }
+        self.write_tables(client, &text).await?;
         // Forgets the old shape of a table that was dropped and created again.
         let sql = "DELETE FROM headwater.shapes s
                    WHERE NOT EXISTS (SELECT FROM headwater.tables t WHERE t.source_id = s.source_id)";
@@ -595,6 +676,18 @@ impl Publication<'_> {
         }
         Ok(())
     }
+}
+
+/// A table, and its place among all that are published.
+#[derive(Clone, Copy)]
+struct Numbered<'a> {
+    number: usize,
+    table: &'a StagedTable,
+}
+
+/// Whether values that must be unique have changed hands among the rows of a statement.
+fn hands_change(error: &SessionError) -> bool {
+    [b"23505", b"23P01"].iter().any(|code| error.code() == Some(SqlState::new(code)))
 }
 
 /// Why rows are deleted and inserted again instead of being updated.

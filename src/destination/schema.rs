@@ -17,7 +17,7 @@ use crate::pg::{ErrorReport, Ident, QualifiedName, TypeId, quote_literal};
 use crate::schema_change::ddl::Statements;
 use crate::schema_change::expression::purpose::Purpose;
 use crate::schema_change::expression::{BOOLEAN, ExpressionScope, Expressions};
-use crate::session::SqlClient;
+use crate::session::{SessionError, SqlClient};
 
 /// How the destination writes the source's types.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,17 @@ pub(super) async fn resolve_types(
     created: &mut Created,
 ) -> Result<ResolvedTypes, DestinationError> {
     let mut resolved = ResolvedTypes::default();
-    for id in needed_types(source_types, columns.iter().map(|column| column.type_id))? {
+    let needed = needed_types(source_types, columns.iter().map(|column| column.type_id))?;
+    let sql = "SELECT t.number FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS t (name, number)
+               WHERE pg_catalog.to_regtype(t.name) IS NULL ORDER BY t.number";
+    let names: Vec<String> = needed.iter().map(|id| type_name(source_types, *id)).collect();
+    let missing =
+        if needed.is_empty() { Vec::new() } else { client.query("looking for types", sql, &[&names]).await? };
+    for row in &missing {
+        let number = usize::try_from(row.get::<i64>(0)? - 1).ok();
+        let id = number.and_then(|number| needed.get(number)).copied();
+        let id = id.ok_or_else(|| SessionError::answer("looking for types", "a type that was not asked for"))?;
+        // One before it may have brought it along: an array comes with its element.
         let sql = "SELECT pg_catalog.to_regtype($1) IS NOT NULL";
         let name = type_name(source_types, id);
         let exists: bool = client.query_one("looking for a type", sql, &[&name]).await?.get(0)?;
@@ -72,11 +82,17 @@ pub(super) async fn resolve_types(
         }
     }
     let wanted: BTreeSet<(TypeId, i32)> = columns.iter().map(|column| (column.type_id, column.type_modifier)).collect();
-    for (id, modifier) in wanted {
-        let name = type_name(source_types, id);
-        let sql = "SELECT pg_catalog.format_type(pg_catalog.to_regtype($1), $2)";
-        let known = modifier_at(id, modifier, source_types, expressions.version());
-        let row = client.query_one("resolving a type", sql, &[&name, &known]).await?;
+    if wanted.is_empty() {
+        return Ok(resolved);
+    }
+    let names: Vec<String> = wanted.iter().map(|(id, _)| type_name(source_types, *id)).collect();
+    let known = |(id, modifier): &(TypeId, i32)| modifier_at(*id, *modifier, source_types, expressions.version());
+    let modifiers: Vec<i32> = wanted.iter().map(known).collect();
+    let sql = "SELECT pg_catalog.format_type(pg_catalog.to_regtype(t.name), t.modifier)
+               FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::int4[])) WITH ORDINALITY
+                   AS t (name, modifier, number) ORDER BY t.number";
+    let rows = client.query("resolving types", sql, &[&names, &modifiers]).await?;
+    for ((id, modifier), row) in wanted.into_iter().zip(&rows) {
         let Some(text) = row.get::<Option<String>>(0)? else { return Err(missing_type(source_types, id)) };
         resolved.names.insert((id, modifier), text);
     }

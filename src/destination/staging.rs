@@ -12,14 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, TableToCount};
 use super::collations::LooserCollations;
 use super::error::{DestinationError, KeyRefusal};
 use super::expressions;
 use super::foreign_code::{Writes, named_collations, named_types, types_of};
 use super::review::Created;
 use super::schema::{self, ResolvedTypes};
-use super::staging_schema::{self, MARK_OF_LIFE, SCHEMA_PREFIX};
+use super::staging_schema::{self, MARK_OF_LIFE, NewTable, SCHEMA_PREFIX};
 use super::taken_names::check_names_free;
 use crate::catalog::determinism;
 use crate::catalog::fit::{End, Transfer};
@@ -34,7 +34,7 @@ use crate::comparison::reconcile_sql::{Matching, TableRoute};
 use crate::pg::{Ident, Lsn, QualifiedName, RelationId};
 use crate::schema_change::ddl::{Creation, Indexes, foreign_key_obstacle};
 use crate::schema_change::expression::Expressions;
-use crate::session::{FingerprintFacts, SqlClient};
+use crate::session::{FingerprintFacts, SessionError, SqlClient};
 
 /// A source table that is to be copied.
 #[derive(Clone, Debug)]
@@ -201,17 +201,27 @@ impl Staging {
             fingerprints: HashMap::new(),
             leaves: HashMap::new(),
         };
-        let mut types = staging.create_types(client, &tables, source_types, trust).await?;
+        let types = staging.create_types(client, &tables, source_types, trust).await?;
+        let missing = tables.iter().map(|table| &table.source).filter(|table| catalog.table(&table.name()).is_none());
+        let missing: Vec<&TableDefinition> = missing.collect();
+        check_names_free(client, &missing).await?;
+        for schema in missing.iter().map(|table| &table.schema).collect::<BTreeSet<_>>() {
+            staging.make_waiting_room(client, schema).await?;
+        }
+        let rows = Catalog::count_rows_of_each(client, &to_count(&tables, catalog)).await?;
+        let mut rows = rows.into_iter();
+        let (mut plain, mut new) = (Vec::new(), Vec::new());
         for table in tables {
-            let name = table.source.name();
-            match catalog.table(&name) {
-                Some(live) => staging.prepare_plain(client, table, live).await?,
-                None => {
-                    let types = types.remove(&name).expect("the types of every table that is missing were created");
-                    staging.prepare_new(client, table, source_types, types).await?;
+            match catalog.table(&table.source.name()) {
+                Some(live) => {
+                    let has_rows = rows.next().is_some_and(|rows| rows > 0);
+                    plain.push(staging.prepare_plain(table, live, has_rows));
                 }
+                None => new.push(staging.prepare_new(table, source_types, &types)),
             }
         }
+        staging_schema::create_tables(client, "creating a staging table", &plain).await?;
+        staging_schema::create_tables(client, "creating a table", &new).await?;
         let reviewed = async {
             staging.review_new(client).await?;
             staging.refuse_looser_collations(client, source_types).await?;
@@ -225,40 +235,35 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Creates the types that new tables need, in one transaction, and resolves all of each table's.
+    /// Creates the types that new tables need, in one transaction, and resolves all of them.
     async fn create_types(
         &mut self,
         client: &SqlClient,
         tables: &[TableToCopy],
         source_types: &Types,
         trust: &Writes,
-    ) -> Result<BTreeMap<QualifiedName, ResolvedTypes>, DestinationError> {
+    ) -> Result<ResolvedTypes, DestinationError> {
         const DOING: &str = "creating types";
         client.batch(DOING, "BEGIN").await?;
         let resolve = async {
             let mut created = Created::default();
-            let mut types = BTreeMap::new();
-            for table in tables.iter().filter(|table| !self.existing.contains(&table.source.name())) {
-                let columns = table.created_columns();
-                let resolved =
-                    schema::resolve_types(client, source_types, &columns, &self.expressions, &mut created).await?;
-                types.insert(table.source.name(), resolved);
-            }
-            created.review(client, &self.expressions).await?;
-            // A type or a collation that did not exist when the start looked may be somebody's by now.
             let new = || tables.iter().filter(|table| !self.existing.contains(&table.source.name()));
             let columns = || new().flat_map(TableToCopy::created_columns);
+            let wanted: Vec<&ColumnDefinition> = columns().collect();
+            let types = schema::resolve_types(client, source_types, &wanted, &self.expressions, &mut created).await?;
+            created.review(client, &self.expressions).await?;
+            // A type or a collation that did not exist when the start looked may be somebody's by now.
             let used = types_of(source_types, columns())?;
             let collations = named_collations(columns(), new().flat_map(|table| &table.source.indexes), &used);
             let written = Writes { types: named_types(&used), collations, ..trust.clone() };
             written.refuse_foreign_code(client).await?;
             Ok(types)
         };
-        let resolved: Result<BTreeMap<QualifiedName, ResolvedTypes>, DestinationError> = resolve.await;
+        let resolved: Result<ResolvedTypes, DestinationError> = resolve.await;
         let ended = client.batch(DOING, if resolved.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
         let resolved = resolved?;
         ended?;
-        self.left_out.extend(resolved.values().flat_map(|types| types.left_out.iter().cloned()));
+        self.left_out.extend(resolved.left_out.iter().cloned());
         Ok(resolved)
     }
 
@@ -270,15 +275,11 @@ impl Staging {
         let mut tried = Vec::new();
         for table in self.tables.iter().filter(|table| table.mode == Mode::Move) {
             created.add_table(&table.staging);
-            for trial in self.indexes(table).into_iter().flat_map(|indexes| &indexes.trials) {
-                client.statement(DOING, &trial.statement).await?;
-                tried.push(&trial.undo);
-            }
+            tried.extend(self.indexes(table).into_iter().flat_map(|indexes| &indexes.trials));
         }
+        client.execute_each(DOING, &tried.iter().map(|trial| &trial.statement).collect::<Vec<_>>()).await?;
         created.review(client, &self.expressions).await?;
-        for undo in tried {
-            client.statement(DOING, undo).await?;
-        }
+        client.execute_each(DOING, &tried.iter().map(|trial| &trial.undo).collect::<Vec<_>>()).await?;
         Ok(())
     }
 
@@ -311,23 +312,15 @@ impl Staging {
         created.review(client, &self.expressions).await
     }
 
-    /// The schema in which tables wait that will be moved to `schema`.
-    async fn waiting_room(&mut self, client: &SqlClient, schema: &Ident) -> Result<Ident, DestinationError> {
-        if let Some(known) = self.moving.get(schema) {
-            return Ok(known.clone());
-        }
+    /// Makes the schema in which tables wait that will be moved to `schema`.
+    async fn make_waiting_room(&mut self, client: &SqlClient, schema: &Ident) -> Result<(), DestinationError> {
         let room = Ident::new(format!("{}_{}", self.schema.as_str(), self.moving.len()));
         staging_schema::create(client, &room).await?;
-        self.moving.insert(schema.clone(), room.clone());
-        Ok(room)
+        self.moving.insert(schema.clone(), room);
+        Ok(())
     }
 
-    async fn prepare_plain(
-        &mut self,
-        client: &SqlClient,
-        table: TableToCopy,
-        live: &TableDefinition,
-    ) -> Result<(), DestinationError> {
+    fn prepare_plain(&mut self, table: TableToCopy, live: &TableDefinition, has_rows: bool) -> NewTable {
         let name = live.name();
         let published = table.columns.clone();
         let held: Vec<Ident> = table.columns.into_iter().filter(|column| live.column(column).is_some()).collect();
@@ -337,8 +330,6 @@ impl Staging {
             QualifiedName { schema: self.schema.clone(), name: Ident::new(format!("t{}", self.tables.len())) };
         // The stream also brings what the live table generates by itself.
         let create = sql::create_plain(&staging, &name, &held);
-        staging_schema::create_table(client, "creating a staging table", &staging, &[create]).await?;
-        let rows = Catalog::count_rows(client, &name, 1).await?;
         let always = |column: &&ColumnDefinition| column.identity == Some(IdentityColumn::Always);
         let fixed: Vec<Ident> = live.columns.iter().filter(always).map(|column| column.name.clone()).collect();
         self.tables.push(StagedTable {
@@ -348,26 +339,19 @@ impl Staging {
             published,
             live_id: Some(live.id),
             live: name,
-            staging,
-            mode: if rows == 0 { Mode::Fill } else { Mode::Reconcile },
+            staging: staging.clone(),
+            mode: if has_rows { Mode::Reconcile } else { Mode::Fill },
             route: TableRoute { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: !fixed.is_empty(),
             writing_locks: lock_budget::of_writing(live),
         });
-        Ok(())
+        NewTable { name: staging, statements: vec![create] }
     }
 
-    async fn prepare_new(
-        &mut self,
-        client: &SqlClient,
-        table: TableToCopy,
-        source_types: &Types,
-        types: ResolvedTypes,
-    ) -> Result<(), DestinationError> {
+    fn prepare_new(&mut self, table: TableToCopy, source_types: &Types, types: &ResolvedTypes) -> NewTable {
         let name = table.source.name();
-        check_names_free(client, &table.source).await?;
-        let room = self.waiting_room(client, &name.schema).await?;
+        let room = self.moving.get(&name.schema).expect("a schema waits for the tables of every other").clone();
         let (create, indexes) = {
             let creation = Creation {
                 table: &table.source,
@@ -380,7 +364,6 @@ impl Staging {
             (creation.create(), creation.indexes())
         };
         let staging = QualifiedName { schema: room, name: name.name.clone() };
-        staging_schema::create_table(client, "creating a table", &staging, &create.sql).await?;
         let missing = create.left_out.iter().chain(&indexes.left_out);
         self.left_out.extend(missing.map(|what| format!("table {name}: {what} was not taken over")));
         self.indexes.insert(name.clone(), indexes);
@@ -403,14 +386,14 @@ impl Staging {
             published,
             live_id: None,
             live: name,
-            staging,
+            staging: staging.clone(),
             mode: Mode::Move,
             route: TableRoute { columns, transfer: table.transfer },
             row_filter: table.row_filter,
             overrides_identity: false,
             writing_locks: 0,
         });
-        Ok(())
+        NewTable { name: staging, statements: create.sql }
     }
 
     /// Gives staging a position of its own, from which the stream can be applied to it.
@@ -500,9 +483,10 @@ impl Staging {
         client: &SqlClient,
         sent: &BTreeMap<QualifiedName, u64>,
     ) -> Result<(), DestinationError> {
-        for table in &self.tables {
-            let count: i64 =
-                client.query_one("counting staged rows", &sql::count(&table.staging), &[]).await?.get(0)?;
+        const DOING: &str = "counting staged rows";
+        let questions: Vec<String> = self.tables.iter().map(|table| sql::count(&table.staging)).collect();
+        for (table, rows) in self.tables.iter().zip(client.query_each(DOING, &questions).await?) {
+            let count: i64 = rows.first().ok_or_else(|| SessionError::answer(DOING, "no row"))?.get(0)?;
             let expected = *sent.get(&table.live).expect("the copy counts the rows of every table");
             if u64::try_from(count).ok() != Some(expected) {
                 return Err(DestinationError::StagingLost(format!(
@@ -513,6 +497,12 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// The tables that exist, in the order of `tables`: one row of each is counted.
+fn to_count<'a>(tables: &[TableToCopy], catalog: &'a Catalog) -> Vec<TableToCount<'a>> {
+    let existing = tables.iter().filter_map(|table| catalog.tables.get_key_value(&table.source.name()));
+    existing.map(|(name, _)| TableToCount { name, most: 1 }).collect()
 }
 
 /// How rows of staging and of the live table are recognised: by a unique key of the live table over NOT NULL columns;

@@ -68,15 +68,15 @@ pub struct Swept {
     pub unmarked: Vec<StagingSchema>,
 }
 
-/// What takes every privilege of others on a table of staging, and on its sequences, away.
+/// What takes every privilege of others on tables of staging, and on their sequences, away.
 const REVOKE_TABLE: &str = "
     SELECT pg_catalog.format('REVOKE ALL ON %s %I.%I FROM %s CASCADE', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
                              n.nspname, c.relname,
                              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
-    FROM (SELECT pg_catalog.to_regclass($1)::oid
+    FROM (SELECT pg_catalog.to_regclass(t.name)::oid FROM pg_catalog.unnest($1::text[]) AS t (name)
           UNION ALL
-          SELECT d.objid FROM pg_catalog.pg_depend d
-          WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = pg_catalog.to_regclass($1)
+          SELECT d.objid FROM pg_catalog.unnest($1::text[]) AS t (name) JOIN pg_catalog.pg_depend d
+          ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = pg_catalog.to_regclass(t.name)
             AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i')) AS made(id)
     JOIN pg_catalog.pg_class c ON c.oid = made.id JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
@@ -101,7 +101,28 @@ pub(super) async fn create_table<S: AsRef<str>>(
     table: &QualifiedName,
     statements: &[S],
 ) -> Result<(), DestinationError> {
-    in_transaction(client, doing, statements, async { withhold(client, doing, table).await }).await
+    in_transaction(client, doing, statements, withhold(client, doing, &[table])).await
+}
+
+/// A table of staging that is to be created.
+pub(super) struct NewTable {
+    pub(super) name: QualifiedName,
+    /// What creates it, and all that belongs to it.
+    pub(super) statements: Vec<String>,
+}
+
+/// The same for any number of tables, some in each transaction.
+pub(super) async fn create_tables(
+    client: &SqlClient,
+    doing: &'static str,
+    tables: &[NewTable],
+) -> Result<(), DestinationError> {
+    for tables in tables.chunks(TABLES_AT_ONCE) {
+        let statements: Vec<&String> = tables.iter().flat_map(|table| &table.statements).collect();
+        let names: Vec<&QualifiedName> = tables.iter().map(|table| &table.name).collect();
+        in_transaction(client, doing, &statements, withhold(client, doing, &names)).await?;
+    }
+    Ok(())
 }
 
 /// Creates a function in a schema of staging that nobody else may make a trigger of a table of his.
@@ -120,15 +141,16 @@ pub(super) async fn create_function(
     in_transaction(client, doing, &[statement], withhold).await
 }
 
-/// Takes every privilege of others on a table of staging away that the current transaction has created.
+/// Takes every privilege of others on tables of staging away that the current transaction has created.
 pub(super) async fn withhold(
     client: &SqlClient,
     doing: &'static str,
-    table: &QualifiedName,
+    tables: &[&QualifiedName],
 ) -> Result<(), DestinationError> {
-    for row in client.query(doing, REVOKE_TABLE, &[&table.sql()]).await? {
-        client.statement(doing, row.get(0)?).await?;
-    }
+    let names: Vec<String> = tables.iter().map(|table| table.sql()).collect();
+    let rows = client.query(doing, REVOKE_TABLE, &[&names]).await?;
+    let revokes = rows.iter().map(|row| row.get::<&str>(0)).collect::<Result<Vec<_>, _>>()?;
+    client.execute_each(doing, &revokes).await?;
     Ok(())
 }
 
@@ -139,9 +161,9 @@ async fn in_transaction<S: AsRef<str>>(
     then: impl Future<Output = Result<(), DestinationError>>,
 ) -> Result<(), DestinationError> {
     let create = async {
-        let Some((first, rest)) = statements.split_first() else { return Ok(()) };
-        client.statement_behind("BEGIN", doing, first.as_ref()).await?;
-        client.statements(doing, rest).await?;
+        // Nothing is sent behind it before it is answered: without it each statement would be a transaction.
+        client.batch(doing, "BEGIN").await?;
+        client.execute_each(doing, statements).await?;
         then.await?;
         Ok(client.batch(doing, "COMMIT").await?)
     };

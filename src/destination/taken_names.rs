@@ -87,12 +87,12 @@ fn report(table: &TableDefinition, taken: Vec<String>) -> Option<ErrorReport> {
     Some(report)
 }
 
-/// Refuses a table whose names are taken.
+/// Refuses tables whose names are taken.
 ///
 /// # Errors
-/// [`DestinationError::Refused`].
-pub(crate) async fn check_names_free(client: &SqlClient, table: &TableDefinition) -> Result<(), DestinationError> {
-    match taken_names(client, &[table]).await?.into_iter().next() {
+/// [`DestinationError::Refused`] names the first.
+pub(crate) async fn check_names_free(client: &SqlClient, tables: &[&TableDefinition]) -> Result<(), DestinationError> {
+    match taken_names(client, tables).await?.into_iter().next() {
         Some(report) => Err(DestinationError::Refused(report)),
         None => Ok(()),
     }

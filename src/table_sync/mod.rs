@@ -44,9 +44,9 @@ use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::config::SchemaChanges;
 use crate::destination::{
-    Bookkeeping, Catalog, Comparison, DestinationError, ListedDifferences, Lists, Mode, Publication, PublishPosition,
-    RequestOrigin, RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState, TableToCopy, Writes,
-    connect_recorded,
+    Bookkeeping, Catalog, Comparison, DestinationError, DifferingRows, ListedDifferences, Lists, Mode, Publication,
+    PublishPosition, RequestOrigin, RequestState, STATEMENT_MAX, Scope, StagedTable, Staging, Stream, StreamState,
+    TableToCopy, TableToCount, Writes, connect_recorded,
 };
 use crate::error_policy::Fault;
 use crate::pg::{ErrorReport, QualifiedName, RelationId, SlotName, counted};
@@ -563,14 +563,16 @@ async fn tell_large_differences(
 ) -> Result<(), Fault> {
     let equal = differences.equal(client).await?;
     let differs = |table: &&StagedTable| table.mode == Mode::Reconcile && !equal.contains(&&table.live);
-    for table in staging.tables.iter().filter(differs) {
-        let Some(differing) = differences.count(client, &table.live).await? else { continue };
-        let has = Catalog::count_rows(client, &table.live, ROWS_COUNTED).await?;
+    let tables: Vec<&QualifiedName> = staging.tables.iter().filter(differs).map(|table| &table.live).collect();
+    let differing = differences.counts(client, &tables).await?;
+    let counted: Vec<TableToCount<'_>> =
+        differing.iter().map(|differing| TableToCount { name: differing.table, most: ROWS_COUNTED }).collect();
+    let counts = Catalog::count_rows_of_each(client, &counted).await?;
+    for (DifferingRows { table, rows: differing }, has) in differing.into_iter().zip(counts) {
         // So many, or more, where the table was never analyzed.
         if has != ROWS_COUNTED && differing > 0 && differing.saturating_mul(2) > has {
             let text = format!(
-                "about {differing} rows of table {} differ from the source, which is more than half of its {has} or so",
-                table.live
+                "about {differing} rows of table {table} differ from the source, which is more than half of its {has} or so"
             );
             ends.telemetry.event("snapshot", text);
         }
