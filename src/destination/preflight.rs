@@ -101,7 +101,7 @@ async fn table_problems(
     names: &[QualifiedName],
 ) -> Result<Vec<ErrorReport>, DestinationError> {
     let mut problems = Vec::new();
-    let sql = "SELECT c.oid IS NOT NULL,
+    let sql = "SELECT t.number, c.oid IS NOT NULL,
                       ARRAY(SELECT p FROM pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) AS p
                             WHERE c.oid IS NOT NULL AND NOT pg_catalog.has_table_privilege(c.oid, p)),
                       COALESCE(c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
@@ -109,16 +109,21 @@ async fn table_problems(
                       n.oid IS NOT NULL,
                       COALESCE(pg_catalog.has_schema_privilege(n.oid, 'USAGE'), true),
                       COALESCE(pg_catalog.has_schema_privilege(n.oid, 'CREATE'), true)
-               FROM pg_catalog.pg_roles r
-               LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = $1
-               LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = $2 AND c.relkind IN ('r', 'p')
-               WHERE r.rolname = current_user";
+               FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) WITH ORDINALITY
+                   AS t (schema_name, table_name, number)
+               JOIN pg_catalog.pg_roles r ON r.rolname = current_user
+               LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+               LEFT JOIN pg_catalog.pg_class c
+                   ON c.relnamespace = n.oid AND c.relname = t.table_name AND c.relkind IN ('r', 'p')
+               ORDER BY t.number";
+    let names_of = |part: fn(&QualifiedName) -> &Ident| names.iter().map(|name| part(name).as_str()).collect();
+    let (schemas, tables): (Vec<&str>, Vec<&str>) = (names_of(|name| &name.schema), names_of(|name| &name.name));
+    let rows = client.query(DOING, sql, &[&schemas, &tables]).await?;
     let mut schemas = Vec::new();
-    for name in names {
-        let row = client.query_one(DOING, sql, &[&name.schema.as_str(), &name.name.as_str()]).await?;
-        let missing: Vec<String> = row.get(1)?;
+    for (name, row) in names.iter().zip(&rows) {
+        let missing: Vec<String> = row.get(2)?;
         let (exists, hidden, usage, create): (bool, bool, bool, bool) =
-            (row.get(0)?, row.get(2)?, row.get(4)?, row.get(5)?);
+            (row.get(1)?, row.get(3)?, row.get(5)?, row.get(6)?);
         if !missing.is_empty() {
             let list = missing.join(", ");
             problems.push(
