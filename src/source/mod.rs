@@ -44,7 +44,7 @@ mod withdrawal;
 pub use crate::source::stored_history::{SourceDatabase, StoredHistory};
 pub use catalog::{SourceCatalog, SourceTable};
 pub use collations::collation_statements;
-pub use ctid_ranges::{CTID_RANGE_BYTES, CtidRange, ctid_ranges};
+pub use ctid_ranges::{CTID_RANGE_BYTES, CtidRange, TableToRead, ctid_ranges};
 pub use error::{LostCause, LostHistory, SourceError};
 pub use history::{check_history, check_line, check_valid};
 pub use hosts::{ChosenHost, choose_host};
@@ -63,7 +63,7 @@ pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_ho
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};
 pub use sequences::source_sequences;
 pub use slot::{Slot, check_slot, find_slot, release_slot, slot_unknown_report};
-pub use snapshot::{HeldSnapshot, TableLocks, VisibleTransactions, hold_snapshot, settled};
+pub use snapshot::{HeldSnapshot, TableLocks, VisibleTransactions, hold_snapshot, lock_all, settled};
 pub use step_channel::{StepReceiver, StepSender, step_channel};
 pub use stream::{Confirmed, StreamReport, StreamSettings, StreamTask, stream};
 pub use unseen::held_back_words;

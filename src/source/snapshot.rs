@@ -64,6 +64,9 @@ impl TableLocks {
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
         let bound = format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
         client.statement_behind("BEGIN", LOCKING, &bound).await?;
+        if lock_together(&client, &tables).await? {
+            return Ok(TableLocks { client });
+        }
         for table in tables {
             let name = table.name();
             let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", name.sql());
@@ -127,6 +130,34 @@ impl TableLocks {
     pub async fn release(self) -> Result<(), SourceError> {
         Ok(self.client.batch("unlocking the tables of the snapshot", "COMMIT").await?)
     }
+}
+
+/// Locks all tables by one statement, in their order. `false`: one is not to be had so, which the caller finds; none is locked.
+async fn lock_together(client: &SqlClient, tables: &[&TableDefinition]) -> Result<bool, SourceError> {
+    if tables.is_empty() {
+        return Ok(true);
+    }
+    let statement = lock_all(tables.iter().map(|table| table.name()), "");
+    match client.statement_behind("SAVEPOINT locking", LOCKING, &statement).await {
+        Ok(()) => Ok(true),
+        // It was waited for as long as it may be.
+        Err(error) if error.code() == Some(SqlState::new(b"55P03")) => {
+            client.batch("unlocking the tables of the snapshot", "ROLLBACK").await?;
+            let names: Vec<QualifiedName> = tables.iter().map(|table| table.name()).collect();
+            Err(explain_lock(client, error, &names).await)
+        }
+        Err(error) if error.server().is_some_and(|server| !server.fatal) => {
+            client.batch(LOCKING, "ROLLBACK TO SAVEPOINT locking").await?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The statement that locks tables as a copy does, one after another.
+pub fn lock_all(tables: impl Iterator<Item = QualifiedName>, ending: &str) -> String {
+    let names: Vec<String> = tables.map(|name| name.sql()).collect();
+    format!("LOCK TABLE {} IN ACCESS SHARE MODE{ending}", names.join(", "))
 }
 
 /// Turns a failure to get a lock into a report of who holds it; `client` must be in no transaction.

@@ -33,7 +33,7 @@ use crate::destination::{DestinationError, Staging};
 use crate::error_policy::Fault;
 use crate::pg::{QualifiedName, RelationId};
 use crate::session::{Clients, Connection, CopyError, CopyIn, CopyOut, SessionError, SqlClient};
-use crate::source::{CTID_RANGE_BYTES, HeldSnapshot, SourceError, TableLocks, ctid_ranges};
+use crate::source::{CTID_RANGE_BYTES, HeldSnapshot, SourceError, TableLocks, TableToRead, ctid_ranges};
 use crate::table_sync::ends::Ends;
 use crate::table_sync::snapshot_guard::keep_holder;
 use crate::telemetry::{Telemetry, failpoint};
@@ -103,8 +103,8 @@ pub(super) async fn copy(
     let mut through_root = BTreeSet::new();
     let mut left = vec![0; staging.tables.len()];
     let mut tasks = Vec::new();
-    for (number, table) in staging.tables.iter().enumerate() {
-        let found = ctid_ranges(locks.client(), &table.source, staging.leaves_of(table)?).await?;
+    let ranges = ctid_ranges(locks.client(), &to_read(staging)?).await?;
+    for ((number, table), found) in staging.tables.iter().enumerate().zip(ranges) {
         if let Some(left) = left.get_mut(number) {
             *left = found.len();
         }
@@ -155,6 +155,12 @@ pub(super) async fn copy(
     }
     let sent = shared.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(CopiedTables { sent, through_root })
+}
+
+/// The tables, with those of their partitions that the snapshot has.
+pub(super) fn to_read(staging: &Staging) -> Result<Vec<TableToRead<'_>>, DestinationError> {
+    let tables = staging.tables.iter();
+    tables.map(|table| Ok(TableToRead { table: &table.source, leaves: staging.leaves_of(table)? })).collect()
 }
 
 /// What is configured; otherwise what both servers and this machine bear: a core each, at most 8, and at most half of the

@@ -11,8 +11,8 @@
 
 use std::time::Instant;
 
+use super::copy::to_read;
 use super::readers::{Copied, CopyRate, RETRIES_MAX, Reader, in_the_way, is_lost_source, pause_before_retry};
-use crate::catalog::leaves::KnownLeaves;
 use crate::comparison::reconcile_sql as sql;
 use crate::destination::{Catalog, DestinationError, Mode, Publication, StagedTable, Staging};
 use crate::error_policy::Fault;
@@ -83,9 +83,26 @@ struct Filling<'a> {
 
 impl Filling<'_> {
     async fn all(&mut self, locks: &SqlClient, staging: &Staging) -> Result<u64, Fault> {
+        let sql = "SELECT pg_catalog.current_setting('session_replication_role') <> 'replica'";
+        let row = self.client.query_one("filling a table", sql, &[]).await;
+        let foreign_keys_act: bool = row.and_then(|row| row.get(0)).map_err(DestinationError::Session)?;
         let mut rows = 0;
-        for table in &staging.tables {
-            rows += self.table(locks, table, staging.leaves_of(table)?).await?;
+        if foreign_keys_act {
+            for table in &staging.tables {
+                if table.is_tree() {
+                    self.through_root.push(table.source.relation_id());
+                }
+                let whole = CtidRange::whole(&table.source);
+                rows += self.table(table, &[whole]).await?;
+            }
+        } else {
+            let ranges = ctid_ranges(locks, &to_read(staging)?).await?;
+            for (table, ranges) in staging.tables.iter().zip(ranges) {
+                if ranges.iter().any(|range| range.whole_tree) {
+                    self.through_root.push(table.source.relation_id());
+                }
+                rows += self.table(table, &ranges).await?;
+            }
         }
         self.refuse_attached(locks, staging).await?;
         Ok(rows)
@@ -107,32 +124,12 @@ impl Filling<'_> {
         Ok(())
     }
 
-    async fn table(&mut self, locks: &SqlClient, table: &StagedTable, leaves: &KnownLeaves) -> Result<u64, Fault> {
-        const DOING: &str = "filling a table";
-        let foreign_keys_act: bool = {
-            let sql = "SELECT pg_catalog.current_setting('session_replication_role') <> 'replica'";
-            let row = self.client.query_one(DOING, sql, &[]).await;
-            row.and_then(|row| row.get(0)).map_err(DestinationError::Session)?
-        };
-        let whole = sql::PageRange { first: 0, end: None };
+    async fn table(&mut self, table: &StagedTable, ranges: &[CtidRange]) -> Result<u64, Fault> {
         let filter = table.row_filter.as_deref();
-        let statements: Vec<String> = if foreign_keys_act {
-            if table.is_tree() {
-                self.through_root.push(table.source.relation_id());
-            }
-            vec![sql::copy_out(&table.source.name(), &table.route, table.is_tree(), filter, whole)]
-        } else {
-            let ranges = ctid_ranges(locks, &table.source, leaves).await?;
-            if ranges.iter().any(|range| range.whole_tree) {
-                self.through_root.push(table.source.relation_id());
-            }
-            let statement =
-                |range: &CtidRange| sql::copy_out(&range.relation, &table.route, range.whole_tree, filter, range.pages);
-            ranges.iter().map(statement).collect()
-        };
         let mut rows = 0;
-        for statement in statements {
-            rows += self.range(table, &statement).await?;
+        for range in ranges {
+            let copy_out = sql::copy_out(&range.relation, &table.route, range.whole_tree, filter, range.pages);
+            rows += self.range(table, &copy_out).await?;
         }
         self.ends.telemetry.snapshot_table_done(&table.live);
         Ok(rows)

@@ -22,7 +22,7 @@ use crate::destination::DestinationError;
 use crate::error_policy::Fault;
 use crate::pg::{QualifiedName, quote_literal};
 use crate::session::{Connection, SessionError, SqlState};
-use crate::source::{SourceError, TableLocks};
+use crate::source::{SourceError, TableLocks, lock_all};
 
 /// How often in a row one range may lose its connection to the source.
 pub(super) const RETRIES_MAX: u32 = 10;
@@ -139,6 +139,20 @@ async fn lock(reader: &mut Connection, tables: &[QualifiedName], timeout: Durati
     const DOING: &str = "locking the tables of the snapshot";
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     reader.simple_query(begin, DOING, timeout).await.map_err(SourceError::Session)?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let lock = lock_all(tables.iter().cloned(), " NOWAIT");
+    let statements = ["SAVEPOINT locking", &lock, "RELEASE SAVEPOINT locking"];
+    match reader.statements(&statements, DOING, timeout).await {
+        Ok(()) => return Ok(()),
+        // One of them is not to be had so: it is found one by one.
+        Err(error) if error.server().is_some_and(|server| !server.fatal) => {
+            let without = "ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking";
+            reader.simple_query(without, DOING, timeout).await.map_err(SourceError::Session)?;
+        }
+        Err(error) => return Err(SourceError::Session(error).into()),
+    }
     for table in tables {
         let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", table.sql());
         let statements = ["SAVEPOINT locking", &lock, "RELEASE SAVEPOINT locking"];
