@@ -32,6 +32,8 @@ pub(crate) struct Look {
     pub(crate) harmless: Vec<NewFacts>,
     /// What is remembered of these is what the catalog says, by its digest, and the stream had not passed such a moment before.
     pub(crate) ahead: Vec<(RelationId, String)>,
+    /// The same of these, and the stream has passed such a moment.
+    pub(crate) same: Vec<(RelationId, String)>,
     /// How far the source's WAL was when all this had been read.
     pub(crate) read_at: Lsn,
 }
@@ -96,8 +98,11 @@ pub(crate) async fn look(
     }
     let known = remembered.iter().filter(|(table, _)| !changed.contains(table) && digests.contains_key(table));
     let known = known.filter_map(|(table, known)| Some((*table, known.facts.as_ref()?)));
-    let ahead = known.filter(|(_, facts)| facts.are_ahead()).map(|(table, facts)| (table, facts.digest.clone()));
-    let mut found = Look { ahead: ahead.collect(), ..Look::default() };
+    let (ahead, same): (Vec<_>, Vec<_>) = known.partition(|(_, facts)| facts.are_ahead());
+    let digests_of = |of: Vec<(RelationId, &FingerprintFacts)>| {
+        of.into_iter().map(|(table, facts)| (table, facts.digest.clone())).collect::<Vec<_>>()
+    };
+    let mut found = Look { ahead: digests_of(ahead), same: digests_of(same), ..Look::default() };
     if changed.is_empty() {
         if !found.ahead.is_empty() {
             found.read_at = end_of_wal(source).await?;

@@ -19,9 +19,9 @@ use crate::catalog::schema::Types;
 use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges};
 use crate::destination::{
-    Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, SourceDatabaseRecord, Stream, StreamState,
-    TableRecord, TableState, Writes, misfit_report, named_collations, named_types, position_missing_report,
-    refuse_other_tables, remember_fingerprints, remembered_fingerprints, types_of,
+    Bookkeeping, BoundAnew, Catalog, DestinationError, DestinationServer, RememberedTable, SourceDatabaseRecord,
+    Stream, StreamState, TableRecord, TableState, TableToCount, Writes, misfit_report, named_collations, named_types,
+    position_missing_report, refuse_other_tables, remember_fingerprints, remembered_fingerprints, types_of,
 };
 use crate::error_policy::Fault;
 use crate::pg::{
@@ -34,8 +34,8 @@ use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::suspended;
 use crate::session::{Clients, ReplicationSession, SqlClient, SystemIdentification, describe_types, refuse_endless};
 use crate::source::{
-    Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable,
-    ensure_publication, find_slot, gap_report, release_slot, same_database, slot_unknown_report,
+    Gap, Notice, Relied, Slot, SourceCatalog, SourceDatabase, SourceError, SourceServer, SourceTable, UnchangedTables,
+    VisibleTransactions, ensure_publication, find_slot, gap_report, release_slot, same_database, slot_unknown_report,
 };
 use crate::telemetry::Telemetry;
 use crate::transaction::TransactionError;
@@ -72,6 +72,8 @@ pub(crate) struct Prepared {
     pub(crate) added: Vec<QualifiedName>,
     /// Tables whose rows may be others than the stream has told of, and why.
     pub(crate) changed: Vec<(QualifiedName, String)>,
+    /// Tables of which the catalog says what it has said since a moment that the stream has passed: also when they were described.
+    pub(crate) unchanged: Option<UnchangedTables>,
     /// Tables that are suspended until a copy is published.
     pub(crate) suspended: Vec<QualifiedName>,
     /// What is written, and whose code may run when it is.
@@ -165,6 +167,8 @@ pub(crate) async fn prepare(
     let stream = bookkeeping.stream().await?;
     let live = matches!(stream, Some(Stream { state: StreamState::Live { .. }, .. }));
     let preparing = Preparing { config, addresses, bookkeeping, telemetry, asked, stream: stream.as_ref(), live };
+    // Before the tables are described: what is the same before and behind that was the same meanwhile.
+    let remembered = if live { remembered_fingerprints(bookkeeping.client()).await? } else { HashMap::new() };
     // Neither server waits for the other; what the source says comes first.
     let (source, catalog) = tokio::join!(preparing.open_source(), preparing.read_destination());
     let mut source = source?;
@@ -184,13 +188,16 @@ pub(crate) async fn prepare(
         return Err(Fault::Refused(report));
     }
     preparing.unfollow(&source, &unconfigured).await?;
-    let mut changed = Vec::new();
+    let (mut changed, mut unchanged) = (Vec::new(), None);
     let transfer = if copies {
         // The copy's readers and locks depend on how large the tables are, and it locks them all.
         source.catalog.measure(&source.client).await?;
         check_fit(&source.catalog, &destination.catalog)?
     } else {
-        changed = changed_tables(&source.client, bookkeeping, &config.source.publication).await?;
+        let publication = &config.source.publication;
+        let found = changed_tables(&source.client, bookkeeping, publication, &remembered).await?;
+        changed = found.changed;
+        unchanged = Some(found.unchanged);
         preparing.follow_types(&source, &mut destination.catalog, changed.is_empty()).await?;
         // The stream reports misfits relation by relation: the source may be ahead of it.
         stream_format(&source.catalog, &destination.catalog)
@@ -209,6 +216,7 @@ pub(crate) async fn prepare(
         start,
         added,
         changed,
+        unchanged,
         suspended: suspended(&known),
         writes: destination.writes,
     })
@@ -451,21 +459,30 @@ fn relied(known: &[TableRecord], source: &SourceCatalog) -> Relied {
     }
 }
 
+/// What has become of the tables since they were looked at last.
+struct ChangedTables {
+    /// Their rows may be others, and why.
+    changed: Vec<(QualifiedName, String)>,
+    unchanged: UnchangedTables,
+}
+
 /// The tables that were changed at the source since they were looked at last, so that their rows may be others, and why. The
 /// stream may not have come to the change yet: a copy has it all the same.
 async fn changed_tables(
     source: &SqlClient,
     bookkeeping: &Bookkeeping,
     publication: &Ident,
-) -> Result<Vec<(QualifiedName, String)>, Fault> {
+    remembered: &HashMap<RelationId, RememberedTable>,
+) -> Result<ChangedTables, Fault> {
     // An earlier version may have made it, with less in it.
     bookkeeping.ensure().await?;
-    let remembered = remembered_fingerprints(bookkeeping.client()).await?;
-    let found = look(source, publication, &remembered, &Truncations::default()).await;
-    let Look { differ, harmless, .. } = found.map_err(SourceError::Session)?;
+    let visible = VisibleTransactions::read(source).await.map_err(SourceError::Session)?;
+    let found = look(source, publication, remembered, &Truncations::default()).await;
+    let Look { differ, harmless, same, .. } = found.map_err(SourceError::Session)?;
     // A label must be known by its OID before a row can have it at the destination.
     remember_fingerprints(bookkeeping.client(), &harmless).await?;
-    Ok(differ)
+    let unchanged = UnchangedTables { digests: same.into_iter().collect(), visible, publication: publication.clone() };
+    Ok(ChangedTables { changed: differ, unchanged })
 }
 
 async fn bookkeeping_position(bookkeeping: &Bookkeeping, live: bool) -> Result<Option<Lsn>, DestinationError> {
@@ -550,9 +567,11 @@ async fn rows_found<'a>(
     tables: impl Iterator<Item = &'a QualifiedName>,
 ) -> Result<Vec<(&'a QualifiedName, String)>, Fault> {
     const COUNTED_MAX: i64 = 100_000;
+    let tables: Vec<TableToCount<'_>> = tables.map(|name| TableToCount { name, most: COUNTED_MAX }).collect();
+    let counts = Catalog::count_rows_of_each(client, &tables).await?;
     let mut found = Vec::new();
-    for name in tables {
-        match Catalog::count_rows(client, name, COUNTED_MAX).await? {
+    for (TableToCount { name, .. }, rows) in tables.into_iter().zip(counts) {
+        match rows {
             0 => {}
             rows if rows < COUNTED_MAX => found.push((name, counted(rows, "row"))),
             rows => found.push((name, format!("about {rows} rows"))),

@@ -58,7 +58,7 @@ pub use publication::{
     GAP_OF_ALL, Gap, Notice, PUBLICATION_COMMENT, Relied, absent_then, ensure_publication, gap_report, try_publication,
 };
 pub use published::{PublishedTable, published_tables};
-pub use relation_tracker::{RelationTracker, UnseenReport};
+pub use relation_tracker::{RelationTracker, UnchangedTables, UnseenReport};
 pub use running::{Running, RunningOwner, ending_hint, explain_slot_wait, lock_holder, running_transactions};
 pub use schema_looks::{LookAsked, LooksAsked, SchemaLooks, schema_looks};
 pub use sequences::source_sequences;

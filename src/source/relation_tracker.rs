@@ -9,6 +9,13 @@
 //! too, and says the same as before: the first description behind one is not asked about, since no row is left that could
 //! differ, and an application that truncates all the time would otherwise be followed at the speed of questions.
 //!
+//! **Where nobody is asked.** A table may be known not to have changed ([`UnchangedTables`]): its shape is what the catalog said under a
+//! fingerprint that held at a moment which the stream has passed, and that holds at another moment, of which it is known which
+//! transactions were visible. A fingerprint never comes back once it was another one (it has the catalog rows' xmin, files and OIDs), so
+//! the table was the same all the time, and a description in a transaction that was visible then is of that table. Of a later
+//! transaction the fingerprints are asked again: of many tables in one question, since others come next. What differs is asked about
+//! as above. Only which column a sequence is owned by is in no fingerprint; SET DEFAULT, which makes it matter, is.
+//!
 //! The source names each new partition behind a description of its own, hundreds of them where a transaction fills hundreds. So the
 //! first question about a table is about all partitions that the rest of the step names behind the same description.
 //!
@@ -29,14 +36,16 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::error::SourceError;
-use super::snapshot::sees;
+use super::snapshot::VisibleTransactions;
 use super::unseen::held_back_words;
 use crate::catalog::leaves::{self, KnownLeaves, Measured};
 use crate::catalog::schema::Partition;
 use crate::catalog::shape::Shape;
-use crate::pg::{Lsn, Relation, RelationId};
+use crate::pg::{Ident, Lsn, Relation, RelationId};
 use crate::schema_change::{followed, numbers};
-use crate::session::{NamedPartition, Sql, SqlClient, describe_relation, read_description, unproven, vacancy};
+use crate::session::{
+    NamedPartition, Sql, SqlClient, describe_relation, fingerprint_digests, read_description, unproven, vacancy,
+};
 use crate::transaction::{Change, ChunkBuilder, SchemaChange, Step, Transaction};
 
 /// How long a transaction may take to become visible after the stream has brought it. Usually no time at all; with a
@@ -55,16 +64,53 @@ pub type UnseenReport = Arc<dyn Fn(Option<&str>) + Send + Sync>;
 /// A wait that is over sooner is not told.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
-/// What becomes of a question.
-type DescriptionAnswer = Result<Option<(SchemaChange, Shape)>, SourceError>;
+/// How many tables a question about fingerprints has at first: those that a trickle of first changes needs cost the source little. It has
+/// twice as many when the one before was asked a moment ago, so that all tables are asked about soon where all are written.
+const LOOKED_AT_FIRST: usize = 16;
+const LOOKED_AT_MAX: usize = 1 << 14;
+const LOOKED_A_MOMENT_AGO: Duration = Duration::from_secs(5);
+
+/// What the catalog said of a table that it describes otherwise than is known; `None`: it does not.
+type Described = Option<(SchemaChange, Shape)>;
+
+/// What a question brings.
+enum CatalogAnswer {
+    Described(Described),
+    /// The digests of fingerprints, and a moment before they were read.
+    Digests {
+        visible: VisibleTransactions,
+        digests: HashMap<RelationId, String>,
+    },
+}
 
 /// A question that is out.
 struct Asking {
     /// The index of the change in the held step.
     index: usize,
     relation: Arc<Relation>,
+    /// The tables whose fingerprints are asked for; none where the relation is.
+    looked_at: Vec<RelationId>,
     /// What becomes of it, and of its session.
-    answer: JoinHandle<(DescriptionAnswer, Option<SqlClient>)>,
+    answer: JoinHandle<(Result<CatalogAnswer, SourceError>, Option<SqlClient>)>,
+}
+
+/// Tables whose shapes are what the catalog said under the fingerprints with these digests. Each held at a moment that the stream has
+/// passed, and was read once these transactions were visible.
+#[derive(Clone, Debug)]
+pub struct UnchangedTables {
+    /// The digests.
+    pub digests: HashMap<RelationId, String>,
+    /// What was visible.
+    pub visible: VisibleTransactions,
+    /// The fingerprints are of tables in this publication.
+    pub publication: Ident,
+}
+
+/// The same of one table.
+struct Unchanged {
+    digest: String,
+    /// It was read once these were visible.
+    visible: Arc<VisibleTransactions>,
 }
 
 /// Where the held step is cut: in front of this change, since its table has changed.
@@ -104,6 +150,12 @@ pub struct RelationTracker {
     cuts: Vec<StepCut>,
     asking: Option<Asking>,
     confirming: Option<Confirming>,
+    /// Tables that are known to be what their shapes say.
+    unchanged: HashMap<RelationId, Unchanged>,
+    /// Of what their fingerprints are.
+    publication: Option<Ident>,
+    /// How many tables the last question about fingerprints had, and when that was.
+    looked: Option<(usize, Instant)>,
     /// The session of the last question, and when that was.
     session: Option<(SqlClient, Instant)>,
     ready: VecDeque<Step>,
@@ -134,9 +186,22 @@ impl RelationTracker {
             cuts: Vec::new(),
             asking: None,
             confirming: None,
+            unchanged: HashMap::new(),
+            publication: None,
+            looked: None,
             session: None,
             ready: VecDeque::new(),
         }
+    }
+
+    /// With tables of which nothing needs to be asked at first.
+    pub fn with_unchanged(mut self, tables: UnchangedTables) -> RelationTracker {
+        let UnchangedTables { digests, visible, publication } = tables;
+        let visible = Arc::new(visible);
+        let unchanged = |digest| Unchanged { digest, visible: Arc::clone(&visible) };
+        self.unchanged = digests.into_iter().map(|(table, digest)| (table, unchanged(digest))).collect();
+        self.publication = Some(publication);
+        self
     }
 
     /// With somebody who hears of transactions that are waited for.
@@ -228,10 +293,13 @@ impl RelationTracker {
 
     fn ask_next_to_confirm(&mut self) {
         let Some(Confirming::Asking(relations)) = &mut self.confirming else { return };
-        match relations.pop_front() {
-            Some(relation) => self.ask(0, relation),
-            None => self.confirming = Some(Confirming::Answered(true)),
+        while let Some(relation) = relations.pop_front() {
+            if !is_unchanged(&self.unchanged, &self.shapes, &relation, self.transaction) {
+                return self.ask(0, relation);
+            }
+            self.seen.insert(relation.id, relation);
         }
+        self.confirming = Some(Confirming::Answered(true));
     }
 
     /// Waits for the answer that the held step, or the transaction to be confirmed, needs; pending when it needs none.
@@ -248,7 +316,25 @@ impl RelationTracker {
             Err(_) => return Err(SourceError::Ended),
         };
         let (index, relation) = (asking.index, Arc::clone(&asking.relation));
+        let looked_at = std::mem::take(&mut asking.looked_at);
         self.asking = None;
+        let answer = match answer {
+            CatalogAnswer::Described(described) => described,
+            CatalogAnswer::Digests { visible, digests } => {
+                self.looked_at_fingerprints(&looked_at, visible, &digests);
+                // By now it is known to be unchanged, or it is asked about itself.
+                match &mut self.confirming {
+                    Some(Confirming::Asking(relations)) => {
+                        relations.push_front(relation);
+                        self.ask_next_to_confirm();
+                    }
+                    Some(Confirming::Answered(_)) | None => self.go_on(),
+                }
+                return Ok(());
+            }
+        };
+        // Nothing but its own description is asked of it from here on.
+        self.unchanged.remove(&relation.id);
         if self.confirming.is_some() {
             if answer.is_some() {
                 self.confirming = Some(Confirming::Answered(false));
@@ -265,6 +351,42 @@ impl RelationTracker {
         self.learn(index, &relation, change);
         self.go_on();
         Ok(())
+    }
+
+    /// Takes in the digests of fingerprints: a table that has another one, or none, is asked about by itself.
+    fn looked_at_fingerprints(
+        &mut self,
+        tables: &[RelationId],
+        visible: VisibleTransactions,
+        digests: &HashMap<RelationId, String>,
+    ) {
+        let visible = Arc::new(visible);
+        for table in tables {
+            match self.unchanged.get_mut(table) {
+                Some(unchanged) if digests.get(table) == Some(&unchanged.digest) => {
+                    unchanged.visible = Arc::clone(&visible);
+                }
+                Some(_) | None => drop(self.unchanged.remove(table)),
+            }
+        }
+    }
+
+    /// The tables whose fingerprints are worth a question instead of one about this relation; none if that is not.
+    fn tables_to_look_at(&mut self, relation: &Relation) -> Vec<RelationId> {
+        if !self.unchanged.contains_key(&relation.id) || !self.knows(relation) {
+            return Vec::new();
+        }
+        let most = match self.looked {
+            Some((before, at)) if at.elapsed() < LOOKED_A_MOMENT_AGO => (2 * before).min(LOOKED_AT_MAX),
+            Some(_) | None => LOOKED_AT_FIRST,
+        };
+        self.looked = Some((most, Instant::now()));
+        let others = self.unchanged.iter().filter(|(table, _)| **table != relation.id);
+        let mut others: Vec<(&RelationId, &Unchanged)> =
+            others.filter(|(table, _)| !self.seen.contains_key(*table)).collect();
+        // Those first that were not asked about lately, and are not known of this transaction.
+        others.sort_by_key(|(table, unchanged)| (unchanged.visible.newest(), **table));
+        std::iter::once(relation.id).chain(others.into_iter().map(|(table, _)| *table)).take(most).collect()
     }
 
     /// Takes in what is known now of a relation.
@@ -308,6 +430,8 @@ impl RelationTracker {
         let named =
             Named { transaction, again: named, ends_truncated: ends_truncated(self.held.as_ref(), relation.id) };
         let waits = Arc::clone(&self.waits);
+        let looked_at = self.tables_to_look_at(&relation);
+        let look = self.publication.clone().filter(|_| !looked_at.is_empty()).map(|of| (looked_at.clone(), of));
         let answer = tokio::spawn(async move {
             let session = match session.filter(|session| !session.is_closed()) {
                 Some(session) => session,
@@ -316,17 +440,24 @@ impl RelationTracker {
                     Err(error) => return (Err(error.into()), None),
                 },
             };
-            let seen = wait_until_seen(&session, transaction, &waits).await;
-            if let Err(error) = seen {
-                return (Err(error), Some(session));
-            }
-            (ask(&session, about, known, named).await, Some(session))
+            let visible = match wait_until_seen(&session, transaction, &waits).await {
+                Ok(visible) => visible,
+                Err(error) => return (Err(error), Some(session)),
+            };
+            let answer = match look {
+                Some((tables, publication)) => {
+                    let digests = fingerprint_digests(&session, &tables, &publication).await;
+                    digests.map(|digests| CatalogAnswer::Digests { visible, digests }).map_err(SourceError::from)
+                }
+                None => ask(&session, about, known, named).await.map(CatalogAnswer::Described),
+            };
+            (answer, Some(session))
         });
-        self.asking = Some(Asking { index, relation, answer });
+        self.asking = Some(Asking { index, relation, looked_at, answer });
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
-        let RelationTracker { held, looked_at, seen, truncated, shapes, asked, .. } = self;
+        let RelationTracker { held, looked_at, seen, truncated, shapes, asked, unchanged, transaction, .. } = self;
         let changes = changes_of(held.as_ref());
         let mut last: Option<&Arc<Relation>> = None;
         for (index, change) in changes.iter().enumerate().skip(*looked_at) {
@@ -354,6 +485,9 @@ impl RelationTracker {
                             && !relation.leaves.is_empty()
                             && knows_leaves(shapes.get(&relation.id), relation) =>
                     {
+                        seen.insert(relation.id, Arc::clone(relation));
+                    }
+                    Some(_) | None if is_unchanged(unchanged, shapes, relation, *transaction) => {
                         seen.insert(relation.id, Arc::clone(relation));
                     }
                     Some(_) | None => return Some((index, Arc::clone(relation))),
@@ -428,8 +562,25 @@ fn knows_leaves(known: Option<&Shape>, relation: &Relation) -> bool {
     relation.leaves.is_empty() || known.is_some_and(|known| unknown_leaves(known, relation).next().is_none())
 }
 
+/// Whether a relation of a transaction is what is known of its table, without a question.
+fn is_unchanged(
+    unchanged: &HashMap<RelationId, Unchanged>,
+    shapes: &HashMap<RelationId, Shape>,
+    relation: &Relation,
+    transaction: u32,
+) -> bool {
+    unchanged.get(&relation.id).is_some_and(|unchanged| unchanged.visible.contains(transaction))
+        && shapes.get(&relation.id).is_some_and(|shape| shape.describes(relation))
+        && knows_leaves(shapes.get(&relation.id), relation)
+}
+
 /// Asks the catalog for a relation of a transaction; `None` when the table is what it was.
-async fn ask(client: &SqlClient, relation: Arc<Relation>, known: Option<Shape>, named: Named) -> DescriptionAnswer {
+async fn ask(
+    client: &SqlClient,
+    relation: Arc<Relation>,
+    known: Option<Shape>,
+    named: Named,
+) -> Result<Described, SourceError> {
     // Dropped since. What the stream still brings is what was known.
     let Some(description) = describe_relation(client, relation.id).await? else { return Ok(None) };
     let (table, types) = read_description(&description)?;
@@ -513,12 +664,20 @@ impl LeavesAnswer {
     }
 }
 
-/// Waits until this session sees a transaction that the stream has brought.
-async fn wait_until_seen(client: &SqlClient, transaction: u32, waits: &UnseenReport) -> Result<(), SourceError> {
+/// Waits until this session sees a transaction that the stream has brought; returns all that it sees.
+async fn wait_until_seen(
+    client: &SqlClient,
+    transaction: u32,
+    waits: &UnseenReport,
+) -> Result<VisibleTransactions, SourceError> {
     let began = Instant::now();
     let mut told = false;
     let mut shown = Shown { waits, is_shown: false };
-    while !sees(client, transaction).await? {
+    loop {
+        let visible = VisibleTransactions::read(client).await?;
+        if visible.contains(transaction) {
+            return Ok(visible);
+        }
         if began.elapsed() >= SEEN_MAX {
             return Err(SourceError::Unseen { transaction, within: SEEN_MAX });
         }
@@ -535,7 +694,6 @@ async fn wait_until_seen(client: &SqlClient, transaction: u32, waits: &UnseenRep
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }
-    Ok(())
 }
 
 /// A wait that is shown until this is dropped.
@@ -563,7 +721,10 @@ impl Drop for Shown<'_> {
 mod tests {
     use bytes::Bytes;
 
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::catalog::shape::ShapeColumn;
     use crate::pg::{Column, Description, Ident, Lsn, PgTimestamp, QualifiedName, ReplicaIdentity, Tuple, TypeId};
     use crate::transaction::RowChange;
     use crate::wire::{Begin, Commit};
@@ -696,6 +857,76 @@ mod tests {
         assert_eq!(asked.questions, [(0, RelationId(1)), (3, RelationId(1))], "the last one is not known by then");
         asked.push(transaction(vec![insert(&named(11))]), |_| false);
         assert_eq!(asked.questions.len(), 3, "another transaction is another question");
+    }
+
+    /// A tracker of tables 1 to `tables`, of which it is known that they had not changed when transactions before 5 were visible.
+    fn asked_of_unchanged(tables: u32) -> Asked {
+        let mut asked = asked();
+        let column = ShapeColumn {
+            number: 1,
+            name: Ident::new("id"),
+            type_id: TypeId(23),
+            type_modifier: -1,
+            not_null: true,
+            sequence: false,
+        };
+        let shape = Shape {
+            name: QualifiedName::new("public", "t"),
+            attributes: 1,
+            storage: String::new(),
+            files: None,
+            partitions: BTreeSet::from([11]),
+            empty_partitions: Default::default(),
+            columns: vec![column],
+            unique: Default::default(),
+            keys: Default::default(),
+            labels: Default::default(),
+        };
+        asked.tracker.shapes.extend((1..=tables).map(|table| (RelationId(table), shape.clone())));
+        let digests = (1..=tables).map(|table| (RelationId(table), "d".to_owned())).collect();
+        let visible = VisibleTransactions::parse("5:5:").unwrap();
+        let unchanged = UnchangedTables { digests, visible, publication: Ident::new("p") };
+        asked.tracker = asked.tracker.with_unchanged(unchanged);
+        asked.tracker.transaction = 4;
+        asked
+    }
+
+    #[tokio::test]
+    async fn a_table_that_is_known_not_to_have_changed_is_asked_about_by_later_transactions_alone() {
+        let mut asked = asked_of_unchanged(2);
+        let mut named = Relation::clone(&relation(1));
+        named.leaves.add(RelationId(11));
+        let mut unknown = named.clone();
+        unknown.leaves.add(RelationId(12));
+        let mut altered = Relation::clone(&relation(2));
+        altered.columns.clear();
+        let changes = [relation(1), relation(2), relation(1), Arc::new(named)];
+        asked.push(transaction(changes.iter().map(insert).collect()), |_| false);
+        assert_eq!(asked.questions, []);
+        asked.push(transaction(vec![insert(&Arc::new(unknown)), insert(&Arc::new(altered))]), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1)), (1, RelationId(2))], "an unknown partition, other columns");
+        let mut asked = asked_of_unchanged(2);
+        asked.tracker.transaction = 5;
+        asked.push(transaction(vec![insert(&relation(1))]), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1))], "it has committed since");
+    }
+
+    #[tokio::test]
+    async fn fingerprints_are_asked_for_of_many_tables_and_what_differs_is_asked_about_itself() {
+        let mut asked = asked_of_unchanged(100);
+        asked.tracker.transaction = 7;
+        let looked_at = asked.tracker.tables_to_look_at(&relation(50));
+        assert_eq!((looked_at.len(), looked_at.first()), (LOOKED_AT_FIRST, Some(&RelationId(50))));
+        assert_eq!(asked.tracker.tables_to_look_at(&relation(50)).len(), 2 * LOOKED_AT_FIRST, "a moment later");
+        let tables = [1, 2, 3].map(RelationId);
+        let digests = [(RelationId(1), "d".to_owned()), (RelationId(2), "e".to_owned())].into_iter().collect();
+        asked.tracker.looked_at_fingerprints(&tables, VisibleTransactions::parse("9:9:").unwrap(), &digests);
+        let changes = [relation(1), relation(2), relation(3), relation(4)];
+        asked.push(transaction(changes.iter().map(insert).collect()), |_| false);
+        let numbers: Vec<u32> = asked.questions.iter().map(|(_, table)| table.0).collect();
+        assert_eq!(numbers, [2, 3, 4], "another one, none any more, not asked for");
+        let again = asked.tracker.tables_to_look_at(&relation(2));
+        assert!(again.is_empty(), "its own description is asked for from here on");
     }
 
     #[test]

@@ -301,20 +301,20 @@ impl VisibleTransactions {
         Ok(VisibleTransactions(snapshot))
     }
 
+    #[cfg(test)]
+    pub(super) fn parse(text: &str) -> Option<VisibleTransactions> {
+        Snapshot::parse(text).map(VisibleTransactions)
+    }
+
+    /// The newest of them, or one that is under way: later ones have higher numbers.
+    pub(super) fn newest(&self) -> u64 {
+        self.0.xmax
+    }
+
     /// Whether one is among them, by its xid in the stream.
     pub fn contains(&self, xid: u32) -> bool {
         self.0.shows(self.0.nearest(xid))
     }
-}
-
-/// Whether questions that this session asks from now on see a transaction that has committed, by its xid in the stream.
-///
-/// # Errors
-/// [`SessionError`].
-pub(super) async fn sees(client: &SqlClient, xid: u32) -> Result<bool, SessionError> {
-    let sql = "SELECT pg_catalog.pg_current_snapshot()::text";
-    let row = client.query_one("reading the snapshot", sql, &[]).await?;
-    Ok(Snapshot::parse(row.get(0)?).is_some_and(|snapshot| snapshot.shows(snapshot.nearest(xid))))
 }
 
 async fn settle(sql: &Sql, imported: &str) -> Result<(), SourceError> {

@@ -7,7 +7,7 @@
 //!   Whatever ends first ends all.
 //! - *Close*: the positions that are stored are confirmed, the stream ends in good order, and the lock goes last.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -31,7 +31,7 @@ use crate::catalog::shape::Shape;
 use crate::config::{Config, SchemaChanges, SynchronousCommit};
 use crate::destination::{
     Applier, ApplierSettings, ApplyContext, Bookkeeping, ConflictPolicy, DestinationError, Followed, Lead, Marking,
-    Request, SourceTables, TableState, Writer, forget_passed_conflict, shapes, skips,
+    Request, SourceTables, TableState, Writer, forget_passed_conflict, needed_types, shapes, skips,
 };
 use crate::error_policy::Fault;
 use crate::pg::{Lsn, QualifiedName, RelationId, TypeId};
@@ -43,8 +43,8 @@ use crate::preflight::sequences::Sequences;
 use crate::progress::Ledger;
 use crate::session::{ReplicationSession, Sql, SqlClient, SqlState, StreamOptions};
 use crate::source::{
-    Confirmed, RelationTracker, SharedCoordinator, SourceError, StepReceiver, StreamReport, StreamSettings, StreamTask,
-    UnseenReport, absent_then, step_channel, stream,
+    Confirmed, RelationTracker, SharedCoordinator, SourceCatalog, SourceError, StepReceiver, StreamReport,
+    StreamSettings, StreamTask, UnchangedTables, UnseenReport, absent_then, step_channel, stream,
 };
 use crate::spool::Spool;
 use crate::table_sync;
@@ -84,6 +84,8 @@ struct ToRead {
     options: StreamOptions,
     spool: Option<Spool>,
     shapes: HashMap<RelationId, Shape>,
+    /// Tables of which nothing needs to be asked at first.
+    unchanged: Option<UnchangedTables>,
     /// The tables whose changes are wanted.
     tables: TableSet,
     position: Lsn,
@@ -155,6 +157,7 @@ impl OpenedStream {
         for told in prepared.remember(&shapes, bookkeeping.client(), follow).await? {
             telemetry.event("schema", told);
         }
+        let unchanged = unchanged(&mut prepared, &shapes)?;
         let source_tables = prepared.source_catalog.tables.iter().map(|table| table.definition.clone()).collect();
         let source_tables = SourceTables::of_stream(source_tables, passed_indexes(bookkeeping).await?);
         let skips = skips(bookkeeping.client(), carried.failed_stream.left_out()).await?;
@@ -179,6 +182,7 @@ impl OpenedStream {
                 options,
                 spool,
                 shapes,
+                unchanged,
                 tables: prepared.source_catalog.table_set().passing_over(passed_over),
                 position,
             },
@@ -273,11 +277,15 @@ impl ToRead {
         let (steps, receiver) = step_channel(2 * chunk_bytes_max);
         let (stop, stopping) = watch::channel(false);
         let describing = Sql { purpose: "describing", ..carried.host.addresses.source.clone() };
+        let mut tracker = RelationTracker::new(describing, self.shapes).with_waits(told_unseen(service, carried));
+        if let Some(unchanged) = self.unchanged {
+            tracker = tracker.with_unchanged(unchanged);
+        }
         let task = StreamTask {
             session: self.session,
             decoder: Decoder::new(false),
             assembler: streaming::assembler(assembler, config, &self.options),
-            tracker: RelationTracker::new(describing, self.shapes).with_waits(told_unseen(service, carried)),
+            tracker,
             steps,
             spool: self.spool,
             coordinator,
@@ -474,6 +482,34 @@ async fn forget_conflict(destination: &Sql, mut passed: watch::Receiver<Confirme
 /// Whether a stream ended because it cannot be read on, though the monitor found that.
 fn fails_to_read(fault: &Fault) -> bool {
     matches!(fault, Fault::Source(error) if comes_again(error))
+}
+
+/// The tables whose shapes are what the catalog said when they were described, under the fingerprint that they have had since before. Of
+/// a partition that nothing is known of, the next description decides whether its rows have come.
+fn unchanged(
+    prepared: &mut Prepared,
+    shapes: &HashMap<RelationId, Shape>,
+) -> Result<Option<UnchangedTables>, DestinationError> {
+    let Some(mut unchanged) = prepared.unchanged.take() else { return Ok(None) };
+    let SourceCatalog { tables, types, .. } = &prepared.source_catalog;
+    let mut same = HashSet::new();
+    for table in tables {
+        let id = table.definition.relation_id();
+        let Some(known) = shapes.get(&id) else { continue };
+        let leaves = known.leaves();
+        if table.definition.partitions.iter().flatten().any(|leaf| leaves.is_unknown(leaf.id)) {
+            continue;
+        }
+        // Only the types that the table itself uses, as in a description of this table alone.
+        let ids = needed_types(types, table.definition.columns.iter().map(|column| column.type_id))?;
+        let types = ids.iter().filter_map(|id| Some((*id, types.get(id)?.clone()))).collect();
+        let now = Shape::of(&table.definition, &types, |column| table.columns.contains(column));
+        if *known == now.with_leaves(leaves) {
+            same.insert(id);
+        }
+    }
+    unchanged.digests.retain(|table, _| same.contains(table));
+    Ok(Some(unchanged))
 }
 
 /// The tables that are followed.
